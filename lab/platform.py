@@ -1,0 +1,284 @@
+"""The whole platform on a lab's hosts: PostgreSQL, the server and one agent a host, each a process to be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lab.hosts import Host, Lab
+from novacron.client import Client, load_config
+from novacron.local.postgres import Postgres
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+SOCKET_PATH_MAX = 60
+"""Longest state directory: the paths of Unix sockets below it must stay under 108 bytes."""
+
+Object = dict[str, Any]
+
+
+def default_cache() -> Path:
+    """Return where images and built helpers are kept between runs."""
+    return Path("/var/cache/novacron") if os.geteuid() == 0 else Path.home() / ".cache" / "novacron"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return loopback ports that are free now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@contextlib.contextmanager
+def open_directory(prefix: str) -> Iterator[Path]:
+    """Make a short-named directory that other users may enter (PostgreSQL's does), and remove it afterwards."""
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """Wait until ``condition()`` is true and return it. Raises AssertionError naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.02)
+
+
+class Service:
+    """A process of the platform, with its log."""
+
+    def __init__(self, name: str, arguments: list[str], log: Path, prefix: list[str], env: dict[str, str]) -> None:
+        self.name = name
+        self.log = log
+        self._arguments = [*prefix, sys.executable, "-m", "novacron", *arguments]
+        self._env = {**os.environ, **env}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self._arguments, *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(number)
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not end within {STOP_TIMEOUT_S:.0f} s of {number.name}") from None
+
+    def tail(self, lines: int = 30) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Platform:
+    """One installation. ``directory`` must be short and enterable by others."""
+
+    def __init__(self, directory: Path, lab: Lab, images_dir: Path, port: int | None = None) -> None:
+        if len(str(directory)) > SOCKET_PATH_MAX:
+            raise ValueError(f"{directory}: longer than {SOCKET_PATH_MAX} bytes")
+        self.directory = directory
+        self.lab = lab
+        self.config = directory / "cli.json"
+        self.ports = tuple(free_ports(2)) if port is None else (port, port + 1)
+        self.postgres = Postgres(directory / "pg")
+        self._images_dir = images_dir
+        self._env = {"NOVACRON_CONFIG": str(self.config)}
+        self.server: Service
+        self.agents: dict[str, Service] = {}
+        self._client: Client | None = None
+
+    # lifecycle
+
+    def up(self) -> None:
+        """Start everything and let both hosts join."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        url = self.postgres.start()
+        self.server = Service(
+            "server",
+            ["server", "--database", url, "--state-dir", str(self.directory / "s"),
+             "--port", str(self.ports[0]), "--link-port", str(self.ports[1])],
+            self.directory / "server.log", [], self._env,
+        )  # fmt: skip
+        self.server.start()
+        self.wait_ready()
+        if self.lab.namespaces:
+            self.lab.connect_management(self.ports)
+        dwcp_ports = [7445] * len(self.lab.hosts) if self.lab.namespaces else free_ports(len(self.lab.hosts))
+        for host, dwcp_port in zip(self.lab.hosts, dwcp_ports, strict=True):
+            arguments = [
+                *("agent", "--name", host.name, "--state-dir", str(self.directory / host.name)),
+                *("--images-dir", str(self._images_dir), "--advertise", host.address, "--dwcp-port", str(dwcp_port)),
+                *(("--bridge", "br0") if self.lab.namespaces else ()),
+            ]
+            agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.prefix, self._env)
+            self.agents[host.name] = agent
+            agent.start("--join", self.client.join_token(host.name))
+        for name in self.agents:
+            self.wait_node(name)
+
+    def wait_ready(self) -> None:
+        """Wait until the server answers."""
+
+        def ready() -> bool:
+            if not self.server.running:
+                raise AssertionError(f"the server ended:\n{self.server.tail()}")
+            try:
+                next(iter(self.client.list("nodes", limit=1)), None)
+            except Exception:  # not listening yet, no settings yet, or not ready: the limit below counts
+                self._client = None
+                return False
+            return True
+
+        until(ready, "the server is ready", READY_TIMEOUT_S)
+
+    def wait_node(self, name: str, ready: bool = True) -> None:
+        def is_so() -> bool:
+            return any(node["name"] == name and node["status"]["ready"] is ready for node in self.client.list("nodes"))
+
+        try:
+            until(is_so, f"node {name} is {'ready' if ready else 'lost'}", READY_TIMEOUT_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.agents[name].tail()}") from None
+
+    def down(self) -> None:
+        """Stop every process, QEMU included."""
+        for service in [*self.agents.values(), *([self.server] if hasattr(self, "server") else [])]:
+            if service.running:
+                service.kill()
+        for pid in self.qemus().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.postgres.stop()
+
+    # what tests and people use
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            os.environ["NOVACRON_CONFIG"] = str(self.config)
+            self._client = Client(load_config())
+        return self._client
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a CLI command. Raises AssertionError with what it said when it fails and ``check`` is set."""
+        done = subprocess.run(
+            [sys.executable, "-m", "novacron", *arguments],
+            check=False, capture_output=True, text=True, timeout=300, env={**os.environ, **self._env},
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise AssertionError(f"novacron {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+        return done
+
+    def host(self, name: str) -> Host:
+        return next(host for host in self.lab.hosts if host.name == name)
+
+    def wait_vm(self, ref: str, condition: Callable[[Object], bool], what: str, timeout_s: float = 40.0) -> Object:
+        """Wait until a VM is as ``condition`` says."""
+        last: list[Object | None] = [None]
+
+        def seen() -> Object | None:
+            found = self.client.get("vms", ref)
+            last[0] = found
+            return found if condition(found) else None
+
+        try:
+            found: Object = until(seen, what, timeout_s)
+            return found
+        except AssertionError as error:
+            logs = "\n".join(f"--- {s.name}\n{s.tail(15)}" for s in (self.server, *self.agents.values()))
+            raise AssertionError(f"{error}; it is {json.dumps(last[0])}\n{logs}") from None
+
+    def wait_state(self, ref: str, state: str, timeout_s: float = 40.0) -> Object:
+        return self.wait_vm(ref, lambda vm: vm["status"]["state"] == state, f"VM {ref} is {state}", timeout_s)
+
+    def qemus(self) -> dict[str, int]:
+        """Return every QEMU of this platform, as ``host/vm`` and process id."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"-pidfile" in arguments:
+                    path = Path(os.fsdecode(arguments[arguments.index(b"-pidfile") + 1]))
+                    if path.is_relative_to(self.directory):
+                        host, _, _, vm, _ = path.relative_to(self.directory).parts
+                        found[f"{host}/{vm}"] = int(entry.name)
+        return found
+
+    def console_log(self, vm: Object, host: str | None = None) -> str:
+        """Return what a VM printed on its serial console."""
+        path = self.directory / str(host or vm["node"]) / "agent" / "vms" / vm["id"] / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def leftovers(self) -> list[str]:
+        """Return what no VM accounts for: QEMU processes, VM directories, sockets, taps."""
+        vms = {vm["id"]: vm["node"] for vm in self.client.list("vms")}
+        wrong = [f"process {key}" for key in self.qemus() if vms.get(key.split("/")[1]) != key.split("/")[0]]
+        for host in self.lab.hosts:
+            for directory in (self.directory / host.name / "agent" / "vms").glob("*"):
+                if vms.get(directory.name) != host.name:
+                    wrong.append(f"directory {directory}")
+                wrong += [str(path) for path in directory.glob("*going.sock")] + [
+                    str(path) for path in directory.glob("incoming.sock")
+                ]
+            if host.netns is not None:
+                names = subprocess.run(
+                    [*host.prefix, "ls", "/sys/class/net"], check=True, capture_output=True, text=True
+                ).stdout.split()
+                own = {"nv" + vm.removeprefix("vm-")[:12] for vm, node in vms.items() if node == host.name}
+                wrong += [f"tap {name} on {host.name}" for name in names if name.startswith("nv") and name not in own]
+        return wrong
+
+
+@contextlib.contextmanager
+def platform(directory: Path, lab: Lab, images_dir: Path, port: int | None = None) -> Iterator[Platform]:
+    """Run a platform for as long as the block runs."""
+    made = Platform(directory, lab, images_dir, port)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()

@@ -1,0 +1,3 @@
+"""NovaCron: a distributed VM management platform."""
+
+__version__ = "0.1.0"

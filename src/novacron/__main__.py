@@ -1,0 +1,107 @@
+"""The ``novacron`` command: the CLI, and the services that a host runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from novacron.cli.app import app
+from novacron.client.api import config_path
+
+STATE_DIR = Path("/var/lib/novacron")
+
+
+def _state_dir() -> Path:
+    import os
+
+    base = STATE_DIR if os.geteuid() == 0 else Path.home() / ".local" / "share" / "novacron"
+    return Path(os.environ.get("NOVACRON_STATE_DIR") or base)
+
+
+StateDir = Annotated[Path | None, typer.Option(help="where its files are; default: /var/lib/novacron as root")]
+Advertise = Annotated[str | None, typer.Option(help="name or address by which others reach this host")]
+
+
+@app.command()
+def up(
+    state_dir: StateDir = None,
+    images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
+    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None,
+    port: Annotated[int, typer.Option(help="port of the API; the link uses the next one")] = 7443,
+) -> None:
+    """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
+    from novacron.local import up as local
+
+    state = state_dir or _state_dir()
+    sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path()))
+
+
+@app.command()
+def server(
+    database: Annotated[
+        str | None,
+        typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of PostgreSQL 15 or later; default: an embedded one"),
+    ] = None,
+    state_dir: StateDir = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the API")] = 7443,
+    link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444,
+    advertise: Advertise = None,
+) -> None:
+    """Run the control plane: API, controllers, and the agents' link."""
+    from novacron.local.postgres import Postgres
+    from novacron.server.main import Settings, run
+
+    state = (state_dir or _state_dir()) / "server"
+    postgres = None
+    if database is None:
+        postgres = Postgres(state.parent / "postgres")
+        database = postgres.start()
+    try:
+        run(Settings(database, state, host, port, link_port, advertise, config_path()))
+    finally:
+        if postgres is not None:
+            postgres.stop()
+
+
+@app.command()
+def agent(
+    join: Annotated[str | None, typer.Option(help="join token, or @FILE with it; needed once")] = None,
+    state_dir: StateDir = None,
+    images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
+    name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None,
+    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None,
+    advertise: Advertise = None,
+    dwcp_port: Annotated[int, typer.Option(help="port on which other nodes' migrations arrive")] = 7445,
+) -> None:
+    """Run this host's VMs as the control plane says."""
+    from novacron.agent.inventory import default_name
+    from novacron.agent.main import run
+    from novacron.agent.settings import Settings
+    from novacron.model.errors import NovaError
+
+    state = (state_dir or _state_dir()) / "agent"
+    settings = Settings(
+        state_dir=state,
+        images_dir=images_dir or state.parent / "images",
+        name=name or default_name(),
+        bridge=bridge,
+        advertise=advertise,
+        dwcp_port=dwcp_port,
+    )
+    try:
+        run(settings, join)
+    except NovaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What runs on every host: link, workers, inventory, local journal."""

@@ -1,0 +1,78 @@
+"""What to do next with a VM that this node may run: a pure function of what is wanted and what is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from novacron.model import limits
+from novacron.model.vm import Power, VmSpec, VmState
+
+
+class Step(StrEnum):
+    """One thing to do with QEMU."""
+
+    NOTHING = "nothing"
+    START = "start"
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    RESET = "reset"
+    POWER_DOWN = "power-down"
+    KILL = "kill"
+    MARK_HALTED = "mark-halted"
+
+
+STATES = {
+    "running": VmState.RUNNING,
+    "finish-migrate": VmState.RUNNING,
+    "paused": VmState.PAUSED,
+    "prelaunch": VmState.PAUSED,
+    "postmigrate": VmState.PAUSED,
+    "suspended": VmState.PAUSED,
+    "shutdown": VmState.STOPPED,
+    "absent": VmState.STOPPED,
+}
+"""What QEMU's run states (QMP RunState) mean to users; the others mean that the VM has failed."""
+
+RESUMABLE = frozenset({"paused", "prelaunch", "postmigrate"})
+
+
+def backoff_s(crashes: int) -> float:
+    """Return how long to wait before a VM that has crashed ``crashes`` times is started again."""
+    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 1), limits.RESTART_BACKOFF_S_MAX)
+
+
+def decide(
+    spec: VmSpec,
+    run_state: str,
+    *,
+    halted_at_start: int | None,
+    reboots: int,
+    stopping_s: float | None,
+) -> Step:
+    """Return the next step towards ``spec``.
+
+    ``run_state`` is QEMU's, or ``absent``; ``halted_at_start`` is ``spec.starts`` when the guest powered itself off;
+    ``reboots`` counts those done; ``stopping_s`` is how long ago power-down was asked for.
+    """
+    wants_off = spec.power is Power.STOPPED or halted_at_start == spec.starts
+    if run_state == "absent":
+        return Step.NOTHING if wants_off else Step.START
+    if run_state == "shutdown":
+        # The guest has powered off. Unasked, it stays off until it is started again.
+        return Step.KILL if wants_off else Step.MARK_HALTED
+    if spec.power is Power.STOPPED:
+        if run_state != "running" or spec.stop_timeout_s == 0:
+            return Step.KILL
+        if stopping_s is None:
+            return Step.POWER_DOWN
+        return Step.KILL if stopping_s >= spec.stop_timeout_s else Step.NOTHING
+    if run_state == "inmigrate":
+        # It owns the VM, but the memory that it waited for will not come.
+        return Step.KILL
+    if run_state not in STATES:
+        return Step.KILL
+    if spec.reboots > reboots and run_state == "running":
+        return Step.RESET
+    if spec.power is Power.PAUSED:
+        return Step.PAUSE if run_state == "running" else Step.NOTHING
+    return Step.CONTINUE if run_state in RESUMABLE else Step.NOTHING

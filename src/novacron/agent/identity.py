@@ -1,0 +1,79 @@
+"""Who this node is: its key, its certificate, and how it got them."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from pathlib import Path
+
+import msgspec
+import urllib3
+
+from novacron import pki
+from novacron.model.errors import InvalidInput
+from novacron.model.token import JoinTicket
+
+RENEW_BELOW = 1 / 3
+JOIN_TIMEOUT_S = 20.0
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Files of a node that has joined."""
+
+    directory: Path
+    link_url: str
+    name: str
+
+    @property
+    def ca(self) -> Path:
+        return self.directory / "ca.crt"
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "node.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.directory / "node.key"
+
+    def tls(self, *, server: bool) -> ssl.SSLContext:
+        return pki.mutual_tls(self.ca, self.certificate, self.key, server=server)
+
+    def renewal(self) -> bytes | None:
+        """Return a certificate request when less than a third of the certificate's life is left."""
+        if pki.remaining_share(self.certificate.read_bytes()) > RENEW_BELOW:
+            return None
+        return pki.certificate_request(pki.load_key(self.key), self.name)
+
+
+def load(directory: Path) -> Identity | None:
+    """Return the identity of a node that has joined before, else None."""
+    path = directory / "identity.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    return Identity(directory, stored["link_url"], stored["name"])
+
+
+def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
+    """Join with a one-time ticket. Raises InvalidInput with what the server said."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = pki.new_key()
+    body = {"name": name, "secret": ticket.secret, "csr": pki.certificate_request(key, name).decode()}
+    context = ssl.create_default_context(cadata=ticket.ca_pem)
+    with urllib3.PoolManager(ssl_context=context) as pool:
+        try:
+            answer = pool.request("POST", f"{ticket.api_url}/api/v1/join", json=body, timeout=JOIN_TIMEOUT_S, retries=2)
+        except urllib3.exceptions.HTTPError as error:
+            raise InvalidInput(f"can't reach {ticket.api_url}: {error}", field="join") from error
+    document = answer.json()
+    if answer.status != 201:
+        raise InvalidInput(
+            f"{ticket.api_url} refused: {document.get('detail')}", field="join", hint=document.get("hint")
+        )
+    pki.write_secret(directory / "ca.crt", document["ca"].encode())
+    pki.write_secret(directory / "node.key", pki.key_pem(key))
+    pki.write_secret(directory / "node.crt", document["certificate"].encode())
+    identity = {"link_url": ticket.link_url, "name": name}
+    pki.write_secret(directory / "identity.json", json.dumps(identity).encode())
+    return Identity(directory, ticket.link_url, name)

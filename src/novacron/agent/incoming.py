@@ -1,0 +1,71 @@
+"""The target's part of a live migration: a DWCP session into the Unix socket of a QEMU that waits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from novacron.agent.machine import Machine
+from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.qemu import transfer
+from novacron.qemu.monitor import MonitorFailed
+from novacron.wire.messages import Task
+
+
+class LoadFailed(Exception):
+    """The memory could not be loaded: says why. The VM stays at the source."""
+
+
+async def load(
+    machine: Machine,
+    task: Task,
+    listener: Listener,
+    ready: Callable[[], Awaitable[None]],
+    status_changed: asyncio.Event,
+    loaded: Callable[[], Awaitable[None]],
+) -> None:
+    """Load the guest's memory from ``task.peer``; calls ``loaded`` as soon as QEMU has everything, still paused.
+
+    Raises LoadFailed.
+    """
+    assert machine.monitor is not None
+    path = machine.directory / "incoming.sock"
+    path.unlink(missing_ok=True)
+    loop = asyncio.get_running_loop()
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        with listener.expect(task.migration, task.peer) as incoming:
+            await transfer.receive(machine.monitor, path)
+            await loop.sock_connect(connection, str(path))
+            await ready()
+            receiving = asyncio.create_task(incoming.receive(lambda raw: loop.sock_sendall(connection, raw)))
+            waiting = asyncio.create_task(_completed(machine, status_changed))
+            try:
+                await asyncio.wait({receiving, waiting}, return_when=asyncio.FIRST_EXCEPTION)
+                for task_ in (receiving, waiting):
+                    if task_.done():
+                        task_.result()
+                await loaded()
+            finally:
+                for task_ in (receiving, waiting):
+                    task_.cancel()
+                await asyncio.gather(receiving, waiting, return_exceptions=True)
+    except (ReceiveFailed, MonitorFailed, OSError, TimeoutError) as error:
+        raise LoadFailed(str(error) or type(error).__name__) from error
+    finally:
+        connection.close()
+        path.unlink(missing_ok=True)
+
+
+async def _completed(machine: Machine, status_changed: asyncio.Event) -> None:
+    assert machine.monitor is not None
+    while True:
+        status_changed.clear()
+        status = await transfer.status(machine.monitor)
+        if status.status == "completed":
+            return
+        if status.status == "failed" or machine.pid is None:
+            raise LoadFailed(f"QEMU could not load the VM: {status.error or machine.last_words() or status.status}")
+        await status_changed.wait()

@@ -1,0 +1,67 @@
+"""What this host has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import socket
+from pathlib import Path
+
+from novacron import __version__
+from novacron.agent.settings import Settings
+from novacron.disk.images import Image, scan
+from novacron.model.errors import InvalidInput
+from novacron.model.node import Inventory
+from novacron.qemu import probe
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+
+def _memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
+
+
+async def _qemu_version(binary: str) -> str:
+    try:
+        process = await asyncio.create_subprocess_exec(binary, "--version", stdout=asyncio.subprocess.PIPE)
+    except FileNotFoundError:
+        raise InvalidInput(
+            f"there is no {binary} on this host", field="qemu", hint="apt-get install qemu-system-x86"
+        ) from None
+    out, _ = await asyncio.wait_for(process.communicate(), 10)
+    words = out.decode().split()
+    return words[words.index("version") + 1] if "version" in words else "unknown"
+
+
+async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[str, Image]]:
+    """Return the inventory and the images. Raises InvalidInput when QEMU is missing."""
+    version = await _qemu_version(settings.qemu_binary)
+    accelerator = await probe.remembered(settings.qemu_binary, version, settings.state_dir / "accelerator.json")
+    images, wrong = scan(settings.images_dir)
+    for problem in wrong:
+        log.warning("image problem", problem=problem)
+    missing = list(wrong)
+    if settings.bridge is None:
+        missing.append("no bridge: VMs have QEMU's user-mode network, and no address that others can reach")
+    elif not Path(f"/sys/class/net/{settings.bridge}/bridge").exists():
+        raise InvalidInput(f"there is no bridge {settings.bridge!r} on this host", field="bridge")
+    inventory = Inventory(
+        cpus=len(os.sched_getaffinity(0)),
+        memory_mib=_memory_mib(),
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        qemu_version=version,
+        accelerator=accelerator,
+        images=tuple(image.info for image in images.values()),
+        bridge=settings.bridge,
+        dwcp_endpoint=dwcp_endpoint,
+        agent_version=__version__,
+        missing=tuple(missing),
+    )
+    return inventory, images
+
+
+def default_name() -> str:
+    return socket.gethostname().split(".")[0].lower()

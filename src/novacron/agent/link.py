@@ -1,0 +1,116 @@
+"""The agent's end of the link: dials out, for ever; everything that is said can be said again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import websockets
+from websockets.asyncio.client import ClientConnection, connect
+
+from novacron import pki
+from novacron.agent.identity import Identity
+from novacron.model import limits
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 5.0
+RENEWAL_CHECK_S = 3600.0
+
+
+class Link:
+    """Keeps one connection to the server. ``hello`` makes the first message of each, ``receive`` takes the others."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        hello: Callable[[], wire.Hello],
+        receive: Callable[[wire.Message], Awaitable[None]],
+        lost: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._hello = hello
+        self._receive = receive
+        self._lost = lost
+        self._queue: asyncio.Queue[wire.Message] | None = None
+
+    def send(self, message: wire.Message) -> None:
+        """Queue a message; without a connection it is dropped, for the next one begins with everything."""
+        if self._queue is None:
+            return
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            log.warning("the link can't keep up: it starts anew")
+            self._queue = None
+
+    async def run(self) -> None:
+        """Connect, and connect again, until cancelled."""
+        pause_s = RETRY_S_MIN
+        while True:
+            try:
+                async with connect(
+                    self._identity.link_url.replace("https://", "wss://"),
+                    ssl=self._identity.tls(server=False),
+                    max_size=limits.LINK_MESSAGE_BYTES_MAX,
+                    compression=None,
+                    open_timeout=10,
+                    ping_interval=10,
+                    ping_timeout=20,
+                    close_timeout=2,
+                    proxy=None,
+                ) as socket:
+                    log.info("connected", url=self._identity.link_url)
+                    pause_s = RETRY_S_MIN
+                    await self._serve(socket)
+            except (OSError, TimeoutError, websockets.WebSocketException) as error:
+                log.warning("the link is down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 1))
+            self._queue = None
+            self._lost()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (spreads the reconnects)
+            pause_s = min(pause_s * 2, RETRY_S_MAX)
+
+    async def _serve(self, socket: ClientConnection) -> None:
+        queue = self._queue = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        await socket.send(wire.encoder.encode(self._hello()))
+        tasks = [
+            asyncio.create_task(self._write(socket, queue)),
+            asyncio.create_task(self._read(socket)),
+            asyncio.create_task(self._beat()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self, socket: ClientConnection, queue: asyncio.Queue[wire.Message]) -> None:
+        while self._queue is queue:
+            await socket.send(wire.encoder.encode(await queue.get()))
+
+    async def _read(self, socket: ClientConnection) -> None:
+        async for raw in socket:
+            message = wire.from_server.decode(raw if isinstance(raw, bytes) else raw.encode())
+            if isinstance(message, wire.CertificateIssued):
+                pki.write_secret(self._identity.certificate, message.certificate)
+                log.info("the node's certificate was renewed")
+            else:
+                await self._receive(message)
+
+    async def _beat(self) -> None:
+        beats = 0
+        while True:
+            if beats % int(RENEWAL_CHECK_S / limits.HEARTBEAT_INTERVAL_S) == 0:
+                csr = self._identity.renewal()
+                if csr is not None:
+                    self.send(wire.RenewCertificate(csr))
+            beats += 1
+            await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)
+            self.send(wire.Heartbeat())

@@ -1,0 +1,178 @@
+"""``novacron agent``: runs this host's VMs as the control plane says, and keeps them running without it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+from novacron import pki
+from novacron.agent import identity as identities
+from novacron.agent import inventory as inventories
+from novacron.agent.console import Consoles
+from novacron.agent.identity import Identity
+from novacron.agent.journal import Journal, Record
+from novacron.agent.link import Link
+from novacron.agent.settings import Settings
+from novacron.agent.worker import Host, Worker
+from novacron.disk.images import scan
+from novacron.dwcp.receiver import Listener
+from novacron.model.errors import InvalidInput
+from novacron.model.node import Inventory
+from novacron.model.ownership import Claim
+from novacron.model.token import decode_ticket
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+IMAGES_CHECK_S = 5.0
+
+
+class Agent:
+    """One node."""
+
+    def __init__(self, settings: Settings, identity: Identity, inventory: Inventory, host: Host) -> None:
+        self._settings = settings
+        self._inventory = inventory
+        self._host = host
+        self._workers: dict[str, Worker] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._link = Link(identity, self._hello, self._receive, self._lost)
+        self._consoles = Consoles(settings.vms_dir, self._link.send)
+        host.send = self._link.send
+
+    async def run(self) -> None:
+        """Work until cancelled. VMs go on running afterwards."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for vm, record in self._host.journal.load().items():
+                if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
+                    self._add(vm, record)
+            tasks.create_task(self._link.run(), name="link")
+            tasks.create_task(self._watch_images(), name="images")
+
+    def _add(self, vm: str, record: Record) -> Worker:
+        assert self._tasks is not None
+        worker = self._workers[vm] = Worker(vm, record, self._host)
+        self._tasks.create_task(self._work(worker), name=f"worker-{vm}")
+        return worker
+
+    async def _work(self, worker: Worker) -> None:
+        await worker.run()
+        if self._workers.get(worker.vm) is worker:
+            del self._workers[worker.vm]
+
+    def _hello(self) -> wire.Hello:
+        for worker in self._workers.values():
+            worker.resync()
+        return wire.Hello(wire.PROTOCOL, self._inventory, tuple(self._workers))
+
+    def _lost(self) -> None:
+        self._consoles.close_all()
+
+    async def _receive(self, message: wire.Message) -> None:
+        match message:
+            case wire.Desired(statements=statements):
+                for statement in statements:
+                    worker = self._workers.get(statement.vm)
+                    if worker is None or worker.finished:
+                        record = self._host.journal.load_one(statement.vm)
+                        worker = self._add(statement.vm, record)
+                    worker.tell(statement)
+                told = {statement.vm for statement in statements}
+                for vm in self._workers.keys() - told:
+                    log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
+            case wire.ConsoleOpen(channel=channel, vm=vm):
+                await self._consoles.open(channel, vm)
+            case wire.ConsoleInput(channel=channel, data=data):
+                await self._consoles.write(channel, data)
+            case wire.ConsoleClose(channel=channel):
+                self._consoles.close(channel)
+
+    async def _watch_images(self) -> None:
+        """Tell the server about images that come and go."""
+        while True:
+            await asyncio.sleep(IMAGES_CHECK_S)
+            images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
+            self._host.images.clear()
+            self._host.images.update(images)
+            infos = tuple(image.info for image in images.values())
+            if infos != self._inventory.images:
+                self._inventory = msgspec.structs.replace(self._inventory, images=infos)
+                self._link.send(wire.InventoryChanged(self._inventory))
+
+
+async def _run(settings: Settings, identity: Identity) -> None:
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, main.cancel)
+    settings.vms_dir.mkdir(parents=True, exist_ok=True)
+    listener = Listener(identity.tls(server=True), pki.peer_name)
+    async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
+        endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
+        inventory, images = await inventories.take(settings, endpoint)
+        log.info("agent is up", node=identity.name, accelerator=inventory.accelerator.kind, dwcp=endpoint)
+        host = Host(
+            settings=settings,
+            identity=identity,
+            journal=Journal(settings.journal_dir),
+            listener=listener,
+            images=images,
+            accelerator=inventory.accelerator.kind,
+            endpoint=endpoint,
+            send=lambda _: None,
+        )
+        await Agent(settings, identity, inventory, host).run()
+
+
+def identify(settings: Settings, join: str | None) -> Identity:
+    """Return this node's identity, joining first if it has none. Raises InvalidInput."""
+    directory = settings.state_dir / "identity"
+    identity = identities.load(directory)
+    if identity is not None:
+        return identity
+    if join is None:
+        raise InvalidInput(
+            f"this host has not joined yet (no identity in {directory})",
+            field="join",
+            hint="make a token with: novacron node join-token, and give it with --join",
+        )
+    if join.startswith("@"):
+        join = Path(join[1:]).read_text()
+    return identities.join(directory, decode_ticket(join), settings.name)
+
+
+def _lock(directory: Path) -> int:
+    """Make sure that one agent at a time works with ``directory``; return the lock's descriptor."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InvalidInput(
+            f"another agent runs with {directory}", field="state-dir", hint="stop it, or name another directory"
+        ) from None
+    return descriptor
+
+
+def run(settings: Settings, join: str | None) -> None:
+    """Run an agent in this process until it is told to stop. Raises InvalidInput when it can't begin."""
+    import uvloop
+
+    logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _lock(settings.state_dir)
+    identity = identify(settings, join)
+    try:
+        uvloop.run(_run(settings, identity))
+    except asyncio.CancelledError:
+        log.info("agent stopped; its VMs go on")
+    finally:
+        os.close(lock)

@@ -1,0 +1,33 @@
+"""How one agent is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """An agent's settings. ``state_dir`` holds its identity, its journal and its VMs."""
+
+    state_dir: Path
+    images_dir: Path
+    name: str
+    bridge: str | None = None
+    """Bridge for the VMs' interfaces; without one they get QEMU's user-mode network."""
+    dwcp_host: str = "0.0.0.0"
+    dwcp_port: int = 7445
+    advertise: str | None = None
+    """Address by which other nodes reach this one's DWCP port."""
+    qemu_binary: str = "qemu-system-x86_64"
+    downtime_limit_ms: int = 60
+    """How long the last pass of a live migration may take, by QEMU's estimate."""
+    streams: int = 4
+
+    @property
+    def vms_dir(self) -> Path:
+        return self.state_dir / "vms"
+
+    @property
+    def journal_dir(self) -> Path:
+        return self.state_dir / "journal"

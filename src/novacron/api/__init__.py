@@ -1,0 +1,1 @@
+"""How people reach it: routes, authentication, watch cache, problem details, OpenAPI."""

@@ -1,0 +1,55 @@
+"""What every route needs, in one object of the application's state."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+from litestar import Request
+from litestar.connection import ASGIConnection
+
+from novacron.api.cache import Cache
+from novacron.pki import Authority
+from novacron.store.database import Database
+
+
+class Console(Protocol):
+    """An open serial console, as routes use it."""
+
+    reason: str
+
+    async def read(self) -> bytes | None: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Consoles(Protocol):
+    """Who can open consoles: the server's end of the agent link."""
+
+    async def open_console(self, node: str, vm: str) -> Console: ...
+
+
+class Services(msgspec.Struct):
+    """What the routes work with."""
+
+    database: Database
+    cache: Cache
+    authority: Authority
+    consoles: Consoles
+    api_url: str
+    link_url: str
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who calls: a token, by id and name."""
+
+    id: str
+    name: str
+
+
+ApiRequest = Request[Caller, str, Any]
+
+
+def services(connection: ASGIConnection[Any, Any, Any, Any]) -> Services:
+    found: Services = connection.app.state.services
+    return found

@@ -1,0 +1,47 @@
+"""Routes for images: ``/api/v1/images``, as the nodes report them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Router, get
+
+from novacron.api.cache import Entry
+from novacron.api.context import ApiRequest, services
+from novacron.model.errors import NotFound
+from novacron.model.event import Image
+
+
+class ImageList(msgspec.Struct):
+    items: list[Image]
+    next: str | None
+    revision: int
+
+
+def merge(nodes: dict[str, Entry]) -> list[Image]:
+    """Return the images that nodes hold, by name; the same name with another digest is another image."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for name in sorted(nodes):
+        inventory = nodes[name].body["status"]["inventory"]
+        for image in inventory["images"] if inventory else ():
+            merged = found.setdefault((image["name"], image["digest"]), {**image, "nodes": []})
+            merged["nodes"].append(name)
+    return [msgspec.convert(found[key], Image) for key in sorted(found)]
+
+
+@get("/", summary="List images and the nodes that hold them")
+async def list_images(request: ApiRequest) -> ImageList:
+    cache = services(request).cache
+    return ImageList(merge(cache.all("node")), None, cache.revision)
+
+
+@get("/{name:str}", summary="Show an image")
+async def show_image(request: ApiRequest, name: str) -> Image:
+    for image in merge(services(request).cache.all("node")):
+        if image.name == name:
+            return image
+    raise NotFound(f"there is no image {name!r}", hint="see: novacron image list")
+
+
+router = Router("/images", route_handlers=[list_images, show_image], tags=["images"])

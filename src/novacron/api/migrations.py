@@ -1,0 +1,62 @@
+"""Routes for migrations: ``/api/v1/migrations``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.params import Parameter
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.migration import Migration, Phase
+from novacron.store import migrations
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class MigrationList(msgspec.Struct):
+    items: list[Migration]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List migrations, newest first")
+async def list_migrations(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    cursor: str | None = None,
+    vm: str | None = None,
+    phase: Phase | None = None,
+) -> Response[MigrationList]:
+    entries = (
+        (f"{entry.body['created_at']} {entry.body['id']}", entry)
+        for entry in services(request).cache.all("migration").values()
+        if (vm is None or vm in (entry.body["vm"], entry.body["vm_name"]))
+        and (phase is None or entry.body["phase"] == phase)
+    )
+    return reply.page(request, entries, limit, cursor, newest_first=True)
+
+
+@get("/{id:str}", summary="Show a migration")
+async def show_migration(
+    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+) -> Response[Migration]:
+    return await reply.one(request, "migration", id, newer_than, timeout_s)
+
+
+@post("/{id:str}/actions/abort", summary="End a migration; the VM stays where it was", status_code=200)
+async def abort_migration(request: ApiRequest, id: str) -> Response[Migration]:
+    id = reply.check_ref("migration", id)
+
+    async def work(connection: Connection) -> Migration:
+        return await migrations.abort(connection, id, request.user.name)
+
+    return await reply.write(request, work)
+
+
+router = Router("/migrations", route_handlers=[list_migrations, show_migration, abort_migration], tags=["migrations"])

@@ -1,0 +1,133 @@
+"""Routes for nodes: ``/api/v1/nodes``, and how a host joins."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.params import Parameter
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.node import Node, NodeName, NodeSpec
+from novacron.model.token import JoinTicket, encode_ticket
+from novacron.model.vm import check_name
+from novacron.store import nodes, tokens
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
+
+
+class NodeList(msgspec.Struct):
+    items: list[Node]
+    next: str | None
+    revision: int
+
+
+class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
+    """A one-time token; with ``node`` only that host can use it."""
+
+    node: NodeName | None = None
+    ttl_s: JoinTtl = 3600
+
+
+class JoinToken(msgspec.Struct):
+    token: str
+    ttl_s: int
+
+
+class Join(msgspec.Struct, forbid_unknown_fields=True):
+    """A host that joins: its name, the secret of its join token, and a certificate request (PEM)."""
+
+    name: NodeName
+    secret: Annotated[str, msgspec.Meta(max_length=200)]
+    csr: Annotated[str, msgspec.Meta(max_length=8000)]
+
+
+class Joined(msgspec.Struct):
+    """The host's certificate and the CA that it trusts from now on (PEM)."""
+
+    certificate: str
+    ca: str
+
+
+@get("/", summary="List nodes by name")
+async def list_nodes(
+    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
+) -> Response[NodeList]:
+    return reply.page(request, services(request).cache.all("node").items(), limit, cursor)
+
+
+@get("/{name:str}", summary="Show a node")
+async def show_node(
+    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: int = 30
+) -> Response[Node]:
+    return await reply.one(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
+
+
+@post("/{name:str}/actions/cordon", summary="Place nothing new on the node", status_code=200)
+async def cordon(request: ApiRequest, name: str) -> Response[Node]:
+    return await _set(request, name, NodeSpec(cordoned=True))
+
+
+@post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
+async def uncordon(request: ApiRequest, name: str) -> Response[Node]:
+    return await _set(request, name, NodeSpec())
+
+
+@post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
+async def drain(request: ApiRequest, name: str) -> Response[Node]:
+    return await _set(request, name, NodeSpec(cordoned=True, draining=True), status=202)
+
+
+async def _set(request: ApiRequest, name: str, spec: NodeSpec, status: int = 200) -> Response[Any]:
+    name, revision = reply.check_ref("node", name), reply.if_match(request)
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.set_spec(connection, name, spec, revision, request.user.name)
+
+    return await reply.write(request, work, status=status)
+
+
+@delete(
+    "/{name:str}",
+    summary="Forget a node that holds no VMs; its certificate is worth nothing then",
+    status_code=204,
+)
+async def remove_node(request: ApiRequest, name: str) -> None:
+    async with services(request).database.transaction() as connection:
+        await nodes.remove(connection, reply.check_ref("node", name), request.user.name)
+
+
+@post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
+async def create_join_token(request: ApiRequest, data: CreateJoinToken) -> JoinToken:
+    context = services(request)
+    async with context.database.transaction() as connection:
+        secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name)
+    ticket = JoinTicket(context.api_url, context.link_url, context.authority.pem.decode(), secret)
+    return JoinToken(encode_ticket(ticket), data.ttl_s)
+
+
+@post("/api/v1/join", summary="Join as a node, with a one-time secret", status_code=201, exclude_from_auth=True)
+async def join(request: ApiRequest, data: Join) -> Joined:
+    context = services(request)
+    check_name(data.name)
+    try:
+        certificate = context.authority.issue_node(data.csr.encode(), data.name)
+    except ValueError as error:
+        raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
+    async with context.database.transaction() as connection:
+        await tokens.use_join(connection, data.secret, data.name)
+        await nodes.add(connection, data.name)
+    return Joined(certificate.decode(), context.authority.pem.decode())
+
+
+router = Router(
+    "/nodes",
+    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, remove_node, create_join_token],
+    tags=["nodes"],
+)

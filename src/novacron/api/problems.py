@@ -1,0 +1,83 @@
+"""How errors look: RFC 9457 problem documents, whatever went wrong."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from novacron.model.errors import NovaError
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_BASE = "https://novacron.dev/problems/"
+
+TITLES = {
+    400: ("invalid-input", "Invalid input"),
+    401: ("unauthenticated", "Not authenticated"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "Method not allowed"),
+    413: ("too-large", "Request too large"),
+    415: ("unsupported-media-type", "Unsupported media type"),
+}
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """An RFC 9457 problem. ``code`` is stable; ``field`` names the input at fault; ``hint`` says what to do next."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str | None = None
+    field: str | None = None
+    hint: str | None = None
+
+
+def response(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
+    problem.instance = request.url.path
+    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    if problem.status == 503:
+        headers["Retry-After"] = "2"
+    return Response(msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _problem(code: str, title: str, status: int, detail: str, field: str | None, hint: str | None) -> Problem:
+    return Problem(TYPE_BASE + code, title, status, code, detail, field=field, hint=hint)
+
+
+def on_nova_error(request: Request[Any, Any, Any], error: NovaError) -> Response[bytes]:
+    return response(request, _problem(error.code, error.title, error.status, error.detail, error.field, error.hint))
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Turn the framework's errors into problems: broken JSON, wrong types, unknown routes, too large bodies."""
+    status, field, detail = error.status_code, None, error.detail
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
+        first = error.extra[0]
+        if isinstance(first, dict):
+            field, detail = first.get("key"), str(first.get("message", detail))
+            if not field and "unknown field" in detail:
+                field = detail.partition("`")[2].partition("`")[0] or None
+    if status >= 500:
+        return on_any_error(request, error)
+    code, title = TITLES.get(status, ("http-error", "Request refused"))
+    hint = "see the field's rules in /schema" if field else None
+    if status == 404:
+        hint = "the routes are listed in /schema"
+    if status == 413:
+        hint = "send less at once"
+    return response(request, _problem(code, title, status, detail or title, field, hint))
+
+
+def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    reference = secrets.token_hex(6)
+    log.error("request failed", reference=reference, path=request.url.path, exc_info=error)
+    detail = f"something went wrong here, not with the request; the server's log has it under {reference}"
+    return response(request, _problem("internal-error", "Internal error", 500, detail, None, "try again"))

@@ -1,0 +1,153 @@
+"""How answers are made: from the cache for reads, once only for writes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from litestar import Response
+from litestar.enums import MediaType
+
+from novacron.api.cache import Entry
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.errors import InvalidInput, NotFound
+from novacron.store import idempotency
+from novacron.store.database import Connection
+
+REF_PATTERN = re.compile(r"^[a-z0-9-]{1,80}$")
+OWN_WRITE_WAIT_S = 1.0
+
+
+class Resource(Protocol):
+    @property
+    def revision(self) -> int: ...
+
+
+T = TypeVar("T", bound=Resource)
+
+
+def etag(revision: int) -> str:
+    return f'"{revision}"'
+
+
+def check_ref(kind: str, ref: str) -> str:
+    """Return a reference from a path, or raise NotFound for one that can't exist."""
+    if not REF_PATTERN.match(ref):
+        raise NotFound(f"there is no {kind} {ref!r}")
+    return ref
+
+
+def if_match(request: ApiRequest) -> int | None:
+    """Return the revision in If-Match, or None. Raises InvalidInput."""
+    header = request.headers.get("if-match")
+    if header is None or header.strip() == "*":
+        return None
+    match = re.fullmatch(r'\s*"(\d{1,19})"\s*', header)
+    if match is None:
+        raise InvalidInput(
+            f"{header!r} is not an ETag of this API",
+            field="If-Match",
+            hint='send the ETag as read, like "123"',
+        )
+    return int(match[1])
+
+
+async def one(
+    request: ApiRequest, kind: str, ref: str, newer_than: int | None = None, timeout_s: float = 0
+) -> Response[Any]:
+    """Answer with one object from the cache; with ``newer_than``, wait for a later revision first."""
+    cache = services(request).cache
+    entry = cache.get(kind, check_ref(kind, ref))
+    if entry is not None and newer_than is not None and entry.revision <= newer_than:
+        entry = await cache.changed(kind, ref, newer_than, timeout_s)
+    if entry is None:
+        plural = {"vm": "vm", "node": "node", "migration": "migration"}[kind]
+        raise NotFound(f"there is no {kind} {ref!r}", hint=f"see: novacron {plural} list")
+    headers = {"ETag": etag(entry.revision), "Cache-Control": "no-cache"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(None, status_code=304, headers=headers)
+    return Response(entry.json, media_type=MediaType.JSON, headers=headers)
+
+
+def page(
+    request: ApiRequest,
+    entries: Iterable[tuple[str, Entry]],
+    limit: int,
+    cursor: str | None,
+    *,
+    newest_first: bool = False,
+) -> Response[Any]:
+    """Answer with a page of objects. ``entries`` are ``(sort key, entry)``; the cursor names the last key given."""
+    after = _decode_cursor(cursor)
+    ordered = sorted(entries, key=lambda pair: pair[0], reverse=newest_first)
+    if after is not None:
+        ordered = [pair for pair in ordered if (pair[0] < after if newest_first else pair[0] > after)]
+    chosen = ordered[:limit]
+    more = len(ordered) > limit
+    revision = services(request).cache.revision
+    body = msgspec.json.encode(
+        {
+            "items": [msgspec.Raw(entry.json) for _, entry in chosen],
+            "next": base64.urlsafe_b64encode(chosen[-1][0].encode()).decode() if more else None,
+            "revision": revision,
+        }
+    )
+    return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
+
+
+def _decode_cursor(cursor: str | None) -> str | None:
+    if cursor is None:
+        return None
+    try:
+        return base64.urlsafe_b64decode(cursor.encode()).decode()
+    except ValueError:
+        raise InvalidInput(
+            "the cursor is not one of ours", field="cursor", hint="send `next` as it was given"
+        ) from None
+
+
+async def write(
+    request: ApiRequest,
+    work: Callable[[Connection], Awaitable[T]],
+    *,
+    status: int = 200,
+    location: Callable[[T], str] | None = None,
+) -> Response[Any]:
+    """Do ``work`` in one transaction and answer with what it returns.
+
+    With an ``Idempotency-Key`` the request is done once; repeated, it gets the first answer again. Returns when this
+    replica's cache has the write, so that the caller reads it.
+    """
+    context = services(request)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= limits.IDEMPOTENCY_KEY_LENGTH_MAX:
+        raise InvalidInput(
+            f"the key must have 1 to {limits.IDEMPOTENCY_KEY_LENGTH_MAX} characters", field="Idempotency-Key"
+        )
+    digest = hashlib.sha256(
+        b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
+    ).digest()
+    async with context.database.transaction() as connection:
+        if key is not None:
+            answer = await idempotency.claim(connection, request.user.id, key, digest)
+            if answer is not None:
+                return Response(
+                    answer.body,
+                    status_code=answer.status,
+                    media_type=MediaType.JSON,
+                    headers={**answer.headers, "Idempotency-Replayed": "true"},
+                )
+        result = await work(connection)
+        body = msgspec.json.encode(result)
+        headers = {"ETag": etag(result.revision)}
+        if location is not None:
+            headers["Location"] = location(result)
+        if key is not None:
+            await idempotency.settle(connection, request.user.id, key, idempotency.Answer(status, body, headers))
+    await context.cache.reached(result.revision, OWN_WRITE_WAIT_S)
+    return Response(body, status_code=status, media_type=MediaType.JSON, headers=headers)

@@ -1,0 +1,173 @@
+"""Routes for VMs: ``/api/v1/vms``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.params import Parameter
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.migration import Migration
+from novacron.model.vm import (
+    Action,
+    MemoryMib,
+    Name,
+    Power,
+    StopTimeout,
+    Vcpus,
+    Vm,
+    VmSpec,
+    VmState,
+    check_address,
+    check_name,
+)
+from novacron.store import migrations, vms
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
+Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
+
+
+class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
+    """A new VM. ``node`` is chosen by the platform if it is not named."""
+
+    name: Name
+    image: Name
+    vcpus: Vcpus = 1
+    memory_mib: MemoryMib = 256
+    node: Name | None = None
+    address: str | None = None
+    power: Power = Power.RUNNING
+
+
+class StopVm(msgspec.Struct, forbid_unknown_fields=True):
+    """How to stop: the guest has ``timeout_s`` seconds to power off before it is forced to; 0 forces at once."""
+
+    timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
+
+
+class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to move the VM; without ``target`` the platform chooses."""
+
+    target: Name | None = None
+
+
+class VmList(msgspec.Struct):
+    items: list[Vm]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List VMs by name")
+async def list_vms(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    cursor: str | None = None,
+    node: str | None = None,
+    in_state: Annotated[VmState | None, Parameter(query="state", description="only VMs in this state")] = None,
+) -> Response[VmList]:
+    entries = (
+        (entry.body["name"], entry)
+        for entry in services(request).cache.all("vm").values()
+        if (node is None or entry.body["node"] == node)
+        and (in_state is None or entry.body["status"]["state"] == in_state)
+    )
+    return reply.page(request, entries, limit, cursor)
+
+
+@get("/{ref:str}", summary="Show a VM by id or name")
+async def show_vm(request: ApiRequest, ref: str, newer_than: int | None = None, timeout_s: Wait = 30) -> Response[Vm]:
+    return await reply.one(request, "vm", ref, newer_than, timeout_s)
+
+
+@post("/", summary="Create a VM", status_code=201)
+async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
+    check_name(data.name)
+    address = None if data.address is None else check_address(data.address)
+    if all(
+        all(image["name"] != data.image for image in (entry.body["status"]["inventory"] or {}).get("images", ()))
+        for entry in services(request).cache.all("node").values()
+    ):
+        raise InvalidInput(
+            f"no node holds an image named {data.image!r}", field="image", hint="see: novacron image list"
+        )
+    spec = VmSpec(image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address)
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.create(connection, data.name, spec, data.node, request.user.name)
+
+    return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
+@delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
+async def delete_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.DELETE, status=202)
+
+
+@post("/{ref:str}/actions/start", summary="Start", status_code=202)
+async def start_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.START)
+
+
+@post("/{ref:str}/actions/stop", summary="Power off, by force after a time-out", status_code=202)
+async def stop_vm(request: ApiRequest, ref: str, data: StopVm | None = None) -> Response[Vm]:
+    return await _act(request, ref, Action.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
+
+
+@post("/{ref:str}/actions/pause", summary="Stop the guest's processors, keep its memory", status_code=202)
+async def pause_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.PAUSE)
+
+
+@post("/{ref:str}/actions/resume", summary="Let a paused guest go on", status_code=202)
+async def resume_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.RESUME)
+
+
+@post("/{ref:str}/actions/reboot", summary="Reset the guest", status_code=202)
+async def reboot_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.REBOOT)
+
+
+@post("/{ref:str}/actions/migrate", summary="Move the VM to another node", status_code=202)
+async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = None) -> Response[Migration]:
+    ref, target, revision = reply.check_ref("VM", ref), (data or MigrateVm()).target, reply.if_match(request)
+
+    async def work(connection: Connection) -> Migration:
+        return await migrations.create(connection, ref, target, revision, request.user.name)
+
+    return await reply.write(request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}")
+
+
+async def _act(
+    request: ApiRequest, ref: str, action: Action, *, status: int = 202, stop_timeout_s: int | None = None
+) -> Response[Any]:
+    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.act(connection, ref, action, revision, request.user.name, stop_timeout_s)
+
+    return await reply.write(request, work, status=status)
+
+
+router = Router(
+    "/vms",
+    route_handlers=[
+        list_vms,
+        show_vm,
+        create_vm,
+        delete_vm,
+        start_vm,
+        stop_vm,
+        pause_vm,
+        resume_vm,
+        reboot_vm,
+        migrate_vm,
+    ],
+    tags=["vms"],
+)

@@ -1,0 +1,45 @@
+"""``novacron events``: what happened, and what happens."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from novacron.cli import output
+from novacron.cli.output import Columns, Format
+from novacron.client import Client
+
+COLUMNS: Columns = {
+    "TIME": lambda e: e["at"][:19].replace("T", " "),
+    "KIND": lambda e: e["kind"],
+    "NAME": lambda e: e["name"],
+    "REASON": lambda e: e["reason"],
+    "BY": lambda e: e["actor"],
+    "MESSAGE": lambda e: e["message"],
+}
+
+
+def events(
+    object: Annotated[str | None, typer.Option(help="only events of this name or id")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until interrupted")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
+    output_: Annotated[
+        Format, typer.Option("--output", "-o", help="table for people, json for programs")
+    ] = Format.TABLE,
+) -> None:
+    """Show what happened, newest first; with --follow, what happens."""
+    with output.errors():
+        client = Client()
+        if not follow:
+            filters = {"object": object} if object else {}
+            output.rows(client.list("events", limit=limit, **filters), COLUMNS, output_)
+            return
+        for _, event in client.stream(kinds="event"):
+            if event.get("deleted") or (object and object not in (event["object"], event["name"])):
+                continue
+            if output_ is Format.JSON:
+                print(json.dumps(event), flush=True)
+            else:
+                print("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)

@@ -1,0 +1,113 @@
+"""``novacron migration``: look at moves and end them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from novacron.cli import output, progress
+from novacron.cli.output import Columns, Format
+from novacron.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Look at moves of VMs, and end them.")
+
+Id = Annotated[str, typer.Argument(help="id of the migration", show_default=False)]
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+
+Object = dict[str, Any]
+
+
+def ratio(m: Object) -> str | None:
+    raw, wire = m["progress"]["raw_bytes"], m["progress"]["wire_bytes"]
+    return f"{raw / wire:.1f}x" if wire else None
+
+
+def downtime(m: Object) -> str | None:
+    value = m["progress"]["downtime_ms"]
+    return None if value is None else f"{value:.0f} ms"
+
+
+COLUMNS: Columns = {
+    "ID": lambda m: m["id"],
+    "VM": lambda m: m["vm_name"],
+    "KIND": lambda m: m["kind"],
+    "FROM": lambda m: m["source"],
+    "TO": lambda m: m["target"],
+    "PHASE": lambda m: m["phase"],
+    "TIME": lambda m: f"{m['progress']['elapsed_s']:.1f} s",
+    "SENT": lambda m: output.size(m["progress"]["wire_bytes"]),
+    "DOWNTIME": downtime,
+    "AGE": lambda m: output.age(m["created_at"]),
+}
+DETAILS: Columns = {
+    **COLUMNS,
+    "MEMORY": lambda m: output.size(m["progress"]["total_bytes"]),
+    "REMAINING": lambda m: output.size(m["progress"]["remaining_bytes"]),
+    "FROM QEMU": lambda m: output.size(m["progress"]["raw_bytes"]),
+    "RATIO": ratio,
+    "DIRTY RATE": lambda m: output.size(m["progress"]["dirty_bytes_per_s"]) + "/s",
+    "PASSES": lambda m: m["progress"]["passes"],
+    "STREAMS": lambda m: m["progress"]["streams"],
+    "ERROR": lambda m: m["error"],
+}
+
+
+def finish(client: Client, migration: Object, wait: bool, timeout_s: float, out: Format) -> None:
+    """Follow a migration if asked to, and say how it ended."""
+    if wait:
+        migration = progress.migration(client, migration["id"], timeout_s)
+        if migration["phase"] != "completed":
+            if out is Format.JSON:
+                output.show_json(migration)
+            raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
+        if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
+            # The target's word that the guest executes comes a moment after the switch.
+            try:
+                found = client.wait(
+                    "migrations", migration["id"],
+                    lambda m: m is None or m["progress"]["downtime_ms"] is not None, 3,
+                )  # fmt: skip
+                migration = found or migration
+            except TimeoutError:
+                pass
+    if out is Format.JSON:
+        output.show_json(migration)
+    elif wait:
+        name, target = migration["vm_name"], migration["target"]
+        print(
+            f"{name}: on {target} after {migration['progress']['elapsed_s']:.1f} s, downtime "
+            f"{downtime(migration) or '-'}, {output.size(migration['progress']['wire_bytes'])} sent"
+        )
+    else:
+        print(f"{migration['id']}: follow it with: novacron migration show {migration['id']}")
+
+
+@app.command("list")
+def list_(
+    vm: Annotated[str | None, typer.Option(help="only migrations of this VM")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
+    output_: Output = Format.TABLE,
+) -> None:
+    """List migrations, newest first."""
+    with output.errors():
+        filters = {"vm": vm} if vm else {}
+        output.rows(Client().list("migrations", limit=limit, **filters), COLUMNS, output_)
+
+
+@app.command()
+def show(id: Id, output_: Output = Format.TABLE) -> None:
+    """Show all about a migration."""
+    with output.errors():
+        output.fields(Client().get("migrations", id), DETAILS, output_)
+
+
+@app.command()
+def abort(id: Id, output_: Output = Format.TABLE) -> None:
+    """End a migration; the VM goes on where it was."""
+    with output.errors():
+        migration = Client().act("migrations", id, "abort")
+        if output_ is Format.JSON:
+            output.show_json(migration)
+        else:
+            print(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")

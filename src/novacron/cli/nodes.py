@@ -1,0 +1,145 @@
+"""``novacron node``: the hosts that run VMs."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from novacron.cli import output
+from novacron.cli.output import Columns, Format
+from novacron.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Look at the hosts that run VMs, and empty them.")
+
+Node = Annotated[str, typer.Argument(help="name of the node", show_default=False)]
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+
+Object = dict[str, Any]
+
+
+def state(node: Object) -> str:
+    word = "ready" if node["status"]["ready"] else "lost"
+    if node["spec"]["draining"]:
+        return f"{word}, draining"
+    return f"{word}, cordoned" if node["spec"]["cordoned"] else word
+
+
+def has(node: Object, key: str) -> Any:
+    return (node["status"]["inventory"] or {}).get(key)
+
+
+def accelerator(node: Object) -> str | None:
+    found = has(node, "accelerator")
+    return None if found is None else str(found["kind"])
+
+
+COLUMNS: Columns = {
+    "NAME": lambda n: n["name"],
+    "STATE": state,
+    "CPUS": lambda n: has(n, "cpus"),
+    "MEMORY": lambda n: f"{has(n, 'memory_mib')} MiB",
+    "ACCELERATOR": accelerator,
+    "QEMU": lambda n: has(n, "qemu_version"),
+    "AGE": lambda n: output.age(n["created_at"]),
+}
+DETAILS: Columns = {
+    **COLUMNS,
+    "PROBE": lambda n: (has(n, "accelerator") or {}).get("reason"),
+    "REASON": lambda n: n["status"]["reason"],
+    "KERNEL": lambda n: has(n, "kernel"),
+    "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
+    "BRIDGE": lambda n: has(n, "bridge"),
+    "DWCP": lambda n: has(n, "dwcp_endpoint"),
+    "AGENT": lambda n: has(n, "agent_version"),
+    "MISSING": lambda n: has(n, "missing"),
+    "REVISION": lambda n: n["revision"],
+}
+
+
+@app.command("list")
+def list_(output_: Output = Format.TABLE) -> None:
+    """List nodes."""
+    with output.errors():
+        output.rows(Client().list("nodes"), COLUMNS, output_)
+
+
+@app.command()
+def show(node: Node, output_: Output = Format.TABLE) -> None:
+    """Show all about a node: what it has, which accelerator its probe chose and why, which VMs are there."""
+    with output.errors():
+        client = Client()
+        output.fields(client.get("nodes", node), DETAILS, output_)
+        if output_ is Format.TABLE:
+            from novacron.cli.vms import COLUMNS as VM_COLUMNS
+
+            print()
+            output.table(client.list("vms", node=node), VM_COLUMNS)
+
+
+def _set(node: str, action: str, out: Format) -> None:
+    with output.errors():
+        found = Client().act("nodes", node, action)
+        if out is Format.JSON:
+            output.show_json(found)
+        else:
+            print(f"{node}: {state(found)}")
+
+
+@app.command()
+def cordon(node: Node, output_: Output = Format.TABLE) -> None:
+    """Place nothing new on a node."""
+    _set(node, "cordon", output_)
+
+
+@app.command()
+def uncordon(node: Node, output_: Output = Format.TABLE) -> None:
+    """Place VMs on a node again, and end its draining."""
+    _set(node, "uncordon", output_)
+
+
+@app.command()
+def drain(
+    node: Node,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Move every VM away from a node and place nothing new there."""
+    with output.errors():
+        client = Client()
+        found = client.act("nodes", node, "drain")
+        deadline, last = time.monotonic() + timeout, -1
+        while wait:
+            left = list(client.list("vms", node=node))
+            if not left:
+                break
+            if len(left) != last:
+                last = len(left)
+                typer.echo(f"{node}: {last} to go: {', '.join(vm['name'] for vm in left[:8])}", err=True)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{last} VMs are still on {node}; draining goes on\nsee why: novacron events")
+            time.sleep(0.5)
+        if output_ is Format.JSON:
+            output.show_json(found)
+        else:
+            print(f"{node}: {'empty and cordoned' if wait else state(found)}")
+
+
+@app.command("join-token")
+def join_token(
+    node: Annotated[str | None, typer.Option(help="only this host may use it")] = None,
+    ttl: Annotated[int, typer.Option(min=60, help="seconds that it is valid")] = 3600,
+) -> None:
+    """Print a one-time token with which a host joins: novacron agent --join TOKEN."""
+    with output.errors():
+        print(Client().join_token(node, ttl))
+
+
+@app.command()
+def remove(node: Node) -> None:
+    """Forget an empty node; its certificate is worth nothing from then on."""
+    with output.errors():
+        Client().delete("nodes", node)
+        print(f"{node}: removed")

@@ -1,0 +1,110 @@
+"""What people and programs see: tables, JSON, progress, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import typer
+
+from novacron.client import ApiError, Unreachable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_REFUSED = 4
+EXIT_UNAUTHENTICATED = 5
+EXIT_UNREACHABLE = 6
+EXIT_TIMEOUT = 7
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+Object = dict[str, Any]
+Columns = dict[str, Callable[[Object], Any]]
+
+
+def show_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def table(rows: Iterable[Object], columns: Columns) -> None:
+    """Print a table for people; with no rows, only its head."""
+    lines = [list(columns)] + [[text(get(row)) for get in columns.values()] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def rows(found: Iterable[Object], columns: Columns, output: Format) -> None:
+    if output is Format.JSON:
+        show_json(list(found))
+    else:
+        table(found, columns)
+
+
+def fields(found: Object, columns: Columns, output: Format) -> None:
+    """Print one object, a field a line."""
+    if output is Format.JSON:
+        show_json(found)
+        return
+    width = max(len(name) for name in columns)
+    for name, get in columns.items():
+        print(f"{name.ljust(width)}  {text(get(found))}")
+
+
+def text(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(text(v) for v in value) or "-"
+    return str(value)
+
+
+def size(count: float | None) -> str:
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def age(stamp: str) -> str:
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def fail(message: str, code: int) -> typer.Exit:
+    print(f"error: {message}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turn the SDK's errors into one message and an exit code."""
+    try:
+        yield
+    except ApiError as error:
+        code = {401: EXIT_UNAUTHENTICATED, 404: EXIT_NOT_FOUND, 503: EXIT_UNREACHABLE}.get(error.status, EXIT_REFUSED)
+        raise fail(str(error), EXIT_USAGE if error.status == 400 else code) from None
+    except Unreachable as error:
+        raise fail(str(error), EXIT_UNREACHABLE) from None
+    except TimeoutError as error:
+        raise fail(str(error), EXIT_TIMEOUT) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

@@ -1,0 +1,101 @@
+"""Progress on anything that takes over a second: bars and spinners on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from novacron.cli.output import size
+from novacron.client import Client
+
+Object = dict[str, Any]
+QUIET_S = 0.7
+ENDED = ("completed", "failed", "aborted")
+
+
+def waiting(
+    client: Client, kind: str, ref: str, what: str, until: Callable[[Object | None], bool], timeout_s: float
+) -> Object | None:
+    """Wait for an object, with a spinner once it takes longer than a moment. Raises TimeoutError."""
+    if not sys.stderr.isatty():
+        return client.wait(kind, ref, until, timeout_s)
+    try:
+        return client.wait(kind, ref, until, QUIET_S)
+    except TimeoutError:
+        from rich.console import Console
+
+        with Console(stderr=True).status(what):
+            return client.wait(kind, ref, until, timeout_s - QUIET_S)
+
+
+def migration(client: Client, id: str, timeout_s: float) -> Object:
+    """Follow a migration to its end with a progress bar, or a line every second. Raises TimeoutError."""
+    started = time.monotonic()
+    show = _bar(started) if sys.stderr.isatty() else _lines()
+    last: Object | None = None
+
+    def seen(found: Object | None) -> bool:
+        nonlocal last
+        last = found
+        if found is not None:
+            show(found)
+        return found is None or found["phase"] in ENDED
+
+    client.wait("migrations", id, seen, timeout_s)
+    assert last is not None
+    return last
+
+
+def share_done(found: Object) -> float:
+    """Return how much of the memory has been sent in the current pass, 0 to 1."""
+    if found["phase"] == "completed":
+        return 1.0
+    total, remaining = found["progress"]["total_bytes"], found["progress"]["remaining_bytes"]
+    return 0.0 if total <= 0 else max(0.0, min(1.0, 1 - remaining / total))
+
+
+def line(found: Object) -> str:
+    p = found["progress"]
+    rate = p["rate_bytes_per_s"] * 8 / 1e6
+    return f"{found['phase']:<12} pass {p['passes']}  sent {size(p['wire_bytes'])}  {rate:.0f} Mbit/s"
+
+
+def _lines() -> Callable[[Object], None]:
+    shown_at = 0.0
+    shown_phase = ""
+
+    def show(found: Object) -> None:
+        nonlocal shown_at, shown_phase
+        now = time.monotonic()
+        if found["phase"] != shown_phase or now - shown_at >= 1:
+            shown_at, shown_phase = now, found["phase"]
+            done = share_done(found)
+            bar = "#" * round(done * 24)
+            print(f"  [{bar:<24}] {done:4.0%}  {line(found)}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _bar(started: float) -> Callable[[Object], None]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    from rich.console import Console
+
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("waiting", total=1.0)
+    bar.start()
+
+    def show(found: Object) -> None:
+        bar.update(task, completed=share_done(found), description=line(found))
+        if found["phase"] in ENDED:
+            bar.stop()
+
+    return show

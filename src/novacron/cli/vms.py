@@ -1,0 +1,217 @@
+"""``novacron vm``: create, look at and run virtual machines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from novacron.cli import output, progress
+from novacron.cli.output import Columns, Format
+from novacron.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Create, look at and run virtual machines.")
+
+Vm = Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)]
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is done")]
+Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
+
+Object = dict[str, Any]
+
+
+def state(vm: Object) -> str:
+    if vm["deleting"]:
+        return "deleting"
+    return f"{vm['status']['state']} (migrating)" if vm["migration"] else str(vm["status"]["state"])
+
+
+COLUMNS: Columns = {
+    "NAME": lambda vm: vm["name"],
+    "STATE": state,
+    "NODE": lambda vm: vm["node"],
+    "CPUS": lambda vm: vm["spec"]["vcpus"],
+    "MEMORY": lambda vm: f"{vm['spec']['memory_mib']} MiB",
+    "IMAGE": lambda vm: vm["spec"]["image"],
+    "ADDRESS": lambda vm: vm["spec"]["address"],
+    "AGE": lambda vm: output.age(vm["created_at"]),
+}
+DETAILS: Columns = {
+    **COLUMNS,
+    "WANTED": lambda vm: vm["spec"]["power"],
+    "REASON": lambda vm: vm["status"]["reason"],
+    "ID": lambda vm: vm["id"],
+    "MACHINE": lambda vm: vm["status"]["machine"],
+    "ACCELERATOR": lambda vm: vm["status"]["accelerator"],
+    "MIGRATION": lambda vm: vm["migration"],
+    "EPOCH": lambda vm: vm["epoch"],
+    "REVISION": lambda vm: vm["revision"],
+}
+
+
+def _finish(client: Client, vm: Object, wanted: tuple[str, ...], wait: bool, timeout_s: float, out: Format) -> None:
+    """Wait until the VM is in one of the wanted states, and show it."""
+    if wait:
+
+        def until(found: Object | None) -> bool:
+            return found is None or found["status"]["state"] in (*wanted, "failed")
+
+        try:
+            last = progress.waiting(client, "vms", vm["id"], f"{vm['name']}: until {wanted[0]}", until, timeout_s)
+        except TimeoutError:
+            found = client.get("vms", vm["id"])
+            why = found["status"]["reason"]
+            raise TimeoutError(
+                f"VM {vm['name']} is {state(found)}{': ' + why if why else ''}\n"
+                f"it is still being worked on; see: novacron vm show {vm['name']}"
+            ) from None
+        if last is None:
+            raise output.fail(f"VM {vm['name']} was deleted meanwhile", output.EXIT_FAILED)
+        vm = last
+        if vm["status"]["state"] == "failed":
+            raise output.fail(f"VM {vm['name']} failed: {vm['status']['reason']}", output.EXIT_FAILED)
+    if out is Format.JSON:
+        output.show_json(vm)
+    else:
+        print(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
+    image: Annotated[str, typer.Option(help="see: novacron image list", show_default=False)],
+    vcpus: Annotated[int, typer.Option(help="virtual CPUs")] = 1,
+    memory: Annotated[int, typer.Option(help="memory in MiB")] = 256,
+    node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
+    address: Annotated[str | None, typer.Option(help="the guest's IPv4 address, for example 10.77.0.10/24")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
+    wait: Wait = False,
+    timeout: Timeout = 120,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Create a VM and start it."""
+    with output.errors():
+        client = Client()
+        vm = client.create_vm(
+            name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
+            power="running" if start else "stopped",
+        )  # fmt: skip
+        _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_)
+
+
+@app.command("list")
+def list_(
+    node: Annotated[str | None, typer.Option(help="only VMs on this node")] = None,
+    state: Annotated[str | None, typer.Option(help="only VMs in this state")] = None,
+    output_: Output = Format.TABLE,
+) -> None:
+    """List VMs."""
+    with output.errors():
+        filters: Object = {key: value for key, value in (("node", node), ("state", state)) if value}
+        output.rows(Client().list("vms", **filters), COLUMNS, output_)
+
+
+@app.command()
+def show(vm: Vm, output_: Output = Format.TABLE) -> None:
+    """Show all about a VM, and what happened to it last."""
+    with output.errors():
+        client = Client()
+        found = client.get("vms", vm)
+        output.fields(found, DETAILS, output_)
+        if output_ is Format.TABLE:
+            from novacron.cli.events import COLUMNS as EVENT_COLUMNS
+
+            print()
+            output.table(client.list("events", limit=8, object=found["id"]), EVENT_COLUMNS)
+
+
+def _action(
+    vm: str, action: str, wanted: str, wait: bool, timeout: float, out: Format, body: Object | None = None
+) -> None:
+    with output.errors():
+        client = Client()
+        _finish(client, client.act("vms", vm, action, body), (wanted,), wait, timeout, out)
+
+
+@app.command()
+def start(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Start a stopped VM."""
+    _action(vm, "start", "running", wait, timeout, output_)
+
+
+@app.command()
+def stop(
+    vm: Vm,
+    force: Annotated[bool, typer.Option("--force", help="pull the plug")] = False,
+    grace: Annotated[int, typer.Option(help="seconds that the guest gets to power off")] = 15,
+    wait: Wait = False,
+    timeout: Timeout = 120,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Power a VM off: by ACPI, and by force when that takes too long."""
+    _action(vm, "stop", "stopped", wait, timeout, output_, {"timeout_s": 0 if force else grace})
+
+
+@app.command()
+def pause(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Stop the guest's processors; its memory stays."""
+    _action(vm, "pause", "paused", wait, timeout, output_)
+
+
+@app.command()
+def resume(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Let a paused VM go on."""
+    _action(vm, "resume", "running", wait, timeout, output_)
+
+
+@app.command()
+def reboot(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Reset the guest, as its reset button would."""
+    with output.errors():
+        client = Client()
+        found = client.act("vms", vm, "reboot")
+        if wait:
+            count = found["spec"]["reboots"]
+            progress.waiting(
+                client, "vms", found["id"], "rebooting",
+                lambda now: now is None or now["status"]["reboots"] >= count, timeout,
+            )  # fmt: skip
+        _finish(client, found, ("running",), wait, timeout, output_)
+
+
+@app.command()
+def delete(vm: Vm, wait: Wait = False, timeout: Timeout = 120) -> None:
+    """Delete a VM and all that belongs to it."""
+    with output.errors():
+        client = Client()
+        id = client.get("vms", vm)["id"]
+        client.delete("vms", id)
+        if wait:
+            progress.waiting(client, "vms", id, f"deleting {vm}", lambda found: found is None, timeout)
+        print(f"{vm}: {'deleted' if wait else 'deleting'}")
+
+
+@app.command()
+def console(vm: Vm) -> None:
+    """Connect this terminal to the VM's serial console; Ctrl-] leaves it."""
+    from novacron.cli.console import attach
+
+    with output.errors():
+        attach(Client(), vm)
+
+
+@app.command()
+def migrate(
+    vm: Vm,
+    to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,
+    wait: Wait = True,
+    timeout: Timeout = 3600,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Move a VM to another node: live if it runs."""
+    from novacron.cli.migrations import finish
+
+    with output.errors():
+        client = Client()
+        migration = client.act("vms", vm, "migrate", {"target": to})
+        finish(client, migration, wait, timeout, output_)

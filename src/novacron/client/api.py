@@ -1,0 +1,226 @@
+"""The API's client: one method a route, waiters for what takes time."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import urllib3
+
+from novacron.client.errors import ApiError, Unreachable
+
+TIMEOUT_S = 30.0
+LONG_POLL_S = 20
+RETRIES = 3
+PAGE_SIZE = 500
+PAGES_MAX = 10_000
+
+Object = dict[str, Any]
+
+
+class Config(NamedTuple):
+    """Where the API is, who calls, and whom to trust (PEM)."""
+
+    url: str
+    token: str
+    ca: str
+
+
+def config_path() -> Path:
+    """Return the path of the settings: ``NOVACRON_CONFIG``, or the user's configuration directory."""
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("NOVACRON_CONFIG") or base / "novacron" / "config.json")
+
+
+def load_config() -> Config:
+    """Return the settings; ``NOVACRON_URL`` and ``NOVACRON_TOKEN`` come first. Raises Unreachable without any."""
+    path = config_path()
+    stored: Object = {}
+    if path.exists():
+        stored = json.loads(path.read_text())
+    url = os.environ.get("NOVACRON_URL") or stored.get("url")
+    token = os.environ.get("NOVACRON_TOKEN") or stored.get("token")
+    if not url or not token:
+        raise Unreachable(
+            f"no API settings: neither {path} nor NOVACRON_URL and NOVACRON_TOKEN are there\n"
+            "start a platform with: novacron up"
+        )
+    return Config(url, token, stored.get("ca", ""))
+
+
+class Client:
+    """A connection to one API. Not for use by several threads at once."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or load_config()
+        context = ssl.create_default_context(cadata=self.config.ca or None)
+        self._pool = urllib3.PoolManager(ssl_context=context, maxsize=2)
+
+    def request(self, method: str, path: str, body: Object | None = None, **headers: str) -> Any:
+        """Send a request and return the decoded answer. Raises ApiError, Unreachable.
+
+        A POST carries an Idempotency-Key, so trying it again after a lost connection is harmless.
+        """
+        sent = {"Authorization": f"Bearer {self.config.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        if method == "POST":
+            sent.setdefault("Idempotency-Key", str(uuid.uuid4()))
+        for attempt in range(1, RETRIES + 1):
+            try:
+                answer = self._pool.request(
+                    method,
+                    self.config.url + path,
+                    json=body,
+                    headers=sent,
+                    timeout=urllib3.Timeout(connect=5, read=TIMEOUT_S + LONG_POLL_S),
+                    retries=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                if attempt == RETRIES:
+                    raise Unreachable(f"no answer from {self.config.url}: {error}") from error
+                time.sleep(0.2 * attempt)
+                continue
+            if answer.status == 503 and attempt < RETRIES:
+                time.sleep(0.5 * attempt)
+                continue
+            return self._decode(answer)
+        raise AssertionError("unreachable")
+
+    def _decode(self, answer: urllib3.BaseHTTPResponse) -> Any:
+        try:
+            document = json.loads(answer.data) if answer.data else None
+        except ValueError:
+            raise Unreachable(f"{self.config.url} answered {answer.status} with something else than JSON") from None
+        if answer.status >= 400:
+            raise ApiError(document if isinstance(document, dict) else {"status": answer.status})
+        return document
+
+    def list(self, kind: str, limit: int | None = None, **filters: str) -> Iterator[Object]:
+        """Yield the objects of a kind (``vms``, ``nodes``, ``migrations``, ``images``, ``events``, ``tokens``)."""
+        cursor = None
+        for _ in range(PAGES_MAX):
+            query = dict(filters)
+            if kind not in ("images", "tokens"):
+                query["limit"] = str(min(limit or PAGE_SIZE, PAGE_SIZE))
+            if cursor:
+                query["cursor"] = cursor
+            page = self.request("GET", f"/api/v1/{kind}?{_query(query)}")
+            for item in page["items"]:
+                yield item
+                if limit is not None:
+                    limit -= 1
+                    if limit == 0:
+                        return
+            cursor = page["next"]
+            if cursor is None:
+                return
+
+    def get(self, kind: str, ref: str) -> Object:
+        """Return one object by id or name."""
+        found: Object = self.request("GET", f"/api/v1/{kind}/{_path(ref)}")
+        return found
+
+    def create_vm(self, **fields: Any) -> Object:
+        """Create a VM; fields as in ``POST /api/v1/vms``, those that are None left out."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        created: Object = self.request("POST", "/api/v1/vms", body)
+        return created
+
+    def act(self, kind: str, ref: str, action: str, body: Object | None = None) -> Object:
+        """Do an action, for example ``act("vms", "web", "stop", {"timeout_s": 5})``."""
+        done: Object = self.request("POST", f"/api/v1/{kind}/{_path(ref)}/actions/{action}", body)
+        return done
+
+    def delete(self, kind: str, ref: str) -> None:
+        """Delete a VM, a node or a token."""
+        self.request("DELETE", f"/api/v1/{kind}/{_path(ref)}")
+
+    def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
+        """Return a one-time token with which a host joins."""
+        return str(self.request("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s})["token"])
+
+    def wait(
+        self, kind: str, ref: str, until: Callable[[Object | None], bool], timeout_s: float, poll_s: float = LONG_POLL_S
+    ) -> Object | None:
+        """Wait until ``until(object)`` is true (None when it is gone) and return it. Raises TimeoutError.
+
+        Waits on the server, so a change is seen within milliseconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        revision = 0
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"{kind} {ref}: not there after {timeout_s:.0f} s")
+            try:
+                wait_s = max(1, int(min(left_s, poll_s)))
+                query = _query({"newer_than": str(revision), "timeout_s": str(wait_s)})
+                found: Object | None = self.request("GET", f"/api/v1/{kind}/{_path(ref)}?{query}")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                found = None
+            if until(found):
+                return found
+            if found is None:
+                raise TimeoutError(f"{kind} {ref} is gone")
+            revision = found["revision"]
+
+    def stream(self, after: int | None = None, kinds: str | None = None) -> Iterator[tuple[str, Object]]:
+        """Yield ``(kind, object)`` for every change from now on, or after a revision; resumes when cut off."""
+        failures = 0
+        while True:
+            headers = {"Authorization": f"Bearer {self.config.token}", "Accept": "text/event-stream"}
+            if after is not None:
+                headers["Last-Event-ID"] = str(after)
+            try:
+                query = _query({"kinds": kinds} if kinds else {})
+                answer = self._pool.request(
+                    "GET", f"{self.config.url}/api/v1/events?{query}", headers=headers, preload_content=False,
+                    timeout=urllib3.Timeout(connect=5, read=60), retries=False,
+                )  # fmt: skip
+                if answer.status != 200:
+                    self._decode(answer)
+                failures = 0
+                kind, data = "", ""
+                for line in _lines(answer):
+                    if line.startswith("event: "):
+                        kind = line[7:]
+                    elif line.startswith("data: "):
+                        data = line[6:]
+                    elif line.startswith("id: "):
+                        after = int(line[4:])
+                    elif not line and data:
+                        if kind != "interrupted":
+                            yield kind, json.loads(data)
+                        kind, data = "", ""
+            except urllib3.exceptions.HTTPError as error:
+                failures += 1
+                if failures > RETRIES:
+                    raise Unreachable(f"the event stream broke off: {error}") from error
+                time.sleep(failures)
+
+
+def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
+    rest = b""
+    for chunk in answer.stream(None):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode()
+
+
+def _path(ref: str) -> str:
+    from urllib.parse import quote
+
+    return quote(ref, safe="")
+
+
+def _query(values: dict[str, str]) -> str:
+    from urllib.parse import urlencode
+
+    return urlencode(values)

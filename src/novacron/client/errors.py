@@ -1,0 +1,21 @@
+"""What can go wrong between a program and the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """The API refused: carries its problem document (RFC 9457)."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        self.problem = problem
+        self.status = int(problem.get("status", 0))
+        self.code = str(problem.get("code", "unknown"))
+        detail, field, hint = problem.get("detail", "refused"), problem.get("field"), problem.get("hint")
+        text = f"{field}: {detail}" if field else str(detail)
+        super().__init__(f"{text}\n{hint}" if hint else text)
+
+
+class Unreachable(Exception):
+    """No answer from the API: says from where, and why."""

@@ -1,0 +1,78 @@
+"""How a controller runs: led by one process, woken by changes, again after a while, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import msgspec
+
+from novacron.control import drain, garbage, health, migration, placement
+from novacron.model.errors import NovaError
+from novacron.store.database import LOST, Database
+from novacron.store.feed import Change
+from novacron.store.leader import leadership
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+BACKOFF_S_MAX = 5.0
+
+Step = Callable[[Database], Awaitable[None]]
+
+
+class Controller(msgspec.Struct, frozen=True):
+    """A step, how often it runs at least, and the kinds of objects whose changes wake it."""
+
+    name: str
+    step: Step
+    interval_s: float
+    wakes_on: frozenset[str]
+
+
+ALL = (
+    Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
+    Controller("migration", migration.step, 2, frozenset({"migration"})),
+    Controller("drain", drain.step, 10, frozenset({"node", "vm", "migration"})),
+    Controller("health", health.step, 2, frozenset()),
+    Controller("garbage", garbage.step, 300, frozenset()),
+)
+
+
+class Controllers:
+    """All controllers of this process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wake = {controller.name: asyncio.Event() for controller in ALL}
+
+    def changed(self, change: Change) -> None:
+        for controller in ALL:
+            if change.kind in controller.wakes_on:
+                self._wake[controller.name].set()
+
+    async def run(self) -> None:
+        """Run every controller until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for controller in ALL:
+                group.create_task(self._run(controller), name=f"controller-{controller.name}")
+
+    async def _run(self, controller: Controller) -> None:
+        backoff_s, wake = 0.1, self._wake[controller.name]
+        while True:
+            try:
+                async with leadership(self._database.url, controller.name) as lock:
+                    log.info("leading", controller=controller.name)
+                    while True:
+                        wake.clear()
+                        await lock.execute("SELECT 1")
+                        await controller.step(self._database)
+                        backoff_s = 0.1
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(wake.wait(), controller.interval_s)
+            except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                log.warning("controller pauses", controller=controller.name, error=str(error), retry_s=backoff_s)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)

@@ -1,0 +1,1 @@
+"""Images: what VMs boot from."""

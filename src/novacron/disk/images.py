@@ -1,0 +1,85 @@
+"""Images that a host holds: a directory each, described by ``manifest.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+
+from novacron.model.errors import InvalidInput
+from novacron.model.node import ImageInfo
+from novacron.model.vm import NAME_PATTERN
+
+MANIFEST = "manifest.json"
+MANIFEST_BYTES_MAX = 64 * 1024
+IMAGES_MAX = 1000
+
+
+class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly."""
+
+    kind: str
+    kernel: ImageFile
+    initrd: ImageFile
+    cmdline: str
+    description: str = ""
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image on this host."""
+
+    info: ImageInfo
+    kernel: Path
+    initrd: Path
+    cmdline: str
+
+
+def _load(directory: Path) -> Image:
+    raw = (directory / MANIFEST).read_bytes()[:MANIFEST_BYTES_MAX]
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
+    paths = []
+    for file in (manifest.kernel, manifest.initrd):
+        if "/" in file.path or file.path.startswith("."):
+            raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
+        path = directory / file.path
+        if path.is_symlink() or path.stat().st_size != file.size_bytes:
+            raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
+        paths.append(path)
+    size = manifest.kernel.size_bytes + manifest.initrd.size_bytes
+    digest = hashlib.sha256(raw).hexdigest()
+    info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description)
+    return Image(info, paths[0], paths[1], manifest.cmdline)
+
+
+def scan(root: Path) -> tuple[dict[str, Image], list[str]]:
+    """Return the images under ``root`` by name, and what is wrong with those that can't be used."""
+    found: dict[str, Image] = {}
+    wrong: list[str] = []
+    if not root.is_dir():
+        return found, [f"there is no image directory {root}"]
+    for directory in sorted(root.iterdir())[:IMAGES_MAX]:
+        if not (directory / MANIFEST).is_file() or not re.match(NAME_PATTERN, directory.name):
+            continue
+        try:
+            found[directory.name] = _load(directory)
+        except (InvalidInput, OSError) as error:
+            wrong.append(f"image {directory.name}: {error}")
+    return found, wrong
+
+
+def describe(path: Path) -> ImageFile:
+    """Return the manifest entry of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ImageFile(path.name, digest, path.stat().st_size)

@@ -1,0 +1,1 @@
+"""Everything on one machine: embedded PostgreSQL, server and agent in one command."""

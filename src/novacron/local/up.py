@@ -1,0 +1,120 @@
+"""``novacron up``: PostgreSQL, server and agent of one machine, each its own process, started again when one ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from novacron.client import Client, load_config
+from novacron.local.postgres import Postgres, PostgresFailed
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+RESTARTS_MAX = 10
+PR_SET_PDEATHSIG = 1
+RESTART_WINDOW_S = 300.0
+
+
+def _end_with_parent() -> None:
+    """Runs in the new process: let the kernel end it when we are killed, so that none is left behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class _Service:
+    """A child process that is started again, but not for ever."""
+
+    def __init__(self, name: str, arguments: list[str]) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._starts: list[float] = []
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._starts = [t for t in self._starts if time.monotonic() - t < RESTART_WINDOW_S] + [time.monotonic()]
+        if len(self._starts) > RESTARTS_MAX:
+            raise RuntimeError(f"{self.name} ended {RESTARTS_MAX} times in {RESTART_WINDOW_S:.0f} s: giving up")
+        command = [sys.executable, "-m", "novacron", *self._arguments]
+        # A session of its own: Ctrl-C reaches only us, and we end the services in order.
+        self.process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+
+    def ensure(self) -> None:
+        if self.process is not None and self.process.poll() is not None:
+            print(f"{self.name} ended with {self.process.returncode}: starting it again", file=sys.stderr)
+            self.start()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def _wait_ready(service: _Service) -> Client:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            client = Client(load_config())
+            next(iter(client.list("nodes", limit=1)), None)
+            return client
+        except Exception as error:  # whatever is not ready yet: settings, port, token; the limit below counts
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server is not ready after {READY_TIMEOUT_S:.0f} s: {error}") from error
+        service.ensure()
+        time.sleep(0.1)
+
+
+def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path) -> int:
+    """Run until SIGINT or SIGTERM; return the exit status. VMs are left running."""
+    os.environ["NOVACRON_CONFIG"] = str(config)
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    postgres = Postgres(state_dir / "postgres")
+    services: list[_Service] = []
+    try:
+        url = postgres.start()
+        os.environ["NOVACRON_DATABASE_URL"] = url
+        common = ["--state-dir", str(state_dir)]
+        server = _Service("server", ["server", *common, "--port", str(port), "--link-port", str(port + 1)])
+        services.append(server)
+        server.start()
+        client = _wait_ready(server)
+        joined = (state_dir / "agent" / "identity" / "identity.json").exists()
+        join = [] if joined else ["--join", client.join_token()]
+        agent = _Service(
+            "agent",
+            ["agent", *common, "--images-dir", str(images_dir), "--dwcp-port", str(port + 2),
+             "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else []), *join],
+        )  # fmt: skip
+        services.append(agent)
+        agent.start()
+        print(f"up: API at {client.config.url}, settings in {config}; try: novacron node list", flush=True)
+        while not stopping:
+            time.sleep(0.5)
+            for service in services:
+                service.ensure()
+            if postgres.process is not None and postgres.process.poll() is not None:
+                print("PostgreSQL ended: starting it again", file=sys.stderr)
+                postgres.start()
+        return 0
+    except (PostgresFailed, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        for service in reversed(services):
+            service.stop()
+        postgres.stop()

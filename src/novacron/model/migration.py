@@ -1,0 +1,103 @@
+"""What a migration is: its phases, its votes, and how it ends."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+
+class Phase(StrEnum):
+    """Where a migration stands.
+
+    ``pending``: waits for its turn. ``preparing``: the target makes an empty VM that waits for the stream.
+    ``transferring``: memory flows. The other three are ends.
+    """
+
+    PENDING = "pending"
+    PREPARING = "preparing"
+    TRANSFERRING = "transferring"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ABORTED = "aborted"
+
+
+ACTIVE = frozenset({Phase.PENDING, Phase.PREPARING, Phase.TRANSFERRING})
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.PENDING: frozenset({Phase.PREPARING, Phase.FAILED, Phase.ABORTED}),
+    Phase.PREPARING: frozenset({Phase.TRANSFERRING, Phase.FAILED, Phase.ABORTED}),
+    Phase.TRANSFERRING: frozenset({Phase.COMPLETED, Phase.FAILED, Phase.ABORTED}),
+    Phase.COMPLETED: frozenset(),
+    Phase.FAILED: frozenset(),
+    Phase.ABORTED: frozenset(),
+}
+
+
+class Side(StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+
+class Kind(StrEnum):
+    LIVE = "live"
+    COLD = "cold"
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the source measures while memory flows."""
+
+    total_bytes: int = 0
+    remaining_bytes: int = 0
+    raw_bytes: int = 0
+    """Bytes that QEMU gave to the transport."""
+    wire_bytes: int = 0
+    """Bytes that the transport put on the link, before TLS and TCP headers."""
+    dirty_bytes_per_s: int = 0
+    rate_bytes_per_s: int = 0
+    passes: int = 0
+    streams: int = 0
+    elapsed_s: float = 0.0
+    downtime_ms: float | None = None
+    """From the guest's stop at the source to its first instruction at the target, as the server saw it."""
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """A migration as stored and as the API shows it."""
+
+    id: str
+    vm: str
+    vm_name: str
+    kind: Kind
+    source: str
+    target: str
+    epoch: int
+    """The VM's epoch when the migration began. Every end of it moves the VM to the next epoch."""
+    phase: Phase
+    source_vote: bool
+    target_vote: bool
+    endpoint: str | None
+    progress: Progress
+    error: str | None
+    revision: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def migration_id(random: bytes) -> str:
+    """Return a new migration id from 10 random bytes."""
+    if len(random) != 10:
+        raise ValueError(f"a migration id takes 10 random bytes, got {len(random)}")
+    return "mig-" + base64.b32encode(random).decode().lower()
+
+
+def switches(phase: Phase, source_vote: bool, target_vote: bool) -> bool:
+    """Say whether ownership changes now: both sides have promised, and nothing ended the migration before.
+
+    The source's vote means that its guest is stopped, everything was sent, and it will not run again before an
+    epoch later than the migration's says so. The target's vote means that it has loaded everything and waits.
+    """
+    return phase is Phase.TRANSFERRING and source_vote and target_vote

@@ -1,0 +1,173 @@
+"""What a virtual machine is: its spec, its status and its states."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}$")
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=NAME_PATTERN,
+        max_length=limits.NAME_LENGTH_MAX,
+        description="1 to 63 lower-case letters, digits and hyphens; starts and ends with a letter or digit",
+    ),
+]
+Vcpus = Annotated[int, Meta(ge=1, le=limits.VCPUS_MAX)]
+MemoryMib = Annotated[int, Meta(ge=limits.MEMORY_MIB_MIN, le=limits.MEMORY_MIB_MAX)]
+StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
+
+
+class Power(StrEnum):
+    """What the user wants the VM to be."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class VmState(StrEnum):
+    """What the VM was last seen to be."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    ABSENT = "absent"
+
+
+class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the user asked for. Only the user changes it."""
+
+    image: str
+    vcpus: Vcpus = 1
+    memory_mib: MemoryMib = 256
+    power: Power = Power.RUNNING
+    address: str | None = None
+    """IPv4 address with prefix length for the guest's interface, for example ``10.77.0.10/24``."""
+    starts: int = 0
+    """How often a start was asked for: a guest that powered itself off stays off until this grows."""
+    reboots: int = 0
+    """How often a reboot was asked for; the agent has done ``status.reboots`` of them."""
+    stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
+    """How long the guest may take to power off before it is forced to; 0 forces at once."""
+
+
+class VmStatus(msgspec.Struct, frozen=True):
+    """What the owning node reported last."""
+
+    state: VmState = VmState.PENDING
+    reason: str = ""
+    accelerator: str = ""
+    machine: str = ""
+    """Versioned QEMU machine type that the VM was started with; replayed when it moves."""
+    pid: int = 0
+    reboots: int = 0
+    halted_at_start: int | None = None
+    """``spec.starts`` when the guest powered itself off, if it has: it stays off until it is started again."""
+    crashes: int = 0
+
+
+class Vm(msgspec.Struct, frozen=True):
+    """A VM as stored and as the API shows it."""
+
+    id: str
+    name: str
+    spec: VmSpec
+    status: VmStatus
+    node: str | None
+    epoch: int
+    migration: str | None
+    deleting: bool
+    revision: int
+    created_at: datetime
+
+
+class Action(StrEnum):
+    """What a user can do to a VM that exists."""
+
+    START = "start"
+    STOP = "stop"
+    PAUSE = "pause"
+    RESUME = "resume"
+    REBOOT = "reboot"
+    MIGRATE = "migrate"
+    DELETE = "delete"
+
+
+ALLOWED_IN: dict[Action, frozenset[VmState]] = {
+    Action.START: frozenset({VmState.STOPPED, VmState.FAILED, VmState.STOPPING, VmState.PENDING}),
+    Action.STOP: frozenset(VmState) - {VmState.ABSENT},
+    Action.PAUSE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STARTING}),
+    Action.RESUME: frozenset({VmState.PAUSED, VmState.RUNNING}),
+    Action.REBOOT: frozenset({VmState.RUNNING}),
+    Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    Action.DELETE: frozenset(VmState),
+}
+"""The observed states in which each action makes sense."""
+
+BARRED_BY_MIGRATION = frozenset(Action) - {Action.STOP}
+"""Actions refused while the VM is being migrated."""
+
+
+def vm_id(random: bytes) -> str:
+    """Return a new VM id from 10 random bytes."""
+    if len(random) != 10:
+        raise ValueError(f"a VM id takes 10 random bytes, got {len(random)}")
+    return "vm-" + base64.b32encode(random).decode().lower()
+
+
+def mac_address(id: str) -> str:
+    """Return the VM's MAC address: QEMU's prefix and 24 bits that follow from the VM's id."""
+    digest = hashlib.sha256(id.encode()).digest()
+    return f"52:54:00:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}"
+
+
+def tap_name(id: str) -> str:
+    """Return the name of the VM's tap interface, within Linux' 15 characters."""
+    return "nv" + id.removeprefix("vm-")[:12]
+
+
+def check_name(name: str, field: str = "name") -> str:
+    """Return ``name``, or raise InvalidInput when it is no VM name or looks like an id."""
+    if not re.match(NAME_PATTERN, name):
+        raise InvalidInput(
+            f"{name!r} is not a valid name",
+            field=field,
+            hint="use 1 to 63 lower-case letters, digits and hyphens",
+        )
+    if ID_PATTERN.match(name):
+        raise InvalidInput(f"{name!r} has the form of an id", field=field, hint="choose another name")
+    return name
+
+
+def check_address(address: str) -> str:
+    """Return the address in canonical form, or raise InvalidInput."""
+    try:
+        parsed = ipaddress.IPv4Interface(address)
+    except ValueError:
+        raise InvalidInput(
+            f"{address!r} is not an IPv4 address with a prefix length",
+            field="address",
+            hint="write it like 10.77.0.10/24",
+        ) from None
+    if "/" not in address:
+        raise InvalidInput(f"{address!r} lacks its prefix length", field="address", hint=f"write {address}/24")
+    return str(parsed)

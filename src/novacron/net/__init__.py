@@ -1,0 +1,1 @@
+"""Interfaces of VMs: taps on the host's bridge."""

@@ -1,0 +1,48 @@
+"""Tap interfaces: made, put on a bridge, removed. Needs CAP_NET_ADMIN."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+
+class NetworkFailed(Exception):
+    """The kernel refused to make or change an interface: says which, and why."""
+
+
+def _netlink() -> Any:
+    from pyroute2 import IPRoute  # loaded when first needed: it is large
+
+    return IPRoute()
+
+
+def create(name: str, bridge: str) -> int:
+    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with _netlink() as ip:
+        found = ip.link_lookup(ifname=bridge)
+        if not found:
+            raise NetworkFailed(f"there is no bridge {bridge!r} on this host")
+        mtu = int(ip.get_links(found[0])[0].get_attr("IFLA_MTU"))
+        try:
+            if not ip.link_lookup(ifname=name):
+                ip.link("add", ifname=name, kind="tuntap", mode="tap")
+            index = ip.link_lookup(ifname=name)[0]
+            ip.link("set", index=index, master=found[0], mtu=mtu, state="up")
+        except NetlinkError as error:
+            raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error
+    return mtu
+
+
+def delete(name: str) -> None:
+    """Remove a tap; one that does not exist is no error."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with _netlink() as ip:
+        for index in ip.link_lookup(ifname=name):
+            try:
+                ip.link("del", index=index)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise NetworkFailed(f"can't remove tap {name}: {error}") from error

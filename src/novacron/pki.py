@@ -1,0 +1,175 @@
+"""Certificates: the platform's own CA, and what it issues to servers and nodes."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+NODE_DOMAIN = "node.novacron.internal"
+CA_DAYS = 3650
+SERVER_DAYS = 397
+NODE_DAYS = 30
+CLOCK_SKEW = datetime.timedelta(minutes=10)
+
+
+def node_host(name: str) -> str:
+    """Return the host name in a node's certificate."""
+    return f"{name}.{NODE_DOMAIN}"
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the private key in a PEM file. Raises ValueError when it is of another kind."""
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path} holds no elliptic-curve key")
+    return key
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _builder(subject: str, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(subject))
+        .issuer_name(issuer)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+class Authority:
+    """The CA of one installation: its certificate and key, in two files of a directory."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self._certificate = certificate
+        self._key = key
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
+
+    @classmethod
+    def open(cls, directory: Path) -> Authority:
+        """Load the CA, or make it on the first start."""
+        cert_path, key_path = directory / "ca.crt", directory / "ca.key"
+        if not cert_path.exists():
+            key = new_key()
+            certificate = (
+                _builder("NovaCron CA", _name("NovaCron CA"), CA_DAYS)
+                .public_key(key.public_key())
+                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+                .sign(key, hashes.SHA256())
+            )
+            write_secret(key_path, key_pem(key))
+            write_secret(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
+        return cls(x509.load_pem_x509_certificate(cert_path.read_bytes()), load_key(key_path))
+
+    def _sign(
+        self, builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, hosts: list[str], client: bool
+    ) -> bytes:
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH] + ([ExtendedKeyUsageOID.CLIENT_AUTH] if client else [])
+        certificate = (
+            builder.public_key(key)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),  # type: ignore[arg-type]
+                critical=False,
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue_server(self, directory: Path, hosts: list[str]) -> tuple[Path, Path]:
+        """Write the server's certificate for ``hosts`` (names or addresses) and its key; return both paths."""
+        cert_path, key_path = directory / "server.crt", directory / "server.key"
+        key = new_key()
+        pem = self._sign(
+            _builder("novacron-server", self._certificate.subject, SERVER_DAYS),
+            key.public_key(),
+            hosts,
+            client=False,
+        )
+        write_secret(key_path, key_pem(key))
+        write_secret(cert_path, pem)
+        return cert_path, key_path
+
+    def issue_node(self, csr_pem: bytes, name: str) -> bytes:
+        """Return a certificate for the node's own key. Raises ValueError for a request that is not well signed."""
+        request = x509.load_pem_x509_csr(csr_pem)
+        key = request.public_key()
+        if not request.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("the certificate request is not signed by an elliptic-curve key")
+        return self._sign(_builder(name, self._certificate.subject, NODE_DAYS), key, [node_host(name)], client=True)
+
+
+def certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """Return a PEM certificate request of a node for its key."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def remaining_share(cert_pem: bytes) -> float:
+    """Return which share of a certificate's life is left, 0 to 1."""
+    certificate = x509.load_pem_x509_certificate(cert_pem)
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return max(0.0, (end - datetime.datetime.now(datetime.UTC)) / (end - start))
+
+
+def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.SSLContext:
+    """Return a TLS 1.3 context that proves who we are and demands the same of the peer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(ca)
+    context.load_cert_chain(certificate, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:
+    """Return the common name in the peer's verified certificate."""
+    der = ssl_object.getpeercert(binary_form=True)
+    if der is not None:
+        for attribute in x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+            return str(attribute.value)
+    raise ssl.SSLError("the peer's certificate has no common name")

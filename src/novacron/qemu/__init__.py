@@ -1,0 +1,1 @@
+"""One virtual machine as a process: command line, QMP, accelerator probe, console."""

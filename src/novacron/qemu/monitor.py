@@ -1,0 +1,73 @@
+"""QMP: commands to one QEMU and its events, each with a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+COMMAND_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 20.0
+CONNECT_RETRY_S = 0.01
+
+
+class MonitorFailed(Exception):
+    """QEMU did not answer, or answered with an error: says which command, and what it said."""
+
+
+class Monitor:
+    """A connection to one QEMU's monitor. ``on_event`` gets each event's name and data."""
+
+    def __init__(self, client: QMPClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self._client = client
+        self._on_event = on_event
+        self._pump = asyncio.create_task(self._events())
+
+    @classmethod
+    async def connect(
+        cls, path: Path, on_event: Callable[[str, dict[str, Any]], None], alive: Callable[[], bool]
+    ) -> Monitor:
+        """Connect to the monitor at ``path``, waiting for QEMU to open it. Raises MonitorFailed."""
+        deadline = asyncio.get_running_loop().time() + CONNECT_TIMEOUT_S
+        pause_s = CONNECT_RETRY_S
+        while True:
+            client = QMPClient()
+            try:
+                await asyncio.wait_for(client.connect(str(path)), COMMAND_TIMEOUT_S)
+                return cls(client, on_event)
+            except (QMPError, OSError, TimeoutError) as error:
+                with contextlib.suppress(Exception):
+                    await client.disconnect()
+                if not alive():
+                    raise MonitorFailed(f"QEMU ended before its monitor answered at {path}") from error
+                if asyncio.get_running_loop().time() > deadline:
+                    raise MonitorFailed(f"QEMU's monitor at {path} does not answer: {error}") from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.2)
+
+    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Run a QMP command and return its result. Raises MonitorFailed."""
+        try:
+            return await asyncio.wait_for(self._client.execute(name, arguments), COMMAND_TIMEOUT_S)
+        except ExecuteError as error:
+            raise MonitorFailed(f"QEMU refused {name}: {error}") from error
+        except (QMPError, OSError, TimeoutError) as error:
+            raise MonitorFailed(f"QEMU did not answer {name}: {error or type(error).__name__}") from error
+
+    async def status(self) -> str:
+        """Return QEMU's run state, for example ``running`` (QMP RunState)."""
+        return str((await self.execute("query-status"))["status"])
+
+    async def close(self) -> None:
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        with contextlib.suppress(Exception):  # the connection is of no use any more, whatever it says
+            await asyncio.wait_for(self._client.disconnect(), 2)
+
+    async def _events(self) -> None:
+        async for event in self._client.events:
+            self._on_event(str(event["event"]), cast("dict[str, Any]", event.get("data", {})))

@@ -1,0 +1,92 @@
+"""A QEMU process: started so that it outlives us, found again, and its end noticed without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from novacron.qemu.command import pid_path
+
+KILL_TIMEOUT_S = 10.0
+LOG_TAIL_BYTES = 600
+
+
+def spawn(arguments: list[str], directory: Path) -> int:
+    """Start QEMU in a session of its own and return its process id. Its messages go to ``qemu.log``."""
+    with (directory / "qemu.log").open("wb") as log:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            start_new_session=True,
+        ).pid
+
+
+def log_tail(directory: Path) -> str:
+    """Return the end of QEMU's own messages."""
+    try:
+        return (directory / "qemu.log").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _is_ours(pid: int, directory: Path) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return False
+    return state != "Z" and os.fsencode(pid_path(directory)) in arguments
+
+
+def find(directory: Path) -> int | None:
+    """Return the process id of the QEMU that runs from ``directory``, or None.
+
+    The pid file is a hint; the truth is a process whose command line names it. So a QEMU is also found when we were
+    killed between starting it and its writing of the file.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid = int(pid_path(directory).read_text())
+        if _is_ours(pid, directory):
+            return pid
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and _is_ours(int(entry.name), directory):
+            return int(entry.name)
+    return None
+
+
+def _reap(pid: int) -> int | None:
+    with contextlib.suppress(ChildProcessError):
+        _, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status)
+    return None
+
+
+async def ended(pid: int) -> int | None:
+    """Wait for a process to end; return its exit status if it was our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, over.set)
+        await over.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return _reap(pid)
+
+
+async def kill(pid: int) -> None:
+    """Kill a process and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.wait_for(ended(pid), KILL_TIMEOUT_S)

@@ -1,0 +1,286 @@
+"""The server's end of the agent link: who is connected, what each node is told, what its reports change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+import websockets
+from websockets.asyncio.server import ServerConnection, serve
+
+from novacron import pki
+from novacron.model import limits
+from novacron.model.errors import NovaError, Unavailable
+from novacron.model.migration import Phase, Side
+from novacron.model.ownership import Order, OrderKind
+from novacron.store import migrations, nodes, vms
+from novacron.store.database import Connection, Database
+from novacron.store.feed import Change
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+MARKS_MAX = 1000
+
+
+class ConsoleChannel:
+    """One open console: bytes of the guest in order, until the agent closes it."""
+
+    def __init__(self, number: int, session: Session) -> None:
+        self.number = number
+        self._session = session
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        self.reason = ""
+
+    async def read(self) -> bytes | None:
+        """Return the next bytes of the guest, or None at the end; then ``reason`` says why."""
+        return await self._queue.get()
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes to the guest."""
+        await self._session.send(wire.ConsoleInput(self.number, data))
+
+    async def close(self) -> None:
+        self._session.channels.pop(self.number, None)
+        with contextlib.suppress(Unavailable):
+            await self._session.send(wire.ConsoleClose(self.number))
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the agent; a viewer that is too slow loses the connection, not the guest."""
+        try:
+            self._queue.put_nowait(data)
+        except asyncio.QueueFull:
+            self.end("the viewer is too slow")
+
+    def end(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self._session.channels.pop(self.number, None)
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+
+class Session:
+    """One connected agent."""
+
+    def __init__(self, node: str, socket: ServerConnection) -> None:
+        self.node = node
+        self.held: set[str] = set()
+        self.channels: dict[int, ConsoleChannel] = {}
+        self.dirty = asyncio.Event()
+        self._socket = socket
+        self._next_channel = 1
+
+    async def send(self, message: wire.Message) -> None:
+        try:
+            await self._socket.send(wire.encoder.encode(message))
+        except websockets.ConnectionClosed:
+            raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
+
+    async def open_console(self, vm: str) -> ConsoleChannel:
+        if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
+            raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
+        channel = ConsoleChannel(self._next_channel, self)
+        self._next_channel += 1
+        self.channels[channel.number] = channel
+        await self.send(wire.ConsoleOpen(channel.number, vm))
+        return channel
+
+    async def close(self, reason: str) -> None:
+        await self._socket.close(code=1008, reason=reason)
+
+
+async def statements(connection: Connection, node: str, held: set[str]) -> tuple[wire.Statement, ...]:
+    """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
+
+    Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
+    must not make nodes destroy what was created after it.
+    """
+    found: dict[str, wire.Statement] = {}
+    active = {m.vm: m for m in await migrations.touching(connection, node)}
+    for vm in await vms.owned_by(connection, node):
+        task = None
+        m = active.get(vm.id)
+        if m is not None and m.phase is Phase.TRANSFERRING:
+            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint)
+        assignment = wire.Assignment(vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start)
+        found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
+    for m in active.values():
+        if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
+            incoming = await vms.get(connection, m.vm)
+            was = incoming.status
+            assignment = wire.Assignment(
+                incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start
+            )
+            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None)
+            found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
+    for vm_id, epoch in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
+        found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch))
+    return tuple(found.values())
+
+
+class Link:
+    """Accepts agents over mutual TLS and keeps each told."""
+
+    def __init__(
+        self, database: Database, authority: pki.Authority, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database = database
+        self._authority = authority
+        self._clock = clock
+        self._sessions: dict[str, Session] = {}
+        self._stopped_at: dict[str, float] = {}
+
+    @contextlib.asynccontextmanager
+    async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
+        """Serve agents on ``host:port`` for as long as the block runs."""
+        async with serve(
+            self._serve,
+            host,
+            port,
+            ssl=context,
+            max_size=limits.LINK_MESSAGE_BYTES_MAX,
+            ping_interval=10,
+            ping_timeout=20,
+            compression=None,
+            close_timeout=2,
+            logger=None,
+        ):
+            yield
+
+    def changed(self, change: Change) -> None:
+        """Wake the sessions that a change concerns."""
+        if change.kind == "vm":
+            node = None if change.body is None else change.body["node"]
+            for session in self._sessions.values():
+                if session.node == node or change.key in session.held:
+                    session.dirty.set()
+        elif change.kind == "migration" and change.body is not None:
+            for node in (change.body["source"], change.body["target"]):
+                if node in self._sessions:
+                    self._sessions[node].dirty.set()
+        elif change.kind == "node" and change.body is None and change.key in self._sessions:
+            self._sessions[change.key].dirty.set()
+
+    def resync(self) -> None:
+        """Wake every session: the feed was away."""
+        for session in self._sessions.values():
+            session.dirty.set()
+
+    async def open_console(self, node: str, vm: str) -> ConsoleChannel:
+        """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
+        session = self._sessions.get(node)
+        if session is None:
+            raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
+        return await session.open_console(vm)
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        node = pki.peer_name(socket.transport.get_extra_info("ssl_object"))
+        session = Session(node, socket)
+        try:
+            hello = wire.from_agent.decode(await asyncio.wait_for(socket.recv(decode=False), 10))
+            if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL:
+                await session.close(f"this server speaks protocol {wire.PROTOCOL}")
+                return
+            async with self._database.transaction() as connection:
+                if not await nodes.exists(connection, node):
+                    await session.close("this node was removed")
+                    return
+                await nodes.connected(connection, node, hello.inventory)
+            session.held = set(hello.held)
+            old, self._sessions[node] = self._sessions.get(node), session
+            if old is not None:
+                await old.close("the node connected again")
+            log.info("agent connected", node=node, held=len(hello.held))
+            session.dirty.set()
+            teller = asyncio.create_task(self._tell(session))
+            try:
+                async for raw in socket:
+                    if isinstance(raw, bytes):
+                        await self._receive(session, wire.from_agent.decode(raw))
+            finally:
+                teller.cancel()
+                await asyncio.gather(teller, return_exceptions=True)
+        except (websockets.ConnectionClosed, TimeoutError):
+            pass  # the agent dials again
+        except (NovaError, ValueError) as error:
+            # Also a malformed message (msgspec.DecodeError is a ValueError): the next connection starts afresh.
+            log.warning("agent link broke off", node=node, error=str(error))
+            await session.close("internal")
+        finally:
+            for channel in list(session.channels.values()):
+                channel.end(f"node {node} disconnected")
+            if self._sessions.get(node) is session:
+                del self._sessions[node]
+                log.info("agent disconnected", node=node)
+
+    async def _tell(self, session: Session) -> None:
+        last: tuple[wire.Statement, ...] | None = None
+        while True:
+            await session.dirty.wait()
+            session.dirty.clear()
+            try:
+                async with self._database.transaction(isolation="repeatable_read") as connection:
+                    told = await statements(connection, session.node, session.held)
+                session.held.update(statement.vm for statement in told)
+                if told != last:
+                    await session.send(wire.Desired(told))
+                    last = told
+            except Unavailable as error:
+                log.warning("can't tell a node what to do", node=session.node, error=str(error))
+                session.dirty.set()
+                await asyncio.sleep(1)
+
+    async def _receive(self, session: Session, message: wire.Message) -> None:
+        node = session.node
+        match message:
+            case wire.ConsoleOutput(channel=number, data=data):
+                if number in session.channels:
+                    session.channels[number].feed(data)
+                return
+            case wire.ConsoleClosed(channel=number, reason=reason):
+                if number in session.channels:
+                    session.channels[number].end(reason)
+                return
+            case wire.Removed(vm=vm):
+                session.held.discard(vm)
+                return
+            case wire.RenewCertificate(csr=csr):
+                await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
+                return
+            case wire.Stopped(migration=id):
+                if len(self._stopped_at) >= MARKS_MAX:
+                    del self._stopped_at[next(iter(self._stopped_at))]
+                self._stopped_at[id] = self._clock()
+                return
+        async with self._database.transaction() as connection:
+            await self._apply(connection, node, message)
+
+    async def _apply(self, connection: Connection, node: str, message: wire.Message) -> None:
+        match message:
+            case wire.Heartbeat():
+                await nodes.renew(connection, node)
+            case wire.InventoryChanged(inventory=inventory):
+                await nodes.connected(connection, node, inventory)
+            case wire.Observed(vm=vm, epoch=epoch, status=status):
+                await vms.observe(connection, node, vm, epoch, status)
+            case wire.TargetReady(migration=id, endpoint=endpoint):
+                await migrations.target_ready(connection, id, node, endpoint)
+            case wire.Progressed(migration=id, progress=progress):
+                await migrations.progressed(connection, id, node, progress)
+            case wire.Resumed(migration=id):
+                stopped_at = self._stopped_at.pop(id, None)
+                if stopped_at is not None:
+                    await migrations.record_downtime(connection, id, (self._clock() - stopped_at) * 1000)
+            case wire.Voted(migration=id, side=side, epoch=epoch):
+                await migrations.vote(connection, id, node, side, epoch)
+            case wire.MigrationFailed(migration=id, reason=reason):
+                self._stopped_at.pop(id, None)
+                await migrations.fail(connection, id, f"node {node}: {reason}", node)
+            case _:
+                raise ValueError(f"unexpected message {type(message).__name__}")

@@ -1,0 +1,131 @@
+"""How the database is reached: one pool, its limits, and what its failures mean to callers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model.errors import Unavailable
+
+SCHEMA_VERSION = "0001"
+POOL_SIZE_MAX = 25
+STATEMENT_TIMEOUT_S = 10
+ACQUIRE_TIMEOUT_S = 5.0
+
+Connection = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
+
+LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.QueryCanceledError,
+    asyncpg.TooManyConnectionsError,
+    TimeoutError,
+)
+"""What asyncpg raises when the database is away, restarting or too slow: retry, nothing is wrong with the request."""
+
+
+async def _prepare(connection: asyncpg.Connection) -> None:
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=lambda value: b"\x01" + msgspec.json.encode(value),
+        decoder=lambda raw: msgspec.json.decode(raw[1:]),
+        format="binary",
+    )
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database."""
+
+    def __init__(self, pool: asyncpg.Pool, url: str) -> None:
+        self.url = url
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str) -> Database:
+        """Connect to ``url`` (``postgresql://...``) and bring its schema up to date."""
+        await migrate(url)
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=POOL_SIZE_MAX,
+            timeout=ACQUIRE_TIMEOUT_S,
+            init=_prepare,
+            max_inactive_connection_lifetime=300,
+            server_settings={
+                "application_name": "novacron",
+                "statement_timeout": str(STATEMENT_TIMEOUT_S * 1000),
+                "idle_in_transaction_session_timeout": "15000",
+            },
+        )
+        return cls(pool, url)
+
+    async def close(self) -> None:
+        try:
+            await asyncio.wait_for(self._pool.close(), 5)
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection outside a transaction. Raises Unavailable when the database is away."""
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+        except LOST as error:
+            raise Unavailable(
+                f"the database can't be reached: {error or type(error).__name__}",
+                hint="try again in a few seconds",
+            ) from error
+
+    @asynccontextmanager
+    async def transaction(self, isolation: Any = None) -> AsyncIterator[Connection]:
+        """Lend a connection inside a transaction, committed at the end of the block."""
+        async with self.connection() as connection, connection.transaction(isolation=isolation):
+            yield connection
+
+    async def ping(self) -> None:
+        """Raise Unavailable unless the database answers."""
+        async with self.connection() as connection:
+            await connection.execute("SELECT 1")
+
+
+async def connect(url: str) -> asyncpg.Connection:
+    """Open one connection outside the pool, for those who listen or hold a lock for long."""
+    connection = await asyncpg.connect(url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+    await _prepare(connection)
+    return connection
+
+
+async def migrate(url: str) -> None:
+    """Bring the schema up to date, if it is not. Servers that start together take turns."""
+    connection = await connect(url)
+    try:
+        await connection.execute("SELECT pg_advisory_lock(hashtext('novacron.schema'))", timeout=60)
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is not None:
+            version = await connection.fetchval("SELECT version_num FROM alembic_version")
+            if version == SCHEMA_VERSION:
+                return
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "novacron.store.schema",
+            env={**os.environ, "NOVACRON_DATABASE_URL": url},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, stderr = await asyncio.wait_for(process.communicate(), 120)
+        if process.returncode != 0:
+            raise RuntimeError(f"the schema migration failed: {stderr.decode(errors='replace')[-2000:]}")
+    finally:
+        await connection.close()

@@ -1,0 +1,292 @@
+"""Migrations: from the request to the one transaction in which the owner changes."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
+from novacron.model.migration import (
+    ACTIVE,
+    TRANSITIONS,
+    Kind,
+    Migration,
+    Phase,
+    Progress,
+    Side,
+    migration_id,
+    switches,
+)
+from novacron.model.node import refusal, room
+from novacron.model.vm import Action, Power, Vm, VmState
+from novacron.store import events, nodes, vms
+from novacron.store.database import Connection
+
+COLUMNS = (
+    "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, progress, error,"
+    " revision, created_at, started_at, finished_at"
+)
+
+
+def _migration(row: Any) -> Migration:
+    return msgspec.convert(dict(row), Migration)
+
+
+async def create(connection: Connection, ref: str, target: str | None, if_match: int | None, actor: str) -> Migration:
+    """Ask for a VM to be moved, to ``target`` or to the node with most room.
+
+    Raises NotFound, NoCapacity, Conflict, IllegalState, InvalidInput, PreconditionFailed; then nothing has changed.
+    """
+    vm = await vms.get(connection, ref, lock=True)
+    vms.check_action(vm, Action.MIGRATE, if_match)
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
+    target = await _choose(connection, vm, target)
+    source = await nodes.get(connection, vm.node)
+    if not source.status.ready:
+        raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
+    live = vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
+    try:
+        row = await connection.fetchrow(
+            f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress)"
+            f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING {COLUMNS}",
+            migration_id(secrets.token_bytes(10)),
+            vm.id,
+            vm.name,
+            Kind.LIVE if live else Kind.COLD,
+            vm.node,
+            target,
+            vm.epoch,
+            Phase.PENDING,
+            msgspec.to_builtins(Progress()),
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"VM {vm.name} is being migrated already") from None
+    migration = _migration(row)
+    await connection.execute("UPDATE vms SET migration = $2 WHERE id = $1", vm.id, migration.id)
+    await _event(connection, migration, "Requested", f"{migration.kind} migration from {vm.node} to {target}", actor)
+    return migration
+
+
+async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:
+    if target is not None:
+        if target == vm.node:
+            raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
+        node = await nodes.get(connection, target, lock=True, field="target")
+        why = refusal(node, await nodes.load(connection, target), vm.spec)
+        if why is not None:
+            raise NoCapacity(why, field="target", hint="see: novacron node list")
+        return target
+    fits, reasons = [], []
+    for node in await nodes.all(connection, lock=True):
+        if node.name == vm.node:
+            continue
+        load = await nodes.load(connection, node.name)
+        why = refusal(node, load, vm.spec)
+        if why is None:
+            fits.append((room(node, load), node.name))
+        else:
+            reasons.append(why)
+    if not fits:
+        raise NoCapacity(
+            "no other node can take it: " + ("; ".join(reasons) or "there is none"),
+            field="target",
+            hint="see: novacron node list",
+        )
+    return max(fits)[1]
+
+
+async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:
+    await events.record(connection, "migration", m.id, m.vm_name, reason, message, actor)
+
+
+async def get(connection: Connection, id: str, *, lock: bool = False) -> Migration:
+    """Return a migration. Raises NotFound."""
+    row = await connection.fetchrow(
+        f"SELECT {COLUMNS} FROM migrations WHERE id = $1" + (" FOR UPDATE" if lock else ""),
+        id,
+    )
+    if row is None:
+        raise NotFound(f"there is no migration {id!r}", hint="see: novacron migration list")
+    return _migration(row)
+
+
+async def _lock(connection: Connection, id: str) -> Migration | None:
+    """Lock the VM and then the migration, the order that every writer keeps."""
+    vm = await connection.fetchval("SELECT vm FROM migrations WHERE id = $1", id)
+    if vm is None:
+        return None
+    await connection.execute("SELECT 1 FROM vms WHERE id = $1 FOR UPDATE", vm)
+    return await get(connection, id, lock=True)
+
+
+def _advance(migration: Migration, phase: Phase) -> None:
+    if phase not in TRANSITIONS[migration.phase]:
+        raise IllegalState(f"migration {migration.id} can't go from {migration.phase} to {phase}")
+
+
+async def active(connection: Connection) -> list[Migration]:
+    """Return the migrations that have not ended, oldest first."""
+    rows = await connection.fetch(f"SELECT {COLUMNS} FROM migrations WHERE finished_at IS NULL ORDER BY created_at")
+    return [_migration(row) for row in rows]
+
+
+async def touching(connection: Connection, node: str) -> list[Migration]:
+    """Return the active migrations that ``node`` has a part in."""
+    rows = await connection.fetch(
+        f"SELECT {COLUMNS} FROM migrations WHERE finished_at IS NULL AND (source = $1 OR target = $1)",
+        node,
+    )
+    return [_migration(row) for row in rows]
+
+
+async def begin(connection: Connection, id: str) -> None:
+    """Let a pending migration go: the target prepares."""
+    migration = await _lock(connection, id)
+    if migration is None or migration.phase is not Phase.PENDING:
+        return
+    await connection.execute(
+        "UPDATE migrations SET phase = $2, started_at = clock_timestamp(), moved_at = clock_timestamp() WHERE id = $1",
+        id,
+        Phase.PREPARING,
+    )
+
+
+async def target_ready(connection: Connection, id: str, node: str, endpoint: str) -> None:
+    """The target waits for the stream at ``endpoint``: the source may send."""
+    migration = await _lock(connection, id)
+    if migration is None or migration.phase is not Phase.PREPARING or migration.target != node:
+        return
+    _advance(migration, Phase.TRANSFERRING)
+    await connection.execute(
+        "UPDATE migrations SET phase = $2, endpoint = $3, moved_at = clock_timestamp() WHERE id = $1",
+        id,
+        Phase.TRANSFERRING,
+        endpoint,
+    )
+
+
+async def progressed(connection: Connection, id: str, node: str, progress: Progress) -> None:
+    """Store what the source measures."""
+    row = await connection.fetchrow(
+        "SELECT source, target, phase, progress FROM migrations WHERE id = $1 FOR UPDATE", id
+    )
+    if row is None or node != row["source"]:
+        return
+    old = msgspec.convert(row["progress"], Progress)
+    progress = msgspec.structs.replace(progress, downtime_ms=old.downtime_ms)
+    moved = progress.raw_bytes > old.raw_bytes
+    await connection.execute(
+        "UPDATE migrations SET progress = $2, moved_at = CASE WHEN $3 THEN clock_timestamp() ELSE moved_at END"
+        " WHERE id = $1",
+        id,
+        msgspec.to_builtins(progress),
+        moved,
+    )
+
+
+async def record_downtime(connection: Connection, id: str, downtime_ms: float) -> None:
+    """Store how long the guest stood still, as the server saw it."""
+    await connection.execute(
+        "UPDATE migrations SET progress = jsonb_set(progress, '{downtime_ms}', to_jsonb($2::float)) WHERE id = $1",
+        id,
+        round(downtime_ms, 1),
+    )
+
+
+async def vote(connection: Connection, id: str, node: str, side: Side, epoch: int) -> bool:
+    """Store one side's promise; with the second, owner and epoch change in this same transaction.
+
+    Returns whether the VM changed hands now. A late, repeated or foreign vote changes nothing.
+    """
+    migration = await _lock(connection, id)
+    if migration is None or migration.phase is not Phase.TRANSFERRING or migration.epoch != epoch:
+        return False
+    if node != (migration.source if side is Side.SOURCE else migration.target):
+        return False
+    source_vote = migration.source_vote or side is Side.SOURCE
+    target_vote = migration.target_vote or side is Side.TARGET
+    await connection.execute(
+        "UPDATE migrations SET source_vote = $2, target_vote = $3, moved_at = clock_timestamp() WHERE id = $1",
+        id,
+        source_vote,
+        target_vote,
+    )
+    if not switches(migration.phase, source_vote, target_vote):
+        return False
+    await _end(connection, migration, Phase.COMPLETED, owner=migration.target)
+    await _event(connection, migration, "Completed", f"VM {migration.vm_name} runs on {migration.target} now")
+    return True
+
+
+async def _end(
+    connection: Connection, migration: Migration, phase: Phase, owner: str, error: str | None = None
+) -> None:
+    _advance(migration, phase)
+    updated = await connection.execute(
+        "UPDATE vms SET node = $2, epoch = epoch + 1, migration = NULL WHERE id = $1 AND epoch = $3 AND migration = $4",
+        migration.vm,
+        owner,
+        migration.epoch,
+        migration.id,
+    )
+    if updated != "UPDATE 1":
+        raise AssertionError(f"migration {migration.id} and its VM disagree about the epoch")
+    await connection.execute(
+        "UPDATE migrations SET phase = $2, error = $3, finished_at = clock_timestamp() WHERE id = $1",
+        migration.id,
+        phase,
+        error,
+    )
+
+
+async def fail(connection: Connection, id: str, why: str, node: str | None = None) -> None:
+    """End a migration that can't succeed: the source stays the owner. After the switch this changes nothing."""
+    migration = await _lock(connection, id)
+    if migration is None or migration.phase not in ACTIVE:
+        return
+    if node is not None and node not in (migration.source, migration.target):
+        return
+    await _end(connection, migration, Phase.FAILED, owner=migration.source, error=why[:1000])
+    message = f"failed: {why[:800]}. VM {migration.vm_name} stays on {migration.source}"
+    await _event(connection, migration, "Failed", message)
+
+
+async def abort(connection: Connection, id: str, actor: str) -> Migration:
+    """End a migration on request. Raises NotFound, and IllegalState once it has ended."""
+    migration = await _lock(connection, id)
+    if migration is None:
+        raise NotFound(f"there is no migration {id!r}", hint="see: novacron migration list")
+    if migration.phase not in ACTIVE:
+        raise IllegalState(f"migration {id} is {migration.phase}: it can't be aborted any more")
+    await _end(connection, migration, Phase.ABORTED, owner=migration.source, error="aborted on request")
+    await _event(connection, migration, "Aborted", f"VM {migration.vm_name} stays on {migration.source}", actor)
+    return await get(connection, id)
+
+
+async def stalled(connection: Connection) -> list[tuple[str, str]]:
+    """Return ``(id, why)`` of migrations that have not moved within their limits."""
+    rows = await connection.fetch(
+        """
+        SELECT m.id, m.phase, m.source, m.target,
+               extract(epoch FROM clock_timestamp() - m.moved_at)::float AS still_s,
+               extract(epoch FROM clock_timestamp() - s.renewed_at)::float AS source_s,
+               extract(epoch FROM clock_timestamp() - t.renewed_at)::float AS target_s
+        FROM migrations m LEFT JOIN node_leases s ON s.node = m.source LEFT JOIN node_leases t ON t.node = m.target
+        WHERE m.finished_at IS NULL AND m.phase <> 'pending'
+        """
+    )
+    found = []
+    for row in rows:
+        limit_s = limits.MIGRATION_PREPARE_S_MAX if row["phase"] == Phase.PREPARING else limits.MIGRATION_STALL_S_MAX
+        if row["still_s"] > limit_s:
+            found.append((row["id"], f"no progress for {row['still_s']:.0f} s while {row['phase']}"))
+        for side in ("source", "target"):
+            age_s = row[f"{side}_s"]
+            if age_s is None or age_s > limits.MIGRATION_NODE_LOST_S_MAX:
+                found.append((row["id"], f"the {side}, node {row[side]}, is lost"))
+    return found

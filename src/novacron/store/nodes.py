@@ -1,0 +1,146 @@
+"""Nodes: who they are, what they have, whether they are alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from novacron.model.errors import Conflict, NotFound, PreconditionFailed
+from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
+from novacron.store import events
+from novacron.store.database import Connection
+
+
+def _node(row: Any) -> Node:
+    return msgspec.convert(dict(row), Node)
+
+
+async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Node:
+    """Return the node. Raises NotFound, naming ``field`` as the input that was wrong."""
+    row = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1" + (" FOR UPDATE" if lock else ""), name)
+    if row is None:
+        raise NotFound(f"there is no node {name!r}", field=field, hint="see: novacron node list")
+    return _node(row)
+
+
+async def all(connection: Connection, *, lock: bool = False) -> list[Node]:
+    """Return all nodes, by name."""
+    rows = await connection.fetch("SELECT * FROM nodes ORDER BY name" + (" FOR UPDATE" if lock else ""))
+    return [_node(row) for row in rows]
+
+
+async def exists(connection: Connection, name: str) -> bool:
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1)", name))
+
+
+async def load(connection: Connection, name: str) -> Load:
+    """Return what is placed on the node, and what is on its way there."""
+    row: Any = await connection.fetchrow(
+        """
+        SELECT coalesce(sum((spec ->> 'vcpus')::bigint), 0)::bigint AS vcpus,
+               coalesce(sum((spec ->> 'memory_mib')::bigint), 0)::bigint AS memory_mib
+        FROM vms
+        WHERE node = $1 OR id IN (SELECT vm FROM migrations WHERE target = $1 AND finished_at IS NULL)
+        """,
+        name,
+    )
+    return msgspec.convert(dict(row), Load)
+
+
+async def add(connection: Connection, name: str) -> None:
+    """Store a node that joins. One that joins again keeps its VMs and gets a new certificate."""
+    inserted = await connection.fetchval(
+        "INSERT INTO nodes (name, spec, status) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING name",
+        name,
+        msgspec.to_builtins(NodeSpec()),
+        msgspec.to_builtins(NodeStatus()),
+    )
+    message = "joined" if inserted else "joined again with a new certificate"
+    await events.record(connection, "node", name, name, "Joined", message)
+
+
+async def connected(connection: Connection, name: str, inventory: Inventory) -> None:
+    """Store what the node has and that it is alive."""
+    await renew(connection, name)
+    node = await get(connection, name, lock=True)
+    status = NodeStatus(ready=True, reason="", inventory=inventory)
+    if status != node.status:
+        await _set_status(connection, name, status)
+    if not node.status.ready:
+        await events.record(connection, "node", name, name, "Ready", "its agent is connected")
+
+
+async def _set_status(connection: Connection, name: str, status: NodeStatus) -> None:
+    await connection.execute("UPDATE nodes SET status = $2 WHERE name = $1", name, msgspec.to_builtins(status))
+
+
+async def renew(connection: Connection, name: str) -> None:
+    """Store a heartbeat."""
+    await connection.execute(
+        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp())"
+        " ON CONFLICT (node) DO UPDATE SET renewed_at = clock_timestamp()",
+        name,
+    )
+
+
+async def mark_lost(connection: Connection, after_s: float) -> list[str]:
+    """Mark nodes without a heartbeat for ``after_s`` seconds as not ready, and ones with one as ready again."""
+    rows = await connection.fetch(
+        """
+        SELECT n.name, n.status, extract(epoch FROM clock_timestamp() - l.renewed_at)::float AS age_s
+        FROM nodes n JOIN node_leases l ON l.node = n.name
+        WHERE (n.status ->> 'ready')::bool = (l.renewed_at < clock_timestamp() - make_interval(secs => $1))
+        FOR UPDATE OF n
+        """,
+        after_s,
+    )
+    for row in rows:
+        status = msgspec.convert(row["status"], NodeStatus)
+        lost = status.ready
+        reason = "no heartbeat" if lost else ""
+        await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
+        message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
+        await events.record(connection, "node", row["name"], row["name"], "Lost" if lost else "Ready", message)
+    return [row["name"] for row in rows]
+
+
+async def lease_ages(connection: Connection) -> dict[str, float]:
+    """Return for each node how many seconds ago its last heartbeat came."""
+    rows = await connection.fetch(
+        "SELECT node, extract(epoch FROM clock_timestamp() - renewed_at)::float AS age_s FROM node_leases"
+    )
+    return {row["node"]: row["age_s"] for row in rows}
+
+
+async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:
+    """Cordon, uncordon or drain. Raises NotFound, PreconditionFailed."""
+    node = await get(connection, name, lock=True)
+    if if_match is not None and if_match != node.revision:
+        raise PreconditionFailed(
+            f"node {name} is at revision {node.revision}, not {if_match}",
+            field="If-Match",
+            hint="read it again",
+        )
+    if spec == node.spec:
+        return node
+    row = await connection.fetchrow(
+        "UPDATE nodes SET spec = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(spec)
+    )
+    word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
+    await events.record(connection, "node", name, name, word.capitalize(), f"{word} on request", actor)
+    return _node(row)
+
+
+async def remove(connection: Connection, name: str, actor: str) -> None:
+    """Forget a node. Raises NotFound, and Conflict while it holds VMs or takes part in a migration."""
+    await get(connection, name, lock=True)
+    vms = await connection.fetchval(
+        "SELECT count(*) FROM vms WHERE node = $1"
+        " OR id IN (SELECT vm FROM migrations WHERE finished_at IS NULL AND target = $1)",
+        name,
+    )
+    if vms:
+        raise Conflict(f"node {name} holds {vms} VMs", hint=f"move them away first: novacron node drain {name}")
+    await connection.execute("DELETE FROM nodes WHERE name = $1", name)
+    await events.record(connection, "node", name, name, "Removed", "removed", actor)

@@ -1,0 +1,24 @@
+"""Bring a database to the newest schema: ``python -m novacron.store.schema``, URL in NOVACRON_DATABASE_URL.
+
+A process of its own, so that SQLAlchemy is loaded only while it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+
+def main() -> None:
+    url = os.environ["NOVACRON_DATABASE_URL"]
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["url"] = "postgresql+asyncpg://" + url.split("://", 1)[1]
+    command.upgrade(config, "head")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""VMs: what users ask for, where they are placed, what their nodes report."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, NoCapacity, NotFound, PreconditionFailed
+from novacron.model.node import refusal, room
+from novacron.model.vm import (
+    ALLOWED_IN,
+    BARRED_BY_MIGRATION,
+    Action,
+    Power,
+    Vm,
+    VmSpec,
+    VmState,
+    VmStatus,
+    vm_id,
+)
+from novacron.store import events, nodes
+from novacron.store.database import Connection
+
+
+def _vm(row: Any) -> Vm:
+    return msgspec.convert(dict(row), Vm)
+
+
+async def create(connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str) -> Vm:
+    """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity."""
+    if node is not None:
+        await _check_room(connection, node, spec)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO vms (id, name, spec, status, node, epoch) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+            vm_id(secrets.token_bytes(10)),
+            name,
+            msgspec.to_builtins(spec),
+            msgspec.to_builtins(VmStatus()),
+            node,
+            0 if node is None else 1,
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+    vm = _vm(row)
+    await events.record(connection, "vm", vm.id, name, "Created", f"created from image {spec.image}", actor)
+    return vm
+
+
+async def _check_room(connection: Connection, name: str, spec: VmSpec) -> None:
+    node = await nodes.get(connection, name, lock=True, field="node")
+    why = refusal(node, await nodes.load(connection, name), spec)
+    if why is not None:
+        raise NoCapacity(why, field="node", hint="see: novacron node list")
+
+
+async def get(connection: Connection, ref: str, *, lock: bool = False) -> Vm:
+    """Return the VM with this id or name. Raises NotFound."""
+    row = await connection.fetchrow(
+        "SELECT * FROM vms WHERE id = $1 OR name = $1" + (" FOR UPDATE" if lock else ""), ref
+    )
+    if row is None:
+        raise NotFound(f"there is no VM {ref!r}", hint="see: novacron vm list")
+    return _vm(row)
+
+
+def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
+    """Raise PreconditionFailed, Conflict or IllegalState when ``action`` does not fit the VM as it is."""
+    if if_match is not None and if_match != vm.revision:
+        raise PreconditionFailed(
+            f"VM {vm.name} is at revision {vm.revision}, not {if_match}",
+            field="If-Match",
+            hint="read the VM again, look at what changed, and repeat",
+        )
+    if vm.deleting:
+        if action is Action.DELETE:
+            return
+        raise IllegalState(f"cannot {action} VM {vm.name}: it is being deleted")
+    if vm.migration is not None and action in BARRED_BY_MIGRATION:
+        raise Conflict(
+            f"cannot {action} VM {vm.name}: migration {vm.migration} is moving it",
+            hint=f"wait for it, or: novacron migration abort {vm.migration}",
+        )
+    if vm.status.state not in ALLOWED_IN[action]:
+        raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
+
+
+async def act(
+    connection: Connection,
+    ref: str,
+    action: Action,
+    if_match: int | None,
+    actor: str,
+    stop_timeout_s: int | None = None,
+) -> Vm:
+    """Change the spec as ``action`` asks: start, stop, pause, resume, reboot or delete."""
+    vm = await get(connection, ref, lock=True)
+    check_action(vm, action, if_match)
+    spec, change = vm.spec, msgspec.structs.replace
+    match action:
+        case Action.START:
+            spec = change(spec, power=Power.RUNNING, starts=spec.starts + 1)
+        case Action.STOP:
+            timeout_s = limits.STOP_TIMEOUT_S_DEFAULT if stop_timeout_s is None else stop_timeout_s
+            spec = change(spec, power=Power.STOPPED, stop_timeout_s=timeout_s)
+        case Action.PAUSE:
+            spec = change(spec, power=Power.PAUSED)
+        case Action.RESUME:
+            spec = change(spec, power=Power.RUNNING)
+        case Action.REBOOT:
+            spec = change(spec, reboots=spec.reboots + 1)
+        case Action.DELETE:
+            if vm.node is None:
+                await _remove(connection, vm)
+                return msgspec.structs.replace(vm, deleting=True)
+        case Action.MIGRATE:
+            raise ValueError("migrations are made by store.migrations.create")
+    row = await connection.fetchrow(
+        "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
+        vm.id,
+        msgspec.to_builtins(spec),
+        action is Action.DELETE,
+    )
+    await events.record(connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor)
+    return _vm(row)
+
+
+async def _remove(connection: Connection, vm: Vm) -> None:
+    await connection.execute(
+        "INSERT INTO vm_tombstones (vm, epoch) VALUES ($1, $2) ON CONFLICT (vm) DO NOTHING",
+        vm.id,
+        vm.epoch + 1,
+    )
+    await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
+    await events.record(connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it")
+
+
+async def observe(connection: Connection, node: str, id: str, epoch: int, status: VmStatus) -> None:
+    """Store what the owner at ``epoch`` reports; anyone else's report is ignored. Finishes a deletion."""
+    row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", id)
+    if row is None:
+        return
+    vm = _vm(row)
+    if vm.node != node or vm.epoch != epoch:
+        return
+    if status.state is VmState.ABSENT:
+        if vm.deleting:
+            await _remove(connection, vm)
+        return
+    if status == vm.status:
+        return
+    await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", id, msgspec.to_builtins(status))
+    if status.state is not vm.status.state:
+        message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
+        await events.record(connection, "vm", id, vm.name, status.state.capitalize(), message)
+
+
+async def unplaced(connection: Connection, limit: int) -> list[Vm]:
+    """Return VMs that wait for a node, oldest first."""
+    rows = await connection.fetch(
+        "SELECT * FROM vms WHERE node IS NULL AND NOT deleting ORDER BY created_at LIMIT $1", limit
+    )
+    return [_vm(row) for row in rows]
+
+
+async def place(connection: Connection, id: str) -> str | None:
+    """Give the VM to the node with most room; if none can take it, say why in its status. Return the node."""
+    vm = await get(connection, id, lock=True)
+    if vm.node is not None or vm.deleting:
+        return vm.node
+    candidates = []
+    reasons = []
+    for node in await nodes.all(connection, lock=True):
+        load = await nodes.load(connection, node.name)
+        why = refusal(node, load, vm.spec)
+        if why is None:
+            candidates.append((room(node, load), node.name))
+        else:
+            reasons.append(why)
+    if not candidates:
+        status = VmStatus(reason="; ".join(reasons)[:500] or "there are no nodes")
+        if status != vm.status:
+            await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", id, msgspec.to_builtins(status))
+            await events.record(connection, "vm", id, vm.name, "Unplaced", status.reason)
+        return None
+    chosen = max(candidates)[1]
+    await connection.execute("UPDATE vms SET node = $2, epoch = 1 WHERE id = $1", id, chosen)
+    await events.record(connection, "vm", id, vm.name, "Placed", f"placed on {chosen}")
+    return chosen
+
+
+class OwnedVm(msgspec.Struct, frozen=True):
+    """A VM as its node is told about it."""
+
+    id: str
+    name: str
+    spec: VmSpec
+    epoch: int
+    deleting: bool
+    machine: str
+    reboots: int
+    halted_at_start: int | None
+
+
+async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
+    """Return every VM that ``node`` owns."""
+    rows = await connection.fetch(
+        "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
+        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start"
+        " FROM vms WHERE node = $1",
+        node,
+    )
+    return [msgspec.convert(dict(row), OwnedVm) for row in rows]
+
+
+async def epochs(connection: Connection, ids: list[str]) -> dict[str, int]:
+    """Return the epoch of each of these VMs, deleted ones included; ones never known are left out."""
+    rows = await connection.fetch(
+        "SELECT id, epoch FROM vms WHERE id = ANY($1) UNION ALL SELECT vm, epoch FROM vm_tombstones WHERE vm = ANY($1)",
+        ids,
+    )
+    return {row["id"]: row["epoch"] for row in rows}

@@ -1,0 +1,198 @@
+"""The messages of the agent link."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.migration import Kind, Progress, Side
+from novacron.model.node import Inventory
+from novacron.model.ownership import Order
+from novacron.model.vm import VmSpec, VmStatus
+
+PROTOCOL = 1
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
+    """Base of all messages."""
+
+
+# agent to server
+
+
+class Hello(Message, frozen=True):
+    """First message: what the host has, and each VM of which it holds anything."""
+
+    protocol: int
+    inventory: Inventory
+    held: tuple[str, ...]
+
+
+class Heartbeat(Message, frozen=True):
+    """Still here."""
+
+
+class InventoryChanged(Message, frozen=True):
+    """The host's inventory is now this one."""
+
+    inventory: Inventory
+
+
+class Observed(Message, frozen=True):
+    """What a VM is on this node, at the epoch that the node knows."""
+
+    vm: str
+    epoch: int
+    status: VmStatus
+
+
+class Removed(Message, frozen=True):
+    """Nothing of this VM is left on this node."""
+
+    vm: str
+
+
+class TargetReady(Message, frozen=True):
+    """The target of a migration waits for the stream at ``endpoint`` (``host:port``)."""
+
+    migration: str
+    endpoint: str
+
+
+class Progressed(Message, frozen=True):
+    """What the source of a migration measures."""
+
+    migration: str
+    progress: Progress
+
+
+class Stopped(Message, frozen=True):
+    """The guest stands still at the source: downtime begins."""
+
+    migration: str
+
+
+class Resumed(Message, frozen=True):
+    """The guest executes at the target: downtime ends."""
+
+    migration: str
+
+
+class Voted(Message, frozen=True):
+    """One side's promise at ``epoch``, durable before it was sent."""
+
+    migration: str
+    side: Side
+    epoch: int
+
+
+class MigrationFailed(Message, frozen=True):
+    """One side can't go on."""
+
+    migration: str
+    reason: str
+
+
+class ConsoleOutput(Message, frozen=True):
+    """Bytes from a VM's serial console."""
+
+    channel: int
+    data: bytes
+
+
+class ConsoleClosed(Message, frozen=True):
+    """A console channel ended, with the reason."""
+
+    channel: int
+    reason: str
+
+
+class RenewCertificate(Message, frozen=True):
+    """The node asks for a certificate for the key of this request (PEM)."""
+
+    csr: bytes
+
+
+FromAgent = (
+    Hello
+    | Heartbeat
+    | InventoryChanged
+    | Observed
+    | Removed
+    | TargetReady
+    | Progressed
+    | Stopped
+    | Resumed
+    | Voted
+    | MigrationFailed
+    | ConsoleOutput
+    | ConsoleClosed
+    | RenewCertificate
+)
+
+# server to agent
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """A VM that the node owns, or is to receive."""
+
+    vm: str
+    name: str
+    spec: VmSpec
+    deleting: bool
+    machine: str
+    reboots: int
+    halted_at_start: int | None
+
+
+class Task(msgspec.Struct, frozen=True):
+    """The node's part in an active migration."""
+
+    migration: str
+    side: Side
+    kind: Kind
+    peer: str
+    epoch: int
+    endpoint: str | None
+    """Where the source sends, once the target waits there."""
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """All that the server says about one VM to one node."""
+
+    vm: str
+    order: Order
+    assignment: Assignment | None = None
+    task: Task | None = None
+
+
+class Desired(Message, frozen=True):
+    """How things are to be on this node: every VM that it owns, receives, or should no longer hold."""
+
+    statements: tuple[Statement, ...]
+
+
+class ConsoleOpen(Message, frozen=True):
+    channel: int
+    vm: str
+
+
+class ConsoleInput(Message, frozen=True):
+    channel: int
+    data: bytes
+
+
+class ConsoleClose(Message, frozen=True):
+    channel: int
+
+
+class CertificateIssued(Message, frozen=True):
+    """The certificate (PEM) for the node's last request."""
+
+    certificate: bytes
+
+
+FromServer = Desired | ConsoleOpen | ConsoleInput | ConsoleClose | CertificateIssued
+
+encoder = msgspec.msgpack.Encoder()
+from_agent = msgspec.msgpack.Decoder(FromAgent)
+from_server = msgspec.msgpack.Decoder(FromServer)
