@@ -55,14 +55,15 @@ class Machine:
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in (command.monitor_path(self.directory), command.console_path(self.directory)):
             leftover.unlink(missing_ok=True)
-        nic = Nic(mac_address(self.id), None)
+        mac = mac_address(self.id)
+        nic = Nic(mac, None)
         if self._settings.bridge is not None:
             name = tap_name(self.id)
             try:
-                mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge)
+                mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
             except tap.NetworkFailed as error:
                 raise MachineFailed(str(error)) from error
-            nic = Nic(mac_address(self.id), name, mtu)
+            nic = Nic(mac, name, mtu)
         address = f" novacron.address={spec.address}" if spec.address else ""
         config = Config(
             id=self.id,

@@ -22,7 +22,8 @@ class Settings(msgspec.Struct, frozen=True):
     qemu_binary: str = "qemu-system-x86_64"
     downtime_limit_ms: int = 60
     """How long the last pass of a live migration may take, by QEMU's estimate."""
-    streams: int = 4
+    streams: int | None = None
+    """Connections of a migration, 1 to 16; None leaves it to DWCP."""
 
     @property
     def vms_dir(self) -> Path:

@@ -301,6 +301,7 @@ class Worker:
     def _promise(self, task: wire.Task) -> None:
         """The guest stands still and QEMU has given everything: promise, durably, not to run it at this epoch."""
         self._store(held=release(self.record.held, task.epoch))
+        log.info("everything is sent: promised not to run it", vm=self.vm, migration=task.migration)
         self._host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
 
     async def _fail_migration(self, migration: str, why: str) -> None:
@@ -349,6 +350,7 @@ class Worker:
 
         async def loaded() -> None:
             self._arriving = task.migration
+            log.info("everything is loaded", vm=self.vm, migration=task.migration)
             self._host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
         try:
@@ -377,6 +379,7 @@ class Worker:
         if name in ("MIGRATION", "EXIT"):
             self._migration_changed.set()
         if name == "STOP" and self._sending is not None:
+            log.info("guest stands still", vm=self.vm, migration=self._sending)
             self._host.send(wire.Stopped(self._sending))
         if name == "EXIT" and not self._expected_exit and self.record.held.claim is Claim.OWNER:
             stable = time.monotonic() - self._started_at > STABLE_S

@@ -13,7 +13,6 @@ import msgspec
 from novacron.dwcp import codec, frames, sockets
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, ProtocolError
 
-STREAMS_DEFAULT = 4
 STREAMS_MAX = 16
 CONNECT_TIMEOUT_S = 10.0
 DONE_TIMEOUT_S = 60.0
@@ -40,7 +39,7 @@ class Sender:
     """Sends one stream of bytes to a peer's listener.
 
     ``session`` names it; the listener must expect it from this node. ``peer_host`` is the name that the peer's
-    certificate must carry.
+    certificate must carry. ``streams`` None leaves the number of connections to what the kernel can do.
     """
 
     def __init__(
@@ -49,8 +48,9 @@ class Sender:
         context: ssl.SSLContext,
         peer_host: str,
         session: str,
-        streams: int = STREAMS_DEFAULT,
+        streams: int | None = None,
     ) -> None:
+        streams = sockets.streams_default() if streams is None else streams
         if not 1 <= streams <= STREAMS_MAX:
             raise ValueError(f"streams: {streams} is not between 1 and {STREAMS_MAX}")
         self.counters = Counters(streams=streams)

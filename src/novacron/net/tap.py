@@ -16,8 +16,12 @@ def _netlink() -> Any:
     return IPRoute()
 
 
-def create(name: str, bridge: str) -> int:
-    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes."""
+def create(name: str, bridge: str, guest_mac: str) -> int:
+    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes.
+
+    The tap's own address is the guest's with ``fe`` in front: a bridge takes the lowest address of its ports for its
+    own, and would change it, with every connection of the host, when a VM comes or goes.
+    """
     from pyroute2.netlink.exceptions import NetlinkError
 
     with _netlink() as ip:
@@ -29,7 +33,8 @@ def create(name: str, bridge: str) -> int:
             if not ip.link_lookup(ifname=name):
                 ip.link("add", ifname=name, kind="tuntap", mode="tap")
             index = ip.link_lookup(ifname=name)[0]
-            ip.link("set", index=index, master=found[0], mtu=mtu, state="up")
+            ip.link("set", index=index, address="fe" + guest_mac[2:], mtu=mtu)
+            ip.link("set", index=index, master=found[0], state="up")
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error
     return mtu
