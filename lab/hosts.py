@@ -140,9 +140,9 @@ def missing() -> list[str]:
     except (LabFailed, FileNotFoundError) as error:
         return [f"network namespaces are not allowed here ({error}): both agents share this host, without a WAN"]
     for what, arguments in (
-        ("bridges", ["link", "add", "b", "type", "bridge"]),
-        ("VXLAN", ["link", "add", "v", "type", "vxlan", "id", "1", "dstport", "4789", "dev", "lo"]),
-        ("TUN/TAP", ["tuntap", "add", "t", "mode", "tun"]),
+        ("bridges", ["link", "add", "bridge0", "type", "bridge"]),
+        ("VXLAN", ["link", "add", "vxlan0", "type", "vxlan", "id", "1", "dstport", "4789", "dev", "lo"]),
+        ("TUN/TAP", ["tuntap", "add", "tun0", "mode", "tun"]),
     ):
         try:
             run("ip", "-n", name, *arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 
 from lab.hosts import listen_within
@@ -33,8 +34,7 @@ async def _join(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 async def main(netns: str, ports: list[int]) -> None:
     servers = [
-        await asyncio.start_server(lambda r, w, port=port: _join(port, r, w), sock=listen_within(netns, port))
-        for port in ports
+        await asyncio.start_server(functools.partial(_join, port), sock=listen_within(netns, port)) for port in ports
     ]
     print("ready", flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))

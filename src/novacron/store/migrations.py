@@ -101,7 +101,9 @@ async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:
 
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:
+    """Record what happened, for the migration and in the VM's own history."""
     await events.record(connection, "migration", m.id, m.vm_name, reason, message, actor)
+    await events.record(connection, "vm", m.vm, m.vm_name, f"Migration{reason}", message, actor)
 
 
 async def get(connection: Connection, id: str, *, lock: bool = False) -> Migration:

@@ -1,0 +1,313 @@
+"""The demo: NovaCron's main job, shown on real parts. ``script/demo`` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lab.guest import CounterClient
+from lab.hosts import GUEST_NETWORK, Lab, LabFailed, Wan, missing, remove_namespace
+from lab.images import images_dir
+from lab.platform import SOCKET_PATH_MAX, Platform, default_cache
+from novacron.local.postgres import PostgresFailed
+
+PREFIX = "nova-demo"
+PORT = 7443
+MEMORY_MIB = 512
+VM = "web"
+ADDRESS = f"{GUEST_NETWORK}.10"
+BOOT_TIMEOUT_S = 90.0
+TICKS_FILE = "/run/ticks"
+
+say = Console(highlight=False, soft_wrap=True)
+
+
+def state_dir() -> Path:
+    """Return where the demo keeps its files while it runs."""
+    base = Path("/var/lib/novacron") if os.geteuid() == 0 else default_cache()
+    if len(str(base / "demo")) > SOCKET_PATH_MAX:
+        base = Path(tempfile.gettempdir()) / f"novacron-{os.geteuid()}"
+    return base / "demo"
+
+
+class Demo:
+    def __init__(self, directory: Path, lacks: list[str]) -> None:
+        self.lacks = lacks
+        self.lab = Lab(PREFIX, namespaces=not lacks)
+        self.platform = Platform(directory, self.lab, images_dir(), PORT)
+
+    def up(self) -> None:
+        directory = self.platform.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)
+        started = time.monotonic()
+        self.lab.up(default_cache())
+        self.platform.up()
+        self._remember()
+        say.print(f"The platform is up after {time.monotonic() - started:.1f} s: PostgreSQL, the server, two agents.")
+
+    def _remember(self) -> None:
+        """Write down what runs, so that a later ``--stop`` finds it."""
+        p = self.platform
+        assert p.postgres.process is not None
+        services = [s.process.pid for s in (p.server, *p.agents.values()) if s.process is not None]
+        pids = [*services, *self.lab.pids, p.postgres.process.pid]
+        (p.directory / "pids.json").write_text(json.dumps(pids))
+
+    def command(self, *arguments: str) -> None:
+        """Show a command and run it as a user would."""
+        say.print(f"\n[bold]$ novacron {' '.join(arguments)}[/bold]")
+        sys.stdout.flush()
+        environment = {**os.environ, "NOVACRON_CONFIG": str(self.platform.config)}
+        done = subprocess.run([sys.executable, "-m", "novacron", *arguments], check=False, env=environment)
+        if done.returncode != 0:
+            raise LabFailed(f"novacron {arguments[0]} {arguments[1]} ended with {done.returncode}")
+
+    @contextlib.contextmanager
+    def console(self) -> Iterator[GuestConsole]:
+        """Attach to the VM's console, as ``novacron vm console`` does."""
+        environment = {**os.environ, "NOVACRON_CONFIG": str(self.platform.config)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "novacron", "vm", "console", VM],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        try:
+            yield GuestConsole(process)
+        finally:
+            process.terminate()
+            process.wait()
+
+    def run(self) -> None:
+        self.command("node", "list")
+        placed = [] if self.lacks else ["--address", f"{ADDRESS}/24"]
+        self.command(
+            *("vm", "create", VM, "--image", "tiny", "--memory", str(MEMORY_MIB), "--node", "host-a"), *placed, "--wait"
+        )
+        say.print(f"\n[bold]$ novacron vm console {VM}[/bold]")
+        with self.console() as console:
+            console.until("ready", BOOT_TIMEOUT_S, show=True)
+        if self.lacks:
+            self._move_watched_by_console()
+        else:
+            self._move_watched_by_client()
+        self.command("vm", "show", VM)
+
+    def _move_watched_by_client(self) -> None:
+        client = CounterClient(self.lab.hosts[0], ADDRESS)
+        time.sleep(2)  # a picture of the connection before the move
+        before = client.last
+        say.print(f"\nA TCP client on host-a reads the guest's counter, line by line: it is at {before}.")
+        bytes_before, since = self.lab.link_bytes(), time.monotonic()
+        self.command("vm", "migrate", VM, "--to", "host-b")
+        sent = self.lab.link_bytes() - bytes_before
+        time.sleep(2)  # and after it
+        say.print(
+            f"\nThe guest's counter went on from {before} to {client.last} over the same TCP connection, "
+            f"{client.missing_numbers()} numbers missing."
+        )
+        broken, lost = client.broken, client.missing_numbers()
+        gap_ms = client.longest_gap_ms(since)
+        client.close()
+        migration = self._migration()
+        self._table(migration, [("downtime, as the guest's TCP client saw it", f"{gap_ms:.0f} ms")], sent)
+        if broken or lost:
+            raise LabFailed(f"the guest's TCP client lost {lost} lines; its connection: {broken or 'open'}")
+
+    def _move_watched_by_console(self) -> None:
+        before = self._ticks()
+        say.print(f"\nThe guest's own counter, read on its console, is at {before}.")
+        self.command("vm", "migrate", VM, "--to", "host-b")
+        after = self._ticks()
+        say.print(f"\nThe guest's counter went on from {before} to {after}: it was moved, not started again.")
+        self._table(self._migration(), [], None)
+        if after < before:
+            raise LabFailed(f"the guest's counter fell from {before} to {after}")
+
+    def _ticks(self) -> int:
+        with self.console() as console:
+            console.send(f"\necho ticks=$(cat {TICKS_FILE}).\n")
+            line = console.until("ticks=[0-9]+[.]", 20, pattern=True)
+        return int(line.partition("ticks=")[2].partition(".")[0])
+
+    def _migration(self) -> dict[str, Any]:
+        newest = next(iter(self.platform.client.list("migrations", limit=1, vm=VM)))
+        return self.platform.client.get("migrations", newest["id"])
+
+    def _table(self, m: dict[str, Any], more: list[tuple[str, str]], link_bytes: int | None) -> None:
+        total_s = (datetime.fromisoformat(m["finished_at"]) - datetime.fromisoformat(m["created_at"])).total_seconds()
+        progress = m["progress"]
+        rows = [
+            ("total time, request to running on host-b", f"{total_s:.1f} s"),
+            *more,
+            ("downtime, as the platform saw it", f"{progress['downtime_ms'] or 0:.0f} ms"),
+            ("memory of the guest", f"{MEMORY_MIB} MiB"),
+            ("QEMU's migration stream", f"{progress['raw_bytes'] / 1e6:.1f} MB"),
+        ]
+        if link_bytes is not None:
+            use = link_bytes * 8 / total_s / self.lab.wan.rate_bit_per_s
+            rows.append(("bytes on the link, all headers included", f"{link_bytes / 1e6:.1f} MB"))
+            rows.append(("ratio, stream to link", f"{progress['raw_bytes'] / link_bytes:.1f} : 1"))
+            rows.append(("link use over the total time", f"{use:.0%}"))
+        else:
+            rows.append(("ratio, stream to sent", f"{progress['raw_bytes'] / max(1, progress['wire_bytes']):.1f} : 1"))
+        where = f"over a WAN of {self.lab.wan}" if not self.lacks else "on this host, without a WAN"
+        table = Table(title=f"\nLive migration of {VM} from host-a to host-b {where}", title_justify="left")
+        table.add_column("what")
+        table.add_column("measured", justify="right")
+        for row in rows:
+            table.add_row(*row)
+        say.print(table)
+
+    def down(self) -> None:
+        with contextlib.suppress(AssertionError):  # one that hangs was killed, and the rest has still to go
+            self.platform.down()
+        self.lab.down()
+        shutil.rmtree(self.platform.directory, ignore_errors=True)
+
+
+class GuestConsole:
+    """The output of ``novacron vm console``, read as it comes."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._text = ""
+        self._arrived = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        with contextlib.suppress(OSError, ValueError):  # the process was ended
+            while data := os.read(descriptor, 4096):
+                with self._arrived:
+                    self._text += data.decode(errors="replace")
+                    self._arrived.notify_all()
+
+    def send(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+    def until(self, wanted: str, timeout_s: float, *, show: bool = False, pattern: bool = False) -> str:
+        """Read until a line has ``wanted`` in it, and return that line. Raises LabFailed."""
+        import re
+
+        regex = re.compile(wanted if pattern else re.escape(wanted))
+        deadline, shown = time.monotonic() + timeout_s, 0
+        while True:
+            with self._arrived:
+                lines = self._text.replace("\r", "").split("\n")
+                for line in lines[shown:-1]:
+                    shown += 1
+                    if show and line.strip():
+                        say.print(f"  {line}", markup=False)
+                    if regex.search(line):
+                        return line
+                if time.monotonic() > deadline:
+                    raise LabFailed(f"the guest's console did not show {wanted!r} within {timeout_s:.0f} s")
+                self._arrived.wait(0.1)
+
+
+def stop(directory: Path) -> bool:
+    """End a demo that was kept or killed; say whether there was one."""
+    if not directory.exists():
+        return False
+    if os.geteuid() == 0:
+        for letter in "ab":
+            remove_namespace(f"{PREFIX}-{letter}")
+    path = directory / "pids.json"
+    for pid in json.loads(path.read_text()) if path.exists() else []:
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if any(word in line for word in (str(directory).encode(), b"lab.relay", b"wan\0", b"novacron")):
+                os.kill(pid, signal.SIGTERM)
+    for entry in Path("/proc").glob("[0-9]*"):  # QEMUs of a demo without namespaces
+        with contextlib.suppress(OSError):
+            if f"{directory}/host-".encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                os.kill(int(entry.name), signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while (directory / "pg" / "data" / "postmaster.pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shutil.rmtree(directory, ignore_errors=True)
+    return True
+
+
+def _keep(demo: Demo) -> None:
+    root = Path(sys.argv[0]).resolve().parent.parent
+    config = demo.platform.config
+    say.print(
+        f"\nThe platform goes on running. Try, in {root}:\n"
+        f"  export NOVACRON_CONFIG={config}\n"
+        "  .venv/bin/novacron vm list\n"
+        f"  .venv/bin/novacron vm migrate {VM} --to host-a\n"
+        f"  .venv/bin/novacron vm console {VM}        (Ctrl-] leaves it)\n"
+        "  .venv/bin/novacron node drain host-b\n"
+        "  .venv/bin/novacron events --follow\n"
+        f"  {demo.platform.directory}/*.log                 (what the processes say)\n"
+        "and end it with:\n"
+        "  script/demo --stop",
+        markup=False,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="script/demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the platform running and print what to try next")
+    parser.add_argument("--stop", action="store_true", help="end a platform that --keep left running")
+    parser.add_argument("--loopback", action="store_true", help="use no namespaces and no WAN, even where they work")
+    arguments = parser.parse_args()
+    directory = state_dir()
+    if stop(directory):
+        say.print("An earlier demo was ended.")
+    elif arguments.stop:
+        say.print("No demo is running.")
+    if arguments.stop:
+        return 0
+    lacks = ["--loopback was given: both agents share this host, without a WAN"] if arguments.loopback else missing()
+    say.print("[bold]NovaCron demo[/bold]: a virtual machine moves, live, from host-a to host-b.")
+    for sentence in lacks:
+        say.print(f"Not here: {sentence}.", markup=False)
+    if not lacks:
+        say.print(f"Both hosts are network namespaces of this machine; between them is a WAN of {Wan()}.")
+    started = time.monotonic()
+    demo = Demo(directory, lacks)
+    kept = False
+    try:
+        demo.up()
+        demo.run()
+        say.print(f"\nDone after {time.monotonic() - started:.0f} s.")
+        if arguments.keep:
+            _keep(demo)
+            kept = True
+        return 0
+    except (LabFailed, PostgresFailed, AssertionError) as error:
+        say.print(f"\nerror: {error}", markup=False)
+        say.print(f"the processes' logs: {directory}/*.log", markup=False)
+        for log in sorted(directory.glob("*.log")):
+            say.print(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:]), markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if not kept:
+            demo.down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
