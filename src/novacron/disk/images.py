@@ -69,7 +69,7 @@ def scan(root: Path) -> tuple[dict[str, Image], list[str]]:
     if not root.is_dir():
         return found, [f"there is no image directory {root}"]
     for directory in sorted(root.iterdir())[:IMAGES_MAX]:
-        if not (directory / MANIFEST).is_file() or not re.match(NAME_PATTERN, directory.name):
+        if not (directory / MANIFEST).is_file() or not re.fullmatch(NAME_PATTERN, directory.name):
             continue
         try:
             found[directory.name] = _load(directory)

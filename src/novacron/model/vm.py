@@ -147,7 +147,7 @@ def tap_name(id: str) -> str:
 
 def check_name(name: str, field: str = "name") -> str:
     """Return ``name``, or raise InvalidInput when it is no VM name or looks like an id."""
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidInput(
             f"{name!r} is not a valid name",
             field=field,

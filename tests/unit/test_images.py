@@ -1,0 +1,66 @@
+"""Images on a host: what is taken, what is refused; the tiny guest's archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from novacron.disk.images import MANIFEST, ImageFile, Manifest, describe, scan
+from novacron.disk.tiny import initramfs
+
+
+def make(root: Path, name: str, kernel: ImageFile | None = None) -> Path:
+    directory = root / name
+    directory.mkdir(parents=True)
+    (directory / "vmlinuz").write_bytes(b"kernel")
+    (directory / "initrd.img").write_bytes(b"initrd")
+    manifest = Manifest(
+        "kernel", kernel or describe(directory / "vmlinuz"), describe(directory / "initrd.img"), "quiet"
+    )
+    (directory / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    return directory
+
+
+def test_a_good_image_is_found(tmp_path: Path) -> None:
+    make(tmp_path, "tiny")
+    found, wrong = scan(tmp_path)
+    assert list(found) == ["tiny"] and not wrong
+    assert found["tiny"].info.size_bytes == 12
+
+
+def test_a_manifest_must_not_name_a_file_of_the_host(tmp_path: Path) -> None:
+    for number, path in enumerate(("/etc/shadow", "../x", ".hidden")):
+        make(tmp_path, f"evil{number}", ImageFile(path, "0" * 64, 1))
+    found, wrong = scan(tmp_path)
+    assert not found
+    assert len(wrong) == 3 and all("outside the image" in problem for problem in wrong)
+
+
+def test_a_link_is_no_image_file(tmp_path: Path) -> None:
+    directory = make(tmp_path, "evil")
+    (directory / "vmlinuz").unlink()
+    (directory / "vmlinuz").symlink_to("/etc/passwd")
+    found, wrong = scan(tmp_path)
+    assert not found and len(wrong) == 1
+
+
+def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    directory = make(tmp_path, "cut")
+    (directory / "vmlinuz").write_bytes(b"ker")
+    found, wrong = scan(tmp_path)
+    assert not found and "not the file that its manifest describes" in wrong[0]
+
+
+def test_a_broken_manifest_is_reported_and_stops_no_other_image(tmp_path: Path) -> None:
+    make(tmp_path, "tiny")
+    (make(tmp_path, "broken") / MANIFEST).write_text("{")
+    found, wrong = scan(tmp_path)
+    assert list(found) == ["tiny"] and "broken" in wrong[0]
+
+
+def test_the_archive_is_one_that_the_kernel_reads() -> None:
+    data = initramfs(b"\x7fELF", {"virtio_net": b"module"}, {"etc/extra": b"more"})
+    assert data[:6] == b"070701"
+    assert len(data) % 4 == 0
+    assert b"TRAILER!!!" in data and b"modules/virtio_net.ko" in data and b"etc/extra" in data

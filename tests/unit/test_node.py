@@ -1,0 +1,84 @@
+"""Where a VM can be placed, and which migrations may begin."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from novacron.control.migration import startable
+from novacron.model.migration import Kind, Migration, Phase, Progress
+from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
+from novacron.model.node import refusal as why_not
+from novacron.model.vm import VmSpec
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+INVENTORY = Inventory(
+    cpus=2,
+    memory_mib=4096,
+    architecture="x86_64",
+    kernel="6.1",
+    qemu_version="7.2",
+    accelerator=Accelerator(AcceleratorKind.TCG, "there is no /dev/kvm"),
+    images=(ImageInfo("tiny", "0" * 64, 1, "kernel"),),
+    bridge=None,
+    dwcp_endpoint="127.0.0.1:7445",
+    agent_version="0",
+)
+
+
+def node(*, ready: bool = True, cordoned: bool = False) -> Node:
+    return Node("n", NodeSpec(cordoned=cordoned), NodeStatus(ready, "", INVENTORY), 1, NOW)
+
+
+@pytest.mark.parametrize(
+    ("where", "load", "spec", "reason"),
+    [
+        (node(ready=False), Load(), VmSpec(image="tiny"), "not ready"),
+        (node(cordoned=True), Load(), VmSpec(image="tiny"), "cordoned"),
+        (node(), Load(), VmSpec(image="other"), "does not hold image other"),
+        (node(), Load(), VmSpec(image="tiny", memory_mib=3585), "full: 3584 MiB of memory free, 3585 MiB needed"),
+        (node(), Load(memory_mib=3400), VmSpec(image="tiny", memory_mib=256), "full"),
+        (node(), Load(vcpus=32), VmSpec(image="tiny"), "vCPUs"),
+    ],
+)
+def test_a_refusal_says_why(where: Node, load: Load, spec: VmSpec, reason: str) -> None:
+    assert reason in str(why_not(where, load, spec))
+
+
+def test_a_node_with_room_takes_the_vm() -> None:
+    assert why_not(node(), Load(vcpus=31, memory_mib=3000), VmSpec(image="tiny", memory_mib=584)) is None
+
+
+def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
+    return Migration(
+        id,
+        "vm-" + id,
+        id,
+        Kind.LIVE,
+        source,
+        target,
+        1,
+        phase,
+        False,
+        False,
+        None,
+        Progress(),
+        None,
+        1,
+        NOW,
+        None,
+        None,
+    )
+
+
+def test_migrations_wait_for_a_node_that_is_busy() -> None:
+    active = [
+        migration("1", "a", "b", Phase.TRANSFERRING),
+        migration("2", "a", "c", Phase.PENDING),
+        migration("3", "a", "d", Phase.PENDING),
+        migration("4", "e", "f", Phase.PENDING),
+        migration("5", "c", "a", Phase.PENDING),
+    ]
+    assert startable(active, per_node_max=2) == ["2", "4"]
+    assert startable(active, per_node_max=3) == ["2", "3", "4"]

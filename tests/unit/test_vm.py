@@ -1,0 +1,65 @@
+"""What a VM's spec may be, and what follows from its id."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.vm import VmSpec, check_address, check_name, mac_address, tap_name, vm_id
+
+
+@pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
+def test_good_names_are_taken_as_they_are(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "ä", "a" * 64, "a b", "a\n", "../x", "a/b"])
+def test_bad_names_are_refused_by_field(name: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_name(name)
+    assert caught.value.field == "name"
+    assert caught.value.hint
+
+
+def test_a_name_must_not_look_like_an_id() -> None:
+    with pytest.raises(InvalidInput, match="form of an id"):
+        check_name(vm_id(bytes(10)))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.300/24", "fe80::1/64", "10.0.0.1/33", "x", "10.0.0.1/24; rm"])
+def test_bad_addresses_are_refused_by_field(address: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_address(address)
+    assert caught.value.field == "address"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"image": "tiny", "vcpus": 0},
+        {"image": "tiny", "vcpus": limits.VCPUS_MAX + 1},
+        {"image": "tiny", "memory_mib": -1},
+        {"image": "tiny", "memory_mib": limits.MEMORY_MIB_MAX + 1},
+        {"image": "tiny", "memory_mib": "512"},
+        {"image": "tiny", "colour": "red"},
+        {"vcpus": 1},
+    ],
+)
+def test_specs_out_of_bounds_are_no_specs(spec: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(spec, VmSpec)
+
+
+@given(st.binary(min_size=10, max_size=10))
+def test_what_follows_from_an_id_fits_where_it_goes(random: bytes) -> None:
+    id = vm_id(random)
+    assert re.fullmatch(r"vm-[a-z2-7]{16}", id)
+    assert len(tap_name(id)) <= 15  # IFNAMSIZ - 1
+    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", mac_address(id))
+    assert mac_address(id) == mac_address(id)
