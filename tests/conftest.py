@@ -1,0 +1,93 @@
+"""Fixtures that several tiers share: a real PostgreSQL, and a real platform on two hosts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from lab.hosts import Lab, lab, missing
+from lab.images import images_dir
+from lab.platform import Platform, default_cache, open_directory, platform
+from novacron.local.postgres import Postgres
+from novacron.store.database import Database, migrate
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, with the template ``novacron_test`` of an empty, migrated database."""
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        server.start()
+        yield server
+        server.stop()
+
+
+def url_of(server: Postgres, name: str) -> str:
+    return server.url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+async def template(postgres: Postgres) -> str:
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute("CREATE DATABASE novacron_test")
+    await admin.close()
+    await migrate(url_of(postgres, "novacron_test"))
+    return "novacron_test"
+
+
+@pytest.fixture
+async def database(postgres: Postgres, template: str) -> AsyncIterator[Database]:
+    """A database of the test's own, empty and migrated."""
+    name = f"test_{next(_numbers)}"
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    opened = await Database.open(url_of(postgres, name))
+    yield opened
+    await opened.close()
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture(scope="session")
+def images() -> Path:
+    return images_dir()
+
+
+@pytest.fixture(scope="session")
+def lacks() -> list[str]:
+    """What this machine lacks for network namespaces; empty if nothing."""
+    return missing()
+
+
+@pytest.fixture(scope="session")
+def site(images: Path, lacks: list[str]) -> Iterator[Platform]:
+    """A platform of two hosts that tests share; each test cleans up after itself."""
+    with (
+        open_directory("nvs-") as directory,
+        lab(f"nvs{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
+        platform(directory / "p", hosts, images) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def wan(lacks: list[str]) -> Iterator[Lab]:
+    """Two hosts with a WAN between them, for one module."""
+    if lacks:
+        pytest.skip("; ".join(lacks))
+    with lab(f"nvw{os.getpid()}", default_cache()) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def victim(wan: Lab, images: Path) -> Iterator[Platform]:
+    """A platform whose processes tests may kill."""
+    with open_directory("nvv-") as directory, platform(directory / "p", wan, images) as running:
+        yield running

@@ -1,0 +1,150 @@
+"""The change feed loses nothing, whatever the order of commits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import asyncpg
+import pytest
+
+from novacron.model import limits
+from novacron.store import feed, garbage
+from novacron.store.database import Database, connect
+from novacron.store.feed import Batch, Change, Feed, Snapshot
+
+WRITERS = 8
+WRITES = 60
+
+INSERT_TOKEN = "INSERT INTO tokens (id, name, hash) VALUES ($1, $2, $1)"
+
+
+async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
+    """Follow the feed as a server does, and note every change."""
+    async for item in Feed(url, 10).batches():
+        into += item.batch.changes if isinstance(item, Snapshot) else item.changes
+        if stop.is_set():
+            return
+
+
+async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    committed: dict[str, list[str]] = {}
+    seen: list[Change] = []
+    stop = asyncio.Event()
+
+    async def writer(number: int) -> None:
+        rng = random.Random(seed + number)
+        connection = await connect(database.url)
+        for turn in range(WRITES):
+            id, name = f"tok-{number}-{turn % 5}", f"{number}.{turn}"
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(
+                "INSERT INTO tokens (id, name, hash) VALUES ($1, $2, $1)"
+                " ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+                id, name,
+            )  # fmt: skip
+            await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))  # transactions overlap and commit out of order
+            if rng.random() < 0.15:
+                await transaction.rollback()
+            else:
+                await transaction.commit()
+                committed.setdefault(id, []).append(name)
+        await connection.close()
+
+    follower = asyncio.create_task(collect(database.url, seen, stop))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(*(writer(number) for number in range(WRITERS)))
+    stop.set()
+    async with database.transaction() as connection:
+        await connection.execute(INSERT_TOKEN, "tok-last", "last")
+    await asyncio.wait_for(follower, 20)
+
+    found: dict[str, list[str]] = {}
+    for change in seen:
+        if change.kind == "token" and change.key != "tok-last":
+            assert change.body is not None
+            found.setdefault(change.key, []).append(change.body["name"])
+    assert found == committed, f"seed {seed}"
+    revisions = [change.revision for change in seen]
+    assert revisions == sorted(revisions), f"seed {seed}"
+
+
+async def test_a_transaction_that_began_first_and_commits_last_is_not_passed_over(database: Database) -> None:
+    slow, fast, reader = [await connect(database.url) for _ in range(3)]
+    begun = slow.transaction()
+    await begun.start()
+    await slow.execute(INSERT_TOKEN, "tok-slow", "slow")
+    await fast.execute(INSERT_TOKEN, "tok-fast", "fast")
+    batch, behind = await feed.read(reader, 0)
+    assert [change.key for change in batch.changes] == [] and behind
+    await begun.commit()
+    batch, behind = await feed.read(reader, batch.revision)
+    assert [change.key for change in batch.changes] == ["tok-slow", "tok-fast"] and not behind
+    for connection in (slow, fast, reader):
+        await connection.close()
+
+
+async def test_a_transaction_larger_than_a_page_arrives_whole(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.executemany(INSERT_TOKEN, [(f"tok-{n}", "n") for n in range(feed.BATCH_MAX + 5)])
+    async with database.connection() as connection:
+        batch, _ = await feed.read(connection, 0)
+        rest, _ = await feed.read(connection, batch.revision)
+    assert len(batch.changes) == feed.BATCH_MAX + 5 and not rest.changes
+
+
+async def test_a_reader_that_starts_again_gets_everything_and_the_recent_history(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(INSERT_TOKEN, "tok-a", "first")
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE tokens SET name = 'second'")
+    items: list[Snapshot | Batch] = []
+    async for item in Feed(database.url, 10).batches():
+        items.append(item)
+        break
+    snapshot = items[0]
+    assert isinstance(snapshot, Snapshot)
+    assert [change.body["name"] for change in snapshot.batch.changes if change.body] == ["second"]
+    assert [change.body["name"] for change in snapshot.history if change.body] == ["first", "second"]
+    assert snapshot.history_after == 0
+
+
+async def test_history_is_cut_at_a_whole_transaction(database: Database) -> None:
+    for n in range(4):
+        async with database.transaction() as connection:
+            await connection.executemany(INSERT_TOKEN, [(f"tok-{n}-{m}", "n") for m in range(3)])
+    async with database.transaction(isolation="repeatable_read") as connection:
+        snapshot = await feed.snapshot(connection, 10, history_max=7)
+    assert [change.key for change in snapshot.history] == [f"tok-{n}-{m}" for n in (2, 3) for m in range(3)]
+    assert all(change.revision > snapshot.history_after for change in snapshot.history)
+
+
+async def test_what_was_pruned_is_no_longer_offered(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(INSERT_TOKEN, "tok-old", "old")
+    async with database.transaction() as connection:
+        last: Any = await connection.fetchval("SELECT max(txid)::text FROM changes")
+        await connection.execute("UPDATE changes SET at = now() - interval '2 hours'")
+    async with database.transaction() as connection:
+        await garbage.collect(connection)
+    async with database.transaction(isolation="repeatable_read") as connection:
+        snapshot = await feed.snapshot(connection, 10)
+    assert snapshot.history == [] and snapshot.history_after >= int(last)
+    assert [change.key for change in snapshot.batch.changes] == ["tok-old"], "objects outlive their changes"
+    assert limits.CHANGES_RETENTION_S < 2 * 3600
+
+
+async def test_it_says_when_the_database_goes_away(database: Database) -> None:
+    ended = asyncio.create_task(collect(database.url, [], asyncio.Event()))
+    await asyncio.sleep(0.1)
+    async with database.connection() as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, asyncpg.AdminShutdownError)):
+        await asyncio.wait_for(ended, 10)

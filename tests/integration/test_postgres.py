@@ -1,0 +1,66 @@
+"""The embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from lab.platform import open_directory
+from novacron.local.postgres import Postgres, PostgresFailed
+
+
+async def test_it_keeps_what_was_committed_when_it_is_killed() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        connection = await asyncpg.connect(server.start())
+        await connection.execute("CREATE TABLE kept (n int)")
+        await connection.execute("INSERT INTO kept VALUES (7)")
+        server.kill()
+        server.start()
+        connection = await asyncpg.connect(server.url)
+        assert await connection.fetchval("SELECT n FROM kept") == 7
+        await connection.close()
+        server.stop()
+
+
+async def test_a_start_ends_the_server_that_a_killed_parent_left() -> None:
+    with open_directory("nvpg-") as directory:
+        left = Postgres(directory / "pg")
+        left.start()
+        new = Postgres(directory / "pg")
+        new.start()
+        assert left.process is not None and left.process.wait(10) is not None
+        new.stop()
+
+
+def test_only_local_users_that_are_mapped_can_connect() -> None:
+    with open_directory("nvpg-") as directory:
+        server = Postgres(directory / "pg")
+        server.start()
+        rules = (directory / "pg" / "data" / "pg_hba.conf").read_text().split("\n")
+        assert [rule for rule in rules if rule] == ["local all postgres peer map=novacron"]
+        options = (directory / "pg" / "data" / "postmaster.opts").read_text()
+        assert '"-h" ""' in options, "it must not listen on TCP"
+        server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only as root does PostgreSQL run as another user")
+def test_a_directory_that_its_user_cannot_enter_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(PostgresFailed, match=f"can't enter {tmp_path}|can't enter {tmp_path.parent}|can't enter"):
+        Postgres(tmp_path / "pg").start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only as root does PostgreSQL run as another user")
+def test_programs_that_its_user_cannot_reach_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from novacron.local import postgres
+
+    real = postgres._barred
+    monkeypatch.setattr(postgres, "COPIES", tmp_path)
+    monkeypatch.setattr(postgres, "_barred", lambda path, user: path if path.name == "pginstall" else real(path, user))
+    binaries = postgres._binaries(postgres._user())
+    assert binaries.is_relative_to(tmp_path) and (binaries / "initdb").exists()
+    assert postgres._binaries(postgres._user()) == binaries
