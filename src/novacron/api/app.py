@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from novacron import __version__
-from novacron.api import console, events, health, images, migrations, nodes, problems, tokens, vms
+from novacron.api import bodies, console, events, health, images, migrations, nodes, problems, tokens, vms
 from novacron.api.auth import TokenAuthentication
 from novacron.api.context import ApiRequest, Services
 from novacron.model import limits
@@ -46,6 +46,7 @@ def create_app(services: Services) -> Litestar:
             HTTPException: problems.on_http_error,
             Exception: problems.on_any_error,
         },
+        before_request=bodies.check,
         request_max_body_size=limits.REQUEST_BODY_BYTES_MAX,
         state=State({"services": services}),
         logging_config=None,

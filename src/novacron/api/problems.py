@@ -63,8 +63,6 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         first = error.extra[0]
         if isinstance(first, dict):
             field, detail = first.get("key"), str(first.get("message", detail))
-            if not field and "unknown field" in detail:
-                field = detail.partition("`")[2].partition("`")[0] or None
     if status >= 500:
         return on_any_error(request, error)
     code, title = TITLES.get(status, ("http-error", "Request refused"))

@@ -104,7 +104,7 @@ def _decode_cursor(cursor: str | None) -> str | None:
     if cursor is None:
         return None
     try:
-        return base64.urlsafe_b64decode(cursor.encode()).decode()
+        return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
     except ValueError:
         raise InvalidInput(
             "the cursor is not one of ours", field="cursor", hint="send `next` as it was given"

@@ -1,0 +1,112 @@
+"""Moves of VMs, watched from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lab.guest import CounterClient
+from lab.platform import Platform, until
+
+ENDED = ("completed", "failed", "aborted")
+
+Object = dict[str, Any]
+
+
+def boot(victim: Platform, name: str, number: int, node: str = "host-a", memory_mib: int = 256) -> Object:
+    """Create a VM with an address of its own, and wait until its guest is up."""
+    vm = victim.client.create_vm(
+        name=name, image="tiny", memory_mib=memory_mib, node=node, address=f"198.19.0.{number}/24"
+    )
+    until(lambda: "tiny guest: ready" in victim.console_log(vm, node), f"{name} has booted", 60)
+    return vm
+
+
+@contextlib.contextmanager
+def watching(victim: Platform, number: int) -> Iterator[CounterClient]:
+    """Read the guest's counter from host-a for as long as the block runs."""
+    client = CounterClient(victim.lab.hosts[0], f"198.19.0.{number}")
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Object:
+    """Wait until a migration has ended, and return it."""
+
+    def ended() -> Object | None:
+        found = victim.client.get("migrations", migration)
+        return found if found["phase"] in ENDED else None
+
+    found: Object = until(ended, f"migration {migration} has ended", timeout_s)
+    return found
+
+
+def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object:
+    """Wait until the VM runs on the node that owns it, and nothing of it is anywhere else."""
+    found = victim.wait_vm(
+        vm["id"],
+        lambda v: (
+            v["status"]["state"] == "running"
+            and v["migration"] is None
+            and [key for key in victim.qemus() if vm["id"] in key] == [f"{v['node']}/{vm['id']}"]
+            and v["status"]["pid"] == victim.qemus()[f"{v['node']}/{vm['id']}"]
+        ),
+        f"VM {vm['name']} runs in exactly one place",
+        timeout_s,
+    )
+    until(lambda: not victim.leftovers(), "nothing is left over", 40)
+    return found
+
+
+def delete(victim: Platform, vm: Object) -> None:
+    """Delete a VM and see that every trace of it is gone."""
+    victim.client.delete("vms", vm["id"])
+    until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), f"{vm['name']} is deleted", 60)
+    until(lambda: not victim.leftovers(), "nothing is left over", 40)
+
+
+def until_logged(victim: Platform, service: str, text: str, since: int, timeout_s: float = 30) -> None:
+    """Wait until a process has logged ``text`` after byte ``since`` of its log."""
+    log = victim.agents[service].log
+    until(lambda: text in log.read_text(errors="replace")[since:], f"{service} says {text!r}", timeout_s)
+
+
+def kill(victim: Platform, what: str, vm: Object, source: str, target: str) -> None:
+    """Kill a process without warning: the server, an agent, PostgreSQL or a QEMU."""
+    match what:
+        case "server":
+            victim.server.kill()
+        case "postgres":
+            victim.postgres.kill()
+        case "source agent" | "target agent":
+            victim.agents[source if what.startswith("source") else target].kill()
+        case "source qemu" | "target qemu":
+            host = source if what.startswith("source") else target
+            pid = victim.qemus().get(f"{host}/{vm['id']}")
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        case _:
+            raise ValueError(what)
+
+
+def revive(victim: Platform) -> None:
+    """Start again what was killed."""
+    if victim.postgres.process is None or victim.postgres.process.poll() is not None:
+        victim.postgres.start()
+    for service in (victim.server, *victim.agents.values()):
+        if not service.running:
+            service.start()
+    victim.wait_ready()
+    for name in victim.agents:
+        victim.wait_node(name)
+
+
+def pause(seconds: float) -> None:
+    """Let the system under test go on for a while: a moment of a fault, never a wait for a result."""
+    time.sleep(seconds)

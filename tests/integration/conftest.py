@@ -1,0 +1,90 @@
+"""How tests talk to the API, and VMs that clean up after themselves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import urllib3
+
+from lab.platform import Platform, until
+
+_numbers = itertools.count(1)
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Any
+    body: Any
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """The problem document; fails unless the answer is one, whole and in its media type."""
+        assert self.headers["content-type"].startswith("application/problem+json"), (self.status, self.body)
+        assert {"type", "title", "status", "code", "detail", "instance"} <= set(self.body)
+        assert self.body["status"] == self.status
+        assert "Traceback" not in self.body["detail"]
+        found: dict[str, Any] = self.body
+        return found
+
+
+class Api:
+    """Raw requests, good and bad."""
+
+    def __init__(self, site: Platform) -> None:
+        config = site.client.config
+        self.url, self.token = config.url, config.token
+        self._pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(cadata=config.ca))
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        token: str | None = "",
+        **headers: str,
+    ) -> Answer:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token or self.token}"
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        if data is not None:
+            sent.setdefault("Content-Type", "application/json")
+        answer = self._pool.request(method, self.url + path, body=data, headers=sent, retries=False, timeout=70)
+        text = answer.data
+        is_json = "json" in answer.headers.get("content-type", "")
+        return Answer(answer.status, answer.headers, json.loads(text) if text and is_json else text.decode())
+
+
+@pytest.fixture(scope="session")
+def api(site: Platform) -> Api:
+    return Api(site)
+
+
+@pytest.fixture
+def new_name() -> Callable[[], str]:
+    return lambda: f"t{next(_numbers)}"
+
+
+@pytest.fixture
+def new_vm(site: Platform, new_name: Callable[[], str]) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Create VMs; all are deleted afterwards, and nothing of them may be left."""
+    made: list[str] = []
+
+    def create(**fields: Any) -> dict[str, Any]:
+        vm = site.client.create_vm(**{"name": new_name(), "image": "tiny", "memory_mib": 128, **fields})
+        made.append(vm["id"])
+        return vm
+
+    yield create
+    for id in made:
+        if any(vm["id"] == id for vm in site.client.list("vms")):
+            site.client.delete("vms", id)
+    until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the test's VMs are gone")
+    until(lambda: not site.leftovers(), "nothing is left over", 20)

@@ -1,0 +1,412 @@
+"""The API: what it promises to those who call it right, and to those who call it wrong."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from lab.platform import Platform, until
+from novacron.model import limits
+from novacron.model.vm import vm_id
+from tests.integration.conftest import Answer, Api
+
+NewVm = Callable[..., dict[str, Any]]
+NewName = Callable[[], str]
+
+VMS = "/api/v1/vms"
+
+
+def names(api: Api) -> set[str]:
+    return {vm["name"] for vm in api("GET", f"{VMS}?limit=500").body["items"]}
+
+
+# who may call
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_needs_no_token(api: Api, path: str) -> None:
+    assert api("GET", path, token=None).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", VMS), ("GET", f"{VMS}/x"), ("POST", VMS), ("DELETE", f"{VMS}/x"), ("POST", f"{VMS}/x/actions/stop"),
+        ("GET", "/api/v1/nodes"), ("POST", "/api/v1/nodes/join-tokens"), ("GET", "/api/v1/migrations"),
+        ("GET", "/api/v1/images"), ("GET", "/api/v1/events"), ("GET", "/api/v1/tokens"), ("POST", "/api/v1/tokens"),
+        ("GET", "/schema"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("token", [None, "nva_wrong", "x" * 5000])
+def test_everything_else_needs_a_valid_token(api: Api, method: str, path: str, token: str | None) -> None:
+    answer = api(method, path, token=token)
+    assert answer.problem["code"] == "unauthenticated" and answer.problem["hint"]
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("token", [None, "nva_wrong"])
+def test_a_console_needs_a_valid_token(api: Api, token: str | None) -> None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = api.url.replace("https://", "wss://") + f"{VMS}/x/console"
+    with pytest.raises(InvalidStatus) as caught:
+        connect(url, ssl=ssl._create_unverified_context(), additional_headers=headers, proxy=None)
+    assert caught.value.response.status_code in (401, 403)
+
+
+def test_a_revoked_token_is_refused_at_once(api: Api) -> None:
+    created = api("POST", "/api/v1/tokens", {"name": "short-lived"}).body
+    assert api("GET", VMS, token=created["secret"]).status == 200
+    assert api("DELETE", f"/api/v1/tokens/{created['id']}").status == 204
+    assert api("GET", VMS, token=created["secret"]).problem["status"] == 401
+
+
+def test_secrets_of_tokens_are_shown_once_and_never_kept(api: Api, site: Platform) -> None:
+    secret = api("POST", "/api/v1/tokens", {"name": "kept"}).body["secret"]
+    assert secret not in json.dumps(api("GET", "/api/v1/tokens").body)
+    for service in (site.server, *site.agents.values()):
+        assert secret not in service.log.read_text()
+    assert site.config.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_join_token_works_once(site: Platform, api: Api) -> None:
+    from novacron import pki
+    from novacron.model.token import decode_ticket
+
+    secret = decode_ticket(site.client.join_token("host-z")).secret
+    body = {"secret": secret, "csr": pki.certificate_request(pki.new_key(), "host-z").decode()}
+    assert api("POST", "/api/v1/join", {**body, "name": "host-y"}, token=None).problem["field"] == "secret"
+    assert api("POST", "/api/v1/join", {**body, "name": "host-z"}, token=None).status == 201
+    assert api("POST", "/api/v1/join", {**body, "name": "host-z"}, token=None).problem["status"] == 401
+    site.client.delete("nodes", "host-z")
+
+
+def test_a_join_without_a_usable_request_uses_nothing_up(site: Platform, api: Api) -> None:
+    from novacron.model.token import decode_ticket
+
+    secret = decode_ticket(site.client.join_token()).secret
+    body = {"name": "host-y", "secret": secret, "csr": "not a request"}
+    assert api("POST", "/api/v1/join", body, token=None).problem["field"] == "csr"
+    assert all(node["name"] != "host-y" for node in site.client.list("nodes"))
+
+
+# bad input: a problem that names the field, and nothing half made
+
+GOOD = {"name": "never-made", "image": "tiny", "memory_mib": 128}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"image": "unknown"}, "image"),
+        ({"image": "../tiny"}, "image"),
+        ({"image": 7}, "image"),
+        ({"memory_mib": 0}, "memory_mib"),
+        ({"memory_mib": -1}, "memory_mib"),
+        ({"memory_mib": 10**12}, "memory_mib"),
+        ({"memory_mib": 128.5}, "memory_mib"),
+        ({"memory_mib": "128"}, "memory_mib"),
+        ({"memory_mib": None}, "memory_mib"),
+        ({"vcpus": 0}, "vcpus"),
+        ({"vcpus": -3}, "vcpus"),
+        ({"vcpus": 100_000}, "vcpus"),
+        ({"vcpus": True}, "vcpus"),
+        ({"name": ""}, "name"),
+        ({"name": "Upper"}, "name"),
+        ({"name": "a" * 64}, "name"),
+        ({"name": "new\nline"}, "name"),
+        ({"name": "end\n"}, "name"),
+        ({"name": vm_id(bytes(10))}, "name"),
+        ({"name": ["web"]}, "name"),
+        ({"colour": "red"}, "colour"),
+        ({"power": "flying"}, "power"),
+        ({"address": "10.0.0.1"}, "address"),
+        ({"address": "10.0.0.1/24 init=/bin/sh"}, "address"),
+        ({"node": "unknown"}, "node"),
+        ({"node": "Bad Name"}, "node"),
+    ],
+)
+def test_a_bad_field_is_named_and_nothing_is_made(api: Api, change: dict[str, Any], field: str) -> None:
+    before = names(api)
+    problem = api("POST", VMS, {**GOOD, **change}).problem
+    assert 400 <= problem["status"] < 500
+    assert problem["field"] == field, problem
+    assert problem["hint"], problem
+    assert names(api) == before
+
+
+@pytest.mark.parametrize("missing", ["name", "image"])
+def test_a_missing_field_is_named(api: Api, missing: str) -> None:
+    problem = api("POST", VMS, {key: value for key, value in GOOD.items() if key != missing}).problem
+    assert problem["status"] == 400 and problem["field"] == missing
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"name": "a"', b"{" * 5000])
+def test_broken_json_is_a_bad_request(api: Api, raw: bytes) -> None:
+    assert api("POST", VMS, raw=raw).problem["status"] == 400
+
+
+def test_a_body_over_the_limit_is_refused(api: Api) -> None:
+    body = json.dumps({**GOOD, "name": "x" * (limits.REQUEST_BODY_BYTES_MAX + 1)}).encode()
+    assert api("POST", VMS, raw=body).problem["code"] == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/v1/nothing", 404),
+        ("GET", f"{VMS}/unknown", 404),
+        ("GET", f"{VMS}/UPPER%20CASE", 404),
+        ("GET", f"{VMS}/%2e%2e%2fnodes", 404),
+        ("GET", "/api/v1/nodes/unknown", 404),
+        ("GET", "/api/v1/migrations/unknown", 404),
+        ("GET", "/api/v1/images/unknown", 404),
+        ("POST", f"{VMS}/unknown/actions/stop", 404),
+        ("POST", f"{VMS}/unknown/actions/migrate", 404),
+        ("DELETE", f"{VMS}/unknown", 404),
+        ("POST", "/api/v1/migrations/unknown/actions/abort", 404),
+        ("POST", "/api/v1/nodes/unknown/actions/drain", 404),
+        ("DELETE", "/api/v1/tokens/unknown", 404),
+        ("PUT", VMS, 405),
+        ("GET", f"{VMS}?limit=0", 400),
+        ("GET", f"{VMS}?limit=1000000", 400),
+        ("GET", f"{VMS}?limit=x", 400),
+        ("GET", f"{VMS}?cursor=%21%21", 400),
+        ("GET", f"{VMS}?state=flying", 400),
+        ("GET", "/api/v1/events?kinds=nothing", 400),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_or_make_sense_is_a_problem(api: Api, method: str, path: str, status: int) -> None:
+    headers = {"Accept": "text/event-stream"} if "kinds" in path else {}
+    assert api(method, path, **headers).problem["status"] == status
+
+
+def test_a_name_in_use_is_refused(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    problem = api("POST", VMS, {**GOOD, "name": vm["name"]}).problem
+    assert (problem["status"], problem["field"]) == (409, "name")
+
+
+def test_only_one_of_many_concurrent_creates_of_a_name_succeeds(api: Api, new_vm: NewVm, site: Platform) -> None:
+    body = {**GOOD, "name": "contested", "power": "stopped"}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: api("POST", VMS, body).status, range(8)))
+    assert sorted(answers) == [201] + [409] * 7
+    site.client.delete("vms", "contested")
+    until(lambda: "contested" not in names(api), "it is deleted")
+
+
+def test_a_full_node_refuses_and_says_how_full_it_is(api: Api) -> None:
+    problem = api("POST", VMS, {**GOOD, "node": "host-a", "memory_mib": limits.MEMORY_MIB_MAX}).problem
+    assert (problem["status"], problem["code"], problem["field"]) == (409, "no-capacity", "node")
+    assert "MiB of memory free" in problem["detail"]
+
+
+def test_concurrent_creates_never_overfill_a_node(api: Api, site: Platform) -> None:
+    total = site.client.get("nodes", "host-a")["status"]["inventory"]["memory_mib"] - limits.NODE_MEMORY_RESERVE_MIB
+    size = total // 3
+    bodies = [
+        {"name": f"big{n}", "image": "tiny", "memory_mib": size, "node": "host-a", "power": "stopped"} for n in range(6)
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda body: api("POST", VMS, body), bodies))
+    made = [answer.body["name"] for answer in answers if answer.status == 201]
+    for name in made:
+        api("DELETE", f"{VMS}/{name}")
+    until(lambda: not set(made) & names(api), "they are deleted")
+    assert len(made) <= 3
+    assert all(a.problem["code"] == "no-capacity" for a in answers if a.status != 201)
+
+
+def test_a_cordoned_node_takes_nothing_new(api: Api, new_vm: NewVm) -> None:
+    api("POST", "/api/v1/nodes/host-b/actions/cordon")
+    try:
+        assert "cordoned" in api("POST", VMS, {**GOOD, "node": "host-b"}).problem["detail"]
+        vm = new_vm(power="stopped")
+        until(lambda: api("GET", f"{VMS}/{vm['id']}").body["node"] == "host-a", "it is placed elsewhere")
+        problem = api("POST", f"{VMS}/{vm['id']}/actions/migrate", {"target": "host-b"}).problem
+        assert problem["field"] == "target" and "cordoned" in problem["detail"]
+    finally:
+        assert api("POST", "/api/v1/nodes/host-b/actions/uncordon").status == 200
+
+
+def test_a_migration_to_the_same_an_unknown_or_no_node_is_refused(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(node="host-a", power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    migrate = f"{VMS}/{vm['id']}/actions/migrate"
+    for body, field in (({"target": "host-a"}, "target"), ({"target": "nowhere"}, "target"), ({"to": "x"}, "to")):
+        problem = api("POST", migrate, body).problem
+        assert problem["field"] == field, problem
+    assert api("GET", f"{VMS}/{vm['id']}").body["migration"] is None
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "reboot"])
+def test_an_action_that_the_state_does_not_allow_says_the_state(api: Api, new_vm: NewVm, action: str) -> None:
+    vm = new_vm(power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    problem = api("POST", f"{VMS}/{vm['id']}/actions/{action}").problem
+    assert problem["code"] == "illegal-state" and "stopped" in problem["detail"]
+
+
+# concurrency and repetition
+
+
+def test_a_stale_if_match_changes_nothing(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    shown = api("GET", f"{VMS}/{vm['id']}")
+    assert shown.headers["etag"] == f'"{shown.body["revision"]}"'
+    problem = api("POST", f"{VMS}/{vm['id']}/actions/start", If_Match='"1"').problem
+    assert (problem["status"], problem["field"], problem["code"]) == (412, "If-Match", "stale-revision")
+    assert api("GET", f"{VMS}/{vm['id']}").body["spec"]["power"] == "stopped"
+    assert api("POST", f"{VMS}/{vm['id']}/actions/start", If_Match="garbage").problem["field"] == "If-Match"
+    assert api("DELETE", f"{VMS}/{vm['id']}", If_Match='"1"').problem["status"] == 412
+    assert api("DELETE", f"{VMS}/{vm['id']}", If_Match=shown.headers["etag"]).status == 202
+
+
+def test_an_unchanged_object_is_not_sent_again(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    etag = api("GET", f"{VMS}/{vm['id']}").headers["etag"]
+    again = api("GET", f"{VMS}/{vm['id']}", If_None_Match=etag)
+    assert (again.status, again.body) == (304, "")
+
+
+def test_a_repeated_request_with_its_key_is_done_once(
+    api: Api, new_vm: NewVm, new_name: NewName, site: Platform
+) -> None:
+    body = {**GOOD, "name": new_name(), "power": "stopped"}
+    first = api("POST", VMS, body, Idempotency_Key="k1")
+    again = api("POST", VMS, body, Idempotency_Key="k1")
+    assert first.status == again.status == 201
+    assert first.body == again.body and first.headers["etag"] == again.headers["etag"]
+    assert again.headers["idempotency-replayed"] == "true"
+    other = api("POST", VMS, {**body, "name": new_name()}, Idempotency_Key="k1")
+    assert (other.problem["status"], other.problem["field"]) == (422, "Idempotency-Key")
+    assert api("POST", VMS, body, Idempotency_Key="x" * 300).problem["field"] == "Idempotency-Key"
+    site.client.delete("vms", first.body["id"])
+
+
+def test_a_refused_request_does_not_use_its_key_up(api: Api, new_name: NewName, site: Platform) -> None:
+    body = {**GOOD, "name": new_name(), "power": "stopped"}
+    assert api("POST", VMS, {**body, "node": "unknown"}, Idempotency_Key="k2").status == 404
+    created = api("POST", VMS, body, Idempotency_Key="k2")
+    assert created.status == 201
+    site.client.delete("vms", created.body["id"])
+
+
+def test_concurrent_repetitions_of_one_request_make_one_vm(api: Api, new_name: NewName, site: Platform) -> None:
+    body = {**GOOD, "name": new_name(), "power": "stopped"}
+    with ThreadPoolExecutor(6) as pool:
+        answers: list[Answer] = list(pool.map(lambda _: api("POST", VMS, body, Idempotency_Key="k3"), range(6)))
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.body["id"] for answer in answers}) == 1
+    site.client.delete("vms", answers[0].body["id"])
+
+
+# lists and streams
+
+
+def test_pages_hold_every_object_once(api: Api, new_vm: NewVm) -> None:
+    made = {new_vm(power="stopped")["name"] for _ in range(5)}
+    found: list[str] = []
+    cursor = ""
+    for _ in range(20):
+        page = api("GET", f"{VMS}?limit=2{cursor}").body
+        assert len(page["items"]) <= 2
+        found += [vm["name"] for vm in page["items"]]
+        if page["next"] is None:
+            break
+        cursor = f"&cursor={page['next']}"
+    assert made <= set(found)
+    assert found == sorted(found) and len(found) == len(set(found))
+
+
+def test_lists_are_filtered(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(node="host-b", power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    assert vm["name"] in {v["name"] for v in api("GET", f"{VMS}?node=host-b&state=stopped").body["items"]}
+    assert vm["name"] not in {v["name"] for v in api("GET", f"{VMS}?node=host-a").body["items"]}
+    assert vm["name"] not in {v["name"] for v in api("GET", f"{VMS}?state=running").body["items"]}
+
+
+def test_a_read_waits_for_a_newer_revision(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    revision = api("GET", f"{VMS}/{vm['id']}").body["revision"]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(api, "GET", f"{VMS}/{vm['id']}?newer_than={revision}&timeout_s=20")
+        api("POST", f"{VMS}/{vm['id']}/actions/start")
+        assert waiting.result(30).body["revision"] > revision
+
+
+def test_the_event_stream_resumes_from_a_revision_without_a_gap(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    site.wait_state(vm["id"], "stopped")
+    site.client.act("vms", vm["id"], "start")
+    site.wait_state(vm["id"], "running")
+
+    def reasons(after: int, last: str) -> list[str]:
+        found: list[str] = []
+        for kind, event in site.client.stream(after=after, kinds="event"):
+            if kind == "event" and event.get("object") == vm["id"]:
+                found.append(event["reason"])
+                if event["reason"] == last:
+                    return found
+        raise AssertionError("the stream ended")
+
+    whole = reasons(vm["revision"] - 1, "Running")
+    assert whole[0] == "Created" and whole[-1] == "Running" and len(whole) == len(set(whole))
+    started = next(event for event in site.client.list("events", object=vm["id"]) if event["reason"] == "Start")[
+        "revision"
+    ]
+    assert reasons(started, "Running") == whole[whole.index("Start") + 1 :]
+
+
+def test_what_is_no_revision_cannot_be_resumed_from(api: Api) -> None:
+    bad = api("GET", "/api/v1/events", Accept="text/event-stream", Last_Event_ID="x")
+    assert bad.problem["field"] == "Last-Event-ID"
+
+
+def test_events_say_who_did_what(api: Api, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    events = api("GET", f"/api/v1/events?object={vm['id']}").body["items"]
+    assert events[-1]["reason"] == "Created" and events[-1]["actor"] == "administrator"
+
+
+# the document
+
+
+def test_the_schema_is_openapi_31_and_names_every_route(api: Api) -> None:
+    schema = api("GET", "/schema").body
+    assert schema["openapi"].startswith("3.1")
+    wanted = (
+        *("/api/v1/vms", "/api/v1/vms/{ref}/actions/migrate", "/api/v1/nodes/{name}/actions/drain"),
+        *("/api/v1/migrations/{id}/actions/abort", "/api/v1/images", "/api/v1/events", "/api/v1/tokens"),
+    )
+    for path in wanted:
+        assert path in schema["paths"], path
+    assert schema["paths"]["/api/v1/vms"]["post"]["requestBody"], "bodies are described"
+
+
+def test_a_hundred_concurrent_readers_all_get_answers(api: Api) -> None:
+    failures: list[Any] = []
+
+    def read() -> None:
+        answer = api("GET", VMS)
+        if answer.status != 200:
+            failures.append(answer)
+
+    threads = [threading.Thread(target=read) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not failures

@@ -1,0 +1,222 @@
+"""The life of one VM on one node, with real QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.model.node import AcceleratorKind
+from novacron.qemu import probe
+
+NewVm = Callable[..., dict[str, Any]]
+
+
+def ready(site: Platform, vm: dict[str, Any]) -> None:
+    """Wait until the guest has booted."""
+    node = site.wait_state(vm["id"], "running")["node"]
+    until(lambda: "ready" in site.console_log(vm, node).splitlines()[-3:].__str__(), f"{vm['name']} has booted", 60)
+
+
+def boots(site: Platform, vm: dict[str, Any]) -> int:
+    return site.console_log(site.client.get("vms", vm["id"])).count("tiny guest: up")
+
+
+async def test_the_probe_answers_with_what_really_runs(tmp_path: Path) -> None:
+    started = time.monotonic()
+    found = await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json")
+    assert found.kind in AcceleratorKind and found.reason
+    assert time.monotonic() - started < 2 * probe.TIME_LIMIT_S + 5
+    answer = (tmp_path / "answer.json").read_text()
+    assert await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json") == found
+    assert (tmp_path / "answer.json").read_text() == answer, "it is asked once"
+
+
+async def test_an_accelerator_whose_guest_hangs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TIME_LIMIT_S", 1.0)
+    monkeypatch.setattr(probe, "CODE", b"\xeb\xfe")  # jmp $
+    assert "did not reach 64-bit mode within 1 s" in str(await probe._try("qemu-system-x86_64", AcceleratorKind.TCG))
+
+
+def test_the_probe_is_shown_with_the_node(site: Platform) -> None:
+    text = site.cli("node", "show", "host-a").stdout
+    assert "PROBE" in text and ("emulation works" in text or "64-bit mode under KVM" in text)
+
+
+def test_pause_resume_reboot_stop_start(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    ready(site, vm)
+    name = vm["name"]
+    assert "paused" in site.cli("vm", "pause", name, "--wait").stdout
+    assert "running" in site.cli("vm", "resume", name, "--wait").stdout
+    pid = site.client.get("vms", name)["status"]["pid"]
+    site.cli("vm", "reboot", name, "--wait")
+    until(lambda: boots(site, vm) == 2, "it has booted again", 60)
+    assert site.client.get("vms", name)["status"]["pid"] == pid, "a reboot keeps the process"
+    until(lambda: site.console_log(site.client.get("vms", name)).count("tiny guest: ready") == 2, "it is up", 60)
+    started = time.monotonic()
+    site.cli("vm", "stop", name, "--grace", "30", "--wait")
+    assert time.monotonic() - started < 25, "the guest powered itself off on request"
+    assert not [key for key in site.qemus() if vm["id"] in key]
+    site.cli("vm", "start", name, "--wait")
+    assert site.client.get("vms", name)["status"]["pid"] != pid
+
+
+def test_a_guest_that_ignores_the_request_is_forced_off(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    site.wait_state(vm["id"], "running")  # its kernel has not begun to listen to the power button
+    site.cli("vm", "stop", vm["name"], "--grace", "1", "--wait")
+    assert site.client.get("vms", vm["name"])["status"]["state"] == "stopped"
+
+
+def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    ready(site, vm)
+    console = subprocess.Popen(
+        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    assert console.stdin is not None
+    console.stdin.write(b"\npoweroff -f\n")
+    console.stdin.flush()
+    off = site.wait_state(vm["id"], "stopped", 60)
+    assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
+    console.stdin.close()
+    console.wait(10)
+    assert "running" in site.cli("vm", "start", vm["name"], "--wait").stdout
+
+
+def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    pid = site.wait_state(vm["id"], "running")["status"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    again = site.wait_vm(
+        vm["id"], lambda v: v["status"]["pid"] not in (0, pid) and v["status"]["state"] == "running", "it runs again"
+    )
+    assert again["status"]["crashes"] >= 1
+
+
+def test_a_qemu_that_hangs_is_not_taken_for_gone(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    pid = site.wait_state(vm["id"], "running")["status"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        site.client.act("vms", vm["id"], "pause")
+        failed = site.wait_state(vm["id"], "failed", 60)
+        assert "did not answer" in failed["status"]["reason"]
+        assert len([key for key in site.qemus() if vm["id"] in key]) == 1
+        site.client.act("vms", vm["id"], "stop", {"timeout_s": 0})
+        site.wait_state(vm["id"], "stopped", 60)
+    finally:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_the_console_is_a_terminal_and_ctrl_bracket_leaves_it(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    ready(site, vm)
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]], stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+
+    def saw(text: bytes) -> bool:
+        nonlocal seen
+        seen += os.read(master, 4096)
+        return text in seen
+
+    until(lambda: saw(b"press Ctrl-] to leave"), "it is connected")
+    time.sleep(0.2)
+    os.write(master, b"\recho $((6*7))\r")
+    until(lambda: saw(b"42"), "the guest's shell answers")
+    os.write(master, b"\x1d")
+    assert process.wait(10) == 0
+    os.close(master)
+
+
+def test_programs_get_json_and_exit_codes(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(power="stopped")
+    assert json.loads(site.cli("vm", "show", vm["name"], "-o", "json").stdout)["id"] == vm["id"]
+    assert isinstance(json.loads(site.cli("vm", "list", "--output", "json").stdout), list)
+    unknown = site.cli("vm", "show", "unknown", check=False)
+    assert unknown.returncode == 3 and unknown.stderr.startswith("error: there is no vm 'unknown'")
+    assert site.cli("vm", "create", "Bad_Name", "--image", "tiny", check=False).returncode == 2
+    assert site.cli("vm", "pause", vm["name"], check=False).returncode == 4
+    for command in (("node", "list"), ("migration", "list"), ("image", "list"), ("events",), ("token", "list")):
+        assert site.cli(*command).stdout.splitlines()[0].isupper()
+        assert isinstance(json.loads(site.cli(*command, "-o", "json").stdout), list)
+
+
+def test_the_shell_is_completed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "--show-completion", "bash"], capture_output=True, text=True, check=True,
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )  # fmt: skip
+    assert "complete" in done.stdout
+
+
+def test_a_wrong_or_absent_server_is_said_so(site: Platform) -> None:
+    environment = {**os.environ, "NOVACRON_URL": "https://127.0.0.1:1", "NOVACRON_TOKEN": "x"}
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "vm", "list"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 6 and "no answer from https://127.0.0.1:1" in done.stderr
+    environment = {**os.environ, "NOVACRON_TOKEN": "nva_wrong"}
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "vm", "list"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 5
+
+
+def test_a_second_agent_on_the_same_files_is_refused(site: Platform, images: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "agent", "--name", "host-a", "--state-dir", str(site.directory / "host-a"),
+         "--images-dir", str(images), "--dwcp-port", "0"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1 and "another agent runs with" in done.stderr
+
+
+def test_a_host_without_a_token_is_told_how_to_get_one(tmp_path: Path) -> None:
+    for join, text in (([], "node join-token"), (["--join", "nonsense"], "not a join token")):
+        done = subprocess.run(
+            [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), *join],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 1 and text in done.stderr
+
+
+def test_nothing_listens_beyond_what_is_documented(site: Platform) -> None:
+    """The server listens on its two loopback ports, an agent on DWCP's, which demands a node's certificate."""
+    assert site.server.process is not None
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listening = {line.split()[3] for line in lines if f"pid={site.server.process.pid}," in line}
+    assert listening == {f"127.0.0.1:{port}" for port in site.ports}
+
+
+async def test_strangers_get_nothing_from_the_link_and_from_dwcp(site: Platform) -> None:
+    import ssl
+
+    context = ssl.create_default_context(cadata=site.client.config.ca)
+    context.check_hostname = False
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.ports[1], ssl=context)
+    with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await writer.drain()
+        await reader.readexactly(1)
+    writer.close()

@@ -1,0 +1,111 @@
+"""``novacron up``: everything on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import free_ports, open_directory, until
+
+
+class Up:
+    def __init__(self, directory: Path, images: Path) -> None:
+        self.directory = directory
+        self.log = directory / "up.log"
+        self.env = {**os.environ, "NOVACRON_CONFIG": str(directory / "cli.json")}
+        self._port = free_ports(1)[0]
+        self._images = images
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.log.unlink(missing_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "novacron", "up", "--state-dir", str(self.directory / "s"),
+                 "--images-dir", str(self._images), "--port", str(self._port)],
+                stdout=log, stderr=log, env=self.env, start_new_session=True,
+            )  # fmt: skip
+        until(lambda: b"up: API at" in self.log.read_bytes(), f"it is up: {self.log}", 60)
+        until(lambda: any(n["status"]["ready"] for n in self.cli("node", "list")), "its node is ready", 60)
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def cli(self, *arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "novacron", *arguments, "-o", "json"],
+            capture_output=True, text=True, check=True, env=self.env, timeout=120,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    def pids(self, *words: str) -> list[int]:
+        """Return the processes of this installation whose command line has all the words."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if str(self.directory) in line and all(word in line for word in words):
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+def up(images: Path) -> Iterator[Up]:
+    with open_directory("nvu-") as directory:
+        made = Up(directory, images)
+        try:
+            yield made
+        finally:
+            if made.process is not None and made.process.poll() is None:
+                made.end(signal.SIGTERM)
+            for pid in made.pids("qemu-system"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_it_starts_runs_vms_and_leaves_them_running(up: Up) -> None:
+    up.start()
+    assert "administrator token (shown once" in up.log.read_text()
+    assert (up.directory / "cli.json").stat().st_mode & 0o777 == 0o600
+    pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
+    assert up.end(signal.SIGTERM) == 0
+    assert up.pids() == [pid], "only the VM is left"
+    up.start()
+    assert "administrator token" not in up.log.read_text(), "it is shown once"
+    until(lambda: up.cli("vm", "show", "web")["status"] == {**up.cli("vm", "show", "web")["status"], "pid": pid},
+          "the VM is adopted")  # fmt: skip
+    up.cli("vm", "stop", "web", "--force", "--wait")
+    assert up.pids("qemu-system") == []
+
+
+def test_killed_parts_come_back_and_a_killed_whole_leaves_no_part(up: Up) -> None:
+    up.start()
+    pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
+    for part in ("novacron server", "novacron agent", "bin/postgres -D"):
+        victims = up.pids(part)
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        until(lambda part=part, victims=victims: set(up.pids(part)) - set(victims), f"{part} is back")  # type: ignore[misc]
+    until(lambda: (up.directory / "cli.json").exists() and _answers(up), "the API answers again", 60)
+    assert up.cli("vm", "show", "web")["status"]["pid"] == pid
+    up.end(signal.SIGKILL)
+    until(lambda: not up.pids("novacron server") and not up.pids("novacron agent"), "its parts are gone")
+    up.start()
+    assert up.cli("vm", "show", "web")["status"]["pid"] == pid
+
+
+def _answers(up: Up) -> bool:
+    with contextlib.suppress(subprocess.CalledProcessError):
+        return any(node["status"]["ready"] for node in up.cli("node", "list"))
+    return False
