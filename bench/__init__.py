@@ -1,0 +1,1 @@
+"""One program per published figure, peers measured in the same run: ``script/bench NAME``."""

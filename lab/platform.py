@@ -22,6 +22,7 @@ from novacron.local.postgres import Postgres
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+TRANSFER_SOCKETS = ("incoming.sock", "outgoing.sock")
 SOCKET_PATH_MAX = 60
 """Longest state directory: the paths of Unix sockets below it must stay under 108 bytes."""
 
@@ -253,6 +254,13 @@ class Platform:
         path = self.directory / str(host or vm["node"]) / "agent" / "vms" / vm["id"] / "console.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def until_clean(self, timeout_s: float = 40.0) -> None:
+        """Wait until nothing is left that no VM accounts for."""
+        try:
+            until(lambda: not self.leftovers(), "nothing is left over", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.leftovers()}") from None
+
     def leftovers(self) -> list[str]:
         """Return what no VM accounts for: QEMU processes, VM directories, sockets, taps."""
         vms = {vm["id"]: vm["node"] for vm in self.client.list("vms")}
@@ -261,9 +269,7 @@ class Platform:
             for directory in (self.directory / host.name / "agent" / "vms").glob("*"):
                 if vms.get(directory.name) != host.name:
                     wrong.append(f"directory {directory}")
-                wrong += [str(path) for path in directory.glob("*going.sock")] + [
-                    str(path) for path in directory.glob("incoming.sock")
-                ]
+                wrong += [str(directory / name) for name in TRANSFER_SOCKETS if (directory / name).exists()]
             if host.netns is not None:
                 names = subprocess.run(
                     [*host.prefix, "ls", "/sys/class/net"], check=True, capture_output=True, text=True

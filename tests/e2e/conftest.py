@@ -60,7 +60,7 @@ def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object
         f"VM {vm['name']} runs in exactly one place",
         timeout_s,
     )
-    until(lambda: not victim.leftovers(), "nothing is left over", 40)
+    victim.until_clean()
     return found
 
 
@@ -68,7 +68,7 @@ def delete(victim: Platform, vm: Object) -> None:
     """Delete a VM and see that every trace of it is gone."""
     victim.client.delete("vms", vm["id"])
     until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), f"{vm['name']} is deleted", 60)
-    until(lambda: not victim.leftovers(), "nothing is left over", 40)
+    victim.until_clean()
 
 
 def until_logged(victim: Platform, service: str, text: str, since: int, timeout_s: float = 30) -> None:

@@ -118,7 +118,7 @@ def test_a_kill_during_a_delete_ends_with_nothing(victim: Platform, what: str) -
         kill(victim, what, vm, "host-a", "host-b")
         revive(victim)
         until(lambda vm=vm: all(v["id"] != vm["id"] for v in victim.client.list("vms")), "it is gone", 60)  # type: ignore[misc]
-        until(lambda: not victim.leftovers(), "nothing is left over", 40)
+        victim.until_clean()
 
 
 def test_a_restarted_agent_adopts_its_running_vms(victim: Platform) -> None:
@@ -143,7 +143,7 @@ def test_a_vm_deleted_while_its_host_was_away_is_removed_when_it_is_back(victim:
     assert any(v["id"] == vm["id"] for v in victim.client.list("vms")), "it is not gone before its QEMU is"
     revive(victim)
     until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), "it is gone", 60)
-    assert not victim.leftovers() or until(lambda: not victim.leftovers(), "nothing is left over", 20)
+    victim.until_clean()
 
 
 @pytest.mark.slow

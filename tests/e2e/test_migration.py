@@ -61,8 +61,8 @@ def test_a_paused_guest_arrives_paused(victim: Platform) -> None:
         vm["id"], lambda v: v["node"] == "host-b" and v["status"]["state"] == "paused", "it is there"
     )
     assert arrived["spec"]["power"] == "paused"
+    victim.cli("vm", "resume", "frozen", "--wait")
     with watching(victim, 22) as client:
-        victim.cli("vm", "resume", "frozen", "--wait")
         until(lambda: client.last > 5, "it goes on")
     delete(victim, vm)
 

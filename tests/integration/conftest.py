@@ -87,4 +87,4 @@ def new_vm(site: Platform, new_name: Callable[[], str]) -> Iterator[Callable[...
         if any(vm["id"] == id for vm in site.client.list("vms")):
             site.client.delete("vms", id)
     until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the test's VMs are gone")
-    until(lambda: not site.leftovers(), "nothing is left over", 20)
+    site.until_clean()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
-from novacron.agent.machine import Machine
+from novacron.agent.machine import INCOMING_SOCKET, Machine
 from novacron.dwcp.receiver import Listener, ReceiveFailed
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
@@ -30,7 +30,7 @@ async def load(
     Raises LoadFailed.
     """
     assert machine.monitor is not None
-    path = machine.directory / "incoming.sock"
+    path = machine.directory / INCOMING_SOCKET
     path.unlink(missing_ok=True)
     loop = asyncio.get_running_loop()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -18,6 +18,8 @@ from novacron.qemu.command import Config, Nic
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
 CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
+INCOMING_SOCKET = "incoming.sock"
+OUTGOING_SOCKET = "outgoing.sock"
 
 
 class MachineFailed(Exception):
@@ -37,7 +39,12 @@ class Machine:
         self._ending: asyncio.Task[None] | None = None
 
     async def adopt(self) -> bool:
-        """Take over the QEMU that an earlier agent left running; say whether there is one."""
+        """Take over the QEMU that an earlier agent left running; say whether there is one.
+
+        What that agent was carrying is lost: its sockets are removed.
+        """
+        for name in (INCOMING_SOCKET, OUTGOING_SOCKET):
+            (self.directory / name).unlink(missing_ok=True)
         self.pid = await asyncio.to_thread(process.find, self.directory)
         if self.pid is None:
             return False

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from novacron import pki
 from novacron.agent.identity import Identity
-from novacron.agent.machine import Machine
+from novacron.agent.machine import OUTGOING_SOCKET, Machine
 from novacron.agent.settings import Settings
 from novacron.dwcp.sender import Sender, SendFailed
 from novacron.model.migration import Progress
@@ -45,7 +45,7 @@ async def send(
     """
     assert task.endpoint is not None and machine.monitor is not None
     host, _, port = task.endpoint.rpartition(":")
-    path = machine.directory / "outgoing.sock"
+    path = machine.directory / OUTGOING_SOCKET
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.setblocking(False)

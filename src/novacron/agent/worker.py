@@ -66,6 +66,7 @@ class Worker:
         self._transfer: asyncio.Task[None] | None = None
         self._sending: str | None = None
         self._send_failure: str | None = None
+        self._awaiting: str | None = None
         self._arriving: str | None = None
         self._stopping_at: float | None = None
         self._started_at = 0.0
@@ -323,6 +324,8 @@ class Worker:
         task, wanted = statement.task, statement.assignment
         assert task is not None and wanted is not None
         if self._transfer is not None:
+            if self._awaiting == task.migration:  # the server may not have heard it
+                self._host.send(wire.TargetReady(task.migration, self._host.endpoint))
             return IDLE_S
         if task.kind is Kind.COLD:
             self._image(wanted.spec.image)
@@ -346,6 +349,7 @@ class Worker:
 
     async def _load(self, task: wire.Task, wanted: wire.Assignment) -> None:
         async def ready() -> None:
+            self._awaiting = task.migration
             self._host.send(wire.TargetReady(task.migration, self._host.endpoint))
 
         async def loaded() -> None:
@@ -364,6 +368,7 @@ class Worker:
             await self.machine.destroy()
             self._host.send(wire.MigrationFailed(task.migration, str(error)))
         finally:
+            self._awaiting = None
             self._transfer = None
             self._wake.set()
 

@@ -74,5 +74,7 @@ class Controllers:
                             await asyncio.wait_for(wake.wait(), controller.interval_s)
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
                 log.warning("controller pauses", controller=controller.name, error=str(error), retry_s=backoff_s)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)
+            except Exception:  # a defect of one controller must not take the others and the API away
+                log.exception("defect in a controller", controller=controller.name, retry_s=backoff_s)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)

@@ -1,0 +1,122 @@
+"""The peer: QEMU without NovaCron, with the same guest, on the same hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from lab.hosts import BRIDGE, GUEST_MTU, Host, run
+from novacron.disk.images import scan
+from novacron.model.node import AcceleratorKind
+from novacron.qemu.command import Config, Nic, command, console_log_path, monitor_path
+from novacron.qemu.monitor import Monitor
+
+FIRST_LINE = "tiny guest: up"
+BOOT_TIMEOUT_S = 60.0
+MIGRATE_TIMEOUT_S = 120.0
+TAP = "bare0"
+PORT = 7500
+CHANNELS = 4
+BANDWIDTH_BYTES_PER_S = 10_000_000_000
+DOWNTIME_LIMIT_MS = 300
+"""QEMU's own default."""
+
+
+def first_line_at(log: Path, since: float) -> float:
+    """Wait for the guest's first console line; return how many seconds after ``since`` (monotonic) it came."""
+    while time.monotonic() < since + BOOT_TIMEOUT_S:
+        with contextlib.suppress(FileNotFoundError):
+            if FIRST_LINE in log.read_text(errors="replace"):
+                return time.monotonic() - since
+        time.sleep(0.002)
+    raise TimeoutError(f"no first line in {log}")
+
+
+class Bare:
+    """One QEMU on a host, with the arguments that NovaCron would give it."""
+
+    def __init__(self, directory: Path, images: Path, host: Host, memory_mib: int, address: str | None) -> None:
+        self.directory = directory
+        self.host = host
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        image = scan(images)[0]["tiny"]
+        self._tap = TAP if address is not None else None
+        self.config = Config(
+            id="bare", directory=directory, vcpus=1, memory_mib=memory_mib, machine="pc",
+            accelerator=AcceleratorKind.TCG, kernel=image.kernel, initrd=image.initrd,
+            cmdline=image.cmdline + (f" novacron.address={address}" if address else ""),
+            nic=Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),
+        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, incoming: bool = False) -> None:
+        if self._tap is not None:
+            netns = str(self.host.netns)
+            run("ip", "-n", netns, "tuntap", "add", self._tap, "mode", "tap")
+            run("ip", "-n", netns, "link", "set", self._tap, "address", "fe:54:00:ba:5e:00", "mtu", str(GUEST_MTU))
+            run("ip", "-n", netns, "link", "set", self._tap, "master", BRIDGE, "up")
+        arguments = [argument for argument in command(self.config, incoming=incoming) if argument != "-S"]
+        self.process = subprocess.Popen(
+            [*self.host.prefix, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+
+    def until_first_line(self, since: float) -> float:
+        return first_line_at(console_log_path(self.directory), since)
+
+    def until_ready(self) -> None:
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while "tiny guest: ready" not in console_log_path(self.directory).read_text(errors="replace"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the bare guest does not boot")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self._tap is not None:
+            run("ip", "-n", str(self.host.netns), "link", "del", self._tap)
+
+
+async def migrate(source: Bare, target: Bare) -> float:
+    """Migrate with QEMU's own multifd and zstd over the WAN; return the seconds from the command to its end."""
+    monitors: list[Monitor] = []
+    ended = asyncio.Event()
+
+    def on_event(name: str, data: dict[str, Any]) -> None:
+        if name == "MIGRATION" and data.get("status") in ("completed", "failed"):
+            ended.set()
+
+    for bare, hear in ((source, on_event), (target, lambda *_: None)):
+        monitors.append(await Monitor.connect(monitor_path(bare.directory), hear, lambda: True))
+    try:
+        for monitor in monitors:
+            capabilities = [{"capability": name, "state": True} for name in ("events", "multifd")]
+            await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+            await monitor.execute(
+                "migrate-set-parameters",
+                {"multifd-channels": CHANNELS, "multifd-compression": "zstd", "max-bandwidth": BANDWIDTH_BYTES_PER_S,
+                 "downtime-limit": DOWNTIME_LIMIT_MS},
+            )  # fmt: skip
+        uri = f"tcp:{target.host.address}:{PORT}"
+        await monitors[1].execute("migrate-incoming", {"uri": uri})
+        started = time.monotonic()
+        await monitors[0].execute("migrate", {"uri": uri})
+        await asyncio.wait_for(ended.wait(), MIGRATE_TIMEOUT_S)
+        total_s = time.monotonic() - started
+        status = await monitors[0].execute("query-migrate")
+        if status["status"] != "completed":
+            raise RuntimeError(f"QEMU's own migration {status['status']}: {status.get('error-desc')}")
+        return total_s
+    finally:
+        for monitor in monitors:
+            await monitor.close()

@@ -1,0 +1,229 @@
+"""The figures of the main job: creating, moving, reading, resting. ``script/bench main``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bench import bare
+from bench.report import Figure, median, report
+from lab.guest import CounterClient
+from lab.hosts import lab, missing
+from lab.images import images_dir
+from lab.platform import Platform, Service, default_cache, open_directory, platform, until
+from novacron.qemu.command import console_log_path
+
+MEMORY_MIB = 512
+ADDRESS = "198.19.0.10"
+CONNECTIONS = 50
+AROUND_S = 2.0
+"""How long the guest's client is watched before and after a move."""
+
+CREATE_OVER_BARE_S = 0.5
+MIGRATION_OVER_BARE = 1.1
+DOWNTIME_MS = 300.0
+GET_P95_MS = 10.0
+SERVER_MIB, SERVER_PERCENT = 250.0, 2.0
+AGENT_MIB, AGENT_PERCENT = 120.0, 1.0
+
+WRK_SCRIPT = """
+done = function(summary, latency, requests)
+  local bad = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
+  io.write(string.format("RESULT p95_us=%d rate=%f bad=%d\\n", latency:percentile(95),
+    summary.requests / (summary.duration / 1e6), bad))
+end
+"""
+
+
+def create_figures(p: Platform, directory: Path, images: Path, rounds: int) -> list[Figure]:
+    """Time to the guest's first console line, bare QEMU and NovaCron in turn."""
+    own, peer = [], []
+    vms = p.directory / "host-a" / "agent" / "vms"
+    for number in range(rounds):
+        machine = bare.Bare(directory / "bare", images, p.lab.hosts[0], MEMORY_MIB, None)
+        started = time.monotonic()
+        machine.start()
+        peer.append(machine.until_first_line(started))
+        machine.stop()
+        name = f"create-{number}"
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "novacron", "vm", "create", name, "--image", "tiny", "--memory", str(MEMORY_MIB),
+             "--node", "host-a", "--wait"],
+            stdout=subprocess.DEVNULL, env={**os.environ, "NOVACRON_CONFIG": str(p.config)},
+        )  # fmt: skip
+        until(lambda: list(vms.glob("*/console.log")), "the VM's console is there")
+        own.append(bare.first_line_at(next(vms.glob("*/console.log")), started))
+        assert process.wait(60) == 0
+        p.cli("vm", "delete", name, "--wait")
+        p.until_clean()
+    over = [a - b for a, b in zip(own, peer, strict=True)]
+    return [
+        median("bare QEMU to the guest's first console line", peer, "s"),
+        median("vm create --wait to the guest's first console line", own, "s"),
+        median("  ... over bare QEMU", over, "s", CREATE_OVER_BARE_S),
+    ]
+
+
+def migration_figures(p: Platform, directory: Path, images: Path, rounds: int) -> list[Figure]:
+    """There and back with NovaCron, and there with QEMU's own, in turn; a client on host-a reads the guest."""
+    own: list[float] = []
+    out: list[float] = []
+    back: list[float] = []
+    sent: list[float] = []
+    peer, peer_gap, peer_sent = [], [], []
+    p.cli("vm", "create", "mover", "--image", "tiny", "--memory", str(MEMORY_MIB), "--node", "host-a",
+          "--address", f"{ADDRESS}/24", "--wait")  # fmt: skip
+    vm = p.client.get("vms", "mover")
+    until(lambda: "tiny guest: ready" in p.console_log(vm), "the guest has booted", 60)
+    for _ in range(rounds):
+        for target, gaps in (("host-b", out), ("host-a", back)):
+            client = CounterClient(p.lab.hosts[0], ADDRESS)
+            until(lambda client=client: client.last > 20, "the guest counts")  # type: ignore[misc]
+            before, since = p.lab.link_bytes(), time.monotonic()
+            p.cli("vm", "migrate", "mover", "--to", target)
+            if target == "host-b":
+                sent.append((p.lab.link_bytes() - before) / 1e6)
+            time.sleep(AROUND_S)
+            gaps.append(_gap(client, since))
+            if target == "host-b":
+                own.append(_total_s(p))
+        machines = [
+            bare.Bare(directory / f"bare-{host.name}", images, host, MEMORY_MIB, f"198.19.0.{host.number + 10}/24")
+            for host in p.lab.hosts
+        ]
+        source, destination = machines
+        source.start()
+        until(lambda source=source: console_log_path(source.directory).exists(), "the bare guest starts")  # type: ignore[misc]
+        source.until_ready()
+        destination.start(incoming=True)
+        client = CounterClient(p.lab.hosts[0], "198.19.0.11")
+        until(lambda client=client: client.last > 20, "the bare guest counts")  # type: ignore[misc]
+        before, since = p.lab.link_bytes(), time.monotonic()
+        peer.append(asyncio.run(bare.migrate(source, destination)))
+        peer_sent.append((p.lab.link_bytes() - before) / 1e6)
+        time.sleep(AROUND_S)
+        peer_gap.append(_gap(client, since))
+        for machine in machines:
+            machine.stop()
+    p.cli("vm", "delete", "mover", "--wait")
+    ratio = [a / b for a, b in zip(own, peer, strict=True)]
+    return [
+        median("QEMU's own migration (multifd x4, zstd)", peer, "s"),
+        median("NovaCron's migration, request to end", own, "s"),
+        median("  ... over QEMU's own", ratio, "x", MIGRATION_OVER_BARE),
+        median("bytes on the link, QEMU's own", peer_sent, "MB"),
+        median("bytes on the link, NovaCron", sent, "MB"),
+        median("downtime for a client at the source's site", out, "ms", DOWNTIME_MS),
+        median("downtime for a client at the target's site", back, "ms", DOWNTIME_MS),
+        median("downtime, QEMU's own, client at the source's site", peer_gap, "ms"),
+    ]
+
+
+def _gap(client: CounterClient, since: float) -> float:
+    """Return the longest gap in milliseconds since ``since``. The connection must have held."""
+    if client.broken or client.missing_numbers():
+        raise RuntimeError(f"the guest's client lost {client.missing_numbers()} lines: {client.broken}")
+    gap_ms = client.longest_gap_ms(since - 0.2)
+    client.close()
+    return gap_ms
+
+
+def _total_s(p: Platform) -> float:
+    newest: Any = next(iter(p.client.list("migrations", limit=1)))
+    ended, began = (datetime.fromisoformat(newest[key]) for key in ("finished_at", "created_at"))
+    return (ended - began).total_seconds()
+
+
+def read_figures(p: Platform, directory: Path, rounds: int, seconds: int) -> list[Figure]:
+    """GET of one VM, by wrk."""
+    vm = p.client.create_vm(name="read", image="tiny", memory_mib=128, power="stopped")
+    p.wait_state(vm["id"], "stopped")
+    script = directory / "p95.lua"
+    script.write_text(WRK_SCRIPT)
+    p95, rate = [], []
+    for _ in range(rounds):
+        done = subprocess.run(
+            ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script),
+             "-H", f"Authorization: Bearer {p.client.config.token}",
+             f"{p.client.config.url}/api/v1/vms/{vm['id']}"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        found = re.search(r"RESULT p95_us=(\d+) rate=([\d.]+) bad=(\d+)", done.stdout)
+        if found is None or int(found[3]) > 0:
+            raise RuntimeError(f"wrk: {done.stdout}")
+        p95.append(int(found[1]) / 1e3)
+        rate.append(float(found[2]))
+    p.cli("vm", "delete", "read", "--wait")
+    return [
+        median(f"GET /api/v1/vms/{{id}}, {CONNECTIONS} connections, p95", p95, "ms", GET_P95_MS),
+        median("  ... requests per second", rate, "1/s"),
+    ]
+
+
+def _usage(service: Service) -> tuple[float, float]:
+    """Return resident memory in MiB and processor time in seconds."""
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
+    resident = re.search(r"VmRSS:\s+(\d+)", status)
+    assert resident is not None
+    return int(resident[1]) / 1024, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rest_figures(p: Platform, seconds: float) -> list[Figure]:
+    """Memory and processor of server and agent while one VM runs and nobody asks for anything."""
+    p.cli("vm", "create", "idle", "--image", "tiny", "--memory", "128", "--node", "host-a", "--wait")
+    time.sleep(5)
+    services = {"server": p.server, "agent": p.agents["host-a"]}
+    before = {name: _usage(service) for name, service in services.items()}
+    time.sleep(seconds)
+    after = {name: _usage(service) for name, service in services.items()}
+    p.cli("vm", "delete", "idle", "--wait")
+    bounds = {"server": (SERVER_MIB, SERVER_PERCENT), "agent": (AGENT_MIB, AGENT_PERCENT)}
+    figures = []
+    for name, (mib, percent) in bounds.items():
+        used = (after[name][1] - before[name][1]) / seconds * 100
+        figures.append(Figure(f"{name} at rest: memory", after[name][0], "MB", mib))
+        figures.append(Figure(f"{name} at rest: processor", used, "%", percent))
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="script/bench main", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under five minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    arguments = parser.parse_args()
+    lacks = missing()
+    if lacks:
+        print("this benchmark needs network namespaces: " + "; ".join(lacks), file=sys.stderr)
+        return 1
+    rounds = 3 if arguments.quick else 7
+    images = images_dir()
+    with (
+        open_directory("nvb-") as directory,
+        lab(f"nvb{os.getpid()}", default_cache()) as hosts,
+        platform(directory / "p", hosts, images) as p,
+    ):
+        print(f"two hosts, a WAN of {hosts.wan}, a guest of {MEMORY_MIB} MiB; {rounds} rounds", flush=True)
+        figures = rest_figures(p, 20 if arguments.quick else 60)
+        print("rest: done", flush=True)
+        figures = read_figures(p, directory, rounds, 5) + figures
+        print("read: done", flush=True)
+        figures = create_figures(p, directory, images, rounds) + figures
+        print("create: done", flush=True)
+        figures = migration_figures(p, directory, images, rounds) + figures
+    report("main", figures, arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

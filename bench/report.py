@@ -1,0 +1,83 @@
+"""How a benchmark reports: a table for people, a JSON file for programs, the machine it ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Figure(NamedTuple):
+    """One measured value. ``bound`` is the most that it may be, or None where nothing was promised."""
+
+    name: str
+    value: float
+    unit: str
+    bound: float | None = None
+    samples: tuple[float, ...] = ()
+
+    @property
+    def holds(self) -> bool | None:
+        return None if self.bound is None else self.value <= self.bound
+
+
+def median(name: str, samples: list[float], unit: str, bound: float | None = None) -> Figure:
+    """Return the median of ``samples`` as a figure."""
+    return Figure(name, statistics.median(samples), unit, bound, tuple(samples))
+
+
+def machine() -> dict[str, str | int]:
+    """Return what the figures depend on."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+    memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 0,
+        "memory_mib": memory_mib,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def report(bench: str, figures: list[Figure], json_path: Path | None) -> None:
+    """Print the table, say which bounds do not hold, and write the JSON file if one is wanted."""
+    table = Table(title=f"\nscript/bench {bench}", title_justify="left")
+    for column, justify in (
+        ("figure", "left"),
+        ("median", "right"),
+        ("range", "right"),
+        ("bound", "right"),
+        ("", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for figure in figures:
+        spread = f"{min(figure.samples):.3g} - {max(figure.samples):.3g}" if figure.samples else ""
+        bound = "" if figure.bound is None else f"{figure.bound:g} {figure.unit}"
+        verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
+        table.add_row(figure.name, f"{figure.value:.3g} {figure.unit}", spread, bound, verdict)
+    console = Console(width=120)
+    console.print(table)
+    here = machine()
+    console.print(", ".join(f"{key}: {value}" for key, value in here.items()), highlight=False)
+    missed = [figure.name for figure in figures if figure.holds is False]
+    console.print("every bound holds" if not missed else "missed: " + "; ".join(missed))
+    if json_path is not None:
+        document = {
+            "bench": bench,
+            "machine": here,
+            "figures": [
+                {"name": f.name, "value": f.value, "unit": f.unit, "bound": f.bound, "holds": f.holds,
+                 "samples": f.samples} for f in figures
+            ],
+        }  # fmt: skip
+        json_path.write_text(json.dumps(document, indent=2) + "\n")
+        console.print(f"written to {json_path}")
