@@ -18,6 +18,9 @@ from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
 from novacron.store import idempotency
 from novacron.store.database import Connection
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 REF_PATTERN = re.compile(r"^[a-z0-9-]{1,80}$")
 OWN_WRITE_WAIT_S = 1.0
@@ -149,5 +152,6 @@ async def write(
             headers["Location"] = location(result)
         if key is not None:
             await idempotency.settle(connection, request.user.id, key, idempotency.Answer(status, body, headers))
-    await context.cache.reached(result.revision, OWN_WRITE_WAIT_S)
+    if not await context.cache.reached(result.revision, OWN_WRITE_WAIT_S):
+        log.warning("the feed lags behind a write", write=result.revision, feed=context.cache.revision)
     return Response(body, status_code=status, media_type=MediaType.JSON, headers=headers)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 USER = "novacron-pg"
+STILL_IN_USE = "pre-existing shared memory block"
 COPIES = Path("/var/cache/novacron")
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -71,39 +72,29 @@ class Postgres:
             (fresh / "pg_hba.conf").write_text("local all postgres peer map=novacron\n")
             fresh.rename(self.data)
         self._stop_leftover()
-        arguments = [
-            str(binaries / "postgres"),
-            "-D",
-            str(self.data),
-            "-k",
-            str(self.directory),
-            "-h",
-            "",
-            "-c",
-            "shared_buffers=64MB",
-            "-c",
-            "max_connections=100",
-            "-c",
-            "log_min_messages=warning",
-        ]
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                arguments,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-                **_as_user(user),
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning")
+        arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
+        arguments += [word for option in options for word in ("-c", option)]
         ready = [str(binaries / "pg_isready"), "-q", "-h", str(self.directory), "-U", "postgres"]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        self._launch(arguments, user)
         while subprocess.run(ready, check=False).returncode != 0:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                tail = (self.directory / "log").read_text(errors="replace")[-1500:]
+            assert self.process is not None
+            ended = self.process.poll() is not None
+            tail = (self.directory / "log").read_text(errors="replace")[-1500:] if ended else ""
+            if time.monotonic() > deadline or (ended and STILL_IN_USE not in tail):
                 raise PostgresFailed(f"PostgreSQL did not start in {self.directory}:\n{tail}")
             time.sleep(0.05)
+            if ended:  # the processes of a killed server are still ending
+                self._launch(arguments, user)
         return self.url
+
+    def _launch(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
+                **_as_user(user),
+            )  # fmt: skip
 
     def stop(self) -> None:
         """Stop the server at once, without harm to the data."""

@@ -151,6 +151,8 @@ class Feed:
         """
         connection = await connect(self._url)
         try:
+            # A connection that ends wakes the reader too: it must not take silence for peace.
+            connection.add_termination_listener(lambda *_: self._wake.set())
             await connection.add_listener("nova_feed", lambda *_: self._wake.set())
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 everything = await snapshot(connection, self._events_max)
