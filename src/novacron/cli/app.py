@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from novacron import __version__
 from novacron.cli import events, images, migrations, nodes, tokens, vms
 
 app = typer.Typer(
@@ -18,3 +21,18 @@ app.add_typer(migrations.app, name="migration")
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
 app.command("events")(events.events)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"novacron {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Run virtual machines on many hosts, and move them live between sites."""

@@ -125,7 +125,12 @@ class Postgres:
                 return
             os.kill(pid, signal.SIGINT)
             deadline = time.monotonic() + STOP_TIMEOUT_S
-            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            # One that has ended but is not collected by its parent yet does not count.
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                if time.monotonic() > deadline:
+                    raise PostgresFailed(
+                        f"the PostgreSQL that still runs in {self.directory} (process {pid}) won't end"
+                    )
                 time.sleep(0.05)
 
 
