@@ -13,9 +13,14 @@ from novacron.disk.images import Image
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec, mac_address, tap_name
 from novacron.net import tap
+from novacron.net.late import LateFrames
+from novacron.net.tap import NetworkFailed
 from novacron.qemu import command, process
 from novacron.qemu.command import Config, Nic
 from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
 INCOMING_SOCKET = "incoming.sock"
@@ -37,6 +42,7 @@ class Machine:
         self._settings = settings
         self._on_event = on_event
         self._ending: asyncio.Task[None] | None = None
+        self._late: LateFrames | None = None
 
     async def adopt(self) -> bool:
         """Take over the QEMU that an earlier agent left running; say whether there is one.
@@ -68,7 +74,7 @@ class Machine:
             name = tap_name(self.id)
             try:
                 mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
-            except tap.NetworkFailed as error:
+            except NetworkFailed as error:
                 raise MachineFailed(str(error)) from error
             nic = Nic(mac, name, mtu)
         address = f" novacron.address={spec.address}" if spec.address else ""
@@ -169,9 +175,30 @@ class Machine:
         if self._settings.bridge is not None:
             await asyncio.to_thread(tap.delete, tap_name(self.id))
 
-    async def destroy(self) -> None:
-        """End QEMU and remove every trace of the VM from this host."""
+    def keep_late_frames(self) -> None:
+        """The guest stands still for good, as far as this host goes: keep what comes for it. Raises NetworkFailed."""
+        self.drop_late_frames()
+        if self._settings.bridge is not None:
+            self._late = LateFrames(tap_name(self.id))
+
+    def drop_late_frames(self) -> None:
+        """The guest goes on here: its tap has what came meanwhile."""
+        if self._late is not None:
+            self._late.close()
+            self._late = None
+
+    async def destroy(self, *, moved: bool = False) -> None:
+        """End QEMU and remove every trace of the VM from this host; send what came late after one that ``moved``."""
         await self.kill()
+        try:
+            if moved and self._late is not None and self._settings.bridge is not None:
+                count = self._late.send_after(self._settings.bridge, mac_address(self.id))
+                log.info("late frames were sent after the guest", vm=self.id, frames=count)
+        except NetworkFailed as error:
+            # Their senders will repeat them; the VM has to go all the same.
+            log.warning("late frames are lost", vm=self.id, error=str(error))
+        finally:
+            self.drop_late_frames()
         await asyncio.to_thread(_remove, self.directory)
 
 

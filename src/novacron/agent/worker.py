@@ -127,6 +127,7 @@ class Worker:
         statement = self._statement
         if statement is None:
             return IDLE_S
+        moved = self.record.held.claim is Claim.RELEASED
         held, verdict = obey(self.record.held, statement.order)
         if held != self.record.held:
             later = held.epoch != self.record.held.epoch
@@ -139,7 +140,7 @@ class Worker:
             case Verdict.RECEIVE:
                 return await self._receive(statement)
             case Verdict.DESTROY:
-                await self._destroy()
+                await self._destroy(moved=moved)
                 if statement.order.kind is OrderKind.GONE:
                     self._host.send(wire.Removed(self.vm))
                     self.finished = statement is self._statement
@@ -152,10 +153,10 @@ class Worker:
         self.record = msgspec.structs.replace(self.record, **changes)
         self._host.journal.store(self.vm, self.record)
 
-    async def _destroy(self) -> None:
+    async def _destroy(self, *, moved: bool = False) -> None:
         await self._cancel_transfer()
         self._expected_exit = True
-        await self.machine.destroy()
+        await self.machine.destroy(moved=moved)
 
     # owner
 
@@ -203,6 +204,7 @@ class Worker:
                 await self._start(wanted)
                 return 0
             case Step.CONTINUE:
+                self.machine.drop_late_frames()
                 await self.machine.execute("cont")
                 if self._arriving is not None:
                     self._host.send(wire.Resumed(self._arriving))
@@ -386,6 +388,10 @@ class Worker:
         if name == "STOP" and self._sending is not None:
             log.info("guest stands still", vm=self.vm, migration=self._sending)
             self._host.send(wire.Stopped(self._sending))
+            try:
+                self.machine.keep_late_frames()
+            except NetworkFailed as error:
+                log.warning("what comes for the guest from now on is lost", vm=self.vm, error=str(error))
         if name == "EXIT" and not self._expected_exit and self.record.held.claim is Claim.OWNER:
             stable = time.monotonic() - self._started_at > STABLE_S
             self.record = msgspec.structs.replace(self.record, crashes=1 if stable else self.record.crashes + 1)

@@ -16,12 +16,17 @@ def _netlink() -> Any:
     return IPRoute()
 
 
-def create(name: str, bridge: str, guest_mac: str) -> int:
-    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes.
+def tap_address(guest_mac: str) -> str:
+    """Return a tap's own address: the guest's with ``fe`` in front.
 
-    The tap's own address is the guest's with ``fe`` in front: a bridge takes the lowest address of its ports for its
-    own, and would change it, with every connection of the host, when a VM comes or goes.
+    A bridge takes the lowest address of its ports for its own, and would change it, with every connection of the host,
+    when a VM comes or goes.
     """
+    return "fe" + guest_mac[2:]
+
+
+def create(name: str, bridge: str, guest_mac: str) -> int:
+    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     with _netlink() as ip:
@@ -33,7 +38,7 @@ def create(name: str, bridge: str, guest_mac: str) -> int:
             if not ip.link_lookup(ifname=name):
                 ip.link("add", ifname=name, kind="tuntap", mode="tap")
             index = ip.link_lookup(ifname=name)[0]
-            ip.link("set", index=index, address="fe" + guest_mac[2:], mtu=mtu)
+            ip.link("set", index=index, address=tap_address(guest_mac), mtu=mtu)
             ip.link("set", index=index, master=found[0], state="up")
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error

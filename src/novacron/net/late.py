@@ -1,0 +1,82 @@
+"""Frames that come for a guest while it stands still: kept, and sent after it once it runs elsewhere.
+
+A frame that reaches the source of a migration after the guest stopped would be lost with its tap; its sender then
+waits for its retransmission time-out, several times the downtime. Needs CAP_NET_RAW.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+
+from novacron.net.tap import NetworkFailed, tap_address
+
+ETH_P_ALL = 3
+SOL_PACKET = 263
+PACKET_VNET_HDR = 15
+"""Frames carry a virtio header (linux/virtio_net.h), so that unfinished checksums are finished when they are sent."""
+VNET_HEADER_BYTES = 10
+SOURCE_AT = VNET_HEADER_BYTES + 6
+PACKET_OUTGOING = 4
+KEPT_BYTES_MAX = 1024 * 1024
+FRAME_BYTES_MAX = 65536 + 64
+FRAMES_MAX = 4096
+
+
+def _open(device: str, protocol: int) -> socket.socket:
+    """Return a packet socket on a device. Raises NetworkFailed."""
+    try:
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    except OSError as error:
+        raise NetworkFailed(f"can't open a packet socket: {error}") from error
+    try:
+        opened.setblocking(False)
+        opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        opened.bind((device, protocol))
+    except OSError as error:
+        opened.close()
+        raise NetworkFailed(f"can't open a packet socket on {device}: {error}") from error
+    return opened
+
+
+class LateFrames:
+    """Keeps what is sent to a tap from now on, in the kernel's buffer, up to ``KEPT_BYTES_MAX``."""
+
+    def __init__(self, tap: str) -> None:
+        self._socket = _open(tap, ETH_P_ALL)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KEPT_BYTES_MAX)
+
+    def _taken(self, mac: bytes) -> list[bytes]:
+        """Return the kept frames that are for ``mac`` alone; others have reached everybody already."""
+        found = []
+        for _ in range(FRAMES_MAX):
+            try:
+                data, (_, _, kind, *_) = self._socket.recvfrom(FRAME_BYTES_MAX)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.ENETDOWN:  # said once, when the tap goes; the frames come after it
+                    continue
+                raise NetworkFailed(f"can't read kept frames: {error}") from error
+            if kind == PACKET_OUTGOING and data[VNET_HEADER_BYTES:SOURCE_AT] == mac:
+                found.append(data)
+        return found
+
+    def send_after(self, bridge: str, mac: str) -> int:
+        """Send what was kept for ``mac`` over the bridge, which by now knows another way to it; return how many.
+
+        They are sent under the tap's address: under their own, bridges on the way would learn that their senders have
+        moved here.
+        """
+        guest, own = (bytes.fromhex(address.replace(":", "")) for address in (mac, tap_address(mac)))
+        frames = [frame[:SOURCE_AT] + own + frame[SOURCE_AT + 6 :] for frame in self._taken(guest)]
+        if frames:
+            with contextlib.closing(_open(bridge, 0)) as out:
+                for frame in frames:
+                    with contextlib.suppress(BlockingIOError):  # a full queue loses it, as any network may
+                        out.send(frame)
+        return len(frames)
+
+    def close(self) -> None:
+        self._socket.close()

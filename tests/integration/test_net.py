@@ -1,0 +1,96 @@
+"""Taps and late frames, on real devices in namespaces."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from lab.hosts import Lab, run
+from lab.platform import until
+from novacron.net import tap
+from novacron.net.late import LateFrames
+from novacron.net.tap import NetworkFailed, tap_address
+
+MAC = "52:54:00:aa:bb:cc"
+ADDRESS = "198.19.0.77"
+TUNSETIFF = 0x400454CA
+IFF_TAP_NO_PI = 0x0002 | 0x1000
+
+
+def bridge_address(lab: Lab) -> str:
+    return run(*lab.hosts[1].prefix, "cat", "/sys/class/net/br0/address")
+
+
+@pytest.fixture
+def device(wan: Lab) -> Iterator[int]:
+    """A tap of a guest on host-b, held open as QEMU holds it."""
+    host = wan.hosts[1]
+
+    def opened() -> int:
+        tap.create("nvtest", "br0", MAC)
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH", b"nvtest", IFF_TAP_NO_PI))
+        return descriptor
+
+    descriptor = host.within(opened)
+    yield descriptor
+    os.close(descriptor)
+    host.within(lambda: tap.delete("nvtest"))
+
+
+def test_a_bridge_keeps_its_address_when_a_tap_comes_and_goes(wan: Lab) -> None:
+    host, before = wan.hosts[1], bridge_address(wan)
+    assert host.within(lambda: tap.create("nvtest", "br0", "52:54:00:00:00:01")) == 1450
+    assert bridge_address(wan) == before
+    host.within(lambda: tap.create("nvtest", "br0", "52:54:00:00:00:01"))  # again: it is used
+    host.within(lambda: tap.delete("nvtest"))
+    host.within(lambda: tap.delete("nvtest"))  # again: no error
+    assert bridge_address(wan) == before
+
+
+def test_a_bridge_that_is_not_there_is_named(wan: Lab) -> None:
+    with pytest.raises(NetworkFailed, match="no bridge 'br9'"):
+        wan.hosts[1].within(lambda: tap.create("nvtest", "br9", MAC))
+
+
+def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device: int) -> None:
+    here, there = wan.hosts[1], wan.hosts[0]
+    run(*there.prefix, "ip", "neigh", "replace", ADDRESS, "lladdr", MAC, "dev", "br0")
+    kept = here.within(lambda: LateFrames("nvtest"))
+    sender = there.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    for number in range(3):
+        sender.sendto(b"late-%d" % number, (ADDRESS, 5555))
+    until(lambda: _read(device).count(b"late-"), "the frames have come to the tap")
+    here.within(lambda: tap.delete("nvtest"))
+    heard = there.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+    heard.bind(("vx0", 0x0003))
+    heard.settimeout(5)
+    assert here.within(lambda: kept.send_after("br0", MAC)) == 3
+    frames = []
+    while len(frames) < 3:
+        frame = heard.recv(2000)
+        if b"late-" in frame:
+            frames.append(frame)
+    assert [frame[-6:] for frame in frames] == [b"late-0", b"late-1", b"late-2"]
+    for frame in frames:
+        assert frame[:6].hex(":") == MAC
+        assert frame[6:12].hex(":") == tap_address(MAC), "bridges must not learn that the sender has moved"
+    for opened in (heard, sender):
+        opened.close()
+    kept.close()
+
+
+def _read(device: int) -> bytes:
+    """Return what is waiting in a tap."""
+    found = b""
+    for _ in range(64):
+        try:
+            found += os.read(device, 2000)
+        except BlockingIOError:
+            break
+    return found
