@@ -24,11 +24,10 @@ from rich.table import Table
 from lab.guest import CounterClient
 from lab.hosts import GUEST_NETWORK, Lab, LabFailed, Wan, missing, remove_namespace
 from lab.images import images_dir
-from lab.platform import SOCKET_PATH_MAX, Platform, default_cache
+from lab.platform import SOCKET_PATH_MAX, Platform, are_free, default_cache
 from novacron.local.postgres import PostgresFailed
 
-PREFIX = "nova-demo"
-PORT = 7443
+PORTS = (7443, 7444)
 MEMORY_MIB = 512
 VM = "web"
 ADDRESS = f"{GUEST_NETWORK}.10"
@@ -46,11 +45,16 @@ def state_dir() -> Path:
     return base / "demo"
 
 
+def prefix(directory: Path) -> str:
+    """Return what the namespaces of the demo in ``directory`` are called."""
+    return f"nova-{directory.name}"
+
+
 class Demo:
     def __init__(self, directory: Path, lacks: list[str]) -> None:
         self.lacks = lacks
-        self.lab = Lab(PREFIX, namespaces=not lacks)
-        self.platform = Platform(directory, self.lab, images_dir(), PORT)
+        self.lab = Lab(prefix(directory), namespaces=not lacks)
+        self.platform = Platform(directory, self.lab, images_dir(), PORTS if are_free(PORTS) else None)
 
     def up(self) -> None:
         directory = self.platform.directory
@@ -230,7 +234,7 @@ def stop(directory: Path) -> bool:
         return False
     if os.geteuid() == 0:
         for letter in "ab":
-            remove_namespace(f"{PREFIX}-{letter}")
+            remove_namespace(f"{prefix(directory)}-{letter}")
     path = directory / "pids.json"
     for pid in json.loads(path.read_text()) if path.exists() else []:
         with contextlib.suppress(OSError):
@@ -271,8 +275,13 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the platform running and print what to try next")
     parser.add_argument("--stop", action="store_true", help="end a platform that --keep left running")
     parser.add_argument("--loopback", action="store_true", help="use no namespaces and no WAN, even where they work")
+    parser.add_argument(
+        "--directory", type=Path, default=state_dir(), help="where its files are (default: %(default)s)"
+    )
     arguments = parser.parse_args()
-    directory = state_dir()
+    directory = arguments.directory
+    if len(str(directory)) > SOCKET_PATH_MAX or not directory.is_absolute():
+        parser.error(f"--directory must be an absolute path of at most {SOCKET_PATH_MAX} bytes")
     if stop(directory):
         say.print("An earlier demo was ended.")
     elif arguments.stop:

@@ -43,6 +43,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def are_free(ports: tuple[int, ...]) -> bool:
+    """Say whether nothing listens on these loopback ports."""
+    try:
+        for port in ports:
+            socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def open_directory(prefix: str) -> Iterator[Path]:
     """Make a short-named directory that other users may enter (PostgreSQL's does), and remove it afterwards."""
@@ -116,13 +126,13 @@ class Service:
 class Platform:
     """One installation. ``directory`` must be short and enterable by others."""
 
-    def __init__(self, directory: Path, lab: Lab, images_dir: Path, port: int | None = None) -> None:
+    def __init__(self, directory: Path, lab: Lab, images_dir: Path, ports: tuple[int, int] | None = None) -> None:
         if len(str(directory)) > SOCKET_PATH_MAX:
             raise ValueError(f"{directory}: longer than {SOCKET_PATH_MAX} bytes")
         self.directory = directory
         self.lab = lab
         self.config = directory / "cli.json"
-        self.ports = tuple(free_ports(2)) if port is None else (port, port + 1)
+        self.ports = ports or tuple(free_ports(2))
         self.postgres = Postgres(directory / "pg")
         self._images_dir = images_dir
         self._env = {"NOVACRON_CONFIG": str(self.config)}
@@ -280,9 +290,9 @@ class Platform:
 
 
 @contextlib.contextmanager
-def platform(directory: Path, lab: Lab, images_dir: Path, port: int | None = None) -> Iterator[Platform]:
+def platform(directory: Path, lab: Lab, images_dir: Path) -> Iterator[Platform]:
     """Run a platform for as long as the block runs."""
-    made = Platform(directory, lab, images_dir, port)
+    made = Platform(directory, lab, images_dir)
     try:
         made.up()
         yield made
