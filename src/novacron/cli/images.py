@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Output
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Look at what VMs boot from.")
@@ -24,9 +22,7 @@ COLUMNS: Columns = {
 
 @app.command("list")
 def list_(
-    output_: Annotated[
-        Format, typer.Option("--output", "-o", help="table for people, json for programs")
-    ] = Format.TABLE,
+    output_: Output = Format.TABLE,
 ) -> None:
     """List images and the nodes that hold them."""
     with output.errors():

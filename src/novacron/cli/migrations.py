@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from novacron.cli import output, progress
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Look at moves of VMs, and end them.")
 
 Id = Annotated[str, typer.Argument(help="id of the migration", show_default=False)]
-Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
-
-Object = dict[str, Any]
 
 
 def ratio(m: Object) -> str | None:

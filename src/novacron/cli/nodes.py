@@ -8,15 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Look at the hosts that run VMs, and empty them.")
 
 Node = Annotated[str, typer.Argument(help="name of the node", show_default=False)]
-Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
-
-Object = dict[str, Any]
 
 
 def state(node: Object) -> str:

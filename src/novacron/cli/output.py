@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
 
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+"""The option that every command which shows something has."""
 
 Object = dict[str, Any]
 Columns = dict[str, Callable[[Object], Any]]

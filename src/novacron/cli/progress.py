@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
-from novacron.cli.output import size
+from novacron.cli.output import Object, size
 from novacron.client import Client
 
-Object = dict[str, Any]
 QUIET_S = 0.7
 ENDED = ("completed", "failed", "aborted")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Output
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Say who may call the API.")
@@ -22,9 +22,7 @@ COLUMNS: Columns = {
 
 @app.command("list")
 def list_(
-    output_: Annotated[
-        Format, typer.Option("--output", "-o", help="table for people, json for programs")
-    ] = Format.TABLE,
+    output_: Output = Format.TABLE,
 ) -> None:
     """List API tokens, never their secrets."""
     with output.errors():

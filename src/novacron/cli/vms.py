@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from novacron.cli import output, progress
-from novacron.cli.output import Columns, Format
+from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Create, look at and run virtual machines.")
 
 Vm = Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)]
-Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is done")]
 Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
-
-Object = dict[str, Any]
 
 
 def state(vm: Object) -> str:

