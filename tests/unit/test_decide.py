@@ -10,7 +10,16 @@ from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.model import limits
 from novacron.model.vm import Power, VmSpec
 
-RUN_STATES = [*STATES, "inmigrate", "io-error", "internal-error", "guest-panicked", "watchdog", "unresponsive"]
+RUN_STATES = [
+    *sorted(STATES.keys() - {"finish-migrate"}),
+    "inmigrate",
+    "io-error",
+    "internal-error",
+    "guest-panicked",
+    "watchdog",
+    "unresponsive",
+]
+"""All but ``finish-migrate``, which QEMU leaves by itself within moments."""
 
 specs = st.builds(
     VmSpec,
@@ -65,7 +74,7 @@ def test_it_comes_to_rest_where_the_spec_says(
     if spec.power is Power.PAUSED and not off:
         allowed = {"paused", "prelaunch", "postmigrate", "suspended"}
     if spec.power is Power.RUNNING and not off:
-        allowed = {"running", "finish-migrate", "suspended"}
+        allowed = {"running", "suspended"}
     assert run_state in allowed
 
 
