@@ -53,6 +53,7 @@ def server(
 ) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
     from novacron.local.postgres import Postgres
+    from novacron.model.errors import NovaError
     from novacron.server.main import Settings, run
 
     state = (state_dir or _state_dir()) / "server"
@@ -62,6 +63,9 @@ def server(
         database = postgres.start()
     try:
         run(Settings(database, state, host, port, link_port, advertise, config_path()))
+    except NovaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     finally:
         if postgres is not None:
             postgres.stop()

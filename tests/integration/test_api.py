@@ -68,6 +68,16 @@ def test_a_revoked_token_is_refused_at_once(api: Api) -> None:
     assert api("GET", VMS, token=created["secret"]).problem["status"] == 401
 
 
+def test_the_last_valid_token_cannot_be_revoked(api: Api) -> None:
+    tokens = api("GET", "/api/v1/tokens").body["items"]
+    for token in tokens:
+        if token["name"] != "administrator" and not token["revoked"]:
+            assert api("DELETE", f"/api/v1/tokens/{token['id']}").status == 204
+    last = next(token["id"] for token in tokens if token["name"] == "administrator")
+    assert "last valid token" in api("DELETE", f"/api/v1/tokens/{last}").problem["detail"]
+    assert api("GET", VMS).status == 200
+
+
 def test_secrets_of_tokens_are_shown_once_and_never_kept(api: Api, site: Platform) -> None:
     secret = api("POST", "/api/v1/tokens", {"name": "kept"}).body["secret"]
     assert secret not in json.dumps(api("GET", "/api/v1/tokens").body)

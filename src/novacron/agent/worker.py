@@ -223,6 +223,8 @@ class Worker:
                 self._report(VmState.STOPPING)
                 return wanted.spec.stop_timeout_s
             case Step.KILL:
+                if wanted.spec.power is not Power.STOPPED and run_state not in ("shutdown", "inmigrate"):
+                    self._count_crash(f"QEMU is in state {run_state}")
                 self._expected_exit = True
                 await self.machine.kill()
                 self._stopping_at = None
@@ -330,7 +332,9 @@ class Worker:
                 self._host.send(wire.TargetReady(task.migration, self._host.endpoint))
             return IDLE_S
         if task.kind is Kind.COLD:
-            self._image(wanted.spec.image)
+            if wanted.spec.image not in self._host.images:
+                self._host.send(wire.MigrationFailed(task.migration, f"this node holds no image {wanted.spec.image}"))
+                return IDLE_S
             self._store(migration=task.migration, machine=wanted.machine, reboots=wanted.reboots,
                         halted_at_start=wanted.halted_at_start)  # fmt: skip
             self._host.send(wire.TargetReady(task.migration, self._host.endpoint))
@@ -393,10 +397,14 @@ class Worker:
             except NetworkFailed as error:
                 log.warning("what comes for the guest from now on is lost", vm=self.vm, error=str(error))
         if name == "EXIT" and not self._expected_exit and self.record.held.claim is Claim.OWNER:
-            stable = time.monotonic() - self._started_at > STABLE_S
-            self.record = msgspec.structs.replace(self.record, crashes=1 if stable else self.record.crashes + 1)
-            log.warning("QEMU ended by itself", vm=self.vm, said=self.machine.last_words())
+            self._count_crash(f"QEMU ended by itself: {self.machine.last_words()}")
         self._wake.set()
+
+    def _count_crash(self, what: str) -> None:
+        """A VM that crashes again soon is started again later."""
+        stable = time.monotonic() - self._started_at > STABLE_S
+        self._store(crashes=1 if stable else self.record.crashes + 1)
+        log.warning("a VM crashed", vm=self.vm, what=what, crashes=self.record.crashes)
 
     def _report(self, state: VmState, reason: str = "") -> None:
         status = VmStatus(

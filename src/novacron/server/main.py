@@ -24,6 +24,7 @@ from novacron.api.cache import Cache
 from novacron.api.context import Services
 from novacron.control.loop import Controllers
 from novacron.model import limits
+from novacron.model.errors import InvalidInput
 from novacron.server.link import Link
 from novacron.store import tokens
 from novacron.store.database import LOST, Database
@@ -65,6 +66,10 @@ async def _open_database(url: str) -> Database:
     for attempt in range(1, START_TRIES_MAX + 1):
         try:
             return await Database.open(url)
+        except (asyncpg.ClientConfigurationError, ValueError) as error:
+            raise InvalidInput(
+                str(error), field="database", hint="write it like postgresql://user@host/novacron"
+            ) from None
         except (asyncpg.PostgresError, *LOST) as error:
             if attempt == START_TRIES_MAX:
                 raise
@@ -106,12 +111,26 @@ async def _welcome(settings: Settings, database: Database, authority: pki.Author
         print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}", flush=True)
 
 
+def _check_free(settings: Settings) -> None:
+    """Raise InvalidInput when a port is taken: the HTTP server would share it silently."""
+    for field, port in (("port", settings.port), ("link-port", settings.link_port)):
+        try:
+            socket.create_server((settings.host, port)).close()
+        except OSError as error:
+            raise InvalidInput(
+                f"can't listen on {settings.host}:{port}: {error.strerror}",
+                field=field,
+                hint=f"end what uses it, or name another with --{field}",
+            ) from None
+
+
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _check_free(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = pki.Authority.open(settings.state_dir)
     hosts = list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
@@ -161,7 +180,7 @@ def _http(settings: Settings, services: Services, certificate: Path, key: Path) 
 
 
 def run(settings: Settings) -> None:
-    """Run a server in this process until it is told to stop."""
+    """Run a server in this process until it is told to stop. Raises NovaError when it can't begin."""
     import uvloop
 
     logs.set_up("server", os.environ.get("NOVACRON_LOG_LEVEL", "info"))

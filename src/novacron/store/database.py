@@ -12,9 +12,10 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from novacron.model.errors import Unavailable
+from novacron.model.errors import InvalidInput, Unavailable
 
 SCHEMA_VERSION = "0001"
+SERVER_VERSION_MIN = 150000
 POOL_SIZE_MAX = 25
 STATEMENT_TIMEOUT_S = 10
 ACQUIRE_TIMEOUT_S = 5.0
@@ -113,6 +114,13 @@ async def migrate(url: str) -> None:
     """Bring the schema up to date, if it is not. Servers that start together take turns."""
     connection = await connect(url)
     try:
+        version_number = int(await connection.fetchval("SHOW server_version_num"))
+        if version_number < SERVER_VERSION_MIN:
+            raise InvalidInput(
+                f"this PostgreSQL is version {version_number // 10000}",
+                field="database",
+                hint="use version 15 or later",
+            )
         await connection.execute("SELECT pg_advisory_lock(hashtext('novacron.schema'))", timeout=60)
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is not None:
             version = await connection.fetchval("SELECT version_num FROM alembic_version")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from novacron.model.errors import NotFound, Unauthenticated
+from novacron.model.errors import Conflict, NotFound, Unauthenticated
 from novacron.model.token import Token, api_secret, hash_secret
 from novacron.store import events
 from novacron.store.database import Connection
@@ -30,7 +30,11 @@ async def create(connection: Connection, name: str, actor: str) -> tuple[Token, 
 
 
 async def revoke(connection: Connection, id: str, actor: str) -> None:
-    """Revoke a token for good. Raises NotFound."""
+    """Revoke a token for good. Raises NotFound, and Conflict for the last one that is valid."""
+    await connection.execute("LOCK TABLE tokens IN EXCLUSIVE MODE")
+    valid = [row["id"] for row in await connection.fetch("SELECT id FROM tokens WHERE NOT revoked")]
+    if valid == [id]:
+        raise Conflict("it is the last valid token: nobody could call any more", hint="create another one first")
     name = await connection.fetchval("UPDATE tokens SET revoked = true WHERE id = $1 RETURNING name", id)
     if name is None:
         raise NotFound(f"there is no token {id!r}")
