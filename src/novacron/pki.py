@@ -72,6 +72,21 @@ def _builder(subject: str, issuer: x509.Name, days: int) -> x509.CertificateBuil
     )
 
 
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    """Return what RFC 5280, section 4.2.1.3, demands of a CA, and what TLS 1.3 needs of the others."""
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 class Authority:
     """The CA of one installation: its certificate and key, in two files of a directory."""
 
@@ -90,6 +105,7 @@ class Authority:
                 _builder("NovaCron CA", _name("NovaCron CA"), CA_DAYS)
                 .public_key(key.public_key())
                 .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .add_extension(_key_usage(ca=True), critical=True)
                 .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
                 .sign(key, hashes.SHA256())
             )
@@ -112,6 +128,7 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=False), critical=True)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._certificate.public_key()),  # type: ignore[arg-type]
                 critical=False,
@@ -163,6 +180,7 @@ def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.S
     context.load_verify_locations(ca)
     context.load_cert_chain(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
 
 

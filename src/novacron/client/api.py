@@ -60,6 +60,7 @@ class Client:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or load_config()
         context = ssl.create_default_context(cadata=self.config.ca or None)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python's default from 3.13 on
         self._pool = urllib3.PoolManager(ssl_context=context, maxsize=2)
 
     def request(self, method: str, path: str, body: Object | None = None, **headers: str) -> Any:
