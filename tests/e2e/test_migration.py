@@ -105,6 +105,22 @@ def test_a_node_is_drained_and_used_again(victim: Platform) -> None:
         delete(victim, vm)
 
 
+def test_a_drain_that_cannot_go_on_says_why_and_stops_no_vm(victim: Platform) -> None:
+    vm = boot(victim, "stuck", 26, memory_mib=128)
+    victim.cli("node", "cordon", "host-b")
+    waiting = victim.cli("node", "drain", "host-a", "--timeout", "3", check=False)
+    assert waiting.returncode == 7 and "1 VMs are still on host-a" in waiting.stderr
+    events = victim.cli("events", "--object", vm["id"]).stdout
+    assert "DrainBlocked" in events and "node host-b is cordoned" in events
+    assert victim.client.get("vms", vm["id"])["status"]["state"] == "running"
+    victim.cli("node", "uncordon", "host-b")
+    assert until_settled(victim, vm, 60)["name"] == "stuck"
+    until(lambda: victim.client.get("vms", vm["id"])["node"] == "host-b", "it leaves as soon as it can", 60)
+    victim.cli("node", "uncordon", "host-a")
+    until_settled(victim, vm)
+    delete(victim, vm)
+
+
 def test_vms_run_on_while_their_host_is_cut_off_and_while_the_server_is_away(victim: Platform) -> None:
     vm = boot(victim, "alone", 25)
     with watching(victim, 25) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from novacron.model.errors import Conflict, InvalidInput
 from novacron.store import migrations, vms
 from novacron.store.database import Database
-from novacron.store.drains import draining_vms
+from novacron.store.drains import blocked, draining_vms
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -21,5 +21,7 @@ async def step(database: Database) -> None:
                 if current.node == node:
                     await migrations.create(connection, vm, None, None, f"drain of {node}")
         except (Conflict, InvalidInput) as error:
-            # It stays where it is and running; the next step tries again, and `node show` tells what is left.
+            # It stays where it is and running; the next step tries again.
             log.info("a VM can't leave a draining node yet", node=node, vm=vm, why=str(error))
+            async with database.transaction() as connection:
+                await blocked(connection, node, vm, str(error))

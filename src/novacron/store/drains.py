@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from novacron.model import limits
+from novacron.store import events
 from novacron.store.database import Connection
 
 RETRY_AFTER_S = 30.0
+SAID_AGAIN_AFTER_S = 300.0
 
 
 async def draining_vms(connection: Connection) -> list[tuple[str, str]]:
@@ -28,3 +30,16 @@ async def draining_vms(connection: Connection) -> list[tuple[str, str]]:
         RETRY_AFTER_S,
     )
     return [(row["node"], row["id"]) for row in rows]
+
+
+async def blocked(connection: Connection, node: str, vm: str, why: str) -> None:
+    """Record why a VM can't leave, unless the same was said a moment ago."""
+    name = await connection.fetchval(
+        "SELECT name FROM vms v WHERE id = $1 AND NOT EXISTS (SELECT FROM events e WHERE e.object = v.id"
+        " AND e.reason = 'DrainBlocked' AND e.message = $2 AND e.at > now() - make_interval(secs => $3))",
+        vm,
+        why,
+        SAID_AGAIN_AFTER_S,
+    )
+    if name is not None:
+        await events.record(connection, "vm", vm, name, "DrainBlocked", why, f"drain of {node}")

@@ -115,6 +115,7 @@ CREATE TABLE events (
     revision bigint      NOT NULL
 );
 CREATE INDEX events_at ON events (at);
+CREATE INDEX events_object ON events (object, at);
 
 CREATE TABLE tokens (
     id         text        PRIMARY KEY,
