@@ -71,7 +71,7 @@ class Worker:
         self._stopping_at: float | None = None
         self._started_at = 0.0
         self._expected_exit = False
-        self._reported: VmStatus | None = None
+        self._reported: wire.Observed | None = None
 
     # what the agent uses
 
@@ -417,6 +417,8 @@ class Worker:
             halted_at_start=self.record.halted_at_start,
             crashes=self.record.crashes,
         )
-        if status != self._reported:
-            self._reported = status
-            self._host.send(wire.Observed(self.vm, self.record.held.epoch, status))
+        # With the epoch: the server does not take what is said at an earlier one.
+        report = wire.Observed(self.vm, self.record.held.epoch, status)
+        if report != self._reported:
+            self._reported = report
+            self._host.send(report)
