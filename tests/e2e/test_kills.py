@@ -97,6 +97,22 @@ def wait_for(victim: Platform, moment: str, migration: str, since: dict[str, int
         until_logged(victim, service, text, since[service])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("source qemu", "server"), ("target agent", "postgres"), ("source agent", "target qemu")]
+)
+def test_two_kills_at_once_leave_one_running_vm(victim: Platform, first: str, second: str) -> None:
+    vm = boot(victim, f"mover-{next_number()}", next_number())
+    migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
+    wait_for(victim, "memory flows", migration["id"], {})
+    for what in (first, second):
+        kill(victim, what, vm, "host-a", "host-b")
+    pause(1)  # a while without them: what is said meanwhile is lost
+    revive(victim)
+    assert until_ended(victim, migration["id"])["phase"] == "failed"
+    assert until_settled(victim, vm)["node"] == "host-a"
+    delete(victim, vm)
+
+
 @pytest.mark.parametrize("what", ["server", "postgres", "source agent", "source qemu"])
 def test_a_kill_during_a_create_ends_with_a_running_vm(victim: Platform, what: str) -> None:
     for delay_s in (0.0, 0.1, 0.3):

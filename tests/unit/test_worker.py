@@ -1,0 +1,62 @@
+"""What a worker says to the server, and when it says it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from novacron.agent.journal import Journal, Record
+from novacron.agent.settings import Settings
+from novacron.agent.worker import Host, Worker
+from novacron.model.node import AcceleratorKind
+from novacron.model.ownership import Claim, Held
+from novacron.model.vm import VmState
+from novacron.wire import messages as wire
+
+said: list[Any] = []
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    said.clear()
+    host = Host(
+        settings=Settings(tmp_path, tmp_path / "images", "host-a"),
+        identity=cast(Any, None),
+        journal=Journal(tmp_path / "journal"),
+        listener=cast(Any, None),
+        images={},
+        accelerator=AcceleratorKind.TCG,
+        endpoint="127.0.0.1:7445",
+        send=said.append,
+    )
+    return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)
+
+
+def test_what_has_not_changed_is_said_once(worker: Worker) -> None:
+    worker._report(VmState.RUNNING)
+    worker._report(VmState.RUNNING)
+    assert [type(message) for message in said] == [wire.Observed]
+
+
+async def test_a_new_link_hears_everything_again(worker: Worker) -> None:
+    worker._report(VmState.RUNNING)
+    worker.resync()
+    worker._report(VmState.RUNNING)
+    assert len(said) == 2
+
+
+def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
+    """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
+    worker._report(VmState.RUNNING)
+    worker._store(held=Held(2, Claim.OWNER))
+    worker._report(VmState.RUNNING)
+    assert [message.epoch for message in said] == [1, 2]
+
+
+def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
+    worker._started_at = 1e12  # just now, whatever the clock says
+    worker._count_crash("test")
+    worker._count_crash("test")
+    assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
