@@ -206,7 +206,7 @@ link set lo up
 address add 198.18.0.{host.number}/32 dev {WAN_DEVICE}
 link set {WAN_DEVICE} mtu 1500 up
 route add 198.18.0.{other}/32 dev {WAN_DEVICE}
-link add {BRIDGE} type bridge forward_delay 0
+link add {BRIDGE} address 02:00:c6:13:00:0{host.number} type bridge forward_delay 0
 link add vx0 type vxlan id 1 local 198.18.0.{host.number} remote 198.18.0.{other} dstport 4789
 link set vx0 mtu {GUEST_MTU} master {BRIDGE} up
 link set {BRIDGE} mtu {GUEST_MTU} up

@@ -238,8 +238,11 @@ class Platform:
             found: Object = until(seen, what, timeout_s)
             return found
         except AssertionError as error:
-            logs = "\n".join(f"--- {s.name}\n{s.tail(15)}" for s in (self.server, *self.agents.values()))
-            raise AssertionError(f"{error}; it is {json.dumps(last[0])}\n{logs}") from None
+            raise AssertionError(f"{error}; it is {json.dumps(last[0])}\n{self.tails()}") from None
+
+    def tails(self, lines: int = 15) -> str:
+        """Return the ends of all logs, for a failure's message."""
+        return "\n".join(f"--- {s.name}\n{s.tail(lines)}" for s in (self.server, *self.agents.values()))
 
     def wait_state(self, ref: str, state: str, timeout_s: float = 40.0) -> Object:
         return self.wait_vm(ref, lambda vm: vm["status"]["state"] == state, f"VM {ref} is {state}", timeout_s)

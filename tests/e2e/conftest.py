@@ -36,6 +36,20 @@ def watching(victim: Platform, number: int) -> Iterator[CounterClient]:
         client.close()
 
 
+def until_counts_on(victim: Platform, client: CounterClient, vm: Object) -> None:
+    """Wait until the same guest has counted on over the same connection, and lost nothing."""
+    now = client.last
+    try:
+        until(lambda: client.last > now + 20, "the same guest counts on", 60)
+    except AssertionError as error:
+        shown = victim.client.get("vms", vm["id"])
+        boots = victim.console_log(shown).count("tiny guest: up")
+        raise AssertionError(
+            f"{error}; connection: {client.broken or 'open'}; boots here: {boots}; {shown}\n{victim.tails(30)}"
+        ) from None
+    assert client.broken is None and client.missing_numbers() == 0
+
+
 def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Object:
     """Wait until a migration has ended, and return it."""
 

@@ -14,6 +14,7 @@ from tests.e2e.conftest import (
     kill,
     pause,
     revive,
+    until_counts_on,
     until_ended,
     until_logged,
     until_settled,
@@ -73,9 +74,7 @@ def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what:
         assert settled["node"] == ("host-b" if ended["phase"] == "completed" else "host-a"), ended
         assert ended["phase"] == "completed" or ended["error"], "a failure says why"
         if "qemu" not in what:  # its guest was never harmed, so it is the same one, wherever it is now
-            now = client.last
-            until(lambda: client.last > now + 20, "the same guest counts on", 60)
-            assert client.broken is None and client.missing_numbers() == 0
+            until_counts_on(victim, client, vm)
     delete(victim, vm)
 
 
@@ -146,9 +145,7 @@ def test_a_restarted_agent_adopts_its_running_vms(victim: Platform) -> None:
             end()
             revive(victim)
             assert until_settled(victim, vm)["status"]["pid"] == pid
-        now = client.last
-        until(lambda: client.last > now + 20, "the guest counts on")
-        assert client.broken is None and client.missing_numbers() == 0
+        until_counts_on(victim, client, vm)
     delete(victim, vm)
 
 
