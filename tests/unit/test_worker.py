@@ -55,6 +55,18 @@ def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Wo
     assert [message.epoch for message in said] == [1, 2]
 
 
+def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promise, or an epoch, that is not durable must not be acted on."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "store", full)
+    with pytest.raises(OSError):
+        worker._store(held=Held(2, Claim.OWNER))
+    assert worker.record.held == Held(1, Claim.OWNER)
+
+
 def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
     worker._started_at = 1e12  # just now, whatever the clock says
     worker._count_crash("test")

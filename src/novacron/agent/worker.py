@@ -150,8 +150,10 @@ class Worker:
         return IDLE_S
 
     def _store(self, **changes: Any) -> None:
-        self.record = msgspec.structs.replace(self.record, **changes)
-        self._host.journal.store(self.vm, self.record)
+        """Remember durably; what could not be written, on a full disk for example, is not remembered at all."""
+        record = msgspec.structs.replace(self.record, **changes)
+        self._host.journal.store(self.vm, record)
+        self.record = record
 
     async def _destroy(self, *, moved: bool = False) -> None:
         await self._cancel_transfer()
@@ -403,7 +405,13 @@ class Worker:
     def _count_crash(self, what: str) -> None:
         """A VM that crashes again soon is started again later."""
         stable = time.monotonic() - self._started_at > STABLE_S
-        self._store(crashes=1 if stable else self.record.crashes + 1)
+        crashes = 1 if stable else self.record.crashes + 1
+        try:
+            self._store(crashes=crashes)
+        except OSError as error:
+            # No promise hangs on this number, so it may live in memory alone.
+            self.record = msgspec.structs.replace(self.record, crashes=crashes)
+            log.error("a crash can't be written down", vm=self.vm, error=str(error))
         log.warning("a VM crashed", vm=self.vm, what=what, crashes=self.record.crashes)
 
     def _report(self, state: VmState, reason: str = "") -> None:
