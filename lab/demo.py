@@ -32,6 +32,7 @@ MEMORY_MIB = 512
 VM = "web"
 ADDRESS = f"{GUEST_NETWORK}.10"
 BOOT_TIMEOUT_S = 90.0
+END_TIMEOUT_S = 15.0
 TICKS_FILE = "/run/ticks"
 
 say = Console(highlight=False, soft_wrap=True)
@@ -228,6 +229,34 @@ class GuestConsole:
                 self._arrived.wait(0.1)
 
 
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _running() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _is_part(line: bytes, directory: Path) -> bool:
+    """Say whether a command line is one of the platform in ``directory``: a QEMU, PostgreSQL, the server, an agent."""
+    return f"{directory}/".encode() in line and any(
+        word in line for word in (b"-pidfile", b"postgres", b"-m\0novacron")
+    )
+
+
+def _end(pids: set[int], number: signal.Signals) -> None:
+    """Send a signal to processes and wait until they are gone, for a while."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while any(_command_line(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def stop(directory: Path) -> bool:
     """End a demo that was kept or killed; say whether there was one."""
     if not directory.exists():
@@ -236,18 +265,11 @@ def stop(directory: Path) -> bool:
         for letter in "ab":
             remove_namespace(f"{prefix(directory)}-{letter}")
     path = directory / "pids.json"
-    for pid in json.loads(path.read_text()) if path.exists() else []:
-        with contextlib.suppress(OSError):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if any(word in line for word in (str(directory).encode(), b"lab.relay", b"wan\0", b"novacron")):
-                os.kill(pid, signal.SIGTERM)
-    for entry in Path("/proc").glob("[0-9]*"):  # QEMUs of a demo without namespaces
-        with contextlib.suppress(OSError):
-            if f"{directory}/host-".encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
-                os.kill(int(entry.name), signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while (directory / "pg" / "data" / "postmaster.pid").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    ours = {int(pid) for pid in json.loads(path.read_text())} if path.exists() else set()
+    words = (str(directory).encode(), b"lab.relay", b"wan\0", b"novacron")
+    _end({pid for pid in ours if any(word in _command_line(pid) for word in words)}, signal.SIGTERM)
+    # QEMUs of a demo without namespaces, and what did not end in time.
+    _end({pid for pid in _running() if _is_part(_command_line(pid), directory)}, signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)
     return True
 
