@@ -18,7 +18,7 @@ from bench.report import Figure, median, report
 from lab.guest import CounterClient
 from lab.hosts import lab, missing
 from lab.images import images_dir
-from lab.platform import Platform, Service, default_cache, open_directory, platform, until
+from lab.platform import Platform, Service, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.qemu.command import console_log_path
 
 MEMORY_MIB = 512
@@ -209,6 +209,7 @@ def main() -> int:
     if lacks:
         print("this benchmark needs network namespaces: " + "; ".join(lacks), file=sys.stderr)
         return 1
+    clean_up_when_ended()
     rounds = 3 if arguments.quick else 7
     images = images_dir()
     with (

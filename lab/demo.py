@@ -24,7 +24,7 @@ from rich.table import Table
 from lab.guest import CounterClient
 from lab.hosts import GUEST_NETWORK, Lab, LabFailed, Wan, missing, remove_namespace
 from lab.images import images_dir
-from lab.platform import SOCKET_PATH_MAX, Platform, are_free, default_cache
+from lab.platform import SOCKET_PATH_MAX, Platform, are_free, clean_up_when_ended, default_cache
 from novacron.local.postgres import PostgresFailed
 
 PORTS = (7443, 7444)
@@ -316,6 +316,7 @@ def main() -> int:
         say.print(f"Not here: {sentence}.", markup=False)
     if not lacks:
         say.print(f"Both hosts are network namespaces of this machine; between them is a WAN of {Wan()}.")
+    clean_up_when_ended()
     started = time.monotonic()
     demo = Demo(directory, lacks)
     kept = False

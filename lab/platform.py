@@ -43,6 +43,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def clean_up_when_ended() -> None:
+    """Let SIGTERM and SIGHUP act like Ctrl-C, so that what a program made is removed however it is ended."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 def are_free(ports: tuple[int, ...]) -> bool:
     """Say whether nothing listens on these loopback ports."""
     try:
