@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,10 +43,18 @@ def until_counts_on(victim: Platform, client: CounterClient, vm: Object) -> None
     try:
         until(lambda: client.last > now + 20, "the same guest counts on", 60)
     except AssertionError as error:
+        # Is it the guest that stands still, its network, or is it another guest by now? A packet may wake the first.
+        address = vm["spec"]["address"].partition("/")[0]
+        nudge = victim.lab.hosts[0].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        nudge.sendto(b"?", (address, 9))
+        nudge.close()
+        pause(3)
+        woken = client.last > now + 20
         shown = victim.client.get("vms", vm["id"])
         boots = victim.console_log(shown).count("tiny guest: up")
         raise AssertionError(
-            f"{error}; connection: {client.broken or 'open'}; boots here: {boots}; {shown}\n{victim.tails(30)}"
+            f"{error}; connection: {client.broken or 'open'}; boots here: {boots}; "
+            f"went on after a packet: {woken}; {shown}\n{victim.tails(30)}"
         ) from None
     assert client.broken is None and client.missing_numbers() == 0
 
