@@ -33,6 +33,8 @@ VM = "web"
 ADDRESS = f"{GUEST_NETWORK}.10"
 BOOT_TIMEOUT_S = 90.0
 END_TIMEOUT_S = 15.0
+ASK_TRIES_MAX = 8
+ASK_TIMEOUT_S = 3.0
 TICKS_FILE = "/run/ticks"
 
 say = Console(highlight=False, soft_wrap=True)
@@ -146,8 +148,14 @@ class Demo:
 
     def _ticks(self) -> int:
         with self.console() as console:
-            console.send(f"\necho ticks=$(cat {TICKS_FILE}).\n")
-            line = console.until("ticks=[0-9]+[.]", 20, pattern=True)
+            for attempt in range(1, ASK_TRIES_MAX + 1):
+                console.send(f"\necho ticks=$(cat {TICKS_FILE}).\n")
+                try:
+                    line = console.until("ticks=[0-9]+[.]", ASK_TIMEOUT_S, pattern=True)
+                    break
+                except LabFailed:  # a shell that is only just starting throws away what was typed before
+                    if attempt == ASK_TRIES_MAX:
+                        raise
         return int(line.partition("ticks=")[2].partition(".")[0])
 
     def _migration(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -89,11 +90,20 @@ def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm)
         stdout=subprocess.DEVNULL,
     )
     assert console.stdin is not None
-    console.stdin.write(b"\npoweroff -f\n")
-    console.stdin.flush()
-    off = site.wait_state(vm["id"], "stopped", 60)
+
+    def typed() -> bool:
+        """Type it, again and again: a shell that is only just starting throws away what was typed before."""
+        with contextlib.suppress(OSError):  # the console has ended, and with it the guest
+            console.stdin.write(b"\npoweroff -f\n")  # type: ignore[union-attr]
+            console.stdin.flush()  # type: ignore[union-attr]
+        time.sleep(0.5)
+        return bool(site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
+
+    until(typed, "the guest has powered itself off", 60)
+    off = site.client.get("vms", vm["id"])
     assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
-    console.stdin.close()
+    with contextlib.suppress(OSError):
+        console.stdin.close()
     console.wait(10)
     assert "running" in site.cli("vm", "start", vm["name"], "--wait").stdout
 
