@@ -35,6 +35,8 @@ BOOT_TIMEOUT_S = 90.0
 END_TIMEOUT_S = 15.0
 ASK_TRIES_MAX = 8
 ASK_TIMEOUT_S = 3.0
+MARKER = ".novacron-demo"
+"""A file that says that the directory is the demo's, to be removed with all that is in it."""
 TICKS_FILE = "/run/ticks"
 
 say = Console(highlight=False, soft_wrap=True)
@@ -63,6 +65,7 @@ class Demo:
         directory = self.platform.directory
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o755)
+        (directory / MARKER).touch()
         started = time.monotonic()
         self.lab.up(default_cache())
         self.platform.up()
@@ -266,9 +269,11 @@ def _end(pids: set[int], number: signal.Signals) -> None:
 
 
 def stop(directory: Path) -> bool:
-    """End a demo that was kept or killed; say whether there was one."""
+    """End a demo that was kept or killed; say whether there was one. Raises LabFailed for a directory of others."""
     if not directory.exists():
         return False
+    if not (directory / MARKER).exists() and any(directory.iterdir()):
+        raise LabFailed(f"{directory} is not a demo's, and a demo's is removed when it ends: name another one")
     if os.geteuid() == 0:
         for letter in "ab":
             remove_namespace(f"{prefix(directory)}-{letter}")
@@ -312,7 +317,11 @@ def main() -> int:
     directory = arguments.directory
     if len(str(directory)) > SOCKET_PATH_MAX or not directory.is_absolute():
         parser.error(f"--directory must be an absolute path of at most {SOCKET_PATH_MAX} bytes")
-    if stop(directory):
+    try:
+        ended = stop(directory)
+    except (LabFailed, NotADirectoryError) as error:
+        parser.error(f"--directory: {error}")
+    if ended:
         say.print("An earlier demo was ended.")
     elif arguments.stop:
         say.print("No demo is running.")

@@ -65,3 +65,12 @@ def test_it_works_without_namespaces_and_can_be_kept(directory: Path) -> None:
     assert demo(directory, "--stop").stdout == "An earlier demo was ended.\n"
     assert not processes(directory) and not directory.exists()
     assert demo(directory, "--stop").stdout == "No demo is running.\n"
+
+
+def test_a_directory_that_is_not_a_demos_is_never_removed() -> None:
+    with open_directory("nvd-") as precious:
+        (precious / "file").write_text("data")
+        for arguments in ((), ("--stop",)):
+            refused = demo(precious, *arguments)
+            assert refused.returncode == 2 and "is not a demo's" in refused.stderr
+        assert (precious / "file").read_text() == "data"
