@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from lab.platform import default_cache
 from novacron.disk import tiny
+
+BINARIES_BYTES = 64 << 20
+TEXT_BYTES = 32 << 20
+RANDOM_MIB = 24
+FILE_BYTES_MAX = 8 << 20
+WORKLOADS = {
+    # region in MiB, pages written a second, percent of them rewritten as a whole
+    "mixed": (2, 512, 50),
+    "writer": (128, 8192, 50),
+}
 
 
 def images_dir() -> Path:
@@ -15,6 +30,60 @@ def images_dir() -> Path:
         print("setup: building the tiny guest image: Debian's cloud kernel and busybox", flush=True)
     tiny.build(directory / "tiny")
     return directory
+
+
+def guests_dir() -> Path:
+    """Return the directory of images, with the guests in it that DWCP is measured with.
+
+    ``mixed`` holds real programs and libraries, text, random data made when it boots, and writes 2 MB of pages a
+    second; ``writer`` writes 32 MB of pages a second.
+    """
+    directory = images_dir()
+    source = Path(__file__).parent / "workload.c"
+    for name, arguments in WORKLOADS.items():
+        if (directory / name).exists():
+            continue
+        print(f"setup: building the guest image {name}", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            program = Path(scratch) / "workload"
+            subprocess.run(["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)], check=True)
+            command = " ".join(str(argument) for argument in arguments)
+            work = (
+                f"#!/bin/busybox sh\ndd if=/dev/urandom of=/run/random bs=1M count={RANDOM_MIB} 2>/dev/null\n"
+                f"/workload {command} >/dev/null 2>&1 &\n"
+            )
+            extra = {"workload": program.read_bytes(), "work": work.encode()}
+            if name == "mixed":
+                extra |= _real_files()
+            tiny.build(directory / name, extra, f"guest for measurements: {name}")
+    return directory
+
+
+def _real_files() -> dict[str, bytes]:
+    """Return programs and text of this host, in a fixed order."""
+    shared = sorted(Path("/usr/lib/x86_64-linux-gnu").glob("*.so*"))
+    programs = sorted(Path("/usr/bin").iterdir())
+    texts = sorted(Path("/usr/lib/python3").rglob("*.py")) + sorted(
+        Path(f"/usr/lib/python3.{sys.version_info[1]}").rglob("*.py")
+    )
+    found = dict(_take("data/lib", shared, BINARIES_BYTES // 2))
+    found |= _take("data/bin", programs, BINARIES_BYTES // 2)
+    found |= _take("data/text", itertools.chain(texts, sorted(Path("/usr/share/doc").rglob("*"))), TEXT_BYTES)
+    return found
+
+
+def _take(folder: str, paths: Iterable[Path], limit_bytes: int) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    total = 0
+    for number, path in enumerate(paths):
+        if total >= limit_bytes:
+            break
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > FILE_BYTES_MAX:
+            continue
+        data = path.read_bytes()
+        found[f"{folder}/{number}-{path.name}"] = data
+        total += len(data)
+    return found
 
 
 if __name__ == "__main__":

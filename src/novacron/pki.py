@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NODE_DOMAIN = "node.novacron.internal"
@@ -112,6 +113,11 @@ class Authority:
             write_secret(key_path, key_pem(key))
             write_secret(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
         return cls(x509.load_pem_x509_certificate(cert_path.read_bytes()), load_key(key_path))
+
+    def derive(self, purpose: str) -> bytes:
+        """Return a secret of 32 bytes that is always the same for one purpose (HKDF, RFC 5869, from the CA's key)."""
+        secret = self._key.private_numbers().private_value.to_bytes(32, "big")
+        return HKDF(hashes.SHA256(), 32, b"novacron", purpose.encode()).derive(secret)
 
     def _sign(
         self, builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, hosts: list[str], client: bool

@@ -157,7 +157,7 @@ class Ownership(RuleBasedStateMachine):
 
         async def work() -> Any:
             async with self.database.transaction(isolation="repeatable_read") as connection:
-                return await statements(connection, host, {VM[0]})
+                return await statements(connection, host, {VM[0]}, lambda _: b"k" * 32)
 
         for statement in self.runner.run(work()):
             self.to_host.append((host, statement))

@@ -29,6 +29,9 @@ def worker(tmp_path: Path) -> Worker:
         images={},
         accelerator=AcceleratorKind.TCG,
         endpoint="127.0.0.1:7445",
+        pool=cast(Any, None),
+        pages=cast(Any, None),
+        neighbours=list,
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

@@ -39,6 +39,10 @@ class Identity(msgspec.Struct, frozen=True):
     def tls(self, *, server: bool) -> ssl.SSLContext:
         return pki.mutual_tls(self.ca, self.certificate, self.key, server=server)
 
+    def reload(self, context: ssl.SSLContext) -> None:
+        """Let a context that listens use the certificate that was renewed."""
+        context.load_cert_chain(self.certificate, self.key)
+
     def renewal(self) -> bytes | None:
         """Return a certificate request when less than a third of the certificate's life is left."""
         if pki.remaining_share(self.certificate.read_bytes()) > RENEW_BELOW:

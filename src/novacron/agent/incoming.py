@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from novacron.agent.machine import INCOMING_SOCKET, Machine
-from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.wire.messages import Task
@@ -21,6 +21,7 @@ async def load(
     machine: Machine,
     task: Task,
     listener: Listener,
+    terms: Terms,
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[], Awaitable[None]],
@@ -36,7 +37,7 @@ async def load(
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
-        with listener.expect(task.migration, task.peer) as incoming:
+        with listener.expect(task.migration, task.peer, terms) as incoming:
             await transfer.receive(machine.monitor, path)
             await loop.sock_connect(connection, str(path))
             await ready()

@@ -31,11 +31,13 @@ class Link:
         hello: Callable[[], wire.Hello],
         receive: Callable[[wire.Message], Awaitable[None]],
         lost: Callable[[], None],
+        renewed: Callable[[], None],
     ) -> None:
         self._identity = identity
         self._hello = hello
         self._receive = receive
         self._lost = lost
+        self._renewed = renewed
         self._queue: asyncio.Queue[wire.Message] | None = None
 
     def send(self, message: wire.Message) -> None:
@@ -100,6 +102,7 @@ class Link:
             message = wire.from_server.decode(raw if isinstance(raw, bytes) else raw.encode())
             if isinstance(message, wire.CertificateIssued):
                 pki.write_secret(self._identity.certificate, message.certificate)
+                self._renewed()
                 log.info("the node's certificate was renewed")
             else:
                 await self._receive(message)

@@ -187,11 +187,12 @@ class Machine:
             self._late.close()
             self._late = None
 
-    async def destroy(self, *, moved: bool = False) -> None:
-        """End QEMU and remove every trace of the VM from this host; send what came late after one that ``moved``."""
-        await self.kill()
+    async def leave(self) -> None:
+        """The VM runs elsewhere now: take its tap away, and send after it what came late. Its QEMU stays, paused."""
+        if self._settings.bridge is not None:
+            await asyncio.to_thread(tap.delete, tap_name(self.id))
         try:
-            if moved and self._late is not None and self._settings.bridge is not None:
+            if self._late is not None and self._settings.bridge is not None:
                 count = self._late.send_after(self._settings.bridge, mac_address(self.id))
                 log.info("late frames were sent after the guest", vm=self.id, frames=count)
         except NetworkFailed as error:
@@ -199,6 +200,11 @@ class Machine:
             log.warning("late frames are lost", vm=self.id, error=str(error))
         finally:
             self.drop_late_frames()
+
+    async def destroy(self) -> None:
+        """End QEMU and remove every trace of the VM from this host."""
+        await self.kill()
+        self.drop_late_frames()
         await asyncio.to_thread(_remove, self.directory)
 
 

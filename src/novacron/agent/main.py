@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,11 @@ from novacron.agent.console import Consoles
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.link import Link
+from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.settings import Settings
 from novacron.agent.worker import Host, Worker
 from novacron.disk.images import scan
+from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
@@ -36,15 +39,18 @@ IMAGES_CHECK_S = 5.0
 class Agent:
     """One node."""
 
-    def __init__(self, settings: Settings, identity: Identity, inventory: Inventory, host: Host) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, inventory: Inventory, host: Host, renewed: Callable[[], None]
+    ) -> None:
         self._settings = settings
         self._inventory = inventory
         self._host = host
         self._workers: dict[str, Worker] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._link = Link(identity, self._hello, self._receive, self._lost)
+        self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
         self._consoles = Consoles(settings.vms_dir, self._link.send)
         host.send = self._link.send
+        host.neighbours = self._neighbours
 
     async def run(self) -> None:
         """Work until cancelled. VMs go on running afterwards."""
@@ -66,6 +72,9 @@ class Agent:
         await worker.run()
         if self._workers.get(worker.vm) is worker:
             del self._workers[worker.vm]
+
+    def _neighbours(self) -> list[Neighbour]:
+        return [found for worker in self._workers.values() if (found := worker.neighbour()) is not None]
 
     def _hello(self) -> wire.Hello:
         for worker in self._workers.values():
@@ -114,7 +123,11 @@ async def _run(settings: Settings, identity: Identity) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, main.cancel)
     settings.vms_dir.mkdir(parents=True, exist_ok=True)
-    listener = Listener(identity.tls(server=True), pki.peer_name)
+    context = identity.tls(server=True)
+    listener = Listener(context, pki.peer_name)
+    pool = Pool(lambda: identity.tls(server=False))
+    pages = Pages(settings)
+    await asyncio.to_thread(pages.store.clean)
     async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
         endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
         inventory, images = await inventories.take(settings, endpoint)
@@ -127,9 +140,15 @@ async def _run(settings: Settings, identity: Identity) -> None:
             images=images,
             accelerator=inventory.accelerator.kind,
             endpoint=endpoint,
+            pool=pool,
+            pages=pages,
+            neighbours=list,
             send=lambda _: None,
         )
-        await Agent(settings, identity, inventory, host).run()
+        try:
+            await Agent(settings, identity, inventory, host, lambda: identity.reload(context)).run()
+        finally:
+            pool.close()
 
 
 def identify(settings: Settings, join: str | None) -> Identity:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 from novacron import pki
-from novacron.agent.identity import Identity
 from novacron.agent.machine import OUTGOING_SOCKET, Machine
-from novacron.agent.settings import Settings
-from novacron.dwcp.sender import Sender, SendFailed
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.migration import Progress
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
+from novacron.qemu.stream import Splitter
 from novacron.wire.messages import Task
 
 PROGRESS_INTERVAL_S = 0.5
@@ -32,8 +32,9 @@ class TransferFailed(Exception):
 async def send(
     machine: Machine,
     task: Task,
-    identity: Identity,
-    settings: Settings,
+    pool: Pool,
+    options: Options,
+    downtime_limit_ms: int,
     report: Callable[[Progress], Awaitable[None]],
     status_changed: asyncio.Event,
     completed: Callable[[], None],
@@ -44,7 +45,6 @@ async def send(
     peer's to report. Before it, raises TransferFailed, and on any end, cancellation too, QEMU's migration is cancelled.
     """
     assert task.endpoint is not None and machine.monitor is not None
-    host, _, port = task.endpoint.rpartition(":")
     path = machine.directory / OUTGOING_SOCKET
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -54,12 +54,9 @@ async def send(
     try:
         server.bind(str(path))
         server.listen(1)
-        context = identity.tls(server=False)
-        sender = Sender(
-            (host.strip("[]"), int(port)), context, pki.node_host(task.peer), task.migration, settings.streams
-        )
+        sender = Sender(address(task.endpoint), pki.node_host(task.peer), task.migration, pool, options)
         async with sender:
-            await transfer.send(machine.monitor, path, settings.downtime_limit_ms)
+            await transfer.send(machine.monitor, path, downtime_limit_ms)
             pump = asyncio.create_task(_pump(server, sender))
             try:
                 await _follow(machine, sender, pump, report, status_changed, started)
@@ -82,12 +79,18 @@ async def send(
         path.unlink(missing_ok=True)
 
 
+def address(endpoint: str) -> tuple[str, int]:
+    """Return host and port of ``host:port`` or ``[address]:port``."""
+    host, _, port = endpoint.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 async def _pump(server: socket.socket, sender: Sender) -> None:
     loop = asyncio.get_running_loop()
     connection, _ = await asyncio.wait_for(loop.sock_accept(server), CONNECT_TIMEOUT_S)
     with connection:
         connection.setblocking(False)
-        await sender.send(lambda: loop.sock_recv(connection, READ_BYTES))
+        await sender.send(lambda: loop.sock_recv(connection, READ_BYTES), Splitter())
 
 
 async def _follow(

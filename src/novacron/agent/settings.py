@@ -24,10 +24,22 @@ class Settings(msgspec.Struct, frozen=True):
     """How long the last pass of a live migration may take, by QEMU's estimate."""
     streams: int | None = None
     """Connections of a migration, 1 to 16; None leaves it to DWCP."""
+    outage_s: float = 60.0
+    """How long the link between two nodes may be dead before a migration over it fails."""
+    pages_bytes_max: int = 8 * 1024**3
+    """Disk space for what VMs leave behind here."""
 
     @property
     def vms_dir(self) -> Path:
         return self.state_dir / "vms"
+
+    @property
+    def pages_dir(self) -> Path:
+        return self.state_dir / "pages"
+
+    @property
+    def rings_dir(self) -> Path:
+        return self.state_dir / "rings"
 
     @property
     def journal_dir(self) -> Path:

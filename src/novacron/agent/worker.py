@@ -6,20 +6,25 @@ It may be killed at any point: everything that must outlive it is in the journal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from novacron import pki
 from novacron.agent import incoming, outgoing
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.machine import Machine, MachineFailed
+from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
 from novacron.disk.images import Image
-from novacron.dwcp.receiver import Listener
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.receiver import Listener, Terms
+from novacron.dwcp.sender import Options
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey, release
@@ -47,6 +52,10 @@ class Host(msgspec.Struct):
     images: dict[str, Image]
     accelerator: AcceleratorKind
     endpoint: str
+    pool: Pool
+    pages: Pages
+    neighbours: Callable[[], list[Neighbour]]
+    """The VMs that run on this node."""
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -72,6 +81,7 @@ class Worker:
         self._started_at = 0.0
         self._expected_exit = False
         self._reported: wire.Observed | None = None
+        self._assignment: wire.Assignment | None = None
 
     # what the agent uses
 
@@ -80,6 +90,14 @@ class Worker:
         if statement != self._statement:
             self._statement = statement
             self._wake.set()
+
+    def neighbour(self) -> Neighbour | None:
+        """Return the VM as others see it, if it runs here."""
+        wanted = self._assignment
+        if wanted is None or self.record.held.claim is not Claim.OWNER or self.machine.pid is None:
+            return None
+        tenant = Tenant(wanted.project, wanted.page_key)
+        return Neighbour(self.vm, tenant, wanted.spec.image, self.machine, wanted.spec.memory_mib << 20)
 
     def resync(self) -> None:
         """The link is new: say everything again."""
@@ -158,15 +176,23 @@ class Worker:
     async def _destroy(self, *, moved: bool = False) -> None:
         await self._cancel_transfer()
         self._expected_exit = True
-        await self.machine.destroy(moved=moved)
+        known = self._assignment
+        if moved:
+            await self.machine.leave()
+            if known is not None:
+                await self._host.pages.keep(
+                    self.vm, self.machine, known.spec.memory_mib << 20, Tenant(known.project, known.page_key)
+                )  # fmt: skip
+        await self.machine.destroy()
 
     # owner
 
     async def _run(self, statement: wire.Statement) -> float:
-        wanted = statement.assignment
+        wanted = self._assignment = statement.assignment
         assert wanted is not None
         if wanted.deleting:
             await self._destroy()
+            await self._host.pages.forget(self.vm, Tenant(wanted.project, wanted.page_key))
             self._store(held=msgspec.structs.replace(self.record.held, claim=Claim.NONE))
             self._report(VmState.ABSENT)
             return IDLE_S
@@ -263,6 +289,11 @@ class Worker:
 
     async def _give(self, task: wire.Task) -> bool:
         """Do the source's part; say whether QEMU must be left alone meanwhile."""
+        if task.endpoint is None:
+            if task.warm is not None and task.kind is Kind.LIVE:
+                peer_host = pki.node_host(task.peer)
+                self._host.pool.warm(outgoing.address(task.warm), peer_host, self._host.settings.streams or 1)
+            return False
         if self._transfer is not None:
             return True
         if self.record.migration == task.migration:
@@ -291,10 +322,19 @@ class Worker:
             self._host.send(wire.Progressed(task.migration, progress))
 
         self._sending = task.migration
+        wanted = self._assignment
+        assert wanted is not None
         try:
+            bases = []
+            if wanted.spec.image in self._host.images:
+                image = self._image(wanted.spec.image)
+                with contextlib.suppress(OSError):  # its pages are sent then
+                    bases.append(await self._host.pages.of_image(image, Tenant(wanted.project, wanted.page_key)))
+            settings = self._host.settings
+            options = Options(wanted.page_key, settings.rings_dir, bases, settings.outage_s, settings.streams)
             await outgoing.send(
-                self.machine, task, self._host.identity, self._host.settings, report, self._migration_changed,
-                lambda: self._promise(task),
+                self.machine, task, self._host.pool, options, settings.downtime_limit_ms, report,
+                self._migration_changed, lambda: self._promise(task),
             )  # fmt: skip
         except outgoing.TransferFailed as error:
             log.warning("migration failed at the source", vm=self.vm, migration=task.migration, error=str(error))
@@ -365,11 +405,22 @@ class Worker:
             log.info("everything is loaded", vm=self.vm, migration=task.migration)
             self._host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
+        tenant = Tenant(wanted.project, wanted.page_key)
         try:
             image = self._image(wanted.spec.image)
             self._expected_exit = False
-            await self.machine.start(wanted.spec, image, self._host.accelerator, wanted.machine, incoming=True)
-            await incoming.load(self.machine, task, self._host.listener, ready, self._migration_changed, loaded)
+            known = asyncio.create_task(
+                self._host.pages.for_arrival(self.vm, image, tenant, self._host.neighbours())
+            )  # fmt: skip
+            try:
+                await self.machine.start(wanted.spec, image, self._host.accelerator, wanted.machine, incoming=True)
+                bases = await known
+            finally:
+                known.cancel()
+            settings = self._host.settings
+            terms = Terms(wanted.page_key, settings.rings_dir, bases, settings.outage_s)
+            await incoming.load(self.machine, task, self._host.listener, terms, ready, self._migration_changed, loaded)
+            await self._host.pages.forget(self.vm, tenant)
         except (incoming.LoadFailed, MachineFailed) as error:
             log.warning("migration failed at the target", vm=self.vm, migration=task.migration, error=str(error))
             self._expected_exit = True

@@ -22,7 +22,7 @@ import zstandard
 
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-VERSION = 1
+VERSION = 2
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
 CMDLINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check random.trust_cpu=on"
@@ -37,12 +37,9 @@ export PATH=/bin
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /run
 for module in MODULES; do insmod /modules/$module.ko; done
-address= dirty_kib=0
+address=
 for word in $(cat /proc/cmdline); do
-  case "$word" in
-    novacron.address=*) address=${word#*=} ;;
-    novacron.dirty_kib_per_s=*) dirty_kib=${word#*=} ;;
-  esac
+  case "$word" in novacron.address=*) address=${word#*=} ;; esac
 done
 ifconfig lo 127.0.0.1 up
 sysctl -q -w net.ipv4.tcp_slow_start_after_idle=0
@@ -56,13 +53,7 @@ acpid -d >/dev/null 2>&1 &
 nc -ll -p 7000 -e /counter >/dev/null 2>&1 &
 nc -ll -p 7001 -e /bin/cat >/dev/null 2>&1 &
 ( i=0; while :; do i=$((i+1)); echo $i > /run/ticks; sleep 1; done ) &
-if [ "$dirty_kib" -gt 0 ]; then
-  # Rewrites one 16 MiB region of memory, piece by piece, with text that compresses as text does.
-  ( n=0; while :; do
-      dd if=/sample of=/run/dirty bs=64k count=$((dirty_kib/64)) seek=$((n%64*4)) conv=notrunc 2>/dev/null
-      n=$((n+1)); sleep 1
-    done ) &
-fi
+[ -x /work ] && /work
 echo "novacron tiny guest: ready $address"
 while :; do setsid cttyhack sh -l; done
 """
@@ -156,7 +147,7 @@ def _packages_with_modules(kernel: str) -> list[str]:
 
 
 def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes] | None = None) -> bytes:
-    """Return the initial RAM disk. ``extra`` maps further file names to their contents."""
+    """Return the initial RAM disk. ``extra`` maps more file names to their contents; ``work`` runs before a login."""
     cpio = _Cpio()
     for directory in ("bin", "dev", "modules", *sorted({str(Path(n).parent) for n in extra or {}} - {"."})):
         cpio.add(directory, 0o040755)
@@ -167,9 +158,8 @@ def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes]
         cpio.add(f"modules/{name}.ko", 0o100644, data)
     cpio.add("init", 0o100755, INIT.replace("MODULES", " ".join(modules)).encode())
     cpio.add("counter", 0o100755, COUNTER.encode())
-    cpio.add("sample", 0o100644, (INIT * 2000)[: 4 << 20].encode())
     for name, data in (extra or {}).items():
-        cpio.add(name, 0o100644, data)
+        cpio.add(name, 0o100755, data)
     return cpio.data()
 
 

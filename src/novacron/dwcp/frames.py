@@ -9,15 +9,19 @@ from enum import IntEnum
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("!BBHIQI")
-PAYLOAD_BYTES_MAX = 4 * 1024 * 1024
-CONTROL_BYTES_MAX = 64 * 1024
+CHECKED = HEADER.size - 4
+PAYLOAD_BYTES_MAX = 64 * 1024
+MORE = 1
+"""Flag of a DATA frame: its piece goes on in the next one."""
 
 
 class FrameType(IntEnum):
-    """HELLO opens a connection, WELCOME accepts it, DATA carries, END closes the stream, DONE confirms all of it,
-    ERROR ends the session with a reason."""
+    """HELLO opens or resumes a session on a connection, WELCOME accepts it and says what the receiver holds, BASE tells
+    digests of pages that it has. DATA carries, END closes the stream, ACK says what was taken, DONE that it was all.
+    MISSING asks for pages that a base does not hold any more, REPAIR brings them. PING asks for an ACK. ERROR ends the
+    session with a reason."""
 
     HELLO = 1
     WELCOME = 2
@@ -25,31 +29,73 @@ class FrameType(IntEnum):
     END = 4
     DONE = 5
     ERROR = 6
+    BASE = 7
+    ACK = 8
+    MISSING = 9
+    REPAIR = 10
+    PING = 11
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One frame. ``sequence`` counts DATA and END frames of a session from 0."""
+    """One frame. ``sequence`` counts DATA and END frames of a session from 0; in ACK it is the first not yet taken."""
 
     type: FrameType
     sequence: int = 0
     payload: bytes = b""
+    flags: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Payload of HELLO: which session this connection joins, and as which of how many."""
+    """Payload of HELLO. ``instance`` is random, made once by the sender: another one can't go on with its session.
+    ``bases`` names what the sender holds itself, so that the receiver need not tell its digests."""
 
     version: int
     session: str
-    stream: int
-    streams: int
-    codec: str
+    instance: bytes
+    key_check: bytes
+    bases: tuple[str, ...] = ()
+
+
+class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pages that the receiver has. ``told`` counts the digests that BASE frames bring; 0 if the sender has them."""
+
+    kind: str
+    name: str
+    count: int
+    told: int
+
+
+class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Payload of WELCOME: the first frame that was not taken yet, the later ones that are held all the same, the bases,
+    and how many slots its ring has (0: none, a session then has no references to its own pages)."""
+
+    next: int
+    held: tuple[int, ...]
+    bases: tuple[BaseInfo, ...]
+    slots: int
 
 
 class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Payload of END: how many raw bytes the stream had, and their CRC-32."""
+    """Payload of END: how many bytes and pieces the stream had, and the CRC-32 of all its bytes."""
 
     raw_bytes: int
+    pieces: int
     crc32: int
+
+
+class MissingPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Payload of MISSING: the piece, counted from 0, and which of the pages that it takes from bases."""
+
+    piece: int
+    ordinals: tuple[int, ...]
+
+
+class RepairedPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Payload of REPAIR: some of what was missing."""
+
+    piece: int
+    ordinals: tuple[int, ...]
+    pages: bytes
 
 
 class ProtocolError(Exception):
@@ -58,29 +104,30 @@ class ProtocolError(Exception):
 
 def encode(frame: Frame) -> tuple[bytes, bytes]:
     """Return header and payload, ready to be written one after the other."""
-    header = HEADER.pack(VERSION, frame.type, 0, len(frame.payload), frame.sequence, zlib.crc32(frame.payload))
-    return header, frame.payload
+    start = HEADER.pack(VERSION, frame.type, frame.flags, len(frame.payload), frame.sequence, 0)[:CHECKED]
+    checksum = zlib.crc32(frame.payload, zlib.crc32(start))
+    return start + checksum.to_bytes(4, "big"), frame.payload
 
 
-def decode_header(raw: bytes) -> tuple[FrameType, int, int, int]:
-    """Return ``(type, payload length, sequence, crc)``. Raises ProtocolError."""
-    version, kind, reserved, length, sequence, crc = HEADER.unpack(raw)
-    if version != VERSION or reserved != 0:
+def decode_header(raw: bytes) -> tuple[FrameType, int, int, int, int]:
+    """Return ``(type, flags, payload length, sequence, crc)``. Raises ProtocolError."""
+    version, kind, flags, length, sequence, crc = HEADER.unpack(raw)
+    if version != VERSION or flags & ~MORE:
         raise ProtocolError(f"frame of version {version}; this end speaks {VERSION}")
     try:
         type_ = FrameType(kind)
     except ValueError:
         raise ProtocolError(f"unknown frame type {kind}") from None
-    limit = PAYLOAD_BYTES_MAX if type_ is FrameType.DATA else CONTROL_BYTES_MAX
-    if length > limit:
-        raise ProtocolError(f"{type_.name} frame of {length} bytes, at most {limit} are allowed")
-    return type_, length, sequence, crc
+    if length > PAYLOAD_BYTES_MAX:
+        raise ProtocolError(f"{type_.name} frame of {length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")
+    return type_, flags, length, sequence, crc
 
 
 async def read(reader: asyncio.StreamReader) -> Frame:
     """Read one frame. Raises ProtocolError, or asyncio.IncompleteReadError at the end of the connection."""
-    type_, length, sequence, crc = decode_header(await reader.readexactly(HEADER.size))
+    header = await reader.readexactly(HEADER.size)
+    type_, flags, length, sequence, crc = decode_header(header)
     payload = await reader.readexactly(length) if length else b""
-    if zlib.crc32(payload) != crc:
+    if zlib.crc32(payload, zlib.crc32(header[:CHECKED])) != crc:
         raise ProtocolError(f"{type_.name} frame {sequence} is damaged: its checksum does not match")
-    return Frame(type_, sequence, payload)
+    return Frame(type_, sequence, payload, flags)

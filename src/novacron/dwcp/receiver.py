@@ -5,18 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 import zlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
-from novacron.dwcp import codec, frames, sockets
-from novacron.dwcp.frames import End, Frame, FrameType, Hello, ProtocolError
-from novacron.dwcp.sender import STREAMS_MAX
+from novacron.dwcp import frames, sockets
+from novacron.dwcp.connection import POOL_IDLE_S, Connection
+from novacron.dwcp.frames import (
+    BaseInfo,
+    End,
+    Frame,
+    FrameType,
+    Hello,
+    MissingPages,
+    ProtocolError,
+    RepairedPages,
+    Welcome,
+)
+from novacron.dwcp.pages import PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.ring import SLOTS, Ring
+from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, STREAMS_MAX, WINDOW_FRAMES
 
-REORDER_FRAMES_MAX = 256
 HELLO_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 256
+ACK_INTERVAL_S = 0.01
+REPAIR_AGAIN_S = 2.0
+SILENCE_S = 20.0
+"""A connection of a session on which nothing came for so long is closed: its sender pings every second."""
+BASE_DIGESTS = 4096
+"""Digests in one BASE frame."""
+PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
+MISSING_MAX = 1024
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -25,24 +48,54 @@ class ReceiveFailed(Exception):
     """The session broke before its end: says why. What was written so far must be thrown away."""
 
 
-class Incoming:
-    """One expected session: puts frames in order again and writes the raw bytes out."""
+class Terms(msgspec.Struct, frozen=True):
+    """What the receiving end brings to a session. Both ends must have the same ``key``."""
 
-    def __init__(self, session: str, peer: str) -> None:
+    key: bytes
+    ring_dir: Path
+    bases: tuple[Base, ...] = ()
+    outage_s: float = OUTAGE_S
+    slots: int = SLOTS
+
+
+class Incoming:
+    """One expected session: puts frames in order again, decodes them, and writes the stream out."""
+
+    def __init__(self, session: str, peer: str, terms: Terms) -> None:
         self.session = session
         self.peer = peer
         self.raw_bytes = 0
-        self._joined: dict[int, asyncio.StreamWriter] = {}
+        self.damaged_pages = 0
+        self._terms = terms
+        self._hash = PageHash(terms.key)
+        self._ring: Ring | None = None
+        with contextlib.suppress(OSError):  # a full disk: the sender then has to send every page anew
+            self._ring = Ring(terms.ring_dir, terms.slots)
+        self._instance: bytes | None = None
+        self._connections: list[Connection] = []
         self._next = 0
+        """The first frame that the decoder has not been given."""
+        self._taken = 0
+        """The first frame of the first piece that was not written out yet."""
         self._frames: dict[int, Frame] = {}
-        self._changed = asyncio.Condition()
+        self._arrived = asyncio.Event()
+        self._repaired: dict[int, bytes] = {}
+        self._repairing: int | None = None
         self._failure: str | None = None
         self._over = asyncio.Event()
+        self._done = False
+        self._heard_at = time.monotonic()
 
     def fail(self, reason: str) -> None:
         """End the session: its reader and its connections learn why."""
         self._failure = self._failure or reason
         self._over.set()
+        self._arrived.set()
+
+    def close(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
 
     async def receive(self, write: Write) -> None:
         """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed."""
@@ -55,79 +108,182 @@ class Incoming:
             self._over.set()
 
     async def _receive(self, write: Write) -> None:
-        decoder, crc = codec.Decoder(), 0
-        while True:
-            frame = await self._take()
-            if frame.type is FrameType.END:
-                end = msgspec.msgpack.decode(frame.payload, type=End)
-                if (end.raw_bytes, end.crc32) != (self.raw_bytes, crc):
-                    raise ProtocolError(f"received {self.raw_bytes} bytes, the peer sent {end.raw_bytes} or others")
-                break
-            raw = await asyncio.to_thread(decoder.decode, frame.payload)
-            crc = zlib.crc32(raw, crc)
-            self.raw_bytes += len(raw)
-            await write(raw)
-        for writer in self._joined.values():
-            writer.writelines(frames.encode(Frame(FrameType.DONE)))
+        loop = asyncio.get_running_loop()
+        decoder = Decoder(self._hash, self._ring, self._terms.bases)
+        acknowledging = asyncio.create_task(self._acknowledge())
+        parts: list[bytes] = []
+        pieces, crc = 0, 0
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                while True:
+                    frame = await self._take()
+                    if frame.type is FrameType.END:
+                        end = msgspec.msgpack.decode(frame.payload, type=End)
+                        if parts or (end.raw_bytes, end.pieces, end.crc32) != (self.raw_bytes, pieces, crc):
+                            raise ProtocolError(f"received {self.raw_bytes} bytes, the peer sent {end.raw_bytes}")
+                        break
+                    parts.append(frame.payload)
+                    if len(parts) > PIECE_FRAMES_MAX:
+                        raise ProtocolError(f"a piece of more than {PIECE_FRAMES_MAX} frames")
+                    if frame.flags & frames.MORE:
+                        continue
+                    raw = await loop.run_in_executor(thread, decoder.decode, b"".join(parts))
+                    parts = []
+                    if isinstance(raw, Missing):
+                        self.damaged_pages = decoder.damaged
+                        raw = decoder.repair(raw, await self._repair(pieces, raw.ordinals))
+                    crc = zlib.crc32(zlib.crc32(raw).to_bytes(4, "big"), crc)
+                    pieces += 1
+                    self.raw_bytes += len(raw)
+                    await write(raw)
+                    self._taken = self._next
+            self._done = True
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.put(Frame(FrameType.DONE))
+        finally:
+            acknowledging.cancel()
 
     async def _take(self) -> Frame:
-        over = asyncio.create_task(self._over.wait())
-        try:
-            async with self._changed:
-                while self._next not in self._frames:
-                    if self._failure is not None:
-                        raise ProtocolError(self._failure)
-                    waiter = asyncio.create_task(self._changed.wait())
-                    await asyncio.wait({waiter, over}, return_when=asyncio.FIRST_COMPLETED)
-                    if not waiter.done():
-                        waiter.cancel()
-                        await asyncio.gather(waiter, return_exceptions=True)
-                frame = self._frames.pop(self._next)
-                self._next += 1
-                self._changed.notify_all()
-                return frame
-        finally:
-            over.cancel()
+        """Return the next frame in order."""
+        while (frame := self._frames.pop(self._next, None)) is None:
+            self._arrived.clear()
+            left_s = self._heard_at + self._terms.outage_s - time.monotonic()
+            if self._failure is not None:
+                raise ProtocolError(self._failure)
+            if left_s <= 0:
+                raise ProtocolError(f"nothing was heard from the peer for {self._terms.outage_s:.0f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left_s)
+        self._next += 1
+        return frame
 
-    async def _accept(self, frame: Frame) -> None:
-        """Keep a frame; a connection whose frame is far ahead waits, and the others catch up."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: frame.sequence < self._next + REORDER_FRAMES_MAX or self._failure is not None
-            )
-            if frame.sequence < self._next or frame.sequence in self._frames:
-                raise ProtocolError(f"frame {frame.sequence} came twice")
-            self._frames[frame.sequence] = frame
-            self._changed.notify_all()
+    async def _acknowledge(self) -> None:
+        """Say what was taken, a hundred times a second at most."""
+        said = 0
+        while True:
+            await asyncio.sleep(ACK_INTERVAL_S)
+            if said != self._taken and self._say(Frame(FrameType.ACK, self._taken)):
+                said = self._taken
 
-    async def serve(self, hello: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take frames from one connection until the session is over."""
-        if hello.stream in self._joined or not hello.stream < hello.streams <= STREAMS_MAX:
-            raise ProtocolError(f"stream {hello.stream} of {hello.streams} can't join")
-        self._joined[hello.stream] = writer
-        writer.writelines(frames.encode(Frame(FrameType.WELCOME)))
-        taking = asyncio.create_task(self._take_from(reader))
+    def _say(self, frame: Frame) -> bool:
+        """Send a frame on the connection that was heard last; say whether there is one."""
+        for connection in sorted(self._connections, key=lambda connection: -connection.heard_at):
+            with contextlib.suppress(OSError):
+                connection.put(frame)
+                return True
+        return False
+
+    async def _repair(self, piece: int, ordinals: list[int]) -> list[bytes]:
+        """Ask for pages that a base turned out not to have, until they have come."""
+        self._repairing, self._repaired = piece, {}
+        asked_at = 0.0
+        while left := [ordinal for ordinal in ordinals if ordinal not in self._repaired]:
+            now = time.monotonic()
+            if self._failure is not None:
+                raise ProtocolError(self._failure)
+            if now - self._heard_at > self._terms.outage_s:
+                raise ProtocolError("the peer does not send pages that are damaged here")
+            if now - asked_at > REPAIR_AGAIN_S:
+                asked = MissingPages(piece, tuple(left[:MISSING_MAX]))
+                if self._say(Frame(FrameType.MISSING, payload=msgspec.msgpack.encode(asked))):
+                    asked_at = now
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), REPAIR_AGAIN_S)
+            if len(left) > MISSING_MAX and all(ordinal in self._repaired for ordinal in left[:MISSING_MAX]):
+                asked_at = 0.0
+        self._repairing = None
+        return [self._repaired[ordinal] for ordinal in ordinals]
+
+    def _welcome(self, hello: Hello) -> tuple[Welcome, list[Frame]]:
+        """Return the answer to a HELLO, and on the first one the digests to tell."""
+        first = self._instance is None
+        if first:
+            self._instance = hello.instance
+        elif self._instance != hello.instance:
+            raise ProtocolError("another sender has begun this session")
+        infos, told = [], []
+        same_key = hello.key_check == self._hash.digest(b"key check")
+        for number, base in enumerate(self._terms.bases if first and same_key else ()):
+            digests = base.digests
+            known = base.name in hello.bases
+            infos.append(BaseInfo(base.kind, base.name, len(digests), 0 if known else len(digests)))
+            for start in range(0, 0 if known else len(digests), BASE_DIGESTS):
+                payload = b"".join(digests[start : start + BASE_DIGESTS])
+                told.append(Frame(FrameType.BASE, number << 40 | start, payload))
+        slots = self._terms.slots if self._ring is not None else 0
+        held = (*range(self._taken, self._next), *sorted(self._frames))
+        return Welcome(self._taken, held, tuple(infos), slots), told
+
+    async def serve(self, hello: Hello, connection: Connection) -> bool:
+        """Take frames from one connection until the session is over or the connection is lost.
+
+        Returns whether the connection can carry another session.
+        """
+        if self._failure is not None:
+            raise ProtocolError(self._failure)
+        if len(self._connections) >= STREAMS_MAX:
+            raise ProtocolError(f"a session has at most {STREAMS_MAX} connections")
+        welcome, told = self._welcome(hello)
+        connection.put(Frame(FrameType.WELCOME, payload=msgspec.msgpack.encode(welcome)))
+        for frame in told:
+            connection.put(frame)
+            await connection.drain()
+        self._connections.append(connection)
+        if self._done:
+            connection.put(Frame(FrameType.DONE))
+        taking = asyncio.create_task(self._take_from(connection))
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait({taking, over}, return_when=asyncio.FIRST_COMPLETED)
-            if taking.done() and (error := taking.exception()) is not None and not self._over.is_set():
-                self.fail(f"a connection was lost: {error or type(error).__name__}")
-            await over
+            if self._done:
+                return not taking.done()
             if self._failure is not None:
-                payload = self._failure.encode()[: frames.CONTROL_BYTES_MAX]
-                writer.writelines(frames.encode(Frame(FrameType.ERROR, payload=payload)))
-            await writer.drain()
+                payload = self._failure.encode()[:1000]
+                connection.put(Frame(FrameType.ERROR, payload=payload))
+                await connection.drain()
+            return False
         finally:
             taking.cancel()
             over.cancel()
             await asyncio.gather(taking, over, return_exceptions=True)
+            self._connections.remove(connection)
 
-    async def _take_from(self, reader: asyncio.StreamReader) -> None:
+    async def _take_from(self, connection: Connection) -> None:
         while True:
-            frame = await frames.read(reader)
-            if frame.type not in (FrameType.DATA, FrameType.END):
-                raise ProtocolError(f"unexpected {frame.type.name} frame")
-            await self._accept(frame)
+            frame = await asyncio.wait_for(connection.read(), SILENCE_S)
+            self._heard_at = connection.heard_at
+            match frame.type:
+                case FrameType.DATA | FrameType.END:
+                    self._accept(frame)
+                case FrameType.PING:
+                    connection.put(Frame(FrameType.ACK, self._taken))
+                case FrameType.REPAIR:
+                    self._take_repair(msgspec.msgpack.decode(frame.payload, type=RepairedPages))
+                case FrameType.ERROR:
+                    self.fail(frame.payload.decode(errors="replace")[:1000])
+                    return
+                case _:
+                    self.fail(f"unexpected {frame.type.name} frame")
+                    return
+
+    def _accept(self, frame: Frame) -> None:
+        """Keep a frame; one that came before is dropped."""
+        if frame.sequence >= self._taken + WINDOW_FRAMES:
+            self.fail(f"frame {frame.sequence} is too far ahead of {self._taken}")
+        elif frame.sequence >= self._next:
+            self._frames.setdefault(frame.sequence, frame)
+            if frame.sequence == self._next:
+                self._arrived.set()
+
+    def _take_repair(self, repaired: RepairedPages) -> None:
+        if repaired.piece != self._repairing:
+            return
+        size = len(repaired.pages) // max(1, len(repaired.ordinals))
+        for number, ordinal in enumerate(repaired.ordinals):
+            self._repaired[ordinal] = repaired.pages[number * size : (number + 1) * size]
+        self._arrived.set()
 
 
 class Listener:
@@ -137,55 +293,72 @@ class Listener:
         self._context = sockets.require_tls13(context)
         self._name_of = name_of
         self._expected: dict[str, Incoming] = {}
-        self._connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
         """Listen for as long as the block runs; yields the port."""
-        server = await asyncio.start_server(self._serve, host, port, ssl=self._context, backlog=64)
+        server = await asyncio.start_server(
+            self._serve, host, port, ssl=self._context, backlog=64, limit=frames.PAYLOAD_BYTES_MAX
+        )
+        for sock in server.sockets:
+            sockets.enlarge(sock)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             for incoming in list(self._expected.values()):
                 incoming.fail("the receiving node is shutting down")
             server.close()
+            await asyncio.sleep(0)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.contextmanager
-    def expect(self, session: str, peer: str):  # type: ignore[no-untyped-def]
+    def expect(self, session: str, peer: str, terms: Terms):  # type: ignore[no-untyped-def]
         """Expect a session from a node, for as long as the block runs; yields its ``Incoming``."""
         if session in self._expected:
             raise ValueError(f"session {session} is expected already")
-        incoming = Incoming(session, peer)
+        incoming = Incoming(session, peer, terms)
         self._expected[session] = incoming
         try:
             yield incoming
         finally:
             incoming.fail("the receiver gave up")
+            incoming.close()
             del self._expected[session]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            if self._connections > CONNECTIONS_MAX:
+            if len(self._tasks) > CONNECTIONS_MAX:
                 return
-            sockets.tune(writer.get_extra_info("socket"))
-            try:
-                frame = await asyncio.wait_for(frames.read(reader), HELLO_TIMEOUT_S)
-                if frame.type is not FrameType.HELLO:
-                    raise ProtocolError(f"expected HELLO, got {frame.type.name}")
-                hello = msgspec.msgpack.decode(frame.payload, type=Hello)
-                incoming = self._expected.get(hello.session)
-                peer = self._name_of(writer.get_extra_info("ssl_object"))
-                if incoming is None or incoming.peer != peer:
-                    raise ProtocolError(f"no session {hello.session!r} is expected from {peer}")
-                if hello.codec != codec.NAME:
-                    raise ProtocolError(f"codec {hello.codec!r} is not known here")
-                await incoming.serve(hello, reader, writer)
-            except (ProtocolError, msgspec.DecodeError, ssl.SSLError) as error:
-                writer.writelines(frames.encode(Frame(FrameType.ERROR, payload=str(error).encode()[:1000])))
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # the peer is gone; its session, if it had one, was told by `serve`
+            peer = self._name_of(writer.get_extra_info("ssl_object"))
+            connection = Connection(reader, writer)
+            while await self._session(connection, peer):
+                pass
+        except CONNECTION_LOST:
+            pass  # the peer is gone; its session waits for it to come back
         finally:
-            self._connections -= 1
+            self._tasks.discard(task)
             writer.close()
+
+    async def _session(self, connection: Connection, peer: str) -> bool:
+        """Serve the next session of a connection; say whether it can carry another one."""
+        frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
+        try:
+            if frame.type in (FrameType.PING, FrameType.ERROR):
+                return True  # said before the peer knew that its last session was over
+            if frame.type is not FrameType.HELLO:
+                raise ProtocolError(f"expected HELLO, got {frame.type.name}")
+            hello = msgspec.msgpack.decode(frame.payload, type=Hello)
+            incoming = self._expected.get(hello.session)
+            if incoming is None or incoming.peer != peer:
+                raise ProtocolError(f"no session {hello.session!r} is expected from {peer}")
+            return await incoming.serve(hello, connection)
+        except (ProtocolError, msgspec.DecodeError) as error:
+            connection.put(Frame(FrameType.ERROR, payload=str(error).encode()[:1000]))
+            await connection.drain()
+            return False

@@ -4,23 +4,80 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
+import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from novacron.dwcp import codec, frames, sockets
-from novacron.dwcp.frames import End, Frame, FrameType, Hello, ProtocolError
+from novacron.dwcp import frames, sockets
+from novacron.dwcp.compression import LIGHT, Compressor
+from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
+from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
+from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
+from novacron.dwcp.ring import PAGE, Ring
 
 STREAMS_MAX = 16
-CONNECT_TIMEOUT_S = 10.0
-DONE_TIMEOUT_S = 60.0
-WRITE_BUFFER_BYTES = 64 * 1024
-FRAME_BYTES = 64 * 1024
-"""Frames are small, so that the streams share the work evenly to the end."""
+WINDOW_FRAMES = 512
+"""Frames that may be on their way: 32 MiB."""
+RETAINED_BYTES_MAX = 32 * 1024 * 1024
+"""Pages told by reference that are kept until the peer has found them all."""
+UNSENT_FRAMES_MAX = 2
+"""What may wait for a connection. All of it is added to the downtime when the guest stops."""
+ANSWER_TIMEOUT_S = 5.0
+OPEN_TIMEOUT_S = 10.0
+LEAVE_TIMEOUT_S = 1.0
+BASES_TIMEOUT_S = 3.0
+PING_INTERVAL_S = 1.0
+SILENCE_S = 5.0
+"""A connection on which nothing came back for so long is given up."""
+RECONNECT_PAUSE_S = 0.2
+OUTAGE_S = 60.0
+STUCK_S = 120.0
+"""A peer that answers and takes nothing for so long is given up."""
+REPAIR_PAGES = 15
+QUEUE_RTT_FACTOR = 1.4
+PROBE_S = 1.5
+PROBE_GAIN = 1.08
+PROBE_AGAIN_S = 15.0
+
+CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
 Read = Callable[[], Awaitable[bytes]]
+
+
+class Splitter(Protocol):
+    """Cuts a stream into runs."""
+
+    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
+        """Take the next bytes; return what can be told by now, and its runs."""
+        ...
+
+    def finish(self) -> tuple[bytes, list[Run]]:
+        """Return what is left at the stream's end."""
+        ...
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a session is to be carried. Both ends must have the same ``key``."""
+
+    key: bytes
+    ring_dir: Path
+    bases: Sequence[Base] = ()
+    """Pages that this end can compute the digests of by itself, such as images."""
+    outage_s: float = OUTAGE_S
+    """How long the link may be dead."""
+    streams: int | None = None
+    """Connections, 1 to 16; None lets the number follow what the path does."""
+    rate_bytes_per_s: int | None = None
+    method: int | None = None
+    """Compression method; None lets it follow what is scarce."""
 
 
 class Counters(msgspec.Struct):
@@ -29,133 +86,477 @@ class Counters(msgspec.Struct):
     raw_bytes: int = 0
     wire_bytes: int = 0
     streams: int = 0
+    resumed: int = 0
+    """Connections that were opened in place of lost ones."""
+    resent_frames: int = 0
+    repaired_pages: int = 0
+    retransmits: int = 0
+    rtt_ms: float = 0.0
+    method: int = 0
+    blocked_s: float = 0.0
+    """Time in which what was ready waited for the link."""
 
 
 class SendFailed(Exception):
     """The session broke: says where, and what was found."""
 
 
-class Sender:
-    """Sends one stream of bytes to a peer's listener.
+class _Link:
+    """One connection of the session, and the frames that it was given and that are not acknowledged."""
 
-    ``session`` names it; the listener must expect it from this node. ``peer_host`` is the name that the peer's
-    certificate must carry. ``streams`` None leaves the number of connections to what the kernel can do.
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.given: deque[int] = deque()
+        self.task: asyncio.Task[None] | None = None
+        self.lost = False
+        self.done = False
+        self.pinged_at = 0.0
+        self.retransmits = 0
+
+
+class Sender:
+    """Sends one stream of bytes to a peer's listener, which must expect ``session`` from this node.
+
+    ``peer_host`` is the name that the peer's certificate must carry.
     """
 
-    def __init__(
-        self,
-        endpoint: tuple[str, int],
-        context: ssl.SSLContext,
-        peer_host: str,
-        session: str,
-        streams: int | None = None,
-    ) -> None:
-        streams = sockets.streams_default() if streams is None else streams
-        if not 1 <= streams <= STREAMS_MAX:
-            raise ValueError(f"streams: {streams} is not between 1 and {STREAMS_MAX}")
-        self.counters = Counters(streams=streams)
-        self._endpoint = endpoint
-        self._context = sockets.require_tls13(context)
-        self._peer_host = peer_host
-        self._session = session
-        self._streams = streams
-        self._queue: asyncio.Queue[Frame | None] = asyncio.Queue(streams)
-        self._connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._sequence = 0
+    def __init__(self, endpoint: Endpoint, peer_host: str, session: str, pool: Pool, options: Options) -> None:
+        if options.streams is not None and not 1 <= options.streams <= STREAMS_MAX:
+            raise ValueError(f"streams: {options.streams} is not between 1 and {STREAMS_MAX}")
+        self.counters = Counters()
+        self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
+        self._hash = PageHash(options.key)
+        check = self._hash.digest(b"key check")
+        own = {base.name: base for base in options.bases}
+        self._own_bases = own
+        self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, tuple(own)))
+        self._encoder: Encoder | None = None
+        self._ring: Ring | None = None
+        self._told = 0
+        self._links: list[_Link] = []
+        self._wanted = options.streams or sockets.streams_default()
+        self._frames: dict[int, Frame] = {}
+        self._unsent: deque[int] = deque()
+        self._next = self._acked = 0
+        self._retained: deque[tuple[int, int, int, list[bytes]]] = deque()
+        self._retained_bytes = 0
+        self._pieces = 0
+        self._tick = asyncio.Event()
+        self._done = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+        self._heard_at = self._moved_at = time.monotonic()
+        self._retransmits_lost = 0
+
+    @property
+    def savings(self) -> Savings:
+        return self._encoder.savings if self._encoder is not None else Savings()
 
     async def __aenter__(self) -> Sender:
-        """Open all connections. Raises SendFailed."""
-        opening = [asyncio.create_task(self._open(stream)) for stream in range(self._streams)]
-        try:
-            self._connections = list(await asyncio.gather(*opening))
-        except (OSError, TimeoutError, ProtocolError, asyncio.IncompleteReadError) as error:
-            for task in opening:
-                task.cancel()
-            for result in await asyncio.gather(*opening, return_exceptions=True):
-                if not isinstance(result, BaseException):
-                    result[1].close()
-            host, port = self._endpoint
-            raise SendFailed(f"can't open a session to {host}:{port}: {error or type(error).__name__}") from error
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        writers = [writer for _, writer in self._connections]
-        for writer in writers:
-            writer.close()
-        for writer in writers:
-            with contextlib.suppress(OSError, TimeoutError):  # the peer may have gone first
-                await asyncio.wait_for(writer.wait_closed(), 2)
-
-    async def _open(self, stream: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open the session: the peer says what it has. Raises SendFailed."""
         host, port = self._endpoint
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=self._context, server_hostname=self._peer_host, limit=frames.CONTROL_BYTES_MAX
-            )
+        deadline = time.monotonic() + OPEN_TIMEOUT_S
+        while True:
             try:
-                sockets.tune(writer.get_extra_info("socket"))
-                writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-                hello = Hello(frames.VERSION, self._session, stream, self._streams, codec.NAME)
-                writer.writelines(frames.encode(Frame(FrameType.HELLO, payload=msgspec.msgpack.encode(hello))))
-                answer = await frames.read(reader)
-                if answer.type is not FrameType.WELCOME:
-                    raise ProtocolError(f"refused: {answer.payload.decode(errors='replace')}")
-            except BaseException:
-                writer.close()
+                self._links.append(await self._join())
+                return self
+            except CONNECTION_LOST as error:
+                self._close_ring()
+                if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
+                    why = error or type(error).__name__
+                    raise SendFailed(f"can't open a session to {host}:{port}: {why}") from error
+            except SendFailed:
+                self._close_ring()
                 raise
-        return reader, writer
+            await asyncio.sleep(RECONNECT_PAUSE_S)
 
-    async def send(self, read: Read) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        self._close_ring()
+        if kind is not None:
+            await asyncio.gather(*(self._take_leave(link.connection) for link in self._links), return_exceptions=True)
+        for link in self._links:
+            if link.done and kind is None:
+                self._pool.give(self._endpoint, self._peer_host, link.connection)
+            else:
+                link.connection.close()
+
+    async def _take_leave(self, connection: Connection) -> None:
+        """Tell the peer that no more comes, and wait a moment until it has heard."""
+        async with asyncio.timeout(LEAVE_TIMEOUT_S):
+            connection.put(Frame(FrameType.ERROR, payload=b"the sender gave up"))
+            while (await connection.read()).type is not FrameType.ERROR:
+                pass
+
+    def _close_ring(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    # connections
+
+    async def _join(self) -> _Link:
+        connection = await self._pool.take(self._endpoint, self._peer_host)
+        try:
+            connection.put(Frame(FrameType.HELLO, payload=self._hello))
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                answer = await connection.read()
+                while answer.type in (FrameType.ACK, FrameType.DONE):  # of the connection's last session
+                    answer = await connection.read()
+            if answer.type is FrameType.ERROR:
+                raise SendFailed(f"refused: {answer.payload.decode(errors='replace')}")
+            if answer.type is not FrameType.WELCOME:
+                raise ProtocolError(f"expected WELCOME, got {answer.type.name}")
+            welcome = msgspec.msgpack.decode(answer.payload, type=Welcome)
+            if self._encoder is None:
+                await self._learn(connection, welcome)
+            else:
+                self._acknowledge(welcome.next)
+                for number in welcome.held:
+                    self._frames.pop(number, None)
+            connection.pace(self._rate_each())
+            self._heard_at = time.monotonic()
+            return _Link(connection)
+        except msgspec.DecodeError as error:
+            connection.abort()
+            raise ProtocolError(f"a WELCOME that can't be read: {error}") from error
+        except BaseException:
+            connection.abort()
+            raise
+
+    async def _learn(self, connection: Connection, welcome: Welcome) -> None:
+        """Take what the receiver has: digests that this end has too, and those that it tells."""
+        if welcome.slots:
+            with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
+                self._ring = Ring(self._options.ring_dir, welcome.slots)
+        encoder = Encoder(self._hash, self._ring)
+        for number, info in enumerate(welcome.bases):
+            own = self._own_bases.get(info.name)
+            if info.told == 0 and own is not None and len(own.digests) == info.count:
+                encoder.add_base(number, info.kind, 0, own.digests)
+        self._encoder = encoder
+        kinds = [info.kind for info in welcome.bases]
+        left = sum(info.told for info in welcome.bases)
+        with contextlib.suppress(TimeoutError):  # what comes later counts from then on
+            async with asyncio.timeout(BASES_TIMEOUT_S):
+                while left > 0:
+                    left -= self._take_base(await connection.read(), kinds)
+        self._kinds = kinds
+
+    def _take_base(self, frame: Frame, kinds: Sequence[str]) -> int:
+        number, first = frame.sequence >> 40, frame.sequence & (1 << 40) - 1
+        if frame.type is not FrameType.BASE or number >= len(kinds) or len(frame.payload) % DIGEST_BYTES:
+            raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
+        payload = frame.payload
+        digests = [payload[at : at + DIGEST_BYTES] for at in range(0, len(payload), DIGEST_BYTES)]
+        assert self._encoder is not None
+        self._encoder.add_base(number, kinds[number], first, digests)
+        return len(digests)
+
+    def _rate_each(self) -> int | None:
+        rate = self._options.rate_bytes_per_s
+        return None if rate is None else max(1, rate // max(1, self._wanted))
+
+    async def _serve(self, link: _Link) -> None:
+        """Give frames to a connection and hear it until it is lost or done. Raises SendFailed if the peer gives up."""
+        writing = asyncio.create_task(self._write(link))
+        try:
+            await self._read(link)
+        except CONNECTION_LOST:
+            self._lose(link)
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    def _lose(self, link: _Link) -> None:
+        link.lost = True
+        link.connection.abort()
+        if link in self._links:
+            self._links.remove(link)
+        self._retransmits_lost += link.retransmits
+        again = [number for number in link.given if number in self._frames]
+        self.counters.resent_frames += len(again)
+        self._unsent.extendleft(reversed(again))
+        self._tick.set()
+
+    async def _write(self, link: _Link) -> None:
+        with contextlib.suppress(*CONNECTION_LOST):  # `_read` sees it too
+            while True:
+                await self._until(lambda: bool(self._unsent))
+                number = self._unsent.popleft()
+                frame = self._frames.get(number)
+                if frame is None:
+                    continue
+                link.given.append(number)
+                self.counters.wire_bytes += link.connection.put(frame)
+                self._tick.set()
+                await link.connection.drain()
+
+    async def _read(self, link: _Link) -> None:
+        while True:
+            frame = await link.connection.read()
+            self._heard_at = link.connection.heard_at
+            match frame.type:
+                case FrameType.ACK:
+                    self._acknowledge(frame.sequence)
+                    while link.given and link.given[0] not in self._frames:
+                        link.given.popleft()
+                case FrameType.DONE:
+                    link.done = True
+                    self._done.set()
+                    return
+                case FrameType.MISSING:
+                    self._repair(link, msgspec.msgpack.decode(frame.payload, type=MissingPages))
+                case FrameType.BASE:
+                    self._take_base(frame, self._kinds)
+                case FrameType.ERROR:
+                    raise SendFailed(f"the peer gave up: {frame.payload.decode(errors='replace')}")
+                case _:
+                    raise ProtocolError(f"unexpected {frame.type.name} frame")
+
+    def _acknowledge(self, number: int) -> None:
+        """The peer has taken every frame before ``number``."""
+        if number > self._next:
+            raise ProtocolError(f"frame {number - 1} is acknowledged and was never sent")
+        if number <= self._acked:
+            return
+        for taken in range(self._acked, number):
+            self._frames.pop(taken, None)
+        self._acked = number
+        self._moved_at = time.monotonic()
+        while self._retained and self._retained[0][0] < number:
+            _, _, size, _ = self._retained.popleft()
+            self._retained_bytes -= size
+        self._tick.set()
+
+    def _repair(self, link: _Link, missing: MissingPages) -> None:
+        """Send pages whose base turned out to be damaged."""
+        for _, piece, _, pages in self._retained:
+            if piece != missing.piece:
+                continue
+            if any(ordinal >= len(pages) for ordinal in missing.ordinals):
+                raise SendFailed(f"the peer asks for pages that piece {piece} does not have")
+            for start in range(0, len(missing.ordinals), REPAIR_PAGES):
+                part = missing.ordinals[start : start + REPAIR_PAGES]
+                data = b"".join(pages[ordinal] for ordinal in part)
+                payload = msgspec.msgpack.encode(RepairedPages(piece, part, data))
+                self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
+                self.counters.repaired_pages += len(part)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._tick.clear()
+            await self._tick.wait()
+
+    # the stream
+
+    async def send(self, read: Read, splitter: Splitter) -> None:
         """Send what ``read`` returns until it returns nothing, and wait until the peer has it all.
 
         Raises SendFailed; the caller must then treat the whole stream as lost.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                for _, writer in self._connections:
-                    group.create_task(self._drain(writer))
-                watch = group.create_task(self._watch())
-                await self._encode(read)
-                for _ in self._connections:
-                    await self._queue.put(None)
-                await asyncio.wait_for(asyncio.shield(watch), DONE_TIMEOUT_S)
+                self._group = group
+                for link in self._links:
+                    link.task = group.create_task(self._serve(link))
+                supervisor = group.create_task(self._supervise())
+                await self._encode(read, splitter)
+                await self._done.wait()
+                supervisor.cancel()
+                # The others have theirs on the way; one that has not is not worth keeping.
+                tasks = [link.task for link in self._links if link.task is not None]
+                await asyncio.wait(tasks, timeout=PING_INTERVAL_S)
+                for task in tasks:
+                    task.cancel()
         except ExceptionGroup as group_error:
             first = group_error.exceptions[0]
-            if not isinstance(first, OSError | ProtocolError | EOFError):
-                raise
-            raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
+            if isinstance(first, SendFailed):
+                raise first from first.__cause__
+            if isinstance(first, OSError | ProtocolError | msgspec.DecodeError):
+                raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
+            raise
 
-    async def _encode(self, read: Read) -> None:
-        encoder, crc = codec.Encoder(), 0
-        while raw := await read():
-            crc = zlib.crc32(raw, crc)
-            data = await asyncio.to_thread(encoder.encode, raw)
-            self.counters.raw_bytes += len(raw)
-            for start in range(0, len(data), FRAME_BYTES):
-                await self._put(FrameType.DATA, data[start : start + FRAME_BYTES])
-        await self._put(FrameType.END, msgspec.msgpack.encode(End(self.counters.raw_bytes, crc)))
+    async def _encode(self, read: Read, splitter: Splitter) -> None:
+        """Read, look pages up, compress, queue: two stages, each with a thread, so that both processors have work."""
+        encoder = self._encoder
+        assert encoder is not None
+        loop = asyncio.get_running_loop()
+        compressor = Compressor(self._options.method or 1, fixed=self._options.method is not None)
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue(1)
+        busy_s = 0.0
 
-    async def _put(self, type_: FrameType, payload: bytes) -> None:
-        await self._queue.put(Frame(type_, self._sequence, payload))
-        self._sequence += 1
+        def look_up(data: bytes) -> Piece | None:
+            nonlocal busy_s
+            started = time.monotonic()
+            part, runs = splitter.split(data) if data else splitter.finish()
+            encoder.light = compressor.method == LIGHT
+            piece = encoder.encode(part, runs) if part else None
+            busy_s += time.monotonic() - started
+            return piece
 
-    async def _drain(self, writer: asyncio.StreamWriter) -> None:
-        while (frame := await self._queue.get()) is not None:
-            header, payload = frames.encode(frame)
-            writer.writelines((header, payload))
-            self.counters.wire_bytes += len(header) + len(payload)
-            await writer.drain()
+        async def compress(second: ThreadPoolExecutor) -> None:
+            crc = 0
+            since, busy_before, compressed_before = time.monotonic(), 0.0, 0.0
+            sent_before, blocked_before = 0, 0.0
+            while (piece := await pieces.get()) is not None:
+                # A piece whose pages were not looked up is not worth compressing either.
+                chosen = await loop.run_in_executor(second, compressor.compress, piece.body)
+                encoder.savings.before_compression += len(piece.body)
+                encoder.savings.after_compression += len(chosen[2])
+                crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
+                await self._queue(piece, piece.finish(*chosen))
+                self.counters.method = compressor.method
+                passed = (now := time.monotonic()) - since
+                working = max(busy_s - busy_before, compressor.busy_s - compressed_before) / passed
+                blocked = (self.counters.blocked_s - blocked_before) / passed
+                rate = (self.counters.wire_bytes - sent_before) / passed
+                if compressor.choose(passed, working, blocked, rate) or passed > 1:
+                    since, busy_before, sent_before = now, busy_s, self.counters.wire_bytes
+                    compressed_before, blocked_before = compressor.busy_s, self.counters.blocked_s
+            end = End(self.counters.raw_bytes, self._pieces, crc)
+            self._put(Frame(FrameType.END, self._next, msgspec.msgpack.encode(end)))
 
-    async def _watch(self) -> None:
-        """Wait for DONE on the first connection; what else comes, on any of them, is an error."""
-        answers = [asyncio.create_task(frames.read(reader)) for reader, _ in self._connections]
-        try:
-            done, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                frame = task.result()
-                if frame.type is not FrameType.DONE:
-                    raise ProtocolError(f"the peer gave up: {frame.payload.decode(errors='replace')}")
-        finally:
-            for task in answers:
-                task.cancel()
-            await asyncio.gather(*answers, return_exceptions=True)
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            compressing = asyncio.create_task(compress(second))
+            try:
+                while True:
+                    data = await read()
+                    piece = await loop.run_in_executor(first, look_up, data)
+                    if piece is not None:
+                        self.counters.raw_bytes += piece.raw_bytes
+                        await _either(pieces.put(piece), compressing)
+                    if not data:
+                        break
+                await _either(pieces.put(None), compressing)
+                await compressing
+            finally:
+                compressing.cancel()
+                await asyncio.gather(compressing, return_exceptions=True)
+
+    async def _queue(self, piece: Piece, data: bytes) -> None:
+        for start in range(0, len(data), frames.PAYLOAD_BYTES_MAX):
+            started = time.monotonic()
+            await self._until(self._has_room)
+            self.counters.blocked_s += time.monotonic() - started
+            part = data[start : start + frames.PAYLOAD_BYTES_MAX]
+            more = start + len(part) < len(data)
+            self._put(Frame(FrameType.DATA, self._next, part, frames.MORE if more else 0))
+        size = len(piece.referenced) * PAGE
+        self._retained.append((self._next - 1, self._pieces, size, piece.referenced))
+        self._retained_bytes += size
+        self._pieces += 1
+
+    def _has_room(self) -> bool:
+        return (
+            len(self._unsent) < UNSENT_FRAMES_MAX
+            and self._next - self._acked < WINDOW_FRAMES
+            and self._retained_bytes < RETAINED_BYTES_MAX
+        )
+
+    def _put(self, frame: Frame) -> None:
+        self._frames[self._next] = frame
+        self._unsent.append(self._next)
+        self._next += 1
+        self._tick.set()
+
+    # health
+
+    async def _supervise(self) -> None:
+        """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""
+        assert self._group is not None
+        lost = False
+        probe = _Probe(self._wanted, fixed=self._options.streams is not None)
+        while True:
+            now = time.monotonic()
+            if now - self._heard_at > self._options.outage_s:
+                raise SendFailed(f"nothing was heard from the peer for {self._options.outage_s:.0f} s")
+            if self._frames and now - max(self._moved_at, self._heard_at - STUCK_S) > STUCK_S + self._options.outage_s:
+                raise SendFailed(f"the peer took nothing for {now - self._moved_at:.0f} s")
+            for link in self._links:
+                if now - link.connection.heard_at > SILENCE_S:
+                    link.connection.abort()
+                elif now - link.pinged_at > PING_INTERVAL_S:
+                    link.pinged_at = now
+                    with contextlib.suppress(OSError):
+                        link.connection.put(PING)
+            lost = lost or not self._links
+            self._measure()
+            self._wanted = probe.step(now, self.counters, self._acked, len(self._unsent), self._path())
+            joining = [self._join() for _ in range(self._wanted - len(self._links))]
+            for joined in await asyncio.gather(*joining, return_exceptions=True):
+                if isinstance(joined, _Link):
+                    self.counters.resumed += lost
+                    lost = False
+                    self._links.append(joined)
+                    joined.task = self._group.create_task(self._serve(joined))
+                elif not isinstance(joined, CONNECTION_LOST):
+                    raise joined
+            for link in self._links if joining else ():
+                link.connection.pace(self._rate_each())
+            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    def _path(self) -> tuple[float, float]:
+        """Return the round trip now and at its best, in seconds."""
+        measured = [m for link in self._links if (m := link.connection.measured()) is not None]
+        if not measured:
+            return 0.0, 0.0
+        return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
+
+    def _measure(self) -> None:
+        self.counters.streams = len(self._links)
+        for link in self._links:
+            measured = link.connection.measured()
+            if measured is not None:
+                link.retransmits = measured.retransmits
+                self.counters.rtt_ms = round(measured.rtt_s * 1e3, 1)
+        self.counters.retransmits = self._retransmits_lost + sum(link.retransmits for link in self._links)
+
+
+class _Probe:
+    """Decides how many connections a path wants: one more where data waits, the bottleneck has no queue, and the last
+    one made a difference."""
+
+    def __init__(self, wanted: int, *, fixed: bool) -> None:
+        self.wanted = wanted
+        self._fixed = fixed
+        self._at = time.monotonic()
+        self._acked = 0
+        self._blocked_s = 0.0
+        self._rate = 0.0
+        self._probing = False
+        self._not_before = 0.0
+
+    def step(self, now: float, counters: Counters, acked: int, unsent: int, path: tuple[float, float]) -> int:
+        """Return how many connections there should be."""
+        passed = now - self._at
+        if self._fixed or passed < PROBE_S:
+            return self.wanted
+        rate = (acked - self._acked) / passed
+        blocked = (counters.blocked_s - self._blocked_s) / passed
+        self._at, self._acked, self._blocked_s = now, acked, counters.blocked_s
+        rtt, rtt_min = path
+        if self._probing:
+            self._probing = False
+            if rate < self._rate * PROBE_GAIN:
+                self._not_before = now + PROBE_AGAIN_S
+        elif (
+            blocked > 0.5
+            and unsent > 0
+            and rtt < rtt_min * QUEUE_RTT_FACTOR
+            and self.wanted < STREAMS_MAX
+            and now > self._not_before
+        ):
+            self._probing, self._rate = True, rate
+            self.wanted += 1
+        return self.wanted
+
+
+async def _either(wanted: Awaitable[None], other: asyncio.Task[None]) -> None:
+    """Wait for ``wanted``, or raise what ended ``other`` before it."""
+    task = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
+        if other.done():
+            other.result()
+        await task
+    finally:
+        task.cancel()

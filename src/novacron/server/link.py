@@ -26,6 +26,8 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 MARKS_MAX = 1000
+PROJECT = "default"
+"""Of every VM, until there are more."""
 
 
 class ConsoleChannel:
@@ -95,27 +97,33 @@ class Session:
         await self._socket.close(code=1008, reason=reason)
 
 
-async def statements(connection: Connection, node: str, held: set[str]) -> tuple[wire.Statement, ...]:
+async def statements(
+    connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
+) -> tuple[wire.Statement, ...]:
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
-    must not make nodes destroy what was created after it.
+    must not make nodes destroy what was created after it. ``page_key`` gives a project's.
     """
+    keys = (PROJECT, page_key(PROJECT))
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
     for vm in await vms.owned_by(connection, node):
         task = None
         m = active.get(vm.id)
-        if m is not None and m.phase is Phase.TRANSFERRING:
-            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint)
-        assignment = wire.Assignment(vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start)
+        if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
+            warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
+            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm)
+        assignment = wire.Assignment(
+            vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys
+        )
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
         if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             incoming = await vms.get(connection, m.vm)
             was = incoming.status
             assignment = wire.Assignment(
-                incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start
+                incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start, *keys
             )
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None)
             found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
@@ -219,6 +227,9 @@ class Link:
                 del self._sessions[node]
                 log.info("agent disconnected", node=node)
 
+    def _page_key(self, project: str) -> bytes:
+        return self._authority.derive(f"pages of project {project}")
+
     async def _tell(self, session: Session) -> None:
         last: tuple[wire.Statement, ...] | None = None
         while True:
@@ -226,7 +237,7 @@ class Link:
             session.dirty.clear()
             try:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
-                    told = await statements(connection, session.node, session.held)
+                    told = await statements(connection, session.node, session.held, self._page_key)
                 session.held.update(statement.vm for statement in told)
                 if told != last:
                     await session.send(wire.Desired(told))

@@ -34,6 +34,14 @@ async def exists(connection: Connection, name: str) -> bool:
     return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1)", name))
 
 
+async def dwcp_endpoint(connection: Connection, name: str) -> str | None:
+    """Return where a node takes migrations, as it said last."""
+    found: str | None = await connection.fetchval(
+        "SELECT status->'inventory'->>'dwcp_endpoint' FROM nodes WHERE name = $1", name
+    )
+    return found
+
+
 async def load(connection: Connection, name: str) -> Load:
     """Return what is placed on the node, and what is on its way there."""
     row: Any = await connection.fetchrow(

@@ -9,7 +9,7 @@ from novacron.model.node import Inventory
 from novacron.model.ownership import Order
 from novacron.model.vm import VmSpec, VmStatus
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -142,6 +142,9 @@ class Assignment(msgspec.Struct, frozen=True):
     machine: str
     reboots: int
     halted_at_start: int | None
+    project: str
+    page_key: bytes
+    """Makes the digests of the project's pages: 32 bytes, secret, the same on every node."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -154,6 +157,8 @@ class Task(msgspec.Struct, frozen=True):
     epoch: int
     endpoint: str | None
     """Where the source sends, once the target waits there."""
+    warm: str | None = None
+    """Where the target will wait: the source may open connections already."""
 
 
 class Statement(msgspec.Struct, frozen=True):

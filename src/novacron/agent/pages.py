@@ -1,0 +1,165 @@
+"""What this node can bring to a migration: pages of images, of VMs that run here, and of VMs that left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from novacron.agent.machine import Machine
+from novacron.agent.settings import Settings
+from novacron.disk.blocks import places
+from novacron.disk.images import Image
+from novacron.dwcp.pages import Base, PageHash
+from novacron.dwcp.store import ZERO_PAGE, PageStore, ScatteredBase, read_index, write_index
+from novacron.qemu.memory import GuestMemory
+from novacron.qemu.monitor import MonitorFailed
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
+SIBLINGS_MAX = 1
+SIBLING_PAGES_MAX = 131_072
+"""Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
+OTHER_CHECKPOINTS_MAX = 1
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """To whom pages belong: nothing is shared beyond a project, and its key makes their digests."""
+
+    project: str
+    key: bytes
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """A VM that runs on this node."""
+
+    vm: str
+    tenant: Tenant
+    image: str
+    machine: Machine
+    memory_bytes: int
+
+
+class Pages:
+    """This node's page stores and what else can stand in for sending pages."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
+        self._images: dict[tuple[str, Tenant], Base] = {}
+        self._lock = asyncio.Lock()
+
+    async def of_image(self, image: Image, tenant: Tenant) -> Base:
+        """Return the pages of an image; their digests are computed once for each project."""
+        async with self._lock:
+            key = (image.info.digest, tenant)
+            base = self._images.get(key)
+            if base is None:
+                base = self._images[key] = await asyncio.to_thread(self._hash_image, image, tenant)
+            return base
+
+    def _hash_image(self, image: Image, tenant: Tenant) -> Base:
+        hash = PageHash(tenant.key)
+        name = f"{IMAGE}:{image.info.digest}"
+        file = _File(image.initrd)
+        all_places = places(image.initrd)
+        index = self.store.root / tenant.project / "images" / f"{image.info.digest}.index"
+        digests = read_index(index, hash)
+        if digests is None or len(digests) != len(all_places):
+            digests = [hash.digest(file.read(*place).ljust(len(ZERO_PAGE), b"\0")) for place in all_places]
+            with contextlib.suppress(OSError):  # it is computed again then
+                index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_index(index, hash, digests)
+        return ScatteredBase(IMAGE, name, file.read, all_places, digests)
+
+    async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[Neighbour]) -> tuple[Base, ...]:
+        """Return what may spare a VM that comes here sending pages, the most likely first."""
+        hash = PageHash(tenant.key)
+        found: list[Base] = []
+        with contextlib.suppress(OSError):
+            found.append(await self.of_image(image, tenant))
+        own = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
+        if own is not None:
+            found.append(own)
+            return tuple(found)  # what it left is nearest to what it is, and little else would be found
+        alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
+        for neighbour in alike[:SIBLINGS_MAX]:
+            base = await self._of_neighbour(neighbour, hash)
+            if base is not None:
+                found.append(base)
+        if all(base.kind == IMAGE for base in found):
+            for other in self.store.names(tenant.project, CHECKPOINT)[:OTHER_CHECKPOINTS_MAX]:
+                left = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, other, hash)
+                if left is not None:
+                    left.kind = SIBLING
+                    found.append(left)
+        return tuple(found)
+
+    async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash) -> Base | None:
+        """Return the pages of a running VM, as they are now; what changes later is found out when it is read."""
+        memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+        if memory is None:
+            return None
+
+        def look() -> Base:
+            known: dict[bytes, tuple[int, int]] = {}
+            for offset, page in memory.pages():
+                if page != ZERO_PAGE:
+                    known.setdefault(hash.digest(page), (offset, len(page)))
+                if len(known) >= SIBLING_PAGES_MAX:
+                    break
+            return ScatteredBase(
+                SIBLING, f"{SIBLING}:{neighbour.vm}", memory.read, list(known.values()), list(known)
+            )  # fmt: skip
+
+        try:
+            return await asyncio.to_thread(look)
+        except OSError as error:
+            log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+            return None
+
+    async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
+        """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
+        memory = await _memory(machine, memory_bytes)
+        if memory is None:
+            return
+        try:
+            pages = (page for _, page in memory.pages())
+            count = await asyncio.to_thread(
+                self.store.save, tenant.project, CHECKPOINT, vm, PageHash(tenant.key), pages
+            )  # fmt: skip
+            log.info("kept what a VM left behind", vm=vm, pages=count)
+        except OSError as error:
+            log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
+
+    async def forget(self, vm: str, tenant: Tenant) -> None:
+        """The VM is here again, or deleted: what it left behind before is of no more use."""
+        await asyncio.to_thread(self.store.drop, tenant.project, CHECKPOINT, vm)
+
+
+async def _memory(machine: Machine, size: int) -> GuestMemory | None:
+    if machine.monitor is None or machine.pid is None:
+        return None
+    try:
+        return await GuestMemory.of(machine.monitor, machine.pid, size)
+    except (MonitorFailed, OSError) as error:
+        log.warning("a VM's memory can't be read", vm=machine.id, error=str(error))
+        return None
+
+
+class _File:
+    """A file that is read at any place, for as long as somebody holds this."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._descriptor)

@@ -1,0 +1,35 @@
+"""Where in an image the pages lie that its guests will have in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = 4096
+CPIO_HEADER_BYTES = 110
+CPIO_MAGIC = b"070701"
+ENTRIES_MAX = 1_000_000
+
+
+def places(path: Path) -> list[tuple[int, int]]:
+    """Return ``(offset, length)`` of the pages of a file: its own blocks, as a loader copies them, and if it is a cpio
+    archive (format "newc"), those of the files in it, as a kernel keeps them."""
+    size = path.stat().st_size
+    found = [(offset, min(PAGE, size - offset)) for offset in range(0, size, PAGE)]
+    with path.open("rb") as file:
+        at = 0
+        for _ in range(ENTRIES_MAX):
+            file.seek(at)
+            header = file.read(CPIO_HEADER_BYTES)
+            if len(header) < CPIO_HEADER_BYTES or header[:6] != CPIO_MAGIC:
+                break
+            try:
+                length, name_length = int(header[54:62], 16), int(header[94:102], 16)
+            except ValueError:
+                break
+            data_at = -(-(at + CPIO_HEADER_BYTES + name_length) // 4) * 4
+            if data_at + length > size:
+                break
+            if data_at % PAGE:
+                found += [(data_at + offset, min(PAGE, length - offset)) for offset in range(0, length, PAGE)]
+            at = -(-(data_at + length) // 4) * 4
+    return found

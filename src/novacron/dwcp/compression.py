@@ -1,0 +1,120 @@
+"""Compression: one zstd stream after another over a session, from light to dense as link or processor is scarce."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import zstandard
+
+from novacron.dwcp.frames import ProtocolError
+
+WINDOW_LOG_MAX = 27
+"""log2 of the longest window in bytes: 128 MiB, held by each end while such a stream is in use."""
+LIGHT = 0
+FIRST = 1
+SLICE_BYTES = 1024
+"""Compressed bytes decoded at once: a hostile peer's few bytes can become 32 MiB at most before they are counted."""
+
+
+class Method(msgspec.Struct, frozen=True):
+    level: int
+    window_log: int | None
+
+
+METHODS = (
+    Method(0, None),  # as it is, and pages are not looked up either: for links that are faster than this processor
+    Method(1, 23),
+    Method(3, 27),
+    Method(6, 27),
+    Method(9, 27),
+)
+LIGHTER_AFTER_S = 0.1
+DENSER_AFTER_S = 1.0
+LIGHT_BYTES_PER_S = 50_000_000
+"""A link that took so much, and waited for more, may be faster than this processor."""
+
+
+class Compressor:
+    """Compresses a session's pieces in order. Releases the GIL while it works."""
+
+    def __init__(self, method: int = FIRST, *, fixed: bool = False) -> None:
+        self.method = method
+        self.busy_s = 0.0
+        """Time spent compressing."""
+        self._fixed = fixed
+        self._fresh = True
+        self._stream = self._open(method)
+
+    def _open(self, method: int) -> zstandard.ZstdCompressionObj | None:
+        if method == LIGHT:
+            return None
+        wanted = METHODS[method]
+        more = {"enable_ldm": True} if wanted.window_log == WINDOW_LOG_MAX else {}
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            wanted.level, window_log=wanted.window_log, write_content_size=False, **more
+        )
+        return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+
+    def compress(self, body: bytes) -> tuple[int, bool, bytes]:
+        """Return ``(method, whether a new stream begins, data)``: complete, the peer can decode it without waiting."""
+        fresh, self._fresh = self._fresh, False
+        if self._stream is None:
+            return self.method, fresh, body
+        started = time.monotonic()
+        data = self._stream.compress(body) + self._stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        self.busy_s += time.monotonic() - started
+        return self.method, fresh, data
+
+    def choose(self, interval_s: float, working: float, blocked: float, wire_bytes_per_s: float) -> bool:
+        """Choose again how to compress, from what was scarce in the last ``interval_s`` seconds; say if that changed.
+
+        ``working`` is the share of that time, 0 to 1, that the busier of the two stages took, looking pages up or
+        compressing them; ``blocked`` the share in which what was ready waited for the link.
+        """
+        if self._fixed:
+            return False
+        method = self.method
+        if working > 0.6 and blocked < 0.05 and interval_s >= LIGHTER_AFTER_S:
+            if method > FIRST or wire_bytes_per_s > LIGHT_BYTES_PER_S:
+                method = max(LIGHT, method - 1)
+        elif blocked > 0.5 and (interval_s >= DENSER_AFTER_S or method == LIGHT) and working < 0.35:
+            method = min(len(METHODS) - 1, method + 1)
+        if method == self.method:
+            return False
+        self.method, self._fresh = method, True
+        self._stream = self._open(method)
+        return True
+
+
+class Decompressor:
+    """Undoes what a Compressor did, in order."""
+
+    def __init__(self) -> None:
+        self._stream: zstandard.ZstdDecompressionObj | None = None
+
+    def decompress(self, method: int, fresh: bool, data: bytes | memoryview, length: int) -> bytes:
+        """Return ``length`` bytes. Raises ProtocolError for what is no such stream, or has another length."""
+        if method == LIGHT:
+            raw = bytes(data)
+        else:
+            if fresh:
+                self._stream = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
+            if self._stream is None:
+                raise ProtocolError("a compressed piece before its stream began")
+            parts, total = [], 0
+            try:
+                for start in range(0, len(data), SLICE_BYTES):
+                    part = self._stream.decompress(data[start : start + SLICE_BYTES])
+                    total += len(part)
+                    if total > length:
+                        break
+                    parts.append(part)
+            except zstandard.ZstdError as error:
+                raise ProtocolError(f"a piece can't be decompressed: {error}") from error
+            if total > length:
+                raise ProtocolError(f"a piece is longer than the {length} bytes that it says")
+            raw = b"".join(parts)
+        if len(raw) != length:
+            raise ProtocolError(f"a piece has {len(raw)} bytes, not the {length} that it says")
+        return raw

@@ -1,0 +1,180 @@
+"""QEMU's migration stream: where in it the pages of the guest's memory are.
+
+The format is that of QEMU's ``migration/savevm.c`` and ``migration/ram.c`` (docs/devel/migration): a header, a
+configuration, sections. The section ``ram`` holds records: a 64-bit word, which is a page's address with flags in its
+low 12 bits, and what the flags say. What this module does not know, it calls opaque, for the rest of the stream.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+PAGE = 4096
+RECORD = 8 + PAGE
+RAM_START = b"\x03ram" + struct.pack("!II", 0, 4)
+"""Name, instance and version of the one section whose contents are known."""
+SECTION_START, SECTION_PART, SECTION_END, COMMAND, FOOTER = 0x01, 0x02, 0x03, 0x08, 0x7E
+COMMAND_PACKAGED = 7
+# RAM_SAVE_FLAG_* of migration/ram.c
+ZERO, SIZES, PLAIN, END, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
+ZERO_AGAIN, PLAIN_AGAIN = ZERO | CONTINUE, PLAIN | CONTINUE
+FLAGS = 0xFFF
+_word: Callable[[bytes, int], tuple[int]] = struct.Struct("!Q").unpack_from
+
+OPAQUE_RUN, ZERO_RUN, PAGES_RUN = 0, 1, 2
+Run = tuple[int, int, int, int, int, bool]
+"""``(kind, at, count, header, space, bare)``: see the page codec."""
+
+
+class Splitter:
+    """Cuts the stream into runs of zero pages, of other pages, and of opaque bytes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._find = self._preamble
+        self._seen = b""
+        self._section = b""
+        self._blocks: dict[bytes, int] = {}
+        self._block = 0
+
+    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
+        """Take the stream's next bytes; return what can be told of it by now, and the runs that it consists of."""
+        data = self._rest + data
+        runs: list[Run] = []
+        at = 0
+        while at < len(data):
+            end = self._find(data, at, runs)
+            if end == at:
+                break
+            at = end
+        self._rest = data[at:]
+        return data[:at], _merged(runs)
+
+    def finish(self) -> tuple[bytes, list[Run]]:
+        """The stream has ended, perhaps in the middle of something: return what is left of it."""
+        rest, self._rest = self._rest, b""
+        return rest, [(OPAQUE_RUN, 0, len(rest), 0, 0, False)] if rest else []
+
+    # Each looks at the data from `at` on, appends what it finds, and returns where it ends: `at` if it needs more.
+
+    def _preamble(self, data: bytes, at: int, runs: list[Run]) -> int:
+        """All up to the start of the memory's section; what was passed on already is searched again."""
+        seen = self._seen + data[at:]
+        found = seen.find(RAM_START)
+        if found < 5 or seen[found - 5] != SECTION_START:
+            self._seen = seen[-len(RAM_START) - 5 :]
+            end = len(data)
+        else:
+            end = at + found + len(RAM_START) - len(self._seen)
+            self._section = seen[found - 4 : found]
+            self._find = self._records
+        runs.append((OPAQUE_RUN, at, end - at, 0, 0, False))
+        return end
+
+    def _opaque(self, data: bytes, at: int, runs: list[Run]) -> int:
+        runs.append((OPAQUE_RUN, at, len(data) - at, 0, 0, False))
+        return len(data)
+
+    def _give_up(self, data: bytes, at: int, runs: list[Run]) -> int:
+        self._find = self._opaque
+        return self._opaque(data, at, runs)
+
+    def _records(self, data: bytes, at: int, runs: list[Run]) -> int:
+        end = len(data)
+        while at + 9 <= end:
+            header = _word(data, at)[0]
+            flags = header & FLAGS
+            begin, expected = at, header
+            if flags == ZERO_AGAIN and data[at + 8] == 0:
+                at, expected = at + 9, header + PAGE
+                while at + 9 <= end and _word(data, at)[0] == expected and data[at + 8] == 0:
+                    at, expected = at + 9, expected + PAGE
+                runs.append((ZERO_RUN, begin, (at - begin) // 9, header, self._block, False))
+            elif flags == PLAIN_AGAIN:
+                while at + RECORD <= end and _word(data, at)[0] == expected:
+                    at, expected = at + RECORD, expected + PAGE
+                if at == begin:
+                    return at
+                runs.append((PAGES_RUN, begin, (at - begin) // RECORD, header, self._block, False))
+            elif flags & END:
+                if flags != END:
+                    return self._give_up(data, at, runs)
+                if at + 13 > end:
+                    return at
+                if data[at + 8] != FOOTER or data[at + 9 : at + 13] != self._section:
+                    return self._give_up(data, at, runs)
+                runs.append((OPAQUE_RUN, at, 13, 0, 0, False))
+                self._find = self._between
+                return at + 13
+            else:
+                at = self._other(data, at, header, flags, runs)
+                if at == begin or self._find != self._records:
+                    return at
+        return at
+
+    def _other(self, data: bytes, at: int, header: int, flags: int, runs: list[Run]) -> int:
+        """A record that names its block, has another fill byte, or lists the blocks' sizes."""
+        end = len(data)
+        if flags == SIZES:
+            left, stop = header & ~FLAGS, at + 8
+            while left > 0:
+                if stop >= end or stop + 9 + data[stop] > end:
+                    return at
+                left -= _word(data, stop + 1 + data[stop])[0]
+                stop += 9 + data[stop]
+            runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
+            return stop
+        if flags not in (ZERO, PLAIN, ZERO_AGAIN):
+            return self._give_up(data, at, runs)
+        body = at + 8
+        if not flags & CONTINUE:
+            body += 1 + data[at + 8]
+            if body > end:
+                return at
+        stop = body + (PAGE if flags & PLAIN else 1)
+        if stop > end:
+            return at
+        if not flags & CONTINUE:
+            name = data[at + 9 : body]
+            self._block = self._blocks.setdefault(name, len(self._blocks))
+        if flags & PLAIN:
+            runs.append((OPAQUE_RUN, at, body - at, 0, 0, False))
+            runs.append((PAGES_RUN, body, 1, header, self._block, True))
+        else:
+            runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
+        return stop
+
+    def _between(self, data: bytes, at: int, runs: list[Run]) -> int:
+        """Between two sections: more of the memory, a command, or the devices, which are opaque."""
+        kind = data[at]
+        if kind in (SECTION_PART, SECTION_END):
+            if at + 5 > len(data):
+                return at
+            if data[at + 1 : at + 5] == self._section:
+                runs.append((OPAQUE_RUN, at, 5, 0, 0, False))
+                self._find = self._records
+                return at + 5
+        elif kind == COMMAND:
+            if at + 5 > len(data):
+                return at
+            number, length = int.from_bytes(data[at + 1 : at + 3], "big"), int.from_bytes(data[at + 3 : at + 5], "big")
+            stop = at + 5 + length
+            if number == COMMAND_PACKAGED and length == 4 and stop <= len(data):
+                stop += int.from_bytes(data[at + 5 : at + 9], "big")
+            if stop > len(data):
+                return at
+            runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
+            return stop
+        return self._give_up(data, at, runs)
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """Return the runs with opaque ones that touch each other joined."""
+    merged: list[Run] = []
+    for run in runs:
+        if run[0] == OPAQUE_RUN and merged and merged[-1][0] == OPAQUE_RUN:
+            merged[-1] = (OPAQUE_RUN, merged[-1][1], merged[-1][2] + run[2], 0, 0, False)
+        else:
+            merged.append(run)
+    return merged

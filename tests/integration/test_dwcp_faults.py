@@ -1,0 +1,379 @@
+"""DWCP sessions whose link, peer or page stores misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import zlib
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from novacron import pki
+from novacron.dwcp import frames
+from novacron.dwcp.compression import Compressor
+from novacron.dwcp.frames import End, Frame, FrameType, Hello, Welcome
+from novacron.dwcp.pages import Encoder, PageHash
+from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.dwcp.ring import PAGE
+from novacron.dwcp.sender import Sender, SendFailed
+from tests.integration.test_dwcp import (
+    KEY,
+    OUTAGE_S,
+    Ends,
+    Held,
+    Plain,
+    carry,
+    ends,
+    listening,
+    receive,
+    sample,
+    source,
+)
+
+__all__ = ["ends", "listening"]
+
+
+class Middle:
+    """A relay between two nodes that can do what a bad path does."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.port = 0
+        self.dead = False
+        """Nothing goes through, and nobody is told."""
+        self.flip = False
+        """Change a byte of the next data towards the receiver."""
+        self.repeat = False
+        self.truncate = False
+        self.passed = 0
+        self._writers: list[asyncio.StreamWriter] = []
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[Middle]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            self.cut()
+            server.close()
+
+    def cut(self, count: int | None = None) -> None:
+        """Reset connections: all, or the first ``count``."""
+        for writer in self._writers[: None if count is None else 2 * count]:
+            writer.transport.abort()
+        self._writers = [writer for writer in self._writers if not writer.is_closing()]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.dead:
+            await asyncio.sleep(30)  # a SYN that nobody answers
+            return
+        self.connections += 1
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        self._writers += [writer, to_writer]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, to_writer, outward=True))
+                group.create_task(self._pump(to_reader, writer, outward=False))
+        except* OSError:
+            pass
+        finally:
+            for each in (writer, to_writer):
+                each.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, outward: bool) -> None:
+        while data := await reader.read(16 * 1024):
+            while self.dead:
+                await asyncio.sleep(0.05)
+                if writer.is_closing():
+                    return
+            if outward and self.passed > 50_000:
+                if self.flip:
+                    self.flip, data = False, data[:-1] + bytes([data[-1] ^ 1])
+                elif self.repeat:
+                    self.repeat, data = False, data + data
+                elif self.truncate:
+                    self.truncate, data = False, data[: len(data) // 2]
+            self.passed += len(data)
+            writer.write(data)
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        writer.close()
+
+
+async def through(ends: Ends, listener: Listener, middle: Middle, data: bytes, streams: int = 1):  # type: ignore[no-untyped-def]
+    """Start a session through the middle; return its sender's task, the sender, and the receiver's task."""
+    receiving = asyncio.create_task(receive(listener, ends.terms()))
+    await asyncio.sleep(0)
+    sender = ends.sender(middle.port, streams=streams)
+
+    async def send() -> None:
+        async with sender:
+            await sender.send(source(data), Plain())
+
+    return asyncio.create_task(send()), sender, receiving
+
+
+async def until(condition, timeout_s: float = 20) -> None:  # type: ignore[no-untyped-def]
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+DATA = random.Random(3).randbytes(6_000_000)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("at", [60_000, 2_000_000, 5_000_000])
+async def test_a_reset_of_every_connection_costs_a_moment(
+    ends: Ends, listening: tuple[Listener, int], at: int, streams: int
+) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        sending, sender, receiving = await through(ends, listener, middle, DATA, streams)
+        await until(lambda: middle.passed > at)
+        middle.cut()
+        await asyncio.wait_for(sending, 30)
+        assert await receiving == DATA
+    assert sender.counters.resumed == 1
+
+
+async def test_one_connection_of_several_is_cut(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        sending, sender, receiving = await through(ends, listener, middle, DATA, 4)
+        await until(lambda: middle.connections == 4 and middle.passed > 1_000_000)
+        middle.cut(1)
+        await asyncio.wait_for(sending, 30)
+        assert await receiving == DATA
+    assert sender.counters.resumed == 0, "the session itself was never away"
+    assert middle.connections >= 5, "another connection took its place"
+
+
+@pytest.mark.parametrize("harm", ["flip", "repeat", "truncate"])
+async def test_bytes_changed_on_the_way_cost_a_connection_and_no_more(
+    ends: Ends, listening: tuple[Listener, int], harm: str
+) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        setattr(middle, harm, True)
+        sending, sender, receiving = await through(ends, listener, middle, DATA)
+        await asyncio.wait_for(sending, 40)
+        assert await receiving == DATA
+        assert getattr(middle, harm) is False
+    assert sender.counters.resumed >= 1
+
+
+async def test_a_dead_link_costs_the_outage(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        sending, sender, receiving = await through(ends, listener, middle, DATA)
+        await until(lambda: middle.passed > 2_000_000)
+        middle.dead = True
+        await asyncio.sleep(OUTAGE_S * 0.6)
+        middle.dead = False
+        await asyncio.wait_for(sending, 30)
+        assert await receiving == DATA
+    assert sender.counters.raw_bytes == len(DATA)
+
+
+async def test_a_link_that_stays_dead_ends_the_session_at_both_ends(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        sending, _, receiving = await through(ends, listener, middle, DATA)
+        await until(lambda: middle.passed > 1_000_000)
+        middle.dead = True
+        with pytest.raises(SendFailed, match="nothing was heard from the peer for 6 s"):
+            await asyncio.wait_for(sending, OUTAGE_S + 10)
+        with pytest.raises(ReceiveFailed, match=r"nothing was heard|gave up"):
+            await asyncio.wait_for(receiving, OUTAGE_S + 10)
+
+
+async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        sending, _, receiving = await through(ends, listener, middle, DATA)
+        await until(lambda: middle.passed > 1_000_000)
+        sending.cancel()
+        with pytest.raises(ReceiveFailed, match="the sender gave up"):
+            await asyncio.wait_for(receiving, 3)
+
+
+async def test_another_sender_cannot_go_on_with_a_session(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    receiving = asyncio.create_task(receive(listener, ends.terms()))
+    await asyncio.sleep(0)
+    async with ends.sender(port):
+        with pytest.raises(SendFailed, match="another sender has begun"):
+            async with ends.sender(port):
+                pass
+    receiving.cancel()
+
+
+# what the receiver has
+
+
+def pages(seed: int, count: int) -> list[bytes]:
+    rng = random.Random(seed)
+    return [rng.randbytes(PAGE) for _ in range(count)]
+
+
+async def test_what_the_receiver_has_is_told_by_reference(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    known, other = pages(1, 9000), pages(2, 20)
+    sender = await carry(ends, listener, port, b"".join(known + other + known), bases=(Held("x", known),))
+    assert sender.savings.sibling == 18_000 and sender.savings.incompressible == 20
+    assert sender.counters.wire_bytes < 20 * PAGE * 2
+
+
+async def test_digests_that_both_ends_can_compute_are_not_told(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    image = Held("image:1", pages(1, 9000))
+    sender = await carry(ends, listener, port, b"".join(image.pages), bases=(image,), own=(image,))
+    assert sender.savings.sibling == 9000
+
+
+async def test_a_base_of_one_name_and_other_pages_is_noticed(ends: Ends, listening: tuple[Listener, int]) -> None:
+    """The two ends disagree about an image: pages are found not to be what was meant, and sent."""
+    listener, port = listening
+    here, there = Held("image:1", pages(1, 900)), Held("image:1", pages(1, 450) + pages(2, 450))
+    with pytest.raises((SendFailed, ReceiveFailed), match="checksum"):
+        await carry(ends, listener, port, b"".join(here.pages), bases=(there,), own=(here,))
+
+
+@pytest.mark.parametrize("damaged", [1, 40, 3000])
+async def test_damaged_pages_of_a_base_are_sent_again(
+    ends: Ends, listening: tuple[Listener, int], damaged: int
+) -> None:
+    listener, port = listening
+    base = Held("x", pages(1, 4000))
+    for number in random.Random(9).sample(range(4000), damaged):
+        base.pages[number] = b"\0" * PAGE
+    data = b"".join(pages(1, 4000))
+    sender = await carry(ends, listener, port, data, bases=(base,))
+    assert sender.counters.repaired_pages == damaged and sender.savings.sibling == 4000
+
+
+async def test_a_base_that_is_gone_is_made_up_for(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    base = Held("x", pages(1, 500))
+
+    def gone(index: int, count: int) -> bytes:
+        raise OSError("input/output error")
+
+    base.read = gone  # type: ignore[method-assign]
+    assert (await carry(ends, listener, port, b"".join(pages(1, 500)), bases=(base,))).counters.repaired_pages == 500
+
+
+async def test_another_project_s_key_finds_nothing(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    known = pages(1, 500)
+    receiving = asyncio.create_task(receive(listener, ends.terms((Held("x", known),))))
+    await asyncio.sleep(0)
+    sender = ends.sender(port)
+    options = msgspec.structs.replace(sender._options, key=b"other" + bytes(27))
+    sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
+    async with sender:
+        await sender.send(source(b"".join(known)), Plain())
+    assert await receiving == b"".join(known)
+    assert sender.savings.sibling == 0 and sender.counters.wire_bytes > 500 * PAGE
+
+
+@pytest.mark.parametrize("method", [0, 1, 2, 3, 4])
+async def test_every_method_carries_every_kind_of_page(
+    ends: Ends, listening: tuple[Listener, int], method: int
+) -> None:
+    listener, port = listening
+    await carry(ends, listener, port, sample() * 2 + b"tail", method=method)
+
+
+# connections that wait
+
+
+async def test_a_connection_carries_one_session_after_another(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    pool = ends.pool()
+    for number in range(5):
+        await carry(ends, listener, port, sample(), pool=pool, session=f"s{number}", streams=2)
+        assert pool.idle == 2
+    assert pool.taken >= 8
+    pool.close()
+
+
+async def test_a_warm_connection_that_died_is_replaced(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    async with Middle(port).run() as middle:
+        pool = ends.pool()
+        pool.warm(("127.0.0.1", middle.port), pki.node_host("b"), 2)
+        await until(lambda: pool.idle == 2)
+        middle.cut()
+        await carry(ends, listener, middle.port, sample(), pool=pool)
+        pool.close()
+
+
+# peers that lie
+
+
+async def by_hand(ends: Ends, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection by hand and say HELLO as node a."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=ends.tls("a", server=False), server_hostname=pki.node_host("b")
+    )
+    check = PageHash(KEY).digest(b"key check")
+    hello = msgspec.msgpack.encode(Hello(frames.VERSION, "s", b"i" * 16, check))
+    writer.writelines(frames.encode(Frame(FrameType.HELLO, payload=hello)))
+    answer = await frames.read(reader)
+    assert answer.type is FrameType.WELCOME
+    msgspec.msgpack.decode(answer.payload, type=Welcome)
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (Frame(FrameType.DATA, 0, b"no piece"), "shorter than its header"),
+        (Frame(FrameType.DATA, 0, os.urandom(64)), "limits|piece|op"),
+        (Frame(FrameType.DATA, 10**12, b"x"), "too far ahead"),
+        (Frame(FrameType.WELCOME), "unexpected WELCOME"),
+        (Frame(FrameType.END, 0, b"\xc1"), "."),
+        (Frame(FrameType.ERROR, 0, b"out of order"), "out of order"),
+    ],
+)
+async def test_a_peer_that_lies_ends_the_session(
+    ends: Ends, listening: tuple[Listener, int], frame: Frame, why: str
+) -> None:
+    listener, port = listening
+    receiving = asyncio.create_task(receive(listener, ends.terms()))
+    await asyncio.sleep(0)
+    reader, writer = await by_hand(ends, port)
+    writer.writelines(frames.encode(frame))
+    with pytest.raises(ReceiveFailed, match=why):
+        await asyncio.wait_for(receiving, 10)
+    answer = await asyncio.wait_for(frames.read(reader), 10)
+    assert answer.type is FrameType.ERROR and answer.payload
+    writer.close()
+
+
+async def test_frames_that_come_twice_are_taken_once(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    receiving = asyncio.create_task(receive(listener, ends.terms()))
+    await asyncio.sleep(0)
+    _, writer = await by_hand(ends, port)
+    encoder, compressor = Encoder(PageHash(KEY), None), Compressor()
+    sent, crc = [], 0
+    for number, word in enumerate((b"one", b"two", b"three")):
+        piece = encoder.encode(word, [(0, 0, len(word), 0, 0, False)])
+        crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
+        sent.append(Frame(FrameType.DATA, number, piece.finish(*compressor.compress(piece.body))))
+    end = Frame(FrameType.END, 3, msgspec.msgpack.encode(End(11, 3, crc)))
+    for frame in (sent[1], sent[0], sent[0], sent[1], sent[2], end, sent[2]):
+        writer.writelines(frames.encode(frame))
+    assert await asyncio.wait_for(receiving, 10) == b"onetwothree"
+    writer.close()
