@@ -42,17 +42,19 @@ def first_line_at(log: Path, since: float) -> float:
 class Bare:
     """One QEMU on a host, with the arguments that NovaCron would give it."""
 
-    def __init__(self, directory: Path, images: Path, host: Host, memory_mib: int, address: str | None) -> None:
+    def __init__(
+        self, directory: Path, images: Path, host: Host, memory_mib: int, address: str | None, image: str = "tiny"
+    ) -> None:
         self.directory = directory
         self.host = host
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        image = scan(images)[0]["tiny"]
+        image_ = scan(images)[0][image]
         self._tap = TAP if address is not None else None
         self.config = Config(
             id="bare", directory=directory, vcpus=1, memory_mib=memory_mib, machine="pc",
-            accelerator=AcceleratorKind.TCG, kernel=image.kernel, initrd=image.initrd,
-            cmdline=image.cmdline + (f" novacron.address={address}" if address else ""),
+            accelerator=AcceleratorKind.TCG, kernel=image_.kernel, initrd=image_.initrd,
+            cmdline=image_.cmdline + (f" novacron.address={address}" if address else ""),
             nic=Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
@@ -87,8 +89,21 @@ class Bare:
             run("ip", "-n", str(self.host.netns), "link", "del", self._tap)
 
 
-async def migrate(source: Bare, target: Bare) -> float:
-    """Migrate with QEMU's own multifd and zstd over the WAN; return the seconds from the command to its end."""
+MODES: dict[str, tuple[tuple[str, ...], str]] = {
+    "plain": ((), "none"),
+    "xbzrle": (("xbzrle",), "none"),
+    "multifd": (("multifd",), "none"),
+    "multifd, zlib": (("multifd",), "zlib"),
+    "multifd, zstd": (("multifd",), "zstd"),
+}
+"""QEMU's own ways to migrate: capabilities, and how several connections compress."""
+
+
+async def migrate(
+    source: Bare, target: Bare, mode: str = "multifd, zstd", timeout_s: float = MIGRATE_TIMEOUT_S
+) -> float:
+    """Migrate with one of QEMU's own ways over the WAN; return the seconds from the command to its end."""
+    wanted, compression = MODES[mode]
     monitors: list[Monitor] = []
     ended = asyncio.Event()
 
@@ -100,18 +115,18 @@ async def migrate(source: Bare, target: Bare) -> float:
         monitors.append(await Monitor.connect(monitor_path(bare.directory), hear, lambda: True))
     try:
         for monitor in monitors:
-            capabilities = [{"capability": name, "state": True} for name in ("events", "multifd")]
+            capabilities = [{"capability": name, "state": True} for name in ("events", *wanted)]
             await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
             await monitor.execute(
                 "migrate-set-parameters",
-                {"multifd-channels": CHANNELS, "multifd-compression": "zstd", "max-bandwidth": BANDWIDTH_BYTES_PER_S,
-                 "downtime-limit": DOWNTIME_LIMIT_MS},
+                {"multifd-channels": CHANNELS, "multifd-compression": compression,
+                 "max-bandwidth": BANDWIDTH_BYTES_PER_S, "downtime-limit": DOWNTIME_LIMIT_MS},
             )  # fmt: skip
         uri = f"tcp:{target.host.address}:{PORT}"
         await monitors[1].execute("migrate-incoming", {"uri": uri})
         started = time.monotonic()
         await monitors[0].execute("migrate", {"uri": uri})
-        await asyncio.wait_for(ended.wait(), MIGRATE_TIMEOUT_S)
+        await asyncio.wait_for(ended.wait(), timeout_s)
         total_s = time.monotonic() - started
         status = await monitors[0].execute("query-migrate")
         if status["status"] != "completed":

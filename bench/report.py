@@ -14,22 +14,26 @@ from rich.table import Table
 
 
 class Figure(NamedTuple):
-    """One measured value. ``bound`` is the most that it may be, or None where nothing was promised."""
+    """One measured value. ``bound`` is the most that it may be, or with ``at_least`` the least, or None where nothing
+    was promised."""
 
     name: str
     value: float
     unit: str
     bound: float | None = None
     samples: tuple[float, ...] = ()
+    at_least: bool = False
 
     @property
     def holds(self) -> bool | None:
-        return None if self.bound is None else self.value <= self.bound
+        if self.bound is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
-def median(name: str, samples: list[float], unit: str, bound: float | None = None) -> Figure:
+def median(name: str, samples: list[float], unit: str, bound: float | None = None, *, at_least: bool = False) -> Figure:
     """Return the median of ``samples`` as a figure."""
-    return Figure(name, statistics.median(samples), unit, bound, tuple(samples))
+    return Figure(name, statistics.median(samples), unit, bound, tuple(samples), at_least)
 
 
 def machine() -> dict[str, str | int]:
@@ -61,7 +65,7 @@ def report(bench: str, figures: list[Figure], json_path: Path | None) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for figure in figures:
         spread = f"{min(figure.samples):.3g} - {max(figure.samples):.3g}" if figure.samples else ""
-        bound = "" if figure.bound is None else f"{figure.bound:g} {figure.unit}"
+        bound = "" if figure.bound is None else f"{'>=' if figure.at_least else '<='} {figure.bound:g} {figure.unit}"
         verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
         table.add_row(figure.name, f"{figure.value:.3g} {figure.unit}", spread, bound, verdict)
     console = Console(width=120)
@@ -75,7 +79,8 @@ def report(bench: str, figures: list[Figure], json_path: Path | None) -> None:
             "bench": bench,
             "machine": here,
             "figures": [
-                {"name": f.name, "value": f.value, "unit": f.unit, "bound": f.bound, "holds": f.holds,
+                {"name": f.name, "value": f.value, "unit": f.unit, "bound": f.bound,
+                 "at_least": f.at_least, "holds": f.holds,
                  "samples": f.samples} for f in figures
             ],
         }  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 from lab.platform import default_cache
 from novacron.disk import tiny
 
-BINARIES_BYTES = 64 << 20
-TEXT_BYTES = 32 << 20
+BINARIES_BYTES = 36 << 20
+TEXT_BYTES = 28 << 20
 RANDOM_MIB = 24
 FILE_BYTES_MAX = 8 << 20
 WORKLOADS = {
@@ -22,21 +22,35 @@ WORKLOADS = {
     "writer": (128, 8192, 50),
 }
 
+WORK = """#!/bin/busybox sh
+cp -r /data /run 2>/dev/null
+dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
+/workload %s >/dev/null 2>&1 &
+"""
+
+NOISE_MIB = 40
+NOISE = """#!/bin/busybox sh
+dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
+"""
+
 
 def images_dir() -> Path:
-    """Return the directory of images, with the tiny guest in it."""
+    """Return the directory of images, with the tiny guest in it, and with ``noisy``: one that holds random data too, so
+    that a migration of it takes its time."""
     directory = default_cache() / "images"
     if not (directory / "tiny").exists():
         print("setup: building the tiny guest image: Debian's cloud kernel and busybox", flush=True)
     tiny.build(directory / "tiny")
+    noise = NOISE % NOISE_MIB
+    tiny.build(directory / "noisy", {"work": noise.encode()}, "test guest with memory that has to be sent")
     return directory
 
 
 def guests_dir() -> Path:
     """Return the directory of images, with the guests in it that DWCP is measured with.
 
-    ``mixed`` holds real programs and libraries, text, random data made when it boots, and writes 2 MB of pages a
-    second; ``writer`` writes 32 MB of pages a second.
+    ``mixed`` holds real programs, libraries and text, copies of some of them, and random data made when it boots, and
+    writes 2 MB of pages a second; ``writer`` writes 32 MB of pages a second.
     """
     directory = images_dir()
     source = Path(__file__).parent / "workload.c"
@@ -47,11 +61,7 @@ def guests_dir() -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             program = Path(scratch) / "workload"
             subprocess.run(["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)], check=True)
-            command = " ".join(str(argument) for argument in arguments)
-            work = (
-                f"#!/bin/busybox sh\ndd if=/dev/urandom of=/run/random bs=1M count={RANDOM_MIB} 2>/dev/null\n"
-                f"/workload {command} >/dev/null 2>&1 &\n"
-            )
+            work = WORK % (RANDOM_MIB, " ".join(str(argument) for argument in arguments))
             extra = {"workload": program.read_bytes(), "work": work.encode()}
             if name == "mixed":
                 extra |= _real_files()

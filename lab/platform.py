@@ -132,7 +132,10 @@ class Service:
 class Platform:
     """One installation. ``directory`` must be short and enterable by others."""
 
-    def __init__(self, directory: Path, lab: Lab, images_dir: Path, ports: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, directory: Path, lab: Lab, images_dir: Path, ports: tuple[int, int] | None = None,
+        agent_options: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         if len(str(directory)) > SOCKET_PATH_MAX:
             raise ValueError(f"{directory}: longer than {SOCKET_PATH_MAX} bytes")
         self.directory = directory
@@ -141,6 +144,7 @@ class Platform:
         self.ports = ports or tuple(free_ports(2))
         self.postgres = Postgres(directory / "pg")
         self._images_dir = images_dir
+        self._agent_options = agent_options
         self._env = {"NOVACRON_CONFIG": str(self.config)}
         self.server: Service
         self.agents: dict[str, Service] = {}
@@ -168,6 +172,7 @@ class Platform:
                 *("agent", "--name", host.name, "--state-dir", str(self.directory / host.name)),
                 *("--images-dir", str(self._images_dir), "--advertise", host.address, "--dwcp-port", str(dwcp_port)),
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
+                *self._agent_options,
             ]
             agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.prefix, self._env)
             self.agents[host.name] = agent
@@ -299,9 +304,9 @@ class Platform:
 
 
 @contextlib.contextmanager
-def platform(directory: Path, lab: Lab, images_dir: Path) -> Iterator[Platform]:
+def platform(directory: Path, lab: Lab, images_dir: Path, agent_options: tuple[str, ...] = ()) -> Iterator[Platform]:
     """Run a platform for as long as the block runs."""
-    made = Platform(directory, lab, images_dir)
+    made = Platform(directory, lab, images_dir, agent_options=agent_options)
     try:
         made.up()
         yield made

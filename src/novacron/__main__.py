@@ -80,6 +80,11 @@ def agent(
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None,
     advertise: Advertise = None,
     dwcp_port: Annotated[int, typer.Option(help="port on which other nodes' migrations arrive")] = 7445,
+    outage: Annotated[float, typer.Option(help="seconds that a link may be dead before migrations over it fail")] = 60,
+    reuse: Annotated[
+        str, typer.Option(help="which pages that are here need not be sent: of images, running VMs, VMs that left")
+    ] = "image,sibling,checkpoint",
+    pages_limit: Annotated[int, typer.Option(help="MiB on disk for what VMs that left had in memory")] = 8192,
 ) -> None:
     """Run this host's VMs as the control plane says."""
     from novacron.agent.inventory import default_name
@@ -95,7 +100,15 @@ def agent(
         bridge=bridge,
         advertise=advertise,
         dwcp_port=dwcp_port,
+        outage_s=outage,
+        reuse=frozenset(reuse.split(",")) - {"none", ""},
+        pages_bytes_max=pages_limit << 20,
     )
+    unknown = settings.reuse - {"image", "sibling", "checkpoint"}
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: not image, sibling or checkpoint", param_hint="--reuse"
+        )
     try:
         run(settings, join)
     except NovaError as error:

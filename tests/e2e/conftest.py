@@ -18,10 +18,12 @@ ENDED = ("completed", "failed", "aborted")
 Object = dict[str, Any]
 
 
-def boot(victim: Platform, name: str, number: int, node: str = "host-a", memory_mib: int = 256) -> Object:
+def boot(
+    victim: Platform, name: str, number: int, node: str = "host-a", memory_mib: int = 256, image: str = "tiny"
+) -> Object:
     """Create a VM with an address of its own, and wait until its guest is up."""
     vm = victim.client.create_vm(
-        name=name, image="tiny", memory_mib=memory_mib, node=node, address=f"198.19.0.{number}/24"
+        name=name, image=image, memory_mib=memory_mib, node=node, address=f"198.19.0.{number}/24"
     )
     until(lambda: "tiny guest: ready" in victim.console_log(vm, node), f"{name} has booted", 60)
     return vm

@@ -61,7 +61,7 @@ CASES = [
 @pytest.mark.parametrize(("what", "moment"), CASES)
 def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what: str, moment: str) -> None:
     number = next_number()
-    vm = boot(victim, f"mover-{number}", number)
+    vm = boot(victim, f"mover-{number}", number, image="noisy")
     since = {name: agent.log.stat().st_size for name, agent in victim.agents.items()}
     with watching(victim, number) as client:
         until(lambda: client.last > 0, "the guest counts")
@@ -100,7 +100,7 @@ def wait_for(victim: Platform, moment: str, migration: str, since: dict[str, int
     ("first", "second"), [("source qemu", "server"), ("target agent", "postgres"), ("source agent", "target qemu")]
 )
 def test_two_kills_at_once_leave_one_running_vm(victim: Platform, first: str, second: str) -> None:
-    vm = boot(victim, f"mover-{next_number()}", next_number())
+    vm = boot(victim, f"mover-{next_number()}", next_number(), image="noisy")
     migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
     wait_for(victim, "memory flows", migration["id"], {})
     for what in (first, second):
@@ -167,7 +167,7 @@ def test_kills_at_random_moments(victim: Platform) -> None:
     rng = random.Random(seed)
     for _ in range(40):
         number = next_number()
-        vm = boot(victim, f"random-{number}", number)
+        vm = boot(victim, f"random-{number}", number, image="noisy")
         migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
         for what in rng.sample(VICTIMS, rng.choice((1, 1, 2))):
             pause(rng.uniform(0, 2.5))

@@ -68,7 +68,7 @@ def test_a_paused_guest_arrives_paused(victim: Platform) -> None:
 
 
 def test_an_aborted_migration_leaves_the_guest_where_it_was(victim: Platform) -> None:
-    vm = boot(victim, "stays", 23, memory_mib=512)
+    vm = boot(victim, "stays", 23, image="noisy")
     with watching(victim, 23) as client:
         migration = victim.client.act("vms", "stays", "migrate", {"target": "host-b"})
         until(lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > 0, "it moves")
@@ -84,7 +84,7 @@ def test_an_aborted_migration_leaves_the_guest_where_it_was(victim: Platform) ->
 
 
 def test_a_cut_link_fails_the_migration_and_says_why(victim: Platform) -> None:
-    vm = boot(victim, "cut-off", 24, memory_mib=512)
+    vm = boot(victim, "cut-off", 24, image="noisy")
     migration = victim.client.act("vms", "cut-off", "migrate", {"target": "host-b"})
     until(lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > 0, "it moves")
     victim.agents["host-b"].kill()  # its connections are reset

@@ -7,7 +7,8 @@ import hashlib
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ class Held:
 
     kind = "sibling"
 
-    def __init__(self, name: str, pages: list[bytes]) -> None:
+    def __init__(self, name: str, pages: list[bytes], *, sealed: bool = False) -> None:
         self.name = name
+        self.sealed = sealed
         self.pages = pages
         self.digests = [PageHash(KEY).digest(page) for page in pages]
 
@@ -105,24 +107,37 @@ async def listening(ends: Ends) -> AsyncIterator[tuple[Listener, int]]:
         yield listener, port
 
 
-def source(data: bytes, piece: int = 200_000) -> Callable[[], Awaitable[bytes]]:
-    pieces = iter([data[start : start + piece] for start in range(0, len(data), piece)])
+class source:
+    """A stream of ``data``."""
 
-    async def read() -> bytes:
-        return next(pieces, b"")
+    def __init__(self, data: bytes, piece: int = 200_000) -> None:
+        self._pieces = iter([data[start : start + piece] for start in range(0, len(data), piece)])
 
-    return read
+    def read(self) -> bytes:
+        return next(self._pieces, b"")
+
+    def abort(self) -> None:
+        self._pieces = iter(())
+
+
+class Kept:
+    """A sink in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def abort(self) -> None:
+        pass
 
 
 async def receive(listener: Listener, terms: Terms, session: str = "s") -> bytes:
-    received = bytearray()
-
-    async def write(raw: bytes) -> None:
-        received.extend(raw)
-
+    kept = Kept()
     with listener.expect(session, "a", terms) as incoming:
-        await incoming.receive(write)
-    return bytes(received)
+        await incoming.receive(kept)
+    return bytes(kept.data)
 
 
 async def carry(
@@ -191,12 +206,13 @@ async def test_a_context_below_tls_13_or_without_proof_is_not_taken(ends: Ends) 
 async def test_the_sender_learns_why_the_receiver_gave_up(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
 
-    async def full(_: bytes) -> None:
-        raise OSError("no space left")
+    class Full(Kept):
+        def write(self, data: bytes) -> None:
+            raise OSError("no space left")
 
     async def receive_into_full() -> None:
         with listener.expect("s", "a", ends.terms()) as incoming:
-            await incoming.receive(full)
+            await incoming.receive(Full())
 
     receiving = asyncio.create_task(receive_into_full())
     await asyncio.sleep(0)
@@ -210,24 +226,25 @@ async def test_the_sender_learns_why_the_receiver_gave_up(ends: Ends, listening:
 async def test_a_slow_receiver_holds_the_sender_back(ends: Ends, listening: tuple[Listener, int]) -> None:
     """What the sender has read ahead is bounded: it is what becomes downtime when the guest stops."""
     listener, port = listening
-    gate = asyncio.Event()
+    gate = threading.Event()
 
-    async def write(_: bytes) -> None:
-        await gate.wait()
+    class Slow(Kept):
+        def write(self, data: bytes) -> None:
+            gate.wait(60)
 
     async def receive_slowly() -> None:
         with listener.expect("s", "a", ends.terms()) as incoming:
-            await incoming.receive(write)
+            await incoming.receive(Slow())
 
     receiving = asyncio.create_task(receive_slowly())
     await asyncio.sleep(0)
     async with ends.sender(port, streams=4) as sender:
-        sending = asyncio.create_task(sender.send(source(os.urandom(64_000_000)), Plain()))
+        sending = asyncio.create_task(sender.send(source(os.urandom(80_000_000)), Plain()))
         last = -1
         while sender.counters.raw_bytes != last:
             last = sender.counters.raw_bytes
             await asyncio.sleep(0.5)
-        assert last < 48_000_000
+        assert last < 50_000_000
         gate.set()
         await asyncio.wait_for(sending, 30)
     await receiving

@@ -248,12 +248,12 @@ async def test_a_base_of_one_name_and_other_pages_is_noticed(ends: Ends, listeni
         await carry(ends, listener, port, b"".join(here.pages), bases=(there,), own=(here,))
 
 
-@pytest.mark.parametrize("damaged", [1, 40, 3000])
+@pytest.mark.parametrize(("damaged", "sealed"), [(1, False), (40, True), (40, False), (3000, True)])
 async def test_damaged_pages_of_a_base_are_sent_again(
-    ends: Ends, listening: tuple[Listener, int], damaged: int
+    ends: Ends, listening: tuple[Listener, int], damaged: int, sealed: bool
 ) -> None:
     listener, port = listening
-    base = Held("x", pages(1, 4000))
+    base = Held("x", pages(1, 4000), sealed=sealed)
     for number in random.Random(9).sample(range(4000), damaged):
         base.pages[number] = b"\0" * PAGE
     data = b"".join(pages(1, 4000))

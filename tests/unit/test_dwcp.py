@@ -95,10 +95,12 @@ def carry(encoder: Encoder, decoder: Decoder, data: bytes, runs: list[Run]) -> i
     return len(sent)
 
 
-def base_of(pages: list[bytes], kind: str = "checkpoint") -> ScatteredBase:
+def base_of(pages: list[bytes], kind: str = "checkpoint", *, sealed: bool = True) -> ScatteredBase:
     held = b"".join(pages)
     places = [(at, PAGE) for at in range(0, len(held), PAGE)]
-    return ScatteredBase(kind, kind, lambda at, n: held[at : at + n], places, [HASH.digest(page) for page in pages])
+    return ScatteredBase(
+        kind, kind, lambda at, n: held[at : at + n], places, [HASH.digest(page) for page in pages], sealed=sealed
+    )
 
 
 RNG = random.Random(1)
@@ -175,10 +177,12 @@ def test_whatever_a_stream_holds_comes_back(tmp_path_factory: pytest.TempPathFac
         carry(encoder, decoder, b"".join(parts), runs)
 
 
-def test_damaged_pages_are_asked_for_and_filled_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_pages_are_asked_for_and_filled_in(tmp_path: Path, sealed: bool) -> None:
     good = [page(n) for n in range(5)]
     encoder, decoder = both(tmp_path, base_of(good))
-    decoder._bases = [ScatteredBase("x", "x", lambda at, n: b"\0" * n, [(0, PAGE)] * 5, [HASH.digest(p) for p in good])]
+    digests = [HASH.digest(p) for p in good]
+    decoder._bases = [ScatteredBase("x", "x", lambda at, n: b"\0" * n, [(0, PAGE)] * 5, digests, sealed=sealed)]
     data, runs = records([good[3], text(1), good[0]])
     piece = encoder.encode(data, runs)
     found = decoder.decode(piece.finish(*Compressor().compress(piece.body)))

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from novacron.agent.machine import INCOMING_SOCKET, Machine
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
+from novacron.dwcp.pipes import SocketPipe
+from novacron.dwcp.receiver import Incoming, ReceiveFailed
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
-from novacron.wire.messages import Task
 
 
 class LoadFailed(Exception):
@@ -19,14 +19,12 @@ class LoadFailed(Exception):
 
 async def load(
     machine: Machine,
-    task: Task,
-    listener: Listener,
-    terms: Terms,
+    incoming: Incoming,
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[], Awaitable[None]],
 ) -> None:
-    """Load the guest's memory from ``task.peer``; calls ``loaded`` as soon as QEMU has everything, still paused.
+    """Load the guest's memory from a session; calls ``loaded`` as soon as QEMU has everything, still paused.
 
     Raises LoadFailed.
     """
@@ -37,22 +35,21 @@ async def load(
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
-        with listener.expect(task.migration, task.peer, terms) as incoming:
-            await transfer.receive(machine.monitor, path)
-            await loop.sock_connect(connection, str(path))
-            await ready()
-            receiving = asyncio.create_task(incoming.receive(lambda raw: loop.sock_sendall(connection, raw)))
-            waiting = asyncio.create_task(_completed(machine, status_changed))
-            try:
-                await asyncio.wait({receiving, waiting}, return_when=asyncio.FIRST_EXCEPTION)
-                for task_ in (receiving, waiting):
-                    if task_.done():
-                        task_.result()
-                await loaded()
-            finally:
-                for task_ in (receiving, waiting):
-                    task_.cancel()
-                await asyncio.gather(receiving, waiting, return_exceptions=True)
+        await transfer.receive(machine.monitor, path)
+        await loop.sock_connect(connection, str(path))
+        await ready()
+        receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
+        waiting = asyncio.create_task(_completed(machine, status_changed))
+        try:
+            await asyncio.wait({receiving, waiting}, return_when=asyncio.FIRST_EXCEPTION)
+            for task_ in (receiving, waiting):
+                if task_.done():
+                    task_.result()
+            await loaded()
+        finally:
+            for task_ in (receiving, waiting):
+                task_.cancel()
+            await asyncio.gather(receiving, waiting, return_exceptions=True)
     except (ReceiveFailed, MonitorFailed, OSError, TimeoutError) as error:
         raise LoadFailed(str(error) or type(error).__name__) from error
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 IMAGES_CHECK_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
 
 
 class Agent:
@@ -185,6 +188,7 @@ def run(settings: Settings, join: str | None) -> None:
     """Run an agent in this process until it is told to stop. Raises InvalidInput when it can't begin."""
     import uvloop
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _lock(settings.state_dir)

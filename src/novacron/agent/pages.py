@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +30,11 @@ SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
 """Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
 OTHER_CHECKPOINTS_MAX = 1
+KEEP_AFTER_S = 1.0
+"""A guest that has just arrived somewhere else, perhaps on the same machine, needs the processor more."""
+LOWEST_PRIORITY = 19
+
+T = TypeVar("T")
 
 
 class Tenant(msgspec.Struct, frozen=True):
@@ -50,6 +59,7 @@ class Pages:
 
     def __init__(self, settings: Settings) -> None:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
+        self._reuse = settings.reuse
         self._images: dict[tuple[str, Tenant], Base] = {}
         self._lock = asyncio.Lock()
 
@@ -74,18 +84,21 @@ class Pages:
             with contextlib.suppress(OSError):  # it is computed again then
                 index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 write_index(index, hash, digests)
-        return ScatteredBase(IMAGE, name, file.read, all_places, digests)
+        return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
 
     async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[Neighbour]) -> tuple[Base, ...]:
         """Return what may spare a VM that comes here sending pages, the most likely first."""
         hash = PageHash(tenant.key)
+        if CHECKPOINT in self._reuse:
+            own = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
+            if own is not None:
+                return (own,)  # what it left is nearest to what it is, and little else would be found
         found: list[Base] = []
-        with contextlib.suppress(OSError):
-            found.append(await self.of_image(image, tenant))
-        own = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
-        if own is not None:
-            found.append(own)
-            return tuple(found)  # what it left is nearest to what it is, and little else would be found
+        if IMAGE in self._reuse:
+            with contextlib.suppress(OSError):
+                found.append(await self.of_image(image, tenant))
+        if SIBLING not in self._reuse:
+            return tuple(found)
         alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
         for neighbour in alike[:SIBLINGS_MAX]:
             base = await self._of_neighbour(neighbour, hash)
@@ -113,7 +126,7 @@ class Pages:
                 if len(known) >= SIBLING_PAGES_MAX:
                     break
             return ScatteredBase(
-                SIBLING, f"{SIBLING}:{neighbour.vm}", memory.read, list(known.values()), list(known)
+                SIBLING, f"{SIBLING}:{neighbour.vm}", memory.read, list(known.values()), list(known), sealed=False
             )  # fmt: skip
 
         try:
@@ -124,21 +137,34 @@ class Pages:
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
+        if CHECKPOINT not in self._reuse:
+            return
         memory = await _memory(machine, memory_bytes)
         if memory is None:
             return
         try:
+            await asyncio.sleep(KEEP_AFTER_S)
             pages = (page for _, page in memory.pages())
-            count = await asyncio.to_thread(
-                self.store.save, tenant.project, CHECKPOINT, vm, PageHash(tenant.key), pages
-            )  # fmt: skip
+            hash = PageHash(tenant.key)
+            count = await _aside(lambda: self.store.save(tenant.project, CHECKPOINT, vm, hash, pages))
             log.info("kept what a VM left behind", vm=vm, pages=count)
         except OSError as error:
             log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
 
     async def forget(self, vm: str, tenant: Tenant) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
-        await asyncio.to_thread(self.store.drop, tenant.project, CHECKPOINT, vm)
+        await _aside(lambda: self.store.drop(tenant.project, CHECKPOINT, vm))
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """Do work in a thread that leaves the processor to all others: guests, and migrations on their way."""
+
+    def low() -> T:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        return work()
+
+    with ThreadPoolExecutor(1, "aside") as thread:
+        return await asyncio.get_running_loop().run_in_executor(thread, low)
 
 
 async def _memory(machine: Machine, size: int) -> GuestMemory | None:

@@ -20,12 +20,15 @@ class Settings(msgspec.Struct, frozen=True):
     advertise: str | None = None
     """Address by which other nodes reach this one's DWCP port."""
     qemu_binary: str = "qemu-system-x86_64"
-    downtime_limit_ms: int = 60
-    """How long the last pass of a live migration may take, by QEMU's estimate."""
+    downtime_limit_ms: int = 200
+    """The guest is stopped once it would stand still for no longer than this, by our forecast."""
     streams: int | None = None
     """Connections of a migration, 1 to 16; None leaves it to DWCP."""
     outage_s: float = 60.0
     """How long the link between two nodes may be dead before a migration over it fails."""
+    reuse: frozenset[str] = frozenset(("image", "sibling", "checkpoint"))
+    """Which pages that this node has may stand in for sending them: those of images, of VMs that run here, of VMs that
+    were here."""
     pages_bytes_max: int = 8 * 1024**3
     """Disk space for what VMs leave behind here."""
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from novacron import pki
 from novacron.agent import incoming, outgoing
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.identity import Identity
@@ -24,7 +23,7 @@ from novacron.agent.settings import Settings
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener, Terms
-from novacron.dwcp.sender import Options
+from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey, release
@@ -82,6 +81,7 @@ class Worker:
         self._expected_exit = False
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
+        self._opening: outgoing.Opening | None = None
 
     # what the agent uses
 
@@ -290,9 +290,8 @@ class Worker:
     async def _give(self, task: wire.Task) -> bool:
         """Do the source's part; say whether QEMU must be left alone meanwhile."""
         if task.endpoint is None:
-            if task.warm is not None and task.kind is Kind.LIVE:
-                peer_host = pki.node_host(task.peer)
-                self._host.pool.warm(outgoing.address(task.warm), peer_host, self._host.settings.streams or 1)
+            if task.warm is not None and task.kind is Kind.LIVE and self.record.migration != task.migration:
+                self._open(task, task.warm, early=True)
             return False
         if self._transfer is not None:
             return True
@@ -317,26 +316,46 @@ class Worker:
         self._transfer = asyncio.create_task(self._send(task), name=f"send-{self.vm}")
         return True
 
+    def _open(self, task: wire.Task, endpoint: str, *, early: bool) -> outgoing.Opening:
+        """Begin to open the session of a migration, if that was not begun before."""
+        if self._opening is None or self._opening.migration != task.migration:
+            self._opening = outgoing.Opening(task, endpoint, self._host.pool, self._options, early=early)
+        return self._opening
+
+    async def _options(self) -> Options:
+        wanted, settings = self._assignment, self._host.settings
+        assert wanted is not None
+        bases = []
+        if wanted.spec.image in self._host.images:
+            with contextlib.suppress(OSError):  # its pages are sent then
+                tenant = Tenant(wanted.project, wanted.page_key)
+                bases.append(await self._host.pages.of_image(self._image(wanted.spec.image), tenant))
+        return Options(wanted.page_key, settings.rings_dir, bases, settings.outage_s, settings.streams)
+
+    async def _session(self, task: wire.Task) -> Sender:
+        """Return the migration's session, open. Raises SendFailed, TimeoutError."""
+        assert task.endpoint is not None
+        if self._opening is not None and self._opening.endpoint != task.endpoint:
+            await self._opening.close()
+            self._opening = None
+        opening = self._open(task, task.endpoint, early=False)
+        try:
+            return await opening.session()
+        finally:
+            self._opening = None
+
     async def _send(self, task: wire.Task) -> None:
         async def report(progress: Progress) -> None:
             self._host.send(wire.Progressed(task.migration, progress))
 
         self._sending = task.migration
-        wanted = self._assignment
-        assert wanted is not None
         try:
-            bases = []
-            if wanted.spec.image in self._host.images:
-                image = self._image(wanted.spec.image)
-                with contextlib.suppress(OSError):  # its pages are sent then
-                    bases.append(await self._host.pages.of_image(image, Tenant(wanted.project, wanted.page_key)))
-            settings = self._host.settings
-            options = Options(wanted.page_key, settings.rings_dir, bases, settings.outage_s, settings.streams)
+            sender = await self._session(task)
             await outgoing.send(
-                self.machine, task, self._host.pool, options, settings.downtime_limit_ms, report,
+                self.machine, sender, self._host.settings.downtime_limit_ms, report,
                 self._migration_changed, lambda: self._promise(task),
             )  # fmt: skip
-        except outgoing.TransferFailed as error:
+        except (outgoing.TransferFailed, SendFailed, TimeoutError) as error:
             log.warning("migration failed at the source", vm=self.vm, migration=task.migration, error=str(error))
             self._send_failure = str(error)
             self._host.send(wire.MigrationFailed(task.migration, str(error)))
@@ -409,17 +428,19 @@ class Worker:
         try:
             image = self._image(wanted.spec.image)
             self._expected_exit = False
-            known = asyncio.create_task(
-                self._host.pages.for_arrival(self.vm, image, tenant, self._host.neighbours())
-            )  # fmt: skip
+            starting = asyncio.create_task(
+                self.machine.start(wanted.spec, image, self._host.accelerator, wanted.machine, incoming=True)
+            )
             try:
-                await self.machine.start(wanted.spec, image, self._host.accelerator, wanted.machine, incoming=True)
-                bases = await known
+                bases = await self._host.pages.for_arrival(self.vm, image, tenant, self._host.neighbours())
+                settings = self._host.settings
+                terms = Terms(wanted.page_key, settings.rings_dir, bases, settings.outage_s)
+                with self._host.listener.expect(task.migration, task.peer, terms) as session:
+                    await starting
+                    await incoming.load(self.machine, session, ready, self._migration_changed, loaded)
             finally:
-                known.cancel()
-            settings = self._host.settings
-            terms = Terms(wanted.page_key, settings.rings_dir, bases, settings.outage_s)
-            await incoming.load(self.machine, task, self._host.listener, terms, ready, self._migration_changed, loaded)
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
             await self._host.pages.forget(self.vm, tenant)
         except (incoming.LoadFailed, MachineFailed) as error:
             log.warning("migration failed at the target", vm=self.vm, migration=task.migration, error=str(error))
@@ -432,6 +453,9 @@ class Worker:
             self._wake.set()
 
     async def _cancel_transfer(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            await opening.close()
         transfer = self._transfer
         if transfer is not None:
             transfer.cancel()
@@ -440,7 +464,7 @@ class Worker:
     # events and reports
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
-        if name in ("MIGRATION", "EXIT"):
+        if name in ("MIGRATION", "MIGRATION_PASS", "EXIT"):
             self._migration_changed.set()
         if name == "STOP" and self._sending is not None:
             log.info("guest stands still", vm=self.vm, migration=self._sending)

@@ -25,6 +25,17 @@ def downtime(m: Object) -> str | None:
     return None if value is None else f"{value:.0f} ms"
 
 
+def forecast(found: Object | None) -> str | None:
+    """Return what was foreseen, in words."""
+    if found is None:
+        return None
+    if not found["converges"]:
+        return f"does not converge: {found['reason']}"
+    return f"converges in {found['total_s']:.1f} s with {found['downtime_ms']:.0f} ms of downtime"
+
+
+SAVINGS = ("zero", "session", "image", "sibling", "checkpoint", "difference", "compression")
+"""What pages were told as instead of being sent as they are."""
 COLUMNS: Columns = {
     "ID": lambda m: m["id"],
     "VM": lambda m: m["vm_name"],
@@ -46,6 +57,17 @@ DETAILS: Columns = {
     "DIRTY RATE": lambda m: output.size(m["progress"]["dirty_bytes_per_s"]) + "/s",
     "PASSES": lambda m: m["progress"]["passes"],
     "STREAMS": lambda m: m["progress"]["streams"],
+    "ROUND TRIP": lambda m: f"{m['progress']['rtt_ms']:.1f} ms",
+    "RETRANSMITS": lambda m: m["progress"]["retransmits"],
+    "RESUMED": lambda m: m["progress"]["resumed"],
+    "REPAIRED PAGES": lambda m: m["progress"]["repaired_pages"],
+    "THROTTLED": lambda m: f"{m['progress']['throttle_percent']} %",
+    "FORECAST AT FIRST": lambda m: forecast(m["progress"]["first_forecast"]),
+    "FORECAST": lambda m: forecast(m["progress"]["forecast"]),
+    **{
+        f"SAVED: {name.upper()}": lambda m, name=name: output.size(m["progress"]["savings"][name])  # type: ignore[misc]
+        for name in SAVINGS
+    },
     "ERROR": lambda m: m["error"],
 }
 

@@ -149,7 +149,8 @@ def _packages_with_modules(kernel: str) -> list[str]:
 def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes] | None = None) -> bytes:
     """Return the initial RAM disk. ``extra`` maps more file names to their contents; ``work`` runs before a login."""
     cpio = _Cpio()
-    for directory in ("bin", "dev", "modules", *sorted({str(Path(n).parent) for n in extra or {}} - {"."})):
+    parents = {str(parent) for name in extra or {} for parent in Path(name).parents} - {"."}
+    for directory in ("bin", "dev", "modules", *sorted(parents)):
         cpio.add(directory, 0o040755)
     cpio.add("dev/console", 0o020600, device=(5, 1))
     cpio.add("bin/busybox", 0o100755, busybox)

@@ -28,13 +28,10 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self._writer = writer
+        self._socket = writer.get_extra_info("socket")  # kept: the transport forgets it when it is closed
         self.heard_at = self.said_at = time.monotonic()
         sockets.tune(self._socket)
         writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-
-    @property
-    def _socket(self):  # type: ignore[no-untyped-def]
-        return self._writer.get_extra_info("socket")
 
     async def read(self) -> Frame:
         """Return the next frame. Raises ProtocolError, OSError, or asyncio.IncompleteReadError at the end."""

@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -34,6 +34,7 @@ SAMPLE_STRIDE = 64
 SAMPLE_DISTINCT_MIN = 50
 """A page whose 64 sampled bytes have so many different values is taken for incompressible (random bytes: 56.6)."""
 FRESH = 1
+MISMATCH = "a piece does not decode to what was encoded: its checksum does not match"
 _ZERO_RECORD = struct.Struct("!QB")
 _ADDRESS = struct.Struct("!Q")
 
@@ -70,6 +71,8 @@ class Base(Protocol):
     """What it is to people: ``image``, ``sibling`` or ``checkpoint``."""
     name: str
     """The same on both ends only if its digests are."""
+    sealed: bool
+    """Only this node can write it: that a page is not what it was is then left to be found by the piece's checksum."""
     digests: Sequence[bytes]
 
     def read(self, index: int, count: int) -> bytes:
@@ -272,12 +275,24 @@ class Encoder:
 class Missing(msgspec.Struct):
     """A piece that lacks pages: the peer is to send those whose ordinals, among the piece's BASE pages, are named."""
 
-    parts: list[bytes]
+    parts: list[bytes | memoryview]
     places: list[int]
     """Where in ``parts`` they belong."""
     ordinals: list[int]
     raw_bytes: int
     crc32: int
+
+
+class _Use(NamedTuple):
+    """A run of pages that a piece takes from a base."""
+
+    base: Base
+    first: int
+    place: int
+    """Where in the piece's parts it begins; a page is every ``stride``-th of them, the last of each."""
+    stride: int
+    ordinal: int
+    pages: list[bytes | memoryview]
 
 
 class Decoder:
@@ -313,18 +328,19 @@ class Decoder:
         self, body: bytes, stored: memoryview, ops: int, opaque: int, literals: int, deltas: int, raw_bytes: int,
         crc: int,
     ) -> bytes | Missing:  # fmt: skip
-        literals_at = ops * OP.size + opaque
+        toldat = ops * OP.size + opaque
         columns = {
-            Op.OPAQUE: _Column(body, ops * OP.size, literals_at),
-            Op.LITERAL: _Column(body, literals_at, literals_at + literals * PAGE),
-            Op.DELTA: _Column(body, literals_at + literals * PAGE, len(body)),
+            Op.OPAQUE: _Column(body, ops * OP.size, toldat),
+            Op.LITERAL: _Column(body, toldat, toldat + literals * PAGE),
+            Op.DELTA: _Column(body, toldat + literals * PAGE, len(body)),
             Op.STORED: _Column(stored, 0, len(stored)),
         }
         ring = self._ring
         first = ring.next if ring is not None else 0
         fresh: list[bytes] = []
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         missing = Missing([], [], [], raw_bytes, crc)
+        sealed: list[_Use] = []
         ordinal, total = 0, 0
         for code, count, header, argument in OP.iter_unpack(memoryview(body)[: ops * OP.size]):
             bare = bool(code & BARE)
@@ -341,26 +357,28 @@ class Decoder:
                 parts.append(_zeros(header, count))
                 continue
             if op is Op.BASE:
-                pages = self._from_base(argument, count)
-                for number, page in enumerate(pages):
-                    if page is None:
-                        missing.places.append(len(parts) + (0 if bare else 2 * number + 1))
-                        missing.ordinals.append(ordinal + number)
+                base, index = self._base(argument, count)
+                found: list[bytes | memoryview] = self._pages_of(base, index, count)
+                use = _Use(base, index, len(parts), 1 if bare else 2, ordinal, found)
+                if base.sealed:
+                    sealed.append(use)
+                else:
+                    self._check(use, missing)
                 ordinal += count
-                found: list[bytes] = [page or b"" for page in pages]
             elif op is Op.SLOT:
                 found = [self._from_ring(argument + number, first, fresh) for number in range(count)]
             elif op is Op.DELTA:
                 found = []
                 for number in range(count):
                     before = self._from_ring(argument + number, first, fresh)
-                    page = _xor(columns[op].take(PAGE), before)
-                    found.append(page)
-                    fresh.append(page)
+                    changed = _xor(columns[op].take(PAGE), before)
+                    found.append(changed)
+                    fresh.append(changed)
             else:
                 column = columns[op].take(count * PAGE)
-                found = [column[at : at + PAGE] for at in range(0, len(column), PAGE)]
-                fresh += found
+                told = [column[at : at + PAGE] for at in range(0, len(column), PAGE)]
+                fresh += told
+                found = list(told)
             if bare:
                 parts += found
                 continue
@@ -372,29 +390,37 @@ class Decoder:
             raise ProtocolError("a piece's ops do not make what it says")
         if ring is not None and fresh:
             ring.append(fresh)
-        if missing.ordinals:
-            missing.parts = parts
-            return missing
-        return _checked(b"".join(parts), crc)
+        if not missing.ordinals:
+            raw = b"".join(parts)
+            if zlib.crc32(raw) == crc:
+                return raw
+        for use in sealed:
+            self._check(use, missing)
+        if not missing.ordinals:
+            raise ProtocolError(MISMATCH)
+        missing.parts = parts
+        return missing
 
-    def _from_base(self, argument: int, count: int) -> list[bytes | None]:
+    def _base(self, argument: int, count: int) -> tuple[Base, int]:
         number, index = argument >> 40, argument & (1 << 40) - 1
         if number >= len(self._bases) or index + count > len(self._bases[number].digests):
             raise ProtocolError(f"base {number} has no pages {index} to {index + count}")
-        base = self._bases[number]
+        return self._bases[number], index
+
+    def _pages_of(self, base: Base, index: int, count: int) -> list[bytes | memoryview]:
         try:
-            data = base.read(index, count)
+            data = memoryview(base.read(index, count))
         except OSError:
-            data = b""
-        found: list[bytes | None] = []
-        for at, digest in enumerate(base.digests[index : index + count]):
-            page = data[at * PAGE : (at + 1) * PAGE]
-            if len(page) == PAGE and self._hash.digest(page) == digest:
-                found.append(page)
-            else:
+            data = memoryview(b"")
+        return [data[at : at + PAGE] for at in range(0, count * PAGE, PAGE)]
+
+    def _check(self, use: _Use, missing: Missing) -> None:
+        """Find the pages that are not what their digests say."""
+        for number, page in enumerate(use.pages):
+            if len(page) != PAGE or self._hash.digest(page) != use.base.digests[use.first + number]:
                 self.damaged += 1
-                found.append(None)
-        return found
+                missing.places.append(use.place + use.stride * number + use.stride - 1)
+                missing.ordinals.append(use.ordinal + number)
 
     def _from_ring(self, slot: int, first: int, fresh: list[bytes]) -> bytes:
         if first <= slot < first + len(fresh):
@@ -412,7 +438,10 @@ class Decoder:
             raise ProtocolError(f"{len(missing.places)} pages were asked for, {len(pages)} came")
         for place, page in zip(missing.places, pages, strict=True):
             missing.parts[place] = page
-        return _checked(b"".join(missing.parts), missing.crc32)
+        raw = b"".join(missing.parts)
+        if zlib.crc32(raw) != missing.crc32:
+            raise ProtocolError(MISMATCH)
+        return raw
 
 
 class _Column:
@@ -430,12 +459,6 @@ class _Column:
     @property
     def left(self) -> int:
         return self._end - self._at
-
-
-def _checked(raw: bytes, crc: int) -> bytes:
-    if zlib.crc32(raw) != crc:
-        raise ProtocolError("a piece does not decode to what was encoded: its checksum does not match")
-    return raw
 
 
 def _xor(a: bytes, b: bytes) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from novacron.dwcp.frames import (
     Welcome,
 )
 from novacron.dwcp.pages import PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.pipes import Handover, Sink, Stopped
 from novacron.dwcp.ring import SLOTS, Ring
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, STREAMS_MAX, WINDOW_FRAMES
 
@@ -40,8 +42,6 @@ BASE_DIGESTS = 4096
 """Digests in one BASE frame."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
 MISSING_MAX = 1024
-
-Write = Callable[[bytes], Awaitable[None]]
 
 
 class ReceiveFailed(Exception):
@@ -97,52 +97,50 @@ class Incoming:
             self._ring.close()
             self._ring = None
 
-    async def receive(self, write: Write) -> None:
+    async def receive(self, sink: Sink) -> None:
         """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed."""
         try:
-            await self._receive(write)
-        except (ProtocolError, OSError, msgspec.DecodeError) as error:
+            await self._receive(sink)
+        except (ProtocolError, OSError, msgspec.DecodeError, Stopped) as error:
             self.fail(str(error) or type(error).__name__)
             raise ReceiveFailed(self._failure) from error
         finally:
             self._over.set()
 
-    async def _receive(self, write: Write) -> None:
+    async def _receive(self, sink: Sink) -> None:
+        """Put frames in order here, decode pieces in one thread, write them out in another."""
         loop = asyncio.get_running_loop()
-        decoder = Decoder(self._hash, self._ring, self._terms.bases)
-        acknowledging = asyncio.create_task(self._acknowledge())
-        parts: list[bytes] = []
-        pieces, crc = 0, 0
-        try:
-            with ThreadPoolExecutor(1) as thread:
-                while True:
-                    frame = await self._take()
-                    if frame.type is FrameType.END:
-                        end = msgspec.msgpack.decode(frame.payload, type=End)
-                        if parts or (end.raw_bytes, end.pieces, end.crc32) != (self.raw_bytes, pieces, crc):
-                            raise ProtocolError(f"received {self.raw_bytes} bytes, the peer sent {end.raw_bytes}")
-                        break
-                    parts.append(frame.payload)
-                    if len(parts) > PIECE_FRAMES_MAX:
-                        raise ProtocolError(f"a piece of more than {PIECE_FRAMES_MAX} frames")
-                    if frame.flags & frames.MORE:
-                        continue
-                    raw = await loop.run_in_executor(thread, decoder.decode, b"".join(parts))
-                    parts = []
-                    if isinstance(raw, Missing):
-                        self.damaged_pages = decoder.damaged
-                        raw = decoder.repair(raw, await self._repair(pieces, raw.ordinals))
-                    crc = zlib.crc32(zlib.crc32(raw).to_bytes(4, "big"), crc)
-                    pieces += 1
-                    self.raw_bytes += len(raw)
-                    await write(raw)
-                    self._taken = self._next
-            self._done = True
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.put(Frame(FrameType.DONE))
-        finally:
-            acknowledging.cancel()
+        stop = threading.Event()
+        frames_: Handover[Frame] = Handover(WINDOW_FRAMES, stop)
+        written: Handover[tuple[bytes, int] | None] = Handover(2, stop)
+        with ThreadPoolExecutor(2, "dwcp-receive") as threads:
+            stages = [
+                loop.run_in_executor(threads, self._decode, frames_, written, loop),
+                loop.run_in_executor(threads, self._write, written, sink),
+            ]
+            taking = asyncio.ensure_future(self._order(frames_))
+            acknowledging = asyncio.create_task(self._acknowledge())
+            try:
+                for stage in asyncio.as_completed([taking, *stages]):
+                    await stage
+                self._done = True
+                for connection in self._connections:
+                    with contextlib.suppress(OSError):
+                        connection.put(Frame(FrameType.DONE))
+            finally:
+                stop.set()
+                acknowledging.cancel()
+                taking.cancel()
+                sink.abort()
+                await asyncio.gather(taking, *stages, return_exceptions=True)
+
+    async def _order(self, frames_: Handover[Frame]) -> None:
+        """Hand frames on in order. Raises ProtocolError when the session failed, or nothing came for too long."""
+        while True:
+            frame = await self._take()
+            frames_.put(frame)  # it has room for all that the sender may send
+            if frame.type is FrameType.END:
+                return
 
     async def _take(self) -> Frame:
         """Return the next frame in order."""
@@ -157,6 +155,46 @@ class Incoming:
                 await asyncio.wait_for(self._arrived.wait(), left_s)
         self._next += 1
         return frame
+
+    def _decode(
+        self,
+        frames_: Handover[Frame],
+        written: Handover[tuple[bytes, int] | None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        decoder = Decoder(self._hash, self._ring, self._terms.bases)
+        parts: list[bytes] = []
+        pieces = crc = raw_bytes = 0
+        while True:
+            frame = frames_.get()
+            if frame.type is FrameType.END:
+                end = msgspec.msgpack.decode(frame.payload, type=End)
+                if parts or (end.raw_bytes, end.pieces, end.crc32) != (raw_bytes, pieces, crc):
+                    raise ProtocolError(f"received {raw_bytes} bytes, the peer sent {end.raw_bytes} or others")
+                written.put(None)
+                return
+            parts.append(frame.payload)
+            if len(parts) > PIECE_FRAMES_MAX:
+                raise ProtocolError(f"a piece of more than {PIECE_FRAMES_MAX} frames")
+            if frame.flags & frames.MORE:
+                continue
+            raw = decoder.decode(b"".join(parts))
+            parts = []
+            if isinstance(raw, Missing):
+                self.damaged_pages = decoder.damaged
+                asking = asyncio.run_coroutine_threadsafe(self._repair(pieces, raw.ordinals), loop)
+                raw = decoder.repair(raw, asking.result())
+            crc = zlib.crc32(zlib.crc32(raw).to_bytes(4, "big"), crc)
+            pieces += 1
+            raw_bytes += len(raw)
+            written.put((raw, frame.sequence + 1))
+
+    def _write(self, written: Handover[tuple[bytes, int] | None], sink: Sink) -> None:
+        while (piece := written.get()) is not None:
+            raw, following = piece
+            sink.write(raw)
+            self.raw_bytes += len(raw)
+            self._taken = following
 
     async def _acknowledge(self) -> None:
         """Say what was taken, a hundred times a second at most."""

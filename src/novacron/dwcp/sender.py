@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import os
 import ssl
+import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from novacron.dwcp import frames, sockets
-from novacron.dwcp.compression import LIGHT, Compressor
+from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
 from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
+from novacron.dwcp.pipes import Handover, Source, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 
 STREAMS_MAX = 16
@@ -28,8 +30,14 @@ WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""
 RETAINED_BYTES_MAX = 32 * 1024 * 1024
 """Pages told by reference that are kept until the peer has found them all."""
-UNSENT_FRAMES_MAX = 2
-"""What may wait for a connection. All of it is added to the downtime when the guest stops."""
+UNSENT_FRAMES_DEEP = 192
+"""What may wait for a connection while no one waits for the stream's end: 12 MiB, so that the link is busy while there
+is much to look at and little to send."""
+UNSENT_FRAMES_SHALLOW = 2
+"""What may wait otherwise: all of it is added to the downtime when the guest stops."""
+RATE_GUESS_BYTES_PER_S = 12_500_000.0
+SHALLOW_SHARE = 0.9
+"""Share of what a path can deliver that is used when nothing may wait in it."""
 ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
@@ -42,14 +50,14 @@ OUTAGE_S = 60.0
 STUCK_S = 120.0
 """A peer that answers and takes nothing for so long is given up."""
 REPAIR_PAGES = 15
+CHOOSE_AGAIN_S = 1.0
 QUEUE_RTT_FACTOR = 1.4
 PROBE_S = 1.5
 PROBE_GAIN = 1.08
+PROBE_BLOCKED = 0.8
 PROBE_AGAIN_S = 15.0
 
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
-
-Read = Callable[[], Awaitable[bytes]]
 
 
 class Splitter(Protocol):
@@ -97,6 +105,16 @@ class Counters(msgspec.Struct):
     """Time in which what was ready waited for the link."""
 
 
+class _Marks(NamedTuple):
+    """Where a session's clocks and counters stood at one moment."""
+
+    at: float
+    looking_up_s: float = 0.0
+    compressing_s: float = 0.0
+    blocked_s: float = 0.0
+    wire_bytes: int = 0
+
+
 class SendFailed(Exception):
     """The session broke: says where, and what was found."""
 
@@ -112,6 +130,10 @@ class _Link:
         self.done = False
         self.pinged_at = 0.0
         self.retransmits = 0
+        self.best_rate = 0
+        """Bytes a second that the path delivered at its best."""
+        self.idle = False
+        """Frames are given to the others."""
 
 
 class Sender:
@@ -123,7 +145,7 @@ class Sender:
     def __init__(self, endpoint: Endpoint, peer_host: str, session: str, pool: Pool, options: Options) -> None:
         if options.streams is not None and not 1 <= options.streams <= STREAMS_MAX:
             raise ValueError(f"streams: {options.streams} is not between 1 and {STREAMS_MAX}")
-        self.counters = Counters()
+        self.counters = Counters(method=FIRST if options.method is None else options.method)
         self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
@@ -146,6 +168,26 @@ class Sender:
         self._group: asyncio.TaskGroup | None = None
         self._heard_at = self._moved_at = time.monotonic()
         self._retransmits_lost = 0
+        self._looking_up_s = 0.0
+        self._unsent_max = UNSENT_FRAMES_DEEP
+        self._stopped = False
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """What the path delivers at its best, as far as it was seen; a guess before anything was."""
+        return sum(link.best_rate for link in self._links) or RATE_GUESS_BYTES_PER_S
+
+    @property
+    def backlog_bytes(self) -> float:
+        """Bytes that wait, here or in the path, beyond those that are on their way anyhow."""
+        waiting = sum(len(frame.payload) for frame in self._frames.values())
+        return max(0.0, waiting - self.rate_bytes_per_s * self._path()[1])
+
+    def shallow(self) -> None:
+        """The stream's end may come soon: let little wait from now on, here and in the path."""
+        if self._unsent_max != UNSENT_FRAMES_SHALLOW:
+            self._unsent_max = UNSENT_FRAMES_SHALLOW
+            self._pace()
 
     @property
     def savings(self) -> Savings:
@@ -183,7 +225,7 @@ class Sender:
         """Tell the peer that no more comes, and wait a moment until it has heard."""
         async with asyncio.timeout(LEAVE_TIMEOUT_S):
             connection.put(Frame(FrameType.ERROR, payload=b"the sender gave up"))
-            while (await connection.read()).type is not FrameType.ERROR:
+            while (await connection.read()).type not in (FrameType.ERROR, FrameType.DONE):
                 pass
 
     def _close_ring(self) -> None:
@@ -212,7 +254,6 @@ class Sender:
                 self._acknowledge(welcome.next)
                 for number in welcome.held:
                     self._frames.pop(number, None)
-            connection.pace(self._rate_each())
             self._heard_at = time.monotonic()
             return _Link(connection)
         except msgspec.DecodeError as error:
@@ -251,9 +292,16 @@ class Sender:
         self._encoder.add_base(number, kinds[number], first, digests)
         return len(digests)
 
-    def _rate_each(self) -> int | None:
+    def _pace(self) -> None:
+        """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
         rate = self._options.rate_bytes_per_s
-        return None if rate is None else max(1, rate // max(1, self._wanted))
+        each = None if rate is None else max(1, rate // max(1, self._wanted))
+        for link in self._links:
+            wanted = each
+            if self._unsent_max == UNSENT_FRAMES_SHALLOW and link.best_rate > 0:
+                free = int(link.best_rate * SHALLOW_SHARE)
+                wanted = free if each is None else min(each, free)
+            link.connection.pace(wanted)
 
     async def _serve(self, link: _Link) -> None:
         """Give frames to a connection and hear it until it is lost or done. Raises SendFailed if the peer gives up."""
@@ -280,7 +328,7 @@ class Sender:
     async def _write(self, link: _Link) -> None:
         with contextlib.suppress(*CONNECTION_LOST):  # `_read` sees it too
             while True:
-                await self._until(lambda: bool(self._unsent))
+                await self._until(lambda: bool(self._unsent) and not link.idle)
                 number = self._unsent.popleft()
                 frame = self._frames.get(number)
                 if frame is None:
@@ -348,18 +396,22 @@ class Sender:
 
     # the stream
 
-    async def send(self, read: Read, splitter: Splitter) -> None:
-        """Send what ``read`` returns until it returns nothing, and wait until the peer has it all.
+    async def send(self, source: Source, splitter: Splitter) -> None:
+        """Send all that ``source`` has, and wait until the peer has it all.
 
         Raises SendFailed; the caller must then treat the whole stream as lost.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                self._heard_at = self._moved_at = time.monotonic()
+                for link in self._links:
+                    link.connection.heard_at = self._heard_at
+                self._pace()
                 for link in self._links:
                     link.task = group.create_task(self._serve(link))
                 supervisor = group.create_task(self._supervise())
-                await self._encode(read, splitter)
+                await self._encode(source, splitter)
                 await self._done.wait()
                 supervisor.cancel()
                 # The others have theirs on the way; one that has not is not worth keeping.
@@ -375,67 +427,75 @@ class Sender:
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
             raise
 
-    async def _encode(self, read: Read, splitter: Splitter) -> None:
-        """Read, look pages up, compress, queue: two stages, each with a thread, so that both processors have work."""
+    async def _encode(self, source: Source, splitter: Splitter) -> None:
+        """Read and look pages up in one thread, compress in another, queue here."""
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+        pieces: Handover[Piece | None] = Handover(2, stop)
+        with ThreadPoolExecutor(2, "dwcp-send") as threads:
+            stages = [
+                loop.run_in_executor(threads, self._look_up, source, splitter, pieces),
+                loop.run_in_executor(threads, self._compress, pieces, loop),
+            ]
+            try:
+                for stage in asyncio.as_completed(stages):
+                    await stage
+            finally:
+                stop.set()
+                self._stopped = True
+                self._tick.set()
+                source.abort()
+                await asyncio.gather(*stages, return_exceptions=True)
+
+    def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
         encoder = self._encoder
         assert encoder is not None
-        loop = asyncio.get_running_loop()
-        compressor = Compressor(self._options.method or 1, fixed=self._options.method is not None)
-        pieces: asyncio.Queue[Piece | None] = asyncio.Queue(1)
-        busy_s = 0.0
-
-        def look_up(data: bytes) -> Piece | None:
-            nonlocal busy_s
+        while True:
+            data = source.read()
             started = time.monotonic()
             part, runs = splitter.split(data) if data else splitter.finish()
-            encoder.light = compressor.method == LIGHT
+            encoder.light = self.counters.method == LIGHT
             piece = encoder.encode(part, runs) if part else None
-            busy_s += time.monotonic() - started
-            return piece
+            self._looking_up_s += time.monotonic() - started
+            if piece is not None:
+                pieces.put(piece)
+            if not data:
+                pieces.put(None)
+                return
 
-        async def compress(second: ThreadPoolExecutor) -> None:
-            crc = 0
-            since, busy_before, compressed_before = time.monotonic(), 0.0, 0.0
-            sent_before, blocked_before = 0, 0.0
-            while (piece := await pieces.get()) is not None:
-                # A piece whose pages were not looked up is not worth compressing either.
-                chosen = await loop.run_in_executor(second, compressor.compress, piece.body)
-                encoder.savings.before_compression += len(piece.body)
-                encoder.savings.after_compression += len(chosen[2])
-                crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
-                await self._queue(piece, piece.finish(*chosen))
-                self.counters.method = compressor.method
-                passed = (now := time.monotonic()) - since
-                working = max(busy_s - busy_before, compressor.busy_s - compressed_before) / passed
-                blocked = (self.counters.blocked_s - blocked_before) / passed
-                rate = (self.counters.wire_bytes - sent_before) / passed
-                if compressor.choose(passed, working, blocked, rate) or passed > 1:
-                    since, busy_before, sent_before = now, busy_s, self.counters.wire_bytes
-                    compressed_before, blocked_before = compressor.busy_s, self.counters.blocked_s
-            end = End(self.counters.raw_bytes, self._pieces, crc)
-            self._put(Frame(FrameType.END, self._next, msgspec.msgpack.encode(end)))
-
-        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-            compressing = asyncio.create_task(compress(second))
-            try:
-                while True:
-                    data = await read()
-                    piece = await loop.run_in_executor(first, look_up, data)
-                    if piece is not None:
-                        self.counters.raw_bytes += piece.raw_bytes
-                        await _either(pieces.put(piece), compressing)
-                    if not data:
-                        break
-                await _either(pieces.put(None), compressing)
-                await compressing
-            finally:
-                compressing.cancel()
-                await asyncio.gather(compressing, return_exceptions=True)
+    def _compress(self, pieces: Handover[Piece | None], loop: asyncio.AbstractEventLoop) -> None:
+        encoder = self._encoder
+        assert encoder is not None
+        compressor = Compressor(self.counters.method, fixed=self._options.method is not None)
+        crc = raw_bytes = 0
+        since = _Marks(time.monotonic())
+        while (piece := pieces.get()) is not None:
+            chosen = compressor.compress(piece.body)
+            encoder.savings.before_compression += len(piece.body)
+            encoder.savings.after_compression += len(chosen[2])
+            crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
+            raw_bytes += piece.raw_bytes
+            asyncio.run_coroutine_threadsafe(self._queue(piece, piece.finish(*chosen)), loop).result()
+            now = _Marks(
+                time.monotonic(), self._looking_up_s, compressor.busy_s, self.counters.blocked_s,
+                self.counters.wire_bytes,
+            )  # fmt: skip
+            passed = now.at - since.at
+            working = max(now.looking_up_s - since.looking_up_s, now.compressing_s - since.compressing_s) / passed
+            blocked = (now.blocked_s - since.blocked_s) / passed
+            rate = (now.wire_bytes - since.wire_bytes) / passed
+            if compressor.choose(passed, working, blocked, rate) or passed > CHOOSE_AGAIN_S:
+                since = now
+            self.counters.method = compressor.method
+        end = msgspec.msgpack.encode(End(raw_bytes, self._pieces, crc))
+        loop.call_soon_threadsafe(lambda: self._put(Frame(FrameType.END, self._next, end)))
 
     async def _queue(self, piece: Piece, data: bytes) -> None:
         for start in range(0, len(data), frames.PAYLOAD_BYTES_MAX):
             started = time.monotonic()
-            await self._until(self._has_room)
+            await self._until(lambda: self._stopped or self._has_room())
+            if self._stopped:
+                raise Stopped
             self.counters.blocked_s += time.monotonic() - started
             part = data[start : start + frames.PAYLOAD_BYTES_MAX]
             more = start + len(part) < len(data)
@@ -444,10 +504,11 @@ class Sender:
         self._retained.append((self._next - 1, self._pieces, size, piece.referenced))
         self._retained_bytes += size
         self._pieces += 1
+        self.counters.raw_bytes += piece.raw_bytes
 
     def _has_room(self) -> bool:
         return (
-            len(self._unsent) < UNSENT_FRAMES_MAX
+            len(self._unsent) < self._unsent_max
             and self._next - self._acked < WINDOW_FRAMES
             and self._retained_bytes < RETAINED_BYTES_MAX
         )
@@ -480,7 +541,12 @@ class Sender:
                         link.connection.put(PING)
             lost = lost or not self._links
             self._measure()
-            self._wanted = probe.step(now, self.counters, self._acked, len(self._unsent), self._path())
+            paths = [measured for link in self._links if (measured := link.connection.measured()) is not None]
+            if self._unsent_max == UNSENT_FRAMES_DEEP:
+                self._wanted = probe.step(now, self.counters.blocked_s, paths)
+            for number, link in enumerate(self._links):
+                link.idle = number >= self._wanted
+            self._tick.set()
             joining = [self._join() for _ in range(self._wanted - len(self._links))]
             for joined in await asyncio.gather(*joining, return_exceptions=True):
                 if isinstance(joined, _Link):
@@ -490,8 +556,8 @@ class Sender:
                     joined.task = self._group.create_task(self._serve(joined))
                 elif not isinstance(joined, CONNECTION_LOST):
                     raise joined
-            for link in self._links if joining else ():
-                link.connection.pace(self._rate_each())
+            if joining:
+                self._pace()
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def _path(self) -> tuple[float, float]:
@@ -502,61 +568,48 @@ class Sender:
         return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
 
     def _measure(self) -> None:
-        self.counters.streams = len(self._links)
+        self.counters.streams = sum(not link.idle for link in self._links)
         for link in self._links:
             measured = link.connection.measured()
             if measured is not None:
                 link.retransmits = measured.retransmits
+                link.best_rate = max(link.best_rate, measured.delivery_rate)
                 self.counters.rtt_ms = round(measured.rtt_s * 1e3, 1)
         self.counters.retransmits = self._retransmits_lost + sum(link.retransmits for link in self._links)
 
 
 class _Probe:
-    """Decides how many connections a path wants: one more where data waits, the bottleneck has no queue, and the last
-    one made a difference."""
+    """Decides how many connections a path wants: one more where data waits and the bottleneck has no queue, and one
+    less again if that made no difference."""
 
     def __init__(self, wanted: int, *, fixed: bool) -> None:
         self.wanted = wanted
         self._fixed = fixed
         self._at = time.monotonic()
-        self._acked = 0
         self._blocked_s = 0.0
         self._rate = 0.0
         self._probing = False
         self._not_before = 0.0
 
-    def step(self, now: float, counters: Counters, acked: int, unsent: int, path: tuple[float, float]) -> int:
-        """Return how many connections there should be."""
+    def step(self, now: float, blocked_s: float, paths: Sequence[sockets.Measured]) -> int:
+        """Return how many connections there should be. ``blocked_s`` is the time in which data waited so far."""
         passed = now - self._at
-        if self._fixed or passed < PROBE_S:
+        if self._fixed or passed < PROBE_S or not paths:
             return self.wanted
-        rate = (acked - self._acked) / passed
-        blocked = (counters.blocked_s - self._blocked_s) / passed
-        self._at, self._acked, self._blocked_s = now, acked, counters.blocked_s
-        rtt, rtt_min = path
+        blocked = (blocked_s - self._blocked_s) / passed
+        rate = float(sum(path.delivery_rate for path in paths))
+        self._at, self._blocked_s = now, blocked_s
         if self._probing:
             self._probing = False
             if rate < self._rate * PROBE_GAIN:
+                self.wanted -= 1
                 self._not_before = now + PROBE_AGAIN_S
         elif (
-            blocked > 0.5
-            and unsent > 0
-            and rtt < rtt_min * QUEUE_RTT_FACTOR
+            blocked > PROBE_BLOCKED
             and self.wanted < STREAMS_MAX
             and now > self._not_before
+            and all(path.rtt_s < path.rtt_min_s * QUEUE_RTT_FACTOR for path in paths)
         ):
             self._probing, self._rate = True, rate
             self.wanted += 1
         return self.wanted
-
-
-async def _either(wanted: Awaitable[None], other: asyncio.Task[None]) -> None:
-    """Wait for ``wanted``, or raise what ended ``other`` before it."""
-    task = asyncio.ensure_future(wanted)
-    try:
-        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
-        if other.done():
-            other.result()
-        await task
-    finally:
-        task.cancel()

@@ -31,6 +31,8 @@ ZERO_PAGE = bytes(PAGE)
 class FileBase:
     """Pages in a file, in the order of their digests."""
 
+    sealed = True
+
     def __init__(self, kind: str, name: str, path: Path, digests: Sequence[bytes]) -> None:
         self.kind, self.name, self.digests = kind, name, digests
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -49,13 +51,17 @@ class ScatteredBase:
 
     def __init__(
         self, kind: str, name: str, read: Callable[[int, int], bytes], places: Sequence[tuple[int, int]],
-        digests: Sequence[bytes],
+        digests: Sequence[bytes], *, sealed: bool,
     ) -> None:  # fmt: skip
-        self.kind, self.name, self.digests = kind, name, digests
+        self.kind, self.name, self.digests, self.sealed = kind, name, digests, sealed
         self._read, self._places = read, places
 
     def read(self, index: int, count: int) -> bytes:
-        return b"".join(self._read(*place).ljust(PAGE, b"\0") for place in self._places[index : index + count])
+        places = self._places[index : index + count]
+        first, last = places[0], places[-1]
+        if last[0] - first[0] == (count - 1) * PAGE and all(length == PAGE for _, length in places[:-1]):
+            return self._read(first[0], last[0] + last[1] - first[0]).ljust(count * PAGE, b"\0")
+        return b"".join(self._read(*place).ljust(PAGE, b"\0") for place in places)
 
 
 def write_index(path: Path, hash: PageHash, digests: Sequence[bytes]) -> None:

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
+from novacron.model.forecast import Forecast
+
 
 class Phase(StrEnum):
     """Where a migration stands.
@@ -46,6 +48,23 @@ class Kind(StrEnum):
     COLD = "cold"
 
 
+class Savings(msgspec.Struct, frozen=True):
+    """Bytes of memory that did not have to be sent as they are, by what they were told as instead."""
+
+    zero: int = 0
+    session: int = 0
+    """The same page was sent before in this migration."""
+    image: int = 0
+    """In the VM's image, which the target holds."""
+    sibling: int = 0
+    """In another VM of the project, which is at the target or was."""
+    checkpoint: int = 0
+    """In what this VM left behind at the target when it was there before."""
+    difference: int = 0
+    """Sent as what has changed since the page was sent before."""
+    compression: int = 0
+
+
 class Progress(msgspec.Struct, frozen=True):
     """What the source measures while memory flows."""
 
@@ -59,7 +78,21 @@ class Progress(msgspec.Struct, frozen=True):
     rate_bytes_per_s: int = 0
     passes: int = 0
     streams: int = 0
+    rtt_ms: float = 0.0
+    """Round trip of the link, as TCP sees it, queues included."""
+    retransmits: int = 0
+    resumed: int = 0
+    """How often the session went on after all of its connections were lost."""
+    repaired_pages: int = 0
+    """Pages that were damaged in the target's stores, and sent."""
+    savings: Savings = Savings()
     elapsed_s: float = 0.0
+    throttle_percent: int = 0
+    """How much of its processor time the guest is denied, so that it writes less."""
+    first_forecast: Forecast | None = None
+    """What was foreseen when memory began to flow."""
+    forecast: Forecast | None = None
+    """What is foreseen now; at the end, what was foreseen last before the guest stopped."""
     downtime_ms: float | None = None
     """From the guest's stop at the source to its first instruction at the target, as the server saw it."""
 

@@ -9,7 +9,14 @@ import msgspec
 from novacron.qemu.monitor import Monitor
 
 RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
-CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False}
+CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
+NEVER_MS = 0
+"""A downtime limit that only a guest which writes nothing keeps: QEMU then goes on sending."""
+NOW_MS = 60_000
+NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
+"""How much the guest must write, in percent of what was sent, before QEMU slows it down."""
+THROTTLE_FIRST_PERCENT, THROTTLE_MORE_PERCENT = 30, 20
+"""The first step and the further ones."""
 
 
 class TransferStatus(msgspec.Struct, frozen=True):
@@ -21,6 +28,7 @@ class TransferStatus(msgspec.Struct, frozen=True):
     dirty_bytes_per_s: int = 0
     passes: int = 0
     error: str = ""
+    throttle_percent: int = 0
 
 
 async def _set_up(monitor: Monitor) -> None:
@@ -34,14 +42,30 @@ async def receive(monitor: Monitor, path: Path) -> None:
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
-async def send(monitor: Monitor, path: Path, downtime_limit_ms: int) -> None:
-    """Let QEMU migrate to a Unix socket; the guest stops when the rest fits into ``downtime_limit_ms``."""
+async def send(monitor: Monitor, path: Path) -> None:
+    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``)."""
     await _set_up(monitor)
     await monitor.execute(
         "migrate-set-parameters",
-        {"max-bandwidth": RATE_UNLIMITED_BYTES_PER_S, "downtime-limit": downtime_limit_ms},
+        {
+            "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
+            "downtime-limit": NEVER_MS,
+            "throttle-trigger-threshold": NEVER_PERCENT,
+            "cpu-throttle-initial": THROTTLE_FIRST_PERCENT,
+            "cpu-throttle-increment": THROTTLE_MORE_PERCENT,
+        },
     )
     await monitor.execute("migrate", {"uri": f"unix:{path}"})
+
+
+async def switch(monitor: Monitor) -> None:
+    """Let QEMU stop the guest and send the rest, however much it thinks that is."""
+    await monitor.execute("migrate-set-parameters", {"downtime-limit": NOW_MS})
+
+
+async def throttle(monitor: Monitor) -> None:
+    """Let QEMU slow the guest down, more with every pass in which it still writes much."""
+    await monitor.execute("migrate-set-parameters", {"throttle-trigger-threshold": ALWAYS_PERCENT})
 
 
 async def status(monitor: Monitor) -> TransferStatus:
@@ -54,4 +78,5 @@ async def status(monitor: Monitor) -> TransferStatus:
         dirty_bytes_per_s=ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096),
         passes=ram.get("dirty-sync-count", 0),
         error=answer.get("error-desc", ""),
+        throttle_percent=answer.get("cpu-throttle-percentage", 0),
     )

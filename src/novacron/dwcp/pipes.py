@@ -1,0 +1,99 @@
+"""The ends of a stream, as threads read and write them; and how threads hand work on."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import select
+import socket
+import threading
+from typing import Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+PIECE_BYTES = 512 * 1024
+"""A source returns about so much at once where there is so much."""
+GATHER_MS = 1
+"""How long a source waits for more before it returns less."""
+CHECK_S = 0.2
+
+
+class Source(Protocol):
+    """Where a stream comes from."""
+
+    def read(self) -> bytes:
+        """Wait for the stream's next bytes; return nothing at its end. Raises OSError."""
+        ...
+
+    def abort(self) -> None:
+        """Let ``read`` return or raise at once, in whichever thread it waits."""
+        ...
+
+
+class Sink(Protocol):
+    """Where a stream goes."""
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``. Raises OSError."""
+        ...
+
+    def abort(self) -> None:
+        """Let ``write`` return or raise at once, in whichever thread it waits."""
+        ...
+
+
+class SocketPipe:
+    """A connected socket as a source and a sink."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        self._socket = connection
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def read(self) -> bytes:
+        data = self._socket.recv(PIECE_BYTES)
+        if not data:
+            return data
+        parts, size = [data], len(data)
+        while size < PIECE_BYTES and self._poll.poll(GATHER_MS):
+            data = self._socket.recv(PIECE_BYTES - size)
+            if not data:
+                break  # the next read meets the end again
+            parts.append(data)
+            size += len(data)
+        return b"".join(parts)
+
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class Stopped(Exception):
+    """The other threads of a stream have ended: nobody takes or gives any more."""
+
+
+class Handover(Generic[T]):
+    """A short queue between two threads, both of which learn when it is over."""
+
+    def __init__(self, size: int, stop: threading.Event) -> None:
+        self._queue: queue.Queue[T] = queue.Queue(size)
+        self._stop = stop
+
+    def put(self, item: T) -> None:
+        """Wait for room and hand ``item`` on. Raises Stopped."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=CHECK_S)
+                return
+        raise Stopped
+
+    def get(self) -> T:
+        """Wait for the next item. Raises Stopped."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=CHECK_S)
+        raise Stopped

@@ -1,0 +1,127 @@
+"""DWCP between two hosts with real guests: what the target has, bad links, and what is left in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import Object, boot, delete, pause, until_ended, until_settled, watching
+
+
+def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: float = 60) -> str:
+    """Type a command at the guest's shell; return what it printed up to a line that begins with ``answer``."""
+    console = subprocess.Popen(
+        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={"NOVACRON_CONFIG": str(victim.config), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert console.stdin is not None
+    try:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            console.stdin.write(f"\n{command}\n".encode())
+            console.stdin.flush()
+            for _ in range(20):
+                time.sleep(0.25)
+                now = victim.client.get("vms", vm["id"])
+                for line in reversed(victim.console_log(now).splitlines()):
+                    if line.startswith(answer):
+                        return line
+        raise AssertionError(f"the guest does not answer {command!r}:\n{victim.console_log(now)[-500:]}")
+    finally:
+        console.kill()
+        console.wait()
+
+
+def checksum(victim: Platform, vm: Object) -> str:
+    """Return the checksum, taken inside the guest, of what it holds in memory."""
+    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
+    line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
+    found = line.partition("-")[2].strip()
+    assert len(found) == 32
+    return found
+
+
+def test_going_back_costs_next_to_nothing_and_memory_is_what_it_was(victim: Platform) -> None:
+    vm = boot(victim, "returns", 40, image="noisy")
+    before = checksum(victim, vm)
+    for target in ("host-b", "host-a", "host-b"):
+        migration = victim.client.act("vms", "returns", "migrate", {"target": target})
+        assert until_ended(victim, migration["id"])["phase"] == "completed"
+        until_settled(victim, vm)
+        found = victim.client.get("migrations", migration["id"])["progress"]
+        if migration["source"] == "host-a" and target == "host-b" and not found["savings"]["checkpoint"]:
+            assert found["wire_bytes"] > 40_000_000, "the first time, random data has to be sent"
+        else:
+            assert found["wire_bytes"] < 4_000_000 and found["savings"]["checkpoint"] > 40_000_000
+        until(lambda t=migration["source"]: "kept what a VM left" in victim.agents[t].log.read_text(), "it is kept", 20)
+        pause(1.5)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> None:
+    one, other = boot(victim, "sibling", 41, node="host-b"), boot(victim, "comes", 42)
+    victim.cli("vm", "migrate", "comes", "--to", "host-b")
+    until_settled(victim, other)
+    newest = next(iter(victim.client.list("migrations", limit=1)))
+    assert newest["progress"]["savings"]["sibling"] > 10_000_000
+    assert newest["progress"]["savings"]["image"] > 0
+    shown = victim.cli("migration", "show", newest["id"]).stdout
+    assert "SAVED: SIBLING" in shown and "ROUND TRIP" in shown
+    for vm in (one, other):
+        delete(victim, vm)
+
+
+def test_damaged_page_stores_are_noticed_and_made_up_for(victim: Platform) -> None:
+    vm = boot(victim, "damaged", 43, image="noisy")
+    before = checksum(victim, vm)
+    victim.cli("vm", "migrate", "damaged", "--to", "host-b")
+    until_settled(victim, vm)
+    store = victim.directory / "host-a" / "agent" / "pages" / "default" / f"checkpoint-{vm['id']}" / "pages"
+    until(store.exists, "what it left behind is kept", 20)
+    with store.open("r+b") as file:
+        for offset in range(0, store.stat().st_size, 1 << 20):
+            file.seek(offset)
+            file.write(b"damage")
+    victim.cli("vm", "migrate", "damaged", "--to", "host-a")
+    until_settled(victim, vm)
+    newest = next(iter(victim.client.list("migrations", limit=1)))
+    assert newest["progress"]["repaired_pages"] > 20
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+@pytest.mark.parametrize(
+    ("moment", "outage_s"),
+    [("early", 10.0), ("early", 0.0), ("late", 10.0), pytest.param("early", 45.0, marks=pytest.mark.slow),
+     pytest.param("late", 45.0, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_a_dead_link_costs_the_outage_and_not_the_migration(victim: Platform, moment: str, outage_s: float) -> None:
+    number = {"early": 44, "late": 45}[moment]
+    vm = boot(victim, f"patient-{number}", number, image="noisy")
+    before = checksum(victim, vm)
+    with watching(victim, number) as client:
+        migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
+        wanted = 5_000_000 if moment == "early" else 38_000_000
+        until(
+            lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > wanted,
+            "it is on its way",
+        )
+        host = victim.host("host-a")
+        host.cut()
+        pause(outage_s)
+        host.mend()
+        ended = until_ended(victim, migration["id"], 120)
+        assert ended["phase"] == "completed", ended["error"]
+        assert until_settled(victim, vm)["node"] == "host-b"
+        now = client.last
+        until(lambda: client.last > now + 20, "the guest counts on", 60)
+        assert client.broken is None and client.missing_numbers() == 0
+    assert checksum(victim, vm) == before
+    delete(victim, vm)

@@ -1,0 +1,42 @@
+"""What is foreseen of a migration."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.model.forecast import SWITCH_S, Path, downtime_s, forecast
+
+LINK = Path(rate=12.5e6, rtt_s=0.05, ratio=0.4)
+
+
+def test_a_guest_that_writes_little_converges() -> None:
+    found = forecast(400e6, 2e6, LINK, 0.2)
+    assert found.converges and 12.8 < found.total_s < 15 and found.downtime_ms <= 200
+
+
+def test_a_guest_that_writes_faster_than_the_link_does_not_and_is_told_why() -> None:
+    found = forecast(400e6, 60e6, LINK, 0.2)
+    assert not found.converges
+    assert "writes 60.0 MB/s" in found.reason and "takes 31.2 MB/s" in found.reason and "200 ms" in found.reason
+
+
+def test_what_waits_for_the_link_is_part_of_the_downtime() -> None:
+    idle = downtime_s(0, LINK)
+    assert idle == pytest.approx(SWITCH_S + 0.025)
+    assert downtime_s(0, Path(12.5e6, 0.05, 0.4, backlog=12.5e6)) == pytest.approx(idle + 1.0)
+
+
+@given(
+    st.floats(0, 1e12), st.floats(0, 1e10), st.floats(1, 1e10), st.floats(0, 1), st.floats(1e-4, 2), st.floats(0.01, 10)
+)
+def test_every_forecast_ends_and_keeps_its_word(
+    left: float, dirty: float, rate: float, rtt: float, ratio: float, limit: float
+) -> None:
+    found = forecast(left, dirty, Path(rate, rtt, ratio), limit)
+    assert found.total_s >= 0
+    if found.converges:
+        assert found.downtime_ms <= limit * 1e3 + 0.1 and found.reason == ""
+    else:
+        assert found.reason
