@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
+import re
+import socket
 import sys
 import tempfile
 import threading
@@ -15,13 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench import bare
+from bench import bare, datapath
 from bench.report import Figure, median, report
 from lab.guest import CounterClient
-from lab.hosts import Wan, lab, missing
+from lab.hosts import Host, Wan, lab, missing
 from lab.images import guests_dir
 from lab.platform import Object, Platform, clean_up_when_ended, default_cache, open_directory, platform, until
-from novacron.qemu.command import console_log_path
+from novacron.qemu.command import console_log_path, monitor_path
+from novacron.qemu.monitor import Monitor
 
 MEMORY_MIB = 1024
 SETTLE_S = 4.0
@@ -31,6 +35,13 @@ AROUND_S = 2.0
 SWITCH_S = 1.0
 READY = "tiny guest: ready"
 IDLE_MOVES = 30
+GIVE_UP_S = 60.0
+OTHER_LINKS = (
+    Wan(500_000_000, 20.0, 0.0001),
+    Wan(100_000_000, 100.0, 0.01),
+    Wan(100_000_000, 150.0, 0.001),
+    Wan(100_000_000, 200.0, 0.001),
+)
 
 Samples = list[float]
 
@@ -38,10 +49,11 @@ Samples = list[float]
 class Move:
     """One migration as it was measured."""
 
-    def __init__(self, total_s: float, sent_mb: float, downtime_ms: float, progress: Object, use: float) -> None:
-        self.total_s, self.sent_mb, self.downtime_ms, self.progress, self.use = (
-            total_s, sent_mb, downtime_ms, progress, use,
-        )  # fmt: skip
+    def __init__(
+        self, total_s: float, sent_mb: float, downtime_ms: float, progress: Object, use: LinkUse, rate: int
+    ) -> None:
+        self.total_s, self.sent_mb, self.downtime_ms, self.progress = total_s, sent_mb, downtime_ms, progress
+        self.use, self.memory_mb = use.share(rate), use.memory_mb
 
     def __str__(self) -> str:
         p = self.progress
@@ -58,6 +70,10 @@ class LinkUse:
         pids = [service.process.pid for service in p.agents.values() if service.process is not None]
         self._counters = [Path(f"/proc/{pid}/net/dev") for pid in pids]
         self._samples: list[tuple[float, int]] = []
+        self._status = [Path(f"/proc/{pid}/status") for pid in pids]
+        self._memory_before = self._memory()
+        self.memory_mb = 0.0
+        """What an agent's memory grew by at most."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -78,6 +94,13 @@ class LinkUse:
                 if "wan:" in line
             )
             self._samples.append((time.monotonic(), delivered))
+            grown = [now - before for now, before in zip(self._memory(), self._memory_before, strict=True)]
+            self.memory_mb = max(self.memory_mb, *grown)
+
+    def _memory(self) -> list[float]:
+        """Return each agent's anonymous memory in MB."""
+        found = [re.search(r"RssAnon:\s+(\d+) kB", path.read_text()) for path in self._status]
+        return [int(match[1]) * 1024 / 1e6 if match else 0.0 for match in found]
 
     def share(self, capacity_bit_per_s: float) -> float:
         """Return the link's use in the middle of what was sent: where data waited from end to end."""
@@ -125,12 +148,15 @@ def move(p: Platform, name: str, target: str, number: int, timeout_s: float = 18
         raise RuntimeError(f"the guest's client lost lines: {client.broken}")
     client.close()
     gap = client.longest_gap_ms(at - SWITCH_S, at + SWITCH_S)
-    made = Move(ended - created, sent, gap, newest["progress"], use.share(p.lab.wan.rate_bit_per_s))
+    made = Move(ended - created, sent, gap, newest["progress"], use, p.lab.wan.rate_bit_per_s)
     print(f"  {name} to {target}: {made}", flush=True)
     return made
 
 
-def native(p: Platform, directory: Path, images: Path, image: str, mode: str, memory_mib: int = MEMORY_MIB) -> Move:
+def native(
+    p: Platform, directory: Path, images: Path, image: str, mode: str, memory_mib: int = MEMORY_MIB,
+    timeout_s: float = bare.MIGRATE_TIMEOUT_S,
+) -> Move:  # fmt: skip
     """Migrate a bare guest with one of QEMU's own ways."""
     machines = [
         bare.Bare(directory / f"bare-{h.name}", images, h, memory_mib, f"198.19.0.{h.number + 10}/24", image)
@@ -147,7 +173,7 @@ def native(p: Platform, directory: Path, images: Path, image: str, mode: str, me
         until(lambda: client.last > 20, "the bare guest counts")
         before = p.lab.link_bytes()
         with LinkUse(p) as use:
-            total_s = asyncio.run(bare.migrate(source, destination, mode))
+            total_s = asyncio.run(bare.migrate(source, destination, mode, timeout_s))
         ended = time.monotonic()
         sent = (p.lab.link_bytes() - before) / 1e6
         time.sleep(AROUND_S)
@@ -156,7 +182,7 @@ def native(p: Platform, directory: Path, images: Path, image: str, mode: str, me
     finally:
         for machine in machines:
             machine.stop()
-    made = Move(total_s, sent, gap, {"passes": 0, "elapsed_s": total_s}, use.share(p.lab.wan.rate_bit_per_s))
+    made = Move(total_s, sent, gap, {"passes": 0, "elapsed_s": total_s}, use, p.lab.wan.rate_bit_per_s)
     print(f"  QEMU's own, {mode}: {made}", flush=True)
     return made
 
@@ -227,10 +253,156 @@ def situations(directory: Path, images: Path, rounds: int, modes: list[str]) -> 
     return figures
 
 
+def idle_moves(directory: Path, images: Path, count: int) -> list[Figure]:
+    """An idle guest moves there and back."""
+    with site(directory, LINK, images) as p:
+        boot(p, "idle", "tiny", "host-a", 23, 512)
+        moves = [move(p, "idle", ("host-b", "host-a")[number % 2], 23) for number in range(count)]
+        delete(p, "idle")
+    times = sorted(m.total_s for m in moves)
+    p95 = times[min(len(times) - 1, int(len(times) * 0.95))]
+    return [
+        Figure(f"idle guest, {count} migrations, p95 of request to end", p95, "s", 5.0, tuple(times)),
+        median("  downtime for a client", [m.downtime_ms for m in moves], "ms", 250.0),
+    ]
+
+
+def writer(directory: Path, images: Path, rounds: int) -> list[Figure]:
+    """A guest that writes faster than the link takes it."""
+    moves, throttled = [], []
+    with site(directory, LINK, images) as p:
+        for number in range(rounds):
+            name = f"writer-{number}"
+            boot(p, name, "writer", "host-a", 24, 512)
+            moves.append(move(p, name, "host-b", 24))
+            throttled.append(float(moves[-1].progress["throttle_percent"]))
+            delete(p, name)
+        try:
+            native(p, directory, images, "writer", "multifd, zstd", 512, GIVE_UP_S)
+            peer = f"QEMU's own converged within {GIVE_UP_S:.0f} s"
+        except TimeoutError:
+            peer = f"QEMU's own (multifd, zstd) had not converged after {GIVE_UP_S:.0f} s"
+    return [
+        Figure("write-heavy guest: runs that completed", len(moves) / rounds * 100, "%", 100.0, (), True),
+        median(f"  request to end ({peer})", [m.total_s for m in moves], "s"),
+        median("  downtime for a client", [m.downtime_ms for m in moves], "ms"),
+        median("  processor time denied at the end", throttled, "%"),
+    ]
+
+
+def links(directory: Path, images: Path) -> list[Figure]:
+    """The mixed guest over other links: QEMU's best way, the first time, coming back."""
+    figures = []
+    for link in OTHER_LINKS:
+        with site(directory, link, images) as p:
+            peer = native(p, directory, images, "mixed", "multifd, zstd")
+            boot(p, "far", "mixed", "host-a", 25)
+            first = move(p, "far", "host-b", 25)
+            back = move(p, "far", "host-a", 25)
+            delete(p, "far")
+        figures += [
+            Figure(f"{link}: QEMU's multifd, zstd", peer.total_s, "s"),
+            Figure("  first time, image known", first.total_s, "s"),
+            Figure("  coming back", back.total_s, "s"),
+            Figure("  downtime for a client, first time", first.downtime_ms, "ms"),
+        ]
+        if link.rate_bit_per_s == 500_000_000:
+            figures.append(Figure("  link use while data waits", first.use * 100, "%", 85.0, (), True))
+    return figures
+
+
+def record(directory: Path, images: Path) -> tuple[Path, int]:
+    """Record the migration stream of the mixed guest; return its file, and the guest's memory in bytes."""
+    guest = bare.Bare(directory / "recorded", images, Host("here", None, 1), MEMORY_MIB, None, "mixed")
+    path, stream = directory / "stream.sock", directory / "stream.bin"
+    guest.start()
+    try:
+        until(lambda: console_log_path(guest.directory).exists(), "the guest starts")
+        guest.until_ready()
+        time.sleep(SETTLE_S)
+        asyncio.run(_record(guest, path, stream))
+    finally:
+        guest.stop()
+    return stream, MEMORY_MIB << 20
+
+
+async def _record(guest: bare.Bare, path: Path, stream: Path) -> None:
+    loop = asyncio.get_running_loop()
+    monitor = await Monitor.connect(monitor_path(guest.directory), lambda *_: None, lambda: True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(1)
+        server.setblocking(False)
+        unlimited = {"max-bandwidth": bare.BANDWIDTH_BYTES_PER_S, "downtime-limit": bare.DOWNTIME_LIMIT_MS}
+        await monitor.execute("migrate-set-parameters", unlimited)
+        await monitor.execute("migrate", {"uri": f"unix:{path}"})
+        connection, _ = await loop.sock_accept(server)
+        with connection, stream.open("wb") as file:
+            while data := await loop.sock_recv(connection, 1 << 20):
+                file.write(data)
+    await monitor.close()
+
+
+def data_path(directory: Path, images: Path, rounds: int) -> list[Figure]:
+    """The codec and the loopback path on a recorded stream; what a connection that waits saves."""
+    stream, memory = record(directory, images)
+    size = stream.stat().st_size
+    coded = [datapath.codec(stream, directory) for _ in range(rounds)]
+    carried = [size / 1e6 / datapath.loopback(stream, directory) for _ in range(rounds)]
+    stream.unlink()
+    with lab(f"nvb{os.getpid()}", default_cache(), LINK) as hosts:
+        cold, warm = datapath.handshakes(hosts.hosts, directory, max(3, rounds))
+    return [
+        median(
+            "codec, first time: memory per byte sent", [memory / sent for _, sent in coded], "x", 7.1, at_least=True
+        ),
+        median("  stream per byte sent", [size / sent for _, sent in coded], "x", 7.1, at_least=True),
+        median("  stream taken, one thread", [size / 1e6 / s for s, _ in coded], "MB/s", 180.0, at_least=True),
+        median("data path over loopback, TLS, one process a side", carried, "MB/s", 400.0, at_least=True),
+        median("session opened on a new connection, 50 ms round trip", cold, "ms"),
+        median("  on one that waits", warm, "ms"),
+        median("  saved", [c - w for c, w in zip(cold, warm, strict=True)], "ms"),
+    ]
+
+
+def plot(figures: list[Figure], path: Path) -> None:
+    """Draw seconds and megabytes of each way to migrate as an SVG: no library is needed for bars."""
+    rows: list[tuple[str, float, float]] = []
+    for first, second in itertools.pairwise(figures):
+        if second.name.strip() == "bytes on the link":
+            rows.append((first.name, first.value, second.value))
+    for number, figure in enumerate(figures):
+        if figure.name.endswith(": request to end"):
+            sent = next(f.value for f in figures[number:] if f.name.strip() == "bytes on the link")
+            rows.append((figure.name.removesuffix(": request to end"), figure.value, sent))
+    rows = [row for row in rows if not row[0].startswith("  ")]
+    wide = 300
+    slowest, most = max(row[1] for row in rows), max(row[2] for row in rows)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{60 + 26 * len(rows)}" font-family="sans-serif"'
+        ' font-size="13"><rect width="100%" height="100%" fill="white"/>',
+        '<text x="300" y="24" font-weight="bold">seconds</text>',
+        '<text x="640" y="24" font-weight="bold">MB on the link</text>',
+    ]
+    for number, (name, seconds, megabytes) in enumerate(rows):
+        y = 40 + 26 * number
+        long, large = seconds / slowest * wide * 0.85, max(1.0, megabytes / most * wide * 0.85)
+        colour = "#8a8f98" if name.startswith("QEMU") else "#2563eb"
+        lines += [
+            f'<text x="290" y="{y + 14}" text-anchor="end">{name}</text>',
+            f'<rect x="300" y="{y}" width="{long:.0f}" height="18" fill="{colour}"/>',
+            f'<text x="{306 + long:.0f}" y="{y + 14}">{seconds:.1f}</text>',
+            f'<rect x="640" y="{y}" width="{large:.0f}" height="18" fill="{colour}"/>',
+            f'<text x="{646 + large:.0f}" y="{y + 14}">{megabytes:.1f}</text>',
+        ]
+    path.write_text("\n".join([*lines, "</svg>", ""]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="script/bench dwcp", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and links, under five minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time and bytes there, as SVG")
     arguments = parser.parse_args()
     lacks = missing()
     if lacks:
@@ -238,11 +410,17 @@ def main() -> int:
         return 1
     clean_up_when_ended()
     images = guests_dir()
-    rounds = 1 if arguments.quick else 5
+    rounds = 1 if arguments.quick else 3
     modes = ["multifd, zstd"] if arguments.quick else list(bare.MODES)
-    figures: list[Figure] = []
     with open_directory("nvb-") as directory:
-        figures += situations(directory, images, rounds, modes)
+        figures = situations(directory, images, rounds, modes)
+        if arguments.plot is not None:
+            plot(figures, arguments.plot)
+        figures += data_path(directory, images, rounds)
+        if not arguments.quick:
+            figures += idle_moves(directory, images, IDLE_MOVES)
+            figures += writer(directory, images, rounds)
+            figures += links(directory, images)
     report("dwcp", figures, arguments.json)
     return 0
 

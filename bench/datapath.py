@@ -1,0 +1,182 @@
+"""DWCP's data path alone: a recorded stream of a guest through the codec, and between two processes over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection as Channel
+from pathlib import Path
+
+from lab.hosts import Host
+from novacron import pki
+from novacron.dwcp.compression import FIRST, Compressor
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.pages import Encoder, PageHash
+from novacron.dwcp.receiver import Listener, Terms
+from novacron.dwcp.ring import Ring
+from novacron.dwcp.sender import Options, Sender
+from novacron.qemu.stream import Splitter
+
+KEY = b"k" * 32
+PIECE_BYTES = 512 * 1024
+
+
+class Recorded:
+    """A recorded stream as a source."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+
+    def read(self) -> bytes:
+        return self._file.read(PIECE_BYTES)
+
+    def abort(self) -> None:
+        pass
+
+
+class Nowhere:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+
+    def abort(self) -> None:
+        pass
+
+
+def codec(stream: Path, directory: Path, method: int = FIRST) -> tuple[float, int]:
+    """Encode and compress a stream in one thread; return the seconds that took, and the bytes that came out."""
+    encoder, compressor, splitter = Encoder(PageHash(KEY), Ring(directory)), Compressor(method, fixed=True), Splitter()
+    source, sent = Recorded(stream), 0
+    started = time.monotonic()
+    while True:
+        data = source.read()
+        part, runs = splitter.split(data) if data else splitter.finish()
+        if part:
+            piece = encoder.encode(part, runs)
+            sent += len(piece.finish(*compressor.compress(piece.body)))
+        if not data:
+            return time.monotonic() - started, sent
+
+
+def issue(directory: Path) -> None:
+    """Make a CA and the certificates of nodes a and b."""
+    authority = pki.Authority.open(directory / "ca")
+    for name in ("a", "b"):
+        key = pki.new_key()
+        pki.write_secret(directory / f"{name}.key", pki.key_pem(key))
+        pki.write_secret(directory / f"{name}.crt", authority.issue_node(pki.certificate_request(key, name), name))
+
+
+def _listener(directory: Path) -> Listener:
+    files = (directory / "ca" / "ca.crt", directory / "b.crt", directory / "b.key")
+    return Listener(pki.mutual_tls(*files, server=True), pki.peer_name)
+
+
+def _pool(directory: Path) -> Pool:
+    files = (directory / "ca" / "ca.crt", directory / "a.crt", directory / "a.key")
+    return Pool(lambda: pki.mutual_tls(*files, server=False))
+
+
+def _receive(directory: Path, channel: Channel) -> None:
+    async def serve() -> None:
+        listener = _listener(directory)
+        async with listener.listen("127.0.0.1", 0) as port:
+            with listener.expect("s", "a", Terms(KEY, directory / "rings")) as incoming:
+                channel.send(port)
+                sink = Nowhere()
+                await incoming.receive(sink)
+                channel.send(sink.size)
+                await asyncio.sleep(1)
+
+    _run(serve)
+
+
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    import uvloop
+
+    async def whole() -> None:
+        await work()
+
+    uvloop.run(whole())
+
+
+def loopback(stream: Path, directory: Path) -> float:
+    """Send a stream from this process to another over TLS; return the seconds from the first byte to the last."""
+    issue(directory)
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    receiver = context.Process(target=_receive, args=(directory, there))
+    receiver.start()
+    port = here.recv()
+    took = 0.0
+
+    async def send() -> None:
+        nonlocal took
+        options = Options(KEY, directory / "rings")
+        async with Sender(("127.0.0.1", port), pki.node_host("b"), "s", _pool(directory), options) as sender:
+            started = time.monotonic()
+            await sender.send(Recorded(stream), Splitter())
+            took = time.monotonic() - started
+
+    try:
+        _run(send)
+        if here.recv() != stream.stat().st_size:
+            raise RuntimeError("not all of the stream arrived")
+    finally:
+        receiver.join(10)
+        receiver.kill()
+    return took
+
+
+def handshakes(hosts: list[Host], directory: Path, rounds: int) -> tuple[list[float], list[float]]:
+    """Open sessions over the WAN, each on a new connection, then on one that waits; return the milliseconds of each."""
+    issue(directory)
+    port, stop = 17445, threading.Event()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        listener = _listener(directory)
+        async with listener.listen("0.0.0.0", port):
+            with contextlib.ExitStack() as expected:
+                for number in range(2 * rounds):
+                    expected.enter_context(listener.expect(f"s{number}", "a", Terms(KEY, directory / "rings", slots=1)))
+                ready.set()
+                while not stop.is_set():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+    cold: list[float] = []
+    warm: list[float] = []
+
+    async def measure() -> None:
+        pool = _pool(directory)
+        endpoint, peer = (hosts[1].address, port), pki.node_host("b")
+        options = Options(KEY, directory / "rings")
+        for number in range(2 * rounds):
+            if number % 2:
+                pool.warm(endpoint, peer, 1)
+                while pool.idle < 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            started = time.monotonic()
+            sender = Sender(endpoint, peer, f"s{number}", pool, options)
+            await sender.__aenter__()
+            (warm if number % 2 else cold).append((time.monotonic() - started) * 1e3)
+            await sender.__aexit__(RuntimeError)
+        pool.close()
+
+    thread = threading.Thread(target=lambda: hosts[1].within(lambda: _run(serve)), daemon=True)
+    thread.start()
+    ready.wait(10)
+    try:
+        hosts[0].within(lambda: _run(measure))
+    finally:
+        stop.set()
+        thread.join(10)
+    return cold, warm
