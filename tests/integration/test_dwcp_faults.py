@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import threading
 import zlib
 from collections.abc import AsyncIterator
 
@@ -25,6 +26,7 @@ from tests.integration.test_dwcp import (
     OUTAGE_S,
     Ends,
     Held,
+    Kept,
     Plain,
     carry,
     ends,
@@ -204,6 +206,43 @@ async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, lis
         sending.cancel()
         with pytest.raises(ReceiveFailed, match="the sender gave up"):
             await asyncio.wait_for(receiving, 3)
+
+
+async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothing_up(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
+    """Its threads wait for the event loop: that must never wait for them in return."""
+    listener, port = listening
+    gate = threading.Event()
+
+    class Stuck(Kept):
+        def write(self, data: bytes) -> None:
+            gate.wait(60)
+
+        def abort(self) -> None:
+            gate.set()
+
+    async def receive_nothing() -> None:
+        with listener.expect("s", "a", ends.terms()) as incoming:
+            await incoming.receive(Stuck())
+
+    receiving = asyncio.create_task(receive_nothing())
+    await asyncio.sleep(0)
+    sender = ends.sender(port)
+
+    async def send() -> None:
+        async with sender:
+            await sender.send(source(os.urandom(80_000_000)), Plain())
+
+    sending = asyncio.create_task(send())
+    await until(lambda: sender.counters.blocked_s > 0 or sender._next - sender._acked > 400)
+    await asyncio.sleep(0.5)
+    for _ in range(5):
+        sending.cancel()
+        receiving.cancel()
+        await asyncio.sleep(0.01)
+    done, _ = await asyncio.wait({sending, receiving}, timeout=5)
+    assert len(done) == 2
 
 
 async def test_another_sender_cannot_go_on_with_a_session(ends: Ends, listening: tuple[Listener, int]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import select
 import socket
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +19,7 @@ PIECE_BYTES = 512 * 1024
 GATHER_MS = 1
 """How long a source waits for more before it returns less."""
 CHECK_S = 0.2
+JOIN_INTERVAL_S = 0.005
 
 
 class Source(Protocol):
@@ -70,6 +74,35 @@ class SocketPipe:
     def abort(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class Stages:
+    """The threads that work on one stream. The event loop never blocks on them, and never leaves one behind: what they
+    use, files and rings, is closed by whoever waited for their end."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(count, name)
+        self._running: list[Future[None]] = []
+
+    def start(self, work: Callable[..., None], *arguments: object) -> asyncio.Future[None]:
+        """Run ``work`` in a thread of its own; return what can be awaited for its result."""
+        running = self._threads.submit(work, *arguments)
+        self._running.append(running)
+        future = asyncio.wrap_future(running)
+        future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # the first failure is enough
+        return future
+
+    async def end(self) -> None:
+        """Wait until every thread has ended, also when this is cancelled meanwhile. They must have been told to end."""
+        self._threads.shutdown(wait=False)
+        cancelled = False
+        while any(not running.done() for running in self._running):
+            try:
+                await asyncio.sleep(JOIN_INTERVAL_S)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
 
 
 class Stopped(Exception):

@@ -9,7 +9,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,7 @@ from novacron.dwcp.frames import (
     Welcome,
 )
 from novacron.dwcp.pages import PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
-from novacron.dwcp.pipes import Handover, Sink, Stopped
+from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.ring import SLOTS, Ring
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, STREAMS_MAX, WINDOW_FRAMES
 
@@ -42,6 +41,7 @@ BASE_DIGESTS = 4096
 """Digests in one BASE frame."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
 MISSING_MAX = 1024
+FAILURES = (ProtocolError, OSError, msgspec.DecodeError, Stopped)
 
 
 class ReceiveFailed(Exception):
@@ -101,8 +101,7 @@ class Incoming:
         """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed."""
         try:
             await self._receive(sink)
-        except (ProtocolError, OSError, msgspec.DecodeError, Stopped) as error:
-            self.fail(str(error) or type(error).__name__)
+        except FAILURES as error:
             raise ReceiveFailed(self._failure) from error
         finally:
             self._over.set()
@@ -113,26 +112,28 @@ class Incoming:
         stop = threading.Event()
         frames_: Handover[Frame] = Handover(WINDOW_FRAMES, stop)
         written: Handover[tuple[bytes, int] | None] = Handover(2, stop)
-        with ThreadPoolExecutor(2, "dwcp-receive") as threads:
-            stages = [
-                loop.run_in_executor(threads, self._decode, frames_, written, loop),
-                loop.run_in_executor(threads, self._write, written, sink),
-            ]
-            taking = asyncio.ensure_future(self._order(frames_))
-            acknowledging = asyncio.create_task(self._acknowledge())
-            try:
-                for stage in asyncio.as_completed([taking, *stages]):
-                    await stage
-                self._done = True
-                for connection in self._connections:
-                    with contextlib.suppress(OSError):
-                        connection.put(Frame(FrameType.DONE))
-            finally:
-                stop.set()
-                acknowledging.cancel()
-                taking.cancel()
-                sink.abort()
-                await asyncio.gather(taking, *stages, return_exceptions=True)
+        stages = Stages(2, "dwcp-receive")
+        running = [stages.start(self._decode, frames_, written, loop), stages.start(self._write, written, sink)]
+        taking = asyncio.ensure_future(self._order(frames_))
+        acknowledging = asyncio.create_task(self._acknowledge())
+        try:
+            for stage in asyncio.as_completed([taking, *running]):
+                await stage
+            self._done = True
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.put(Frame(FrameType.DONE))
+        except FAILURES as error:
+            self.fail(str(error) or type(error).__name__)
+            raise
+        finally:
+            stop.set()
+            acknowledging.cancel()
+            taking.cancel()
+            sink.abort()
+            if not self._done:
+                self.fail("the receiver gave up")
+            await stages.end()
 
     async def _order(self, frames_: Handover[Frame]) -> None:
         """Hand frames on in order. Raises ProtocolError when the session failed, or nothing came for too long."""

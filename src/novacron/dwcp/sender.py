@@ -11,7 +11,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,7 +21,7 @@ from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
 from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
-from novacron.dwcp.pipes import Handover, Source, Stopped
+from novacron.dwcp.pipes import Handover, Source, Stages, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 
 STREAMS_MAX = 16
@@ -432,20 +431,20 @@ class Sender:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
         pieces: Handover[Piece | None] = Handover(2, stop)
-        with ThreadPoolExecutor(2, "dwcp-send") as threads:
-            stages = [
-                loop.run_in_executor(threads, self._look_up, source, splitter, pieces),
-                loop.run_in_executor(threads, self._compress, pieces, loop),
-            ]
-            try:
-                for stage in asyncio.as_completed(stages):
-                    await stage
-            finally:
-                stop.set()
-                self._stopped = True
-                self._tick.set()
-                source.abort()
-                await asyncio.gather(*stages, return_exceptions=True)
+        stages = Stages(2, "dwcp-send")
+        running = [
+            stages.start(self._look_up, source, splitter, pieces),
+            stages.start(self._compress, pieces, loop),
+        ]
+        try:
+            for stage in asyncio.as_completed(running):
+                await stage
+        finally:
+            stop.set()
+            self._stopped = True
+            self._tick.set()
+            source.abort()
+            await stages.end()
 
     def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
         encoder = self._encoder
