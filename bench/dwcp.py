@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -402,6 +402,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="script/bench dwcp", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and links, under five minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--only", action="append", choices=["data-path", "situations", "idle", "writer", "links"],
+        help="measure this part, and others that are named so",
+    )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time and bytes there, as SVG")
     arguments = parser.parse_args()
     lacks = missing()
@@ -412,15 +416,21 @@ def main() -> int:
     images = guests_dir()
     rounds = 1 if arguments.quick else 3
     modes = ["multifd, zstd"] if arguments.quick else list(bare.MODES)
+    sections: dict[str, Callable[[Path], list[Figure]]] = {
+        "data-path": lambda directory: data_path(directory, images, rounds),
+        "situations": lambda directory: situations(directory, images, rounds, modes),
+        "idle": lambda directory: idle_moves(directory, images, IDLE_MOVES),
+        "writer": lambda directory: writer(directory, images, rounds),
+        "links": lambda directory: links(directory, images),
+    }
+    wanted = arguments.only or (["data-path", "situations"] if arguments.quick else list(sections))
+    figures: list[Figure] = []
     with open_directory("nvb-") as directory:
-        figures = situations(directory, images, rounds, modes)
-        if arguments.plot is not None:
-            plot(figures, arguments.plot)
-        figures += data_path(directory, images, rounds)
-        if not arguments.quick:
-            figures += idle_moves(directory, images, IDLE_MOVES)
-            figures += writer(directory, images, rounds)
-            figures += links(directory, images)
+        for name in wanted:
+            found = sections[name](directory)
+            if name == "situations" and arguments.plot is not None:
+                plot(found, arguments.plot)
+            figures += found
     report("dwcp", figures, arguments.json)
     return 0
 

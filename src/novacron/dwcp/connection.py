@@ -12,7 +12,9 @@ from novacron.dwcp import frames, sockets
 from novacron.dwcp.frames import Frame, FrameType
 
 CONNECT_TIMEOUT_S = 3.0
-WRITE_BUFFER_BYTES = 64 * 1024
+WRITE_BUFFER_BYTES, WRITE_BUFFER_DEEP_BYTES = 64 * 1024, 1024 * 1024
+"""What may wait in a connection, and what may where nobody waits for the last of it."""
+READ_AHEAD_BYTES = 1024 * 1024
 POOL_MAX = 50
 """Connections that wait in one node's pool."""
 POOL_IDLE_S = 300.0
@@ -52,6 +54,10 @@ class Connection:
         """Wait until there is room for more. Raises OSError when the connection is lost."""
         await self._writer.drain()
 
+    def deepen(self, deep: bool) -> None:
+        """Let much wait in this connection, or little."""
+        self._writer.transport.set_write_buffer_limits(WRITE_BUFFER_DEEP_BYTES if deep else WRITE_BUFFER_BYTES)
+
     def pace(self, bytes_per_s: int | None) -> None:
         sockets.pace(self._socket, bytes_per_s)
 
@@ -75,7 +81,7 @@ async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -
     """Open a connection. ``peer_host`` is the name that the peer's certificate must carry. Raises OSError."""
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(
-            *endpoint, ssl=sockets.require_tls13(context), server_hostname=peer_host, limit=frames.PAYLOAD_BYTES_MAX
+            *endpoint, ssl=sockets.require_tls13(context), server_hostname=peer_host, limit=READ_AHEAD_BYTES
         )
     return Connection(reader, writer)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.dwcp import frames, sockets
-from novacron.dwcp.connection import POOL_IDLE_S, Connection
+from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
 from novacron.dwcp.frames import (
     BaseInfo,
     End,
@@ -338,7 +338,7 @@ class Listener:
     async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
         """Listen for as long as the block runs; yields the port."""
         server = await asyncio.start_server(
-            self._serve, host, port, ssl=self._context, backlog=64, limit=frames.PAYLOAD_BYTES_MAX
+            self._serve, host, port, ssl=self._context, backlog=64, limit=READ_AHEAD_BYTES
         )
         for sock in server.sockets:
             sockets.enlarge(sock)

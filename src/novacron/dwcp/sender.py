@@ -300,6 +300,7 @@ class Sender:
             if self._unsent_max == UNSENT_FRAMES_SHALLOW and link.best_rate > 0:
                 free = int(link.best_rate * SHALLOW_SHARE)
                 wanted = free if each is None else min(each, free)
+            link.connection.deepen(self._unsent_max == UNSENT_FRAMES_DEEP)
             link.connection.pace(wanted)
 
     async def _serve(self, link: _Link) -> None:
