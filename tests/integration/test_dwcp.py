@@ -147,8 +147,12 @@ async def carry(
     """Carry ``data`` over a session and see that it arrives; return the sender with its counters."""
     receiving = asyncio.create_task(receive(listener, ends.terms(bases), session))
     await asyncio.sleep(0)
-    async with ends.sender(port, session=session, streams=streams, pool=pool, bases=own, method=method) as sender:
-        await asyncio.wait_for(sender.send(source(data), Plain()), 60)
+    try:
+        async with ends.sender(port, session=session, streams=streams, pool=pool, bases=own, method=method) as sender:
+            await asyncio.wait_for(sender.send(source(data), Plain()), 60)
+    except SendFailed:
+        await asyncio.gather(receiving, return_exceptions=True)  # it failed too, and says why
+        raise
     assert hashlib.sha256(await receiving).digest() == hashlib.sha256(data).digest()
     return sender
 

@@ -206,6 +206,7 @@ async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, lis
         sending.cancel()
         with pytest.raises(ReceiveFailed, match="the sender gave up"):
             await asyncio.wait_for(receiving, 3)
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothing_up(
@@ -254,6 +255,7 @@ async def test_another_sender_cannot_go_on_with_a_session(ends: Ends, listening:
             async with ends.sender(port):
                 pass
     receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
 
 
 # what the receiver has

@@ -12,7 +12,7 @@ from novacron.dwcp.frames import ProtocolError
 WINDOW_LOG_MAX = 27
 """log2 of the longest window in bytes: 128 MiB, held by each end while such a stream is in use."""
 LIGHT = 0
-FIRST = 1
+FIRST = 2
 SLICE_BYTES = 1024
 """Compressed bytes decoded at once: a hostile peer's few bytes can become 32 MiB at most before they are counted."""
 
