@@ -41,9 +41,9 @@ class CounterClient:
         return self.arrivals[-1][1] if self.arrivals else 0
 
     def longest_gap_ms(self, since: float = 0.0, before: float = float("inf")) -> float:
-        """Return the longest time without a line in a window of the monotonic clock, in milliseconds."""
-        times = [at for at, _ in self.arrivals if since <= at <= before]
-        return max((b - a for a, b in itertools.pairwise(times)), default=0.0) * 1e3
+        """Return the longest time without a line that touches a window of the monotonic clock, in milliseconds."""
+        times = [at for at, _ in self.arrivals]
+        return max((b - a for a, b in itertools.pairwise(times) if b >= since and a <= before), default=0.0) * 1e3
 
     def missing_numbers(self) -> int:
         """Return how many numbers did not come, or came out of order: 0 for an unbroken stream."""

@@ -159,6 +159,7 @@ class _Follower:
         self._forecast: Forecast | None = None
         self._switching = self._throttling = False
         self._left_at_pass: list[int] = []
+        self._dirty_rate = 0.0
 
     async def run(
         self,
@@ -198,13 +199,16 @@ class _Follower:
         if status.passes > 1 or 0 < status.remaining_bytes < NEAR_END_BYTES:
             sender.shallow()
         if status.passes != self._passes:
+            if self._passes > 0:  # what a pass begins with was written in the one before
+                self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
             self._passes, self._pass_at = status.passes, now
             self._left_at_pass.append(status.remaining_bytes)
+        dirty_rate = max(self._dirty_rate, status.dirty_bytes_per_s)
         counters = sender.counters
         ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
         path = Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, sender.backlog_bytes)
-        left = status.remaining_bytes + status.dirty_bytes_per_s * (now - self._pass_at) * (status.passes > 1)
-        self._forecast = forecast(left, status.dirty_bytes_per_s, path, self._limit_s)
+        left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
+        self._forecast = forecast(left, dirty_rate, path, self._limit_s)
         if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first = self._forecast
         if status.passes <= 1:

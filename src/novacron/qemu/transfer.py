@@ -10,8 +10,9 @@ from novacron.qemu.monitor import Monitor
 
 RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
 CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
-NEVER_MS = 0
-"""A downtime limit that only a guest which writes nothing keeps: QEMU then goes on sending."""
+NEVER_MS = 1
+"""A downtime limit that only a guest which writes next to nothing keeps: QEMU then goes on sending. With 0 it would not
+even look at what was written during a pass, and stop the guest at the pass's end."""
 NOW_MS = 60_000
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
