@@ -351,8 +351,9 @@ class Worker:
         self._sending = task.migration
         try:
             sender = await self._session(task)
+            many_passes = self._host.accelerator is AcceleratorKind.KVM
             await outgoing.send(
-                self.machine, sender, self._host.settings.downtime_limit_ms, report,
+                self.machine, sender, self._host.settings.downtime_limit_ms, many_passes, report,
                 self._migration_changed, lambda: self._promise(task),
             )  # fmt: skip
         except (outgoing.TransferFailed, SendFailed, TimeoutError) as error:

@@ -10,9 +10,9 @@ from novacron.qemu.monitor import Monitor
 
 RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
 CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
-NEVER_MS = 1
-"""A downtime limit that only a guest which writes next to nothing keeps: QEMU then goes on sending. With 0 it would not
-even look at what was written during a pass, and stop the guest at the pass's end."""
+NEVER_MS, FIRST_PASS_MS = 1, 0
+"""Downtime limits. With 1 QEMU goes on sending, pass after pass, unless the guest writes next to nothing. With 0 it
+does not look at what was written during a pass, and stops the guest at the end of the first (docs/adr/0009)."""
 NOW_MS = 60_000
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
@@ -43,14 +43,15 @@ async def receive(monitor: Monitor, path: Path) -> None:
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
-async def send(monitor: Monitor, path: Path) -> None:
-    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``)."""
+async def send(monitor: Monitor, path: Path, *, many_passes: bool) -> None:
+    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``), or with one
+    pass and what was written during it."""
     await _set_up(monitor)
     await monitor.execute(
         "migrate-set-parameters",
         {
             "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
-            "downtime-limit": NEVER_MS,
+            "downtime-limit": NEVER_MS if many_passes else FIRST_PASS_MS,
             "throttle-trigger-threshold": NEVER_PERCENT,
             "cpu-throttle-initial": THROTTLE_FIRST_PERCENT,
             "cpu-throttle-increment": THROTTLE_MORE_PERCENT,
