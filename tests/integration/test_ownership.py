@@ -71,7 +71,7 @@ class SimulatedHost:
                 if self.qemu == "loading":  # what it waited for will not come
                     self.qemu = "absent"
                 said: list[wire.Message] = []
-                if task is not None and task.side is Side.SOURCE:
+                if task is not None and task.side is Side.SOURCE and task.endpoint is not None:
                     if self.sending == task.migration:
                         return []  # see `everything_is_sent`
                     if self.migration != task.migration and self.qemu == "running" and task.kind is Kind.LIVE:
@@ -341,6 +341,10 @@ class Ownership(RuleBasedStateMachine):
             return
         self.to_host.clear()
         self.to_server.clear()
+        for source in self.hosts.values():
+            for target in self.hosts.values():
+                if source.qemu == "stopped" and target.qemu == "loading" and source.migration == target.migration:
+                    self.link_of_a_migration_breaks(target.name)  # what it waits for was sent and lost
         for _ in range(SETTLE_ROUNDS):
             for host in HOSTS:
                 self.server_tells(host)
