@@ -47,7 +47,9 @@ async def test_the_probe_answers_with_what_really_runs(tmp_path: Path) -> None:
 async def test_an_accelerator_whose_guest_hangs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "TIME_LIMIT_S", 1.0)
     monkeypatch.setattr(probe, "CODE", b"\xeb\xfe")  # jmp $
-    assert "did not reach 64-bit mode within 1 s" in str(await probe._try("qemu-system-x86_64", AcceleratorKind.TCG))
+    assert "did not get through 64-bit mode within 1 s" in str(
+        await probe._try("qemu-system-x86_64", AcceleratorKind.TCG)
+    )
 
 
 def test_the_probe_is_shown_with_the_node(site: Platform) -> None:

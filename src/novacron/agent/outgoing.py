@@ -87,7 +87,6 @@ async def send(
     machine: Machine,
     sender: Sender,
     downtime_limit_ms: int,
-    many_passes: bool,
     report: Callable[[Progress], Awaitable[None]],
     status_changed: asyncio.Event,
     completed: Callable[[], None],
@@ -108,7 +107,7 @@ async def send(
             stack.push_async_exit(sender)
             server.bind(str(path))
             server.listen(1)
-            await transfer.send(machine.monitor, path, many_passes=many_passes)
+            await transfer.send(machine.monitor, path)
             pump = asyncio.create_task(_pump(server, sender))
             try:
                 follower = _Follower(machine.monitor, sender, downtime_limit_ms / 1e3)

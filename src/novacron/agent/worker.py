@@ -73,6 +73,7 @@ class Worker:
         self._migration_changed = asyncio.Event()
         self._transfer: asyncio.Task[None] | None = None
         self._sending: str | None = None
+        self._memory_moves = False
         self._send_failure: str | None = None
         self._awaiting: str | None = None
         self._arriving: str | None = None
@@ -351,9 +352,8 @@ class Worker:
         self._sending = task.migration
         try:
             sender = await self._session(task)
-            many_passes = self._host.accelerator is AcceleratorKind.KVM
             await outgoing.send(
-                self.machine, sender, self._host.settings.downtime_limit_ms, many_passes, report,
+                self.machine, sender, self._host.settings.downtime_limit_ms, report,
                 self._migration_changed, lambda: self._promise(task),
             )  # fmt: skip
         except (outgoing.TransferFailed, SendFailed, TimeoutError) as error:
@@ -467,7 +467,9 @@ class Worker:
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name in ("MIGRATION", "MIGRATION_PASS", "EXIT"):
             self._migration_changed.set()
-        if name == "STOP" and self._sending is not None:
+        if name == "MIGRATION":
+            self._memory_moves = data["status"] == "active"
+        if name == "STOP" and self._sending is not None and self._memory_moves:
             log.info("guest stands still", vm=self.vm, migration=self._sending)
             self._host.send(wire.Stopped(self._sending))
             try:

@@ -1,8 +1,8 @@
 """Which accelerator really runs guest code on this host.
 
 That ``/dev/kvm`` opens proves nothing: under some nested virtualisation KVM_CREATE_VM succeeds and the guest then hangs
-for ever, or QEMU aborts. So a boot sector (``probe.s``) is run up to 64-bit mode, with the CPU model that VMs get and a
-time limit; what does not arrive there is not used.
+for ever, or QEMU aborts; or 64-bit code runs until its first exception. So a boot sector (``probe.s``) does what a
+kernel does first, with the CPU model that VMs get and a time limit; what does not arrive at its end is not used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import tempfile
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -22,10 +24,15 @@ TIME_LIMIT_S = 5.0
 CPU_MODELS = {AcceleratorKind.KVM: "host", AcceleratorKind.TCG: "max"}
 
 CODE = bytes.fromhex(
-    "fa31c08ed88ec08ed0bc007ce4920c02e69266bf001000000f22df6631c0b9000cfc66f3ab66c70600100320000066c7"
-    "0600200330000066c7060030830000000f20e06683c8200f22e066b9800000c00f32660d000100000f300f20c0660d01"
-    "0000800f22c00f0116a07cea707c080048b8efcdab896745230148c1e8203d674523017504b02ae6f4f4ebfd0f1f4000"
-    "0000000000000000ffff0000009aaf000f00907c"
+    "fa31c08ed88ec08ed0bc007ce4920c02e69266bf001000000f22df6631c0b90014fc66f3ab66c70600100320000066c7"
+    "06f81f0320000066c70600200330000066c706f02f0330000066c7060030830000000f20e06683c8200f22e066b98000"
+    "00c00f32660d000100000f300f20c0660d010000800f22c00f0116687dea827c080048c7c08b7c0080ffe048c7c4007c"
+    "00800f0114256e7d0080b8100000008ed88ec08ed06a0868ae7c008048cbb9010100c0b800000080baffffffff0f3065"
+    "668b1c25fe7d000048c7c0467d00806689042530500080c1e81066c7042532500080080066c7042534500080008e6689"
+    "042536500080c7042538500080ffffffff0f011c25787d00800f20e0480d800000000f22e00f20d90f22d931edcc83fd"
+    "0175206681fb55aa751948b8efcdab896745230148c1e8203d674523017504b02ae6f4f4ebfdffc548cf660f1f440000"
+    "0000000000000000ffff0000009aaf00ffff00000092cf001700507d00001700507d0080ffffffff3f0000500080ffff"
+    "ffff"
 )
 
 
@@ -44,7 +51,7 @@ def probe_command(binary: str, kind: AcceleratorKind, image: Path) -> list[str]:
 
 
 async def _try(binary: str, kind: AcceleratorKind) -> str | None:
-    """Return None if guest code reached 64-bit mode, else what happened instead."""
+    """Return None if guest code got through the probe, else what happened instead."""
     with tempfile.TemporaryDirectory(prefix="novacron-probe-") as directory:
         image = Path(directory) / "boot.img"
         image.write_bytes(boot_sector())
@@ -59,7 +66,7 @@ async def _try(binary: str, kind: AcceleratorKind) -> str | None:
         except TimeoutError:
             process.kill()
             await process.wait()
-            return f"guest code did not reach 64-bit mode within {TIME_LIMIT_S:.0f} s"
+            return f"guest code did not get through 64-bit mode within {TIME_LIMIT_S:.0f} s"
     if process.returncode == ARRIVED:
         return None
     lines = stderr.decode(errors="replace").strip().splitlines()
@@ -74,7 +81,7 @@ async def probe(binary: str) -> Accelerator:
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             failure = await _try(binary, AcceleratorKind.KVM) or ""
         if not failure:
-            return Accelerator(AcceleratorKind.KVM, "guest code reached 64-bit mode under KVM")
+            return Accelerator(AcceleratorKind.KVM, "guest code got through 64-bit mode under KVM")
         reason = f"KVM does not work here: {failure}"
     failed = await _try(binary, AcceleratorKind.TCG)
     if failed is not None:
@@ -87,9 +94,15 @@ class _Answer(msgspec.Struct):
     accelerator: Accelerator
 
 
+def _cpu() -> str:
+    """Return the processor's name: a host that is a VM itself may wake up on another."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
 async def remembered(binary: str, version: str, path: Path) -> Accelerator:
-    """Return the answer kept in ``path`` if kernel and QEMU are still the same, else probe and keep it."""
-    host = f"{platform.release()} {version} {Path('/dev/kvm').exists()}"
+    """Return the answer kept in ``path`` if kernel, processor, QEMU and probe are the same, else probe and keep it."""
+    host = f"{platform.release()} {_cpu()} {version} {Path('/dev/kvm').exists()} {zlib.crc32(CODE):08x}"
     try:
         answer = msgspec.json.decode(path.read_bytes(), type=_Answer)
         if answer.host == host:

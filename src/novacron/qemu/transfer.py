@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,11 @@ RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
 CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
 NEVER_MS, FIRST_PASS_MS = 1, 0
 """Downtime limits. With 1 QEMU goes on sending, pass after pass, unless the guest writes next to nothing. With 0 it
-does not look at what was written during a pass, and stops the guest at the end of the first (docs/adr/0009)."""
+does not look at what was written during a pass, and stops the guest at the end of the first."""
+EMULATOR_LOGS_WRITES = 9
+"""The first QEMU whose emulator (TCG) logs every write: earlier ones clear a page's bit in the dirty log and let the
+guest go on writing to it unseen, so that a second pass would lose writes (docs/adr/0009)."""
+SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
@@ -43,21 +48,39 @@ async def receive(monitor: Monitor, path: Path) -> None:
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
-async def send(monitor: Monitor, path: Path, *, many_passes: bool) -> None:
-    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``), or with one
-    pass and what was written during it."""
+async def _logs_every_write(monitor: Monitor) -> bool:
+    """Say whether QEMU's dirty log can be trusted for more than one pass."""
+    version = (await monitor.execute("query-version"))["qemu"]["major"]
+    return version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"]
+
+
+async def send(monitor: Monitor, path: Path) -> None:
+    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``); where its
+    dirty log can't be trusted, in one pass and what was written during it.
+
+    Nobody may read from the socket before this returns: the guest may stand still for a moment while the log begins.
+    """
     await _set_up(monitor)
-    await monitor.execute(
-        "migrate-set-parameters",
-        {
-            "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
-            "downtime-limit": NEVER_MS if many_passes else FIRST_PASS_MS,
-            "throttle-trigger-threshold": NEVER_PERCENT,
-            "cpu-throttle-initial": THROTTLE_FIRST_PERCENT,
-            "cpu-throttle-increment": THROTTLE_MORE_PERCENT,
-        },
-    )
-    await monitor.execute("migrate", {"uri": f"unix:{path}"})
+    trusted = await _logs_every_write(monitor)
+    parameters = {
+        "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
+        "downtime-limit": NEVER_MS if trusted else FIRST_PASS_MS,
+        "throttle-trigger-threshold": NEVER_PERCENT,
+        "cpu-throttle-initial": THROTTLE_FIRST_PERCENT,
+        "cpu-throttle-increment": THROTTLE_MORE_PERCENT,
+    }
+    await monitor.execute("migrate-set-parameters", parameters)
+    stop = not trusted and await monitor.status() == "running"
+    if stop:
+        await monitor.execute("stop")
+    try:
+        await monitor.execute("migrate", {"uri": f"unix:{path}"})
+        async with asyncio.timeout(SETUP_S_MAX):
+            while (await status(monitor)).status == "setup":  # noqa: ASYNC110
+                await asyncio.sleep(SETUP_LOOK_S)
+    finally:
+        if stop:
+            await monitor.execute("cont")
 
 
 async def switch(monitor: Monitor) -> None:
