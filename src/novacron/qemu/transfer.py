@@ -51,7 +51,7 @@ async def receive(monitor: Monitor, path: Path) -> None:
 async def _logs_every_write(monitor: Monitor) -> bool:
     """Say whether QEMU's dirty log can be trusted for more than one pass."""
     version = (await monitor.execute("query-version"))["qemu"]["major"]
-    return version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"]
+    return bool(version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"])
 
 
 async def send(monitor: Monitor, path: Path) -> None:
