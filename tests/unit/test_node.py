@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from novacron.control.migration import startable
+from novacron.control.migration import plan
 from novacron.model.migration import Kind, Migration, Phase, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.model.node import refusal as why_not
@@ -63,6 +63,10 @@ def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
         False,
         False,
         None,
+        1,
+        None,
+        None,
+        None,
         Progress(),
         None,
         1,
@@ -80,5 +84,11 @@ def test_migrations_wait_for_a_node_that_is_busy() -> None:
         migration("4", "e", "f", Phase.PENDING),
         migration("5", "c", "a", Phase.PENDING),
     ]
-    assert startable(active, per_node_max=2) == ["2", "4"]
-    assert startable(active, per_node_max=3) == ["2", "3", "4"]
+    found = plan(active, {}, {}, per_node_max=2)
+    assert found.begin == ["2", "4"]
+    assert found.waits_for == {
+        "3": "node a has 2 migrations under way",
+        "5": "node a has 2 migrations under way",
+    }
+    assert found.rates == {"1": None, "2": None, "4": None}
+    assert plan(active, {}, {}, per_node_max=3).begin == ["2", "3", "4"]

@@ -73,6 +73,7 @@ class Worker:
         self._migration_changed = asyncio.Event()
         self._transfer: asyncio.Task[None] | None = None
         self._sending: str | None = None
+        self._sender: Sender | None = None
         self._memory_moves = False
         self._send_failure: str | None = None
         self._awaiting: str | None = None
@@ -295,6 +296,8 @@ class Worker:
                 self._open(task, task.warm, early=True)
             return False
         if self._transfer is not None:
+            if self._sender is not None:
+                self._sender.limit(task.rate_bytes_per_s)
             return True
         if self.record.migration == task.migration:
             # It was begun before and nothing was promised: it is lost, and the guest goes on here.
@@ -351,7 +354,10 @@ class Worker:
 
         self._sending = task.migration
         try:
-            sender = await self._session(task)
+            sender = self._sender = await self._session(task)
+            statement = self._statement
+            now = task if statement is None or statement.task is None else statement.task
+            sender.limit(now.rate_bytes_per_s)  # it may have changed while the session opened
             await outgoing.send(
                 self.machine, sender, self._host.settings.downtime_limit_ms, report,
                 self._migration_changed, lambda: self._promise(task),
@@ -362,7 +368,7 @@ class Worker:
             self._host.send(wire.MigrationFailed(task.migration, str(error)))
         finally:
             self._sending = None
-            self._transfer = None
+            self._transfer = self._sender = None
             self._wake.set()
 
     def _promise(self, task: wire.Task) -> None:

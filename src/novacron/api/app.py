@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from novacron import __version__
-from novacron.api import bodies, console, events, health, images, migrations, nodes, problems, tokens, vms
+from novacron.api import bodies, console, events, health, images, links, migrations, nodes, problems, tokens, vms
 from novacron.api.auth import TokenAuthentication
 from novacron.api.context import ApiRequest, Services
 from novacron.model import limits
@@ -33,6 +33,7 @@ def create_app(services: Services) -> Litestar:
             vms.router,
             nodes.router,
             migrations.router,
+            links.router,
             images.router,
             events.router,
             tokens.router,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Response, Router, delete, get, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
+from msgspec import UNSET, UnsetType
 
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
-from novacron.model.node import Node, NodeName, NodeSpec
+from novacron.model.node import Node, NodeName
+from novacron.model.sharing import Rate, SiteName
 from novacron.model.token import JoinTicket, encode_ticket
 from novacron.model.vm import check_name
 from novacron.store import nodes, tokens
@@ -26,6 +28,13 @@ class NodeList(msgspec.Struct):
     items: list[Node]
     next: str | None
     revision: int
+
+
+class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
+    """What is not given stays as it is; null takes the limit away."""
+
+    site: SiteName | UnsetType = UNSET
+    migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
 
 
 class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,23 +80,31 @@ async def show_node(
 
 @post("/{name:str}/actions/cordon", summary="Place nothing new on the node", status_code=200)
 async def cordon(request: ApiRequest, name: str) -> Response[Node]:
-    return await _set(request, name, NodeSpec(cordoned=True))
+    return await _set(request, name, cordoned=True, draining=False)
 
 
 @post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
 async def uncordon(request: ApiRequest, name: str) -> Response[Node]:
-    return await _set(request, name, NodeSpec())
+    return await _set(request, name, cordoned=False, draining=False)
 
 
 @post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
 async def drain(request: ApiRequest, name: str) -> Response[Node]:
-    return await _set(request, name, NodeSpec(cordoned=True, draining=True), status=202)
+    return await _set(request, name, 202, cordoned=True, draining=True)
 
 
-async def _set(request: ApiRequest, name: str, spec: NodeSpec, status: int = 200) -> Response[Any]:
+@patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)
+async def configure(request: ApiRequest, name: str, data: ConfigureNode) -> Response[Node]:
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    return await _set(request, name, **given)
+
+
+async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any) -> Response[Any]:
     name, revision = reply.check_ref("node", name), reply.if_match(request)
 
     async def work(connection: Connection) -> Node:
+        node = await nodes.get(connection, name, lock=True)
+        spec = msgspec.structs.replace(node.spec, **changes)
         return await nodes.set_spec(connection, name, spec, revision, request.user.name)
 
     return await reply.write(request, work, status=status)
@@ -128,6 +145,6 @@ async def join(request: ApiRequest, data: Join) -> Joined:
 
 router = Router(
     "/nodes",
-    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, remove_node, create_join_token],
+    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, remove_node, create_join_token],
     tags=["nodes"],
 )

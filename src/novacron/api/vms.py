@@ -13,6 +13,7 @@ from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 from novacron.model.migration import Migration
+from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
     Action,
     MemoryMib,
@@ -52,9 +53,12 @@ class StopVm(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
-    """Where to move the VM; without ``target`` the platform chooses."""
+    """Where to move the VM; without ``target`` the platform chooses. And what it may use of the link: at most a rate,
+    and where several migrations share one, as much as its weight is to theirs."""
 
     target: Name | None = None
+    weight: Weight = 1
+    rate_limit_bytes_per_s: Rate | None = None
 
 
 class VmList(msgspec.Struct):
@@ -136,10 +140,18 @@ async def reboot_vm(request: ApiRequest, ref: str) -> Response[Vm]:
 
 @post("/{ref:str}/actions/migrate", summary="Move the VM to another node", status_code=202)
 async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = None) -> Response[Migration]:
-    ref, target, revision = reply.check_ref("VM", ref), (data or MigrateVm()).target, reply.if_match(request)
+    ref, wanted, revision = reply.check_ref("VM", ref), data or MigrateVm(), reply.if_match(request)
 
     async def work(connection: Connection) -> Migration:
-        return await migrations.create(connection, ref, target, revision, request.user.name)
+        return await migrations.create(
+            connection,
+            ref,
+            wanted.target,
+            revision,
+            request.user.name,
+            weight=wanted.weight,
+            rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
+        )
 
     return await reply.write(request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron import __version__
-from novacron.cli import events, images, migrations, nodes, tokens, vms
+from novacron.cli import events, images, links, migrations, nodes, tokens, vms
 
 app = typer.Typer(
     name="novacron",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.add_typer(vms.app, name="vm")
 app.add_typer(nodes.app, name="node")
 app.add_typer(migrations.app, name="migration")
+app.add_typer(links.app, name="link")
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
 app.command("events")(events.events)

@@ -50,6 +50,9 @@ COLUMNS: Columns = {
 }
 DETAILS: Columns = {
     **COLUMNS,
+    "WAITS FOR": lambda m: m["waits_for"],
+    "MAY USE": lambda m: output.rate(m["rate_bytes_per_s"]),
+    "WEIGHT": lambda m: m["weight"],
     "MEMORY": lambda m: output.size(m["progress"]["total_bytes"]),
     "REMAINING": lambda m: output.size(m["progress"]["remaining_bytes"]),
     "FROM QEMU": lambda m: output.size(m["progress"]["raw_bytes"]),

@@ -37,6 +37,7 @@ COLUMNS: Columns = {
     "STATE": state,
     "CPUS": lambda n: has(n, "cpus"),
     "MEMORY": lambda n: f"{has(n, 'memory_mib')} MiB",
+    "SITE": lambda n: n["spec"]["site"],
     "ACCELERATOR": accelerator,
     "QEMU": lambda n: has(n, "qemu_version"),
     "AGE": lambda n: output.age(n["created_at"]),
@@ -48,6 +49,7 @@ DETAILS: Columns = {
     "KERNEL": lambda n: has(n, "kernel"),
     "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
     "BRIDGE": lambda n: has(n, "bridge"),
+    "FOR MIGRATIONS": lambda n: output.rate(n["spec"]["migration_rate_bytes_per_s"]),
     "DWCP": lambda n: has(n, "dwcp_endpoint"),
     "AGENT": lambda n: has(n, "agent_version"),
     "MISSING": lambda n: has(n, "missing"),
@@ -82,6 +84,25 @@ def _set(node: str, action: str, out: Format) -> None:
             output.show_json(found)
         else:
             print(f"{node}: {state(found)}")
+
+
+@app.command("set")
+def set_(
+    node: Node,
+    site: Annotated[str | None, typer.Option(help="where it stands")] = None,
+    migration_rate: Annotated[
+        str | None, typer.Option(help="what migrations from and to it may use together, like 500Mbit; none: no limit")
+    ] = None,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Say where a node stands, and what migrations may use of its network."""
+    changes: dict[str, Any] = {} if site is None else {"site": site}
+    if migration_rate is not None:
+        changes["migration_rate_bytes_per_s"] = None if migration_rate == "none" else output.parse_rate(migration_rate)
+    if not changes:
+        raise typer.BadParameter("nothing to change: give --site or --migration-rate")
+    with output.errors():
+        output.fields(Client().configure_node(node, **changes), DETAILS, output_)
 
 
 @app.command()

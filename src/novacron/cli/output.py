@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,22 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(text(v) for v in value) or "-"
     return str(value)
+
+
+RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+
+
+def parse_rate(text: str) -> int:
+    """Return bytes a second of ``100Mbit`` or ``1.5Gbit``. Raises typer.BadParameter."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(kbit|mbit|gbit)(?:/s)?", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no rate: write it like 100Mbit or 1.5Gbit")
+    return int(float(found[1]) * RATE_UNITS[found[2]] / 8)
+
+
+def rate(bytes_per_s: float | None) -> str:
+    """Return a rate as networks state it, in bits."""
+    return "-" if bytes_per_s is None else f"{bytes_per_s * 8 / 1e6:g} Mbit/s"
 
 
 def size(count: float | None) -> str:

@@ -201,6 +201,8 @@ def console(vm: Vm) -> None:
 def migrate(
     vm: Vm,
     to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,
+    max_rate: Annotated[str | None, typer.Option(help="what it may use of the link at most, like 50Mbit")] = None,
+    weight: Annotated[int, typer.Option(min=1, max=100, help="its share beside other migrations, against theirs")] = 1,
     wait: Wait = True,
     timeout: Timeout = 3600,
     output_: Output = Format.TABLE,
@@ -210,5 +212,7 @@ def migrate(
 
     with output.errors():
         client = Client()
-        migration = client.act("vms", vm, "migrate", {"target": to})
+        limit = None if max_rate is None else output.parse_rate(max_rate)
+        wanted = {"target": to, "weight": weight, "rate_limit_bytes_per_s": limit}
+        migration = client.act("vms", vm, "migrate", wanted)
         finish(client, migration, wait, timeout, output_)

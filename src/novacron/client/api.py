@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class Client:
         return document
 
     def list(self, kind: str, limit: int | None = None, **filters: str) -> Iterator[Object]:
-        """Yield the objects of a kind (``vms``, ``nodes``, ``migrations``, ``images``, ``events``, ``tokens``)."""
+        """Yield the objects of a kind, for example ``vms``, ``nodes``, ``migrations``, ``links`` or ``events``."""
         cursor = None
         for _ in range(PAGES_MAX):
             query = dict(filters)
@@ -136,6 +136,21 @@ class Client:
         """Do an action, for example ``act("vms", "web", "stop", {"timeout_s": 5})``."""
         done: Object = self.request("POST", f"/api/v1/{kind}/{_path(ref)}/actions/{action}", body)
         return done
+
+    def configure_node(self, name: str, **changes: Any) -> Object:
+        """Change a node's ``site`` or ``migration_rate_bytes_per_s`` (None takes the limit away)."""
+        changed: Object = self.request("PATCH", f"/api/v1/nodes/{_path(name)}", changes)
+        return changed
+
+    def limit_link(self, one: str, other: str, rate_bytes_per_s: int, schedule: Sequence[Object] = ()) -> Object:
+        """Limit what migrations between two sites may use together; fields as in ``PUT /api/v1/links``."""
+        body = {"rate_bytes_per_s": rate_bytes_per_s, "schedule": list(schedule)}
+        stored: Object = self.request("PUT", f"/api/v1/links/{_path(one)}/{_path(other)}", body)
+        return stored
+
+    def unlimit_link(self, one: str, other: str) -> None:
+        """Let migrations between two sites use all there is."""
+        self.request("DELETE", f"/api/v1/links/{_path(one)}/{_path(other)}")
 
     def delete(self, kind: str, ref: str) -> None:
         """Delete a VM, a node or a token."""

@@ -34,7 +34,7 @@ class Controller(msgspec.Struct, frozen=True):
 
 ALL = (
     Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
-    Controller("migration", migration.step, 2, frozenset({"migration"})),
+    Controller("migration", migration.step, 2, frozenset({"migration", "link"})),
     Controller("drain", drain.step, 10, frozenset({"node", "vm", "migration"})),
     Controller("health", health.step, 2, frozenset()),
     Controller("garbage", garbage.step, 300, frozenset()),

@@ -1,36 +1,94 @@
-"""Starts migrations within the limit of each node, and ends those that can't go on."""
+"""Starts migrations within the limits of nodes and links, shares those among them, and ends those that can't go on."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import msgspec
 
 from novacron.model import limits
 from novacron.model.migration import Migration, Phase
-from novacron.store import migrations
+from novacron.model.node import Node
+from novacron.model.sharing import Demand, Link, allot, crowding, link_id
+from novacron.store import links, migrations, nodes
 from novacron.store.database import Database
 
 
-def startable(active: list[Migration], per_node_max: int = limits.MIGRATIONS_PER_NODE_MAX) -> list[str]:
-    """Return the ids of pending migrations that may begin now, oldest first."""
-    busy: Counter[str] = Counter()
+class Plan(msgspec.Struct, frozen=True):
+    """What may be used now, in bytes a second, by migrations that run or are to begin, and why others wait."""
+
+    begin: list[str]
+    rates: dict[str, int | None]
+    waits_for: dict[str, str | None]
+
+
+def budgets(nodes: Sequence[Node], links: Sequence[Link], now: datetime) -> dict[str, float]:
+    """Return the rate of everything that has a limit, by what it is called in messages."""
+    found: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
+    for node in nodes:
+        if node.spec.migration_rate_bytes_per_s is not None:
+            found[f"node {node.name}"] = node.spec.migration_rate_bytes_per_s
+    return found
+
+
+def plan(
+    active: Sequence[Migration],
+    sites: Mapping[str, str],
+    budgets: Mapping[str, float],
+    per_node_max: int = limits.MIGRATIONS_PER_NODE_MAX,
+) -> Plan:
+    """Share ``budgets`` among running migrations and those that may begin, oldest first."""
+    demands = {
+        m.id: Demand(
+            m.id,
+            (
+                f"node {m.source}",
+                f"node {m.target}",
+                f"link {link_id(sites.get(m.source, ''), sites.get(m.target, ''))}",
+            ),
+            m.weight,
+            m.rate_limit_bytes_per_s,
+        )
+        for m in active
+    }
+    running = [demands[m.id] for m in active if m.phase is not Phase.PENDING]
+    busy = Counter(name for m in active if m.phase is not Phase.PENDING for name in (m.source, m.target))
+    begin: list[str] = []
+    waits_for: dict[str, str | None] = {}
     for m in active:
         if m.phase is not Phase.PENDING:
+            continue
+        full = next((name for name in (m.source, m.target) if busy[name] >= per_node_max), None)
+        crowded = crowding(demands[m.id], running, budgets)
+        if full is not None:
+            waits_for[m.id] = f"node {full} has {busy[full]} migrations under way"
+        elif crowded is not None:
+            waits_for[m.id] = f"{crowded} has no room for one more"
+        else:
             busy.update((m.source, m.target))
-    found = []
-    for m in active:
-        if m.phase is Phase.PENDING and busy[m.source] < per_node_max and busy[m.target] < per_node_max:
-            busy.update((m.source, m.target))
-            found.append(m.id)
-    return found
+            running.append(demands[m.id])
+            begin.append(m.id)
+    rates = {id: None if rate is None else max(1, int(rate)) for id, rate in allot(running, budgets).items()}
+    return Plan(begin, rates, waits_for)
 
 
 async def step(database: Database) -> None:
     async with database.connection() as connection:
         active = await migrations.active(connection)
-        stalled = await migrations.stalled(connection) if active else []
+        if not active:
+            return
+        stalled = await migrations.stalled(connection)
+        known = await nodes.all(connection)
+        limited = budgets(known, await links.all(connection), datetime.now(UTC))
     for id, why in stalled:
         async with database.transaction() as connection:
             await migrations.fail(connection, id, why)
-    for id in startable(active):
+    lost = {id for id, _ in stalled}
+    found = plan([m for m in active if m.id not in lost], {node.name: node.spec.site for node in known}, limited)
+    async with database.transaction() as connection:
+        await migrations.share(connection, found.rates, found.waits_for)
+    for id in found.begin:
         async with database.transaction() as connection:
             await migrations.begin(connection, id)

@@ -169,18 +169,26 @@ class Sender:
         self._retransmits_lost = 0
         self._looking_up_s = 0.0
         self._unsent_max = UNSENT_FRAMES_DEEP
+        self._rate_max = options.rate_bytes_per_s
         self._stopped = False
 
     @property
     def rate_bytes_per_s(self) -> float:
-        """What the path delivers at its best, as far as it was seen; a guess before anything was."""
-        return sum(link.best_rate for link in self._links) or RATE_GUESS_BYTES_PER_S
+        """What the path delivers at its best, as far as it was seen and may be used; a guess before anything was."""
+        seen = sum(link.best_rate for link in self._links) or RATE_GUESS_BYTES_PER_S
+        return seen if self._rate_max is None else min(seen, self._rate_max)
 
     @property
     def backlog_bytes(self) -> float:
         """Bytes that wait, here or in the path, beyond those that are on their way anyhow."""
         waiting = sum(len(frame.payload) for frame in self._frames.values())
         return max(0.0, waiting - self.rate_bytes_per_s * self._path()[1])
+
+    def limit(self, rate_bytes_per_s: int | None) -> None:
+        """Use so much of the path from now on, or all there is."""
+        if rate_bytes_per_s != self._rate_max:
+            self._rate_max = rate_bytes_per_s
+            self._pace()
 
     def shallow(self) -> None:
         """The stream's end may come soon: let little wait from now on, here and in the path."""
@@ -293,7 +301,7 @@ class Sender:
 
     def _pace(self) -> None:
         """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
-        rate = self._options.rate_bytes_per_s
+        rate = self._rate_max
         each = None if rate is None else max(1, rate // max(1, self._wanted))
         for link in self._links:
             wanted = each

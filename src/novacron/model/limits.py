@@ -37,4 +37,10 @@ MIGRATION_NODE_LOST_S_MAX = 75.0
 """Both are longer than a link may be dead (60 s by default): an outage is to cost itself, not the migration."""
 MIGRATIONS_PER_NODE_MAX = 2
 """Active migrations that may touch one node; more wait as ``pending``."""
+RATE_BYTES_PER_S_MIN = 125_000
+RATE_BYTES_PER_S_MAX = 125_000_000_000
+"""Of a limit on migrations: 1 Mbit/s to 1 Tbit/s."""
+RATE_BYTES_PER_S_USEFUL = 1_250_000
+"""A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
+LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0

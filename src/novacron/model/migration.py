@@ -112,6 +112,14 @@ class Migration(msgspec.Struct, frozen=True):
     source_vote: bool
     target_vote: bool
     endpoint: str | None
+    weight: int
+    """Its share where several migrations share a budget, in proportion to the others' weights."""
+    rate_limit_bytes_per_s: int | None
+    """What it may use at most, as asked for."""
+    rate_bytes_per_s: int | None
+    """What it may use now, after what nodes and links allow; None: as much as there is."""
+    waits_for: str | None
+    """Why it does not begin yet."""
     progress: Progress
     error: str | None
     revision: int

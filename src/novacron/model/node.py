@@ -57,6 +57,10 @@ class Inventory(msgspec.Struct, frozen=True):
 class NodeSpec(msgspec.Struct, frozen=True):
     cordoned: bool = False
     draining: bool = False
+    site: str = "default"
+    """Where it stands: links between sites have budgets."""
+    migration_rate_bytes_per_s: int | None = None
+    """What all migrations from and to the node may use together."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -113,7 +113,7 @@ async def statements(
         m = active.get(vm.id)
         if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
-            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm)
+            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s)
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys
         )

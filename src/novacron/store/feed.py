@@ -58,6 +58,7 @@ TABLES = {
     "node": ("nodes", "name"),
     "vm": ("vms", "id"),
     "migration": ("migrations", "id"),
+    "link": ("links", "id"),
     "token": ("tokens", "id"),
 }
 

@@ -27,8 +27,9 @@ from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
 
 COLUMNS = (
-    "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, progress, error,"
-    " revision, created_at, started_at, finished_at"
+    "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
+    " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, progress, error, revision, created_at, started_at,"
+    " finished_at"
 )
 
 
@@ -36,7 +37,16 @@ def _migration(row: Any) -> Migration:
     return msgspec.convert(dict(row), Migration)
 
 
-async def create(connection: Connection, ref: str, target: str | None, if_match: int | None, actor: str) -> Migration:
+async def create(
+    connection: Connection,
+    ref: str,
+    target: str | None,
+    if_match: int | None,
+    actor: str,
+    *,
+    weight: int = 1,
+    rate_limit_bytes_per_s: int | None = None,
+) -> Migration:
     """Ask for a VM to be moved, to ``target`` or to the node with most room.
 
     Raises NotFound, NoCapacity, Conflict, IllegalState, InvalidInput, PreconditionFailed; then nothing has changed.
@@ -52,8 +62,8 @@ async def create(connection: Connection, ref: str, target: str | None, if_match:
     live = vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
     try:
         row = await connection.fetchrow(
-            f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress)"
-            f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING {COLUMNS}",
+            f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
+            f" rate_limit_bytes_per_s) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}",
             migration_id(secrets.token_bytes(10)),
             vm.id,
             vm.name,
@@ -63,6 +73,8 @@ async def create(connection: Connection, ref: str, target: str | None, if_match:
             vm.epoch,
             Phase.PENDING,
             msgspec.to_builtins(Progress()),
+            weight,
+            rate_limit_bytes_per_s,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None
@@ -144,6 +156,25 @@ async def touching(connection: Connection, node: str) -> list[Migration]:
         node,
     )
     return [_migration(row) for row in rows]
+
+
+async def share(connection: Connection, rates: dict[str, int | None], waits_for: dict[str, str | None]) -> None:
+    """Store what each running migration may use, and why each of the others does not begin yet."""
+    for id, rate in rates.items():
+        await connection.execute(
+            "UPDATE migrations SET rate_bytes_per_s = $2, waits_for = NULL"
+            " WHERE id = $1 AND finished_at IS NULL"
+            " AND (rate_bytes_per_s IS DISTINCT FROM $2 OR waits_for IS NOT NULL)",
+            id,
+            rate,
+        )
+    for id, why in waits_for.items():
+        await connection.execute(
+            "UPDATE migrations SET waits_for = $2"
+            " WHERE id = $1 AND phase = 'pending' AND waits_for IS DISTINCT FROM $2",
+            id,
+            why,
+        )
 
 
 async def begin(connection: Connection, id: str) -> None:

@@ -122,7 +122,7 @@ async def lease_ages(connection: Connection) -> dict[str, float]:
 
 
 async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:
-    """Cordon, uncordon or drain. Raises NotFound, PreconditionFailed."""
+    """Cordon, uncordon, drain or configure. Raises NotFound, PreconditionFailed."""
     node = await get(connection, name, lock=True)
     if if_match is not None and if_match != node.revision:
         raise PreconditionFailed(
@@ -135,8 +135,15 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
     row = await connection.fetchrow(
         "UPDATE nodes SET spec = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(spec)
     )
-    word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
-    await events.record(connection, "node", name, name, word.capitalize(), f"{word} on request", actor)
+    if (spec.cordoned, spec.draining) == (node.spec.cordoned, node.spec.draining):
+        rate = spec.migration_rate_bytes_per_s
+        what = "no limit" if rate is None else f"{rate * 8 / 1e6:g} Mbit/s"
+        await events.record(
+            connection, "node", name, name, "Configured", f"site {spec.site}, {what} for migrations", actor
+        )
+    else:
+        word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
+        await events.record(connection, "node", name, name, word.capitalize(), f"{word} on request", actor)
     return _node(row)
 
 

@@ -159,6 +159,8 @@ class Task(msgspec.Struct, frozen=True):
     """Where the source sends, once the target waits there."""
     warm: str | None = None
     """Where the target will wait: the source may open connections already."""
+    rate_bytes_per_s: int | None = None
+    """What the source may use of the link now."""
 
 
 class Statement(msgspec.Struct, frozen=True):

@@ -1,0 +1,52 @@
+"""Routes for what migrations between sites may use: ``/api/v1/links``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, put
+from litestar.params import Parameter
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.sharing import Link, LinkSpec
+from novacron.model.vm import check_name
+from novacron.store import links
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+
+
+class LinkList(msgspec.Struct):
+    items: list[Link]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List the links between sites that have a limit")
+async def list_links(
+    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
+) -> Response[LinkList]:
+    return reply.page(request, services(request).cache.all("link").items(), limit, cursor)
+
+
+@put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)
+async def put_link(request: ApiRequest, one: str, other: str, data: LinkSpec) -> Response[Link]:
+    one, other, revision = check_name(one), check_name(other), reply.if_match(request)
+
+    async def work(connection: Connection) -> Link:
+        return await links.put(connection, one, other, data, revision, request.user.name)
+
+    return await reply.write(request, work)
+
+
+@delete("/{one:str}/{other:str}", summary="Let migrations between two sites use all there is", status_code=204)
+async def remove_link(request: ApiRequest, one: str, other: str) -> None:
+    one, other = reply.check_ref("site", one), reply.check_ref("site", other)
+    async with services(request).database.transaction() as connection:
+        await links.remove(connection, one, other, request.user.name)
+
+
+router = Router("/links", route_handlers=[list_links, put_link, remove_link], tags=["links"])

@@ -1,0 +1,125 @@
+"""How concurrent migrations share nodes and links: pure arithmetic.
+
+Each migration gets its weighted max-min fair share of every budget that it uses (Bertsekas and Gallager, "Data
+Networks", 6.5.2): all rates grow together, each by its weight, until a budget is used up; those that use it keep what
+they have, and the others go on growing. Rates are in bytes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.vm import NAME_PATTERN
+
+Rate = Annotated[int, Meta(ge=limits.RATE_BYTES_PER_S_MIN, le=limits.RATE_BYTES_PER_S_MAX)]
+Weight = Annotated[int, Meta(ge=1, le=100)]
+SiteName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
+TimeOfDay = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]\\Z")]
+Day = Annotated[int, Meta(ge=1, le=7)]
+
+EVERY_DAY = (1, 2, 3, 4, 5, 6, 7)
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the day in which a link carries less. Times are UTC; one that ends before it begins ends next day."""
+
+    start: TimeOfDay
+    end: TimeOfDay
+    rate_bytes_per_s: Rate
+    days: tuple[Day, ...] = EVERY_DAY
+    """The days on which it begins, 1 for Monday."""
+
+    def holds(self, now: datetime) -> bool:
+        time, day = now.strftime("%H:%M"), now.isoweekday()
+        if self.start <= self.end:
+            return day in self.days and self.start <= time < self.end
+        yesterday = (day - 2) % 7 + 1
+        return (day in self.days and time >= self.start) or (yesterday in self.days and time < self.end)
+
+
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What migrations between two sites may use together."""
+
+    rate_bytes_per_s: Rate
+    schedule: Annotated[tuple[Window, ...], Meta(max_length=limits.LINK_WINDOWS_MAX)] = ()
+    """Windows only lower it; where several hold, the lowest counts."""
+
+    def rate_at(self, now: datetime) -> int:
+        return min([self.rate_bytes_per_s, *(window.rate_bytes_per_s for window in self.schedule if window.holds(now))])
+
+
+class Link(msgspec.Struct, frozen=True):
+    """The budget of a pair of sites as stored; of one site with itself, that of its own network."""
+
+    id: str
+    sites: tuple[str, str]
+    spec: LinkSpec
+    revision: int
+    created_at: datetime
+
+
+def link_id(one: str, other: str) -> str:
+    """Return the id of the link between two sites, whichever is named first."""
+    return "/".join(sorted((one, other)))
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """A migration that wants all it can get of the budgets that it uses, up to its own limit."""
+
+    id: str
+    uses: tuple[str, ...]
+    weight: int = 1
+    limit: float | None = None
+
+
+def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the rate of each demand, None where nothing limits it. Budgets that are not named are unlimited."""
+    rates: dict[str, float | None] = {}
+    left = dict(budgets)
+    growing = {d.id: d for d in demands}
+    while growing:
+        weights: dict[str, int] = {}
+        for d in growing.values():
+            for budget in d.uses:
+                weights[budget] = weights.get(budget, 0) + d.weight
+        level_of = {
+            d.id: min(
+                [left[b] / weights[b] for b in d.uses if b in left]
+                + ([d.limit / d.weight] if d.limit is not None else []),
+                default=None,
+            )
+            for d in growing.values()
+        }
+        levels = [level for level in level_of.values() if level is not None]
+        if not levels:
+            return rates | dict.fromkeys(growing)
+        level = min(levels)
+        for id in [id for id, own in level_of.items() if own is not None and own <= level]:
+            d = growing.pop(id)
+            rates[id] = level * d.weight
+            for budget in d.uses:
+                if budget in left:
+                    left[budget] = max(0.0, left[budget] - level * d.weight)
+    return rates
+
+
+def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str, float]) -> str | None:
+    """Say which budget is too small for one more, or None if ``candidate`` may begin beside ``running``.
+
+    One that would share nothing limited with others may always begin, however little that is.
+    """
+    shared = [b for b in candidate.uses if b in budgets and any(b in d.uses for d in running)]
+    if not shared:
+        return None
+    rates = allot([*running, candidate], budgets)
+    for budget in shared:
+        users = [candidate.id, *(d.id for d in running if budget in d.uses)]
+        if any((rate := rates[id]) is not None and rate < limits.RATE_BYTES_PER_S_USEFUL for id in users):
+            return budget
+    return None

@@ -1,0 +1,47 @@
+"""Budgets of the links between sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from novacron.model.errors import NotFound, PreconditionFailed
+from novacron.model.sharing import Link, LinkSpec, link_id
+from novacron.store import events
+from novacron.store.database import Connection
+
+
+def _link(row: Any) -> Link:
+    return msgspec.convert(dict(row), Link)
+
+
+async def all(connection: Connection) -> list[Link]:
+    return [_link(row) for row in await connection.fetch("SELECT * FROM links ORDER BY id")]
+
+
+async def put(connection: Connection, one: str, other: str, spec: LinkSpec, if_match: int | None, actor: str) -> Link:
+    """Set the budget of the link between two sites. Raises PreconditionFailed."""
+    id, sites = link_id(one, other), sorted((one, other))
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"link {id}")
+    revision = await connection.fetchval("SELECT revision FROM links WHERE id = $1", id)
+    if if_match is not None and if_match != revision:
+        raise PreconditionFailed(f"link {id} is at revision {revision}", field="If-Match", hint="read it again")
+    row = await connection.fetchrow(
+        "INSERT INTO links (id, sites, spec) VALUES ($1, $2, $3)"
+        " ON CONFLICT (id) DO UPDATE SET spec = excluded.spec RETURNING *",
+        id,
+        sites,
+        msgspec.to_builtins(spec),
+    )
+    what = f"{spec.rate_bytes_per_s * 8 / 1e6:g} Mbit/s, {len(spec.schedule)} windows in which it is less"
+    await events.record(connection, "link", id, id, "Configured", what, actor)
+    return _link(row)
+
+
+async def remove(connection: Connection, one: str, other: str, actor: str) -> None:
+    """Let migrations between two sites use all there is. Raises NotFound."""
+    id = link_id(one, other)
+    if await connection.fetchval("DELETE FROM links WHERE id = $1 RETURNING id", id) is None:
+        raise NotFound(f"there is no limit on the link between {one!r} and {other!r}", hint="see: novacron link list")
+    await events.record(connection, "link", id, id, "Removed", "no limit any more", actor)

@@ -1,0 +1,103 @@
+"""Migrations within the budgets of links and nodes, on real QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+
+NewVm = Callable[..., dict[str, Any]]
+SLOW = 250_000
+"""Bytes a second; a first move of the tiny guest is some megabytes."""
+TOLERANCE = 1.3
+
+
+@pytest.fixture
+def link(site: Platform) -> Iterator[Platform]:
+    yield site
+    for found in site.client.list("links"):
+        site.client.unlimit_link(*found["sites"])
+    for name in ("host-a", "host-b"):
+        site.client.configure_node(name, site="default", migration_rate_bytes_per_s=None)
+
+
+def other(node: str) -> str:
+    return {"host-a": "host-b", "host-b": "host-a"}[node]
+
+
+def booted(site: Platform, vm: dict[str, Any]) -> str:
+    node = str(site.wait_state(vm["id"], "running")["node"])
+    until(lambda: "tiny guest: ready" in site.console_log(vm, node), "it has booted", 60)
+    return node
+
+
+def test_a_migration_keeps_to_its_own_limit(link: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    node = booted(link, vm)
+    done = link.cli("vm", "migrate", vm["name"], "--to", other(node), "--max-rate", "2Mbit", "--output", "json")
+    assert '"phase": "completed"' in done.stdout
+    found = next(iter(link.client.list("migrations", vm=vm["name"])))
+    assert found["rate_limit_bytes_per_s"] == found["rate_bytes_per_s"] == SLOW
+    told = found["progress"]
+    assert told["wire_bytes"] / told["elapsed_s"] < SLOW * TOLERANCE, told
+
+
+def test_a_link_is_shared_by_weight_and_its_limit_counts_at_once(link: Platform, new_vm: NewVm) -> None:
+    link.cli("node", "set", "host-a", "--site", "east")
+    link.cli("node", "set", "host-b", "--site", "west", "--migration-rate", "1Gbit")
+    link.cli(
+        "link",
+        "set",
+        "west",
+        "east",
+        "--rate",
+        "8Mbit",
+        "--less",
+        "00:00-23:59=5Mbit",
+        "--less",
+        "23:59-00:00=5Mbit",
+    )
+    machines = [new_vm(), new_vm()]
+    nodes = [booted(link, vm) for vm in machines]
+    begun = [
+        link.client.act("vms", vm["id"], "migrate", {"target": other(node), "weight": weight})
+        for vm, node, weight in zip(machines, nodes, (1, 3), strict=True)
+    ]
+
+    def rates() -> list[int | None]:
+        return [link.client.get("migrations", m["id"])["rate_bytes_per_s"] for m in begun]
+
+    # 5 Mbit/s are too little for two: the second one waits.
+    until(
+        lambda: "link east/west has no room" in str(link.client.get("migrations", begun[1]["id"])["waits_for"]),
+        "it waits",
+    )
+    assert rates() == [625_000, None]
+    link.client.limit_link("east", "west", 10_000_000)
+    until(lambda: rates() == [2_500_000, 7_500_000], "both run, by weight", 10)
+    link.client.unlimit_link("west", "east")
+    for m in begun:
+        ended = link.client.wait("migrations", m["id"], lambda now: now["finished_at"], 60)
+        assert ended["phase"] == "completed", ended["error"]
+    assert {link.client.get("vms", vm["id"])["node"] for vm in machines} <= {"host-a", "host-b"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "window", "field"),
+    [
+        (1, None, "rate_bytes_per_s"),
+        (10**6, {"start": "24:00", "end": "01:00", "rate_bytes_per_s": 10**6}, "schedule"),
+        (10**6, {"start": "08:00", "end": "09:00", "rate_bytes_per_s": 10**6, "days": [8]}, "schedule"),
+    ],
+)
+def test_a_limit_that_can_not_be_is_refused(
+    link: Platform, rate: int, window: dict[str, Any] | None, field: str
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        link.client.limit_link("east", "west", rate, [] if window is None else [window])
+    assert refused.value.status in (400, 422) and field in str(refused.value.problem)
+    assert not list(link.client.list("links"))
