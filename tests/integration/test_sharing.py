@@ -101,3 +101,21 @@ def test_a_limit_that_can_not_be_is_refused(
         link.client.limit_link("east", "west", rate, [] if window is None else [window])
     assert refused.value.status in (400, 422) and field in str(refused.value.problem)
     assert not list(link.client.list("links"))
+
+
+def test_a_path_is_measured(link: Platform) -> None:
+    found = link.client.probe_link("host-a", "host-b", 0.5)
+    assert (found["source"], found["target"]) == ("host-a", "host-b")
+    assert found["delivered_bytes"] > 0 and found["rate_bytes_per_s"] > 0 and 0 < found["rtt_ms"] < 1000
+    told = link.cli("link", "probe", "host-b", "host-a", "--seconds", "0.5").stdout
+    assert "Mbit/s" in told and "ROUND TRIP" in told
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "status", "field"),
+    [("host-a", "host-a", 400, "target"), ("host-a", "host-z", 404, "target"), ("host-z", "host-a", 404, "source")],
+)
+def test_a_path_that_is_none_is_refused(link: Platform, source: str, target: str, status: int, field: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        link.client.probe_link(source, target, 0.5)
+    assert refused.value.status == status and refused.value.problem["field"] == field

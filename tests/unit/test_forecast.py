@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.model.forecast import SWITCH_S, Path, downtime_s, forecast
+from novacron.model.forecast import SWITCH_S, Forecast, ForecastError, Path, downtime_s, error, forecast
 
 LINK = Path(rate=12.5e6, rtt_s=0.05, ratio=0.4)
 
@@ -26,6 +26,10 @@ def test_what_waits_for_the_link_is_part_of_the_downtime() -> None:
     idle = downtime_s(0, LINK)
     assert idle == pytest.approx(SWITCH_S + 0.025)
     assert downtime_s(0, Path(12.5e6, 0.05, 0.4, backlog=12.5e6)) == pytest.approx(idle + 1.0)
+
+
+def test_how_far_off_a_forecast_was() -> None:
+    assert error(Forecast(True, 10.0, 150.0), 12.5, 100.0) == ForecastError(2.5, -50.0)
 
 
 @given(

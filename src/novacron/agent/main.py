@@ -7,14 +7,16 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from novacron import pki
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
+from novacron.agent import probe
 from novacron.agent.console import Consoles
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
@@ -35,8 +37,27 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 IMAGES_CHECK_S = 5.0
+PROBES_MAX = 4
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
+
+
+class _Few:
+    """Tasks of the agent's of which there may be only a few at once."""
+
+    def __init__(self, count: int) -> None:
+        self.tasks: asyncio.TaskGroup | None = None
+        self._count = count
+        self._running: set[asyncio.Task[None]] = set()
+
+    def full(self) -> bool:
+        return len(self._running) >= self._count
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self.tasks is not None
+        task = self.tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
 
 class Agent:
@@ -52,6 +73,7 @@ class Agent:
         self._tasks: asyncio.TaskGroup | None = None
         self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
         self._consoles = Consoles(settings.vms_dir, self._link.send)
+        self._probes = _Few(PROBES_MAX)
         host.send = self._link.send
         host.neighbours = self._neighbours
 
@@ -64,6 +86,7 @@ class Agent:
                     self._add(vm, record)
             tasks.create_task(self._link.run(), name="link")
             tasks.create_task(self._watch_images(), name="images")
+            self._probes.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
         assert self._tasks is not None
@@ -105,6 +128,27 @@ class Agent:
                 await self._consoles.write(channel, data)
             case wire.ConsoleClose(channel=channel):
                 self._consoles.close(channel)
+            case wire.ProbeExpected() | wire.ProbeWanted() if self._probes.full():
+                self._link.send(wire.Probed(message.probe, None, "it takes part in too many probes already"))
+            case wire.ProbeExpected():
+                self._probes.start(self._expect(message))
+            case wire.ProbeWanted():
+                self._probes.start(self._probe(message))
+
+    async def _expect(self, wanted: wire.ProbeExpected) -> None:
+        listener, rings_dir = self._host.listener, self._settings.rings_dir
+        self._link.send(wire.ProbeReady(wanted.probe))
+        await probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
+
+    async def _probe(self, wanted: wire.ProbeWanted) -> None:
+        name, rings_dir = self._host.identity.name, self._settings.rings_dir
+        try:
+            found = await probe.measure(
+                self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds
+            )
+            self._link.send(wire.Probed(wanted.probe, found))
+        except probe.ProbeFailed as error:
+            self._link.send(wire.Probed(wanted.probe, None, str(error)))
 
     async def _watch_images(self) -> None:
         """Tell the server about images that come and go."""

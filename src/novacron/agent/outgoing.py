@@ -153,7 +153,7 @@ class _Follower:
         self._monitor = monitor
         self._sender = sender
         self._limit_s = downtime_limit_s
-        self._started = self._pass_at = self._last_at = time.monotonic()
+        self._started = self._pass_at = self._last_at = self._first_at = time.monotonic()
         self._passes = self._last_wire = 0
         self._first: Forecast | None = None
         self._forecast: Forecast | None = None
@@ -210,7 +210,7 @@ class _Follower:
         left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
         self._forecast = forecast(left, dirty_rate, path, self._limit_s)
         if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
-            self._first = self._forecast
+            self._first, self._first_at = self._forecast, now
         if status.passes <= 1:
             return
         down_s = downtime_s(left, path)
@@ -252,6 +252,7 @@ class _Follower:
             elapsed_s=round(now - self._started, 3),
             throttle_percent=status.throttle_percent,
             first_forecast=self._first,
+            first_forecast_at_s=round(self._first_at - self._started, 3),
             forecast=self._forecast,
         )
 

@@ -25,7 +25,7 @@ async def console(socket: WebSocket[Caller, str, Any], ref: str) -> None:
         await socket.close(code=CLOSE_REFUSED, reason=f"there is no running VM {ref!r}"[:100])
         return
     try:
-        channel = await context.consoles.open_console(entry.body["node"], entry.body["id"])
+        channel = await context.agents.open_console(entry.body["node"], entry.body["id"])
     except NovaError as error:
         await socket.close(code=CLOSE_REFUSED, reason=str(error)[:100])
         return

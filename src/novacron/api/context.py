@@ -9,6 +9,7 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from novacron.api.cache import Cache
+from novacron.model.probe import PathMeasured
 from novacron.pki import Authority
 from novacron.store.database import Database
 
@@ -23,10 +24,11 @@ class Console(Protocol):
     async def close(self) -> None: ...
 
 
-class Consoles(Protocol):
-    """Who can open consoles: the server's end of the agent link."""
+class Agents(Protocol):
+    """Who can ask nodes: the server's end of the agent link."""
 
     async def open_console(self, node: str, vm: str) -> Console: ...
+    async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...
 
 
 class Services(msgspec.Struct):
@@ -35,7 +37,7 @@ class Services(msgspec.Struct):
     database: Database
     cache: Cache
     authority: Authority
-    consoles: Consoles
+    agents: Agents
     api_url: str
     link_url: str
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from litestar import Response, Router, delete, get, put
+from litestar import Response, Router, delete, get, post, put
 from litestar.params import Parameter
 
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
+from novacron.model.node import NodeName
+from novacron.model.probe import SECONDS_MAX, PathMeasured
 from novacron.model.sharing import Link, LinkSpec
 from novacron.model.vm import check_name
 from novacron.store import links
@@ -49,4 +51,17 @@ async def remove_link(request: ApiRequest, one: str, other: str) -> None:
         await links.remove(connection, one, other, request.user.name)
 
 
-router = Router("/links", route_handlers=[list_links, put_link, remove_link], tags=["links"])
+class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):
+    """Two nodes, and for how long data flows from one to the other: that uses all of the link."""
+
+    source: NodeName
+    target: NodeName
+    seconds: Annotated[float, msgspec.Meta(ge=0.5, le=SECONDS_MAX)] = 3.0
+
+
+@post("/actions/probe", summary="Measure the path between two nodes", status_code=200)
+async def probe_link(request: ApiRequest, data: ProbeLink) -> PathMeasured:
+    return await services(request).agents.probe(data.source, data.target, data.seconds)
+
+
+router = Router("/links", route_handlers=[list_links, put_link, remove_link, probe_link], tags=["links"])

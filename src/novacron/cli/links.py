@@ -75,6 +75,36 @@ def set_(
         output.fields(Client().limit_link(one, other, output.parse_rate(rate), schedule), COLUMNS, output_)
 
 
+PROBE: Columns = {
+    "FROM": lambda found: found["source"],
+    "TO": lambda found: found["target"],
+    "RATE": lambda found: mbit(found["rate_bytes_per_s"]),
+    "AT ITS BEST": lambda found: mbit(found["best_rate_bytes_per_s"]),
+    "ROUND TRIP": lambda found: f"{found['rtt_ms']:.1f} ms",
+    "UNDER LOAD": lambda found: f"{found['loaded_rtt_ms']:.1f} ms",
+    "SESSION OPEN AFTER": lambda found: f"{found['open_ms']:.0f} ms",
+    "RETRANSMITS": lambda found: found["retransmits"],
+    "STREAMS": lambda found: found["streams"],
+    "DELIVERED": lambda found: f"{output.size(found['delivered_bytes'])} in {found['seconds']:.1f} s",
+}
+
+
+def mbit(bytes_per_s: float) -> str:
+    return f"{bytes_per_s * 8 / 1e6:.1f} Mbit/s"
+
+
+@app.command()
+def probe(
+    source: Annotated[str, typer.Argument(help="node that sends", show_default=False)],
+    target: Annotated[str, typer.Argument(help="node that receives", show_default=False)],
+    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="how long data flows; it uses all of the link")] = 3.0,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Measure the path from one node to another, as a migration would meet it."""
+    with output.errors():
+        output.fields(Client().probe_link(source, target, seconds), PROBE, output_)
+
+
 @app.command()
 def remove(one: One, other: Other) -> None:
     """Let migrations between two sites use all there is."""

@@ -34,6 +34,13 @@ def forecast(found: Object | None) -> str | None:
     return f"converges in {found['total_s']:.1f} s with {found['downtime_ms']:.0f} ms of downtime"
 
 
+def forecast_error(found: Object | None) -> str | None:
+    """Return how far off the first forecast was, in words."""
+    if found is None:
+        return None
+    return f"{found['total_s']:+.1f} s, {found['downtime_ms']:+.0f} ms of downtime against the first forecast"
+
+
 SAVINGS = ("zero", "session", "image", "sibling", "checkpoint", "difference", "compression")
 """What pages were told as instead of being sent as they are."""
 COLUMNS: Columns = {
@@ -67,6 +74,7 @@ DETAILS: Columns = {
     "THROTTLED": lambda m: f"{m['progress']['throttle_percent']} %",
     "FORECAST AT FIRST": lambda m: forecast(m["progress"]["first_forecast"]),
     "FORECAST": lambda m: forecast(m["progress"]["forecast"]),
+    "FORECAST ERROR": lambda m: forecast_error(m["progress"]["forecast_error"]),
     **{
         f"SAVED: {name.upper()}": lambda m, name=name: output.size(m["progress"]["savings"][name])  # type: ignore[misc]
         for name in SAVINGS

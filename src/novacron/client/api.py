@@ -148,6 +148,12 @@ class Client:
         stored: Object = self.request("PUT", f"/api/v1/links/{_path(one)}/{_path(other)}", body)
         return stored
 
+    def probe_link(self, source: str, target: str, seconds: float = 3.0) -> Object:
+        """Return what is measured on the path from one node to another, while data flows for ``seconds``."""
+        body = {"source": source, "target": target, "seconds": seconds}
+        found: Object = self.request("POST", "/api/v1/links/actions/probe", body)
+        return found
+
     def unlimit_link(self, one: str, other: str) -> None:
         """Let migrations between two sites use all there is."""
         self.request("DELETE", f"/api/v1/links/{_path(one)}/{_path(other)}")

@@ -92,6 +92,8 @@ class Counters(msgspec.Struct):
 
     raw_bytes: int = 0
     wire_bytes: int = 0
+    delivered_bytes: int = 0
+    """What the peer has confirmed."""
     streams: int = 0
     resumed: int = 0
     """Connections that were opened in place of lost ones."""
@@ -182,7 +184,7 @@ class Sender:
     def backlog_bytes(self) -> float:
         """Bytes that wait, here or in the path, beyond those that are on their way anyhow."""
         waiting = sum(len(frame.payload) for frame in self._frames.values())
-        return max(0.0, waiting - self.rate_bytes_per_s * self._path()[1])
+        return max(0.0, waiting - self.rate_bytes_per_s * self.path_s[1])
 
     def limit(self, rate_bytes_per_s: int | None) -> None:
         """Use so much of the path from now on, or all there is."""
@@ -375,7 +377,8 @@ class Sender:
         if number <= self._acked:
             return
         for taken in range(self._acked, number):
-            self._frames.pop(taken, None)
+            frame = self._frames.pop(taken, None)
+            self.counters.delivered_bytes += 0 if frame is None else len(frame.payload)
         self._acked = number
         self._moved_at = time.monotonic()
         while self._retained and self._retained[0][0] < number:
@@ -568,7 +571,8 @@ class Sender:
                 self._pace()
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
-    def _path(self) -> tuple[float, float]:
+    @property
+    def path_s(self) -> tuple[float, float]:
         """Return the round trip now and at its best, in seconds."""
         measured = [m for link in self._links if (m := link.connection.measured()) is not None]
         if not measured:

@@ -38,6 +38,18 @@ class Forecast(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class ForecastError(msgspec.Struct, frozen=True):
+    """By how much a migration took longer, and its guest stood still longer, than was foreseen at first."""
+
+    total_s: float
+    downtime_ms: float
+
+
+def error(foreseen: Forecast, took_s: float, downtime_ms: float) -> ForecastError:
+    """Compare what was foreseen with what came. ``took_s`` counts from when it was foreseen."""
+    return ForecastError(round(took_s - foreseen.total_s, 2), round(downtime_ms - foreseen.downtime_ms, 1))
+
+
 def pass_s(size: float, path: Path) -> float:
     """Return how many seconds it takes to send ``size`` bytes of memory."""
     return max(size * path.ratio / max(path.rate, 1.0), size / PROCESSING_BYTES_PER_S)

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from novacron.model.forecast import Forecast
+from novacron.model.forecast import Forecast, ForecastError
 
 
 class Phase(StrEnum):
@@ -91,10 +91,14 @@ class Progress(msgspec.Struct, frozen=True):
     """How much of its processor time the guest is denied, so that it writes less."""
     first_forecast: Forecast | None = None
     """What was foreseen when memory began to flow."""
+    first_forecast_at_s: float = 0.0
+    """When that was, after so much of the elapsed time."""
     forecast: Forecast | None = None
     """What is foreseen now; at the end, what was foreseen last before the guest stopped."""
     downtime_ms: float | None = None
     """From the guest's stop at the source to its first instruction at the target, as the server saw it."""
+    forecast_error: ForecastError | None = None
+    """How far off the first forecast was, once the migration has completed."""
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import ssl
 import time
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from novacron import pki
 from novacron.model import limits
-from novacron.model.errors import NovaError, Unavailable
+from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
+from novacron.model.probe import PathMeasured
 from novacron.store import migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
@@ -26,6 +28,8 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 MARKS_MAX = 1000
+PROBES_MAX = 16
+PROBE_S_MAX = 30.0
 PROJECT = "default"
 """Of every VM, until there are more."""
 
@@ -97,6 +101,29 @@ class Session:
         await self._socket.close(code=1008, reason=reason)
 
 
+class _Probe:
+    """A probe that somebody waits for."""
+
+    def __init__(self, nodes: tuple[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        self._nodes = nodes
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.found: asyncio.Future[PathMeasured] = loop.create_future()
+
+    def is_ready(self, node: str) -> None:
+        if node == self._nodes[1] and not self.ready.done():
+            self.ready.set_result(None)
+
+    def is_over(self, node: str, found: PathMeasured | None, error: str) -> None:
+        if node not in self._nodes or self.found.done():
+            return
+        if found is not None:
+            self.found.set_result(found)
+            return
+        why = Unavailable(f"node {node}: {error}", hint="see its agent's log")
+        (self.found if self.ready.done() else self.ready).set_exception(why)
+
+
 async def statements(
     connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
 ) -> tuple[wire.Statement, ...]:
@@ -143,6 +170,7 @@ class Link:
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._stopped_at: dict[str, float] = {}
+        self._probes: dict[str, _Probe] = {}
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -186,6 +214,33 @@ class Link:
         if session is None:
             raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
         return await session.open_console(vm)
+
+    async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
+        """Let one node measure the path to another. Raises Unavailable, NotFound."""
+        if source == target:
+            raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
+        async with self._database.connection() as connection:
+            for field, name in (("source", source), ("target", target)):
+                await nodes.get(connection, name, field=field)
+            endpoint = await nodes.dwcp_endpoint(connection, target)
+        sender, receiver = self._sessions.get(source), self._sessions.get(target)
+        if sender is None or receiver is None or endpoint is None:
+            name = source if sender is None else target
+            raise Unavailable(f"node {name} is not connected", hint="see: novacron node list")
+        if len(self._probes) >= PROBES_MAX:
+            raise Unavailable(f"{len(self._probes)} probes are under way", hint="try again in a moment")
+        id = f"probe-{secrets.token_hex(8)}"
+        asked = self._probes[id] = _Probe((source, target))
+        try:
+            async with asyncio.timeout(PROBE_S_MAX + seconds):
+                await receiver.send(wire.ProbeExpected(id, source, seconds))
+                await asked.ready
+                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds))
+                return await asked.found
+        except TimeoutError:
+            raise Unavailable(f"nodes {source} and {target} do not answer", hint="see their agents' logs") from None
+        finally:
+            del self._probes[id]
 
     async def _serve(self, socket: ServerConnection) -> None:
         node = pki.peer_name(socket.transport.get_extra_info("ssl_object"))
@@ -264,6 +319,14 @@ class Link:
             case wire.RenewCertificate(csr=csr):
                 await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
                 return
+            case wire.ProbeReady(probe=id) if id in self._probes:
+                self._probes[id].is_ready(node)
+                return
+            case wire.Probed(probe=id, found=found, error=error) if id in self._probes:
+                self._probes[id].is_over(node, found, error)
+                return
+            case wire.ProbeReady() | wire.Probed():
+                return  # nobody waits any more
             case wire.Stopped(migration=id):
                 if len(self._stopped_at) >= MARKS_MAX:
                     del self._stopped_at[next(iter(self._stopped_at))]

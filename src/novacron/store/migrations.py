@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from novacron.model import limits
+from novacron.model import forecast, limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
 from novacron.model.migration import (
     ACTIVE,
@@ -211,7 +211,7 @@ async def progressed(connection: Connection, id: str, node: str, progress: Progr
     if row is None or node != row["source"]:
         return
     old = msgspec.convert(row["progress"], Progress)
-    progress = msgspec.structs.replace(progress, downtime_ms=old.downtime_ms)
+    progress = msgspec.structs.replace(progress, downtime_ms=old.downtime_ms, forecast_error=old.forecast_error)
     moved = progress.raw_bytes > old.raw_bytes
     await connection.execute(
         "UPDATE migrations SET progress = $2, moved_at = CASE WHEN $3 THEN clock_timestamp() ELSE moved_at END"
@@ -223,12 +223,16 @@ async def progressed(connection: Connection, id: str, node: str, progress: Progr
 
 
 async def record_downtime(connection: Connection, id: str, downtime_ms: float) -> None:
-    """Store how long the guest stood still, as the server saw it."""
-    await connection.execute(
-        "UPDATE migrations SET progress = jsonb_set(progress, '{downtime_ms}', to_jsonb($2::float)) WHERE id = $1",
-        id,
-        round(downtime_ms, 1),
-    )
+    """Store how long the guest stood still, as the server saw it, and how far off that was foreseen."""
+    row = await connection.fetchrow("SELECT progress FROM migrations WHERE id = $1 FOR UPDATE", id)
+    if row is None:
+        return
+    progress = msgspec.convert(row["progress"], Progress)
+    foreseen, off = progress.first_forecast, None
+    if foreseen is not None and foreseen.converges:
+        off = forecast.error(foreseen, progress.elapsed_s - progress.first_forecast_at_s, downtime_ms)
+    progress = msgspec.structs.replace(progress, downtime_ms=round(downtime_ms, 1), forecast_error=off)
+    await connection.execute("UPDATE migrations SET progress = $2 WHERE id = $1", id, msgspec.to_builtins(progress))
 
 
 async def vote(connection: Connection, id: str, node: str, side: Side, epoch: int) -> bool:

@@ -7,6 +7,7 @@ import msgspec
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.node import Inventory
 from novacron.model.ownership import Order
+from novacron.model.probe import PathMeasured
 from novacron.model.vm import VmSpec, VmStatus
 
 PROTOCOL = 2
@@ -106,6 +107,20 @@ class ConsoleClosed(Message, frozen=True):
     reason: str
 
 
+class ProbeReady(Message, frozen=True):
+    """This node expects the probe."""
+
+    probe: str
+
+
+class Probed(Message, frozen=True):
+    """What a probe found, or why it found nothing."""
+
+    probe: str
+    found: PathMeasured | None
+    error: str = ""
+
+
 class RenewCertificate(Message, frozen=True):
     """The node asks for a certificate for the key of this request (PEM)."""
 
@@ -126,6 +141,8 @@ FromAgent = (
     | MigrationFailed
     | ConsoleOutput
     | ConsoleClosed
+    | ProbeReady
+    | Probed
     | RenewCertificate
 )
 
@@ -192,13 +209,30 @@ class ConsoleClose(Message, frozen=True):
     channel: int
 
 
+class ProbeExpected(Message, frozen=True):
+    """Another node will send a probe here."""
+
+    probe: str
+    peer: str
+    seconds: float
+
+
+class ProbeWanted(Message, frozen=True):
+    """Measure the path to another node, which waits at ``endpoint``."""
+
+    probe: str
+    peer: str
+    endpoint: str
+    seconds: float
+
+
 class CertificateIssued(Message, frozen=True):
     """The certificate (PEM) for the node's last request."""
 
     certificate: bytes
 
 
-FromServer = Desired | ConsoleOpen | ConsoleInput | ConsoleClose | CertificateIssued
+FromServer = Desired | ConsoleOpen | ConsoleInput | ConsoleClose | ProbeExpected | ProbeWanted | CertificateIssued
 
 encoder = msgspec.msgpack.Encoder()
 from_agent = msgspec.msgpack.Decoder(FromAgent)

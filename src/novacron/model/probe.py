@@ -1,0 +1,30 @@
+"""What a probe of the path between two nodes found."""
+
+from __future__ import annotations
+
+import msgspec
+
+SECONDS_MAX = 30.0
+
+
+class PathMeasured(msgspec.Struct, frozen=True):
+    """A path as a migration would meet it, measured with data that can't be compressed."""
+
+    source: str
+    target: str
+    seconds: float
+    """How long data flowed."""
+    delivered_bytes: int
+    """What the target confirmed in that time."""
+    rate_bytes_per_s: float
+    """``delivered_bytes`` over the time, the start included."""
+    best_rate_bytes_per_s: float
+    """What TCP measured at its best."""
+    open_ms: float
+    """Until the session was open: connection, TLS, and the target's answer."""
+    rtt_ms: float
+    """The shortest round trip that TCP saw."""
+    loaded_rtt_ms: float
+    """The round trip while data flowed: what is more than ``rtt_ms`` are queues."""
+    retransmits: int
+    streams: int
