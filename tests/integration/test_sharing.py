@@ -119,3 +119,20 @@ def test_a_path_that_is_none_is_refused(link: Platform, source: str, target: str
     with pytest.raises(ApiError) as refused:
         link.client.probe_link(source, target, 0.5)
     assert refused.value.status == status and refused.value.problem["field"] == field
+
+
+def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    node = booted(link, vm)
+    found = link.client.act("vms", vm["id"], "foresee-migration", {"target": other(node)})
+    move = found["move"]
+    assert (found["source"], found["target"]) == (node, other(node)) == (move["path"]["source"], move["path"]["target"])
+    assert 8 << 20 < move["memory_bytes"] < 256 << 20, "the guest's kernel, and no page that it never touched"
+    assert 0 < move["ratio"] < 0.8 and move["forecast"]["total_s"] > 0
+    told = link.cli("vm", "migrate", vm["name"], "--dry-run").stdout
+    assert ("VERDICT" in told and "of downtime" in told) or "does not converge" in told
+    assert not list(link.client.list("migrations", vm=vm["name"]))
+    link.cli("vm", "stop", vm["name"], "--grace", "1", "--wait")
+    with pytest.raises(ApiError) as refused:
+        link.client.act("vms", vm["id"], "foresee-migration")
+    assert refused.value.status == 409

@@ -22,6 +22,12 @@ def test_a_guest_that_writes_faster_than_the_link_does_not_and_is_told_why() -> 
     assert "writes 60.0 MB/s" in found.reason and "takes 31.2 MB/s" in found.reason and "200 ms" in found.reason
 
 
+def test_with_one_pass_all_that_was_written_during_it_is_downtime() -> None:
+    assert forecast(400e6, 20e6, LINK, 0.2).converges
+    one = forecast(400e6, 20e6, LINK, 0.2, passes_max=1)
+    assert not one.converges and one.downtime_ms == pytest.approx(downtime_s(20e6 * 12.8, LINK) * 1e3, 0.01)
+
+
 def test_what_waits_for_the_link_is_part_of_the_downtime() -> None:
     idle = downtime_s(0, LINK)
     assert idle == pytest.approx(SWITCH_S + 0.025)

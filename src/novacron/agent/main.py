@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from novacron import pki
+from novacron.agent import foresee, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
-from novacron.agent import probe
 from novacron.agent.console import Consoles
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
@@ -129,7 +129,7 @@ class Agent:
             case wire.ConsoleClose(channel=channel):
                 self._consoles.close(channel)
             case wire.ProbeExpected() | wire.ProbeWanted() if self._probes.full():
-                self._link.send(wire.Probed(message.probe, None, "it takes part in too many probes already"))
+                self._link.send(wire.Probed(message.probe, None, error="it takes part in too many probes already"))
             case wire.ProbeExpected():
                 self._probes.start(self._expect(message))
             case wire.ProbeWanted():
@@ -143,12 +143,21 @@ class Agent:
     async def _probe(self, wanted: wire.ProbeWanted) -> None:
         name, rings_dir = self._host.identity.name, self._settings.rings_dir
         try:
+            looking = None
+            if wanted.vm is not None:
+                worker = self._workers.get(wanted.vm)
+                neighbour = None if worker is None else worker.neighbour()
+                if neighbour is None:
+                    raise foresee.ForeseeFailed("the VM does not run here")
+                looking = await foresee.look(neighbour.machine, neighbour.memory_bytes)
             found = await probe.measure(
                 self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds
             )
-            self._link.send(wire.Probed(wanted.probe, found))
-        except probe.ProbeFailed as error:
-            self._link.send(wire.Probed(wanted.probe, None, str(error)))
+            limit_s = self._settings.downtime_limit_ms / 1e3
+            foreseen = None if looking is None else foresee.foresee(looking, found, limit_s)
+            self._link.send(wire.Probed(wanted.probe, found, foreseen))
+        except (probe.ProbeFailed, foresee.ForeseeFailed) as error:
+            self._link.send(wire.Probed(wanted.probe, None, error=str(error)))
 
     async def _watch_images(self) -> None:
         """Tell the server about images that come and go."""

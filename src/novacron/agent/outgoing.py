@@ -14,7 +14,7 @@ from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.ring import PAGE
 from novacron.dwcp.sender import Options, Sender, SendFailed
-from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecast
+from novacron.model.forecast import PASSES_MAX, SHRINKS, Forecast, Path, downtime_s, forecast
 from novacron.model.migration import Progress, Savings
 from novacron.qemu import transfer
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -108,9 +108,10 @@ async def send(
             server.bind(str(path))
             server.listen(1)
             await transfer.send(machine.monitor, path)
+            passes_max = PASSES_MAX if await transfer.logs_every_write(machine.monitor) else 1
             pump = asyncio.create_task(_pump(server, sender))
             try:
-                follower = _Follower(machine.monitor, sender, downtime_limit_ms / 1e3)
+                follower = _Follower(machine.monitor, sender, downtime_limit_ms / 1e3, passes_max)
                 await follower.run(pump, report, status_changed)
                 completed()
                 promised = True
@@ -149,10 +150,11 @@ async def _pump(server: socket.socket, sender: Sender) -> None:
 class _Follower:
     """Watches one migration at its source: tells how it stands, and decides when the guest stops."""
 
-    def __init__(self, monitor: Monitor, sender: Sender, downtime_limit_s: float) -> None:
+    def __init__(self, monitor: Monitor, sender: Sender, downtime_limit_s: float, passes_max: int) -> None:
         self._monitor = monitor
         self._sender = sender
         self._limit_s = downtime_limit_s
+        self._passes_max = passes_max
         self._started = self._pass_at = self._last_at = self._first_at = time.monotonic()
         self._passes = self._last_wire = 0
         self._first: Forecast | None = None
@@ -208,7 +210,7 @@ class _Follower:
         ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
         path = Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, sender.backlog_bytes)
         left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
-        self._forecast = forecast(left, dirty_rate, path, self._limit_s)
+        self._forecast = forecast(left, dirty_rate, path, self._limit_s, self._passes_max)
         if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first, self._first_at = self._forecast, now
         if status.passes <= 1:

@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from novacron.api.cache import Cache
-from novacron.model.probe import PathMeasured
+from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.pki import Authority
 from novacron.store.database import Database
 
@@ -29,6 +29,7 @@ class Agents(Protocol):
 
     async def open_console(self, node: str, vm: str) -> Console: ...
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...
+    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen: ...
 
 
 class Services(msgspec.Struct):

@@ -11,8 +11,9 @@ from litestar.params import Parameter
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.migration import Migration
+from novacron.model.probe import MoveForeseen
 from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
     Action,
@@ -59,6 +60,19 @@ class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
     target: Name | None = None
     weight: Weight = 1
     rate_limit_bytes_per_s: Rate | None = None
+
+
+class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the VM might be moved; without ``target`` the platform chooses."""
+
+    target: Name | None = None
+
+
+class Foreseen(msgspec.Struct):
+    vm_name: str
+    source: str
+    target: str
+    move: MoveForeseen
 
 
 class VmList(msgspec.Struct):
@@ -156,6 +170,22 @@ async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = Non
     return await reply.write(request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}")
 
 
+@post(
+    "/{ref:str}/actions/foresee-migration",
+    summary="Measure how a move to another node would go; nothing moves",
+    status_code=200,
+)
+async def foresee_migration(request: ApiRequest, ref: str, data: ForeseeMigration | None = None) -> Foreseen:
+    ref, context = reply.check_ref("VM", ref), services(request)
+    async with context.database.transaction() as connection:
+        vm, target = await migrations.choose(connection, ref, (data or ForeseeMigration()).target, None)
+    if vm.status.state is not VmState.RUNNING:
+        raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
+    assert vm.node is not None
+    foreseen = await context.agents.foresee(vm.id, vm.node, target)
+    return Foreseen(vm.name, vm.node, target, foreseen)
+
+
 async def _act(
     request: ApiRequest, ref: str, action: Action, *, status: int = 202, stop_timeout_s: int | None = None
 ) -> Response[Any]:
@@ -180,6 +210,7 @@ router = Router(
         resume_vm,
         reboot_vm,
         migrate_vm,
+        foresee_migration,
     ],
     tags=["vms"],
 )

@@ -83,6 +83,19 @@ DETAILS: Columns = {
 }
 
 
+FORESEEN: Columns = {
+    "VM": lambda f: f["vm_name"],
+    "FROM": lambda f: f["source"],
+    "TO": lambda f: f["target"],
+    "VERDICT": lambda f: forecast(f["move"]["forecast"]),
+    "TO SEND": lambda f: output.size(f["move"]["memory_bytes"]),
+    "COMPRESSED TO": lambda f: f"{f['move']['ratio']:.0%}",
+    "DIRTY RATE": lambda f: output.size(f["move"]["dirty_bytes_per_s"]) + "/s",
+    "LINK": lambda f: f"{f['move']['path']['best_rate_bytes_per_s'] * 8 / 1e6:.1f} Mbit/s",
+    "ROUND TRIP": lambda f: f"{f['move']['path']['rtt_ms']:.1f} ms",
+}
+
+
 def finish(client: Client, migration: Object, wait: bool, timeout_s: float, out: Format) -> None:
     """Follow a migration if asked to, and say how it ended."""
     if wait:

@@ -203,15 +203,19 @@ def migrate(
     to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,
     max_rate: Annotated[str | None, typer.Option(help="what it may use of the link at most, like 50Mbit")] = None,
     weight: Annotated[int, typer.Option(min=1, max=100, help="its share beside other migrations, against theirs")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only measure how it would go")] = False,
     wait: Wait = True,
     timeout: Timeout = 3600,
     output_: Output = Format.TABLE,
 ) -> None:
     """Move a VM to another node: live if it runs."""
-    from novacron.cli.migrations import finish
+    from novacron.cli.migrations import FORESEEN, finish
 
     with output.errors():
         client = Client()
+        if dry_run:
+            output.fields(client.act("vms", vm, "foresee-migration", {"target": to}), FORESEEN, output_)
+            return
         limit = None if max_rate is None else output.parse_rate(max_rate)
         wanted = {"target": to, "weight": weight, "rate_limit_bytes_per_s": limit}
         migration = client.act("vms", vm, "migrate", wanted)

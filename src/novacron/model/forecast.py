@@ -60,14 +60,16 @@ def downtime_s(size: float, path: Path) -> float:
     return pass_s(size, path) + path.backlog / max(path.rate, 1.0) + path.rtt_s / 2 + SWITCH_S
 
 
-def forecast(left: float, dirty_rate: float, path: Path, limit_s: float) -> Forecast:
+def forecast(left: float, dirty_rate: float, path: Path, limit_s: float, passes_max: int = PASSES_MAX) -> Forecast:
     """Foresee a migration that has ``left`` bytes of memory to send and a guest that writes ``dirty_rate`` bytes a
-    second, and that lets the guest stop when it would stand still for ``limit_s`` at most."""
+    second, and that lets the guest stop when it would stand still for ``limit_s`` at most, or after ``passes_max``."""
     total, size = 0.0, left
-    for number in range(PASSES_MAX):
+    for number in range(passes_max + 1):
         if number > 0 and downtime_s(size, path) <= limit_s:
             down = downtime_s(size, path)
             return Forecast(True, round(total + down, 2), round(down * 1e3, 1))
+        if number == passes_max:
+            break
         took = pass_s(size, path)
         total += took
         following = min(dirty_rate * took, left)
@@ -81,4 +83,4 @@ def forecast(left: float, dirty_rate: float, path: Path, limit_s: float) -> Fore
         f"the guest writes {dirty_rate / 1e6:.1f} MB/s, the link takes {takes / 1e6:.1f} MB/s of its memory: "
         f"it would stand still for {down * 1e3:.0f} ms, {limit_s * 1e3:.0f} ms are allowed"
     )
-    return Forecast(False, round(total, 2), round(down * 1e3, 1), reason)
+    return Forecast(False, round(total + down, 2), round(down * 1e3, 1), reason)

@@ -1,8 +1,10 @@
-"""What a probe of the path between two nodes found."""
+"""What a probe of the path between two nodes found, and what it means for a move."""
 
 from __future__ import annotations
 
 import msgspec
+
+from novacron.model.forecast import Forecast
 
 SECONDS_MAX = 30.0
 
@@ -28,3 +30,18 @@ class PathMeasured(msgspec.Struct, frozen=True):
     """The round trip while data flowed: what is more than ``rtt_ms`` are queues."""
     retransmits: int
     streams: int
+
+
+class MoveForeseen(msgspec.Struct, frozen=True):
+    """What a migration would be like, measured before it: nothing has moved.
+
+    What the target has already is not counted: an image, a sibling or a checkpoint make it shorter.
+    """
+
+    memory_bytes: int
+    """Memory that would have to be sent: what the guest has touched, without pages of zeros."""
+    dirty_bytes_per_s: int
+    ratio: float
+    """Bytes on the link for each of these bytes, compressed, from samples."""
+    path: PathMeasured
+    forecast: Forecast

@@ -42,6 +42,12 @@ class GuestMemory:
         """Return bytes of the guest's memory, as they are at this moment. Raises OSError when QEMU is gone."""
         return os.pread(self._memory, length, self._address + offset)
 
+    def touched(self) -> list[int]:
+        """Return the offset of every page that the guest ever touched."""
+        entries = array("Q")
+        entries.frombytes(os.pread(self._map, self._size // PAGE * 8, self._address // PAGE * 8))
+        return [number * PAGE for number, entry in enumerate(entries) if entry & PRESENT]
+
     def pages(self) -> Iterator[tuple[int, bytes]]:
         """Return ``(offset, page)`` of every page that the guest ever touched."""
         for start in range(0, self._size // PAGE, CHUNK_PAGES):

@@ -17,6 +17,7 @@ does not look at what was written during a pass, and stops the guest at the end 
 EMULATOR_LOGS_WRITES = 9
 """The first QEMU whose emulator (TCG) logs every write: earlier ones clear a page's bit in the dirty log and let the
 guest go on writing to it unseen, so that a second pass would lose writes (docs/adr/0009)."""
+DIRTY_RATE_S, DIRTY_RATE_SLACK_S, DIRTY_RATE_LOOK_S = 1, 5.0, 0.1
 SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
@@ -48,7 +49,7 @@ async def receive(monitor: Monitor, path: Path) -> None:
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
-async def _logs_every_write(monitor: Monitor) -> bool:
+async def logs_every_write(monitor: Monitor) -> bool:
     """Say whether QEMU's dirty log can be trusted for more than one pass."""
     version = (await monitor.execute("query-version"))["qemu"]["major"]
     return bool(version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"])
@@ -61,7 +62,7 @@ async def send(monitor: Monitor, path: Path) -> None:
     Nobody may read from the socket before this returns: the guest may stand still for a moment while the log begins.
     """
     await _set_up(monitor)
-    trusted = await _logs_every_write(monitor)
+    trusted = await logs_every_write(monitor)
     parameters = {
         "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
         "downtime-limit": NEVER_MS if trusted else FIRST_PASS_MS,
@@ -91,6 +92,17 @@ async def switch(monitor: Monitor) -> None:
 async def throttle(monitor: Monitor) -> None:
     """Let QEMU slow the guest down, more with every pass in which it still writes much."""
     await monitor.execute("migrate-set-parameters", {"throttle-trigger-threshold": ALWAYS_PERCENT})
+
+
+async def dirty_rate(monitor: Monitor) -> int:
+    """Return how many bytes a second the guest writes to, each page counted once, measured for a second by samples."""
+    await monitor.execute("calc-dirty-rate", {"calc-time": DIRTY_RATE_S})
+    async with asyncio.timeout(DIRTY_RATE_S + DIRTY_RATE_SLACK_S):
+        while True:
+            await asyncio.sleep(DIRTY_RATE_LOOK_S)
+            found = await monitor.execute("query-dirty-rate")
+            if found["status"] == "measured":
+                return int(found["dirty-rate"]) << 20
 
 
 async def status(monitor: Monitor) -> TransferStatus:

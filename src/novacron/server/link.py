@@ -18,7 +18,7 @@ from novacron.model import limits
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
-from novacron.model.probe import PathMeasured
+from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.store import migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
@@ -29,6 +29,7 @@ log = logs.get(__name__)
 
 MARKS_MAX = 1000
 PROBES_MAX = 16
+FORESEE_S = 1.0
 PROBE_S_MAX = 30.0
 PROJECT = "default"
 """Of every VM, until there are more."""
@@ -108,19 +109,19 @@ class _Probe:
         loop = asyncio.get_running_loop()
         self._nodes = nodes
         self.ready: asyncio.Future[None] = loop.create_future()
-        self.found: asyncio.Future[PathMeasured] = loop.create_future()
+        self.found: asyncio.Future[tuple[PathMeasured, MoveForeseen | None]] = loop.create_future()
 
     def is_ready(self, node: str) -> None:
         if node == self._nodes[1] and not self.ready.done():
             self.ready.set_result(None)
 
-    def is_over(self, node: str, found: PathMeasured | None, error: str) -> None:
+    def is_over(self, node: str, said: wire.Probed) -> None:
         if node not in self._nodes or self.found.done():
             return
-        if found is not None:
-            self.found.set_result(found)
+        if said.found is not None:
+            self.found.set_result((said.found, said.foreseen))
             return
-        why = Unavailable(f"node {node}: {error}", hint="see its agent's log")
+        why = Unavailable(f"node {node}: {said.error}", hint="see its agent's log")
         (self.found if self.ready.done() else self.ready).set_exception(why)
 
 
@@ -216,7 +217,19 @@ class Link:
         return await session.open_console(vm)
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
-        """Let one node measure the path to another. Raises Unavailable, NotFound."""
+        """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
+        return (await self._probe(source, target, seconds, None))[0]
+
+    async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
+        """Let a VM's node measure what its move to ``target`` would be like. Raises Unavailable, NotFound."""
+        _, foreseen = await self._probe(source, target, FORESEE_S, vm)
+        if foreseen is None:
+            raise Unavailable(f"node {source} can't foresee a move", hint="update its agent")
+        return foreseen
+
+    async def _probe(
+        self, source: str, target: str, seconds: float, vm: str | None
+    ) -> tuple[PathMeasured, MoveForeseen | None]:
         if source == target:
             raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
         async with self._database.connection() as connection:
@@ -235,7 +248,7 @@ class Link:
             async with asyncio.timeout(PROBE_S_MAX + seconds):
                 await receiver.send(wire.ProbeExpected(id, source, seconds))
                 await asked.ready
-                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds))
+                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds, vm))
                 return await asked.found
         except TimeoutError:
             raise Unavailable(f"nodes {source} and {target} do not answer", hint="see their agents' logs") from None
@@ -322,8 +335,8 @@ class Link:
             case wire.ProbeReady(probe=id) if id in self._probes:
                 self._probes[id].is_ready(node)
                 return
-            case wire.Probed(probe=id, found=found, error=error) if id in self._probes:
-                self._probes[id].is_over(node, found, error)
+            case wire.Probed(probe=id) if id in self._probes:
+                self._probes[id].is_over(node, message)
                 return
             case wire.ProbeReady() | wire.Probed():
                 return  # nobody waits any more

@@ -51,11 +51,8 @@ async def create(
 
     Raises NotFound, NoCapacity, Conflict, IllegalState, InvalidInput, PreconditionFailed; then nothing has changed.
     """
-    vm = await vms.get(connection, ref, lock=True)
-    vms.check_action(vm, Action.MIGRATE, if_match)
-    if vm.node is None:
-        raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
-    target = await _choose(connection, vm, target)
+    vm, target = await choose(connection, ref, target, if_match)
+    assert vm.node is not None
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
@@ -82,6 +79,15 @@ async def create(
     await connection.execute("UPDATE vms SET migration = $2 WHERE id = $1", vm.id, migration.id)
     await _event(connection, migration, "Requested", f"{migration.kind} migration from {vm.node} to {target}", actor)
     return migration
+
+
+async def choose(connection: Connection, ref: str, target: str | None, if_match: int | None) -> tuple[Vm, str]:
+    """Return the VM and where it would be moved. Raises what ``create`` does."""
+    vm = await vms.get(connection, ref, lock=True)
+    vms.check_action(vm, Action.MIGRATE, if_match)
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
+    return vm, await _choose(connection, vm, target)
 
 
 async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.node import Inventory
 from novacron.model.ownership import Order
-from novacron.model.probe import PathMeasured
+from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.vm import VmSpec, VmStatus
 
 PROTOCOL = 2
@@ -118,6 +118,8 @@ class Probed(Message, frozen=True):
 
     probe: str
     found: PathMeasured | None
+    foreseen: MoveForeseen | None = None
+    """If the move of a VM was to be foreseen."""
     error: str = ""
 
 
@@ -224,6 +226,8 @@ class ProbeWanted(Message, frozen=True):
     peer: str
     endpoint: str
     seconds: float
+    vm: str | None = None
+    """Foresee the move of this VM, too."""
 
 
 class CertificateIssued(Message, frozen=True):
