@@ -62,6 +62,11 @@ def test_one_more_waits_where_all_would_get_too_little() -> None:
     assert crowding(candidate, running, {"link x/y": enough - 1}) == "link x/y"
     assert crowding(candidate, [], {"link x/y": 1.0}) is None, "alone, it begins however little there is"
     assert crowding(candidate, running, {"node b": 1.0}) is None
+    assert crowding(candidate, running, {"link x/y": enough * 9, "node b": 1.0}) is None, "too little, but not shared"
+    modest = [Demand("1", ("link x/y",), limit=1.0)]
+    assert crowding(candidate, modest, {"link x/y": enough}) is None, "it wants no more"
+    both = [Demand("1", ("node b", "link x/y"))]
+    assert crowding(candidate, both, {"node b": enough * 9, "link x/y": enough - 1}) == "link x/y", "what is full"
 
 
 @pytest.mark.parametrize(

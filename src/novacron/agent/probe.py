@@ -13,7 +13,7 @@ from novacron import pki
 from novacron.agent.outgoing import address
 from novacron.dwcp.compression import LIGHT
 from novacron.dwcp.connection import Pool
-from novacron.dwcp.pages import Run
+from novacron.dwcp.pages import Op, Run
 from novacron.dwcp.pipes import PIECE_BYTES
 from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
 from novacron.dwcp.sender import Options, Sender, SendFailed
@@ -50,7 +50,7 @@ class _Plain:
     """A stream in which nothing is known."""
 
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
-        return data, []
+        return data, [(Op.OPAQUE, 0, len(data), 0, 0, False)]
 
     def finish(self) -> tuple[bytes, list[Run]]:
         return b"", []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from math import inf
 from typing import Annotated
 
 import msgspec
@@ -23,6 +24,8 @@ SiteName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENG
 TimeOfDay = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]\\Z")]
 Day = Annotated[int, Meta(ge=1, le=7)]
 
+FULL = 0.999
+"""A budget of which more than this share is used has nothing left."""
 EVERY_DAY = (1, 2, 3, 4, 5, 6, 7)
 
 
@@ -117,9 +120,16 @@ def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str,
     shared = [b for b in candidate.uses if b in budgets and any(b in d.uses for d in running)]
     if not shared:
         return None
-    rates = allot([*running, candidate], budgets)
+    everyone = [*running, candidate]
+    rates = allot(everyone, budgets)
     for budget in shared:
-        users = [candidate.id, *(d.id for d in running if budget in d.uses)]
-        if any((rate := rates[id]) is not None and rate < limits.RATE_BYTES_PER_S_USEFUL for id in users):
-            return budget
+        users = {d.id: rates[d.id] or 0.0 for d in everyone if budget in d.uses}
+        if sum(users.values()) < budgets[budget] * FULL:
+            continue
+        # Those that this budget holds back are the ones with the highest level of all that use it.
+        levels = {d.id: users[d.id] / d.weight for d in everyone if d.id in users}
+        for d in everyone:
+            held_back = d.id in users and levels[d.id] >= max(levels.values()) * FULL
+            if held_back and users[d.id] < min(limits.RATE_BYTES_PER_S_USEFUL, d.limit or inf):
+                return budget
     return None
