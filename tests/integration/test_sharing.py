@@ -129,6 +129,10 @@ def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> 
     assert (found["source"], found["target"]) == (node, other(node)) == (move["path"]["source"], move["path"]["target"])
     assert 8 << 20 < move["memory_bytes"] < 256 << 20, "the guest's kernel, and no page that it never touched"
     assert 0 < move["ratio"] < 0.8 and move["forecast"]["total_s"] > 0
+    link.client.configure_node("host-a", migration_rate_bytes_per_s=1_000_000)
+    limited = link.client.act("vms", vm["id"], "foresee-migration")["move"]
+    assert limited["path"]["best_rate_bytes_per_s"] <= 1_000_000
+    assert limited["forecast"]["total_s"] > move["memory_bytes"] * move["ratio"] / 2_000_000
     told = link.cli("vm", "migrate", vm["name"], "--dry-run").stdout
     assert ("VERDICT" in told and "of downtime" in told) or "does not converge" in told
     assert not list(link.client.list("migrations", vm=vm["name"]))

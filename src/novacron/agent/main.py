@@ -151,7 +151,14 @@ class Agent:
                     raise foresee.ForeseeFailed("the VM does not run here")
                 looking = await foresee.look(neighbour.machine, neighbour.memory_bytes)
             found = await probe.measure(
-                self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds
+                self._host.pool,
+                wanted.probe,
+                name,
+                wanted.peer,
+                wanted.endpoint,
+                rings_dir,
+                wanted.seconds,
+                wanted.rate_bytes_per_s,
             )
             limit_s = self._settings.downtime_limit_ms / 1e3
             foreseen = None if looking is None else foresee.foresee(looking, found, limit_s)

@@ -79,10 +79,17 @@ async def receive(listener: Listener, probe: str, peer: str, rings_dir: Path, se
 
 
 async def measure(
-    pool: Pool, probe: str, source: str, target: str, endpoint: str, rings_dir: Path, seconds: float
+    pool: Pool,
+    probe: str,
+    source: str,
+    target: str,
+    endpoint: str,
+    rings_dir: Path,
+    seconds: float,
+    rate_bytes_per_s: int | None = None,
 ) -> PathMeasured:
     """Send to ``target``, which must expect the probe, for ``seconds``. Raises ProbeFailed."""
-    options = Options(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT)
+    options = Options(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=rate_bytes_per_s)
     sender = Sender(address(endpoint), pki.node_host(target), probe, pool, options)
     opening = time.monotonic()
     try:

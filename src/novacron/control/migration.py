@@ -10,8 +10,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.migration import Migration, Phase
-from novacron.model.node import Node
-from novacron.model.sharing import Demand, Link, allot, crowding, link_id
+from novacron.model.sharing import Demand, allot, budgets, crowding, uses
 from novacron.store import links, migrations, nodes
 from novacron.store.database import Database
 
@@ -24,15 +23,6 @@ class Plan(msgspec.Struct, frozen=True):
     waits_for: dict[str, str | None]
 
 
-def budgets(nodes: Sequence[Node], links: Sequence[Link], now: datetime) -> dict[str, float]:
-    """Return the rate of everything that has a limit, by what it is called in messages."""
-    found: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
-    for node in nodes:
-        if node.spec.migration_rate_bytes_per_s is not None:
-            found[f"node {node.name}"] = node.spec.migration_rate_bytes_per_s
-    return found
-
-
 def plan(
     active: Sequence[Migration],
     sites: Mapping[str, str],
@@ -40,19 +30,7 @@ def plan(
     per_node_max: int = limits.MIGRATIONS_PER_NODE_MAX,
 ) -> Plan:
     """Share ``budgets`` among running migrations and those that may begin, oldest first."""
-    demands = {
-        m.id: Demand(
-            m.id,
-            (
-                f"node {m.source}",
-                f"node {m.target}",
-                f"link {link_id(sites.get(m.source, ''), sites.get(m.target, ''))}",
-            ),
-            m.weight,
-            m.rate_limit_bytes_per_s,
-        )
-        for m in active
-    }
+    demands = {m.id: Demand(m.id, uses(m.source, m.target, sites), m.weight, m.rate_limit_bytes_per_s) for m in active}
     running = [demands[m.id] for m in active if m.phase is not Phase.PENDING]
     busy = Counter(name for m in active if m.phase is not Phase.PENDING for name in (m.source, m.target))
     begin: list[str] = []

@@ -536,7 +536,7 @@ class Sender:
         """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""
         assert self._group is not None
         lost = False
-        probe = _Probe(self._wanted, fixed=self._options.streams is not None)
+        count = _StreamCount(self._wanted, fixed=self._options.streams is not None)
         while True:
             now = time.monotonic()
             if now - self._heard_at > self._options.outage_s:
@@ -554,7 +554,7 @@ class Sender:
             self._measure()
             paths = [measured for link in self._links if (measured := link.connection.measured()) is not None]
             if self._unsent_max == UNSENT_FRAMES_DEEP:
-                self._wanted = probe.step(now, self.counters.blocked_s, paths)
+                self._wanted = count.step(now, self.counters.blocked_s, paths)
             for number, link in enumerate(self._links):
                 link.idle = number >= self._wanted
             self._tick.set()
@@ -590,7 +590,7 @@ class Sender:
         self.counters.retransmits = self._retransmits_lost + sum(link.retransmits for link in self._links)
 
 
-class _Probe:
+class _StreamCount:
     """Decides how many connections a path wants: one more where data waits and the bottleneck has no queue, and one
     less again if that made no difference."""
 

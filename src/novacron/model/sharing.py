@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.node import Node
 from novacron.model.vm import NAME_PATTERN
 
 Rate = Annotated[int, Meta(ge=limits.RATE_BYTES_PER_S_MIN, le=limits.RATE_BYTES_PER_S_MAX)]
@@ -79,6 +80,20 @@ class Demand(msgspec.Struct, frozen=True):
     uses: tuple[str, ...]
     weight: int = 1
     limit: float | None = None
+
+
+def budgets(nodes: Iterable[Node], links: Iterable[Link], now: datetime) -> dict[str, float]:
+    """Return the rate of everything that has a limit, by what it is called in messages."""
+    found: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
+    for node in nodes:
+        if node.spec.migration_rate_bytes_per_s is not None:
+            found[f"node {node.name}"] = node.spec.migration_rate_bytes_per_s
+    return found
+
+
+def uses(source: str, target: str, sites: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a migration between two nodes uses, as ``budgets`` calls it. ``sites`` says where nodes stand."""
+    return f"node {source}", f"node {target}", f"link {link_id(sites.get(source, ''), sites.get(target, ''))}"
 
 
 def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, float | None]:

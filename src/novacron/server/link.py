@@ -8,6 +8,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import websockets
@@ -19,7 +20,8 @@ from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.store import migrations, nodes, vms
+from novacron.model.sharing import budgets, uses
+from novacron.store import links, migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -221,7 +223,10 @@ class Link:
         return (await self._probe(source, target, seconds, None))[0]
 
     async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
-        """Let a VM's node measure what its move to ``target`` would be like. Raises Unavailable, NotFound."""
+        """Let a VM's node measure what its move to ``target`` would be like, within the budgets of nodes and links.
+
+        Raises Unavailable, NotFound.
+        """
         _, foreseen = await self._probe(source, target, FORESEE_S, vm)
         if foreseen is None:
             raise Unavailable(f"node {source} can't foresee a move", hint="update its agent")
@@ -233,8 +238,8 @@ class Link:
         if source == target:
             raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
         async with self._database.connection() as connection:
-            for field, name in (("source", source), ("target", target)):
-                await nodes.get(connection, name, field=field)
+            ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
+            limited = budgets(ends, await links.all(connection), datetime.now(UTC))
             endpoint = await nodes.dwcp_endpoint(connection, target)
         sender, receiver = self._sessions.get(source), self._sessions.get(target)
         if sender is None or receiver is None or endpoint is None:
@@ -242,13 +247,15 @@ class Link:
             raise Unavailable(f"node {name} is not connected", hint="see: novacron node list")
         if len(self._probes) >= PROBES_MAX:
             raise Unavailable(f"{len(self._probes)} probes are under way", hint="try again in a moment")
+        used = uses(source, target, {node.name: node.spec.site for node in ends})
+        rate = None if vm is None else min((int(limited[budget]) for budget in used if budget in limited), default=None)
         id = f"probe-{secrets.token_hex(8)}"
         asked = self._probes[id] = _Probe((source, target))
         try:
             async with asyncio.timeout(PROBE_S_MAX + seconds):
                 await receiver.send(wire.ProbeExpected(id, source, seconds))
                 await asked.ready
-                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds, vm))
+                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds, vm, rate))
                 return await asked.found
         except TimeoutError:
             raise Unavailable(f"nodes {source} and {target} do not answer", hint="see their agents' logs") from None

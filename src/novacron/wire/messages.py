@@ -228,6 +228,8 @@ class ProbeWanted(Message, frozen=True):
     seconds: float
     vm: str | None = None
     """Foresee the move of this VM, too."""
+    rate_bytes_per_s: int | None = None
+    """Use no more of the link than so much."""
 
 
 class CertificateIssued(Message, frozen=True):
