@@ -37,6 +37,8 @@ UNSENT_FRAMES_SHALLOW = 2
 RATE_GUESS_BYTES_PER_S = 12_500_000.0
 SHALLOW_SHARE = 0.9
 """Share of what a path can deliver that is used when nothing may wait in it."""
+KNOWN_AFTER_BYTES = 4 * 1024 * 1024
+"""What a path can deliver is not known before so much was: pacing to less would keep it from ever being seen."""
 ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
@@ -172,6 +174,7 @@ class Sender:
         self._looking_up_s = 0.0
         self._unsent_max = UNSENT_FRAMES_DEEP
         self._rate_max = options.rate_bytes_per_s
+        self._measured_from = 0
         self._stopped = False
 
     @property
@@ -190,6 +193,9 @@ class Sender:
         """Use so much of the path from now on, or all there is."""
         if rate_bytes_per_s != self._rate_max:
             self._rate_max = rate_bytes_per_s
+            for link in self._links:
+                link.best_rate = 0  # it was measured under the old limit: the path may carry more
+            self._measured_from = self.counters.delivered_bytes
             self._pace()
 
     def shallow(self) -> None:
@@ -305,9 +311,10 @@ class Sender:
         """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
         rate = self._rate_max
         each = None if rate is None else max(1, rate // max(1, self._wanted))
+        known = self.counters.delivered_bytes - self._measured_from >= KNOWN_AFTER_BYTES
         for link in self._links:
             wanted = each
-            if self._unsent_max == UNSENT_FRAMES_SHALLOW and link.best_rate > 0:
+            if self._unsent_max == UNSENT_FRAMES_SHALLOW and known and link.best_rate > 0:
                 free = int(link.best_rate * SHALLOW_SHARE)
                 wanted = free if each is None else min(each, free)
             link.connection.deepen(self._unsent_max == UNSENT_FRAMES_DEEP)
@@ -552,6 +559,8 @@ class Sender:
                         link.connection.put(PING)
             lost = lost or not self._links
             self._measure()
+            if self._unsent_max == UNSENT_FRAMES_SHALLOW:
+                self._pace()
             paths = [measured for link in self._links if (measured := link.connection.measured()) is not None]
             if self._unsent_max == UNSENT_FRAMES_DEEP:
                 self._wanted = count.step(now, self.counters.blocked_s, paths)
