@@ -240,7 +240,8 @@ def test_a_cordoned_node_takes_nothing_new(api: Api, new_vm: NewVm) -> None:
     try:
         assert "cordoned" in api("POST", VMS, {**GOOD, "node": "host-b"}).problem["detail"]
         vm = new_vm(power="stopped")
-        until(lambda: api("GET", f"{VMS}/{vm['id']}").body["node"] == "host-a", "it is placed elsewhere")
+        until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is placed elsewhere")
+        assert api("GET", f"{VMS}/{vm['id']}").body["node"] == "host-a"
         problem = api("POST", f"{VMS}/{vm['id']}/actions/migrate", {"target": "host-b"}).problem
         assert problem["field"] == "target" and "cordoned" in problem["detail"]
     finally:
