@@ -55,9 +55,15 @@ class _Few:
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         assert self.tasks is not None
-        task = self.tasks.create_task(work)
+        task = self.tasks.create_task(self._guard(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:  # a defect met in a probe must not take the agent, and its VMs' workers, away
+            log.exception("defect in a probe")
 
 
 class Agent:
