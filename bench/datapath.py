@@ -47,6 +47,9 @@ class Nowhere:
     def write(self, data: bytes) -> None:
         self.size += len(data)
 
+    def finish(self) -> None:
+        pass
+
     def abort(self) -> None:
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import subprocess
 import sys
@@ -34,15 +35,20 @@ dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 """
 
 
+SMALL_DISK_MIB, SMALL_DISK_DATA_MIB = 64, 16
+"""The disk of ``disk``: how large, and how much of it is not empty."""
+
+
 def images_dir() -> Path:
-    """Return the directory of images, with the tiny guest in it, and with ``noisy``: one that holds random data too, so
-    that a migration of it takes its time."""
+    """Return the directory of images, with the tiny guest in it; with ``noisy``: one that holds random data too, so
+    that a migration of it takes its time; and with ``disk``: one whose VMs have a small disk."""
     directory = default_cache() / "images"
     if not (directory / "tiny").exists():
         print("setup: building the tiny guest image: Debian's cloud kernel and busybox", flush=True)
     tiny.build(directory / "tiny")
     noise = NOISE % NOISE_MIB
     tiny.build(directory / "noisy", {"work": noise.encode()}, "test guest with memory that has to be sent")
+    tiny.build(directory / "disk", None, "test guest with a disk", _small_disk)
     return directory
 
 
@@ -67,6 +73,14 @@ def guests_dir() -> Path:
                 extra |= _real_files()
             tiny.build(directory / name, extra, f"guest for measurements: {name}")
     return directory
+
+
+def _small_disk(path: Path) -> None:
+    """Write numbered blocks, each other than all others, and leave the rest a hole."""
+    with path.open("wb") as file:
+        for number in range(SMALL_DISK_DATA_MIB << 8):
+            file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
+        file.truncate(SMALL_DISK_MIB << 20)
 
 
 def _real_files() -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from novacron.local.postgres import Postgres
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
-TRANSFER_SOCKETS = ("incoming.sock", "outgoing.sock")
+TRANSFER_SOCKETS = ("incoming.sock", "outgoing.sock", "disk.sock")
 SOCKET_PATH_MAX = 60
 """Longest state directory: the paths of Unix sockets below it must stay under 108 bytes."""
 

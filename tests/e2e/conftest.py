@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +61,31 @@ def until_counts_on(victim: Platform, client: CounterClient, vm: Object) -> None
             f"went on after a packet: {woken}; {shown}\n{victim.tails(30)}"
         ) from None
     assert client.broken is None and client.missing_numbers() == 0
+
+
+def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: float = 60) -> str:
+    """Type a command at the guest's shell; return what it printed up to a line that begins with ``answer``."""
+    console = subprocess.Popen(
+        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={"NOVACRON_CONFIG": str(victim.config), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert console.stdin is not None
+    try:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            console.stdin.write(f"\n{command}\n".encode())
+            console.stdin.flush()
+            for _ in range(20):
+                time.sleep(0.25)
+                now = victim.client.get("vms", vm["id"])
+                for line in reversed(victim.console_log(now).splitlines()):
+                    if line.startswith(answer):
+                        return line
+        raise AssertionError(f"the guest does not answer {command!r}:\n{victim.console_log(now)[-500:]}")
+    finally:
+        console.kill()
+        console.wait()
 
 
 def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Object:

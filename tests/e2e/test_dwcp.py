@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import time
 
 import pytest
 
 from lab.platform import Platform, until
-from tests.e2e.conftest import Object, boot, delete, pause, until_counts_on, until_ended, until_settled, watching
-
-
-def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: float = 60) -> str:
-    """Type a command at the guest's shell; return what it printed up to a line that begins with ``answer``."""
-    console = subprocess.Popen(
-        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={"NOVACRON_CONFIG": str(victim.config), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert console.stdin is not None
-    try:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            console.stdin.write(f"\n{command}\n".encode())
-            console.stdin.flush()
-            for _ in range(20):
-                time.sleep(0.25)
-                now = victim.client.get("vms", vm["id"])
-                for line in reversed(victim.console_log(now).splitlines()):
-                    if line.startswith(answer):
-                        return line
-        raise AssertionError(f"the guest does not answer {command!r}:\n{victim.console_log(now)[-500:]}")
-    finally:
-        console.kill()
-        console.wait()
+from tests.e2e.conftest import (
+    Object,
+    boot,
+    delete,
+    pause,
+    typed,
+    until_counts_on,
+    until_ended,
+    until_settled,
+    watching,
+)
 
 
 def checksum(victim: Platform, vm: Object) -> str:

@@ -129,6 +129,9 @@ class Kept:
     def write(self, data: bytes) -> None:
         self.data += data
 
+    def finish(self) -> None:
+        pass
+
     def abort(self) -> None:
         pass
 

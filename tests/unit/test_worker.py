@@ -53,7 +53,7 @@ async def test_a_new_link_hears_everything_again(worker: Worker) -> None:
 def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
     """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
     worker._report(VmState.RUNNING)
-    worker._store(held=Held(2, Claim.OWNER))
+    worker.store(held=Held(2, Claim.OWNER))
     worker._report(VmState.RUNNING)
     assert [message.epoch for message in said] == [1, 2]
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypat
 
     monkeypatch.setattr(Journal, "store", full)
     with pytest.raises(OSError):
-        worker._store(held=Held(2, Claim.OWNER))
+        worker.store(held=Held(2, Claim.OWNER))
     assert worker.record.held == Held(1, Claim.OWNER)
 
 

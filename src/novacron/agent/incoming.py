@@ -6,7 +6,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+from novacron.agent import disks
 from novacron.agent.machine import INCOMING_SOCKET, Machine
+from novacron.disk.images import Image
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.receiver import Incoming, ReceiveFailed
 from novacron.qemu import transfer
@@ -23,8 +25,10 @@ async def load(
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[], Awaitable[None]],
+    disk: tuple[Incoming, Image] | None = None,
 ) -> None:
-    """Load the guest's memory from a session; calls ``loaded`` as soon as QEMU has everything, still paused.
+    """Load the guest's memory from a session, and what the VM wrote over its image's disk from another; calls
+    ``loaded`` as soon as QEMU has everything, still paused.
 
     Raises LoadFailed.
     """
@@ -37,19 +41,27 @@ async def load(
     try:
         await transfer.receive(machine.monitor, path)
         await loop.sock_connect(connection, str(path))
+        if disk is not None:
+            await disks.offer(machine)
         await ready()
-        receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
-        waiting = asyncio.create_task(_completed(machine, status_changed))
+        tasks = [
+            asyncio.create_task(incoming.receive(SocketPipe(connection))),
+            asyncio.create_task(_completed(machine, status_changed)),
+        ]
+        if disk is not None:
+            tasks.append(asyncio.create_task(disks.take(machine, *disk)))
         try:
-            await asyncio.wait({receiving, waiting}, return_when=asyncio.FIRST_EXCEPTION)
-            for task_ in (receiving, waiting):
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task_ in tasks:
                 if task_.done():
                     task_.result()
+            if disk is not None:
+                await disks.withdraw(machine)
             await loaded()
         finally:
-            for task_ in (receiving, waiting):
+            for task_ in tasks:
                 task_.cancel()
-            await asyncio.gather(receiving, waiting, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
     except (ReceiveFailed, MonitorFailed, OSError, TimeoutError) as error:
         raise LoadFailed(str(error) or type(error).__name__) from error
     finally:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from novacron.agent.settings import Settings
+from novacron.disk import overlay
 from novacron.disk.images import Image
+from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec, mac_address, tap_name
 from novacron.net import tap
@@ -25,6 +27,9 @@ log = logs.get(__name__)
 CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
 INCOMING_SOCKET = "incoming.sock"
 OUTGOING_SOCKET = "outgoing.sock"
+DISK_SOCKET = "disk.sock"
+DISK_LAYER = "disk.qcow2"
+"""What the VM wrote to its disk, over the disk of its image."""
 
 
 class MachineFailed(Exception):
@@ -49,7 +54,7 @@ class Machine:
 
         What that agent was carrying is lost: its sockets are removed.
         """
-        for name in (INCOMING_SOCKET, OUTGOING_SOCKET):
+        for name in (INCOMING_SOCKET, OUTGOING_SOCKET, DISK_SOCKET):
             (self.directory / name).unlink(missing_ok=True)
         self.pid = await asyncio.to_thread(process.find, self.directory)
         if self.pid is None:
@@ -68,6 +73,14 @@ class Machine:
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in (command.monitor_path(self.directory), command.console_path(self.directory)):
             leftover.unlink(missing_ok=True)
+        disk = None
+        if image.disk is not None:
+            disk = self.directory / DISK_LAYER
+            if not disk.exists():
+                try:
+                    await overlay.create(disk, image.disk)
+                except (OverlayFailed, OSError, TimeoutError) as error:
+                    raise MachineFailed(f"the VM's disk can't be made: {error}") from error
         mac = mac_address(self.id)
         nic = Nic(mac, None)
         if self._settings.bridge is not None:
@@ -89,6 +102,7 @@ class Machine:
             initrd=image.initrd,
             cmdline=image.cmdline + address,
             nic=nic,
+            disk=disk,
             binary=self._settings.qemu_binary,
         )
         try:

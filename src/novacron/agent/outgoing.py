@@ -5,44 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 from collections.abc import Awaitable, Callable
 
 from novacron import pki
+from novacron.agent.disks import Leaving
+from novacron.agent.follow import Follower, TransferFailed
 from novacron.agent.machine import OUTGOING_SOCKET, Machine
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import SocketPipe
-from novacron.dwcp.ring import PAGE
 from novacron.dwcp.sender import Options, Sender, SendFailed
-from novacron.model.forecast import PASSES_MAX, SHRINKS, Forecast, Path, downtime_s, forecast
-from novacron.model.migration import Progress, Savings
-from novacron.qemu import transfer
-from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.model.forecast import PASSES_MAX
+from novacron.model.migration import Progress
+from novacron.qemu import mirror, transfer
+from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.stream import Splitter
-from novacron.qemu.transfer import TransferStatus
 from novacron.telemetry import logs
 from novacron.wire.messages import Task
 
-PROGRESS_INTERVAL_S = 0.5
-LOOK_S, LOOK_CLOSELY_S = 0.1, 0.02
-"""How often QEMU is asked how it stands: in the first pass, and after it."""
-NEAR_END_BYTES = 96 << 20
-"""With so little of the first pass left, nothing may queue up any more."""
-RATIO_AFTER_BYTES, RATIO_GUESS = 16 << 20, 0.4
-STUCK_PASSES = 4
-AIM, SETTLED_PASSES = 0.6, 5
-"""The first passes are to bring the downtime below this share of its limit; after so many the limit is enough."""
 CONNECT_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
 REOPEN_S = 0.05
 OPENING_TIMEOUT_S = 15.0
-ENDED = ("completed", "failed", "cancelled", "none")
 
 log = logs.get(__name__)
-
-
-class TransferFailed(Exception):
-    """The memory could not be sent: says on whose side, and why. The guest goes on at the source."""
 
 
 class Opening:
@@ -85,13 +70,15 @@ class Opening:
 
 async def send(
     machine: Machine,
-    sender: Sender,
+    open_: Callable[[], Awaitable[Sender]],
     downtime_limit_ms: int,
     report: Callable[[Progress], Awaitable[None]],
     status_changed: asyncio.Event,
     completed: Callable[[], None],
+    disk: Leaving | None = None,
 ) -> None:
-    """Send the guest's memory over an open session, which is closed at the end; returns when the peer has all of it.
+    """Send the guest's memory over the session that ``open_`` returns, open; returns when the peer has all of it.
+    Its ``disk``, if it has one, is mirrored first, and on until the guest stands still.
 
     ``completed`` is called as soon as QEMU has given everything and the guest stands still; what fails after it is the
     peer's to report. Before it, raises TransferFailed, and on any end, cancellation too, QEMU's migration is cancelled.
@@ -104,18 +91,24 @@ async def send(
     promised = False
     try:
         async with contextlib.AsyncExitStack() as stack:
+            passes_max = PASSES_MAX if await transfer.logs_every_write(machine.monitor) else 1
+            follower = Follower(machine.monitor, downtime_limit_ms / 1e3, passes_max, report, disk)
+            if disk is not None:
+                await stack.enter_async_context(disk)
+                await disk.ready(follower.report)
+            sender = await open_()
             stack.push_async_exit(sender)
             server.bind(str(path))
             server.listen(1)
-            await transfer.send(machine.monitor, path)
-            passes_max = PASSES_MAX if await transfer.logs_every_write(machine.monitor) else 1
+            await transfer.send(machine.monitor, path, pauses=disk is not None)
             pump = asyncio.create_task(_pump(server, sender))
             try:
-                follower = _Follower(machine.monitor, sender, downtime_limit_ms / 1e3, passes_max)
-                await follower.run(pump, report, status_changed)
+                await follower.run(sender, pump, status_changed)
                 completed()
                 promised = True
                 await pump
+                if disk is not None:
+                    await disk.sent
             finally:
                 pump.cancel()
                 await asyncio.gather(pump, return_exceptions=True)
@@ -123,11 +116,11 @@ async def send(
         if promised:
             log.warning("the session ended before the peer confirmed it", vm=machine.id, error=str(error))
             return
-        await _cancel(machine)
+        await cancel(machine)
         raise TransferFailed(str(error) or type(error).__name__) from error
     except BaseException:
         if not promised:
-            await _cancel(machine)
+            await cancel(machine)
         raise
     finally:
         server.close()
@@ -147,137 +140,23 @@ async def _pump(server: socket.socket, sender: Sender) -> None:
         await sender.send(SocketPipe(connection), Splitter())
 
 
-class _Follower:
-    """Watches one migration at its source: tells how it stands, and decides when the guest stops."""
-
-    def __init__(self, monitor: Monitor, sender: Sender, downtime_limit_s: float, passes_max: int) -> None:
-        self._monitor = monitor
-        self._sender = sender
-        self._limit_s = downtime_limit_s
-        self._passes_max = passes_max
-        self._started = self._pass_at = self._last_at = self._first_at = time.monotonic()
-        self._passes = self._last_wire = 0
-        self._first: Forecast | None = None
-        self._forecast: Forecast | None = None
-        self._switching = self._throttling = False
-        self._left_at_pass: list[int] = []
-        self._dirty_rate = 0.0
-
-    async def run(
-        self,
-        pump: asyncio.Task[None],
-        report: Callable[[Progress], Awaitable[None]],
-        status_changed: asyncio.Event,
-    ) -> None:
-        """Follow until QEMU has completed. Raises TransferFailed when it fails, or the session breaks."""
-        reported_at = 0.0
-        while True:
-            status_changed.clear()
-            status = await transfer.status(self._monitor)
-            now = time.monotonic()
-            ended = status.status in ENDED
-            if not ended and not self._switching:
-                await self._steer(status, now)
-            if ended or now - reported_at > PROGRESS_INTERVAL_S:
-                reported_at = now
-                await report(self._progress(status, now))
-            if status.status == "completed":
-                return
-            if ended and status.status != "none":
-                if pump.done():
-                    pump.result()
-                raise TransferFailed(f"QEMU gave up: {status.error or status.status}")
-            if pump.done() and pump.exception() is not None:
-                pump.result()
-            changed = asyncio.create_task(status_changed.wait())
-            waiting = {changed} if pump.done() else {changed, pump}
-            pause_s = LOOK_S if status.passes <= 1 or self._switching else LOOK_CLOSELY_S
-            await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
-
-    async def _steer(self, status: TransferStatus, now: float) -> None:
-        """Foresee the rest; stop the guest once that is short enough, slow it down if it would never be."""
-        sender = self._sender
-        if status.passes > 1 or 0 < status.remaining_bytes < NEAR_END_BYTES:
-            sender.shallow()
-        if status.passes != self._passes:
-            if self._passes > 0:  # what a pass begins with was written in the one before
-                self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
-            self._passes, self._pass_at = status.passes, now
-            self._left_at_pass.append(status.remaining_bytes)
-        dirty_rate = max(self._dirty_rate, status.dirty_bytes_per_s)
-        counters = sender.counters
-        ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
-        path = Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, sender.backlog_bytes)
-        left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
-        self._forecast = forecast(left, dirty_rate, path, self._limit_s, self._passes_max)
-        if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
-            self._first, self._first_at = self._forecast, now
-        if status.passes <= 1:
-            return
-        down_s = downtime_s(left, path)
-        settled = self._throttling or status.passes >= SETTLED_PASSES
-        if down_s <= (self._limit_s if settled else self._limit_s * AIM):
-            self._forecast = Forecast(True, 0.0, round(down_s * 1e3, 1))
-            self._switching = True
-            await transfer.switch(self._monitor)
-        elif not self._throttling and self._stuck():
-            self._throttling = True
-            log.info(
-                "the guest writes faster than the link takes it: it is slowed down", dirty=status.dirty_bytes_per_s
-            )
-            await transfer.throttle(self._monitor)
-
-    def _stuck(self) -> bool:
-        """Say whether the last passes did not become shorter."""
-        last = self._left_at_pass[-STUCK_PASSES:]
-        return len(last) == STUCK_PASSES and last[-1] > last[0] * SHRINKS
-
-    def _progress(self, status: TransferStatus, now: float) -> Progress:
-        counters = self._sender.counters
-        rate = int((counters.wire_bytes - self._last_wire) / max(now - self._last_at, 1e-3))
-        self._last_wire, self._last_at = counters.wire_bytes, now
-        return Progress(
-            total_bytes=status.total_bytes,
-            remaining_bytes=status.remaining_bytes,
-            raw_bytes=counters.raw_bytes,
-            wire_bytes=counters.wire_bytes,
-            dirty_bytes_per_s=status.dirty_bytes_per_s,
-            rate_bytes_per_s=rate,
-            passes=status.passes,
-            streams=counters.streams,
-            rtt_ms=counters.rtt_ms,
-            retransmits=counters.retransmits,
-            resumed=counters.resumed,
-            repaired_pages=counters.repaired_pages,
-            savings=_savings(self._sender),
-            elapsed_s=round(now - self._started, 3),
-            throttle_percent=status.throttle_percent,
-            first_forecast=self._first,
-            first_forecast_at_s=round(self._first_at - self._started, 3),
-            forecast=self._forecast,
-        )
+async def abandon(machine: Machine) -> None:
+    """Give up what an earlier agent was sending of a QEMU that goes on here. Raises MonitorFailed."""
+    assert machine.monitor is not None
+    if await machine.status() == "inmigrate":
+        return
+    if (await transfer.status(machine.monitor)).status not in transfer.ENDED:
+        await cancel(machine)
+    with contextlib.suppress(TimeoutError):
+        await mirror.clear(machine.monitor)
 
 
-def _savings(sender: Sender) -> Savings:
-    told = sender.savings
-    return Savings(
-        zero=told.zero * PAGE,
-        session=told.session * PAGE,
-        image=told.image * PAGE,
-        sibling=told.sibling * PAGE,
-        checkpoint=told.checkpoint * PAGE,
-        difference=told.difference * PAGE,
-        compression=max(0, told.before_compression - told.after_compression),
-    )
-
-
-async def _cancel(machine: Machine) -> None:
+async def cancel(machine: Machine) -> None:
     """Make sure that QEMU migrates no more. What it then is, the worker finds out."""
     if machine.monitor is None or machine.pid is None:
         return
     with contextlib.suppress(MonitorFailed, TimeoutError):
         async with asyncio.timeout(CANCEL_TIMEOUT_S):
             await machine.monitor.execute("migrate_cancel")
-            while (await transfer.status(machine.monitor)).status not in ENDED:  # noqa: ASYNC110
+            while (await transfer.status(machine.monitor)).status not in transfer.ENDED:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

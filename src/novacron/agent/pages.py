@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from novacron.agent.machine import Machine
+from novacron.agent.machine import DISK_LAYER, Machine
 from novacron.agent.settings import Settings
-from novacron.disk.blocks import places
+from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image
 from novacron.dwcp.pages import Base, PageHash
 from novacron.dwcp.store import ZERO_PAGE, PageStore, ScatteredBase, read_index, write_index
@@ -26,6 +27,8 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
+DISK = "disk"
+"""Kind of store in which a VM's own layer of its disk is kept."""
 SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
 """Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
@@ -60,24 +63,33 @@ class Pages:
     def __init__(self, settings: Settings) -> None:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
-        self._images: dict[tuple[str, Tenant], Base] = {}
+        self._images: dict[tuple[str, str, Tenant], Base] = {}
         self._lock = asyncio.Lock()
 
-    async def of_image(self, image: Image, tenant: Tenant) -> Base:
+    async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
         """Return the pages of an image; their digests are computed once for each project."""
+        files = [image.initrd] if image.disk is None else [image.initrd, image.disk]
+        return [await self._of_file(image, file, tenant) for file in files]
+
+    async def of_disk(self, image: Image, tenant: Tenant) -> list[Base]:
+        """Return the pages of an image's disk, if it has one."""
+        return [] if image.disk is None else [await self._of_file(image, image.disk, tenant)]
+
+    async def _of_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
         async with self._lock:
-            key = (image.info.digest, tenant)
+            key = (image.info.digest, path.name, tenant)
             base = self._images.get(key)
             if base is None:
-                base = self._images[key] = await asyncio.to_thread(self._hash_image, image, tenant)
+                base = self._images[key] = await asyncio.to_thread(self._hash_file, image, path, tenant)
             return base
 
-    def _hash_image(self, image: Image, tenant: Tenant) -> Base:
+    def _hash_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
         hash = PageHash(tenant.key)
-        name = f"{IMAGE}:{image.info.digest}"
-        file = _File(image.initrd)
-        all_places = places(image.initrd)
-        index = self.store.root / tenant.project / "images" / f"{image.info.digest}.index"
+        part = f"{image.info.digest}-{path.name}"
+        name = f"{IMAGE}:{part}"
+        file = _File(path)
+        all_places = data_places(path) if path == image.disk else places(path)
+        index = self.store.root / tenant.project / "images" / f"{part}.index"
         digests = read_index(index, hash)
         if digests is None or len(digests) != len(all_places):
             digests = [hash.digest(file.read(*place).ljust(len(ZERO_PAGE), b"\0")) for place in all_places]
@@ -96,7 +108,7 @@ class Pages:
         found: list[Base] = []
         if IMAGE in self._reuse:
             with contextlib.suppress(OSError):
-                found.append(await self.of_image(image, tenant))
+                found += await self.of_image(image, tenant)
         if SIBLING not in self._reuse:
             return tuple(found)
         alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
@@ -110,6 +122,19 @@ class Pages:
                 if left is not None:
                     left.kind = SIBLING
                     found.append(left)
+        return tuple(found)
+
+    async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
+        """Return what may spare the disk of a VM that comes here sending pages."""
+        found: list[Base] = []
+        if IMAGE in self._reuse:
+            with contextlib.suppress(OSError):
+                found += await self.of_disk(image, tenant)
+        if CHECKPOINT in self._reuse:
+            own = await asyncio.to_thread(self.store.load, tenant.project, DISK, vm, PageHash(tenant.key))
+            if own is not None:
+                own.kind = CHECKPOINT
+                found.append(own)
         return tuple(found)
 
     async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash) -> Base | None:
@@ -140,20 +165,27 @@ class Pages:
         if CHECKPOINT not in self._reuse:
             return
         memory = await _memory(machine, memory_bytes)
-        if memory is None:
+        layer = machine.directory / DISK_LAYER
+        hash = PageHash(tenant.key)
+        kinds: dict[str, Iterable[bytes]] = {}
+        if memory is not None:
+            kinds[CHECKPOINT] = (page for _, page in memory.pages())
+        if layer.exists():
+            kinds[DISK] = pages_of(layer)
+        if not kinds:
             return
         try:
             await asyncio.sleep(KEEP_AFTER_S)
-            pages = (page for _, page in memory.pages())
-            hash = PageHash(tenant.key)
-            count = await _aside(lambda: self.store.save(tenant.project, CHECKPOINT, vm, hash, pages))
-            log.info("kept what a VM left behind", vm=vm, pages=count)
+            for kind, pages in kinds.items():
+                count = await _aside(functools.partial(self.store.save, tenant.project, kind, vm, hash, pages))
+                log.info("kept what a VM left behind", vm=vm, what=kind, pages=count)
         except OSError as error:
             log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
 
     async def forget(self, vm: str, tenant: Tenant) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
-        await _aside(lambda: self.store.drop(tenant.project, CHECKPOINT, vm))
+        for kind in (CHECKPOINT, DISK):
+            await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
 
 
 async def _aside(work: Callable[[], T]) -> T:

@@ -60,6 +60,9 @@ class _Nowhere:
     def write(self, data: bytes) -> None:
         pass
 
+    def finish(self) -> None:
+        pass
+
     def abort(self) -> None:
         pass
 

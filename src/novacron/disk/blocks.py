@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 PAGE = 4096
@@ -33,3 +36,38 @@ def places(path: Path) -> list[tuple[int, int]]:
                 found += [(data_at + offset, min(PAGE, length - offset)) for offset in range(0, length, PAGE)]
             at = -(-(data_at + length) // 4) * 4
     return found
+
+
+def data_ranges(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Return ``(start, end)`` of what of a file's first ``size`` bytes is no hole, each beginning at a whole page."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(descriptor, at, os.SEEK_DATA) // PAGE * PAGE
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole up to the end
+        end = min(-(-os.lseek(descriptor, at, os.SEEK_HOLE) // PAGE) * PAGE, size)
+        yield at, end
+        at = end
+
+
+def data_places(path: Path) -> list[tuple[int, int]]:
+    """Return ``(offset, length)`` of the pages of a file that are not holes."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return [
+            (offset, min(PAGE, end - offset))
+            for start, end in data_ranges(file.fileno(), size)
+            for offset in range(start, end, PAGE)
+        ]
+
+
+def pages_of(path: Path) -> Iterator[bytes]:
+    """Return the whole pages of a file that are not holes, in order."""
+    with path.open("rb", buffering=0) as file:
+        for offset, length in data_places(path):
+            page = os.pread(file.fileno(), length, offset)
+            if len(page) == PAGE:
+                yield page

@@ -15,6 +15,7 @@ from novacron.model.vm import NAME_PATTERN
 MANIFEST = "manifest.json"
 MANIFEST_BYTES_MAX = 64 * 1024
 IMAGES_MAX = 1000
+DISK_ALIGNMENT = 4096
 
 
 class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,13 +25,21 @@ class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly."""
+    """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly.
+
+    ``disk`` is what the disk of each of its VMs begins with: raw, a multiple of 4096 bytes, and never written to.
+    """
 
     kind: str
     kernel: ImageFile
     initrd: ImageFile
     cmdline: str
     description: str = ""
+    disk: ImageFile | None = None
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        return (self.kernel, self.initrd) if self.disk is None else (self.kernel, self.initrd, self.disk)
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -40,6 +49,7 @@ class Image(msgspec.Struct, frozen=True):
     kernel: Path
     initrd: Path
     cmdline: str
+    disk: Path | None = None
 
 
 def _load(directory: Path) -> Image:
@@ -48,18 +58,21 @@ def _load(directory: Path) -> Image:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
+    if manifest.disk is not None and (manifest.disk.size_bytes % DISK_ALIGNMENT or manifest.disk.size_bytes < 1):
+        raise InvalidInput(f"{manifest.disk.path} is no multiple of {DISK_ALIGNMENT} bytes", field="disk")
     paths = []
-    for file in (manifest.kernel, manifest.initrd):
+    for file in manifest.files:
         if "/" in file.path or file.path.startswith("."):
             raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
         path = directory / file.path
         if path.is_symlink() or path.stat().st_size != file.size_bytes:
             raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
         paths.append(path)
-    size = manifest.kernel.size_bytes + manifest.initrd.size_bytes
+    size = sum(file.size_bytes for file in manifest.files)
     digest = hashlib.sha256(raw).hexdigest()
-    info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description)
-    return Image(info, paths[0], paths[1], manifest.cmdline)
+    disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes
+    info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description, disk_bytes)
+    return Image(info, paths[0], paths[1], manifest.cmdline, *paths[2:])
 
 
 def scan(root: Path) -> tuple[dict[str, Image], list[str]]:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from novacron.disk.images import MANIFEST, Manifest, describe
 VERSION = 2
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
+DISK_MODULES = ("virtio_blk",)
 CMDLINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check random.trust_cpu=on"
 
 INIT = """#!/bin/busybox sh
@@ -122,7 +124,7 @@ def _unpacked(path: Path) -> bytes:
     return data
 
 
-def _modules(root: Path) -> dict[str, bytes]:
+def _modules(root: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Return the wanted modules that are not built into the kernel, each after those that it depends on."""
     paths = {path.name.split(".ko")[0].replace("-", "_"): path for path in root.rglob("*.ko*")}
     found: dict[str, bytes] = {}
@@ -136,7 +138,7 @@ def _modules(root: Path) -> dict[str, bytes]:
             visit(dependency.replace("-", "_"))
         found[name] = data
 
-    for name in MODULES:
+    for name in wanted:
         visit(name)
     return found
 
@@ -164,8 +166,16 @@ def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes]
     return cpio.data()
 
 
-def build(target: Path, extra: dict[str, bytes] | None = None, description: str = "tiny test guest") -> None:
-    """Build the image in ``target``, whole or not at all; an image of this version that is there is kept."""
+def build(
+    target: Path,
+    extra: dict[str, bytes] | None = None,
+    description: str = "tiny test guest",
+    fill_disk: Callable[[Path], None] | None = None,
+) -> None:
+    """Build the image in ``target``, whole or not at all; an image of this version that is there is kept.
+
+    ``fill_disk`` makes the disk that its VMs have as ``/dev/vda``, if they are to have one, at the path that it gets.
+    """
     if (target / MANIFEST).exists() and (target / "version").exists():
         if (target / "version").read_text() == str(VERSION):
             return
@@ -175,10 +185,11 @@ def build(target: Path, extra: dict[str, bytes] | None = None, description: str 
         work = Path(scratch)
         kernel_package = _kernel_package()
         roots = [_download(work, kernel_package)]
-        modules = _modules(roots[0])
+        wanted = MODULES if fill_disk is None else (*MODULES, *DISK_MODULES)
+        modules = _modules(roots[0], wanted)
         if "virtio_net" not in modules:
             roots.append(_download(work, _packages_with_modules(kernel_package)[1]))
-            modules = _modules(roots[1])
+            modules = _modules(roots[1], wanted)
         vmlinuz = next(path for root in roots for path in root.glob("boot/vmlinuz-*"))
         busybox = next(iter(_download(work, "busybox-static").glob("**/bin/busybox")))
         image = work / "image"
@@ -186,7 +197,12 @@ def build(target: Path, extra: dict[str, bytes] | None = None, description: str 
         shutil.copyfile(vmlinuz, image / "vmlinuz")
         (image / "initrd.img").write_bytes(initramfs(busybox.read_bytes(), modules, extra))
         (image / "version").write_text(str(VERSION))
-        manifest = Manifest("kernel", describe(image / "vmlinuz"), describe(image / "initrd.img"), CMDLINE, description)
+        disk = None
+        if fill_disk is not None:
+            fill_disk(image / "disk.raw")
+            disk = describe(image / "disk.raw")
+        kernel, initrd = describe(image / "vmlinuz"), describe(image / "initrd.img")
+        manifest = Manifest("kernel", kernel, initrd, CMDLINE, description, disk)
         (image / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         os.sync()
         image.rename(target)

@@ -41,6 +41,10 @@ class Sink(Protocol):
         """Write all of ``data``. Raises OSError."""
         ...
 
+    def finish(self) -> None:
+        """The stream has ended: return when it need not come again, whatever happens here. Raises OSError."""
+        ...
+
     def abort(self) -> None:
         """Let ``write`` return or raise at once, in whichever thread it waits."""
         ...
@@ -70,6 +74,9 @@ class SocketPipe:
 
     def write(self, data: bytes) -> None:
         self._socket.sendall(data)
+
+    def finish(self) -> None:
+        """The reader says by itself when it has all."""
 
     def abort(self) -> None:
         with contextlib.suppress(OSError):

@@ -147,13 +147,15 @@ class Incoming:
         """Return the next frame in order."""
         while (frame := self._frames.pop(self._next, None)) is None:
             self._arrived.clear()
-            left_s = self._heard_at + self._terms.outage_s - time.monotonic()
+            left_s = None  # who expects the session knows how long its sender may take to begin
+            if self._instance is not None:
+                left_s = self._heard_at + self._terms.outage_s - time.monotonic()
             if self._failure is not None:
                 raise ProtocolError(self._failure)
-            if left_s <= 0:
+            if left_s is not None and left_s <= 0:
                 raise ProtocolError(f"nothing was heard from the peer for {self._terms.outage_s:.0f} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                await asyncio.wait_for(self._arrived.wait(), SILENCE_S if left_s is None else left_s)
         self._next += 1
         return frame
 
@@ -196,6 +198,7 @@ class Incoming:
             sink.write(raw)
             self.raw_bytes += len(raw)
             self._taken = following
+        sink.finish()
 
     async def _acknowledge(self) -> None:
         """Say what was taken, a hundred times a second at most."""

@@ -70,6 +70,9 @@ class Progress(msgspec.Struct, frozen=True):
 
     total_bytes: int = 0
     remaining_bytes: int = 0
+    disk_bytes: int = 0
+    """How much of a disk is to be mirrored: what the VM wrote to it, and what was written meanwhile."""
+    disk_remaining_bytes: int = 0
     raw_bytes: int = 0
     """Bytes that QEMU gave to the transport."""
     wire_bytes: int = 0

@@ -35,6 +35,8 @@ class ImageInfo(msgspec.Struct, frozen=True):
     size_bytes: int
     kind: str
     description: str = ""
+    disk_bytes: int = 0
+    """Size of the disk that a VM of it has; 0 for none."""
 
 
 class Inventory(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from novacron.model.node import AcceleratorKind
 from novacron.qemu.probe import CPU_MODELS
 
 DEFAULT_MACHINE = "pc"
+DISK = "disk0"
+"""The disk's name as a node of QEMU's block layer."""
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
 
 
@@ -35,6 +38,8 @@ class Config(msgspec.Struct, frozen=True):
     initrd: Path
     cmdline: str
     nic: Nic
+    disk: Path | None = None
+    """The VM's own layer, qcow2, over the disk of its image."""
     binary: str = "qemu-system-x86_64"
 
 
@@ -68,6 +73,11 @@ def command(config: Config, *, incoming: bool) -> list[str]:
     nic = f"virtio-net-pci,netdev=net0,mac={config.nic.mac},romfile="
     if config.nic.mtu is not None:
         nic += f",host_mtu={config.nic.mtu}"
+    disk = []
+    if config.disk is not None:
+        file = {"driver": "file", "filename": str(config.disk)}
+        layer = {"driver": "qcow2", "node-name": DISK, "discard": "unmap", "detect-zeroes": "unmap", "file": file}
+        disk = ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device"]
     arguments = [
         config.binary,
         *("-name", f"guest={quoted(config.id)}"),
@@ -89,6 +99,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-serial", "chardev:serial0"),
         *("-netdev", netdev),
         *("-device", nic),
+        *disk,
         *("-kernel", str(config.kernel)),
         *("-initrd", str(config.initrd)),
         *("-append", config.cmdline),

@@ -11,6 +11,7 @@ from novacron.qemu.monitor import Monitor
 
 RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
 CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
+PAUSED = "pre-switchover"
 NEVER_MS, FIRST_PASS_MS = 1, 0
 """Downtime limits. With 1 QEMU goes on sending, pass after pass, unless the guest writes next to nothing. With 0 it
 does not look at what was written during a pass, and stops the guest at the end of the first."""
@@ -20,6 +21,7 @@ guest go on writing to it unseen, so that a second pass would lose writes (docs/
 DIRTY_RATE_S, DIRTY_RATE_SLACK_S, DIRTY_RATE_LOOK_S = 1, 5.0, 0.1
 SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
+ENDED = ("completed", "failed", "cancelled", "none")
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
 THROTTLE_FIRST_PERCENT, THROTTLE_MORE_PERCENT = 30, 20
@@ -38,14 +40,15 @@ class TransferStatus(msgspec.Struct, frozen=True):
     throttle_percent: int = 0
 
 
-async def _set_up(monitor: Monitor) -> None:
-    capabilities = [{"capability": name, "state": state} for name, state in CAPABILITIES.items()]
+async def _set_up(monitor: Monitor, *, pauses: bool) -> None:
+    wanted = {**CAPABILITIES, "pause-before-switchover": pauses}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 
 async def receive(monitor: Monitor, path: Path) -> None:
     """Let a QEMU that was started with ``-incoming defer`` listen for the stream on a Unix socket."""
-    await _set_up(monitor)
+    await _set_up(monitor, pauses=False)
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
@@ -55,13 +58,14 @@ async def logs_every_write(monitor: Monitor) -> bool:
     return bool(version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"])
 
 
-async def send(monitor: Monitor, path: Path) -> None:
+async def send(monitor: Monitor, path: Path, *, pauses: bool = False) -> None:
     """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``); where its
-    dirty log can't be trusted, in one pass and what was written during it.
+    dirty log can't be trusted, in one pass and what was written during it. If it ``pauses``, it waits in between, in
+    state ``pre-switchover``, until it is told to ``go_on``.
 
     Nobody may read from the socket before this returns: the guest may stand still for a moment while the log begins.
     """
-    await _set_up(monitor)
+    await _set_up(monitor, pauses=pauses)
     trusted = await logs_every_write(monitor)
     parameters = {
         "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
@@ -87,6 +91,11 @@ async def send(monitor: Monitor, path: Path) -> None:
 async def switch(monitor: Monitor) -> None:
     """Let QEMU stop the guest and send the rest, however much it thinks that is."""
     await monitor.execute("migrate-set-parameters", {"downtime-limit": NOW_MS})
+
+
+async def go_on(monitor: Monitor) -> None:
+    """All else that the guest had to hand on is handed on: send the rest of it."""
+    await monitor.execute("migrate-continue", {"state": PAUSED})
 
 
 async def throttle(monitor: Monitor) -> None:

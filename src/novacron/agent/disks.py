@@ -1,0 +1,190 @@
+"""A disk that moves with its VM: mirrored by QEMU over NBD into a DWCP session of its own, and out of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from novacron.agent.machine import DISK_LAYER, DISK_SOCKET, Machine
+from novacron.disk import files
+from novacron.disk.images import Image
+from novacron.disk.nbd import Client, Export
+from novacron.disk.stream import Head, Player, Recorder, Splitter, StreamError, Volume, VolumeInfo
+from novacron.dwcp.receiver import Incoming
+from novacron.dwcp.sender import Sender
+from novacron.qemu import mirror
+from novacron.qemu.command import DISK
+from novacron.qemu.mirror import MirrorStatus
+from novacron.qemu.monitor import MonitorFailed
+
+LOOK_S = 0.1
+DISK_SHARE = 4
+"""Once the disk is mirrored, what the guest goes on writing to it may use one part in so many of the rate."""
+
+
+def session_of(migration: str) -> str:
+    """Return the name of the session that carries a migration's disk."""
+    return f"{migration}.disk"
+
+
+def layer_info(image: Image) -> VolumeInfo:
+    """Return what a live migration tells of a VM's disk: the layer over this image."""
+    return VolumeInfo(DISK, image.info.disk_bytes, image.info.digest)
+
+
+class Leaving:
+    """A disk at the source of a live migration. ``sender`` is an open session, which is not closed here."""
+
+    def __init__(self, machine: Machine, sender: Sender, image: Image) -> None:
+        self.sender = sender
+        self.status = MirrorStatus(False, 0, 0)
+        self.sent: asyncio.Task[None]
+        """Ends when the peer has all of it."""
+        self._machine = machine
+        self._info = layer_info(image)
+        self._rate: int | None = None
+        self._path = machine.directory / DISK_SOCKET
+
+    async def __aenter__(self) -> Leaving:
+        """Begin to mirror. Raises MonitorFailed, OSError."""
+        assert self._machine.monitor is not None
+        self._path.unlink(missing_ok=True)
+        self._recorder = Recorder([self._info])
+        self._export = Export(self._path, self._info.size_bytes, self._recorder)
+        self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
+        try:
+            await mirror.start(self._machine.monitor, self._path)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave nothing behind, whatever has become of it."""
+        self._recorder.abort()
+        await asyncio.to_thread(self._export.close)
+        self.sent.cancel()
+        await asyncio.gather(self.sent, return_exceptions=True)
+        if self._machine.monitor is not None and self._machine.pid is not None:
+            with contextlib.suppress(MonitorFailed, TimeoutError):
+                await mirror.clear(self._machine.monitor)
+        self._path.unlink(missing_ok=True)
+
+    def limit(self, rate_bytes_per_s: int | None) -> int | None:
+        """Share what the migration may use of the link: take this disk's part, return the memory's."""
+        self._rate = rate_bytes_per_s
+        if rate_bytes_per_s is None or not self.status.ready:
+            self.sender.limit(rate_bytes_per_s)
+            return rate_bytes_per_s
+        self.sender.limit(rate_bytes_per_s // DISK_SHARE)
+        return rate_bytes_per_s - rate_bytes_per_s // DISK_SHARE
+
+    async def look(self) -> None:
+        """See how it stands. Raises MonitorFailed, SendFailed when it goes no further."""
+        assert self._machine.monitor is not None
+        if self.sent.done():
+            self.sent.result()
+        self.status = await mirror.status(self._machine.monitor)
+        if self.status.error:
+            raise MonitorFailed(f"the disk can't be mirrored: {self._export.error or self.status.error}")
+
+    async def ready(self, report: Callable[[], Awaitable[None]]) -> None:
+        """Return when all but what the guest writes just now has been handed on. Raises MonitorFailed, SendFailed."""
+        while True:
+            await self.look()
+            await report()
+            if self.status.ready:
+                return
+            await asyncio.wait({self.sent}, timeout=LOOK_S)
+
+    async def finish(self) -> None:
+        """The guest stands still: hand the rest on. Raises MonitorFailed, TimeoutError, OSError."""
+        assert self._machine.monitor is not None
+        await mirror.finish(self._machine.monitor)
+        await mirror.clear(self._machine.monitor)
+        await asyncio.to_thread(self._recorder.end)
+
+
+async def take(machine: Machine, session: Incoming, image: Image) -> None:
+    """Write what a session brings to the disk of a VM that does not run yet. Raises ReceiveFailed."""
+    expected, path = layer_info(image), machine.directory / DISK_SOCKET
+
+    def open_(head: Head) -> list[Volume]:
+        if head.volumes != (expected,):
+            raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+        clients.append(Client(path, mirror.EXPORT))
+        return [clients[0]]
+
+    clients: list[Client] = []
+    try:
+        await session.receive(Player(open_))
+    finally:
+        for client in clients:
+            await asyncio.to_thread(client.close)
+
+
+async def offer(machine: Machine) -> None:
+    """Let the disk of a VM that does not run yet be written to. Raises MonitorFailed."""
+    assert machine.monitor is not None
+    path = machine.directory / DISK_SOCKET
+    path.unlink(missing_ok=True)
+    await mirror.serve(machine.monitor, path)
+
+
+async def withdraw(machine: Machine) -> None:
+    """All has been written: only the VM itself writes to its disk from now on. Raises MonitorFailed."""
+    assert machine.monitor is not None
+    await mirror.close(machine.monitor)
+    (machine.directory / DISK_SOCKET).unlink(missing_ok=True)
+
+
+async def send_layer(path: Path, sender: Sender, image: Image) -> None:
+    """Send the layer of a VM that does not run, as a file; returns when the peer has it. Raises SendFailed, OSError."""
+    await send_files([(DISK_LAYER, path)], sender, image.info.digest)
+
+
+async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str = "") -> None:
+    """Send files over an open session; returns when the peer has them all. Raises SendFailed, OSError."""
+    infos = [VolumeInfo(name, path.stat().st_size, below) for name, path in named]
+    recorder = Recorder(infos)
+
+    def tell() -> None:
+        for number, (info, (_, path)) in enumerate(zip(infos, named, strict=True)):
+            recorder.select(number)
+            files.tell(path, info.size_bytes, recorder)
+        recorder.end()
+
+    telling = asyncio.create_task(asyncio.to_thread(tell))
+    sending = asyncio.create_task(sender.send(recorder, Splitter()))
+    try:
+        await asyncio.wait({telling, sending}, return_when=asyncio.FIRST_EXCEPTION)
+        if sending.done():
+            sending.result()  # why nobody took what was told
+        await telling
+        await sending
+    finally:
+        recorder.abort()
+        sending.cancel()
+        await asyncio.gather(telling, sending, return_exceptions=True)
+
+
+async def receive_layer(session: Incoming, directory: Path, image: Image, bytes_max: int) -> None:
+    """Receive the layer of a VM into ``directory``, whole or not at all. Raises ReceiveFailed, OSError."""
+
+    def open_(head: Head) -> list[Volume]:
+        if [(info.name, info.below) for info in head.volumes] != [(DISK_LAYER, image.info.digest)]:
+            raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+        if head.volumes[0].size_bytes > bytes_max:
+            raise StreamError(f"the source's disk has {head.volumes[0].size_bytes} bytes, more than it can have")
+        return [files.NewFile(scratch, head.volumes[0].size_bytes)]
+
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = directory / f"{DISK_LAYER}.new"
+    scratch.unlink(missing_ok=True)
+    try:
+        await session.receive(Player(open_))
+        scratch.rename(directory / DISK_LAYER)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""The source's part of one VM's migrations: what is sent, and what is promised and said about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from novacron import pki
+from novacron.agent import disks, outgoing
+from novacron.agent.disks import Leaving
+from novacron.agent.follow import TransferFailed
+from novacron.agent.machine import DISK_LAYER, MachineFailed
+from novacron.agent.outgoing import Opening
+from novacron.disk import overlay
+from novacron.disk.images import Image
+from novacron.disk.overlay import OverlayFailed
+from novacron.dwcp.pages import Base
+from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.model.migration import Kind, Progress, Side
+from novacron.model.ownership import release
+from novacron.net.tap import NetworkFailed
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+if TYPE_CHECKING:
+    from novacron.agent.worker import Worker
+
+log = logs.get(__name__)
+
+
+class Giving:
+    """Sends a VM away, as its worker is told."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._transfer: asyncio.Task[None] | None = None
+        self._sending: str | None = None
+        self._sender: Sender | None = None
+        self._disk: Leaving | None = None
+        self._opening: Opening | None = None
+        self._memory_moves = False
+        self._failure: str | None = None
+
+    async def step(self, task: wire.Task) -> bool:
+        """Do the next step; say whether QEMU must be left alone meanwhile."""
+        worker = self._worker
+        if task.endpoint is None:
+            early = task.kind is Kind.LIVE and worker.record.migration != task.migration
+            if task.warm is not None and early and not self._has_layer():  # a disk's mirror comes first
+                self._open(task, task.warm, early=True)
+            return False
+        if self._transfer is not None:
+            self._limit(task.rate_bytes_per_s)
+            return True
+        if worker.record.migration == task.migration:
+            # It was begun before and nothing was promised: it is lost, and the guest goes on here.
+            why = self._failure or "the agent restarted while it was sending"
+            worker.host.send(wire.MigrationFailed(task.migration, why))
+            return False
+        run_state = await worker.machine.status()
+        wanted = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
+        if run_state not in wanted:
+            needs = "stopped" if task.kind is Kind.COLD else "running"
+            await self.fail(task.migration, f"the VM is {run_state}, a {task.kind} migration needs it {needs}")
+            return False
+        try:
+            image = self._image_of_disk()
+        except TransferFailed as error:
+            await self.fail(task.migration, str(error))
+            return False
+        if task.kind is Kind.COLD and image is None:
+            self._promise(task)
+            return True
+        worker.store(migration=task.migration)
+        self._failure = None
+        self._transfer = asyncio.create_task(self._send(task, image), name=f"send-{worker.vm}")
+        return True
+
+    def _has_layer(self) -> bool:
+        return (self._worker.machine.directory / DISK_LAYER).exists()
+
+    def _image_of_disk(self) -> Image | None:
+        """Return the image that the VM's disk lies over, or None if it has no disk. Raises TransferFailed."""
+        worker = self._worker
+        try:
+            image = worker.image()
+        except MachineFailed as error:
+            if self._has_layer():
+                raise TransferFailed(f"the VM's disk can't be sent: {error}") from error
+            return None
+        return None if image.disk is None else image
+
+    def _limit(self, rate_bytes_per_s: int | None) -> None:
+        """Use so much of the link from now on, or all there is."""
+        if self._disk is not None:
+            rate_bytes_per_s = self._disk.limit(rate_bytes_per_s)
+        if self._sender is not None:
+            self._sender.limit(rate_bytes_per_s)
+
+    def _open(self, task: wire.Task, endpoint: str, *, early: bool) -> Opening:
+        """Begin to open the session of a migration, if that was not begun before."""
+        if self._opening is None or self._opening.migration != task.migration:
+            self._opening = Opening(task, endpoint, self._worker.host.pool, self._options, early=early)
+        return self._opening
+
+    async def _options(self) -> Options:
+        return self._options_with(await self._bases(of_disk=False))
+
+    def _options_with(self, bases: list[Base]) -> Options:
+        worker, settings = self._worker, self._worker.host.settings
+        return Options(worker.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams)
+
+    async def _bases(self, *, of_disk: bool) -> list[Base]:
+        """Return pages whose digests need not be told; without them they are told."""
+        worker = self._worker
+        with contextlib.suppress(OSError, MachineFailed):
+            pages, image = worker.host.pages, worker.image()
+            return await (pages.of_disk if of_disk else pages.of_image)(image, worker.tenant())
+        return []
+
+    async def _session(self, task: wire.Task) -> Sender:
+        """Return the migration's session, open. Raises SendFailed, TimeoutError."""
+        assert task.endpoint is not None
+        if self._opening is not None and self._opening.endpoint != task.endpoint:
+            await self._opening.close()
+            self._opening = None
+        opening = self._open(task, task.endpoint, early=False)
+        try:
+            return await opening.session()
+        finally:
+            self._opening = None
+
+    async def _send(self, task: wire.Task, image: Image | None) -> None:
+        worker = self._worker
+        self._sending = task.migration
+        try:
+            if image is None:
+                await self._send_memory(task, None)
+                return
+            assert task.endpoint is not None
+            options = self._options_with(await self._bases(of_disk=True))
+            session = disks.session_of(task.migration)
+            peer = pki.node_host(task.peer)
+            sender = Sender(outgoing.address(task.endpoint), peer, session, worker.host.pool, options)
+            async with sender:
+                if task.kind is Kind.COLD:
+                    await self._send_layer(task, sender, image)
+                else:
+                    self._disk = Leaving(worker.machine, sender, image)
+                    await self._send_memory(task, self._disk)
+        except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
+            log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
+            self._failure = str(error) or type(error).__name__
+            worker.host.send(wire.MigrationFailed(task.migration, self._failure))
+        finally:
+            self._sending = None
+            self._transfer = self._sender = self._disk = None
+            worker.wake()
+
+    async def _send_memory(self, task: wire.Task, disk: Leaving | None) -> None:
+        worker = self._worker
+
+        async def report(progress: Progress) -> None:
+            worker.host.send(wire.Progressed(task.migration, progress))
+
+        async def open_() -> Sender:
+            self._sender = await self._session(task)
+            self._limit(self._rate_now(task))  # it may have changed while the session opened
+            return self._sender
+
+        self._limit(self._rate_now(task))
+        await outgoing.send(
+            worker.machine, open_, worker.host.settings.downtime_limit_ms, report,
+            worker.migration_changed, lambda: self._promise(task), disk,
+        )  # fmt: skip
+
+    async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
+        """Send the disk of a VM that does not run."""
+        path = self._worker.machine.directory / DISK_LAYER
+        if not path.exists():  # it has never run
+            assert image.disk is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            await overlay.create(path, image.disk)
+        sender.limit(self._rate_now(task))
+        await disks.send_layer(path, sender, image)
+        self._promise(task)
+
+    def _rate_now(self, task: wire.Task) -> int | None:
+        statement = self._worker.statement
+        return (task if statement is None or statement.task is None else statement.task).rate_bytes_per_s
+
+    def _promise(self, task: wire.Task) -> None:
+        """The guest stands still and all was given: promise, durably, not to run it at this epoch."""
+        worker = self._worker
+        worker.store(held=release(worker.record.held, task.epoch), migration=task.migration)
+        log.info("everything is sent: promised not to run it", vm=worker.vm, migration=task.migration)
+        worker.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+
+    async def fail(self, migration: str, why: str) -> None:
+        """This side can't go on."""
+        await self.cancel()
+        self._worker.host.send(wire.MigrationFailed(migration, why))
+
+    async def cancel(self) -> None:
+        """End what is being sent, if anything is; the guest goes on here if nothing was promised."""
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            await opening.close()
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.cancel()
+            await asyncio.gather(transfer, return_exceptions=True)
+
+    def on_event(self, name: str, data: dict[str, Any]) -> None:
+        """Notice the guest's stop: what comes for it from now on is kept, and downtime is told."""
+        worker = self._worker
+        if name == "MIGRATION":
+            self._memory_moves = data["status"] == "active"
+        if name == "STOP" and self._sending is not None and self._memory_moves:
+            log.info("guest stands still", vm=worker.vm, migration=self._sending)
+            worker.host.send(wire.Stopped(self._sending))
+            try:
+                worker.machine.keep_late_frames()
+            except NetworkFailed as error:
+                log.warning("what comes for the guest from now on is lost", vm=worker.vm, error=str(error))

@@ -1,0 +1,163 @@
+"""The target's part of one VM's migrations: what is received, and what is promised and said about it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from novacron.agent import disks, incoming
+from novacron.agent.machine import DISK_LAYER, MachineFailed
+from novacron.agent.pages import Tenant
+from novacron.disk.images import Image
+from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
+from novacron.model.migration import Kind, Side
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+if TYPE_CHECKING:
+    from novacron.agent.worker import Worker
+
+log = logs.get(__name__)
+
+LAYER_OVERHEAD = 1 << 20
+"""What a layer's file has at most beyond an eighth more than its disk: its tables."""
+
+
+class Taking:
+    """Receives a VM, as its worker is told."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.arriving: str | None = None
+        """The migration that brought everything, until the guest goes on here."""
+        self._worker = worker
+        self._transfer: asyncio.Task[None] | None = None
+        self._awaiting: str | None = None
+
+    async def step(self, task: wire.Task, wanted: wire.Assignment) -> None:
+        """Do the next step."""
+        worker = self._worker
+        send = worker.host.send
+        if self._transfer is not None:
+            if self._awaiting == task.migration:  # the server may not have heard it
+                send(wire.TargetReady(task.migration, worker.host.endpoint))
+            return
+        image = worker.host.images.get(wanted.spec.image)
+        if image is None:
+            send(wire.MigrationFailed(task.migration, f"this node holds no image {wanted.spec.image}"))
+            return
+        cold = task.kind is Kind.COLD
+        if cold and image.disk is None:
+            self._begin(task, wanted)
+            send(wire.TargetReady(task.migration, worker.host.endpoint))
+            send(wire.Voted(task.migration, Side.TARGET, task.epoch))
+            return
+        if worker.record.migration == task.migration:
+            if await self._has_all(cold=cold):
+                send(wire.Voted(task.migration, Side.TARGET, task.epoch))
+                return
+            await worker.destroy()
+            send(wire.MigrationFailed(task.migration, "the VM that was being received is gone"))
+            return
+        await worker.destroy()
+        self._begin(task, wanted)
+        work = self._take_layer(task, wanted, image) if cold else self._load(task, wanted, image)
+        self._transfer = asyncio.create_task(work, name=f"load-{worker.vm}")
+
+    async def _has_all(self, *, cold: bool) -> bool:
+        machine = self._worker.machine
+        if cold:
+            return (machine.directory / DISK_LAYER).exists()
+        return await machine.status() in ("paused", "shutdown")
+
+    def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
+        self._worker.store(
+            migration=task.migration, machine=wanted.machine, reboots=wanted.reboots,
+            halted_at_start=wanted.halted_at_start, crashes=0,
+        )  # fmt: skip
+
+    async def _ready(self, task: wire.Task) -> None:
+        self._awaiting = task.migration
+        self._worker.host.send(wire.TargetReady(task.migration, self._worker.host.endpoint))
+
+    async def _loaded(self, task: wire.Task) -> None:
+        self.arriving = task.migration
+        log.info("everything is loaded", vm=self._worker.vm, migration=task.migration)
+        self._worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
+
+    async def _terms(self, wanted: wire.Assignment, image: Image, *, of_disk: bool) -> Terms:
+        host, tenant = self._worker.host, Tenant(wanted.project, wanted.page_key)
+        if of_disk:
+            bases = await host.pages.for_disk(self._worker.vm, image, tenant)
+        else:
+            bases = await host.pages.for_arrival(self._worker.vm, image, tenant, host.neighbours())
+        return Terms(wanted.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
+
+    async def _load(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+        worker = self._worker
+        host = worker.host
+        try:
+            worker.expected_exit = False
+            starting = asyncio.create_task(
+                worker.machine.start(wanted.spec, image, host.accelerator, wanted.machine, incoming=True)
+            )
+            try:
+                terms = await self._terms(wanted, image, of_disk=False)
+                with host.listener.expect(task.migration, task.peer, terms) as session:
+                    await starting
+                    if image.disk is None:
+                        await self._load_from(task, session, None)
+                    else:
+                        terms = await self._terms(wanted, image, of_disk=True)
+                        name = disks.session_of(task.migration)
+                        with host.listener.expect(name, task.peer, terms) as disk:
+                            await self._load_from(task, session, (disk, image))
+            finally:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+            await host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
+        except (incoming.LoadFailed, MachineFailed) as error:
+            await self._fail(task, error)
+        finally:
+            self._end()
+
+    async def _load_from(self, task: wire.Task, session: Incoming, disk: tuple[Incoming, Image] | None) -> None:
+        worker = self._worker
+        await incoming.load(
+            worker.machine, session, lambda: self._ready(task), worker.migration_changed,
+            lambda: self._loaded(task), disk,
+        )  # fmt: skip
+
+    async def _take_layer(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+        """Receive the disk of a VM that does not run."""
+        worker = self._worker
+        bytes_max = image.info.disk_bytes + image.info.disk_bytes // 8 + LAYER_OVERHEAD
+        try:
+            terms = await self._terms(wanted, image, of_disk=True)
+            with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:
+                await self._ready(task)
+                await disks.receive_layer(session, worker.machine.directory, image, bytes_max)
+            await worker.host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
+            worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
+        except (ReceiveFailed, OSError) as error:
+            await self._fail(task, error)
+        finally:
+            self._end()
+
+    async def _fail(self, task: wire.Task, error: Exception) -> None:
+        worker = self._worker
+        log.warning("migration failed at the target", vm=worker.vm, migration=task.migration, error=str(error))
+        worker.expected_exit = True
+        await worker.machine.destroy()
+        worker.host.send(wire.MigrationFailed(task.migration, str(error) or type(error).__name__))
+
+    def _end(self) -> None:
+        self._awaiting = None
+        self._transfer = None
+        self._worker.wake()
+
+    async def cancel(self) -> None:
+        """End what is being received, if anything is."""
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.cancel()
+            await asyncio.gather(transfer, return_exceptions=True)

@@ -1,0 +1,57 @@
+"""Whole files as volumes of a disk's stream."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from novacron.disk.blocks import data_ranges
+from novacron.disk.stream import CHUNK_BYTES, PAGE, Recorder
+
+
+def tell(path: Path, size_bytes: int, recorder: Recorder) -> None:
+    """Write a file of ``size_bytes`` into a stream, without its holes; what lacks to its last page is zeros.
+
+    Raises OSError.
+    """
+    with path.open("rb", buffering=0) as file:
+        for at, end in data_ranges(file.fileno(), size_bytes):
+            for start in range(at, end, CHUNK_BYTES):
+                data = os.pread(file.fileno(), min(CHUNK_BYTES, end - start), start)
+                recorder.write(start, data.ljust(-(-len(data) // PAGE) * PAGE, b"\0"))
+
+
+class NewFile:
+    """A volume that is a new file of ``size_bytes``: what is not written stays a hole."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        """Make the file. Raises OSError."""
+        self.path, self._size = path, size_bytes
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(self._descriptor, size_bytes)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)[: self._size - offset]
+        while view:
+            count = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Nothing to do: each of its pages is told once, and it began with zeros."""
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            self.close()

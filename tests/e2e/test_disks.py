@@ -1,0 +1,157 @@
+"""Disks that move with their VMs: what is in them is the same on the other host, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import (
+    Object,
+    boot,
+    delete,
+    kill,
+    pause,
+    revive,
+    typed,
+    until_counts_on,
+    until_ended,
+    until_settled,
+    watching,
+)
+
+MIB = 1 << 20
+
+
+def run(victim: Platform, vm: Object, command: str) -> str:
+    """Run a command in the guest; return the last word of what it prints."""
+    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
+    return typed(victim, vm, f"echo {mark}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
+
+
+def disk_sum(victim: Platform, vm: Object) -> str:
+    """Return the checksum of the whole disk, taken inside the guest, past its cache."""
+    return run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda")
+
+
+def written(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
+    """Let the guest write random data over part of its disk; return the disk's checksum."""
+    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda bs=1M count={mib} seek={seek_mib} conv=notrunc,fsync 2>&1; echo done")
+    return disk_sum(victim, vm)
+
+
+def test_a_running_vm_moves_with_its_disk_and_back(victim: Platform) -> None:
+    vm = boot(victim, "disk", 60, image="disk")
+    before = written(victim, vm)
+    sent = []
+    with watching(victim, 60) as client:
+        for target in ("host-b", "host-a"):
+            migration = victim.client.act("vms", "disk", "migrate", {"target": target})
+            ended = until_ended(victim, migration["id"])
+            assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
+            until_settled(victim, vm)
+            until_counts_on(victim, client, vm)
+            assert disk_sum(victim, vm) == before
+            progress = ended["progress"]
+            assert progress["disk_bytes"] >= 4 * MIB and progress["disk_remaining_bytes"] == 0
+            sent.append(progress["wire_bytes"])
+            until(lambda t=migration["source"]: '"what": "disk"' in victim.agents[t].log.read_text(), "it is kept", 20)
+            pause(1.5)
+    assert sent[1] < 3 * MIB < 4 * MIB < sent[0], "random data goes over the link once"
+    delete(victim, vm)
+
+
+CHURN = (
+    "sh -c '(i=0; while [ ! -e /run/stop ]; do i=$(((i+1)%8)); dd if=/dev/urandom of=/run/c$i bs=256k count=1; "
+    "dd if=/run/c$i of=/dev/vda bs=256k seek=$i conv=notrunc,fsync; done; touch /run/stopped) >/dev/null 2>&1 &'; "
+    "echo begun"
+)
+COMPARE = (
+    "touch /run/stop; while [ ! -e /run/stopped ]; do sleep 1; done; echo 3 > /proc/sys/vm/drop_caches; "
+    "for i in 0 1 2 3 4 5 6 7; do "
+    "dd if=/dev/vda bs=256k skip=$i count=1 2>/dev/null | cmp - /run/c$i && echo -n same; done"
+)
+
+
+def test_what_the_guest_writes_while_it_moves_is_there(victim: Platform) -> None:
+    vm = boot(victim, "writes", 61, image="disk")
+    assert run(victim, vm, CHURN) == "begun"
+    pause(3)
+    for target in ("host-b", "host-a"):
+        migration = victim.client.act("vms", "writes", "migrate", {"target": target})
+        ended = until_ended(victim, migration["id"])
+        assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
+        until_settled(victim, vm)
+    assert run(victim, vm, COMPARE) == "same" * 8
+    delete(victim, vm)
+
+
+def test_a_stopped_vm_moves_with_its_disk(victim: Platform) -> None:
+    vm = boot(victim, "cold", 62, image="disk")
+    before = written(victim, vm)
+    for target in ("host-b", "host-a"):
+        victim.cli("vm", "stop", "cold", "--wait")
+        migration = victim.client.act("vms", "cold", "migrate", {"target": target})
+        ended = until_ended(victim, migration["id"])
+        assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
+        victim.until_clean()
+        victim.cli("vm", "start", "cold", "--wait")
+        until_settled(victim, vm)
+        assert disk_sum(victim, vm) == before
+    delete(victim, vm)
+
+
+def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str]:
+    """Begin to move a VM whose disk takes a while; return it, its migration, and the checksum of its disk."""
+    vm = boot(victim, name, number, image="disk")
+    before = written(victim, vm, 24)
+    migration = victim.client.act("vms", name, "migrate", {"target": "host-b"})
+    until(
+        lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > 4_000_000,
+        "the disk is on its way",
+    )
+    return vm, migration, before
+
+
+@pytest.mark.parametrize("what", ["source agent", "target agent", "source qemu", "target qemu"])
+def test_a_kill_while_the_disk_is_on_its_way_loses_nothing(victim: Platform, what: str) -> None:
+    name = what.replace(" ", "-")
+    vm, migration, before = begin(victim, name, 63)
+    kill(victim, what, vm, "host-a", "host-b")
+    pause(1)
+    revive(victim)
+    ended = until_ended(victim, migration["id"])
+    assert ended["phase"] == "failed" and ended["error"]
+    assert until_settled(victim, vm)["node"] == "host-a"
+    if what == "source qemu":
+        until(lambda: victim.console_log(vm, "host-a").count("tiny guest: ready") == 1, "it has booted again", 60)
+    assert disk_sum(victim, vm) == before
+    victim.cli("vm", "migrate", name, "--to", "host-b")
+    until_settled(victim, vm)
+    assert disk_sum(victim, vm) == before
+    delete(victim, vm)
+
+
+def test_an_abort_while_the_disk_is_on_its_way_leaves_the_vm_as_it_was(victim: Platform) -> None:
+    vm, migration, before = begin(victim, "aborted", 64)
+    victim.cli("migration", "abort", migration["id"])
+    assert until_ended(victim, migration["id"])["phase"] == "aborted"
+    assert until_settled(victim, vm)["node"] == "host-a"
+    assert disk_sum(victim, vm) == before
+    delete(victim, vm)
+
+
+def test_a_dead_link_while_the_disk_is_on_its_way_costs_the_outage(victim: Platform) -> None:
+    vm, migration, before = begin(victim, "cut", 65)
+    host = victim.host("host-a")
+    host.cut()
+    pause(10)
+    host.mend()
+    ended = until_ended(victim, migration["id"])
+    assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
+    assert ended["progress"]["resumed"] >= 1
+    assert until_settled(victim, vm)["node"] == "host-b"
+    assert disk_sum(victim, vm) == before
+    delete(victim, vm)
