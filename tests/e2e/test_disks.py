@@ -38,7 +38,8 @@ def disk_sum(victim: Platform, vm: Object) -> str:
 
 def written(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
     """Let the guest write random data over part of its disk; return the disk's checksum."""
-    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda bs=1M count={mib} seek={seek_mib} conv=notrunc,fsync 2>&1; echo done")
+    where = f"bs=1M count={mib} seek={seek_mib}"
+    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda {where} conv=notrunc,fsync 2>&1; echo done")
     return disk_sum(victim, vm)
 
 

@@ -343,8 +343,9 @@ class Ownership(RuleBasedStateMachine):
         self.to_server.clear()
         for source in self.hosts.values():
             for target in self.hosts.values():
-                if source.qemu == "stopped" and target.qemu == "loading" and source.migration == target.migration:
-                    self.link_of_a_migration_breaks(target.name)  # what it waits for was sent and lost
+                begun = source is not target and source.migration == target.migration
+                if begun and source.sending is None and target.qemu == "loading":
+                    self.link_of_a_migration_breaks(target.name)  # what it waits for was lost, and is not sent again
         for _ in range(SETTLE_ROUNDS):
             for host in HOSTS:
                 self.server_tells(host)
