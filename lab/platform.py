@@ -170,7 +170,8 @@ class Platform:
         for host, dwcp_port in zip(self.lab.hosts, dwcp_ports, strict=True):
             arguments = [
                 *("agent", "--name", host.name, "--state-dir", str(self.directory / host.name)),
-                *("--images-dir", str(self._images_dir), "--advertise", host.address, "--dwcp-port", str(dwcp_port)),
+                *("--images-dir", str(self.images_of(host.name)), "--advertise", host.address),
+                *("--dwcp-port", str(dwcp_port)),
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
                 *self._agent_options,
             ]
@@ -179,6 +180,16 @@ class Platform:
             agent.start("--join", self.client.join_token(host.name))
         for name in self.agents:
             self.wait_node(name)
+
+    def images_of(self, name: str) -> Path:
+        """Return a host's own directory of images: at first it has all that there are, without a copy."""
+        directory = self.directory / name / "images"
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            for image in self._images_dir.iterdir():
+                if not image.name.startswith("."):
+                    (directory / image.name).symlink_to(image)
+        return directory
 
     def wait_ready(self) -> None:
         """Wait until the server answers."""

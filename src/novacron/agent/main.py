@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from novacron import pki
-from novacron.agent import foresee, probe
+from novacron.agent import copies, foresee, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
 from novacron.agent.console import Consoles
@@ -38,6 +38,7 @@ log = logs.get(__name__)
 
 IMAGES_CHECK_S = 5.0
 PROBES_MAX = 4
+COPIES_MAX = 4
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
 
@@ -62,8 +63,8 @@ class _Few:
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception:  # a defect met in a probe must not take the agent, and its VMs' workers, away
-            log.exception("defect in a probe")
+        except Exception:  # a defect met in one must not take the agent, and its VMs' workers, away
+            log.exception("defect in a probe or a copy")
 
 
 class Agent:
@@ -79,7 +80,8 @@ class Agent:
         self._tasks: asyncio.TaskGroup | None = None
         self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
         self._consoles = Consoles(settings.vms_dir, self._link.send)
-        self._probes = _Few(PROBES_MAX)
+        self._probes, self._copies = _Few(PROBES_MAX), _Few(COPIES_MAX)
+        self._looking = asyncio.Lock()
         host.send = self._link.send
         host.neighbours = self._neighbours
 
@@ -92,7 +94,7 @@ class Agent:
                     self._add(vm, record)
             tasks.create_task(self._link.run(), name="link")
             tasks.create_task(self._watch_images(), name="images")
-            self._probes.tasks = tasks
+            self._probes.tasks = self._copies.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
         assert self._tasks is not None
@@ -140,6 +142,12 @@ class Agent:
                 self._probes.start(self._expect(message))
             case wire.ProbeWanted():
                 self._probes.start(self._probe(message))
+            case wire.CopyExpected() | wire.CopyWanted() if self._copies.full():
+                self._link.send(wire.Copied(message.copy, "it takes part in too many copies already"))
+            case wire.CopyExpected():
+                self._copies.start(self._take_copy(message))
+            case wire.CopyWanted():
+                self._copies.start(self._give_copy(message))
 
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
@@ -172,10 +180,35 @@ class Agent:
         except (probe.ProbeFailed, foresee.ForeseeFailed) as error:
             self._link.send(wire.Probed(wanted.probe, None, error=str(error)))
 
+    async def _take_copy(self, wanted: wire.CopyExpected) -> None:
+        self._link.send(wire.CopyReady(wanted.copy))
+        try:
+            await copies.take(self._host.listener, wanted, self._settings)
+            log.info("an image has arrived", image=wanted.image.name, source=wanted.peer)
+            await self._look_at_images()
+            self._link.send(wire.Copied(wanted.copy))
+        except copies.CopyFailed as error:
+            log.warning("an image did not arrive", image=wanted.image.name, source=wanted.peer, error=str(error))
+            self._link.send(wire.Copied(wanted.copy, str(error)))
+
+    async def _give_copy(self, wanted: wire.CopyWanted) -> None:
+        image = self._host.images.get(wanted.image.name)
+        try:
+            if image is None or image.info != wanted.image:
+                raise copies.CopyFailed(f"this node does not hold that image {wanted.image.name}")
+            await copies.give(self._host.pool, wanted, image, self._settings)
+        except copies.CopyFailed as error:
+            log.warning("an image could not be sent", image=wanted.image.name, target=wanted.peer, error=str(error))
+            self._link.send(wire.Copied(wanted.copy, str(error)))
+
     async def _watch_images(self) -> None:
         """Tell the server about images that come and go."""
         while True:
             await asyncio.sleep(IMAGES_CHECK_S)
+            await self._look_at_images()
+
+    async def _look_at_images(self) -> None:
+        async with self._looking:
             images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
             self._host.images.clear()
             self._host.images.update(images)
@@ -197,6 +230,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
     pool = Pool(lambda: identity.tls(server=False))
     pages = Pages(settings)
     await asyncio.to_thread(pages.store.clean)
+    await asyncio.to_thread(copies.clean, settings)
     async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
         endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
         inventory, images = await inventories.take(settings, endpoint)

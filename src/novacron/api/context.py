@@ -9,6 +9,7 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from novacron.api.cache import Cache
+from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.pki import Authority
 from novacron.store.database import Database
@@ -30,6 +31,7 @@ class Agents(Protocol):
     async def open_console(self, node: str, vm: str) -> Console: ...
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...
     async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen: ...
+    async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy: ...
 
 
 class Services(msgspec.Struct):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar import Router, get
+from litestar import Router, get, post
 
+from novacron.api import reply
 from novacron.api.cache import Entry
 from novacron.api.context import ApiRequest, services
 from novacron.model.errors import NotFound
-from novacron.model.event import Image
+from novacron.model.event import Image, ImageCopy
+from novacron.model.node import NodeName
 
 
 class ImageList(msgspec.Struct):
@@ -44,4 +46,17 @@ async def show_image(request: ApiRequest, name: str) -> Image:
     raise NotFound(f"there is no image {name!r}", hint="see: novacron image list")
 
 
-router = Router("/images", route_handlers=[list_images, show_image], tags=["images"])
+class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an image is to go, and which node gives it: by default the nearest that has it."""
+
+    target: NodeName
+    source: NodeName | None = None
+
+
+@post("/{name:str}/actions/copy", summary="Copy an image to another node; events say how that ended", status_code=202)
+async def copy_image(request: ApiRequest, name: str, data: CopyImage) -> ImageCopy:
+    agents = services(request).agents
+    return await agents.copy_image(reply.check_ref("image", name), data.source, data.target, request.user.name)
+
+
+router = Router("/images", route_handlers=[list_images, show_image, copy_image], tags=["images"])

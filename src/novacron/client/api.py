@@ -19,6 +19,7 @@ TIMEOUT_S = 30.0
 LONG_POLL_S = 20
 RETRIES = 3
 PAGE_SIZE = 500
+COPY_LOOK_S = 1.0
 PAGES_MAX = 10_000
 
 Object = dict[str, Any]
@@ -153,6 +154,21 @@ class Client:
         body = {"source": source, "target": target, "seconds": seconds}
         found: Object = self.request("POST", "/api/v1/links/actions/probe", body)
         return found
+
+    def copy_image(self, name: str, target: str, source: str | None = None) -> Object:
+        """Begin to copy an image to a node. ``wait_for_copy`` waits for its end."""
+        begun: Object = self.act("images", name, "copy", {"target": target, "source": source})
+        return begun
+
+    def wait_for_copy(self, copy: Object, timeout_s: float) -> Object:
+        """Return the event that says how a copy ended. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for event in self.list("events", object=copy["target"]):
+                if event["message"].endswith(f"({copy['id']})"):
+                    return event
+            time.sleep(min(COPY_LOOK_S, timeout_s))
+        raise TimeoutError(f"image {copy['image']} has not arrived after {timeout_s:.0f} s; see: novacron events")
 
     def unlimit_link(self, one: str, other: str) -> None:
         """Let migrations between two sites use all there is."""

@@ -51,6 +51,33 @@ class Image(msgspec.Struct, frozen=True):
     cmdline: str
     disk: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it consists of, the manifest first."""
+        parts = (self.kernel, self.initrd, self.disk)
+        return (self.kernel.parent / MANIFEST, *(path for path in parts if path is not None))
+
+
+class ImageUnusable(Exception):
+    """A directory does not hold the image that was expected: says why."""
+
+
+def verify(directory: Path, digest: str) -> None:
+    """See that a directory holds all of the image with this digest, and nothing else. Raises ImageUnusable, OSError."""
+    try:
+        image = _load(directory)
+    except InvalidInput as error:
+        raise ImageUnusable(str(error)) from error
+    if image.info.digest != digest:
+        raise ImageUnusable(f"it is another image than {digest[:12]}")
+    manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    for file in manifest.files:
+        if describe(directory / file.path) != file:
+            raise ImageUnusable(f"{file.path} is not the file that the manifest describes")
+    extra = {path.name for path in directory.iterdir()} - {path.name for path in image.files}
+    if extra:
+        raise ImageUnusable(f"it has files that the manifest does not name: {', '.join(sorted(extra))}")
+
 
 def _load(directory: Path) -> Image:
     raw = (directory / MANIFEST).read_bytes()[:MANIFEST_BYTES_MAX]

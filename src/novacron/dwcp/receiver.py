@@ -84,6 +84,7 @@ class Incoming:
         self._failure: str | None = None
         self._over = asyncio.Event()
         self._done = False
+        self._begin_by: float | None = None
         self._heard_at = time.monotonic()
 
     def fail(self, reason: str) -> None:
@@ -97,8 +98,12 @@ class Incoming:
             self._ring.close()
             self._ring = None
 
-    async def receive(self, sink: Sink) -> None:
-        """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed."""
+    async def receive(self, sink: Sink, begin_s: float | None = None) -> None:
+        """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed.
+
+        The sender may begin when it likes, but for ``begin_s`` at most if that is given.
+        """
+        self._begin_by = None if begin_s is None else time.monotonic() + begin_s
         try:
             await self._receive(sink)
         except FAILURES as error:
@@ -147,15 +152,19 @@ class Incoming:
         """Return the next frame in order."""
         while (frame := self._frames.pop(self._next, None)) is None:
             self._arrived.clear()
-            left_s = None  # who expects the session knows how long its sender may take to begin
-            if self._instance is not None:
-                left_s = self._heard_at + self._terms.outage_s - time.monotonic()
             if self._failure is not None:
                 raise ProtocolError(self._failure)
-            if left_s is not None and left_s <= 0:
-                raise ProtocolError(f"nothing was heard from the peer for {self._terms.outage_s:.0f} s")
+            now, left_s = time.monotonic(), SILENCE_S
+            if self._instance is not None:
+                left_s = self._heard_at + self._terms.outage_s - now
+                if left_s <= 0:
+                    raise ProtocolError(f"nothing was heard from the peer for {self._terms.outage_s:.0f} s")
+            elif self._begin_by is not None:
+                left_s = self._begin_by - now
+                if left_s <= 0:
+                    raise ProtocolError("the peer did not begin")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), SILENCE_S if left_s is None else left_s)
+                await asyncio.wait_for(self._arrived.wait(), left_s)
         self._next += 1
         return frame
 

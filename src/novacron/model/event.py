@@ -29,4 +29,16 @@ class Image(msgspec.Struct, frozen=True):
     size_bytes: int
     kind: str
     description: str
+    disk_bytes: int
+    """Size of the disk that a VM of it has; 0 for none."""
     nodes: tuple[str, ...]
+
+
+class ImageCopy(msgspec.Struct, frozen=True):
+    """A copy of an image that has begun; events of the target node say how it ended."""
+
+    id: str
+    image: str
+    source: str
+    target: str
+    size_bytes: int

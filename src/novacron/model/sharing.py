@@ -96,6 +96,13 @@ def uses(source: str, target: str, sites: Mapping[str, str]) -> tuple[str, ...]:
     return f"node {source}", f"node {target}", f"link {link_id(sites.get(source, ''), sites.get(target, ''))}"
 
 
+def lowest(source: Node, target: Node, links: Iterable[Link], now: datetime) -> int | None:
+    """Return the smallest budget that something between two nodes must keep to, or None where nothing limits it."""
+    limited = budgets((source, target), links, now)
+    used = uses(source.name, target.name, {node.name: node.spec.site for node in (source, target)})
+    return min((int(limited[budget]) for budget in used if budget in limited), default=None)
+
+
 def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, float | None]:
     """Return the rate of each demand, None where nothing limits it. Budgets that are not named are unlimited."""
     rates: dict[str, float | None] = {}

@@ -17,10 +17,12 @@ from websockets.asyncio.server import ServerConnection, serve
 from novacron import pki
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
+from novacron.model.event import ImageCopy
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.model.sharing import budgets, uses
+from novacron.model.sharing import lowest
+from novacron.server.copies import Copies
 from novacron.store import links, migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
@@ -174,6 +176,7 @@ class Link:
         self._sessions: dict[str, Session] = {}
         self._stopped_at: dict[str, float] = {}
         self._probes: dict[str, _Probe] = {}
+        self._copies = Copies(database, self._send)
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -211,6 +214,19 @@ class Link:
         for session in self._sessions.values():
             session.dirty.set()
 
+    async def _send(self, node: str, message: wire.Message) -> None:
+        session = self._sessions.get(node)
+        if session is None:
+            raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
+        await session.send(message)
+
+    async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
+        """Begin to copy an image to a node; events say how it ended.
+
+        Raises NotFound, InvalidInput, Conflict, Unavailable.
+        """
+        return await self._copies.begin(name, source, target, actor)
+
     async def open_console(self, node: str, vm: str) -> ConsoleChannel:
         """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
         session = self._sessions.get(node)
@@ -239,7 +255,7 @@ class Link:
             raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
         async with self._database.connection() as connection:
             ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
-            limited = budgets(ends, await links.all(connection), datetime.now(UTC))
+            rate = None if vm is None else lowest(ends[0], ends[1], await links.all(connection), datetime.now(UTC))
             endpoint = await nodes.dwcp_endpoint(connection, target)
         sender, receiver = self._sessions.get(source), self._sessions.get(target)
         if sender is None or receiver is None or endpoint is None:
@@ -247,8 +263,6 @@ class Link:
             raise Unavailable(f"node {name} is not connected", hint="see: novacron node list")
         if len(self._probes) >= PROBES_MAX:
             raise Unavailable(f"{len(self._probes)} probes are under way", hint="try again in a moment")
-        used = uses(source, target, {node.name: node.spec.site for node in ends})
-        rate = None if vm is None else min((int(limited[budget]) for budget in used if budget in limited), default=None)
         id = f"probe-{secrets.token_hex(8)}"
         asked = self._probes[id] = _Probe((source, target))
         try:
@@ -344,6 +358,12 @@ class Link:
                 return
             case wire.Probed(probe=id) if id in self._probes:
                 self._probes[id].is_over(node, message)
+                return
+            case wire.CopyReady(copy=id):
+                self._copies.is_ready(node, id)
+                return
+            case wire.Copied(copy=id, error=error):
+                self._copies.is_over(node, id, error)
                 return
             case wire.ProbeReady() | wire.Probed():
                 return  # nobody waits any more

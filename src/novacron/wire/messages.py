@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.migration import Kind, Progress, Side
-from novacron.model.node import Inventory
+from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.vm import VmSpec, VmStatus
@@ -123,6 +123,19 @@ class Probed(Message, frozen=True):
     error: str = ""
 
 
+class CopyReady(Message, frozen=True):
+    """This node expects the copy of an image."""
+
+    copy: str
+
+
+class Copied(Message, frozen=True):
+    """The image is here, or it is known why it will not come."""
+
+    copy: str
+    error: str = ""
+
+
 class RenewCertificate(Message, frozen=True):
     """The node asks for a certificate for the key of this request (PEM)."""
 
@@ -145,6 +158,8 @@ FromAgent = (
     | ConsoleClosed
     | ProbeReady
     | Probed
+    | CopyReady
+    | Copied
     | RenewCertificate
 )
 
@@ -232,13 +247,42 @@ class ProbeWanted(Message, frozen=True):
     """Use no more of the link than so much."""
 
 
+class CopyExpected(Message, frozen=True):
+    """Another node will send this image."""
+
+    copy: str
+    peer: str
+    image: ImageInfo
+
+
+class CopyWanted(Message, frozen=True):
+    """Send this image to another node, which waits at ``endpoint``."""
+
+    copy: str
+    peer: str
+    endpoint: str
+    image: ImageInfo
+    rate_bytes_per_s: int | None = None
+    """Use no more of the link than so much."""
+
+
 class CertificateIssued(Message, frozen=True):
     """The certificate (PEM) for the node's last request."""
 
     certificate: bytes
 
 
-FromServer = Desired | ConsoleOpen | ConsoleInput | ConsoleClose | ProbeExpected | ProbeWanted | CertificateIssued
+FromServer = (
+    Desired
+    | ConsoleOpen
+    | ConsoleInput
+    | ConsoleClose
+    | ProbeExpected
+    | ProbeWanted
+    | CopyExpected
+    | CopyWanted
+    | CertificateIssued
+)
 
 encoder = msgspec.msgpack.Encoder()
 from_agent = msgspec.msgpack.Decoder(FromAgent)

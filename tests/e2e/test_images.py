@@ -1,0 +1,93 @@
+"""Images that go from node to node."""
+
+from __future__ import annotations
+
+import shutil
+
+import msgspec
+
+from lab.platform import Platform, default_cache, until
+from novacron.disk.images import MANIFEST, Manifest, describe
+from tests.e2e.conftest import boot, delete, pause
+
+FILES = ("vmlinuz", "initrd.img", "disk.raw", MANIFEST)
+
+
+def add_image(victim: Platform, name: str, node: str, description: str) -> None:
+    """Put an image that differs from all others into a node's directory, and wait until the platform knows it."""
+    target = victim.images_of(node) / name
+    shutil.copytree(default_cache() / "images" / "disk", target)
+    (target / "version").unlink()
+    manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
+    (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, description=description)))
+    until(lambda: holders(victim, name) == [node], "the image is known", 20)
+
+
+def holders(victim: Platform, name: str) -> list[str]:
+    return [node for image in victim.client.list("images") if image["name"] == name for node in image["nodes"]]
+
+
+def test_an_image_goes_to_another_node_and_boots_there(victim: Platform) -> None:
+    add_image(victim, "goes", "host-a", "only here at first")
+    refused = victim.cli("vm", "create", "early", "--image", "goes", "--node", "host-b", check=False)
+    assert refused.returncode != 0 and "does not hold image goes" in refused.stderr
+    said = victim.cli("image", "copy", "goes", "host-b").stdout
+    assert "has arrived from node host-a" in said
+    assert holders(victim, "goes") == ["host-a", "host-b"]
+    for file in FILES:
+        there, here = (victim.images_of(node) / "goes" / file for node in ("host-b", "host-a"))
+        assert there.read_bytes() == here.read_bytes()
+    assert (victim.images_of("host-b") / "goes" / "disk.raw").stat().st_blocks * 512 < 24 << 20, "holes stay holes"
+    again = victim.cli("image", "copy", "goes", "host-b", check=False)
+    assert again.returncode != 0 and "holds image goes already" in again.stderr
+    vm = boot(victim, "arrived", 70, node="host-b", image="goes")
+    delete(victim, vm)
+
+
+def test_an_image_that_is_not_what_its_manifest_says_is_not_taken(victim: Platform) -> None:
+    add_image(victim, "damaged", "host-a", "damaged after it was described")
+    with (victim.images_of("host-a") / "damaged" / "initrd.img").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    failed = victim.cli("image", "copy", "damaged", "host-b", check=False)
+    assert failed.returncode == 1 and "initrd.img is not the file that the manifest describes" in failed.stdout
+    assert [path.name for path in victim.images_of("host-b").iterdir() if "damaged" in path.name] == []
+    assert not list(victim.images_of("host-b").glob(".receiving-*"))
+
+
+def test_a_dead_link_costs_a_copy_the_outage_and_a_killed_target_keeps_nothing(victim: Platform) -> None:
+    add_image(victim, "patient", "host-a", "is cut off on its way")
+    host = victim.host("host-a")
+    begun = victim.client.copy_image("patient", "host-b")
+    pause(0.7)
+    host.cut()
+    pause(8)
+    assert "host-b" not in holders(victim, "patient")
+    host.mend()
+    assert victim.client.wait_for_copy(begun, 60)["reason"] == "ImageCopied"
+    add_image(victim, "killed", "host-a", "its receiver is killed")
+    victim.client.copy_image("killed", "host-b")
+    until(lambda: list(victim.images_of("host-b").glob(".receiving-*")), "it is on its way")
+    victim.agents["host-b"].kill()
+    victim.agents["host-b"].start()
+    victim.wait_node("host-b")
+    until(lambda: not list(victim.images_of("host-b").glob(".receiving-*")), "nothing is left of it")
+    assert not (victim.images_of("host-b") / "killed").exists()
+
+
+def test_copies_that_can_not_be_are_refused(victim: Platform) -> None:
+    for arguments, why in (
+        (("nothing", "host-b"), "no node holds an image 'nothing'"),
+        (("tiny", "host-z"), "host-z"),
+        (("tiny", "host-b", "--from", "host-z"), "host-z"),
+        (("tiny", "host-b"), "holds image tiny already"),
+    ):
+        refused = victim.cli("image", "copy", *arguments, check=False)
+        assert refused.returncode != 0 and why in refused.stderr
+
+
+def test_the_manifest_names_every_file(victim: Platform) -> None:
+    directory = victim.images_of("host-a") / "disk"
+    manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
+    assert [file.path for file in manifest.files] == list(FILES[:3])
+    assert describe(directory / "disk.raw") == manifest.disk
