@@ -6,6 +6,7 @@ import hashlib
 import time
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab.platform import Platform, until
 from tests.e2e.conftest import (
@@ -19,6 +20,15 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
+
+
+def metrics(victim: Platform) -> dict[tuple[str, str], float]:
+    """Return what the server counts, by name and the last of its labels, if it has any."""
+    return {
+        (sample.name, list(sample.labels.values())[-1] if sample.labels else ""): sample.value
+        for family in text_string_to_metric_families(victim.client.metrics())
+        for sample in family.samples
+    }
 
 
 def checksum(victim: Platform, vm: Object) -> str:
@@ -57,6 +67,12 @@ def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> 
     assert newest["progress"]["savings"]["image"] > 0
     shown = victim.cli("migration", "show", newest["id"]).stdout
     assert "SAVED: SIBLING" in shown and "ROUND TRIP" in shown
+    happened = next(event["message"] for event in victim.client.list("events") if event["reason"] == "Completed")
+    assert "spared by zero" in happened and "sibling" in happened
+    counted = metrics(victim)
+    assert counted["novacron_migrations_total", "completed"] >= 1
+    assert counted["novacron_dwcp_saved_bytes_total", "sibling"] >= newest["progress"]["savings"]["sibling"]
+    until(lambda: metrics(victim)["novacron_migration_downtime_seconds_count", ""] >= 1, "downtime is counted")
     for vm in (one, other):
         delete(victim, vm)
 

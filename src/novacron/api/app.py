@@ -12,7 +12,20 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
 from novacron import __version__
-from novacron.api import bodies, console, events, health, images, links, migrations, nodes, problems, tokens, vms
+from novacron.api import (
+    bodies,
+    console,
+    events,
+    health,
+    images,
+    links,
+    metrics,
+    migrations,
+    nodes,
+    problems,
+    tokens,
+    vms,
+)
 from novacron.api.auth import TokenAuthentication
 from novacron.api.context import ApiRequest, Services
 from novacron.model import limits
@@ -40,7 +53,7 @@ def create_app(services: Services) -> Litestar:
         ],
     )
     return Litestar(
-        route_handlers=[api, nodes.join, console.console, health.healthz, health.readyz, schema],
+        route_handlers=[api, nodes.join, console.console, health.healthz, health.readyz, metrics.metrics, schema],
         middleware=[DefineMiddleware(TokenAuthentication, exclude_from_auth_key="exclude_from_auth")],
         exception_handlers={
             NovaError: problems.on_nova_error,

@@ -13,6 +13,7 @@ from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.pki import Authority
 from novacron.store.database import Database
+from novacron.telemetry.metrics import Metrics
 
 
 class Console(Protocol):
@@ -41,6 +42,7 @@ class Services(msgspec.Struct):
     cache: Cache
     authority: Authority
     agents: Agents
+    metrics: Metrics
     api_url: str
     link_url: str
 

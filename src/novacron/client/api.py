@@ -93,6 +93,19 @@ class Client:
             return self._decode(answer)
         raise AssertionError("unreachable")
 
+    def metrics(self) -> str:
+        """Return what the server counts and measures, in Prometheus' text format. Raises ApiError, Unreachable."""
+        headers = {"Authorization": f"Bearer {self.config.token}"}
+        try:
+            answer = self._pool.request(
+                "GET", f"{self.config.url}/metrics", headers=headers, timeout=TIMEOUT_S, retries=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"no answer from {self.config.url}: {error}") from error
+        if answer.status != 200:
+            self._decode(answer)
+        return answer.data.decode()
+
     def _decode(self, answer: urllib3.BaseHTTPResponse) -> Any:
         try:
             document = json.loads(answer.data) if answer.data else None

@@ -30,6 +30,7 @@ from novacron.store import tokens
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Feed, Snapshot
 from novacron.telemetry import logs
+from novacron.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
 
@@ -78,7 +79,7 @@ async def _open_database(url: str) -> Database:
     raise AssertionError("unreachable")
 
 
-async def _follow(settings: Settings, cache: Cache, controllers: Controllers, link: Link) -> None:
+async def _follow(settings: Settings, cache: Cache, controllers: Controllers, link: Link, metrics: Metrics) -> None:
     while True:
         try:
             async for item in Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY).batches():
@@ -92,6 +93,8 @@ async def _follow(settings: Settings, cache: Cache, controllers: Controllers, li
                 for change in changes:
                     controllers.changed(change)
                     link.changed(change)
+                    if change.kind == "migration":
+                        metrics.migrations.observe(change.key, change.body)
         except (asyncpg.PostgresError, *LOST) as error:
             cache.lost()
             log.warning("the change feed is away", error=str(error) or type(error).__name__)
@@ -140,13 +143,14 @@ async def serve(settings: Settings) -> None:
         await _welcome(settings, database, authority)
         cache, controllers = Cache(), Controllers(database)
         link = Link(database, authority)
+        metrics = Metrics(lambda: [entry.body for entry in cache.all("migration").values()])
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
         services = Services(
-            database, cache, authority, link, settings.url(settings.port), settings.url(settings.link_port)
+            database, cache, authority, link, metrics, settings.url(settings.port), settings.url(settings.link_port)
         )
         async with link.listen(settings.host, settings.link_port, context):
             work = [
-                asyncio.create_task(_follow(settings, cache, controllers, link), name="feed"),
+                asyncio.create_task(_follow(settings, cache, controllers, link, metrics), name="feed"),
                 asyncio.create_task(controllers.run(), name="controllers"),
                 asyncio.create_task(_http(settings, services, certificate, key).serve(), name="http"),
             ]

@@ -26,6 +26,7 @@ from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
 
+MEGABYTE = 1_000_000
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
     " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, progress, error, revision, created_at, started_at,"
@@ -262,8 +263,19 @@ async def vote(connection: Connection, id: str, node: str, side: Side, epoch: in
     if not switches(migration.phase, source_vote, target_vote):
         return False
     await _end(connection, migration, Phase.COMPLETED, owner=migration.target)
-    await _event(connection, migration, "Completed", f"VM {migration.vm_name} runs on {migration.target} now")
+    message = f"VM {migration.vm_name} runs on {migration.target} now"
+    await _event(connection, migration, "Completed", message + told(migration.progress))
     return True
+
+
+def told(progress: Progress) -> str:
+    """Say in a sentence what went over the link, and what spared it the rest."""
+    if not progress.raw_bytes:
+        return ""
+    saved = {kind: size for kind, size in msgspec.to_builtins(progress.savings).items() if size >= MEGABYTE}
+    parts = ", ".join(f"{kind} {size / MEGABYTE:,.0f} MB" for kind, size in saved.items())
+    sent = f": {progress.wire_bytes / MEGABYTE:,.1f} MB for {progress.raw_bytes / MEGABYTE:,.1f} MB"
+    return f"{sent} in {progress.elapsed_s:.1f} s" + (f", spared by {parts}" if parts else "")
 
 
 async def _end(
