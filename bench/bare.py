@@ -15,7 +15,7 @@ from typing import Any
 from lab.hosts import BRIDGE, GUEST_MTU, Host, run
 from novacron.disk.images import scan
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import Config, Nic, command, console_log_path, monitor_path
+from novacron.qemu.command import DISK, Config, Nic, command, console_log_path, monitor_path
 from novacron.qemu.monitor import Monitor
 
 FIRST_LINE = "tiny guest: up"
@@ -50,14 +50,22 @@ class Bare:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         image_ = scan(images)[0][image]
+        self.image_disk = image_.disk
         self._tap = TAP if address is not None else None
         self.config = Config(
             id="bare", directory=directory, vcpus=1, memory_mib=memory_mib, machine="pc",
             accelerator=AcceleratorKind.TCG, kernel=image_.kernel, initrd=image_.initrd,
             cmdline=image_.cmdline + (f" novacron.address={address}" if address else ""),
             nic=Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),
+            disk=None if image_.disk is None else directory / "disk.qcow2",
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
+
+    def make_disk(self, *, over_image: bool) -> None:
+        """Make the guest's disk: a layer over its image's, or an empty one of the same size."""
+        below = ["-F", "raw", "-b", str(self.image_disk)] if over_image else []
+        size = [] if over_image or self.image_disk is None else [str(self.image_disk.stat().st_size)]
+        run("qemu-img", "create", "-q", "-f", "qcow2", *below, str(self.config.disk), *size)
 
     def start(self, *, incoming: bool = False) -> None:
         if self._tap is not None:
@@ -100,16 +108,29 @@ MODES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 async def migrate(
-    source: Bare, target: Bare, mode: str = "multifd, zstd", timeout_s: float = MIGRATE_TIMEOUT_S
+    source: Bare,
+    target: Bare,
+    mode: str = "multifd, zstd",
+    timeout_s: float = MIGRATE_TIMEOUT_S,
+    mirror: str | None = None,
 ) -> float:
-    """Migrate with one of QEMU's own ways over the WAN; return the seconds from the command to its end."""
+    """Migrate with one of QEMU's own ways over the WAN; return the seconds from the command to its end.
+
+    ``mirror`` mirrors the disk first, over NBD: ``full``, or ``top`` for the guest's own layer alone.
+    """
     wanted, compression = MODES[mode]
+    if mirror is not None:
+        wanted = (*wanted, "pause-before-switchover")
     monitors: list[Monitor] = []
-    ended = asyncio.Event()
+    ended, paused, mirrored = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_event(name: str, data: dict[str, Any]) -> None:
         if name == "MIGRATION" and data.get("status") in ("completed", "failed"):
             ended.set()
+        if name == "MIGRATION" and data.get("status") == "pre-switchover":
+            paused.set()
+        if name in ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"):
+            mirrored.set()
 
     for bare, hear in ((source, on_event), (target, lambda *_: None)):
         monitors.append(await Monitor.connect(monitor_path(bare.directory), hear, lambda: True))
@@ -125,7 +146,16 @@ async def migrate(
         uri = f"tcp:{target.host.address}:{PORT}"
         await monitors[1].execute("migrate-incoming", {"uri": uri})
         started = time.monotonic()
+        if mirror is not None:
+            await _mirror(monitors[0], monitors[1], target.host.address, mirror)
+            await asyncio.wait_for(mirrored.wait(), timeout_s)
+            mirrored.clear()
         await monitors[0].execute("migrate", {"uri": uri})
+        if mirror is not None:
+            await asyncio.wait_for(paused.wait(), timeout_s)
+            await monitors[0].execute("block-job-cancel", {"device": "mirror"})
+            await asyncio.wait_for(mirrored.wait(), timeout_s)
+            await monitors[0].execute("migrate-continue", {"state": "pre-switchover"})
         await asyncio.wait_for(ended.wait(), timeout_s)
         total_s = time.monotonic() - started
         status = await monitors[0].execute("query-migrate")
@@ -135,3 +165,15 @@ async def migrate(
     finally:
         for monitor in monitors:
             await monitor.close()
+
+
+async def _mirror(source: Monitor, target: Monitor, address: str, sync: str) -> None:
+    """Let QEMU mirror the source's disk to the target's, as management tools do."""
+    server = {"host": address, "port": str(PORT + 1)}
+    await target.execute("nbd-server-start", {"addr": {"type": "inet", "data": server}})
+    export = {"type": "nbd", "id": DISK, "node-name": DISK, "name": DISK, "writable": True}
+    await target.execute("block-export-add", export)
+    inet = {"type": "inet", **server}
+    await source.execute("blockdev-add", {"driver": "nbd", "node-name": "there", "server": inet, "export": DISK})
+    job = {"job-id": "mirror", "device": DISK, "target": "there", "sync": sync}
+    await source.execute("blockdev-mirror", job)

@@ -155,14 +155,17 @@ def move(p: Platform, name: str, target: str, number: int, timeout_s: float = 18
 
 def native(
     p: Platform, directory: Path, images: Path, image: str, mode: str, memory_mib: int = MEMORY_MIB,
-    timeout_s: float = bare.MIGRATE_TIMEOUT_S,
+    timeout_s: float = bare.MIGRATE_TIMEOUT_S, mirror: str | None = None,
 ) -> Move:  # fmt: skip
-    """Migrate a bare guest with one of QEMU's own ways."""
+    """Migrate a bare guest with one of QEMU's own ways, with its disk if it is to be mirrored."""
     machines = [
         bare.Bare(directory / f"bare-{h.name}", images, h, memory_mib, f"198.19.0.{h.number + 10}/24", image)
         for h in p.lab.hosts
     ]
     source, destination = machines
+    if mirror is not None:
+        source.make_disk(over_image=True)
+        destination.make_disk(over_image=mirror == "top")
     try:
         source.start()
         until(lambda: console_log_path(source.directory).exists(), "the bare guest starts")
@@ -173,7 +176,7 @@ def native(
         until(lambda: client.last > 20, "the bare guest counts")
         before = p.lab.link_bytes()
         with LinkUse(p) as use:
-            total_s = asyncio.run(bare.migrate(source, destination, mode, timeout_s))
+            total_s = asyncio.run(bare.migrate(source, destination, mode, timeout_s, mirror))
         ended = time.monotonic()
         sent = (p.lab.link_bytes() - before) / 1e6
         time.sleep(AROUND_S)
@@ -183,7 +186,7 @@ def native(
         for machine in machines:
             machine.stop()
     made = Move(total_s, sent, gap, {"passes": 0, "elapsed_s": total_s}, use, p.lab.wan.rate_bit_per_s)
-    print(f"  QEMU's own, {mode}: {made}", flush=True)
+    print(f"  QEMU's own, {mode}{'' if mirror is None else f', disk mirrored ({mirror})'}: {made}", flush=True)
     return made
 
 
@@ -312,6 +315,42 @@ def links(directory: Path, images: Path) -> list[Figure]:
     return figures
 
 
+def disks(directory: Path, images: Path, rounds: int) -> list[Figure]:
+    """The mixed guest with a disk of 1.5 GB whose image the target holds: QEMU's own mirror, first time, return."""
+    whole, layer, first, back = [], [], [], []
+    for number in range(rounds):
+        with site(directory, LINK, images) as p:
+            if number == 0:
+                whole.append(native(p, directory, images, "database", "multifd, zstd", timeout_s=300, mirror="full"))
+            layer.append(native(p, directory, images, "database", "multifd, zstd", mirror="top"))
+            boot(p, "disk", "database", "host-a", 26)
+            first.append(move(p, "disk", "host-b", 26))
+            time.sleep(AWAY_S - AROUND_S)
+            back.append(move(p, "disk", "host-a", 26))
+            delete(p, "disk")
+    own_s, own_mb = whole[0].total_s, whole[0].sent_mb
+    figures = [
+        Figure("QEMU's own NBD mirror (whole disk), then multifd, zstd", own_s, "s"),
+        Figure("  bytes on the link", own_mb, "MB"),
+        median("QEMU's own NBD mirror of the layer alone, then multifd, zstd", [m.total_s for m in layer], "s"),
+        median("  bytes on the link", [m.sent_mb for m in layer], "MB"),
+    ]
+    for name, moves, faster, share in (
+        ("with its 1.5 GB disk, image known", first, 5.0, 0.15),
+        ("with its disk, back after 30 s", back, None, None),
+    ):
+        figures += [
+            median(f"{name}: request to end", [m.total_s for m in moves], "s"),
+            median("  faster than QEMU's own mirror", [own_s / m.total_s for m in moves], "x", faster, at_least=True),
+            median("  bytes on the link", [m.sent_mb for m in moves], "MB"),
+            median("  share of QEMU's bytes", [m.sent_mb / own_mb for m in moves], "x", share),
+            median("  downtime for a client", [m.downtime_ms for m in moves], "ms"),
+        ]
+    added = [m.memory_mb for m in (*first, *back)]
+    figures.append(Figure("  memory added to an agent", max(added), "MB", 300.0, tuple(added)))
+    return figures
+
+
 def record(directory: Path, images: Path) -> tuple[Path, int]:
     """Record the migration stream of the mixed guest; return its file, and the guest's memory in bytes."""
     guest = bare.Bare(directory / "recorded", images, Host("here", None, 1), MEMORY_MIB, None, "mixed")
@@ -404,7 +443,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and links, under five minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument(
-        "--only", action="append", choices=["data-path", "situations", "idle", "writer", "links"],
+        "--only", action="append", choices=["data-path", "situations", "idle", "writer", "links", "disks"],
         help="measure this part, and others that are named so",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time and bytes there, as SVG")
@@ -423,6 +462,7 @@ def main() -> int:
         "idle": lambda directory: idle_moves(directory, images, IDLE_MOVES),
         "writer": lambda directory: writer(directory, images, rounds),
         "links": lambda directory: links(directory, images),
+        "disks": lambda directory: disks(directory, images, rounds),
     }
     wanted = arguments.only or (["data-path", "situations"] if arguments.quick else list(sections))
     figures: list[Figure] = []

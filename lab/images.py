@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lab.platform import default_cache
@@ -17,6 +17,7 @@ BINARIES_BYTES = 36 << 20
 TEXT_BYTES = 28 << 20
 RANDOM_MIB = 24
 FILE_BYTES_MAX = 8 << 20
+BLOCK = 4096
 WORKLOADS = {
     # region in MiB, pages written a second, percent of them rewritten as a whole
     "mixed": (2, 512, 50),
@@ -27,6 +28,15 @@ WORK = """#!/bin/busybox sh
 cp -r /data /run 2>/dev/null
 dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 /workload %s >/dev/null 2>&1 &
+"""
+
+DISK_MIB, DISK_DATA_MIB, DISK_WRITTEN_MIB = 1536, 600, 48
+"""The disk of ``database``: how large, how much of real files is on it, and how much its guest writes to it at once."""
+DISK_WORK = """dd if=/dev/vda of=/dev/vda bs=1M count=%d skip=16 seek=%d conv=notrunc,fsync 2>/dev/null
+( while :; do
+    dd if=/dev/urandom of=/dev/vda bs=64k count=1 seek=$((RANDOM %% 8192)) conv=notrunc,fsync 2>/dev/null
+    sleep 1
+done ) &
 """
 
 NOISE_MIB = 40
@@ -56,11 +66,12 @@ def guests_dir() -> Path:
     """Return the directory of images, with the guests in it that DWCP is measured with.
 
     ``mixed`` holds real programs, libraries and text, copies of some of them, and random data made when it boots, and
-    writes 2 MB of pages a second; ``writer`` writes 32 MB of pages a second.
+    writes 2 MB of pages a second; ``writer`` writes 32 MB of pages a second; ``database`` is ``mixed`` with a disk of
+    real files, of which it has copied a part, and to which it writes 64 KiB every second.
     """
     directory = images_dir()
     source = Path(__file__).parent / "workload.c"
-    for name, arguments in WORKLOADS.items():
+    for name, arguments in (*WORKLOADS.items(), ("database", WORKLOADS["mixed"])):
         if (directory / name).exists():
             continue
         print(f"setup: building the guest image {name}", flush=True)
@@ -68,10 +79,13 @@ def guests_dir() -> Path:
             program = Path(scratch) / "workload"
             subprocess.run(["cc", "-O2", "-Wall", "-static", "-o", str(program), str(source)], check=True)
             work = WORK % (RANDOM_MIB, " ".join(str(argument) for argument in arguments))
+            if name == "database":
+                work += DISK_WORK % (DISK_WRITTEN_MIB, DISK_DATA_MIB + DISK_WRITTEN_MIB)
             extra = {"workload": program.read_bytes(), "work": work.encode()}
-            if name == "mixed":
+            if name in ("mixed", "database"):
                 extra |= _real_files()
-            tiny.build(directory / name, extra, f"guest for measurements: {name}")
+            fill = _large_disk if name == "database" else None
+            tiny.build(directory / name, extra, f"guest for measurements: {name}", fill)
     return directory
 
 
@@ -81,6 +95,15 @@ def _small_disk(path: Path) -> None:
         for number in range(SMALL_DISK_DATA_MIB << 8):
             file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
         file.truncate(SMALL_DISK_MIB << 20)
+
+
+def _large_disk(path: Path) -> None:
+    """Write real files of this host, each from a block of its own, and leave the rest a hole."""
+    everything = sorted(Path("/usr/lib").rglob("*"))
+    with path.open("wb") as file:
+        for _, data in _take_each("", everything, DISK_DATA_MIB << 20):
+            file.write(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"))
+        file.truncate(DISK_MIB << 20)
 
 
 def _real_files() -> dict[str, bytes]:
@@ -97,7 +120,11 @@ def _real_files() -> dict[str, bytes]:
 
 
 def _take(folder: str, paths: Iterable[Path], limit_bytes: int) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
+    return dict(_take_each(folder, paths, limit_bytes))
+
+
+def _take_each(folder: str, paths: Iterable[Path], limit_bytes: int) -> Iterator[tuple[str, bytes]]:
+    """Return names and contents of files, up to a limit in bytes."""
     total = 0
     for number, path in enumerate(paths):
         if total >= limit_bytes:
@@ -105,9 +132,8 @@ def _take(folder: str, paths: Iterable[Path], limit_bytes: int) -> dict[str, byt
         if path.is_symlink() or not path.is_file() or path.stat().st_size > FILE_BYTES_MAX:
             continue
         data = path.read_bytes()
-        found[f"{folder}/{number}-{path.name}"] = data
+        yield f"{folder}/{number}-{path.name}", data
         total += len(data)
-    return found
 
 
 if __name__ == "__main__":
