@@ -73,7 +73,9 @@ class Bare:
             run("ip", "-n", netns, "tuntap", "add", self._tap, "mode", "tap")
             run("ip", "-n", netns, "link", "set", self._tap, "address", "fe:54:00:ba:5e:00", "mtu", str(GUEST_MTU))
             run("ip", "-n", netns, "link", "set", self._tap, "master", BRIDGE, "up")
-        arguments = [argument for argument in command(self.config, incoming=incoming) if argument != "-S"]
+        arguments = command(self.config, incoming=incoming)
+        if self.config.disk is None:  # else the disk's export must be closed before the guest runs
+            arguments = [argument for argument in arguments if argument != "-S"]
         self.process = subprocess.Popen(
             [*self.host.prefix, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -157,6 +159,9 @@ async def migrate(
             await asyncio.wait_for(mirrored.wait(), timeout_s)
             await monitors[0].execute("migrate-continue", {"state": "pre-switchover"})
         await asyncio.wait_for(ended.wait(), timeout_s)
+        if mirror is not None:
+            await monitors[1].execute("nbd-server-stop")
+            await monitors[1].execute("cont")
         total_s = time.monotonic() - started
         status = await monitors[0].execute("query-migrate")
         if status["status"] != "completed":
