@@ -116,7 +116,11 @@ def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str
     return vm, migration, before
 
 
-@pytest.mark.parametrize("what", ["source agent", "target agent", "source qemu", "target qemu"])
+@pytest.mark.parametrize(
+    "what",
+    ["source agent", pytest.param("target agent", marks=pytest.mark.slow), "source qemu",
+     pytest.param("target qemu", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_kill_while_the_disk_is_on_its_way_loses_nothing(victim: Platform, what: str) -> None:
     name = what.replace(" ", "-")
     vm, migration, before = begin(victim, name, 63)
@@ -144,6 +148,7 @@ def test_an_abort_while_the_disk_is_on_its_way_leaves_the_vm_as_it_was(victim: P
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_dead_link_while_the_disk_is_on_its_way_costs_the_outage(victim: Platform) -> None:
     vm, migration, before = begin(victim, "cut", 65)
     host = victim.host("host-a")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from novacron.control.migration import plan
-from novacron.model.migration import Kind, Migration, Phase, Progress
+from novacron.model.migration import Kind, Migration, Phase, Policy, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.model.node import refusal as why_not
 from novacron.model.vm import VmSpec
@@ -67,6 +67,7 @@ def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
         None,
         None,
         None,
+        Policy.THROTTLE,
         Progress(),
         None,
         1,

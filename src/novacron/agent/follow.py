@@ -10,9 +10,10 @@ from novacron.agent.disks import Leaving
 from novacron.dwcp.ring import PAGE
 from novacron.dwcp.sender import Sender
 from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecast
-from novacron.model.migration import Progress, Savings
+from novacron.model.migration import Policy, Progress, Savings
 from novacron.qemu import transfer
 from novacron.qemu.monitor import Monitor
+from novacron.qemu.stream import Splitter
 from novacron.qemu.transfer import TransferStatus
 from novacron.telemetry import logs
 
@@ -23,6 +24,9 @@ NEAR_END_BYTES = 96 << 20
 """With so little of the first pass left, nothing may queue up any more."""
 RATIO_AFTER_BYTES, RATIO_GUESS = 16 << 20, 0.4
 KINDS = ("zero", "session", "image", "sibling", "checkpoint", "difference")
+PUMP_ENDS_S = 0.5
+FOLLOWING_SHARE = 0.5
+"""With only one pass, so much of a guest's memory may follow it (post-copy)."""
 STUCK_PASSES = 4
 AIM, SETTLED_PASSES = 0.6, 5
 """The first passes are to bring the downtime below this share of its limit; after so many the limit is enough."""
@@ -44,7 +48,12 @@ class Follower:
         passes_max: int,
         report: Callable[[Progress], Awaitable[None]],
         disk: Leaving | None,
+        policy: Policy,
+        promise: Callable[[bool], None],
     ) -> None:
+        self.splitter = Splitter()
+        self._policy = policy
+        self._promise = promise
         self._monitor = monitor
         self._sender: Sender | None = None
         self._disk = disk
@@ -84,15 +93,23 @@ class Follower:
             await self.report(status)
             if status.status == "completed":
                 return
-            if ended and status.status != "none":
+            if status.status == transfer.POST_COPY and self.splitter.packaged:
+                self._promise(True)  # QEMU does not let the guest go on here by itself any more
+            if status.status == transfer.INTERRUPTED:
                 if pump.done():
                     pump.result()
+                raise TransferFailed("QEMU's post-copy was interrupted")
+            if ended and status.status != "none":
+                await asyncio.wait({pump}, timeout=PUMP_ENDS_S)
+                if pump.done():
+                    pump.result()  # why QEMU could go no further
                 raise TransferFailed(f"QEMU gave up: {status.error or status.status}")
             if pump.done() and pump.exception() is not None:
                 pump.result()
             changed = asyncio.create_task(status_changed.wait())
             waiting = {changed} if pump.done() else {changed, pump}
-            pause_s = LOOK_S if status.passes <= 1 or self._switching else LOOK_CLOSELY_S
+            close = status.passes > 1 or self._policy is Policy.POST_COPY
+            pause_s = LOOK_CLOSELY_S if close and not self._switching else LOOK_S
             await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
 
@@ -130,6 +147,13 @@ class Follower:
         self._forecast = forecast(left, dirty_rate, path, self._limit_s, self._passes_max)
         if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first, self._first_at = self._forecast, now
+        if self._policy is Policy.POST_COPY and self._passes_max == 1:
+            sender.shallow()  # what waits is sent before the devices, while the guest stands still
+        if self._policy is Policy.POST_COPY and self._must_follow(status):
+            log.info("the guest writes too fast: its memory will follow it", dirty=status.dirty_bytes_per_s)
+            self._switching = True
+            await transfer.start_post_copy(self._monitor)
+            return
         if status.passes <= 1:
             return
         down_s = downtime_s(left, path)
@@ -138,12 +162,18 @@ class Follower:
             self._forecast = Forecast(True, 0.0, round(down_s * 1e3, 1))
             self._switching = True
             await transfer.switch(self._monitor)
-        elif not self._throttling and self._stuck():
+        elif self._policy is Policy.THROTTLE and not self._throttling and self._stuck():
             self._throttling = True
             log.info(
                 "the guest writes faster than the link takes it: it is slowed down", dirty=status.dirty_bytes_per_s
             )
             await transfer.throttle(self._monitor)
+
+    def _must_follow(self, status: TransferStatus) -> bool:
+        """Say whether the guest has to run at the target before its memory is there."""
+        if self._passes_max == 1:  # what is written in the one pass could only be sent while the guest stands still
+            return 0 < status.remaining_bytes < status.total_bytes * FOLLOWING_SHARE
+        return status.passes > 1 and self._forecast is not None and not self._forecast.converges
 
     def _stuck(self) -> bool:
         """Say whether the last passes did not become shorter."""

@@ -7,9 +7,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from novacron import pki
-from novacron.agent import disks, outgoing
+from novacron.agent import disks, outgoing, postcopy
 from novacron.agent.disks import Leaving
 from novacron.agent.follow import TransferFailed
+from novacron.agent.journal import PostCopy
 from novacron.agent.machine import DISK_LAYER, MachineFailed
 from novacron.agent.outgoing import Opening
 from novacron.disk import overlay
@@ -20,6 +21,8 @@ from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.ownership import release
 from novacron.net.tap import NetworkFailed
+from novacron.qemu import transfer
+from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from novacron.agent.worker import Worker
 
 log = logs.get(__name__)
+
+AGAIN_S = 2.0
 
 
 class Giving:
@@ -53,6 +58,10 @@ class Giving:
         if self._transfer is not None:
             self._limit(task.rate_bytes_per_s)
             return True
+        if worker.record.post_copy is not None:
+            moving = worker.record.post_copy
+            await self.fail(task.migration, f"the VM's memory is still on its way here from node {moving.peer}")
+            return False
         if worker.record.migration == task.migration:
             # It was begun before and nothing was promised: it is lost, and the guest goes on here.
             why = self._failure or "the agent restarted while it was sending"
@@ -70,7 +79,7 @@ class Giving:
             await self.fail(task.migration, str(error))
             return False
         if task.kind is Kind.COLD and image is None:
-            self._promise(task)
+            self._promise(task, follows=False)
             return True
         worker.store(migration=task.migration)
         self._failure = None
@@ -172,8 +181,44 @@ class Giving:
         self._limit(self._rate_now(task))
         await outgoing.send(
             worker.machine, open_, worker.host.settings.downtime_limit_ms, report,
-            worker.migration_changed, lambda: self._promise(task), disk,
+            worker.migration_changed, lambda follows: self._promise(task, follows), disk, task.policy,
         )  # fmt: skip
+        await self._give_rest()
+
+    @property
+    def serves(self) -> bool:
+        """The guest has left, and its memory is still here, or may be."""
+        moving = self._worker.record.post_copy
+        return moving is not None and moving.side is Side.SOURCE
+
+    def go_on(self) -> None:
+        """Go on with memory that an earlier agent was giving to a guest that has left."""
+        if self.serves and self._transfer is None:
+            self._transfer = asyncio.create_task(self._serve(), name=f"serve-{self._worker.vm}")
+
+    async def _serve(self) -> None:
+        try:
+            await self._give_rest()
+        except (MonitorFailed, OSError) as error:
+            log.warning("the rest of a guest's memory can't be given", vm=self._worker.vm, error=str(error))
+            await asyncio.sleep(AGAIN_S)
+        finally:
+            self._transfer = None
+            self._worker.wake()
+
+    async def _give_rest(self) -> None:
+        """Return when a guest that was let go needs no more of its memory here."""
+        worker = self._worker
+        moving = worker.record.post_copy
+        if moving is not None and self.serves:
+            await postcopy.give_rest(worker.machine, moving, worker.host.pool, worker.host.settings)
+            worker.store(post_copy=None)
+
+    async def take_back(self) -> None:
+        """The migration ended before the switch: the guest goes on here, where all of its memory still is."""
+        await outgoing.cancel(self._worker.machine)  # as long as its connection lives
+        await self.cancel()
+        self._worker.store(post_copy=None)
 
     async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
         """Send the disk of a VM that does not run."""
@@ -184,16 +229,20 @@ class Giving:
             await overlay.create(path, image.disk)
         sender.limit(self._rate_now(task))
         await disks.send_layer(path, sender, image)
-        self._promise(task)
+        self._promise(task, follows=False)
 
     def _rate_now(self, task: wire.Task) -> int | None:
         statement = self._worker.statement
         return (task if statement is None or statement.task is None else statement.task).rate_bytes_per_s
 
-    def _promise(self, task: wire.Task) -> None:
-        """The guest stands still and all was given: promise, durably, not to run it at this epoch."""
+    def _promise(self, task: wire.Task, follows: bool) -> None:
+        """The guest stands still and all was given, or all but memory that ``follows``: promise, durably, not to run it
+        at this epoch."""
         worker = self._worker
-        worker.store(held=release(worker.record.held, task.epoch), migration=task.migration)
+        moving = None
+        if follows:
+            moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
+        worker.store(held=release(worker.record.held, task.epoch), migration=task.migration, post_copy=moving)
         log.info("everything is sent: promised not to run it", vm=worker.vm, migration=task.migration)
         worker.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
 
@@ -216,7 +265,7 @@ class Giving:
         """Notice the guest's stop: what comes for it from now on is kept, and downtime is told."""
         worker = self._worker
         if name == "MIGRATION":
-            self._memory_moves = data["status"] == "active"
+            self._memory_moves = data["status"] in ("active", transfer.POST_COPY)
         if name == "STOP" and self._sending is not None and self._memory_moves:
             log.info("guest stands still", vm=worker.vm, migration=self._sending)
             worker.host.send(wire.Stopped(self._sending))

@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 
 from novacron.agent import disks
 from novacron.agent.machine import INCOMING_SOCKET, Machine
 from novacron.disk.images import Image
+from novacron.dwcp.back import BYTES_MAX
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.receiver import Incoming, ReceiveFailed
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
+
+LOOK_S = 0.02
+CHECK_MS = 100
+SEND_LOOK_S = 0.001
+
+
+class BackPipe:
+    """Carries what QEMU says on a connection back to the source, for as long as the block runs.
+
+    In a thread: an event loop that watches a socket makes it non-blocking, for the thread that writes to it, too.
+    """
+
+    def __init__(self, connection: socket.socket, incoming: Incoming) -> None:
+        self._connection, self._incoming = connection, incoming
+        self._over = threading.Event()
+
+    async def __aenter__(self) -> BackPipe:
+        loop = asyncio.get_running_loop()
+        self._carrying = asyncio.ensure_future(asyncio.to_thread(self._carry, loop))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over.set()
+        await asyncio.gather(self._carrying, return_exceptions=True)
+
+    def _carry(self, loop: asyncio.AbstractEventLoop) -> None:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        while not self._over.is_set():
+            if not poll.poll(CHECK_MS):
+                continue
+            data = self._connection.recv(BYTES_MAX)
+            if not data:
+                return
+            sending = asyncio.run_coroutine_threadsafe(self._incoming.back.send(data), loop)
+            while not sending.done() and not self._over.wait(SEND_LOOK_S):
+                pass
+            sending.cancel()
 
 
 class LoadFailed(Exception):
@@ -24,11 +66,14 @@ async def load(
     incoming: Incoming,
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
-    loaded: Callable[[], Awaitable[None]],
+    loaded: Callable[[bool], Awaitable[None]],
     disk: tuple[Incoming, Image] | None = None,
+    *,
+    post_copy: bool = False,
 ) -> None:
     """Load the guest's memory from a session, and what the VM wrote over its image's disk from another; calls
-    ``loaded`` as soon as QEMU has everything, still paused.
+    ``loaded`` as soon as QEMU has everything, still paused, or all but memory that follows (post-copy), of which it
+    tells by ``True``. Then it goes on until the memory is there, too.
 
     Raises LoadFailed.
     """
@@ -39,25 +84,25 @@ async def load(
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
-        await transfer.receive(machine.monitor, path)
+        await transfer.receive(machine.monitor, path, post_copy=post_copy)
         await loop.sock_connect(connection, str(path))
         if disk is not None:
             await disks.offer(machine)
         await ready()
-        tasks = [
-            asyncio.create_task(incoming.receive(SocketPipe(connection))),
-            asyncio.create_task(_completed(machine, status_changed)),
-        ]
+        receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
+        wait = _told if post_copy else _completed
+        completed = asyncio.create_task(wait(machine, status_changed))
+        before = [asyncio.create_task(_devices(machine))] if post_copy else []
         if disk is not None:
-            tasks.append(asyncio.create_task(disks.take(machine, *disk)))
+            before.append(asyncio.create_task(disks.take(machine, *disk)))
+        tasks = [receiving, completed, *before]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task_ in tasks:
-                if task_.done():
-                    task_.result()
-            if disk is not None:
-                await disks.withdraw(machine)
-            await loaded()
+            async with BackPipe(connection, incoming) if post_copy else contextlib.nullcontext():
+                await _all(before if post_copy else tasks, tasks)
+                if disk is not None:
+                    await disks.withdraw(machine)
+                await loaded(not completed.done())
+                await _all(tasks, tasks)
         finally:
             for task_ in tasks:
                 task_.cancel()
@@ -67,6 +112,18 @@ async def load(
     finally:
         connection.close()
         path.unlink(missing_ok=True)
+
+
+async def _all(wanted: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]) -> None:
+    """Wait until all of the ``wanted`` have ended, or any of the ``tasks`` has failed; raises what it raised."""
+    while any(not task.done() for task in wanted):
+        pending = [task for task in tasks if not task.done()]
+        await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    for task in wanted:
+        task.result()
 
 
 async def _completed(machine: Machine, status_changed: asyncio.Event) -> None:
@@ -79,3 +136,20 @@ async def _completed(machine: Machine, status_changed: asyncio.Event) -> None:
         if status.status == "failed" or machine.pid is None:
             raise LoadFailed(f"QEMU could not load the VM: {status.error or machine.last_words() or status.status}")
         await status_changed.wait()
+
+
+async def _told(machine: Machine, status_changed: asyncio.Event) -> None:
+    """Wait until QEMU has told that it completed: it can't be asked while it waits for memory (post-copy)."""
+    while machine.migration_status != "completed":
+        if machine.migration_status in ("failed", transfer.INTERRUPTED) or machine.pid is None:
+            raise LoadFailed(f"QEMU could not load the VM: {machine.last_words() or machine.migration_status}")
+        status_changed.clear()
+        await status_changed.wait()
+
+
+async def _devices(machine: Machine) -> None:
+    """Wait until the guest could run, though its memory is not there (post-copy)."""
+    while machine.migration_status not in (transfer.POST_COPY, "completed"):  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)
+    while await machine.status() != "paused":  # noqa: ASYNC110 (no event tells)
+        await asyncio.sleep(LOOK_S)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model.migration import Side
 from novacron.model.ownership import Claim, Held
 from novacron.telemetry import logs
 
@@ -15,6 +16,16 @@ log = logs.get(__name__)
 
 FORGET_AFTER_S = 90 * 24 * 3600
 """How long the epoch of a VM that is gone is remembered; late messages are younger than that."""
+
+
+class PostCopy(msgspec.Struct, frozen=True):
+    """A guest that runs at the target while its memory follows it. ``peer`` is the other node, ``endpoint`` where the
+    target waits, which its source has to know."""
+
+    migration: str
+    side: Side
+    peer: str
+    endpoint: str = ""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -29,6 +40,8 @@ class Record(msgspec.Struct, frozen=True):
     crashes: int = 0
     migration: str | None = None
     """The migration for which this node last sent or received."""
+    post_copy: PostCopy | None = None
+    """Memory that this node has still to give or to get; QEMU must live until then, whoever owns the VM."""
 
 
 class Journal:

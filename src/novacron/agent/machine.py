@@ -44,10 +44,17 @@ class Machine:
         self.directory = settings.vms_dir / id
         self.pid: int | None = None
         self.monitor: Monitor | None = None
+        self.migration_status = ""
+        """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self._settings = settings
-        self._on_event = on_event
+        self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
         self._late: LateFrames | None = None
+
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "MIGRATION":
+            self.migration_status = str(data["status"])
+        self._tell(name, data)
 
     async def adopt(self) -> bool:
         """Take over the QEMU that an earlier agent left running; say whether there is one.
@@ -127,6 +134,7 @@ class Machine:
     async def _attach(self) -> None:
         pid = self.pid
         assert pid is not None
+        self.migration_status = ""
         self._ending = asyncio.create_task(self._watch(pid))
         await self._connect()
 
@@ -202,9 +210,9 @@ class Machine:
             self._late = None
 
     async def leave(self) -> None:
-        """The VM runs elsewhere now: take its tap away, and send after it what came late. Its QEMU stays, paused."""
+        """The VM runs elsewhere now: cut its tap off, and send after it what came late. Its QEMU stays, paused."""
         if self._settings.bridge is not None:
-            await asyncio.to_thread(tap.delete, tap_name(self.id))
+            await asyncio.to_thread(tap.detach, tap_name(self.id))
         try:
             if self._late is not None and self._settings.bridge is not None:
                 count = self._late.send_after(self._settings.bridge, mac_address(self.id))

@@ -84,6 +84,7 @@ class Agent:
         self._looking = asyncio.Lock()
         host.send = self._link.send
         host.neighbours = self._neighbours
+        host.listener.on_refused = self._refused
 
     async def run(self) -> None:
         """Work until cancelled. VMs go on running afterwards."""
@@ -109,6 +110,10 @@ class Agent:
 
     def _neighbours(self) -> list[Neighbour]:
         return [found for worker in self._workers.values() if (found := worker.neighbour()) is not None]
+
+    def _refused(self, session: str, peer: str) -> None:
+        for worker in self._workers.values():
+            worker.is_knocked(session, peer)
 
     def _hello(self) -> wire.Hello:
         for worker in self._workers.values():

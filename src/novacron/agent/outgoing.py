@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 from novacron import pki
 from novacron.agent.disks import Leaving
@@ -15,7 +16,7 @@ from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.forecast import PASSES_MAX
-from novacron.model.migration import Progress
+from novacron.model.migration import Policy, Progress
 from novacron.qemu import mirror, transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.stream import Splitter
@@ -74,45 +75,50 @@ async def send(
     downtime_limit_ms: int,
     report: Callable[[Progress], Awaitable[None]],
     status_changed: asyncio.Event,
-    completed: Callable[[], None],
+    completed: Callable[[bool], None],
     disk: Leaving | None = None,
+    policy: Policy = Policy.THROTTLE,
 ) -> None:
     """Send the guest's memory over the session that ``open_`` returns, open; returns when the peer has all of it.
     Its ``disk``, if it has one, is mirrored first, and on until the guest stands still.
 
-    ``completed`` is called as soon as QEMU has given everything and the guest stands still; what fails after it is the
-    peer's to report. Before it, raises TransferFailed, and on any end, cancellation too, QEMU's migration is cancelled.
+    ``completed`` is called as soon as QEMU has given everything and the guest stands still, or all but memory that
+    follows (post-copy), of which it tells by ``True``; what fails after it is the peer's to report. Before it, raises
+    TransferFailed, and on any end, cancellation too, QEMU's migration is cancelled.
     """
     assert machine.monitor is not None
     path = machine.directory / OUTGOING_SOCKET
-    path.unlink(missing_ok=True)
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    server.setblocking(False)
+    post_copy = policy is Policy.POST_COPY
     promised = False
+
+    def promise(follows: bool) -> None:
+        nonlocal promised
+        if not promised:
+            completed(follows)
+            promised = True
+
     try:
         async with contextlib.AsyncExitStack() as stack:
             passes_max = PASSES_MAX if await transfer.logs_every_write(machine.monitor) else 1
-            follower = Follower(machine.monitor, downtime_limit_ms / 1e3, passes_max, report, disk)
+            follower = Follower(machine.monitor, downtime_limit_ms / 1e3, passes_max, report, disk, policy, promise)
             if disk is not None:
                 await stack.enter_async_context(disk)
                 await disk.ready(follower.report)
             sender = await open_()
             stack.push_async_exit(sender)
-            server.bind(str(path))
-            server.listen(1)
-            await transfer.send(machine.monitor, path, pauses=disk is not None)
-            pump = asyncio.create_task(_pump(server, sender))
+            server = stack.enter_context(listening(path))
+            await transfer.send(machine.monitor, path, pauses=disk is not None, post_copy=post_copy)
+            pumping = asyncio.create_task(pump(server, sender, back=post_copy, splitter=follower.splitter))
             try:
-                await follower.run(sender, pump, status_changed)
-                completed()
-                promised = True
-                await pump
+                await follower.run(sender, pumping, status_changed)
+                promise(False)
+                await pumping
                 if disk is not None:
                     await disk.sent
             finally:
-                pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
-    except (SendFailed, MonitorFailed, OSError, TimeoutError) as error:
+                pumping.cancel()
+                await asyncio.gather(pumping, return_exceptions=True)
+    except (SendFailed, TransferFailed, MonitorFailed, OSError, TimeoutError) as error:
         if promised:
             log.warning("the session ended before the peer confirmed it", vm=machine.id, error=str(error))
             return
@@ -122,9 +128,20 @@ async def send(
         if not promised:
             await cancel(machine)
         raise
-    finally:
-        server.close()
-        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen on a Unix socket, for one connection of QEMU's."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.setblocking(False)
+        try:
+            server.bind(str(path))
+            server.listen(1)
+            yield server
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def address(endpoint: str) -> tuple[str, int]:
@@ -133,11 +150,22 @@ def address(endpoint: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def _pump(server: socket.socket, sender: Sender) -> None:
+async def pump(server: socket.socket, sender: Sender, *, back: bool = False, splitter: Splitter | None = None) -> None:
+    """Send what QEMU gives, and if ``back`` give it what the target's says.
+
+    Raises SendFailed, OSError, TimeoutError.
+    """
     loop = asyncio.get_running_loop()
     connection, _ = await asyncio.wait_for(loop.sock_accept(server), CONNECT_TIMEOUT_S)
+
+    def give_back(data: bytes) -> None:
+        if connection.send(data, socket.MSG_DONTWAIT) != len(data):
+            raise OSError("QEMU does not take what the target asks for")
+
     with connection:
-        await sender.send(SocketPipe(connection), Splitter())
+        if back:
+            sender.on_back = give_back
+        await sender.send(SocketPipe(connection), splitter or Splitter())
 
 
 async def abandon(machine: Machine) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from novacron.agent import disks, incoming
+from novacron.agent import disks, incoming, postcopy
+from novacron.agent.journal import PostCopy
 from novacron.agent.machine import DISK_LAYER, MachineFailed
 from novacron.agent.pages import Tenant
 from novacron.disk.images import Image
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
-from novacron.model.migration import Kind, Side
+from novacron.model.migration import Kind, Policy, Side
+from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logs.get(__name__)
 
+AGAIN_S = 2.0
 LAYER_OVERHEAD = 1 << 20
 """What a layer's file has at most beyond an eighth more than its disk: its tables."""
 
@@ -32,11 +35,16 @@ class Taking:
         self._worker = worker
         self._transfer: asyncio.Task[None] | None = None
         self._awaiting: str | None = None
+        self._session: Incoming | None = None
 
     async def step(self, task: wire.Task, wanted: wire.Assignment) -> None:
         """Do the next step."""
         worker = self._worker
         send = worker.host.send
+        moving = worker.record.post_copy
+        if moving is not None and moving.migration == task.migration:
+            send(wire.Voted(task.migration, Side.TARGET, task.epoch))
+            return
         if self._transfer is not None:
             if self._awaiting == task.migration:  # the server may not have heard it
                 send(wire.TargetReady(task.migration, worker.host.endpoint))
@@ -79,9 +87,11 @@ class Taking:
         self._awaiting = task.migration
         self._worker.host.send(wire.TargetReady(task.migration, self._worker.host.endpoint))
 
-    async def _loaded(self, task: wire.Task) -> None:
+    async def _loaded(self, task: wire.Task, follows: bool) -> None:
         self.arriving = task.migration
-        log.info("everything is loaded", vm=self._worker.vm, migration=task.migration)
+        if follows:
+            self._worker.store(post_copy=PostCopy(task.migration, Side.TARGET, task.peer))
+        log.info("everything is loaded", vm=self._worker.vm, migration=task.migration, memory_follows=follows)
         self._worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
     async def _terms(self, wanted: wire.Assignment, image: Image, *, of_disk: bool) -> Terms:
@@ -114,17 +124,56 @@ class Taking:
             finally:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
+            if self.pulls:
+                worker.store(post_copy=None)
             await host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
         except (incoming.LoadFailed, MachineFailed) as error:
-            await self._fail(task, error)
+            if self.pulls:
+                log.warning("a guest's memory does not come just now", vm=worker.vm, error=str(error))
+            else:
+                await self._fail(task, error)
+        finally:
+            self._end()
+
+    @property
+    def pulls(self) -> bool:
+        """The guest is here, or all but here, and some of its memory is not."""
+        moving = self._worker.record.post_copy
+        return moving is not None and moving.side is Side.TARGET
+
+    def is_knocked(self, session: str, peer: str) -> None:
+        """Somebody would begin a session that is not expected: if it is the source, its last one is over."""
+        moving = self._worker.record.post_copy
+        if self._session is None or moving is None or not self.pulls:
+            return
+        if (session, peer) == (postcopy.session_of(moving), moving.peer):
+            self._session.fail("its sender begins anew")
+
+    def go_on(self) -> None:
+        """Go on with memory that does not come any more by itself."""
+        if self.pulls and self._transfer is None:
+            self._transfer = asyncio.create_task(self._pull(), name=f"pull-{self._worker.vm}")
+
+    async def _pull(self) -> None:
+        worker = self._worker
+        moving = worker.record.post_copy
+        assert moving is not None
+        try:
+            await postcopy.take_rest(worker.machine, moving, worker.host.listener, worker.host.settings)
+            worker.store(post_copy=None)
+            log.info("a guest's memory has come", vm=worker.vm, migration=moving.migration)
+        except (MonitorFailed, OSError) as error:
+            log.warning("the rest of a guest's memory can't be taken", vm=worker.vm, error=str(error))
+            await asyncio.sleep(AGAIN_S)
         finally:
             self._end()
 
     async def _load_from(self, task: wire.Task, session: Incoming, disk: tuple[Incoming, Image] | None) -> None:
         worker = self._worker
+        self._session = session
         await incoming.load(
             worker.machine, session, lambda: self._ready(task), worker.migration_changed,
-            lambda: self._loaded(task), disk,
+            lambda follows: self._loaded(task, follows), disk, post_copy=task.policy is Policy.POST_COPY,
         )  # fmt: skip
 
     async def _take_layer(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
@@ -151,7 +200,7 @@ class Taking:
         worker.host.send(wire.MigrationFailed(task.migration, str(error) or type(error).__name__))
 
     def _end(self) -> None:
-        self._awaiting = None
+        self._awaiting = self._session = None
         self._transfer = None
         self._worker.wake()
 

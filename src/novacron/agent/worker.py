@@ -80,6 +80,8 @@ class Worker:
         """QEMU's end, when it comes, was asked for."""
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
+        self._left = False
+        """The guest has left, as far as the network goes; its memory is still needed."""
 
     # what the agent uses
 
@@ -94,7 +96,13 @@ class Worker:
         wanted = self._assignment
         if wanted is None or self.record.held.claim is not Claim.OWNER or self.machine.pid is None:
             return None
+        if self.record.post_copy is not None:  # who reads a page that is not there yet would wait for it
+            return None
         return Neighbour(self.vm, self.tenant(), wanted.spec.image, self.machine, wanted.spec.memory_mib << 20)
+
+    def is_knocked(self, session: str, peer: str) -> None:
+        """A node would begin a session with this one that is not expected."""
+        self._taking.is_knocked(session, peer)
 
     def wake(self) -> None:
         """Something has changed: look again."""
@@ -127,7 +135,8 @@ class Worker:
         try:
             if await self.machine.adopt():
                 log.info("adopted a running QEMU", vm=self.vm, pid=self.machine.pid)
-                await outgoing.abandon(self.machine)
+                if self.record.post_copy is None:
+                    await outgoing.abandon(self.machine)
         except MonitorFailed as error:
             log.warning("a QEMU does not answer", vm=self.vm, error=str(error))
 
@@ -136,7 +145,9 @@ class Worker:
             return await self._step()
         except (MachineFailed, MonitorFailed, NetworkFailed, OSError, TimeoutError) as error:
             log.warning("step failed", vm=self.vm, error=str(error))
-            if self.record.held.claim is Claim.OWNER:
+            if self._taking.pulls and self.machine.pid is not None and self.record.held.claim is Claim.OWNER:
+                self._report(VmState.RUNNING, self._follows())  # QEMU may wait for memory: that is no failure
+            elif self.record.held.claim is Claim.OWNER:
                 self._report(VmState.FAILED, str(error) or type(error).__name__)
             return RETRY_S
         except Exception:  # a defect met with one VM must not take the others' worker away
@@ -153,15 +164,29 @@ class Worker:
             later = held.epoch != self.record.held.epoch
             self.store(held=held)
             if later:
-                await self._cancel_transfer()
+                await self._end_transfers(verdict)
+        if statement.deleted and self._giving.serves:
+            await self._cancel_transfer()
+            self.store(post_copy=None)
+        self._giving.go_on()
+        self._taking.go_on()
         match verdict:
             case Verdict.RUN:
                 return await self._run(statement)
+            case Verdict.RECEIVE if self._giving.serves:
+                assert statement.task is not None
+                why = "its memory is still on its way from here to where it runs"
+                self.host.send(wire.MigrationFailed(statement.task.migration, why))
+            case Verdict.DESTROY if self._giving.serves:
+                if not self._left:
+                    await self.machine.leave()
+                    self._left = True
             case Verdict.RECEIVE:
                 assert statement.task is not None and statement.assignment is not None
                 await self._taking.step(statement.task, statement.assignment)
             case Verdict.DESTROY:
-                await self.destroy(moved=moved)
+                await self.destroy(moved=moved or self._left)
+                self._left = False
                 if statement.order.kind is OrderKind.GONE:
                     self.host.send(wire.Removed(self.vm))
                     self.finished = statement is self.statement
@@ -186,6 +211,8 @@ class Worker:
             if known is not None:
                 await self.host.pages.keep(self.vm, self.machine, known.spec.memory_mib << 20, self.tenant())
         await self.machine.destroy()
+        if self.record.post_copy is not None:
+            self.store(post_copy=None)
 
     # owner
 
@@ -215,6 +242,9 @@ class Worker:
             # It hangs and is to be off: nothing that could be asked of it is worth waiting for.
             log.warning("a QEMU that does not answer is killed to stop it", vm=self.vm, error=str(error))
             run_state = "unresponsive"
+        if run_state == "running" and self._taking.arriving is not None:
+            self.host.send(wire.Resumed(self._taking.arriving))
+            self._taking.arriving = None
         now = time.monotonic()
         step = decide(
             wanted.spec,
@@ -236,9 +266,6 @@ class Worker:
             case Step.CONTINUE:
                 self.machine.drop_late_frames()
                 await self.machine.execute("cont")
-                if self._taking.arriving is not None:
-                    self.host.send(wire.Resumed(self._taking.arriving))
-                    self._taking.arriving = None
                 return 0
             case Step.PAUSE:
                 await self.machine.execute("stop")
@@ -266,10 +293,17 @@ class Worker:
             self._stopping_at = None
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
         halted = state is VmState.STOPPED and self.record.halted_at_start == wanted.spec.starts
-        self._report(state, "powered off by the guest" if halted and wanted.spec.power is Power.RUNNING else "")
+        reason = "powered off by the guest" if halted and wanted.spec.power is Power.RUNNING else ""
+        if self.record.post_copy is not None:
+            reason = self._follows()
+        self._report(state, reason)
         if self._stopping_at is not None:
             return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
+
+    def _follows(self) -> str:
+        moving = self.record.post_copy
+        return "" if moving is None else f"its memory is still on its way from node {moving.peer}"
 
     async def _start(self, wanted: wire.Assignment) -> None:
         image = self.image()
@@ -303,6 +337,14 @@ class Worker:
             self.record.held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting
         ):
             self._report(VmState.ABSENT)
+
+    async def _end_transfers(self, verdict: Verdict) -> None:
+        """End what belongs to an earlier epoch, but not memory that a guest that has left, or come, still needs."""
+        if self._giving.serves:
+            if verdict is Verdict.RUN:
+                await self._giving.take_back()
+        elif not (self._taking.pulls and verdict is Verdict.RUN):
+            await self._cancel_transfer()
 
     async def _cancel_transfer(self) -> None:
         await self._giving.cancel()

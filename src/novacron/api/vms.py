@@ -12,7 +12,7 @@ from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
-from novacron.model.migration import Migration
+from novacron.model.migration import Migration, Policy
 from novacron.model.probe import MoveForeseen
 from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
@@ -54,12 +54,14 @@ class StopVm(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
-    """Where to move the VM; without ``target`` the platform chooses. And what it may use of the link: at most a rate,
-    and where several migrations share one, as much as its weight is to theirs."""
+    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
+    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
+    faster than the link takes it."""
 
     target: Name | None = None
     weight: Weight = 1
     rate_limit_bytes_per_s: Rate | None = None
+    policy: Policy = Policy.THROTTLE
 
 
 class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
@@ -165,6 +167,7 @@ async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = Non
             request.user.name,
             weight=wanted.weight,
             rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
+            policy=wanted.policy,
         )
 
     return await reply.write(request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -197,12 +198,23 @@ def console(vm: Vm) -> None:
         attach(Client(), vm)
 
 
+class Policy(StrEnum):
+    """What to do with a guest that writes faster than the link takes it."""
+
+    THROTTLE = "throttle"
+    GO_ON = "go-on"
+    POST_COPY = "post-copy"
+
+
 @app.command()
 def migrate(
     vm: Vm,
     to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,
     max_rate: Annotated[str | None, typer.Option(help="what it may use of the link at most, like 50Mbit")] = None,
     weight: Annotated[int, typer.Option(min=1, max=100, help="its share beside other migrations, against theirs")] = 1,
+    policy: Annotated[
+        Policy, typer.Option(help="when the guest writes too fast: slow it down, wait, or move it before its memory")
+    ] = Policy.THROTTLE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only measure how it would go")] = False,
     wait: Wait = True,
     timeout: Timeout = 3600,
@@ -217,6 +229,6 @@ def migrate(
             output.fields(client.act("vms", vm, "foresee-migration", {"target": to}), FORESEEN, output_)
             return
         limit = None if max_rate is None else output.parse_rate(max_rate)
-        wanted = {"target": to, "weight": weight, "rate_limit_bytes_per_s": limit}
+        wanted = {"target": to, "weight": weight, "rate_limit_bytes_per_s": limit, "policy": policy.value}
         migration = client.act("vms", vm, "migrate", wanted)
         finish(client, migration, wait, timeout, output_)

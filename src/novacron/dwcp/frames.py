@@ -21,7 +21,7 @@ class FrameType(IntEnum):
     """HELLO opens or resumes a session on a connection, WELCOME accepts it and says what the receiver holds, BASE tells
     digests of pages that it has. DATA carries, END closes the stream, ACK says what was taken, DONE that it was all.
     MISSING asks for pages that a base does not hold any more, REPAIR brings them. PING asks for an ACK. ERROR ends the
-    session with a reason."""
+    session with a reason. BACK carries bytes the other way, BACK_TAKEN says what of them was taken."""
 
     HELLO = 1
     WELCOME = 2
@@ -34,10 +34,13 @@ class FrameType(IntEnum):
     MISSING = 9
     REPAIR = 10
     PING = 11
+    BACK = 12
+    BACK_TAKEN = 13
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One frame. ``sequence`` counts DATA and END frames of a session from 0; in ACK it is the first not yet taken."""
+    """One frame. ``sequence`` counts DATA and END frames of a session from 0, BACK frames by themselves; in ACK and
+    BACK_TAKEN it is the first not yet taken."""
 
     type: FrameType
     sequence: int = 0

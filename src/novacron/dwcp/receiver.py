@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.dwcp import frames, sockets
+from novacron.dwcp.back import BackSender
 from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
 from novacron.dwcp.frames import (
     BaseInfo,
@@ -56,6 +57,8 @@ class Terms(msgspec.Struct, frozen=True):
     bases: tuple[Base, ...] = ()
     outage_s: float = OUTAGE_S
     slots: int = SLOTS
+    replaceable: bool = False
+    """A sender that begins anew ends the session at once, and finds the next one: its peer starts over, too."""
 
 
 class Incoming:
@@ -83,6 +86,8 @@ class Incoming:
         self._repairing: int | None = None
         self._failure: str | None = None
         self._over = asyncio.Event()
+        self.back = BackSender(self._say)
+        """Carries bytes the other way, if the peer takes them."""
         self._done = False
         self._begin_by: float | None = None
         self._heard_at = time.monotonic()
@@ -214,6 +219,7 @@ class Incoming:
         said = 0
         while True:
             await asyncio.sleep(ACK_INTERVAL_S)
+            self.back.repeat()
             if said != self._taken and self._say(Frame(FrameType.ACK, self._taken)):
                 said = self._taken
 
@@ -253,6 +259,8 @@ class Incoming:
         if first:
             self._instance = hello.instance
         elif self._instance != hello.instance:
+            if self._terms.replaceable:
+                self.fail("its sender begins anew")
             raise ProtocolError("another sender has begun this session")
         infos, told = [], []
         same_key = hello.key_check == self._hash.digest(b"key check")
@@ -282,6 +290,7 @@ class Incoming:
             connection.put(frame)
             await connection.drain()
         self._connections.append(connection)
+        self.back.repeat(at_once=True)
         if self._done:
             connection.put(Frame(FrameType.DONE))
         taking = asyncio.create_task(self._take_from(connection))
@@ -312,6 +321,8 @@ class Incoming:
                     connection.put(Frame(FrameType.ACK, self._taken))
                 case FrameType.REPAIR:
                     self._take_repair(msgspec.msgpack.decode(frame.payload, type=RepairedPages))
+                case FrameType.BACK_TAKEN:
+                    self.back.taken(frame.sequence)
                 case FrameType.ERROR:
                     self.fail(frame.payload.decode(errors="replace")[:1000])
                     return
@@ -343,6 +354,8 @@ class Listener:
     def __init__(self, context: ssl.SSLContext, name_of: Callable[[ssl.SSLObject], str]) -> None:
         self._context = sockets.require_tls13(context)
         self._name_of = name_of
+        self.on_refused: Callable[[str, str], None] | None = None
+        """Called with a session that is not expected, and the node that would begin it."""
         self._expected: dict[str, Incoming] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -407,6 +420,8 @@ class Listener:
             hello = msgspec.msgpack.decode(frame.payload, type=Hello)
             incoming = self._expected.get(hello.session)
             if incoming is None or incoming.peer != peer:
+                if self.on_refused is not None:
+                    self.on_refused(hello.session, peer)
                 raise ProtocolError(f"no session {hello.session!r} is expected from {peer}")
             return await incoming.serve(hello, connection)
         except (ProtocolError, msgspec.DecodeError) as error:

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from novacron.dwcp import frames, sockets
+from novacron.dwcp.back import BackReceiver
 from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
@@ -176,6 +177,9 @@ class Sender:
         self._rate_max = options.rate_bytes_per_s
         self._measured_from = 0
         self._stopped = False
+        self._back = BackReceiver()
+        self.on_back: Callable[[bytes], None] | None = None
+        """Called with what comes the other way. May raise OSError, which ends the session."""
 
     @property
     def rate_bytes_per_s(self) -> float:
@@ -372,6 +376,11 @@ class Sender:
                     self._repair(link, msgspec.msgpack.decode(frame.payload, type=MissingPages))
                 case FrameType.BASE:
                     self._take_base(frame, self._kinds)
+                case FrameType.BACK if self.on_back is not None:
+                    data = self._back.take(frame)
+                    if data:
+                        self.on_back(data)
+                    link.connection.put(Frame(FrameType.BACK_TAKEN, self._back.next))
                 case FrameType.ERROR:
                     raise SendFailed(f"the peer gave up: {frame.payload.decode(errors='replace')}")
                 case _:

@@ -48,6 +48,19 @@ class Kind(StrEnum):
     COLD = "cold"
 
 
+class Policy(StrEnum):
+    """What to do with a guest that writes faster than the link takes it.
+
+    ``throttle``: slow it down, more and more. ``go-on``: let it run as it does, until it writes less or is aborted.
+    ``post-copy``: let it run at the target before its memory is there; if a node or the link is lost then, it stands
+    still until that is back.
+    """
+
+    THROTTLE = "throttle"
+    GO_ON = "go-on"
+    POST_COPY = "post-copy"
+
+
 class Savings(msgspec.Struct, frozen=True):
     """Bytes of memory that did not have to be sent as they are, by what they were told as instead."""
 
@@ -127,6 +140,7 @@ class Migration(msgspec.Struct, frozen=True):
     """What it may use now, after what nodes and links allow; None: as much as there is."""
     waits_for: str | None
     """Why it does not begin yet."""
+    policy: Policy
     progress: Progress
     error: str | None
     revision: int

@@ -45,6 +45,22 @@ def create(name: str, bridge: str, guest_mac: str) -> int:
     return mtu
 
 
+def detach(name: str) -> None:
+    """Take a tap off its bridge, and down; one that does not exist is no error.
+
+    It stays for as long as its QEMU lives: an interface that vanishes leaves that busy with an error, for ever.
+    """
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with _netlink() as ip:
+        for index in ip.link_lookup(ifname=name):
+            try:
+                ip.link("set", index=index, master=0, state="down")
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise NetworkFailed(f"can't take tap {name} off its bridge: {error}") from error
+
+
 def delete(name: str) -> None:
     """Remove a tap; one that does not exist is no error."""
     from pyroute2.netlink.exceptions import NetlinkError

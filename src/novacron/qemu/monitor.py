@@ -49,10 +49,13 @@ class Monitor:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.2)
 
-    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Run a QMP command and return its result. Raises MonitorFailed."""
+    async def execute(self, name: str, arguments: dict[str, Any] | None = None, *, out_of_band: bool = False) -> Any:
+        """Run a QMP command and return its result. Raises MonitorFailed.
+
+        ``out_of_band`` does not wait for QEMU's main loop, which in post-copy may wait for memory; few commands can.
+        """
         try:
-            return await asyncio.wait_for(self._client.execute(name, arguments), COMMAND_TIMEOUT_S)
+            return await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)
         except ExecuteError as error:
             raise MonitorFailed(f"QEMU refused {name}: {error}") from error
         except (QMPError, OSError, TimeoutError) as error:

@@ -31,6 +31,8 @@ class Splitter:
     """Cuts the stream into runs of zero pages, of other pages, and of opaque bytes."""
 
     def __init__(self) -> None:
+        self.packaged = False
+        """The devices were sent in one package: the guest's memory follows it (post-copy)."""
         self._rest = b""
         self._find = self._preamble
         self._seen = b""
@@ -165,6 +167,7 @@ class Splitter:
             if stop > len(data):
                 return at
             runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
+            self.packaged = self.packaged or number == COMMAND_PACKAGED
             return stop
         return self._give_up(data, at, runs)
 

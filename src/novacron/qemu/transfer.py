@@ -10,7 +10,7 @@ import msgspec
 from novacron.qemu.monitor import Monitor
 
 RATE_UNLIMITED_BYTES_PER_S = 100 * 1000 * 1000 * 1000
-CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "postcopy-ram": False, "auto-converge": True}
+CAPABILITIES = {"events": True, "xbzrle": False, "multifd": False, "auto-converge": True}
 PAUSED = "pre-switchover"
 NEVER_MS, FIRST_PASS_MS = 1, 0
 """Downtime limits. With 1 QEMU goes on sending, pass after pass, unless the guest writes next to nothing. With 0 it
@@ -22,6 +22,7 @@ DIRTY_RATE_S, DIRTY_RATE_SLACK_S, DIRTY_RATE_LOOK_S = 1, 5.0, 0.1
 SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
 ENDED = ("completed", "failed", "cancelled", "none")
+POST_COPY, INTERRUPTED = "postcopy-active", "postcopy-paused"
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
 THROTTLE_FIRST_PERCENT, THROTTLE_MORE_PERCENT = 30, 20
@@ -40,15 +41,15 @@ class TransferStatus(msgspec.Struct, frozen=True):
     throttle_percent: int = 0
 
 
-async def _set_up(monitor: Monitor, *, pauses: bool) -> None:
-    wanted = {**CAPABILITIES, "pause-before-switchover": pauses}
+async def _set_up(monitor: Monitor, *, pauses: bool, post_copy: bool) -> None:
+    wanted = {**CAPABILITIES, "pause-before-switchover": pauses, "postcopy-ram": post_copy}
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 
-async def receive(monitor: Monitor, path: Path) -> None:
+async def receive(monitor: Monitor, path: Path, *, post_copy: bool = False) -> None:
     """Let a QEMU that was started with ``-incoming defer`` listen for the stream on a Unix socket."""
-    await _set_up(monitor, pauses=False)
+    await _set_up(monitor, pauses=False, post_copy=post_copy)
     await monitor.execute("migrate-incoming", {"uri": f"unix:{path}"})
 
 
@@ -58,14 +59,15 @@ async def logs_every_write(monitor: Monitor) -> bool:
     return bool(version >= EMULATOR_LOGS_WRITES or (await monitor.execute("query-kvm"))["enabled"])
 
 
-async def send(monitor: Monitor, path: Path, *, pauses: bool = False) -> None:
+async def send(monitor: Monitor, path: Path, *, pauses: bool = False, post_copy: bool = False) -> None:
     """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``); where its
     dirty log can't be trusted, in one pass and what was written during it. If it ``pauses``, it waits in between, in
-    state ``pre-switchover``, until it is told to ``go_on``.
+    state ``pre-switchover``, until it is told to ``go_on``. With ``post_copy`` it can be told to stop the guest at once
+    and send its memory after it.
 
     Nobody may read from the socket before this returns: the guest may stand still for a moment while the log begins.
     """
-    await _set_up(monitor, pauses=pauses)
+    await _set_up(monitor, pauses=pauses, post_copy=post_copy)
     trusted = await logs_every_write(monitor)
     parameters = {
         "max-bandwidth": RATE_UNLIMITED_BYTES_PER_S,
@@ -96,6 +98,26 @@ async def switch(monitor: Monitor) -> None:
 async def go_on(monitor: Monitor) -> None:
     """All else that the guest had to hand on is handed on: send the rest of it."""
     await monitor.execute("migrate-continue", {"state": PAUSED})
+
+
+async def start_post_copy(monitor: Monitor) -> None:
+    """Let QEMU stop the guest, send its devices, and then its memory: what the target asks for, and all else."""
+    await monitor.execute("migrate-start-postcopy")
+
+
+async def resume(monitor: Monitor, path: Path) -> None:
+    """Let a source whose post-copy was interrupted go on over a Unix socket."""
+    await monitor.execute("migrate", {"uri": f"unix:{path}", "resume": True})
+
+
+async def recover(monitor: Monitor, path: Path) -> None:
+    """Let a target whose post-copy was interrupted listen for the rest on a Unix socket."""
+    await monitor.execute("migrate-recover", {"uri": f"unix:{path}"}, out_of_band=True)
+
+
+async def interrupt(monitor: Monitor) -> None:
+    """Let QEMU notice at once that nobody carries its post-copy any more."""
+    await monitor.execute("migrate-pause", out_of_band=True)
 
 
 async def throttle(monitor: Monitor) -> None:

@@ -145,7 +145,9 @@ async def statements(
         m = active.get(vm.id)
         if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
-            task = wire.Task(m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s)
+            task = wire.Task(
+                m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
+            )  # fmt: skip
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys
         )
@@ -157,10 +159,10 @@ async def statements(
             assignment = wire.Assignment(
                 incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start, *keys
             )
-            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None)
+            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, policy=m.policy)
             found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
-    for vm_id, epoch in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
-        found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch))
+    for vm_id, (epoch, deleted) in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
+        found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
     return tuple(found.values())
 
 

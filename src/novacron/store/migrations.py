@@ -16,6 +16,7 @@ from novacron.model.migration import (
     Kind,
     Migration,
     Phase,
+    Policy,
     Progress,
     Side,
     migration_id,
@@ -29,7 +30,7 @@ from novacron.store.database import Connection
 MEGABYTE = 1_000_000
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
-    " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, progress, error, revision, created_at, started_at,"
+    " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, progress, error, revision, created_at, started_at,"
     " finished_at"
 )
 
@@ -47,6 +48,7 @@ async def create(
     *,
     weight: int = 1,
     rate_limit_bytes_per_s: int | None = None,
+    policy: Policy = Policy.THROTTLE,
 ) -> Migration:
     """Ask for a VM to be moved, to ``target`` or to the node with most room.
 
@@ -61,7 +63,8 @@ async def create(
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
-            f" rate_limit_bytes_per_s) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING {COLUMNS}",
+            f" rate_limit_bytes_per_s, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+            f" RETURNING {COLUMNS}",
             migration_id(secrets.token_bytes(10)),
             vm.id,
             vm.name,
@@ -73,6 +76,7 @@ async def create(
             msgspec.to_builtins(Progress()),
             weight,
             rate_limit_bytes_per_s,
+            policy,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None

@@ -217,10 +217,11 @@ async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
     return [msgspec.convert(dict(row), OwnedVm) for row in rows]
 
 
-async def epochs(connection: Connection, ids: list[str]) -> dict[str, int]:
-    """Return the epoch of each of these VMs, deleted ones included; ones never known are left out."""
+async def epochs(connection: Connection, ids: list[str]) -> dict[str, tuple[int, bool]]:
+    """Return the epoch of each of these VMs, and whether it was deleted; ones never known are left out."""
     rows = await connection.fetch(
-        "SELECT id, epoch FROM vms WHERE id = ANY($1) UNION ALL SELECT vm, epoch FROM vm_tombstones WHERE vm = ANY($1)",
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1)"
+        " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
         ids,
     )
-    return {row["id"]: row["epoch"] for row in rows}
+    return {row["id"]: (row["epoch"], row["deleted"]) for row in rows}

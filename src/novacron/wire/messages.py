@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from novacron.model.migration import Kind, Progress, Side
+from novacron.model.migration import Kind, Policy, Progress, Side
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
@@ -195,6 +195,7 @@ class Task(msgspec.Struct, frozen=True):
     """Where the target will wait: the source may open connections already."""
     rate_bytes_per_s: int | None = None
     """What the source may use of the link now."""
+    policy: Policy = Policy.THROTTLE
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -204,6 +205,8 @@ class Statement(msgspec.Struct, frozen=True):
     order: Order
     assignment: Assignment | None = None
     task: Task | None = None
+    deleted: bool = False
+    """The VM is nowhere any more: nobody needs memory of it."""
 
 
 class Desired(Message, frozen=True):

@@ -1,0 +1,110 @@
+"""Guests that run at the target before their memory is there (post-copy)."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import (
+    Object,
+    boot,
+    delete,
+    kill,
+    pause,
+    revive,
+    until_counts_on,
+    until_ended,
+    until_settled,
+    watching,
+)
+from tests.e2e.test_dwcp import checksum
+
+SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 5_000_000}
+FOLLOWS = "its memory is still on its way"
+
+
+def follows(victim: Platform, vm: Object) -> bool:
+    """Say whether the VM runs while some of its memory is elsewhere."""
+    return FOLLOWS in str(victim.client.get("vms", vm["id"])["status"]["reason"])
+
+
+def until_follows(victim: Platform, vm: Object) -> None:
+    until(lambda: follows(victim, vm), "it runs and its memory is not there yet", 5)
+
+
+def until_whole(victim: Platform, vm: Object) -> None:
+    try:
+        until(lambda: not follows(victim, vm), "all of the memory has come", 90)
+        assert until_settled(victim, vm)["node"] == "host-b"
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{victim.tails(40)}") from None
+
+
+def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str]:
+    """Begin to move a VM in post-copy; return it, its migration, and the checksum of what it holds in memory."""
+    vm = boot(victim, name, number, image="noisy")
+    before = checksum(victim, vm)
+    migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
+    return vm, migration, before
+
+
+def test_a_guest_runs_before_its_memory_is_there_and_the_memory_follows(victim: Platform) -> None:
+    vm = boot(victim, "follows", 80, image="noisy")
+    before = checksum(victim, vm)
+    with watching(victim, 80) as client:
+        migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
+        ended = until_ended(victim, migration["id"])
+        assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
+        until_follows(victim, vm)
+        until_whole(victim, vm)
+        until_counts_on(victim, client, vm)
+    assert checksum(victim, vm) == before
+    back = victim.client.act("vms", vm["id"], "migrate", {"target": "host-a"})
+    assert until_ended(victim, back["id"])["phase"] == "completed"
+    until_settled(victim, vm)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_a_dead_link_while_memory_follows_costs_the_outage(victim: Platform) -> None:
+    vm, migration, before = begin(victim, "cut-off", 81)
+    assert until_ended(victim, migration["id"])["phase"] == "completed"
+    host = victim.host("host-a")
+    host.cut()
+    pause(10)
+    host.mend()
+    until_whole(victim, vm)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+@pytest.mark.parametrize("what", ["source agent", pytest.param("target agent", marks=pytest.mark.slow)])
+def test_memory_goes_on_to_follow_after_an_agent_was_killed(victim: Platform, what: str) -> None:
+    vm, migration, before = begin(victim, what.replace(" ", "-") + "-2", 82)
+    assert until_ended(victim, migration["id"])["phase"] == "completed"
+    until_follows(victim, vm)
+    kill(victim, what, vm, "host-a", "host-b")
+    pause(2)
+    revive(victim)
+    until_whole(victim, vm)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+def test_a_vm_whose_memory_follows_can_be_deleted(victim: Platform) -> None:
+    vm, migration, _ = begin(victim, "gone", 83)
+    assert until_ended(victim, migration["id"])["phase"] == "completed"
+    delete(victim, vm)
+
+
+def test_a_guest_whose_memory_follows_is_not_moved_on(victim: Platform) -> None:
+    vm, migration, before = begin(victim, "hasty", 84)
+    assert until_ended(victim, migration["id"])["phase"] == "completed"
+    until_follows(victim, vm)
+    again = victim.client.act("vms", vm["id"], "migrate", {"target": "host-a"})
+    ended = until_ended(victim, again["id"])
+    assert ended["phase"] == "failed" and "its memory is still on its way" in ended["error"]
+    until_whole(victim, vm)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
