@@ -29,10 +29,11 @@ class Recorded:
     """A recorded stream as a source."""
 
     def __init__(self, path: Path) -> None:
+        self.piece_bytes = PIECE_BYTES
         self._file = path.open("rb")
 
     def read(self) -> bytes:
-        return self._file.read(PIECE_BYTES)
+        return self._file.read(self.piece_bytes)
 
     def abort(self) -> None:
         pass

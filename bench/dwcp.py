@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -132,13 +133,13 @@ def delete(p: Platform, *names: str) -> None:
     p.until_clean()
 
 
-def move(p: Platform, name: str, target: str, number: int, timeout_s: float = 180) -> Move:
+def move(p: Platform, name: str, target: str, number: int, timeout_s: float = 180, policy: str = "throttle") -> Move:
     """Migrate a VM and watch it from a client on host-a."""
     client = CounterClient(p.lab.hosts[0], f"198.19.0.{number}")
     until(lambda: client.last > 20, "the guest counts")
     before = p.lab.link_bytes()
     with LinkUse(p) as use:
-        p.cli("vm", "migrate", name, "--to", target, "--timeout", str(timeout_s))
+        p.cli("vm", "migrate", name, "--to", target, "--timeout", str(timeout_s), "--policy", policy)
     sent = (p.lab.link_bytes() - before) / 1e6
     time.sleep(AROUND_S)
     newest: Any = next(iter(p.client.list("migrations", limit=1)))
@@ -273,14 +274,22 @@ def idle_moves(directory: Path, images: Path, count: int) -> list[Figure]:
 
 def writer(directory: Path, images: Path, rounds: int) -> list[Figure]:
     """A guest that writes faster than the link takes it."""
-    moves, throttled = [], []
+    moves: list[Move] = []
+    followed: list[Move] = []
+    throttled: list[float] = []
+
+    def whole(name: str) -> bool:
+        return not p.client.get("vms", name)["status"]["reason"]
+
     with site(directory, LINK, images) as p:
         for number in range(rounds):
-            name = f"writer-{number}"
-            boot(p, name, "writer", "host-a", 24, 512)
-            moves.append(move(p, name, "host-b", 24))
+            for policy, made in (("throttle", moves), ("post-copy", followed)):
+                name = f"writer-{number}-{policy}"
+                boot(p, name, "writer", "host-a", 24, 512)
+                made.append(move(p, name, "host-b", 24, policy=policy))
+                until(functools.partial(whole, name), "its memory has come", 120)
+                delete(p, name)
             throttled.append(float(moves[-1].progress["throttle_percent"]))
-            delete(p, name)
         try:
             native(p, directory, images, "writer", "multifd, zstd", 512, GIVE_UP_S)
             peer = f"QEMU's own converged within {GIVE_UP_S:.0f} s"
@@ -291,6 +300,9 @@ def writer(directory: Path, images: Path, rounds: int) -> list[Figure]:
         median(f"  request to end ({peer})", [m.total_s for m in moves], "s"),
         median("  downtime for a client", [m.downtime_ms for m in moves], "ms"),
         median("  processor time denied at the end", throttled, "%"),
+        Figure("  with post-copy: runs that completed", len(followed) / rounds * 100, "%", 100.0, (), True),
+        median("  request to the guest running elsewhere", [m.total_s for m in followed], "s"),
+        median("  downtime for a client", [m.downtime_ms for m in followed], "ms", 200.0),
     ]
 
 

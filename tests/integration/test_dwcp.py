@@ -111,6 +111,7 @@ class source:
     """A stream of ``data``."""
 
     def __init__(self, data: bytes, piece: int = 200_000) -> None:
+        self.piece_bytes = piece
         self._pieces = iter([data[start : start + piece] for start in range(0, len(data), piece)])
 
     def read(self) -> bytes:

@@ -32,6 +32,7 @@ class _Noise:
     """Random data without end; the same again after ``NOISE_BYTES``, far beyond any window of a compressor's."""
 
     def __init__(self) -> None:
+        self.piece_bytes = PIECE_BYTES
         self._noise = memoryview(os.urandom(NOISE_BYTES))
         self._at = 0
         self._over = False

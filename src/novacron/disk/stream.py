@@ -73,6 +73,8 @@ class Recorder:
     """
 
     def __init__(self, volumes: Sequence[VolumeInfo]) -> None:
+        self.piece_bytes = CHUNK_BYTES
+        """How much is put together of one write; ``read`` returns that."""
         self.told_bytes = 0
         """What was written so far, zeros too."""
         self._volumes = volumes
@@ -104,10 +106,10 @@ class Recorder:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Tell whole pages. Raises BrokenPipeError when nobody reads any more."""
         self._check(offset, len(data))
-        view = memoryview(data)
-        for start in range(0, len(view), CHUNK_BYTES):
+        view, chunk = memoryview(data), max(PAGE, self.piece_bytes // PAGE * PAGE)
+        for start in range(0, len(view), chunk):
             parts: list[bytes | memoryview] = []
-            for at in range(start, min(start + CHUNK_BYTES, len(view)), PAGE):
+            for at in range(start, min(start + chunk, len(view)), PAGE):
                 page = view[at : at + PAGE]
                 if page == ZERO_PAGE:
                     parts.append(_zero.pack(offset + at | ZERO, 0))

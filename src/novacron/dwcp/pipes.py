@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 PIECE_BYTES = 512 * 1024
 """A source returns about so much at once where there is so much."""
+PIECE_SHALLOW_BYTES = 64 * 1024
+"""... and so much where nothing may wait on the way."""
 GATHER_MS = 1
 """How long a source waits for more before it returns less."""
 CHECK_S = 0.2
@@ -24,6 +26,9 @@ JOIN_INTERVAL_S = 0.005
 
 class Source(Protocol):
     """Where a stream comes from."""
+
+    piece_bytes: int
+    """How much ``read`` returns at most, about."""
 
     def read(self) -> bytes:
         """Wait for the stream's next bytes; return nothing at its end. Raises OSError."""
@@ -55,17 +60,19 @@ class SocketPipe:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(True)
+        self.piece_bytes = PIECE_BYTES
+        """How much ``read`` returns at most."""
         self._socket = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
     def read(self) -> bytes:
-        data = self._socket.recv(PIECE_BYTES)
+        data = self._socket.recv(self.piece_bytes)
         if not data:
             return data
         parts, size = [data], len(data)
-        while size < PIECE_BYTES and self._poll.poll(GATHER_MS):
-            data = self._socket.recv(PIECE_BYTES - size)
+        while size < self.piece_bytes and self._poll.poll(GATHER_MS):
+            data = self._socket.recv(self.piece_bytes - size)
             if not data:
                 break  # the next read meets the end again
             parts.append(data)
