@@ -162,6 +162,10 @@ class Giving:
             log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
             self._failure = str(error) or type(error).__name__
             worker.host.send(wire.MigrationFailed(task.migration, self._failure))
+        except Exception as error:  # a defect met with one VM must not take the others' worker away
+            log.exception("defect while sending a VM", vm=worker.vm, migration=task.migration)
+            self._failure = f"a defect in its agent: {error!r}"
+            worker.host.send(wire.MigrationFailed(task.migration, self._failure))
         finally:
             self._sending = None
             self._transfer = self._sender = self._disk = None
