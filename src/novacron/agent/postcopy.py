@@ -30,7 +30,7 @@ AGAIN_S = 1.0
 LOOK_S = 0.2
 INTERRUPT_S = 2.0
 """So long QEMU may take to notice by itself."""
-UNKNOWN_S = 60.0
+UNKNOWN_S = 300.0
 """A target that answers for so long that it expects nothing has all it needs, or the VM is gone."""
 BEGIN_S_MAX = 600.0
 UNKNOWN = "is expected from"
@@ -50,8 +50,11 @@ async def _interrupted(machine: Machine) -> bool:
     """Wait until QEMU waits for somebody to go on; say whether it does, or else has ended. Raises MonitorFailed."""
     waited_s = 0.0
     while True:
-        if machine.monitor is None or machine.pid is None:
+        if machine.pid is None:
             return False
+        if machine.monitor is None:
+            await machine.status()  # connects
+        assert machine.monitor is not None
         status = machine.migration_status or (await transfer.status(machine.monitor)).status
         if status == transfer.INTERRUPTED:
             return True
@@ -84,7 +87,9 @@ async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Se
                     await pump(server, sender, back=True)
         except (SendFailed, OSError, TimeoutError) as error:
             log.warning("a guest's memory can't follow it just now", vm=machine.id, error=str(error))
-            if UNKNOWN in str(error):
+            if UNKNOWN not in str(error):
+                unknown_since = None
+            else:
                 unknown_since = unknown_since or loop.time()
                 if loop.time() - unknown_since > UNKNOWN_S:
                     log.warning("the target needs no more of the memory", vm=machine.id, migration=moving.migration)

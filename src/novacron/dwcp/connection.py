@@ -56,7 +56,8 @@ class Connection:
 
     def deepen(self, deep: bool) -> None:
         """Let much wait in this connection, or little."""
-        self._writer.transport.set_write_buffer_limits(WRITE_BUFFER_DEEP_BYTES if deep else WRITE_BUFFER_BYTES)
+        if not self._writer.is_closing():
+            self._writer.transport.set_write_buffer_limits(WRITE_BUFFER_DEEP_BYTES if deep else WRITE_BUFFER_BYTES)
 
     def pace(self, bytes_per_s: int | None) -> None:
         sockets.pace(self._socket, bytes_per_s)

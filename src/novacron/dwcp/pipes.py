@@ -67,12 +67,13 @@ class SocketPipe:
         self._poll.register(connection, select.POLLIN)
 
     def read(self) -> bytes:
-        data = self._socket.recv(self.piece_bytes)
+        wanted = self.piece_bytes  # it may change meanwhile
+        data = self._socket.recv(wanted)
         if not data:
             return data
         parts, size = [data], len(data)
-        while size < self.piece_bytes and self._poll.poll(GATHER_MS):
-            data = self._socket.recv(self.piece_bytes - size)
+        while size < wanted and self._poll.poll(GATHER_MS):
+            data = self._socket.recv(wanted - size)
             if not data:
                 break  # the next read meets the end again
             parts.append(data)
