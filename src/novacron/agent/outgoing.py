@@ -25,6 +25,7 @@ from novacron.wire.messages import Task
 
 CONNECT_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
+CANCEL_INTERRUPTED_S = 2.0
 REOPEN_S = 0.05
 OPENING_TIMEOUT_S = 15.0
 
@@ -180,11 +181,19 @@ async def abandon(machine: Machine) -> None:
 
 
 async def cancel(machine: Machine) -> None:
-    """Make sure that QEMU migrates no more. What it then is, the worker finds out."""
+    """Make sure that QEMU migrates no more. What it then is, the worker finds out.
+
+    A post-copy that was interrupted before the switch can't be cancelled (QEMU stays ``cancelling``): then it is ended.
+    """
     if machine.monitor is None or machine.pid is None:
         return
-    with contextlib.suppress(MonitorFailed, TimeoutError):
-        async with asyncio.timeout(CANCEL_TIMEOUT_S):
+    interrupted = machine.migration_status == transfer.INTERRUPTED
+    try:
+        async with asyncio.timeout(CANCEL_INTERRUPTED_S if interrupted else CANCEL_TIMEOUT_S):
             await machine.monitor.execute("migrate_cancel")
             while (await transfer.status(machine.monitor)).status not in transfer.ENDED:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+    except (MonitorFailed, TimeoutError):
+        if machine.migration_status in (transfer.INTERRUPTED, transfer.CANCELLING):
+            log.error("QEMU can't take its guest back: it is ended, and starts afresh", vm=machine.id)
+            await machine.kill()

@@ -22,7 +22,7 @@ DIRTY_RATE_S, DIRTY_RATE_SLACK_S, DIRTY_RATE_LOOK_S = 1, 5.0, 0.1
 SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
 ENDED = ("completed", "failed", "cancelled", "none")
-POST_COPY, INTERRUPTED = "postcopy-active", "postcopy-paused"
+POST_COPY, INTERRUPTED, CANCELLING = "postcopy-active", "postcopy-paused", "cancelling"
 NEVER_PERCENT, ALWAYS_PERCENT = 100, 1
 """How much the guest must write, in percent of what was sent, before QEMU slows it down."""
 THROTTLE_FIRST_PERCENT, THROTTLE_MORE_PERCENT = 30, 20
