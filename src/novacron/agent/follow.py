@@ -148,7 +148,7 @@ class Follower:
         if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first, self._first_at = self._forecast, now
         if self._policy is Policy.POST_COPY and self._passes_max == 1:
-            sender.shallow()  # what waits is sent before the devices, while the guest stands still
+            sender.shallow(urgent=True)  # what waits is sent before the devices, while the guest stands still
         if self._policy is Policy.POST_COPY and self._must_follow(status):
             log.info("the guest writes too fast: its memory will follow it", dirty=status.dirty_bytes_per_s)
             self._switching = True

@@ -81,7 +81,7 @@ async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Se
             with listening(machine.directory / OUTGOING_SOCKET) as server:
                 async with sender:
                     unknown_since = None
-                    sender.shallow()
+                    sender.shallow(urgent=True)
                     await transfer.resume(machine.monitor, machine.directory / OUTGOING_SOCKET)
                     log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
                     await pump(server, sender, back=True)

@@ -16,8 +16,9 @@ T = TypeVar("T")
 
 PIECE_BYTES = 512 * 1024
 """A source returns about so much at once where there is so much."""
-PIECE_SHALLOW_BYTES = 64 * 1024
-"""... and so much where nothing may wait on the way."""
+PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES = 256 * 1024, 64 * 1024
+"""... so much where little may wait on the way, and so much where somebody waits for every page. Smaller pieces cost
+more of the processor."""
 GATHER_MS = 1
 """How long a source waits for more before it returns less."""
 CHECK_S = 0.2

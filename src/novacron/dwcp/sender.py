@@ -22,7 +22,7 @@ from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
 from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
-from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, Handover, Source, Stages, Stopped
+from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Handover, Source, Stages, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 
 STREAMS_MAX = 16
@@ -178,6 +178,7 @@ class Sender:
         self._measured_from = 0
         self._stopped = False
         self._source: Source | None = None
+        self._piece_bytes: int | None = None
         self._back = BackReceiver()
         self.on_back: Callable[[bytes], None] | None = None
         """Called with what comes the other way. May raise OSError, which ends the session."""
@@ -203,12 +204,14 @@ class Sender:
             self._measured_from = self.counters.delivered_bytes
             self._pace()
 
-    def shallow(self) -> None:
-        """The stream's end may come soon: let little wait from now on, here and in the path."""
+    def shallow(self, *, urgent: bool = False) -> None:
+        """The stream's end may come soon, or somebody waits for every page (``urgent``): let little wait from now on,
+        here and in the path."""
         if self._unsent_max != UNSENT_FRAMES_SHALLOW:
             self._unsent_max = UNSENT_FRAMES_SHALLOW
+            self._piece_bytes = PIECE_URGENT_BYTES if urgent else PIECE_SHALLOW_BYTES
             if self._source is not None:
-                self._source.piece_bytes = PIECE_SHALLOW_BYTES
+                self._source.piece_bytes = self._piece_bytes
             self._pace()
 
     @property
@@ -461,8 +464,8 @@ class Sender:
         """Read and look pages up in one thread, compress in another, queue here."""
         loop = asyncio.get_running_loop()
         self._source = source
-        if self._unsent_max == UNSENT_FRAMES_SHALLOW:
-            source.piece_bytes = PIECE_SHALLOW_BYTES
+        if self._piece_bytes is not None:
+            source.piece_bytes = self._piece_bytes
         stop = threading.Event()
         pieces: Handover[Piece | None] = Handover(2, stop)
         stages = Stages(2, "dwcp-send")
