@@ -79,8 +79,8 @@ def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: fl
             for _ in range(20):
                 time.sleep(0.25)
                 now = victim.client.get("vms", vm["id"])
-                for line in reversed(victim.console_log(now).splitlines()):
-                    if line.startswith(answer):
+                for line in reversed(victim.console_log(now).splitlines(keepends=True)):
+                    if line.startswith(answer) and line.endswith("\n"):  # else more of it is to come
                         return line
         raise AssertionError(f"the guest does not answer {command!r}:\n{victim.console_log(now)[-500:]}")
     finally:
