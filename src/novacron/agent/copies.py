@@ -12,7 +12,7 @@ from novacron import pki
 from novacron.agent import disks
 from novacron.agent.outgoing import address
 from novacron.agent.settings import Settings
-from novacron.disk.files import NewFile
+from novacron.disk.files import NewFile, make_durable
 from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
 from novacron.disk.stream import Head, Player, StreamError, Volume
 from novacron.dwcp.connection import Pool
@@ -76,6 +76,7 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: Settings
             path.chmod(0o644)
         scratch.chmod(0o755)
         scratch.rename(target)
+        await asyncio.to_thread(make_durable, target)
     except (ReceiveFailed, ImageUnusable, OSError, TimeoutError) as error:
         raise CopyFailed(str(error) or type(error).__name__) from error
     finally:

@@ -140,6 +140,12 @@ async def withdraw(machine: Machine) -> None:
     (machine.directory / DISK_SOCKET).unlink(missing_ok=True)
 
 
+async def is_whole(machine: Machine) -> bool:
+    """Say whether ``withdraw`` was done, perhaps by an earlier agent. Raises MonitorFailed."""
+    assert machine.monitor is not None
+    return not await mirror.is_served(machine.monitor)
+
+
 async def send_layer(path: Path, sender: Sender, image: Image) -> None:
     """Send the layer of a VM that does not run, as a file; returns when the peer has it. Raises SendFailed, OSError."""
     await send_files([(DISK_LAYER, path)], sender, image.info.digest)
@@ -186,5 +192,6 @@ async def receive_layer(session: Incoming, directory: Path, image: Image, bytes_
     try:
         await session.receive(Player(open_))
         scratch.rename(directory / DISK_LAYER)
+        await asyncio.to_thread(files.make_durable, directory)
     finally:
         scratch.unlink(missing_ok=True)

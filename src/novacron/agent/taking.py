@@ -60,7 +60,7 @@ class Taking:
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
         if worker.record.migration == task.migration:
-            if await self._has_all(cold=cold):
+            if await self._has_all(image, cold=cold):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             await worker.destroy()
@@ -71,11 +71,14 @@ class Taking:
         work = self._take_layer(task, wanted, image) if cold else self._load(task, wanted, image)
         self._transfer = asyncio.create_task(work, name=f"load-{worker.vm}")
 
-    async def _has_all(self, *, cold: bool) -> bool:
+    async def _has_all(self, image: Image, *, cold: bool) -> bool:
+        """Say whether an earlier agent received everything: memory may be there before the disk is."""
         machine = self._worker.machine
         if cold:
             return (machine.directory / DISK_LAYER).exists()
-        return await machine.status() in ("paused", "shutdown")
+        if await machine.status() not in ("paused", "shutdown"):
+            return False
+        return image.disk is None or await disks.is_whole(machine)
 
     def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
         self._worker.store(

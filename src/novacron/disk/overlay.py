@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+from novacron.disk.files import make_durable
+
 IMG = "qemu-img"
 TIMEOUT_S = 30.0
 SAID_BYTES_MAX = 500
@@ -37,3 +39,4 @@ async def create(path: Path, below: Path) -> None:
     if process.returncode:
         raise OverlayFailed(f"{IMG} failed: {said[-SAID_BYTES_MAX:].decode(errors='replace').strip()}")
     scratch.rename(path)
+    await asyncio.to_thread(make_durable, path.parent)

@@ -86,6 +86,11 @@ async def serve(monitor: Monitor, path: Path) -> None:
     await monitor.execute("block-export-add", export)
 
 
+async def is_served(monitor: Monitor) -> bool:
+    """Say whether something can still be written to the disk over NBD: it may lack what is on its way."""
+    return bool(await monitor.execute("query-block-exports"))
+
+
 async def close(monitor: Monitor) -> None:
     """Nothing is written to the disk over NBD any more."""
     await monitor.execute("nbd-server-stop")

@@ -1,0 +1,52 @@
+"""A disk that waits for its VM, in a real QEMU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from novacron.disk import overlay
+from novacron.disk.images import scan
+from novacron.disk.nbd import Client
+from novacron.model.node import AcceleratorKind
+from novacron.qemu import mirror
+from novacron.qemu.command import Config, Nic, command, monitor_path
+from novacron.qemu.monitor import Monitor
+
+PAGE = 4096
+
+
+async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_come(
+    images: Path, tmp_path: Path
+) -> None:
+    """A restarted agent asks that before it promises: memory may be there before the disk is."""
+    image = scan(images)[0]["disk"]
+    assert image.disk is not None
+    layer, data = tmp_path / "disk.qcow2", os.urandom(4 * PAGE)
+    await overlay.create(layer, image.disk)
+    config = Config(
+        "waits", tmp_path, 1, 128, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
+        Nic("52:54:00:00:00:02", None), layer,
+    )  # fmt: skip
+    process = subprocess.Popen(command(config, incoming=True))  # noqa: ASYNC220
+    monitor = await Monitor.connect(monitor_path(tmp_path), lambda *_: None, lambda: process.poll() is None)
+    try:
+        assert not await mirror.is_served(monitor)
+        await mirror.serve(monitor, tmp_path / "disk.sock")
+        client = Client(tmp_path / "disk.sock", mirror.EXPORT)
+        assert client.size_bytes == image.info.disk_bytes
+        client.write(PAGE, data)
+        client.flush()
+        client.close()
+        assert await mirror.is_served(monitor), "the client has left, and another could come"
+        await mirror.close(monitor)
+        assert not await mirror.is_served(monitor)
+    finally:
+        await monitor.close()
+        process.kill()
+        process.wait()
+    whole = tmp_path / "whole"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(layer), str(whole)], check=True)  # noqa: ASYNC221
+    before = image.disk.read_bytes()
+    assert whole.read_bytes() == before[:PAGE] + data + before[5 * PAGE :]
