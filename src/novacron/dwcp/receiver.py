@@ -30,7 +30,8 @@ from novacron.dwcp.frames import (
 from novacron.dwcp.pages import PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.ring import SLOTS, Ring
-from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, STREAMS_MAX, WINDOW_FRAMES
+from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
+from novacron.dwcp.streams import STREAMS_MAX
 
 HELLO_TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 256

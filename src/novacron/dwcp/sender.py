@@ -24,8 +24,8 @@ from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, Pro
 from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Handover, Source, Stages, Stopped
 from novacron.dwcp.ring import PAGE, Ring
+from novacron.dwcp.streams import STREAMS_MAX, StreamCount
 
-STREAMS_MAX = 16
 WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""
 RETAINED_BYTES_MAX = 32 * 1024 * 1024
@@ -53,11 +53,6 @@ STUCK_S = 120.0
 """A peer that answers and takes nothing for so long is given up."""
 REPAIR_PAGES = 15
 CHOOSE_AGAIN_S = 1.0
-QUEUE_RTT_FACTOR = 1.4
-PROBE_S = 1.5
-PROBE_GAIN = 1.08
-PROBE_BLOCKED = 0.8
-PROBE_AGAIN_S = 15.0
 
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
@@ -561,7 +556,7 @@ class Sender:
         """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""
         assert self._group is not None
         lost = False
-        count = _StreamCount(self._wanted, fixed=self._options.streams is not None)
+        count = StreamCount(self._wanted, fixed=self._options.streams is not None)
         while True:
             now = time.monotonic()
             if now - self._heard_at > self._options.outage_s:
@@ -615,40 +610,3 @@ class Sender:
                 link.best_rate = max(link.best_rate, measured.delivery_rate)
                 self.counters.rtt_ms = round(measured.rtt_s * 1e3, 1)
         self.counters.retransmits = self._retransmits_lost + sum(link.retransmits for link in self._links)
-
-
-class _StreamCount:
-    """Decides how many connections a path wants: one more where data waits and the bottleneck has no queue, and one
-    less again if that made no difference."""
-
-    def __init__(self, wanted: int, *, fixed: bool) -> None:
-        self.wanted = wanted
-        self._fixed = fixed
-        self._at = time.monotonic()
-        self._blocked_s = 0.0
-        self._rate = 0.0
-        self._probing = False
-        self._not_before = 0.0
-
-    def step(self, now: float, blocked_s: float, paths: Sequence[sockets.Measured]) -> int:
-        """Return how many connections there should be. ``blocked_s`` is the time in which data waited so far."""
-        passed = now - self._at
-        if self._fixed or passed < PROBE_S or not paths:
-            return self.wanted
-        blocked = (blocked_s - self._blocked_s) / passed
-        rate = float(sum(path.delivery_rate for path in paths))
-        self._at, self._blocked_s = now, blocked_s
-        if self._probing:
-            self._probing = False
-            if rate < self._rate * PROBE_GAIN:
-                self.wanted -= 1
-                self._not_before = now + PROBE_AGAIN_S
-        elif (
-            blocked > PROBE_BLOCKED
-            and self.wanted < STREAMS_MAX
-            and now > self._not_before
-            and all(path.rtt_s < path.rtt_min_s * QUEUE_RTT_FACTOR for path in paths)
-        ):
-            self._probing, self._rate = True, rate
-            self.wanted += 1
-        return self.wanted
