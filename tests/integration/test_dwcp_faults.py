@@ -411,7 +411,7 @@ async def test_frames_that_come_twice_are_taken_once(ends: Ends, listening: tupl
     sent, crc = [], 0
     for number, word in enumerate((b"one", b"two", b"three")):
         piece = encoder.encode(word, [(0, 0, len(word), 0, 0, False)])
-        crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
+        crc = zlib.crc32(piece.check.to_bytes(8, "big"), crc)
         sent.append(Frame(FrameType.DATA, number, piece.finish(*compressor.compress(piece.body))))
     end = Frame(FrameType.END, 3, msgspec.msgpack.encode(End(11, 3, crc)))
     for frame in (sent[1], sent[0], sent[0], sent[1], sent[2], end, sent[2]):

@@ -20,6 +20,9 @@ from novacron.telemetry import logs
 PROGRESS_INTERVAL_S = 0.5
 LOOK_S, LOOK_CLOSELY_S = 0.1, 0.02
 """How often QEMU is asked how it stands: in the first pass, and after it."""
+NEAR_END_S = 0.15
+"""So near to the end of the first pass, at the pace that it had when it did not wait for the link, nothing may queue
+up any more."""
 NEAR_END_BYTES = 96 << 20
 """With so little of the first pass left, nothing may queue up any more."""
 RATIO_AFTER_BYTES, RATIO_GUESS = 16 << 20, 0.4
@@ -108,7 +111,7 @@ class Follower:
                 pump.result()
             changed = asyncio.create_task(status_changed.wait())
             waiting = {changed} if pump.done() else {changed, pump}
-            close = status.passes > 1 or self._policy is Policy.POST_COPY
+            close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
             pause_s = LOOK_CLOSELY_S if close and not self._switching else LOOK_S
             await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
@@ -129,8 +132,10 @@ class Follower:
 
     async def _steer(self, sender: Sender, status: TransferStatus, now: float) -> None:
         """Foresee the rest; stop the guest once that is short enough, slow it down if it would never be."""
-        if status.passes > 1 or 0 < status.remaining_bytes < NEAR_END_BYTES:
+        if status.passes > 1:
             sender.shallow()
+        elif status.remaining_bytes > 0:
+            self._narrow(sender, status, now)
         if status.passes != self._passes:
             if self._passes > 0:  # what a pass begins with was written in the one before
                 self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
@@ -168,6 +173,16 @@ class Follower:
                 "the guest writes faster than the link takes it: it is slowed down", dirty=status.dirty_bytes_per_s
             )
             await transfer.throttle(self._monitor)
+
+    def _narrow(self, sender: Sender, status: TransferStatus, now: float) -> None:
+        """In the first pass: let wait only what can be sent until its end, and nothing near it."""
+        left = status.remaining_bytes
+        working_s = now - self._pass_at - sender.counters.blocked_s
+        left_s = working_s * left / max(1, status.total_bytes - left)
+        if left_s < NEAR_END_S and left < NEAR_END_BYTES:
+            sender.shallow()
+        else:
+            sender.narrow(max(0.0, left_s - NEAR_END_S))
 
     def _must_follow(self, status: TransferStatus) -> bool:
         """Say whether the guest has to run at the target before its memory is there."""

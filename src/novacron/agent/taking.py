@@ -114,16 +114,17 @@ class Taking:
                 worker.machine.start(wanted.spec, image, host.accelerator, wanted.machine, incoming=True)
             )
             try:
-                terms = await self._terms(wanted, image, of_disk=False)
-                with host.listener.expect(task.migration, task.peer, terms) as session:
-                    await starting
-                    if image.disk is None:
-                        await self._load_from(task, session, None)
-                    else:
-                        terms = await self._terms(wanted, image, of_disk=True)
-                        name = disks.session_of(task.migration)
-                        with host.listener.expect(name, task.peer, terms) as disk:
-                            await self._load_from(task, session, (disk, image))
+                with host.listener.announce(task.migration, task.peer):
+                    terms = await self._terms(wanted, image, of_disk=False)
+                    with host.listener.expect(task.migration, task.peer, terms) as session:
+                        await starting
+                        if image.disk is None:
+                            await self._load_from(task, session, None)
+                        else:
+                            terms = await self._terms(wanted, image, of_disk=True)
+                            name = disks.session_of(task.migration)
+                            with host.listener.expect(name, task.peer, terms) as disk:
+                                await self._load_from(task, session, (disk, image))
             finally:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)

@@ -12,7 +12,7 @@ from novacron.dwcp.frames import ProtocolError
 WINDOW_LOG_MAX = 27
 """log2 of the longest window in bytes: 128 MiB, held by each end while such a stream is in use."""
 LIGHT = 0
-FIRST = 2
+FIRST = 3
 SLICE_BYTES = 1024
 """Compressed bytes decoded at once: a hostile peer's few bytes can become 32 MiB at most before they are counted."""
 
@@ -26,7 +26,7 @@ METHODS = (
     Method(0, None),  # as it is, and pages are not looked up either: for links that are faster than this processor
     Method(1, 23),
     Method(3, 27),
-    Method(6, 27),
+    Method(5, 27),
     Method(9, 27),
 )
 LIGHTER_AFTER_S = 0.1

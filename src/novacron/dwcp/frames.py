@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("!BBHIQI")
 CHECKED = HEADER.size - 4
 PAYLOAD_BYTES_MAX = 64 * 1024

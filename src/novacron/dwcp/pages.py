@@ -7,31 +7,31 @@ grows by 4096 from one to the next, and a page.
 
 from __future__ import annotations
 
-import hashlib
 import struct
-import zlib
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import msgspec
+from blake3 import blake3
 
 from novacron.dwcp.compression import Decompressor
 from novacron.dwcp.frames import ProtocolError
 from novacron.dwcp.ring import PAGE, Ring
 
 DIGEST_BYTES = 16
+CHECK_BYTES = 8
 KEY_BYTES = 32
 RECORD = 8 + PAGE
 PIECE_BYTES_MAX = 4 * 1024 * 1024
 """Longest piece of the stream, in bytes before encoding and after decoding."""
 OPS_MAX = 65_536
 OP = struct.Struct("!BIQQ")
-HEADER = struct.Struct("!BBHIIIIII")
+HEADER = struct.Struct("!BBHIIIIIQ")
 DELTA_ZEROS_MIN = PAGE // 2
 """A page is sent as a difference when at least so many bytes of it did not change."""
 SAMPLE_STRIDE = 64
-SAMPLE_DISTINCT_MIN = 50
+SAMPLE_DISTINCT_MIN = 54
 """A page whose 64 sampled bytes have so many different values is taken for incompressible (random bytes: 56.6)."""
 FRESH = 1
 MISMATCH = "a piece does not decode to what was encoded: its checksum does not match"
@@ -81,18 +81,20 @@ class Base(Protocol):
 
 
 class PageHash:
-    """SHA-256 under a project's key, cut to 16 bytes: who does not know the key can neither make two pages of one
+    """BLAKE3 under a project's key, cut to 16 bytes: who does not know the key can neither make two pages of one
     digest nor tell which page has a given one."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a page key has {KEY_BYTES} bytes, got {len(key)}")
-        self._start = hashlib.sha256(key.ljust(64, b"\0"))
+        self.key = key
 
     def digest(self, page: bytes | memoryview) -> bytes:
-        state = self._start.copy()
-        state.update(page)
-        return state.digest()[:DIGEST_BYTES]
+        return blake3(page, key=self.key).digest(length=DIGEST_BYTES)
+
+    def check(self, data: bytes) -> int:
+        """Return the 64 bits by which a piece is checked as a whole."""
+        return int.from_bytes(blake3(data, key=self.key).digest(length=CHECK_BYTES), "big")
 
 
 class Savings(msgspec.Struct):
@@ -120,15 +122,16 @@ class Piece(msgspec.Struct):
     literals: int
     deltas: int
     raw_bytes: int
-    crc32: int
-    referenced: list[bytes]
-    """The pages that BASE ops name, in order: the peer asks for those that it finds damaged."""
+    check: int
+    referenced: list[bytes | int]
+    """The pages that BASE ops name, in order: the peer asks for those that it finds damaged. Of a base that this end
+    has itself, number << 40 | index."""
 
     def finish(self, method: int, fresh: bool, data: bytes) -> bytes:
         """Return the piece as it is sent, its body compressed to ``data``."""
         header = HEADER.pack(
             method, FRESH if fresh else 0, 0, self.ops, self.opaque, self.literals, self.deltas, self.raw_bytes,
-            self.crc32,
+            self.check,
         )  # fmt: skip
         return b"".join((header, len(data).to_bytes(4, "big"), data, self.stored))
 
@@ -144,16 +147,21 @@ class Encoder:
         self._ring = ring
         self._bases: dict[bytes, int] = {}
         self._kinds: list[str] = []
+        self._own: list[bool] = []
         self._slots: dict[bytes, int] = {}
         self._versions: dict[int, int] = {}
         self._held: dict[int, tuple[bytes, int]] = {}
         self._forgotten = 0
 
-    def add_base(self, number: int, kind: str, first: int, digests: Sequence[bytes]) -> None:
-        """Learn that the receiver's base ``number`` holds pages of these digests from index ``first`` on."""
+    def add_base(
+        self, number: int, kind: str, first: int, digests: Sequence[bytes], *, own: bool = False
+    ) -> None:  # fmt: skip
+        """Learn that the receiver's base ``number`` holds pages of these digests from index ``first`` on; ``own`` says
+        that this end can read them, too."""
         while len(self._kinds) <= number:
             self._kinds.append("")
-        self._kinds[number] = kind
+            self._own.append(False)
+        self._kinds[number], self._own[number] = kind, own
         start = number << 40 | first
         known = self._bases
         for index, digest in enumerate(digests, start):
@@ -167,9 +175,10 @@ class Encoder:
         stored: list[bytes] = []
         deltas: list[bytes] = []
         fresh: list[bytes] = []
-        referenced: list[bytes] = []
+        referenced: list[bytes | int] = []
+        own = self._own
         savings = self.savings
-        start = self._hash._start
+        page_key = self._hash.key
         known, slots, versions = self._bases.get, self._slots, self._versions
         ring = self._ring
         next_slot = ring.next if ring is not None else 0
@@ -197,13 +206,11 @@ class Encoder:
             for number in range(length):
                 page = data[at : at + PAGE]
                 at += RECORD
-                state = start.copy()
-                state.update(page)
-                digest = state.digest()[:DIGEST_BYTES]
+                digest = blake3(page, key=page_key).digest(16)
                 argument = known(digest)
                 if argument is not None:
                     op = 6
-                    referenced.append(page)
+                    referenced.append(argument if own[argument >> 40] else page)
                 else:
                     argument = slots.get(digest)
                     if argument is not None and argument >= oldest:
@@ -243,8 +250,8 @@ class Encoder:
         body = b"".join((*ops, *opaque, *literals, *deltas))
         opaque_bytes = sum(map(len, opaque))
         return Piece(
-            body, b"".join(stored), len(ops), opaque_bytes, len(literals), len(deltas), len(data), zlib.crc32(data),
-            referenced,
+            body, b"".join(stored), len(ops), opaque_bytes, len(literals), len(deltas), len(data),
+            self._hash.check(data), referenced,
         )  # fmt: skip
 
     def _count(self, op: int, count: int, argument: int) -> None:
@@ -280,7 +287,7 @@ class Missing(msgspec.Struct):
     """Where in ``parts`` they belong."""
     ordinals: list[int]
     raw_bytes: int
-    crc32: int
+    check: int
 
 
 class _Use(NamedTuple):
@@ -305,15 +312,18 @@ class Decoder:
         self._decompressor = Decompressor()
         self.damaged = 0
         """Pages of bases that were not what their digests say."""
+        self.check = 0
+        """What the last piece was checked against."""
 
     def decode(self, data: bytes) -> bytes | Missing:
         """Return a piece of the stream, or what it lacks. Raises ProtocolError for what no encoder makes, and OSError
         when the disk is full."""
         if len(data) < HEADER.size + 4:
             raise ProtocolError("a piece shorter than its header")
-        method, flags, _, ops, opaque, literals, deltas, raw_bytes, crc = HEADER.unpack_from(data)
+        method, flags, _, ops, opaque, literals, deltas, raw_bytes, check = HEADER.unpack_from(data)
         if raw_bytes > PIECE_BYTES_MAX or ops > OPS_MAX or max(literals, deltas) * PAGE > PIECE_BYTES_MAX:
             raise ProtocolError(f"a piece of {raw_bytes} bytes in {ops} ops is over the limits")
+        self.check = check
         length = ops * OP.size + opaque + (literals + deltas) * PAGE
         if length > 2 * PIECE_BYTES_MAX:
             raise ProtocolError(f"a piece with a body of {length} bytes is over the limits")
@@ -322,11 +332,11 @@ class Decoder:
         if compressed > len(view):
             raise ProtocolError("a piece ends before its body does")
         body = self._decompressor.decompress(method, bool(flags & FRESH), view[:compressed], length)
-        return self._rebuild(body, view[compressed:], ops, opaque, literals, deltas, raw_bytes, crc)
+        return self._rebuild(body, view[compressed:], ops, opaque, literals, deltas, raw_bytes, check)
 
     def _rebuild(
         self, body: bytes, stored: memoryview, ops: int, opaque: int, literals: int, deltas: int, raw_bytes: int,
-        crc: int,
+        check: int,
     ) -> bytes | Missing:  # fmt: skip
         toldat = ops * OP.size + opaque
         columns = {
@@ -339,7 +349,7 @@ class Decoder:
         first = ring.next if ring is not None else 0
         fresh: list[bytes] = []
         parts: list[bytes | memoryview] = []
-        missing = Missing([], [], [], raw_bytes, crc)
+        missing = Missing([], [], [], raw_bytes, check)
         sealed: list[_Use] = []
         ordinal, total = 0, 0
         for code, count, header, argument in OP.iter_unpack(memoryview(body)[: ops * OP.size]):
@@ -392,7 +402,7 @@ class Decoder:
             ring.append(fresh)
         if not missing.ordinals:
             raw = b"".join(parts)
-            if zlib.crc32(raw) == crc:
+            if self._hash.check(raw) == check:
                 return raw
         for use in sealed:
             self._check(use, missing)
@@ -439,7 +449,7 @@ class Decoder:
         for place, page in zip(missing.places, pages, strict=True):
             missing.parts[place] = page
         raw = b"".join(missing.parts)
-        if zlib.crc32(raw) != missing.crc32:
+        if self._hash.check(raw) != missing.check:
             raise ProtocolError(MISMATCH)
         return raw
 

@@ -27,13 +27,15 @@ from novacron.dwcp.frames import (
     RepairedPages,
     Welcome,
 )
-from novacron.dwcp.pages import PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.pages import CHECK_BYTES, PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.ring import SLOTS, Ring
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
 from novacron.dwcp.streams import STREAMS_MAX
 
 HELLO_TIMEOUT_S = 10.0
+ANNOUNCED_S = 4.0
+"""How long a sender may wait for a session that was announced: less than it waits for an answer."""
 CONNECTIONS_MAX = 256
 ACK_INTERVAL_S = 0.01
 REPAIR_AGAIN_S = 2.0
@@ -202,7 +204,7 @@ class Incoming:
                 self.damaged_pages = decoder.damaged
                 asking = asyncio.run_coroutine_threadsafe(self._repair(pieces, raw.ordinals), loop)
                 raw = decoder.repair(raw, asking.result())
-            crc = zlib.crc32(zlib.crc32(raw).to_bytes(4, "big"), crc)
+            crc = zlib.crc32(decoder.check.to_bytes(CHECK_BYTES, "big"), crc)
             pieces += 1
             raw_bytes += len(raw)
             written.put((raw, frame.sequence + 1))
@@ -358,6 +360,7 @@ class Listener:
         self.on_refused: Callable[[str, str], None] | None = None
         """Called with a session that is not expected, and the node that would begin it."""
         self._expected: dict[str, Incoming] = {}
+        self._announced: dict[tuple[str, str], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -380,12 +383,24 @@ class Listener:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.contextmanager
+    def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
+        """A node's session will be expected before this block ends: whoever opens it early waits until it is."""
+        decided = self._announced[session, peer] = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._announced.pop((session, peer), None)
+            decided.set()
+
+    @contextlib.contextmanager
     def expect(self, session: str, peer: str, terms: Terms):  # type: ignore[no-untyped-def]
         """Expect a session from a node, for as long as the block runs; yields its ``Incoming``."""
         if session in self._expected:
             raise ValueError(f"session {session} is expected already")
         incoming = Incoming(session, peer, terms)
         self._expected[session] = incoming
+        if (announced := self._announced.pop((session, peer), None)) is not None:
+            announced.set()
         try:
             yield incoming
         finally:
@@ -419,6 +434,10 @@ class Listener:
             if frame.type is not FrameType.HELLO:
                 raise ProtocolError(f"expected HELLO, got {frame.type.name}")
             hello = msgspec.msgpack.decode(frame.payload, type=Hello)
+            announced = self._announced.get((hello.session, peer))
+            if announced is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(announced.wait(), ANNOUNCED_S)
             incoming = self._expected.get(hello.session)
             if incoming is None or incoming.peer != peer:
                 if self.on_refused is not None:

@@ -21,14 +21,14 @@ from novacron.dwcp.back import BackReceiver
 from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
-from novacron.dwcp.pages import DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
+from novacron.dwcp.pages import CHECK_BYTES, DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Handover, Source, Stages, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 from novacron.dwcp.streams import STREAMS_MAX, StreamCount
 
 WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""
-RETAINED_BYTES_MAX = 32 * 1024 * 1024
+RETAINED_BYTES_MAX = 96 * 1024 * 1024
 """Pages told by reference that are kept until the peer has found them all."""
 UNSENT_FRAMES_DEEP = 192
 """What may wait for a connection while no one waits for the stream's end: 12 MiB, so that the link is busy while there
@@ -150,6 +150,8 @@ class Sender:
         check = self._hash.digest(b"key check")
         own = {base.name: base for base in options.bases}
         self._own_bases = own
+        self._shared_bases: dict[int, Base] = {}
+        """Those of them that the receiver has too, by its numbers."""
         self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, tuple(own)))
         self._encoder: Encoder | None = None
         self._ring: Ring | None = None
@@ -159,7 +161,7 @@ class Sender:
         self._frames: dict[int, Frame] = {}
         self._unsent: deque[int] = deque()
         self._next = self._acked = 0
-        self._retained: deque[tuple[int, int, int, list[bytes]]] = deque()
+        self._retained: deque[tuple[int, int, int, list[bytes | int]]] = deque()
         self._retained_bytes = 0
         self._pieces = 0
         self._tick = asyncio.Event()
@@ -198,6 +200,13 @@ class Sender:
                 link.best_rate = 0  # it was measured under the old limit: the path may carry more
             self._measured_from = self.counters.delivered_bytes
             self._pace()
+
+    def narrow(self, left_s: float) -> None:
+        """The stream may end in ``left_s`` seconds, not sooner: let no more wait here than can be sent by then."""
+        known = self.counters.delivered_bytes - self._measured_from >= KNOWN_AFTER_BYTES
+        if known and self._unsent_max != UNSENT_FRAMES_SHALLOW:
+            frames_ = int(left_s * self.rate_bytes_per_s / frames.PAYLOAD_BYTES_MAX)
+            self._unsent_max = max(UNSENT_FRAMES_SHALLOW + 1, min(UNSENT_FRAMES_DEEP, frames_))
 
     def shallow(self, *, urgent: bool = False) -> None:
         """The stream's end may come soon, or somebody waits for every page (``urgent``): let little wait from now on,
@@ -292,7 +301,8 @@ class Sender:
         for number, info in enumerate(welcome.bases):
             own = self._own_bases.get(info.name)
             if info.told == 0 and own is not None and len(own.digests) == info.count:
-                encoder.add_base(number, info.kind, 0, own.digests)
+                encoder.add_base(number, info.kind, 0, own.digests, own=True)
+                self._shared_bases[number] = own
         self._encoder = encoder
         kinds = [info.kind for info in welcome.bases]
         left = sum(info.told for info in welcome.bases)
@@ -322,7 +332,7 @@ class Sender:
             if self._unsent_max == UNSENT_FRAMES_SHALLOW and known and link.best_rate > 0:
                 free = int(link.best_rate * SHALLOW_SHARE)
                 wanted = free if each is None else min(each, free)
-            link.connection.deepen(self._unsent_max == UNSENT_FRAMES_DEEP)
+            link.connection.deepen(self._unsent_max != UNSENT_FRAMES_SHALLOW)
             link.connection.pace(wanted)
 
     async def _serve(self, link: _Link) -> None:
@@ -412,10 +422,20 @@ class Sender:
                 raise SendFailed(f"the peer asks for pages that piece {piece} does not have")
             for start in range(0, len(missing.ordinals), REPAIR_PAGES):
                 part = missing.ordinals[start : start + REPAIR_PAGES]
-                data = b"".join(pages[ordinal] for ordinal in part)
+                data = b"".join(self._page(pages[ordinal]) for ordinal in part)
                 payload = msgspec.msgpack.encode(RepairedPages(piece, part, data))
                 self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
                 self.counters.repaired_pages += len(part)
+
+    def _page(self, referred: bytes | int) -> bytes:
+        """Return a page that the encoder referred to. Raises SendFailed when this end's copy is damaged, too."""
+        if isinstance(referred, bytes):
+            return referred
+        base, index = self._shared_bases[referred >> 40], referred & (1 << 40) - 1
+        page = base.read(index, 1)
+        if len(page) != PAGE or self._hash.digest(page) != base.digests[index]:
+            raise SendFailed(f"page {index} of {base.name} is damaged on both nodes")
+        return page
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -504,7 +524,7 @@ class Sender:
             chosen = compressor.compress(piece.body)
             encoder.savings.before_compression += len(piece.body)
             encoder.savings.after_compression += len(chosen[2])
-            crc = zlib.crc32(piece.crc32.to_bytes(4, "big"), crc)
+            crc = zlib.crc32(piece.check.to_bytes(CHECK_BYTES, "big"), crc)
             raw_bytes += piece.raw_bytes
             asyncio.run_coroutine_threadsafe(self._queue(piece, piece.finish(*chosen)), loop).result()
             now = _Marks(
@@ -531,7 +551,7 @@ class Sender:
             part = data[start : start + frames.PAYLOAD_BYTES_MAX]
             more = start + len(part) < len(data)
             self._put(Frame(FrameType.DATA, self._next, part, frames.MORE if more else 0))
-        size = len(piece.referenced) * PAGE
+        size = sum(PAGE for page in piece.referenced if isinstance(page, bytes))
         self._retained.append((self._next - 1, self._pieces, size, piece.referenced))
         self._retained_bytes += size
         self._pieces += 1
@@ -575,7 +595,7 @@ class Sender:
             if self._unsent_max == UNSENT_FRAMES_SHALLOW:
                 self._pace()
             paths = [measured for link in self._links if (measured := link.connection.measured()) is not None]
-            if self._unsent_max == UNSENT_FRAMES_DEEP:
+            if self._unsent_max != UNSENT_FRAMES_SHALLOW:
                 self._wanted = count.step(now, self.counters.blocked_s, paths)
             for number, link in enumerate(self._links):
                 link.idle = number >= self._wanted

@@ -21,7 +21,7 @@ from pathlib import Path
 from novacron.dwcp.pages import DIGEST_BYTES, PageHash
 from novacron.dwcp.ring import PAGE
 
-MAGIC = b"NVPAGES2"
+MAGIC = b"NVPAGES3"
 HEAD = struct.Struct("!8s16sQ")
 BATCH = 1024
 NAME = re.compile(r"^[a-z0-9][a-z0-9:.-]{0,127}$")
