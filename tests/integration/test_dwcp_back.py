@@ -84,7 +84,7 @@ async def test_a_sender_that_begins_anew_ends_a_session_that_may_be_replaced(
 async def test_a_session_that_is_not_expected_is_told_of(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     asked: list[tuple[str, str]] = []
-    listener.on_refused = lambda session, peer: asked.append((session, peer))
+    listener.on_knock = lambda session, peer: asked.append((session, peer))
     with pytest.raises(SendFailed, match="no session 'other' is expected from a"):
         await ends.sender(port, session="other").__aenter__()
     assert asked == [("other", "a")]

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from novacron import pki
-from novacron.agent import disks, outgoing, postcopy
+from novacron.agent import disks, left, outgoing, postcopy
 from novacron.agent.disks import Leaving
 from novacron.agent.follow import TransferFailed
 from novacron.agent.journal import PostCopy
@@ -46,6 +46,8 @@ class Giving:
         self._opening: Opening | None = None
         self._memory_moves = False
         self._failure: str | None = None
+        self._gave: wire.Task | None = None
+        """The migration that the VM left by."""
 
     async def step(self, task: wire.Task) -> bool:
         """Do the next step; say whether QEMU must be left alone meanwhile."""
@@ -114,11 +116,12 @@ class Giving:
         return self._opening
 
     async def _options(self) -> Options:
-        return self._options_with(await self._bases(of_disk=False))
+        known = await self._worker.host.pages.left_elsewhere(self._worker.vm, self._worker.tenant())
+        return self._options_with(await self._bases(of_disk=False), known)
 
-    def _options_with(self, bases: list[Base]) -> Options:
+    def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> Options:
         worker, settings = self._worker, self._worker.host.settings
-        return Options(worker.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams)
+        return Options(worker.tenant().key, settings.rings_dir, bases, known, settings.outage_s, settings.streams)
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:
         """Return pages whose digests need not be told; without them they are told."""
@@ -148,7 +151,7 @@ class Giving:
                 await self._send_memory(task, None)
                 return
             assert task.endpoint is not None
-            options = self._options_with(await self._bases(of_disk=True))
+            options = self._options_with(await self._bases(of_disk=True), {})
             session = disks.session_of(task.migration)
             peer = pki.node_host(task.peer)
             sender = Sender(outgoing.address(task.endpoint), peer, session, worker.host.pool, options)
@@ -246,9 +249,20 @@ class Giving:
         moving = None
         if follows:
             moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
+        self._gave = task
         worker.store(held=release(worker.record.held, task.epoch), migration=task.migration, post_copy=moving)
         log.info("everything is sent: promised not to run it", vm=worker.vm, migration=task.migration)
         worker.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+
+    def tell_left(self) -> None:
+        """Tell the node that the VM went to what is kept of it here."""
+        host = self._worker.host
+        if self._gave is not None:
+            host.aside(
+                left.tell(
+                    host.pages.store, self._worker.vm, self._worker.tenant(), self._gave, host.pool, host.settings
+                )
+            )
 
     async def fail(self, migration: str, why: str) -> None:
         """This side can't go on."""

@@ -31,6 +31,7 @@ from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
 from novacron.model.ownership import Claim
 from novacron.model.token import decode_ticket
+from novacron.net import tap
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -39,6 +40,7 @@ log = logs.get(__name__)
 IMAGES_CHECK_S = 5.0
 PROBES_MAX = 4
 COPIES_MAX = 4
+ASIDE_MAX = 32
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
 
@@ -64,7 +66,7 @@ class _Few:
         try:
             await work
         except Exception:  # a defect met in one must not take the agent, and its VMs' workers, away
-            log.exception("defect in a probe or a copy")
+            log.exception("defect in work that is done aside")
 
 
 class Agent:
@@ -80,11 +82,12 @@ class Agent:
         self._tasks: asyncio.TaskGroup | None = None
         self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
         self._consoles = Consoles(settings.vms_dir, self._link.send)
-        self._probes, self._copies = _Few(PROBES_MAX), _Few(COPIES_MAX)
+        self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
         self._looking = asyncio.Lock()
         host.send = self._link.send
+        host.aside = self._start_aside
         host.neighbours = self._neighbours
-        host.listener.on_refused = self._refused
+        host.listener.on_knock = self._knocked
 
     async def run(self) -> None:
         """Work until cancelled. VMs go on running afterwards."""
@@ -94,8 +97,10 @@ class Agent:
                 if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
                     self._add(vm, record)
             tasks.create_task(self._link.run(), name="link")
+            if self._settings.bridge is not None:
+                tasks.create_task(asyncio.to_thread(tap.load), name="network")
             tasks.create_task(self._watch_images(), name="images")
-            self._probes.tasks = self._copies.tasks = tasks
+            self._probes.tasks = self._copies.tasks = self._aside.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
         assert self._tasks is not None
@@ -111,7 +116,13 @@ class Agent:
     def _neighbours(self) -> list[Neighbour]:
         return [found for worker in self._workers.values() if (found := worker.neighbour()) is not None]
 
-    def _refused(self, session: str, peer: str) -> None:
+    def _start_aside(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._aside.full():
+            work.close()
+        else:
+            self._aside.start(work)
+
+    def _knocked(self, session: str, peer: str) -> None:
         for worker in self._workers.values():
             worker.is_knocked(session, peer)
 
@@ -251,6 +262,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             pool=pool,
             pages=pages,
             neighbours=list,
+            aside=lambda work: work.close(),
             send=lambda _: None,
         )
         try:

@@ -19,7 +19,7 @@ from novacron.agent.settings import Settings
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image
 from novacron.dwcp.pages import Base, PageHash
-from novacron.dwcp.store import ZERO_PAGE, PageStore, ScatteredBase, read_index, write_index
+from novacron.dwcp.store import ZERO_PAGE, PageStore, ScatteredBase, index_of, read_index
 from novacron.qemu.memory import GuestMemory
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -29,6 +29,8 @@ log = logs.get(__name__)
 IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
 DISK = "disk"
 """Kind of store in which a VM's own layer of its disk is kept."""
+LEFT = "left"
+"""Kind of store with only an index: of what a VM left behind on the node that it came from."""
 SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
 """Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
@@ -68,8 +70,13 @@ class Pages:
 
     async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
         """Return the pages of an image; their digests are computed once for each project."""
-        files = [image.initrd] if image.disk is None else [image.initrd, image.disk]
-        return [await self._of_file(image, file, tenant) for file in files]
+        return [await self._of_file(image, file, tenant) for file in _files(image)]
+
+    async def prepare(self, image: Image, tenant: Tenant) -> None:
+        """Have the digests of an image's pages in a file before a migration needs them; others have the processor."""
+        for path in _files(image):
+            if not self._index(image, path, tenant).exists():
+                await _aside(functools.partial(self._hash_file, image, path, tenant))
 
     async def of_disk(self, image: Image, tenant: Tenant) -> list[Base]:
         """Return the pages of an image's disk, if it has one."""
@@ -83,19 +90,22 @@ class Pages:
                 base = self._images[key] = await asyncio.to_thread(self._hash_file, image, path, tenant)
             return base
 
+    def _index(self, image: Image, path: Path, tenant: Tenant) -> Path:
+        return self.store.root / tenant.project / "images" / f"{image.info.digest}-{path.name}.index"
+
     def _hash_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
         hash = PageHash(tenant.key)
-        part = f"{image.info.digest}-{path.name}"
-        name = f"{IMAGE}:{part}"
+        name = f"{IMAGE}:{image.info.digest}-{path.name}"
         file = _File(path)
         all_places = data_places(path) if path == image.disk else places(path)
-        index = self.store.root / tenant.project / "images" / f"{part}.index"
-        digests = read_index(index, hash)
-        if digests is None or len(digests) != len(all_places):
+        index = self._index(image, path, tenant)
+        known = read_index(index, hash)
+        digests = [] if known is None else known.digests
+        if len(digests) != len(all_places):
             digests = [hash.digest(file.read(*place).ljust(len(ZERO_PAGE), b"\0")) for place in all_places]
             with contextlib.suppress(OSError):  # it is computed again then
                 index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                write_index(index, hash, digests)
+                index.write_bytes(index_of(hash, digests))
         return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
 
     async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[Neighbour]) -> tuple[Base, ...]:
@@ -123,6 +133,12 @@ class Pages:
                     left.kind = SIBLING
                     found.append(left)
         return tuple(found)
+
+    async def left_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
+        """Return digests of what a VM left on the node that it came from, by the name of that base."""
+        return await asyncio.to_thread(
+            self.store.load_index, tenant.project, LEFT, vm, CHECKPOINT, PageHash(tenant.key)
+        )  # fmt: skip
 
     async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
         """Return what may spare the disk of a VM that comes here sending pages."""
@@ -162,6 +178,7 @@ class Pages:
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
+        await asyncio.to_thread(self.store.drop, tenant.project, LEFT, vm)
         if CHECKPOINT not in self._reuse:
             return
         memory = await _memory(machine, memory_bytes)
@@ -182,10 +199,14 @@ class Pages:
         except OSError as error:
             log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
 
-    async def forget(self, vm: str, tenant: Tenant) -> None:
+    async def forget(self, vm: str, tenant: Tenant, *, deleted: bool = False) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
-        for kind in (CHECKPOINT, DISK):
+        for kind in (CHECKPOINT, DISK, LEFT) if deleted else (CHECKPOINT, DISK):
             await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
+
+
+def _files(image: Image) -> list[Path]:
+    return [image.initrd] if image.disk is None else [image.initrd, image.disk]
 
 
 async def _aside(work: Callable[[], T]) -> T:
@@ -195,8 +216,11 @@ async def _aside(work: Callable[[], T]) -> T:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         return work()
 
-    with ThreadPoolExecutor(1, "aside") as thread:
+    thread = ThreadPoolExecutor(1, "aside")
+    try:
         return await asyncio.get_running_loop().run_in_executor(thread, low)
+    finally:
+        thread.shutdown(wait=False)
 
 
 async def _memory(machine: Machine, size: int) -> GuestMemory | None:

@@ -13,8 +13,7 @@ from novacron import pki
 from novacron.agent.outgoing import address
 from novacron.dwcp.compression import LIGHT
 from novacron.dwcp.connection import Pool
-from novacron.dwcp.pages import Op, Run
-from novacron.dwcp.pipes import PIECE_BYTES
+from novacron.dwcp.pipes import PIECE_BYTES, Plain
 from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
 from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.probe import PathMeasured
@@ -45,16 +44,6 @@ class _Noise:
 
     def abort(self) -> None:
         self._over = True
-
-
-class _Plain:
-    """A stream in which nothing is known."""
-
-    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
-        return data, [(Op.OPAQUE, 0, len(data), 0, 0, False)]
-
-    def finish(self) -> tuple[bytes, list[Run]]:
-        return b"", []
 
 
 class _Nowhere:
@@ -100,7 +89,7 @@ async def measure(
         async with asyncio.timeout(READY_S_MAX):
             await sender.__aenter__()
         started = time.monotonic()
-        sending = asyncio.create_task(sender.send(_Noise(), _Plain()))
+        sending = asyncio.create_task(sender.send(_Noise(), Plain()))
         rtts: list[float] = []
         try:
             while time.monotonic() - started < seconds:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from novacron.agent import disks, incoming, postcopy
+from novacron import pki
+from novacron.agent import disks, incoming, left, outgoing, postcopy
 from novacron.agent.journal import PostCopy
 from novacron.agent.machine import DISK_LAYER, MachineFailed
 from novacron.agent.pages import Tenant
@@ -130,7 +131,11 @@ class Taking:
                 await asyncio.gather(starting, return_exceptions=True)
             if self.pulls:
                 worker.store(post_copy=None)
-            await host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
+            if task.warm is not None:  # it may go back, and then has to wait for no handshake
+                host.pool.warm(outgoing.address(task.warm), pki.node_host(task.peer), 1)
+            tenant = Tenant(wanted.project, wanted.page_key)
+            host.aside(left.learn(host.pages.store, worker.vm, tenant, task, host.listener, host.settings))
+            await host.pages.forget(worker.vm, tenant)
         except (incoming.LoadFailed, MachineFailed) as error:
             if self.pulls:
                 log.warning("a guest's memory does not come just now", vm=worker.vm, error=str(error))

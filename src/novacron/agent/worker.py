@@ -6,8 +6,9 @@ It may be killed at any point: everything that must outlive it is in the journal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -55,6 +56,8 @@ class Host(msgspec.Struct):
     pages: Pages
     neighbours: Callable[[], list[Neighbour]]
     """The VMs that run on this node."""
+    aside: Callable[[Coroutine[Any, Any, None]], None]
+    """Start work that nobody waits for."""
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -80,6 +83,7 @@ class Worker:
         """QEMU's end, when it comes, was asked for."""
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
 
@@ -127,6 +131,8 @@ class Worker:
                         self.machine.bound_console_log()
         finally:
             await self._cancel_transfer()
+            if self._preparing is not None:
+                self._preparing.cancel()
             await self.machine.detach()
 
     # steps
@@ -210,6 +216,7 @@ class Worker:
             await self.machine.leave()
             if known is not None:
                 await self.host.pages.keep(self.vm, self.machine, known.spec.memory_mib << 20, self.tenant())
+                self._giving.tell_left()
         await self.machine.destroy()
         if self.record.post_copy is not None:
             self.store(post_copy=None)
@@ -221,7 +228,7 @@ class Worker:
         assert wanted is not None
         if wanted.deleting:
             await self.destroy()
-            await self.host.pages.forget(self.vm, self.tenant())
+            await self.host.pages.forget(self.vm, self.tenant(), deleted=True)
             self.store(held=msgspec.structs.replace(self.record.held, claim=Claim.NONE))
             self._report(VmState.ABSENT)
             return IDLE_S
@@ -242,6 +249,8 @@ class Worker:
             # It hangs and is to be off: nothing that could be asked of it is worth waiting for.
             log.warning("a QEMU that does not answer is killed to stop it", vm=self.vm, error=str(error))
             run_state = "unresponsive"
+        if run_state == "running" and self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{self.vm}")
         if run_state == "running" and self._taking.arriving is not None:
             self.host.send(wire.Resumed(self._taking.arriving))
             self._taking.arriving = None
@@ -314,6 +323,11 @@ class Worker:
             wanted.spec, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
         )
         self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots)
+
+    async def _prepare(self) -> None:
+        """Make what a migration of this VM will need of its image."""
+        with contextlib.suppress(MachineFailed, OSError):  # it is made then
+            await self.host.pages.prepare(self.image(), self.tenant())
 
     def image(self) -> Image:
         """Return the VM's image. Raises MachineFailed when this node does not hold it."""

@@ -17,7 +17,7 @@ WRITE_BUFFER_BYTES, WRITE_BUFFER_DEEP_BYTES = 64 * 1024, 1024 * 1024
 READ_AHEAD_BYTES = 1024 * 1024
 POOL_MAX = 50
 """Connections that wait in one node's pool."""
-POOL_IDLE_S = 300.0
+POOL_IDLE_S = 720.0
 """The listener closes a connection that waited longer; the pool gives it up earlier."""
 POOL_MARGIN_S = 30.0
 

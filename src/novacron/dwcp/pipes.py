@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
+from novacron.dwcp.pages import Op, Run
+
 T = TypeVar("T")
 
 PIECE_BYTES = 512 * 1024
@@ -54,6 +56,51 @@ class Sink(Protocol):
     def abort(self) -> None:
         """Let ``write`` return or raise at once, in whichever thread it waits."""
         ...
+
+
+class Given:
+    """Bytes that are there already, as a source."""
+
+    def __init__(self, data: bytes) -> None:
+        self.piece_bytes = PIECE_BYTES
+        self._data = data
+        self._at = 0
+
+    def read(self) -> bytes:
+        self._at += self.piece_bytes
+        return self._data[self._at - self.piece_bytes : self._at]
+
+    def abort(self) -> None:
+        self._data = b""
+
+
+class Taken:
+    """A sink that keeps what comes, up to a limit."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.data = bytearray()
+        self._bytes_max = bytes_max
+
+    def write(self, data: bytes) -> None:
+        if len(self.data) + len(data) > self._bytes_max:
+            raise OSError(f"more than {self._bytes_max} bytes came")
+        self.data += data
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+class Plain:
+    """Cuts a stream of which nothing is known: it is told as it is, compressed."""
+
+    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
+        return data, [(Op.OPAQUE, 0, len(data), 0, 0, False)]
+
+    def finish(self) -> tuple[bytes, list[Run]]:
+        return b"", []
 
 
 class SocketPipe:

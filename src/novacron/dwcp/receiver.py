@@ -36,13 +36,15 @@ from novacron.dwcp.streams import STREAMS_MAX
 HELLO_TIMEOUT_S = 10.0
 ANNOUNCED_S = 4.0
 """How long a sender may wait for a session that was announced: less than it waits for an answer."""
+GRACE_S = 0.2
+LOOK_S = 0.005
 CONNECTIONS_MAX = 256
 ACK_INTERVAL_S = 0.01
 REPAIR_AGAIN_S = 2.0
 SILENCE_S = 20.0
 """A connection of a session on which nothing came for so long is closed: its sender pings every second."""
-BASE_DIGESTS = 4096
-"""Digests in one BASE frame."""
+BASE_DIGESTS = 512
+"""Digests in one BASE frame: the first ones arrive with the first packets of a connection."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
 MISSING_MAX = 1024
 FAILURES = (ProtocolError, OSError, msgspec.DecodeError, Stopped)
@@ -357,10 +359,10 @@ class Listener:
     def __init__(self, context: ssl.SSLContext, name_of: Callable[[ssl.SSLObject], str]) -> None:
         self._context = sockets.require_tls13(context)
         self._name_of = name_of
-        self.on_refused: Callable[[str, str], None] | None = None
-        """Called with a session that is not expected, and the node that would begin it."""
+        self.on_knock: Callable[[str, str], None] | None = None
+        """Called with a session that is not expected, and the node that would begin it: it is refused soon."""
         self._expected: dict[str, Incoming] = {}
-        self._announced: dict[tuple[str, str], asyncio.Event] = {}
+        self._announced: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -385,12 +387,11 @@ class Listener:
     @contextlib.contextmanager
     def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
         """A node's session will be expected before this block ends: whoever opens it early waits until it is."""
-        decided = self._announced[session, peer] = asyncio.Event()
+        self._announced.add((session, peer))
         try:
             yield
         finally:
-            self._announced.pop((session, peer), None)
-            decided.set()
+            self._announced.discard((session, peer))
 
     @contextlib.contextmanager
     def expect(self, session: str, peer: str, terms: Terms):  # type: ignore[no-untyped-def]
@@ -399,8 +400,6 @@ class Listener:
             raise ValueError(f"session {session} is expected already")
         incoming = Incoming(session, peer, terms)
         self._expected[session] = incoming
-        if (announced := self._announced.pop((session, peer), None)) is not None:
-            announced.set()
         try:
             yield incoming
         finally:
@@ -425,6 +424,17 @@ class Listener:
             self._tasks.discard(task)
             writer.close()
 
+    async def _find(self, session: str, peer: str) -> Incoming | None:
+        """Return an expected session; wait for one that will be expected soon, or may be: a sender is told of it at
+        the same time as this end."""
+        started = time.monotonic()
+        while (found := self._expected.get(session)) is None:
+            limit_s = ANNOUNCED_S if (session, peer) in self._announced else GRACE_S
+            if time.monotonic() > started + limit_s:
+                return None
+            await asyncio.sleep(LOOK_S)
+        return found
+
     async def _session(self, connection: Connection, peer: str) -> bool:
         """Serve the next session of a connection; say whether it can carry another one."""
         frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
@@ -434,14 +444,10 @@ class Listener:
             if frame.type is not FrameType.HELLO:
                 raise ProtocolError(f"expected HELLO, got {frame.type.name}")
             hello = msgspec.msgpack.decode(frame.payload, type=Hello)
-            announced = self._announced.get((hello.session, peer))
-            if announced is not None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(announced.wait(), ANNOUNCED_S)
-            incoming = self._expected.get(hello.session)
+            if hello.session not in self._expected and self.on_knock is not None:
+                self.on_knock(hello.session, peer)
+            incoming = await self._find(hello.session, peer)
             if incoming is None or incoming.peer != peer:
-                if self.on_refused is not None:
-                    self.on_refused(hello.session, peer)
                 raise ProtocolError(f"no session {hello.session!r} is expected from {peer}")
             return await incoming.serve(hello, connection)
         except (ProtocolError, msgspec.DecodeError) as error:

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from novacron.dwcp.back import BackReceiver
 from novacron.dwcp.compression import FIRST, LIGHT, Compressor
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
-from novacron.dwcp.pages import CHECK_BYTES, DIGEST_BYTES, Base, Encoder, PageHash, Piece, Run, Savings
+from novacron.dwcp.pages import CHECK_BYTES, DIGEST_BYTES, Base, Encoder, Op, PageHash, Piece, Run, Savings
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Handover, Source, Stages, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 from novacron.dwcp.streams import STREAMS_MAX, StreamCount
@@ -44,6 +44,11 @@ ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
 BASES_TIMEOUT_S = 3.0
+IN_ORDER = "checkpoint"
+"""Kind of base whose pages come in the stream in the order in which their digests are told, more or less."""
+AHEAD_DIGESTS = 4096
+"""So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
+LOOK_AGAIN_S = 0.002
 PING_INTERVAL_S = 1.0
 SILENCE_S = 5.0
 """A connection on which nothing came back for so long is given up."""
@@ -76,6 +81,8 @@ class Options(msgspec.Struct, frozen=True):
     ring_dir: Path
     bases: Sequence[Base] = ()
     """Pages that this end can compute the digests of by itself, such as images."""
+    known: Mapping[str, Sequence[bytes]] = {}
+    """Digests of bases, by name, that the peer may have and this end can't read."""
     outage_s: float = OUTAGE_S
     """How long the link may be dead."""
     streams: int | None = None
@@ -152,10 +159,16 @@ class Sender:
         self._own_bases = own
         self._shared_bases: dict[int, Base] = {}
         """Those of them that the receiver has too, by its numbers."""
-        self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, tuple(own)))
+        self._hello = msgspec.msgpack.encode(
+            Hello(frames.VERSION, session, os.urandom(16), check, (*own, *options.known))
+        )
         self._encoder: Encoder | None = None
         self._ring: Ring | None = None
+        self._kinds: list[str] = []
         self._told = 0
+        """Digests that the receiver has told."""
+        self._untold: list[int] = []
+        """Digests that it has yet to tell, by base."""
         self._links: list[_Link] = []
         self._wanted = options.streams or sockets.streams_default()
         self._frames: dict[int, Frame] = {}
@@ -303,24 +316,26 @@ class Sender:
             if info.told == 0 and own is not None and len(own.digests) == info.count:
                 encoder.add_base(number, info.kind, 0, own.digests, own=True)
                 self._shared_bases[number] = own
+            elif info.told == 0 and info.count > 0:
+                encoder.add_base(number, info.kind, 0, self._options.known.get(info.name, ())[: info.count])
         self._encoder = encoder
-        kinds = [info.kind for info in welcome.bases]
-        left = sum(info.told for info in welcome.bases)
+        self._untold = [info.told for info in welcome.bases]
+        self._kinds = [info.kind for info in welcome.bases]
         with contextlib.suppress(TimeoutError):  # what comes later counts from then on
             async with asyncio.timeout(BASES_TIMEOUT_S):
-                while left > 0:
-                    left -= self._take_base(await connection.read(), kinds)
-        self._kinds = kinds
+                while any(left > 0 and kind != IN_ORDER for left, kind in zip(self._untold, self._kinds, strict=True)):
+                    self._take_base(await connection.read())
 
-    def _take_base(self, frame: Frame, kinds: Sequence[str]) -> int:
+    def _take_base(self, frame: Frame) -> None:
         number, first = frame.sequence >> 40, frame.sequence & (1 << 40) - 1
-        if frame.type is not FrameType.BASE or number >= len(kinds) or len(frame.payload) % DIGEST_BYTES:
+        if frame.type is not FrameType.BASE or number >= len(self._kinds) or len(frame.payload) % DIGEST_BYTES:
             raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
         payload = frame.payload
         digests = [payload[at : at + DIGEST_BYTES] for at in range(0, len(payload), DIGEST_BYTES)]
         assert self._encoder is not None
-        self._encoder.add_base(number, kinds[number], first, digests)
-        return len(digests)
+        self._encoder.add_base(number, self._kinds[number], first, digests)
+        self._told += len(digests)
+        self._untold[number] -= len(digests)
 
     def _pace(self) -> None:
         """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
@@ -386,7 +401,7 @@ class Sender:
                 case FrameType.MISSING:
                     self._repair(link, msgspec.msgpack.decode(frame.payload, type=MissingPages))
                 case FrameType.BASE:
-                    self._take_base(frame, self._kinds)
+                    self._take_base(frame)
                 case FrameType.BACK if self.on_back is not None:
                     data = self._back.take(frame)
                     if data:
@@ -501,11 +516,15 @@ class Sender:
     def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
         encoder = self._encoder
         assert encoder is not None
+        pages, patient_until = 0, time.monotonic() + BASES_TIMEOUT_S
         while True:
             data = source.read()
             started = time.monotonic()
             part, runs = splitter.split(data) if data else splitter.finish()
             encoder.light = self.counters.method == LIGHT
+            pages += sum(count for kind, _, count, *_ in runs if kind == Op.LITERAL)
+            while sum(self._untold) > 0 and self._told < pages + AHEAD_DIGESTS and time.monotonic() < patient_until:
+                time.sleep(LOOK_AGAIN_S)
             piece = encoder.encode(part, runs) if part else None
             self._looking_up_s += time.monotonic() - started
             if piece is not None:

@@ -17,6 +17,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from novacron.dwcp.pages import DIGEST_BYTES, PageHash
 from novacron.dwcp.ring import PAGE
@@ -24,6 +25,7 @@ from novacron.dwcp.ring import PAGE
 MAGIC = b"NVPAGES3"
 HEAD = struct.Struct("!8s16sQ")
 BATCH = 1024
+SUM_BYTES = 32
 NAME = re.compile(r"^[a-z0-9][a-z0-9:.-]{0,127}$")
 ZERO_PAGE = bytes(PAGE)
 
@@ -64,24 +66,38 @@ class ScatteredBase:
         return b"".join(self._read(*place).ljust(PAGE, b"\0") for place in places)
 
 
-def write_index(path: Path, hash: PageHash, digests: Sequence[bytes]) -> None:
+class Index(NamedTuple):
+    """Digests in a file, in the order of the pages."""
+
+    digests: list[bytes]
+    sum: str
+    """Tells it from every other."""
+
+
+def index_of(hash: PageHash, digests: Sequence[bytes]) -> bytes:
+    """Return an index as it is stored."""
     body = HEAD.pack(MAGIC, hash.digest(b"key check"), len(digests)) + b"".join(digests)
-    path.write_bytes(body + hashlib.sha256(body).digest())
+    return body + hashlib.sha256(body).digest()
 
 
-def read_index(path: Path, hash: PageHash) -> list[bytes] | None:
-    """Return the digests in an index, or None for one that is not there, damaged, or made with another key."""
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    body = raw[:-32]
-    if len(body) < HEAD.size or hashlib.sha256(body).digest() != raw[-32:]:
+def parse_index(raw: bytes, hash: PageHash) -> Index | None:
+    """Return what an index holds, or None for one that is damaged, or made with another key."""
+    body = raw[:-SUM_BYTES]
+    if len(body) < HEAD.size or hashlib.sha256(body).digest() != raw[-SUM_BYTES:]:
         return None
     magic, check, count = HEAD.unpack_from(body)
     if magic != MAGIC or check != hash.digest(b"key check") or len(body) != HEAD.size + count * DIGEST_BYTES:
         return None
-    return [body[at : at + DIGEST_BYTES] for at in range(HEAD.size, len(body), DIGEST_BYTES)]
+    digests = [body[at : at + DIGEST_BYTES] for at in range(HEAD.size, len(body), DIGEST_BYTES)]
+    return Index(digests, raw[-SUM_BYTES:].hex())
+
+
+def read_index(path: Path, hash: PageHash) -> Index | None:
+    """Return what an index in a file holds; None if it is not there, too."""
+    try:
+        return parse_index(path.read_bytes(), hash)
+    except OSError:
+        return None
 
 
 class PageStore:
@@ -119,7 +135,7 @@ class PageStore:
                         break
                     digests[digest] = None
                     file.write(page)
-            write_index(work / "index", hash, list(digests))
+            (work / "index").write_bytes(index_of(hash, list(digests)))
             self._make_room(len(digests) * (PAGE + DIGEST_BYTES))
             work.rename(target)
         return len(digests)
@@ -129,16 +145,38 @@ class PageStore:
         directory = self._directory(project, kind, name)
         if not directory.exists():
             return None
-        digests = read_index(directory / "index", hash)
-        if digests is None:
+        index = read_index(directory / "index", hash)
+        if index is None:
             self.drop(project, kind, name)
             return None
         with contextlib.suppress(OSError):
             os.utime(directory)
         try:
-            return FileBase(kind, f"{kind}:{name}", directory / "pages", digests)
+            return FileBase(kind, _name(kind, index), directory / "pages", index.digests)
         except OSError:
             return None
+
+    def raw_index(self, project: str, kind: str, name: str) -> bytes | None:
+        """Return the index of a store as it is in its file, or None if there is none."""
+        try:
+            return (self._directory(project, kind, name) / "index").read_bytes()
+        except OSError:
+            return None
+
+    def save_index(self, project: str, kind: str, name: str, hash: PageHash, raw: bytes) -> None:
+        """Keep another node's index, without pages. Raises ValueError for what is none; OSError."""
+        if parse_index(raw, hash) is None:
+            raise ValueError("no index of this project's pages came")
+        directory = self._directory(project, kind, name)
+        self.drop(project, kind, name)
+        self._make_room(len(raw))
+        directory.mkdir(parents=True, mode=0o700)
+        (directory / "index").write_bytes(raw)
+
+    def load_index(self, project: str, kind: str, name: str, of_kind: str, hash: PageHash) -> dict[str, list[bytes]]:
+        """Return digests by the name that a base of kind ``of_kind`` with this index has where its pages are."""
+        index = read_index(self._directory(project, kind, name) / "index", hash)
+        return {} if index is None else {_name(of_kind, index): index.digests}
 
     def names(self, project: str, kind: str) -> list[str]:
         """Return the names of the stores of one kind, the newest first."""
@@ -172,6 +210,10 @@ class PageStore:
         """Remove what an earlier process left half made."""
         for scratch in self.root.glob("*/.saving-*"):
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _name(kind: str, index: Index) -> str:
+    return f"{kind}:{index.sum}"
 
 
 def _age(path: Path) -> float:

@@ -10,8 +10,13 @@ class NetworkFailed(Exception):
     """The kernel refused to make or change an interface: says which, and why."""
 
 
+def load() -> None:
+    """Load the netlink library before it is needed: that takes a third of a second."""
+    _netlink().close()
+
+
 def _netlink() -> Any:
-    from pyroute2 import IPRoute  # loaded when first needed: it is large
+    from pyroute2 import IPRoute  # large: see `load`
 
     return IPRoute()
 

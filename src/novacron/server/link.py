@@ -159,7 +159,8 @@ async def statements(
             assignment = wire.Assignment(
                 incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start, *keys
             )
-            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, policy=m.policy)
+            warm = await nodes.dwcp_endpoint(connection, m.source)
+            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)
             found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
     for vm_id, (epoch, deleted) in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
         found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)

@@ -192,7 +192,7 @@ class Task(msgspec.Struct, frozen=True):
     endpoint: str | None
     """Where the source sends, once the target waits there."""
     warm: str | None = None
-    """Where the target will wait: the source may open connections already."""
+    """Where the target will wait: the source may open connections already. To the target: where the VM came from."""
     rate_bytes_per_s: int | None = None
     """What the source may use of the link now."""
     policy: Policy = Policy.THROTTLE
