@@ -32,6 +32,7 @@ def worker(tmp_path: Path) -> Worker:
         pool=cast(Any, None),
         pages=cast(Any, None),
         neighbours=list,
+        aside=lambda work: work.close(),
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

@@ -121,7 +121,7 @@ class Giving:
 
     def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> Options:
         worker, settings = self._worker, self._worker.host.settings
-        return Options(worker.tenant().key, settings.rings_dir, bases, known, settings.outage_s, settings.streams)
+        return Options(worker.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams, known=known)
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:
         """Return pages whose digests need not be told; without them they are told."""

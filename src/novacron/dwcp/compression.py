@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import msgspec
 import zstandard
@@ -27,11 +28,10 @@ METHODS = (
     Method(1, 23),
     Method(3, 27),
     Method(5, 27),
-    Method(9, 27),
 )
-LIGHTER_AFTER_S = 0.1
+LIGHTER_AFTER_S = 0.05
 DENSER_AFTER_S = 1.0
-LIGHT_BYTES_PER_S = 50_000_000
+LIGHT_BYTES_PER_S = 25_000_000
 """A link that took so much, and waited for more, may be faster than this processor."""
 
 
@@ -66,25 +66,59 @@ class Compressor:
         self.busy_s += time.monotonic() - started
         return self.method, fresh, data
 
-    def choose(self, interval_s: float, working: float, blocked: float, wire_bytes_per_s: float) -> bool:
-        """Choose again how to compress, from what was scarce in the last ``interval_s`` seconds; say if that changed.
+    def switch(self, method: int) -> None:
+        """Go on with another method, in a new stream."""
+        if method != self.method and not self._fixed:
+            self.method, self._fresh = method, True
+            self._stream = self._open(method)
 
-        ``working`` is the share of that time, 0 to 1, that the busier of the two stages took, looking pages up or
-        compressing them; ``blocked`` the share in which what was ready waited for the link.
-        """
-        if self._fixed:
-            return False
-        method = self.method
-        if working > 0.6 and blocked < 0.05 and interval_s >= LIGHTER_AFTER_S:
-            if method > FIRST or wire_bytes_per_s > LIGHT_BYTES_PER_S:
-                method = max(LIGHT, method - 1)
-        elif blocked > 0.5 and (interval_s >= DENSER_AFTER_S or method == LIGHT) and working < 0.35:
-            method = min(len(METHODS) - 1, method + 1)
-        if method == self.method:
-            return False
-        self.method, self._fresh = method, True
-        self._stream = self._open(method)
-        return True
+
+class Marks(NamedTuple):
+    """Where a session's clocks and counters stood at one moment."""
+
+    at: float
+    looking_up_s: float = 0.0
+    compressing_s: float = 0.0
+    blocked_s: float = 0.0
+    """Time in which what was ready waited for the link."""
+    wire_bytes: int = 0
+
+    def working(self, since: Marks) -> float:
+        """Return the share of the time that the busier of the two stages took, looking pages up or compressing."""
+        passed = self.at - since.at
+        return max(self.looking_up_s - since.looking_up_s, self.compressing_s - since.compressing_s) / passed
+
+    def blocked(self, since: Marks) -> float:
+        return (self.blocked_s - since.blocked_s) / (self.at - since.at)
+
+    def rate(self, since: Marks) -> float:
+        """Return bytes a second on the wire."""
+        return (self.wire_bytes - since.wire_bytes) / (self.at - since.at)
+
+
+class Chooser:
+    """Chooses how to compress from what is scarce: quickly lighter when the link has nothing to do, slowly denser."""
+
+    def __init__(self, now: Marks) -> None:
+        self._since = self._lately = now
+
+    def choose(self, now: Marks, method: int) -> int:
+        """Return the method to go on with."""
+        if now.at - self._lately.at < LIGHTER_AFTER_S:
+            return method
+        lately, self._lately = self._lately, now
+        if now.working(lately) > 0.6 and now.blocked(lately) < 0.05:
+            chosen = method // 2 if now.rate(lately) > LIGHT_BYTES_PER_S else min(method, FIRST)
+            if chosen != method:
+                self._since = now
+            return chosen
+        since = lately if method == LIGHT else self._since
+        if method != LIGHT and now.at - since.at < DENSER_AFTER_S:
+            return method
+        self._since = now
+        if now.blocked(since) > 0.5 and now.working(since) < 0.35:
+            return min(len(METHODS) - 1, method + 1)
+        return method
 
 
 class Decompressor:

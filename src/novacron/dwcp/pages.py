@@ -92,9 +92,10 @@ class PageHash:
     def digest(self, page: bytes | memoryview) -> bytes:
         return blake3(page, key=self.key).digest(length=DIGEST_BYTES)
 
-    def check(self, data: bytes) -> int:
-        """Return the 64 bits by which a piece is checked as a whole."""
-        return int.from_bytes(blake3(data, key=self.key).digest(length=CHECK_BYTES), "big")
+
+def check_of(data: bytes) -> int:
+    """Return the 64 bits by which a piece is checked as a whole."""
+    return int.from_bytes(blake3(data).digest(length=CHECK_BYTES), "big")
 
 
 class Savings(msgspec.Struct):
@@ -251,7 +252,7 @@ class Encoder:
         opaque_bytes = sum(map(len, opaque))
         return Piece(
             body, b"".join(stored), len(ops), opaque_bytes, len(literals), len(deltas), len(data),
-            self._hash.check(data), referenced,
+            check_of(data), referenced,
         )  # fmt: skip
 
     def _count(self, op: int, count: int, argument: int) -> None:
@@ -402,7 +403,7 @@ class Decoder:
             ring.append(fresh)
         if not missing.ordinals:
             raw = b"".join(parts)
-            if self._hash.check(raw) == check:
+            if check_of(raw) == check:
                 return raw
         for use in sealed:
             self._check(use, missing)
@@ -449,7 +450,7 @@ class Decoder:
         for place, page in zip(missing.places, pages, strict=True):
             missing.parts[place] = page
         raw = b"".join(missing.parts)
-        if self._hash.check(raw) != missing.check:
+        if check_of(raw) != missing.check:
             raise ProtocolError(MISMATCH)
         return raw
 

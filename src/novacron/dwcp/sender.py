@@ -18,7 +18,7 @@ import msgspec
 
 from novacron.dwcp import frames, sockets
 from novacron.dwcp.back import BackReceiver
-from novacron.dwcp.compression import FIRST, LIGHT, Compressor
+from novacron.dwcp.compression import FIRST, LIGHT, Chooser, Compressor, Marks
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
 from novacron.dwcp.pages import CHECK_BYTES, DIGEST_BYTES, Base, Encoder, Op, PageHash, Piece, Run, Savings
@@ -35,6 +35,10 @@ UNSENT_FRAMES_DEEP = 192
 is much to look at and little to send."""
 UNSENT_FRAMES_SHALLOW = 2
 """What may wait otherwise: all of it is added to the downtime when the guest stops."""
+RAW_AHEAD_BYTES = 24 * 1024 * 1024
+"""How much of the stream the receiver may have to decode yet when its end may come soon: that is downtime, too. It may
+be more where the receiver is fast and the round trip long."""
+RAW_AHEAD_S = 0.06
 RATE_GUESS_BYTES_PER_S = 12_500_000.0
 SHALLOW_SHARE = 0.9
 """Share of what a path can deliver that is used when nothing may wait in it."""
@@ -57,7 +61,6 @@ OUTAGE_S = 60.0
 STUCK_S = 120.0
 """A peer that answers and takes nothing for so long is given up."""
 REPAIR_PAGES = 15
-CHOOSE_AGAIN_S = 1.0
 
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
@@ -81,8 +84,6 @@ class Options(msgspec.Struct, frozen=True):
     ring_dir: Path
     bases: Sequence[Base] = ()
     """Pages that this end can compute the digests of by itself, such as images."""
-    known: Mapping[str, Sequence[bytes]] = {}
-    """Digests of bases, by name, that the peer may have and this end can't read."""
     outage_s: float = OUTAGE_S
     """How long the link may be dead."""
     streams: int | None = None
@@ -90,6 +91,8 @@ class Options(msgspec.Struct, frozen=True):
     rate_bytes_per_s: int | None = None
     method: int | None = None
     """Compression method; None lets it follow what is scarce."""
+    known: Mapping[str, Sequence[bytes]] = {}
+    """Digests of bases, by name, that the peer may have and this end can't read."""
 
 
 class Counters(msgspec.Struct):
@@ -111,14 +114,21 @@ class Counters(msgspec.Struct):
     """Time in which what was ready waited for the link."""
 
 
-class _Marks(NamedTuple):
-    """Where a session's clocks and counters stood at one moment."""
+class _Taken(NamedTuple):
+    """How much of the stream the receiver had taken at one moment."""
 
     at: float
-    looking_up_s: float = 0.0
-    compressing_s: float = 0.0
-    blocked_s: float = 0.0
-    wire_bytes: int = 0
+    raw_bytes: int
+
+
+class _OnItsWay(NamedTuple):
+    """A piece that the receiver has not taken yet."""
+
+    last_frame: int
+    number: int
+    raw_bytes: int
+    retained_bytes: int
+    referenced: list[bytes | int]
 
 
 class SendFailed(Exception):
@@ -174,9 +184,12 @@ class Sender:
         self._frames: dict[int, Frame] = {}
         self._unsent: deque[int] = deque()
         self._next = self._acked = 0
-        self._retained: deque[tuple[int, int, int, list[bytes | int]]] = deque()
-        self._retained_bytes = 0
+        self._on_way: deque[_OnItsWay] = deque()
+        self._raw_on_way = self._retained_bytes = 0
         self._pieces = 0
+        self._raw_rate = 0.0
+        """Bytes of the stream a second that the receiver took at best."""
+        self._raw_measured = _Taken(time.monotonic(), 0)
         self._tick = asyncio.Event()
         self._done = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -423,14 +436,15 @@ class Sender:
             self.counters.delivered_bytes += 0 if frame is None else len(frame.payload)
         self._acked = number
         self._moved_at = time.monotonic()
-        while self._retained and self._retained[0][0] < number:
-            _, _, size, _ = self._retained.popleft()
-            self._retained_bytes -= size
+        while self._on_way and self._on_way[0].last_frame < number:
+            piece = self._on_way.popleft()
+            self._retained_bytes -= piece.retained_bytes
+            self._raw_on_way -= piece.raw_bytes
         self._tick.set()
 
     def _repair(self, link: _Link, missing: MissingPages) -> None:
         """Send pages whose base turned out to be damaged."""
-        for _, piece, _, pages in self._retained:
+        for piece, pages in ((each.number, each.referenced) for each in self._on_way):
             if piece != missing.piece:
                 continue
             if any(ordinal >= len(pages) for ordinal in missing.ordinals):
@@ -538,7 +552,7 @@ class Sender:
         assert encoder is not None
         compressor = Compressor(self.counters.method, fixed=self._options.method is not None)
         crc = raw_bytes = 0
-        since = _Marks(time.monotonic())
+        chooser = Chooser(self._marks(compressor))
         while (piece := pieces.get()) is not None:
             chosen = compressor.compress(piece.body)
             encoder.savings.before_compression += len(piece.body)
@@ -546,19 +560,16 @@ class Sender:
             crc = zlib.crc32(piece.check.to_bytes(CHECK_BYTES, "big"), crc)
             raw_bytes += piece.raw_bytes
             asyncio.run_coroutine_threadsafe(self._queue(piece, piece.finish(*chosen)), loop).result()
-            now = _Marks(
-                time.monotonic(), self._looking_up_s, compressor.busy_s, self.counters.blocked_s,
-                self.counters.wire_bytes,
-            )  # fmt: skip
-            passed = now.at - since.at
-            working = max(now.looking_up_s - since.looking_up_s, now.compressing_s - since.compressing_s) / passed
-            blocked = (now.blocked_s - since.blocked_s) / passed
-            rate = (now.wire_bytes - since.wire_bytes) / passed
-            if compressor.choose(passed, working, blocked, rate) or passed > CHOOSE_AGAIN_S:
-                since = now
+            compressor.switch(chooser.choose(self._marks(compressor), compressor.method))
             self.counters.method = compressor.method
         end = msgspec.msgpack.encode(End(raw_bytes, self._pieces, crc))
         loop.call_soon_threadsafe(lambda: self._put(Frame(FrameType.END, self._next, end)))
+
+    def _marks(self, compressor: Compressor) -> Marks:
+        counters = self.counters
+        return Marks(
+            time.monotonic(), self._looking_up_s, compressor.busy_s, counters.blocked_s, counters.wire_bytes
+        )  # fmt: skip
 
     async def _queue(self, piece: Piece, data: bytes) -> None:
         for start in range(0, len(data), frames.PAYLOAD_BYTES_MAX):
@@ -571,8 +582,9 @@ class Sender:
             more = start + len(part) < len(data)
             self._put(Frame(FrameType.DATA, self._next, part, frames.MORE if more else 0))
         size = sum(PAGE for page in piece.referenced if isinstance(page, bytes))
-        self._retained.append((self._next - 1, self._pieces, size, piece.referenced))
+        self._on_way.append(_OnItsWay(self._next - 1, self._pieces, piece.raw_bytes, size, piece.referenced))
         self._retained_bytes += size
+        self._raw_on_way += piece.raw_bytes
         self._pieces += 1
         self.counters.raw_bytes += piece.raw_bytes
 
@@ -581,7 +593,12 @@ class Sender:
             len(self._unsent) < self._unsent_max
             and self._next - self._acked < WINDOW_FRAMES
             and self._retained_bytes < RETAINED_BYTES_MAX
+            and (self._unsent_max != UNSENT_FRAMES_SHALLOW or self._raw_on_way < self._raw_ahead)
         )
+
+    @property
+    def _raw_ahead(self) -> float:
+        return max(RAW_AHEAD_BYTES, self._raw_rate * (self.path_s[1] + RAW_AHEAD_S))
 
     def _put(self, frame: Frame) -> None:
         self._frames[self._next] = frame
@@ -641,6 +658,9 @@ class Sender:
         return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
 
     def _measure(self) -> None:
+        taken = _Taken(time.monotonic(), self.counters.raw_bytes - self._raw_on_way)
+        before, self._raw_measured = self._raw_measured, taken
+        self._raw_rate = max(self._raw_rate, (taken.raw_bytes - before.raw_bytes) / (taken.at - before.at))
         self.counters.streams = sum(not link.idle for link in self._links)
         for link in self._links:
             measured = link.connection.measured()
