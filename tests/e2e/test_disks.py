@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -144,6 +147,38 @@ def test_an_abort_while_the_disk_is_on_its_way_leaves_the_vm_as_it_was(victim: P
     victim.cli("migration", "abort", migration["id"])
     assert until_ended(victim, migration["id"])["phase"] == "aborted"
     assert until_settled(victim, vm)["node"] == "host-a"
+    assert disk_sum(victim, vm) == before
+    delete(victim, vm)
+
+
+@contextlib.contextmanager
+def small_disk(victim: Platform, node: str, mib: int) -> Iterator[None]:
+    """Let a node have this little room for its VMs, for as long as the block runs."""
+    place = str(victim.directory / node / "agent" / "vms")
+
+    def restarted(*command: str) -> None:
+        victim.agents[node].kill()
+        subprocess.run(command, check=True)
+        revive(victim)
+
+    restarted("mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "small", place)
+    try:
+        yield
+    finally:
+        restarted("umount", place)
+
+
+def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Platform) -> None:
+    vm = boot(victim, "large", 66, image="disk")
+    before = written(victim, vm, 24)
+    with small_disk(victim, "host-b", 8):
+        migration = victim.client.act("vms", "large", "migrate", {"target": "host-b"})
+        ended = until_ended(victim, migration["id"])
+        assert ended["phase"] == "failed" and "space" in ended["error"]
+        assert until_settled(victim, vm)["node"] == "host-a"
+        assert disk_sum(victim, vm) == before
+    victim.cli("vm", "migrate", "large", "--to", "host-b")
+    until_settled(victim, vm)
     assert disk_sum(victim, vm) == before
     delete(victim, vm)
 

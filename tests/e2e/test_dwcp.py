@@ -53,9 +53,12 @@ def test_going_back_costs_next_to_nothing_and_memory_is_what_it_was(victim: Plat
         else:
             assert found["wire_bytes"] < 4_000_000 and found["savings"]["checkpoint"] > 40_000_000
         until(lambda t=migration["source"]: "kept what a VM left" in victim.agents[t].log.read_text(), "it is kept", 20)
+        ahead = victim.directory / target / "agent" / "pages" / "default" / f"left-{vm['id']}" / "index"
+        until(ahead.exists, "the node that it is on knows what the other keeps", 20)
         pause(1.5)
     assert checksum(victim, vm) == before
     delete(victim, vm)
+    assert not ahead.exists()
 
 
 def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> None:

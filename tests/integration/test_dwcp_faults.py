@@ -283,6 +283,47 @@ async def test_digests_that_both_ends_can_compute_are_not_told(ends: Ends, liste
     assert sender.savings.sibling == 9000
 
 
+async def test_digests_that_were_told_ahead_are_not_told_again(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    base = Held("checkpoint:1", pages(1, 3000), sealed=True)
+    for number in (5, 6, 2000):
+        base.pages[number] = bytes(PAGE)  # damaged since: the sender still has what it told
+    data = b"".join(pages(1, 3000))
+    receiving = asyncio.create_task(receive(listener, ends.terms((base,))))
+    await asyncio.sleep(0)
+    options = msgspec.structs.replace(ends.sender(port)._options, known={"checkpoint:1": base.digests})
+    sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
+    async with sender:
+        assert sender._theirs.covers(1_000_000)
+        await sender.send(source(data), Plain())
+    assert await receiving == data
+    assert sender.savings.sibling == 3000 and sender.counters.repaired_pages == 3
+
+
+async def test_a_stream_may_begin_while_digests_are_told(ends: Ends, listening: tuple[Listener, int]) -> None:
+    listener, port = listening
+    base = Held("checkpoint:1", pages(1, 20_000))
+    base.kind = "checkpoint"
+    sender = await carry(ends, listener, port, b"".join(base.pages), bases=(base,))
+    assert sender.savings.checkpoint == 20_000 and sender.counters.wire_bytes < 2_000_000
+
+
+async def test_a_session_that_is_announced_waits_until_it_is_expected(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
+    listener, port = listening
+    with listener.announce("s", "a"):
+        opening = asyncio.create_task(ends.sender(port).__aenter__())
+        await asyncio.sleep(0.5)
+        assert not opening.done()
+        receiving = asyncio.create_task(receive(listener, ends.terms()))
+        async with asyncio.timeout(5):
+            sender = await opening
+            await sender.send(source(b"x" * 3_000_000), Plain())
+            await sender.__aexit__(None)
+    assert await receiving == b"x" * 3_000_000
+
+
 async def test_a_base_of_one_name_and_other_pages_is_noticed(ends: Ends, listening: tuple[Listener, int]) -> None:
     """The two ends disagree about an image: pages are found not to be what was meant, and sent."""
     listener, port = listening

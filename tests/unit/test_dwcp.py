@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from novacron.dwcp import compression, frames
 from novacron.dwcp.compression import METHODS, Chooser, Compressor, Decompressor, Marks
-from novacron.dwcp.frames import Frame, FrameType, ProtocolError
+from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
 from novacron.dwcp.pages import BARE, OP, Decoder, Encoder, Missing, Op, PageHash, Run, check_of
 from novacron.dwcp.ring import PAGE, Ring
 from novacron.dwcp.store import PageStore, ScatteredBase, read_index
+from novacron.dwcp.theirs import Damaged, Theirs
 
 HASH = PageHash(b"k" * 32)
 GOLDEN = Path(__file__).parent / "golden"
@@ -289,6 +290,56 @@ def test_a_store_comes_back_and_knows_when_it_is_damaged(tmp_path: Path) -> None
     index.write_bytes(raw)
     assert store.load("p", "checkpoint", "vm-a", HASH) is None
     assert store.names("p", "checkpoint") == []
+
+
+def test_an_index_of_another_node_s_store_names_the_same_base(tmp_path: Path) -> None:
+    there, here = PageStore(tmp_path / "there", 1 << 30), PageStore(tmp_path / "here", 1 << 30)
+    there.save("p", "checkpoint", "vm-a", HASH, [page(1), page(2)])
+    base, raw = there.load("p", "checkpoint", "vm-a", HASH), there.raw_index("p", "checkpoint", "vm-a")
+    assert base is not None and raw is not None
+    here.save_index("p", "left", "vm-a", HASH, raw)
+    assert here.load_index("p", "left", "vm-a", "checkpoint", HASH) == {base.name: base.digests}
+    there.save("p", "checkpoint", "vm-a", HASH, [page(1), page(3)])
+    other = there.load("p", "checkpoint", "vm-a", HASH)
+    assert other is not None and other.name != base.name, "a store with other pages has another name"
+    for damaged in (b"", raw[:-1], raw[:50] + b"x" + raw[51:]):
+        with pytest.raises(ValueError, match="no index"):
+            here.save_index("p", "left", "vm-b", HASH, damaged)
+    assert here.load_index("p", "left", "vm-b", "checkpoint", HASH) == {}
+    assert there.raw_index("p", "checkpoint", "vm-b") is None
+    here.drop("p", "left", "vm-a")
+    assert here.used_bytes() == 0
+
+
+def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its_order() -> None:
+    encoder, told = Encoder(HASH, None), [HASH.digest(page(n)) for n in range(10_000)]
+
+    def frame(number: int, first: int, count: int) -> Frame:
+        return Frame(FrameType.BASE, number << 40 | first, b"".join(told[first : first + count]))
+
+    theirs = Theirs(HASH, (base_of([page(1)]),), {})
+    infos = [BaseInfo("sibling", "s", 20, 20), BaseInfo("checkpoint", "c", 10_000, 10_000)]
+    theirs.meet(infos, encoder)
+    assert not theirs.can_begin()
+    theirs.take(frame(0, 0, 20))
+    assert theirs.can_begin() and not theirs.covers(1)
+    theirs.take(frame(1, 0, 5000))
+    assert theirs.covers(500) and not theirs.covers(2000)
+    theirs.take(frame(1, 5000, 5000))
+    assert theirs.covers(1_000_000), "there is nothing more to wait for"
+    for strange in (frame(2, 0, 1), Frame(FrameType.BASE, 0, b"short"), Frame(FrameType.DATA, 0, b"")):
+        with pytest.raises(ProtocolError, match="expected BASE"):
+            theirs.take(strange)
+
+
+def test_a_page_that_is_damaged_on_both_nodes_is_named() -> None:
+    base = base_of([page(1), page(2)])
+    theirs = Theirs(HASH, (base,), {})
+    theirs.meet([BaseInfo(base.kind, base.name, 2, 0)], Encoder(HASH, None))
+    assert theirs.page(page(7)) == page(7) and theirs.page(1) == page(2)
+    base.digests = [HASH.digest(page(1)), HASH.digest(page(3))]
+    with pytest.raises(Damaged, match="page 1 of"):
+        theirs.page(1)
 
 
 def test_stores_stay_within_their_limit_and_the_oldest_goes(tmp_path: Path) -> None:

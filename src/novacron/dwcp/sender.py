@@ -6,25 +6,25 @@ import asyncio
 import contextlib
 import os
 import ssl
-import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from novacron.dwcp import frames, sockets
 from novacron.dwcp.back import BackReceiver
-from novacron.dwcp.compression import FIRST, LIGHT, Chooser, Compressor, Marks
+from novacron.dwcp.compression import FIRST
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
-from novacron.dwcp.frames import End, Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
-from novacron.dwcp.pages import CHECK_BYTES, DIGEST_BYTES, Base, Encoder, Op, PageHash, Piece, Run, Savings
-from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Handover, Source, Stages, Stopped
+from novacron.dwcp.encoding import Counters, Encoding, Splitter
+from novacron.dwcp.frames import Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
+from novacron.dwcp.pages import Base, Encoder, PageHash, Piece, Savings
+from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
 from novacron.dwcp.ring import PAGE, Ring
 from novacron.dwcp.streams import STREAMS_MAX, StreamCount
+from novacron.dwcp.theirs import Damaged, Theirs
 
 WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""
@@ -48,11 +48,6 @@ ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
 BASES_TIMEOUT_S = 3.0
-IN_ORDER = "checkpoint"
-"""Kind of base whose pages come in the stream in the order in which their digests are told, more or less."""
-AHEAD_DIGESTS = 4096
-"""So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
-LOOK_AGAIN_S = 0.002
 PING_INTERVAL_S = 1.0
 SILENCE_S = 5.0
 """A connection on which nothing came back for so long is given up."""
@@ -63,18 +58,6 @@ STUCK_S = 120.0
 REPAIR_PAGES = 15
 
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
-
-
-class Splitter(Protocol):
-    """Cuts a stream into runs."""
-
-    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
-        """Take the next bytes; return what can be told by now, and its runs."""
-        ...
-
-    def finish(self) -> tuple[bytes, list[Run]]:
-        """Return what is left at the stream's end."""
-        ...
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -93,25 +76,6 @@ class Options(msgspec.Struct, frozen=True):
     """Compression method; None lets it follow what is scarce."""
     known: Mapping[str, Sequence[bytes]] = {}
     """Digests of bases, by name, that the peer may have and this end can't read."""
-
-
-class Counters(msgspec.Struct):
-    """What a session has carried so far."""
-
-    raw_bytes: int = 0
-    wire_bytes: int = 0
-    delivered_bytes: int = 0
-    """What the peer has confirmed."""
-    streams: int = 0
-    resumed: int = 0
-    """Connections that were opened in place of lost ones."""
-    resent_frames: int = 0
-    repaired_pages: int = 0
-    retransmits: int = 0
-    rtt_ms: float = 0.0
-    method: int = 0
-    blocked_s: float = 0.0
-    """Time in which what was ready waited for the link."""
 
 
 class _Taken(NamedTuple):
@@ -165,20 +129,10 @@ class Sender:
         self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
-        own = {base.name: base for base in options.bases}
-        self._own_bases = own
-        self._shared_bases: dict[int, Base] = {}
-        """Those of them that the receiver has too, by its numbers."""
-        self._hello = msgspec.msgpack.encode(
-            Hello(frames.VERSION, session, os.urandom(16), check, (*own, *options.known))
-        )
+        self._theirs = Theirs(self._hash, options.bases, options.known)
+        self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, self._theirs.names))
         self._encoder: Encoder | None = None
         self._ring: Ring | None = None
-        self._kinds: list[str] = []
-        self._told = 0
-        """Digests that the receiver has told."""
-        self._untold: list[int] = []
-        """Digests that it has yet to tell, by base."""
         self._links: list[_Link] = []
         self._wanted = options.streams or sockets.streams_default()
         self._frames: dict[int, Frame] = {}
@@ -195,7 +149,6 @@ class Sender:
         self._group: asyncio.TaskGroup | None = None
         self._heard_at = self._moved_at = time.monotonic()
         self._retransmits_lost = 0
-        self._looking_up_s = 0.0
         self._unsent_max = UNSENT_FRAMES_DEEP
         self._rate_max = options.rate_bytes_per_s
         self._measured_from = 0
@@ -323,32 +276,12 @@ class Sender:
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
                 self._ring = Ring(self._options.ring_dir, welcome.slots)
-        encoder = Encoder(self._hash, self._ring)
-        for number, info in enumerate(welcome.bases):
-            own = self._own_bases.get(info.name)
-            if info.told == 0 and own is not None and len(own.digests) == info.count:
-                encoder.add_base(number, info.kind, 0, own.digests, own=True)
-                self._shared_bases[number] = own
-            elif info.told == 0 and info.count > 0:
-                encoder.add_base(number, info.kind, 0, self._options.known.get(info.name, ())[: info.count])
-        self._encoder = encoder
-        self._untold = [info.told for info in welcome.bases]
-        self._kinds = [info.kind for info in welcome.bases]
+        self._encoder = Encoder(self._hash, self._ring)
+        self._theirs.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # what comes later counts from then on
             async with asyncio.timeout(BASES_TIMEOUT_S):
-                while any(left > 0 and kind != IN_ORDER for left, kind in zip(self._untold, self._kinds, strict=True)):
-                    self._take_base(await connection.read())
-
-    def _take_base(self, frame: Frame) -> None:
-        number, first = frame.sequence >> 40, frame.sequence & (1 << 40) - 1
-        if frame.type is not FrameType.BASE or number >= len(self._kinds) or len(frame.payload) % DIGEST_BYTES:
-            raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
-        payload = frame.payload
-        digests = [payload[at : at + DIGEST_BYTES] for at in range(0, len(payload), DIGEST_BYTES)]
-        assert self._encoder is not None
-        self._encoder.add_base(number, self._kinds[number], first, digests)
-        self._told += len(digests)
-        self._untold[number] -= len(digests)
+                while not self._theirs.can_begin():
+                    self._theirs.take(await connection.read())
 
     def _pace(self) -> None:
         """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
@@ -414,7 +347,7 @@ class Sender:
                 case FrameType.MISSING:
                     self._repair(link, msgspec.msgpack.decode(frame.payload, type=MissingPages))
                 case FrameType.BASE:
-                    self._take_base(frame)
+                    self._theirs.take(frame)
                 case FrameType.BACK if self.on_back is not None:
                     data = self._back.take(frame)
                     if data:
@@ -451,20 +384,10 @@ class Sender:
                 raise SendFailed(f"the peer asks for pages that piece {piece} does not have")
             for start in range(0, len(missing.ordinals), REPAIR_PAGES):
                 part = missing.ordinals[start : start + REPAIR_PAGES]
-                data = b"".join(self._page(pages[ordinal]) for ordinal in part)
+                data = b"".join(self._theirs.page(pages[ordinal]) for ordinal in part)
                 payload = msgspec.msgpack.encode(RepairedPages(piece, part, data))
                 self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
                 self.counters.repaired_pages += len(part)
-
-    def _page(self, referred: bytes | int) -> bytes:
-        """Return a page that the encoder referred to. Raises SendFailed when this end's copy is damaged, too."""
-        if isinstance(referred, bytes):
-            return referred
-        base, index = self._shared_bases[referred >> 40], referred & (1 << 40) - 1
-        page = base.read(index, 1)
-        if len(page) != PAGE or self._hash.digest(page) != base.digests[index]:
-            raise SendFailed(f"page {index} of {base.name} is damaged on both nodes")
-        return page
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -500,76 +423,25 @@ class Sender:
             first = group_error.exceptions[0]
             if isinstance(first, SendFailed):
                 raise first from first.__cause__
-            if isinstance(first, OSError | ProtocolError | msgspec.DecodeError):
+            if isinstance(first, OSError | ProtocolError | Damaged | msgspec.DecodeError):
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
             raise
 
     async def _encode(self, source: Source, splitter: Splitter) -> None:
-        """Read and look pages up in one thread, compress in another, queue here."""
-        loop = asyncio.get_running_loop()
+        """Encode the stream, and queue its end."""
+        assert self._encoder is not None
         self._source = source
         if self._piece_bytes is not None:
             source.piece_bytes = self._piece_bytes
-        stop = threading.Event()
-        pieces: Handover[Piece | None] = Handover(2, stop)
-        stages = Stages(2, "dwcp-send")
-        running = [
-            stages.start(self._look_up, source, splitter, pieces),
-            stages.start(self._compress, pieces, loop),
-        ]
-        try:
-            for stage in asyncio.as_completed(running):
-                await stage
-        finally:
-            stop.set()
-            self._stopped = True
-            self._tick.set()
-            source.abort()
-            await stages.end()
+        fixed = self._options.method is not None
+        encoding = Encoding(self._encoder, self._theirs, self.counters, self._queue, fixed=fixed)
+        end = await encoding.run(source, splitter, self._stop)
+        self._put(Frame(FrameType.END, self._next, msgspec.msgpack.encode(end)))
 
-    def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
-        encoder = self._encoder
-        assert encoder is not None
-        pages, patient_until = 0, time.monotonic() + BASES_TIMEOUT_S
-        while True:
-            data = source.read()
-            started = time.monotonic()
-            part, runs = splitter.split(data) if data else splitter.finish()
-            encoder.light = self.counters.method == LIGHT
-            pages += sum(count for kind, _, count, *_ in runs if kind == Op.LITERAL)
-            while sum(self._untold) > 0 and self._told < pages + AHEAD_DIGESTS and time.monotonic() < patient_until:
-                time.sleep(LOOK_AGAIN_S)
-            piece = encoder.encode(part, runs) if part else None
-            self._looking_up_s += time.monotonic() - started
-            if piece is not None:
-                pieces.put(piece)
-            if not data:
-                pieces.put(None)
-                return
-
-    def _compress(self, pieces: Handover[Piece | None], loop: asyncio.AbstractEventLoop) -> None:
-        encoder = self._encoder
-        assert encoder is not None
-        compressor = Compressor(self.counters.method, fixed=self._options.method is not None)
-        crc = raw_bytes = 0
-        chooser = Chooser(self._marks(compressor))
-        while (piece := pieces.get()) is not None:
-            chosen = compressor.compress(piece.body)
-            encoder.savings.before_compression += len(piece.body)
-            encoder.savings.after_compression += len(chosen[2])
-            crc = zlib.crc32(piece.check.to_bytes(CHECK_BYTES, "big"), crc)
-            raw_bytes += piece.raw_bytes
-            asyncio.run_coroutine_threadsafe(self._queue(piece, piece.finish(*chosen)), loop).result()
-            compressor.switch(chooser.choose(self._marks(compressor), compressor.method))
-            self.counters.method = compressor.method
-        end = msgspec.msgpack.encode(End(raw_bytes, self._pieces, crc))
-        loop.call_soon_threadsafe(lambda: self._put(Frame(FrameType.END, self._next, end)))
-
-    def _marks(self, compressor: Compressor) -> Marks:
-        counters = self.counters
-        return Marks(
-            time.monotonic(), self._looking_up_s, compressor.busy_s, counters.blocked_s, counters.wire_bytes
-        )  # fmt: skip
+    def _stop(self) -> None:
+        """Nothing more is queued: who waits to do it gives up."""
+        self._stopped = True
+        self._tick.set()
 
     async def _queue(self, piece: Piece, data: bytes) -> None:
         for start in range(0, len(data), frames.PAYLOAD_BYTES_MAX):
