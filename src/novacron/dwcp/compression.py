@@ -81,7 +81,8 @@ class Marks(NamedTuple):
     compressing_s: float = 0.0
     blocked_s: float = 0.0
     """Time in which what was ready waited for the link."""
-    wire_bytes: int = 0
+    delivered_bytes: int = 0
+    """What the peer has confirmed: what was only given to a connection says nothing about the link."""
 
     def working(self, since: Marks) -> float:
         """Return the share of the time that the busier of the two stages took, looking pages up or compressing."""
@@ -92,8 +93,8 @@ class Marks(NamedTuple):
         return (self.blocked_s - since.blocked_s) / (self.at - since.at)
 
     def rate(self, since: Marks) -> float:
-        """Return bytes a second on the wire."""
-        return (self.wire_bytes - since.wire_bytes) / (self.at - since.at)
+        """Return delivered bytes a second."""
+        return (self.delivered_bytes - since.delivered_bytes) / (self.at - since.at)
 
 
 class Chooser:

@@ -127,4 +127,4 @@ class Encoding:
     def _marks(self) -> Marks:
         counters = self._counters
         busy_s = self._compressor.busy_s
-        return Marks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.wire_bytes)
+        return Marks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.delivered_bytes)
