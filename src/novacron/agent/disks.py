@@ -62,7 +62,20 @@ class Leaving:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave nothing behind, whatever has become of it."""
+        """Leave nothing behind, whatever has become of it, and whoever loses patience meanwhile."""
+        self._path.unlink(missing_ok=True)
+        undoing = asyncio.create_task(self._undo())
+        cancelled = False
+        while not undoing.done():
+            try:
+                await asyncio.wait({undoing})
+            except asyncio.CancelledError:
+                cancelled = True
+        undoing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _undo(self) -> None:
         self._recorder.abort()
         await asyncio.to_thread(self._export.close)
         self.sent.cancel()
@@ -70,7 +83,6 @@ class Leaving:
         if self._machine.monitor is not None and self._machine.pid is not None:
             with contextlib.suppress(MonitorFailed, TimeoutError):
                 await mirror.clear(self._machine.monitor)
-        self._path.unlink(missing_ok=True)
 
     def limit(self, rate_bytes_per_s: int | None) -> int | None:
         """Share what the migration may use of the link: take this disk's part, return the memory's."""
