@@ -101,7 +101,7 @@ class Chooser:
     """Chooses how to compress from what is scarce: quickly lighter when the link has nothing to do, slowly denser."""
 
     def __init__(self, now: Marks) -> None:
-        self._since = self._lately = now
+        self._before = self._since = self._lately = now
 
     def choose(self, now: Marks, method: int) -> int:
         """Return the method to go on with."""
@@ -109,14 +109,15 @@ class Chooser:
             return method
         lately, self._lately = self._lately, now
         if now.working(lately) > 0.6 and now.blocked(lately) < 0.05:
-            chosen = method // 2 if now.rate(lately) > LIGHT_BYTES_PER_S else min(method, FIRST)
+            fast = now.rate(self._before) > LIGHT_BYTES_PER_S  # over a second or two: confirmations come in bursts
+            chosen = method // 2 if fast else min(method, FIRST)
             if chosen != method:
                 self._since = now
             return chosen
         since = lately if method == LIGHT else self._since
         if method != LIGHT and now.at - since.at < DENSER_AFTER_S:
             return method
-        self._since = now
+        self._before, self._since = self._since, now
         if now.blocked(since) > 0.5 and now.working(since) < 0.35:
             return min(len(METHODS) - 1, method + 1)
         return method
