@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import mmap
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +38,12 @@ SWITCH_S = 1.0
 READY = "tiny guest: ready"
 IDLE_MOVES = 30
 WARM_BYTES = 3 << 30
+WARMING = """
+import mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+memory[:: mmap.PAGESIZE] = b"x" * (len(memory) // mmap.PAGESIZE)
+"""
 GIVE_UP_S = 60.0
 OTHER_LINKS = (
     Wan(500_000_000, 20.0, 0.0001),
@@ -120,9 +126,9 @@ class LinkUse:
 def warm() -> None:
     """Touch memory that is free: below a virtual machine it may have to be fetched first, and whichever guest is then
     received pays for that."""
-    with mmap.mmap(-1, WARM_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        memory[:: mmap.PAGESIZE] = b"\1" * (WARM_BYTES // mmap.PAGESIZE)
+    subprocess.run(
+        [sys.executable, "-c", WARMING, str(WARM_BYTES)], check=True
+    )  # here it would stop the clients' clocks
 
 
 def boot(p: Platform, name: str, image: str, node: str, number: int, memory_mib: int = MEMORY_MIB) -> Object:
