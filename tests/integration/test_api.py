@@ -39,7 +39,8 @@ def test_health_needs_no_token(api: Api, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", VMS), ("GET", f"{VMS}/x"), ("POST", VMS), ("DELETE", f"{VMS}/x"), ("POST", f"{VMS}/x/actions/stop"),
+        ("GET", VMS), ("GET", f"{VMS}/x"), ("POST", VMS), ("DELETE", f"{VMS}/x"), ("PATCH", f"{VMS}/x"),
+        ("POST", f"{VMS}/x/actions/stop"),
         ("GET", "/api/v1/nodes"), ("POST", "/api/v1/nodes/join-tokens"), ("GET", "/api/v1/migrations"),
         ("GET", "/api/v1/images"), ("GET", "/api/v1/events"), ("GET", "/api/v1/tokens"), ("POST", "/api/v1/tokens"),
         ("GET", "/schema"),
@@ -264,6 +265,65 @@ def test_an_action_that_the_state_does_not_allow_says_the_state(api: Api, new_vm
     until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
     problem = api("POST", f"{VMS}/{vm['id']}/actions/{action}").problem
     assert problem["code"] == "illegal-state" and "stopped" in problem["detail"]
+
+
+# what can be changed
+
+
+def off(api: Api, new_vm: NewVm, **fields: Any) -> dict[str, Any]:
+    vm = new_vm(power="stopped", **fields)
+    until(lambda: api("GET", f"{VMS}/{vm['id']}").body["status"]["state"] == "stopped", "it is there")
+    return vm
+
+
+def test_a_vm_gets_another_name(api: Api, new_vm: NewVm, new_name: NewName) -> None:
+    vm, other, name = off(api, new_vm), new_vm(power="stopped"), new_name()
+    assert api("PATCH", f"{VMS}/{vm['id']}", {"name": name}).body["name"] == name
+    assert api("GET", f"{VMS}/{name}").body["id"] == vm["id"]
+    assert api("GET", f"{VMS}/{vm['name']}").status == 404
+    problem = api("PATCH", f"{VMS}/{name}", {"name": other["name"]}).problem
+    assert (problem["status"], problem["field"]) == (409, "name")
+    happened = api("GET", f"/api/v1/events?object={vm['id']}").body["items"]
+    assert any(f"name {vm['name']} to {name}" in event["message"] for event in happened)
+
+
+def test_a_vm_that_is_off_gets_another_size_and_never_one_that_its_node_lacks(api: Api, new_vm: NewVm) -> None:
+    vm = off(api, new_vm, node="host-a")
+    changed = api("PATCH", f"{VMS}/{vm['id']}", {"memory_mib": 512, "vcpus": 2}).body
+    assert (changed["spec"]["memory_mib"], changed["spec"]["vcpus"]) == (512, 2)
+    inventory = api("GET", "/api/v1/nodes/host-a").body["status"]["inventory"]
+    problem = api("PATCH", f"{VMS}/{vm['id']}", {"memory_mib": inventory["memory_mib"]}).problem
+    assert (problem["code"], problem["field"]) == ("no-capacity", "memory_mib")
+    assert api("GET", f"{VMS}/{vm['id']}").body["spec"]["memory_mib"] == 512
+    running = new_vm(node="host-a")
+    problem = api("PATCH", f"{VMS}/{running['id']}", {"memory_mib": 512}).problem
+    assert problem["code"] == "illegal-state" and "while it is stopped" in problem["detail"]
+
+
+def test_a_protected_vm_is_not_deleted(api: Api, new_vm: NewVm) -> None:
+    vm = off(api, new_vm, protected=True)
+    problem = api("DELETE", f"{VMS}/{vm['id']}").problem
+    assert problem["status"] == 409 and "protected" in problem["detail"] and "--no-protect" in problem["hint"]
+    assert not api("GET", f"{VMS}/{vm['id']}").body["deleting"]
+    assert api("PATCH", f"{VMS}/{vm['id']}", {"protected": False}).status == 200
+    assert api("DELETE", f"{VMS}/{vm['id']}").status == 202
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({}, None), ({"name": "Upper"}, "name"), ({"memory_mib": 1}, "memory_mib"), ({"vcpus": "2"}, "vcpus"),
+        ({"restart": "sometimes"}, "restart"), ({"protected": 1}, "protected"), ({"image": "other"}, "image"),
+    ],
+)  # fmt: skip
+def test_a_change_that_makes_no_sense_is_named_and_changes_nothing(
+    api: Api, new_vm: NewVm, change: dict[str, Any], field: str | None
+) -> None:
+    vm = off(api, new_vm)
+    before = api("GET", f"{VMS}/{vm['id']}").body
+    problem = api("PATCH", f"{VMS}/{vm['id']}", change).problem
+    assert problem["status"] == 400 and problem.get("field") == field and problem["hint"]
+    assert api("GET", f"{VMS}/{vm['id']}").body == before
 
 
 # concurrency and repetition

@@ -83,9 +83,8 @@ def test_a_guest_that_ignores_the_request_is_forced_off(site: Platform, new_vm: 
     assert site.client.get("vms", vm["name"])["status"]["state"] == "stopped"
 
 
-def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm) -> None:
-    vm = new_vm()
-    ready(site, vm)
+def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[], bool]) -> None:
+    """Let the guest power itself off, until ``done``."""
     console = subprocess.Popen(
         [sys.executable, "-m", "novacron", "vm", "console", vm["name"]],
         stdin=subprocess.PIPE,
@@ -99,14 +98,20 @@ def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm)
             console.stdin.write(b"\npoweroff -f\n")  # type: ignore[union-attr]
             console.stdin.flush()  # type: ignore[union-attr]
         time.sleep(0.5)
-        return bool(site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
+        return done()
 
     until(typed, "the guest has powered itself off", 60)
-    off = site.client.get("vms", vm["id"])
-    assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
     with contextlib.suppress(OSError):
         console.stdin.close()
     console.wait(10)
+
+
+def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm()
+    ready(site, vm)
+    power_off_from_within(site, vm, lambda: site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
+    off = site.client.get("vms", vm["id"])
+    assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
     assert "running" in site.cli("vm", "start", vm["name"], "--wait").stdout
 
 
@@ -118,6 +123,32 @@ def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -
         vm["id"], lambda v: v["status"]["pid"] not in (0, pid) and v["status"]["state"] == "running", "it runs again"
     )
     assert again["status"]["crashes"] >= 1
+
+
+def test_a_guest_that_powers_itself_off_begins_anew_where_that_was_asked_for(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(restart="always")
+    ready(site, vm)
+    power_off_from_within(site, vm, lambda: boots(site, vm) == 2)
+    site.wait_state(vm["id"], "running")
+
+
+def test_a_vm_that_crashed_stays_off_where_that_was_asked_for_and_has_another_size_then(
+    site: Platform, new_vm: NewVm
+) -> None:
+    vm = new_vm(restart="never")
+    ready(site, vm)
+    os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
+    off = site.wait_state(vm["id"], "stopped")
+    assert off["status"]["reason"] == "crashed, and is not to be started again"
+    assert "on-failure" in site.cli("vm", "set", vm["name"], "--restart", "on-failure").stdout
+    site.cli("vm", "stop", vm["name"], "--wait")
+    shown = site.cli("vm", "set", vm["name"], "--memory", "320", "--vcpus", "2", "--protect").stdout
+    assert "320 MiB" in shown and "PROTECTED" in shown
+    site.cli("vm", "start", vm["name"], "--wait")
+    pid = site.client.get("vms", vm["id"])["status"]["pid"]
+    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert "320M" in arguments and arguments[arguments.index("-smp") + 1] == "2"
+    site.cli("vm", "set", vm["name"], "--no-protect")
 
 
 def test_a_qemu_that_hangs_is_not_taken_for_gone(site: Platform, new_vm: NewVm) -> None:

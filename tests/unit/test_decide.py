@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.model import limits
-from novacron.model.vm import Power, VmSpec
+from novacron.model.vm import Power, Restart, VmSpec
 
 RUN_STATES = [
     *sorted(STATES.keys() - {"finish-migrate"}),
@@ -28,6 +28,7 @@ specs = st.builds(
     starts=st.integers(0, 3),
     reboots=st.integers(0, 3),
     stop_timeout_s=st.integers(0, 30),
+    restart=st.sampled_from(Restart),
 )
 
 
@@ -92,6 +93,14 @@ def test_a_guest_that_powered_itself_off_stays_off_until_started_again() -> None
     assert decide(spec, "absent", halted_at_start=1, reboots=0, stopping_s=None) is Step.NOTHING
     again = VmSpec(image="tiny", starts=2)
     assert decide(again, "absent", halted_at_start=1, reboots=0, stopping_s=None) is Step.START
+
+
+def test_a_guest_that_powered_itself_off_begins_anew_where_that_was_asked_for() -> None:
+    spec = VmSpec(image="tiny", starts=1, restart=Restart.ALWAYS)
+    assert decide(spec, "shutdown", halted_at_start=None, reboots=0, stopping_s=None) is Step.KILL
+    assert decide(spec, "absent", halted_at_start=None, reboots=0, stopping_s=None) is Step.START
+    off = VmSpec(image="tiny", power=Power.STOPPED, restart=Restart.ALWAYS)
+    assert decide(off, "absent", halted_at_start=None, reboots=0, stopping_s=None) is Step.NOTHING
 
 
 def test_a_stop_is_graceful_first_and_forced_after_its_time() -> None:

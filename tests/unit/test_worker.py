@@ -12,7 +12,7 @@ from novacron.agent.settings import Settings
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Held
-from novacron.model.vm import VmState
+from novacron.model.vm import Restart, VmSpec, VmState
 from novacron.wire import messages as wire
 
 said: list[Any] = []
@@ -76,3 +76,19 @@ def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker:
     worker._count_crash("test")
     worker._count_crash("test")
     assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
+
+
+def assigned(restart: Restart) -> wire.Assignment:
+    spec = VmSpec(image="tiny", starts=3, restart=restart)
+    return wire.Assignment("vm-a", "a", spec, False, "", 0, None, "default", bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("restart", "halted"), [(Restart.NEVER, 3), (Restart.ON_FAILURE, None), (Restart.ALWAYS, None)]
+)
+def test_a_vm_that_crashed_stays_off_only_where_that_was_asked_for(
+    worker: Worker, restart: Restart, halted: int | None
+) -> None:
+    worker._assignment = assigned(restart)
+    worker._count_crash("test")
+    assert (worker.record.halted_at_start, worker.record.crashes) == (halted, 1)

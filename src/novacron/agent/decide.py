@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from novacron.model import limits
-from novacron.model.vm import Power, VmSpec, VmState
+from novacron.model.vm import Power, Restart, VmSpec, VmState
 
 
 class Step(StrEnum):
@@ -58,8 +58,8 @@ def decide(
     if run_state == "absent":
         return Step.NOTHING if wants_off else Step.START
     if run_state == "shutdown":
-        # The guest has powered off. Unasked, it stays off until it is started again.
-        return Step.KILL if wants_off else Step.MARK_HALTED
+        # The guest has powered off. Unasked, it stays off until it is started again, or begins anew.
+        return Step.KILL if wants_off or spec.restart is Restart.ALWAYS else Step.MARK_HALTED
     if spec.power is Power.STOPPED:
         if run_state != "running" or spec.stop_timeout_s == 0:
             return Step.KILL

@@ -28,7 +28,7 @@ from novacron.dwcp.receiver import Listener
 from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
-from novacron.model.vm import Power, VmState, VmStatus
+from novacron.model.vm import Power, Restart, VmState, VmStatus
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -289,26 +289,31 @@ class Worker:
                 self._report(VmState.STOPPING)
                 return wanted.spec.stop_timeout_s
             case Step.KILL:
-                if wanted.spec.power is not Power.STOPPED and run_state not in ("shutdown", "inmigrate"):
+                if not self._is_to_be_off(wanted) and run_state != "inmigrate":
                     self._count_crash(f"QEMU is in state {run_state}")
                 self.expected_exit = True
                 await self.machine.kill()
                 self._stopping_at = None
                 return 0
             case Step.MARK_HALTED:
-                self.store(halted_at_start=wanted.spec.starts)
+                self.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
         if run_state == "absent":
             self._stopping_at = None
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
         halted = state is VmState.STOPPED and self.record.halted_at_start == wanted.spec.starts
-        reason = "powered off by the guest" if halted and wanted.spec.power is Power.RUNNING else ""
+        reason = ""
+        if halted and wanted.spec.power is Power.RUNNING:
+            reason = "crashed, and is not to be started again" if self.record.crashes else "powered off by the guest"
         if self.record.post_copy is not None:
             reason = self._follows()
         self._report(state, reason)
         if self._stopping_at is not None:
             return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
+
+    def _is_to_be_off(self, wanted: wire.Assignment) -> bool:
+        return wanted.spec.power is Power.STOPPED or self.record.halted_at_start == wanted.spec.starts
 
     def _follows(self) -> str:
         moving = self.record.post_copy
@@ -375,14 +380,17 @@ class Worker:
         self._wake.set()
 
     def _count_crash(self, what: str) -> None:
-        """A VM that crashes again soon is started again later."""
+        """A VM that ends unasked again soon is started again later, or never."""
         stable = time.monotonic() - self._started_at > STABLE_S
-        crashes = 1 if stable else self.record.crashes + 1
+        changes: dict[str, Any] = {"crashes": 1 if stable else self.record.crashes + 1}
+        wanted = self._assignment
+        if wanted is not None and wanted.spec.restart is Restart.NEVER:
+            changes["halted_at_start"] = wanted.spec.starts
         try:
-            self.store(crashes=crashes)
+            self.store(**changes)
         except OSError as error:
-            # No promise hangs on this number, so it may live in memory alone.
-            self.record = msgspec.structs.replace(self.record, crashes=crashes)
+            # No promise hangs on this, so it may live in memory alone.
+            self.record = msgspec.structs.replace(self.record, **changes)
             log.error("a crash can't be written down", vm=self.vm, error=str(error))
         log.warning("a VM crashed", vm=self.vm, what=what, crashes=self.record.crashes)
 

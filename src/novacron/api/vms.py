@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Response, Router, delete, get, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
+from msgspec import UNSET, UnsetType
 
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
@@ -20,6 +21,7 @@ from novacron.model.vm import (
     MemoryMib,
     Name,
     Power,
+    Restart,
     StopTimeout,
     Vcpus,
     Vm,
@@ -45,6 +47,18 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     node: Name | None = None
     address: str | None = None
     power: Power = Power.RUNNING
+    restart: Restart = Restart.ON_FAILURE
+    protected: bool = False
+
+
+class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays. The size changes only while the VM is off."""
+
+    name: Name | UnsetType = UNSET
+    vcpus: Vcpus | UnsetType = UNSET
+    memory_mib: MemoryMib | UnsetType = UNSET
+    restart: Restart | UnsetType = UNSET
+    protected: bool | UnsetType = UNSET
 
 
 class StopVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,12 +130,29 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
         raise InvalidInput(
             f"no node holds an image named {data.image!r}", field="image", hint="see: novacron image list"
         )
-    spec = VmSpec(image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address)
+    spec = VmSpec(
+        image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address,
+        restart=data.restart, protected=data.protected,
+    )  # fmt: skip
 
     async def work(connection: Connection) -> Vm:
         return await vms.create(connection, data.name, spec, data.node, request.user.name)
 
     return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
+@patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
+async def configure_vm(request: ApiRequest, ref: str, data: ConfigureVm) -> Response[Vm]:
+    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    name = None if data.name is UNSET else check_name(given.pop("name"))
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.configure(connection, ref, name, given, revision, request.user.name)
+
+    return await reply.write(request, work, status=200)
 
 
 @delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
@@ -206,6 +237,7 @@ router = Router(
         list_vms,
         show_vm,
         create_vm,
+        configure_vm,
         delete_vm,
         start_vm,
         stop_vm,

@@ -18,6 +18,17 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is d
 Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
 
 
+class Restart(StrEnum):
+    """When a VM that ended without being asked to is started again."""
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
+
+
 def state(vm: Object) -> str:
     if vm["deleting"]:
         return "deleting"
@@ -38,6 +49,8 @@ DETAILS: Columns = {
     **COLUMNS,
     "WANTED": lambda vm: vm["spec"]["power"],
     "REASON": lambda vm: vm["status"]["reason"],
+    "RESTART": lambda vm: vm["spec"]["restart"],
+    "PROTECTED": lambda vm: "yes" if vm["spec"]["protected"] else "no",
     "ID": lambda vm: vm["id"],
     "MACHINE": lambda vm: vm["status"]["machine"],
     "ACCELERATOR": lambda vm: vm["status"]["accelerator"],
@@ -83,6 +96,8 @@ def create(
     node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
     address: Annotated[str | None, typer.Option(help="the guest's IPv4 address, for example 10.77.0.10/24")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
+    restart: Annotated[Restart, typer.Option(help=RESTART_HELP)] = Restart.ON_FAILURE,
+    protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
     wait: Wait = False,
     timeout: Timeout = 120,
     output_: Output = Format.TABLE,
@@ -92,9 +107,29 @@ def create(
         client = Client()
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
-            power="running" if start else "stopped",
+            power="running" if start else "stopped", restart=restart.value, protected=protect,
         )  # fmt: skip
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_)
+
+
+@app.command("set")
+def set_(
+    vm: Vm,
+    name: Annotated[str | None, typer.Option(help="a new name")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="virtual CPUs; only while it is off")] = None,
+    memory: Annotated[int | None, typer.Option(help="memory in MiB; only while it is off")] = None,
+    restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
+    protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Rename a VM, resize it, protect it, or say when it is started again."""
+    given = {
+        "name": name, "vcpus": vcpus, "memory_mib": memory,
+        "restart": None if restart is None else restart.value, "protected": protect,
+    }  # fmt: skip
+    with output.errors():
+        changed = Client().configure_vm(vm, **{key: value for key, value in given.items() if value is not None})
+        output.fields(changed, DETAILS, output_)
 
 
 @app.command("list")

@@ -146,6 +146,11 @@ class Client:
         created: Object = self.request("POST", "/api/v1/vms", body)
         return created
 
+    def configure_vm(self, ref: str, **changes: Any) -> Object:
+        """Change a VM's ``name``, ``vcpus``, ``memory_mib``, ``restart`` or ``protected``."""
+        changed: Object = self.request("PATCH", f"/api/v1/vms/{_path(ref)}", changes)
+        return changed
+
     def act(self, kind: str, ref: str, action: str, body: Object | None = None) -> Object:
         """Do an action, for example ``act("vms", "web", "stop", {"timeout_s": 5})``."""
         done: Object = self.request("POST", f"/api/v1/{kind}/{_path(ref)}/actions/{action}", body)

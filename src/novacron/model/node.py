@@ -95,6 +95,14 @@ def refusal(node: Node, load: Load, vm: VmSpec) -> str | None:
         return f"node {node.name} is cordoned"
     if all(image.name != vm.image for image in inventory.images):
         return f"node {node.name} does not hold image {vm.image}"
+    return no_room(node, load, vm)
+
+
+def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
+    """Say why ``vm`` would overfill ``node`` that carries ``load``, or None if it would not."""
+    inventory = node.status.inventory
+    if inventory is None:
+        return f"node {node.name} has not said what it has"
     room_mib = inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB - load.memory_mib
     if vm.memory_mib > room_mib:
         return f"node {node.name} is full: {max(room_mib, 0)} MiB of memory free, {vm.memory_mib} MiB needed"

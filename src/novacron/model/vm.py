@@ -53,6 +53,16 @@ class VmState(StrEnum):
     ABSENT = "absent"
 
 
+class Restart(StrEnum):
+    """When a VM that ended without being asked to is started again; each time soon after the last, later."""
+
+    ALWAYS = "always"
+    """... whatever it ended by, also when its guest powered off."""
+    ON_FAILURE = "on-failure"
+    """... when it crashed. A guest that powered itself off stays off."""
+    NEVER = "never"
+
+
 class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the user asked for. Only the user changes it."""
 
@@ -68,6 +78,9 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often a reboot was asked for; the agent has done ``status.reboots`` of them."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced to; 0 forces at once."""
+    restart: Restart = Restart.ON_FAILURE
+    protected: bool = False
+    """It can't be deleted until this is taken away."""
 
 
 class VmStatus(msgspec.Struct, frozen=True):
@@ -109,6 +122,7 @@ class Action(StrEnum):
     RESUME = "resume"
     REBOOT = "reboot"
     MIGRATE = "migrate"
+    CONFIGURE = "configure"
     DELETE = "delete"
 
 
@@ -119,6 +133,7 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.RESUME: frozenset({VmState.PAUSED, VmState.RUNNING}),
     Action.REBOOT: frozenset({VmState.RUNNING}),
     Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
     Action.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""

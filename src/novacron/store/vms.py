@@ -10,7 +10,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NoCapacity, NotFound, PreconditionFailed
-from novacron.model.node import refusal, room
+from novacron.model.node import Load, no_room, refusal, room
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
@@ -87,6 +87,8 @@ def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
         )
     if vm.status.state not in ALLOWED_IN[action]:
         raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
+    if action is Action.DELETE and vm.spec.protected:
+        raise Conflict(f"VM {vm.name} is protected", hint=f"if it has to go: novacron vm set {vm.name} --no-protect")
 
 
 async def act(
@@ -117,8 +119,8 @@ async def act(
             if vm.node is None:
                 await _remove(connection, vm)
                 return msgspec.structs.replace(vm, deleting=True)
-        case Action.MIGRATE:
-            raise ValueError("migrations are made by store.migrations.create")
+        case Action.MIGRATE | Action.CONFIGURE:
+            raise ValueError(f"{action} is no change of power")
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
         vm.id,
@@ -127,6 +129,47 @@ async def act(
     )
     await events.record(connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor)
     return _vm(row)
+
+
+async def configure(
+    connection: Connection, ref: str, name: str | None, changes: dict[str, Any], if_match: int | None, actor: str
+) -> Vm:
+    """Rename a VM, or change fields of its spec; its size only while it is off. Raises Conflict, NoCapacity."""
+    vm = await get(connection, ref, lock=True)
+    check_action(vm, Action.CONFIGURE, if_match)
+    spec = msgspec.structs.replace(vm.spec, **changes)
+    if (spec.vcpus, spec.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
+        await _check_resize(connection, vm, spec)
+    changed = [f"{key} {getattr(vm.spec, key)} to {value}" for key, value in changes.items()]
+    if name is not None and name != vm.name:
+        changed.insert(0, f"name {vm.name} to {name}")
+    try:
+        row = await connection.fetchrow(
+            "UPDATE vms SET name = $2, spec = $3 WHERE id = $1 RETURNING *",
+            vm.id, name or vm.name, msgspec.to_builtins(spec),
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+    changed_vm = _vm(row)
+    await events.record(connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor)
+    return changed_vm
+
+
+async def _check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
+    """Raise IllegalState or NoCapacity unless the VM can have another size when it starts next."""
+    if vm.spec.power is not Power.STOPPED or vm.status.state not in (VmState.STOPPED, VmState.PENDING):
+        raise IllegalState(
+            f"the size of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            hint=f"novacron vm stop {vm.name} --wait",
+        )
+    if vm.node is None:
+        return
+    node = await nodes.get(connection, vm.node, lock=True)
+    load = await nodes.load(connection, vm.node)
+    without = Load(load.vcpus - vm.spec.vcpus, load.memory_mib - vm.spec.memory_mib)
+    why = no_room(node, without, spec)
+    if why is not None:
+        raise NoCapacity(why, field="memory_mib", hint="move it to a larger node first, or see: novacron node list")
 
 
 async def _remove(connection: Connection, vm: Vm) -> None:
