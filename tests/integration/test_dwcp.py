@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from novacron import pki
 from novacron.dwcp import sender as sender_module
+from novacron.dwcp import sockets
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.pages import Base, PageHash, Run
 from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
@@ -256,3 +258,20 @@ async def test_a_slow_receiver_holds_the_sender_back(ends: Ends, listening: tupl
         gate.set()
         await asyncio.wait_for(sending, 30)
     await receiving
+
+
+def test_a_connection_that_was_dropped_a_moment_ago_can_still_be_asked() -> None:
+    """In uvloop, as in the agent: found by a link that died late in a migration, which ended it."""
+
+    async def drop() -> None:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        async with server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            sock = writer.get_extra_info("socket")
+            assert sockets.measured(sock) is not None
+            writer.transport.abort()
+            await asyncio.sleep(0.1)
+            assert sockets.measured(sock) is None
+            sockets.pace(sock, 1_000_000)
+
+    uvloop.run(drop())

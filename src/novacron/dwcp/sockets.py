@@ -55,9 +55,13 @@ def enlarge(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
 
 
+GONE = (OSError, ValueError)
+"""What the socket of a connection that was dropped a moment ago raises: uvloop's has no descriptor any more."""
+
+
 def pace(sock: socket.socket, bytes_per_s: int | None) -> None:
     """Let the kernel send no faster; None lifts the limit."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*GONE):
         sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", bytes_per_s or UNLIMITED))
 
 
@@ -65,7 +69,7 @@ def measured(sock: socket.socket) -> Measured | None:
     """Return what the kernel knows, or None where it tells less."""
     try:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    except OSError:
+    except GONE:
         return None
     if len(raw) < _TCP_INFO.size:
         return None
