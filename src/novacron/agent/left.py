@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 
 from novacron import pki
 from novacron.agent.outgoing import address
@@ -49,14 +50,22 @@ async def tell(store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool:
 
 
 async def learn(
-    store: PageStore, vm: str, tenant: Tenant, task: wire.Task, listener: Listener, settings: Settings
+    store: PageStore,
+    vm: str,
+    tenant: Tenant,
+    task: wire.Task,
+    listener: Listener,
+    settings: Settings,
+    is_here: Callable[[], bool],
 ) -> None:
-    """Learn what the node that a VM came from keeps of it, if it says so soon."""
+    """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""
     terms = Terms(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
     taken = Taken(settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
     try:
         with listener.expect(session_of(task.migration), task.peer, terms) as session:
             await session.receive(taken, BEGIN_S_MAX)
+        if not is_here():
+            return
         save = functools.partial(store.save_index, tenant.project, LEFT, vm, PageHash(tenant.key), bytes(taken.data))
         await asyncio.to_thread(save)
     except (ReceiveFailed, OSError, ValueError, TimeoutError) as error:

@@ -13,6 +13,7 @@ from novacron.agent.pages import Tenant
 from novacron.disk.images import Image
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
 from novacron.model.migration import Kind, Policy, Side
+from novacron.model.ownership import Claim
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -134,7 +135,8 @@ class Taking:
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
                 host.pool.warm(outgoing.address(task.warm), pki.node_host(task.peer), 1)
             tenant = Tenant(wanted.project, wanted.page_key)
-            host.aside(left.learn(host.pages.store, worker.vm, tenant, task, host.listener, host.settings))
+            store, settings = host.pages.store, host.settings
+            host.aside(left.learn(store, worker.vm, tenant, task, host.listener, settings, self._is_here))
             await host.pages.forget(worker.vm, tenant)
         except (incoming.LoadFailed, MachineFailed) as error:
             if self.pulls:
@@ -143,6 +145,9 @@ class Taking:
                 await self._fail(task, error)
         finally:
             self._end()
+
+    def _is_here(self) -> bool:
+        return self._worker.record.held.claim is Claim.OWNER
 
     @property
     def pulls(self) -> bool:
