@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import functools
-import itertools
 import os
 import re
 import socket
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import bare, datapath
-from bench.report import Figure, median, report
+from bench.report import Figure, median, plot, report
 from lab.guest import CounterClient
 from lab.hosts import Host, Wan, lab, missing
 from lab.images import guests_dir
@@ -433,39 +432,6 @@ def data_path(directory: Path, images: Path, rounds: int) -> list[Figure]:
         median("  on one that waits", warm, "ms"),
         median("  saved", [c - w for c, w in zip(cold, warm, strict=True)], "ms"),
     ]
-
-
-def plot(figures: list[Figure], path: Path) -> None:
-    """Draw seconds and megabytes of each way to migrate as an SVG: no library is needed for bars."""
-    rows: list[tuple[str, float, float]] = []
-    for first, second in itertools.pairwise(figures):
-        if second.name.strip() == "bytes on the link":
-            rows.append((first.name, first.value, second.value))
-    for number, figure in enumerate(figures):
-        if figure.name.endswith(": request to end"):
-            sent = next(f.value for f in figures[number:] if f.name.strip() == "bytes on the link")
-            rows.append((figure.name.removesuffix(": request to end"), figure.value, sent))
-    rows = [row for row in rows if not row[0].startswith("  ")]
-    wide = 300
-    slowest, most = max(row[1] for row in rows), max(row[2] for row in rows)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{60 + 26 * len(rows)}" font-family="sans-serif"'
-        ' font-size="13"><rect width="100%" height="100%" fill="white"/>',
-        '<text x="300" y="24" font-weight="bold">seconds</text>',
-        '<text x="640" y="24" font-weight="bold">MB on the link</text>',
-    ]
-    for number, (name, seconds, megabytes) in enumerate(rows):
-        y = 40 + 26 * number
-        long, large = seconds / slowest * wide * 0.85, max(1.0, megabytes / most * wide * 0.85)
-        colour = "#8a8f98" if name.startswith("QEMU") else "#2563eb"
-        lines += [
-            f'<text x="290" y="{y + 14}" text-anchor="end">{name}</text>',
-            f'<rect x="300" y="{y}" width="{long:.0f}" height="18" fill="{colour}"/>',
-            f'<text x="{306 + long:.0f}" y="{y + 14}">{seconds:.1f}</text>',
-            f'<rect x="640" y="{y}" width="{large:.0f}" height="18" fill="{colour}"/>',
-            f'<text x="{646 + large:.0f}" y="{y + 14}">{megabytes:.1f}</text>',
-        ]
-    path.write_text("\n".join([*lines, "</svg>", ""]))
 
 
 def main() -> int:
