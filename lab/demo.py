@@ -251,11 +251,13 @@ def _running() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
 
 
-def _is_part(line: bytes, directory: Path) -> bool:
-    """Say whether a command line is one of the platform in ``directory``: a QEMU, PostgreSQL, the server, an agent."""
-    return f"{directory}/".encode() in line and any(
-        word in line for word in (b"-pidfile", b"postgres", b"-m\0novacron")
-    )
+def _is_part(pid: int, directory: Path) -> bool:
+    """Say whether a process is one of the platform in ``directory``: a QEMU, PostgreSQL, the server, an agent."""
+    line = _command_line(pid)
+    if b"guest=vm-" in line:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(directory)
+    return f"{directory}/".encode() in line and any(word in line for word in (b"postgres", b"-m\0novacron"))
 
 
 def _end(pids: set[int], number: signal.Signals) -> None:
@@ -282,7 +284,7 @@ def stop(directory: Path) -> bool:
     words = (str(directory).encode(), b"lab.relay", b"wan\0", b"novacron")
     _end({pid for pid in ours if any(word in _command_line(pid) for word in words)}, signal.SIGTERM)
     # QEMUs of a demo without namespaces, and what did not end in time.
-    _end({pid for pid in _running() if _is_part(_command_line(pid), directory)}, signal.SIGKILL)
+    _end({pid for pid in _running() if _is_part(pid, directory)}, signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)
     return True
 

@@ -65,6 +65,11 @@ class Host(NamedTuple):
     number: int
 
     @property
+    def enter(self) -> list[str]:
+        """What makes a command an agent's: in the host's network, with all else of this machine's, cgroups too."""
+        return [] if self.netns is None else ["nsenter", f"--net=/run/netns/{self.netns}", "--"]
+
+    @property
     def prefix(self) -> list[str]:
         """What a command line begins with to run on this host."""
         return [] if self.netns is None else ["ip", "netns", "exec", self.netns]

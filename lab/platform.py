@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from lab.hosts import Host, Lab
+from novacron.agent.home import TRANSFER_SOCKETS
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
-TRANSFER_SOCKETS = ("incoming.sock", "outgoing.sock", "disk.sock")
 SOCKET_PATH_MAX = 60
 """Longest state directory: the paths of Unix sockets below it must stay under 108 bytes."""
 
@@ -175,7 +175,7 @@ class Platform:
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
                 *self._agent_options,
             ]
-            agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.prefix, self._env)
+            agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.enter, self._env)
             self.agents[host.name] = agent
             agent.start("--join", self.client.join_token(host.name))
         for name in self.agents:
@@ -276,12 +276,10 @@ class Platform:
             if not entry.name.isdecimal():
                 continue
             with contextlib.suppress(OSError):
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"-pidfile" in arguments:
-                    path = Path(os.fsdecode(arguments[arguments.index(b"-pidfile") + 1]))
-                    if path.is_relative_to(self.directory):
-                        host, _, _, vm, _ = path.relative_to(self.directory).parts
-                        found[f"{host}/{vm}"] = int(entry.name)
+                path = (entry / "cwd").readlink()
+                if path.is_relative_to(self.directory) and b"guest=" in (entry / "cmdline").read_bytes():
+                    host, _, _, vm = path.relative_to(self.directory).parts
+                    found[f"{host}/{vm}"] = int(entry.name)
         return found
 
     def console_log(self, vm: Object, host: str | None = None) -> str:

@@ -85,12 +85,16 @@ def agent(
         str, typer.Option(help="which pages that are here need not be sent: of images, running VMs, VMs that left")
     ] = "image,sibling,checkpoint",
     pages_limit: Annotated[int, typer.Option(help="MiB on disk for what VMs that left had in memory")] = 8192,
+    uid_base: Annotated[
+        int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
+    ] = 1_879_048_192,
 ) -> None:
     """Run this host's VMs as the control plane says."""
     from novacron.agent.inventory import default_name
     from novacron.agent.main import run
     from novacron.agent.settings import Settings
     from novacron.model.errors import NovaError
+    from novacron.qemu.confine import can_confine
 
     state = (state_dir or _state_dir()) / "agent"
     settings = Settings(
@@ -103,6 +107,7 @@ def agent(
         outage_s=outage,
         reuse=frozenset(reuse.split(",")) - {"none", ""},
         pages_bytes_max=pages_limit << 20,
+        uid_base=uid_base if can_confine() else None,
     )
     unknown = settings.reuse - {"image", "sibling", "checkpoint"}
     if unknown:

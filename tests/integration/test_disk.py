@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -34,7 +35,9 @@ async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_c
     try:
         assert not await mirror.is_served(monitor)
         await mirror.serve(monitor, tmp_path / "disk.sock")
-        client = Client(tmp_path / "disk.sock", mirror.EXPORT)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(str(tmp_path / "disk.sock"))
+        client = Client(connection, mirror.EXPORT)
         assert client.size_bytes == image.info.disk_bytes
         client.write(PAGE, data)
         client.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -203,6 +204,19 @@ def test_files_arrive_with_their_holes_and_their_length(tmp_path: Path) -> None:
     assert len(data_places(source)) == len(data_places(copy)) == len(list(pages_of(source)))
 
 
+def connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(path))
+    return connection
+
+
+def listening(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(str(path))
+    server.listen(1)
+    return server
+
+
 @contextlib.contextmanager
 def qemu_export(directory: Path) -> Iterator[tuple[Path, Path]]:
     """A disk in a file, and QEMU's own server that exports it on a socket."""
@@ -224,7 +238,7 @@ def qemu_export(directory: Path) -> Iterator[tuple[Path, Path]]:
 def test_the_client_writes_to_qemus_server(tmp_path: Path) -> None:
     data = os.urandom(SIZE // 2)
     with qemu_export(tmp_path) as (disk, path):
-        client = Client(path, "disk0")
+        client = Client(connected(path), "disk0")
         assert client.size_bytes == SIZE
         for offset in range(0, len(data), 2 * PAGE):
             client.write(offset, data[offset : offset + 2 * PAGE])
@@ -237,13 +251,13 @@ def test_the_client_writes_to_qemus_server(tmp_path: Path) -> None:
             client.flush()
         client.close()
         with pytest.raises(OSError, match="refused export other"):
-            Client(path, "other")
+            Client(connected(path), "other")
 
 
 def test_qemus_client_writes_to_the_export(tmp_path: Path) -> None:
     source, path, volume = tmp_path / "source", tmp_path / "nbd.sock", Kept()
     source.write_bytes(os.urandom(SIZE // 2) + bytes(SIZE // 2))
-    export = Export(path, SIZE, volume)
+    export = Export(listening(path), SIZE, volume)
     target = f"nbd+unix:///disk0?socket={path}"
     subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target], check=True)
     export.close()
@@ -258,7 +272,7 @@ def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: 
 
     source, path = tmp_path / "source", tmp_path / "nbd.sock"
     source.write_bytes(os.urandom(SIZE))
-    export = Export(path, SIZE, Full())
+    export = Export(listening(path), SIZE, Full())
     target = f"nbd+unix:///disk0?socket={path}"
     failed = subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target], check=False)
     export.close()
@@ -266,7 +280,7 @@ def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: 
 
 
 def test_an_export_that_nobody_uses_can_be_closed(tmp_path: Path) -> None:
-    export = Export(tmp_path / "nbd.sock", SIZE, Kept())
+    export = Export(listening(tmp_path / "nbd.sock"), SIZE, Kept())
     export.close()
     assert export.error is None
 

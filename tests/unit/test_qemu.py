@@ -25,7 +25,7 @@ CONFIG = Config(
 def test_a_comma_in_a_path_opens_no_option() -> None:
     assert quoted("a,b") == "a,,b"
     arguments = command(CONFIG, incoming=False)
-    assert "unix:/vms/a,,b/qmp.sock,server=on,wait=off" in arguments
+    assert "socket,id=monitor0,path=/vms/a,,b/qmp.sock,server=on,wait=off" in arguments
 
 
 def test_both_ends_of_a_migration_start_the_same_machine() -> None:

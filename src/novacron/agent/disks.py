@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from novacron.agent.machine import DISK_LAYER, DISK_SOCKET, Machine
+from novacron.agent.home import DISK_LAYER, INCOMING_DISK_SOCKET, OUTGOING_DISK_SOCKET
+from novacron.agent.machine import Machine
 from novacron.disk import files
 from novacron.disk.images import Image
 from novacron.disk.nbd import Client, Export
@@ -45,17 +46,16 @@ class Leaving:
         self._machine = machine
         self._info = layer_info(image)
         self._rate: int | None = None
-        self._path = machine.directory / DISK_SOCKET
 
     async def __aenter__(self) -> Leaving:
         """Begin to mirror. Raises MonitorFailed, OSError."""
         assert self._machine.monitor is not None
-        self._path.unlink(missing_ok=True)
         self._recorder = Recorder([self._info])
-        self._export = Export(self._path, self._info.size_bytes, self._recorder)
+        listening = self._machine.home.listen(OUTGOING_DISK_SOCKET)
+        self._export = Export(listening, self._info.size_bytes, self._recorder)
         self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
         try:
-            await mirror.start(self._machine.monitor, self._path)
+            await mirror.start(self._machine.monitor, Path(OUTGOING_DISK_SOCKET))
         except BaseException:
             await self.__aexit__()
             raise
@@ -63,7 +63,7 @@ class Leaving:
 
     async def __aexit__(self, *_: object) -> None:
         """Leave nothing behind, whatever has become of it, and whoever loses patience meanwhile."""
-        self._path.unlink(missing_ok=True)
+        (self._machine.directory / OUTGOING_DISK_SOCKET).unlink(missing_ok=True)
         undoing = asyncio.create_task(self._undo())
         cancelled = False
         while not undoing.done():
@@ -121,12 +121,14 @@ class Leaving:
 
 async def take(machine: Machine, session: Incoming, image: Image) -> None:
     """Write what a session brings to the disk of a VM that does not run yet. Raises ReceiveFailed."""
-    expected, path = layer_info(image), machine.directory / DISK_SOCKET
+    expected, pid = layer_info(image), machine.pid
+    if pid is None:
+        raise OSError("QEMU has ended")
 
     def open_(head: Head) -> list[Volume]:
         if head.volumes != (expected,):
             raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
-        clients.append(Client(path, mirror.EXPORT))
+        clients.append(Client(machine.home.connect(INCOMING_DISK_SOCKET, pid), mirror.EXPORT))
         return [clients[0]]
 
     clients: list[Client] = []
@@ -140,16 +142,15 @@ async def take(machine: Machine, session: Incoming, image: Image) -> None:
 async def offer(machine: Machine) -> None:
     """Let the disk of a VM that does not run yet be written to. Raises MonitorFailed."""
     assert machine.monitor is not None
-    path = machine.directory / DISK_SOCKET
-    path.unlink(missing_ok=True)
-    await mirror.serve(machine.monitor, path)
+    (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
+    await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET))
 
 
 async def withdraw(machine: Machine) -> None:
     """All has been written: only the VM itself writes to its disk from now on. Raises MonitorFailed."""
     assert machine.monitor is not None
     await mirror.close(machine.monitor)
-    (machine.directory / DISK_SOCKET).unlink(missing_ok=True)
+    (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
 
 
 async def is_whole(machine: Machine) -> bool:

@@ -10,8 +10,9 @@ from novacron import pki
 from novacron.agent import disks, left, outgoing, postcopy
 from novacron.agent.disks import Leaving
 from novacron.agent.follow import TransferFailed
+from novacron.agent.home import DISK_LAYER
 from novacron.agent.journal import PostCopy
-from novacron.agent.machine import DISK_LAYER, MachineFailed
+from novacron.agent.machine import MachineFailed
 from novacron.agent.outgoing import Opening
 from novacron.disk import overlay
 from novacron.disk.images import Image

@@ -8,9 +8,11 @@ import select
 import socket
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from novacron.agent import disks
-from novacron.agent.machine import INCOMING_SOCKET, Machine
+from novacron.agent.home import INCOMING_SOCKET
+from novacron.agent.machine import Machine
 from novacron.disk.images import Image
 from novacron.dwcp.back import BYTES_MAX
 from novacron.dwcp.pipes import SocketPipe
@@ -84,8 +86,9 @@ async def load(
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
-        await transfer.receive(machine.monitor, path, post_copy=post_copy)
+        await transfer.receive(machine.monitor, Path(INCOMING_SOCKET), post_copy=post_copy)
         await loop.sock_connect(connection, str(path))
+        machine.check_peer(connection)
         if disk is not None:
             await disks.offer(machine)
         await ready()

@@ -6,13 +6,13 @@ import asyncio
 import os
 import platform
 import socket
-from pathlib import Path
 
 from novacron import __version__
 from novacron.agent.settings import Settings
 from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
+from novacron.net import tap
 from novacron.qemu import probe
 from novacron.telemetry import logs
 
@@ -38,14 +38,18 @@ async def _qemu_version(binary: str) -> str:
 async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[str, Image]]:
     """Return the inventory and the images. Raises InvalidInput when QEMU is missing."""
     version = await _qemu_version(settings.qemu_binary)
-    accelerator = await probe.remembered(settings.qemu_binary, version, settings.state_dir / "accelerator.json")
+    accelerator = await probe.remembered(
+        settings.qemu_binary, version, settings.state_dir / "accelerator.json", settings.uid_base
+    )
     images, wrong = scan(settings.images_dir)
     for problem in wrong:
         log.warning("image problem", problem=problem)
     missing = list(wrong)
+    if settings.uid_base is None:
+        missing.append("the agent is not root: its VMs are not kept apart from each other, nor from its own files")
     if settings.bridge is None:
         missing.append("no bridge: VMs have QEMU's user-mode network, and no address that others can reach")
-    elif not Path(f"/sys/class/net/{settings.bridge}/bridge").exists():
+    elif not tap.is_bridge(settings.bridge):
         raise InvalidInput(f"there is no bridge {settings.bridge!r} on this host", field="bridge")
     inventory = Inventory(
         cpus=len(os.sched_getaffinity(0)),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from novacron.agent.home import DISK_LAYER, Home, NoAccount
 from novacron.agent.settings import Settings
 from novacron.disk import overlay
 from novacron.disk.images import Image
@@ -17,19 +20,15 @@ from novacron.model.vm import VmSpec, mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import command, process
+from novacron.qemu import command, confine, process
 from novacron.qemu.command import Config, Nic
+from novacron.qemu.confine import Cgroup
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
 CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
-INCOMING_SOCKET = "incoming.sock"
-OUTGOING_SOCKET = "outgoing.sock"
-DISK_SOCKET = "disk.sock"
-DISK_LAYER = "disk.qcow2"
-"""What the VM wrote to its disk, over the disk of its image."""
 
 
 class MachineFailed(Exception):
@@ -41,12 +40,14 @@ class Machine:
 
     def __init__(self, id: str, settings: Settings, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self.id = id
-        self.directory = settings.vms_dir / id
+        self.home = Home(settings.vms_dir / id, settings.uid_base)
+        self.directory = self.home.path
         self.pid: int | None = None
         self.monitor: Monitor | None = None
         self.migration_status = ""
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self._settings = settings
+        self._cgroup = Cgroup(f"{settings.name}.{id}")
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
         self._late: LateFrames | None = None
@@ -61,8 +62,7 @@ class Machine:
 
         What that agent was carrying is lost: its sockets are removed.
         """
-        for name in (INCOMING_SOCKET, OUTGOING_SOCKET, DISK_SOCKET):
-            (self.directory / name).unlink(missing_ok=True)
+        self.home.clear_sockets()
         self.pid = await asyncio.to_thread(process.find, self.directory)
         if self.pid is None:
             return False
@@ -77,45 +77,19 @@ class Machine:
         running = await asyncio.to_thread(process.find, self.directory)
         if running is not None:
             raise MachineFailed(f"QEMU {running} runs this VM already")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in (command.monitor_path(self.directory), command.console_path(self.directory)):
-            leftover.unlink(missing_ok=True)
-        disk = None
-        if image.disk is not None:
-            disk = self.directory / DISK_LAYER
-            if not disk.exists():
-                try:
-                    await overlay.create(disk, image.disk)
-                except (OverlayFailed, OSError, TimeoutError) as error:
-                    raise MachineFailed(f"the VM's disk can't be made: {error}") from error
-        mac = mac_address(self.id)
-        nic = Nic(mac, None)
-        if self._settings.bridge is not None:
-            name = tap_name(self.id)
-            try:
-                mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
-            except NetworkFailed as error:
-                raise MachineFailed(str(error)) from error
-            nic = Nic(mac, name, mtu)
-        address = f" novacron.address={spec.address}" if spec.address else ""
-        config = Config(
-            id=self.id,
-            directory=self.directory,
-            vcpus=spec.vcpus,
-            memory_mib=spec.memory_mib,
-            machine=machine or command.DEFAULT_MACHINE,
-            accelerator=kind,
-            kernel=image.kernel,
-            initrd=image.initrd,
-            cmdline=image.cmdline + address,
-            nic=nic,
-            disk=disk,
-            binary=self._settings.qemu_binary,
-        )
         try:
-            self.pid = process.spawn(command.command(config, incoming=incoming), self.directory)
-        except OSError as error:
-            raise MachineFailed(f"can't start {config.binary}: {error}") from error
+            uid = self.home.make()
+        except (NoAccount, OSError) as error:
+            raise MachineFailed(f"the VM's directory can't be made: {error}") from error
+        if image.disk is not None and not (self.directory / DISK_LAYER).exists():
+            try:
+                await overlay.create(self.directory / DISK_LAYER, image.disk)
+            except (OverlayFailed, OSError, TimeoutError) as error:
+                raise MachineFailed(f"the VM's disk can't be made: {error}") from error
+        try:
+            await self._spawn(spec, image, kind, machine or command.DEFAULT_MACHINE, uid, incoming=incoming)
+        except (NetworkFailed, OSError) as error:
+            raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
             await self._attach()
             assert self.monitor is not None
@@ -124,6 +98,60 @@ class Machine:
             said = process.log_tail(self.directory)
             await self.kill()
             raise MachineFailed(f"QEMU did not start: {said or error}") from error
+
+    async def _spawn(
+        self, spec: VmSpec, image: Image, kind: AcceleratorKind, machine: str, uid: int | None, *, incoming: bool
+    ) -> None:
+        """Start the process, with what it needs handed to it open. Raises NetworkFailed, OSError."""
+        with contextlib.ExitStack() as stack:
+            descriptors: list[int] = []
+
+            def hand(descriptor: int) -> int:
+                stack.callback(os.close, descriptor)
+                descriptors.append(descriptor)
+                return descriptor
+
+            def listen(path: Path) -> int:
+                return hand(self.home.listen(path.name).detach())
+
+            def read(path: Path) -> int:
+                return hand(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+            self.home.give(command.console_log_path(self.directory).name)
+            if image.disk is not None:
+                self.home.give(DISK_LAYER)
+            mac = mac_address(self.id)
+            nic = Nic(mac, None)
+            if self._settings.bridge is not None:
+                name = tap_name(self.id)
+                mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
+                nic = Nic(mac, name, mtu, hand(tap.open_(name)))
+            config = Config(
+                id=self.id,
+                directory=Path(),
+                vcpus=spec.vcpus,
+                memory_mib=spec.memory_mib,
+                machine=machine,
+                accelerator=kind,
+                kernel=confine.inherited_path(read(image.kernel)),
+                initrd=confine.inherited_path(read(image.initrd)),
+                cmdline=image.cmdline + (f" novacron.address={spec.address}" if spec.address else ""),
+                nic=nic,
+                disk=None if image.disk is None else Path(DISK_LAYER),
+                binary=self._settings.qemu_binary,
+                monitor=listen(command.monitor_path(self.directory)),
+                console=listen(command.console_path(self.directory)),
+                below=None if image.disk is None else read(image.disk),
+            )
+            arguments = command.command(config, incoming=incoming)
+            if uid is not None:
+                arguments = confine.confined(arguments, confine.account(uid, kind))
+            self.pid = process.spawn(arguments, self.directory, descriptors)
+        try:
+            self._cgroup.place(self.pid, spec.vcpus, spec.memory_mib, kind)
+        except OSError as error:
+            if uid is not None:
+                log.warning("a VM has no limits on what it uses of this host", vm=self.id, error=str(error))
 
     async def _machine_type(self, monitor: Monitor) -> str:
         for machine in await monitor.execute("query-machines"):
@@ -167,6 +195,10 @@ class Machine:
             raise MonitorFailed(f"there is no QEMU to run {name}")
         return await self.monitor.execute(name, arguments)
 
+    def check_peer(self, connection: socket.socket) -> None:
+        """Raise OSError unless a Unix socket that was connected to is this QEMU's."""
+        confine.check_peer(connection, self.pid or 0)
+
     def last_words(self) -> str:
         return process.log_tail(self.directory)
 
@@ -194,6 +226,10 @@ class Machine:
         if pid is not None:
             await process.kill(pid)
         self.pid = None
+        try:
+            self._cgroup.remove()
+        except OSError as error:
+            log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
         if self._settings.bridge is not None:
             await asyncio.to_thread(tap.delete, tap_name(self.id))
 
@@ -227,9 +263,4 @@ class Machine:
         """End QEMU and remove every trace of the VM from this host."""
         await self.kill()
         self.drop_late_frames()
-        await asyncio.to_thread(_remove, self.directory)
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
+        await asyncio.to_thread(self.home.remove)

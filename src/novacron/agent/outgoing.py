@@ -11,7 +11,8 @@ from pathlib import Path
 from novacron import pki
 from novacron.agent.disks import Leaving
 from novacron.agent.follow import Follower, TransferFailed
-from novacron.agent.machine import OUTGOING_SOCKET, Machine
+from novacron.agent.home import OUTGOING_SOCKET, Home
+from novacron.agent.machine import Machine
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.sender import Options, Sender, SendFailed
@@ -88,7 +89,6 @@ async def send(
     TransferFailed, and on any end, cancellation too, QEMU's migration is cancelled.
     """
     assert machine.monitor is not None
-    path = machine.directory / OUTGOING_SOCKET
     post_copy = policy is Policy.POST_COPY
     promised = False
 
@@ -107,8 +107,8 @@ async def send(
                 await disk.ready(follower.report)
             sender = await open_()
             stack.push_async_exit(sender)
-            server = stack.enter_context(listening(path))
-            await transfer.send(machine.monitor, path, pauses=disk is not None, post_copy=post_copy)
+            server = stack.enter_context(listening(machine.home))
+            await transfer.send(machine.monitor, Path(OUTGOING_SOCKET), pauses=disk is not None, post_copy=post_copy)
             pumping = asyncio.create_task(pump(server, sender, back=post_copy, splitter=follower.splitter))
             try:
                 await follower.run(sender, pumping, status_changed)
@@ -132,17 +132,14 @@ async def send(
 
 
 @contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """Listen on a Unix socket, for one connection of QEMU's."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+def listening(home: Home) -> Iterator[socket.socket]:
+    """Listen for one connection of QEMU's, which brings its memory."""
+    with home.listen(OUTGOING_SOCKET) as server:
         server.setblocking(False)
         try:
-            server.bind(str(path))
-            server.listen(1)
             yield server
         finally:
-            path.unlink(missing_ok=True)
+            (home.path / OUTGOING_SOCKET).unlink(missing_ok=True)
 
 
 def address(endpoint: str) -> tuple[str, int]:

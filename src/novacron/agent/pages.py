@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from novacron.agent.machine import DISK_LAYER, Machine
+from novacron.agent.home import DISK_LAYER
+from novacron.agent.machine import Machine
 from novacron.agent.settings import Settings
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import hashlib
 import socket
+from pathlib import Path
 
 from novacron import pki
+from novacron.agent.home import INCOMING_SOCKET, OUTGOING_SOCKET
 from novacron.agent.incoming import BackPipe
 from novacron.agent.journal import PostCopy
-from novacron.agent.machine import INCOMING_SOCKET, OUTGOING_SOCKET, Machine
+from novacron.agent.machine import Machine
 from novacron.agent.outgoing import address, listening, pump
 from novacron.agent.settings import Settings
 from novacron.dwcp.connection import Pool
@@ -78,11 +80,11 @@ async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Se
         peer = pki.node_host(moving.peer)
         sender = Sender(address(moving.endpoint), peer, session_of(moving), pool, options)
         try:
-            with listening(machine.directory / OUTGOING_SOCKET) as server:
+            with listening(machine.home) as server:
                 async with sender:
                     unknown_since = None
                     sender.shallow(urgent=True)
-                    await transfer.resume(machine.monitor, machine.directory / OUTGOING_SOCKET)
+                    await transfer.resume(machine.monitor, Path(OUTGOING_SOCKET))
                     log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
                     await pump(server, sender, back=True)
         except (SendFailed, OSError, TimeoutError) as error:
@@ -109,8 +111,9 @@ async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, sett
         try:
             with listener.expect(session_of(moving), moving.peer, terms) as session:
                 path.unlink(missing_ok=True)
-                await transfer.recover(machine.monitor, path)
+                await transfer.recover(machine.monitor, Path(INCOMING_SOCKET))
                 await loop.sock_connect(connection, str(path))
+                machine.check_peer(connection)
                 async with BackPipe(connection, session):
                     await session.receive(SocketPipe(connection), BEGIN_S_MAX)
         except (ReceiveFailed, OSError, TimeoutError) as error:

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True):
     were here."""
     pages_bytes_max: int = 8 * 1024**3
     """Disk space for what VMs leave behind here."""
+    uid_base: int | None = None
+    """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
     @property
     def vms_dir(self) -> Path:

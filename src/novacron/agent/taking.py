@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from novacron import pki
 from novacron.agent import disks, incoming, left, outgoing, postcopy
+from novacron.agent.home import DISK_LAYER
 from novacron.agent.journal import PostCopy
-from novacron.agent.machine import DISK_LAYER, MachineFailed
+from novacron.agent.machine import MachineFailed
 from novacron.agent.pages import Tenant
 from novacron.disk.images import Image
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms

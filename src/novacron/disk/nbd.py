@@ -12,7 +12,6 @@ import select
 import socket
 import struct
 import threading
-from pathlib import Path
 from typing import Protocol
 
 MAGIC, OPTION_MAGIC, REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
@@ -61,16 +60,14 @@ def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 class Export:
-    """One disk, offered on a Unix socket to one client, in a thread of its own. A write is confirmed once ``taker`` has
-    it; an error of its ends the connection, so that the client's disk job fails and the guest goes on."""
+    """One disk, offered on a listening socket to one client, in a thread of its own. A write is confirmed once ``taker``
+    has it; an error of its ends the connection, so that the client's disk job fails and the guest goes on."""
 
-    def __init__(self, path: Path, size_bytes: int, taker: Taker) -> None:
+    def __init__(self, listening: socket.socket, size_bytes: int, taker: Taker) -> None:
         self.error: OSError | None = None
         """Why it ended, if not because the client was done."""
         self._size, self._taker = size_bytes, taker
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(str(path))
-        self._listening.listen(1)
+        self._listening = listening
         self._listening.settimeout(ACCEPT_CHECK_S)
         self._connection: socket.socket | None = None
         self._closed = threading.Event()
@@ -148,15 +145,14 @@ class Export:
 class Client:
     """Writes to one export, several requests at once, of which no two touch the same bytes: a volume."""
 
-    def __init__(self, path: Path, export: str) -> None:
-        """Connect. Raises OSError."""
+    def __init__(self, connection: socket.socket, export: str) -> None:
+        """Begin to speak on a connection, which is closed with this. Raises OSError."""
         self._in_flight: dict[int, tuple[int, int]] = {}
         """Offset and end of what each request writes, by its handle."""
         self._handle = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = connection
         self._socket.settimeout(TIMEOUT_S)
         try:
-            self._socket.connect(str(path))
             self.size_bytes = self._negotiate(export.encode())
         except BaseException:
             self._socket.close()

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
+import os
+import socket
+import struct
 from typing import Any
+
+TUN = "/dev/net/tun"
+TUNSETIFF = 0x400454CA
+SIOCETHTOOL, ETHTOOL_GDRVINFO, DRVINFO_BYTES = 0x8946, 3, 196
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
 class NetworkFailed(Exception):
@@ -19,6 +29,18 @@ def _netlink() -> Any:
     from pyroute2 import IPRoute  # large: see `load`
 
     return IPRoute()
+
+
+def is_bridge(name: str) -> bool:
+    """Say whether an interface with this name is there, and a bridge (ethtool(7): ETHTOOL_GDRVINFO)."""
+    said = array.array("B", struct.pack("I", ETHTOOL_GDRVINFO).ljust(DRVINFO_BYTES, b"\0"))
+    request = struct.pack("16sP16x", name.encode(), said.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
+        try:
+            fcntl.ioctl(any_, SIOCETHTOOL, request)
+        except OSError:
+            return False
+    return said.tobytes()[4:36].rstrip(b"\0") == b"bridge"
 
 
 def tap_address(guest_mac: str) -> str:
@@ -48,6 +70,20 @@ def create(name: str, bridge: str, guest_mac: str) -> int:
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error
     return mtu
+
+
+def open_(name: str) -> int:
+    """Return an open descriptor of a tap that exists, as QEMU takes it. Raises NetworkFailed."""
+    descriptor = -1
+    try:
+        descriptor = os.open(TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise NetworkFailed(f"can't open tap {name}: {error.strerror}") from error
+    return descriptor
 
 
 def detach(name: str) -> None:

@@ -14,6 +14,7 @@ from novacron.qemu.probe import CPU_MODELS
 DEFAULT_MACHINE = "pc"
 DISK = "disk0"
 """The disk's name as a node of QEMU's block layer."""
+FDSET = 1
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
 
 
@@ -23,10 +24,16 @@ class Nic(msgspec.Struct, frozen=True):
     mac: str
     tap: str | None
     mtu: int | None = None
+    descriptor: int | None = None
+    """The tap, open: QEMU needs no right to open it."""
 
 
 class Config(msgspec.Struct, frozen=True):
-    """All that QEMU needs to run one VM."""
+    """All that QEMU needs to run one VM.
+
+    Files are named as QEMU sees them, and what it inherits is named by number: listening sockets, and the disk of the
+    image. Without numbers it opens by name, and makes its sockets in ``directory``, itself.
+    """
 
     id: str
     directory: Path
@@ -41,6 +48,10 @@ class Config(msgspec.Struct, frozen=True):
     disk: Path | None = None
     """The VM's own layer, qcow2, over the disk of its image."""
     binary: str = "qemu-system-x86_64"
+    monitor: int | None = None
+    console: int | None = None
+    below: int | None = None
+    """The raw disk under ``disk``, whatever that file says."""
 
 
 def monitor_path(directory: Path) -> Path:
@@ -55,8 +66,9 @@ def console_log_path(directory: Path) -> Path:
     return directory / "console.log"
 
 
-def pid_path(directory: Path) -> Path:
-    return directory / "qemu.pid"
+def name_argument(id: str) -> str:
+    """Return the argument by which a VM's QEMU is found again."""
+    return f"guest={quoted(id)}"
 
 
 def quoted(value: object) -> str:
@@ -64,23 +76,35 @@ def quoted(value: object) -> str:
     return str(value).replace(",", ",,")
 
 
+def _server(descriptor: int | None, path: Path) -> str:
+    where = f"path={quoted(path)}" if descriptor is None else f"fd={descriptor}"
+    return f"{where},server=on,wait=off"
+
+
 def command(config: Config, *, incoming: bool) -> list[str]:
     """Return QEMU's arguments. With ``incoming`` it waits for a migration and stays paused after it."""
     directory = config.directory
     netdev = "user,id=net0,restrict=on"
-    if config.nic.tap is not None:
+    if config.nic.descriptor is not None:
+        netdev = f"tap,id=net0,fd={config.nic.descriptor}"
+    elif config.nic.tap is not None:
         netdev = f"tap,id=net0,ifname={quoted(config.nic.tap)},script=no,downscript=no"
     nic = f"virtio-net-pci,netdev=net0,mac={config.nic.mac},romfile="
     if config.nic.mtu is not None:
         nic += f",host_mtu={config.nic.mtu}"
-    disk = []
+    disk: list[str] = []
     if config.disk is not None:
         file = {"driver": "file", "filename": str(config.disk)}
-        layer = {"driver": "qcow2", "node-name": DISK, "discard": "unmap", "detect-zeroes": "unmap", "file": file}
-        disk = ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device"]
+        layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, "file": file}
+        layer |= {"discard": "unmap", "detect-zeroes": "unmap"}
+        if config.below is not None:
+            disk = ["-add-fd", f"set={FDSET},fd={config.below}"]
+            below = {"driver": "file", "filename": f"/dev/fdset/{FDSET}", "read-only": True}
+            layer["backing"] = {"driver": "raw", "read-only": True, "file": below}
+        disk += ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device"]
     arguments = [
         config.binary,
-        *("-name", f"guest={quoted(config.id)}"),
+        *("-name", name_argument(config.id)),
         *("-uuid", str(uuid.uuid5(NAMESPACE, config.id))),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
@@ -89,11 +113,11 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-cpu", CPU_MODELS[config.accelerator]),
         *("-smp", str(config.vcpus)),
         *("-m", f"{config.memory_mib}M"),
-        *("-pidfile", str(pid_path(directory))),
-        *("-qmp", f"unix:{quoted(monitor_path(directory))},server=on,wait=off"),
+        *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
+        *("-mon", "chardev=monitor0,mode=control"),
         *(
             "-chardev",
-            f"socket,id=serial0,path={quoted(console_path(directory))},server=on,wait=off,"
+            f"socket,id=serial0,{_server(config.console, console_path(directory))},"
             f"logfile={quoted(console_log_path(directory))},logappend=on",
         ),
         *("-serial", "chardev:serial0"),

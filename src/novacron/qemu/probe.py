@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.model.node import Accelerator, AcceleratorKind
+from novacron.qemu.confine import account, confined, inherited_path
 
 ARRIVED = 85
 TIME_LIMIT_S = 5.0
@@ -50,13 +51,16 @@ def probe_command(binary: str, kind: AcceleratorKind, image: Path) -> list[str]:
     ]
 
 
-async def _try(binary: str, kind: AcceleratorKind) -> str | None:
-    """Return None if guest code got through the probe, else what happened instead."""
-    with tempfile.TemporaryDirectory(prefix="novacron-probe-") as directory:
-        image = Path(directory) / "boot.img"
-        image.write_bytes(boot_sector())
+async def _try(binary: str, kind: AcceleratorKind, uid: int | None = None) -> str | None:
+    """Return None if guest code got through the probe, else what happened instead. It runs as VMs do, as ``uid``."""
+    with tempfile.TemporaryFile() as file:
+        file.write(boot_sector())
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        command = probe_command(binary, kind, inherited_path(file.fileno()))
         process = await asyncio.create_subprocess_exec(
-            *probe_command(binary, kind, image),
+            *(command if uid is None else confined(command, account(uid, kind))),
+            pass_fds=(file.fileno(),),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -73,17 +77,17 @@ async def _try(binary: str, kind: AcceleratorKind) -> str | None:
     return f"QEMU ended with {process.returncode}: {lines[0][:200] if lines else 'no message'}"
 
 
-async def probe(binary: str) -> Accelerator:
-    """Run the probe now. Raises RuntimeError when not even emulation works."""
+async def probe(binary: str, uid: int | None = None) -> Accelerator:
+    """Run the probe now, as user ``uid``. Raises RuntimeError when not even emulation works."""
     reason = "there is no /dev/kvm"
     if Path("/dev/kvm").exists():
         failure = "/dev/kvm can't be opened"
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
-            failure = await _try(binary, AcceleratorKind.KVM) or ""
+            failure = await _try(binary, AcceleratorKind.KVM, uid) or ""
         if not failure:
             return Accelerator(AcceleratorKind.KVM, "guest code got through 64-bit mode under KVM")
         reason = f"KVM does not work here: {failure}"
-    failed = await _try(binary, AcceleratorKind.TCG)
+    failed = await _try(binary, AcceleratorKind.TCG, uid)
     if failed is not None:
         raise RuntimeError(f"QEMU can't run a guest here, not even by emulation: {failed}")
     return Accelerator(AcceleratorKind.TCG, f"{reason}; emulation works")
@@ -100,15 +104,15 @@ def _cpu() -> str:
     return found[1] if found else "unknown"
 
 
-async def remembered(binary: str, version: str, path: Path) -> Accelerator:
+async def remembered(binary: str, version: str, path: Path, uid: int | None = None) -> Accelerator:
     """Return the answer kept in ``path`` if kernel, processor, QEMU and probe are the same, else probe and keep it."""
-    host = f"{platform.release()} {_cpu()} {version} {Path('/dev/kvm').exists()} {zlib.crc32(CODE):08x}"
+    host = f"{platform.release()} {_cpu()} {version} {Path('/dev/kvm').exists()} {zlib.crc32(CODE):08x} {uid}"
     try:
         answer = msgspec.json.decode(path.read_bytes(), type=_Answer)
         if answer.host == host:
             return answer.accelerator
     except (FileNotFoundError, msgspec.DecodeError):
         pass
-    accelerator = await probe(binary)
+    accelerator = await probe(binary, uid)
     path.write_bytes(msgspec.json.encode(_Answer(host, accelerator)))
     return accelerator

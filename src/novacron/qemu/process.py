@@ -7,16 +7,20 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from novacron.qemu.command import pid_path
+from novacron.qemu.command import name_argument
 
 KILL_TIMEOUT_S = 10.0
 LOG_TAIL_BYTES = 600
 
 
-def spawn(arguments: list[str], directory: Path) -> int:
-    """Start QEMU in a session of its own and return its process id. Its messages go to ``qemu.log``."""
+def spawn(arguments: list[str], directory: Path, descriptors: Sequence[int] = ()) -> int:
+    """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``qemu.log``.
+
+    It inherits the ``descriptors`` under their numbers.
+    """
     with (directory / "qemu.log").open("wb") as log:
         return subprocess.Popen(
             arguments,
@@ -25,6 +29,8 @@ def spawn(arguments: list[str], directory: Path) -> int:
             stderr=log,
             cwd=directory,
             start_new_session=True,
+            pass_fds=descriptors,
+            umask=0o077,
         ).pid
 
 
@@ -38,23 +44,21 @@ def log_tail(directory: Path) -> str:
 
 def _is_ours(pid: int, directory: Path) -> bool:
     try:
+        if Path(f"/proc/{pid}/cwd").readlink() != directory:
+            return False
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError):
         return False
-    return state != "Z" and os.fsencode(pid_path(directory)) in arguments
+    return state != "Z" and os.fsencode(name_argument(directory.name)) in arguments
 
 
 def find(directory: Path) -> int | None:
-    """Return the process id of the QEMU that runs from ``directory``, or None.
+    """Return the process id of the QEMU that runs in ``directory``, which is named after its VM, or None.
 
-    The pid file is a hint; the truth is a process whose command line names it. So a QEMU is also found when we were
-    killed between starting it and its writing of the file.
+    A process is asked where it is, not a file: so a QEMU is also found when we were killed while it was started.
     """
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        pid = int(pid_path(directory).read_text())
-        if _is_ours(pid, directory):
-            return pid
+    directory = directory.resolve()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and _is_ours(int(entry.name), directory):
             return int(entry.name)

@@ -1,0 +1,124 @@
+"""A VM's directory on this host: what is in it, and whose it is.
+
+It belongs to the agent. QEMU's user can enter it, and use the files in it that are its own, but not make any: what the
+agent opens there by name is what the agent put there. Sockets that QEMU has to make itself are in ``run``, which is
+QEMU's: what the agent finds there may be anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from novacron.qemu.confine import check_peer
+
+INCOMING_SOCKET = "run/incoming.sock"
+"""QEMU's, for the memory that a migration brings."""
+INCOMING_DISK_SOCKET = "run/disk.sock"
+"""QEMU's, for the disk."""
+OUTGOING_SOCKET = "outgoing.sock"
+"""The agent's, for the memory that a migration takes away."""
+OUTGOING_DISK_SOCKET = "disk.sock"
+TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, OUTGOING_DISK_SOCKET)
+DISK_LAYER = "disk.qcow2"
+"""What the VM wrote to its disk, over the disk of its image."""
+RUN = "run"
+UIDS_MAX = 65_536
+BACKLOG = 1
+
+
+class NoAccount(Exception):
+    """Every user number that VMs may have is taken."""
+
+
+class Home:
+    """One VM's directory. ``uid_base`` is the first of the user numbers that VMs may have; None: all are the agent's
+    own."""
+
+    def __init__(self, path: Path, uid_base: int | None) -> None:
+        self.path = path
+        self._base = uid_base
+
+    def make(self) -> int | None:
+        """Make what is missing of it and return the VM's user number. Raises NoAccount, OSError."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run = self.path / RUN
+        uid = self.uid()
+        if uid is None and self._base is not None:
+            uid = self._free()
+        with contextlib.suppress(FileExistsError):
+            run.mkdir(mode=0o700)
+        if uid is not None:
+            os.chown(run, uid, uid, follow_symlinks=False)
+            os.chown(self.path, 0, uid)
+            self.path.chmod(0o710)
+        return uid
+
+    def uid(self) -> int | None:
+        """Return the VM's user number, if it has one."""
+        try:
+            found = (self.path / RUN).lstat().st_uid
+        except FileNotFoundError:
+            return None
+        return found if self._base is not None and found >= self._base else None
+
+    def _free(self) -> int:
+        assert self._base is not None
+        taken = set()
+        for other in self.path.parent.iterdir():
+            with contextlib.suppress(OSError):  # it goes at this moment
+                taken.add((other / RUN).lstat().st_uid)
+        for uid in range(self._base, self._base + UIDS_MAX):
+            if uid not in taken:
+                return uid
+        raise NoAccount(f"{UIDS_MAX} VMs have a user number on this host; it has no more")
+
+    def give(self, name: str) -> None:
+        """Let QEMU read and write a file that the agent made; one that does not exist is made, empty."""
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            uid = self.uid()
+            if uid is not None:
+                os.fchown(descriptor, uid, uid)
+        finally:
+            os.close(descriptor)
+
+    def listen(self, name: str) -> socket.socket:
+        """Return a Unix socket that listens under this name, where QEMU may connect."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            server.bind(str(path))
+            path.chmod(0o600)
+            uid = self.uid()
+            if uid is not None:
+                os.chown(path, uid, uid)
+            server.listen(BACKLOG)
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def connect(self, name: str, pid: int) -> socket.socket:
+        """Return a connection to the socket that QEMU, the process ``pid``, made. Raises OSError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(self.path / name))
+            check_peer(connection, pid)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def clear_sockets(self) -> None:
+        """Remove what a transfer left behind."""
+        for name in TRANSFER_SOCKETS:
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        if self.path.exists():
+            shutil.rmtree(self.path)

@@ -1,0 +1,113 @@
+"""What a QEMU is confined to: a user of its own, no network, no privileges, and its share of the host.
+
+A guest that breaks out of its QEMU is this user. It can reach what was handed to it as open files, what lies in its
+VM's directory and belongs to it, and what every user of the host may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+import msgspec
+
+from novacron.model.node import AcceleratorKind
+
+KVM = Path("/dev/kvm")
+NAMESPACES = ("--net", "--ipc")
+"""Of these it has its own, empty ones: its tap is handed to it, and its sockets are files."""
+PEER = struct.Struct("3i")
+CHARGED_BESIDE_MIB = {AcceleratorKind.KVM: 512, AcceleratorKind.TCG: 2048}
+"""What QEMU may use beside the guest's memory; an emulator keeps what it translated, up to 1 GiB."""
+CPUS_BESIDE = 1
+"""What QEMU's own threads may use beside the virtual CPUs' ones: disks, network, migration."""
+PROCESSES_MAX = 1024
+CPU_PERIOD_US = 100_000
+CGROUPS = Path("/sys/fs/cgroup")
+PARENT = "novacron"
+
+
+class Account(msgspec.Struct, frozen=True):
+    """The user, and group of the same number, as which one VM's QEMU runs."""
+
+    uid: int
+    groups: tuple[int, ...] = ()
+
+
+def account(uid: int, kind: AcceleratorKind) -> Account:
+    """Return the account with this number, with what it needs to use the accelerator."""
+    if kind is AcceleratorKind.KVM and KVM.stat().st_mode & stat.S_IWGRP:
+        return Account(uid, (KVM.stat().st_gid,))
+    return Account(uid)
+
+
+def confined(arguments: list[str], account: Account) -> list[str]:
+    """Return the command that runs another as the account, without privileges or network, in the same process."""
+    groups = ("--groups", ",".join(map(str, account.groups))) if account.groups else ("--clear-groups",)
+    user = ("--reuid", str(account.uid), "--regid", str(account.uid), *groups)
+    bare = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+    return ["unshare", *NAMESPACES, "--", "setpriv", *user, *bare, "--", *arguments]
+
+
+def inherited_path(descriptor: int) -> Path:
+    """Return a path under which QEMU finds a file that it inherits."""
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def check_peer(connection: socket.socket, pid: int) -> None:
+    """Raise OSError unless a Unix socket, connected to, was made by this process.
+
+    What lies in a directory of QEMU's may be a link to another VM's socket.
+    """
+    found, _, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    if found != pid:
+        raise OSError(f"a socket is process {found}'s, not QEMU's ({pid})")
+
+
+class Cgroup:
+    """The share of the host that one VM may use (cgroups(7), version 2 or 1)."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._unified = (CGROUPS / "cgroup.controllers").exists()
+
+    def place(self, pid: int, vcpus: int, memory_mib: int, kind: AcceleratorKind) -> None:
+        """Put a process into it, and limit it. Raises OSError where this host gives no such limits."""
+        memory = (memory_mib + CHARGED_BESIDE_MIB[kind]) << 20
+        quota = (vcpus + CPUS_BESIDE) * CPU_PERIOD_US
+        if self._unified:
+            limits = {"": {"memory.max": memory, "cpu.max": f"{quota} {CPU_PERIOD_US}", "pids.max": PROCESSES_MAX}}
+            parent = CGROUPS / PARENT
+            parent.mkdir(exist_ok=True)
+            for above in (CGROUPS, parent):
+                (above / "cgroup.subtree_control").write_text("+cpu +memory +pids")
+        else:
+            limits = {
+                "memory": {"memory.limit_in_bytes": memory},
+                "cpu": {"cpu.cfs_period_us": CPU_PERIOD_US, "cpu.cfs_quota_us": quota},
+                "pids": {"pids.max": PROCESSES_MAX},
+            }
+        for controller, values in limits.items():
+            directory = self._directory(controller)
+            directory.mkdir(parents=True, exist_ok=True)
+            for file, value in values.items():
+                (directory / file).write_text(str(value))
+            (directory / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        """Take it away, once it is empty; one that does not exist is no error."""
+        for controller in ("",) if self._unified else ("memory", "cpu", "pids"):
+            with contextlib.suppress(FileNotFoundError):
+                self._directory(controller).rmdir()
+
+    def _directory(self, controller: str) -> Path:
+        return CGROUPS / controller / PARENT / self._name
+
+
+def can_confine() -> bool:
+    """Say whether this process may become other users: it has to be root's."""
+    return os.geteuid() == 0

@@ -1,0 +1,75 @@
+"""A QEMU that a guest has taken over: what it can reach of the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qemu.qmp import ExecuteError, QMPClient
+
+from lab.platform import Platform, until
+
+NewVm = Callable[..., dict[str, Any]]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give VMs users of their own")
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_a_qemu_is_a_user_of_its_own_without_rights_or_network(site: Platform, new_vm: NewVm) -> None:
+    one, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
+    first, second = (status(vm["status"]["pid"]) for vm in (one, other))
+    assert first["Uid"] != second["Uid"]
+    for found in (first, second):
+        assert set(found["Uid"].split()) == set(found["Gid"].split()) and int(found["Uid"].split()[0]) >= 1 << 16
+        assert found["Groups"] == "" and found["NoNewPrivs"] == "1" and found["Seccomp"] == "2"
+        assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    pid = one["status"]["pid"]
+    assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    assert "novacron" in Path(f"/proc/{pid}/cgroup").read_text(), "it has its share of the host"
+
+
+async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Platform, new_vm: NewVm) -> None:
+    """QEMU itself is told, over its monitor, to open them: what its process may, not what we think it may."""
+    mine, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
+    states = site.directory / mine["node"] / "agent"
+    theirs = site.directory / other["node"] / "agent" / "vms" / other["id"]
+    until(lambda: (theirs / "disk.qcow2").exists(), "the other VM has its disk")
+    agent = site.agents[mine["node"]]
+    agent.kill()  # QEMU listens to one at a time
+    monitor = QMPClient()
+    await monitor.connect(str(states / "vms" / mine["id"] / "qmp.sock"))
+    forbidden = [
+        theirs / "disk.qcow2", Path("..") / other["id"] / "disk.qcow2", theirs / "console.log",
+        *(states / "identity").iterdir(), *(states / "journal").iterdir(),
+        Path("/etc/shadow"), site.directory / "pg" / "data" / "PG_VERSION", site.config,
+    ]  # fmt: skip
+    try:
+        for path in forbidden:
+            for read_only in (True, False):
+                block = {"driver": "file", "filename": str(path), "node-name": "stolen", "read-only": read_only}
+                with pytest.raises(ExecuteError, match="Permission denied"):
+                    await monitor.execute("blockdev-add", block)
+        for name in ("qmp.sock", "console.sock"):
+            address = {"type": "unix", "data": {"path": str(theirs / name)}}
+            backend = {"type": "socket", "data": {"addr": address, "server": False}}
+            with pytest.raises(ExecuteError, match="Permission denied"):
+                await monitor.execute("chardev-add", {"id": "stolen", "backend": backend})
+        port = str(site.ports[0])
+        address = {"type": "inet", "data": {"host": "127.0.0.1", "port": port}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        with pytest.raises(ExecuteError, match=r"unreachable|refused"):
+            await monitor.execute("chardev-add", {"id": "stolen", "backend": backend})
+        planted = {"id": "planted", "backend": {"type": "file", "data": {"out": "planted"}}}
+        with pytest.raises(ExecuteError, match="Permission denied"):  # it puts nothing beside the agent's files
+            await monitor.execute("chardev-add", planted)
+    finally:
+        await monitor.disconnect()
+        agent.start()
+    site.wait_node(mine["node"])
