@@ -60,8 +60,8 @@ def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 class Export:
-    """One disk, offered on a listening socket to one client, in a thread of its own. A write is confirmed once ``taker``
-    has it; an error of its ends the connection, so that the client's disk job fails and the guest goes on."""
+    """One disk, offered on a listening socket to one client, in a thread of its own. A write is confirmed once
+    ``taker`` has it; an error of its ends the connection, so that the client's disk job fails and the guest goes on."""
 
     def __init__(self, listening: socket.socket, size_bytes: int, taker: Taker) -> None:
         self.error: OSError | None = None
