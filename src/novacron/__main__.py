@@ -85,6 +85,12 @@ def agent(
         str, typer.Option(help="which pages that are here need not be sent: of images, running VMs, VMs that left")
     ] = "image,sibling,checkpoint",
     pages_limit: Annotated[int, typer.Option(help="MiB on disk for what VMs that left had in memory")] = 8192,
+    imports_dir: Annotated[
+        Path | None, typer.Option(help="files that may be imported by path; by default imports beside the images")
+    ] = None,
+    imports_local: Annotated[
+        bool, typer.Option("--imports-local", help="let images be fetched from this host and its own link, too")
+    ] = False,
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
     ] = 1_879_048_192,
@@ -107,6 +113,8 @@ def agent(
         outage_s=outage,
         reuse=frozenset(reuse.split(",")) - {"none", ""},
         pages_bytes_max=pages_limit << 20,
+        imports=imports_dir,
+        imports_local=imports_local,
         uid_base=uid_base if can_confine() else None,
     )
     unknown = settings.reuse - {"image", "sibling", "checkpoint"}

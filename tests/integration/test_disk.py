@@ -25,7 +25,7 @@ async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_c
     image = scan(images)[0]["disk"]
     assert image.disk is not None
     layer, data = tmp_path / "disk.qcow2", os.urandom(4 * PAGE)
-    await overlay.create(layer, image.disk)
+    await overlay.create(layer, image.disk, image.info.disk_bytes)
     config = Config(
         "waits", tmp_path, 1, 128, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
         Nic("52:54:00:00:00:02", None), layer,

@@ -55,7 +55,8 @@ class Up:
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if str(self.directory) in line and all(word in line for word in words):
+                place = f"{line} {(entry / 'cwd').readlink()}"
+                if str(self.directory) in place and all(word in line for word in words):
                     found.append(int(entry.name))
         return found
 

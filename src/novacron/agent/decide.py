@@ -15,6 +15,7 @@ class Step(StrEnum):
     START = "start"
     CONTINUE = "continue"
     PAUSE = "pause"
+    REBOOT = "reboot"
     RESET = "reset"
     POWER_DOWN = "power-down"
     KILL = "kill"
@@ -47,12 +48,15 @@ def decide(
     *,
     halted_at_start: int | None,
     reboots: int,
+    resets: int = 0,
+    rebooting_s: float | None = None,
     stopping_s: float | None,
 ) -> Step:
     """Return the next step towards ``spec``.
 
     ``run_state`` is QEMU's, or ``absent``; ``halted_at_start`` is ``spec.starts`` when the guest powered itself off;
-    ``reboots`` counts those done; ``stopping_s`` is how long ago power-down was asked for.
+    ``reboots`` and ``resets`` count those done; ``rebooting_s`` is how long ago the guest was asked to boot again, and
+    ``stopping_s`` how long ago to power down.
     """
     wants_off = spec.power is Power.STOPPED or halted_at_start == spec.starts
     if run_state == "absent":
@@ -71,8 +75,11 @@ def decide(
         return Step.KILL
     if run_state not in STATES:
         return Step.KILL
-    if spec.reboots > reboots and run_state == "running":
-        return Step.RESET
+    if run_state == "running":
+        if spec.resets > resets or (rebooting_s is not None and rebooting_s >= limits.REBOOT_S_MAX):
+            return Step.RESET
+        if spec.reboots > reboots:
+            return Step.REBOOT
     if spec.power is Power.PAUSED:
         return Step.PAUSE if run_state == "running" else Step.NOTHING
     return Step.CONTINUE if run_state in RESUMABLE else Step.NOTHING

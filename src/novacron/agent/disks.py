@@ -30,21 +30,21 @@ def session_of(migration: str) -> str:
     return f"{migration}.disk"
 
 
-def layer_info(image: Image) -> VolumeInfo:
-    """Return what a live migration tells of a VM's disk: the layer over this image."""
-    return VolumeInfo(DISK, image.info.disk_bytes, image.info.digest)
+def layer_info(image: Image, size_bytes: int) -> VolumeInfo:
+    """Return what a live migration tells of a VM's disk, of this size: the layer over this image."""
+    return VolumeInfo(DISK, size_bytes, image.info.digest)
 
 
 class Leaving:
     """A disk at the source of a live migration. ``sender`` is an open session, which is not closed here."""
 
-    def __init__(self, machine: Machine, sender: Sender, image: Image) -> None:
+    def __init__(self, machine: Machine, sender: Sender, image: Image, size_bytes: int) -> None:
         self.sender = sender
         self.status = MirrorStatus(False, 0, 0)
         self.sent: asyncio.Task[None]
         """Ends when the peer has all of it."""
         self._machine = machine
-        self._info = layer_info(image)
+        self._info = layer_info(image, size_bytes)
         self._rate: int | None = None
 
     async def __aenter__(self) -> Leaving:
@@ -119,9 +119,9 @@ class Leaving:
         await asyncio.to_thread(self._recorder.end)
 
 
-async def take(machine: Machine, session: Incoming, image: Image) -> None:
+async def take(machine: Machine, session: Incoming, image: Image, size_bytes: int) -> None:
     """Write what a session brings to the disk of a VM that does not run yet. Raises ReceiveFailed."""
-    expected, pid = layer_info(image), machine.pid
+    expected, pid = layer_info(image, size_bytes), machine.pid
     if pid is None:
         raise OSError("QEMU has ended")
 

@@ -160,7 +160,7 @@ class Giving:
                 if task.kind is Kind.COLD:
                     await self._send_layer(task, sender, image)
                 else:
-                    self._disk = Leaving(worker.machine, sender, image)
+                    self._disk = Leaving(worker.machine, sender, image, worker.disk_bytes(image))
                     await self._send_memory(task, self._disk)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
             log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
@@ -234,7 +234,7 @@ class Giving:
         if not path.exists():  # it has never run
             assert image.disk is not None
             path.parent.mkdir(parents=True, exist_ok=True)
-            await overlay.create(path, image.disk)
+            await overlay.create(path, image.disk, self._worker.disk_bytes(image))
         sender.limit(self._rate_now(task))
         await disks.send_layer(path, sender, image)
         self._promise(task, follows=False)

@@ -69,7 +69,7 @@ async def load(
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[bool], Awaitable[None]],
-    disk: tuple[Incoming, Image] | None = None,
+    disk: tuple[Incoming, Image, int] | None = None,
     *,
     post_copy: bool = False,
 ) -> None:

@@ -37,6 +37,7 @@ class Record(msgspec.Struct, frozen=True):
     halted_at_start: int | None = None
     """``spec.starts`` when the guest powered itself off: it stays off until a later start."""
     reboots: int = 0
+    resets: int = 0
     crashes: int = 0
     migration: str | None = None
     """The migration for which this node last sent or received."""

@@ -15,19 +15,24 @@ from novacron.agent.settings import Settings
 from novacron.disk import overlay
 from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
+from novacron.disk.seed import build as build_seed
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import VmSpec, mac_address, tap_name
+from novacron.model.seed import Seed
+from novacron.model.vm import mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import command, confine, process
 from novacron.qemu.command import Config, Nic
 from novacron.qemu.confine import Cgroup
+from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.telemetry import logs
+from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+SEED = "seed.iso"
 CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -46,15 +51,22 @@ class Machine:
         self.monitor: Monitor | None = None
         self.migration_status = ""
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
+        self.guest = GuestAgent(command.guest_path(self.directory))
+        self.guest_listens = False
+        """A guest agent has opened its port."""
         self._settings = settings
         self._cgroup = Cgroup(f"{settings.name}.{id}")
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
         self._late: LateFrames | None = None
+        self._disk_bytes = 0
+        """What its disk is known to have, at least."""
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "MIGRATION":
             self.migration_status = str(data["status"])
+        elif name == "VSERPORT_CHANGE":
+            self.guest_listens = bool(data["open"])
         self._tell(name, data)
 
     async def adopt(self) -> bool:
@@ -69,7 +81,9 @@ class Machine:
         await self._attach()
         return True
 
-    async def start(self, spec: VmSpec, image: Image, kind: AcceleratorKind, machine: str, *, incoming: bool) -> str:
+    async def start(
+        self, wanted: wire.Assignment, image: Image, kind: AcceleratorKind, machine: str, *, incoming: bool
+    ) -> str:
         """Start QEMU and return the machine type that it runs. Raises MachineFailed.
 
         ``machine`` empty means this QEMU's newest; its versioned name is what is returned and later replayed.
@@ -83,11 +97,12 @@ class Machine:
             raise MachineFailed(f"the VM's directory can't be made: {error}") from error
         if image.disk is not None and not (self.directory / DISK_LAYER).exists():
             try:
-                await overlay.create(self.directory / DISK_LAYER, image.disk)
+                size = wanted.spec.disk_bytes(image.info.disk_bytes)
+                await overlay.create(self.directory / DISK_LAYER, image.disk, size)
             except (OverlayFailed, OSError, TimeoutError) as error:
                 raise MachineFailed(f"the VM's disk can't be made: {error}") from error
         try:
-            await self._spawn(spec, image, kind, machine or command.DEFAULT_MACHINE, uid, incoming=incoming)
+            await self._spawn(wanted, image, kind, machine or command.DEFAULT_MACHINE, uid, incoming=incoming)
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
@@ -100,9 +115,17 @@ class Machine:
             raise MachineFailed(f"QEMU did not start: {said or error}") from error
 
     async def _spawn(
-        self, spec: VmSpec, image: Image, kind: AcceleratorKind, machine: str, uid: int | None, *, incoming: bool
+        self,
+        wanted: wire.Assignment,
+        image: Image,
+        kind: AcceleratorKind,
+        machine: str,
+        uid: int | None,
+        *,
+        incoming: bool,
     ) -> None:
         """Start the process, with what it needs handed to it open. Raises NetworkFailed, OSError."""
+        spec = wanted.spec
         with contextlib.ExitStack() as stack:
             descriptors: list[int] = []
 
@@ -117,6 +140,9 @@ class Machine:
             def read(path: Path) -> int:
                 return hand(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
+            def boots(path: Path | None) -> Path | None:
+                return None if path is None else confine.inherited_path(read(path))
+
             self.home.give(command.console_log_path(self.directory).name)
             if image.disk is not None:
                 self.home.give(DISK_LAYER)
@@ -126,6 +152,13 @@ class Machine:
                 name = tap_name(self.id)
                 mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
                 nic = Nic(mac, name, mtu, hand(tap.open_(name)))
+            seed = None
+            if image.kernel is None or wanted.seed is not None:
+                path = self.directory / SEED
+                await asyncio.to_thread(
+                    build_seed, path, wanted.seed or Seed(), id=self.id, name=wanted.name, mac=mac, address=spec.address
+                )
+                seed = read(path)
             config = Config(
                 id=self.id,
                 directory=Path(),
@@ -133,14 +166,16 @@ class Machine:
                 memory_mib=spec.memory_mib,
                 machine=machine,
                 accelerator=kind,
-                kernel=confine.inherited_path(read(image.kernel)),
-                initrd=confine.inherited_path(read(image.initrd)),
+                kernel=boots(image.kernel),
+                initrd=boots(image.initrd),
                 cmdline=image.cmdline + (f" novacron.address={spec.address}" if spec.address else ""),
                 nic=nic,
                 disk=None if image.disk is None else Path(DISK_LAYER),
                 binary=self._settings.qemu_binary,
                 monitor=listen(command.monitor_path(self.directory)),
                 console=listen(command.console_path(self.directory)),
+                guest=listen(command.guest_path(self.directory)),
+                seed=seed,
                 below=None if image.disk is None else read(image.disk),
             )
             arguments = command.command(config, incoming=incoming)
@@ -153,6 +188,17 @@ class Machine:
             if uid is not None:
                 log.warning("a VM has no limits on what it uses of this host", vm=self.id, error=str(error))
 
+    async def grow(self, size_bytes: int) -> None:
+        """Make the disk of a VM that runs this large, if it is smaller. Raises MonitorFailed."""
+        if size_bytes <= self._disk_bytes:
+            return
+        nodes = await self.execute("query-named-block-nodes", {"flat": True})
+        has = max((int(n["image"]["virtual-size"]) for n in nodes if n["node-name"] == command.DISK), default=0)
+        if 0 < has < size_bytes:
+            await self.execute("block_resize", {"node-name": command.DISK, "size": size_bytes})
+            log.info("a disk has grown", vm=self.id, bytes=size_bytes)
+        self._disk_bytes = size_bytes
+
     async def _machine_type(self, monitor: Monitor) -> str:
         for machine in await monitor.execute("query-machines"):
             if machine.get("alias") == command.DEFAULT_MACHINE:
@@ -162,7 +208,7 @@ class Machine:
     async def _attach(self) -> None:
         pid = self.pid
         assert pid is not None
-        self.migration_status = ""
+        self.migration_status, self._disk_bytes = "", 0
         self._ending = asyncio.create_task(self._watch(pid))
         await self._connect()
 
@@ -170,10 +216,12 @@ class Machine:
         self.monitor = await Monitor.connect(
             command.monitor_path(self.directory), self._on_event, lambda: self.pid is not None
         )
+        ports = await self.monitor.execute("query-chardev")
+        self.guest_listens = any(port["label"] == "guest0" and port["frontend-open"] for port in ports)
 
     async def _watch(self, pid: int) -> None:
         await process.ended(pid)
-        self.pid = None
+        self.pid, self.guest_listens = None, False
         self._on_event("EXIT", {})
 
     async def status(self) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from novacron import pki
-from novacron.agent import copies, foresee, probe
+from novacron.agent import asked, copies, foresee, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
 from novacron.agent.console import Consoles
 from novacron.agent.identity import Identity
+from novacron.agent.imports import Imports
 from novacron.agent.journal import Journal, Record
 from novacron.agent.link import Link
 from novacron.agent.pages import Neighbour, Pages
@@ -32,6 +33,7 @@ from novacron.model.node import Inventory
 from novacron.model.ownership import Claim
 from novacron.model.token import decode_ticket
 from novacron.net import tap
+from novacron.qemu import userfaults
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -41,6 +43,7 @@ IMAGES_CHECK_S = 5.0
 PROBES_MAX = 4
 COPIES_MAX = 4
 ASIDE_MAX = 32
+QUESTIONS_MAX = 64
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
 
@@ -83,6 +86,8 @@ class Agent:
         self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
         self._consoles = Consoles(settings.vms_dir, self._link.send)
         self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
+        self._questions = _Few(QUESTIONS_MAX)
+        self._imports = Imports(settings, self._link.send, self._look_at_images)
         self._looking = asyncio.Lock()
         host.send = self._link.send
         host.aside = self._start_aside
@@ -100,7 +105,7 @@ class Agent:
             if self._settings.bridge is not None:
                 tasks.create_task(asyncio.to_thread(tap.load), name="network")
             tasks.create_task(self._watch_images(), name="images")
-            self._probes.tasks = self._copies.tasks = self._aside.tasks = tasks
+            self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
         assert self._tasks is not None
@@ -146,6 +151,13 @@ class Agent:
                 told = {statement.vm for statement in statements}
                 for vm in self._workers.keys() - told:
                     log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
+            case wire.Imports(imports=imports):
+                assert self._tasks is not None
+                self._imports.tell(imports, self._tasks)
+            case wire.Ask(ask=ask) if self._questions.full():
+                self._link.send(wire.Answered(ask, error="it is asked too much already"))
+            case wire.Ask():
+                self._questions.start(self._answer(message))
             case wire.ConsoleOpen(channel=channel, vm=vm):
                 await self._consoles.open(channel, vm)
             case wire.ConsoleInput(channel=channel, data=data):
@@ -164,6 +176,9 @@ class Agent:
                 self._copies.start(self._take_copy(message))
             case wire.CopyWanted():
                 self._copies.start(self._give_copy(message))
+
+    async def _answer(self, message: wire.Ask) -> None:
+        self._link.send(await asked.answer(message, self._imports, self._host, self._look_at_images))
 
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
@@ -247,6 +262,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
     pages = Pages(settings)
     await asyncio.to_thread(pages.store.clean)
     await asyncio.to_thread(copies.clean, settings)
+    userfaults.restore(settings.state_dir)
     async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
         endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
         inventory, images = await inventories.take(settings, endpoint)

@@ -207,7 +207,7 @@ class Pages:
 
 
 def _files(image: Image) -> list[Path]:
-    return [image.initrd] if image.disk is None else [image.initrd, image.disk]
+    return [path for path in (image.initrd, image.disk) if path is not None]
 
 
 async def _aside(work: Callable[[], T]) -> T:

@@ -31,8 +31,16 @@ class Settings(msgspec.Struct, frozen=True):
     were here."""
     pages_bytes_max: int = 8 * 1024**3
     """Disk space for what VMs leave behind here."""
+    imports: Path | None = None
+    """Directory of the files that may be imported as images by path; by default ``imports`` beside the images."""
+    imports_local: bool = False
+    """Images may also be fetched from this host itself, and from its own link."""
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
+
+    @property
+    def imports_dir(self) -> Path:
+        return self.imports or self.images_dir.parent / "imports"
 
     @property
     def vms_dir(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from novacron import pki
@@ -15,6 +16,7 @@ from novacron.disk.images import Image
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
 from novacron.model.migration import Kind, Policy, Side
 from novacron.model.ownership import Claim
+from novacron.qemu import userfaults
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -85,7 +87,7 @@ class Taking:
 
     def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
         self._worker.store(
-            migration=task.migration, machine=wanted.machine, reboots=wanted.reboots,
+            migration=task.migration, machine=wanted.machine, reboots=wanted.reboots, resets=wanted.resets,
             halted_at_start=wanted.halted_at_start, crashes=0,
         )  # fmt: skip
 
@@ -114,10 +116,11 @@ class Taking:
         try:
             worker.expected_exit = False
             starting = asyncio.create_task(
-                worker.machine.start(wanted.spec, image, host.accelerator, wanted.machine, incoming=True)
+                worker.machine.start(wanted, image, host.accelerator, wanted.machine, incoming=True)
             )
+            may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
             try:
-                with host.listener.announce(task.migration, task.peer):
+                with may, host.listener.announce(task.migration, task.peer):
                     terms = await self._terms(wanted, image, of_disk=False)
                     with host.listener.expect(task.migration, task.peer, terms) as session:
                         await starting
@@ -127,7 +130,8 @@ class Taking:
                             terms = await self._terms(wanted, image, of_disk=True)
                             name = disks.session_of(task.migration)
                             with host.listener.expect(name, task.peer, terms) as disk:
-                                await self._load_from(task, session, (disk, image))
+                                size = wanted.spec.disk_bytes(image.info.disk_bytes)
+                                await self._load_from(task, session, (disk, image, size))
             finally:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
@@ -139,7 +143,7 @@ class Taking:
             store, settings = host.pages.store, host.settings
             host.aside(left.learn(store, worker.vm, tenant, task, host.listener, settings, self._is_here))
             await host.pages.forget(worker.vm, tenant)
-        except (incoming.LoadFailed, MachineFailed) as error:
+        except (incoming.LoadFailed, MachineFailed, OSError) as error:
             if self.pulls:
                 log.warning("a guest's memory does not come just now", vm=worker.vm, error=str(error))
             else:
@@ -183,7 +187,7 @@ class Taking:
         finally:
             self._end()
 
-    async def _load_from(self, task: wire.Task, session: Incoming, disk: tuple[Incoming, Image] | None) -> None:
+    async def _load_from(self, task: wire.Task, session: Incoming, disk: tuple[Incoming, Image, int] | None) -> None:
         worker = self._worker
         self._session = session
         await incoming.load(
@@ -194,7 +198,8 @@ class Taking:
     async def _take_layer(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
         """Receive the disk of a VM that does not run."""
         worker = self._worker
-        bytes_max = image.info.disk_bytes + image.info.disk_bytes // 8 + LAYER_OVERHEAD
+        size = wanted.spec.disk_bytes(image.info.disk_bytes)
+        bytes_max = size + size // 8 + LAYER_OVERHEAD
         try:
             terms = await self._terms(wanted, image, of_disk=True)
             with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:

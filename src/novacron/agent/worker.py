@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from novacron.agent import outgoing
+from novacron.agent import guest, outgoing
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.giving import Giving
+from novacron.agent.guest import GuestWatch
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.machine import Machine, MachineFailed
@@ -25,6 +26,7 @@ from novacron.agent.taking import Taking
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
+from novacron.model import limits
 from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
@@ -77,7 +79,10 @@ class Worker:
         self.migration_changed = asyncio.Event()
         """Set whenever QEMU says something about its migration."""
         self._giving, self._taking = Giving(self), Taking(self)
+        self.guest = GuestWatch(self.machine, self.wake)
         self._stopping_at: float | None = None
+        self._resetting_at: float | None = None
+        """When the guest was asked to begin anew."""
         self._started_at = 0.0
         self.expected_exit = False
         """QEMU's end, when it comes, was asked for."""
@@ -131,6 +136,7 @@ class Worker:
                         self.machine.bound_console_log()
         finally:
             await self._cancel_transfer()
+            self.guest.stop()
             if self._preparing is not None:
                 self._preparing.cancel()
             await self.machine.detach()
@@ -254,12 +260,15 @@ class Worker:
         if run_state == "running" and self._taking.arriving is not None:
             self.host.send(wire.Resumed(self._taking.arriving))
             self._taking.arriving = None
+        self.guest.look(run_state)
         now = time.monotonic()
         step = decide(
             wanted.spec,
             run_state,
             halted_at_start=self.record.halted_at_start,
             reboots=self.record.reboots,
+            resets=self.record.resets,
+            rebooting_s=None if self._resetting_at is None else now - self._resetting_at,
             stopping_s=None if self._stopping_at is None else now - self._stopping_at,
         )
         if step is not Step.NOTHING:
@@ -270,21 +279,31 @@ class Worker:
                 if self._started_at and wait_s > 0:
                     self._report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
                     return wait_s
-                await self._start(wanted)
-                return 0
+                return await self._start(wanted)
             case Step.CONTINUE:
                 self.machine.drop_late_frames()
                 await self.machine.execute("cont")
+                if run_state == "paused":
+                    self.host.aside(guest.set_time(self.machine))
                 return 0
             case Step.PAUSE:
                 await self.machine.execute("stop")
                 return 0
-            case Step.RESET:
+            case Step.REBOOT:
                 self.store(reboots=wanted.spec.reboots)
+                if await guest.ask_to_end(self.machine, "reboot"):
+                    self._resetting_at = now
+                else:
+                    await self.machine.execute("system_reset")
+                return 0
+            case Step.RESET:
+                self._resetting_at = None
+                self.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
                 await self.machine.execute("system_reset")
                 return 0
             case Step.POWER_DOWN:
                 self._stopping_at = now
+                self.host.aside(guest.power_off(self.machine))
                 await self.machine.execute("system_powerdown")
                 self._report(VmState.STOPPING)
                 return wanted.spec.stop_timeout_s
@@ -298,6 +317,8 @@ class Worker:
             case Step.MARK_HALTED:
                 self.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
+        if run_state in ("running", "paused") and (image := self.host.images.get(wanted.spec.image)) is not None:
+            await self.machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes))
         if run_state == "absent":
             self._stopping_at = None
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
@@ -308,6 +329,8 @@ class Worker:
         if self.record.post_copy is not None:
             reason = self._follows()
         self._report(state, reason)
+        if self._resetting_at is not None:
+            return max(0.05, limits.REBOOT_S_MAX - (now - self._resetting_at))
         if self._stopping_at is not None:
             return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
@@ -319,15 +342,20 @@ class Worker:
         moving = self.record.post_copy
         return "" if moving is None else f"its memory is still on its way from node {moving.peer}"
 
-    async def _start(self, wanted: wire.Assignment) -> None:
+    async def _start(self, wanted: wire.Assignment) -> float:
+        if wanted.spec.image not in self.host.images:
+            self.host.send(wire.ImageMissing(wanted.spec.image))
+            self._report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
+            return RETRY_S
         image = self.image()
         self._report(VmState.STARTING)
         self.expected_exit = False
         self._started_at = time.monotonic()
         machine_type = await self.machine.start(
-            wanted.spec, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
+            wanted, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
         )
-        self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots)
+        self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+        return 0
 
     async def _prepare(self) -> None:
         """Make what a migration of this VM will need of its image."""
@@ -342,6 +370,11 @@ class Worker:
         if image is None:
             raise MachineFailed(f"this node does not hold image {name}")
         return image
+
+    def disk_bytes(self, image: Image) -> int:
+        """Return the size of the VM's disk, 0 for none."""
+        assert self._assignment is not None
+        return self._assignment.spec.disk_bytes(image.info.disk_bytes)
 
     def tenant(self) -> Tenant:
         """Return to whom the VM's pages belong."""
@@ -375,6 +408,8 @@ class Worker:
         if name in ("MIGRATION", "MIGRATION_PASS", "EXIT"):
             self.migration_changed.set()
         self._giving.on_event(name, data)
+        if name in ("RESET", "EXIT"):
+            self._resetting_at = None
         if name == "EXIT" and not self.expected_exit and self.record.held.claim is Claim.OWNER:
             self._count_crash(f"QEMU ended by itself: {self.machine.last_words()}")
         self._wake.set()
@@ -404,6 +439,8 @@ class Worker:
             reboots=self.record.reboots,
             halted_at_start=self.record.halted_at_start,
             crashes=self.record.crashes,
+            resets=self.record.resets,
+            guest=self.guest.known,
         )
         # With the epoch: the server does not take what is said at an earlier one.
         report = wire.Observed(self.vm, self.record.held.epoch, status)

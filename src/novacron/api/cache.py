@@ -18,7 +18,7 @@ from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
 
-PUBLIC = ("vm", "node", "migration", "event", "link")
+PUBLIC = ("vm", "node", "migration", "event", "link", "import")
 SUBSCRIBER_QUEUE_MAX = 10_000
 
 
@@ -72,7 +72,7 @@ class Cache:
         self._clear()
 
     def _clear(self) -> None:
-        self._kinds = {kind: {} for kind in ("vm", "node", "migration", "event", "link", "token")}
+        self._kinds = {kind: {} for kind in (*PUBLIC, "token")}
         self._names.clear()
         self._tokens.clear()
 

@@ -24,6 +24,7 @@ log = logs.get(__name__)
 
 REF_PATTERN = re.compile(r"^[a-z0-9-]{1,80}$")
 OWN_WRITE_WAIT_S = 1.0
+LISTED_BY = {"import": "image imports"}
 
 
 class Resource(Protocol):
@@ -69,8 +70,7 @@ async def one(
     if entry is not None and newer_than is not None and entry.revision <= newer_than:
         entry = await cache.changed(kind, ref, newer_than, timeout_s)
     if entry is None:
-        plural = {"vm": "vm", "node": "node", "migration": "migration"}[kind]
-        raise NotFound(f"there is no {kind} {ref!r}", hint=f"see: novacron {plural} list")
+        raise NotFound(f"there is no {kind} {ref!r}", hint=f"see: novacron {LISTED_BY.get(kind, f'{kind} list')}")
     headers = {"ETag": etag(entry.revision), "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(None, status_code=304, headers=headers)

@@ -15,9 +15,11 @@ from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.migration import Migration, Policy
 from novacron.model.probe import MoveForeseen
+from novacron.model.seed import Seed, check_seed
 from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
     Action,
+    DiskMib,
     MemoryMib,
     Name,
     Power,
@@ -49,6 +51,8 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     power: Power = Power.RUNNING
     restart: Restart = Restart.ON_FAILURE
     protected: bool = False
+    disk_mib: DiskMib | None = None
+    cloud_init: Seed | None = None
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +63,7 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     memory_mib: MemoryMib | UnsetType = UNSET
     restart: Restart | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
+    disk_mib: DiskMib | UnsetType = UNSET
 
 
 class StopVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,11 +137,13 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
         )
     spec = VmSpec(
         image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address,
-        restart=data.restart, protected=data.protected,
+        restart=data.restart, protected=data.protected, disk_mib=data.disk_mib,
     )  # fmt: skip
 
+    seed = None if data.cloud_init is None else check_seed(data.cloud_init)
+
     async def work(connection: Connection) -> Vm:
-        return await vms.create(connection, data.name, spec, data.node, request.user.name)
+        return await vms.create(connection, data.name, spec, data.node, request.user.name, seed)
 
     return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 
@@ -180,9 +187,14 @@ async def resume_vm(request: ApiRequest, ref: str) -> Response[Vm]:
     return await _act(request, ref, Action.RESUME)
 
 
-@post("/{ref:str}/actions/reboot", summary="Reset the guest", status_code=202)
+@post("/{ref:str}/actions/reboot", summary="Let the guest boot again; without a guest agent: reset", status_code=202)
 async def reboot_vm(request: ApiRequest, ref: str) -> Response[Vm]:
     return await _act(request, ref, Action.REBOOT)
+
+
+@post("/{ref:str}/actions/reset", summary="Reset the guest, as its reset button would", status_code=202)
+async def reset_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+    return await _act(request, ref, Action.RESET)
 
 
 @post("/{ref:str}/actions/migrate", summary="Move the VM to another node", status_code=202)
@@ -244,6 +256,7 @@ router = Router(
         pause_vm,
         resume_vm,
         reboot_vm,
+        reset_vm,
         migrate_vm,
         foresee_migration,
     ],

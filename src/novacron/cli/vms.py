@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,13 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class WaitFor(StrEnum):
+    """What to wait for."""
+
+    RUNNING = "running"
+    AGENT = "agent"
+
+
 RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
 
 
@@ -47,6 +55,9 @@ COLUMNS: Columns = {
 }
 DETAILS: Columns = {
     **COLUMNS,
+    "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
+    "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
+    "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
     "WANTED": lambda vm: vm["spec"]["power"],
     "REASON": lambda vm: vm["status"]["reason"],
     "RESTART": lambda vm: vm["spec"]["restart"],
@@ -60,12 +71,19 @@ DETAILS: Columns = {
 }
 
 
-def _finish(client: Client, vm: Object, wanted: tuple[str, ...], wait: bool, timeout_s: float, out: Format) -> None:
-    """Wait until the VM is in one of the wanted states, and show it."""
+def _finish(
+    client: Client, vm: Object, wanted: tuple[str, ...], wait: bool, timeout_s: float, out: Format,
+    for_: WaitFor | None = None,
+) -> None:  # fmt: skip
+    """Wait until the VM is in one of the wanted states, or its guest agent answers, and show it."""
     if wait:
 
         def until(found: Object | None) -> bool:
-            return found is None or found["status"]["state"] in (*wanted, "failed")
+            if found is None or found["status"]["state"] == "failed":
+                return True
+            if for_ is WaitFor.AGENT:
+                return found["status"]["guest"] is not None
+            return found["status"]["state"] in wanted
 
         try:
             last = progress.waiting(client, "vms", vm["id"], f"{vm['name']}: until {wanted[0]}", until, timeout_s)
@@ -98,18 +116,40 @@ def create(
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
     restart: Annotated[Restart, typer.Option(help=RESTART_HELP)] = Restart.ON_FAILURE,
     protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
+    disk: Annotated[int | None, typer.Option(help="size of its disk in MiB; its image's if not given")] = None,
+    hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
+    ssh_key: Annotated[
+        list[Path] | None, typer.Option(help="file with public SSH keys, for cloud-init; can be repeated")
+    ] = None,
+    user_data: Annotated[Path | None, typer.Option(help="file with user data for cloud-init")] = None,
+    gateway: Annotated[str | None, typer.Option(help="for cloud-init: router of a VM with --address")] = None,
+    nameserver: Annotated[list[str] | None, typer.Option(help="for cloud-init; can be repeated")] = None,
     wait: Wait = False,
+    wait_for: Annotated[WaitFor | None, typer.Option(help="wait until it runs, or its guest agent answers")] = None,
     timeout: Timeout = 120,
     output_: Output = Format.TABLE,
 ) -> None:
     """Create a VM and start it."""
     with output.errors():
         client = Client()
+        seed = {
+            "hostname": hostname, "gateway": gateway, "nameservers": nameserver or None,
+            "ssh_keys": [line for path in ssh_key or () for line in _lines(path)] or None,
+            "user_data": None if user_data is None else user_data.read_text(),
+        }  # fmt: skip
+        seed = {field: value for field, value in seed.items() if value is not None}
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
-            power="running" if start else "stopped", restart=restart.value, protected=protect,
+            power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
+            cloud_init=seed or None,
         )  # fmt: skip
-        _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_)
+        wait = wait or wait_for is not None
+        _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file that say something."""
+    return [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
 
 
 @app.command("set")
@@ -120,12 +160,14 @@ def set_(
     memory: Annotated[int | None, typer.Option(help="memory in MiB; only while it is off")] = None,
     restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
+    disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
     output_: Output = Format.TABLE,
 ) -> None:
     """Rename a VM, resize it, protect it, or say when it is started again."""
     given = {
         "name": name, "vcpus": vcpus, "memory_mib": memory,
         "restart": None if restart is None else restart.value, "protected": protect,
+        "disk_mib": disk,
     }  # fmt: skip
     with output.errors():
         changed = Client().configure_vm(vm, **{key: value for key, value in given.items() if value is not None})
@@ -156,6 +198,16 @@ def show(vm: Vm, output_: Output = Format.TABLE) -> None:
 
             print()
             output.table(client.list("events", limit=8, object=found["id"]), EVENT_COLUMNS)
+
+
+@app.command()
+def history(vm: Vm, output_: Output = Format.TABLE) -> None:
+    """Show what happened to a VM: who did what, and what came of it."""
+    from novacron.cli.events import COLUMNS as EVENT_COLUMNS
+
+    with output.errors():
+        client = Client()
+        output.rows(client.list("events", object=client.get("vms", vm)["id"]), EVENT_COLUMNS, output_)
 
 
 def _action(
@@ -199,17 +251,33 @@ def resume(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output =
 
 @app.command()
 def reboot(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Let the guest boot again: by its agent; without one, or after a minute, by a reset."""
+    _again(vm, "reboot", wait, timeout, output_)
+
+
+@app.command()
+def reset(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
     """Reset the guest, as its reset button would."""
+    _again(vm, "reset", wait, timeout, output_)
+
+
+def _again(vm: str, action: str, wait: bool, timeout: float, out: Format) -> None:
     with output.errors():
         client = Client()
-        found = client.act("vms", vm, "reboot")
+        found = client.act("vms", vm, action)
         if wait:
-            count = found["spec"]["reboots"]
+            count = found["spec"][f"{action}s"]
             progress.waiting(
-                client, "vms", found["id"], "rebooting",
-                lambda now: now is None or now["status"]["reboots"] >= count, timeout,
+                client, "vms", found["id"], action,
+                lambda now: now is None or now["status"][f"{action}s"] >= count, timeout,
             )  # fmt: skip
-        _finish(client, found, ("running",), wait, timeout, output_)
+        _finish(client, found, ("running",), wait, timeout, out)
+
+
+@app.command()
+def kill(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+    """Pull a VM's plug: what its guest has not written is lost."""
+    _action(vm, "stop", "stopped", wait, timeout, output_, {"timeout_s": 0})
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import ssl
@@ -21,6 +22,7 @@ RETRIES = 3
 PAGE_SIZE = 500
 COPY_LOOK_S = 1.0
 PAGES_MAX = 10_000
+PIECE_BYTES = 1 << 20
 
 Object = dict[str, Any]
 
@@ -64,12 +66,16 @@ class Client:
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python's default from 3.13 on
         self._pool = urllib3.PoolManager(ssl_context=context, maxsize=2)
 
-    def request(self, method: str, path: str, body: Object | None = None, **headers: str) -> Any:
-        """Send a request and return the decoded answer. Raises ApiError, Unreachable.
+    def request(
+        self, method: str, path: str, body: Object | None = None, raw: bytes | None = None, **headers: str
+    ) -> Any:
+        """Send a request, with an object or ``raw`` bytes, and return the decoded answer. Raises ApiError, Unreachable.
 
         A POST carries an Idempotency-Key, so trying it again after a lost connection is harmless.
         """
         sent = {"Authorization": f"Bearer {self.config.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        if body is not None or raw is not None:
+            sent.setdefault("Content-Type", "application/json" if raw is None else "application/octet-stream")
         if method == "POST":
             sent.setdefault("Idempotency-Key", str(uuid.uuid4()))
         for attempt in range(1, RETRIES + 1):
@@ -77,7 +83,7 @@ class Client:
                 answer = self._pool.request(
                     method,
                     self.config.url + path,
-                    json=body,
+                    body=raw if body is None else json.dumps(body).encode(),
                     headers=sent,
                     timeout=urllib3.Timeout(connect=5, read=TIMEOUT_S + LONG_POLL_S),
                     retries=False,
@@ -178,6 +184,40 @@ class Client:
         begun: Object = self.act("images", name, "copy", {"target": target, "source": source})
         return begun
 
+    def import_image(self, name: str, file: Path | None = None, **fields: Any) -> Object:
+        """Begin to import an image: from a ``file`` of the caller's, which is uploaded and hashed here, or from
+        ``url=`` or ``path=``; other fields as in ``POST /api/v1/imports``. ``wait`` waits for its end."""
+        body = {"name": name, **{key: value for key, value in fields.items() if value is not None}}
+        if file is None:
+            begun: Object = self.request("POST", "/api/v1/imports", body)
+            return begun
+        body["size_bytes"] = file.stat().st_size
+        with file.open("rb") as opened:
+            body.setdefault("sha256", hashlib.file_digest(opened, "sha256").hexdigest())
+        return self.upload(self.request("POST", "/api/v1/imports", body), file)
+
+    def upload(self, begun: Object, file: Path, sent: Callable[[int], None] = lambda held: None) -> Object:
+        """Send what an import lacks of its file, from where it stands; ``sent`` is told how much is there."""
+        held, lost = begun["held_bytes"], 0
+        with file.open("rb") as opened:
+            while held < begun["spec"]["size_bytes"]:
+                opened.seek(held)
+                piece = opened.read(PIECE_BYTES)
+                if not piece:
+                    raise Unreachable(f"{file} became shorter while it was sent")
+                now = self._piece(begun["id"], held, piece)
+                lost = lost + 1 if now <= held else 0
+                if lost > RETRIES:
+                    raise Unreachable(f"the node takes no more of {file} than {now} bytes")
+                held = now
+                sent(held)
+        return self.get("imports", begun["id"])
+
+    def _piece(self, id: str, offset: int, piece: bytes) -> int:
+        path = f"/api/v1/imports/{_path(id)}/data?offset={offset}"
+        found: Object = self.request("PUT", path, raw=piece)
+        return int(found["held_bytes"])
+
     def wait_for_copy(self, copy: Object, timeout_s: float) -> Object:
         """Return the event that says how a copy ended. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
@@ -187,6 +227,10 @@ class Client:
                     return event
             time.sleep(min(COPY_LOOK_S, timeout_s))
         raise TimeoutError(f"image {copy['image']} has not arrived after {timeout_s:.0f} s; see: novacron events")
+
+    def delete_image(self, name: str, node: str | None = None) -> None:
+        """Remove an image from all nodes, or from one."""
+        self.request("DELETE", f"/api/v1/images/{_path(name)}" + (f"?{_query({'node': node})}" if node else ""))
 
     def unlimit_link(self, one: str, other: str) -> None:
         """Let migrations between two sites use all there is."""

@@ -25,29 +25,33 @@ class ImageFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly.
+    """What an image is. ``kind`` is ``kernel``: a kernel and an initial RAM disk, booted directly; or ``disk``: its VMs
+    boot from their disk.
 
     ``disk`` is what the disk of each of its VMs begins with: raw, a multiple of 4096 bytes, and never written to.
     """
 
     kind: str
-    kernel: ImageFile
-    initrd: ImageFile
-    cmdline: str
+    kernel: ImageFile | None = None
+    initrd: ImageFile | None = None
+    cmdline: str = ""
     description: str = ""
     disk: ImageFile | None = None
+    origin: str = ""
+    """The import by which it came."""
 
     @property
     def files(self) -> tuple[ImageFile, ...]:
-        return (self.kernel, self.initrd) if self.disk is None else (self.kernel, self.initrd, self.disk)
+        return tuple(file for file in (self.kernel, self.initrd, self.disk) if file is not None)
 
 
 class Image(msgspec.Struct, frozen=True):
     """An image on this host."""
 
     info: ImageInfo
-    kernel: Path
-    initrd: Path
+    directory: Path
+    kernel: Path | None
+    initrd: Path | None
     cmdline: str
     disk: Path | None = None
 
@@ -55,7 +59,7 @@ class Image(msgspec.Struct, frozen=True):
     def files(self) -> tuple[Path, ...]:
         """All that it consists of, the manifest first."""
         parts = (self.kernel, self.initrd, self.disk)
-        return (self.kernel.parent / MANIFEST, *(path for path in parts if path is not None))
+        return (self.directory / MANIFEST, *(path for path in parts if path is not None))
 
 
 class ImageUnusable(Exception):
@@ -85,21 +89,25 @@ def _load(directory: Path) -> Image:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
+    wanted = {"kernel": (manifest.kernel, manifest.initrd), "disk": (manifest.disk,)}.get(manifest.kind)
+    if wanted is None or None in wanted:
+        raise InvalidInput(f"{directory / MANIFEST} lacks what an image of its kind has", field=manifest.kind)
     if manifest.disk is not None and (manifest.disk.size_bytes % DISK_ALIGNMENT or manifest.disk.size_bytes < 1):
         raise InvalidInput(f"{manifest.disk.path} is no multiple of {DISK_ALIGNMENT} bytes", field="disk")
-    paths = []
+    paths = {}
     for file in manifest.files:
         if "/" in file.path or file.path.startswith("."):
             raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
         path = directory / file.path
         if path.is_symlink() or path.stat().st_size != file.size_bytes:
             raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
-        paths.append(path)
+        paths[file.path] = path
     size = sum(file.size_bytes for file in manifest.files)
     digest = hashlib.sha256(raw).hexdigest()
     disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes
     info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description, disk_bytes)
-    return Image(info, paths[0], paths[1], manifest.cmdline, *paths[2:])
+    places = [None if file is None else paths[file.path] for file in (manifest.kernel, manifest.initrd, manifest.disk)]
+    return Image(info, directory, places[0], places[1], manifest.cmdline, places[2])
 
 
 def scan(root: Path) -> tuple[dict[str, Image], list[str]]:

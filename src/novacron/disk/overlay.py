@@ -17,10 +17,10 @@ class OverlayFailed(Exception):
     """The layer could not be made: says why."""
 
 
-async def create(path: Path, below: Path) -> None:
+async def create(path: Path, below: Path, size_bytes: int) -> None:
     """Make an empty layer at ``path`` over the raw disk ``below``, whole or not at all. Raises OverlayFailed."""
     scratch = path.with_suffix(".new")
-    arguments = ("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch))
+    arguments = ("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch), str(size_bytes))
     try:
         process = await asyncio.create_subprocess_exec(
             IMG, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,

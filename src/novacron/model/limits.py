@@ -6,6 +6,9 @@ NAME_LENGTH_MAX = 63
 VCPUS_MAX = 256
 MEMORY_MIB_MIN = 64
 MEMORY_MIB_MAX = 4 * 1024 * 1024
+DISK_MIB_MAX = 64 * 1024 * 1024
+REBOOT_S_MAX = 60.0
+"""How long a guest may take to boot again before it is reset."""
 STOP_TIMEOUT_S_MAX = 600
 STOP_TIMEOUT_S_DEFAULT = 15
 
@@ -44,3 +47,14 @@ RATE_BYTES_PER_S_USEFUL = 1_250_000
 """A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
 LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0
+IMAGE_FILE_BYTES_MAX = 1 << 40
+"""Of a file that is imported, and of the disk in it."""
+UPLOAD_PIECE_BYTES_MAX = 2 * 1024 * 1024
+"""At most half of a message of the agent link."""
+IMPORTS_PER_NODE_MAX = 8
+URL_LENGTH_MAX = 2000
+PATH_LENGTH_MAX = 1000
+DESCRIPTION_LENGTH_MAX = 200
+USER_DATA_BYTES_MAX = 16 * 1024
+SSH_KEYS_MAX = 32
+NAMESERVERS_MAX = 8

@@ -86,14 +86,21 @@ class Load(msgspec.Struct, frozen=True):
     memory_mib: int = 0
 
 
-def refusal(node: Node, load: Load, vm: VmSpec) -> str | None:
-    """Say why ``vm`` can't be placed on ``node`` that carries ``load``, or None if it can."""
+def holds(node: Node, image: str) -> bool:
+    """Say whether a node holds an image of this name."""
+    inventory = node.status.inventory
+    return inventory is not None and any(found.name == image for found in inventory.images)
+
+
+def refusal(node: Node, load: Load, vm: VmSpec, *, fetches: bool = False) -> str | None:
+    """Say why ``vm`` can't be placed on ``node`` that carries ``load``, or None if it can. A node that ``fetches`` may
+    lack the image."""
     inventory = node.status.inventory
     if not node.status.ready or inventory is None:
         return f"node {node.name} is not ready: {node.status.reason}"
     if node.spec.cordoned:
         return f"node {node.name} is cordoned"
-    if all(image.name != vm.image for image in inventory.images):
+    if not fetches and not holds(node, vm.image):
         return f"node {node.name} does not hold image {vm.image}"
     return no_room(node, load, vm)
 

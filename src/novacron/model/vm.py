@@ -29,6 +29,7 @@ Name = Annotated[
 ]
 Vcpus = Annotated[int, Meta(ge=1, le=limits.VCPUS_MAX)]
 MemoryMib = Annotated[int, Meta(ge=limits.MEMORY_MIB_MIN, le=limits.MEMORY_MIB_MAX)]
+DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
 StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
 
 
@@ -76,11 +77,19 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often a start was asked for: a guest that powered itself off stays off until this grows."""
     reboots: int = 0
     """How often a reboot was asked for; the agent has done ``status.reboots`` of them."""
+    resets: int = 0
+    """How often a reset was asked for; the agent has done ``status.resets`` of them."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced to; 0 forces at once."""
     restart: Restart = Restart.ON_FAILURE
     protected: bool = False
     """It can't be deleted until this is taken away."""
+    disk_mib: DiskMib | None = None
+    """Size of its disk; None: its image's. It only grows."""
+
+    def disk_bytes(self, of_image: int) -> int:
+        """Return the size of the VM's disk, given that of its image's disk; 0 for none."""
+        return max(of_image, (self.disk_mib or 0) << 20) if of_image else 0
 
 
 class VmStatus(msgspec.Struct, frozen=True):
@@ -96,6 +105,16 @@ class VmStatus(msgspec.Struct, frozen=True):
     halted_at_start: int | None = None
     """``spec.starts`` when the guest powered itself off, if it has: it stays off until it is started again."""
     crashes: int = 0
+    resets: int = 0
+    guest: Guest | None = None
+    """None: no guest agent answers."""
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """What the guest says of itself, through its agent. It may not be true."""
+
+    hostname: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 class Vm(msgspec.Struct, frozen=True):
@@ -121,6 +140,7 @@ class Action(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     REBOOT = "reboot"
+    RESET = "reset"
     MIGRATE = "migrate"
     CONFIGURE = "configure"
     DELETE = "delete"
@@ -132,6 +152,7 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.PAUSE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STARTING}),
     Action.RESUME: frozenset({VmState.PAUSED, VmState.RUNNING}),
     Action.REBOOT: frozenset({VmState.RUNNING}),
+    Action.RESET: frozenset({VmState.RUNNING}),
     Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
     Action.DELETE: frozenset(VmState),

@@ -14,7 +14,8 @@ from novacron.qemu.probe import CPU_MODELS
 DEFAULT_MACHINE = "pc"
 DISK = "disk0"
 """The disk's name as a node of QEMU's block layer."""
-FDSET = 1
+FDSET, SEED_FDSET = 1, 2
+GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
 
 
@@ -41,8 +42,8 @@ class Config(msgspec.Struct, frozen=True):
     memory_mib: int
     machine: str
     accelerator: AcceleratorKind
-    kernel: Path
-    initrd: Path
+    kernel: Path | None
+    initrd: Path | None
     cmdline: str
     nic: Nic
     disk: Path | None = None
@@ -50,6 +51,9 @@ class Config(msgspec.Struct, frozen=True):
     binary: str = "qemu-system-x86_64"
     monitor: int | None = None
     console: int | None = None
+    guest: int | None = None
+    seed: int | None = None
+    """A CD for the guest's first boot."""
     below: int | None = None
     """The raw disk under ``disk``, whatever that file says."""
 
@@ -60,6 +64,10 @@ def monitor_path(directory: Path) -> Path:
 
 def console_path(directory: Path) -> Path:
     return directory / "console.sock"
+
+
+def guest_path(directory: Path) -> Path:
+    return directory / "guest.sock"
 
 
 def console_log_path(directory: Path) -> Path:
@@ -79,6 +87,25 @@ def quoted(value: object) -> str:
 def _server(descriptor: int | None, path: Path) -> str:
     where = f"path={quoted(path)}" if descriptor is None else f"fd={descriptor}"
     return f"{where},server=on,wait=off"
+
+
+def _seed(descriptor: int | None) -> list[str]:
+    if descriptor is None:
+        return []
+    file = {"driver": "file", "filename": f"/dev/fdset/{SEED_FDSET}", "read-only": True}
+    cd = {"driver": "raw", "node-name": "seed0", "read-only": True, "file": file}
+    set_ = ["-add-fd", f"set={SEED_FDSET},fd={descriptor}"]
+    return [*set_, "-blockdev", json.dumps(cd), "-device", "virtio-blk-pci,drive=seed0,id=seed0-device"]
+
+
+def _guest(descriptor: int | None) -> list[str]:
+    if descriptor is None:
+        return []
+    return [
+        *("-chardev", f"socket,id=guest0,fd={descriptor},server=on,wait=off"),
+        *("-device", "virtio-serial-pci,id=ports0,max_ports=2"),
+        *("-device", f"virtserialport,bus=ports0.0,nr=1,chardev=guest0,name={GUEST_PORT},id=guest0-device"),
+    ]
 
 
 def command(config: Config, *, incoming: bool) -> list[str]:
@@ -101,7 +128,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
             disk = ["-add-fd", f"set={FDSET},fd={config.below}"]
             below = {"driver": "file", "filename": f"/dev/fdset/{FDSET}", "read-only": True}
             layer["backing"] = {"driver": "raw", "read-only": True, "file": below}
-        disk += ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device"]
+        disk += ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex=1"]
     arguments = [
         config.binary,
         *("-name", name_argument(config.id)),
@@ -124,8 +151,9 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-netdev", netdev),
         *("-device", nic),
         *disk,
-        *("-kernel", str(config.kernel)),
-        *("-initrd", str(config.initrd)),
-        *("-append", config.cmdline),
+        *_seed(config.seed),
+        *_guest(config.guest),
     ]
+    if config.kernel is not None:
+        arguments += ["-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.cmdline]
     return [*arguments, "-S", "-incoming", "defer"] if incoming else arguments

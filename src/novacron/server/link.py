@@ -9,8 +9,9 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -23,7 +24,7 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server.copies import Copies
-from novacron.store import links, migrations, nodes, vms
+from novacron.store import imports, links, migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -31,9 +32,13 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+T = TypeVar("T")
+
 MARKS_MAX = 1000
 PROBES_MAX = 16
 FORESEE_S = 1.0
+ASK_S = 30.0
+ASKED_MAX = 256
 PROBE_S_MAX = 30.0
 PROJECT = "default"
 """Of every VM, until there are more."""
@@ -149,7 +154,16 @@ async def statements(
                 m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
             )  # fmt: skip
         assignment = wire.Assignment(
-            vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys
+            vm.id,
+            vm.name,
+            vm.spec,
+            vm.deleting,
+            vm.machine,
+            vm.reboots,
+            vm.halted_at_start,
+            *keys,
+            vm.seed,
+            vm.resets,
         )
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
@@ -157,7 +171,16 @@ async def statements(
             incoming = await vms.get(connection, m.vm)
             was = incoming.status
             assignment = wire.Assignment(
-                incoming.id, incoming.name, incoming.spec, False, was.machine, was.reboots, was.halted_at_start, *keys
+                incoming.id,
+                incoming.name,
+                incoming.spec,
+                False,
+                was.machine,
+                was.reboots,
+                was.halted_at_start,
+                *keys,
+                await vms.seed_of(connection, incoming.id),
+                was.resets,
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)
@@ -180,6 +203,8 @@ class Link:
         self._stopped_at: dict[str, float] = {}
         self._probes: dict[str, _Probe] = {}
         self._copies = Copies(database, self._send)
+        self._asked: dict[int, tuple[str, asyncio.Future[msgspec.Raw]]] = {}
+        self._next_ask = 1
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -209,6 +234,9 @@ class Link:
             for node in (change.body["source"], change.body["target"]):
                 if node in self._sessions:
                     self._sessions[node].dirty.set()
+        elif change.kind == "import" and change.body is not None:
+            if change.body["node"] in self._sessions:
+                self._sessions[change.body["node"]].dirty.set()
         elif change.kind == "node" and change.body is None and change.key in self._sessions:
             self._sessions[change.key].dirty.set()
 
@@ -222,6 +250,39 @@ class Link:
         if session is None:
             raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
         await session.send(message)
+
+    async def ask(self, node: str, question: wire.Question, answer: type[T], timeout_s: float = ASK_S) -> T:
+        """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
+        if len(self._asked) >= ASKED_MAX:
+            raise Unavailable(f"{len(self._asked)} questions wait for an answer", hint="try again in a moment")
+        number, self._next_ask = self._next_ask, self._next_ask + 1
+        waiting: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self._asked[number] = (node, waiting)
+        try:
+            await self._send(node, wire.Ask(number, question))
+            async with asyncio.timeout(timeout_s):
+                return msgspec.msgpack.decode(await waiting, type=answer)
+        except TimeoutError:
+            raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None
+        finally:
+            del self._asked[number]
+
+    def _answered(self, node: str, said: wire.Answered) -> None:
+        asked, waiting = self._asked.get(said.ask, ("", None))
+        if waiting is None or asked != node or waiting.done():
+            return
+        if said.error:
+            waiting.set_exception(InvalidInput(f"node {node}: {said.error}", field=said.field))
+        else:
+            waiting.set_result(msgspec.Raw(bytes(said.value)))
+
+    async def take_piece(self, node: str, import_: str, offset: int, data: bytes) -> int:
+        """Give a node a piece of an upload; return how much of it the node holds. Raises Unavailable, InvalidInput."""
+        return await self.ask(node, wire.TakePiece(import_, offset, data), int)
+
+    async def remove_image(self, node: str, name: str, digest: str) -> None:
+        """Let a node remove an image. Raises Unavailable, InvalidInput."""
+        await self.ask(node, wire.RemoveImage(name, digest), type(None))
 
     async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
         """Begin to copy an image to a node; events say how it ended.
@@ -324,16 +385,22 @@ class Link:
 
     async def _tell(self, session: Session) -> None:
         last: tuple[wire.Statement, ...] | None = None
+        last_imports: tuple[wire.ImportWanted, ...] | None = None
         while True:
             await session.dirty.wait()
             session.dirty.clear()
             try:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
                     told = await statements(connection, session.node, session.held, self._page_key)
+                    working = await imports.working(connection, session.node)
                 session.held.update(statement.vm for statement in told)
                 if told != last:
                     await session.send(wire.Desired(told))
                     last = told
+                wanted = tuple(wire.ImportWanted(one.id, one.spec) for one in working)
+                if wanted != last_imports:
+                    await session.send(wire.Imports(wanted))
+                    last_imports = wanted
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.dirty.set()
@@ -362,6 +429,13 @@ class Link:
             case wire.Probed(probe=id) if id in self._probes:
                 self._probes[id].is_over(node, message)
                 return
+            case wire.Answered():
+                self._answered(node, message)
+                return
+            case wire.ImageMissing(name=name):
+                with contextlib.suppress(NovaError):  # it is on its way, or nobody has it: the VM's reason says so
+                    await self._copies.begin(name, None, node, "system")
+                return
             case wire.CopyReady(copy=id):
                 self._copies.is_ready(node, id)
                 return
@@ -386,6 +460,8 @@ class Link:
                 await nodes.connected(connection, node, inventory)
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await vms.observe(connection, node, vm, epoch, status)
+            case wire.ImportStands(id=id, phase=phase, held_bytes=held, error=error):
+                await imports.report(connection, node, id, phase, held, error)
             case wire.TargetReady(migration=id, endpoint=endpoint):
                 await migrations.target_ready(connection, id, node, endpoint)
             case wire.Progressed(migration=id, progress=progress):

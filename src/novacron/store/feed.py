@@ -57,6 +57,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 TABLES = {
     "node": ("nodes", "name"),
     "vm": ("vms", "id"),
+    "import": ("imports", "id"),
     "migration": ("migrations", "id"),
     "link": ("links", "id"),
     "token": ("tokens", "id"),

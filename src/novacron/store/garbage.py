@@ -16,6 +16,7 @@ async def collect(connection: Connection) -> None:
         ("vm_tombstones", "deleted_at", limits.TOMBSTONE_RETENTION_S),
         ("join_tokens", "expires_at", limits.IDEMPOTENCY_RETENTION_S),
         ("migrations", "finished_at", limits.EVENTS_RETENTION_S),
+        ("imports", "finished_at", limits.EVENTS_RETENTION_S),
     ):
         await connection.execute(
             f"DELETE FROM {table} WHERE {column} < now() - make_interval(secs => $1)",

@@ -9,8 +9,9 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.errors import Conflict, IllegalState, NoCapacity, NotFound, PreconditionFailed
-from novacron.model.node import Load, no_room, refusal, room
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
+from novacron.model.node import Load, holds, no_room, refusal, room
+from novacron.model.seed import Seed
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
@@ -30,8 +31,12 @@ def _vm(row: Any) -> Vm:
     return msgspec.convert(dict(row), Vm)
 
 
-async def create(connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str) -> Vm:
-    """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity."""
+async def create(
+    connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str, seed: Seed | None = None
+) -> Vm:
+    """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
+    if spec.disk_mib is not None:
+        await _check_disk(connection, spec.image, 0, spec.disk_mib)
     if node is not None:
         await _check_room(connection, node, spec)
     try:
@@ -47,13 +52,19 @@ async def create(connection: Connection, name: str, spec: VmSpec, node: str | No
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
     vm = _vm(row)
+    if seed is not None:
+        await connection.execute(
+            "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(seed)
+        )  # fmt: skip
     await events.record(connection, "vm", vm.id, name, "Created", f"created from image {spec.image}", actor)
     return vm
 
 
 async def _check_room(connection: Connection, name: str, spec: VmSpec) -> None:
+    every = await nodes.all(connection)
     node = await nodes.get(connection, name, lock=True, field="node")
-    why = refusal(node, await nodes.load(connection, name), spec)
+    fetches = any(holds(other, spec.image) for other in every)
+    why = refusal(node, await nodes.load(connection, name), spec, fetches=fetches)
     if why is not None:
         raise NoCapacity(why, field="node", hint="see: novacron node list")
 
@@ -115,6 +126,8 @@ async def act(
             spec = change(spec, power=Power.RUNNING)
         case Action.REBOOT:
             spec = change(spec, reboots=spec.reboots + 1)
+        case Action.RESET:
+            spec = change(spec, resets=spec.resets + 1)
         case Action.DELETE:
             if vm.node is None:
                 await _remove(connection, vm)
@@ -140,6 +153,8 @@ async def configure(
     spec = msgspec.structs.replace(vm.spec, **changes)
     if (spec.vcpus, spec.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
         await _check_resize(connection, vm, spec)
+    if "disk_mib" in changes:
+        await _check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
     changed = [f"{key} {getattr(vm.spec, key)} to {value}" for key, value in changes.items()]
     if name is not None and name != vm.name:
         changed.insert(0, f"name {vm.name} to {name}")
@@ -153,6 +168,21 @@ async def configure(
     changed_vm = _vm(row)
     await events.record(connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor)
     return changed_vm
+
+
+async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
+    """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
+    sizes = [
+        found.disk_bytes
+        for node in await nodes.all(connection)
+        for found in (node.status.inventory.images if node.status.inventory else ())
+        if found.name == image
+    ]
+    if sizes and not max(sizes):
+        raise InvalidInput(f"VMs of image {image} have no disk", field="disk_mib", hint="leave it out")
+    has_mib = max(has_mib, -(-max(sizes, default=0) >> 20))
+    if wanted_mib < has_mib:
+        raise InvalidInput(f"the disk has {has_mib} MiB, and can only grow", field="disk_mib")
 
 
 async def _check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
@@ -202,6 +232,15 @@ async def observe(connection: Connection, node: str, id: str, epoch: int, status
         await events.record(connection, "vm", id, vm.name, status.state.capitalize(), message)
 
 
+async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:
+    """Return the names of some VMs of an image, on one node or anywhere."""
+    rows = await connection.fetch(
+        "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND ($2::text IS NULL OR node = $2) ORDER BY name LIMIT 5",
+        image, node,
+    )  # fmt: skip
+    return [row["name"] for row in rows]
+
+
 async def unplaced(connection: Connection, limit: int) -> list[Vm]:
     """Return VMs that wait for a node, oldest first."""
     rows = await connection.fetch(
@@ -217,11 +256,13 @@ async def place(connection: Connection, id: str) -> str | None:
         return vm.node
     candidates = []
     reasons = []
-    for node in await nodes.all(connection, lock=True):
+    every = await nodes.all(connection, lock=True)
+    fetches = any(holds(node, vm.spec.image) and node.status.ready for node in every)
+    for node in every:
         load = await nodes.load(connection, node.name)
-        why = refusal(node, load, vm.spec)
+        why = refusal(node, load, vm.spec, fetches=fetches)
         if why is None:
-            candidates.append((room(node, load), node.name))
+            candidates.append((holds(node, vm.spec.image), room(node, load), node.name))
         else:
             reasons.append(why)
     if not candidates:
@@ -230,7 +271,7 @@ async def place(connection: Connection, id: str) -> str | None:
             await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", id, msgspec.to_builtins(status))
             await events.record(connection, "vm", id, vm.name, "Unplaced", status.reason)
         return None
-    chosen = max(candidates)[1]
+    chosen = max(candidates)[2]
     await connection.execute("UPDATE vms SET node = $2, epoch = 1 WHERE id = $1", id, chosen)
     await events.record(connection, "vm", id, vm.name, "Placed", f"placed on {chosen}")
     return chosen
@@ -247,17 +288,26 @@ class OwnedVm(msgspec.Struct, frozen=True):
     machine: str
     reboots: int
     halted_at_start: int | None
+    seed: Seed | None
+    resets: int
 
 
 async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
     """Return every VM that ``node`` owns."""
     rows = await connection.fetch(
         "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
-        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start"
-        " FROM vms WHERE node = $1",
+        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
+        " coalesce((status ->> 'resets')::int, 0) AS resets, seed"
+        " FROM vms LEFT JOIN vm_seeds ON vm = id WHERE node = $1",
         node,
     )
     return [msgspec.convert(dict(row), OwnedVm) for row in rows]
+
+
+async def seed_of(connection: Connection, id: str) -> Seed | None:
+    """Return the first-boot data of a VM, if it has any."""
+    found = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
+    return None if found is None else msgspec.convert(found, Seed)
 
 
 async def epochs(connection: Connection, ids: list[str]) -> dict[str, tuple[int, bool]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.image import ImportSpec
+from novacron.model.image import Phase as ImportPhase
 from novacron.model.migration import Kind, Policy, Progress, Side
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.model.seed import Seed
 from novacron.model.vm import VmSpec, VmStatus
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -123,6 +126,12 @@ class Probed(Message, frozen=True):
     error: str = ""
 
 
+class ImageMissing(Message, frozen=True):
+    """A VM is to run here, of an image that this node does not hold."""
+
+    name: str
+
+
 class CopyReady(Message, frozen=True):
     """This node expects the copy of an image."""
 
@@ -134,6 +143,24 @@ class Copied(Message, frozen=True):
 
     copy: str
     error: str = ""
+
+
+class ImportStands(Message, frozen=True):
+    """How far an import is on this node."""
+
+    id: str
+    phase: ImportPhase
+    held_bytes: int
+    error: str = ""
+
+
+class Answered(Message, frozen=True):
+    """What came of a question: a value, whose form follows from the question, or what was wrong."""
+
+    ask: int
+    value: msgspec.Raw = msgspec.Raw(b"")
+    error: str = ""
+    field: str | None = None
 
 
 class RenewCertificate(Message, frozen=True):
@@ -158,6 +185,9 @@ FromAgent = (
     | ConsoleClosed
     | ProbeReady
     | Probed
+    | ImportStands
+    | Answered
+    | ImageMissing
     | CopyReady
     | Copied
     | RenewCertificate
@@ -179,6 +209,8 @@ class Assignment(msgspec.Struct, frozen=True):
     project: str
     page_key: bytes
     """Makes the digests of the project's pages: 32 bytes, secret, the same on every node."""
+    seed: Seed | None = None
+    resets: int = 0
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -269,6 +301,44 @@ class CopyWanted(Message, frozen=True):
     """Use no more of the link than so much."""
 
 
+class ImportWanted(msgspec.Struct, frozen=True):
+    """An image that is to come to this node."""
+
+    id: str
+    spec: ImportSpec
+
+
+class Imports(Message, frozen=True):
+    """All imports that this node is to work on; others are over."""
+
+    imports: tuple[ImportWanted, ...]
+
+
+class TakePiece(msgspec.Struct, frozen=True, tag=True):
+    """Bytes of an upload, which begin at ``offset``. The answer is how many of it the node holds."""
+
+    id: str
+    offset: int
+    data: bytes
+
+
+class RemoveImage(msgspec.Struct, frozen=True, tag=True):
+    """Remove an image; no VM is made of it any more. The answer is empty."""
+
+    name: str
+    digest: str
+
+
+Question = TakePiece | RemoveImage
+
+
+class Ask(Message, frozen=True):
+    """Something that is answered once, by ``Answered``."""
+
+    ask: int
+    question: Question
+
+
 class CertificateIssued(Message, frozen=True):
     """The certificate (PEM) for the node's last request."""
 
@@ -277,6 +347,8 @@ class CertificateIssued(Message, frozen=True):
 
 FromServer = (
     Desired
+    | Imports
+    | Ask
     | ConsoleOpen
     | ConsoleInput
     | ConsoleClose

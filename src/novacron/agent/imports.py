@@ -1,0 +1,320 @@
+"""Images that come to this node from outside: uploaded, fetched or found here; checked, converted, and kept.
+
+What is under way lives in a directory of its own among the images, so an agent that is started again goes on with it;
+an image is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from novacron.agent.fetch import Fetch, open_beneath
+from novacron.agent.home import UIDS_MAX
+from novacron.agent.settings import Settings
+from novacron.disk import convert, formats
+from novacron.disk.blocks import data_ranges
+from novacron.disk.files import make_durable
+from novacron.disk.formats import Unacceptable
+from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
+from novacron.model import limits
+from novacron.model.image import Format, Phase, Source
+from novacron.qemu.confine import Account, confined
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+SCRATCH = ".importing-"
+SOURCE, DISK = "source", "disk.raw"
+SPARE_BYTES = 1 << 30
+"""Room that stays free on the disk with the images."""
+PIECE_BYTES, HOLE_BYTES = 1 << 20, 1 << 16
+PIECES_AHEAD = 8
+REPORT_S = 1.0
+ZEROS = bytes(HOLE_BYTES)
+
+
+class Writer:
+    """A file that is written from its beginning: zeros become holes, and its SHA-256 is known at the end.
+
+    Hashing goes on in a thread of its own. Raises OSError.
+    """
+
+    def __init__(self, path: Path, *, digest: bool = True) -> None:
+        self.held_bytes = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(PIECES_AHEAD)
+        self._thread = threading.Thread(target=self._digest, name="import-digest") if digest else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def _digest(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            self._hash.update(piece)
+
+    def write(self, piece: bytes) -> None:
+        """Add at most ``PIECE_BYTES`` bytes."""
+        if self._thread is not None:
+            self._queue.put(piece)
+        view = memoryview(piece)
+        if view != memoryview(bytes(len(view))):
+            for at in range(0, len(view), HOLE_BYTES):
+                block = view[at : at + HOLE_BYTES]
+                if block == ZEROS[: len(block)]:
+                    continue
+                while block:
+                    count = os.pwrite(self._descriptor, block, self.held_bytes + at)
+                    block, at = block[count:], at + count
+        self.held_bytes += len(view)
+
+    def close(self) -> str:
+        """End the file and return its SHA-256."""
+        try:
+            os.truncate(self._descriptor, self.held_bytes)
+            os.fsync(self._descriptor)
+        finally:
+            self.abandon()
+        return self._hash.hexdigest()
+
+    def abandon(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Imports:
+    """All imports of this node. ``arrived`` is called when there is a new image."""
+
+    def __init__(
+        self, settings: Settings, send: Callable[[wire.Message], None], arrived: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._settings = settings
+        self._send = send
+        self._arrived = arrived
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, wire.ImportWanted] = {}
+        self._more: dict[str, asyncio.Event] = {}
+        self._writing = asyncio.Lock()
+        self._reported_at = 0.0
+
+    def tell(self, wanted: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
+        """Work on these imports and on no others; what is left of others goes."""
+        self._told = {one.id: one for one in wanted}
+        for id, task in self._running.items():
+            if id not in self._told:
+                task.cancel()
+        for one in wanted:
+            if one.id not in self._running:
+                self._more[one.id] = asyncio.Event()
+                task = self._running[one.id] = tasks.create_task(self._work(one), name=f"import-{one.id}")
+                task.add_done_callback(lambda _, id=one.id: self._running.pop(id, None))  # type: ignore[misc]
+        root = self._settings.images_dir
+        for scratch in root.glob(f"{SCRATCH}{self._settings.name}.*"):
+            id = scratch.name.rpartition(".")[2]
+            if id not in self._told and id not in self._running:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    async def take(self, id: str, offset: int, data: bytes) -> int:
+        """Take a piece of an upload and return how much of it is here. Raises Unacceptable, OSError."""
+        one = self._told.get(id)
+        if one is None or one.spec.source is not Source.UPLOAD:
+            raise Unacceptable("this node does not expect that upload")
+        path = self._scratch(one) / SOURCE
+        async with self._writing:
+            held = await asyncio.to_thread(_append, path, offset, data, one.spec.size_bytes)
+        self._report(one, Phase.RECEIVING, held, soon=held < one.spec.size_bytes)
+        self._more[id].set()
+        return held
+
+    def _scratch(self, one: wire.ImportWanted) -> Path:
+        return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{one.id}"
+
+    def _report(self, one: wire.ImportWanted, phase: Phase, held: int, error: str = "", *, soon: bool = False) -> None:
+        if soon and time.monotonic() - self._reported_at < REPORT_S:
+            return
+        self._reported_at = time.monotonic()
+        self._send(wire.ImportStands(one.id, phase, held, error))
+
+    async def _work(self, one: wire.ImportWanted) -> None:
+        scratch = self._scratch(one)
+        log.info("an import begins", image=one.spec.name, source=one.spec.source)
+        try:
+            held = await self._import(one, scratch)
+        except asyncio.CancelledError:
+            if one.id not in self._told:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
+            raise
+        except (Unacceptable, OSError, TimeoutError) as error:
+            log.warning("an image could not be imported", image=one.spec.name, error=str(error))
+            await asyncio.to_thread(shutil.rmtree, scratch, True)
+            self._report(one, Phase.FAILED, 0, str(error) or type(error).__name__)
+        else:
+            log.info("an image was imported", image=one.spec.name)
+            await self._arrived()
+            self._report(one, Phase.DONE, held)
+
+    async def _import(self, one: wire.ImportWanted, scratch: Path) -> int:
+        """Bring the image here and return how many bytes its file had. Raises Unacceptable, OSError, TimeoutError."""
+        target = self._settings.images_dir / one.spec.name
+        if target.exists():
+            manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
+            if manifest.origin == one.id:
+                return one.spec.size_bytes  # it was done when an earlier agent was killed
+            raise Unacceptable(f"there is an image {one.spec.name} already")
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source = scratch / SOURCE
+        digest = await self._receive(one, source)
+        held = source.stat().st_size
+        self._report(one, Phase.CONVERTING, held)
+        if one.spec.sha256 is not None:
+            digest = digest or await asyncio.to_thread(_sha256, source)
+            if digest != one.spec.sha256:
+                raise Unacceptable(f"its SHA-256 is {digest}, not the one that was given")
+        scratch.chmod(0o711)
+        described = await self._convert(one, source, scratch / DISK, digest)
+        source.unlink(missing_ok=True)
+        manifest = Manifest("disk", description=one.spec.description, disk=described, origin=one.id)
+        (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        scratch.chmod(0o755)
+        scratch.rename(target)
+        await asyncio.to_thread(make_durable, target)
+        return held
+
+    async def _receive(self, one: wire.ImportWanted, source: Path) -> str | None:
+        """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
+        if one.spec.source is Source.UPLOAD:
+            while not source.exists() or source.stat().st_size < one.spec.size_bytes:
+                self._more[one.id].clear()
+                await self._more[one.id].wait()
+            return None
+        source.unlink(missing_ok=True)
+        over = threading.Event()
+        writer = Writer(source)
+        copying = asyncio.create_task(asyncio.to_thread(self._copy, one, writer, over))
+        try:
+            while not copying.done():
+                await asyncio.wait({copying}, timeout=REPORT_S)
+                self._report(one, Phase.RECEIVING, writer.held_bytes, soon=True)
+            copying.result()
+            return await asyncio.to_thread(writer.close)
+        finally:
+            over.set()
+            await asyncio.gather(copying, return_exceptions=True)
+            await asyncio.to_thread(writer.abandon)
+
+    def _copy(self, one: wire.ImportWanted, writer: Writer, over: threading.Event) -> None:
+        """Copy what is fetched, or found here, to its end."""
+        with contextlib.ExitStack() as stack:
+            if one.spec.source is Source.URL:
+                read: Callable[[int], bytes] = stack.enter_context(
+                    Fetch(one.spec.location, self._settings.imports_local)
+                ).read
+            else:
+                file = stack.enter_context(open_beneath(self._settings.imports_dir, one.spec.location))
+                read = file.read
+            looked_at = 0
+            while piece := read(PIECE_BYTES):
+                if over.is_set():
+                    raise Unacceptable("it was aborted")
+                if writer.held_bytes + len(piece) > limits.IMAGE_FILE_BYTES_MAX:
+                    raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
+                if writer.held_bytes >= looked_at:
+                    _check_room(self._settings.images_dir, PIECE_BYTES)
+                    looked_at = writer.held_bytes + 64 * PIECE_BYTES
+                writer.write(piece)
+        if not writer.held_bytes:
+            raise Unacceptable("the file is empty")
+
+    async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, digest: str | None) -> ImageFile:
+        """Make the raw disk of the image and return how the manifest describes it."""
+        with source.open("rb") as file:
+            found = await asyncio.to_thread(formats.detect, file)
+            format = one.spec.format or found
+            if found not in (format, Format.RAW) and format is not Format.RAW:
+                raise Unacceptable(f"it is {found}, not {format} as was said")
+            size = await asyncio.to_thread(formats.check, file, format)
+        if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
+            raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
+        if format is Format.RAW:
+            source.rename(target)
+        else:
+            target.unlink(missing_ok=True)
+            uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
+            await convert.convert(
+                source, format, target, size, SPARE_BYTES,
+                lambda arguments: arguments if uid is None else confined(arguments, Account(uid)), uid,
+            )  # fmt: skip
+            digest = None
+        length = target.stat().st_size
+        if length % DISK_ALIGNMENT:
+            length, digest = -(-length // DISK_ALIGNMENT) * DISK_ALIGNMENT, None
+            os.truncate(target, length)
+        if os.geteuid() == 0:
+            os.chown(target, 0, 0)
+        if digest is None:
+            digest = await asyncio.to_thread(_sha256, target)
+        return ImageFile(DISK, digest, length)
+
+
+def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
+    """Add a piece to a file that grows in order; one that is there already is no error."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = path.stat().st_size if path.exists() else 0
+    if offset != held:
+        return held
+    if held + len(data) > size_bytes:
+        raise Unacceptable(f"it has more than the {size_bytes} bytes that were announced")
+    _check_room(path.parent, len(data))
+    writer = Writer(path, digest=False)
+    writer.held_bytes = held
+    try:
+        for at in range(0, len(data), PIECE_BYTES):
+            writer.write(data[at : at + PIECE_BYTES])
+        writer.close()
+    finally:
+        writer.abandon()
+    return held + len(data)
+
+
+def _check_room(directory: Path, more_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free - more_bytes < SPARE_BYTES:
+        raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free")
+
+
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, without reading its holes."""
+    found, at = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for start, end in [*data_ranges(file.fileno(), size), (size, size)]:
+            while at < start:
+                count = min(start - at, PIECE_BYTES)
+                found.update(memoryview(ZEROS_PIECE)[:count])
+                at += count
+            while at < end:
+                piece = os.pread(file.fileno(), min(PIECE_BYTES, end - at), at)
+                if not piece:
+                    raise OSError(f"{path} became shorter while it was read")
+                found.update(piece)
+                at += len(piece)
+    return found.hexdigest()
+
+
+ZEROS_PIECE = bytes(PIECE_BYTES)

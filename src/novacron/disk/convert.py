@@ -1,0 +1,107 @@
+"""Disks in foreign formats, turned into raw ones by ``qemu-img``, which a hostile file may take over: so it runs as a
+user that owns these two files and nothing else, within limits of memory, time and size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from novacron.disk.formats import Unacceptable
+from novacron.model.image import Format
+
+IMG = "qemu-img"
+MEMORY_BYTES_MAX = 2 << 30
+CPU_S_MAX = 3600
+FILES_MAX = 64
+CONVERT_S_MAX = 2 * 3600.0
+LOOK_S = 0.1
+SAID_BYTES_MAX = 400
+
+
+async def convert(
+    source: Path, format: Format, target: Path, size_bytes: int | None, spare_bytes: int,
+    confined: Callable[[list[str]], list[str]], owner: int | None,
+) -> None:  # fmt: skip
+    """Write the disk in ``source`` to ``target`` as it is, raw, of ``size_bytes`` or what the tool says; at least
+    ``spare_bytes`` of the file system stay free. ``confined`` makes the command one of the user ``owner``.
+
+    Raises Unacceptable when the file is damaged or too large, OSError.
+    """
+    with contextlib.ExitStack() as stack:
+        readable = _open(source, os.O_RDONLY, owner, stack)
+        if size_bytes is None:
+            size_bytes = await _size(readable, format, confined)
+        writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, owner, stack)
+        os.ftruncate(writable, size_bytes)
+        arguments = [
+            *("convert", "-q", "-n", "--target-is-zero", "-W", "-m", "8", "-t", "writeback", "-O", "raw"),
+            *(_named(readable, format), f"/proc/self/fd/{writable}"),
+        ]
+        free = shutil.disk_usage(target).free
+        limits = [f"--fsize={size_bytes}"]
+        await _run(arguments, limits, (readable, writable), confined, lambda: _room(target, spare_bytes, free))
+        os.fsync(writable)
+
+
+def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    stack.callback(os.close, descriptor)
+    if owner is not None:
+        os.fchown(descriptor, owner, owner)
+    return descriptor
+
+
+def _named(descriptor: int, format: Format) -> str:
+    """Return how a disk is named to the tool: in this format, and with nothing under it, whatever its header says."""
+    node: dict[str, object] = {"driver": format.value, "read-only": True}
+    node["file"] = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
+    if format in (Format.QCOW2, Format.VMDK):
+        node["backing"] = None
+    return f"json:{json.dumps(node)}"
+
+
+def _room(path: Path, spare_bytes: int, before: int) -> str | None:
+    free = shutil.disk_usage(path).free
+    return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
+
+
+async def _size(descriptor: int, format: Format, confined: Callable[[list[str]], list[str]]) -> int:
+    arguments = ["info", "--output", "json", _named(descriptor, format)]
+    said = await _run(arguments, ["--fsize=0"], (descriptor,), confined, lambda: None)
+    try:
+        return int(json.loads(said)["virtual-size"])
+    except (ValueError, KeyError, TypeError):
+        raise Unacceptable("the size of its disk can't be read") from None
+
+
+async def _run(
+    arguments: list[str], limits: list[str], descriptors: tuple[int, ...],
+    confined: Callable[[list[str]], list[str]], wrong: Callable[[], str | None],
+) -> bytes:  # fmt: skip
+    limited = ["prlimit", f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0"]
+    process = await asyncio.create_subprocess_exec(
+        *confined([*limited, *limits, "--", IMG, *arguments]), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    talking = asyncio.create_task(process.communicate())
+    try:
+        async with asyncio.timeout(CONVERT_S_MAX):
+            while not talking.done():
+                await asyncio.wait({talking}, timeout=LOOK_S)
+                if (why := wrong()) is not None:
+                    raise Unacceptable(why)
+    except TimeoutError:
+        raise Unacceptable(f"it took longer than {CONVERT_S_MAX:.0f} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        out, said = await talking
+    if process.returncode:
+        words = said[-SAID_BYTES_MAX:].decode(errors="replace").strip() or f"it ended with {process.returncode}"
+        raise Unacceptable(f"it can't be read as a disk: {words}")
+    return out

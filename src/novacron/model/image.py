@@ -1,0 +1,106 @@
+"""How an image comes in: what is imported, from where, and how far it is."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+
+
+class Format(StrEnum):
+    """How a disk is written down in a file."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VDI = "vdi"
+    VHDX = "vhdx"
+
+
+class Source(StrEnum):
+    """Where the file is."""
+
+    UPLOAD = "upload"
+    """With the caller, who sends it in pieces."""
+    URL = "url"
+    """Where the node can fetch it over HTTP."""
+    PATH = "path"
+    """In the node's own directory for imports."""
+
+
+class Phase(StrEnum):
+    RECEIVING = "receiving"
+    CONVERTING = "converting"
+    DONE = "done"
+    FAILED = "failed"
+
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
+SizeBytes = Annotated[int, Meta(ge=1, le=limits.IMAGE_FILE_BYTES_MAX)]
+
+
+class ImportSpec(msgspec.Struct, frozen=True):
+    """What the user asked for. ``location`` is a URL, or a path below the node's directory for imports."""
+
+    name: str
+    source: Source
+    location: str = ""
+    size_bytes: int = 0
+    """Of the file, if it is uploaded."""
+    sha256: str | None = None
+    """Of the file as it comes in, before it is converted."""
+    format: Format | None = None
+    """None: told by how the file begins."""
+    description: str = ""
+
+
+class Import(msgspec.Struct, frozen=True):
+    """An import as stored and as the API shows it."""
+
+    id: str
+    spec: ImportSpec
+    node: str
+    phase: Phase
+    held_bytes: int
+    """How much of the file the node has."""
+    error: str
+    aborting: bool
+    revision: int
+    created_at: datetime
+    finished_at: datetime | None
+
+
+def check_url(url: str) -> str:
+    """Return the URL, or raise InvalidInput when it is none of HTTP's, or holds a password."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f]", url)
+        _ = parts.port
+    except ValueError:
+        good = False
+    if not good or len(url) > limits.URL_LENGTH_MAX:
+        raise InvalidInput(f"{url[:100]!r} is not a URL of HTTP", field="url", hint="write it like https://host/disk")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidInput("the URL holds a user or a password", field="url", hint="it would be shown to everybody")
+    return url
+
+
+def check_path(path: str) -> str:
+    """Return a path that stays below where it begins, or raise InvalidInput."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path) > limits.PATH_LENGTH_MAX:
+        raise InvalidInput(
+            f"{path[:100]!r} is not a path below the node's directory for imports",
+            field="path",
+            hint="name it relative to that directory, see: novacron agent --help",
+        )
+    return str(PurePosixPath(path))

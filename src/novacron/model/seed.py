@@ -1,0 +1,67 @@
+"""What a guest is told when it boots first."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+
+HOSTNAME = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}$"
+SSH_KEY = re.compile(
+    r"^(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
+    r" [A-Za-z0-9+/]{16,8000}={0,2}( [^\r\n]{0,200})?$"
+)
+USER_DATA_BEGINS = (
+    "#cloud-config",
+    "#!",
+    "#include",
+    "#cloud-boothook",
+    "#part-handler",
+    "#upstart-job",
+    "Content-Type:",
+)
+
+
+class Seed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """First-boot data for cloud-init (NoCloud). What is not given is left to the image."""
+
+    hostname: Annotated[str, Meta(pattern=HOSTNAME, max_length=253)] | None = None
+    """The VM's name if not given."""
+    ssh_keys: Annotated[tuple[str, ...], Meta(max_length=limits.SSH_KEYS_MAX)] = ()
+    user_data: Annotated[str, Meta(max_length=limits.USER_DATA_BYTES_MAX)] = ""
+    """As cloud-init takes it: ``#cloud-config`` and YAML, or a script. It is not shown again."""
+    gateway: str | None = None
+    """IPv4 address of the router, where the VM has an address of its own."""
+    nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+
+
+def check_seed(seed: Seed) -> Seed:
+    """Return the seed, or raise InvalidInput that names the field."""
+    for number, key in enumerate(seed.ssh_keys):
+        if not SSH_KEY.match(key):
+            raise InvalidInput(
+                f"key {number + 1} is not a public SSH key",
+                field="cloud_init.ssh_keys",
+                hint="give the line of a .pub file",
+            )
+    if seed.user_data and not seed.user_data.startswith(USER_DATA_BEGINS):
+        raise InvalidInput(
+            "the user data begins with nothing that cloud-init knows",
+            field="cloud_init.user_data",
+            hint="begin it with #cloud-config, or #! for a script",
+        )
+    if len(seed.user_data.encode()) > limits.USER_DATA_BYTES_MAX:
+        raise InvalidInput(f"it has more than {limits.USER_DATA_BYTES_MAX} bytes", field="cloud_init.user_data")
+    for field, addresses in (("gateway", (seed.gateway,) if seed.gateway else ()), ("nameservers", seed.nameservers)):
+        for address in addresses:
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise InvalidInput(f"{address[:60]!r} is no IP address", field=f"cloud_init.{field}") from None
+    return seed

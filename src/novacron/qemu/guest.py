@@ -1,0 +1,151 @@
+"""The guest agent: a program in the guest that answers, if it likes (QEMU's docs/interop/qemu-ga-ref).
+
+The guest may lie, flood or hang: every answer has a time limit and a size, and nothing is believed but what it costs
+the guest itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ANSWER_BYTES_MAX = 1 << 20
+ANSWER_S = 5.0
+CONNECT_S = 2.0
+FREEZE_S = 20.0
+INTERFACES_MAX, ADDRESSES_MAX = 64, 64
+TEXT_MAX = 100
+DELIMITER = b"\xff"
+
+
+class GuestSilent(Exception):
+    """The guest agent did not do what it was asked: it does not answer, refuses, or talks nonsense."""
+
+
+class _Address(msgspec.Struct):
+    kind: str = msgspec.field(name="ip-address-type")
+    address: str = msgspec.field(name="ip-address")
+
+
+class _Interface(msgspec.Struct):
+    name: str
+    addresses: list[_Address] = msgspec.field(name="ip-addresses", default_factory=list)
+
+
+class _Answer(msgspec.Struct):
+    returned: msgspec.Raw = msgspec.field(name="return", default=msgspec.Raw(b""))
+    error: dict[str, Any] | None = None
+
+
+def plain(text: str) -> str:
+    """Return a guest's text without what would play tricks on a terminal, and not long."""
+    return "".join(character if character.isprintable() else "?" for character in text[:TEXT_MAX])
+
+
+class GuestAgent:
+    """Asks one guest's agent, over QEMU's socket for it; one question at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = asyncio.Lock()
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Return the guest's IP addresses, as it tells them, without its own loopback. Raises GuestSilent."""
+        raw = await self._ask("guest-network-get-interfaces")
+        try:
+            interfaces = msgspec.json.decode(raw, type=list[_Interface])
+        except msgspec.DecodeError as error:
+            raise GuestSilent(f"the guest agent talks nonsense: {error}") from None
+        found = []
+        for interface in interfaces[:INTERFACES_MAX]:
+            for address in interface.addresses[:ADDRESSES_MAX]:
+                with contextlib.suppress(ValueError):
+                    parsed = ipaddress.ip_address(address.address)
+                    if not parsed.is_loopback and not parsed.is_link_local:
+                        found.append(str(parsed))
+        return tuple(dict.fromkeys(found))[:ADDRESSES_MAX]
+
+    async def name(self) -> str:
+        """Return the guest's host name, as it tells it. Raises GuestSilent."""
+        raw = await self._ask("guest-get-host-name")
+        try:
+            return plain(str(msgspec.json.decode(raw, type=dict[str, Any])["host-name"]))
+        except (msgspec.DecodeError, KeyError):
+            raise GuestSilent("the guest agent talks nonsense") from None
+
+    async def shut_down(self, mode: str = "powerdown") -> None:
+        """Let the guest power off, or ``reboot``. It does not say whether it will. Raises GuestSilent."""
+        await self._ask("guest-shutdown", {"mode": mode}, answers=False)
+
+    async def set_time(self) -> None:
+        """Let the guest set its clock by the VM's, after it stood still. Raises GuestSilent."""
+        await self._ask("guest-set-time")
+
+    async def freeze(self) -> int:
+        """Let the guest write out and stop writing to its file systems; return how many. Raises GuestSilent."""
+        return self._count(await self._ask("guest-fsfreeze-freeze", wait_s=FREEZE_S))
+
+    async def thaw(self) -> int:
+        """Let the guest write again; return to how many file systems. Raises GuestSilent."""
+        return self._count(await self._ask("guest-fsfreeze-thaw", wait_s=FREEZE_S))
+
+    def _count(self, raw: msgspec.Raw) -> int:
+        try:
+            return msgspec.json.decode(raw, type=int)
+        except msgspec.DecodeError:
+            raise GuestSilent("the guest agent talks nonsense") from None
+
+    async def _ask(
+        self, command: str, arguments: dict[str, Any] | None = None, *, wait_s: float = ANSWER_S, answers: bool = True
+    ) -> msgspec.Raw:
+        async with self._lock:
+            try:
+                async with asyncio.timeout(wait_s + CONNECT_S):
+                    return await self._converse(command, arguments, answers)
+            except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+                raise GuestSilent(f"the guest agent does not answer {command}: {error or 'too slow'}") from error
+
+    async def _converse(self, command: str, arguments: dict[str, Any] | None, answers: bool) -> msgspec.Raw:
+        reader, writer = await asyncio.open_unix_connection(str(self._path), limit=ANSWER_BYTES_MAX)
+        try:
+            mark = secrets.randbits(48)
+            sync = {"execute": "guest-sync-delimited", "arguments": {"id": mark}}
+            writer.write(DELIMITER + msgspec.json.encode(sync) + b"\n")
+            await writer.drain()
+            while True:  # what it said to others before; the time limit is our caller's
+                await reader.readuntil(DELIMITER)
+                if self._mark(await reader.readline()) == mark:
+                    break
+            question: dict[str, Any] = {"execute": command}
+            if arguments is not None:
+                question["arguments"] = arguments
+            writer.write(msgspec.json.encode(question) + b"\n")
+            await writer.drain()
+            if not answers:
+                with contextlib.suppress(TimeoutError):  # an error would come at once
+                    async with asyncio.timeout(0.5):
+                        return self._answer(await reader.readline(), command)
+                return msgspec.Raw(b"")
+            return self._answer(await reader.readline(), command)
+        finally:
+            writer.close()
+
+    def _mark(self, line: bytes) -> int | None:
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(msgspec.json.decode(line, type=_Answer).returned, type=int)
+        return None
+
+    def _answer(self, line: bytes, command: str) -> msgspec.Raw:
+        try:
+            answer = msgspec.json.decode(line, type=_Answer)
+        except msgspec.DecodeError:
+            raise GuestSilent(f"the guest agent talks nonsense when asked {command}") from None
+        if answer.error is not None:
+            raise GuestSilent(f"the guest agent refuses {command}: {plain(str(answer.error.get('desc', '')))}")
+        return msgspec.Raw(bytes(answer.returned))

@@ -1,0 +1,115 @@
+"""Imports of images: what users ask for, and how far the nodes are."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
+from novacron.model.image import Import, ImportSpec, Phase, Source
+from novacron.model.node import Node
+from novacron.store import events, nodes
+from novacron.store.database import Connection
+
+
+def _import(row: Any) -> Import:
+    return msgspec.convert(dict(row), Import)
+
+
+async def create(connection: Connection, spec: ImportSpec, node: str | None, actor: str) -> Import:
+    """Begin an import on ``node``, or on one that is ready. Raises NotFound, InvalidInput, Conflict, Unavailable."""
+    every = await nodes.all(connection)
+    if node is not None:
+        await nodes.get(connection, node, field="node")
+    for found in every:
+        if any(image.name == spec.name for image in _images(found)):
+            raise Conflict(f"node {found.name} holds an image {spec.name!r}", field="name", hint="choose another name")
+    ready = [found.name for found in every if found.status.ready and not found.spec.cordoned]
+    chosen = node or next(iter(ready), None)
+    if chosen is None or not any(found.name == chosen and found.status.ready for found in every):
+        raise Unavailable(
+            f"node {chosen} is not ready" if chosen else "no node is ready", hint="see: novacron node list"
+        )
+    count = await connection.fetchval("SELECT count(*) FROM imports WHERE node = $1 AND finished_at IS NULL", chosen)
+    if count >= limits.IMPORTS_PER_NODE_MAX:
+        raise Unavailable(f"node {chosen} is at {count} imports already", hint="wait for one, or name another node")
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO imports (id, spec, node, phase) VALUES ($1, $2, $3, $4) RETURNING *",
+            f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, Phase.RECEIVING,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        why = f"an image {spec.name!r} is being imported"
+        raise Conflict(why, field="name", hint="see: novacron image imports") from None
+    made = _import(row)
+    where = spec.location or "an upload"
+    await events.record(connection, "import", made.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
+    return made
+
+
+def _images(node: Node) -> Any:
+    return node.status.inventory.images if node.status.inventory else ()
+
+
+async def get(connection: Connection, id: str, *, lock: bool = False) -> Import:
+    """Return the import. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1" + (" FOR UPDATE" if lock else ""), id)
+    if row is None:
+        raise NotFound(f"there is no import {id!r}", hint="see: novacron image imports")
+    return _import(row)
+
+
+async def expected(connection: Connection, id: str, offset: int, length: int) -> Import:
+    """Return an import that waits for a piece of its upload. Raises NotFound, IllegalState, InvalidInput."""
+    found = await get(connection, id)
+    if found.spec.source is not Source.UPLOAD:
+        raise IllegalState(f"import {id} is no upload: its node fetches it itself")
+    if found.finished_at is not None or found.aborting:
+        raise IllegalState(f"import {id} is over: {found.error or found.phase}")
+    if offset + length > found.spec.size_bytes:
+        raise InvalidInput(
+            f"{offset + length} bytes are more than the {found.spec.size_bytes} that were announced", field="offset"
+        )
+    return found
+
+
+async def working(connection: Connection, node: str) -> list[Import]:
+    """Return what a node is to import."""
+    rows = await connection.fetch(
+        "SELECT * FROM imports WHERE node = $1 AND finished_at IS NULL AND NOT aborting ORDER BY created_at", node
+    )
+    return [_import(row) for row in rows]
+
+
+async def report(connection: Connection, node: str, id: str, phase: Phase, held_bytes: int, error: str) -> None:
+    """Store what the node says; what is over stays over."""
+    row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1 FOR UPDATE", id)
+    if row is None or row["node"] != node or row["finished_at"] is not None:
+        return
+    over = phase in (Phase.DONE, Phase.FAILED)
+    await connection.execute(
+        "UPDATE imports SET phase = $2, held_bytes = $3, error = $4, finished_at = CASE WHEN $5 THEN now() END"
+        " WHERE id = $1",
+        id, phase, held_bytes, error[:500], over,
+    )  # fmt: skip
+    if over:
+        reason, message = ("ImportDone", f"it is on {node}") if phase is Phase.DONE else ("ImportFailed", error[:500])
+        await events.record(connection, "import", id, row["spec"]["name"], reason, message)
+
+
+async def abort(connection: Connection, id: str, actor: str) -> Import:
+    """End an import; nothing of it stays. Raises NotFound, IllegalState."""
+    found = await get(connection, id, lock=True)
+    if found.finished_at is not None:
+        raise IllegalState(f"import {id} is over: {found.phase}")
+    row = await connection.fetchrow(
+        "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', finished_at = now()"
+        " WHERE id = $1 RETURNING *",
+        id, Phase.FAILED,
+    )  # fmt: skip
+    await events.record(connection, "import", id, found.spec.name, "ImportAborted", "aborted", actor)
+    return _import(row)

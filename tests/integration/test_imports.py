@@ -1,0 +1,218 @@
+"""Images that come from outside, good and hostile, by every way."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.integration.conftest import Api
+
+SIZE = 6 << 20
+NewVm = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def name(site: Platform, new_name: Callable[[], str]) -> Iterator[str]:
+    """A name for an image, which is removed afterwards, and of which nothing may be left."""
+    made = new_name()
+    yield made
+    if any(image["name"] == made for image in site.client.list("images")):
+        site.client.delete_image(made)
+    for host in site.lab.hosts:
+        names = [path.name for path in site.images_of(host.name).iterdir()]
+        assert not [left for left in names if left.startswith(".") or left == made]
+
+
+def disk(path: Path) -> Path:
+    """Write a disk of numbered blocks with a hole in it."""
+    with path.open("wb") as file:
+        for number in range(256):
+            file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
+        file.truncate(SIZE)
+    return path
+
+
+def finished(site: Platform, begun: dict[str, Any]) -> dict[str, Any]:
+    found = site.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 60)
+    assert found is not None
+    return found
+
+
+def held_as(site: Platform, node: str, name: str) -> Path:
+    return site.images_of(node) / name / "disk.raw"
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2", "vmdk", "vdi", "vhdx"])
+def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str, tmp_path: Path, format: str) -> None:
+    raw, file = disk(tmp_path / "raw"), tmp_path / "disk"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(file)], check=True)
+    said = site.cli("image", "import", name, str(file), "--description", "of a test").stdout
+    assert said.startswith(f"image {name} is on host-")
+    image = site.client.get("images", name)
+    assert image["kind"] == "disk" and image["disk_bytes"] == SIZE and image["description"] == "of a test"
+    found = held_as(site, image["nodes"][0], name)
+    assert found.read_bytes() == raw.read_bytes()
+    assert found.stat().st_blocks * 512 < SIZE, "holes stay holes"
+    assert found.stat().st_uid == 0 and not found.stat().st_mode & 0o077, "no VM opens it by name"
+
+
+def test_an_upload_that_broke_off_goes_on_where_it_was(site: Platform, api: Api, name: str, tmp_path: Path) -> None:
+    file = disk(tmp_path / "raw")
+    data, digest = file.read_bytes(), hashlib.sha256(file.read_bytes()).hexdigest()
+    begun = site.client.request(
+        "POST", "/api/v1/imports", {"name": name, "size_bytes": SIZE, "sha256": digest, "node": "host-a"}
+    )
+    path = f"/api/v1/imports/{begun['id']}/data?offset="
+    assert site.client.request("PUT", f"{path}0", raw=data[: 1 << 20]) == {"held_bytes": 1 << 20}
+    assert site.client.request("PUT", f"{path}0", raw=data[: 1 << 20]) == {"held_bytes": 1 << 20}, "sent again"
+    assert site.client.request("PUT", f"{path}{3 << 20}", raw=data[:4096]) == {"held_bytes": 1 << 20}, "out of order"
+    assert api("PUT", f"{path}{SIZE}", raw=b"x").problem["field"] == "offset"
+    site.agents["host-a"].kill()
+    site.agents["host-a"].start()
+    site.wait_node("host-a")
+    until(
+        lambda: _put(api, f"{path}{1 << 20}", data[1 << 20 : 2 << 20]) == 2 << 20, "the new agent takes the next piece"
+    )
+    assert site.client.upload(site.client.get("imports", begun["id"]), file)["held_bytes"] in (2 << 20, SIZE)
+    assert finished(site, begun)["phase"] == "done"
+    assert held_as(site, "host-a", name).read_bytes() == data
+
+
+def _put(api: Api, path: str, piece: bytes) -> int:
+    answer = api("PUT", path, raw=piece)
+    return int(answer.body["held_bytes"]) if answer.status == 200 else -1
+
+
+def test_a_file_with_another_checksum_is_not_kept(site: Platform, name: str, tmp_path: Path) -> None:
+    done = site.cli("image", "import", name, str(disk(tmp_path / "raw")), "--sha256", "0" * 64, check=False)
+    assert done.returncode == 1 and "its SHA-256 is" in done.stderr
+    assert all(image["name"] != name for image in site.client.list("images"))
+
+
+class _Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """A server of the files in ``tmp_path``, on this machine."""
+    server = http.server.ThreadingHTTPServer(
+        ("0.0.0.0", 0),
+        lambda *args: _Server(*args, directory=str(tmp_path)),  # type: ignore[arg-type]
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield str(server.server_port)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_this_host_itself_is_not_fetched_from(site: Platform, name: str) -> None:
+    for host in ("127.0.0.1", "localhost", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"):
+        done = finished(site, site.client.import_image(name, url=f"http://{host}:1/disk"))
+        assert "this host itself, or on its own link" in done["error"], done
+
+
+@pytest.mark.parametrize("path", ["/etc/shadow", "../../../etc/shadow", "..", ""])
+def test_a_path_outside_the_nodes_directory_is_refused(api: Api, name: str, path: str) -> None:
+    assert api("POST", "/api/v1/imports", {"name": name, "path": path}).problem["field"] == "path"
+
+
+def test_a_link_out_of_the_nodes_directory_is_not_followed(site: Platform, name: str, tmp_path: Path) -> None:
+    root = site.directory / "host-a" / "imports"
+    root.mkdir(exist_ok=True)
+    (root / "link").symlink_to("/etc/shadow")
+    (root / "folder").symlink_to("/etc")
+    os.mkfifo(root / "pipe")
+    for path in ("link", "folder/shadow", "pipe", "nothing"):
+        done = finished(site, site.client.import_image(name, path=path, node="host-a"))
+        assert done["phase"] == "failed" and path in done["error"]
+    disk(root / "it, 'is' $HOME.img")
+    done = finished(site, site.client.import_image(name, path="it, 'is' $HOME.img", node="host-a"))
+    assert done["phase"] == "done", done
+    for left in ("link", "folder", "pipe", "it, 'is' $HOME.img"):
+        (root / left).unlink()
+
+
+def hostile(path: Path, kind: str) -> Path:
+    """Write a file that would do harm, or can't be what it says."""
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    match kind:
+        case "a backing file":
+            subprocess.run([*create, "-u", "-F", "raw", "-b", "/etc/shadow", str(path), "1M"], check=True)
+        case "an external data file":
+            secret = path.with_suffix(".data")
+            subprocess.run([*create, "-o", f"data_file={secret},data_file_raw=on", str(path), "1M"], check=True)
+        case "10 TB":
+            subprocess.run([*create, str(path), "10T"], check=True)
+        case "a broken header":
+            subprocess.run([*create, str(path), "1M"], check=True)
+            data = bytearray(path.read_bytes())
+            data[40:64] = b"\xff" * 24  # where its tables are, and how large
+            path.write_bytes(data)
+        case "a zip bomb":
+            path.write_bytes(b"PK\x03\x04" + bytes(1000))
+        case "nothing":
+            path.write_bytes(b"\0")
+            os.truncate(path, 1)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("a backing file", "lies over another disk"),
+        ("an external data file", "data is in another file"),
+        ("10 TB", "its disk has 10995116277760 bytes"),
+        ("a broken header", "can't be read as a disk"),
+        ("a zip bomb", "it is zip, not a disk"),
+    ],
+)
+def test_a_hostile_image_is_refused_with_its_reason(
+    site: Platform, name: str, tmp_path: Path, kind: str, why: str
+) -> None:
+    done = site.cli("image", "import", name, str(hostile(tmp_path / "disk", kind)), check=False)
+    assert done.returncode == 1 and why in done.stderr, done.stderr
+
+
+def test_two_imports_of_one_name_and_names_of_all_kinds(site: Platform, api: Api, name: str) -> None:
+    begun = site.client.import_image(name, size_bytes=SIZE)
+    assert api("POST", "/api/v1/imports", {"name": name, "size_bytes": 1}).problem["field"] == "name"
+    site.cli("image", "abort", begun["id"])
+    assert site.client.get("imports", begun["id"])["phase"] == "failed"
+    assert site.cli("image", "abort", begun["id"], check=False).returncode == 4
+    for bad in ("a,b", "../x", "$(id)", "A", "a b", "-a", ".."):
+        assert api("POST", "/api/v1/imports", {"name": bad, "size_bytes": 1}).problem["field"] == "name"
+    for fields in ({}, {"url": "http://a", "path": "b"}):
+        assert api("POST", "/api/v1/imports", {"name": name, **fields}).status == 400
+    for url in ("file:///etc/shadow", "ftp://host/x", "http://u:p@host/x", "http:///x", "http://host:99999/"):
+        assert api("POST", "/api/v1/imports", {"name": name, "url": url}).problem["field"] == "url"
+
+
+def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
+    site: Platform, new_vm: NewVm, name: str, tmp_path: Path
+) -> None:
+    site.cli("image", "import", name, str(disk(tmp_path / "raw")), "--node", "host-a")
+    vm = new_vm(image=name, node="host-b", disk_mib=16)
+    site.wait_state(vm["id"], "running")
+    assert sorted(site.client.get("images", name)["nodes"]) == ["host-a", "host-b"]
+    with pytest.raises(ApiError, match="VMs are made of image"):
+        site.client.delete_image(name)
+    shown = site.cli("vm", "set", vm["name"], "--disk", "24").stdout
+    assert vm["name"] in shown
+    until(lambda: "a disk has grown" in site.agents["host-b"].log.read_text(), "the running VM's disk has grown")
+    assert site.cli("vm", "set", vm["name"], "--disk", "8", check=False).returncode == 2
+    site.client.delete("vms", vm["id"])
+    until(lambda: all(v["id"] != vm["id"] for v in site.client.list("vms")), "it is deleted")
