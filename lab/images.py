@@ -45,6 +45,27 @@ dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 """
 
 
+AGENT_MODULES = ("virtio_blk", "isofs", "virtio_console")
+AGENT_WORK = """#!/bin/busybox sh
+mkdir -p /cd /sbin /var/run
+printf '#!/bin/sh\\ncase "$*" in *-r*) exec reboot -f ;; esac\\nexec poweroff -f\\n' > /sbin/shutdown
+chmod +x /sbin/shutdown
+for device in /dev/vd?; do
+  mount -t iso9660 -o ro $device /cd 2>/dev/null && break
+done
+hostname $(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /cd/meta-data)
+for file in meta-data user-data network-config; do echo "seed $file: $(cat /cd/$file | tr -d '\\n')"; done
+port=/dev/virtio-ports/org.qemu.guest_agent.0
+mkdir -p /dev/virtio-ports
+ln -sf /dev/$(basename $(dirname $(grep -l org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name))) $port
+if grep -q hostile /cd/user-data; then
+  sh /cd/user-data $port >/dev/null 2>&1 &
+else
+  /qemu-ga -p $port -t /run -f /run/qga.pid </dev/null >/dev/null 2>&1 &
+fi
+"""
+"""A guest that shows what it is told at its first boot, and runs QEMU's guest agent, or what the user data says."""
+
 SMALL_DISK_MIB, SMALL_DISK_DATA_MIB = 64, 16
 """The disk of ``disk``: how large, and how much of it is not empty."""
 
@@ -59,6 +80,9 @@ def images_dir() -> Path:
     noise = NOISE % NOISE_MIB
     tiny.build(directory / "noisy", {"work": noise.encode()}, "test guest with memory that has to be sent")
     tiny.build(directory / "disk", None, "test guest with a disk", _small_disk)
+    if not (directory / "agent").exists():
+        extra = {"work": AGENT_WORK.encode(), **_guest_agent()}
+        tiny.build(directory / "agent", extra, "test guest with a guest agent", None, AGENT_MODULES)
     return directory
 
 
@@ -87,6 +111,27 @@ def guests_dir() -> Path:
             fill = _large_disk if name == "database" else None
             tiny.build(directory / name, extra, f"guest for measurements: {name}", fill)
     return directory
+
+
+def _guest_agent() -> dict[str, bytes]:
+    """Return QEMU's guest agent, with the libraries that it needs, under the names that they have in a guest."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = ["qemu-guest-agent", "libglib2.0-0", "liburing2", "libudev1", "libnuma1", "libpcre2-8-0"]
+        root = tiny.unpack(Path(scratch), wanted)
+        program = root / "usr/sbin/qemu-ga"
+        paths = {path.name: path for path in root.rglob("*.so*")}
+        found = {"qemu-ga": program.read_bytes()}
+        lines = subprocess.run(
+            ["ldd", str(program)], check=True, capture_output=True, text=True,
+            env={"LD_LIBRARY_PATH": ":".join(sorted({str(path.parent) for path in paths.values()}))},
+        ).stdout.splitlines()  # fmt: skip
+        for line in lines:
+            words = line.split()
+            path = Path(words[2] if "=>" in words else words[0])
+            if path.is_absolute():
+                name = words[0].lstrip("/") if "=>" not in words else f"lib/x86_64-linux-gnu/{words[0]}"
+                found[name] = path.read_bytes()
+        return found
 
 
 def _small_disk(path: Path) -> None:

@@ -63,7 +63,8 @@ def decide(
         return Step.NOTHING if wants_off else Step.START
     if run_state == "shutdown":
         # The guest has powered off. Unasked, it stays off until it is started again, or begins anew.
-        return Step.KILL if wants_off or spec.restart is Restart.ALWAYS else Step.MARK_HALTED
+        again = spec.restart is Restart.ALWAYS or rebooting_s is not None
+        return Step.KILL if wants_off or again else Step.MARK_HALTED
     if spec.power is Power.STOPPED:
         if run_state != "running" or spec.stop_timeout_s == 0:
             return Step.KILL

@@ -99,6 +99,14 @@ def _download(directory: Path, package: str) -> Path:
     return unpacked
 
 
+def unpack(directory: Path, packages: list[str]) -> Path:
+    """Fetch Debian packages into ``directory`` and unpack them into one folder there; return it."""
+    root = directory / "root"
+    for package in packages:
+        shutil.copytree(_download(directory, package), root, symlinks=True, dirs_exist_ok=True)
+    return root
+
+
 def _kernel_package() -> str:
     shown = subprocess.run(["apt-cache", "depends", KERNEL_META], check=False, capture_output=True, text=True).stdout
     for line in shown.splitlines():
@@ -171,10 +179,12 @@ def build(
     extra: dict[str, bytes] | None = None,
     description: str = "tiny test guest",
     fill_disk: Callable[[Path], None] | None = None,
+    more_modules: tuple[str, ...] = (),
 ) -> None:
     """Build the image in ``target``, whole or not at all; an image of this version that is there is kept.
 
     ``fill_disk`` makes the disk that its VMs have as ``/dev/vda``, if they are to have one, at the path that it gets.
+    ``more_modules`` are kernel modules that it loads beside its own.
     """
     if (target / MANIFEST).exists() and (target / "version").exists():
         if (target / "version").read_text() == str(VERSION):
@@ -185,7 +195,7 @@ def build(
         work = Path(scratch)
         kernel_package = _kernel_package()
         roots = [_download(work, kernel_package)]
-        wanted = MODULES if fill_disk is None else (*MODULES, *DISK_MODULES)
+        wanted = (*MODULES, *more_modules) if fill_disk is None else (*MODULES, *DISK_MODULES, *more_modules)
         modules = _modules(roots[0], wanted)
         if "virtio_net" not in modules:
             roots.append(_download(work, _packages_with_modules(kernel_package)[1]))

@@ -1,0 +1,121 @@
+"""What a guest is told at its first boot, and what it says of itself: with QEMU's own guest agent, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.integration.conftest import Api
+from tests.integration.test_lifecycle import boots
+
+NewVm = Callable[..., dict[str, Any]]
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5C2fSkRUfC0L6Oz6uP0yLQ6NQxg1SLk4sFJFsZwQ7F me@here"
+
+
+def told(site: Platform, vm: dict[str, Any]) -> dict[str, str]:
+    """Return what the guest found on its CD, by the file's name."""
+
+    def seen() -> dict[str, str]:
+        found = dict(re.findall(r"^seed (\S+): (.*?)\r?$", site.console_log(site.client.get("vms", vm["id"])), re.M))
+        return found if len(found) == 3 else {}
+
+    found: dict[str, str] = until(seen, "the guest has read its CD", 60)
+    return found
+
+
+def until_heard(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
+    return site.wait_vm(vm["id"], lambda now: now["status"]["guest"] is not None, "its guest agent answers", 60)
+
+
+def test_a_guest_finds_what_it_was_told_and_its_agent_answers(
+    site: Platform, new_name: Callable[[], str], tmp_path: Path
+) -> None:
+    name = new_name()
+    (tmp_path / "key.pub").write_text(f"{KEY}\n")
+    (tmp_path / "user, data").write_text("#cloud-config\npackages: [nginx]\n")
+    site.cli(
+        "vm", "create", name, "--image", "agent", "--address", "10.77.0.40/24", "--gateway", "10.77.0.1",
+        "--nameserver", "10.77.0.53", "--ssh-key", str(tmp_path / "key.pub"),
+        "--user-data", str(tmp_path / "user, data"),
+        "--hostname", "db.example.org", "--wait-for", "agent",
+    )  # fmt: skip
+    vm = site.client.get("vms", name)
+    try:
+        assert vm["status"]["guest"] == {"hostname": "db.example.org", "addresses": ["10.77.0.40"]}
+        found = told(site, vm)
+        meta, network = json.loads(found["meta-data"]), json.loads(found["network-config"])
+        assert meta == {"instance-id": vm["id"], "local-hostname": "db.example.org", "public-keys": [KEY]}
+        assert found["user-data"] == "#cloud-configpackages: [nginx]"
+        nic = network["ethernets"]["nic0"]
+        assert nic["addresses"] == ["10.77.0.40/24"] and nic["routes"] == [{"to": "0.0.0.0/0", "via": "10.77.0.1"}]
+        assert "packages" not in json.dumps(site.client.get("vms", name)), "user data is not shown again"
+        assert "10.77.0.40" in site.cli("vm", "show", name).stdout
+    finally:
+        site.client.delete("vms", vm["id"])
+        until(lambda: all(found["id"] != vm["id"] for found in site.client.list("vms")), "it is deleted")
+
+
+def test_a_guest_with_an_agent_reboots_and_powers_off_by_itself(site: Platform, new_vm: NewVm) -> None:
+    vm = until_heard(site, new_vm(image="agent", cloud_init={}))
+    name, pid = vm["name"], vm["status"]["pid"]
+    site.cli("vm", "reboot", name, "--wait")
+    until(lambda: boots(site, vm) == 2, "it has booted again", 60)
+    until_heard(site, vm)
+    site.cli("vm", "reset", name, "--wait")
+    until(lambda: boots(site, vm) == 3, "it was reset", 60)
+    assert until_heard(site, vm)["status"]["pid"] == pid
+    site.cli("vm", "pause", name, "--wait")
+    site.cli("vm", "resume", name, "--wait")
+    started = time.monotonic()
+    site.cli("vm", "stop", name, "--grace", "60", "--wait")
+    assert time.monotonic() - started < 50, "it powered itself off"
+    shown = site.cli("vm", "history", name).stdout
+    assert all(word in shown for word in ("Created", "Reboot", "Reset", "Pause", "Stop"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "script"),
+    [
+        ("silent", "exec 3<>$1; cat <&3 >/dev/null"),
+        ("flooding", "exec 3<>$1; while :; do echo '{\"return\": {}}' >&3; done"),
+        ("endless", "exec 3<>$1; tr '\\0' 'x' </dev/zero >&3"),
+        ("lying", "exec 3<>$1; while read -r line <&3; do printf '\\377{\"return\": %s}\\n' "
+                  "$(echo $line | sed 's/.*\"id\":\\([0-9]*\\).*/\\1/') >&3; done"),
+    ],
+)  # fmt: skip
+def test_a_guest_whose_agent_is_hostile_harms_only_itself(
+    site: Platform, new_vm: NewVm, kind: str, script: str
+) -> None:
+    vm = new_vm(image="agent", cloud_init={"user_data": f"#! {kind} is hostile\n{script}\n"})
+    other = until_heard(site, new_vm(image="agent", cloud_init={}, node=site.wait_state(vm["id"], "running")["node"]))
+    until(lambda: "ready" in site.console_log(site.client.get("vms", vm["id"])), "it has booted", 60)
+    assert site.client.get("vms", vm["id"])["status"]["guest"] is None
+    site.cli("vm", "pause", other["name"], "--wait", "--timeout", "10")
+    site.cli("vm", "stop", vm["name"], "--grace", "5", "--wait", "--timeout", "30")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ssh_keys", ["-----BEGIN OPENSSH PRIVATE KEY-----"]),
+        ("ssh_keys", [f"{KEY}\nssh-rsa AAAA"]),
+        ("user_data", "hello"),
+        ("user_data", "#!" + "x" * 20_000),
+        ("hostname", "a b"),
+        ("hostname", "$(id)"),
+        ("gateway", "fast"),
+        ("nameservers", ["10.0.0.1", "x"]),
+    ],
+)
+def test_bad_first_boot_data_is_refused_by_the_name_of_its_field(
+    api: Api, new_name: Callable[[], str], field: str, value: Any
+) -> None:
+    body = {"name": new_name(), "image": "tiny", "cloud_init": {field: value}}
+    assert api("POST", "/api/v1/vms", body).problem["field"].startswith(f"cloud_init.{field}")
