@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -165,31 +164,6 @@ def test_a_qemu_that_hangs_is_not_taken_for_gone(site: Platform, new_vm: NewVm) 
     finally:
         if Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGCONT)
-
-
-def test_the_console_is_a_terminal_and_ctrl_bracket_leaves_it(site: Platform, new_vm: NewVm) -> None:
-    vm = new_vm()
-    ready(site, vm)
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "novacron", "vm", "console", vm["name"]], stdin=slave, stdout=slave, stderr=slave,
-        start_new_session=True,
-    )  # fmt: skip
-    os.close(slave)
-    seen = b""
-
-    def saw(text: bytes) -> bool:
-        nonlocal seen
-        seen += os.read(master, 4096)
-        return text in seen
-
-    until(lambda: saw(b"press Ctrl-] to leave"), "it is connected")
-    time.sleep(0.2)
-    os.write(master, b"\recho $((6*7))\r")
-    until(lambda: saw(b"42"), "the guest's shell answers")
-    os.write(master, b"\x1d")
-    assert process.wait(10) == 0
-    os.close(master)
 
 
 def test_programs_get_json_and_exit_codes(site: Platform, new_vm: NewVm) -> None:

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from novacron.agent.imports import Imports
-from novacron.agent.worker import Host
+from novacron.agent.machine import Machine
+from novacron.agent.worker import Host, Worker
 from novacron.disk.formats import Unacceptable
 from novacron.model.errors import InvalidInput
+from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
 
-async def answer(message: wire.Ask, imports: Imports, host: Host, look: Callable[[], Awaitable[None]]) -> wire.Answered:
-    """Return the answer to a question, whatever happens. ``look`` looks at the images again."""
+class Asked(msgspec.Struct, frozen=True):
+    """Of what the node is asked. ``look`` looks at its images again."""
+
+    imports: Imports
+    host: Host
+    workers: Mapping[str, Worker]
+    look: Callable[[], Awaitable[None]]
+
+    def machine(self, vm: str) -> Machine:
+        """Return a VM that is here. Raises InvalidInput."""
+        worker = self.workers.get(vm)
+        if worker is None:
+            raise InvalidInput(f"VM {vm} is not here", field="vm")
+        return worker.machine
+
+
+async def answer(message: wire.Ask, of: Asked) -> wire.Answered:
+    """Return the answer to a question, whatever happens."""
     try:
-        value = await _value(message.question, imports, host, look)
+        value = await _value(message.question, of)
     except InvalidInput as error:
         return wire.Answered(message.ask, error=error.detail, field=error.field)
-    except (Unacceptable, OSError, TimeoutError) as error:
+    except (Unacceptable, MonitorFailed, OSError, TimeoutError) as error:
         return wire.Answered(message.ask, error=str(error) or type(error).__name__)
     except Exception as error:  # a defect: who asked must not wait for it in vain
         log.exception("defect in an answer")
@@ -33,15 +51,19 @@ async def answer(message: wire.Ask, imports: Imports, host: Host, look: Callable
     return wire.Answered(message.ask, msgspec.Raw(wire.encoder.encode(value)))
 
 
-async def _value(question: wire.Question, imports: Imports, host: Host, look: Callable[[], Awaitable[None]]) -> Any:
+async def _value(question: wire.Question, of: Asked) -> Any:
     match question:
         case wire.TakePiece(id=id, offset=offset, data=data):
-            return await imports.take(id, offset, data)
+            return await of.imports.take(id, offset, data)
+        case wire.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
+            return await asyncio.to_thread(of.machine(vm).console_log, bytes_max)
+        case wire.TakeScreenshot(vm=vm):
+            return await of.machine(vm).screenshot()
         case wire.RemoveImage(name=name, digest=digest):
-            image = host.images.get(name)
+            image = of.host.images.get(name)
             if image is not None and image.info.digest == digest:
-                await asyncio.to_thread(_remove, host, name)
-                await look()
+                await asyncio.to_thread(_remove, of.host, name)
+                await of.look()
             return None
 
 

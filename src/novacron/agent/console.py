@@ -1,66 +1,101 @@
-"""Serial consoles: QEMU allows one reader for each, here any number may look on."""
+"""Consoles: serial lines, of which QEMU allows one reader and here any number may look on, and displays."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from novacron.qemu.command import console_path
+from novacron.model.console import ConsoleKind
+from novacron.qemu.command import console_path, display_path
+from novacron.qemu.confine import check_peer
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
 READ_BYTES = 16 * 1024
+CONNECT_S = 5.0
+INPUT_BYTES_MAX = 256 * 1024
+"""What may wait for a guest to take it: nobody else is to wait for that."""
 
 
 class _Hub:
-    """One VM's console socket, open while somebody looks."""
+    """One socket of QEMU's, open while somebody looks."""
 
-    def __init__(self, vm: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.vm = vm
+    def __init__(self, key: tuple[str, ConsoleKind, int], socket: socket.socket) -> None:
+        self.key = key
         self.channels: set[int] = set()
-        self.writer = writer
-        self.reader = reader
+        self._socket = socket
+
+    async def open(self) -> None:
+        self.reader, self.writer = await asyncio.open_unix_connection(sock=self._socket)
 
 
 class Consoles:
-    """All consoles of a node, by the channel numbers that the server gives out."""
+    """All consoles of a node, by the channel numbers that the server gives out. ``pid_of`` says which process a VM's
+    QEMU is."""
 
-    def __init__(self, vms_dir: Path, send: Callable[[wire.Message], None]) -> None:
+    def __init__(
+        self, vms_dir: Path, pid_of: Callable[[str], int | None], send: Callable[[wire.Message], Awaitable[None]]
+    ) -> None:
         self._vms_dir = vms_dir
+        self._pid_of = pid_of
         self._send = send
-        self._hubs: dict[str, _Hub] = {}
-        self._vm_of: dict[int, str] = {}
+        self._hubs: dict[tuple[str, ConsoleKind, int], _Hub] = {}
+        self._hub_of: dict[int, _Hub] = {}
         self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, channel: int, vm: str) -> None:
-        """Begin to send a VM's output on ``channel``."""
+    async def open(self, channel: int, vm: str, kind: ConsoleKind) -> None:
+        """Begin to send a VM's output on ``channel``. Each has the display's to itself."""
+        key = (vm, kind, channel if kind is ConsoleKind.DISPLAY else 0)
         async with self._opening:
-            hub = self._hubs.get(vm)
+            hub = self._hubs.get(key)
             if hub is None:
                 try:
-                    reader, writer = await asyncio.open_unix_connection(str(console_path(self._vms_dir / vm)))
+                    hub = _Hub(key, await asyncio.to_thread(self._connect, vm, kind))
+                    await hub.open()
                 except OSError as error:
-                    self._send(wire.ConsoleClosed(channel, f"VM {vm} has no console now: {error.strerror}"))
+                    why = f"VM {vm} has no {kind} console now: {error.strerror or error}"
+                    await self._send(wire.ConsoleClosed(channel, why))
                     return
-                hub = self._hubs[vm] = _Hub(vm, reader, writer)
+                self._hubs[key] = hub
                 task = asyncio.create_task(self._pump(hub), name=f"console-{vm}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             hub.channels.add(channel)
-            self._vm_of[channel] = vm
+            self._hub_of[channel] = hub
+
+    def _connect(self, vm: str, kind: ConsoleKind) -> socket.socket:
+        pid = self._pid_of(vm)
+        if pid is None:
+            raise OSError("it does not run")
+        path = (console_path if kind is ConsoleKind.SERIAL else display_path)(self._vms_dir / vm)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(CONNECT_S)
+            connection.connect(str(path))
+            if kind is ConsoleKind.DISPLAY:  # QEMU made that socket
+                check_peer(connection, pid)
+            connection.setblocking(False)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def write(self, channel: int, data: bytes) -> None:
-        hub = self._hubs.get(self._vm_of.get(channel, ""))
+        hub = self._hub_of.get(channel)
         if hub is not None:
+            if hub.writer.transport.get_write_buffer_size() > INPUT_BYTES_MAX:
+                self.close(channel)
+                await self._send(wire.ConsoleClosed(channel, "the guest takes no input"))
+                return
             hub.writer.write(data)
-            await hub.writer.drain()
 
     def close(self, channel: int) -> None:
-        hub = self._hubs.get(self._vm_of.pop(channel, ""))
+        hub = self._hub_of.pop(channel, None)
         if hub is not None:
             hub.channels.discard(channel)
             if not hub.channels:
@@ -68,20 +103,20 @@ class Consoles:
 
     def close_all(self) -> None:
         """The link is gone, and with it everybody who looked."""
-        for channel in list(self._vm_of):
+        for channel in list(self._hub_of):
             self.close(channel)
 
     async def _pump(self, hub: _Hub) -> None:
         try:
             while data := await hub.reader.read(READ_BYTES):
-                for channel in hub.channels:
-                    self._send(wire.ConsoleOutput(channel, data))
+                for channel in list(hub.channels):
+                    await self._send(wire.ConsoleOutput(channel, data))
         except OSError as error:
-            log.info("a console broke off", vm=hub.vm, error=str(error))
+            log.info("a console broke off", vm=hub.key[0], error=str(error))
         finally:
-            if self._hubs.get(hub.vm) is hub:
-                del self._hubs[hub.vm]
+            if self._hubs.get(hub.key) is hub:
+                del self._hubs[hub.key]
             hub.writer.close()
             for channel in list(hub.channels):
-                self._vm_of.pop(channel, None)
-                self._send(wire.ConsoleClosed(channel, "the VM's console ended"))
+                self._hub_of.pop(channel, None)
+                await self._send(wire.ConsoleClosed(channel, "the VM's console ended"))

@@ -17,6 +17,7 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+BULK_MAX, BULK_LOOK_S = 64, 0.005
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
 RENEWAL_CHECK_S = 3600.0
@@ -49,6 +50,12 @@ class Link:
         except asyncio.QueueFull:
             log.warning("the link can't keep up: it starts anew")
             self._queue = None
+
+    async def send_bulk(self, message: wire.Message) -> None:
+        """Queue one of many messages, once there is room among those that matter more."""
+        while self._queue is not None and self._queue.qsize() >= BULK_MAX:  # noqa: ASYNC110 (no event tells)
+            await asyncio.sleep(BULK_LOOK_S)
+        self.send(message)
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""

@@ -18,7 +18,7 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.disk.seed import build as build_seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.seed import Seed
-from novacron.model.vm import mac_address, tap_name
+from novacron.model.vm import Display, mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
@@ -33,7 +33,9 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 SEED = "seed.iso"
-CONSOLE_LOG_BYTES_MAX = 4 * 1024 * 1024
+PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
+OLDER_LOG = "console.log.1"
+CONSOLE_LOG_BYTES_MAX, CONSOLE_LOG_KEPT_BYTES = 4 << 20, 1 << 20
 
 
 class MachineFailed(Exception):
@@ -52,6 +54,7 @@ class Machine:
         self.migration_status = ""
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self.guest = GuestAgent(command.guest_path(self.directory))
+        self._picturing = asyncio.Lock()
         self.guest_listens = False
         """A guest agent has opened its port."""
         self._settings = settings
@@ -175,6 +178,7 @@ class Machine:
                 monitor=listen(command.monitor_path(self.directory)),
                 console=listen(command.console_path(self.directory)),
                 guest=listen(command.guest_path(self.directory)),
+                display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
             )
@@ -251,11 +255,37 @@ class Machine:
         return process.log_tail(self.directory)
 
     def bound_console_log(self) -> None:
-        """Empty the console's log when the guest has written too much: QEMU appends, so this loses nothing new."""
+        """Where the guest has written too much, keep the end of it apart and begin anew: QEMU appends to the file."""
         path = command.console_log_path(self.directory)
-        if path.exists() and path.stat().st_size > CONSOLE_LOG_BYTES_MAX:
-            with path.open("r+b") as file:
-                file.truncate(0)
+        if not path.exists() or path.stat().st_size <= CONSOLE_LOG_BYTES_MAX:
+            return
+        with path.open("r+b") as file:
+            file.seek(-CONSOLE_LOG_KEPT_BYTES, os.SEEK_END)
+            (self.directory / OLDER_LOG).write_bytes(file.read(CONSOLE_LOG_KEPT_BYTES))
+            file.truncate(0)
+
+    def console_log(self, bytes_max: int) -> bytes:
+        """Return the end of what the guest printed on its serial line. Raises OSError."""
+        found = b""
+        for name in (command.console_log_path(self.directory).name, OLDER_LOG):
+            path = self.directory / name
+            if path.exists() and len(found) < bytes_max:
+                with path.open("rb") as file:
+                    file.seek(-min(path.stat().st_size, bytes_max - len(found)), os.SEEK_END)
+                    found = file.read(bytes_max) + found
+        return found[-bytes_max:]
+
+    async def screenshot(self) -> bytes:
+        """Return what the display shows, as a PNG file. Raises MonitorFailed, OSError."""
+        async with self._picturing:
+            self.home.give(PICTURE)
+            await self.execute("screendump", {"filename": PICTURE, "format": "png"})
+            with (self.directory / PICTURE).open("rb") as file:
+                picture = file.read(PICTURE_BYTES_MAX + 1)
+            (self.directory / PICTURE).unlink()
+        if not picture.startswith(b"\x89PNG") or len(picture) > PICTURE_BYTES_MAX:
+            raise OSError("QEMU made no picture of a reasonable size")
+        return picture
 
     async def detach(self) -> None:
         """Let go of QEMU without touching it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -17,6 +18,7 @@ from novacron import pki
 from novacron.agent import asked, copies, foresee, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
+from novacron.agent.asked import Asked
 from novacron.agent.console import Consoles
 from novacron.agent.identity import Identity
 from novacron.agent.imports import Imports
@@ -40,6 +42,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 IMAGES_CHECK_S = 5.0
+CONSOLE_LOGS_CHECK_S = 2.0
 PROBES_MAX = 4
 COPIES_MAX = 4
 ASIDE_MAX = 32
@@ -84,11 +87,12 @@ class Agent:
         self._workers: dict[str, Worker] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
-        self._consoles = Consoles(settings.vms_dir, self._link.send)
+        self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
         self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
         self._questions = _Few(QUESTIONS_MAX)
         self._imports = Imports(settings, self._link.send, self._look_at_images)
         self._looking = asyncio.Lock()
+        self._asked_of = Asked(self._imports, host, self._workers, self._look_at_images)
         host.send = self._link.send
         host.aside = self._start_aside
         host.neighbours = self._neighbours
@@ -105,6 +109,7 @@ class Agent:
             if self._settings.bridge is not None:
                 tasks.create_task(asyncio.to_thread(tap.load), name="network")
             tasks.create_task(self._watch_images(), name="images")
+            tasks.create_task(self._watch_console_logs(), name="console-logs")
             self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
@@ -117,6 +122,10 @@ class Agent:
         await worker.run()
         if self._workers.get(worker.vm) is worker:
             del self._workers[worker.vm]
+
+    def _pid_of(self, vm: str) -> int | None:
+        worker = self._workers.get(vm)
+        return None if worker is None else worker.machine.pid
 
     def _neighbours(self) -> list[Neighbour]:
         return [found for worker in self._workers.values() if (found := worker.neighbour()) is not None]
@@ -158,8 +167,8 @@ class Agent:
                 self._link.send(wire.Answered(ask, error="it is asked too much already"))
             case wire.Ask():
                 self._questions.start(self._answer(message))
-            case wire.ConsoleOpen(channel=channel, vm=vm):
-                await self._consoles.open(channel, vm)
+            case wire.ConsoleOpen(channel=channel, vm=vm, kind=kind):
+                await self._consoles.open(channel, vm, kind)
             case wire.ConsoleInput(channel=channel, data=data):
                 await self._consoles.write(channel, data)
             case wire.ConsoleClose(channel=channel):
@@ -178,7 +187,7 @@ class Agent:
                 self._copies.start(self._give_copy(message))
 
     async def _answer(self, message: wire.Ask) -> None:
-        self._link.send(await asked.answer(message, self._imports, self._host, self._look_at_images))
+        self._link.send(await asked.answer(message, self._asked_of))
 
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
@@ -237,6 +246,14 @@ class Agent:
         while True:
             await asyncio.sleep(IMAGES_CHECK_S)
             await self._look_at_images()
+
+    async def _watch_console_logs(self) -> None:
+        """Keep what guests print within limits, however fast they do."""
+        while True:
+            await asyncio.sleep(CONSOLE_LOGS_CHECK_S)
+            for worker in list(self._workers.values()):
+                with contextlib.suppress(OSError):  # looked at again
+                    worker.machine.bound_console_log()
 
     async def _look_at_images(self) -> None:
         async with self._looking:

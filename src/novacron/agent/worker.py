@@ -130,10 +130,8 @@ class Worker:
                 self._wake.clear()
                 pause_s = await self._try_step()
                 if pause_s > 0 and not self.finished:
-                    try:
+                    with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._wake.wait(), pause_s)
-                    except TimeoutError:
-                        self.machine.bound_console_log()
         finally:
             await self._cancel_transfer()
             self.guest.stop()

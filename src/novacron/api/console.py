@@ -1,31 +1,87 @@
-"""The serial console of a VM as a WebSocket: binary messages, bytes as the guest sends and takes them."""
+"""Consoles of VMs: tickets, the WebSocket that they open (binary messages), what was printed, and pictures."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
-from litestar import WebSocket, websocket
+import msgspec
+from litestar import Response, WebSocket, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
+from litestar.params import Parameter
 
-from novacron.api.context import Caller, services
-from novacron.model.errors import NovaError
+from novacron.api import reply
+from novacron.api.context import ApiRequest, Caller, services
+from novacron.model import limits
+from novacron.model.console import ConsoleKind, Ticket
+from novacron.model.errors import IllegalState, NotFound, NovaError
+from novacron.store import tickets
 
 INPUT_BYTES_MAX = 64 * 1024
 CLOSE_REFUSED = 4409
+PROTOCOL = "binary"
+"""What VNC clients in browsers ask for."""
+Tail = Annotated[
+    int, Parameter(query="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
+]
 
 
-@websocket("/api/v1/vms/{ref:str}/console")
-async def console(socket: WebSocket[Caller, str, Any], ref: str) -> None:
+class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
+    """Which console: the serial line, or the display."""
+
+    kind: ConsoleKind = ConsoleKind.SERIAL
+
+
+@post(
+    "/{ref:str}/actions/open-console",
+    summary="Get a ticket that opens a WebSocket to a console once, within a minute",
+    status_code=201,
+)
+async def open_console(request: ApiRequest, ref: str, data: OpenConsole | None = None) -> Ticket:
+    ref, wanted = reply.check_ref("VM", ref), data or OpenConsole()
+    async with services(request).database.transaction() as connection:
+        return await tickets.create(connection, ref, wanted.kind, request.user.name)
+
+
+def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
+    """Return the node and the id of a VM. Raises NotFound, IllegalState."""
+    entry = services(request).cache.get("vm", reply.check_ref("VM", ref))
+    if entry is None:
+        raise NotFound(f"there is no VM {ref!r}", hint="see: novacron vm list")
+    if entry.body["node"] is None:
+        raise IllegalState(f"VM {ref} is on no node")
+    return entry.body["node"], entry.body["id"]
+
+
+@get(
+    "/{ref:str}/console-log",
+    summary="Show the end of what the guest printed on its serial line",
+    media_type="text/plain",
+)
+async def console_log(request: ApiRequest, ref: str, tail: Tail = 64 * 1024) -> Response[bytes]:
+    node, id = _place(request, ref)
+    return Response(await services(request).agents.console_log(node, id, tail), media_type="application/octet-stream")
+
+
+@get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
+async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
+    node, id = _place(request, ref)
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return Response(await services(request).agents.screenshot(node, id), media_type="image/png", headers=headers)
+
+
+@websocket("/api/v1/console", exclude_from_auth=True)
+async def console(socket: WebSocket[Caller, str, Any], ticket: str = "") -> None:
+    """Carry bytes between a console and whoever holds a ticket for it."""
     context = services(socket)
-    await socket.accept()
-    entry = context.cache.get("vm", ref)
-    if entry is None or entry.body["node"] is None:
-        await socket.close(code=CLOSE_REFUSED, reason=f"there is no running VM {ref!r}"[:100])
-        return
+    asked = socket.headers.get("sec-websocket-protocol", "")
+    await socket.accept(subprotocols=PROTOCOL if PROTOCOL in asked.split(",") else None)
+
     try:
-        channel = await context.agents.open_console(entry.body["node"], entry.body["id"])
+        async with context.database.transaction() as connection:
+            admitted = await tickets.use(connection, ticket)
+        channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind)
     except NovaError as error:
         await socket.close(code=CLOSE_REFUSED, reason=str(error)[:100])
         return
@@ -37,7 +93,8 @@ async def console(socket: WebSocket[Caller, str, Any], ref: str) -> None:
     async def inwards() -> None:
         while True:
             data = await socket.receive_bytes()
-            await channel.write(data[:INPUT_BYTES_MAX])
+            for at in range(0, len(data), INPUT_BYTES_MAX):
+                await channel.write(data[at : at + INPUT_BYTES_MAX])
 
     tasks = [asyncio.create_task(outwards()), asyncio.create_task(inwards())]
     try:

@@ -9,7 +9,7 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
-from novacron.api import reply
+from novacron.api import console, reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
@@ -20,6 +20,7 @@ from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
     Action,
     DiskMib,
+    Display,
     MemoryMib,
     Name,
     Power,
@@ -51,6 +52,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     power: Power = Power.RUNNING
     restart: Restart = Restart.ON_FAILURE
     protected: bool = False
+    display: Display = Display.VGA
     disk_mib: DiskMib | None = None
     cloud_init: Seed | None = None
 
@@ -137,7 +139,7 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
         )
     spec = VmSpec(
         image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address,
-        restart=data.restart, protected=data.protected, disk_mib=data.disk_mib,
+        restart=data.restart, protected=data.protected, display=data.display, disk_mib=data.disk_mib,
     )  # fmt: skip
 
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
@@ -259,6 +261,9 @@ router = Router(
         reset_vm,
         migrate_vm,
         foresee_migration,
+        console.open_console,
+        console.console_log,
+        console.screenshot,
     ],
     tags=["vms"],
 )

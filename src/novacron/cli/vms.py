@@ -117,6 +117,7 @@ def create(
     restart: Annotated[Restart, typer.Option(help=RESTART_HELP)] = Restart.ON_FAILURE,
     protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
     disk: Annotated[int | None, typer.Option(help="size of its disk in MiB; its image's if not given")] = None,
+    display: Annotated[bool, typer.Option("--display/--no-display", help="give it a VGA display")] = True,
     hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
     ssh_key: Annotated[
         list[Path] | None, typer.Option(help="file with public SSH keys, for cloud-init; can be repeated")
@@ -141,7 +142,7 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            cloud_init=seed or None,
+            display="vga" if display else "none", cloud_init=seed or None,
         )  # fmt: skip
         wait = wait or wait_for is not None
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)
@@ -294,11 +295,39 @@ def delete(vm: Vm, wait: Wait = False, timeout: Timeout = 120) -> None:
 
 @app.command()
 def console(vm: Vm) -> None:
-    """Connect this terminal to the VM's serial console; Ctrl-] leaves it."""
+    """Connect this terminal to the VM's serial console; Ctrl-] q leaves it, Ctrl-] ? shows the other keys."""
     from novacron.cli.console import attach
 
     with output.errors():
         attach(Client(), vm)
+
+
+@app.command()
+def display(
+    vm: Vm, port: Annotated[int, typer.Option(min=0, max=65535, help="of this machine; a free one if not given")] = 0
+) -> None:
+    """Let VNC viewers of this machine see and use the VM's display."""
+    from novacron.cli.console import serve_display
+
+    with output.errors():
+        serve_display(Client(), vm, port)
+
+
+@app.command()
+def screenshot(vm: Vm, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]) -> None:
+    """Save what the VM's display shows."""
+    with output.errors():
+        file.write_bytes(Client().screenshot(vm))
+        print(f"{vm}: {file}")
+
+
+@app.command()
+def log(vm: Vm, size: Annotated[int, typer.Option(min=1, max=1024, help="KiB from the end, at most")] = 64) -> None:
+    """Show the end of what the guest printed on its serial console, also after it has crashed."""
+    with output.errors():
+        text = Client().console_log(vm, size << 10).decode(errors="replace")
+        kept = "".join(c for c in text if c.isprintable() or c in "\n\t")
+        print(kept, end="" if kept.endswith("\n") else "\n")
 
 
 class Policy(StrEnum):

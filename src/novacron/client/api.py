@@ -101,16 +101,19 @@ class Client:
 
     def metrics(self) -> str:
         """Return what the server counts and measures, in Prometheus' text format. Raises ApiError, Unreachable."""
+        return self._fetch("/metrics").decode()
+
+    def _fetch(self, path: str) -> bytes:
         headers = {"Authorization": f"Bearer {self.config.token}"}
         try:
             answer = self._pool.request(
-                "GET", f"{self.config.url}/metrics", headers=headers, timeout=TIMEOUT_S, retries=False
+                "GET", self.config.url + path, headers=headers, timeout=TIMEOUT_S + LONG_POLL_S, retries=False
             )
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"no answer from {self.config.url}: {error}") from error
         if answer.status != 200:
             self._decode(answer)
-        return answer.data.decode()
+        return bytes(answer.data)
 
     def _decode(self, answer: urllib3.BaseHTTPResponse) -> Any:
         try:
@@ -239,6 +242,14 @@ class Client:
     def delete(self, kind: str, ref: str) -> None:
         """Delete a VM, a node or a token."""
         self.request("DELETE", f"/api/v1/{kind}/{_path(ref)}")
+
+    def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
+        """Return the end of what a VM printed on its serial line. It is the guest's: it may hold anything."""
+        return self._fetch(f"/api/v1/vms/{_path(vm)}/console-log?bytes={bytes_max}")
+
+    def screenshot(self, vm: str) -> bytes:
+        """Return what a VM's display shows, as a PNG file."""
+        return self._fetch(f"/api/v1/vms/{_path(vm)}/screenshot")
 
     def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
         """Return a one-time token with which a host joins."""

@@ -64,6 +64,13 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class Display(StrEnum):
+    """What the guest has for a display."""
+
+    VGA = "vga"
+    NONE = "none"
+
+
 class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the user asked for. Only the user changes it."""
 
@@ -84,6 +91,7 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restart: Restart = Restart.ON_FAILURE
     protected: bool = False
     """It can't be deleted until this is taken away."""
+    display: Display = Display.VGA
     disk_mib: DiskMib | None = None
     """Size of its disk; None: its image's. It only grows."""
 

@@ -15,6 +15,7 @@ DEFAULT_MACHINE = "pc"
 DISK = "disk0"
 """The disk's name as a node of QEMU's block layer."""
 FDSET, SEED_FDSET = 1, 2
+VIDEO_MIB = 8
 GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
 
@@ -52,6 +53,7 @@ class Config(msgspec.Struct, frozen=True):
     monitor: int | None = None
     console: int | None = None
     guest: int | None = None
+    display: bool = False
     seed: int | None = None
     """A CD for the guest's first boot."""
     below: int | None = None
@@ -64,6 +66,11 @@ def monitor_path(directory: Path) -> Path:
 
 def console_path(directory: Path) -> Path:
     return directory / "console.sock"
+
+
+def display_path(directory: Path) -> Path:
+    """Where QEMU itself makes the socket of its VNC server."""
+    return directory / "run" / "display.sock"
 
 
 def guest_path(directory: Path) -> Path:
@@ -133,7 +140,8 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         config.binary,
         *("-name", name_argument(config.id)),
         *("-uuid", str(uuid.uuid5(NAMESPACE, config.id))),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown"),
+        *("-nodefaults", "-no-user-config", "-no-shutdown"),
+        *("-display", f"vnc=unix:{quoted(display_path(directory))}" if config.display else "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", config.machine),
         *("-accel", config.accelerator.value),
@@ -151,6 +159,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-netdev", netdev),
         *("-device", nic),
         *disk,
+        *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
         *_seed(config.seed),
         *_guest(config.guest),
     ]

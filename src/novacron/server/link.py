@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from novacron import pki
 from novacron.model import limits
+from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.migration import Phase, Side
@@ -98,13 +99,13 @@ class Session:
         except websockets.ConnectionClosed:
             raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
 
-    async def open_console(self, vm: str) -> ConsoleChannel:
+    async def open_console(self, vm: str, kind: ConsoleKind) -> ConsoleChannel:
         if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
             raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
         channel = ConsoleChannel(self._next_channel, self)
         self._next_channel += 1
         self.channels[channel.number] = channel
-        await self.send(wire.ConsoleOpen(channel.number, vm))
+        await self.send(wire.ConsoleOpen(channel.number, vm, kind))
         return channel
 
     async def close(self, reason: str) -> None:
@@ -291,12 +292,20 @@ class Link:
         """
         return await self._copies.begin(name, source, target, actor)
 
-    async def open_console(self, node: str, vm: str) -> ConsoleChannel:
+    async def console_log(self, node: str, vm: str, bytes_max: int) -> bytes:
+        """Return the end of what a VM printed on its serial line. Raises Unavailable, InvalidInput."""
+        return await self.ask(node, wire.ReadConsoleLog(vm, bytes_max), bytes)
+
+    async def screenshot(self, node: str, vm: str) -> bytes:
+        """Return what a VM's display shows, as a PNG file. Raises Unavailable, InvalidInput."""
+        return await self.ask(node, wire.TakeScreenshot(vm), bytes)
+
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
         """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
         session = self._sessions.get(node)
         if session is None:
             raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
-        return await session.open_console(vm)
+        return await session.open_console(vm, kind)
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""

@@ -15,6 +15,7 @@ async def collect(connection: Connection) -> None:
         ("events", "at", limits.EVENTS_RETENTION_S),
         ("vm_tombstones", "deleted_at", limits.TOMBSTONE_RETENTION_S),
         ("join_tokens", "expires_at", limits.IDEMPOTENCY_RETENTION_S),
+        ("tickets", "expires_at", limits.TICKET_S),
         ("migrations", "finished_at", limits.EVENTS_RETENTION_S),
         ("imports", "finished_at", limits.EVENTS_RETENTION_S),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.console import ConsoleKind
 from novacron.model.image import ImportSpec
 from novacron.model.image import Phase as ImportPhase
 from novacron.model.migration import Kind, Policy, Progress, Side
@@ -250,6 +251,7 @@ class Desired(Message, frozen=True):
 class ConsoleOpen(Message, frozen=True):
     channel: int
     vm: str
+    kind: ConsoleKind = ConsoleKind.SERIAL
 
 
 class ConsoleInput(Message, frozen=True):
@@ -329,7 +331,20 @@ class RemoveImage(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
-Question = TakePiece | RemoveImage
+class ReadConsoleLog(msgspec.Struct, frozen=True, tag=True):
+    """The end of what a VM printed on its serial line. The answer is bytes."""
+
+    vm: str
+    bytes_max: int
+
+
+class TakeScreenshot(msgspec.Struct, frozen=True, tag=True):
+    """What a VM's display shows. The answer is a PNG file."""
+
+    vm: str
+
+
+Question = TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
 
 
 class Ask(Message, frozen=True):
