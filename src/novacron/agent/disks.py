@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from novacron.agent.home import DISK_LAYER, INCOMING_DISK_SOCKET, OUTGOING_DISK_SOCKET
+from novacron.agent.home import DISK_LAYER, INCOMING_DISK_SOCKET, OUTGOING_DISK_SOCKET, STATE
 from novacron.agent.machine import Machine
 from novacron.disk import files
 from novacron.disk.images import Image
@@ -15,12 +16,17 @@ from novacron.disk.nbd import Client, Export
 from novacron.disk.stream import Head, Player, Recorder, Splitter, StreamError, Volume, VolumeInfo
 from novacron.dwcp.receiver import Incoming
 from novacron.dwcp.sender import Sender
+from novacron.model.vm import Firmware, VmSpec
 from novacron.qemu import mirror
 from novacron.qemu.command import DISK
 from novacron.qemu.mirror import MirrorStatus
 from novacron.qemu.monitor import MonitorFailed
 
 LOOK_S = 0.1
+SMALL_BYTES_MAX = 4 << 20
+"""Of what moves beside the disk: firmware variables, and what a TPM remembers."""
+ARRIVED = "arrived"
+"""Beside what came with a VM that does not run, once that is all there."""
 DISK_SHARE = 4
 """Once the disk is mirrored, what the guest goes on writing to it may use one part in so many of the rate."""
 
@@ -159,9 +165,15 @@ async def is_whole(machine: Machine) -> bool:
     return not await mirror.is_served(machine.monitor)
 
 
-async def send_layer(path: Path, sender: Sender, image: Image) -> None:
-    """Send the layer of a VM that does not run, as a file; returns when the peer has it. Raises SendFailed, OSError."""
-    await send_files([(DISK_LAYER, path)], sender, image.info.digest)
+def keeps_files(spec: VmSpec, image: Image) -> bool:
+    """Say whether a VM that does not run has anything that has to move with it."""
+    return image.disk is not None or spec.firmware is not Firmware.BIOS or spec.tpm
+
+
+async def send_state(directory: Path, sender: Sender, image: Image) -> None:
+    """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
+    named = [(name, path) for name, place in STATE.items() if (path := directory / place).is_file()]
+    await send_files(named, sender, image.info.digest)
 
 
 async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str = "") -> None:
@@ -189,22 +201,38 @@ async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str =
         await asyncio.gather(telling, sending, return_exceptions=True)
 
 
-async def receive_layer(session: Incoming, directory: Path, image: Image, bytes_max: int) -> None:
-    """Receive the layer of a VM into ``directory``, whole or not at all. Raises ReceiveFailed, OSError."""
+async def receive_state(session: Incoming, directory: Path, image: Image, bytes_max: int) -> None:
+    """Receive what a VM consists of into ``directory``, whole or not at all; its disk may have ``bytes_max``.
+
+    Raises ReceiveFailed, OSError.
+    """
 
     def open_(head: Head) -> list[Volume]:
-        if [(info.name, info.below) for info in head.volumes] != [(DISK_LAYER, image.info.digest)]:
-            raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
-        if head.volumes[0].size_bytes > bytes_max:
-            raise StreamError(f"the source's disk has {head.volumes[0].size_bytes} bytes, more than it can have")
-        return [files.NewFile(scratch, head.volumes[0].size_bytes)]
+        names = [info.name for info in head.volumes]
+        if len(set(names)) != len(names) or not set(names) <= STATE.keys():
+            raise StreamError("what comes is not what a VM consists of")
+        for info in head.volumes:
+            if info.below != image.info.digest:
+                raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+            if info.size_bytes > (bytes_max if info.name == DISK_LAYER else SMALL_BYTES_MAX):
+                raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
+        return [files.NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 
-    directory.mkdir(parents=True, exist_ok=True)
-    scratch = directory / f"{DISK_LAYER}.new"
-    scratch.unlink(missing_ok=True)
+    scratch = directory / ".receiving"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
         await session.receive(Player(open_))
-        scratch.rename(directory / DISK_LAYER)
+        for received in sorted(scratch.iterdir(), key=lambda path: path.name == DISK_LAYER):  # the disk last
+            place = directory / STATE[received.name]
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            received.rename(place)
+        (directory / ARRIVED).touch()
         await asyncio.to_thread(files.make_durable, directory)
     finally:
-        scratch.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def has_arrived(directory: Path) -> bool:
+    """Say whether ``receive_state`` was done, perhaps by an earlier agent."""
+    return (directory / ARRIVED).exists()

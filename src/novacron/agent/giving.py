@@ -77,7 +77,7 @@ class Giving:
             await self.fail(task.migration, f"the VM is {run_state}, a {task.kind} migration needs it {needs}")
             return False
         try:
-            image = self._image_of_disk()
+            image = self._image_to_send(cold=task.kind is Kind.COLD)
         except TransferFailed as error:
             await self.fail(task.migration, str(error))
             return False
@@ -92,8 +92,8 @@ class Giving:
     def _has_layer(self) -> bool:
         return (self._worker.machine.directory / DISK_LAYER).exists()
 
-    def _image_of_disk(self) -> Image | None:
-        """Return the image that the VM's disk lies over, or None if it has no disk. Raises TransferFailed."""
+    def _image_to_send(self, *, cold: bool) -> Image | None:
+        """Return the image of a VM of which more than memory is to be sent, else None. Raises TransferFailed."""
         worker = self._worker
         try:
             image = worker.image()
@@ -101,7 +101,8 @@ class Giving:
             if self._has_layer():
                 raise TransferFailed(f"the VM's disk can't be sent: {error}") from error
             return None
-        return None if image.disk is None else image
+        more = disks.keeps_files(worker.spec(), image) if cold else image.disk is not None
+        return image if more else None
 
     def _limit(self, rate_bytes_per_s: int | None) -> None:
         """Use so much of the link from now on, or all there is."""
@@ -229,14 +230,13 @@ class Giving:
         self._worker.store(post_copy=None)
 
     async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
-        """Send the disk of a VM that does not run."""
-        path = self._worker.machine.directory / DISK_LAYER
-        if not path.exists():  # it has never run
-            assert image.disk is not None
-            path.parent.mkdir(parents=True, exist_ok=True)
-            await overlay.create(path, image.disk, self._worker.disk_bytes(image))
+        """Send what a VM that does not run consists of."""
+        directory = self._worker.machine.directory
+        if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
+            directory.mkdir(parents=True, exist_ok=True)
+            await overlay.create(directory / DISK_LAYER, image.disk, self._worker.disk_bytes(image))
         sender.limit(self._rate_now(task))
-        await disks.send_layer(path, sender, image)
+        await disks.send_state(directory, sender, image)
         self._promise(task, follows=False)
 
     def _rate_now(self, task: wire.Task) -> int | None:

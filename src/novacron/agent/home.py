@@ -26,6 +26,8 @@ TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, OUTG
 DISK_LAYER = "disk.qcow2"
 """What the VM wrote to its disk, over the disk of its image."""
 RUN = "run"
+STATE = {DISK_LAYER: DISK_LAYER, "nvram.fd": "nvram.fd", "tpm2.state": "tpm/tpm2-00.permall"}
+"""What a VM that does not run consists of, by the names under which it moves."""
 UIDS_MAX = 65_536
 BACKLOG = 1
 
@@ -85,6 +87,17 @@ class Home:
                 os.fchown(descriptor, uid, uid)
         finally:
             os.close(descriptor)
+
+    def give_directory(self, name: str) -> None:
+        """Have a directory that is QEMU's user's own: nothing in it may be trusted."""
+        path = self.path / name
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        uid = self.uid()
+        if uid is not None:
+            os.chown(path, uid, uid, follow_symlinks=False)
+            for inner in path.iterdir():
+                os.chown(inner, uid, uid, follow_symlinks=False)
 
     def listen(self, name: str) -> socket.socket:
         """Return a Unix socket that listens under this name, where QEMU may connect."""

@@ -13,7 +13,7 @@ from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
 from novacron.net import tap
-from novacron.qemu import probe
+from novacron.qemu import firmware, probe
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -63,6 +63,8 @@ async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[
         dwcp_endpoint=dwcp_endpoint,
         agent_version=__version__,
         missing=tuple(missing),
+        firmware=firmware.offered(),
+        tpm=firmware.has_tpm(),
     )
     return inventory, images
 

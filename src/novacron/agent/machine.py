@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,14 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.disk.seed import build as build_seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.seed import Seed
-from novacron.model.vm import Display, mac_address, tap_name
+from novacron.model.vm import Display, Firmware, mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import command, confine, process
+from novacron.qemu import command, confine, firmware, process
 from novacron.qemu.command import Config, Nic
 from novacron.qemu.confine import Cgroup
+from novacron.qemu.firmware import MACHINES
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.telemetry import logs
@@ -33,6 +35,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 SEED = "seed.iso"
+TPM_START_S, TPM_LOOK_S = 10.0, 0.02
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
 OLDER_LOG = "console.log.1"
 CONSOLE_LOG_BYTES_MAX, CONSOLE_LOG_KEPT_BYTES = 4 << 20, 1 << 20
@@ -55,6 +58,7 @@ class Machine:
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self.guest = GuestAgent(command.guest_path(self.directory))
         self._picturing = asyncio.Lock()
+        self._tpm: asyncio.Task[None] | None = None
         self.guest_listens = False
         """A guest agent has opened its port."""
         self._settings = settings
@@ -105,13 +109,13 @@ class Machine:
             except (OverlayFailed, OSError, TimeoutError) as error:
                 raise MachineFailed(f"the VM's disk can't be made: {error}") from error
         try:
-            await self._spawn(wanted, image, kind, machine or command.DEFAULT_MACHINE, uid, incoming=incoming)
+            await self._spawn(wanted, image, kind, machine or MACHINES[wanted.spec.firmware], uid, incoming=incoming)
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
             await self._attach()
             assert self.monitor is not None
-            return machine or await self._machine_type(self.monitor)
+            return machine or await self._machine_type(self.monitor, MACHINES[wanted.spec.firmware])
         except MonitorFailed as error:
             said = process.log_tail(self.directory)
             await self.kill()
@@ -162,6 +166,9 @@ class Machine:
                     build_seed, path, wanted.seed or Seed(), id=self.id, name=wanted.name, mac=mac, address=spec.address
                 )
                 seed = read(path)
+            code = await asyncio.to_thread(self._have_nvram, spec.firmware)
+            if spec.tpm:
+                await self._start_tpm(uid, kind)
             config = Config(
                 id=self.id,
                 directory=Path(),
@@ -178,6 +185,9 @@ class Machine:
                 monitor=listen(command.monitor_path(self.directory)),
                 console=listen(command.console_path(self.directory)),
                 guest=listen(command.guest_path(self.directory)),
+                firmware=None if code is None else read(code),
+                secure=spec.firmware is Firmware.UEFI_SECURE,
+                tpm=spec.tpm,
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
@@ -203,11 +213,50 @@ class Machine:
             log.info("a disk has grown", vm=self.id, bytes=size_bytes)
         self._disk_bytes = size_bytes
 
-    async def _machine_type(self, monitor: Monitor) -> str:
+    async def _machine_type(self, monitor: Monitor, alias: str) -> str:
         for machine in await monitor.execute("query-machines"):
-            if machine.get("alias") == command.DEFAULT_MACHINE:
+            if machine.get("alias") == alias:
                 return str(machine["name"])
-        return command.DEFAULT_MACHINE
+        return alias
+
+    def _have_nvram(self, firmware_: Firmware) -> Path | None:
+        """Return the code of the VM's firmware, None for a BIOS, and see to its variables. Raises MachineFailed."""
+        if firmware_ is Firmware.BIOS:
+            return None
+        found = firmware.files(firmware_)
+        if found is None:
+            raise MachineFailed(f"this node has no firmware {firmware_}: apt-get install {firmware.PACKAGE}")
+        path = self.directory / firmware.NVRAM
+        if not path.exists():
+            scratch = path.with_suffix(".new")
+            shutil.copyfile(found[1], scratch)
+            scratch.rename(path)
+        self.home.give(firmware.NVRAM)
+        return found[0]
+
+    async def _start_tpm(self, uid: int | None, kind: AcceleratorKind) -> None:
+        """Start the VM's TPM, which ends with its QEMU. Raises MachineFailed, OSError."""
+        await self._end_companions()
+        self.home.give_directory(firmware.TPM_STATE)
+        path = self.directory / firmware.TPM_SOCKET
+        path.unlink(missing_ok=True)
+        arguments = firmware.tpm_command()
+        if uid is not None:
+            arguments = confine.confined(arguments, confine.account(uid, kind))
+        try:
+            pid = process.spawn(arguments, self.directory, log="tpm.log")
+        except FileNotFoundError:
+            raise MachineFailed("this node has no TPM for VMs: apt-get install swtpm") from None
+        self._tpm = asyncio.create_task(process.reaped(pid))
+        for _ in range(int(TPM_START_S / TPM_LOOK_S)):
+            if path.exists():
+                return
+            await asyncio.sleep(TPM_LOOK_S)
+        raise MachineFailed(f"the VM's TPM did not start within {TPM_START_S:.0f} s: see tpm.log in its directory")
+
+    async def _end_companions(self) -> None:
+        for pid in await asyncio.to_thread(process.companions, self.directory):
+            await process.kill(pid)
 
     async def _attach(self) -> None:
         pid = self.pid
@@ -304,6 +353,7 @@ class Machine:
         if pid is not None:
             await process.kill(pid)
         self.pid = None
+        await self._end_companions()
         try:
             self._cgroup.remove()
         except OSError as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from novacron import pki
 from novacron.agent import disks, incoming, left, outgoing, postcopy
-from novacron.agent.home import DISK_LAYER
 from novacron.agent.journal import PostCopy
 from novacron.agent.machine import MachineFailed
 from novacron.agent.pages import Tenant
@@ -59,7 +58,7 @@ class Taking:
             send(wire.MigrationFailed(task.migration, f"this node holds no image {wanted.spec.image}"))
             return
         cold = task.kind is Kind.COLD
-        if cold and image.disk is None:
+        if cold and not disks.keeps_files(wanted.spec, image):
             self._begin(task, wanted)
             send(wire.TargetReady(task.migration, worker.host.endpoint))
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
@@ -80,7 +79,7 @@ class Taking:
         """Say whether an earlier agent received everything: memory may be there before the disk is."""
         machine = self._worker.machine
         if cold:
-            return (machine.directory / DISK_LAYER).exists()
+            return disks.has_arrived(machine.directory)
         if await machine.status() not in ("paused", "shutdown"):
             return False
         return image.disk is None or await disks.is_whole(machine)
@@ -204,7 +203,7 @@ class Taking:
             terms = await self._terms(wanted, image, of_disk=True)
             with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:
                 await self._ready(task)
-                await disks.receive_layer(session, worker.machine.directory, image, bytes_max)
+                await disks.receive_state(session, worker.machine.directory, image, bytes_max)
             await worker.host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
             worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:

@@ -30,7 +30,7 @@ from novacron.model import limits
 from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
-from novacron.model.vm import Power, Restart, VmState, VmStatus
+from novacron.model.vm import Power, Restart, VmSpec, VmState, VmStatus
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -368,6 +368,11 @@ class Worker:
         if image is None:
             raise MachineFailed(f"this node does not hold image {name}")
         return image
+
+    def spec(self) -> VmSpec:
+        """Return what the VM is to be."""
+        assert self._assignment is not None
+        return self._assignment.spec
 
     def disk_bytes(self, image: Image) -> int:
         """Return the size of the VM's disk, 0 for none."""

@@ -21,6 +21,7 @@ from novacron.model.vm import (
     Action,
     DiskMib,
     Display,
+    Firmware,
     MemoryMib,
     Name,
     Power,
@@ -53,6 +54,8 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     restart: Restart = Restart.ON_FAILURE
     protected: bool = False
     display: Display = Display.VGA
+    firmware: Firmware = Firmware.BIOS
+    tpm: bool = False
     disk_mib: DiskMib | None = None
     cloud_init: Seed | None = None
 
@@ -137,11 +140,8 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
         raise InvalidInput(
             f"no node holds an image named {data.image!r}", field="image", hint="see: novacron image list"
         )
-    spec = VmSpec(
-        image=data.image, vcpus=data.vcpus, memory_mib=data.memory_mib, power=data.power, address=address,
-        restart=data.restart, protected=data.protected, display=data.display, disk_mib=data.disk_mib,
-    )  # fmt: skip
-
+    given = {field: getattr(data, field) for field in data.__struct_fields__ if field in VmSpec.__struct_fields__}
+    spec = VmSpec(**{**given, "address": address})
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
 
     async def work(connection: Connection) -> Vm:

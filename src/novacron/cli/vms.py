@@ -27,6 +27,14 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class Firmware(StrEnum):
+    """What a guest boots with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    UEFI_SECURE = "uefi-secure"
+
+
 class WaitFor(StrEnum):
     """What to wait for."""
 
@@ -58,6 +66,7 @@ DETAILS: Columns = {
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
     "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
+    "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),
     "WANTED": lambda vm: vm["spec"]["power"],
     "REASON": lambda vm: vm["status"]["reason"],
     "RESTART": lambda vm: vm["spec"]["restart"],
@@ -117,6 +126,8 @@ def create(
     restart: Annotated[Restart, typer.Option(help=RESTART_HELP)] = Restart.ON_FAILURE,
     protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
     disk: Annotated[int | None, typer.Option(help="size of its disk in MiB; its image's if not given")] = None,
+    firmware: Annotated[Firmware, typer.Option(help="what it boots with")] = Firmware.BIOS,
+    tpm: Annotated[bool, typer.Option("--tpm", help="give it a TPM 2.0")] = False,
     display: Annotated[bool, typer.Option("--display/--no-display", help="give it a VGA display")] = True,
     hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
     ssh_key: Annotated[
@@ -142,7 +153,7 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            display="vga" if display else "none", cloud_init=seed or None,
+            firmware=firmware.value, tpm=tpm, display="vga" if display else "none", cloud_init=seed or None,
         )  # fmt: skip
         wait = wait or wait_for is not None
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
-from novacron.model.vm import NAME_PATTERN, VmSpec
+from novacron.model.vm import NAME_PATTERN, Firmware, VmSpec
 
 NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 
@@ -54,6 +54,8 @@ class Inventory(msgspec.Struct, frozen=True):
     agent_version: str
     missing: tuple[str, ...] = ()
     """What this host can't offer, each in one sentence."""
+    firmware: tuple[Firmware, ...] = (Firmware.BIOS,)
+    tpm: bool = False
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
@@ -102,6 +104,10 @@ def refusal(node: Node, load: Load, vm: VmSpec, *, fetches: bool = False) -> str
         return f"node {node.name} is cordoned"
     if not fetches and not holds(node, vm.image):
         return f"node {node.name} does not hold image {vm.image}"
+    if vm.firmware not in inventory.firmware:
+        return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
+    if vm.tpm and not inventory.tpm:
+        return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
     return no_room(node, load, vm)
 
 

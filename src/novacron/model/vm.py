@@ -64,6 +64,15 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class Firmware(StrEnum):
+    """What the guest boots with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    UEFI_SECURE = "uefi-secure"
+    """... which starts only what is signed: its variables hold Microsoft's keys."""
+
+
 class Display(StrEnum):
     """What the guest has for a display."""
 
@@ -92,6 +101,9 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protected: bool = False
     """It can't be deleted until this is taken away."""
     display: Display = Display.VGA
+    firmware: Firmware = Firmware.BIOS
+    tpm: bool = False
+    """It has a TPM 2.0."""
     disk_mib: DiskMib | None = None
     """Size of its disk; None: its image's. It only grows."""
 

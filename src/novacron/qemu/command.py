@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 
 from novacron.model.node import AcceleratorKind
+from novacron.qemu import firmware
 from novacron.qemu.probe import CPU_MODELS
 
-DEFAULT_MACHINE = "pc"
 DISK = "disk0"
 """The disk's name as a node of QEMU's block layer."""
-FDSET, SEED_FDSET = 1, 2
+FDSET, SEED_FDSET, FIRMWARE_FDSET = 1, 2, 3
 VIDEO_MIB = 8
 GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
@@ -54,6 +54,11 @@ class Config(msgspec.Struct, frozen=True):
     console: int | None = None
     guest: int | None = None
     display: bool = False
+    firmware: int | None = None
+    """The code of UEFI; its variables are in ``nvram.fd``. None: a BIOS."""
+    secure: bool = False
+    """Only UEFI itself may change its variables."""
+    tpm: bool = False
     seed: int | None = None
     """A CD for the guest's first boot."""
     below: int | None = None
@@ -94,6 +99,32 @@ def quoted(value: object) -> str:
 def _server(descriptor: int | None, path: Path) -> str:
     where = f"path={quoted(path)}" if descriptor is None else f"fd={descriptor}"
     return f"{where},server=on,wait=off"
+
+
+def _firmware_of(config: Config) -> str:
+    if config.firmware is None:
+        return ""
+    return ",pflash0=code0,pflash1=vars0" + (",smm=on" if config.secure else "")
+
+
+def _firmware(config: Config) -> list[str]:
+    arguments = []
+    if config.firmware is not None:
+        code = {"driver": "file", "filename": f"/dev/fdset/{FIRMWARE_FDSET}", "read-only": True}
+        variables = {"driver": "file", "filename": str(config.directory / firmware.NVRAM)}
+        arguments += [
+            *("-add-fd", f"set={FIRMWARE_FDSET},fd={config.firmware}"),
+            *("-blockdev", json.dumps({"driver": "raw", "node-name": "code0", "read-only": True, "file": code})),
+            *("-blockdev", json.dumps({"driver": "raw", "node-name": "vars0", "file": variables})),
+        ]
+    if config.secure:
+        arguments += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
+    if config.tpm:
+        arguments += [
+            *("-chardev", f"socket,id=tpm0,path={quoted(config.directory / firmware.TPM_SOCKET)}"),
+            *("-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-crb,tpmdev=tpm0"),
+        ]
+    return arguments
 
 
 def _seed(descriptor: int | None) -> list[str]:
@@ -143,7 +174,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-nodefaults", "-no-user-config", "-no-shutdown"),
         *("-display", f"vnc=unix:{quoted(display_path(directory))}" if config.display else "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        *("-machine", config.machine),
+        *("-machine", config.machine + _firmware_of(config)),
         *("-accel", config.accelerator.value),
         *("-cpu", CPU_MODELS[config.accelerator]),
         *("-smp", str(config.vcpus)),
@@ -160,6 +191,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-device", nic),
         *disk,
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
+        *_firmware(config),
         *_seed(config.seed),
         *_guest(config.guest),
     ]

@@ -11,22 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from novacron.qemu.command import name_argument
+from novacron.qemu.firmware import TPM
 
 KILL_TIMEOUT_S = 10.0
+LOG = "qemu.log"
 LOG_TAIL_BYTES = 600
 
 
-def spawn(arguments: list[str], directory: Path, descriptors: Sequence[int] = ()) -> int:
-    """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``qemu.log``.
+def spawn(arguments: list[str], directory: Path, descriptors: Sequence[int] = (), log: str = LOG) -> int:
+    """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``log``.
 
     It inherits the ``descriptors`` under their numbers.
     """
-    with (directory / "qemu.log").open("wb") as log:
+    with (directory / log).open("wb") as messages:
         return subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=messages,
+            stderr=messages,
             cwd=directory,
             start_new_session=True,
             pass_fds=descriptors,
@@ -37,7 +39,7 @@ def spawn(arguments: list[str], directory: Path, descriptors: Sequence[int] = ()
 def log_tail(directory: Path) -> str:
     """Return the end of QEMU's own messages."""
     try:
-        return (directory / "qemu.log").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        return (directory / LOG).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 
@@ -65,6 +67,17 @@ def find(directory: Path) -> int | None:
     return None
 
 
+def companions(directory: Path) -> list[int]:
+    """Return the processes beside QEMU that run in a VM's directory: its TPM."""
+    directory, found = directory.resolve(), []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            is_here = entry.name.isdecimal() and (entry / "cwd").readlink() == directory
+            if is_here and (entry / "cmdline").read_bytes().split(b"\0")[0] == os.fsencode(TPM):
+                found.append(int(entry.name))
+    return found
+
+
 def _reap(pid: int) -> int | None:
     with contextlib.suppress(ChildProcessError):
         _, status = os.waitpid(pid, os.WNOHANG)
@@ -87,6 +100,11 @@ async def ended(pid: int) -> int | None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
     return _reap(pid)
+
+
+async def reaped(pid: int) -> None:
+    """Wait for a child, so that nothing is left of it."""
+    await ended(pid)
 
 
 async def kill(pid: int) -> None:
