@@ -20,6 +20,8 @@ class Step(StrEnum):
     POWER_DOWN = "power-down"
     KILL = "kill"
     MARK_HALTED = "mark-halted"
+    MAKE_ROOM = "make-room"
+    """Let it go on once its disk, or what that lies on, has room again."""
 
 
 STATES = {
@@ -28,6 +30,9 @@ STATES = {
     "paused": VmState.PAUSED,
     "prelaunch": VmState.PAUSED,
     "postmigrate": VmState.PAUSED,
+    "save-vm": VmState.RUNNING,
+    "restore-vm": VmState.PAUSED,
+    "io-error": VmState.PAUSED,
     "suspended": VmState.PAUSED,
     "shutdown": VmState.STOPPED,
     "absent": VmState.STOPPED,
@@ -81,6 +86,8 @@ def decide(
             return Step.RESET
         if spec.reboots > reboots:
             return Step.REBOOT
+    if run_state == "io-error":
+        return Step.MAKE_ROOM
     if spec.power is Power.PAUSED:
         return Step.PAUSE if run_state == "running" else Step.NOTHING
     return Step.CONTINUE if run_state in RESUMABLE else Step.NOTHING

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Machine:
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self.guest = GuestAgent(command.guest_path(self.directory))
         self._picturing = asyncio.Lock()
+        self.stood_still_s = self._stopped_at = 0.0
+        """For how long the guest last did."""
         self._tpm: asyncio.Task[None] | None = None
         self.guest_listens = False
         """A guest agent has opened its port."""
@@ -74,6 +77,10 @@ class Machine:
             self.migration_status = str(data["status"])
         elif name == "VSERPORT_CHANGE":
             self.guest_listens = bool(data["open"])
+        elif name == "STOP":
+            self._stopped_at = time.monotonic()
+        elif name == "RESUME":
+            self.stood_still_s = time.monotonic() - self._stopped_at
         self._tell(name, data)
 
     async def adopt(self) -> bool:

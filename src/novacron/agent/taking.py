@@ -13,6 +13,7 @@ from novacron.agent.machine import MachineFailed
 from novacron.agent.pages import Tenant
 from novacron.disk.images import Image
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
+from novacron.model import limits
 from novacron.model.migration import Kind, Policy, Side
 from novacron.model.ownership import Claim
 from novacron.qemu import userfaults
@@ -198,7 +199,8 @@ class Taking:
         """Receive the disk of a VM that does not run."""
         worker = self._worker
         size = wanted.spec.disk_bytes(image.info.disk_bytes)
-        bytes_max = size + size // 8 + LAYER_OVERHEAD
+        kept = limits.SNAPSHOTS_PER_VM_MAX * (size + (wanted.spec.memory_mib << 20))
+        bytes_max = size + size // 8 + LAYER_OVERHEAD + kept
         try:
             terms = await self._terms(wanted, image, of_disk=True)
             with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
-from novacron.agent import guest, outgoing
+from novacron.agent import guest, outgoing, snapshots
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
@@ -22,6 +23,7 @@ from novacron.agent.journal import Journal, Record
 from novacron.agent.machine import Machine, MachineFailed
 from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
+from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
@@ -30,6 +32,7 @@ from novacron.model import limits
 from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
+from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmSpec, VmState, VmStatus
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
@@ -40,6 +43,8 @@ log = logs.get(__name__)
 
 IDLE_S = 60.0
 RETRY_S = 2.0
+ROOM_BYTES = 64 << 20
+"""With so much free again, a VM whose disk was full goes on."""
 STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
 
@@ -89,6 +94,8 @@ class Worker:
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._snapshot_done: wire.SnapshotWanted | None = None
+        """What was last done about a snapshot, and said."""
         self._left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
 
@@ -119,7 +126,7 @@ class Worker:
 
     def resync(self) -> None:
         """The link is new: say everything again."""
-        self._reported = None
+        self._reported = self._snapshot_done = None
         self._wake.set()
 
     async def run(self) -> None:
@@ -312,11 +319,22 @@ class Worker:
                 await self.machine.kill()
                 self._stopping_at = None
                 return 0
+            case Step.MAKE_ROOM:
+                free = shutil.disk_usage(self.machine.directory).free
+                if free < ROOM_BYTES:
+                    self._report(
+                        VmState.PAUSED, f"its disk is full: {free >> 20} MiB are free where it lies on this node"
+                    )
+                    return RETRY_S
+                await self.machine.execute("cont")
+                return 0
             case Step.MARK_HALTED:
                 self.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
         if run_state in ("running", "paused") and (image := self.host.images.get(wanted.spec.image)) is not None:
             await self.machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes))
+        if wanted.snapshots and self._stopping_at is None and await self._work_on(wanted.snapshots[0], run_state):
+            return 0
         if run_state == "absent":
             self._stopping_at = None
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
@@ -332,6 +350,21 @@ class Worker:
         if self._stopping_at is not None:
             return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
+
+    async def _work_on(self, wanted: wire.SnapshotWanted, run_state: str) -> bool:
+        """Do what there is to do about a snapshot, once; say whether there was anything."""
+        if self._snapshot_done == wanted:
+            return False
+        error, pause_ms = "", None
+        self.expected_exit = wanted.phase is SnapshotPhase.REVERTING and not wanted.memory
+        try:
+            pause_ms = await snapshots.work(self.machine, wanted, run_state)
+        except SnapshotFailed as failure:
+            error = str(failure)
+        self._snapshot_done = wanted
+        log.info("a snapshot was worked on", vm=self.vm, snapshot=wanted.id, phase=wanted.phase, error=error)
+        self.host.send(wire.SnapshotStands(self.vm, self.record.held.epoch, wanted.id, wanted.phase, error, pause_ms))
+        return True
 
     def _is_to_be_off(self, wanted: wire.Assignment) -> bool:
         return wanted.spec.power is Power.STOPPED or self.record.halted_at_start == wanted.spec.starts

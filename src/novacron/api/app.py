@@ -24,6 +24,7 @@ from novacron.api import (
     migrations,
     nodes,
     problems,
+    snapshots,
     tokens,
     vms,
 )
@@ -50,6 +51,7 @@ def create_app(services: Services) -> Litestar:
             links.router,
             images.router,
             imports.router,
+            snapshots.show_snapshot,
             events.router,
             tokens.router,
         ],

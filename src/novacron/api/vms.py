@@ -9,7 +9,7 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
-from novacron.api import console, reply
+from novacron.api import console, reply, snapshots
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
@@ -264,6 +264,7 @@ router = Router(
         console.open_console,
         console.console_log,
         console.screenshot,
+        *snapshots.ROUTES,
     ],
     tags=["vms"],
 )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron import __version__
-from novacron.cli import events, images, links, migrations, nodes, tokens, vms
+from novacron.cli import events, images, links, migrations, nodes, snapshots, tokens, vms
 
 app = typer.Typer(
     name="novacron",
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(vms.app, name="vm")
+app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(nodes.app, name="node")
 app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")

@@ -243,6 +243,22 @@ class Client:
         """Delete a VM, a node or a token."""
         self.request("DELETE", f"/api/v1/{kind}/{_path(ref)}")
 
+    def create_snapshot(self, vm: str, name: str, memory: bool = False, quiesce: bool = False) -> Object:
+        """Begin to keep a VM as it is. ``wait("snapshots", id, ...)`` waits until it is ``ready`` or ``failed``."""
+        body = {"name": name, "memory": memory, "quiesce": quiesce}
+        begun: Object = self.request("POST", f"/api/v1/vms/{_path(vm)}/snapshots", body)
+        return begun
+
+    def revert_snapshot(self, vm: str, name: str) -> Object:
+        """Begin to let a VM be as it was; the snapshot is ``ready`` again once that is done."""
+        begun: Object = self.request("POST", f"/api/v1/vms/{_path(vm)}/snapshots/{_path(name)}/actions/revert")
+        return begun
+
+    def delete_snapshot(self, vm: str, name: str) -> Object:
+        """Begin to let go of a snapshot; it is gone once that is done."""
+        begun: Object = self.request("DELETE", f"/api/v1/vms/{_path(vm)}/snapshots/{_path(name)}")
+        return begun
+
     def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It is the guest's: it may hold anything."""
         return self._fetch(f"/api/v1/vms/{_path(vm)}/console-log?bytes={bytes_max}")

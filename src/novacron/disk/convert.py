@@ -3,7 +3,6 @@ user that owns these two files and nothing else, within limits of memory, time a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -11,21 +10,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from novacron.disk import img
 from novacron.disk.formats import Unacceptable
+from novacron.disk.img import ImgFailed, Wrap
 from novacron.model.image import Format
 
-IMG = "qemu-img"
 MEMORY_BYTES_MAX = 2 << 30
 CPU_S_MAX = 3600
 FILES_MAX = 64
 CONVERT_S_MAX = 2 * 3600.0
-LOOK_S = 0.1
-SAID_BYTES_MAX = 400
 
 
 async def convert(
     source: Path, format: Format, target: Path, size_bytes: int | None, spare_bytes: int,
-    confined: Callable[[list[str]], list[str]], owner: int | None,
+    confined: Wrap, owner: int | None,
 ) -> None:  # fmt: skip
     """Write the disk in ``source`` to ``target`` as it is, raw, of ``size_bytes`` or what the tool says; at least
     ``spare_bytes`` of the file system stay free. ``confined`` makes the command one of the user ``owner``.
@@ -70,7 +68,7 @@ def _room(path: Path, spare_bytes: int, before: int) -> str | None:
     return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
 
 
-async def _size(descriptor: int, format: Format, confined: Callable[[list[str]], list[str]]) -> int:
+async def _size(descriptor: int, format: Format, confined: Wrap) -> int:
     arguments = ["info", "--output", "json", _named(descriptor, format)]
     said = await _run(arguments, ["--fsize=0"], (descriptor,), confined, lambda: None)
     try:
@@ -80,28 +78,13 @@ async def _size(descriptor: int, format: Format, confined: Callable[[list[str]],
 
 
 async def _run(
-    arguments: list[str], limits: list[str], descriptors: tuple[int, ...],
-    confined: Callable[[list[str]], list[str]], wrong: Callable[[], str | None],
+    arguments: list[str], limits: list[str], descriptors: tuple[int, ...], confined: Wrap,
+    wrong: Callable[[], str | None],
 ) -> bytes:  # fmt: skip
-    limited = ["prlimit", f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0"]
-    process = await asyncio.create_subprocess_exec(
-        *confined([*limited, *limits, "--", IMG, *arguments]), pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    talking = asyncio.create_task(process.communicate())
+    limits = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0", *limits]
     try:
-        async with asyncio.timeout(CONVERT_S_MAX):
-            while not talking.done():
-                await asyncio.wait({talking}, timeout=LOOK_S)
-                if (why := wrong()) is not None:
-                    raise Unacceptable(why)
-    except TimeoutError:
-        raise Unacceptable(f"it took longer than {CONVERT_S_MAX:.0f} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        out, said = await talking
-    if process.returncode:
-        words = said[-SAID_BYTES_MAX:].decode(errors="replace").strip() or f"it ended with {process.returncode}"
-        raise Unacceptable(f"it can't be read as a disk: {words}")
-    return out
+        return await img.run(
+            arguments, CONVERT_S_MAX, wrap=confined, limits=limits, descriptors=descriptors, wrong=wrong
+        )
+    except ImgFailed as error:
+        raise Unacceptable(f"it can't be read as a disk: {error}") from error

@@ -1,42 +1,64 @@
-"""A VM's own layer of its disk: what it wrote, over the disk of its image, which stays as it is (qcow2)."""
+"""A VM's own layer of its disk: what it wrote, over the disk of its image, which stays as it is (qcow2).
+
+The layer may have snapshots inside. What its header says of other files is never followed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 from pathlib import Path
 
+from novacron.disk import img
 from novacron.disk.files import make_durable
+from novacron.disk.img import ImgFailed, Wrap
 
-IMG = "qemu-img"
-TIMEOUT_S = 30.0
-SAID_BYTES_MAX = 500
+TIMEOUT_S = 60.0
 
 
 class OverlayFailed(Exception):
-    """The layer could not be made: says why."""
+    """The layer could not be made, or changed: says why."""
+
+
+async def _img(*arguments: str, wrap: Wrap = img.as_it_is, directory: Path | None = None) -> bytes:
+    try:
+        return await img.run(arguments, TIMEOUT_S, wrap=wrap, directory=directory)
+    except ImgFailed as error:
+        raise OverlayFailed(str(error)) from error
 
 
 async def create(path: Path, below: Path, size_bytes: int) -> None:
     """Make an empty layer at ``path`` over the raw disk ``below``, whole or not at all. Raises OverlayFailed."""
     scratch = path.with_suffix(".new")
-    arguments = ("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch), str(size_bytes))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            IMG, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-    except OSError as error:
-        raise OverlayFailed(f"can't run {IMG}: {error}; install qemu-utils") from error
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            _, said = await process.communicate()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise OverlayFailed(f"{IMG} failed: {said[-SAID_BYTES_MAX:].decode(errors='replace').strip()}")
+    await _img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch), str(size_bytes))
     scratch.rename(path)
     await asyncio.to_thread(make_durable, path.parent)
+
+
+class Snapshots:
+    """The snapshots in the layer of a VM that does not run. ``wrap`` makes commands its own user's. All raise
+    OverlayFailed."""
+
+    def __init__(self, path: Path, wrap: Wrap) -> None:
+        node = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": path.name}}
+        self._name, self._directory, self._wrap = f"json:{json.dumps(node)}", path.parent, wrap
+
+    async def names(self) -> set[str]:
+        said = await _img("info", "--output", "json", self._name, wrap=self._wrap, directory=self._directory)
+        try:
+            return {str(found["name"]) for found in json.loads(said).get("snapshots", ())}
+        except (ValueError, KeyError, TypeError):
+            raise OverlayFailed("its snapshots can't be read") from None
+
+    async def create(self, name: str) -> None:
+        await self._do("-c", name)
+
+    async def apply(self, name: str) -> None:
+        """Have the disk be as it was then."""
+        await self._do("-a", name)
+
+    async def delete(self, name: str) -> None:
+        await self._do("-d", name)
+
+    async def _do(self, option: str, name: str) -> None:
+        await _img("snapshot", "-q", option, name, self._name, wrap=self._wrap, directory=self._directory)

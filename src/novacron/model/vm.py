@@ -148,6 +148,8 @@ class Vm(msgspec.Struct, frozen=True):
     epoch: int
     migration: str | None
     deleting: bool
+    snapshot: str | None
+    """The snapshot that it made, or went back to, last."""
     revision: int
     created_at: datetime
 
@@ -163,6 +165,7 @@ class Action(StrEnum):
     RESET = "reset"
     MIGRATE = "migrate"
     CONFIGURE = "configure"
+    SNAPSHOT = "snapshot"
     DELETE = "delete"
 
 
@@ -175,6 +178,7 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.RESET: frozenset({VmState.RUNNING}),
     Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
+    Action.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""

@@ -25,7 +25,7 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server.copies import Copies
-from novacron.store import imports, links, migrations, nodes, vms
+from novacron.store import imports, links, migrations, nodes, snapshots, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -146,6 +146,7 @@ async def statements(
     keys = (PROJECT, page_key(PROJECT))
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
+    working = await snapshots.working(connection, node)
     for vm in await vms.owned_by(connection, node):
         task = None
         m = active.get(vm.id)
@@ -154,18 +155,11 @@ async def statements(
             task = wire.Task(
                 m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
             )  # fmt: skip
+        wanted = tuple(wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce) for s in working.get(vm.id, ()))
         assignment = wire.Assignment(
-            vm.id,
-            vm.name,
-            vm.spec,
-            vm.deleting,
-            vm.machine,
-            vm.reboots,
-            vm.halted_at_start,
-            *keys,
-            vm.seed,
-            vm.resets,
-        )
+            vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
+            wanted,
+        )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
         if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
@@ -471,6 +465,8 @@ class Link:
                 await vms.observe(connection, node, vm, epoch, status)
             case wire.ImportStands(id=id, phase=phase, held_bytes=held, error=error):
                 await imports.report(connection, node, id, phase, held, error)
+            case wire.SnapshotStands(vm=vm, epoch=epoch, id=id, done=done, error=error, pause_ms=pause_ms):
+                await snapshots.report(connection, node, vm, epoch, id, done, error, pause_ms)
             case wire.TargetReady(migration=id, endpoint=endpoint):
                 await migrations.target_ready(connection, id, node, endpoint)
             case wire.Progressed(migration=id, progress=progress):

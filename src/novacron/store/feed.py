@@ -58,6 +58,7 @@ TABLES = {
     "node": ("nodes", "name"),
     "vm": ("vms", "id"),
     "import": ("imports", "id"),
+    "snapshot": ("snapshots", "id"),
     "migration": ("migrations", "id"),
     "link": ("links", "id"),
     "token": ("tokens", "id"),

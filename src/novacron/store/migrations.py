@@ -24,7 +24,7 @@ from novacron.model.migration import (
 )
 from novacron.model.node import refusal, room
 from novacron.model.vm import Action, Power, Vm, VmState
-from novacron.store import events, nodes, vms
+from novacron.store import events, nodes, snapshots, vms
 from novacron.store.database import Connection
 
 MEGABYTE = 1_000_000
@@ -59,7 +59,6 @@ async def create(
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
-    live = vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
@@ -68,7 +67,7 @@ async def create(
             migration_id(secrets.token_bytes(10)),
             vm.id,
             vm.name,
-            Kind.LIVE if live else Kind.COLD,
+            Kind.LIVE if is_live(vm) else Kind.COLD,
             vm.node,
             target,
             vm.epoch,
@@ -86,12 +85,18 @@ async def create(
     return migration
 
 
+def is_live(vm: Vm) -> bool:
+    """Say whether a move of the VM, as it is, is a live one."""
+    return vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
+
+
 async def choose(connection: Connection, ref: str, target: str | None, if_match: int | None) -> tuple[Vm, str]:
     """Return the VM and where it would be moved. Raises what ``create`` does."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, Action.MIGRATE, if_match)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
+    await snapshots.check_movable(connection, vm, live=is_live(vm))
     return vm, await _choose(connection, vm, target)
 
 

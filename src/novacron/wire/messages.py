@@ -12,6 +12,7 @@ from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.seed import Seed
+from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import VmSpec, VmStatus
 
 PROTOCOL = 3
@@ -146,6 +147,17 @@ class Copied(Message, frozen=True):
     error: str = ""
 
 
+class SnapshotStands(Message, frozen=True):
+    """What became of a snapshot that this node was to work on: ``done`` is the phase that it was told of."""
+
+    vm: str
+    epoch: int
+    id: str
+    done: SnapshotPhase
+    error: str = ""
+    pause_ms: float | None = None
+
+
 class ImportStands(Message, frozen=True):
     """How far an import is on this node."""
 
@@ -187,6 +199,7 @@ FromAgent = (
     | ProbeReady
     | Probed
     | ImportStands
+    | SnapshotStands
     | Answered
     | ImageMissing
     | CopyReady
@@ -195,6 +208,15 @@ FromAgent = (
 )
 
 # server to agent
+
+
+class SnapshotWanted(msgspec.Struct, frozen=True):
+    """A snapshot on which there is something to do."""
+
+    id: str
+    phase: SnapshotPhase
+    memory: bool
+    quiesce: bool
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -212,6 +234,7 @@ class Assignment(msgspec.Struct, frozen=True):
     """Makes the digests of the project's pages: 32 bytes, secret, the same on every node."""
     seed: Seed | None = None
     resets: int = 0
+    snapshots: tuple[SnapshotWanted, ...] = ()
 
 
 class Task(msgspec.Struct, frozen=True):

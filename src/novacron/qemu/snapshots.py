@@ -1,0 +1,63 @@
+"""Snapshots inside the disk of a VM that runs (QEMU's docs/interop/qemu-qmp-ref: snapshot-save and its kin)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from novacron.qemu.command import DISK
+from novacron.qemu.monitor import Monitor, MonitorFailed
+
+JOB = "snapshot0"
+JOB_S_MAX, LOOK_S = 900.0, 0.02
+
+
+async def names(monitor: Monitor) -> set[str]:
+    """Return the names of those that there are. Raises MonitorFailed."""
+    for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
+        if node["node-name"] == DISK:
+            return {str(found["name"]) for found in node["image"].get("snapshots", ())}
+    return set()
+
+
+async def create(monitor: Monitor, name: str, *, memory: bool) -> None:
+    """Keep the disk as it is now, and the ``memory``, for which the guest stands still. Raises MonitorFailed."""
+    if memory:
+        await _job(monitor, "snapshot-save", {"tag": name, "vmstate": DISK, "devices": [DISK]})
+    else:
+        await monitor.execute("blockdev-snapshot-internal-sync", {"device": DISK, "name": name})
+
+
+async def load(monitor: Monitor, name: str) -> None:
+    """Have disk and memory be as they were then; the guest goes on from there. Raises MonitorFailed."""
+    await _job(monitor, "snapshot-load", {"tag": name, "vmstate": DISK, "devices": [DISK]})
+
+
+async def delete(monitor: Monitor, name: str) -> None:
+    """Let go of one; the guest goes on. Raises MonitorFailed."""
+    await _job(monitor, "snapshot-delete", {"tag": name, "devices": [DISK]})
+
+
+async def settle(monitor: Monitor) -> None:
+    """Wait for what an earlier agent may have begun. Raises MonitorFailed."""
+    with contextlib.suppress(MonitorFailed):
+        await _ended(monitor)
+
+
+async def _job(monitor: Monitor, command: str, arguments: dict[str, object]) -> None:
+    await monitor.execute(command, {"job-id": JOB, **arguments})
+    await _ended(monitor)
+
+
+async def _ended(monitor: Monitor) -> None:
+    try:
+        async with asyncio.timeout(JOB_S_MAX):
+            while found := [job for job in await monitor.execute("query-jobs") if job["id"] == JOB]:
+                if found[0]["status"] == "concluded":
+                    await monitor.execute("job-dismiss", {"id": JOB})
+                    if found[0].get("error"):
+                        raise MonitorFailed(str(found[0]["error"]))
+                    return
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise MonitorFailed(f"the snapshot took longer than {JOB_S_MAX:.0f} s") from None

@@ -1,0 +1,177 @@
+"""Snapshots: what users ask for, what nodes have done, and the tree that they make."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, NotFound
+from novacron.model.node import holds
+from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_transition
+from novacron.model.vm import Action, Power, Vm, VmState
+from novacron.store import events, nodes, vms
+from novacron.store.database import Connection
+
+
+def _snapshot(row: Any) -> Snapshot:
+    return msgspec.convert(dict(row), Snapshot)
+
+
+async def of_vm(connection: Connection, vm: str) -> list[Snapshot]:
+    """Return a VM's snapshots, oldest first."""
+    rows = await connection.fetch("SELECT * FROM snapshots WHERE vm = $1 ORDER BY created_at, id", vm)
+    return [_snapshot(row) for row in rows]
+
+
+async def create(connection: Connection, ref: str, name: str, memory: bool, quiesce: bool, actor: str) -> Snapshot:
+    """Ask for a snapshot. Raises NotFound, Conflict, IllegalState."""
+    vm = await _free(connection, ref)
+    if vm.node is None or not await _has_disk(connection, vm):
+        raise IllegalState(f"VM {vm.name} has no disk: there is nothing that a snapshot could keep")
+    if (memory or quiesce) and vm.status.state not in (VmState.RUNNING, VmState.PAUSED):
+        what = "memory" if memory else "guest to write out what it has"
+        raise IllegalState(
+            f"VM {vm.name} is {vm.status.state}: it has no {what}", field="memory" if memory else "quiesce"
+        )
+    if quiesce and vm.status.guest is None:
+        raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
+    if len(await of_vm(connection, vm.id)) >= limits.SNAPSHOTS_PER_VM_MAX:
+        raise Conflict(f"VM {vm.name} has {limits.SNAPSHOTS_PER_VM_MAX} snapshots", hint="delete one first")
+    parent = await connection.fetchval("SELECT snapshot FROM vms WHERE id = $1", vm.id)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO snapshots (id, vm, vm_name, name, parent, memory, quiesce, vcpus, memory_mib, phase)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *",
+            f"snap-{secrets.token_hex(8)}", vm.id, vm.name, name, parent, memory, quiesce, vm.spec.vcpus,
+            vm.spec.memory_mib, SnapshotPhase.CREATING,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
+    await _touch(connection, vm)
+    await events.record(connection, "vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor)
+    return _snapshot(row)
+
+
+async def _free(connection: Connection, ref: str) -> Vm:
+    """Return a VM with which nothing else goes on. Raises NotFound, Conflict, IllegalState."""
+    vm = await vms.get(connection, ref, lock=True)
+    vms.check_action(vm, Action.SNAPSHOT, None)
+    busy = next((s for s in await of_vm(connection, vm.id) if s.phase in WORKING), None)
+    if busy is not None:
+        raise Conflict(f"snapshot {busy.name} of VM {vm.name} is {busy.phase}", hint="wait until that is done")
+    return vm
+
+
+async def _has_disk(connection: Connection, vm: Vm) -> bool:
+    for node in await nodes.all(connection):
+        if holds(node, vm.spec.image) and node.status.inventory is not None:
+            return any(i.name == vm.spec.image and i.disk_bytes for i in node.status.inventory.images)
+    return False
+
+
+async def _touch(connection: Connection, vm: Vm) -> None:
+    """Let the VM's node be told: what it is told of a VM includes its snapshots."""
+    await connection.execute("UPDATE vms SET snapshot = snapshot WHERE id = $1", vm.id)
+
+
+async def _get(connection: Connection, vm: Vm, name: str) -> Snapshot:
+    row = await connection.fetchrow(
+        "SELECT * FROM snapshots WHERE vm = $1 AND (name = $2 OR id = $2) FOR UPDATE", vm.id, name
+    )
+    if row is None:
+        raise NotFound(f"VM {vm.name} has no snapshot {name!r}", hint=f"see: novacron snapshot list {vm.name}")
+    return _snapshot(row)
+
+
+async def _enter(connection: Connection, vm: Vm, snapshot: Snapshot, phase: SnapshotPhase) -> Snapshot:
+    check_transition(snapshot, phase)
+    row = await connection.fetchrow("UPDATE snapshots SET phase = $2 WHERE id = $1 RETURNING *", snapshot.id, phase)
+    await _touch(connection, vm)
+    return _snapshot(row)
+
+
+async def revert(connection: Connection, ref: str, name: str, actor: str) -> Snapshot:
+    """Let a VM go back to a snapshot; what it wrote since is lost. Raises NotFound, Conflict, IllegalState."""
+    vm = await _free(connection, ref)
+    snapshot = await _get(connection, vm, name)
+    if snapshot.memory and (snapshot.vcpus, snapshot.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
+        raise IllegalState(
+            f"snapshot {snapshot.name} holds the memory of a VM with {snapshot.vcpus} vCPUs and {snapshot.memory_mib} MiB",
+            hint=f"novacron vm set {vm.name} --vcpus {snapshot.vcpus} --memory {snapshot.memory_mib}",
+        )
+    entered = await _enter(connection, vm, snapshot, SnapshotPhase.REVERTING)
+    if snapshot.memory and vm.spec.power is not Power.RUNNING:
+        spec = msgspec.structs.replace(vm.spec, power=Power.RUNNING, starts=vm.spec.starts + 1)
+        await connection.execute("UPDATE vms SET spec = $2 WHERE id = $1", vm.id, msgspec.to_builtins(spec))
+    await events.record(connection, "vm", vm.id, vm.name, "RevertAsked", f"to snapshot {snapshot.name}", actor)
+    return entered
+
+
+async def delete(connection: Connection, ref: str, name: str, actor: str) -> Snapshot:
+    """Let go of a snapshot; the VM is as it is. Raises NotFound, Conflict, IllegalState."""
+    vm = await _free(connection, ref)
+    entered = await _enter(connection, vm, await _get(connection, vm, name), SnapshotPhase.DELETING)
+    await events.record(connection, "vm", vm.id, vm.name, "SnapshotDeleteAsked", f"snapshot {entered.name}", actor)
+    return entered
+
+
+async def report(
+    connection: Connection, node: str, vm_id: str, epoch: int, id: str, done: SnapshotPhase, error: str,
+    pause_ms: float | None,
+) -> None:  # fmt: skip
+    """Store what a VM's owner did: ``done`` is the phase that it was told of. Anyone else's report is ignored."""
+    vm_row = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm_id)
+    row = await connection.fetchrow("SELECT * FROM snapshots WHERE id = $1 AND vm = $2", id, vm_id)
+    if vm_row is None or row is None or (vm_row["node"], vm_row["epoch"]) != (node, epoch):
+        return
+    snapshot = _snapshot(row)
+    if snapshot.phase is not done:
+        return
+    if error:
+        reason, message = "SnapshotFailed", f"{snapshot.name}: {done}: {error}"
+        phase = SnapshotPhase.FAILED if done is SnapshotPhase.CREATING else SnapshotPhase.READY
+        await connection.execute("UPDATE snapshots SET phase = $2, error = $3 WHERE id = $1", id, phase, error[:500])
+    elif done is SnapshotPhase.DELETING:
+        reason, message = "SnapshotDeleted", snapshot.name
+        for table, column in (("snapshots", "parent"), ("vms", "snapshot")):
+            await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", id, snapshot.parent)
+        await connection.execute("DELETE FROM snapshots WHERE id = $1", id)
+    else:
+        reason = "SnapshotMade" if done is SnapshotPhase.CREATING else "Reverted"
+        message = f"{snapshot.name}" + ("" if pause_ms is None else f", the guest stood still for {pause_ms:.0f} ms")
+        await connection.execute(
+            "UPDATE snapshots SET phase = $2, error = '', pause_ms = coalesce($3, pause_ms) WHERE id = $1",
+            id, SnapshotPhase.READY, pause_ms,
+        )  # fmt: skip
+        await connection.execute("UPDATE vms SET snapshot = $2 WHERE id = $1", vm_id, id)
+    await events.record(connection, "vm", vm_id, vm_row["name"], reason, message)
+
+
+async def working(connection: Connection, node: str) -> dict[str, list[Snapshot]]:
+    """Return what there is to do on a node, by VM."""
+    rows = await connection.fetch(
+        "SELECT s.* FROM snapshots s JOIN vms ON vms.id = s.vm WHERE vms.node = $1 AND s.phase = ANY($2)"
+        " ORDER BY s.created_at",
+        node, [phase.value for phase in WORKING],
+    )  # fmt: skip
+    found: dict[str, list[Snapshot]] = {}
+    for row in rows:
+        found.setdefault(row["vm"], []).append(_snapshot(row))
+    return found
+
+
+async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
+    """Raise Conflict or IllegalState when the VM's snapshots keep it from moving now."""
+    found = await of_vm(connection, vm.id)
+    busy = next((snapshot for snapshot in found if snapshot.phase in WORKING), None)
+    if busy is not None:
+        raise Conflict(f"snapshot {busy.name} of VM {vm.name} is {busy.phase}", hint="wait until that is done")
+    if live and any(snapshot.phase is not SnapshotPhase.FAILED for snapshot in found):
+        raise IllegalState(
+            f"VM {vm.name} has snapshots, which can't follow it while it runs",
+            hint=f"stop it to move it with them, or delete them, see: novacron snapshot list {vm.name}",
+        )

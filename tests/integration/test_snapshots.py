@@ -1,0 +1,219 @@
+"""Snapshots of real disks and memory: made, gone back to, deleted, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from lab.platform import Platform, until
+from tests.integration.conftest import Api
+from tests.integration.test_guest import until_heard
+from tests.integration.test_lifecycle import boots, ready
+
+NewVm = Callable[..., dict[str, Any]]
+Object = dict[str, Any]
+
+
+def shell(site: Platform, vm: Object, command: str) -> str:
+    """Run a command in the guest's shell and return the word that it prints."""
+    ticket = site.client.act("vms", vm["id"], "open-console")
+    url = site.client.config.url.replace("https://", "wss://") + ticket["path"]
+    context = ssl.create_default_context(cadata=site.client.config.ca)
+    mark = os.urandom(4).hex()
+    with connect(url, ssl=context, compression=None, proxy=None) as console:
+        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$({command})-\r".encode())
+        seen = ""
+        while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
+            seen += bytes(console.recv(30)).decode(errors="replace")  # type: ignore[arg-type]
+    return found[1]
+
+
+def write(site: Platform, vm: Object, text: str) -> None:
+    shell(site, vm, f"echo {text} | dd of=/dev/vda conv=fsync,notrunc bs=4096 seek=2048 2>/dev/null; echo done")
+
+
+def read(site: Platform, vm: Object) -> str:
+    drop = "echo 3 > /proc/sys/vm/drop_caches"
+    return shell(site, vm, f"{drop}; dd if=/dev/vda bs=4096 skip=2048 count=1 2>/dev/null | head -n 1")
+
+
+def names(site: Platform, vm: Object) -> list[str]:
+    return [line.split()[0] for line in site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]]
+
+
+def directory(site: Platform, vm: Object) -> Path:
+    return site.directory / str(vm["node"]) / "agent" / "vms" / str(vm["id"])
+
+
+def in_file(site: Platform, vm: Object) -> list[str]:
+    said = subprocess.run(
+        ["qemu-img", "info", "-U", "--output", "json", str(directory(site, vm) / "disk.qcow2")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return [found["name"] for found in json.loads(said.stdout).get("snapshots", [])]
+
+
+def booted(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
+    vm = new_vm(image="disk", **fields)
+    ready(site, vm)
+    return site.client.get("vms", vm["id"])
+
+
+def test_a_disk_goes_back_and_forth_in_a_tree(site: Platform, new_vm: NewVm) -> None:
+    vm = booted(site, new_vm)
+    for text in ("one", "two"):
+        write(site, vm, text)
+        assert "ready" in site.cli("snapshot", "create", vm["name"], text).stdout
+    write(site, vm, "three")
+    site.cli("snapshot", "revert", vm["name"], "one")
+    until(lambda: boots(site, vm) == 2, "it has booted from what it was", 60)
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    assert read(site, vm) == "one"
+    write(site, vm, "other")
+    site.cli("snapshot", "create", vm["name"], "branch")
+    listed = site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]
+    assert [line.rstrip().split("  ready")[0].rstrip() for line in listed] == ["one", "  two", "  branch *"]
+    site.cli("snapshot", "delete", vm["name"], "one")
+    assert names(site, vm) == ["two", "branch"] and read(site, vm) == "other", "it goes on running"
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("snapshot", "create", vm["name"], "off")
+    site.cli("snapshot", "revert", vm["name"], "two")
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 3, "it is up", 60)
+    assert read(site, vm) == "two"
+    site.cli("snapshot", "delete", vm["name"], "branch")
+    assert len(in_file(site, vm)) == 2
+
+
+def test_memory_goes_back_too(site: Platform, new_vm: NewVm) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "before")
+    shell(site, vm, "echo kept > /run/word")
+    site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    write(site, vm, "after")
+    shell(site, vm, "echo lost > /run/word")
+    site.cli("snapshot", "revert", vm["name"], "whole")
+    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("kept", "before")
+    assert boots(site, vm) == 1, "it did not boot: it went on from there"
+    site.cli("vm", "kill", vm["name"], "--wait")
+    refused = site.cli("vm", "migrate", vm["name"], "--to", "host-b" if vm["node"] == "host-a" else "host-a")
+    assert refused.returncode == 0, "off, it moves with its snapshots"
+    vm = site.client.get("vms", vm["id"])
+    assert len(in_file(site, vm)) == 1
+    site.cli("snapshot", "revert", vm["name"], "whole")
+    site.wait_state(vm["id"], "running")
+    assert shell(site, vm, "cat /run/word") == "kept", "also where it is now"
+    refused = site.cli("vm", "migrate", vm["name"], check=False)
+    assert refused.returncode == 4 and "which can't follow it while it runs" in refused.stderr
+    site.cli("snapshot", "delete", vm["name"], "whole")
+
+
+def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform, api: Api, new_vm: NewVm) -> None:
+    vm = booted(site, new_vm)
+    answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
+    assert answer.problem["field"] == "quiesce" and "no guest agent" in answer.problem["detail"]
+    heard = until_heard(site, new_vm(image="agent", cloud_init={}))
+    answer = api("POST", f"/api/v1/vms/{heard['id']}/snapshots", {"name": "a"})
+    assert answer.status == 409 and "has no disk" in answer.problem["detail"]
+
+
+def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
+    vm = booted(site, new_vm)
+    path = f"/api/v1/vms/{vm['id']}/snapshots"
+    for name in ("A", "a,b", "../x", "$(id)"):
+        assert api("POST", path, {"name": name}).problem["field"] == "name"
+    site.cli("snapshot", "create", vm["name"], "a", "--memory")
+    assert api("POST", path, {"name": "a"}).problem["field"] == "name"
+    assert api("POST", f"{path}/b/actions/revert").status == 404
+    assert api("DELETE", f"{path}/b").status == 404
+    site.cli("vm", "kill", vm["name"], "--wait")
+    assert api("POST", path, {"name": "b", "memory": True}).problem["field"] == "memory"
+    site.cli("vm", "set", vm["name"], "--memory", "192")
+    assert (
+        "holds the memory of a VM with 1 vCPUs and 128 MiB" in api("POST", f"{path}/a/actions/revert").problem["detail"]
+    )
+
+
+@pytest.mark.parametrize("phase", ["create", "revert", "delete"])
+def test_an_agent_that_is_killed_meanwhile_finishes_it(site: Platform, new_vm: NewVm, phase: str) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "before")
+    if phase != "create":
+        site.cli("snapshot", "create", vm["name"], "a", "--memory")
+        write(site, vm, "after")
+    agent = site.agents[vm["node"]]
+    assert agent.process is not None
+    client = site.client
+    asked = {
+        "create": lambda: client.create_snapshot(vm["name"], "a", memory=True),
+        "revert": lambda: client.revert_snapshot(vm["name"], "a"),
+        "delete": lambda: client.delete_snapshot(vm["name"], "a"),
+    }[phase]()
+    until(lambda: "SnapshotAsked" in str(list(client.list("events", object=vm["id"]))), "it is asked for")
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait()
+    agent.start()
+    site.wait_node(vm["node"])
+    done = client.wait("snapshots", asked["id"], lambda now: now is None or now["phase"] in ("ready", "failed"), 60)
+    if phase == "delete":
+        assert done is None and in_file(site, vm) == []
+        assert read(site, vm) == "after"
+    else:
+        assert done is not None and done["phase"] == "ready", done
+        assert in_file(site, vm) == [asked["id"]]
+        assert read(site, vm) == "before"
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    """Put a VM's directory onto a file system of so many MiB."""
+    mounted: list[Path] = []
+
+    def shrink(path: Path, mib: int) -> None:
+        saved = tmp_path / "saved"
+        subprocess.run(["cp", "-a", str(path), str(saved)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
+        mounted.append(path)
+        subprocess.run(["cp", "-a", f"{saved}/.", str(path)], check=True)
+
+    yield shrink
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(
+    site: Platform, new_vm: NewVm, small: Callable[[Path, int], None]
+) -> None:
+    vm = booted(site, new_vm)
+    other = booted(site, new_vm, node=vm["node"])
+    site.cli("vm", "kill", vm["name"], "--wait")
+    small(directory(site, vm), 24)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    ticket = site.client.act("vms", vm["id"], "open-console")
+    url = site.client.config.url.replace("https://", "wss://") + ticket["path"]
+    context = ssl.create_default_context(cadata=site.client.config.ca)
+    with connect(url, ssl=context, compression=None, proxy=None) as console:
+        console.send(b"\rdd if=/dev/urandom of=/dev/vda bs=1M count=40 conv=fsync,notrunc; echo wrote-$?\r")
+        paused = site.wait_state(vm["id"], "paused", 60)
+        assert "its disk is full" in paused["status"]["reason"]
+        write(site, other, "fine")
+        subprocess.run(["mount", "-o", "remount,size=256m", str(directory(site, vm))], check=True)
+        site.wait_state(vm["id"], "running")
+        seen = b""
+        while b"wrote-0" not in seen:
+            seen += bytes(console.recv(60))  # type: ignore[arg-type]
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+    site.cli("vm", "kill", vm["name"], "--wait")
+    subprocess.run(["umount", "-l", str(directory(site, vm))], check=True)
