@@ -99,8 +99,9 @@ async def revert(connection: Connection, ref: str, name: str, actor: str) -> Sna
     vm = await _free(connection, ref)
     snapshot = await _get(connection, vm, name)
     if snapshot.memory and (snapshot.vcpus, snapshot.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
+        size = f"{snapshot.vcpus} vCPUs and {snapshot.memory_mib} MiB"
         raise IllegalState(
-            f"snapshot {snapshot.name} holds the memory of a VM with {snapshot.vcpus} vCPUs and {snapshot.memory_mib} MiB",
+            f"snapshot {snapshot.name} holds the memory of a VM with {size}",
             hint=f"novacron vm set {vm.name} --vcpus {snapshot.vcpus} --memory {snapshot.memory_mib}",
         )
     entered = await _enter(connection, vm, snapshot, SnapshotPhase.REVERTING)
