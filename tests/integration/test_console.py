@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import signal
 import socket
 import ssl
@@ -56,10 +57,14 @@ class Terminal:
 
     def until_saw(self, text: bytes) -> None:
         def saw() -> bool:
-            self.seen += os.read(self.master, 4096)
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.seen += os.read(self.master, 4096)
             return text in self.seen
 
-        until(saw, f"the terminal shows {text!r}")
+        try:
+            until(saw, f"the terminal shows {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it shows {self.seen!r}") from None
 
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
@@ -139,7 +144,7 @@ def test_a_vm_without_a_display_says_so(site: Platform, api: Api, new_vm: NewVm)
     site.wait_state(vm["id"], "running")
     answer = api("POST", f"/api/v1/vms/{vm['id']}/actions/open-console", {"kind": "display"})
     assert answer.status == 409 and "has no display" in answer.problem["detail"]
-    assert api("GET", f"/api/v1/vms/{vm['id']}/screenshot").status == 400
+    assert api("GET", f"/api/v1/vms/{vm['id']}/screenshot").status == 409
 
 
 def test_what_was_printed_can_be_read_after_a_crash(site: Platform, new_vm: NewVm) -> None:

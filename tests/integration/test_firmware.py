@@ -16,7 +16,7 @@ LOOK = """#! hostile
 mkdir -p /vars; mount -t efivarfs none /vars
 {
   [ -d /sys/firmware/efi ] && echo found-uefi
-  echo "found-secure $(od -An -tu1 -j4 /vars/SecureBoot-* | tr -d ' ')"
+  echo "found-secure $(tail -c 1 /vars/SecureBoot-* | od -An -tu1 | tr -d ' ')"
   for tpm in /sys/class/tpm/tpm*; do echo "found-tpm $(cat $tpm/tpm_version_major)"; done
   echo found-all
 } > /dev/console 2>&1
@@ -33,7 +33,8 @@ def offered(site: Platform) -> None:
 def seen(site: Platform, vm: dict[str, Any]) -> set[str]:
     def found() -> set[str]:
         text = site.console_log(site.client.get("vms", vm["id"]))
-        return set(re.findall(r"^(found-[^\r\n]*)", text, re.M)) if "found-all" in text else set()
+        words = set(re.findall(r"^(?:/ # )?(?:\x1b\[6n)?(found-[^\r\n]*)", text, re.M))
+        return words if "found-all" in words else set()
 
     found_: set[str] = until(found, "the guest has looked at what it booted with", BOOT_S)
     return found_

@@ -26,7 +26,7 @@ NewVm = Callable[..., dict[str, Any]]
 def ready(site: Platform, vm: dict[str, Any]) -> None:
     """Wait until the guest has booted."""
     node = site.wait_state(vm["id"], "running")["node"]
-    until(lambda: "ready" in site.console_log(vm, node).splitlines()[-3:].__str__(), f"{vm['name']} has booted", 60)
+    until(lambda: "tiny guest: ready" in site.console_log(vm, node), f"{vm['name']} has booted", 60)
 
 
 def boots(site: Platform, vm: dict[str, Any]) -> int:

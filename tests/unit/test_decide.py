@@ -39,6 +39,8 @@ def after(step: Step, run_state: str) -> str:
             return "running"
         case Step.PAUSE:
             return "paused"
+        case Step.MAKE_ROOM:
+            return "running"
         case Step.KILL:
             return "absent"
     return run_state
@@ -56,7 +58,7 @@ def test_it_comes_to_rest_where_the_spec_says(
         if step is Step.NOTHING and stopping_s is None:
             break
         run_state = after(step, run_state)
-        if step is Step.RESET:
+        if step in (Step.RESET, Step.REBOOT):
             reboots = spec.reboots
         if step is Step.MARK_HALTED:
             halted_at_start = spec.starts

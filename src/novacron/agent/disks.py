@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from novacron.agent.home import DISK_LAYER, INCOMING_DISK_SOCKET, OUTGOING_DISK_SOCKET, STATE
+from novacron.agent.home import COMPLETE, DISK_LAYER, INCOMING_DISK_SOCKET, OUTGOING_DISK_SOCKET, STATE
 from novacron.agent.machine import Machine
 from novacron.disk import files
 from novacron.disk.images import Image
@@ -25,8 +25,6 @@ from novacron.qemu.monitor import MonitorFailed
 LOOK_S = 0.1
 SMALL_BYTES_MAX = 4 << 20
 """Of what moves beside the disk: firmware variables, and what a TPM remembers."""
-ARRIVED = "arrived"
-"""Beside what came with a VM that does not run, once that is all there."""
 DISK_SHARE = 4
 """Once the disk is mirrored, what the guest goes on writing to it may use one part in so many of the rate."""
 
@@ -172,6 +170,7 @@ def keeps_files(spec: VmSpec, image: Image) -> bool:
 
 async def send_state(directory: Path, sender: Sender, image: Image) -> None:
     """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
+    (directory / COMPLETE).write_text("complete\n")
     named = [(name, path) for name, place in STATE.items() if (path := directory / place).is_file()]
     await send_files(named, sender, image.info.digest)
 
@@ -223,11 +222,10 @@ async def receive_state(session: Incoming, directory: Path, image: Image, bytes_
     scratch.mkdir(parents=True)
     try:
         await session.receive(Player(open_))
-        for received in sorted(scratch.iterdir(), key=lambda path: path.name == DISK_LAYER):  # the disk last
+        for received in sorted(scratch.iterdir(), key=lambda path: path.name == COMPLETE):
             place = directory / STATE[received.name]
             place.parent.mkdir(mode=0o700, exist_ok=True)
             received.rename(place)
-        (directory / ARRIVED).touch()
         await asyncio.to_thread(files.make_durable, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -235,4 +233,4 @@ async def receive_state(session: Incoming, directory: Path, image: Image, bytes_
 
 def has_arrived(directory: Path) -> bool:
     """Say whether ``receive_state`` was done, perhaps by an earlier agent."""
-    return (directory / ARRIVED).exists()
+    return (directory / COMPLETE).exists()

@@ -232,8 +232,8 @@ class Giving:
     async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
         """Send what a VM that does not run consists of."""
         directory = self._worker.machine.directory
+        directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
-            directory.mkdir(parents=True, exist_ok=True)
             await overlay.create(directory / DISK_LAYER, image.disk, self._worker.disk_bytes(image))
         sender.limit(self._rate_now(task))
         await disks.send_state(directory, sender, image)

@@ -26,7 +26,9 @@ TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, OUTG
 DISK_LAYER = "disk.qcow2"
 """What the VM wrote to its disk, over the disk of its image."""
 RUN = "run"
-STATE = {DISK_LAYER: DISK_LAYER, "nvram.fd": "nvram.fd", "tpm2.state": "tpm/tpm2-00.permall"}
+COMPLETE = "complete"
+"""Beside what a VM that does not run consists of, where all of that is: it is moved last."""
+STATE = {DISK_LAYER: DISK_LAYER, "nvram.fd": "nvram.fd", "tpm2.state": "tpm/tpm2-00.permall", COMPLETE: COMPLETE}
 """What a VM that does not run consists of, by the names under which it moves."""
 UIDS_MAX = 65_536
 BACKLOG = 1

@@ -16,6 +16,7 @@ from novacron.api.context import ApiRequest, Caller, services
 from novacron.model import limits
 from novacron.model.console import ConsoleKind, Ticket
 from novacron.model.errors import IllegalState, NotFound, NovaError
+from novacron.model.vm import Display
 from novacron.store import tickets
 
 INPUT_BYTES_MAX = 64 * 1024
@@ -67,6 +68,9 @@ async def console_log(request: ApiRequest, ref: str, tail: Tail = 64 * 1024) -> 
 @get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
 async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
     node, id = _place(request, ref)
+    found = services(request).cache.get("vm", id)
+    if found is not None and found.body["spec"].get("display") == Display.NONE:
+        raise IllegalState(f"VM {ref} has no display", hint=f"novacron vm console {ref}")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     return Response(await services(request).agents.screenshot(node, id), media_type="image/png", headers=headers)
 

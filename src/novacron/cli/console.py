@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -114,7 +113,7 @@ class _Keys:
         """Tell the guest's shell the size of this terminal: a serial line has no other way."""
         while self._resized.wait():
             self._resized.clear()
-            size = shutil.get_terminal_size()
+            size = os.get_terminal_size(0)
             if self._follows:
                 try:
                     self._socket.send(f"stty rows {size.lines} cols {size.columns}\r".encode())

@@ -45,5 +45,5 @@ def tpm_command() -> list[str]:
     """Return the arguments of a TPM 2.0, run in the VM's directory; it ends with its QEMU."""
     return [
         *(TPM, "socket", "--tpm2", "--tpmstate", f"dir={TPM_STATE},mode=0600"),
-        *("--ctrl", f"type=unixio,path={TPM_SOCKET},mode=0600,terminate", "--terminate"),
+        *("--ctrl", f"type=unixio,path={TPM_SOCKET},mode=0600", "--terminate"),
     ]

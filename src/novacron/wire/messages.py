@@ -171,7 +171,7 @@ class Answered(Message, frozen=True):
     """What came of a question: a value, whose form follows from the question, or what was wrong."""
 
     ask: int
-    value: msgspec.Raw = msgspec.Raw(b"")
+    value: msgspec.Raw = msgspec.Raw(b"\xc0")
     error: str = ""
     field: str | None = None
 
