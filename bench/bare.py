@@ -48,7 +48,7 @@ class Bare:
         self.directory = directory
         self.host = host
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        (directory / "run").mkdir(parents=True)
         image_ = scan(images)[0][image]
         self.image_disk = image_.disk
         self._tap = TAP if address is not None else None
@@ -58,6 +58,7 @@ class Bare:
             cmdline=image_.cmdline + (f" novacron.address={address}" if address else ""),
             nic=Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),
             disk=None if image_.disk is None else directory / "disk.qcow2",
+            display=True,
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -297,7 +297,7 @@ def _keep(demo: Demo) -> None:
         f"  export NOVACRON_CONFIG={config}\n"
         "  .venv/bin/novacron vm list\n"
         f"  .venv/bin/novacron vm migrate {VM} --to host-a\n"
-        f"  .venv/bin/novacron vm console {VM}        (Ctrl-] leaves it)\n"
+        f"  .venv/bin/novacron vm console {VM}        (Ctrl-] q leaves it)\n"
         "  .venv/bin/novacron node drain host-b\n"
         "  .venv/bin/novacron events --follow\n"
         f"  {demo.platform.directory}/*.log                 (what the processes say)\n"

@@ -1,0 +1,264 @@
+"""The figures of one machine's life: many at once, snapshots, idling, Debian, imports. ``script/bench machines``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench.report import Figure, median, report
+from lab.hosts import lab, missing
+from lab.images import images_dir
+from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
+from novacron.client import Client
+from novacron.disk import debian
+from novacron.disk.images import Image, scan
+from novacron.disk.seed import build as build_seed
+from novacron.model.node import AcceleratorKind
+from novacron.model.seed import Seed
+from novacron.qemu.command import Config, Nic, command, console_log_path
+from novacron.qemu.guest import GuestAgent, GuestSilent
+
+NODE = "host-a"
+READY = "tiny guest: ready"
+MANY, MANY_MIB, MANY_OVER_BARE = 50, 64, 1.3
+TOGETHER = 8
+"""How many VMs are asked for at once; bare QEMUs are started by as many."""
+IDLE_S, IDLE_PERCENT, AGENT_MIB = 20.0, 3.0, 200.0
+SNAPSHOTS, DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 5, 100.0, 1500.0, 256
+DEBIAN_MIB, DEBIAN_OVER_BARE, DEBIAN_S_MAX = 1024, 1.1, 300.0
+IMPORT_BYTES, IMPORT_SHARE = 1_500_000_000, 0.6
+MAC = "52:54:00:ba:5e:00"
+
+
+@contextlib.contextmanager
+def bare(directory: Path, image: Image, memory_mib: int, *, agent: bool = False) -> Iterator[None]:
+    """Run QEMU alone, configured as NovaCron configures it."""
+    (directory / "run").mkdir(parents=True)
+    descriptors = []
+    disk = None
+    if image.disk is not None:
+        disk = directory / "disk.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(disk)], check=True
+        )
+    guest = seed = None
+    if agent:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            server.bind(str(directory / "guest.sock"))
+            server.listen(1)
+            guest = server.detach()
+        build_seed(directory / "seed.iso", Seed(), id="bare", name="bare", mac=MAC, address=None)
+        seed = os.open(directory / "seed.iso", os.O_RDONLY)
+        descriptors = [guest, seed]
+    config = Config(
+        "bare", directory, 1, memory_mib, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
+        Nic(MAC, None), disk, guest=guest, seed=seed, display=not agent,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        command(config, incoming=False), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors
+    )
+    for descriptor in descriptors:
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(directory)
+
+
+def booted(logs: list[Path], count: int) -> None:
+    """Wait until so many guests have booted."""
+    until(
+        lambda: sum(READY in log.read_text(errors="replace") for log in logs if log.exists()) >= count,
+        f"{count} guests have booted", 600,
+    )  # fmt: skip
+
+
+def many_figures(p: Platform, directory: Path, image: Image, count: int) -> list[Figure]:
+    """Many VMs on one node, against as many bare QEMUs; and what the agent uses while they idle."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(TOGETHER) as together:
+        places = [directory / f"bare{number}" for number in range(count)]
+        for opened in together.map(lambda place: _entered(bare(place, image, MANY_MIB)), places):
+            stack.callback(opened.__exit__, None, None, None)
+        booted([console_log_path(place) for place in places], count)
+        peer = time.monotonic() - started
+    config = p.client.config
+    vms = p.directory / NODE / "agent" / "vms"
+    started = time.monotonic()
+    with ThreadPoolExecutor(TOGETHER) as together:
+
+        def create(number: int) -> str:
+            vm = Client(config).create_vm(name=f"many-{number}", image="tiny", memory_mib=MANY_MIB, node=NODE)
+            return str(vm["id"])
+
+        ids = list(together.map(create, range(count)))
+    booted([vms / id / "console.log" for id in ids], count)
+    own = time.monotonic() - started
+    time.sleep(10)
+    percent, mib = usage(p.agents[NODE].process.pid)  # type: ignore[union-attr]
+    for id in ids:
+        p.client.delete("vms", id)
+    until(lambda: not list(p.client.list("vms")), "the VMs are deleted", 120)
+    return [
+        Figure(f"{count} bare QEMUs of {MANY_MIB} MiB, started and booted", peer, "s"),
+        Figure(f"{count} VMs of {MANY_MIB} MiB, created and booted", own, "s"),
+        Figure("  ... over bare QEMU", own / peer, "x", MANY_OVER_BARE),
+        Figure(f"agent's processor with {count} idle VMs, of a core", percent, "%", IDLE_PERCENT),
+        Figure(f"agent's memory with {count} idle VMs", mib, "MiB", AGENT_MIB),
+    ]
+
+
+def _entered(opened: Any) -> Any:
+    opened.__enter__()
+    return opened
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """Return the share of a core (percent) and the memory (MiB) that a process uses while nothing is asked of it."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(IDLE_S)
+    percent = 100 * (ticks() - before) / os.sysconf("SC_CLK_TCK") / IDLE_S
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    pss_kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return percent, pss_kib / 1024
+
+
+def snapshot_figures(p: Platform, rounds: int) -> list[Figure]:
+    """For how long a guest stands still while its disk, and its memory, are kept."""
+    vm = p.client.create_vm(name="kept", image="disk", memory_mib=MEMORY_MIB, node=NODE)
+    booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(rounds):
+        for memory in (False, True):
+            made = p.client.create_snapshot("kept", f"s{number}{'m' if memory else 'd'}", memory)
+            done = p.client.wait("snapshots", made["id"], lambda s: s is None or s["phase"] in ("ready", "failed"), 60)
+            assert done is not None and done["phase"] == "ready", done
+            found[memory].append(done["pause_ms"])
+    p.cli("vm", "delete", "kept", "--wait")
+    return [
+        median("pause of the guest for a disk snapshot", found[False], "ms", DISK_PAUSE_MS),
+        median(f"pause of the guest for a memory snapshot of {MEMORY_MIB} MiB", found[True], "ms", MEMORY_PAUSE_MS),
+    ]
+
+
+def debian_figures(p: Platform, directory: Path, image: Image, rounds: int) -> list[Figure]:
+    """Debian until its guest agent answers, bare QEMU and NovaCron in turn."""
+    own, peer = [], []
+    for number in range(rounds):
+        started = time.monotonic()
+        with bare(directory / "debian", image, DEBIAN_MIB, agent=True):
+            asyncio.run(_answers(directory / "debian" / "guest.sock"))
+            peer.append(time.monotonic() - started)
+        started = time.monotonic()
+        p.cli(
+            "vm", "create", f"debian-{number}", "--image", "debian", "--memory", str(DEBIAN_MIB), "--node", NODE,
+            "--wait-for", "agent", "--timeout", str(DEBIAN_S_MAX), "--no-display",
+        )  # fmt: skip
+        own.append(time.monotonic() - started)
+        p.cli("vm", "delete", f"debian-{number}", "--wait")
+    ratios = [a / b for a, b in zip(own, peer, strict=True)]
+    return [
+        median("bare QEMU until Debian's guest agent answers", peer, "s"),
+        median("vm create --wait-for agent, Debian", own, "s"),
+        median("  ... over bare QEMU", ratios, "x", DEBIAN_OVER_BARE),
+    ]
+
+
+async def _answers(path: Path) -> None:
+    agent = GuestAgent(path)
+    async with asyncio.timeout(DEBIAN_S_MAX):
+        while True:
+            with contextlib.suppress(GuestSilent):
+                await agent.name()
+                return
+            await asyncio.sleep(0.2)
+
+
+def import_figures(p: Platform, rounds: int) -> list[Figure]:
+    """A raw disk becomes an image, its checksum proved, against ``qemu-img convert`` alone."""
+    root = p.directory / NODE / "imports"
+    root.mkdir(exist_ok=True)
+    source, target = root / "large.raw", root / "converted.raw"
+    digest = hashlib.sha256()
+    with source.open("wb") as file:
+        for _ in range(IMPORT_BYTES // 1_000_000):
+            piece = os.urandom(1_000_000)
+            file.write(piece)
+            digest.update(piece)
+    own, peer = [], []
+    for number in range(rounds):
+        os.sync()
+        started = time.monotonic()
+        subprocess.run(
+            ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-t", "writeback", str(source), str(target)], check=True
+        )
+        peer.append(IMPORT_BYTES / 1e6 / (time.monotonic() - started))
+        target.unlink()
+        os.sync()
+        started = time.monotonic()
+        begun = p.client.import_image(f"large-{number}", path="large.raw", sha256=digest.hexdigest(), node=NODE)
+        done = p.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 300)
+        own.append(IMPORT_BYTES / 1e6 / (time.monotonic() - started))
+        assert done is not None and done["phase"] == "done", done
+        p.client.delete_image(f"large-{number}")
+    return [
+        median("qemu-img convert of a 1.5 GB raw image", peer, "MB/s"),
+        median("import of it, with its checksum", own, "MB/s"),
+        median("  ... of qemu-img's speed", [a / b for a, b in zip(own, peer, strict=True)], "x", IMPORT_SHARE,
+               at_least=True),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="script/bench machines", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and VMs, without Debian")
+    parser.add_argument("--only", nargs="*", choices=("many", "snapshots", "imports", "debian"))
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args()
+    clean_up_when_ended()
+    if lacking := missing():
+        sys.exit(f"this machine can't emulate hosts: {', '.join(lacking)}")
+    wanted = set(options.only or ("many", "snapshots", "imports", *(() if options.quick else ("debian",))))
+    images = images_dir()
+    if "debian" in wanted and not (images / "debian").exists():
+        print("building the Debian image", flush=True)
+        debian.build(images / "debian")
+    held = scan(images)[0]
+    figures = []
+    with (
+        open_directory("nvb-") as directory,
+        lab(f"nvb{os.getpid()}", default_cache()) as hosts,
+        platform(directory / "p", hosts, images) as p,
+    ):
+        if "many" in wanted:
+            figures += many_figures(p, directory, held["tiny"], 10 if options.quick else MANY)
+        if "snapshots" in wanted:
+            figures += snapshot_figures(p, 3 if options.quick else SNAPSHOTS)
+        if "imports" in wanted:
+            figures += import_figures(p, 1 if options.quick else 3)
+        if "debian" in wanted:
+            figures += debian_figures(p, directory, held["debian"], 3)
+    report("machines", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()
