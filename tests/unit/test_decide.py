@@ -11,7 +11,7 @@ from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmSpec
 
 RUN_STATES = [
-    *sorted(STATES.keys() - {"finish-migrate"}),
+    *sorted(STATES.keys() - {"finish-migrate", "save-vm"}),
     "inmigrate",
     "io-error",
     "internal-error",
@@ -19,7 +19,7 @@ RUN_STATES = [
     "watchdog",
     "unresponsive",
 ]
-"""All but ``finish-migrate``, which QEMU leaves by itself within moments."""
+"""All but those that QEMU leaves by itself within moments."""
 
 specs = st.builds(
     VmSpec,

@@ -31,7 +31,6 @@ STATES = {
     "prelaunch": VmState.PAUSED,
     "postmigrate": VmState.PAUSED,
     "save-vm": VmState.RUNNING,
-    "restore-vm": VmState.PAUSED,
     "io-error": VmState.PAUSED,
     "suspended": VmState.PAUSED,
     "shutdown": VmState.STOPPED,
