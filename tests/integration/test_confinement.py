@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ def test_a_qemu_is_a_user_of_its_own_without_rights_or_network(site: Platform, n
         assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     pid = one["status"]["pid"]
     assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    assert "novacron" in Path(f"/proc/{pid}/cgroup").read_text(), "it has its share of the host"
+    share = re.search(r":(?:[a-z,]*memory[a-z,]*)?:(/novacron/\S+)", Path(f"/proc/{pid}/cgroup").read_text())
+    assert share is not None, "it has its share of the host"
+    places = [path for root in ("memory", "") if (path := Path(f"/sys/fs/cgroup/{root}{share[1]}")).exists()]
+    assert len(places) == 1
+    site.cli("vm", "delete", one["name"], "--wait")
+    assert not places[0].exists(), "which goes with it"
 
 
 async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Platform, new_vm: NewVm) -> None:

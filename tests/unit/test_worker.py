@@ -9,6 +9,7 @@ import pytest
 
 from novacron.agent.journal import Journal, Record
 from novacron.agent.settings import Settings
+from novacron.agent.turns import Turns
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Held
@@ -33,6 +34,7 @@ def worker(tmp_path: Path) -> Worker:
         pages=cast(Any, None),
         neighbours=list,
         aside=lambda work: work.close(),
+        turns=Turns(4),
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

@@ -26,6 +26,7 @@ from novacron.agent.journal import Journal, Record
 from novacron.agent.link import Link
 from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.settings import Settings
+from novacron.agent.turns import Turns
 from novacron.agent.worker import Host, Worker
 from novacron.disk.images import scan
 from novacron.dwcp.connection import Pool
@@ -46,6 +47,8 @@ CONSOLE_LOGS_CHECK_S = 2.0
 PROBES_MAX = 4
 COPIES_MAX = 4
 ASIDE_MAX = 32
+STARTS_AT_ONCE = 4
+"""QEMUs of a node that start at once; more only wait for each other."""
 QUESTIONS_MAX = 64
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
@@ -296,6 +299,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             pages=pages,
             neighbours=list,
             aside=lambda work: work.close(),
+            turns=Turns(STARTS_AT_ONCE),
             send=lambda _: None,
         )
         try:

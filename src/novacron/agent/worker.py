@@ -25,6 +25,7 @@ from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
+from novacron.agent.turns import Turns
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
@@ -65,6 +66,8 @@ class Host(msgspec.Struct):
     """The VMs that run on this node."""
     aside: Callable[[Coroutine[Any, Any, None]], None]
     """Start work that nobody waits for."""
+    turns: Turns
+    """Of VMs that start."""
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -382,9 +385,10 @@ class Worker:
         self._report(VmState.STARTING)
         self.expected_exit = False
         self._started_at = time.monotonic()
-        machine_type = await self.machine.start(
-            wanted, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
-        )
+        async with self.host.turns.turn(wanted.spec.start_order):
+            machine_type = await self.machine.start(
+                wanted, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
+            )
         self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
         return 0
 

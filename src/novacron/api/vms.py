@@ -26,6 +26,7 @@ from novacron.model.vm import (
     Name,
     Power,
     Restart,
+    StartOrder,
     StopTimeout,
     Vcpus,
     Vm,
@@ -52,6 +53,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     address: str | None = None
     power: Power = Power.RUNNING
     restart: Restart = Restart.ON_FAILURE
+    start_order: StartOrder = limits.START_ORDER_DEFAULT
     protected: bool = False
     display: Display = Display.VGA
     firmware: Firmware = Firmware.BIOS
@@ -67,6 +69,7 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     vcpus: Vcpus | UnsetType = UNSET
     memory_mib: MemoryMib | UnsetType = UNSET
     restart: Restart | UnsetType = UNSET
+    start_order: StartOrder | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
     disk_mib: DiskMib | UnsetType = UNSET
 

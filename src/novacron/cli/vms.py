@@ -42,6 +42,7 @@ class WaitFor(StrEnum):
     AGENT = "agent"
 
 
+ORDER_HELP = "of VMs that start at once on a node, the lowest goes first"
 RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
 
 
@@ -124,6 +125,7 @@ def create(
     address: Annotated[str | None, typer.Option(help="the guest's IPv4 address, for example 10.77.0.10/24")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
     restart: Annotated[Restart, typer.Option(help=RESTART_HELP)] = Restart.ON_FAILURE,
+    start_order: Annotated[int, typer.Option(help=ORDER_HELP)] = 500,
     protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
     disk: Annotated[int | None, typer.Option(help="size of its disk in MiB; its image's if not given")] = None,
     firmware: Annotated[Firmware, typer.Option(help="what it boots with")] = Firmware.BIOS,
@@ -153,7 +155,7 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            firmware=firmware.value, tpm=tpm, display="vga" if display else "none", cloud_init=seed or None,
+            start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none", cloud_init=seed or None,
         )  # fmt: skip
         wait = wait or wait_for is not None
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)
@@ -171,6 +173,7 @@ def set_(
     vcpus: Annotated[int | None, typer.Option(help="virtual CPUs; only while it is off")] = None,
     memory: Annotated[int | None, typer.Option(help="memory in MiB; only while it is off")] = None,
     restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
+    start_order: Annotated[int | None, typer.Option(help=ORDER_HELP)] = None,
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
     disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
     output_: Output = Format.TABLE,
@@ -178,7 +181,7 @@ def set_(
     """Rename a VM, resize it, protect it, or say when it is started again."""
     given = {
         "name": name, "vcpus": vcpus, "memory_mib": memory,
-        "restart": None if restart is None else restart.value, "protected": protect,
+        "restart": None if restart is None else restart.value, "start_order": start_order, "protected": protect,
         "disk_mib": disk,
     }  # fmt: skip
     with output.errors():

@@ -7,6 +7,8 @@ VCPUS_MAX = 256
 MEMORY_MIB_MIN = 64
 MEMORY_MIB_MAX = 4 * 1024 * 1024
 SNAPSHOTS_PER_VM_MAX = 64
+START_ORDER_MAX = 1000
+START_ORDER_DEFAULT = 500
 DISK_MIB_MAX = 64 * 1024 * 1024
 REBOOT_S_MAX = 60.0
 """How long a guest may take to boot again before it is reset."""

@@ -30,6 +30,7 @@ Name = Annotated[
 Vcpus = Annotated[int, Meta(ge=1, le=limits.VCPUS_MAX)]
 MemoryMib = Annotated[int, Meta(ge=limits.MEMORY_MIB_MIN, le=limits.MEMORY_MIB_MAX)]
 DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
+StartOrder = Annotated[int, Meta(ge=0, le=limits.START_ORDER_MAX)]
 StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
 
 
@@ -98,6 +99,8 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced to; 0 forces at once."""
     restart: Restart = Restart.ON_FAILURE
+    start_order: StartOrder = limits.START_ORDER_DEFAULT
+    """Of VMs that start at once on a node, those with the lowest go first."""
     protected: bool = False
     """It can't be deleted until this is taken away."""
     display: Display = Display.VGA

@@ -1,0 +1,53 @@
+"""In which order a node's VMs start when many are to start at once, after a power cut for example."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+GATHER_S = 0.01
+"""So long others may come that go first."""
+
+
+class Turns:
+    """Lets at most ``count`` go at once, those with the lowest order first, and among them who came first."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._grant: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def turn(self, order: int) -> AsyncIterator[None]:
+        """Wait for a turn, and have it for as long as the block runs."""
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._waiting, (order, next(self._numbers), granted))
+        if self._grant is None:
+            self._grant = loop.call_later(GATHER_S, self._grant_turns)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self._give_back()
+            raise
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._free += 1
+        self._grant_turns()
+
+    def _grant_turns(self) -> None:
+        self._grant = None
+        while self._free and self._waiting:
+            _, _, granted = heapq.heappop(self._waiting)
+            if not granted.done():
+                self._free -= 1
+                granted.set_result(None)
