@@ -155,7 +155,8 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none", cloud_init=seed or None,
+            start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none",
+            cloud_init=seed or None,
         )  # fmt: skip
         wait = wait or wait_for is not None
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)
