@@ -44,7 +44,7 @@ def directory(site: Platform, vm: dict[str, Any]) -> Path:
     return site.directory / str(site.client.get("vms", vm["id"])["node"]) / "agent" / "vms" / str(vm["id"])
 
 
-@pytest.mark.parametrize("firmware", ["uefi", "uefi-secure"])
+@pytest.mark.parametrize("firmware", ["uefi", pytest.param("uefi-secure", marks=pytest.mark.slow)])
 def test_a_guest_boots_with_uefi_and_a_tpm_that_move_with_it(site: Platform, new_vm: NewVm, firmware: str) -> None:
     vm = new_vm(
         image="agent", firmware=firmware, tpm=True, memory_mib=256, node="host-a", cloud_init={"user_data": LOOK}

@@ -144,7 +144,7 @@ def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: 
     )
 
 
-@pytest.mark.parametrize("phase", ["create", "revert", "delete"])
+@pytest.mark.parametrize("phase", ["create", "revert", pytest.param("delete", marks=pytest.mark.slow)])
 def test_an_agent_that_is_killed_meanwhile_finishes_it(site: Platform, new_vm: NewVm, phase: str) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "before")
