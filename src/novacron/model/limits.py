@@ -15,7 +15,7 @@ REBOOT_S_MAX = 60.0
 STOP_TIMEOUT_S_MAX = 600
 STOP_TIMEOUT_S_DEFAULT = 15
 
-VCPU_OVERCOMMIT = 16
+VCPU_OVERCOMMIT = 32
 """vCPUs placed for each logical CPU of a node."""
 NODE_MEMORY_RESERVE_MIB = 512
 """Memory of a node that is never given to VMs."""
