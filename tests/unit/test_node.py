@@ -39,7 +39,7 @@ def node(*, ready: bool = True, cordoned: bool = False) -> Node:
         (node(), Load(), VmSpec(image="other"), "does not hold image other"),
         (node(), Load(), VmSpec(image="tiny", memory_mib=3585), "full: 3584 MiB of memory free, 3585 MiB needed"),
         (node(), Load(memory_mib=3400), VmSpec(image="tiny", memory_mib=256), "full"),
-        (node(), Load(vcpus=32), VmSpec(image="tiny"), "vCPUs"),
+        (node(), Load(vcpus=64), VmSpec(image="tiny"), "vCPUs"),
     ],
 )
 def test_a_refusal_says_why(where: Node, load: Load, spec: VmSpec, reason: str) -> None:
@@ -47,7 +47,7 @@ def test_a_refusal_says_why(where: Node, load: Load, spec: VmSpec, reason: str) 
 
 
 def test_a_node_with_room_takes_the_vm() -> None:
-    assert why_not(node(), Load(vcpus=31, memory_mib=3000), VmSpec(image="tiny", memory_mib=584)) is None
+    assert why_not(node(), Load(vcpus=63, memory_mib=3000), VmSpec(image="tiny", memory_mib=584)) is None
 
 
 def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
