@@ -41,6 +41,7 @@ SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
 PIECE_BYTES, HOLE_BYTES = 1 << 20, 1 << 16
 PIECES_AHEAD = 8
+SYNC_BYTES = 64 << 20
 REPORT_S = 1.0
 ZEROS = bytes(HOLE_BYTES)
 
@@ -48,7 +49,7 @@ ZEROS = bytes(HOLE_BYTES)
 class Writer:
     """A file that is written from its beginning: zeros become holes, and its SHA-256 is known at the end.
 
-    Hashing goes on in a thread of its own. Raises OSError.
+    Hashing, and bringing what was written to the disk, go on meanwhile in threads of their own. Raises OSError.
     """
 
     def __init__(self, path: Path, *, digest: bool = True) -> None:
@@ -56,18 +57,31 @@ class Writer:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._hash = hashlib.sha256()
         self._queue: queue.Queue[bytes | None] = queue.Queue(PIECES_AHEAD)
-        self._thread = threading.Thread(target=self._digest, name="import-digest") if digest else None
-        if self._thread is not None:
-            self._thread.start()
+        self._unsynced_bytes = 0
+        self._sync_wanted, self._over = threading.Event(), False
+        work = (self._digest, self._sync) if digest else ()
+        self._threads = [threading.Thread(target=each, name="import") for each in work]
+        for thread in self._threads:
+            thread.start()
 
     def _digest(self) -> None:
         while (piece := self._queue.get()) is not None:
             self._hash.update(piece)
 
+    def _sync(self) -> None:
+        while self._sync_wanted.wait() and not self._over:
+            self._sync_wanted.clear()
+            with contextlib.suppress(OSError):  # told when the file is ended
+                os.fdatasync(self._descriptor)
+
     def write(self, piece: bytes) -> None:
         """Add at most ``PIECE_BYTES`` bytes."""
-        if self._thread is not None:
+        if self._threads:
             self._queue.put(piece)
+        self._unsynced_bytes += len(piece)
+        if self._unsynced_bytes >= SYNC_BYTES:
+            self._unsynced_bytes = 0
+            self._sync_wanted.set()
         view = memoryview(piece)
         if view != memoryview(bytes(len(view))):
             for at in range(0, len(view), HOLE_BYTES):
@@ -89,10 +103,13 @@ class Writer:
         return self._hash.hexdigest()
 
     def abandon(self) -> None:
-        if self._thread is not None:
+        if self._threads:
+            self._over = True
+            self._sync_wanted.set()
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+            for thread in self._threads:
+                thread.join()
+            self._threads = []
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
