@@ -43,6 +43,7 @@ PIECE_BYTES, HOLE_BYTES = 1 << 20, 1 << 16
 PIECES_AHEAD = 8
 SYNC_BYTES = 64 << 20
 REPORT_S = 1.0
+TOLD_S_MAX = 5.0
 ZEROS = bytes(HOLE_BYTES)
 
 
@@ -126,6 +127,7 @@ class Imports:
         self._arrived = arrived
         self._running: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, wire.ImportWanted] = {}
+        self._told_of = asyncio.Event()
         self._more: dict[str, asyncio.Event] = {}
         self._writing = asyncio.Lock()
         self._reported_at = 0.0
@@ -133,6 +135,7 @@ class Imports:
     def tell(self, wanted: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Work on these imports and on no others; what is left of others goes."""
         self._told = {one.id: one for one in wanted}
+        self._told_of.set()
         for id, task in self._running.items():
             if id not in self._told:
                 task.cancel()
@@ -149,6 +152,11 @@ class Imports:
 
     async def take(self, id: str, offset: int, data: bytes) -> int:
         """Take a piece of an upload and return how much of it is here. Raises Unacceptable, OSError."""
+        with contextlib.suppress(TimeoutError):  # its first piece may come before the word of it
+            async with asyncio.timeout(TOLD_S_MAX):
+                while id not in self._told:
+                    self._told_of.clear()
+                    await self._told_of.wait()
         one = self._told.get(id)
         if one is None or one.spec.source is not Source.UPLOAD:
             raise Unacceptable("this node does not expect that upload")
