@@ -79,6 +79,10 @@ def test_a_disk_goes_back_and_forth_in_a_tree(site: Platform, new_vm: NewVm) -> 
     until(lambda: boots(site, vm) == 2, "it has booted from what it was", 60)
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
     assert read(site, vm) == "one"
+    write(site, vm, "lost")
+    site.cli("snapshot", "revert", vm["name"], "one")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 3, "it is up", 60)
+    assert read(site, vm) == "one", "also the second time"
     write(site, vm, "other")
     site.cli("snapshot", "create", vm["name"], "branch")
     listed = site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]
@@ -89,7 +93,7 @@ def test_a_disk_goes_back_and_forth_in_a_tree(site: Platform, new_vm: NewVm) -> 
     site.cli("snapshot", "create", vm["name"], "off")
     site.cli("snapshot", "revert", vm["name"], "two")
     site.cli("vm", "start", vm["name"], "--wait")
-    until(lambda: site.console_log(vm).count("tiny guest: ready") == 3, "it is up", 60)
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 4, "it is up", 60)
     assert read(site, vm) == "two"
     site.cli("snapshot", "delete", vm["name"], "branch")
     assert len(in_file(site, vm)) == 2

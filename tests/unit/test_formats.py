@@ -63,6 +63,13 @@ def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
         detect(file)
 
 
+def test_a_vmdk_whose_descriptor_is_nowhere_is_refused(tmp_path: Path) -> None:
+    data = bytearray(made(tmp_path / "disk", Format.VMDK).read_bytes())
+    struct.pack_into("<QQ", data, 28, 1 << 63, 20)
+    with pytest.raises(Unacceptable, match="descriptor is missing"):
+        check(io.BytesIO(bytes(data)), Format.VMDK)
+
+
 def test_a_vdi_that_is_a_difference_is_refused(tmp_path: Path) -> None:
     data = bytearray(made(tmp_path / "disk", Format.VDI).read_bytes())
     struct.pack_into("<I", data, 0x4C, 4)

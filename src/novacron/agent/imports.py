@@ -189,6 +189,10 @@ class Imports:
             log.warning("an image could not be imported", image=one.spec.name, error=str(error))
             await asyncio.to_thread(shutil.rmtree, scratch, True)
             self._report(one, Phase.FAILED, 0, str(error) or type(error).__name__)
+        except Exception as error:  # a defect met with one file must not take the agent away
+            log.exception("defect in an import", image=one.spec.name)
+            await asyncio.to_thread(shutil.rmtree, scratch, True)
+            self._report(one, Phase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
         else:
             log.info("an image was imported", image=one.spec.name)
             await self._arrived()

@@ -44,14 +44,17 @@ async def _running(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWant
     await snapshots.settle(monitor)
     there = wanted.id in await snapshots.names(monitor)
     match wanted.phase:
-        case SnapshotPhase.CREATING if not there:
-            if not wanted.quiesce:
-                return await _create(machine, monitor, wanted)
-            await machine.guest.freeze()
+        case SnapshotPhase.CREATING if wanted.quiesce:
+            await _thaw(machine)  # an earlier agent may have been killed in between
+            if there:
+                return None
             try:
+                await machine.guest.freeze()
                 return await _create(machine, monitor, wanted)
             finally:
-                await machine.guest.thaw()
+                await _thaw(machine)
+        case SnapshotPhase.CREATING if not there:
+            return await _create(machine, monitor, wanted)
         case SnapshotPhase.REVERTING:
             if not there:
                 raise SnapshotFailed("it is not in the VM's disk")
@@ -59,6 +62,14 @@ async def _running(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWant
         case SnapshotPhase.DELETING if there:
             await snapshots.delete(monitor, wanted.id)
     return None
+
+
+async def _thaw(machine: Machine) -> None:
+    """Let the guest write again; what its agent says to that changes nothing about the snapshot."""
+    try:
+        await machine.guest.thaw()
+    except GuestSilent as error:
+        log.warning("a guest may not write to its disks", vm=machine.id, error=str(error))
 
 
 async def _create(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float:

@@ -105,7 +105,7 @@ def _check_vmdk(file: BinaryIO) -> int:
     if len(head) < SECTOR or not head.startswith(VMDK_MAGIC):
         raise Unacceptable("it does not begin as a VMDK of one file does")
     _, _, capacity, _, at, sectors = struct.unpack_from("<IIQQQQ", head, 4)
-    if at == 0 or not 0 < sectors * SECTOR <= VMDK_DESCRIPTOR_BYTES_MAX:
+    if not 0 < at * SECTOR < HEAD_BYTES or not 0 < sectors * SECTOR <= VMDK_DESCRIPTOR_BYTES_MAX:
         raise Unacceptable("its descriptor is missing or too large")
     text = _read(file, at * SECTOR, sectors * SECTOR).split(b"\0")[0].decode("utf-8", "replace")
     values = {name.lower(): value for name, value in re.findall(r'^\s*(\w+)\s*=\s*"?([^"\r\n]*)"?\s*$', text, re.M)}

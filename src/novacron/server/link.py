@@ -155,7 +155,9 @@ async def statements(
             task = wire.Task(
                 m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
             )  # fmt: skip
-        wanted = tuple(wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce) for s in working.get(vm.id, ()))
+        wanted = tuple(
+            wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working.get(vm.id, ())
+        )
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
             wanted,

@@ -217,6 +217,8 @@ class SnapshotWanted(msgspec.Struct, frozen=True):
     phase: SnapshotPhase
     memory: bool
     quiesce: bool
+    asked: int
+    """Another number each time that it is asked for: going back twice is to be done twice."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
