@@ -9,7 +9,6 @@ import pty
 import select
 import signal
 import socket
-import ssl
 import struct
 import subprocess
 import sys
@@ -21,27 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 from lab.platform import Platform, until
+from novacron.client.console import Console, ConsoleClosed
 from tests.integration.conftest import Api
 from tests.integration.test_lifecycle import ready
 
 NewVm = Callable[..., dict[str, Any]]
 
 
-def opened(site: Platform, ticket: dict[str, Any]) -> ClientConnection:
-    url = site.client.config.url.replace("https://", "wss://") + ticket["path"]
-    context = ssl.create_default_context(cadata=site.client.config.ca)
-    return connect(url, ssl=context, compression=None, proxy=None, max_size=None, ping_interval=None)
+def opened(site: Platform, ticket: dict[str, Any]) -> Console:
+    config = site.client.config
+    return Console(config.url.replace("https://", "wss://") + ticket["path"], config.ca)
 
 
 def why_closed(site: Platform, ticket: dict[str, Any]) -> str:
-    with opened(site, ticket) as console, pytest.raises(ConnectionClosed) as closed:
+    with opened(site, ticket) as console, pytest.raises(ConsoleClosed) as closed:
         console.recv(10)
-    assert closed.value.rcvd is not None
-    return closed.value.rcvd.reason
+    return str(closed.value)
 
 
 class Terminal:
@@ -100,7 +96,7 @@ def test_a_ticket_opens_one_console_once(site: Platform, api: Api, new_vm: NewVm
         console.send(b"\recho $((6*7))\r")
         seen = b""
         while b"42" not in seen:
-            seen += bytes(console.recv(10))  # type: ignore[arg-type]
+            seen += console.recv(10)
     assert "wrong, used or too old" in why_closed(site, ticket)
     for forged in ("", "nvt_x", ticket["ticket"][:-1], site.client.config.token):
         assert "ticket" in why_closed(site, {"path": f"/api/v1/console?ticket={forged}"})
@@ -164,7 +160,7 @@ def test_a_guest_that_floods_its_console_is_kept_within_limits(site: Platform, n
         until(lambda: (log.parent / "console.log.1").exists(), "its log has begun anew", 60)
         assert log.stat().st_size < 64 << 20
         ready(site, other)
-        with contextlib.suppress(ConnectionClosed):  # who does not look is sent away
+        with contextlib.suppress(ConsoleClosed):  # who does not look is sent away
             console.send(b"x" * (1 << 20))  # which the guest does not take
         site.cli("vm", "pause", other["name"], "--wait", "--timeout", "10")
     assert "y" in site.cli("vm", "log", vm["name"], "--size", "8").stdout

@@ -6,14 +6,12 @@ import json
 import os
 import re
 import signal
-import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
@@ -26,15 +24,12 @@ Object = dict[str, Any]
 
 def shell(site: Platform, vm: Object, command: str) -> str:
     """Run a command in the guest's shell and return the word that it prints."""
-    ticket = site.client.act("vms", vm["id"], "open-console")
-    url = site.client.config.url.replace("https://", "wss://") + ticket["path"]
-    context = ssl.create_default_context(cadata=site.client.config.ca)
     mark = os.urandom(4).hex()
-    with connect(url, ssl=context, compression=None, proxy=None) as console:
+    with site.client.open_console(vm["id"]) as console:
         console.send(f"\recho {mark[:4]}'{mark[4:]}'-$({command})-\r".encode())
         seen = ""
         while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
-            seen += bytes(console.recv(30)).decode(errors="replace")  # type: ignore[arg-type]
+            seen += console.recv(30).decode(errors="replace")
     return found[1]
 
 
@@ -205,10 +200,7 @@ def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(
     small(directory(site, vm), 24)
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
-    ticket = site.client.act("vms", vm["id"], "open-console")
-    url = site.client.config.url.replace("https://", "wss://") + ticket["path"]
-    context = ssl.create_default_context(cadata=site.client.config.ca)
-    with connect(url, ssl=context, compression=None, proxy=None) as console:
+    with site.client.open_console(vm["id"]) as console:
         console.send(b"\rdd if=/dev/urandom of=/dev/vda bs=1M count=40 conv=fsync,notrunc; echo wrote-$?\r")
         paused = site.wait_state(vm["id"], "paused", 60)
         assert "its disk is full" in paused["status"]["reason"]
@@ -217,7 +209,7 @@ def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(
         site.wait_state(vm["id"], "running")
         seen = b""
         while b"wrote-0" not in seen:
-            seen += bytes(console.recv(60))  # type: ignore[arg-type]
+            seen += console.recv(60)
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
     site.cli("vm", "kill", vm["name"], "--wait")
     subprocess.run(["umount", "-l", str(directory(site, vm))], check=True)

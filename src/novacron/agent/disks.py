@@ -59,7 +59,8 @@ class Leaving:
         self._export = Export(listening, self._info.size_bytes, self._recorder)
         self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
         try:
-            await mirror.start(self._machine.monitor, Path(OUTGOING_DISK_SOCKET))
+            whole = bool(self._machine.home.shared())  # what is shared with other VMs stays here
+            await mirror.start(self._machine.monitor, Path(OUTGOING_DISK_SOCKET), whole=whole)
         except BaseException:
             await self.__aexit__()
             raise
@@ -213,7 +214,8 @@ async def receive_state(session: Incoming, directory: Path, image: Image, bytes_
         for info in head.volumes:
             if info.below != image.info.digest:
                 raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
-            if info.size_bytes > (bytes_max if info.name == DISK_LAYER else SMALL_BYTES_MAX):
+            is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
+            if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
                 raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
         return [files.NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 

@@ -13,7 +13,23 @@ import shutil
 import socket
 from pathlib import Path
 
+from novacron.model.limits import SHARED_LAYERS_MAX
 from novacron.qemu.confine import check_peer
+
+
+def shared_name(number: int) -> str:
+    """Return the name of a layer below a VM's own, counted from the lowest: other VMs may have the same file."""
+    return f"shared-{number}.qcow2"
+
+
+def next_name(number: int | str) -> str:
+    """Return the name of a layer that is put over a VM's own, and becomes that itself.
+
+    It keeps this name beside that until the next one is over it: QEMU then opens it once more, by the name that it
+    knows, to only read it.
+    """
+    return f"next-{number}.qcow2"
+
 
 INCOMING_SOCKET = "run/incoming.sock"
 """QEMU's, for the memory that a migration brings."""
@@ -28,7 +44,13 @@ DISK_LAYER = "disk.qcow2"
 RUN = "run"
 COMPLETE = "complete"
 """Beside what a VM that does not run consists of, where all of that is: it is moved last."""
-STATE = {DISK_LAYER: DISK_LAYER, "nvram.fd": "nvram.fd", "tpm2.state": "tpm/tpm2-00.permall", COMPLETE: COMPLETE}
+STATE = {
+    DISK_LAYER: DISK_LAYER,
+    **{shared_name(number): shared_name(number) for number in range(SHARED_LAYERS_MAX)},
+    "nvram.fd": "nvram.fd",
+    "tpm2.state": "tpm/tpm2-00.permall",
+    COMPLETE: COMPLETE,
+}
 """What a VM that does not run consists of, by the names under which it moves."""
 UIDS_MAX = 65_536
 BACKLOG = 1
@@ -100,6 +122,15 @@ class Home:
             os.chown(path, uid, uid, follow_symlinks=False)
             for inner in path.iterdir():
                 os.chown(inner, uid, uid, follow_symlinks=False)
+
+    def shared(self) -> list[Path]:
+        """Return the layers between the VM's own and its image's disk, from the lowest up."""
+        paths = (self.path / shared_name(number) for number in range(SHARED_LAYERS_MAX))
+        return [path for path in paths if path.exists()]
+
+    def next_layers(self) -> list[Path]:
+        """Return the layers that are, or were, put over the VM's own."""
+        return sorted(self.path.glob(next_name("*")))
 
     def listen(self, name: str) -> socket.socket:
         """Return a Unix socket that listens under this name, where QEMU may connect."""

@@ -24,7 +24,7 @@ from novacron.model.vm import Display, Firmware, mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import command, confine, firmware, process
+from novacron.qemu import block, command, confine, firmware, process
 from novacron.qemu.command import Config, Nic
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
@@ -198,6 +198,7 @@ class Machine:
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
+                shared=() if image.disk is None else tuple(read(path) for path in self.home.shared()),
             )
             arguments = command.command(config, incoming=incoming)
             if uid is not None:
@@ -213,10 +214,10 @@ class Machine:
         """Make the disk of a VM that runs this large, if it is smaller. Raises MonitorFailed."""
         if size_bytes <= self._disk_bytes:
             return
-        nodes = await self.execute("query-named-block-nodes", {"flat": True})
-        has = max((int(n["image"]["virtual-size"]) for n in nodes if n["node-name"] == command.DISK), default=0)
+        assert self.monitor is not None
+        has = await block.size_bytes(self.monitor)
         if 0 < has < size_bytes:
-            await self.execute("block_resize", {"node-name": command.DISK, "size": size_bytes})
+            await self.execute("block_resize", {"node-name": await block.top(self.monitor), "size": size_bytes})
             log.info("a disk has grown", vm=self.id, bytes=size_bytes)
         self._disk_bytes = size_bytes
 

@@ -99,6 +99,7 @@ class Agent:
         host.send = self._link.send
         host.aside = self._start_aside
         host.neighbours = self._neighbours
+        host.worker = self._workers.get
         host.listener.on_knock = self._knocked
 
     async def run(self) -> None:
@@ -297,6 +298,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             endpoint=endpoint,
             pool=pool,
             pages=pages,
+            worker=lambda _: None,
             neighbours=list,
             aside=lambda work: work.close(),
             turns=Turns(STARTS_AT_ONCE),

@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from novacron.agent import guest, outgoing, snapshots
+from novacron.agent import clones, guest, outgoing, snapshots
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
+from novacron.agent.home import NoAccount
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.machine import Machine, MachineFailed
@@ -27,6 +28,7 @@ from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
 from novacron.agent.turns import Turns
 from novacron.disk.images import Image
+from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model import limits
@@ -34,7 +36,7 @@ from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import Power, Restart, VmSpec, VmState, VmStatus
+from novacron.model.vm import CloneOf, Power, Restart, VmSpec, VmState, VmStatus
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -62,6 +64,8 @@ class Host(msgspec.Struct):
     endpoint: str
     pool: Pool
     pages: Pages
+    worker: Callable[[str], Worker | None]
+    """Of another VM on this node."""
     neighbours: Callable[[], list[Neighbour]]
     """The VMs that run on this node."""
     aside: Callable[[Coroutine[Any, Any, None]], None]
@@ -97,6 +101,9 @@ class Worker:
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self.lock = asyncio.Lock()
+        """Held while a step is done: the disk is in nobody else's hands then."""
+        self._cloning: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
         self._left = False
@@ -144,6 +151,7 @@ class Worker:
                         await asyncio.wait_for(self._wake.wait(), pause_s)
         finally:
             await self._cancel_transfer()
+            await self._cancel_cloning()
             self.guest.stop()
             if self._preparing is not None:
                 self._preparing.cancel()
@@ -162,7 +170,8 @@ class Worker:
 
     async def _try_step(self) -> float:
         try:
-            return await self._step()
+            async with self.lock:
+                return await self._step()
         except (MachineFailed, MonitorFailed, NetworkFailed, OSError, TimeoutError) as error:
             log.warning("step failed", vm=self.vm, error=str(error))
             if self._taking.pulls and self.machine.pid is not None and self.record.held.claim is Claim.OWNER:
@@ -224,6 +233,7 @@ class Worker:
     async def destroy(self, *, moved: bool = False) -> None:
         """End QEMU and remove every trace of the VM; if it has ``moved``, what it had in memory here is kept."""
         await self._cancel_transfer()
+        await self._cancel_cloning()
         self.expected_exit = True
         known = self._assignment
         if moved:
@@ -246,6 +256,9 @@ class Worker:
             self.store(held=msgspec.structs.replace(self.record.held, claim=Claim.NONE))
             self._report(VmState.ABSENT)
             return IDLE_S
+        if wanted.clone_of is not None:
+            return self._clone(wanted.clone_of)
+        await clones.settle(self.machine)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
             if wanted.spec.power is Power.STOPPED and task.kind is Kind.LIVE:
@@ -391,6 +404,42 @@ class Worker:
             )
         self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
         return 0
+
+    def _clone(self, of: CloneOf) -> float:
+        """See that the VM gets its disk from another's."""
+        if clones.made(self.machine.directory):
+            self.host.send(wire.Cloned(self.vm, self.record.held.epoch))
+            return IDLE_S
+        if self._cloning is None:
+            self._cloning = asyncio.create_task(self._make_clone(of), name=f"clone-{self.vm}")
+        return IDLE_S
+
+    async def _make_clone(self, of: CloneOf) -> None:
+        self._report(VmState.PENDING, f"its disk is being made from that of {of.source_name}")
+        try:
+            source = self.host.worker(of.source)
+            if source is None:
+                raise MachineFailed(f"VM {of.source_name} is not here")
+            if of.linked:
+                async with source.lock:
+                    await clones.share(source.machine, self.machine)
+            else:
+                await clones.copy(source.machine, self.machine, source.lock)
+            log.info("cloned", vm=self.vm, source=of.source, linked=of.linked)
+            self.host.send(wire.Cloned(self.vm, self.record.held.epoch))
+        except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
+            log.warning("a clone can't be made now", vm=self.vm, source=of.source, error=str(error))
+            self._report(VmState.FAILED, f"its disk can't be made from that of {of.source_name}: {error}")
+            await asyncio.sleep(RETRY_S)
+        finally:
+            self._cloning = None
+            self._wake.set()
+
+    async def _cancel_cloning(self) -> None:
+        cloning = self._cloning
+        if cloning is not None:
+            cloning.cancel()
+            await asyncio.gather(cloning, return_exceptions=True)
 
     async def _prepare(self) -> None:
         """Make what a migration of this VM will need of its image."""

@@ -35,7 +35,7 @@ from novacron.model.vm import (
     check_address,
     check_name,
 )
-from novacron.store import migrations, vms
+from novacron.store import clones, migrations, vms
 from novacron.store.database import Connection
 
 Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
@@ -72,6 +72,15 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     start_order: StartOrder | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
     disk_mib: DiskMib | UnsetType = UNSET
+
+
+class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
+    """A new VM like another, with what that has written to its disk so far: a copy, or ``linked``, shared."""
+
+    name: Name
+    linked: bool = False
+    address: str | None = None
+    power: Power = Power.RUNNING
 
 
 class StopVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -202,6 +211,21 @@ async def reset_vm(request: ApiRequest, ref: str) -> Response[Vm]:
     return await _act(request, ref, Action.RESET)
 
 
+@post("/{ref:str}/actions/clone", summary="Create a VM like this one, on its node", status_code=201)
+async def clone_vm(request: ApiRequest, ref: str, data: CloneVm) -> Response[Vm]:
+    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+    check_name(data.name)
+    address = None if data.address is None else check_address(data.address)
+    changes = {"address": address, "power": data.power}
+
+    async def work(connection: Connection) -> Vm:
+        return await clones.create(
+            connection, ref, data.name, changes, revision, request.user.name, linked=data.linked
+        )  # fmt: skip
+
+    return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
 @post("/{ref:str}/actions/migrate", summary="Move the VM to another node", status_code=202)
 async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = None) -> Response[Migration]:
     ref, wanted, revision = reply.check_ref("VM", ref), data or MigrateVm(), reply.if_match(request)
@@ -262,6 +286,7 @@ router = Router(
         resume_vm,
         reboot_vm,
         reset_vm,
+        clone_vm,
         migrate_vm,
         foresee_migration,
         console.open_console,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import sys
 import termios
 import threading
 import tty
 
-from websockets.exceptions import ConnectionClosed, WebSocketException
-from websockets.sync.client import ClientConnection, connect
-
 from novacron.client import ApiError, Client, Config, Unreachable
+from novacron.client.console import Console, ConsoleClosed
 
 ESCAPE = b"\x1d"
 """Ctrl-]: the next key is for us."""
@@ -28,20 +25,9 @@ Ctrl-] ?   this\r
 """
 
 
-def open_socket(client: Client, vm: str, kind: str) -> ClientConnection:
-    """Return a WebSocket to a console. Raises ApiError, Unreachable."""
-    ticket = client.act("vms", vm, "open-console", {"kind": kind})
-    url = client.config.url.replace("https://", "wss://") + ticket["path"]
-    context = ssl.create_default_context(cadata=client.config.ca or None)
-    try:
-        return connect(url, ssl=context, compression=None, proxy=None, max_size=None)
-    except (OSError, WebSocketException) as error:
-        raise Unreachable(f"can't open the console of {vm}: {error}") from error
-
-
 def attach(client: Client, vm: str) -> None:
     """Connect the terminal until it is left, its input ends, or the VM does. Raises ApiError, Unreachable."""
-    socket_ = open_socket(client, vm, "serial")
+    console = client.open_console(vm)
     terminal = sys.stdin.isatty()
     if terminal:
         print(f"connected to {vm}; press Ctrl-] q to leave, Ctrl-] ? for more", file=sys.stderr)
@@ -50,24 +36,23 @@ def attach(client: Client, vm: str) -> None:
         tty.setraw(0)
     reason = ""
     try:
-        _Keys(socket_, terminal).start()
+        _Keys(console, terminal).start()
         while True:
-            data = socket_.recv()
-            os.write(1, data if isinstance(data, bytes) else data.encode())
-    except ConnectionClosed as closed:
-        reason = closed.rcvd.reason if closed.rcvd else ""
+            os.write(1, console.recv())
+    except ConsoleClosed as closed:
+        reason = str(closed)
     finally:
         if saved is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
-    if reason and reason != "closed":
+    if reason:
         raise Unreachable(reason)
 
 
 class _Keys:
     """What is typed goes to the guest, but for what follows the escape key."""
 
-    def __init__(self, socket_: ClientConnection, terminal: bool) -> None:
-        self._socket = socket_
+    def __init__(self, console: Console, terminal: bool) -> None:
+        self._console = console
         self._terminal = terminal
         self._resized = threading.Event()
         self._follows = False
@@ -84,20 +69,20 @@ class _Keys:
         try:
             while data := os.read(0, READ_BYTES):
                 if not self._terminal:
-                    self._socket.send(data)
+                    self._console.send(data)
                     continue
                 for number in data:
                     key = bytes([number])
                     if escaped and key in LEAVE:
-                        self._socket.close(reason="closed")
+                        self._console.close()
                         return
                     if escaped:
                         self._obey(key)
                     elif key != ESCAPE:
-                        self._socket.send(key)
+                        self._console.send(key)
                     escaped = key == ESCAPE and not escaped
-            self._socket.close(reason="closed")
-        except ConnectionClosed:
+            self._console.close()
+        except ConsoleClosed:
             pass
 
     def _obey(self, key: bytes) -> None:
@@ -107,7 +92,7 @@ class _Keys:
         elif key == HELP:
             os.write(2, KEYS.encode())
         elif key == b"]":
-            self._socket.send(ESCAPE)
+            self._console.send(ESCAPE)
 
     def _tell_sizes(self) -> None:
         """Tell the guest's shell the size of this terminal: a serial line has no other way."""
@@ -116,8 +101,8 @@ class _Keys:
             size = os.get_terminal_size(0)
             if self._follows:
                 try:
-                    self._socket.send(f"stty rows {size.lines} cols {size.columns}\r".encode())
-                except ConnectionClosed:
+                    self._console.send(f"stty rows {size.lines} cols {size.columns}\r".encode())
+                except ConsoleClosed:
                     return
 
 
@@ -134,22 +119,21 @@ def serve_display(client: Client, vm: str, port: int) -> None:
 def _carry(config: Config, vm: str, viewer: socket.socket) -> None:
     with viewer:
         try:
-            with open_socket(Client(config), vm, "display") as socket_:
-                threading.Thread(target=_outwards, args=(viewer, socket_), daemon=True).start()
+            with Client(config).open_console(vm, "display") as console:
+                threading.Thread(target=_outwards, args=(viewer, console), daemon=True).start()
                 while True:
-                    data = socket_.recv()
-                    viewer.sendall(data if isinstance(data, bytes) else data.encode())
+                    viewer.sendall(console.recv())
         except (ApiError, Unreachable, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-        except ConnectionClosed as closed:
-            if closed.rcvd is not None and closed.rcvd.reason not in ("", "closed"):
-                print(f"error: {closed.rcvd.reason}", file=sys.stderr)
+        except ConsoleClosed as closed:
+            if str(closed):
+                print(f"error: {closed}", file=sys.stderr)
 
 
-def _outwards(viewer: socket.socket, socket_: ClientConnection) -> None:
+def _outwards(viewer: socket.socket, console: Console) -> None:
     try:
         while data := viewer.recv(READ_BYTES):
-            socket_.send(data)
-        socket_.close()
-    except (ConnectionClosed, OSError):
+            console.send(data)
+        console.close()
+    except (ConsoleClosed, OSError):
         pass

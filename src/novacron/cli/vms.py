@@ -354,6 +354,26 @@ class Policy(StrEnum):
 
 
 @app.command()
+def clone(
+    vm: Vm,
+    name: Annotated[str, typer.Argument(help="of the new VM", show_default=False)],
+    linked: Annotated[
+        bool, typer.Option("--linked", help="share what the VM has written so far, rather than copy it: at once")
+    ] = False,
+    address: Annotated[str | None, typer.Option(help="the new guest's IPv4 address; the VM's own is not taken")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
+    wait: Wait = True,
+    timeout: Timeout = 3600,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Create a VM like another, on its node, with what that has on its disk now. The other goes on running."""
+    with output.errors():
+        client = Client()
+        made = client.clone_vm(vm, name, linked=linked, address=address, power="running" if start else "stopped")
+        _finish(client, made, ("running",) if start else ("stopped",), wait, timeout, output_)
+
+
+@app.command()
 def migrate(
     vm: Vm,
     to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,

@@ -10,11 +10,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import urllib3
 
 from novacron.client.errors import ApiError, Unreachable
+
+if TYPE_CHECKING:
+    from novacron.client.console import Console
 
 TIMEOUT_S = 30.0
 LONG_POLL_S = 20
@@ -154,6 +157,18 @@ class Client:
         body = {key: value for key, value in fields.items() if value is not None}
         created: Object = self.request("POST", "/api/v1/vms", body)
         return created
+
+    def clone_vm(self, ref: str, name: str, **fields: Any) -> Object:
+        """Create a VM like another; fields as in ``POST /api/v1/vms/{ref}/actions/clone``."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        return self.act("vms", ref, "clone", {"name": name, **body})
+
+    def open_console(self, ref: str, kind: str = "serial") -> Console:
+        """Open a VM's console: its serial line, or its ``display`` (VNC). Raises ApiError, Unreachable."""
+        from novacron.client.console import Console
+
+        ticket = self.act("vms", ref, "open-console", {"kind": kind})
+        return Console(self.config.url.replace("https://", "wss://") + ticket["path"], self.config.ca)
 
     def configure_vm(self, ref: str, **changes: Any) -> Object:
         """Change a VM's ``name``, ``vcpus``, ``memory_mib``, ``restart`` or ``protected``."""

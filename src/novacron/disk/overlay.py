@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import struct
 from pathlib import Path
 
 from novacron.disk import img
@@ -14,6 +16,9 @@ from novacron.disk.files import make_durable
 from novacron.disk.img import ImgFailed, Wrap
 
 TIMEOUT_S = 60.0
+COPY_S_MAX = 6 * 3600.0
+MAGIC = b"QFI\xfb"
+SIZE_AT = 24
 
 
 class OverlayFailed(Exception):
@@ -33,6 +38,51 @@ async def create(path: Path, below: Path, size_bytes: int) -> None:
     await _img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch), str(size_bytes))
     scratch.rename(path)
     await asyncio.to_thread(make_durable, path.parent)
+
+
+async def create_blank(path: Path, size_bytes: int) -> None:
+    """Make an empty layer at ``path`` that says nothing of what is below it, whole or not at all. Raises
+    OverlayFailed."""
+    scratch = path.with_suffix(".new")
+    await _img("create", "-q", "-f", "qcow2", str(scratch), str(size_bytes))
+    scratch.rename(path)
+
+
+def size_bytes(path: Path) -> int:
+    """Return how large the disk in a layer is (QEMU's docs/interop/qcow2.txt). Raises OverlayFailed, OSError."""
+    with path.open("rb") as file:
+        head = file.read(SIZE_AT + 8)
+    if len(head) < SIZE_AT + 8 or not head.startswith(MAGIC):
+        raise OverlayFailed(f"{path.name} is damaged: it does not begin as a qcow2 does")
+    return int(struct.unpack_from(">Q", head, SIZE_AT)[0])
+
+
+async def copy(path: Path, to: Path) -> None:
+    """Copy a layer that nobody writes to, with all that is in it. Raises OverlayFailed, OSError."""
+    command = ("cp", "--reflink=auto", "--sparse=always", "--", str(path), str(to))
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(COPY_S_MAX):
+            _, said = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        to.unlink(missing_ok=True)
+        raise
+    if process.returncode:
+        to.unlink(missing_ok=True)
+        raise OverlayFailed(f"the disk can't be copied: {said.decode(errors='replace').strip()[-300:]}")
+    await asyncio.to_thread(_sync, to)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Snapshots:

@@ -52,6 +52,8 @@ RATE_BYTES_PER_S_USEFUL = 1_250_000
 """A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
 LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0
+SHARED_LAYERS_MAX = 8
+"""Of a VM's disk: every linked clone of it, and of its clones, adds one."""
 IMAGE_FILE_BYTES_MAX = 1 << 40
 """Of a file that is imported, and of the disk in it."""
 UPLOAD_PIECE_BYTES_MAX = 2 * 1024 * 1024

@@ -140,6 +140,15 @@ class Guest(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
+class CloneOf(msgspec.Struct, frozen=True):
+    """From which VM, on the same node, a clone's disk is still to be made."""
+
+    source: str
+    source_name: str
+    linked: bool
+    """It shares what its source had written; else it has a copy."""
+
+
 class Vm(msgspec.Struct, frozen=True):
     """A VM as stored and as the API shows it."""
 
@@ -153,6 +162,8 @@ class Vm(msgspec.Struct, frozen=True):
     deleting: bool
     snapshot: str | None
     """The snapshot that it made, or went back to, last."""
+    clone_of: CloneOf | None
+    """None: it has its disk."""
     revision: int
     created_at: datetime
 
@@ -169,6 +180,7 @@ class Action(StrEnum):
     MIGRATE = "migrate"
     CONFIGURE = "configure"
     SNAPSHOT = "snapshot"
+    CLONE = "clone"
     DELETE = "delete"
 
 
@@ -182,12 +194,17 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
     Action.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    Action.CLONE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""
 
 BARRED_BY_MIGRATION = frozenset(Action) - {Action.STOP}
 """Actions refused while the VM is being migrated."""
+
+
+DISTURB_CLONING = frozenset({Action.MIGRATE, Action.SNAPSHOT, Action.DELETE})
+"""Actions that change where a VM's disk is, or what is in it."""
 
 
 def vm_id(random: bytes) -> str:

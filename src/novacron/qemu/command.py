@@ -13,7 +13,9 @@ from novacron.qemu import firmware
 from novacron.qemu.probe import CPU_MODELS
 
 DISK = "disk0"
-"""The disk's name as a node of QEMU's block layer."""
+"""The disk's name, and that of the node of QEMU's block layer with which it starts."""
+DISK_OPTIONS = {"discard": "unmap", "detect-zeroes": "unmap"}
+SHARED_FDSET = 100
 FDSET, SEED_FDSET, FIRMWARE_FDSET = 1, 2, 3
 VIDEO_MIB = 8
 GUEST_PORT = "org.qemu.guest_agent.0"
@@ -63,6 +65,8 @@ class Config(msgspec.Struct, frozen=True):
     """A CD for the guest's first boot."""
     below: int | None = None
     """The raw disk under ``disk``, whatever that file says."""
+    shared: tuple[int, ...] = ()
+    """The layers between the two, which other VMs may have too, from the lowest up."""
 
 
 def monitor_path(directory: Path) -> Path:
@@ -84,6 +88,11 @@ def guest_path(directory: Path) -> Path:
 
 def console_log_path(directory: Path) -> Path:
     return directory / "console.log"
+
+
+def node_behind(number: int) -> str:
+    """Return the name of the node of a layer that was put over others while the guest ran."""
+    return f"{DISK}-{number}"
 
 
 def name_argument(id: str) -> str:
@@ -110,7 +119,7 @@ def _firmware_of(config: Config) -> str:
 def _firmware(config: Config) -> list[str]:
     arguments = []
     if config.firmware is not None:
-        code = {"driver": "file", "filename": f"/dev/fdset/{FIRMWARE_FDSET}", "read-only": True}
+        code = _read_only(FIRMWARE_FDSET)
         variables = {"driver": "file", "filename": str(config.directory / firmware.NVRAM)}
         arguments += [
             *("-add-fd", f"set={FIRMWARE_FDSET},fd={config.firmware}"),
@@ -127,11 +136,32 @@ def _firmware(config: Config) -> list[str]:
     return arguments
 
 
+def _disk(config: Config) -> list[str]:
+    """Return the disk: the VM's own layer, over those that it shares, over its image's disk."""
+    if config.disk is None:
+        return []
+    arguments: list[str] = []
+    layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, **DISK_OPTIONS}
+    layer["file"] = {"driver": "file", "filename": str(config.disk)}
+    if config.below is not None:
+        arguments += ["-add-fd", f"set={FDSET},fd={config.below}"]
+        backing: dict[str, object] = {"driver": "raw", "read-only": True, "file": _read_only(FDSET)}
+        for number, descriptor in enumerate(config.shared, SHARED_FDSET):
+            arguments += ["-add-fd", f"set={number},fd={descriptor}"]
+            backing = {"driver": "qcow2", "read-only": True, "file": _read_only(number), "backing": backing}
+        layer["backing"] = backing
+    device = f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex=1"
+    return [*arguments, "-blockdev", json.dumps(layer), "-device", device]
+
+
+def _read_only(fdset: int) -> dict[str, object]:
+    return {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": True}
+
+
 def _seed(descriptor: int | None) -> list[str]:
     if descriptor is None:
         return []
-    file = {"driver": "file", "filename": f"/dev/fdset/{SEED_FDSET}", "read-only": True}
-    cd = {"driver": "raw", "node-name": "seed0", "read-only": True, "file": file}
+    cd = {"driver": "raw", "node-name": "seed0", "read-only": True, "file": _read_only(SEED_FDSET)}
     set_ = ["-add-fd", f"set={SEED_FDSET},fd={descriptor}"]
     return [*set_, "-blockdev", json.dumps(cd), "-device", "virtio-blk-pci,drive=seed0,id=seed0-device"]
 
@@ -157,16 +187,6 @@ def command(config: Config, *, incoming: bool) -> list[str]:
     nic = f"virtio-net-pci,netdev=net0,mac={config.nic.mac},romfile="
     if config.nic.mtu is not None:
         nic += f",host_mtu={config.nic.mtu}"
-    disk: list[str] = []
-    if config.disk is not None:
-        file = {"driver": "file", "filename": str(config.disk)}
-        layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, "file": file}
-        layer |= {"discard": "unmap", "detect-zeroes": "unmap"}
-        if config.below is not None:
-            disk = ["-add-fd", f"set={FDSET},fd={config.below}"]
-            below = {"driver": "file", "filename": f"/dev/fdset/{FDSET}", "read-only": True}
-            layer["backing"] = {"driver": "raw", "read-only": True, "file": below}
-        disk += ["-blockdev", json.dumps(layer), "-device", f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex=1"]
     arguments = [
         config.binary,
         *("-name", name_argument(config.id)),
@@ -189,7 +209,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-serial", "chardev:serial0"),
         *("-netdev", netdev),
         *("-device", nic),
-        *disk,
+        *_disk(config),
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
         *_firmware(config),
         *_seed(config.seed),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.qemu import block
 from novacron.qemu.command import DISK
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
@@ -28,12 +29,16 @@ class MirrorStatus(msgspec.Struct, frozen=True):
         return max(0, self.total_bytes - self.done_bytes)
 
 
-async def start(monitor: Monitor, path: Path) -> None:
-    """Mirror what the VM's own layer of its disk holds, and all that the guest writes, to the export at ``path``."""
+async def start(monitor: Monitor, path: Path, *, whole: bool = False) -> None:
+    """Mirror what the VM's own layer of its disk holds, and all that the guest writes, to the export at ``path``.
+
+    ``whole`` has all that is below its layer mirrored, too.
+    """
     server = {"type": "unix", "path": str(path)}
     target = {"driver": "nbd", "node-name": TARGET, "server": server, "export": EXPORT}
     await monitor.execute("blockdev-add", target)
-    job = {"job-id": JOB, "device": DISK, "target": TARGET, "sync": "top", "auto-dismiss": False}
+    device, sync = await block.top(monitor), "full" if whole else "top"
+    job = {"job-id": JOB, "device": device, "target": TARGET, "sync": sync, "auto-dismiss": False}
     await monitor.execute("blockdev-mirror", job)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from novacron.qemu.command import DISK
+from novacron.qemu import block
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
 JOB = "snapshot0"
@@ -14,28 +14,31 @@ JOB_S_MAX, LOOK_S = 900.0, 0.02
 
 async def names(monitor: Monitor) -> set[str]:
     """Return the names of those that there are. Raises MonitorFailed."""
+    disk = await block.top(monitor)
     for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
-        if node["node-name"] == DISK:
+        if node["node-name"] == disk:
             return {str(found["name"]) for found in node["image"].get("snapshots", ())}
     return set()
 
 
 async def create(monitor: Monitor, name: str, *, memory: bool) -> None:
     """Keep the disk as it is now, and the ``memory``, for which the guest stands still. Raises MonitorFailed."""
+    disk = await block.top(monitor)
     if memory:
-        await _job(monitor, "snapshot-save", {"tag": name, "vmstate": DISK, "devices": [DISK]})
+        await _job(monitor, "snapshot-save", {"tag": name, "vmstate": disk, "devices": [disk]})
     else:
-        await monitor.execute("blockdev-snapshot-internal-sync", {"device": DISK, "name": name})
+        await monitor.execute("blockdev-snapshot-internal-sync", {"device": disk, "name": name})
 
 
 async def load(monitor: Monitor, name: str) -> None:
     """Have disk and memory be as they were then; the guest goes on from there. Raises MonitorFailed."""
-    await _job(monitor, "snapshot-load", {"tag": name, "vmstate": DISK, "devices": [DISK]})
+    disk = await block.top(monitor)
+    await _job(monitor, "snapshot-load", {"tag": name, "vmstate": disk, "devices": [disk]})
 
 
 async def delete(monitor: Monitor, name: str) -> None:
     """Let go of one; the guest goes on. Raises MonitorFailed."""
-    await _job(monitor, "snapshot-delete", {"tag": name, "devices": [DISK]})
+    await _job(monitor, "snapshot-delete", {"tag": name, "devices": [await block.top(monitor)]})
 
 
 async def settle(monitor: Monitor) -> None:

@@ -25,7 +25,7 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server.copies import Copies
-from novacron.store import imports, links, migrations, nodes, snapshots, vms
+from novacron.store import clones, imports, links, migrations, nodes, snapshots, vms
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -160,7 +160,7 @@ async def statements(
         )
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted,
+            wanted, vm.clone_of,
         )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
@@ -465,6 +465,8 @@ class Link:
                 await nodes.connected(connection, node, inventory)
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await vms.observe(connection, node, vm, epoch, status)
+            case wire.Cloned(vm=vm, epoch=epoch):
+                await clones.made(connection, node, vm, epoch)
             case wire.ImportStands(id=id, phase=phase, held_bytes=held, error=error):
                 await imports.report(connection, node, id, phase, held, error)
             case wire.SnapshotStands(vm=vm, epoch=epoch, id=id, done=done, error=error, pause_ms=pause_ms):

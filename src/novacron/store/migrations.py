@@ -96,6 +96,7 @@ async def choose(connection: Connection, ref: str, target: str | None, if_match:
     vms.check_action(vm, Action.MIGRATE, if_match)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
+    await vms.check_not_cloning(connection, vm, Action.MIGRATE)
     await snapshots.check_movable(connection, vm, live=is_live(vm))
     return vm, await _choose(connection, vm, target)
 

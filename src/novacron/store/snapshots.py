@@ -60,10 +60,16 @@ async def _free(connection: Connection, ref: str) -> Vm:
     """Return a VM with which nothing else goes on. Raises NotFound, Conflict, IllegalState."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, Action.SNAPSHOT, None)
+    await vms.check_not_cloning(connection, vm, Action.SNAPSHOT)
+    await check_idle(connection, vm)
+    return vm
+
+
+async def check_idle(connection: Connection, vm: Vm) -> None:
+    """Raise Conflict while there is something to do about one of the VM's snapshots."""
     busy = next((s for s in await of_vm(connection, vm.id) if s.phase in WORKING), None)
     if busy is not None:
         raise Conflict(f"snapshot {busy.name} of VM {vm.name} is {busy.phase}", hint="wait until that is done")
-    return vm
 
 
 async def _has_disk(connection: Connection, vm: Vm) -> bool:
@@ -167,11 +173,8 @@ async def working(connection: Connection, node: str) -> dict[str, list[Snapshot]
 
 async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
     """Raise Conflict or IllegalState when the VM's snapshots keep it from moving now."""
-    found = await of_vm(connection, vm.id)
-    busy = next((snapshot for snapshot in found if snapshot.phase in WORKING), None)
-    if busy is not None:
-        raise Conflict(f"snapshot {busy.name} of VM {vm.name} is {busy.phase}", hint="wait until that is done")
-    if live and any(snapshot.phase is not SnapshotPhase.FAILED for snapshot in found):
+    await check_idle(connection, vm)
+    if live and any(found.phase is not SnapshotPhase.FAILED for found in await of_vm(connection, vm.id)):
         raise IllegalState(
             f"VM {vm.name} has snapshots, which can't follow it while it runs",
             hint=f"stop it to move it with them, or delete them, see: novacron snapshot list {vm.name}",

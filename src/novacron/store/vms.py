@@ -15,7 +15,9 @@ from novacron.model.seed import Seed
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
+    DISTURB_CLONING,
     Action,
+    CloneOf,
     Power,
     Vm,
     VmSpec,
@@ -32,8 +34,9 @@ def _vm(row: Any) -> Vm:
 
 
 async def create(
-    connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str, seed: Seed | None = None
-) -> Vm:
+    connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str, seed: Seed | None = None,
+    *, clone_of: CloneOf | None = None,
+) -> Vm:  # fmt: skip
     """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
@@ -41,22 +44,25 @@ async def create(
         await _check_room(connection, node, spec)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO vms (id, name, spec, status, node, epoch) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+            "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of) VALUES ($1, $2, $3, $4, $5, $6, $7)"
+            " RETURNING *",
             vm_id(secrets.token_bytes(10)),
             name,
             msgspec.to_builtins(spec),
             msgspec.to_builtins(VmStatus()),
             node,
             0 if node is None else 1,
+            None if clone_of is None else msgspec.to_builtins(clone_of),
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
     vm = _vm(row)
+    made_from = f"image {spec.image}" if clone_of is None else f"VM {clone_of.source_name}"
     if seed is not None:
         await connection.execute(
             "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(seed)
         )  # fmt: skip
-    await events.record(connection, "vm", vm.id, name, "Created", f"created from image {spec.image}", actor)
+    await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor)
     return vm
 
 
@@ -102,6 +108,20 @@ def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
         raise Conflict(f"VM {vm.name} is protected", hint=f"if it has to go: novacron vm set {vm.name} --no-protect")
 
 
+async def check_not_cloning(connection: Connection, vm: Vm, action: Action) -> None:
+    """Raise Conflict while a clone of the VM, or the VM as a clone, is being made, if ``action`` would disturb that."""
+    if action not in DISTURB_CLONING:
+        return
+    if vm.clone_of is not None and action is not Action.DELETE:
+        raise Conflict(f"cannot {action} VM {vm.name}: it is being cloned from {vm.clone_of.source_name}")
+    name = await connection.fetchval("SELECT name FROM vms WHERE clone_of ->> 'source' = $1 LIMIT 1", vm.id)
+    if name is not None:
+        raise Conflict(
+            f"cannot {action} VM {vm.name}: {name} is being cloned from it",
+            hint=f"wait until that is done, or delete {name}",
+        )
+
+
 async def act(
     connection: Connection,
     ref: str,
@@ -113,6 +133,7 @@ async def act(
     """Change the spec as ``action`` asks: start, stop, pause, resume, reboot or delete."""
     vm = await get(connection, ref, lock=True)
     check_action(vm, action, if_match)
+    await check_not_cloning(connection, vm, action)
     spec, change = vm.spec, msgspec.structs.replace
     match action:
         case Action.START:
@@ -132,7 +153,7 @@ async def act(
             if vm.node is None:
                 await _remove(connection, vm)
                 return msgspec.structs.replace(vm, deleting=True)
-        case Action.MIGRATE | Action.CONFIGURE | Action.SNAPSHOT:
+        case Action.MIGRATE | Action.CONFIGURE | Action.SNAPSHOT | Action.CLONE:
             raise ValueError(f"{action} is no change of power")
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
@@ -290,6 +311,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     halted_at_start: int | None
     seed: Seed | None
     resets: int
+    clone_of: CloneOf | None
 
 
 async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
@@ -297,7 +319,7 @@ async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
     rows = await connection.fetch(
         "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
         " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
-        " coalesce((status ->> 'resets')::int, 0) AS resets, seed"
+        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of"
         " FROM vms LEFT JOIN vm_seeds ON vm = id WHERE node = $1",
         node,
     )

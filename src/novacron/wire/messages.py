@@ -13,9 +13,9 @@ from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.seed import Seed
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import VmSpec, VmStatus
+from novacron.model.vm import CloneOf, VmSpec, VmStatus
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -49,6 +49,13 @@ class Observed(Message, frozen=True):
     vm: str
     epoch: int
     status: VmStatus
+
+
+class Cloned(Message, frozen=True):
+    """A VM that was to become a clone has its disk."""
+
+    vm: str
+    epoch: int
 
 
 class Removed(Message, frozen=True):
@@ -187,6 +194,7 @@ FromAgent = (
     | Heartbeat
     | InventoryChanged
     | Observed
+    | Cloned
     | Removed
     | TargetReady
     | Progressed
@@ -237,6 +245,8 @@ class Assignment(msgspec.Struct, frozen=True):
     seed: Seed | None = None
     resets: int = 0
     snapshots: tuple[SnapshotWanted, ...] = ()
+    clone_of: CloneOf | None = None
+    """Its disk is to be made from this VM's, before anything else."""
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -1,0 +1,139 @@
+"""How a VM's disk comes from that of another VM on this node. Each step may be interrupted, and done again.
+
+A linked clone shares what its source had written: the source's layer becomes read-only, with hard links in both VMs'
+directories, and both write into new layers of their own. The file system counts who still has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from novacron.agent.home import DISK_LAYER, STATE, next_name, shared_name
+from novacron.agent.machine import Machine
+from novacron.disk import overlay
+from novacron.disk.files import make_durable
+from novacron.disk.overlay import OverlayFailed
+from novacron.disk.overlay import Snapshots as InFile
+from novacron.model import limits
+from novacron.qemu import block, confine
+from novacron.qemu.monitor import MonitorFailed
+
+COPY = "copy.qcow2"
+"""What QEMU copies its layer into, in the source's directory."""
+UNFINISHED = "clone.qcow2"
+"""The layer of a clone that lacks something yet."""
+
+
+async def share(source: Machine, clone: Machine) -> None:
+    """Give ``clone`` what ``source`` has written so far, shared. Raises OverlayFailed, MonitorFailed, OSError."""
+    clone.home.make()
+    if (source.directory / DISK_LAYER).exists():
+        await _freeze(source)
+        size = overlay.size_bytes(source.directory / DISK_LAYER)
+        _link_shared(source, clone)
+        await overlay.create_blank(clone.directory / UNFINISHED, size)
+    await asyncio.to_thread(_finish, source, clone, UNFINISHED)
+
+
+async def copy(source: Machine, clone: Machine, lock: asyncio.Lock) -> None:
+    """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
+
+    ``lock`` keeps a source from being started. Raises OverlayFailed, MonitorFailed, OSError.
+    """
+    clone.home.make()
+    path = source.directory / DISK_LAYER
+    if path.exists():
+        if source.monitor is not None and source.pid is not None:
+            await _copy_running(source, clone)
+        else:
+            async with lock:
+                if source.pid is not None:
+                    raise MonitorFailed("its source was started just now")
+                await overlay.copy(path, clone.directory / UNFINISHED)
+                clone.home.give(UNFINISHED)
+                uid = clone.home.uid()
+                inside = InFile(
+                    clone.directory / UNFINISHED,
+                    lambda command: command if uid is None else confine.confined(command, confine.Account(uid)),
+                )
+                for name in await inside.names():
+                    await inside.delete(name)
+        _link_shared(source, clone)
+    await asyncio.to_thread(_finish, source, clone, UNFINISHED)
+
+
+async def _copy_running(source: Machine, clone: Machine) -> None:
+    assert source.monitor is not None
+    await block.clear_copy(source.monitor)
+    scratch = source.directory / COPY
+    try:
+        await overlay.create_blank(scratch, await block.size_bytes(source.monitor))
+        source.home.give(COPY)
+        await block.copy(source.monitor, COPY)
+        scratch.replace(clone.directory / UNFINISHED)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _link_shared(source: Machine, clone: Machine) -> None:
+    for path in source.home.shared():
+        with contextlib.suppress(FileExistsError):
+            os.link(path, clone.directory / path.name)
+
+
+def _finish(source: Machine, clone: Machine, layer: str) -> None:
+    """Take over what else a VM consists of; the layer comes last, and says that all is there."""
+    for name, place in STATE.items():
+        kept = source.directory / place
+        if name != DISK_LAYER and not name.startswith("shared-") and kept.is_file():
+            (clone.directory / place).parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copyfile(kept, clone.directory / place, follow_symlinks=False)
+    if (clone.directory / layer).exists():
+        (clone.directory / layer).rename(clone.directory / DISK_LAYER)
+    make_durable(clone.directory)
+
+
+async def _freeze(machine: Machine) -> None:
+    """Put an empty layer over what the VM has written. Raises OverlayFailed, MonitorFailed, OSError."""
+    await settle(machine)
+    number = len(machine.home.shared()) + 1
+    if number > limits.SHARED_LAYERS_MAX:
+        raise OverlayFailed(f"it shares {limits.SHARED_LAYERS_MAX} layers already: clone it fully")
+    layer = machine.directory / DISK_LAYER
+    await overlay.create_blank(machine.directory / next_name(number), overlay.size_bytes(layer))
+    machine.home.give(next_name(number))
+    await settle(machine)
+
+
+async def settle(machine: Machine) -> None:
+    """Finish what was begun, perhaps by an earlier agent. Raises MonitorFailed, OSError."""
+    layer = machine.directory / DISK_LAYER
+    known = machine.home.next_layers()
+    begun = next((path for path in known if layer.exists() and not path.samefile(layer)), None)
+    if begun is None:
+        return
+    number = len([path for path in machine.home.shared() if not path.samefile(layer)])
+    if machine.monitor is not None and machine.pid is not None:
+        await block.put_over(machine.monitor, number + 1, begun.name)
+    shared = machine.directory / shared_name(number)
+    with contextlib.suppress(FileExistsError):
+        os.link(layer, shared)
+    os.chown(shared, os.geteuid(), os.getegid())
+    shared.chmod(0o400)
+    scratch = machine.directory / "link.new"
+    scratch.unlink(missing_ok=True)
+    os.link(begun, scratch)
+    scratch.rename(layer)
+    for path in known:
+        if path != begun:
+            path.unlink()
+    await asyncio.to_thread(make_durable, machine.directory)
+
+
+def made(directory: Path) -> bool:
+    """Say whether a clone has its disk."""
+    return (directory / DISK_LAYER).exists()

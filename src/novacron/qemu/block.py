@@ -1,0 +1,88 @@
+"""The block devices of a QEMU that runs: which node of its block layer is behind which (docs/interop/qemu-qmp-ref)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from novacron.qemu.command import DISK, DISK_OPTIONS, node_behind
+from novacron.qemu.monitor import Monitor, MonitorFailed
+
+COPY_JOB, COPY = "copy0", "copy0-target"
+LOOK_S, COPY_S_MAX = 0.1, 6 * 3600.0
+
+
+async def top(monitor: Monitor, device: str = DISK) -> str:
+    """Return the node that a device of the guest's has: its own layer. Raises MonitorFailed when there is none."""
+    found = await _inserted(monitor, device)
+    if found is None:
+        raise MonitorFailed(f"QEMU has no disk {device}")
+    return str(found["node-name"])
+
+
+async def size_bytes(monitor: Monitor, device: str = DISK) -> int:
+    """Return how large the guest sees the disk, 0 if it has none. Raises MonitorFailed."""
+    found = await _inserted(monitor, device)
+    return 0 if found is None else int(found["image"]["virtual-size"])
+
+
+async def _inserted(monitor: Monitor, device: str) -> Any:
+    for block in await monitor.execute("query-block"):
+        # QEMU gives the path of the device or of what is in it: /machine/peripheral/disk0-device/virtio-backend
+        if f"{device}-device" in str(block.get("qdev", "")).split("/"):
+            return block.get("inserted")
+    return None
+
+
+async def put_over(monitor: Monitor, number: int, file: str) -> None:
+    """Have the guest write into ``file``, an empty layer, from now on; what was its layer is below. May be repeated.
+
+    Raises MonitorFailed.
+    """
+    now, node = await top(monitor), node_behind(number)
+    if now == node:
+        return
+    if node not in await _nodes(monitor):
+        layer = {"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": file}, "backing": None}
+        await monitor.execute("blockdev-add", {**layer, **DISK_OPTIONS})
+    await monitor.execute("blockdev-snapshot", {"node": now, "overlay": node})
+
+
+async def _nodes(monitor: Monitor) -> set[str]:
+    return {str(node["node-name"]) for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
+
+
+async def copy(monitor: Monitor, file: str) -> None:
+    """Copy the guest's own layer as it is now into ``file``, an empty one; the guest goes on. Raises MonitorFailed."""
+    await clear_copy(monitor)
+    target = {"driver": "qcow2", "node-name": COPY, "file": {"driver": "file", "filename": file}, "backing": None}
+    await monitor.execute("blockdev-add", {**target, **DISK_OPTIONS})
+    try:
+        job = {"job-id": COPY_JOB, "device": await top(monitor), "target": COPY, "sync": "top", "auto-dismiss": False}
+        await monitor.execute("blockdev-backup", job)
+        async with asyncio.timeout(COPY_S_MAX):
+            while (found := await _job(monitor)) is None or found["status"] != "concluded":
+                if found is None:
+                    raise MonitorFailed("QEMU does not copy the disk any more")
+                await asyncio.sleep(LOOK_S)
+        if found.get("error"):
+            raise MonitorFailed(f"the disk can't be copied: {found['error']}")
+    finally:
+        await clear_copy(monitor)
+
+
+async def clear_copy(monitor: Monitor) -> None:
+    """Leave nothing of a copy behind, finished or not. Raises MonitorFailed, TimeoutError."""
+    async with asyncio.timeout(10):
+        while (found := await _job(monitor)) is not None:
+            if found["status"] == "concluded":
+                await monitor.execute("job-dismiss", {"id": COPY_JOB})
+                continue
+            await monitor.execute("job-cancel", {"id": COPY_JOB})
+            await asyncio.sleep(LOOK_S)
+    if COPY in await _nodes(monitor):
+        await monitor.execute("blockdev-del", {"node-name": COPY})
+
+
+async def _job(monitor: Monitor) -> Any:
+    return next((job for job in await monitor.execute("query-jobs") if job["id"] == COPY_JOB), None)

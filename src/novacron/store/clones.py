@@ -1,0 +1,55 @@
+"""Clones: VMs whose disk is to be made from that of another, on its node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from novacron.model.errors import Conflict, IllegalState
+from novacron.model.vm import Action, CloneOf, Power, Vm
+from novacron.store import events, snapshots, vms
+from novacron.store.database import Connection
+
+
+async def create(
+    connection: Connection, ref: str, name: str, changes: dict[str, Any], if_match: int | None, actor: str, *,
+    linked: bool,
+) -> Vm:  # fmt: skip
+    """Store a VM that is to become a clone of another. ``changes`` are to its spec.
+
+    Raises NotFound, Conflict, IllegalState, NoCapacity, PreconditionFailed.
+    """
+    source = await vms.get(connection, ref, lock=True)
+    vms.check_action(source, Action.CLONE, if_match)
+    if source.node is None:
+        raise IllegalState(f"VM {source.name} is on no node yet", hint="wait until it is placed")
+    if source.clone_of is not None:
+        raise Conflict(f"VM {source.name} is itself being cloned from another", hint="wait until that is done")
+    await snapshots.check_idle(connection, source)
+    if linked and await snapshots.of_vm(connection, source.id):
+        raise IllegalState(
+            f"VM {source.name} has snapshots, which a layer that is shared would put out of reach",
+            field="linked",
+            hint=f"clone it fully, or delete them, see: novacron snapshot list {source.name}",
+        )
+    spec = msgspec.structs.replace(
+        source.spec, power=Power.RUNNING, starts=0, reboots=0, resets=0, protected=False, address=None
+    )
+    spec = msgspec.structs.replace(spec, **changes)
+    seed = await vms.seed_of(connection, source.id)
+    of = CloneOf(source.id, source.name, linked)
+    clone = await vms.create(connection, name, spec, source.node, actor, seed, clone_of=of)
+    await events.record(connection, "vm", source.id, source.name, "CloneAsked", f"clone {name}", actor)
+    return clone
+
+
+async def made(connection: Connection, node: str, id: str, epoch: int) -> None:
+    """Store that a clone has its disk, as its owner reports. Anyone else's report is ignored."""
+    row = await connection.fetchrow(
+        "UPDATE vms SET clone_of = NULL FROM (SELECT clone_of AS before FROM vms WHERE id = $1 FOR UPDATE) AS old"
+        " WHERE id = $1 AND node = $2 AND epoch = $3 AND clone_of IS NOT NULL RETURNING name, before",
+        id, node, epoch,
+    )  # fmt: skip
+    if row is not None:
+        await events.record(connection, "vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")

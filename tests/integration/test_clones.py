@@ -1,0 +1,155 @@
+"""Clones of real disks: shared and copied, of guests that run and that do not, and interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.integration.conftest import Api
+from tests.integration.test_lifecycle import boots
+from tests.integration.test_snapshots import NewVm, Object, booted, directory, in_file, read, shell, write
+
+Clone = Callable[..., Object]
+
+
+@pytest.fixture
+def clone(site: Platform, new_vm: NewVm, new_name: Callable[[], str]) -> Iterator[Clone]:
+    """Clone VMs; the clones are deleted before what they were made from."""
+    made: list[str] = []
+
+    def create(vm: Object, **fields: Any) -> Object:
+        found = site.client.clone_vm(vm["id"], new_name(), **fields)
+        made.append(found["id"])
+        return found
+
+    yield create
+    for id in made:
+        if any(vm["id"] == id for vm in site.client.list("vms")):
+            site.client.delete("vms", id)
+    until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the clones are gone")
+
+
+def up(site: Platform, vm: Object) -> Object:
+    site.wait_state(vm["id"], "running", 60)
+    until(lambda: "tiny guest: ready" in site.console_log(vm), "it is up", 60)
+    return site.client.get("vms", vm["id"])
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "full"])
+def test_a_clone_has_what_its_source_had_and_nothing_more(
+    site: Platform, new_vm: NewVm, clone: Clone, linked: bool
+) -> None:
+    vm = booted(site, new_vm, disk_mib=64)
+    write(site, vm, "one")
+    first = up(site, clone(vm, linked=linked))
+    assert (read(site, first), first["node"], first["clone_of"]) == ("one", vm["node"], None)
+    write(site, vm, "two")
+    write(site, first, "other")
+    second = up(site, clone(vm, linked=linked))
+    third = up(site, clone(first, linked=linked))
+    assert [read(site, one) for one in (vm, first, second, third)] == ["two", "other", "two", "other"]
+    assert boots(site, vm) == 1, "the source went on"
+    shared = [len(list(directory(site, one).glob("shared-*"))) for one in (vm, first, second, third)]
+    assert shared == ([2, 2, 2, 2] if linked else [0, 0, 0, 0])
+    site.cli("vm", "delete", vm["name"], "--wait")
+    assert not directory(site, vm).exists()
+    site.cli("vm", "kill", second["name"], "--wait")
+    site.cli("vm", "start", second["name"], "--wait")
+    until(lambda: site.console_log(second).count("tiny guest: ready") == 2, "it is up", 60)
+    assert read(site, second) == "two", "what it shared with its source is its own"
+    assert re.search(r"Cloned .*from " + vm["name"], site.cli("vm", "history", second["name"]).stdout)
+
+
+def test_a_linked_clone_moves_with_all_that_it_shares(site: Platform, new_vm: NewVm, clone: Clone) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "one")
+    linked = up(site, clone(vm, linked=True))
+    shell(site, linked, "echo kept > /run/word")
+    there = "host-b" if vm["node"] == "host-a" else "host-a"
+    site.cli("vm", "migrate", linked["name"], "--to", there)
+    linked = site.client.get("vms", linked["id"])
+    assert (read(site, linked), shell(site, linked, "cat /run/word"), linked["node"]) == ("one", "kept", there)
+    write(site, vm, "two")
+    second = up(site, clone(vm, linked=True))
+    site.cli("vm", "kill", second["name"], "--wait")
+    site.cli("vm", "migrate", second["name"], "--to", there)
+    site.cli("vm", "start", second["name"], "--wait")
+    second = site.client.get("vms", second["id"])
+    until(lambda: site.console_log(second).count("tiny guest: ready") == 1, "it is up", 60)
+    assert (read(site, second), second["node"]) == ("two", there), "off"
+    assert read(site, vm) == "two"
+
+
+def test_a_vm_that_is_off_is_cloned_without_its_snapshots(site: Platform, new_vm: NewVm, clone: Clone) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "one")
+    site.cli("snapshot", "create", vm["name"], "s")
+    write(site, vm, "two")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    copied = up(site, clone(vm))
+    assert read(site, copied) == "two" and in_file(site, copied) == []
+    site.cli("snapshot", "delete", vm["name"], "s")
+    off = clone(vm, linked=True, power="stopped")
+    until(lambda: site.client.get("vms", off["id"])["clone_of"] is None, "it is made")
+    assert site.client.get("vms", off["id"])["status"]["state"] in ("stopped", "pending")
+    site.cli("vm", "start", off["name"], "--wait")
+    assert read(site, up(site, off)) == "two"
+
+
+def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm, clone: Clone) -> None:
+    vm = booted(site, new_vm)
+    path = f"/api/v1/vms/{vm['id']}/actions/clone"
+    assert api("POST", path, {"name": "A"}).problem["field"] == "name"
+    assert api("POST", path, {"name": vm["name"]}).problem["field"] == "name"
+    assert api("POST", path, {"name": "x", "address": "10.77.0.9"}).problem["field"] == "address"
+    assert api("POST", "/api/v1/vms/none/actions/clone", {"name": "x"}).status == 404
+    site.cli("snapshot", "create", vm["name"], "s")
+    refused = api("POST", path, {"name": "x", "linked": True}).problem
+    assert refused["field"] == "linked" and "has snapshots" in refused["detail"]
+    until(lambda: clone(vm)["clone_of"], "a clone is asked for")
+    agent = site.agents[vm["node"]]
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        clone(vm)
+        for refused in (
+            api("DELETE", f"/api/v1/vms/{vm['id']}"),
+            api("POST", f"/api/v1/vms/{vm['id']}/actions/migrate"),
+            api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "t"}),
+        ):
+            assert refused.status == 409 and "is being cloned from it" in refused.problem["detail"]
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "full"])
+def test_an_agent_that_is_killed_meanwhile_makes_the_clone(
+    site: Platform, new_vm: NewVm, clone: Clone, linked: bool
+) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "one")
+    agent = site.agents[vm["node"]]
+    assert agent.process is not None
+    asked = clone(vm, linked=linked)
+    copying = directory(site, vm) / ("next-1.qcow2" if linked else "copy.qcow2")
+    until(lambda: copying.exists() or (directory(site, {**asked, **vm, "id": asked["id"]}) / "disk.qcow2").exists(), "")
+    os.kill(agent.process.pid, signal.SIGKILL)
+    agent.process.wait()
+    agent.start()
+    site.wait_node(vm["node"])
+    made = up(site, asked)
+    assert (read(site, made), read(site, vm)) == ("one", "one")
+    assert boots(site, vm) == 1 and site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+    write(site, vm, "two")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    assert read(site, vm) == "two", "what it wrote after that is there"
+    left = {path.name for path in directory(site, vm).iterdir()}
+    assert not left & {"copy.qcow2", "link.new"} and len([name for name in left if name.startswith("next-")]) <= 1
