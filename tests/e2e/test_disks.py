@@ -121,9 +121,11 @@ def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str
 
 @pytest.mark.parametrize(
     "what",
-    ["source agent", pytest.param("target agent", marks=pytest.mark.slow), "source qemu",
-     pytest.param("target qemu", marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        "source agent",
+        *(pytest.param(what, marks=pytest.mark.slow) for what in ("target agent", "source qemu", "target qemu")),
+    ],
+)
 def test_a_kill_while_the_disk_is_on_its_way_loses_nothing(victim: Platform, what: str) -> None:
     name = what.replace(" ", "-")
     vm, migration, before = begin(victim, name, 63)

@@ -98,6 +98,7 @@ def test_a_vm_whose_memory_follows_can_be_deleted(victim: Platform) -> None:
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_guest_whose_memory_follows_is_not_moved_on(victim: Platform) -> None:
     vm, migration, before = begin(victim, "hasty", 84)
     assert until_ended(victim, migration["id"])["phase"] == "completed"

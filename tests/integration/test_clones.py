@@ -128,7 +128,7 @@ def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm
         agent.process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("linked", [True, False], ids=["linked", "full"])
+@pytest.mark.parametrize("linked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["linked", "full"])
 def test_an_agent_that_is_killed_meanwhile_makes_the_clone(
     site: Platform, new_vm: NewVm, clone: Clone, linked: bool
 ) -> None:

@@ -152,6 +152,7 @@ def test_what_was_printed_can_be_read_after_a_crash(site: Platform, new_vm: NewV
     assert "novacron tiny guest: ready" in site.cli("vm", "log", vm["name"]).stdout
 
 
+@pytest.mark.slow
 def test_a_guest_that_floods_its_console_is_kept_within_limits(site: Platform, new_vm: NewVm) -> None:
     vm, other = new_vm(image="agent", cloud_init={"user_data": "#! hostile\nyes > /dev/console\n"}), new_vm()
     node = site.wait_state(vm["id"], "running")["node"]

@@ -232,7 +232,7 @@ def test_pieces_that_are_not_allowed_are_named(tmp_path: Path, piece: bytes, why
         Decoder(HASH, Ring(tmp_path, 9000), ()).decode(piece)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_the_decoder_survives_anything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A piece that was changed at random is refused, or it decodes to what its checksum says; nothing else happens."""
