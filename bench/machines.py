@@ -38,6 +38,7 @@ TOGETHER = 8
 """How many VMs are asked for at once; bare QEMUs are started by as many."""
 IDLE_S, IDLE_PERCENT, AGENT_MIB = 20.0, 3.0, 200.0
 SNAPSHOTS, DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 5, 100.0, 1500.0, 256
+CLONE_S = 1.0
 DEBIAN_MIB, DEBIAN_OVER_BARE, DEBIAN_S_MAX = 1024, 1.1, 300.0
 IMPORT_BYTES, IMPORT_SHARE = 1_500_000_000, 0.6
 MAC = "52:54:00:ba:5e:00"
@@ -161,6 +162,26 @@ def snapshot_figures(p: Platform, rounds: int) -> list[Figure]:
     ]
 
 
+def clone_figures(p: Platform, rounds: int) -> list[Figure]:
+    """A running VM is cloned, and the clone is started."""
+    vm = p.client.create_vm(name="source", image="disk", memory_mib=128, node=NODE)
+    booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(rounds):
+        for linked in found:
+            started = time.monotonic()
+            clone = p.client.clone_vm("source", f"c{number}{'l' if linked else 'f'}", linked=linked)
+            done = p.client.wait("vms", clone["id"], lambda now: now is None or now["status"]["state"] == "running", 60)
+            found[linked].append(time.monotonic() - started)
+            assert done is not None
+            p.cli("vm", "delete", clone["name"], "--wait")
+    p.cli("vm", "delete", "source", "--wait")
+    return [
+        median("linked clone of a running VM, until it is started", found[True], "s", CLONE_S),
+        median("full clone of it", found[False], "s"),
+    ]
+
+
 def debian_figures(p: Platform, directory: Path, image: Image, rounds: int) -> list[Figure]:
     """Debian until its guest agent answers, bare QEMU and NovaCron in turn."""
     own, peer = [], []
@@ -232,14 +253,14 @@ def import_figures(p: Platform, rounds: int) -> list[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="script/bench machines", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and VMs, without Debian")
-    parser.add_argument("--only", nargs="*", choices=("many", "snapshots", "imports", "debian"))
+    parser.add_argument("--only", nargs="*", choices=("many", "snapshots", "clones", "imports", "debian"))
     parser.add_argument("--rounds", type=int, default=3, help="of Debian")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     clean_up_when_ended()
     if lacking := missing():
         sys.exit(f"this machine can't emulate hosts: {', '.join(lacking)}")
-    wanted = set(options.only or ("many", "snapshots", "imports", *(() if options.quick else ("debian",))))
+    wanted = set(options.only or ("many", "snapshots", "clones", "imports", *(() if options.quick else ("debian",))))
     images = images_dir()
     if "debian" in wanted and not (images / "debian").exists():
         print("building the Debian image", flush=True)
@@ -257,6 +278,9 @@ def main() -> None:
         if "snapshots" in wanted:
             figures += snapshot_figures(p, 3 if options.quick else SNAPSHOTS)
             print("snapshots: done", flush=True)
+        if "clones" in wanted:
+            figures += clone_figures(p, 3 if options.quick else SNAPSHOTS)
+            print("clones: done", flush=True)
         if "imports" in wanted:
             figures += import_figures(p, 1 if options.quick else 3)
             print("imports: done", flush=True)

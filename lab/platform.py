@@ -18,6 +18,7 @@ from typing import Any
 
 from lab.hosts import Host, Lab
 from novacron.agent.home import TRANSFER_SOCKETS
+from novacron.agent.volumes import MARK
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres
 
@@ -173,6 +174,7 @@ class Platform:
                 *("--images-dir", str(self.images_of(host.name)), "--advertise", host.address),
                 *("--dwcp-port", str(dwcp_port)),
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
+                *("--pool", f"small={self._pool(host.name)}", "--shared-pool", f"nfs={self.shared_pool}"),
                 *self._agent_options,
             ]
             agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.enter, self._env)
@@ -180,6 +182,18 @@ class Platform:
             agent.start("--join", self.client.join_token(host.name))
         for name in self.agents:
             self.wait_node(name)
+
+    @property
+    def shared_pool(self) -> Path:
+        """The directory of the pool that all hosts share."""
+        return self.directory / "nfs"
+
+    def _pool(self, name: str) -> Path:
+        self.shared_pool.mkdir(exist_ok=True)
+        (self.shared_pool / MARK).touch()
+        path = self.directory / name / "small"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def images_of(self, name: str) -> Path:
         """Return a host's own directory of images: at first it has all that there are, without a copy."""

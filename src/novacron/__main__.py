@@ -120,6 +120,10 @@ def agent(
     imports_local: Annotated[
         bool, typer.Option("--imports-local", help="let images be fetched from this host and its own link, too")
     ] = False,
+    pool: Annotated[list[str] | None, typer.Option(help="directory for volumes, as NAME=PATH; can be repeated")] = None,
+    shared_pool: Annotated[
+        list[str] | None, typer.Option(help="directory for volumes that other nodes have too, as NAME=PATH")
+    ] = None,
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
     ] = 1_879_048_192,
@@ -144,6 +148,8 @@ def agent(
         pages_bytes_max=pages_limit << 20,
         imports=imports_dir,
         imports_local=imports_local,
+        pools=_pools(pool, "--pool"),
+        shared_pools=_pools(shared_pool, "--shared-pool"),
         uid_base=uid_base if can_confine() else None,
     )
     unknown = settings.reuse - {"image", "sibling", "checkpoint"}
@@ -156,6 +162,25 @@ def agent(
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _pools(given: list[str] | None, option: str) -> dict[str, Path]:
+    from novacron.model.errors import InvalidInput
+    from novacron.model.vm import check_name
+
+    found = {}
+    for one in given or ():
+        name, _, path = one.partition("=")
+        try:
+            check_name(name)
+        except InvalidInput as error:
+            raise typer.BadParameter(error.detail, param_hint=option) from None
+        if not Path(path).is_absolute() or not Path(path).is_dir():
+            raise typer.BadParameter(f"{path!r} is no directory; write it like data=/srv/volumes", param_hint=option)
+        if name == "local" or name in found:
+            raise typer.BadParameter(f"pool {name} is there already", param_hint=option)
+        found[name] = Path(path)
+    return found
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import socket
 
 from novacron import __version__
 from novacron.agent.settings import Settings
+from novacron.agent.volumes import Pools
 from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
@@ -35,7 +36,7 @@ async def _qemu_version(binary: str) -> str:
     return words[words.index("version") + 1] if "version" in words else "unknown"
 
 
-async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[str, Image]]:
+async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[Inventory, dict[str, Image]]:
     """Return the inventory and the images. Raises InvalidInput when QEMU is missing."""
     version = await _qemu_version(settings.qemu_binary)
     accelerator = await probe.remembered(
@@ -45,6 +46,8 @@ async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[
     for problem in wrong:
         log.warning("image problem", problem=problem)
     missing = list(wrong)
+    there, away = pools.look()
+    missing += away
     if settings.uid_base is None:
         missing.append("the agent is not root: its VMs are not kept apart from each other, nor from its own files")
     if settings.bridge is None:
@@ -65,6 +68,7 @@ async def take(settings: Settings, dwcp_endpoint: str) -> tuple[Inventory, dict[
         missing=tuple(missing),
         firmware=firmware.offered(),
         tpm=firmware.has_tpm(),
+        pools=there,
     )
     return inventory, images
 

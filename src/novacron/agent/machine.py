@@ -25,7 +25,7 @@ from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import block, command, confine, firmware, process
-from novacron.qemu.command import Config, Nic
+from novacron.qemu.command import Config, Nic, Volume
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.guest import GuestAgent
@@ -96,9 +96,12 @@ class Machine:
         return True
 
     async def start(
-        self, wanted: wire.Assignment, image: Image, kind: AcceleratorKind, machine: str, *, incoming: bool
-    ) -> str:
+        self, wanted: wire.Assignment, image: Image, kind: AcceleratorKind, machine: str,
+        volumes: Callable[[], list[Volume]], *, incoming: bool,
+    ) -> str:  # fmt: skip
         """Start QEMU and return the machine type that it runs. Raises MachineFailed.
+
+        ``volumes`` returns those that it starts with, open.
 
         ``machine`` empty means this QEMU's newest; its versioned name is what is returned and later replayed.
         """
@@ -116,7 +119,8 @@ class Machine:
             except (OverlayFailed, OSError, TimeoutError) as error:
                 raise MachineFailed(f"the VM's disk can't be made: {error}") from error
         try:
-            await self._spawn(wanted, image, kind, machine or MACHINES[wanted.spec.firmware], uid, incoming=incoming)
+            machine_type = machine or MACHINES[wanted.spec.firmware]
+            await self._spawn(wanted, image, kind, machine_type, uid, volumes, incoming=incoming)
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
@@ -135,6 +139,7 @@ class Machine:
         kind: AcceleratorKind,
         machine: str,
         uid: int | None,
+        volumes: Callable[[], list[Volume]],
         *,
         incoming: bool,
     ) -> None:
@@ -173,6 +178,9 @@ class Machine:
                     build_seed, path, wanted.seed or Seed(), id=self.id, name=wanted.name, mac=mac, address=spec.address
                 )
                 seed = read(path)
+            attached = await asyncio.to_thread(volumes)
+            for volume in attached:
+                hand(volume.descriptor)
             code = await asyncio.to_thread(self._have_nvram, spec.firmware)
             if spec.tpm:
                 await self._start_tpm(uid, kind)
@@ -198,6 +206,7 @@ class Machine:
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
+                volumes=tuple(attached),
                 shared=() if image.disk is None else tuple(read(path) for path in self.home.shared()),
             )
             arguments = command.command(config, incoming=incoming)

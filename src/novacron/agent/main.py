@@ -27,6 +27,7 @@ from novacron.agent.link import Link
 from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Turns
+from novacron.agent.volumes import Pools, Volumes
 from novacron.agent.worker import Host, Worker
 from novacron.disk.images import scan
 from novacron.dwcp.connection import Pool
@@ -94,6 +95,7 @@ class Agent:
         self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
         self._questions = _Few(QUESTIONS_MAX)
         self._imports = Imports(settings, self._link.send, self._look_at_images)
+        self._volumes = Volumes(host.pools, self._link.send)
         self._looking = asyncio.Lock()
         self._asked_of = Asked(self._imports, host, self._workers, self._look_at_images)
         host.send = self._link.send
@@ -113,6 +115,7 @@ class Agent:
             if self._settings.bridge is not None:
                 tasks.create_task(asyncio.to_thread(tap.load), name="network")
             tasks.create_task(self._watch_images(), name="images")
+            tasks.create_task(self._volumes.run(), name="volumes")
             tasks.create_task(self._watch_console_logs(), name="console-logs")
             self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
@@ -167,6 +170,8 @@ class Agent:
             case wire.Imports(imports=imports):
                 assert self._tasks is not None
                 self._imports.tell(imports, self._tasks)
+            case wire.Volumes(volumes=volumes):
+                self._volumes.tell(volumes)
             case wire.Ask(ask=ask) if self._questions.full():
                 self._link.send(wire.Answered(ask, error="it is asked too much already"))
             case wire.Ask():
@@ -265,8 +270,9 @@ class Agent:
             self._host.images.clear()
             self._host.images.update(images)
             infos = tuple(image.info for image in images.values())
-            if infos != self._inventory.images:
-                self._inventory = msgspec.structs.replace(self._inventory, images=infos)
+            pools, _ = await asyncio.to_thread(self._host.pools.look)
+            if (infos, pools) != (self._inventory.images, self._inventory.pools):
+                self._inventory = msgspec.structs.replace(self._inventory, images=infos, pools=pools)
                 self._link.send(wire.InventoryChanged(self._inventory))
 
 
@@ -286,7 +292,8 @@ async def _run(settings: Settings, identity: Identity) -> None:
     userfaults.restore(settings.state_dir)
     async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
         endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
-        inventory, images = await inventories.take(settings, endpoint)
+        pools = Pools(settings)
+        inventory, images = await inventories.take(settings, endpoint, pools)
         log.info("agent is up", node=identity.name, accelerator=inventory.accelerator.kind, dwcp=endpoint)
         host = Host(
             settings=settings,
@@ -301,6 +308,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             worker=lambda _: None,
             neighbours=list,
             aside=lambda work: work.close(),
+            pools=pools,
             turns=Turns(STARTS_AT_ONCE),
             send=lambda _: None,
         )

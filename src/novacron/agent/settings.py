@@ -35,12 +35,20 @@ class Settings(msgspec.Struct, frozen=True):
     """Directory of the files that may be imported as images by path; by default ``imports`` beside the images."""
     imports_local: bool = False
     """Images may also be fetched from this host itself, and from its own link."""
+    pools: dict[str, Path] = {}
+    """Directories for volumes, by the names of their pools; ``local`` is there without being named."""
+    shared_pools: dict[str, Path] = {}
+    """Those that other nodes have, too, under the same name."""
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
     @property
     def imports_dir(self) -> Path:
         return self.imports or self.images_dir.parent / "imports"
+
+    @property
+    def volumes_dir(self) -> Path:
+        return self.state_dir / "volumes"
 
     @property
     def vms_dir(self) -> Path:

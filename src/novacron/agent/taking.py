@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from novacron import pki
 from novacron.agent import disks, incoming, left, outgoing, postcopy
+from novacron.agent.devices import opened
 from novacron.agent.journal import PostCopy
 from novacron.agent.machine import MachineFailed
 from novacron.agent.pages import Tenant
@@ -116,7 +117,14 @@ class Taking:
         try:
             worker.expected_exit = False
             starting = asyncio.create_task(
-                worker.machine.start(wanted, image, host.accelerator, wanted.machine, incoming=True)
+                worker.machine.start(
+                    wanted,
+                    image,
+                    host.accelerator,
+                    wanted.machine,
+                    lambda: opened(host.pools, wanted.volumes),
+                    incoming=True,
+                )
             )
             may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
             try:

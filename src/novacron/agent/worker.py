@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,6 +15,7 @@ import msgspec
 
 from novacron.agent import clones, guest, outgoing, snapshots
 from novacron.agent.decide import STATES, Step, backoff_s, decide
+from novacron.agent.devices import Devices, opened
 from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
 from novacron.agent.home import NoAccount
@@ -27,6 +27,7 @@ from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
 from novacron.agent.turns import Turns
+from novacron.agent.volumes import Pools
 from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.connection import Pool
@@ -70,6 +71,7 @@ class Host(msgspec.Struct):
     """The VMs that run on this node."""
     aside: Callable[[Coroutine[Any, Any, None]], None]
     """Start work that nobody waits for."""
+    pools: Pools
     turns: Turns
     """Of VMs that start."""
     send: Callable[[wire.Message], None]
@@ -92,6 +94,7 @@ class Worker:
         """Set whenever QEMU says something about its migration."""
         self._giving, self._taking = Giving(self), Taking(self)
         self.guest = GuestWatch(self.machine, self.wake)
+        self._devices = Devices(self.machine, host.pools, self._volume_handled)
         self._stopping_at: float | None = None
         self._resetting_at: float | None = None
         """When the guest was asked to begin anew."""
@@ -137,6 +140,7 @@ class Worker:
     def resync(self) -> None:
         """The link is new: say everything again."""
         self._reported = self._snapshot_done = None
+        self._devices.resync()
         self._wake.set()
 
     async def run(self) -> None:
@@ -281,6 +285,8 @@ class Worker:
         if run_state == "running" and self._taking.arriving is not None:
             self.host.send(wire.Resumed(self._taking.arriving))
             self._taking.arriving = None
+        if run_state == "absent":  # also of a VM that can't start for one
+            await self._devices.settle(wanted)
         self.guest.look(run_state)
         now = time.monotonic()
         step = decide(
@@ -336,17 +342,16 @@ class Worker:
                 self._stopping_at = None
                 return 0
             case Step.MAKE_ROOM:
-                free = shutil.disk_usage(self.machine.directory).free
-                if free < ROOM_BYTES:
-                    self._report(
-                        VmState.PAUSED, f"its disk is full: {free >> 20} MiB are free where it lies on this node"
-                    )
+                if (full := self._devices.full(wanted, ROOM_BYTES)) is not None:
+                    self._report(VmState.PAUSED, full)
                     return RETRY_S
                 await self.machine.execute("cont")
                 return 0
             case Step.MARK_HALTED:
                 self.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
+        if run_state in ("running", "paused"):
+            await self._devices.settle(wanted)
         if run_state in ("running", "paused") and (image := self.host.images.get(wanted.spec.image)) is not None:
             await self.machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes))
         if wanted.snapshots and self._stopping_at is None and await self._work_on(wanted.snapshots[0], run_state):
@@ -400,8 +405,9 @@ class Worker:
         self._started_at = time.monotonic()
         async with self.host.turns.turn(wanted.spec.start_order):
             machine_type = await self.machine.start(
-                wanted, image, self.host.accelerator, self.record.machine or wanted.machine, incoming=False
-            )
+                wanted, image, self.host.accelerator, self.record.machine or wanted.machine,
+                lambda: opened(self.host.pools, wanted.volumes), incoming=False,
+            )  # fmt: skip
         self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
         return 0
 
@@ -440,6 +446,9 @@ class Worker:
         if cloning is not None:
             cloning.cancel()
             await asyncio.gather(cloning, return_exceptions=True)
+
+    def _volume_handled(self, id: str, released: bool, error: str) -> None:
+        self.host.send(wire.VolumeHandled(self.vm, self.record.held.epoch, id, released, error))
 
     async def _prepare(self) -> None:
         """Make what a migration of this VM will need of its image."""

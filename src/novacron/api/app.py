@@ -27,6 +27,7 @@ from novacron.api import (
     snapshots,
     tokens,
     vms,
+    volumes,
 )
 from novacron.api.auth import TokenAuthentication
 from novacron.api.context import ApiRequest, Services
@@ -52,6 +53,8 @@ def create_app(services: Services) -> Litestar:
             images.router,
             imports.router,
             snapshots.show_snapshot,
+            volumes.router,
+            volumes.pools,
             events.router,
             tokens.router,
         ],

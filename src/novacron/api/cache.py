@@ -18,7 +18,8 @@ from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
 
-PUBLIC = ("vm", "node", "migration", "event", "link", "import", "snapshot")
+PUBLIC = ("vm", "node", "migration", "event", "link", "import", "snapshot", "volume")
+NAMED = ("vm", "volume")
 SUBSCRIBER_QUEUE_MAX = 10_000
 
 
@@ -63,7 +64,7 @@ class Cache:
         self.revision = 0
         self.ready = False
         self._kinds: dict[str, dict[str, Entry]] = {}
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, str], str] = {}
         self._tokens: dict[str, str] = {}
         self._advanced = asyncio.Condition()
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
@@ -79,10 +80,10 @@ class Cache:
     # what readers use
 
     def get(self, kind: str, ref: str) -> Entry | None:
-        """Return an object by id, or a VM also by name."""
+        """Return an object by id, or by name if its kind has them."""
         found = self._kinds[kind].get(ref)
-        if found is None and kind == "vm" and ref in self._names:
-            found = self._kinds[kind].get(self._names[ref])
+        if found is None and (kind, ref) in self._names:
+            found = self._kinds[kind].get(self._names[kind, ref])
         return found
 
     def all(self, kind: str) -> dict[str, Entry]:
@@ -183,8 +184,8 @@ class Cache:
         if change.body is None:
             if old is not None:
                 del objects[change.key]
-                if change.kind == "vm":
-                    self._names.pop(old.body["name"], None)
+                if change.kind in NAMED:
+                    self._names.pop((change.kind, old.body["name"]), None)
                 if change.kind == "token":
                     self._tokens.pop(old.body["hash"], None)
             return old is not None
@@ -197,10 +198,10 @@ class Cache:
                 self._tokens.pop(digest, None)
             else:
                 self._tokens[digest] = body["id"]
-        if change.kind == "vm":
+        if change.kind in NAMED:
             if old is not None and old.body["name"] != body["name"]:
-                self._names.pop(old.body["name"], None)
-            self._names[body["name"]] = body["id"]
+                self._names.pop((change.kind, old.body["name"]), None)
+            self._names[change.kind, body["name"]] = body["id"]
         objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
         if change.kind == "event" and len(objects) > limits.EVENTS_KEPT_IN_MEMORY:
             del objects[next(iter(objects))]

@@ -19,9 +19,11 @@ from novacron.model.seed import Seed, check_seed
 from novacron.model.sharing import Rate, Weight
 from novacron.model.vm import (
     Action,
+    BytesPerS,
     DiskMib,
     Display,
     Firmware,
+    Iops,
     MemoryMib,
     Name,
     Power,
@@ -59,6 +61,8 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     firmware: Firmware = Firmware.BIOS
     tpm: bool = False
     disk_mib: DiskMib | None = None
+    disk_iops: Iops | None = None
+    disk_bytes_per_s: BytesPerS | None = None
     cloud_init: Seed | None = None
 
 
@@ -72,6 +76,8 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     start_order: StartOrder | UnsetType = UNSET
     protected: bool | UnsetType = UNSET
     disk_mib: DiskMib | UnsetType = UNSET
+    disk_iops: Iops | UnsetType | None = UNSET
+    disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):

@@ -128,6 +128,8 @@ def create(
     start_order: Annotated[int, typer.Option(help=ORDER_HELP)] = 500,
     protect: Annotated[bool, typer.Option("--protect", help="refuse to delete it")] = False,
     disk: Annotated[int | None, typer.Option(help="size of its disk in MiB; its image's if not given")] = None,
+    disk_iops: Annotated[int | None, typer.Option(help="reads and writes a second at most, of its disk")] = None,
+    disk_throughput: Annotated[int | None, typer.Option(help="bytes a second at most, of its disk")] = None,
     firmware: Annotated[Firmware, typer.Option(help="what it boots with")] = Firmware.BIOS,
     tpm: Annotated[bool, typer.Option("--tpm", help="give it a TPM 2.0")] = False,
     display: Annotated[bool, typer.Option("--display/--no-display", help="give it a VGA display")] = True,
@@ -155,6 +157,7 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
+            disk_iops=disk_iops, disk_bytes_per_s=disk_throughput,
             start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none",
             cloud_init=seed or None,
         )  # fmt: skip
@@ -177,6 +180,12 @@ def set_(
     start_order: Annotated[int | None, typer.Option(help=ORDER_HELP)] = None,
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
     disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
+    disk_iops: Annotated[
+        int | None, typer.Option(help="reads and writes a second at most, of its disk; 0: no limit")
+    ] = None,
+    disk_throughput: Annotated[
+        int | None, typer.Option(help="bytes a second at most, of its disk; 0: no limit")
+    ] = None,
     output_: Output = Format.TABLE,
 ) -> None:
     """Rename a VM, resize it, protect it, or say when it is started again."""
@@ -185,8 +194,11 @@ def set_(
         "restart": None if restart is None else restart.value, "start_order": start_order, "protected": protect,
         "disk_mib": disk,
     }  # fmt: skip
+    changes: Object = {key: value for key, value in given.items() if value is not None}
+    limited = {"disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput}
+    changes |= {key: value or None for key, value in limited.items() if value is not None}
     with output.errors():
-        changed = Client().configure_vm(vm, **{key: value for key, value in given.items() if value is not None})
+        changed = Client().configure_vm(vm, **changes)
         output.fields(changed, DETAILS, output_)
 
 

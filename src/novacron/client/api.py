@@ -274,6 +274,21 @@ class Client:
         begun: Object = self.request("DELETE", f"/api/v1/vms/{_path(vm)}/snapshots/{_path(name)}")
         return begun
 
+    def create_volume(self, name: str, **fields: Any) -> Object:
+        """Begin to create a volume; fields as in ``POST /api/v1/volumes``, those that are None left out."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        begun: Object = self.request("POST", "/api/v1/volumes", {"name": name, **body})
+        return begun
+
+    def configure_volume(self, ref: str, **changes: Any) -> Object:
+        """Change a volume's ``name``, ``size_mib``, ``iops`` or ``bytes_per_s``."""
+        changed: Object = self.request("PATCH", f"/api/v1/volumes/{_path(ref)}", changes)
+        return changed
+
+    def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:
+        """Give a volume to a VM. ``act("volumes", ref, "detach")`` takes it away."""
+        return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
+
     def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It is the guest's: it may hold anything."""
         return self._fetch(f"/api/v1/vms/{_path(vm)}/console-log?bytes={bytes_max}")

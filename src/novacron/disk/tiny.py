@@ -23,10 +23,10 @@ import zstandard
 
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-VERSION = 2
+VERSION = 3
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
-DISK_MODULES = ("virtio_blk",)
+DISK_MODULES = ("virtio_blk", "virtio_scsi", "sd_mod")
 CMDLINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check random.trust_cpu=on"
 
 INIT = """#!/bin/busybox sh

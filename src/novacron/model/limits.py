@@ -52,6 +52,10 @@ RATE_BYTES_PER_S_USEFUL = 1_250_000
 """A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
 LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0
+VOLUMES_PER_VM_MAX = 16
+BOOT_ORDER_MAX = 99
+IOPS_MIN, IOPS_MAX = 10, 10_000_000
+DISK_BYTES_PER_S_MIN, DISK_BYTES_PER_S_MAX = 100_000, 1_000_000_000_000
 SHARED_LAYERS_MAX = 8
 """Of a VM's disk: every linked clone of it, and of its clones, adds one."""
 IMAGE_FILE_BYTES_MAX = 1 << 40

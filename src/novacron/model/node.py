@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from novacron.model import limits
 from novacron.model.vm import NAME_PATTERN, Firmware, VmSpec
+from novacron.model.volume import Pool
 
 NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
 
@@ -56,6 +57,8 @@ class Inventory(msgspec.Struct, frozen=True):
     """What this host can't offer, each in one sentence."""
     firmware: tuple[Firmware, ...] = (Firmware.BIOS,)
     tpm: bool = False
+    pools: tuple[Pool, ...] = ()
+    """Where volumes can be."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True):

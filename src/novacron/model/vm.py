@@ -30,6 +30,8 @@ Name = Annotated[
 Vcpus = Annotated[int, Meta(ge=1, le=limits.VCPUS_MAX)]
 MemoryMib = Annotated[int, Meta(ge=limits.MEMORY_MIB_MIN, le=limits.MEMORY_MIB_MAX)]
 DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
+Iops = Annotated[int, Meta(ge=limits.IOPS_MIN, le=limits.IOPS_MAX)]
+BytesPerS = Annotated[int, Meta(ge=limits.DISK_BYTES_PER_S_MIN, le=limits.DISK_BYTES_PER_S_MAX)]
 StartOrder = Annotated[int, Meta(ge=0, le=limits.START_ORDER_MAX)]
 StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
 
@@ -109,6 +111,9 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """It has a TPM 2.0."""
     disk_mib: DiskMib | None = None
     """Size of its disk; None: its image's. It only grows."""
+    disk_iops: Iops | None = None
+    """Reads and writes a second at most, of its disk."""
+    disk_bytes_per_s: BytesPerS | None = None
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""

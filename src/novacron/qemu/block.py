@@ -42,13 +42,14 @@ async def put_over(monitor: Monitor, number: int, file: str) -> None:
     now, node = await top(monitor), node_behind(number)
     if now == node:
         return
-    if node not in await _nodes(monitor):
+    if node not in await nodes(monitor):
         layer = {"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": file}, "backing": None}
         await monitor.execute("blockdev-add", {**layer, **DISK_OPTIONS})
     await monitor.execute("blockdev-snapshot", {"node": now, "overlay": node})
 
 
-async def _nodes(monitor: Monitor) -> set[str]:
+async def nodes(monitor: Monitor) -> set[str]:
+    """Return the names of all nodes of QEMU's block layer. Raises MonitorFailed."""
     return {str(node["node-name"]) for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
 
 
@@ -80,7 +81,7 @@ async def clear_copy(monitor: Monitor) -> None:
                 continue
             await monitor.execute("job-cancel", {"id": COPY_JOB})
             await asyncio.sleep(LOOK_S)
-    if COPY in await _nodes(monitor):
+    if COPY in await nodes(monitor):
         await monitor.execute("blockdev-del", {"node-name": COPY})
 
 

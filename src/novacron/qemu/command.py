@@ -15,7 +15,11 @@ from novacron.qemu.probe import CPU_MODELS
 DISK = "disk0"
 """The disk's name, and that of the node of QEMU's block layer with which it starts."""
 DISK_OPTIONS = {"discard": "unmap", "detect-zeroes": "unmap"}
-SHARED_FDSET = 100
+SHARED_FDSET, VOLUME_FDSET = 100, 200
+BOOT_STEP = 100
+"""QEMU wants each bootindex once, and has 0 for a kernel of its own: places at the controller tell equals apart."""
+SCSI = "scsi0"
+"""The controller of volumes: it lets go of a disk whatever the guest does, and needs no slot for each."""
 FDSET, SEED_FDSET, FIRMWARE_FDSET = 1, 2, 3
 VIDEO_MIB = 8
 GUEST_PORT = "org.qemu.guest_agent.0"
@@ -30,6 +34,16 @@ class Nic(msgspec.Struct, frozen=True):
     mtu: int | None = None
     descriptor: int | None = None
     """The tap, open: QEMU needs no right to open it."""
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A disk of a VM's that outlives it: a raw file, open."""
+
+    id: str
+    lun: int
+    descriptor: int
+    read_only: bool = False
+    boot_order: int | None = None
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -67,6 +81,7 @@ class Config(msgspec.Struct, frozen=True):
     """The raw disk under ``disk``, whatever that file says."""
     shared: tuple[int, ...] = ()
     """The layers between the two, which other VMs may have too, from the lowest up."""
+    volumes: tuple[Volume, ...] = ()
 
 
 def monitor_path(directory: Path) -> Path:
@@ -150,12 +165,41 @@ def _disk(config: Config) -> list[str]:
             arguments += ["-add-fd", f"set={number},fd={descriptor}"]
             backing = {"driver": "qcow2", "read-only": True, "file": _read_only(number), "backing": backing}
         layer["backing"] = backing
-    device = f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex=1"
+    device = f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex={BOOT_STEP}"
     return [*arguments, "-blockdev", json.dumps(layer), "-device", device]
 
 
 def _read_only(fdset: int) -> dict[str, object]:
     return {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": True}
+
+
+def fdset_of(volume: Volume | int) -> int:
+    """Return the number of QEMU's set of descriptors for the volume at a place."""
+    return VOLUME_FDSET + (volume if isinstance(volume, int) else volume.lun)
+
+
+def volume_node(volume: Volume) -> dict[str, object]:
+    """Return a volume as a node of QEMU's block layer, named after it."""
+    file = {"driver": "file", "filename": f"/dev/fdset/{fdset_of(volume)}", "read-only": volume.read_only}
+    options: dict[str, object] = {} if volume.read_only else dict(DISK_OPTIONS)
+    return {"driver": "raw", "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
+
+
+def volume_device(volume: Volume) -> dict[str, object]:
+    """Return a volume as a SCSI disk, whose serial is its id."""
+    device: dict[str, object] = {"driver": "scsi-hd", "id": f"{volume.id}-device", "bus": f"{SCSI}.0"}
+    device |= {"channel": 0, "scsi-id": 0, "lun": volume.lun, "drive": volume.id, "serial": volume.id}
+    if volume.boot_order is not None:
+        device["bootindex"] = volume.boot_order * BOOT_STEP + 1 + volume.lun
+    return device
+
+
+def _volumes(volumes: tuple[Volume, ...]) -> list[str]:
+    arguments = ["-device", f"virtio-scsi-pci,id={SCSI}"]
+    for volume in volumes:
+        arguments += ["-add-fd", f"set={fdset_of(volume)},fd={volume.descriptor}"]
+        arguments += ["-blockdev", json.dumps(volume_node(volume)), "-device", json.dumps(volume_device(volume))]
+    return arguments
 
 
 def _seed(descriptor: int | None) -> list[str]:
@@ -210,6 +254,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-netdev", netdev),
         *("-device", nic),
         *_disk(config),
+        *_volumes(config.volumes),
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),
         *_firmware(config),
         *_seed(config.seed),

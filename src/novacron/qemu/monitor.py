@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +27,7 @@ class Monitor:
     def __init__(self, client: QMPClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._client = client
         self._on_event = on_event
+        self._handing = asyncio.Lock()
         self._pump = asyncio.create_task(self._events())
 
     @classmethod
@@ -60,6 +63,24 @@ class Monitor:
             raise MonitorFailed(f"QEMU refused {name}: {error}") from error
         except (QMPError, OSError, TimeoutError) as error:
             raise MonitorFailed(f"QEMU did not answer {name}: {error or type(error).__name__}") from error
+
+    async def add_fd(self, fdset: int, descriptor: int) -> None:
+        """Hand an open file over to a set of QEMU's, which then has a descriptor of its own. Raises MonitorFailed."""
+        async with self._handing:
+            try:
+                with socket.socket(fileno=os.dup(self._client_descriptor())) as connection:
+                    # A space between two commands, with the descriptor: QEMU keeps it for the next command.
+                    socket.send_fds(connection, [b" "], [descriptor])
+            except OSError as error:
+                raise MonitorFailed(f"QEMU does not take an open file: {error}") from error
+            await self.execute("add-fd", {"fdset-id": fdset})
+
+    def _client_descriptor(self) -> int:
+        writer = self._client._writer
+        if writer is None:
+            raise OSError("its monitor is closed")
+        found: int = writer.get_extra_info("socket").fileno()
+        return found
 
     async def status(self) -> str:
         """Return QEMU's run state, for example ``running`` (QMP RunState)."""

@@ -24,8 +24,9 @@ from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
+from novacron.model.volume import Volume
 from novacron.server.copies import Copies
-from novacron.store import clones, imports, links, migrations, nodes, snapshots, vms
+from novacron.store import clones, imports, links, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -135,6 +136,14 @@ class _Probe:
         (self.found if self.ready.done() else self.ready).set_exception(why)
 
 
+def _attached(volume: Volume) -> wire.VolumeAttached:
+    assert volume.lun is not None
+    return wire.VolumeAttached(
+        volume.id, volume.pool, volume.lun, volume.size_mib, volume.read_only, volume.boot_order, volume.iops,
+        volume.bytes_per_s, volume.detaching,
+    )  # fmt: skip
+
+
 async def statements(
     connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
 ) -> tuple[wire.Statement, ...]:
@@ -147,7 +156,10 @@ async def statements(
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
     working = await snapshots.working(connection, node)
-    for vm in await vms.owned_by(connection, node):
+    owned = await vms.owned_by(connection, node)
+    having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
+    attached = {vm: tuple(_attached(volume) for volume in found_of) for vm, found_of in having.items()}
+    for vm in owned:
         task = None
         m = active.get(vm.id)
         if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
@@ -160,7 +172,7 @@ async def statements(
         )
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted, vm.clone_of,
+            wanted, vm.clone_of, attached.get(vm.id, ()),
         )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
@@ -178,6 +190,7 @@ async def statements(
                 *keys,
                 await vms.seed_of(connection, incoming.id),
                 was.resets,
+                volumes=attached.get(incoming.id, ()),
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)
@@ -231,7 +244,7 @@ class Link:
             for node in (change.body["source"], change.body["target"]):
                 if node in self._sessions:
                     self._sessions[node].dirty.set()
-        elif change.kind == "import" and change.body is not None:
+        elif change.kind in ("import", "volume") and change.body is not None:
             if change.body["node"] in self._sessions:
                 self._sessions[change.body["node"]].dirty.set()
         elif change.kind == "node" and change.body is None and change.key in self._sessions:
@@ -391,6 +404,7 @@ class Link:
     async def _tell(self, session: Session) -> None:
         last: tuple[wire.Statement, ...] | None = None
         last_imports: tuple[wire.ImportWanted, ...] | None = None
+        last_volumes: tuple[wire.VolumeWanted, ...] | None = None
         while True:
             await session.dirty.wait()
             session.dirty.clear()
@@ -398,6 +412,7 @@ class Link:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
                     told = await statements(connection, session.node, session.held, self._page_key)
                     working = await imports.working(connection, session.node)
+                    here = await volumes.on_node(connection, session.node)
                 session.held.update(statement.vm for statement in told)
                 if told != last:
                     await session.send(wire.Desired(told))
@@ -406,6 +421,10 @@ class Link:
                 if wanted != last_imports:
                     await session.send(wire.Imports(wanted))
                     last_imports = wanted
+                seen_to = tuple(wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase) for one in here)
+                if seen_to != last_volumes:
+                    await session.send(wire.Volumes(seen_to))
+                    last_volumes = seen_to
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.dirty.set()
@@ -465,6 +484,10 @@ class Link:
                 await nodes.connected(connection, node, inventory)
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await vms.observe(connection, node, vm, epoch, status)
+            case wire.VolumeStands(id=id, phase=volume_phase, used_bytes=used, error=error):
+                await volumes.report(connection, node, id, volume_phase, used, error)
+            case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error):
+                await volumes.handled(connection, node, vm, epoch, id, released, error)
             case wire.Cloned(vm=vm, epoch=epoch):
                 await clones.made(connection, node, vm, epoch)
             case wire.ImportStands(id=id, phase=phase, held_bytes=held, error=error):

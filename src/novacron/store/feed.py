@@ -59,6 +59,7 @@ TABLES = {
     "vm": ("vms", "id"),
     "import": ("imports", "id"),
     "snapshot": ("snapshots", "id"),
+    "volume": ("volumes", "id"),
     "migration": ("migrations", "id"),
     "link": ("links", "id"),
     "token": ("tokens", "id"),

@@ -22,9 +22,10 @@ from novacron.model.migration import (
     migration_id,
     switches,
 )
-from novacron.model.node import refusal, room
+from novacron.model.node import Node, refusal, room
 from novacron.model.vm import Action, Power, Vm, VmState
-from novacron.store import events, nodes, snapshots, vms
+from novacron.model.volume import Volume
+from novacron.store import events, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection
 
 MEGABYTE = 1_000_000
@@ -98,15 +99,15 @@ async def choose(connection: Connection, ref: str, target: str | None, if_match:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
     await vms.check_not_cloning(connection, vm, Action.MIGRATE)
     await snapshots.check_movable(connection, vm, live=is_live(vm))
-    return vm, await _choose(connection, vm, target)
+    return vm, await _choose(connection, vm, target, await volumes.check_movable(connection, vm))
 
 
-async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:
+async def _choose(connection: Connection, vm: Vm, target: str | None, taken: list[Volume]) -> str:
     if target is not None:
         if target == vm.node:
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
         node = await nodes.get(connection, target, lock=True, field="target")
-        why = refusal(node, await nodes.load(connection, target), vm.spec)
+        why = refusal(node, await nodes.load(connection, target), vm.spec) or _lacks(node, taken)
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
@@ -115,7 +116,7 @@ async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:
         if node.name == vm.node:
             continue
         load = await nodes.load(connection, node.name)
-        why = refusal(node, load, vm.spec)
+        why = refusal(node, load, vm.spec) or _lacks(node, taken)
         if why is None:
             fits.append((room(node, load), node.name))
         else:
@@ -127,6 +128,10 @@ async def _choose(connection: Connection, vm: Vm, target: str | None) -> str:
             hint="see: novacron node list",
         )
     return max(fits)[1]
+
+
+def _lacks(node: Node, taken: list[Volume]) -> str | None:
+    return next((why for volume in taken if (why := volumes.unreachable(node, volume)) is not None), None)
 
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:

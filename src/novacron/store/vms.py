@@ -28,6 +28,9 @@ from novacron.model.vm import (
 from novacron.store import events, nodes
 from novacron.store.database import Connection
 
+DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
+"""What is said of a volume that no VM has."""
+
 
 def _vm(row: Any) -> Vm:
     return msgspec.convert(dict(row), Vm)
@@ -187,6 +190,9 @@ async def configure(
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
     changed_vm = _vm(row)
+    if changed_vm.name != vm.name:
+        for table in ("volumes", "snapshots"):
+            await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
     await events.record(connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor)
     return changed_vm
 
@@ -229,6 +235,7 @@ async def _remove(connection: Connection, vm: Vm) -> None:
         vm.id,
         vm.epoch + 1,
     )
+    await connection.execute(f"UPDATE volumes SET {DETACHED} WHERE vm = $1", vm.id)
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
     await events.record(connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it")
 

@@ -14,6 +14,7 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.seed import Seed
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, VmSpec, VmStatus
+from novacron.model.volume import VolumePhase
 
 PROTOCOL = 4
 
@@ -165,6 +166,25 @@ class SnapshotStands(Message, frozen=True):
     pause_ms: float | None = None
 
 
+class VolumeStands(Message, frozen=True):
+    """What a node has done about a volume of its own."""
+
+    id: str
+    phase: VolumePhase
+    used_bytes: int = 0
+    error: str = ""
+
+
+class VolumeHandled(Message, frozen=True):
+    """What a VM's node did with a volume that is, or was to be, attached to it. ``released``: QEMU does not have it."""
+
+    vm: str
+    epoch: int
+    id: str
+    released: bool
+    error: str = ""
+
+
 class ImportStands(Message, frozen=True):
     """How far an import is on this node."""
 
@@ -207,6 +227,8 @@ FromAgent = (
     | ProbeReady
     | Probed
     | ImportStands
+    | VolumeStands
+    | VolumeHandled
     | SnapshotStands
     | Answered
     | ImageMissing
@@ -229,6 +251,20 @@ class SnapshotWanted(msgspec.Struct, frozen=True):
     """Another number each time that it is asked for: going back twice is to be done twice."""
 
 
+class VolumeAttached(msgspec.Struct, frozen=True):
+    """A volume that a VM has, or, ``detaching``, should not have any more."""
+
+    id: str
+    pool: str
+    lun: int
+    size_mib: int
+    read_only: bool
+    boot_order: int | None
+    iops: int | None
+    bytes_per_s: int | None
+    detaching: bool
+
+
 class Assignment(msgspec.Struct, frozen=True):
     """A VM that the node owns, or is to receive."""
 
@@ -247,6 +283,7 @@ class Assignment(msgspec.Struct, frozen=True):
     snapshots: tuple[SnapshotWanted, ...] = ()
     clone_of: CloneOf | None = None
     """Its disk is to be made from this VM's, before anything else."""
+    volumes: tuple[VolumeAttached, ...] = ()
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -345,6 +382,21 @@ class ImportWanted(msgspec.Struct, frozen=True):
     spec: ImportSpec
 
 
+class VolumeWanted(msgspec.Struct, frozen=True):
+    """A volume that a node has, is to make, or to delete."""
+
+    id: str
+    pool: str
+    size_mib: int
+    phase: VolumePhase
+
+
+class Volumes(Message, frozen=True):
+    """All volumes that this node is to see to."""
+
+    volumes: tuple[VolumeWanted, ...]
+
+
 class Imports(Message, frozen=True):
     """All imports that this node is to work on; others are over."""
 
@@ -398,6 +450,7 @@ class CertificateIssued(Message, frozen=True):
 FromServer = (
     Desired
     | Imports
+    | Volumes
     | Ask
     | ConsoleOpen
     | ConsoleInput

@@ -1,0 +1,192 @@
+"""Routes for volumes and the pools that they are in: ``/api/v1/volumes``, ``/api/v1/pools``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.params import Parameter
+from msgspec import UNSET, UnsetType
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.node import NodeName
+from novacron.model.vm import BytesPerS, DiskMib, Iops, Name, check_name
+from novacron.model.volume import BootOrder, PoolKind, Volume
+from novacron.store import volumes
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """A new volume, empty. ``node`` is the one with most room in the pool if it is not named."""
+
+    name: Name
+    size_mib: DiskMib
+    pool: Name = "local"
+    node: NodeName | None = None
+    iops: Iops | None = None
+    bytes_per_s: BytesPerS | None = None
+
+
+class ConfigureVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays. It only grows, also while it is used; a limit of null is none."""
+
+    name: Name | UnsetType = UNSET
+    size_mib: DiskMib | UnsetType = UNSET
+    iops: Iops | UnsetType | None = UNSET
+    bytes_per_s: BytesPerS | UnsetType | None = UNSET
+
+
+class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """Which VM gets it, and how. Firmware tries the lowest ``boot_order`` first; the VM's own disk has 1."""
+
+    vm: str
+    read_only: bool = False
+    boot_order: BootOrder | None = None
+
+
+class VolumeList(msgspec.Struct):
+    items: list[Volume]
+    next: str | None
+    revision: int
+
+
+class PoolOnNode(msgspec.Struct):
+    """A pool as one node sees it, and what is promised of it there. Sizes in bytes."""
+
+    name: str
+    kind: PoolKind
+    node: str
+    bytes_total: int
+    bytes_free: int
+    volumes: int
+    promised_bytes: int
+    used_bytes: int
+
+
+class PoolList(msgspec.Struct):
+    items: list[PoolOnNode]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List pools, once for each node that has them")
+async def list_pools(request: ApiRequest) -> PoolList:
+    cache = services(request).cache
+    every = [entry.body for entry in cache.all("volume").values()]
+    items = []
+    for node in cache.all("node").values():
+        for pool in (node.body["status"]["inventory"] or {}).get("pools", ()):
+            inside = [
+                volume for volume in every
+                if volume["pool"] == pool["name"]
+                and (pool["kind"] == PoolKind.SHARED or volume["node"] == node.body["name"])
+            ]  # fmt: skip
+            items.append(
+                PoolOnNode(
+                    pool["name"],
+                    PoolKind(pool["kind"]),
+                    node.body["name"],
+                    pool["bytes_total"],
+                    pool["bytes_free"],
+                    len(inside),
+                    sum(one["size_mib"] << 20 for one in inside),
+                    sum(one["used_bytes"] for one in inside),
+                )
+            )
+    return PoolList(sorted(items, key=lambda one: (one.name, one.node)), None, cache.revision)
+
+
+@get("/", summary="List volumes by name")
+async def list_volumes(
+    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None, vm: str | None = None
+) -> Response[VolumeList]:
+    entries = (
+        (entry.body["name"], entry)
+        for entry in services(request).cache.all("volume").values()
+        if vm is None or vm in (entry.body["vm"], entry.body["vm_name"])
+    )
+    return reply.page(request, entries, limit, cursor)
+
+
+@get("/{ref:str}", summary="Show a volume by id or name")
+async def show_volume(
+    request: ApiRequest, ref: str, newer_than: int | None = None, timeout_s: Wait = 30
+) -> Response[Volume]:
+    return await reply.one(request, "volume", ref, newer_than, timeout_s)
+
+
+@post("/", summary="Create a volume", status_code=201)
+async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Volume]:
+    check_name(data.name)
+    limited = {"iops": data.iops, "bytes_per_s": data.bytes_per_s}
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.create(
+            connection, data.name, data.pool, data.size_mib, data.node, limited, request.user.name
+        )  # fmt: skip
+
+    return await reply.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
+
+
+@patch("/{ref:str}", summary="Rename, grow or limit a volume", status_code=200)
+async def configure_volume(request: ApiRequest, ref: str, data: ConfigureVolume) -> Response[Volume]:
+    ref = reply.check_ref("volume", ref)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    if data.name is not UNSET:
+        check_name(given["name"])
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.configure(connection, ref, given, request.user.name)
+
+    return await reply.write(request, work)
+
+
+@delete("/{ref:str}", summary="Delete a volume and all that is in it", status_code=202)
+async def delete_volume(request: ApiRequest, ref: str) -> Response[Volume]:
+    ref = reply.check_ref("volume", ref)
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.delete(connection, ref, request.user.name)
+
+    return await reply.write(request, work, status=202)
+
+
+@post("/{ref:str}/actions/attach", summary="Give a volume to a VM, at once if that runs", status_code=202)
+async def attach_volume(request: ApiRequest, ref: str, data: AttachVolume) -> Response[Volume]:
+    ref = reply.check_ref("volume", ref)
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.attach(
+            connection, ref, data.vm, data.read_only, data.boot_order, request.user.name
+        )  # fmt: skip
+
+    return await reply.write(request, work, status=202)
+
+
+@post("/{ref:str}/actions/detach", summary="Take a volume from its VM, also while that runs", status_code=202)
+async def detach_volume(request: ApiRequest, ref: str) -> Response[Volume]:
+    ref = reply.check_ref("volume", ref)
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.detach(connection, ref, request.user.name)
+
+    return await reply.write(request, work, status=202)
+
+
+router = Router(
+    "/volumes",
+    route_handlers=[
+        list_volumes, show_volume, create_volume, configure_volume, delete_volume, attach_volume, detach_volume
+    ],
+    tags=["volumes"],
+)  # fmt: skip
+pools = Router("/pools", route_handlers=[list_pools], tags=["volumes"])

@@ -1,0 +1,80 @@
+"""Disks that a guest gets and loses while it runs, and how fast each may be (docs/interop/qemu-qmp-ref)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+
+from novacron.qemu import block
+from novacron.qemu.command import DISK, Volume, fdset_of, volume_device, volume_node
+from novacron.qemu.monitor import Monitor, MonitorFailed
+
+GONE_S_MAX, LOOK_S = 5.0, 0.05
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a disk may do in a second; None: whatever it can."""
+
+    iops: int | None = None
+    bytes_per_s: int | None = None
+
+
+async def plugged(monitor: Monitor) -> dict[str, int]:
+    """Return the volumes that the guest has, and their sizes in bytes. Raises MonitorFailed."""
+    found = {}
+    for device in await monitor.execute("query-block"):
+        names = [part for part in str(device.get("qdev", "")).split("/") if part.startswith("vol-")]
+        if names and device.get("inserted"):
+            found[names[0].removesuffix("-device")] = int(device["inserted"]["image"]["virtual-size"])
+    return found
+
+
+async def plug(monitor: Monitor, volume: Volume) -> None:
+    """Give a running guest a volume; its descriptor is still the caller's. Raises MonitorFailed."""
+    await _forget(monitor, volume.id, volume.lun)
+    await monitor.add_fd(fdset_of(volume), volume.descriptor)
+    try:
+        await monitor.execute("blockdev-add", volume_node(volume))
+        await monitor.execute("device_add", volume_device(volume))
+    except BaseException:
+        with contextlib.suppress(MonitorFailed):
+            await _forget(monitor, volume.id, volume.lun)
+        raise
+
+
+async def unplug(monitor: Monitor, id: str, lun: int) -> None:
+    """Take a volume from a running guest, whatever that does with it. Raises MonitorFailed."""
+    await monitor.execute("device_del", {"id": f"{id}-device"})
+    try:
+        async with asyncio.timeout(GONE_S_MAX):
+            while id in await plugged(monitor):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise MonitorFailed(f"the guest does not let go of volume {id}") from None
+    await _forget(monitor, id, lun)
+
+
+async def _forget(monitor: Monitor, id: str, lun: int) -> None:
+    """Remove what is left of a volume that no device has."""
+    if id in await block.nodes(monitor):
+        await monitor.execute("blockdev-del", {"node-name": id})
+    with contextlib.suppress(MonitorFailed):  # there is none
+        await monitor.execute("remove-fd", {"fdset-id": fdset_of(lun)})
+
+
+async def resize(monitor: Monitor, id: str, size_bytes: int) -> None:
+    """Let the guest see a larger volume. Raises MonitorFailed."""
+    await monitor.execute("block_resize", {"node-name": id, "size": size_bytes})
+
+
+async def limit(monitor: Monitor, id: str, limits: Limits) -> None:
+    """Bound what a volume, or the VM's own disk, may do in a second. Raises MonitorFailed."""
+    values = {"bps": limits.bytes_per_s or 0, "iops": limits.iops or 0}
+    none = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+    await monitor.execute("block_set_io_throttle", {"id": f"{id}-device", **values, **none})
+
+
+OWN = DISK
+"""The name of the VM's own disk."""

@@ -1,0 +1,270 @@
+"""Volumes: what users ask for, in whose hands each is, and what nodes have done."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
+from novacron.model.node import Node
+from novacron.model.vm import Action, Vm
+from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
+from novacron.store import events, nodes, vms
+from novacron.store.database import Connection
+
+
+def _volume(row: Any) -> Volume:
+    return msgspec.convert(dict(row), Volume)
+
+
+def pools_of(node: Node) -> tuple[Pool, ...]:
+    """Return the pools that a node has."""
+    return node.status.inventory.pools if node.status.inventory else ()
+
+
+async def create(
+    connection: Connection, name: str, pool: str, size_mib: int, node: str | None, limited: dict[str, int | None],
+    actor: str,
+) -> Volume:  # fmt: skip
+    """Ask for a volume, on ``node`` or on the one with most room in its pool. ``limited`` are its limits.
+
+    Raises NotFound, NoCapacity, Conflict.
+    """
+    if node is not None:
+        await nodes.get(connection, node, field="node")
+    found = [
+        (has.bytes_free, one.name, has.kind)
+        for one in await nodes.all(connection)
+        if node in (None, one.name) and one.status.ready and not one.spec.cordoned
+        for has in pools_of(one)
+        if has.name == pool
+    ]
+    if not found:
+        where = "no node that is ready" if node is None else f"node {node}, as it is now,"
+        raise NotFound(f"{where} has a pool {pool!r}", field="pool", hint="see: novacron pool list")
+    free, chosen, kind = max(found)
+    if size_mib << 20 > free:
+        raise NoCapacity(
+            f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {size_mib}",
+            field="size_mib", hint="see: novacron pool list",
+        )  # fmt: skip
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
+            f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, limited["iops"], limited["bytes_per_s"],
+            VolumePhase.CREATING,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
+    made = _volume(row)
+    await events.record(connection, "volume", made.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
+    return made
+
+
+async def get(connection: Connection, ref: str) -> Volume:
+    """Return the volume with this id or name, locked after its VM, the order that every writer keeps.
+
+    Raises NotFound.
+    """
+    found = "SELECT * FROM volumes WHERE id = $1 OR name = $1"
+    row = await connection.fetchrow(found, ref)
+    if row is not None and row["vm"] is not None:
+        await connection.execute("SELECT FROM vms WHERE id = $1 FOR UPDATE", row["vm"])
+    row = await connection.fetchrow(f"{found} FOR UPDATE", ref)
+    if row is None:
+        raise NotFound(f"there is no volume {ref!r}", hint="see: novacron volume list")
+    return _volume(row)
+
+
+async def _ready(connection: Connection, ref: str) -> Volume:
+    volume = await get(connection, ref)
+    if volume.phase is not VolumePhase.READY:
+        raise IllegalState(f"volume {volume.name} is {volume.phase}" + (f": {volume.error}" if volume.error else ""))
+    return volume
+
+
+async def attach(
+    connection: Connection, ref: str, vm_ref: str, read_only: bool, boot_order: int | None, actor: str
+) -> Volume:
+    """Give a volume to a VM, at once if that runs. Raises NotFound, Conflict, IllegalState, InvalidInput."""
+    try:
+        vm = await vms.get(connection, vm_ref, lock=True)
+    except NotFound as error:
+        raise NotFound(error.detail, field="vm", hint=error.hint) from None
+    vms.check_action(vm, Action.CONFIGURE, None)
+    volume = await _ready(connection, ref)
+    if volume.vm is not None:
+        raise Conflict(
+            f"volume {volume.name} is attached to VM {volume.vm_name}", hint=f"novacron volume detach {volume.name}"
+        )
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+    why = unreachable(await nodes.get(connection, vm.node), volume)
+    if why is not None:
+        raise IllegalState(why, field="vm", hint="see: novacron pool list")
+    taken = {one.lun for one in await of_vm(connection, vm.id)}
+    lun = next((lun for lun in range(limits.VOLUMES_PER_VM_MAX) if lun not in taken), None)
+    if lun is None:
+        raise Conflict(f"VM {vm.name} has {limits.VOLUMES_PER_VM_MAX} volumes", hint="detach one first")
+    row = await connection.fetchrow(
+        "UPDATE volumes SET vm = $2, vm_name = $3, lun = $4, read_only = $5, boot_order = $6 WHERE id = $1 RETURNING *",
+        volume.id, vm.id, vm.name, lun, read_only, boot_order,
+    )  # fmt: skip
+    await _touch(connection, vm.id)
+    await events.record(connection, "vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
+    return _volume(row)
+
+
+def unreachable(node: Node, volume: Volume) -> str | None:
+    """Say why a VM on ``node`` can't use a volume, or None if it can."""
+    if volume.kind is PoolKind.LOCAL:
+        return None if node.name == volume.node else f"volume {volume.name} is on node {volume.node}, not {node.name}"
+    if any(pool.name == volume.pool and pool.kind is PoolKind.SHARED for pool in pools_of(node)):
+        return None
+    return f"node {node.name} does not have the shared pool {volume.pool} of volume {volume.name}"
+
+
+async def detach(connection: Connection, ref: str, actor: str) -> Volume:
+    """Take a volume from its VM, which it has left once ``vm`` is None. Raises NotFound, IllegalState, Conflict."""
+    volume = await get(connection, ref)
+    if volume.vm is None:
+        raise IllegalState(f"volume {volume.name} is attached to no VM")
+    vm = await vms.get(connection, volume.vm, lock=True)
+    vms.check_action(vm, Action.CONFIGURE, None)
+    row = await connection.fetchrow("UPDATE volumes SET detaching = true WHERE id = $1 RETURNING *", volume.id)
+    await _touch(connection, vm.id)
+    await events.record(connection, "vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
+    return _volume(row)
+
+
+async def configure(connection: Connection, ref: str, changes: dict[str, Any], actor: str) -> Volume:
+    """Change a volume's name, size or limits. It only grows. Raises NotFound, InvalidInput, NoCapacity, Conflict."""
+    volume = await _ready(connection, ref)
+    wanted_mib = changes.get("size_mib", volume.size_mib)
+    if wanted_mib < volume.size_mib:
+        raise InvalidInput(f"the volume has {volume.size_mib} MiB, and can only grow", field="size_mib")
+    node = await nodes.get(connection, volume.node)
+    free = next((pool.bytes_free for pool in pools_of(node) if pool.name == volume.pool), 0)
+    if wanted_mib - volume.size_mib > free >> 20:
+        raise NoCapacity(f"pool {volume.pool} has {free >> 20} MiB free on node {node.name}", field="size_mib")
+    columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, 2))
+    try:
+        row = await connection.fetchrow(
+            f"UPDATE volumes SET {columns} WHERE id = $1 RETURNING *", volume.id, *changes.values()
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a volume named {changes['name']!r} exists", field="name", hint="choose another name") from None
+    if volume.vm is not None:
+        await _touch(connection, volume.vm)
+    changed = ", ".join(f"{key} {getattr(volume, key)} to {value}" for key, value in changes.items())
+    await events.record(connection, "volume", volume.id, volume.name, "VolumeConfigured", changed, actor)
+    assert row is not None
+    return _volume(row)
+
+
+async def delete(connection: Connection, ref: str, actor: str) -> Volume:
+    """Delete a volume that is attached to no VM, and all that is in it. Raises NotFound, Conflict."""
+    volume = await get(connection, ref)
+    if volume.vm is not None:
+        raise Conflict(
+            f"volume {volume.name} is attached to VM {volume.vm_name}", hint=f"novacron volume detach {volume.name}"
+        )
+    node = volume.node
+    if volume.kind is PoolKind.SHARED:  # any node that has the pool can
+        able = [
+            one.name
+            for one in await nodes.all(connection)
+            if one.status.ready and any(pool.name == volume.pool for pool in pools_of(one))
+        ]
+        node = node if node in able else next(iter(able), node)
+    row = await connection.fetchrow(
+        "UPDATE volumes SET phase = $2, node = $3 WHERE id = $1 RETURNING *", volume.id, VolumePhase.DELETING, node
+    )
+    await events.record(connection, "volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
+    return _volume(row)
+
+
+async def _touch(connection: Connection, vm: str) -> None:
+    """Let the VM's node be told: what it is told of a VM includes its volumes."""
+    await connection.execute("UPDATE vms SET snapshot = snapshot WHERE id = $1", vm)
+
+
+async def of_vm(connection: Connection, vm: str) -> list[Volume]:
+    """Return a VM's volumes, in the order of their places."""
+    rows = await connection.fetch("SELECT * FROM volumes WHERE vm = $1 ORDER BY lun", vm)
+    return [_volume(row) for row in rows]
+
+
+async def of_vms(connection: Connection, ids: list[str]) -> dict[str, list[Volume]]:
+    """Return the volumes of several VMs."""
+    found: dict[str, list[Volume]] = {}
+    for row in await connection.fetch("SELECT * FROM volumes WHERE vm = ANY($1) ORDER BY lun", ids):
+        found.setdefault(row["vm"], []).append(_volume(row))
+    return found
+
+
+async def on_node(connection: Connection, node: str) -> list[Volume]:
+    """Return the volumes that a node is to see to."""
+    rows = await connection.fetch(
+        "SELECT * FROM volumes WHERE node = $1 AND phase <> $2 ORDER BY id", node, VolumePhase.FAILED
+    )
+    return [_volume(row) for row in rows]
+
+
+async def check_movable(connection: Connection, vm: Vm) -> list[Volume]:
+    """Return the volumes that a VM takes with it. Raises IllegalState when one can't follow it."""
+    found = await of_vm(connection, vm.id)
+    local = next((volume for volume in found if volume.kind is PoolKind.LOCAL), None)
+    if local is not None:
+        raise IllegalState(
+            f"volume {local.name} of VM {vm.name} is on node {local.node}, in pool {local.pool}, which is not shared",
+            hint=f"novacron volume detach {local.name}",
+        )
+    return found
+
+
+async def report(
+    connection: Connection, node: str, id: str, phase: VolumePhase, used_bytes: int, error: str
+) -> None:  # fmt: skip
+    """Store what a node has done about a volume of its own."""
+    row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
+    if row is None:
+        return
+    volume = _volume(row)
+    if phase is VolumePhase.DELETED:
+        if volume.phase is VolumePhase.DELETING:
+            await connection.execute("DELETE FROM volumes WHERE id = $1", id)
+            await events.record(connection, "volume", id, volume.name, "VolumeDeleted", "with all that was in it")
+        return
+    if volume.phase is not VolumePhase.CREATING and phase is not volume.phase:
+        return
+    if (volume.phase, volume.used_bytes, volume.error) == (phase, used_bytes, error[:500]):
+        return
+    await connection.execute(
+        "UPDATE volumes SET phase = $2, used_bytes = $3, error = $4 WHERE id = $1", id, phase, used_bytes, error[:500]
+    )
+    if phase is not volume.phase:
+        reason = "VolumeMade" if phase is VolumePhase.READY else "VolumeFailed"
+        await events.record(connection, "volume", id, volume.name, reason, error or f"on {node}")
+
+
+async def handled(connection: Connection, node: str, vm: str, epoch: int, id: str, released: bool, error: str) -> None:
+    """Store what a VM's owner did with a volume: anyone else's word is ignored."""
+    owner = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm)
+    row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND vm = $2 FOR UPDATE", id, vm)
+    if owner is None or row is None or (owner["node"], owner["epoch"]) != (node, epoch):
+        return
+    volume = _volume(row)
+    if released and volume.detaching:
+        await connection.execute(f"UPDATE volumes SET {vms.DETACHED} WHERE id = $1", id)
+        await events.record(connection, "vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
+    elif not released and error[:500] != volume.error:
+        await connection.execute("UPDATE volumes SET error = $2 WHERE id = $1", id, error[:500])
+        if error:
+            message = f"volume {volume.name}: {error}"
+            await events.record(connection, "vm", vm, owner["name"], "VolumeFailed", message)

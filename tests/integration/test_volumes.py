@@ -1,0 +1,295 @@
+"""Volumes: made, attached to guests that run and that do not, grown, limited, moved, detached, and full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.integration.conftest import Api
+from tests.integration.test_snapshots import NewVm, Object, booted, shell, write
+
+Create = Callable[..., Object]
+PATH = "/api/v1/volumes"
+
+
+@pytest.fixture
+def volume(site: Platform, new_vm: NewVm, new_name: Callable[[], str]) -> Iterator[Create]:
+    """Create volumes; all are detached and deleted afterwards."""
+    made: list[str] = []
+
+    def create(**fields: Any) -> Object:
+        begun = site.client.create_volume(new_name(), **{"size_mib": 64, **fields})
+        made.append(begun["id"])
+        done = site.client.wait("volumes", begun["id"], lambda now: now is None or now["phase"] != "creating", 20)
+        assert done is not None and done["phase"] == "ready", done
+        return done
+
+    yield create
+    for id in made:
+        found = next((one for one in site.client.list("volumes") if one["id"] == id), None)
+        if found is not None and found["vm"] is not None:
+            detach(site, found)
+        if found is not None:
+            site.client.delete("volumes", id)
+    until(lambda: not set(made) & {one["id"] for one in site.client.list("volumes")}, "the volumes are gone")
+
+
+def file_of(site: Platform, volume: Object) -> Path:
+    directory = (
+        site.shared_pool if volume["kind"] == "shared" else site.directory / volume["node"] / "agent" / "volumes"
+    )
+    return directory / f"{volume['id']}.raw"
+
+
+def attach(site: Platform, volume: Object, vm: Object, **how: Any) -> None:
+    site.client.attach_volume(volume["id"], vm["id"], **how)
+
+
+def detach(site: Platform, volume: Object) -> None:
+    site.client.act("volumes", volume["id"], "detach")
+    site.client.wait("volumes", volume["id"], lambda now: now is None or now["vm"] is None, 20)
+
+
+def size_seen(site: Platform, vm: Object, disk: str = "sda") -> int:
+    """Return how many MiB the guest sees of a disk, 0 if it has none."""
+    return int(shell(site, vm, f"cat /sys/block/{disk}/size 2>/dev/null || echo 0")) // 2048
+
+
+def put(site: Platform, vm: Object, text: str, disk: str = "sda") -> str:
+    return shell(
+        site, vm, f"echo {text} | dd of=/dev/{disk} conv=fsync,notrunc bs=4096 2>/dev/null && echo done || echo no"
+    )
+
+
+def got(site: Platform, vm: Object, disk: str = "sda") -> str:
+    return shell(
+        site, vm, f"echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/{disk} bs=4096 count=1 2>/dev/null | head -n 1"
+    )
+
+
+def test_a_volume_goes_from_one_running_guest_to_another(site: Platform, new_vm: NewVm, volume: Create) -> None:
+    vm = booted(site, new_vm)
+    other = booted(site, new_vm, node=vm["node"])
+    data = volume(node=vm["node"])
+    assert file_of(site, data).stat().st_size == 64 << 20 and data["used_bytes"] == 0
+    assert "attached to" in site.cli("volume", "attach", data["name"], vm["name"]).stdout
+    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+    assert shell(site, vm, "cat /sys/block/sda/device/vpd_pg80 | tr -d '\\0' | grep -c " + data["id"]) == "1"
+    assert put(site, vm, "hello") == "done"
+    refused = site.cli("volume", "attach", data["name"], other["name"], check=False)
+    assert refused.returncode != 0 and f"is attached to VM {vm['name']}" in refused.stderr
+    site.cli("volume", "set", data["name"], "--size", "96")
+    until(lambda: size_seen(site, vm) == 96, "it has grown under the guest")
+    until(lambda: site.client.get("volumes", data["id"])["used_bytes"] > 0, "its usage is known")
+    site.cli("volume", "detach", data["name"])
+    assert size_seen(site, vm) == 0
+    attach(site, data, other, read_only=True)
+    until(lambda: size_seen(site, other) == 96, "the other guest sees it")
+    assert got(site, other) == "hello" and put(site, other, "changed") == "no"
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+    history = site.cli("vm", "history", vm["name"]).stdout
+    assert "VolumeAttached" in history and "VolumeDetached" in history
+
+
+def test_it_is_there_when_its_vm_starts_and_outlives_it(site: Platform, new_vm: NewVm, volume: Create) -> None:
+    vm = booted(site, new_vm)
+    site.cli("vm", "kill", vm["name"], "--wait")
+    first, second = volume(node=vm["node"]), volume(node=vm["node"], size_mib=32)
+    attach(site, first, vm)
+    attach(site, second, vm, boot_order=0)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    assert (size_seen(site, vm, "sda"), size_seen(site, vm, "sdb")) == (64, 32)
+    put(site, vm, "kept")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    detach(site, second)
+    assert site.client.get("volumes", second["id"])["boot_order"] is None
+    site.cli("vm", "delete", vm["name"], "--wait")
+    assert site.client.get("volumes", first["id"])["vm"] is None
+    assert file_of(site, first).read_bytes()[:4] == b"kept"
+    site.cli("volume", "delete", first["name"])
+    assert not file_of(site, first).exists()
+
+
+def test_what_is_discarded_takes_no_space_and_writes_are_limited(site: Platform, new_vm: NewVm, volume: Create) -> None:
+    vm = booted(site, new_vm)
+    data = volume(node=vm["node"], bytes_per_s=2_000_000)
+    attach(site, data, vm)
+    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+    started = time.monotonic()
+    assert (
+        shell(
+            site,
+            vm,
+            "tr '\\0' x </dev/zero | dd iflag=fullblock of=/dev/sda bs=64k count=128 conv=fsync 2>/dev/null; echo ok",
+        )
+        == "ok"
+    )
+    assert time.monotonic() - started > 3, "8 MB at 2 MB a second"
+    assert file_of(site, data).stat().st_blocks * 512 >= 8 << 20
+    site.cli("volume", "set", data["name"], "--throughput", "0")
+    until(lambda: site.client.get("volumes", data["id"])["bytes_per_s"] is None, "there is no limit")
+    shell(site, vm, "dd if=/dev/zero of=/dev/sda bs=64k count=128 conv=fsync 2>/dev/null; echo ok")
+    until(lambda: file_of(site, data).stat().st_blocks == 0, "zeroes take no space")
+
+
+def test_a_shared_volume_moves_with_its_vm_and_a_local_one_keeps_it(
+    site: Platform, api: Api, new_vm: NewVm, volume: Create
+) -> None:
+    vm = booted(site, new_vm)
+    there = "host-b" if vm["node"] == "host-a" else "host-a"
+    shared = volume(pool="nfs")
+    attach(site, shared, vm)
+    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+    put(site, vm, "one")
+    site.cli("vm", "migrate", vm["name"], "--to", there)
+    assert got(site, vm) == "one" and put(site, vm, "two") == "done"
+    detach(site, shared)
+    assert size_seen(site, vm) == 0
+    attach(site, shared, vm)
+    until(lambda: size_seen(site, vm) == 64, "the guest sees it again")
+    assert got(site, vm) == "two"
+    local = volume(node=there)
+    elsewhere = volume(node=vm["node"])
+    attach(site, local, vm)
+    refused = site.cli("vm", "migrate", vm["name"], check=False)
+    assert refused.returncode == 4 and "which is not shared" in refused.stderr
+    answer = api("POST", f"{PATH}/{elsewhere['id']}/actions/attach", {"vm": vm["id"]})
+    assert answer.status == 409 and "is on node" in answer.problem["detail"]
+
+
+def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm, volume: Create) -> None:
+    data = volume()
+    for body, field in (
+        ({"name": "A", "size_mib": 1}, "name"),
+        ({"name": "a,b", "size_mib": 1}, "name"),
+        ({"name": data["name"], "size_mib": 1}, "name"),
+        ({"name": "x", "size_mib": 0}, "size_mib"),
+        ({"name": "x", "size_mib": 1, "pool": "none"}, "pool"),
+        ({"name": "x", "size_mib": 1, "node": "none"}, "node"),
+        ({"name": "x", "size_mib": 1 << 24}, "size_mib"),
+    ):
+        assert api("POST", PATH, body).problem["field"] == field, body
+    assert api("PATCH", f"{PATH}/{data['id']}", {"size_mib": 1}).problem["field"] == "size_mib"
+    assert api("POST", f"{PATH}/{data['id']}/actions/attach", {"vm": "none"}).problem["field"] == "vm"
+    assert api("POST", f"{PATH}/{data['id']}/actions/detach").status == 409
+    assert api("DELETE", f"{PATH}/none").status == 404
+    pools = {(pool["name"], pool["node"]) for pool in site.client.list("pools")}
+    assert pools >= {("local", "host-a"), ("local", "host-b"), ("nfs", "host-a"), ("nfs", "host-b")}
+
+
+@pytest.mark.parametrize("what", ["agent", "server"])
+def test_a_kill_meanwhile_costs_nothing(site: Platform, new_vm: NewVm, volume: Create, what: str) -> None:
+    vm = booted(site, new_vm)
+    service = site.agents[vm["node"]] if what == "agent" else site.server
+
+    def kill() -> None:
+        assert service.process is not None
+        os.kill(service.process.pid, signal.SIGKILL)
+        service.process.wait()
+        service.start()
+        site.wait_ready()
+        until(answers, "its node answers")
+
+    def answers() -> bool:
+        with contextlib.suppress(ApiError):
+            return bool(site.client.console_log(vm["id"]))
+        return False
+
+    begun = site.client.create_volume(f"killed-{what}", size_mib=64, node=vm["node"])
+    kill()
+    try:
+        until(lambda: site.client.get("volumes", begun["id"])["phase"] == "ready", "it is made")
+        attach(site, begun, vm)
+        kill()
+        until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+        put(site, vm, "here")
+        site.client.configure_volume(begun["id"], size_mib=80)
+        kill()
+        until(lambda: size_seen(site, vm) == 80, "it has grown")
+        site.client.act("volumes", begun["id"], "detach")
+        kill()
+        until(lambda: site.client.get("volumes", begun["id"])["vm"] is None, "it is detached")
+        assert size_seen(site, vm) == 0
+    finally:
+        if site.client.get("volumes", begun["id"])["vm"] is None:
+            site.client.delete("volumes", begun["id"])
+            kill()
+    until(lambda: all(one["id"] != begun["id"] for one in site.client.list("volumes")), "it is gone")
+    assert not file_of(site, begun).exists()
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+
+
+def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
+    site: Platform, api: Api, new_vm: NewVm, volume: Create
+) -> None:
+    vm = booted(site, new_vm)
+    other = booted(site, new_vm, node=vm["node"])
+    small = site.directory / vm["node"] / "small"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", str(small)], check=True)
+    try:
+        node = vm["node"]
+        until(lambda: any(p["bytes_total"] == 192 << 20 for p in site.client.list("pools")), "the pool is seen", 20)
+        answer = api("POST", PATH, {"name": "large", "size_mib": 512, "pool": "small", "node": node})
+        assert answer.problem["field"] == "size_mib" and "192 MiB free" in answer.problem["detail"]
+        data = volume(pool="small", node=node, size_mib=128)
+        ballast = small / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 160 << 20)
+        attach(site, data, vm)
+        until(lambda: size_seen(site, vm) == 128, "the guest sees it")
+        with site.client.open_console(vm["id"]) as console:
+            console.send(
+                b"\rtr '\\0' x </dev/zero | dd iflag=fullblock of=/dev/sda bs=1M count=60 conv=fsync; echo wrote-$?\r"
+            )
+            paused = site.wait_state(vm["id"], "paused", 60)
+            assert "pool small is full" in paused["status"]["reason"]
+            write(site, other, "fine")
+            ballast.unlink()
+            site.wait_state(vm["id"], "running")
+            seen = b""
+            while b"wrote-0" not in seen:
+                seen += console.recv(60)
+        assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+        detach(site, data)
+        site.cli("volume", "delete", data["name"])
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def sector(text: str) -> bytes:
+    """Return a boot sector that writes a text to the first serial line, and stands still."""
+    code = bytes.fromhex("31c0 8ed8 be207c baf803 ac 84c0 7403 ee ebf8 f4 ebfd")
+    return (code.ljust(0x20, b"\0") + f"{text}\r\n".encode() + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+
+
+def test_a_guest_boots_from_the_volume_that_comes_first(
+    site: Platform, new_vm: NewVm, new_name: Callable[[], str], volume: Create, tmp_path: Path
+) -> None:
+    file, image = tmp_path / "disk.raw", new_name()
+    file.write_bytes(sector("from its disk").ljust(1 << 20, b"\0"))
+    site.client.import_image(image, file)
+    until(lambda: any(found["name"] == image for found in site.client.list("images")), "the image is there")
+    vm = new_vm(image=image, power="stopped")
+    vm = until(lambda: (now := site.client.get("vms", vm["id"]))["node"] and now, "it is placed")
+    data = volume(node=vm["node"])
+    with file_of(site, data).open("r+b") as opened:
+        opened.write(sector("from the volume"))
+    attach(site, data, vm, boot_order=0)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: "from the volume" in site.console_log(vm), "it boots from the volume")
+    site.cli("volume", "detach", data["name"])
+    site.cli("vm", "reset", vm["name"])
+    until(lambda: "from its disk" in site.console_log(vm), "it boots from its disk")
+    site.cli("vm", "delete", vm["name"], "--wait")
+    site.client.delete_image(image)
