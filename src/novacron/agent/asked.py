@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from novacron.agent.exports import Exports
 from novacron.agent.imports import Imports
 from novacron.agent.machine import Machine
 from novacron.agent.worker import Host, Worker
@@ -25,6 +26,7 @@ class Asked(msgspec.Struct, frozen=True):
     """Of what the node is asked. ``look`` looks at its images again."""
 
     imports: Imports
+    exports: Exports
     host: Host
     workers: Mapping[str, Worker]
     look: Callable[[], Awaitable[None]]
@@ -55,6 +57,8 @@ async def _value(question: wire.Question, of: Asked) -> Any:
     match question:
         case wire.TakePiece(id=id, offset=offset, data=data):
             return await of.imports.take(id, offset, data)
+        case wire.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
+            return await asyncio.to_thread(of.exports.read, id, offset, bytes_max)
         case wire.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
             return await asyncio.to_thread(of.machine(vm).console_log, bytes_max)
         case wire.TakeScreenshot(vm=vm):

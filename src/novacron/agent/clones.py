@@ -12,7 +12,7 @@ import os
 import shutil
 from pathlib import Path
 
-from novacron.agent.home import DISK_LAYER, STATE, next_name, shared_name
+from novacron.agent.home import DISK_LAYER, STATE, Home, next_name, shared_name
 from novacron.agent.machine import Machine
 from novacron.disk import overlay
 from novacron.disk.files import make_durable
@@ -28,23 +28,23 @@ UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
 
-async def share(source: Machine, clone: Machine) -> None:
+async def share(source: Machine, clone: Home) -> None:
     """Give ``clone`` what ``source`` has written so far, shared. Raises OverlayFailed, MonitorFailed, OSError."""
-    clone.home.make()
+    clone.make()
     if (source.directory / DISK_LAYER).exists():
         await _freeze(source)
         size = overlay.size_bytes(source.directory / DISK_LAYER)
         _link_shared(source, clone)
-        await overlay.create_blank(clone.directory / UNFINISHED, size)
-    await asyncio.to_thread(_finish, source, clone, UNFINISHED)
+        await overlay.create_blank(clone.path / UNFINISHED, size)
+    await asyncio.to_thread(_finish, source, clone)
 
 
-async def copy(source: Machine, clone: Machine, lock: asyncio.Lock) -> None:
+async def copy(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
     ``lock`` keeps a source from being started. Raises OverlayFailed, MonitorFailed, OSError.
     """
-    clone.home.make()
+    clone.make()
     path = source.directory / DISK_LAYER
     if path.exists():
         if source.monitor is not None and source.pid is not None:
@@ -53,20 +53,26 @@ async def copy(source: Machine, clone: Machine, lock: asyncio.Lock) -> None:
             async with lock:
                 if source.pid is not None:
                     raise MonitorFailed("its source was started just now")
-                await overlay.copy(path, clone.directory / UNFINISHED)
-                clone.home.give(UNFINISHED)
-                uid = clone.home.uid()
-                inside = InFile(
-                    clone.directory / UNFINISHED,
-                    lambda command: command if uid is None else confine.confined(command, confine.Account(uid)),
-                )
-                for name in await inside.names():
-                    await inside.delete(name)
+                await overlay.copy(path, clone.path / UNFINISHED)
+            await _forget_snapshots(clone)
         _link_shared(source, clone)
-    await asyncio.to_thread(_finish, source, clone, UNFINISHED)
+    await asyncio.to_thread(_finish, source, clone)
 
 
-async def _copy_running(source: Machine, clone: Machine) -> None:
+async def _forget_snapshots(clone: Home) -> None:
+    """A copy has its source's, which mean nothing here."""
+    uid = clone.uid()
+    clone.give(UNFINISHED)
+
+    def wrap(command: list[str]) -> list[str]:
+        return command if uid is None else confine.confined(command, confine.Account(uid))
+
+    inside = InFile(clone.path / UNFINISHED, wrap)
+    for name in await inside.names():
+        await inside.delete(name)
+
+
+async def _copy_running(source: Machine, clone: Home) -> None:
     assert source.monitor is not None
     await block.clear_copy(source.monitor)
     scratch = source.directory / COPY
@@ -74,27 +80,27 @@ async def _copy_running(source: Machine, clone: Machine) -> None:
         await overlay.create_blank(scratch, await block.size_bytes(source.monitor))
         source.home.give(COPY)
         await block.copy(source.monitor, COPY)
-        scratch.replace(clone.directory / UNFINISHED)
+        scratch.replace(clone.path / UNFINISHED)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def _link_shared(source: Machine, clone: Machine) -> None:
+def _link_shared(source: Machine, clone: Home) -> None:
     for path in source.home.shared():
         with contextlib.suppress(FileExistsError):
-            os.link(path, clone.directory / path.name)
+            os.link(path, clone.path / path.name)
 
 
-def _finish(source: Machine, clone: Machine, layer: str) -> None:
+def _finish(source: Machine, clone: Home) -> None:
     """Take over what else a VM consists of; the layer comes last, and says that all is there."""
     for name, place in STATE.items():
         kept = source.directory / place
         if name != DISK_LAYER and not name.startswith("shared-") and kept.is_file():
-            (clone.directory / place).parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copyfile(kept, clone.directory / place, follow_symlinks=False)
-    if (clone.directory / layer).exists():
-        (clone.directory / layer).rename(clone.directory / DISK_LAYER)
-    make_durable(clone.directory)
+            (clone.path / place).parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copyfile(kept, clone.path / place, follow_symlinks=False)
+    if (clone.path / UNFINISHED).exists():
+        (clone.path / UNFINISHED).rename(clone.path / DISK_LAYER)
+    make_durable(clone.path)
 
 
 async def _freeze(machine: Machine) -> None:

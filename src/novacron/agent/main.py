@@ -20,6 +20,7 @@ from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
 from novacron.agent.asked import Asked
 from novacron.agent.console import Consoles
+from novacron.agent.exports import Exports
 from novacron.agent.identity import Identity
 from novacron.agent.imports import Imports
 from novacron.agent.journal import Journal, Record
@@ -96,8 +97,9 @@ class Agent:
         self._questions = _Few(QUESTIONS_MAX)
         self._imports = Imports(settings, self._link.send, self._look_at_images)
         self._volumes = Volumes(host.pools, self._link.send)
+        self._exports = Exports(settings, self._workers.get, self._link.send)
         self._looking = asyncio.Lock()
-        self._asked_of = Asked(self._imports, host, self._workers, self._look_at_images)
+        self._asked_of = Asked(self._imports, self._exports, host, self._workers, self._look_at_images)
         host.send = self._link.send
         host.aside = self._start_aside
         host.neighbours = self._neighbours
@@ -170,6 +172,9 @@ class Agent:
             case wire.Imports(imports=imports):
                 assert self._tasks is not None
                 self._imports.tell(imports, self._tasks)
+            case wire.Exports(exports=exports):
+                assert self._tasks is not None
+                self._exports.tell(exports, self._tasks)
             case wire.Volumes(volumes=volumes):
                 self._volumes.tell(volumes)
             case wire.Ask(ask=ask) if self._questions.full():

@@ -51,6 +51,10 @@ class Settings(msgspec.Struct, frozen=True):
         return self.state_dir / "volumes"
 
     @property
+    def exports_dir(self) -> Path:
+        return self.state_dir / "exports"
+
+    @property
     def vms_dir(self) -> Path:
         return self.state_dir / "vms"
 

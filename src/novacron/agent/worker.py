@@ -428,9 +428,9 @@ class Worker:
                 raise MachineFailed(f"VM {of.source_name} is not here")
             if of.linked:
                 async with source.lock:
-                    await clones.share(source.machine, self.machine)
+                    await clones.share(source.machine, self.machine.home)
             else:
-                await clones.copy(source.machine, self.machine, source.lock)
+                await clones.copy(source.machine, self.machine.home, source.lock)
             log.info("cloned", vm=self.vm, source=of.source, linked=of.linked)
             self.host.send(wire.Cloned(self.vm, self.record.held.epoch))
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:

@@ -9,7 +9,7 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
-from novacron.api import console, reply, snapshots
+from novacron.api import console, exports, reply, snapshots
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
@@ -293,6 +293,7 @@ router = Router(
         reboot_vm,
         reset_vm,
         clone_vm,
+        exports.export_vm,
         migrate_vm,
         foresee_migration,
         console.open_console,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.client import ApiError, Unreachable
+from novacron.client.errors import ArchiveError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -124,6 +125,10 @@ def errors() -> Iterator[None]:
         raise fail(str(error), EXIT_USAGE if error.status == 400 else code) from None
     except Unreachable as error:
         raise fail(str(error), EXIT_UNREACHABLE) from None
+    except ArchiveError as error:
+        raise fail(str(error), EXIT_FAILED) from None
+    except (FileExistsError, FileNotFoundError) as error:
+        raise fail(str(error), EXIT_USAGE) from None
     except TimeoutError as error:
         raise fail(str(error), EXIT_TIMEOUT) from None
     except KeyboardInterrupt:

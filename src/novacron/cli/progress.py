@@ -97,3 +97,15 @@ def _bar(started: float) -> Callable[[Object], None]:
             bar.stop()
 
     return show
+
+
+def carrying(what: str, work: Callable[[Callable[[int, int], None]], Object]) -> Object:
+    """Do work that tells how many bytes are there and how many there will be, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        return work(lambda have, all_: None)
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        return work(lambda have, all_: bar.update(task, completed=have, total=all_))

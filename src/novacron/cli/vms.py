@@ -62,6 +62,15 @@ COLUMNS: Columns = {
     "ADDRESS": lambda vm: vm["spec"]["address"],
     "AGE": lambda vm: output.age(vm["created_at"]),
 }
+EXPORTS: Columns = {
+    "EXPORT": lambda e: e["id"],
+    "VM": lambda e: e["vm_name"],
+    "PHASE": lambda e: e["phase"],
+    "SIZE": lambda e: output.size(e["size_bytes"]) if e["size_bytes"] else None,
+    "NODE": lambda e: e["node"],
+    "AGE": lambda e: output.age(e["created_at"]),
+    "ERROR": lambda e: e["error"],
+}
 DETAILS: Columns = {
     **COLUMNS,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
@@ -383,6 +392,58 @@ def clone(
         client = Client()
         made = client.clone_vm(vm, name, linked=linked, address=address, power="running" if start else "stopped")
         _finish(client, made, ("running",) if start else ("stopped",), wait, timeout, output_)
+
+
+@app.command()
+def export(
+    vm: Vm,
+    file: Annotated[Path, typer.Argument(help="archive to write", show_default=False)],
+    timeout: Timeout = 7200,
+) -> None:
+    """Write a VM as it is now, running or not, into one file. What broke off goes on when it is called again."""
+    from novacron.client import archive
+
+    with output.errors():
+        done = progress.carrying(
+            f"exporting {vm}", lambda told: archive.export(Client(), vm, file, timeout, told)
+        )  # fmt: skip
+        print(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="archive of novacron vm export, or an OVA", show_default=False)],
+    name: Annotated[str | None, typer.Argument(help="of the new VM; the archive's if not given")] = None,
+    node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
+    wait: Wait = True,
+    timeout: Timeout = 7200,
+    output_: Output = Format.TABLE,
+) -> None:
+    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk."""
+    from novacron.client import archive
+
+    with output.errors():
+        client = Client()
+        made = progress.carrying(
+            f"importing {file}", lambda told: archive.import_(client, file, name, node, timeout, start, told)
+        )  # fmt: skip
+        _finish(client, made, ("running",) if start else ("stopped", "pending"), wait, timeout, output_)
+
+
+@app.command()
+def exports(output_: Output = Format.TABLE) -> None:
+    """List exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
+    with output.errors():
+        output.rows(Client().list("exports"), EXPORTS, output_)
+
+
+@app.command("delete-export")
+def delete_export(id: Annotated[str, typer.Argument(help="export", show_default=False)]) -> None:
+    """Remove an export from its node."""
+    with output.errors():
+        Client().delete("exports", id)
+        print(f"{id}: deleted")
 
 
 @app.command()

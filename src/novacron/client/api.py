@@ -205,22 +205,31 @@ class Client:
     def import_image(self, name: str, file: Path | None = None, **fields: Any) -> Object:
         """Begin to import an image: from a ``file`` of the caller's, which is uploaded and hashed here, or from
         ``url=`` or ``path=``; other fields as in ``POST /api/v1/imports``. ``wait`` waits for its end."""
-        body = {"name": name, **{key: value for key, value in fields.items() if value is not None}}
         if file is None:
-            begun: Object = self.request("POST", "/api/v1/imports", body)
-            return begun
-        body["size_bytes"] = file.stat().st_size
+            return self.begin_import(name, **fields)
         with file.open("rb") as opened:
-            body.setdefault("sha256", hashlib.file_digest(opened, "sha256").hexdigest())
-        return self.upload(self.request("POST", "/api/v1/imports", body), file)
+            if fields.get("sha256") is None:
+                fields["sha256"] = hashlib.file_digest(opened, "sha256").hexdigest()
+        return self.upload(self.begin_import(name, **fields, size_bytes=file.stat().st_size), file)
 
-    def upload(self, begun: Object, file: Path, sent: Callable[[int], None] = lambda held: None) -> Object:
-        """Send what an import lacks of its file, from where it stands; ``sent`` is told how much is there."""
+    def begin_import(self, name: str, **fields: Any) -> Object:
+        """Begin to import an image; fields as in ``POST /api/v1/imports``, those that are None left out."""
+        body = {"name": name, **{key: value for key, value in fields.items() if value is not None}}
+        begun: Object = self.request("POST", "/api/v1/imports", body)
+        return begun
+
+    def upload(
+        self, begun: Object, file: Path, sent: Callable[[int], None] = lambda held: None, offset: int = 0
+    ) -> Object:
+        """Send what an import lacks of its file, from where it stands; ``sent`` is told how much is there.
+
+        What is uploaded begins at ``offset`` in ``file``.
+        """
         held, lost = begun["held_bytes"], 0
         with file.open("rb") as opened:
             while held < begun["spec"]["size_bytes"]:
-                opened.seek(held)
-                piece = opened.read(PIECE_BYTES)
+                opened.seek(offset + held)
+                piece = opened.read(min(PIECE_BYTES, begun["spec"]["size_bytes"] - held))
                 if not piece:
                     raise Unreachable(f"{file} became shorter while it was sent")
                 now = self._piece(begun["id"], held, piece)
@@ -288,6 +297,10 @@ class Client:
     def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:
         """Give a volume to a VM. ``act("volumes", ref, "detach")`` takes it away."""
         return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
+
+    def export_data(self, id: str, offset: int) -> bytes:
+        """Return a piece of an export's file. ``archive.export`` fetches it whole."""
+        return self._fetch(f"/api/v1/exports/{_path(id)}/data?offset={offset}")
 
     def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It is the guest's: it may hold anything."""

@@ -17,5 +17,9 @@ class ApiError(Exception):
         super().__init__(f"{text}\n{hint}" if hint else text)
 
 
+class ArchiveError(Exception):
+    """A file is no archive that could be a VM, or could not be made one: says why."""
+
+
 class Unreachable(Exception):
     """No answer from the API: says from where, and why."""

@@ -46,6 +46,52 @@ async def convert(
         os.fsync(writable)
 
 
+async def flatten(
+    layers: list[Path], target: Path, spare_bytes: int, confined: Wrap, owner: int | None
+) -> None:  # fmt: skip
+    """Write a disk, whose lowest layer is raw and whose others are qcow2, to ``target`` as one compressed qcow2; at
+    least ``spare_bytes`` of the file system stay free. Raises Unacceptable, OSError."""
+    with contextlib.ExitStack() as stack:
+        node: dict[str, object] | None = None
+        descriptors = []
+        for number, path in enumerate(layers):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            descriptors.append(descriptor)
+            _let_read(descriptor, owner)
+            file = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}", "locking": "off"}
+            above: dict[str, object] = {"driver": "qcow2" if number else "raw", "read-only": True, "file": file}
+            node = above if node is None else {**above, "backing": node}
+        writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, owner, stack)
+        arguments = [
+            "convert",
+            "-q",
+            "-c",
+            "-W",
+            "-m",
+            "4",
+            "-t",
+            "writeback",
+            "-O",
+            "qcow2",
+            f"json:{json.dumps(node)}",
+        ]
+        free = shutil.disk_usage(target).free
+        await _run(
+            [*arguments, f"/proc/self/fd/{writable}"], [], (*descriptors, writable), confined,
+            lambda: _room(target, spare_bytes, free),
+        )  # fmt: skip
+        os.fsync(writable)
+
+
+def _let_read(descriptor: int, owner: int | None) -> None:
+    """Let the tool's group read a file that stays its owner's."""
+    found = os.fstat(descriptor)
+    if owner is not None and not found.st_mode & 0o004 and found.st_gid != owner:
+        os.fchown(descriptor, -1, owner)
+        os.fchmod(descriptor, found.st_mode & 0o777 | 0o040)
+
+
 def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack) -> int:
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     stack.callback(os.close, descriptor)

@@ -26,7 +26,7 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.model.volume import Volume
 from novacron.server.copies import Copies
-from novacron.store import clones, imports, links, migrations, nodes, snapshots, vms, volumes
+from novacron.store import clones, exports, imports, links, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -244,7 +244,9 @@ class Link:
             for node in (change.body["source"], change.body["target"]):
                 if node in self._sessions:
                     self._sessions[node].dirty.set()
-        elif change.kind in ("import", "volume") and change.body is not None:
+        elif change.kind == "export" and change.body is None:  # its node is not said any more
+            self.resync()
+        elif change.kind in ("import", "volume", "export") and change.body is not None:
             if change.body["node"] in self._sessions:
                 self._sessions[change.body["node"]].dirty.set()
         elif change.kind == "node" and change.body is None and change.key in self._sessions:
@@ -289,6 +291,10 @@ class Link:
     async def take_piece(self, node: str, import_: str, offset: int, data: bytes) -> int:
         """Give a node a piece of an upload; return how much of it the node holds. Raises Unavailable, InvalidInput."""
         return await self.ask(node, wire.TakePiece(import_, offset, data), int)
+
+    async def read_export(self, node: str, export: str, offset: int, bytes_max: int) -> bytes:
+        """Return a piece of an export. Raises Unavailable, InvalidInput."""
+        return await self.ask(node, wire.ReadExport(export, offset, bytes_max), bytes)
 
     async def remove_image(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image. Raises Unavailable, InvalidInput."""
@@ -404,6 +410,7 @@ class Link:
     async def _tell(self, session: Session) -> None:
         last: tuple[wire.Statement, ...] | None = None
         last_imports: tuple[wire.ImportWanted, ...] | None = None
+        last_exports: tuple[wire.ExportWanted, ...] | None = None
         last_volumes: tuple[wire.VolumeWanted, ...] | None = None
         while True:
             await session.dirty.wait()
@@ -412,6 +419,7 @@ class Link:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
                     told = await statements(connection, session.node, session.held, self._page_key)
                     working = await imports.working(connection, session.node)
+                    kept = await exports.on_node(connection, session.node)
                     here = await volumes.on_node(connection, session.node)
                 session.held.update(statement.vm for statement in told)
                 if told != last:
@@ -421,6 +429,10 @@ class Link:
                 if wanted != last_imports:
                     await session.send(wire.Imports(wanted))
                     last_imports = wanted
+                to_keep = tuple(wire.ExportWanted(one.id, one.vm, one.phase) for one in kept)
+                if to_keep != last_exports:
+                    await session.send(wire.Exports(to_keep))
+                    last_exports = to_keep
                 seen_to = tuple(wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase) for one in here)
                 if seen_to != last_volumes:
                     await session.send(wire.Volumes(seen_to))
@@ -484,6 +496,10 @@ class Link:
                 await nodes.connected(connection, node, inventory)
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await vms.observe(connection, node, vm, epoch, status)
+            case wire.ExportStands(
+                id=id, phase=export_phase, size_bytes=size, disk_bytes=disk, sha256=sha256, error=error
+            ):
+                await exports.report(connection, node, id, export_phase, size, disk, sha256, error)
             case wire.VolumeStands(id=id, phase=volume_phase, used_bytes=used, error=error):
                 await volumes.report(connection, node, id, volume_phase, used, error)
             case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error):

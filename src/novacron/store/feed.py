@@ -60,6 +60,7 @@ TABLES = {
     "import": ("imports", "id"),
     "snapshot": ("snapshots", "id"),
     "volume": ("volumes", "id"),
+    "export": ("exports", "id"),
     "migration": ("migrations", "id"),
     "link": ("links", "id"),
     "token": ("tokens", "id"),

@@ -18,6 +18,7 @@ async def collect(connection: Connection) -> None:
         ("tickets", "expires_at", limits.TICKET_S),
         ("migrations", "finished_at", limits.EVENTS_RETENTION_S),
         ("imports", "finished_at", limits.EVENTS_RETENTION_S),
+        ("exports", "created_at", limits.EXPORT_RETENTION_S),
     ):
         await connection.execute(
             f"DELETE FROM {table} WHERE {column} < now() - make_interval(secs => $1)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.console import ConsoleKind
+from novacron.model.export import ExportPhase
 from novacron.model.image import ImportSpec
 from novacron.model.image import Phase as ImportPhase
 from novacron.model.migration import Kind, Policy, Progress, Side
@@ -166,6 +167,17 @@ class SnapshotStands(Message, frozen=True):
     pause_ms: float | None = None
 
 
+class ExportStands(Message, frozen=True):
+    """How far an export is on this node."""
+
+    id: str
+    phase: ExportPhase
+    size_bytes: int = 0
+    disk_bytes: int = 0
+    sha256: str = ""
+    error: str = ""
+
+
 class VolumeStands(Message, frozen=True):
     """What a node has done about a volume of its own."""
 
@@ -228,6 +240,7 @@ FromAgent = (
     | Probed
     | ImportStands
     | VolumeStands
+    | ExportStands
     | VolumeHandled
     | SnapshotStands
     | Answered
@@ -397,6 +410,20 @@ class Volumes(Message, frozen=True):
     volumes: tuple[VolumeWanted, ...]
 
 
+class ExportWanted(msgspec.Struct, frozen=True):
+    """An export that is to be made, or kept."""
+
+    id: str
+    vm: str
+    phase: ExportPhase
+
+
+class Exports(Message, frozen=True):
+    """All exports that this node is to make, or to keep; others go."""
+
+    exports: tuple[ExportWanted, ...]
+
+
 class Imports(Message, frozen=True):
     """All imports that this node is to work on; others are over."""
 
@@ -431,7 +458,15 @@ class TakeScreenshot(msgspec.Struct, frozen=True, tag=True):
     vm: str
 
 
-Question = TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
+class ReadExport(msgspec.Struct, frozen=True, tag=True):
+    """A piece of an export. The answer is bytes."""
+
+    id: str
+    offset: int
+    bytes_max: int
+
+
+Question = ReadExport | TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
 
 
 class Ask(Message, frozen=True):
@@ -450,6 +485,7 @@ class CertificateIssued(Message, frozen=True):
 FromServer = (
     Desired
     | Imports
+    | Exports
     | Volumes
     | Ask
     | ConsoleOpen

@@ -1,0 +1,83 @@
+"""Routes for exports of VMs: ``/api/v1/exports``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.params import Parameter
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.errors import IllegalState, InvalidInput
+from novacron.model.export import Export, ExportPhase
+from novacron.store import exports
+from novacron.store.database import Connection
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Offset = Annotated[int, Parameter(ge=0, description="where the piece begins, in bytes")]
+
+
+class ExportList(msgspec.Struct):
+    items: list[Export]
+    next: str | None
+    revision: int
+
+
+@post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
+async def export_vm(request: ApiRequest, ref: str) -> Response[Export]:
+    ref = reply.check_ref("VM", ref)
+
+    async def work(connection: Connection) -> Export:
+        return await exports.create(connection, ref, request.user.name)
+
+    return await reply.write(request, work, status=202, location=lambda made: f"/api/v1/exports/{made.id}")
+
+
+@get("/", summary="List exports, newest first")
+async def list_exports(
+    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
+) -> Response[ExportList]:
+    entries = (
+        (f"{entry.body['created_at']} {entry.body['id']}", entry)
+        for entry in services(request).cache.all("export").values()
+    )
+    return reply.page(request, entries, limit, cursor, newest_first=True)
+
+
+@get("/{id:str}", summary="Show an export")
+async def show_export(
+    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+) -> Response[Export]:
+    return await reply.one(request, "export", id, newer_than, timeout_s)
+
+
+@get("/{id:str}/data", summary="Fetch a piece of the file (qcow2)", media_type="application/octet-stream")
+async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[bytes]:
+    id, context = reply.check_ref("export", id), services(request)
+    async with context.database.connection() as connection:
+        found = await exports.get(connection, id)
+    if found.phase is not ExportPhase.READY:
+        raise IllegalState(f"export {id} is {found.phase}" + (f": {found.error}" if found.error else ""))
+    if offset >= found.size_bytes:
+        raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
+    return Response(
+        await context.agents.read_export(found.node, id, offset, limits.UPLOAD_PIECE_BYTES_MAX),
+        media_type="application/octet-stream",
+    )
+
+
+@delete("/{id:str}", summary="Remove an export and its file", status_code=200)
+async def delete_export(request: ApiRequest, id: str) -> Response[Export]:
+    id = reply.check_ref("export", id)
+
+    async def work(connection: Connection) -> Export:
+        return await exports.delete(connection, id, request.user.name)
+
+    return await reply.write(request, work)
+
+
+router = Router("/exports", route_handlers=[list_exports, show_export, fetch, delete_export], tags=["vms"])

@@ -1,0 +1,273 @@
+"""VMs as files: NovaCron's archive, and OVA, which other platforms write (DMTF DSP0243).
+
+Both are tar archives: here one of ``vm.json`` and ``disk.qcow2``; an OVA of a description in XML and its disks. What is
+in them is hostile: nothing is unpacked, names in it are compared and never opened, and the disks go to a node, which
+distrusts them as it does every image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from novacron.client.api import Client
+from novacron.client.errors import ApiError, ArchiveError, Unreachable
+
+FORMAT = 1
+ABOUT, DISK = "vm.json", "disk.qcow2"
+ABOUT_BYTES_MAX = 1 << 20
+MEMBERS_MAX = 64
+CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm")
+"""What of a spec an archive has: what it says of networks, nodes and moments is not another platform's business."""
+RETRIES, RETRY_S = 5, 1.0
+OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
+RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
+VMW = "{http://www.vmware.com/schema/ovf}"
+CPU, MEMORY, DISK_DRIVE = "3", "4", "17"
+
+Object = dict[str, Any]
+Told = Callable[[int, int], None]
+"""Called with how many bytes are there, and how many there will be."""
+
+
+class Part(NamedTuple):
+    """A disk in an archive: where its bytes are, and how they are written."""
+
+    file: Path
+    offset: int
+    size_bytes: int
+    format: str
+    sha256: str | None
+
+
+class Machine(NamedTuple):
+    """A VM as an archive describes it: fields of ``POST /api/v1/vms``, and its disk."""
+
+    name: str
+    fields: Object
+    disk: Part
+
+
+def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = lambda have, all_: None) -> Object:
+    """Write a VM as it is now into a new ``file``. What broke off goes on when it is called again.
+
+    Raises ApiError, Unreachable, TimeoutError, FileExistsError, ArchiveError.
+    """
+    if file.exists():
+        raise FileExistsError(f"{file} exists")
+    part = file.with_name(f"{file.name}.part")
+    begun = _go_on(client, vm, part) or client.act("vms", vm, "export")
+    done = client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", timeout_s)
+    if done is None or done["phase"] != "ready":
+        raise ArchiveError(f"VM {vm} was not exported: {done['error'] if done else 'its export is gone'}")
+    head = _head(done)
+    if not part.exists() or part.stat().st_size < len(head):
+        part.write_bytes(head)
+    digest = hashlib.sha256()
+    with part.open("r+b") as opened:
+        opened.seek(len(head))
+        while held := opened.read(1 << 20):
+            digest.update(held)
+        have = opened.tell() - len(head)
+        while have < done["size_bytes"]:
+            piece = _piece(client, done["id"], have)
+            opened.write(piece)
+            digest.update(piece)
+            have += len(piece)
+            told(have, done["size_bytes"])
+        if digest.hexdigest() != done["sha256"]:
+            part.unlink()
+            raise ArchiveError("what arrived is not what was exported; try again")
+        opened.write(bytes(-done["size_bytes"] % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
+        opened.flush()
+        os.fsync(opened.fileno())
+    part.rename(file)
+    client.delete("exports", done["id"])
+    return done
+
+
+def _go_on(client: Client, vm: str, part: Path) -> Object | None:
+    """Return the export of which ``part`` is the beginning, if it is still there."""
+    try:
+        with tarfile.open(part) as opened:
+            about = json.loads(opened.extractfile(ABOUT).read(ABOUT_BYTES_MAX))  # type: ignore[union-attr]
+            return client.get("exports", about["export"])
+    except (OSError, tarfile.TarError, ValueError, KeyError, AttributeError):
+        return None
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        part.unlink()
+        return None
+
+
+def _head(done: Object) -> bytes:
+    """Return how an archive begins, the same each time: ``vm.json``, and the header of the disk."""
+    spec = {field: done["spec"][field] for field in CARRIED}
+    about = {
+        "format": FORMAT, "name": done["vm_name"], "spec": spec, "disk_bytes": done["disk_bytes"],
+        "sha256": done["sha256"], "export": done["id"], "exported_at": done["created_at"],
+    }  # fmt: skip
+    text = json.dumps(about, indent=2).encode() + b"\n"
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
+        member = tarfile.TarInfo(ABOUT)
+        member.size, member.mode = len(text), 0o600
+        made.addfile(member, io.BytesIO(text))
+        body = out.getvalue()
+    member = tarfile.TarInfo(DISK)
+    member.size, member.mode = done["size_bytes"], 0o600
+    return body + member.tobuf(tarfile.PAX_FORMAT)
+
+
+def _piece(client: Client, id: str, offset: int) -> bytes:
+    for again in range(RETRIES):
+        try:
+            return client.export_data(id, offset)
+        except Unreachable:
+            if again == RETRIES - 1:
+                raise
+        except ApiError as error:
+            if error.status < 500 or again == RETRIES - 1:
+                raise
+        time.sleep(RETRY_S * (again + 1))
+    raise AssertionError("unreachable")
+
+
+def read(file: Path) -> Machine:
+    """Return the VM in an archive or an OVA. Raises ArchiveError, OSError."""
+    try:
+        with tarfile.open(file, mode="r:") as opened:
+            members: dict[str, tarfile.TarInfo] = {}
+            while (member := opened.next()) is not None:
+                if len(members) >= MEMBERS_MAX:
+                    raise ArchiveError(f"{file} has more than {MEMBERS_MAX} members")
+                if member.isreg() and not member.issparse():
+                    members[member.name] = member
+
+            def text(name: str) -> bytes:
+                if members[name].size > ABOUT_BYTES_MAX:
+                    raise ArchiveError(f"{name} in {file} has more than {ABOUT_BYTES_MAX} bytes")
+                found = opened.extractfile(members[name])
+                assert found is not None
+                return found.read()
+
+            if ABOUT in members and DISK in members:
+                return _own(file, text(ABOUT), members[DISK])
+            described = next((name for name in members if name.lower().endswith(".ovf")), None)
+            if described is None:
+                raise ArchiveError(f"{file} holds neither {ABOUT} and {DISK} nor a description of an OVA")
+            sums = next((text(name) for name in members if name.lower().endswith(".mf")), b"")
+            return _ova(file, text(described), sums, members)
+    except tarfile.TarError as error:
+        raise ArchiveError(f"{file} is no tar archive: {error}") from error
+
+
+def _own(file: Path, text: bytes, member: tarfile.TarInfo) -> Machine:
+    try:
+        about = json.loads(text)
+        if about["format"] != FORMAT:
+            raise ArchiveError(f"{file} is of format {about['format']}, which is not known here; update this program")
+        fields = {field: about["spec"][field] for field in CARRIED if field in about["spec"]}
+        disk = Part(file, member.offset_data, member.size, "qcow2", str(about["sha256"]))
+        return Machine(str(about["name"]), fields, disk)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"{ABOUT} in {file} is damaged: {error!r}") from error
+
+
+def _ova(file: Path, text: bytes, sums: bytes, members: dict[str, tarfile.TarInfo]) -> Machine:
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise ArchiveError(f"the description in {file} defines entities, which no OVA needs")
+    try:
+        root = ElementTree.fromstring(text)  # noqa: S314 - bounded, and without entities
+    except ElementTree.ParseError as error:
+        raise ArchiveError(f"the description in {file} is no XML: {error}") from error
+    systems = root.findall(f".//{OVF}VirtualSystem")
+    if len(systems) != 1:
+        raise ArchiveError(f"{file} holds {len(systems)} VMs; one is taken")
+    system = systems[0]
+    fields: Object = {}
+    drives = []
+    for item in system.findall(f"{OVF}VirtualHardwareSection/{OVF}Item"):
+        kind = item.findtext(f"{RASD}ResourceType", "")
+        if kind == CPU:
+            fields["vcpus"] = _number(item, "VirtualQuantity")
+        elif kind == MEMORY:
+            fields["memory_mib"] = (_number(item, "VirtualQuantity") * _unit(item)) >> 20
+        elif kind == DISK_DRIVE:
+            drives.append(item.findtext(f"{RASD}HostResource", "").rpartition("/")[2])
+    if len(drives) != 1:
+        raise ArchiveError(f"the VM in {file} has {len(drives)} disks; one is taken")
+    for config in system.iter(f"{VMW}Config"):
+        if config.get(f"{VMW}key") == "firmware" and config.get(f"{VMW}value") == "efi":
+            fields["firmware"] = "uefi"
+    files = {one.get(f"{OVF}id"): one.get(f"{OVF}href", "") for one in root.iter(f"{OVF}File")}
+    disks = {one.get(f"{OVF}diskId"): files.get(one.get(f"{OVF}fileRef"), "") for one in root.iter(f"{OVF}Disk")}
+    name = disks.get(drives[0], "")
+    if name not in members:
+        raise ArchiveError(f"{file} lacks the disk {name!r} of its VM")
+    digest = re.search(rf"^SHA256\({re.escape(name)}\)\s*=\s*([0-9a-fA-F]{{64}})\s*$", sums.decode("latin-1"), re.M)
+    disk = Part(file, members[name].offset_data, members[name].size, "vmdk", digest[1].lower() if digest else None)
+    called = system.findtext(f"{OVF}Name") or system.get(f"{OVF}id") or ""
+    return Machine(re.sub("[^a-z0-9]+", "-", called.lower()).strip("-")[:63], fields, disk)
+
+
+def _number(item: ElementTree.Element, field: str) -> int:
+    text = item.findtext(f"{RASD}{field}", "")
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise ArchiveError(f"{field} of the VM is {text!r}, not a number")
+    return int(text)
+
+
+def _unit(item: ElementTree.Element) -> int:
+    """Return how many bytes a unit of memory has: OVF writes ``byte * 2^20``."""
+    found = re.fullmatch(r"\s*byte\s*\*\s*2\s*\^\s*([0-9]{1,2})\s*", item.findtext(f"{RASD}AllocationUnits", ""))
+    return 1 << (int(found[1]) if found else 20)
+
+
+def import_(
+    client: Client, file: Path, name: str | None, node: str | None, timeout_s: float, start: bool = True,
+    told: Told = lambda have, all_: None,
+) -> Object:  # fmt: skip
+    """Create a VM from an archive or an OVA: its disk becomes the image ``NAME-disk``, of which the VM is made.
+
+    What broke off goes on when it is called again. Raises ApiError, Unreachable, TimeoutError, ArchiveError, OSError.
+    """
+    machine = read(file)
+    called = name or machine.name
+    image = f"{called[:58]}-disk"
+    done = _uploaded(client, image, machine.disk, node, timeout_s, told)
+    if done["phase"] != "done":
+        raise ArchiveError(f"the disk in {file} was not taken: {done['error']}")
+    fields = {**machine.fields, "node": node, "power": "running" if start else "stopped"}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.create_vm(name=called, image=image, **fields)
+        except ApiError as error:  # the node says within seconds that it has the image
+            if error.problem.get("field") != "image" or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_S)
+
+
+def _uploaded(client: Client, image: str, disk: Part, node: str | None, timeout_s: float, told: Told) -> Object:
+    known = (one for one in client.list("imports") if one["spec"]["name"] == image and one["phase"] != "failed")
+    begun = next((one for one in known if one["spec"]["size_bytes"] == disk.size_bytes), None)
+    if begun is None or (begun["phase"] == "done" and all(one["name"] != image for one in client.list("images"))):
+        fields = {"size_bytes": disk.size_bytes, "sha256": disk.sha256, "format": disk.format, "node": node}
+        begun = client.begin_import(image, **fields)
+    if begun["phase"] == "receiving":
+        client.upload(begun, disk.file, lambda have: told(have, disk.size_bytes), disk.offset)
+    done = client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, timeout_s)
+    if done is None:
+        raise ArchiveError(f"the import of image {image} is gone")
+    return done

@@ -1,0 +1,88 @@
+"""Exports of VMs: what users ask for, and how far the nodes are."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, NotFound, Unavailable
+from novacron.model.export import Export, ExportPhase
+from novacron.model.vm import Action
+from novacron.store import events, nodes, vms
+from novacron.store.database import Connection
+
+
+def _export(row: Any) -> Export:
+    return msgspec.convert(dict(row), Export)
+
+
+async def create(connection: Connection, ref: str, actor: str) -> Export:
+    """Ask for a VM's disk as it is now. Raises NotFound, IllegalState, Conflict, Unavailable."""
+    vm = await vms.get(connection, ref, lock=True)
+    vms.check_action(vm, Action.CLONE, None)
+    if vm.node is None:
+        raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+    if vm.clone_of is not None:
+        raise Conflict(f"VM {vm.name} is being cloned", hint="wait until that is done")
+    node = await nodes.get(connection, vm.node)
+    if not node.status.ready or node.status.inventory is None:
+        raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
+    image = next((found for found in node.status.inventory.images if found.name == vm.spec.image), None)
+    if image is None or not image.disk_bytes:
+        raise IllegalState(f"VM {vm.name} has no disk that could be exported")
+    if image.kind == "kernel":
+        raise IllegalState(f"VM {vm.name} boots a kernel that is in its image, not on its disk: that would not boot")
+    count = await connection.fetchval("SELECT count(*) FROM exports WHERE node = $1", vm.node)
+    if count >= limits.EXPORTS_PER_NODE_MAX:
+        raise Unavailable(
+            f"node {vm.node} keeps {count} exports already", hint="delete one, see: novacron vm exports"
+        )  # fmt: skip
+    row = await connection.fetchrow(
+        "INSERT INTO exports (id, vm, vm_name, node, spec, phase) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+        f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node, msgspec.to_builtins(vm.spec), ExportPhase.MAKING,
+    )  # fmt: skip
+    await events.record(connection, "vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor)
+    return _export(row)
+
+
+async def get(connection: Connection, id: str) -> Export:
+    """Return the export. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM exports WHERE id = $1", id)
+    if row is None:
+        raise NotFound(f"there is no export {id!r}", hint="see: novacron vm exports")
+    return _export(row)
+
+
+async def delete(connection: Connection, id: str, actor: str) -> Export:
+    """Forget an export, and let its node remove the file. Raises NotFound."""
+    found = await get(connection, id)
+    await connection.execute("DELETE FROM exports WHERE id = $1", id)
+    await events.record(connection, "vm", found.vm, found.vm_name, "ExportDeleted", found.id, actor)
+    return found
+
+
+async def on_node(connection: Connection, node: str) -> list[Export]:
+    """Return the exports that a node is to keep, or to make."""
+    rows = await connection.fetch(
+        "SELECT * FROM exports WHERE node = $1 AND phase <> $2 ORDER BY id", node, ExportPhase.FAILED
+    )
+    return [_export(row) for row in rows]
+
+
+async def report(
+    connection: Connection, node: str, id: str, phase: ExportPhase, size_bytes: int, disk_bytes: int, sha256: str,
+    error: str,
+) -> None:  # fmt: skip
+    """Store what the node says; one that is ready may still be lost, with its file."""
+    row = await connection.fetchrow("SELECT * FROM exports WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
+    if row is None or _export(row).phase in (phase, ExportPhase.FAILED):
+        return
+    await connection.execute(
+        "UPDATE exports SET phase = $2, size_bytes = $3, disk_bytes = $4, sha256 = $5, error = $6 WHERE id = $1",
+        id, phase, size_bytes, disk_bytes, sha256, error[:500],
+    )  # fmt: skip
+    reason = "Exported" if phase is ExportPhase.READY else "ExportFailed"
+    await events.record(connection, "vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")

@@ -1,0 +1,229 @@
+"""VMs as files: exported while they run and while they do not, imported again, OVAs, and hostile files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError, Unreachable, archive
+from novacron.client.errors import ArchiveError
+from tests.integration.conftest import Api
+from tests.integration.test_snapshots import NewVm, Object, directory
+from tests.integration.test_volumes import sector
+
+DISK_BYTES = 8 << 20
+
+
+@pytest.fixture
+def boots(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> Iterator[str]:
+    """An image whose guest says "from its disk", and stands still."""
+    name, file = new_name(), tmp_path / "source.raw"
+    file.write_bytes(sector("from its disk").ljust(4096, b"\0") + os.urandom(1 << 20))
+    os.truncate(file, DISK_BYTES)
+    site.client.import_image(name, file)
+    until(lambda: any(found["name"] == name for found in site.client.list("images")), "the image is there")
+    yield name
+    gone(site, name)
+
+
+def gone(site: Platform, image: str) -> None:
+    until(lambda: deleted(site, image), f"image {image} is gone")
+
+
+def deleted(site: Platform, image: str) -> bool:
+    with contextlib.suppress(ApiError):
+        site.client.delete_image(image)
+    return all(found["name"] != image for found in site.client.list("images"))
+
+
+def said(site: Platform, vm: Object, text: str) -> None:
+    def says() -> bool:
+        with contextlib.suppress(ApiError):  # it is not there yet
+            return text in site.client.console_log(vm["id"]).decode()
+        return False
+
+    until(says, f"it says {text}", 40)
+
+
+def changed(site: Platform, vm: Object, text: str) -> None:
+    """Write another boot sector to the layer of a VM that is off."""
+    new = directory(site, vm) / "sector.bin"
+    new.write_bytes(sector(text))
+    layer = directory(site, vm) / "disk.qcow2"
+    command = ["qemu-io", "-f", "qcow2", "-c", f"write -s {new} 0 512", str(layer)]
+    subprocess.run(command, check=True, capture_output=True)
+    new.unlink()
+
+
+def test_a_vm_comes_back_from_its_archive(
+    site: Platform, boots: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
+) -> None:
+    vm = new_vm(image=boots, vcpus=2)
+    said(site, vm, "from its disk")
+    vm = site.client.get("vms", vm["id"])
+    site.cli("vm", "kill", vm["name"], "--wait")
+    changed(site, vm, "changed")
+    site.cli("vm", "clone", vm["name"], f"{vm['name']}-l", "--linked", "--wait")
+    site.cli("vm", "start", vm["name"], "--wait")
+    said(site, vm, "changed")
+    file = tmp_path / "vm.tar"
+    assert "a disk of 8.0 MiB" in site.cli("vm", "export", vm["name"], str(file)).stdout
+    with tarfile.open(file) as opened:
+        assert opened.getnames() == ["vm.json", "disk.qcow2"]
+        about = json.loads(opened.extractfile("vm.json").read())  # type: ignore[union-attr]
+        inside = opened.extractfile("disk.qcow2").read()  # type: ignore[union-attr]
+    assert hashlib.sha256(inside).hexdigest() == about["sha256"] and len(inside) < 2 << 20
+    assert (
+        "backing"
+        not in subprocess.run(
+            ["qemu-img", "info", "/dev/stdin"], input=inside, capture_output=True, check=False
+        ).stdout.decode()
+    )
+    assert site.cli("vm", "exports").stdout.count("\n") <= 1, "what was fetched is not kept"
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+    refused = site.cli("vm", "export", vm["name"], str(file), check=False)
+    assert refused.returncode != 0 and "exists" in refused.stderr
+    name = new_name()
+    site.cli("vm", "import", str(file), name, "--wait")
+    again = site.client.get("vms", name)
+    said(site, again, "changed")
+    assert (again["spec"]["vcpus"], again["spec"]["image"]) == (2, f"{name}-disk")
+    for one in (name, f"{vm['name']}-l"):
+        site.cli("vm", "delete", one, "--wait")
+    gone(site, f"{name}-disk")
+
+
+def test_an_export_goes_on_whatever_is_killed(
+    site: Platform, boots: str, new_vm: NewVm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = new_vm(image=boots, power="stopped")
+    vm = until(lambda: (now := site.client.get("vms", vm["id"]))["node"] and now, "it is placed")
+    agent, file = site.agents[vm["node"]], tmp_path / "vm.tar"
+    begun = site.client.act("vms", vm["id"], "export")
+    assert agent.process is not None
+    os.kill(agent.process.pid, signal.SIGKILL)
+    agent.process.wait()
+    agent.start()
+    done = site.client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", 40)
+    assert done is not None and done["phase"] == "ready", done
+    site.client.delete("exports", begun["id"])
+    exports = site.directory / vm["node"] / "agent" / "exports"
+    until(lambda: not list(exports.iterdir()), "nothing of it is left")
+    real = site.client.export_data
+    fetched: list[int] = []
+
+    def cut_off(id: str, offset: int) -> bytes:
+        if fetched:
+            raise Unreachable("cut off")
+        fetched.append(offset)
+        return real(id, offset)[:100_000]
+
+    monkeypatch.setattr(archive, "RETRY_S", 0.0)
+    with monkeypatch.context() as patched, pytest.raises(Unreachable):
+        patched.setattr(site.client, "export_data", cut_off)
+        archive.export(site.client, vm["id"], file, 60)
+    assert not file.exists() and (tmp_path / "vm.tar.part").exists()
+    site.server.kill()
+    site.server.start()
+    site.wait_ready()
+    until(
+        lambda: next((n for n in site.client.list("nodes") if n["name"] == vm["node"] and n["status"]["ready"]), 0), ""
+    )
+    archive.export(site.client, vm["id"], file, 60)
+    assert archive.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
+
+
+def ova(path: Path, disk: bytes, *, ovf: str | None = None, name: str = "disk.vmdk", sums: bool = True) -> Path:
+    """Write an OVA as another platform would."""
+    described = (
+        ovf
+        or f"""<?xml version="1.0"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
+ <References><File ovf:href="{name}" ovf:id="file1" ovf:size="{len(disk)}"/></References>
+ <DiskSection><Info/><Disk ovf:capacity="{DISK_BYTES}" ovf:diskId="vmdisk1" ovf:fileRef="file1"/></DiskSection>
+ <VirtualSystem ovf:id="Web Server 1"><Info/>
+  <VirtualHardwareSection><Info/>
+   <Item><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
+   <Item><rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType>
+    <rasd:VirtualQuantity>192</rasd:VirtualQuantity></Item>
+   <Item><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>
+  </VirtualHardwareSection></VirtualSystem></Envelope>"""
+    )
+    digest = hashlib.sha256(disk).hexdigest()
+    members = {"vm.ovf": described.encode(), name: disk}
+    if sums:
+        members["vm.mf"] = f"SHA256(vm.ovf)= 0\nSHA256({name})= {digest}\n".encode()
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as made:
+        for called, data in members.items():
+            member = tarfile.TarInfo(called)
+            member.size = len(data)
+            made.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
+    raw, vmdk = tmp_path / "disk.raw", tmp_path / "disk.vmdk"
+    raw.write_bytes(sector("from an OVA").ljust(DISK_BYTES, b"\0"))
+    command = ["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", str(raw), str(vmdk)]
+    subprocess.run(command, check=True)
+    file = ova(tmp_path / "vm.ova", vmdk.read_bytes())
+    site.cli("vm", "import", str(file), "--wait")
+    vm = site.client.get("vms", "web-server-1")
+    said(site, vm, "from an OVA")
+    assert (vm["spec"]["vcpus"], vm["spec"]["memory_mib"]) == (2, 192)
+    site.cli("vm", "delete", vm["name"], "--wait")
+    gone(site, "web-server-1-disk")
+
+
+@pytest.mark.parametrize(
+    ("ovf", "why"),
+    [
+        ("<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>", "defines entities"),
+        ("<x", "is no XML"),
+        ("<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1'/>", "holds 0 VMs"),
+    ],
+)
+def test_a_hostile_description_is_refused(tmp_path: Path, ovf: str, why: str) -> None:
+    with pytest.raises(ArchiveError, match=why):
+        archive.read(ova(tmp_path / "vm.ova", b"x", ovf=ovf))
+
+
+def test_a_hostile_archive_is_refused(site: Platform, api: Api, new_vm: NewVm, tmp_path: Path) -> None:
+    no_tar = tmp_path / "no.tar"
+    no_tar.write_bytes(b"x" * 2000)
+    with pytest.raises(ArchiveError, match="no tar archive"):
+        archive.read(no_tar)
+    with tarfile.open(tmp_path / "link.tar", "w") as made:
+        for name in ("vm.json", "disk.qcow2"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/shadow"
+            made.addfile(member)
+    with pytest.raises(ArchiveError, match="holds neither"):
+        archive.read(tmp_path / "link.tar")
+    damaged = ova(tmp_path / "damaged.ova", b"KDMV" + bytes(2000))
+    done = site.cli("vm", "import", str(damaged), check=False)
+    assert done.returncode == 1 and "was not taken" in done.stderr
+    wrong = ova(tmp_path / "wrong.ova", b"KDMV" + bytes(4000), sums=True)
+    data = bytearray(wrong.read_bytes())
+    at = data.index(b"KDMV")
+    data[at + 100] = 1
+    wrong.write_bytes(data)
+    done = site.cli("vm", "import", str(wrong), check=False)
+    assert done.returncode == 1 and "SHA-256" in done.stderr
+    assert site.cli("vm", "import", str(tmp_path / "none"), check=False).returncode == 2
+    vm = new_vm(image="disk", power="stopped")
+    until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
+    assert "boots a kernel" in api("POST", f"/api/v1/vms/{vm['id']}/actions/export").problem["detail"]
+    assert api("GET", "/api/v1/exports/none/data").status == 404
