@@ -124,6 +124,9 @@ def agent(
     shared_pool: Annotated[
         list[str] | None, typer.Option(help="directory for volumes that other nodes have too, as NAME=PATH")
     ] = None,
+    keep_images: Annotated[
+        float, typer.Option(min=0, help="hours for which an image that came for a VM stays when no VM here has it")
+    ] = 24,
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
     ] = 1_879_048_192,
@@ -148,6 +151,7 @@ def agent(
         pages_bytes_max=pages_limit << 20,
         imports=imports_dir,
         imports_local=imports_local,
+        keep_images_s=3600 * keep_images,
         pools=_pools(pool, "--pool"),
         shared_pools=_pools(shared_pool, "--shared-pool"),
         uid_base=uid_base if can_confine() else None,

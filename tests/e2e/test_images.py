@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import msgspec
@@ -46,7 +47,14 @@ def test_a_vm_starts_where_its_image_is_not_once_that_has_come(victim: Platform)
     add_image(victim, "wanted", "host-a", "asked for by a VM")
     vm = boot(victim, "early", 71, node="host-b", image="wanted")
     assert holders(victim, "wanted") == ["host-a", "host-b"]
+    mark = victim.images_of("host-b") / ".fetched-wanted"
+    os.utime(mark, (0, 0))
+    until(lambda: mark.stat().st_mtime > 0, "its node sees that it is used")
     delete(victim, vm)
+    os.utime(mark, (0, 0))
+    until(lambda: holders(victim, "wanted") == ["host-a"], "what no VM there needs any more has gone")
+    until(lambda: not mark.exists(), "and its mark")
+    assert "of which no VM there is made" in victim.cli("events", "--object", "host-b").stdout
 
 
 def test_an_image_that_is_not_what_its_manifest_says_is_not_taken(victim: Platform) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from novacron import pki
-from novacron.agent import asked, copies, foresee, probe
+from novacron.agent import asked, copies, foresee, idle, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
 from novacron.agent.asked import Asked
@@ -238,6 +238,8 @@ class Agent:
         self._link.send(wire.CopyReady(wanted.copy))
         try:
             await copies.take(self._host.listener, wanted, self._settings)
+            if wanted.on_demand:
+                await asyncio.to_thread(idle.mark, self._settings, wanted.image.name)
             log.info("an image has arrived", image=wanted.image.name, source=wanted.peer)
             await self._look_at_images()
             self._link.send(wire.Copied(wanted.copy))
@@ -260,6 +262,11 @@ class Agent:
         while True:
             await asyncio.sleep(IMAGES_CHECK_S)
             await self._look_at_images()
+            used = [image for worker in self._workers.values() if (image := worker.image_name()) is not None]
+            try:
+                await asyncio.to_thread(idle.look, self._settings, dict(self._host.images), used, self._link.send)
+            except OSError as error:
+                log.warning("can't see which images are used", error=str(error))
 
     async def _watch_console_logs(self) -> None:
         """Keep what guests print within limits, however fast they do."""

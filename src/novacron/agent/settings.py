@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Directory of the files that may be imported as images by path; by default ``imports`` beside the images."""
     imports_local: bool = False
     """Images may also be fetched from this host itself, and from its own link."""
+    keep_images_s: float = 24 * 3600
+    """For how long an image that came for a VM stays when no VM here is made of it."""
     pools: dict[str, Path] = {}
     """Directories for volumes, by the names of their pools; ``local`` is there without being named."""
     shared_pools: dict[str, Path] = {}

@@ -464,6 +464,11 @@ class Worker:
             raise MachineFailed(f"this node does not hold image {name}")
         return image
 
+    def image_name(self) -> str | None:
+        """Return of which image the VM is, as far as this node has been told."""
+        told = self.statement.assignment if self.statement is not None else None
+        return None if told is None else told.spec.image
+
     def spec(self) -> VmSpec:
         """Return what the VM is to be."""
         assert self._assignment is not None

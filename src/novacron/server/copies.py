@@ -90,7 +90,7 @@ class Copies:
         found = self._copies[id]
         copy = found.copy
         try:
-            why = await self._follow(found, endpoint, rate)
+            why = await self._follow(found, endpoint, rate, actor)
         except (Unavailable, TimeoutError) as error:
             why = str(error) or "the nodes do not answer"
         finally:
@@ -105,10 +105,10 @@ class Copies:
         except Unavailable as error:
             log.warning("the end of a copy can't be written down", copy=id, error=str(error))
 
-    async def _follow(self, found: _Copy, endpoint: str, rate: int | None) -> str:
+    async def _follow(self, found: _Copy, endpoint: str, rate: int | None, actor: str) -> str:
         """Return why the copy failed, or nothing."""
         copy = found.copy
-        await self._send(copy.target, wire.CopyExpected(copy.id, copy.source, found.image))
+        await self._send(copy.target, wire.CopyExpected(copy.id, copy.source, found.image, actor == events.SYSTEM))
         async with asyncio.timeout(READY_S_MAX):
             waiting: set[asyncio.Future[Any]] = {found.ready, found.over}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

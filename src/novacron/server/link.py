@@ -26,7 +26,7 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.model.volume import Volume
 from novacron.server.copies import Copies
-from novacron.store import clones, exports, imports, links, migrations, nodes, snapshots, vms, volumes
+from novacron.store import clones, events, exports, imports, links, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
@@ -215,6 +215,7 @@ class Link:
         self._copies = Copies(database, self._send)
         self._asked: dict[int, tuple[str, asyncio.Future[msgspec.Raw]]] = {}
         self._next_ask = 1
+        self._collecting: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -299,6 +300,19 @@ class Link:
     async def remove_image(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image. Raises Unavailable, InvalidInput."""
         await self.ask(node, wire.RemoveImage(name, digest), type(None))
+
+    async def _collect(self, node: str, name: str, digest: str) -> None:
+        """Let a node remove an image that no VM there needs, if another node has it."""
+        try:
+            async with self._database.connection() as connection:
+                if await vms.made_of(connection, name, node) or not await nodes.others_hold(connection, node, digest):
+                    return
+            await self.remove_image(node, name, digest)
+            async with self._database.transaction() as connection:
+                message = f"image {name}, of which no VM there is made"
+                await events.record(connection, "node", node, node, "ImageRemoved", message)
+        except NovaError as error:
+            log.warning("an image that is not used stays", node=node, image=name, error=str(error))
 
     async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
         """Begin to copy an image to a node; events say how it ended.
@@ -470,7 +484,12 @@ class Link:
                 return
             case wire.ImageMissing(name=name):
                 with contextlib.suppress(NovaError):  # it is on its way, or nobody has it: the VM's reason says so
-                    await self._copies.begin(name, None, node, "system")
+                    await self._copies.begin(name, None, node, events.SYSTEM)
+                return
+            case wire.ImageIdle(name=name, digest=digest):
+                task = asyncio.create_task(self._collect(node, name, digest))
+                self._collecting.add(task)
+                task.add_done_callback(self._collecting.discard)
                 return
             case wire.CopyReady(copy=id):
                 self._copies.is_ready(node, id)

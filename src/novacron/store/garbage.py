@@ -10,6 +10,12 @@ from novacron.store.database import Connection
 async def collect(connection: Connection) -> None:
     """Delete records past their retention."""
     await feed.prune(connection, limits.CHANGES_RETENTION_S)
+    await connection.execute(
+        "UPDATE imports SET aborting = true, phase = 'failed', error = 'its upload was not finished',"
+        " finished_at = now() WHERE finished_at IS NULL AND phase = 'receiving' AND spec ->> 'source' = 'upload'"
+        " AND created_at < now() - make_interval(secs => $1)",
+        float(limits.UPLOAD_S_MAX),
+    )
     for table, column, seconds in (
         ("idempotency", "created_at", limits.IDEMPOTENCY_RETENTION_S),
         ("events", "at", limits.EVENTS_RETENTION_S),

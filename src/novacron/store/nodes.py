@@ -42,6 +42,16 @@ async def dwcp_endpoint(connection: Connection, name: str) -> str | None:
     return found
 
 
+async def others_hold(connection: Connection, name: str, digest: str) -> bool:
+    """Say whether another node, which is ready, holds the image with this digest."""
+    return any(
+        image.digest == digest
+        for node in await all(connection)
+        if node.name != name and node.status.ready and node.status.inventory is not None
+        for image in node.status.inventory.images
+    )
+
+
 async def load(connection: Connection, name: str) -> Load:
     """Return what is placed on the node, and what is on its way there."""
     row: Any = await connection.fetchrow(

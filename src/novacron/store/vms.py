@@ -261,9 +261,10 @@ async def observe(connection: Connection, node: str, id: str, epoch: int, status
 
 
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:
-    """Return the names of some VMs of an image, on one node or anywhere."""
+    """Return the names of some VMs of an image: on one node, or on their way there, or anywhere."""
     rows = await connection.fetch(
-        "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND ($2::text IS NULL OR node = $2) ORDER BY name LIMIT 5",
+        "SELECT name FROM vms WHERE spec ->> 'image' = $1 AND ($2::text IS NULL OR node = $2"
+        " OR id IN (SELECT vm FROM migrations WHERE target = $2 AND finished_at IS NULL)) ORDER BY name LIMIT 5",
         image, node,
     )  # fmt: skip
     return [row["name"] for row in rows]

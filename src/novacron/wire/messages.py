@@ -143,6 +143,13 @@ class ImageMissing(Message, frozen=True):
     name: str
 
 
+class ImageIdle(Message, frozen=True):
+    """An image came here for a VM, and no VM here has been made of it for long."""
+
+    name: str
+    digest: str
+
+
 class CopyReady(Message, frozen=True):
     """This node expects the copy of an image."""
 
@@ -245,6 +252,7 @@ FromAgent = (
     | SnapshotStands
     | Answered
     | ImageMissing
+    | ImageIdle
     | CopyReady
     | Copied
     | RenewCertificate
@@ -375,6 +383,8 @@ class CopyExpected(Message, frozen=True):
     copy: str
     peer: str
     image: ImageInfo
+    on_demand: bool
+    """A VM needs it: it need not stay when no VM does."""
 
 
 class CopyWanted(Message, frozen=True):
