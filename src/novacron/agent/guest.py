@@ -75,6 +75,15 @@ async def ask_to_end(machine: Machine, mode: str) -> bool:
     return True
 
 
+async def take_hardware(machine: Machine) -> None:
+    """Let a guest use what it was given while it runs, if it will; many do so by themselves."""
+    if machine.guest_listens:
+        try:
+            await machine.guest.use_all()
+        except GuestSilent as error:
+            log.info("a guest does not take what it was given", vm=machine.id, error=str(error))
+
+
 async def set_time(machine: Machine) -> None:
     """Let a guest that stood still set its clock, if it will."""
     if machine.guest_listens:

@@ -20,11 +20,11 @@ from novacron.disk.overlay import OverlayFailed
 from novacron.disk.seed import build as build_seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.seed import Seed
-from novacron.model.vm import Display, Firmware, mac_address, tap_name
+from novacron.model.vm import Display, Firmware, Hardware, VmSpec, mac_address, tap_name
 from novacron.net import tap
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, command, confine, firmware, process
+from novacron.qemu import block, command, confine, firmware, hotplug, process
 from novacron.qemu.command import Config, Nic, Volume
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
@@ -55,6 +55,8 @@ class Machine:
         self.directory = self.home.path
         self.pid: int | None = None
         self.monitor: Monitor | None = None
+        self.hardware: Hardware | None = None
+        """What the guest has; None: it does not run."""
         self.migration_status = ""
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self.guest = GuestAgent(command.guest_path(self.directory))
@@ -126,6 +128,9 @@ class Machine:
         try:
             await self._attach()
             assert self.monitor is not None
+            if incoming and wanted.hardware is not None:
+                await hotplug.replay(self.monitor, wanted.hardware)
+                self.hardware = await hotplug.look(self.monitor)
             return machine or await self._machine_type(self.monitor, MACHINES[wanted.spec.firmware])
         except MonitorFailed as error:
             said = process.log_tail(self.directory)
@@ -145,6 +150,7 @@ class Machine:
     ) -> None:
         """Start the process, with what it needs handed to it open. Raises NetworkFailed, OSError."""
         spec = wanted.spec
+        hardware = wanted.hardware if incoming and wanted.hardware else Hardware(spec.vcpus, spec.memory_mib)
         with contextlib.ExitStack() as stack:
             descriptors: list[int] = []
 
@@ -187,8 +193,10 @@ class Machine:
             config = Config(
                 id=self.id,
                 directory=Path(),
-                vcpus=spec.vcpus,
-                memory_mib=spec.memory_mib,
+                vcpus=hardware.vcpus,
+                memory_mib=hardware.memory_mib,
+                vcpus_max=spec.vcpus_max,
+                memory_max_mib=spec.memory_max_mib,
                 machine=machine,
                 accelerator=kind,
                 kernel=boots(image.kernel),
@@ -213,11 +221,38 @@ class Machine:
             if uid is not None:
                 arguments = confine.confined(arguments, confine.account(uid, kind))
             self.pid = process.spawn(arguments, self.directory, descriptors)
+        self._bound(spec, kind)
+
+    def _bound(self, spec: VmSpec, kind: AcceleratorKind) -> None:
+        """Limit what QEMU uses of this host."""
+        assert self.pid is not None
         try:
             self._cgroup.place(self.pid, spec.vcpus, spec.memory_mib, kind)
         except OSError as error:
-            if uid is not None:
+            if self.home.uid() is not None:
                 log.warning("a VM has no limits on what it uses of this host", vm=self.id, error=str(error))
+
+    async def grow_hardware(self, spec: VmSpec, kind: AcceleratorKind) -> bool:
+        """Give a guest that runs the processors and the memory that it should have; say whether there were any.
+
+        Raises MonitorFailed.
+        """
+        has = self.hardware
+        if has is None or self.monitor is None:
+            return False
+        cpus, memory_mib = spec.vcpus - has.vcpus_in_all, spec.memory_mib - has.memory_in_all_mib
+        if cpus <= 0 and memory_mib <= 0:
+            return False
+        self._bound(spec, kind)
+        try:
+            if memory_mib > 0:
+                await hotplug.add_memory(self.monitor, memory_mib)
+            if cpus > 0:
+                await hotplug.add_cpus(self.monitor, cpus)
+        finally:
+            self.hardware = await hotplug.look(self.monitor)
+        log.info("a guest has grown", vm=self.id, vcpus=max(0, cpus), memory_mib=max(0, memory_mib))
+        return True
 
     async def grow(self, size_bytes: int) -> None:
         """Make the disk of a VM that runs this large, if it is smaller. Raises MonitorFailed."""
@@ -289,12 +324,13 @@ class Machine:
         self.monitor = await Monitor.connect(
             command.monitor_path(self.directory), self._on_event, lambda: self.pid is not None
         )
+        self.hardware = await hotplug.look(self.monitor)
         ports = await self.monitor.execute("query-chardev")
         self.guest_listens = any(port["label"] == "guest0" and port["frontend-open"] for port in ports)
 
     async def _watch(self, pid: int) -> None:
         await process.ended(pid)
-        self.pid, self.guest_listens = None, False
+        self.pid, self.guest_listens, self.hardware = None, False, None
         self._on_event("EXIT", {})
 
     async def status(self) -> str:

@@ -109,6 +109,7 @@ class Worker:
         self._cloning: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
+        self._grow_error = ""
         self._left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
 
@@ -127,7 +128,12 @@ class Worker:
             return None
         if self.record.post_copy is not None:  # who reads a page that is not there yet would wait for it
             return None
-        return Neighbour(self.vm, self.tenant(), wanted.spec.image, self.machine, wanted.spec.memory_mib << 20)
+        return Neighbour(self.vm, self.tenant(), wanted.spec.image, self.machine, self._memory_bytes(wanted))
+
+    def _memory_bytes(self, wanted: wire.Assignment) -> int:
+        """Return the size of the memory with which the guest was started."""
+        has = self.machine.hardware
+        return (has.memory_mib if has is not None else wanted.spec.memory_mib) << 20
 
     def is_knocked(self, session: str, peer: str) -> None:
         """A node would begin a session with this one that is not expected."""
@@ -243,7 +249,7 @@ class Worker:
         if moved:
             await self.machine.leave()
             if known is not None:
-                await self.host.pages.keep(self.vm, self.machine, known.spec.memory_mib << 20, self.tenant())
+                await self.host.pages.keep(self.vm, self.machine, self._memory_bytes(known), self.tenant())
                 self._giving.tell_left()
         await self.machine.destroy()
         if self.record.post_copy is not None:
@@ -352,6 +358,7 @@ class Worker:
                 return 0
         if run_state in ("running", "paused"):
             await self._devices.settle(wanted)
+            self._grow_error = await self._grow(wanted)
         if run_state in ("running", "paused") and (image := self.host.images.get(wanted.spec.image)) is not None:
             await self.machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes))
         if wanted.snapshots and self._stopping_at is None and await self._work_on(wanted.snapshots[0], run_state):
@@ -365,7 +372,7 @@ class Worker:
             reason = "crashed, and is not to be started again" if self.record.crashes else "powered off by the guest"
         if self.record.post_copy is not None:
             reason = self._follows()
-        self._report(state, reason)
+        self._report(state, reason or (self._grow_error if run_state == "running" else ""))
         if self._resetting_at is not None:
             return max(0.05, limits.REBOOT_S_MAX - (now - self._resetting_at))
         if self._stopping_at is not None:
@@ -386,6 +393,16 @@ class Worker:
         log.info("a snapshot was worked on", vm=self.vm, snapshot=wanted.id, phase=wanted.phase, error=error)
         self.host.send(wire.SnapshotStands(self.vm, self.record.held.epoch, wanted.id, wanted.phase, error, pause_ms))
         return True
+
+    async def _grow(self, wanted: wire.Assignment) -> str:
+        """Give the guest what it should have of processors and memory; return why it does not get it."""
+        try:
+            if await self.machine.grow_hardware(wanted.spec, self.host.accelerator):
+                self.host.aside(guest.take_hardware(self.machine))
+        except MonitorFailed as error:
+            log.warning("a guest can't grow", vm=self.vm, error=str(error))
+            return f"it can't grow while it runs: {error}"
+        return ""
 
     def _is_to_be_off(self, wanted: wire.Assignment) -> bool:
         return wanted.spec.power is Power.STOPPED or self.record.halted_at_start == wanted.spec.starts
@@ -544,6 +561,7 @@ class Worker:
             crashes=self.record.crashes,
             resets=self.record.resets,
             guest=self.guest.known,
+            hardware=self.machine.hardware,
         )
         # With the epoch: the server does not take what is said at an earlier one.
         report = wire.Observed(self.vm, self.record.held.epoch, status)

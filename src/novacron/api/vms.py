@@ -51,6 +51,8 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     image: Name
     vcpus: Vcpus = 1
     memory_mib: MemoryMib = 256
+    vcpus_max: Vcpus | None = None
+    memory_max_mib: MemoryMib | None = None
     node: Name | None = None
     address: str | None = None
     power: Power = Power.RUNNING
@@ -67,11 +69,14 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change; what is left out stays. The size changes only while the VM is off."""
+    """What to change; what is left out stays. The size changes while the VM is off; it grows up to its maxima while it
+    runs."""
 
     name: Name | UnsetType = UNSET
     vcpus: Vcpus | UnsetType = UNSET
     memory_mib: MemoryMib | UnsetType = UNSET
+    vcpus_max: Vcpus | UnsetType | None = UNSET
+    memory_max_mib: MemoryMib | UnsetType | None = UNSET
     restart: Restart | UnsetType = UNSET
     start_order: StartOrder | UnsetType = UNSET
     protected: bool | UnsetType = UNSET

@@ -42,6 +42,8 @@ class WaitFor(StrEnum):
     AGENT = "agent"
 
 
+VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
+MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
 ORDER_HELP = "of VMs that start at once on a node, the lowest goes first"
 RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
 
@@ -130,6 +132,8 @@ def create(
     image: Annotated[str, typer.Option(help="see: novacron image list", show_default=False)],
     vcpus: Annotated[int, typer.Option(help="virtual CPUs")] = 1,
     memory: Annotated[int, typer.Option(help="memory in MiB")] = 256,
+    vcpus_max: Annotated[int | None, typer.Option(help=VCPUS_MAX_HELP)] = None,
+    memory_max: Annotated[int | None, typer.Option(help=MEMORY_MAX_HELP)] = None,
     node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
     address: Annotated[str | None, typer.Option(help="the guest's IPv4 address, for example 10.77.0.10/24")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
@@ -166,7 +170,7 @@ def create(
         vm = client.create_vm(
             name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
             power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            disk_iops=disk_iops, disk_bytes_per_s=disk_throughput,
+            vcpus_max=vcpus_max, memory_max_mib=memory_max, disk_iops=disk_iops, disk_bytes_per_s=disk_throughput,
             start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none",
             cloud_init=seed or None,
         )  # fmt: skip
@@ -183,8 +187,10 @@ def _lines(path: Path) -> list[str]:
 def set_(
     vm: Vm,
     name: Annotated[str | None, typer.Option(help="a new name")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="virtual CPUs; only while it is off")] = None,
-    memory: Annotated[int | None, typer.Option(help="memory in MiB; only while it is off")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="virtual CPUs; while it runs, only more, up to the most")] = None,
+    memory: Annotated[int | None, typer.Option(help="memory in MiB; while it runs, only more, up to the most")] = None,
+    vcpus_max: Annotated[int | None, typer.Option(help=f"{VCPUS_MAX_HELP}; 0: they do not")] = None,
+    memory_max: Annotated[int | None, typer.Option(help=f"{MEMORY_MAX_HELP}; 0: it does not")] = None,
     restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
     start_order: Annotated[int | None, typer.Option(help=ORDER_HELP)] = None,
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
@@ -204,7 +210,10 @@ def set_(
         "disk_mib": disk,
     }  # fmt: skip
     changes: Object = {key: value for key, value in given.items() if value is not None}
-    limited = {"disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput}
+    limited = {
+        "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "vcpus_max": vcpus_max,
+        "memory_max_mib": memory_max,
+    }  # fmt: skip
     changes |= {key: value or None for key, value in limited.items() if value is not None}
     with output.errors():
         changed = Client().configure_vm(vm, **changes)

@@ -52,6 +52,12 @@ RATE_BYTES_PER_S_USEFUL = 1_250_000
 """A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
 LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0
+GROWING_MEMORY_MIB_MIN = 256
+"""Linux sets 64 MiB aside where memory might come to lie above 4 GiB, and does not boot with what is left of 128."""
+MEMORY_SLOTS = 8
+"""How often a guest's memory may grow while it runs."""
+MEMORY_STEP_MIB = 128
+"""By a multiple of this: Linux takes no less."""
 VOLUMES_PER_VM_MAX = 16
 EXPORTS_PER_NODE_MAX = 8
 UPLOAD_S_MAX = 7 * 24 * 3600

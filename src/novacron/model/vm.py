@@ -111,6 +111,10 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """It has a TPM 2.0."""
     disk_mib: DiskMib | None = None
     """Size of its disk; None: its image's. It only grows."""
+    vcpus_max: Vcpus | None = None
+    """To how many its virtual CPUs may grow while it runs; None: they do not."""
+    memory_max_mib: MemoryMib | None = None
+    """To what its memory may grow while it runs; None: it does not."""
     disk_iops: Iops | None = None
     """Reads and writes a second at most, of its disk."""
     disk_bytes_per_s: BytesPerS | None = None
@@ -118,6 +122,25 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""
         return max(of_image, (self.disk_mib or 0) << 20) if of_image else 0
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What a guest has, and how it came by it: a QEMU to which it moves has to have the same."""
+
+    vcpus: int
+    memory_mib: int
+    """With which it was started: also what depends on their number, such as queues of devices, is then settled."""
+    vcpus_added: int = 0
+    dimms_mib: tuple[int, ...] = ()
+    """What it was given while it ran, in order."""
+
+    @property
+    def vcpus_in_all(self) -> int:
+        return self.vcpus + self.vcpus_added
+
+    @property
+    def memory_in_all_mib(self) -> int:
+        return self.memory_mib + sum(self.dimms_mib)
 
 
 class VmStatus(msgspec.Struct, frozen=True):
@@ -136,6 +159,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     resets: int = 0
     guest: Guest | None = None
     """None: no guest agent answers."""
+    hardware: Hardware | None = None
+    """None: it does not run."""
 
 
 class Guest(msgspec.Struct, frozen=True):

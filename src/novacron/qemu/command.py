@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import firmware
 from novacron.qemu.probe import CPU_MODELS
@@ -82,6 +83,8 @@ class Config(msgspec.Struct, frozen=True):
     shared: tuple[int, ...] = ()
     """The layers between the two, which other VMs may have too, from the lowest up."""
     volumes: tuple[Volume, ...] = ()
+    vcpus_max: int | None = None
+    memory_max_mib: int | None = None
 
 
 def monitor_path(directory: Path) -> Path:
@@ -149,6 +152,12 @@ def _firmware(config: Config) -> list[str]:
             *("-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-crb,tpmdev=tpm0"),
         ]
     return arguments
+
+
+def _memory(config: Config) -> str:
+    if config.memory_max_mib is None:
+        return f"{config.memory_mib}M"
+    return f"size={config.memory_mib}M,slots={MEMORY_SLOTS},maxmem={config.memory_max_mib}M"
 
 
 def _disk(config: Config) -> list[str]:
@@ -241,8 +250,8 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-machine", config.machine + _firmware_of(config)),
         *("-accel", config.accelerator.value),
         *("-cpu", CPU_MODELS[config.accelerator]),
-        *("-smp", str(config.vcpus)),
-        *("-m", f"{config.memory_mib}M"),
+        *("-smp", f"{config.vcpus},maxcpus={config.vcpus_max}" if config.vcpus_max else str(config.vcpus)),
+        *("-m", _memory(config)),
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),
         *("-mon", "chardev=monitor0,mode=control"),
         *(

@@ -21,6 +21,7 @@ CONNECT_S = 2.0
 FREEZE_S = 20.0
 INTERFACES_MAX, ADDRESSES_MAX = 64, 64
 TEXT_MAX = 100
+THINGS_MAX, SETTLE_S = 4096, 1.0
 DELIMITER = b"\xff"
 
 
@@ -86,6 +87,20 @@ class GuestAgent:
     async def set_time(self) -> None:
         """Let the guest set its clock by the VM's, after it stood still. Raises GuestSilent."""
         await self._ask("guest-set-time")
+
+    async def use_all(self) -> None:
+        """Let the guest use all of its processors and memory. Raises GuestSilent."""
+        await asyncio.sleep(SETTLE_S)  # until its kernel has seen them
+        for thing, wanted in (("vcpus", "logical-id"), ("memory-blocks", "phys-index")):
+            raw = await self._ask(f"guest-get-{thing}")
+            try:
+                found = msgspec.json.decode(raw, type=list[dict[str, Any]])[:THINGS_MAX]
+                off = [{wanted: int(one[wanted]), "online": True} for one in found if not one["online"]]
+            except (msgspec.DecodeError, KeyError, ValueError, TypeError):
+                raise GuestSilent("the guest agent talks nonsense") from None
+            if off:
+                name = "mem-blks" if thing == "memory-blocks" else thing
+                await self._ask(f"guest-set-{thing}", {name: off})
 
     async def freeze(self) -> int:
         """Let the guest write out and stop writing to its file systems; return how many. Raises GuestSilent."""

@@ -191,6 +191,7 @@ async def statements(
                 await vms.seed_of(connection, incoming.id),
                 was.resets,
                 volumes=attached.get(incoming.id, ()),
+                hardware=was.hardware,
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)

@@ -41,6 +41,7 @@ async def create(
     *, clone_of: CloneOf | None = None,
 ) -> Vm:  # fmt: skip
     """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
+    check_maxima(spec)
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
     if node is not None:
@@ -175,7 +176,8 @@ async def configure(
     vm = await get(connection, ref, lock=True)
     check_action(vm, Action.CONFIGURE, if_match)
     spec = msgspec.structs.replace(vm.spec, **changes)
-    if (spec.vcpus, spec.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
+    check_maxima(spec)
+    if _sizes(spec) != _sizes(vm.spec):
         await _check_resize(connection, vm, spec)
     if "disk_mib" in changes:
         await _check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
@@ -212,9 +214,55 @@ async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_m
         raise InvalidInput(f"the disk has {has_mib} MiB, and can only grow", field="disk_mib")
 
 
+def _sizes(spec: VmSpec) -> tuple[object, ...]:
+    return spec.vcpus, spec.memory_mib, spec.vcpus_max, spec.memory_max_mib
+
+
+def check_maxima(spec: VmSpec) -> None:
+    """Raise InvalidInput when a VM could grow to less than it has."""
+    for field, value, most in (
+        ("vcpus_max", spec.vcpus, spec.vcpus_max),
+        ("memory_max_mib", spec.memory_mib, spec.memory_max_mib),
+    ):
+        if most is not None and most < value:
+            raise InvalidInput(f"{most} is less than the {value} that it has", field=field)
+    if spec.memory_max_mib is not None and spec.memory_mib < limits.GROWING_MEMORY_MIB_MIN:
+        raise InvalidInput(
+            f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB to begin with", field="memory_mib"
+        )
+
+
+def _grows(vm: Vm, spec: VmSpec) -> bool:
+    """Say whether a VM that runs can take another size without being stopped. Raises InvalidInput."""
+    has, was = vm.status.hardware, vm.spec
+    maxima = (spec.vcpus_max, spec.memory_max_mib) == (was.vcpus_max, was.memory_max_mib)
+    if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or has is None or not maxima:
+        return False
+    if spec.vcpus < was.vcpus or spec.memory_mib < was.memory_mib:
+        return False
+    if (spec.vcpus > was.vcpus and was.vcpus_max is None) or (
+        spec.memory_mib > was.memory_mib and was.memory_max_mib is None
+    ):
+        return False
+    more_mib = spec.memory_mib - has.memory_in_all_mib
+    if more_mib > 0 and more_mib % limits.MEMORY_STEP_MIB:
+        raise InvalidInput(
+            f"while it runs its memory grows by multiples of {limits.MEMORY_STEP_MIB} MiB, not by {more_mib}",
+            field="memory_mib",
+        )
+    if more_mib > 0 and len(has.dimms_mib) >= limits.MEMORY_SLOTS:
+        raise InvalidInput(
+            f"its memory has grown {limits.MEMORY_SLOTS} times since it was started", field="memory_mib",
+            hint="stop it first",
+        )  # fmt: skip
+    return True
+
+
 async def _check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
-    """Raise IllegalState or NoCapacity unless the VM can have another size when it starts next."""
-    if vm.spec.power is not Power.STOPPED or vm.status.state not in (VmState.STOPPED, VmState.PENDING):
+    """Raise InvalidInput, IllegalState or NoCapacity unless the VM can have another size: at once if it runs and may
+    grow so far, else when it starts next."""
+    off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
+    if not off and not _grows(vm, spec):
         raise IllegalState(
             f"the size of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
             hint=f"novacron vm stop {vm.name} --wait",

@@ -14,7 +14,7 @@ from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.seed import Seed
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import CloneOf, VmSpec, VmStatus
+from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase
 
 PROTOCOL = 4
@@ -305,6 +305,8 @@ class Assignment(msgspec.Struct, frozen=True):
     clone_of: CloneOf | None = None
     """Its disk is to be made from this VM's, before anything else."""
     volumes: tuple[VolumeAttached, ...] = ()
+    hardware: Hardware | None = None
+    """Of a guest that is to come here while it runs."""
 
 
 class Task(msgspec.Struct, frozen=True):

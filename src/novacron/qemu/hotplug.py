@@ -1,0 +1,58 @@
+"""Processors and memory that a guest gets while it runs.
+
+Sources: QEMU's docs/system/cpu-hotplug.rst and docs/memory-hotplug.txt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from novacron.model.vm import Hardware
+from novacron.qemu.monitor import Monitor, MonitorFailed
+
+
+async def look(monitor: Monitor) -> Hardware:
+    """Return what the guest has now. Raises MonitorFailed."""
+    sizes = await monitor.execute("query-memory-size-summary")
+    devices = await monitor.execute("query-memory-devices")
+    dimms = sorted((one["data"]["slot"], one["data"]["size"]) for one in devices if one["type"] == "dimm")
+    places = [one["qom-path"] for one in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in one]
+    added = sum(place.startswith("/machine/peripheral") for place in places)
+    return Hardware(len(places) - added, sizes["base-memory"] >> 20, added, tuple(size >> 20 for _, size in dimms))
+
+
+async def replay(monitor: Monitor, hardware: Hardware) -> None:
+    """Give a QEMU that waits for a guest what the guest was given elsewhere while it ran. Raises MonitorFailed."""
+    if hardware.vcpus_added:
+        await add_cpus(monitor, hardware.vcpus_added)
+    for number, mib in enumerate(hardware.dimms_mib):
+        await _add_dimm(monitor, number, mib)
+
+
+async def add_cpus(monitor: Monitor, count: int) -> None:
+    """Give the guest so many processors more. Raises MonitorFailed."""
+    found = await monitor.execute("query-hotpluggable-cpus")
+    free = [one for one in found if "qom-path" not in one]
+    if len(free) < count:
+        raise MonitorFailed(f"it was started with room for {len(free)} processors more, not {count}")
+    places = ("node-id", "socket-id", "die-id", "core-id", "thread-id")
+    free.sort(key=lambda one: [one["props"].get(place, 0) for place in places])
+    for one in free[:count]:
+        id = "cpu-" + "-".join(str(one["props"].get(place, 0)) for place in places)
+        await monitor.execute("device_add", {"driver": one["type"], "id": id, **one["props"]})
+
+
+async def add_memory(monitor: Monitor, mib: int) -> None:
+    """Give the guest so many MiB more. Raises MonitorFailed."""
+    await _add_dimm(monitor, len((await look(monitor)).dimms_mib), mib)
+
+
+async def _add_dimm(monitor: Monitor, number: int, mib: int) -> None:
+    backend = f"memory{number + 1}"
+    await monitor.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": mib << 20})
+    try:
+        await monitor.execute("device_add", {"driver": "pc-dimm", "id": f"dimm{number + 1}", "memdev": backend})
+    except MonitorFailed:
+        with contextlib.suppress(MonitorFailed):
+            await monitor.execute("object-del", {"id": backend})
+        raise
