@@ -10,6 +10,7 @@ import pytest
 from novacron.agent.journal import Journal, Record
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Turns
+from novacron.agent.volumes import Pools
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Held
@@ -22,8 +23,9 @@ said: list[Any] = []
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     said.clear()
+    settings = Settings(tmp_path, tmp_path / "images", "host-a")
     host = Host(
-        settings=Settings(tmp_path, tmp_path / "images", "host-a"),
+        settings=settings,
         identity=cast(Any, None),
         journal=Journal(tmp_path / "journal"),
         listener=cast(Any, None),
@@ -32,8 +34,10 @@ def worker(tmp_path: Path) -> Worker:
         endpoint="127.0.0.1:7445",
         pool=cast(Any, None),
         pages=cast(Any, None),
+        worker=lambda _: None,
         neighbours=list,
         aside=lambda work: work.close(),
+        pools=Pools(settings),
         turns=Turns(4),
         send=said.append,
     )
