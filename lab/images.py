@@ -47,7 +47,7 @@ dd if=/dev/urandom of=/run/random bs=1M count=%d 2>/dev/null
 
 AGENT_MODULES = ("virtio_blk", "isofs", "virtio_console", "tpm_crb", "efivarfs")
 AGENT_WORK = """#!/bin/busybox sh
-mkdir -p /cd /sbin /var/run
+mkdir -p /cd /data /sbin /var/run
 printf '#!/bin/sh\\ncase "$*" in *-r*) exec reboot -f ;; esac\\nexec poweroff -f\\n' > /sbin/shutdown
 chmod +x /sbin/shutdown
 for device in /dev/vd?; do
@@ -55,6 +55,7 @@ for device in /dev/vd?; do
 done
 hostname $(sed -n 's/.*"local-hostname": "\\(.*\\)".*/\\1/p' /cd/meta-data)
 for file in meta-data user-data network-config; do echo "seed $file: $(cat /cd/$file | tr -d '\\n')"; done
+mount -t ext4 /dev/vda /data 2>/dev/null
 port=/dev/virtio-ports/org.qemu.guest_agent.0
 mkdir -p /dev/virtio-ports
 ln -sf /dev/$(basename $(dirname $(grep -l org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name))) $port
@@ -72,7 +73,8 @@ SMALL_DISK_MIB, SMALL_DISK_DATA_MIB = 64, 16
 
 def images_dir() -> Path:
     """Return the directory of images, with the tiny guest in it; with ``noisy``: one that holds random data too, so
-    that a migration of it takes its time; and with ``disk``: one whose VMs have a small disk."""
+    that a migration of it takes its time; with ``disk``: one whose VMs have a small disk; with ``agent``: one that runs
+    a guest agent; and with ``filesystem``: one that does, and has a file system on a disk."""
     directory = default_cache() / "images"
     if not (directory / "tiny").exists():
         print("setup: building the tiny guest image: Debian's cloud kernel and busybox", flush=True)
@@ -80,9 +82,13 @@ def images_dir() -> Path:
     noise = NOISE % NOISE_MIB
     tiny.build(directory / "noisy", {"work": noise.encode()}, "test guest with memory that has to be sent")
     tiny.build(directory / "disk", None, "test guest with a disk", _small_disk)
-    if not (directory / "agent").exists():
+    if not all(tiny.is_built(directory / name) for name in ("agent", "filesystem")):
         extra = {"work": AGENT_WORK.encode(), **_guest_agent()}
         tiny.build(directory / "agent", extra, "test guest with a guest agent", None, AGENT_MODULES)
+        tiny.build(
+            directory / "filesystem", extra, "test guest with a guest agent and a file system", _file_system,
+            (*AGENT_MODULES, "ext4"),
+        )  # fmt: skip
     return directory
 
 
@@ -140,6 +146,13 @@ def _small_disk(path: Path) -> None:
         for number in range(SMALL_DISK_DATA_MIB << 8):
             file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
         file.truncate(SMALL_DISK_MIB << 20)
+
+
+def _file_system(path: Path) -> None:
+    """Make an empty file system."""
+    with path.open("wb") as file:
+        file.truncate(SMALL_DISK_MIB << 20)
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", str(path)], check=True)
 
 
 def _large_disk(path: Path) -> None:

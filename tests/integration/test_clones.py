@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
 from tests.integration.test_lifecycle import boots
-from tests.integration.test_snapshots import NewVm, Object, booted, directory, in_file, read, shell, write
+from tests.integration.test_snapshots import NewVm, Object, answers, booted, directory, in_file, read, shell, write
 
 Clone = Callable[..., Object]
 
@@ -128,21 +130,28 @@ def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm
         agent.process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("linked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["linked", "full"])
-def test_an_agent_that_is_killed_meanwhile_makes_the_clone(
-    site: Platform, new_vm: NewVm, clone: Clone, linked: bool
+@pytest.mark.parametrize(
+    ("linked", "what"),
+    [
+        (True, "agent"),
+        (False, "server"),
+        pytest.param(False, "agent", marks=pytest.mark.slow),
+        pytest.param(True, "server", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_meanwhile_does_not_keep_a_clone_from_being_made(
+    site: Platform, new_vm: NewVm, clone: Clone, linked: bool, what: str
 ) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")
-    agent = site.agents[vm["node"]]
-    assert agent.process is not None
+    service = site.agents[vm["node"]] if what == "agent" else site.server
     asked = clone(vm, linked=linked)
     copying = directory(site, vm) / ("next-1.qcow2" if linked else "copy.qcow2")
     until(lambda: copying.exists() or (directory(site, {**asked, **vm, "id": asked["id"]}) / "disk.qcow2").exists(), "")
-    os.kill(agent.process.pid, signal.SIGKILL)
-    agent.process.wait()
-    agent.start()
-    site.wait_node(vm["node"])
+    service.kill()
+    service.start()
+    site.wait_ready()
+    answers(site, vm)
     made = up(site, asked)
     assert (read(site, made), read(site, vm)) == ("one", "one")
     assert boots(site, vm) == 1 and site.client.get("vms", vm["id"])["status"]["crashes"] == 0
@@ -153,3 +162,36 @@ def test_an_agent_that_is_killed_meanwhile_makes_the_clone(
     assert read(site, vm) == "two", "what it wrote after that is there"
     left = {path.name for path in directory(site, vm).iterdir()}
     assert not left & {"copy.qcow2", "link.new"} and len([name for name in left if name.startswith("next-")]) <= 1
+
+
+def test_where_there_is_no_room_that_is_said_and_nothing_is_lost(
+    site: Platform, api: Api, new_vm: NewVm, clone: Clone
+) -> None:
+    vms = site.directory / "host-a" / "agent" / "vms"
+    assert not list(vms.iterdir()), "other tests have cleaned up"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m,mode=711", "tmpfs", str(vms)], check=True)
+    try:
+        vm = booted(site, new_vm, node="host-a")
+        shell(
+            site, vm, "dd if=/dev/urandom of=/dev/vda bs=1M count=20 seek=20 conv=notrunc,fsync 2>/dev/null; echo done"
+        )
+        write(site, vm, "one")
+        ballast = vms / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(vms).free - (8 << 20))
+        answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "m", "memory": True}).body
+        failed = site.client.wait("snapshots", answer["id"], lambda now: now is None or now["phase"] != "creating", 60)
+        assert failed is not None and failed["phase"] == "failed" and failed["error"], failed
+        site.cli("snapshot", "delete", vm["name"], "m")
+        made = clone(vm)
+        refused = site.wait_vm(made["id"], lambda now: now["status"]["state"] == "failed", "the clone has failed")
+        assert "No space left" in refused["status"]["reason"] and refused["clone_of"], refused["status"]
+        assert (read(site, vm), boots(site, vm)) == ("one", 1), "the source runs on"
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=256m", str(vms)], check=True)
+        assert read(site, up(site, made)) == "one", "it is made when there is room"
+        site.cli("vm", "delete", made["name"], "--wait")
+        site.cli("vm", "delete", vm["name"], "--wait")
+        until(lambda: not list(vms.iterdir()), "nothing is left")
+    finally:
+        subprocess.run(["umount", "-l", str(vms)], check=True)

@@ -41,10 +41,30 @@ def test_a_qemu_is_a_user_of_its_own_without_rights_or_network(site: Platform, n
     assert not places[0].exists(), "which goes with it"
 
 
+def test_the_kernel_too_bounds_what_a_qemu_reads_and_writes(site: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(image="disk", disk_bytes_per_s=5_000_000, disk_iops=700)
+    pid = site.wait_state(vm["id"], "running")["status"]["pid"]
+    lines = Path(f"/proc/{pid}/cgroup").read_text()
+    share = re.search(r":(?:[a-z,]*blkio[a-z,]*)?:(/novacron/\S+)", lines)
+    assert share is not None
+    files = ("blkio/{}/blkio.throttle.write_bps_device", "blkio/{}/blkio.throttle.read_iops_device", "{}/io.max")
+    paths = [Path("/sys/fs/cgroup") / file.format(share[1].strip("/")) for file in files]
+
+    def said() -> str:
+        return "".join(path.read_text() for path in paths if path.exists())
+
+    until(lambda: "5000000" in said() and "700" in said(), "it has its limits")
+    site.client.configure_vm(vm["id"], disk_bytes_per_s=None, disk_iops=None)
+    until(lambda: "5000000" not in said() and "700" not in said(), "they are gone")
+
+
 async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Platform, new_vm: NewVm) -> None:
     """QEMU itself is told, over its monitor, to open them: what its process may, not what we think it may."""
     mine, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
     states = site.directory / mine["node"] / "agent"
+    volume = site.client.create_volume("theirs", size_mib=1, node=other["node"])
+    foreign = states / "volumes" / f"{volume['id']}.raw"
+    until(foreign.exists, "there is a volume that is not its own")
     theirs = site.directory / other["node"] / "agent" / "vms" / other["id"]
     until(lambda: (theirs / "disk.qcow2").exists(), "the other VM has its disk")
     agent = site.agents[mine["node"]]
@@ -52,7 +72,7 @@ async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Plat
     monitor = QMPClient()
     await monitor.connect(str(states / "vms" / mine["id"] / "qmp.sock"))
     forbidden = [
-        theirs / "disk.qcow2", Path("..") / other["id"] / "disk.qcow2", theirs / "console.log",
+        foreign, theirs / "disk.qcow2", Path("..") / other["id"] / "disk.qcow2", theirs / "console.log",
         *(states / "identity").iterdir(), *(states / "journal").iterdir(),
         Path("/etc/shadow"), site.directory / "pg" / "data" / "PG_VERSION", site.config,
     ]  # fmt: skip
@@ -78,4 +98,6 @@ async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Plat
     finally:
         await monitor.disconnect()
         agent.start()
+    site.client.delete("volumes", volume["id"])
     site.wait_node(mine["node"])
+    until(lambda: not foreign.exists(), "the volume is gone")

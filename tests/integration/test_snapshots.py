@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
+from novacron.client import ApiError
 from tests.integration.conftest import Api
 from tests.integration.test_guest import until_heard
 from tests.integration.test_lifecycle import boots, ready
@@ -56,6 +57,17 @@ def in_file(site: Platform, vm: Object) -> list[str]:
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     return [found["name"] for found in json.loads(said.stdout).get("snapshots", [])]
+
+
+def answers(site: Platform, vm: Object) -> None:
+    """Wait until the VM's node is connected, after something was killed."""
+
+    def does() -> bool:
+        with contextlib.suppress(ApiError):
+            return bool(site.client.console_log(vm["id"]))
+        return False
+
+    until(does, "its node answers")
 
 
 def booted(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
@@ -126,6 +138,17 @@ def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform,
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
 
 
+def test_a_quiesced_snapshot_has_what_the_guest_had_not_written_out(site: Platform, new_vm: NewVm) -> None:
+    vm = until_heard(site, new_vm(image="filesystem", cloud_init={}))
+    assert shell(site, vm, "echo kept > /data/file && echo done") == "done"
+    site.cli("snapshot", "create", vm["name"], "q", "--quiesce")
+    assert shell(site, vm, "echo lost > /data/file && sync && echo done") == "done", "it may write again"
+    site.cli("snapshot", "revert", vm["name"], "q")
+    until(lambda: boots(site, vm) == 2, "it has booted from what it was", 60)
+    until_heard(site, vm)
+    assert shell(site, vm, "cat /data/file") == "kept"
+
+
 def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)
     path = f"/api/v1/vms/{vm['id']}/snapshots"
@@ -143,15 +166,27 @@ def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: 
     )
 
 
-@pytest.mark.parametrize("phase", ["create", "revert", pytest.param("delete", marks=pytest.mark.slow)])
-def test_an_agent_that_is_killed_meanwhile_finishes_it(site: Platform, new_vm: NewVm, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "what"),
+    [
+        ("create", "agent"),
+        ("revert", "agent"),
+        ("delete", "server"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("delete", "agent"), ("create", "server"), ("revert", "server"))
+        ),
+    ],
+)
+def test_a_kill_meanwhile_does_not_keep_it_from_being_done(
+    site: Platform, new_vm: NewVm, phase: str, what: str
+) -> None:  # fmt: skip
     vm = booted(site, new_vm)
     write(site, vm, "before")
     if phase != "create":
         site.cli("snapshot", "create", vm["name"], "a", "--memory")
         write(site, vm, "after")
-    agent = site.agents[vm["node"]]
-    assert agent.process is not None
+    service = site.agents[vm["node"]] if what == "agent" else site.server
     client = site.client
     asked = {
         "create": lambda: client.create_snapshot(vm["name"], "a", memory=True),
@@ -159,10 +194,11 @@ def test_an_agent_that_is_killed_meanwhile_finishes_it(site: Platform, new_vm: N
         "delete": lambda: client.delete_snapshot(vm["name"], "a"),
     }[phase]()
     until(lambda: "SnapshotAsked" in str(list(client.list("events", object=vm["id"]))), "it is asked for")
-    agent.process.send_signal(signal.SIGKILL)
-    agent.process.wait()
-    agent.start()
-    site.wait_node(vm["node"])
+    service.kill()
+    service.start()
+    site.wait_ready()
+    answers(site, vm)
+    client = site.client
     done = client.wait("snapshots", asked["id"], lambda now: now is None or now["phase"] in ("ready", "failed"), 60)
     if phase == "delete":
         assert done is None and in_file(site, vm) == []

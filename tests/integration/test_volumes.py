@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +12,8 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
-from novacron.client import ApiError
 from tests.integration.conftest import Api
-from tests.integration.test_snapshots import NewVm, Object, booted, shell, write
+from tests.integration.test_snapshots import NewVm, Object, answers, booted, shell, write
 
 Create = Callable[..., Object]
 PATH = "/api/v1/volumes"
@@ -194,17 +191,10 @@ def test_a_kill_meanwhile_costs_nothing(site: Platform, new_vm: NewVm, volume: C
     service = site.agents[vm["node"]] if what == "agent" else site.server
 
     def kill() -> None:
-        assert service.process is not None
-        os.kill(service.process.pid, signal.SIGKILL)
-        service.process.wait()
+        service.kill()
         service.start()
         site.wait_ready()
-        until(answers, "its node answers")
-
-    def answers() -> bool:
-        with contextlib.suppress(ApiError):
-            return bool(site.client.console_log(vm["id"]))
-        return False
+        answers(site, vm)
 
     begun = site.client.create_volume(f"killed-{what}", size_mib=64, node=vm["node"])
     kill()

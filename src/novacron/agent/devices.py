@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from novacron.agent.machine import Machine
 from novacron.agent.volumes import Pools
@@ -69,7 +69,13 @@ class Devices:
                 log.warning("a guest has a volume that is not its own", vm=self._machine.id, volume=id)
             with contextlib.suppress(MonitorFailed):  # it has no disk
                 await disks.limit(monitor, disks.OWN, _own(wanted.spec))
+            await asyncio.to_thread(self._bound, wanted)
         self._settled = now
+
+    def _bound(self, wanted: wire.Assignment) -> None:
+        """Let the cgroup bound QEMU where all of its disks are: to what they may do together."""
+        every = [_own(wanted.spec), *(Limits(one.iops, one.bytes_per_s) for one in wanted.volumes)]
+        self._machine.bound_io(_sum(one.bytes_per_s for one in every), _sum(one.iops for one in every))
 
     async def _one(self, monitor: Monitor, one: wire.VolumeAttached, has: dict[str, int]) -> None:
         error = ""
@@ -104,6 +110,11 @@ class Devices:
             if free < room_bytes:
                 return f"{what} is full: {free >> 20} MiB are free where it lies on this node"
         return None
+
+
+def _sum(limits: Iterable[int | None]) -> int | None:
+    found = list(limits)
+    return None if None in found else sum(one for one in found if one is not None)
 
 
 def _own(spec: VmSpec) -> Limits:

@@ -232,6 +232,13 @@ class Machine:
             if self.home.uid() is not None:
                 log.warning("a VM has no limits on what it uses of this host", vm=self.id, error=str(error))
 
+    def bound_io(self, bytes_per_s: int | None, iops: int | None) -> None:
+        """Bound what QEMU reads and writes in a second, whatever its guest has made of it."""
+        try:
+            self._cgroup.bound_io(self.directory, bytes_per_s, iops)
+        except OSError as error:
+            log.info("this host gives a VM no limits of reads and writes", vm=self.id, error=str(error))
+
     async def grow_hardware(self, spec: VmSpec, kind: AcceleratorKind) -> bool:
         """Give a guest that runs the processors and the memory that it should have; say whether there were any.
 

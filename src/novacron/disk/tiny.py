@@ -23,7 +23,7 @@ import zstandard
 
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-VERSION = 3
+VERSION = 4
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
 DISK_MODULES = ("virtio_blk", "virtio_scsi", "sd_mod")
@@ -174,6 +174,13 @@ def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes]
     return cpio.data()
 
 
+def is_built(target: Path) -> bool:
+    """Say whether an image of this version is there."""
+    return (target / MANIFEST).exists() and (target / "version").exists() and (
+        (target / "version").read_text() == str(VERSION)
+    )  # fmt: skip
+
+
 def build(
     target: Path,
     extra: dict[str, bytes] | None = None,
@@ -186,10 +193,9 @@ def build(
     ``fill_disk`` makes the disk that its VMs have as ``/dev/vda``, if they are to have one, at the path that it gets.
     ``more_modules`` are kernel modules that it loads beside its own.
     """
-    if (target / MANIFEST).exists() and (target / "version").exists():
-        if (target / "version").read_text() == str(VERSION):
-            return
-        shutil.rmtree(target)
+    if is_built(target):
+        return
+    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
         work = Path(scratch)

@@ -90,6 +90,7 @@ class Cgroup:
                 "memory": {"memory.limit_in_bytes": memory},
                 "cpu": {"cpu.cfs_period_us": CPU_PERIOD_US, "cpu.cfs_quota_us": quota},
                 "pids": {"pids.max": PROCESSES_MAX},
+                **({"blkio": {}} if (CGROUPS / "blkio").exists() else {}),
             }
         for controller, values in limits.items():
             directory = self._directory(controller)
@@ -98,14 +99,45 @@ class Cgroup:
                 (directory / file).write_text(str(value))
             (directory / "cgroup.procs").write_text(str(pid))
 
+    def bound_io(self, path: Path, bytes_per_s: int | None, iops: int | None) -> None:
+        """Bound what its processes read and write in a second on the device that ``path`` is on; None: no bound.
+
+        Raises OSError where this host gives no such limits. Version 1 sees only what is not buffered.
+        """
+        device = _disk_of(path)
+        if device is None:  # tmpfs and the like have none
+            return
+        directory = self._directory("" if self._unified else "blkio")
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._unified:
+            for above in (CGROUPS, CGROUPS / PARENT):
+                (above / "cgroup.subtree_control").write_text("+io")
+            bytes_, count = bytes_per_s or "max", iops or "max"
+            line = f"{device} rbps={bytes_} wbps={bytes_} riops={count} wiops={count}"
+            (directory / "io.max").write_text(line)
+            return
+        for way in ("read", "write"):
+            (directory / f"blkio.throttle.{way}_bps_device").write_text(f"{device} {bytes_per_s or 0}")
+            (directory / f"blkio.throttle.{way}_iops_device").write_text(f"{device} {iops or 0}")
+
     def remove(self) -> None:
         """Take it away, once it is empty; one that does not exist is no error."""
-        for controller in ("",) if self._unified else ("memory", "cpu", "pids"):
+        for controller in ("",) if self._unified else ("memory", "cpu", "pids", "blkio"):
             with contextlib.suppress(FileNotFoundError):
                 self._directory(controller).rmdir()
 
     def _directory(self, controller: str) -> Path:
         return CGROUPS / controller / PARENT / self._name
+
+
+def _disk_of(path: Path) -> str | None:
+    """Return the numbers of the disk that a path is on, or None if it is on none (sysfs: dev/block)."""
+    number = path.stat().st_dev
+    entry = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not entry.exists():
+        return None
+    found = entry.resolve()
+    return ((found.parent if (found / "partition").exists() else found) / "dev").read_text().strip()
 
 
 def can_confine() -> bool:
