@@ -108,7 +108,7 @@ def test_an_export_goes_on_whatever_is_killed(
     site: Platform, boots: str, new_vm: NewVm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = new_vm(image=boots, power="stopped")
-    vm = until(lambda: (now := site.client.get("vms", vm["id"]))["node"] and now, "it is placed")
+    vm = site.wait_state(vm["id"], "stopped")
     agent, file = site.agents[vm["node"]], tmp_path / "vm.tar"
     begun = site.client.act("vms", vm["id"], "export")
     assert agent.process is not None
@@ -129,8 +129,8 @@ def test_an_export_goes_on_whatever_is_killed(
         fetched.append(offset)
         return real(id, offset)[:100_000]
 
-    monkeypatch.setattr(archive, "RETRY_S", 0.0)
     with monkeypatch.context() as patched, pytest.raises(Unreachable):
+        patched.setattr(archive, "RETRY_S", 0.0)
         patched.setattr(site.client, "export_data", cut_off)
         archive.export(site.client, vm["id"], file, 60)
     assert not file.exists() and (tmp_path / "vm.tar.part").exists()
@@ -140,8 +140,23 @@ def test_an_export_goes_on_whatever_is_killed(
     until(
         lambda: next((n for n in site.client.list("nodes") if n["name"] == vm["node"] and n["status"]["ready"]), 0), ""
     )
-    archive.export(site.client, vm["id"], file, 60)
+    kept = [one["id"] for one in site.client.list("exports")]
+    assert [archive.export(site.client, vm["id"], file, 60)["id"]] == kept, "it is that one which is gone on with"
     assert archive.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
+
+
+def test_an_export_for_which_there_is_no_room_is_said_to_be_none(site: Platform, boots: str, new_vm: NewVm) -> None:
+    vm = site.wait_state(new_vm(image=boots, power="stopped")["id"], "stopped")
+    exports = site.directory / vm["node"] / "agent" / "exports"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(exports)], check=True)
+    try:
+        begun = site.client.act("vms", vm["id"], "export")
+        done = site.client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", 40)
+        assert done is not None and done["phase"] == "failed" and "no room" in done["error"], done
+        assert not list(exports.iterdir())
+        site.client.delete("exports", begun["id"])
+    finally:
+        subprocess.run(["umount", "-l", str(exports)], check=True)
 
 
 def ova(path: Path, disk: bytes, *, ovf: str | None = None, name: str = "disk.vmdk", sums: bool = True) -> Path:

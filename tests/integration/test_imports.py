@@ -83,7 +83,11 @@ def test_an_upload_that_broke_off_goes_on_where_it_was(site: Platform, api: Api,
     until(
         lambda: _put(api, f"{path}{1 << 20}", data[1 << 20 : 2 << 20]) == 2 << 20, "the new agent takes the next piece"
     )
-    assert site.client.upload(site.client.get("imports", begun["id"]), file)["held_bytes"] in (2 << 20, SIZE)
+    site.server.kill()
+    site.server.start()
+    site.wait_ready()
+    until(lambda: _put(api, f"{path}{2 << 20}", data[2 << 20 : 3 << 20]) == 3 << 20, "so does a new server")
+    assert site.client.upload(site.client.get("imports", begun["id"]), file)["held_bytes"] in (3 << 20, SIZE)
     assert finished(site, begun)["phase"] == "done"
     assert held_as(site, "host-a", name).read_bytes() == data
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from novacron.agent import idle
 from novacron.agent.exports import Exports
 from novacron.agent.imports import Imports
 from novacron.agent.machine import Machine
@@ -74,6 +75,7 @@ async def _value(question: wire.Question, of: Asked) -> Any:
 def _remove(host: Host, name: str) -> None:
     """Remove an image, whole or not at all: it is out of sight before its files go."""
     root = host.settings.images_dir
+    idle.forget(host.settings, name)
     gone = root / f".removed-{host.settings.name}-{name}"
     shutil.rmtree(gone, ignore_errors=True)
     place = root / name

@@ -48,22 +48,28 @@ class Exports:
         self._worker = workers
         self._send = send
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._told: set[str] = set()
         self._one_by_one = asyncio.Lock()
 
     def tell(self, wanted: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep, or make, these and no others."""
-        told = {one.id for one in wanted}
+        self._told = {one.id for one in wanted}
         for id, task in self._running.items():
-            if id not in told:
+            if id not in self._told:
                 task.cancel()
         for path in self._directory.iterdir():
             id = path.name.partition(".")[0]
-            if id not in told and id not in self._running:
+            if id not in self._told and id not in self._running:
                 _remove(path)
         for one in wanted:
             if one.id not in self._running:
                 task = self._running[one.id] = tasks.create_task(self._see_to(one), name=f"export-{one.id}")
-                task.add_done_callback(lambda _, id=one.id: self._running.pop(id, None))  # type: ignore[misc]
+                task.add_done_callback(lambda _, id=one.id: self._over(id))  # type: ignore[misc]
+
+    def _over(self, id: str) -> None:
+        del self._running[id]
+        if id not in self._told:  # it was given up when it was all but done
+            self._clear(id)
 
     def read(self, id: str, offset: int, bytes_max: int) -> bytes:
         """Return a piece of an export. Raises OSError."""
@@ -110,8 +116,9 @@ class Exports:
     async def _make(self, one: wire.ExportWanted, path: Path) -> None:
         """Have the file at ``path``, whole or not at all."""
         worker = self._worker(one.vm)
-        if worker is None or worker.machine.home.path is None:
+        if worker is None:
             raise Unacceptable("the VM is not here any more")
+        await worker.known()
         self._clear(one.id)
         scratch = Home(self._directory / f"{one.id}{PART}", None)
         image = worker.image()

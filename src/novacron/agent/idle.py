@@ -19,6 +19,11 @@ def mark(settings: Settings, image: str) -> None:
     _path(settings.images_dir, image).touch()
 
 
+def forget(settings: Settings, image: str) -> None:
+    """The image goes. Raises OSError."""
+    _path(settings.images_dir, image).unlink(missing_ok=True)
+
+
 def _path(root: Path, image: str) -> Path:
     return root / f"{MARK}{image}"
 

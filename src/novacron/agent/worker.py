@@ -47,6 +47,7 @@ log = logs.get(__name__)
 
 IDLE_S = 60.0
 RETRY_S = 2.0
+KNOWN_S_MAX = 30.0
 ROOM_BYTES = 64 << 20
 """With so much free again, a VM whose disk was full goes on."""
 STABLE_S = 60.0
@@ -104,6 +105,8 @@ class Worker:
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._known = asyncio.Event()
+        """A QEMU that an earlier agent left is found, and the server has said what is to be."""
         self.lock = asyncio.Lock()
         """Held while a step is done: the disk is in nobody else's hands then."""
         self._cloning: asyncio.Task[None] | None = None
@@ -134,6 +137,13 @@ class Worker:
         """Return the size of the memory with which the guest was started."""
         has = self.machine.hardware
         return (has.memory_mib if has is not None else wanted.spec.memory_mib) << 20
+
+    async def known(self) -> None:
+        """Return once it is known whether the VM runs. Raises MachineFailed when that takes long."""
+        try:
+            await asyncio.wait_for(self._known.wait(), KNOWN_S_MAX)
+        except TimeoutError:
+            raise MachineFailed(f"it is not known how VM {self.vm} is") from None
 
     def is_knocked(self, session: str, peer: str) -> None:
         """A node would begin a session with this one that is not expected."""
@@ -260,6 +270,7 @@ class Worker:
     async def _run(self, statement: wire.Statement) -> float:
         wanted = self._assignment = statement.assignment
         assert wanted is not None
+        self._known.set()
         if wanted.deleting:
             await self.destroy()
             await self.host.pages.forget(self.vm, self.tenant(), deleted=True)
@@ -443,6 +454,7 @@ class Worker:
             source = self.host.worker(of.source)
             if source is None:
                 raise MachineFailed(f"VM {of.source_name} is not here")
+            await source.known()
             if of.linked:
                 async with source.lock:
                     await clones.share(source.machine, self.machine.home)

@@ -73,11 +73,12 @@ def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = l
     if not part.exists() or part.stat().st_size < len(head):
         part.write_bytes(head)
     digest = hashlib.sha256()
-    with part.open("r+b") as opened:
-        opened.seek(len(head))
-        while held := opened.read(1 << 20):
+    with part.open("rb") as there:
+        there.seek(len(head))
+        while held := there.read(1 << 20):
             digest.update(held)
-        have = opened.tell() - len(head)
+    have = part.stat().st_size - len(head)
+    with part.open("ab") as opened:
         while have < done["size_bytes"]:
             piece = _piece(client, done["id"], have)
             opened.write(piece)
@@ -96,18 +97,32 @@ def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = l
 
 
 def _go_on(client: Client, vm: str, part: Path) -> Object | None:
-    """Return the export of which ``part`` is the beginning, if it is still there."""
-    try:
-        with tarfile.open(part) as opened:
-            about = json.loads(opened.extractfile(ABOUT).read(ABOUT_BYTES_MAX))  # type: ignore[union-attr]
-            return client.get("exports", about["export"])
-    except (OSError, tarfile.TarError, ValueError, KeyError, AttributeError):
+    """Return the export of which ``part`` is the beginning, if it is still there; else nothing of that stays."""
+    if not part.exists():
         return None
+    try:
+        with tarfile.open(part, mode="r:") as opened:
+            first = opened.next()  # the archive ends somewhere: only its beginning can be read
+            if first is None or first.name != ABOUT:
+                raise ValueError("it begins with something else")
+            about = json.loads(
+                _beginning(part, first.offset_data + min(first.size, ABOUT_BYTES_MAX))[first.offset_data :]
+            )
+        found = client.get("exports", about["export"])
+        if found["phase"] == "ready" and _beginning(part, len(_head(found))) == _head(found):
+            return found
+    except (tarfile.TarError, ValueError, KeyError):
+        pass
     except ApiError as error:
         if error.status != 404:
             raise
-        part.unlink()
-        return None
+    part.unlink()
+    return None
+
+
+def _beginning(file: Path, count: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(count)
 
 
 def _head(done: Object) -> bytes:

@@ -211,6 +211,7 @@ class Action(StrEnum):
     CONFIGURE = "configure"
     SNAPSHOT = "snapshot"
     CLONE = "clone"
+    EXPORT = "export"
     DELETE = "delete"
 
 
@@ -225,6 +226,7 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
     Action.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.CLONE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    Action.EXPORT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     Action.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""

@@ -22,7 +22,7 @@ def _export(row: Any) -> Export:
 async def create(connection: Connection, ref: str, actor: str) -> Export:
     """Ask for a VM's disk as it is now. Raises NotFound, IllegalState, Conflict, Unavailable."""
     vm = await vms.get(connection, ref, lock=True)
-    vms.check_action(vm, Action.CLONE, None)
+    vms.check_action(vm, Action.EXPORT, None)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.clone_of is not None:

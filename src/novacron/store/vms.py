@@ -157,7 +157,7 @@ async def act(
             if vm.node is None:
                 await _remove(connection, vm)
                 return msgspec.structs.replace(vm, deleting=True)
-        case Action.MIGRATE | Action.CONFIGURE | Action.SNAPSHOT | Action.CLONE:
+        case Action.MIGRATE | Action.CONFIGURE | Action.SNAPSHOT | Action.CLONE | Action.EXPORT:
             raise ValueError(f"{action} is no change of power")
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
