@@ -32,7 +32,7 @@ MOMENTS = {
     "the guest goes on at the target": ("host-b", '"step": "continue"'),
 }
 QUICK = {
-    ("server", "the source has promised"), ("server", "the target has everything"),
+    ("server", "the source has promised"),
     ("postgres", "the guest stands still"),
     ("source agent", "memory flows"), ("source agent", "the source has promised"),
     ("target agent", "memory flows"), ("target agent", "the target has everything"),

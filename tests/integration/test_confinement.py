@@ -101,3 +101,22 @@ async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Plat
     site.client.delete("volumes", volume["id"])
     site.wait_node(mine["node"])
     until(lambda: not foreign.exists(), "the volume is gone")
+
+
+def test_a_link_that_a_tpm_left_behind_leads_nowhere(site: Platform, new_vm: NewVm) -> None:
+    """The directory of a TPM's memory is its own user's: what lies there moves with the VM, and to its clones."""
+    vm = site.wait_state(new_vm(image="disk", tpm=True, node="host-a")["id"], "running")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    vms = [site.directory / node / "agent" / "vms" for node in ("host-a", "host-b")]
+    planted = vms[0] / vm["id"] / "tpm" / "tpm2-00.permall"
+    planted.unlink(missing_ok=True)
+    planted.symlink_to("/etc/shadow")
+    owner = planted.parent.stat().st_uid
+    os.chown(planted, owner, owner, follow_symlinks=False)
+    clone = site.client.clone_vm(vm["id"], f"{vm['name']}-c", power="stopped")
+    until(lambda: site.client.get("vms", clone["id"])["clone_of"] is None, "it is cloned")
+    site.cli("vm", "migrate", vm["name"], "--to", "host-b")
+    assert (vms[1] / vm["id"] / "disk.qcow2").exists()
+    for place in (vms[0] / clone["id"], vms[1] / vm["id"]):
+        assert not os.path.lexists(place / "tpm" / "tpm2-00.permall")
+    site.cli("vm", "delete", clone["name"], "--wait")

@@ -185,7 +185,7 @@ def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: 
     assert pools >= {("local", "host-a"), ("local", "host-b"), ("nfs", "host-a"), ("nfs", "host-b")}
 
 
-@pytest.mark.parametrize("what", ["agent", "server"])
+@pytest.mark.parametrize("what", ["agent", pytest.param("server", marks=pytest.mark.slow)])
 def test_a_kill_meanwhile_costs_nothing(site: Platform, new_vm: NewVm, volume: Create, what: str) -> None:
     vm = booted(site, new_vm)
     service = site.agents[vm["node"]] if what == "agent" else site.server

@@ -45,23 +45,23 @@ def worker(tmp_path: Path) -> Worker:
 
 
 def test_what_has_not_changed_is_said_once(worker: Worker) -> None:
-    worker._report(VmState.RUNNING)
-    worker._report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
     assert [type(message) for message in said] == [wire.Observed]
 
 
 async def test_a_new_link_hears_everything_again(worker: Worker) -> None:
-    worker._report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
     worker.resync()
-    worker._report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
     assert len(said) == 2
 
 
 def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
     """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
-    worker._report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
     worker.store(held=Held(2, Claim.OWNER))
-    worker._report(VmState.RUNNING)
+    worker.report(VmState.RUNNING)
     assert [message.epoch for message in said] == [1, 2]
 
 

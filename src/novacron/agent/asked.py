@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from novacron.agent import idle
+from novacron.agent import console_log, idle
 from novacron.agent.exports import Exports
 from novacron.agent.imports import Imports
 from novacron.agent.machine import Machine
@@ -61,7 +61,7 @@ async def _value(question: wire.Question, of: Asked) -> Any:
         case wire.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
             return await asyncio.to_thread(of.exports.read, id, offset, bytes_max)
         case wire.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
-            return await asyncio.to_thread(of.machine(vm).console_log, bytes_max)
+            return await asyncio.to_thread(console_log.read, of.machine(vm).directory, bytes_max)
         case wire.TakeScreenshot(vm=vm):
             return await of.machine(vm).screenshot()
         case wire.RemoveImage(name=name, digest=digest):

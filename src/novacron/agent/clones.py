@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 from novacron.agent.home import DISK_LAYER, STATE, Home, next_name, shared_name
 from novacron.agent.machine import Machine
 from novacron.disk import overlay
-from novacron.disk.files import make_durable
+from novacron.disk.files import is_plain, make_durable, open_plain
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.overlay import Snapshots as InFile
 from novacron.model import limits
@@ -24,6 +23,8 @@ from novacron.qemu.monitor import MonitorFailed
 
 COPY = "copy.qcow2"
 """What QEMU copies its layer into, in the source's directory."""
+SMALL_BYTES_MAX = 4 << 20
+"""Of what is not a disk: variables of the firmware, and what a TPM remembers."""
 UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
@@ -95,9 +96,10 @@ def _finish(source: Machine, clone: Home) -> None:
     """Take over what else a VM consists of; the layer comes last, and says that all is there."""
     for name, place in STATE.items():
         kept = source.directory / place
-        if name != DISK_LAYER and not name.startswith("shared-") and kept.is_file():
+        if name != DISK_LAYER and not name.startswith("shared-") and is_plain(kept):
             (clone.path / place).parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copyfile(kept, clone.path / place, follow_symlinks=False)
+            with open_plain(kept) as read, (clone.path / place).open("wb") as written:
+                written.write(read.read(SMALL_BYTES_MAX))
     if (clone.path / UNFINISHED).exists():
         (clone.path / UNFINISHED).rename(clone.path / DISK_LAYER)
     make_durable(clone.path)

@@ -172,7 +172,7 @@ def keeps_files(spec: VmSpec, image: Image) -> bool:
 async def send_state(directory: Path, sender: Sender, image: Image) -> None:
     """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
     (directory / COMPLETE).write_text("complete\n")
-    named = [(name, path) for name, place in STATE.items() if (path := directory / place).is_file()]
+    named = [(name, path) for name, place in STATE.items() if files.is_plain(path := directory / place)]
     await send_files(named, sender, image.info.digest)
 
 

@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -39,12 +39,26 @@ SCRATCH = ".importing-"
 SOURCE, DISK = "source", "disk.raw"
 SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
-PIECE_BYTES, HOLE_BYTES = 1 << 20, 1 << 16
+PIECE_BYTES, HOLE_BYTES = 4 << 20, 1 << 16
 PIECES_AHEAD = 8
 SYNC_BYTES = 64 << 20
 REPORT_S = 1.0
 TOLD_S_MAX = 5.0
 ZEROS = bytes(HOLE_BYTES)
+
+
+def _filled(piece: bytes) -> Iterator[tuple[int, int]]:
+    """Return what of a piece is not to be a hole, in blocks that follow each other."""
+    start = None
+    for at in range(0, len(piece), HOLE_BYTES):
+        empty = piece.startswith(ZEROS[: len(piece) - at], at)
+        if start is None and not empty:
+            start = at
+        elif start is not None and empty:
+            yield start, at
+            start = None
+    if start is not None:
+        yield start, len(piece)
 
 
 class Writer:
@@ -83,16 +97,12 @@ class Writer:
         if self._unsynced_bytes >= SYNC_BYTES:
             self._unsynced_bytes = 0
             self._sync_wanted.set()
-        view = memoryview(piece)
-        if view != memoryview(bytes(len(view))):
-            for at in range(0, len(view), HOLE_BYTES):
-                block = view[at : at + HOLE_BYTES]
-                if block == ZEROS[: len(block)]:
-                    continue
-                while block:
-                    count = os.pwrite(self._descriptor, block, self.held_bytes + at)
-                    block, at = block[count:], at + count
-        self.held_bytes += len(view)
+        for start, end in _filled(piece):
+            block = memoryview(piece)[start:end]
+            while block:  # as much at once as there is: each call is a chance for other threads to come between
+                count = os.pwrite(self._descriptor, block, self.held_bytes + start)
+                block, start = block[count:], start + count
+        self.held_bytes += len(piece)
 
     def close(self) -> str:
         """End the file and return its SHA-256."""
@@ -265,7 +275,7 @@ class Imports:
                     raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
                 if writer.held_bytes >= looked_at:
                     _check_room(self._settings.images_dir, PIECE_BYTES)
-                    looked_at = writer.held_bytes + 64 * PIECE_BYTES
+                    looked_at = writer.held_bytes + 16 * PIECE_BYTES
                 writer.write(piece)
         if not writer.held_bytes:
             raise Unacceptable("the file is empty")

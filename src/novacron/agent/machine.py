@@ -38,8 +38,6 @@ log = logs.get(__name__)
 SEED = "seed.iso"
 TPM_START_S, TPM_LOOK_S = 10.0, 0.02
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
-OLDER_LOG = "console.log.1"
-CONSOLE_LOG_BYTES_MAX, CONSOLE_LOG_KEPT_BYTES = 4 << 20, 1 << 20
 
 
 class MachineFailed(Exception):
@@ -365,27 +363,6 @@ class Machine:
 
     def last_words(self) -> str:
         return process.log_tail(self.directory)
-
-    def bound_console_log(self) -> None:
-        """Where the guest has written too much, keep the end of it apart and begin anew: QEMU appends to the file."""
-        path = command.console_log_path(self.directory)
-        if not path.exists() or path.stat().st_size <= CONSOLE_LOG_BYTES_MAX:
-            return
-        with path.open("r+b") as file:
-            file.seek(-CONSOLE_LOG_KEPT_BYTES, os.SEEK_END)
-            (self.directory / OLDER_LOG).write_bytes(file.read(CONSOLE_LOG_KEPT_BYTES))
-            file.truncate(0)
-
-    def console_log(self, bytes_max: int) -> bytes:
-        """Return the end of what the guest printed on its serial line. Raises OSError."""
-        found = b""
-        for name in (command.console_log_path(self.directory).name, OLDER_LOG):
-            path = self.directory / name
-            if path.exists() and len(found) < bytes_max:
-                with path.open("rb") as file:
-                    file.seek(-min(path.stat().st_size, bytes_max - len(found)), os.SEEK_END)
-                    found = file.read(bytes_max) + found
-        return found[-bytes_max:]
 
     async def screenshot(self) -> bytes:
         """Return what the display shows, as a PNG file. Raises MonitorFailed, OSError."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from novacron import pki
-from novacron.agent import asked, copies, foresee, idle, probe
+from novacron.agent import asked, console_log, copies, foresee, idle, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
 from novacron.agent.asked import Asked
@@ -274,7 +274,7 @@ class Agent:
             await asyncio.sleep(CONSOLE_LOGS_CHECK_S)
             for worker in list(self._workers.values()):
                 with contextlib.suppress(OSError):  # looked at again
-                    worker.machine.bound_console_log()
+                    console_log.bound(worker.machine.directory)
 
     async def _look_at_images(self) -> None:
         async with self._looking:

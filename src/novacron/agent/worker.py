@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from novacron.agent import clones, guest, outgoing, snapshots
+from novacron.agent.cloning import Cloning
 from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.devices import Devices, opened
 from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
-from novacron.agent.home import NoAccount
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.machine import Machine, MachineFailed
@@ -29,7 +29,6 @@ from novacron.agent.taking import Taking
 from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools
 from novacron.disk.images import Image
-from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model import limits
@@ -37,7 +36,7 @@ from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import CloneOf, Power, Restart, VmSpec, VmState, VmStatus
+from novacron.model.vm import Power, Restart, VmSpec, VmState, VmStatus
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -109,7 +108,7 @@ class Worker:
         """A QEMU that an earlier agent left is found, and the server has said what is to be."""
         self.lock = asyncio.Lock()
         """Held while a step is done: the disk is in nobody else's hands then."""
-        self._cloning: asyncio.Task[None] | None = None
+        self._cloning = Cloning(self)
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
         self._grow_error = ""
@@ -171,7 +170,7 @@ class Worker:
                         await asyncio.wait_for(self._wake.wait(), pause_s)
         finally:
             await self._cancel_transfer()
-            await self._cancel_cloning()
+            await self._cloning.cancel()
             self.guest.stop()
             if self._preparing is not None:
                 self._preparing.cancel()
@@ -195,9 +194,9 @@ class Worker:
         except (MachineFailed, MonitorFailed, NetworkFailed, OSError, TimeoutError) as error:
             log.warning("step failed", vm=self.vm, error=str(error))
             if self._taking.pulls and self.machine.pid is not None and self.record.held.claim is Claim.OWNER:
-                self._report(VmState.RUNNING, self._follows())  # QEMU may wait for memory: that is no failure
+                self.report(VmState.RUNNING, self._follows())  # QEMU may wait for memory: that is no failure
             elif self.record.held.claim is Claim.OWNER:
-                self._report(VmState.FAILED, str(error) or type(error).__name__)
+                self.report(VmState.FAILED, str(error) or type(error).__name__)
             return RETRY_S
         except Exception:  # a defect met with one VM must not take the others' worker away
             log.exception("defect in a worker", vm=self.vm)
@@ -253,7 +252,7 @@ class Worker:
     async def destroy(self, *, moved: bool = False) -> None:
         """End QEMU and remove every trace of the VM; if it has ``moved``, what it had in memory here is kept."""
         await self._cancel_transfer()
-        await self._cancel_cloning()
+        await self._cloning.cancel()
         self.expected_exit = True
         known = self._assignment
         if moved:
@@ -275,10 +274,11 @@ class Worker:
             await self.destroy()
             await self.host.pages.forget(self.vm, self.tenant(), deleted=True)
             self.store(held=msgspec.structs.replace(self.record.held, claim=Claim.NONE))
-            self._report(VmState.ABSENT)
+            self.report(VmState.ABSENT)
             return IDLE_S
         if wanted.clone_of is not None:
-            return self._clone(wanted.clone_of)
+            self._cloning.go_on(wanted.clone_of)
+            return IDLE_S
         await clones.settle(self.machine)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
@@ -321,7 +321,7 @@ class Worker:
             case Step.START:
                 wait_s = backoff_s(self.record.crashes) - (now - self._started_at)
                 if self._started_at and wait_s > 0:
-                    self._report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
+                    self.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
                     return wait_s
                 return await self._start(wanted)
             case Step.CONTINUE:
@@ -349,7 +349,7 @@ class Worker:
                 self._stopping_at = now
                 self.host.aside(guest.power_off(self.machine))
                 await self.machine.execute("system_powerdown")
-                self._report(VmState.STOPPING)
+                self.report(VmState.STOPPING)
                 return wanted.spec.stop_timeout_s
             case Step.KILL:
                 if not self._is_to_be_off(wanted) and run_state != "inmigrate":
@@ -360,7 +360,7 @@ class Worker:
                 return 0
             case Step.MAKE_ROOM:
                 if (full := self._devices.full(wanted, ROOM_BYTES)) is not None:
-                    self._report(VmState.PAUSED, full)
+                    self.report(VmState.PAUSED, full)
                     return RETRY_S
                 await self.machine.execute("cont")
                 return 0
@@ -383,7 +383,7 @@ class Worker:
             reason = "crashed, and is not to be started again" if self.record.crashes else "powered off by the guest"
         if self.record.post_copy is not None:
             reason = self._follows()
-        self._report(state, reason or (self._grow_error if run_state == "running" else ""))
+        self.report(state, reason or (self._grow_error if run_state == "running" else ""))
         if self._resetting_at is not None:
             return max(0.05, limits.REBOOT_S_MAX - (now - self._resetting_at))
         if self._stopping_at is not None:
@@ -425,10 +425,10 @@ class Worker:
     async def _start(self, wanted: wire.Assignment) -> float:
         if wanted.spec.image not in self.host.images:
             self.host.send(wire.ImageMissing(wanted.spec.image))
-            self._report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
+            self.report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
             return RETRY_S
         image = self.image()
-        self._report(VmState.STARTING)
+        self.report(VmState.STARTING)
         self.expected_exit = False
         self._started_at = time.monotonic()
         async with self.host.turns.turn(wanted.spec.start_order):
@@ -438,43 +438,6 @@ class Worker:
             )  # fmt: skip
         self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
         return 0
-
-    def _clone(self, of: CloneOf) -> float:
-        """See that the VM gets its disk from another's."""
-        if clones.made(self.machine.directory):
-            self.host.send(wire.Cloned(self.vm, self.record.held.epoch))
-            return IDLE_S
-        if self._cloning is None:
-            self._cloning = asyncio.create_task(self._make_clone(of), name=f"clone-{self.vm}")
-        return IDLE_S
-
-    async def _make_clone(self, of: CloneOf) -> None:
-        self._report(VmState.PENDING, f"its disk is being made from that of {of.source_name}")
-        try:
-            source = self.host.worker(of.source)
-            if source is None:
-                raise MachineFailed(f"VM {of.source_name} is not here")
-            await source.known()
-            if of.linked:
-                async with source.lock:
-                    await clones.share(source.machine, self.machine.home)
-            else:
-                await clones.copy(source.machine, self.machine.home, source.lock)
-            log.info("cloned", vm=self.vm, source=of.source, linked=of.linked)
-            self.host.send(wire.Cloned(self.vm, self.record.held.epoch))
-        except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
-            log.warning("a clone can't be made now", vm=self.vm, source=of.source, error=str(error))
-            self._report(VmState.FAILED, f"its disk can't be made from that of {of.source_name}: {error}")
-            await asyncio.sleep(RETRY_S)
-        finally:
-            self._cloning = None
-            self._wake.set()
-
-    async def _cancel_cloning(self) -> None:
-        cloning = self._cloning
-        if cloning is not None:
-            cloning.cancel()
-            await asyncio.gather(cloning, return_exceptions=True)
 
     def _volume_handled(self, id: str, released: bool, error: str) -> None:
         self.host.send(wire.VolumeHandled(self.vm, self.record.held.epoch, id, released, error))
@@ -520,7 +483,7 @@ class Worker:
         elif (
             self.record.held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting
         ):
-            self._report(VmState.ABSENT)
+            self.report(VmState.ABSENT)
 
     async def _end_transfers(self, verdict: Verdict) -> None:
         """End what belongs to an earlier epoch, but not memory that a guest that has left, or come, still needs."""
@@ -561,7 +524,8 @@ class Worker:
             log.error("a crash can't be written down", vm=self.vm, error=str(error))
         log.warning("a VM crashed", vm=self.vm, what=what, crashes=self.record.crashes)
 
-    def _report(self, state: VmState, reason: str = "") -> None:
+    def report(self, state: VmState, reason: str = "") -> None:
+        """Tell the server how the VM is, unless that is what it was told last."""
         status = VmStatus(
             state=state,
             reason=reason[:500],

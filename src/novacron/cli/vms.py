@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -417,6 +418,8 @@ def export(
             f"exporting {vm}", lambda told: archive.export(Client(), vm, file, timeout, told)
         )  # fmt: skip
         print(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
+        if done["spec"]["tpm"] or done["spec"]["firmware"] != "bios":
+            print("what its firmware and its TPM remember is not in it", file=sys.stderr)
 
 
 @app.command("import")

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from novacron.disk.blocks import data_ranges
 from novacron.disk.stream import CHUNK_BYTES, PAGE, Recorder
+
+
+def is_plain(path: Path) -> bool:
+    """Say whether there is a file of this name, and not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to read it, and nothing else: not what a link leads to, which whoever owns the directory may have
+    put there, nor what would make us wait. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no plain file")
+    return cast(BinaryIO, os.fdopen(descriptor, "rb", buffering=0))
 
 
 def tell(path: Path, size_bytes: int, recorder: Recorder) -> None:
@@ -15,7 +35,7 @@ def tell(path: Path, size_bytes: int, recorder: Recorder) -> None:
 
     Raises OSError.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_plain(path) as file:
         for at, end in data_ranges(file.fileno(), size_bytes):
             for start in range(at, end, CHUNK_BYTES):
                 data = os.pread(file.fileno(), min(CHUNK_BYTES, end - start), start)

@@ -20,12 +20,11 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
-from novacron.model.migration import Phase, Side
-from novacron.model.ownership import Order, OrderKind
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
-from novacron.model.volume import Volume
+from novacron.server import statements
 from novacron.server.copies import Copies
+from novacron.server.session import ConsoleChannel, Session
 from novacron.store import clones, events, exports, imports, links, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection, Database
 from novacron.store.feed import Change
@@ -42,75 +41,6 @@ FORESEE_S = 1.0
 ASK_S = 30.0
 ASKED_MAX = 256
 PROBE_S_MAX = 30.0
-PROJECT = "default"
-"""Of every VM, until there are more."""
-
-
-class ConsoleChannel:
-    """One open console: bytes of the guest in order, until the agent closes it."""
-
-    def __init__(self, number: int, session: Session) -> None:
-        self.number = number
-        self._session = session
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
-        self.reason = ""
-
-    async def read(self) -> bytes | None:
-        """Return the next bytes of the guest, or None at the end; then ``reason`` says why."""
-        return await self._queue.get()
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes to the guest."""
-        await self._session.send(wire.ConsoleInput(self.number, data))
-
-    async def close(self) -> None:
-        self._session.channels.pop(self.number, None)
-        with contextlib.suppress(Unavailable):
-            await self._session.send(wire.ConsoleClose(self.number))
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes from the agent; a viewer that is too slow loses the connection, not the guest."""
-        try:
-            self._queue.put_nowait(data)
-        except asyncio.QueueFull:
-            self.end("the viewer is too slow")
-
-    def end(self, reason: str) -> None:
-        self.reason = self.reason or reason
-        self._session.channels.pop(self.number, None)
-        if self._queue.full():
-            self._queue.get_nowait()
-        self._queue.put_nowait(None)
-
-
-class Session:
-    """One connected agent."""
-
-    def __init__(self, node: str, socket: ServerConnection) -> None:
-        self.node = node
-        self.held: set[str] = set()
-        self.channels: dict[int, ConsoleChannel] = {}
-        self.dirty = asyncio.Event()
-        self._socket = socket
-        self._next_channel = 1
-
-    async def send(self, message: wire.Message) -> None:
-        try:
-            await self._socket.send(wire.encoder.encode(message))
-        except websockets.ConnectionClosed:
-            raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
-
-    async def open_console(self, vm: str, kind: ConsoleKind) -> ConsoleChannel:
-        if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
-            raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
-        channel = ConsoleChannel(self._next_channel, self)
-        self._next_channel += 1
-        self.channels[channel.number] = channel
-        await self.send(wire.ConsoleOpen(channel.number, vm, kind))
-        return channel
-
-    async def close(self, reason: str) -> None:
-        await self._socket.close(code=1008, reason=reason)
 
 
 class _Probe:
@@ -134,71 +64,6 @@ class _Probe:
             return
         why = Unavailable(f"node {node}: {said.error}", hint="see its agent's log")
         (self.found if self.ready.done() else self.ready).set_exception(why)
-
-
-def _attached(volume: Volume) -> wire.VolumeAttached:
-    assert volume.lun is not None
-    return wire.VolumeAttached(
-        volume.id, volume.pool, volume.lun, volume.size_mib, volume.read_only, volume.boot_order, volume.iops,
-        volume.bytes_per_s, volume.detaching,
-    )  # fmt: skip
-
-
-async def statements(
-    connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
-) -> tuple[wire.Statement, ...]:
-    """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
-
-    Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
-    must not make nodes destroy what was created after it. ``page_key`` gives a project's.
-    """
-    keys = (PROJECT, page_key(PROJECT))
-    found: dict[str, wire.Statement] = {}
-    active = {m.vm: m for m in await migrations.touching(connection, node)}
-    working = await snapshots.working(connection, node)
-    owned = await vms.owned_by(connection, node)
-    having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
-    attached = {vm: tuple(_attached(volume) for volume in found_of) for vm, found_of in having.items()}
-    for vm in owned:
-        task = None
-        m = active.get(vm.id)
-        if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
-            warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
-            task = wire.Task(
-                m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
-            )  # fmt: skip
-        wanted = tuple(
-            wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working.get(vm.id, ())
-        )
-        assignment = wire.Assignment(
-            vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted, vm.clone_of, attached.get(vm.id, ()),
-        )  # fmt: skip
-        found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
-    for m in active.values():
-        if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
-            incoming = await vms.get(connection, m.vm)
-            was = incoming.status
-            assignment = wire.Assignment(
-                incoming.id,
-                incoming.name,
-                incoming.spec,
-                False,
-                was.machine,
-                was.reboots,
-                was.halted_at_start,
-                *keys,
-                await vms.seed_of(connection, incoming.id),
-                was.resets,
-                volumes=attached.get(incoming.id, ()),
-                hardware=was.hardware,
-            )
-            warm = await nodes.dwcp_endpoint(connection, m.source)
-            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)
-            found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
-    for vm_id, (epoch, deleted) in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
-        found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
-    return tuple(found.values())
 
 
 class Link:
@@ -423,35 +288,19 @@ class Link:
         return self._authority.derive(f"pages of project {project}")
 
     async def _tell(self, session: Session) -> None:
-        last: tuple[wire.Statement, ...] | None = None
-        last_imports: tuple[wire.ImportWanted, ...] | None = None
-        last_exports: tuple[wire.ExportWanted, ...] | None = None
-        last_volumes: tuple[wire.VolumeWanted, ...] | None = None
+        last: dict[type[wire.Message], wire.Message] = {}
         while True:
             await session.dirty.wait()
             session.dirty.clear()
             try:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
-                    told = await statements(connection, session.node, session.held, self._page_key)
-                    working = await imports.working(connection, session.node)
-                    kept = await exports.on_node(connection, session.node)
-                    here = await volumes.on_node(connection, session.node)
-                session.held.update(statement.vm for statement in told)
-                if told != last:
-                    await session.send(wire.Desired(told))
-                    last = told
-                wanted = tuple(wire.ImportWanted(one.id, one.spec) for one in working)
-                if wanted != last_imports:
-                    await session.send(wire.Imports(wanted))
-                    last_imports = wanted
-                to_keep = tuple(wire.ExportWanted(one.id, one.vm, one.phase) for one in kept)
-                if to_keep != last_exports:
-                    await session.send(wire.Exports(to_keep))
-                    last_exports = to_keep
-                seen_to = tuple(wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase) for one in here)
-                if seen_to != last_volumes:
-                    await session.send(wire.Volumes(seen_to))
-                    last_volumes = seen_to
+                    told = await statements.messages(connection, session.node, session.held, self._page_key)
+                for message in told:
+                    if isinstance(message, wire.Desired):
+                        session.held.update(statement.vm for statement in message.statements)
+                    if last.get(type(message)) != message:
+                        await session.send(message)
+                        last[type(message)] = message
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.dirty.set()

@@ -1,0 +1,81 @@
+"""One connected agent, and the consoles that are open through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import websockets
+from websockets.asyncio.server import ServerConnection
+
+from novacron.model import limits
+from novacron.model.console import ConsoleKind
+from novacron.model.errors import Unavailable
+from novacron.wire import messages as wire
+
+
+class ConsoleChannel:
+    """One open console: bytes of the guest in order, until the agent closes it."""
+
+    def __init__(self, number: int, session: Session) -> None:
+        self.number = number
+        self._session = session
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        self.reason = ""
+
+    async def read(self) -> bytes | None:
+        """Return the next bytes of the guest, or None at the end; then ``reason`` says why."""
+        return await self._queue.get()
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes to the guest."""
+        await self._session.send(wire.ConsoleInput(self.number, data))
+
+    async def close(self) -> None:
+        self._session.channels.pop(self.number, None)
+        with contextlib.suppress(Unavailable):
+            await self._session.send(wire.ConsoleClose(self.number))
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the agent; a viewer that is too slow loses the connection, not the guest."""
+        try:
+            self._queue.put_nowait(data)
+        except asyncio.QueueFull:
+            self.end("the viewer is too slow")
+
+    def end(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self._session.channels.pop(self.number, None)
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+
+class Session:
+    """One connected agent."""
+
+    def __init__(self, node: str, socket: ServerConnection) -> None:
+        self.node = node
+        self.held: set[str] = set()
+        self.channels: dict[int, ConsoleChannel] = {}
+        self.dirty = asyncio.Event()
+        self._socket = socket
+        self._next_channel = 1
+
+    async def send(self, message: wire.Message) -> None:
+        try:
+            await self._socket.send(wire.encoder.encode(message))
+        except websockets.ConnectionClosed:
+            raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
+
+    async def open_console(self, vm: str, kind: ConsoleKind) -> ConsoleChannel:
+        if len(self.channels) >= limits.CONSOLE_CHANNELS_PER_NODE_MAX:
+            raise Unavailable(f"node {self.node} has too many consoles open", hint="close one")
+        channel = ConsoleChannel(self._next_channel, self)
+        self._next_channel += 1
+        self.channels[channel.number] = channel
+        await self.send(wire.ConsoleOpen(channel.number, vm, kind))
+        return channel
+
+    async def close(self, reason: str) -> None:
+        await self._socket.close(code=1008, reason=reason)
