@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import msgspec
+
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import Config, Nic, command, quoted
+from novacron.qemu.command import Config, Nic, Volume, command, quoted
 from novacron.qemu.probe import boot_sector
 
 CONFIG = Config(
@@ -44,3 +48,29 @@ def test_the_boot_sector_is_one_that_a_bios_boots() -> None:
     sector = boot_sector()
     assert len(sector) == 512
     assert sector[-2:] == b"\x55\xaa"
+
+
+def test_no_two_disks_have_the_same_place_at_boot() -> None:
+    """QEMU does not start with a bootindex twice, and has 0 for a kernel of its own."""
+    orders = (0, 0, 1, 1, None, 99)
+    volumes = tuple(Volume(f"vol-{lun}", lun, 10 + lun, boot_order=order) for lun, order in enumerate(orders))
+    config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), volumes=volumes)
+    text = " ".join(command(config, incoming=False))
+    found = [int(place) for place in re.findall(r'bootindex"?[=:] ?(\d+)', text)]
+    assert len(found) == 6 and len(set(found)) == 6 and 0 not in found
+    disk = next(place for place in found if place % 100 == 0)
+    assert sorted(found).index(disk) == 2, "those with 0 come before the disk, those with 1 after it"
+
+
+def test_no_layer_leads_where_its_header_says() -> None:
+    config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), below=7, shared=(8, 9))
+    arguments = command(config, incoming=False)
+    node = json.loads(arguments[arguments.index("-blockdev") + 1])
+    chain = []
+    while node is not None:
+        chain.append((node["driver"], node["file"]["filename"]))
+        assert node["driver"] == "raw" or "backing" in node
+        node = node.get("backing")
+    assert chain == [
+        ("qcow2", "disk.qcow2"), ("qcow2", "/dev/fdset/101"), ("qcow2", "/dev/fdset/100"), ("raw", "/dev/fdset/1"),
+    ]  # fmt: skip
