@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
@@ -39,6 +40,8 @@ SCRATCH = ".importing-"
 SOURCE, DISK = "source", "disk.raw"
 SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
+Hash: TypeAlias = "hashlib._Hash"
+
 PIECE_BYTES, HOLE_BYTES = 4 << 20, 1 << 16
 PIECES_AHEAD = 8
 SYNC_BYTES = 64 << 20
@@ -104,14 +107,14 @@ class Writer:
                 block, start = block[count:], start + count
         self.held_bytes += len(piece)
 
-    def close(self) -> str:
-        """End the file and return its SHA-256."""
+    def close(self) -> Hash:
+        """End the file and return its SHA-256, which can go on."""
         try:
             os.truncate(self._descriptor, self.held_bytes)
             os.fsync(self._descriptor)
         finally:
             self.abandon()
-        return self._hash.hexdigest()
+        return self._hash
 
     def abandon(self) -> None:
         if self._threads:
@@ -218,15 +221,16 @@ class Imports:
             raise Unacceptable(f"there is an image {one.spec.name} already")
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = scratch / SOURCE
-        digest = await self._receive(one, source)
+        read = await self._receive(one, source)
         held = source.stat().st_size
         self._report(one, Phase.CONVERTING, held)
         if one.spec.sha256 is not None:
-            digest = digest or await asyncio.to_thread(_sha256, source)
-            if digest != one.spec.sha256:
-                raise Unacceptable(f"its SHA-256 is {digest}, not the one that was given")
+            if read is None:
+                read = await asyncio.to_thread(_sha256, source)
+            if read.hexdigest() != one.spec.sha256:
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the one that was given")
         scratch.chmod(0o711)
-        described = await self._convert(one, source, scratch / DISK, digest)
+        described = await self._convert(one, source, scratch / DISK, read)
         source.unlink(missing_ok=True)
         manifest = Manifest("disk", description=one.spec.description, disk=described, origin=one.id)
         (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -235,7 +239,7 @@ class Imports:
         await asyncio.to_thread(make_durable, target)
         return held
 
-    async def _receive(self, one: wire.ImportWanted, source: Path) -> str | None:
+    async def _receive(self, one: wire.ImportWanted, source: Path) -> Hash | None:
         """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
         if one.spec.source is Source.UPLOAD:
             while not source.exists() or source.stat().st_size < one.spec.size_bytes:
@@ -280,8 +284,8 @@ class Imports:
         if not writer.held_bytes:
             raise Unacceptable("the file is empty")
 
-    async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, digest: str | None) -> ImageFile:
-        """Make the raw disk of the image and return how the manifest describes it."""
+    async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
+        """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
         with source.open("rb") as file:
             found = await asyncio.to_thread(formats.detect, file)
             format = one.spec.format or found
@@ -299,16 +303,19 @@ class Imports:
                 source, format, target, size, SPARE_BYTES,
                 lambda arguments: arguments if uid is None else confined(arguments, Account(uid)), uid,
             )  # fmt: skip
-            digest = None
+            read = None
         length = target.stat().st_size
         if length % DISK_ALIGNMENT:
-            length, digest = -(-length // DISK_ALIGNMENT) * DISK_ALIGNMENT, None
+            more = -length % DISK_ALIGNMENT
+            length += more
             os.truncate(target, length)
+            if read is not None:
+                read.update(bytes(more))
         if os.geteuid() == 0:
             os.chown(target, 0, 0)
-        if digest is None:
-            digest = await asyncio.to_thread(_sha256, target)
-        return ImageFile(DISK, digest, length)
+        if read is None:
+            read = await asyncio.to_thread(_sha256, target)
+        return ImageFile(DISK, read.hexdigest(), length)
 
 
 def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
@@ -337,7 +344,7 @@ def _check_room(directory: Path, more_bytes: int) -> None:
         raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path) -> Hash:
     """Return the SHA-256 of a file, without reading its holes."""
     found, at = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
@@ -353,7 +360,7 @@ def _sha256(path: Path) -> str:
                     raise OSError(f"{path} became shorter while it was read")
                 found.update(piece)
                 at += len(piece)
-    return found.hexdigest()
+    return found
 
 
 ZEROS_PIECE = bytes(PIECE_BYTES)
