@@ -15,6 +15,7 @@ import pytest
 
 from lab.platform import Platform, until
 from novacron.client import ApiError
+from novacron.disk.images import verify
 from tests.integration.conftest import Api
 
 SIZE = 6 << 20
@@ -220,3 +221,17 @@ def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
     assert site.cli("vm", "set", vm["name"], "--disk", "8", check=False).returncode == 2
     site.client.delete("vms", vm["id"])
     until(lambda: all(v["id"] != vm["id"] for v in site.client.list("vms")), "it is deleted")
+
+
+def test_a_disk_whose_last_page_is_not_whole_is_described_as_it_is_kept(site: Platform, name: str) -> None:
+    root = site.directory / "host-a" / "imports"
+    root.mkdir(exist_ok=True)
+    data = os.urandom((5 << 20) + 1000)
+    (root / "odd.raw").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    done = finished(site, site.client.import_image(name, path="odd.raw", sha256=digest, node="host-a"))
+    assert done["phase"] == "done", done
+    (root / "odd.raw").unlink()
+    kept = held_as(site, "host-a", name).read_bytes()
+    assert kept == data.ljust(-(-len(data) // 4096) * 4096, b"\0")
+    verify(site.images_of("host-a") / name, next(i["digest"] for i in site.client.list("images") if i["name"] == name))
