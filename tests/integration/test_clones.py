@@ -88,6 +88,18 @@ def test_a_linked_clone_moves_with_all_that_it_shares(site: Platform, new_vm: Ne
     assert read(site, vm) == "two"
 
 
+def test_clones_that_are_made_at_once_do_not_disturb_each_other(site: Platform, new_vm: NewVm, clone: Clone) -> None:
+    vm = booted(site, new_vm)
+    write(site, vm, "one")
+    asked = [clone(vm, linked=linked, power="stopped") for linked in (False, True, False)]
+    until(lambda: all(site.client.get("vms", one["id"])["clone_of"] is None for one in asked), "all are made", 20)
+    layers = [[path.name for path in directory(site, vm | one).glob("shared-*")] for one in asked]
+    assert sorted(map(len, layers)) in ([0, 0, 1], [0, 1, 1], [1, 1, 1])
+    for one in asked:
+        site.cli("vm", "start", one["name"], "--wait")
+        assert read(site, up(site, one)) == "one"
+
+
 def test_a_vm_that_is_off_is_cloned_without_its_snapshots(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")

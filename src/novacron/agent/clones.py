@@ -29,14 +29,18 @@ UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
 
-async def share(source: Machine, clone: Home) -> None:
-    """Give ``clone`` what ``source`` has written so far, shared. Raises OverlayFailed, MonitorFailed, OSError."""
+async def share(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
+    """Give ``clone`` what ``source`` has written so far, shared. ``lock`` keeps everybody else from its disk.
+
+    Raises OverlayFailed, MonitorFailed, OSError.
+    """
     clone.make()
-    if (source.directory / DISK_LAYER).exists():
-        await _freeze(source)
-        size = overlay.size_bytes(source.directory / DISK_LAYER)
-        _link_shared(source, clone)
-        await overlay.create_blank(clone.path / UNFINISHED, size)
+    async with source.copying, lock:
+        if (source.directory / DISK_LAYER).exists():
+            await _freeze(source)
+            size = overlay.size_bytes(source.directory / DISK_LAYER)
+            _link_shared(source, clone)
+            await overlay.create_blank(clone.path / UNFINISHED, size)
     await asyncio.to_thread(_finish, source, clone)
 
 
@@ -47,17 +51,25 @@ async def copy(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
     """
     clone.make()
     path = source.directory / DISK_LAYER
-    if path.exists():
-        if source.monitor is not None and source.pid is not None:
-            await _copy_running(source, clone)
-        else:
-            async with lock:
-                if source.pid is not None:
-                    raise MonitorFailed("its source was started just now")
-                await overlay.copy(path, clone.path / UNFINISHED)
-            await _forget_snapshots(clone)
-        _link_shared(source, clone)
+    async with source.copying:
+        if path.exists():
+            if source.monitor is not None and source.pid is not None:
+                await _copy_running(source, clone)
+            else:
+                async with lock:
+                    if source.pid is not None:
+                        raise MonitorFailed("its source was started just now")
+                    await overlay.copy(path, clone.path / UNFINISHED)
+                await _forget_snapshots(clone)
+            _link_shared(source, clone)
     await asyncio.to_thread(_finish, source, clone)
+
+
+async def abandon(machine: Machine) -> None:
+    """End a copy that an earlier agent began. Raises MonitorFailed, TimeoutError, OSError."""
+    if machine.monitor is not None:
+        await block.clear_copy(machine.monitor)
+    (machine.directory / COPY).unlink(missing_ok=True)
 
 
 async def _forget_snapshots(clone: Home) -> None:

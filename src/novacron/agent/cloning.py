@@ -54,8 +54,7 @@ class Cloning:
                 raise MachineFailed(f"VM {of.source_name} is not here")
             await source.known()
             if of.linked:
-                async with source.lock:
-                    await clones.share(source.machine, worker.machine.home)
+                await clones.share(source.machine, worker.machine.home, source.lock)
             else:
                 await clones.copy(source.machine, worker.machine.home, source.lock)
             log.info("cloned", vm=worker.vm, source=of.source, linked=of.linked)

@@ -59,6 +59,8 @@ class Machine:
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""
         self.guest = GuestAgent(command.guest_path(self.directory))
         self._picturing = asyncio.Lock()
+        self.copying = asyncio.Lock()
+        """Held while its disk is copied or shared: by one at a time, and always before the worker's own lock."""
         self.stood_still_s = self._stopped_at = 0.0
         """For how long the guest last did."""
         self._tpm: asyncio.Task[None] | None = None

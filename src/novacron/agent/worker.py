@@ -184,7 +184,9 @@ class Worker:
                 log.info("adopted a running QEMU", vm=self.vm, pid=self.machine.pid)
                 if self.record.post_copy is None:
                     await outgoing.abandon(self.machine)
-        except MonitorFailed as error:
+            if self.record.post_copy is None:  # else QEMU may wait for memory, and answers nobody
+                await clones.abandon(self.machine)
+        except (MonitorFailed, TimeoutError) as error:
             log.warning("a QEMU does not answer", vm=self.vm, error=str(error))
 
     async def _try_step(self) -> float:

@@ -81,6 +81,8 @@ def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = l
     with part.open("ab") as opened:
         while have < done["size_bytes"]:
             piece = _piece(client, done["id"], have)
+            if not piece:
+                raise ArchiveError("its node has less of the export than it said")
             opened.write(piece)
             digest.update(piece)
             have += len(piece)
