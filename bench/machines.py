@@ -193,14 +193,14 @@ def debian_figures(p: Platform, directory: Path, image: Image, rounds: int) -> l
         started = time.monotonic()
         p.cli(
             "vm", "create", f"debian-{number}", "--image", "debian", "--memory", str(DEBIAN_MIB), "--node", NODE,
-            "--wait-for", "agent", "--timeout", str(DEBIAN_S_MAX), "--no-display",
+            "--wait=agent", "--timeout", str(DEBIAN_S_MAX), "--no-display",
         )  # fmt: skip
         own.append(time.monotonic() - started)
         p.cli("vm", "delete", f"debian-{number}", "--wait")
     ratios = [a / b for a, b in zip(own, peer, strict=True)]
     return [
         median("bare QEMU until Debian's guest agent answers", peer, "s"),
-        median("vm create --wait-for agent, Debian", own, "s"),
+        median("vm create --wait=agent, Debian", own, "s"),
         median("  ... over bare QEMU", ratios, "x", DEBIAN_OVER_BARE),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,6 +104,41 @@ def test_a_vm_comes_back_from_its_archive(
     for one in (name, f"{vm['name']}-l"):
         site.cli("vm", "delete", one, "--wait")
     gone(site, f"{name}-disk")
+
+
+def test_what_firmware_and_tpm_remember_comes_back_with_a_vm(
+    site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
+) -> None:
+    vm = new_vm(image=boots, firmware="uefi", tpm=True)
+    site.wait_state(vm["id"], "running")
+    vm = site.client.get("vms", vm["id"])
+    until(lambda: (directory(site, vm) / "tpm/tpm2-00.permall").exists(), "its TPM remembers something")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    variables = directory(site, vm) / "nvram.fd"
+    with variables.open("r+b") as opened:  # as its guest would set one
+        opened.seek(-4096, os.SEEK_END)
+        opened.write(b"remembered")
+    kept = {name: (directory(site, vm) / name).read_bytes() for name in ("nvram.fd", "tpm/tpm2-00.permall")}
+    file = tmp_path / "vm.tar"
+    assert "keep it as secret" in site.cli("vm", "export", vm["name"], str(file)).stderr
+    name = new_name()
+    site.cli("vm", "import", str(file), name, "--no-start", "--wait")
+    again = site.wait_state(site.client.get("vms", name)["id"], "stopped")
+    site.cli("vm", "start", name, "--wait")
+    assert (directory(site, again) / "nvram.fd").read_bytes()[-4096:] == kept["nvram.fd"][-4096:]
+    remembered = (directory(site, again) / "tpm/tpm2-00.permall").read_bytes()
+    assert remembered[:64] == kept["tpm/tpm2-00.permall"][:64] and len(remembered) == len(kept["tpm/tpm2-00.permall"])
+    site.cli("vm", "delete", name, "--wait")
+    gone(site, f"{name}-disk")
+    for field, given, why in (
+        ("nvram", base64.b64encode(b"x").decode(), "is damaged"),
+        ("nvram", base64.b64encode(zlib.compress(bytes(512))).decode(), "512 bytes"),
+        ("tpm", base64.b64encode(zlib.compress(bytes(2 << 20))).decode(), "more than"),
+    ):
+        bad = new_vm(image=boots, firmware="uefi", tpm=True, firmware_state={field: given})
+        until(lambda id=bad["id"], why=why: why in site.client.get("vms", id)["status"]["reason"], why)  # type: ignore[misc]
+    refused = api("POST", "/api/v1/vms", {"name": "big", "image": boots, "firmware_state": {"tpm": "A" * 400_000}})
+    assert refused.status == 400 and "firmware_state" in str(refused.problem)
 
 
 def test_an_export_goes_on_whatever_is_killed(

@@ -44,7 +44,7 @@ def test_a_guest_finds_what_it_was_told_and_its_agent_answers(
         "vm", "create", name, "--image", "agent", "--address", "10.77.0.40/24", "--gateway", "10.77.0.1",
         "--nameserver", "10.77.0.53", "--ssh-key", str(tmp_path / "key.pub"),
         "--user-data", str(tmp_path / "user, data"),
-        "--hostname", "db.example.org", "--wait-for", "agent",
+        "--hostname", "db.example.org", "--wait=agent",
     )  # fmt: skip
     vm = site.client.get("vms", name)
     try:

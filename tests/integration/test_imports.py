@@ -235,3 +235,32 @@ def test_a_disk_whose_last_page_is_not_whole_is_described_as_it_is_kept(site: Pl
     kept = held_as(site, "host-a", name).read_bytes()
     assert kept == data.ljust(-(-len(data) // 4096) * 4096, b"\0")
     verify(site.images_of("host-a") / name, next(i["digest"] for i in site.client.list("images") if i["name"] == name))
+
+
+@pytest.mark.parametrize("format", ["raw", "vmdk"])
+def test_a_kill_while_an_upload_is_converted_costs_nothing(
+    site: Platform, name: str, tmp_path: Path, format: str
+) -> None:
+    raw, file = tmp_path / "raw", tmp_path / "disk"
+    raw.write_bytes(os.urandom((64 << 20) - 512))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(file)], check=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    begun = site.client.begin_import(name, size_bytes=file.stat().st_size, sha256=digest, node="host-a")
+    scratch = site.images_of("host-a") / f".importing-host-a.{begun['id']}"
+    killed = threading.Thread(
+        target=kill_once_there, args=(site, scratch / "disk.raw", site.images_of("host-a") / name)
+    )
+    killed.start()
+    try:
+        site.client.upload(begun, file)
+    finally:
+        killed.join()
+    assert finished(site, begun)["phase"] == "done"
+    assert held_as(site, "host-a", name).read_bytes()[: raw.stat().st_size] == raw.read_bytes()
+    assert not scratch.exists()
+
+
+def kill_once_there(site: Platform, *any_of: Path) -> None:
+    until(lambda: any(path.exists() for path in any_of), "its disk is being made", 60)
+    site.agents["host-a"].kill()
+    site.agents["host-a"].start()

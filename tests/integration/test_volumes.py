@@ -211,6 +211,11 @@ def test_a_kill_meanwhile_costs_nothing(site: Platform, new_vm: NewVm, volume: C
         kill()
         until(lambda: site.client.get("volumes", begun["id"])["vm"] is None, "it is detached")
         assert size_seen(site, vm) == 0
+        size = site.client.get("images", "disk")["disk_bytes"] >> 20
+        assert size_seen(site, vm, "vda") == size
+        site.client.configure_vm(vm["id"], disk_mib=size + 8)
+        kill()
+        until(lambda: size_seen(site, vm, "vda") == size + 8, "its own disk has grown")
     finally:
         if site.client.get("volumes", begun["id"])["vm"] is None:
             site.client.delete("volumes", begun["id"])

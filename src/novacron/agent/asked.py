@@ -60,6 +60,8 @@ async def _value(question: wire.Question, of: Asked) -> Any:
             return await of.imports.take(id, offset, data)
         case wire.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
             return await asyncio.to_thread(of.exports.read, id, offset, bytes_max)
+        case wire.ReadFirmwareState(id=id):
+            return await asyncio.to_thread(of.exports.read_firmware_state, id)
         case wire.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
             return await asyncio.to_thread(console_log.read, of.machine(vm).directory, bytes_max)
         case wire.TakeScreenshot(vm=vm):

@@ -14,7 +14,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from novacron.agent import clones
+import msgspec
+
+from novacron.agent import clones, firmware_state
+from novacron.agent.firmware_state import BadState
 from novacron.agent.home import DISK_LAYER, UIDS_MAX, Home, NoAccount
 from novacron.agent.machine import MachineFailed
 from novacron.agent.settings import Settings
@@ -24,6 +27,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.formats import Unacceptable
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.export import ExportPhase
+from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -79,6 +83,13 @@ class Exports:
         finally:
             os.close(descriptor)
 
+    def read_firmware_state(self, id: str) -> FirmwareState:
+        """Return what the VM's firmware and TPM remembered. Raises OSError."""
+        return msgspec.msgpack.decode(self._state(id).read_bytes(), type=FirmwareState)
+
+    def _state(self, id: str) -> Path:
+        return self._directory / f"{id}.firmware"
+
     def _path(self, id: str) -> Path:
         return self._directory / f"{id}.qcow2"
 
@@ -99,7 +110,8 @@ class Exports:
             self._clear(one.id)
             raise
         except (
-            Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, OSError, TimeoutError
+            Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, OSError,
+            TimeoutError,
         ) as error:  # fmt: skip
             log.warning("a VM could not be exported", vm=one.vm, error=str(error))
             self._clear(one.id)
@@ -133,6 +145,9 @@ class Exports:
             lambda arguments: arguments if self._uid is None else confined(arguments, Account(self._uid)), self._uid,
         )  # fmt: skip
         os.chown(target, os.geteuid(), os.getegid())
+        state = await asyncio.to_thread(firmware_state.pack, scratch.path)
+        self._state(one.id).touch(0o600)
+        self._state(one.id).write_bytes(msgspec.msgpack.encode(state))
         target.rename(path)
         await asyncio.to_thread(make_durable, self._directory)
         _remove(scratch.path)

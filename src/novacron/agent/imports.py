@@ -219,8 +219,10 @@ class Imports:
             if manifest.origin == one.id:
                 return one.spec.size_bytes  # it was done when an earlier agent was killed
             raise Unacceptable(f"there is an image {one.spec.name} already")
-        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = scratch / SOURCE
+        if (scratch / MANIFEST).exists():  # an earlier agent was killed just before it was done
+            return await self._finish(scratch, target, one.spec.size_bytes)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         read = await self._receive(one, source)
         held = source.stat().st_size
         self._report(one, Phase.CONVERTING, held)
@@ -231,9 +233,15 @@ class Imports:
                 raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the one that was given")
         scratch.chmod(0o711)
         described = await self._convert(one, source, scratch / DISK, read)
-        source.unlink(missing_ok=True)
         manifest = Manifest("disk", description=one.spec.description, disk=described, origin=one.id)
-        (scratch / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        new = scratch / f"{MANIFEST}.new"
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        new.rename(scratch / MANIFEST)
+        return await self._finish(scratch, target, held)
+
+    async def _finish(self, scratch: Path, target: Path, held: int) -> int:
+        """Let an image be seen of which everything is there."""
+        (scratch / SOURCE).unlink(missing_ok=True)
         scratch.chmod(0o755)
         scratch.rename(target)
         await asyncio.to_thread(make_durable, target)
@@ -245,6 +253,8 @@ class Imports:
             while not source.exists() or source.stat().st_size < one.spec.size_bytes:
                 self._more[one.id].clear()
                 await self._more[one.id].wait()
+            if source.stat().st_size > one.spec.size_bytes:  # an earlier agent had filled its last page
+                os.truncate(source, one.spec.size_bytes)
             return None
         source.unlink(missing_ok=True)
         over = threading.Event()
@@ -294,10 +304,10 @@ class Imports:
             size = await asyncio.to_thread(formats.check, file, format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
+        target.unlink(missing_ok=True)
         if format is Format.RAW:
-            source.rename(target)
+            os.link(source, target)  # both names: who is killed now finds what it had received
         else:
-            target.unlink(missing_ok=True)
             uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
             await convert.convert(
                 source, format, target, size, SPARE_BYTES,

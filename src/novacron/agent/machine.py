@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from novacron.agent import firmware_state
 from novacron.agent.home import DISK_LAYER, Home, NoAccount
 from novacron.agent.settings import Settings
 from novacron.disk import overlay
@@ -187,6 +188,11 @@ class Machine:
             attached = await asyncio.to_thread(volumes)
             for volume in attached:
                 hand(volume.descriptor)
+            if wanted.firmware_state is not None:
+                try:
+                    await asyncio.to_thread(firmware_state.unpack, self.home, spec, wanted.firmware_state)
+                except firmware_state.BadState as error:
+                    raise MachineFailed(str(error)) from error
             code = await asyncio.to_thread(self._have_nvram, spec.firmware)
             if spec.tpm:
                 await self._start_tpm(uid, kind)

@@ -13,6 +13,7 @@ from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.export import Export, ExportPhase
+from novacron.model.firmware_state import FirmwareState
 from novacron.store import exports
 from novacron.store.database import Connection
 
@@ -57,17 +58,28 @@ async def show_export(
 
 @get("/{id:str}/data", summary="Fetch a piece of the file (qcow2)", media_type="application/octet-stream")
 async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[bytes]:
-    id, context = reply.check_ref("export", id), services(request)
-    async with context.database.connection() as connection:
-        found = await exports.get(connection, id)
-    if found.phase is not ExportPhase.READY:
-        raise IllegalState(f"export {id} is {found.phase}" + (f": {found.error}" if found.error else ""))
+    context, found = services(request), await _ready(request, id)
     if offset >= found.size_bytes:
         raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
     return Response(
-        await context.agents.read_export(found.node, id, offset, limits.UPLOAD_PIECE_BYTES_MAX),
+        await context.agents.read_export(found.node, found.id, offset, limits.UPLOAD_PIECE_BYTES_MAX),
         media_type="application/octet-stream",
     )
+
+
+@get("/{id:str}/firmware-state", summary="Fetch what the VM's firmware and TPM remembered; it is secret")
+async def fetch_firmware_state(request: ApiRequest, id: str) -> FirmwareState:
+    found = await _ready(request, id)
+    return await services(request).agents.read_firmware_state(found.node, found.id)
+
+
+async def _ready(request: ApiRequest, id: str) -> Export:
+    id = reply.check_ref("export", id)
+    async with services(request).database.connection() as connection:
+        found = await exports.get(connection, id)
+    if found.phase is not ExportPhase.READY:
+        raise IllegalState(f"export {id} is {found.phase}" + (f": {found.error}" if found.error else ""))
+    return found
 
 
 @delete("/{id:str}", summary="Remove an export and its file", status_code=200)
@@ -80,4 +92,6 @@ async def delete_export(request: ApiRequest, id: str) -> Response[Export]:
     return await reply.write(request, work)
 
 
-router = Router("/exports", route_handlers=[list_exports, show_export, fetch, delete_export], tags=["vms"])
+router = Router(
+    "/exports", route_handlers=[list_exports, show_export, fetch, fetch_firmware_state, delete_export], tags=["vms"]
+)

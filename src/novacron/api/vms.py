@@ -13,6 +13,7 @@ from novacron.api import console, exports, reply, snapshots
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput
+from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import Migration, Policy
 from novacron.model.probe import MoveForeseen
 from novacron.model.seed import Seed, check_seed
@@ -66,6 +67,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     disk_iops: Iops | None = None
     disk_bytes_per_s: BytesPerS | None = None
     cloud_init: Seed | None = None
+    firmware_state: FirmwareState | None = None
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -168,7 +170,9 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
 
     async def work(connection: Connection) -> Vm:
-        return await vms.create(connection, data.name, spec, data.node, request.user.name, seed)
+        return await vms.create(
+            connection, data.name, spec, data.node, request.user.name, seed, firmware_state=data.firmware_state
+        )
 
     return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from novacron.cli import output, progress
 from novacron.cli.output import Columns, Format, Object, Output
@@ -43,8 +44,16 @@ class WaitFor(StrEnum):
     AGENT = "agent"
 
 
+class Create(TyperCommand):
+    """Takes ``--wait=agent`` too: ``--wait`` alone is a flag, which Typer gives no value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [arg.replace("--wait=", "--wait-for=", 1) for arg in args])
+
+
 VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
 MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
+WAIT_FOR_HELP = "wait until it runs, or its guest agent answers; also --wait=agent"
 ORDER_HELP = "of VMs that start at once on a node, the lowest goes first"
 RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
 
@@ -127,7 +136,7 @@ def _finish(
         print(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
 
 
-@app.command()
+@app.command(cls=Create)
 def create(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
     image: Annotated[str, typer.Option(help="see: novacron image list", show_default=False)],
@@ -155,7 +164,7 @@ def create(
     gateway: Annotated[str | None, typer.Option(help="for cloud-init: router of a VM with --address")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(help="for cloud-init; can be repeated")] = None,
     wait: Wait = False,
-    wait_for: Annotated[WaitFor | None, typer.Option(help="wait until it runs, or its guest agent answers")] = None,
+    wait_for: Annotated[WaitFor | None, typer.Option(help=WAIT_FOR_HELP)] = None,
     timeout: Timeout = 120,
     output_: Output = Format.TABLE,
 ) -> None:
@@ -418,8 +427,8 @@ def export(
             f"exporting {vm}", lambda told: archive.export(Client(), vm, file, timeout, told)
         )  # fmt: skip
         print(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
-        if done["spec"]["tpm"] or done["spec"]["firmware"] != "bios":
-            print("what its firmware and its TPM remember is not in it", file=sys.stderr)
+        if done["spec"]["tpm"]:
+            print("it holds what the VM's TPM remembers: keep it as secret as the VM", file=sys.stderr)
 
 
 @app.command("import")

@@ -302,6 +302,11 @@ class Client:
         """Return a piece of an export's file. ``archive.export`` fetches it whole."""
         return self._fetch(f"/api/v1/exports/{_path(id)}/data?offset={offset}")
 
+    def export_firmware_state(self, id: str) -> Object:
+        """Return what firmware and TPM of an exported VM remembered; ``create_vm`` takes it. It is secret."""
+        found: Object = self.request("GET", f"/api/v1/exports/{_path(id)}/firmware-state")
+        return found
+
     def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
         """Return the end of what a VM printed on its serial line. It is the guest's: it may hold anything."""
         return self._fetch(f"/api/v1/vms/{_path(vm)}/console-log?bytes={bytes_max}")

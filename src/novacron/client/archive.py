@@ -7,6 +7,7 @@ distrusts them as it does every image.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from novacron.client.api import Client
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
@@ -34,6 +35,7 @@ RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocatio
 VMW = "{http://www.vmware.com/schema/ovf}"
 CPU, MEMORY, DISK_DRIVE = "3", "4", "17"
 
+T = TypeVar("T")
 Object = dict[str, Any]
 Told = Callable[[int, int], None]
 """Called with how many bytes are there, and how many there will be."""
@@ -69,7 +71,7 @@ def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = l
     done = client.wait("exports", begun["id"], lambda now: now is None or now["phase"] != "making", timeout_s)
     if done is None or done["phase"] != "ready":
         raise ArchiveError(f"VM {vm} was not exported: {done['error'] if done else 'its export is gone'}")
-    head = _head(done)
+    head = _head(client, done)
     if not part.exists() or part.stat().st_size < len(head):
         part.write_bytes(head)
     digest = hashlib.sha256()
@@ -80,7 +82,7 @@ def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = l
     have = part.stat().st_size - len(head)
     with part.open("ab") as opened:
         while have < done["size_bytes"]:
-            piece = _piece(client, done["id"], have)
+            piece = _patiently(functools.partial(client.export_data, done["id"], have))
             if not piece:
                 raise ArchiveError("its node has less of the export than it said")
             opened.write(piece)
@@ -111,8 +113,10 @@ def _go_on(client: Client, vm: str, part: Path) -> Object | None:
                 _beginning(part, first.offset_data + min(first.size, ABOUT_BYTES_MAX))[first.offset_data :]
             )
         found = client.get("exports", about["export"])
-        if found["phase"] == "ready" and _beginning(part, len(_head(found))) == _head(found):
-            return found
+        if found["phase"] == "ready":
+            head = _head(client, found)
+            if _beginning(part, len(head)) == head:
+                return found
     except (tarfile.TarError, ValueError, KeyError):
         pass
     except ApiError as error:
@@ -127,12 +131,14 @@ def _beginning(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
-def _head(done: Object) -> bytes:
+def _head(client: Client, done: Object) -> bytes:
     """Return how an archive begins, the same each time: ``vm.json``, and the header of the disk."""
+    remembered = _patiently(lambda: client.export_firmware_state(done["id"]))
     spec = {field: done["spec"][field] for field in CARRIED}
     about = {
         "format": FORMAT, "name": done["vm_name"], "spec": spec, "disk_bytes": done["disk_bytes"],
         "sha256": done["sha256"], "export": done["id"], "exported_at": done["created_at"],
+        "firmware_state": {field: state for field, state in remembered.items() if state is not None},
     }  # fmt: skip
     text = json.dumps(about, indent=2).encode() + b"\n"
     out = io.BytesIO()
@@ -146,10 +152,11 @@ def _head(done: Object) -> bytes:
     return body + member.tobuf(tarfile.PAX_FORMAT)
 
 
-def _piece(client: Client, id: str, offset: int) -> bytes:
+def _patiently(fetch: Callable[[], T]) -> T:
+    """Return what is fetched, from a node or a server that may just start again. Raises ApiError, Unreachable."""
     for again in range(RETRIES):
         try:
-            return client.export_data(id, offset)
+            return fetch()
         except Unreachable:
             if again == RETRIES - 1:
                 raise
@@ -195,6 +202,8 @@ def _own(file: Path, text: bytes, member: tarfile.TarInfo) -> Machine:
         if about["format"] != FORMAT:
             raise ArchiveError(f"{file} is of format {about['format']}, which is not known here; update this program")
         fields = {field: about["spec"][field] for field in CARRIED if field in about["spec"]}
+        if about.get("firmware_state"):  # of a format 1 that an earlier program wrote: it is not there
+            fields["firmware_state"] = about["firmware_state"]
         disk = Part(file, member.offset_data, member.size, "qcow2", str(about["sha256"]))
         return Machine(str(about["name"]), fields, disk)
     except (ValueError, KeyError, TypeError) as error:

@@ -20,6 +20,7 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
+from novacron.model.firmware_state import FirmwareState
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server import statements
@@ -162,6 +163,10 @@ class Link:
     async def read_export(self, node: str, export: str, offset: int, bytes_max: int) -> bytes:
         """Return a piece of an export. Raises Unavailable, InvalidInput."""
         return await self.ask(node, wire.ReadExport(export, offset, bytes_max), bytes)
+
+    async def read_firmware_state(self, node: str, export: str) -> FirmwareState:
+        """Return what firmware and TPM of an exported VM remembered. Raises Unavailable, InvalidInput."""
+        return await self.ask(node, wire.ReadFirmwareState(export), FirmwareState)
 
     async def remove_image(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image. Raises Unavailable, InvalidInput."""

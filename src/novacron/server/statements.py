@@ -70,7 +70,7 @@ async def statements(
         )
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted, vm.clone_of, attached.get(vm.id, ()),
+            wanted, vm.clone_of, attached.get(vm.id, ()), firmware_state=vm.firmware_state,
         )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():

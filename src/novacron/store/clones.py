@@ -38,8 +38,9 @@ async def create(
     )
     spec = msgspec.structs.replace(spec, **changes)
     seed = await vms.seed_of(connection, source.id)
+    begins = await vms.firmware_state_of(connection, source.id)
     of = CloneOf(source.id, source.name, linked)
-    clone = await vms.create(connection, name, spec, source.node, actor, seed, clone_of=of)
+    clone = await vms.create(connection, name, spec, source.node, actor, seed, clone_of=of, firmware_state=begins)
     await events.record(connection, "vm", source.id, source.name, "CloneAsked", f"clone {name}", actor)
     return clone
 

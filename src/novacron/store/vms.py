@@ -10,6 +10,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
+from novacron.model.firmware_state import FirmwareState
 from novacron.model.node import Load, holds, no_room, refusal, room
 from novacron.model.seed import Seed
 from novacron.model.vm import (
@@ -38,7 +39,7 @@ def _vm(row: Any) -> Vm:
 
 async def create(
     connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str, seed: Seed | None = None,
-    *, clone_of: CloneOf | None = None,
+    *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
 ) -> Vm:  # fmt: skip
     """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
     check_maxima(spec)
@@ -66,6 +67,10 @@ async def create(
         await connection.execute(
             "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(seed)
         )  # fmt: skip
+    if firmware_state is not None:
+        await connection.execute(
+            "INSERT INTO vm_firmware_states (vm, state) VALUES ($1, $2)", vm.id, msgspec.to_builtins(firmware_state)
+        )
     await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor)
     return vm
 
@@ -368,6 +373,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     seed: Seed | None
     resets: int
     clone_of: CloneOf | None
+    firmware_state: FirmwareState | None
 
 
 async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
@@ -375,8 +381,10 @@ async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
     rows = await connection.fetch(
         "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
         " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
-        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of"
-        " FROM vms LEFT JOIN vm_seeds ON vm = id WHERE node = $1",
+        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
+        " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
+        " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = id LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = id"
+        " WHERE node = $1",
         node,
     )
     return [msgspec.convert(dict(row), OwnedVm) for row in rows]
@@ -386,6 +394,12 @@ async def seed_of(connection: Connection, id: str) -> Seed | None:
     """Return the first-boot data of a VM, if it has any."""
     found = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
     return None if found is None else msgspec.convert(found, Seed)
+
+
+async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | None:
+    """Return what firmware and TPM of a VM began with, if that was given."""
+    found = await connection.fetchval("SELECT state FROM vm_firmware_states WHERE vm = $1", id)
+    return None if found is None else msgspec.convert(found, FirmwareState)
 
 
 async def epochs(connection: Connection, ids: list[str]) -> dict[str, tuple[int, bool]]:

@@ -6,6 +6,7 @@ import msgspec
 
 from novacron.model.console import ConsoleKind
 from novacron.model.export import ExportPhase
+from novacron.model.firmware_state import FirmwareState
 from novacron.model.image import ImportSpec
 from novacron.model.image import Phase as ImportPhase
 from novacron.model.migration import Kind, Policy, Progress, Side
@@ -307,6 +308,8 @@ class Assignment(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeAttached, ...] = ()
     hardware: Hardware | None = None
     """Of a guest that is to come here while it runs."""
+    firmware_state: FirmwareState | None = None
+    """What firmware and TPM of a VM that has not run yet begin with."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -478,7 +481,13 @@ class ReadExport(msgspec.Struct, frozen=True, tag=True):
     bytes_max: int
 
 
-Question = ReadExport | TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
+class ReadFirmwareState(msgspec.Struct, frozen=True, tag=True):
+    """What firmware and TPM of an exported VM remembered. The answer is a FirmwareState."""
+
+    id: str
+
+
+Question = ReadExport | ReadFirmwareState | TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
 
 
 class Ask(Message, frozen=True):
