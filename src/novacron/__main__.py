@@ -170,6 +170,7 @@ def agent(
 
 def _pools(given: list[str] | None, option: str) -> dict[str, Path]:
     from novacron.model.errors import InvalidInput
+    from novacron.model.limits import LOCAL_POOL
     from novacron.model.vm import check_name
 
     found = {}
@@ -181,7 +182,7 @@ def _pools(given: list[str] | None, option: str) -> dict[str, Path]:
             raise typer.BadParameter(error.detail, param_hint=option) from None
         if not Path(path).is_absolute() or not Path(path).is_dir():
             raise typer.BadParameter(f"{path!r} is no directory; write it like data=/srv/volumes", param_hint=option)
-        if name == "local" or name in found:
+        if name == LOCAL_POOL or name in found:
             raise typer.BadParameter(f"pool {name} is there already", param_hint=option)
         found[name] = Path(path)
     return found

@@ -9,7 +9,7 @@ import pytest
 from novacron.control.migration import plan
 from novacron.model.migration import Kind, Migration, Phase, Policy, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
-from novacron.model.node import refusal as why_not
+from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,11 +43,12 @@ def node(*, ready: bool = True, cordoned: bool = False) -> Node:
     ],
 )
 def test_a_refusal_says_why(where: Node, load: Load, spec: VmSpec, reason: str) -> None:
-    assert reason in str(why_not(where, load, spec))
+    assert reason in str(Fleet([where], {"n": load}).judge(Wish("vm", spec), "n").refusal)
 
 
 def test_a_node_with_room_takes_the_vm() -> None:
-    assert why_not(node(), Load(vcpus=63, memory_mib=3000), VmSpec(image="tiny", memory_mib=584)) is None
+    fleet = Fleet([node()], {"n": Load(vcpus=63, memory_mib=3000)})
+    assert fleet.judge(Wish("vm", VmSpec(image="tiny", memory_mib=584)), "n").refusal is None
 
 
 def migration(id: str, source: str, target: str, phase: Phase) -> Migration:

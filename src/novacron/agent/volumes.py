@@ -13,6 +13,7 @@ from pathlib import Path
 
 from novacron.agent.settings import Settings
 from novacron.disk.files import make_durable
+from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -38,7 +39,7 @@ class Pools:
         settings.volumes_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
 
     def _directory(self, name: str) -> Path:
-        if name == "local":
+        if name == limits.LOCAL_POOL:
             return self._settings.volumes_dir
         if name in self._settings.shared_pools:
             path = self._settings.shared_pools[name]
@@ -61,7 +62,7 @@ class Pools:
     def look(self) -> tuple[tuple[Pool, ...], list[str]]:
         """Return the pools that are there, and what is wrong with others."""
         found, wrong = [], []
-        for name in ("local", *self._settings.pools, *self._settings.shared_pools):
+        for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
             kind = PoolKind.SHARED if name in self._settings.shared_pools else PoolKind.LOCAL
             try:
                 stats = os.statvfs(self._directory(name))

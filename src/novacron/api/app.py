@@ -24,6 +24,7 @@ from novacron.api import (
     metrics,
     migrations,
     nodes,
+    placements,
     problems,
     snapshots,
     tokens,
@@ -47,6 +48,7 @@ def create_app(services: Services) -> Litestar:
     api = Router(
         "/api/v1",
         route_handlers=[
+            placements.router,
             vms.router,
             nodes.router,
             migrations.router,

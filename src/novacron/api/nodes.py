@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
+from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Node, NodeName
 from novacron.model.sharing import Rate, SiteName
@@ -34,6 +35,12 @@ class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
     """What is not given stays as it is; null takes the limit away."""
 
     site: SiteName | UnsetType = UNSET
+    zone: SiteName | UnsetType = UNSET
+    labels: Labels | UnsetType = UNSET
+    """All of them: what is not named is taken away."""
+    taints: Taints | UnsetType = UNSET
+    vcpu_overcommit: Overcommit | UnsetType = UNSET
+    memory_overcommit: Overcommit | UnsetType = UNSET
     migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
 
 

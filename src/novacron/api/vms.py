@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from novacron.api import console, exports, reply, snapshots
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
+from novacron.model.constraints import Placement
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import Migration, Policy
@@ -68,6 +69,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     disk_bytes_per_s: BytesPerS | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
+    placement: Placement = Placement()
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,6 +87,8 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     disk_mib: DiskMib | UnsetType = UNSET
     disk_iops: Iops | UnsetType | None = UNSET
     disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
+    placement: Placement | UnsetType = UNSET
+    """From its next move on; where it is it stays."""
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -154,8 +158,8 @@ async def show_vm(request: ApiRequest, ref: str, newer_than: int | None = None, 
     return await reply.one(request, "vm", ref, newer_than, timeout_s)
 
 
-@post("/", summary="Create a VM", status_code=201)
-async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
+def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
+    """Return what a VM that is to be created should be. Raises InvalidInput."""
     check_name(data.name)
     address = None if data.address is None else check_address(data.address)
     if all(
@@ -166,7 +170,12 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
             f"no node holds an image named {data.image!r}", field="image", hint="see: novacron image list"
         )
     given = {field: getattr(data, field) for field in data.__struct_fields__ if field in VmSpec.__struct_fields__}
-    spec = VmSpec(**{**given, "address": address})
+    return VmSpec(**{**given, "address": address})
+
+
+@post("/", summary="Create a VM", status_code=201)
+async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
+    spec = spec_of(request, data)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
 
     async def work(connection: Connection) -> Vm:

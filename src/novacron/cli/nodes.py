@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +49,10 @@ DETAILS: Columns = {
     "REASON": lambda n: n["status"]["reason"],
     "KERNEL": lambda n: has(n, "kernel"),
     "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
+    "ZONE": lambda n: n["spec"]["zone"],
+    "LABELS": lambda n: [f"{key}={value}" for key, value in n["spec"]["labels"].items()],
+    "TAINTS": lambda n: [f"{one['key']}={one['effect']}" for one in n["spec"]["taints"]],
+    "OVERCOMMIT": lambda n: f"vCPUs {n['spec']['vcpu_overcommit']:g}, memory {n['spec']['memory_overcommit']:g}",
     "BRIDGE": lambda n: has(n, "bridge"),
     "FOR MIGRATIONS": lambda n: output.rate(n["spec"]["migration_rate_bytes_per_s"]),
     "DWCP": lambda n: has(n, "dwcp_endpoint"),
@@ -90,19 +95,47 @@ def _set(node: str, action: str, out: Format) -> None:
 def set_(
     node: Node,
     site: Annotated[str | None, typer.Option(help="where it stands")] = None,
+    zone: Annotated[str | None, typer.Option(help="what of its site fails with it, such as a rack")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; KEY- takes it away; can be repeated")] = None,
+    taint: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY keeps VMs away that do not tolerate it, KEY=avoid if others have room; KEY- removes it"),
+    ] = None,
+    vcpu_overcommit: Annotated[float | None, typer.Option(help="vCPUs for each of its CPUs")] = None,
+    memory_overcommit: Annotated[float | None, typer.Option(help="memory for VMs, against what it has")] = None,
     migration_rate: Annotated[
         str | None, typer.Option(help="what migrations from and to it may use together, like 500Mbit; none: no limit")
     ] = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Say where a node stands, and what migrations may use of its network."""
-    changes: dict[str, Any] = {} if site is None else {"site": site}
+    """Say where a node stands, what it is for, and what migrations may use of its network."""
+    given = {
+        "site": site, "zone": zone, "vcpu_overcommit": vcpu_overcommit, "memory_overcommit": memory_overcommit,
+    }  # fmt: skip
+    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     if migration_rate is not None:
         changes["migration_rate_bytes_per_s"] = None if migration_rate == "none" else output.parse_rate(migration_rate)
-    if not changes:
-        raise typer.BadParameter("nothing to change: give --site or --migration-rate")
+    if not changes and not label and not taint:
+        raise typer.BadParameter("nothing to change: give an option")
     with output.errors():
-        output.fields(Client().configure_node(node, **changes), DETAILS, output_)
+        client = Client()
+        if label or taint:
+            spec = client.get("nodes", node)["spec"]
+            changes["labels"] = _changed(spec["labels"], label or (), "")
+            taints = _changed({one["key"]: one["effect"] for one in spec["taints"]}, taint or (), "no-schedule")
+            changes["taints"] = [{"key": key, "effect": effect} for key, effect in taints.items()]
+        output.fields(client.configure_node(node, **changes), DETAILS, output_)
+
+
+def _changed(has: dict[str, str], changes: Iterable[str], default: str) -> dict[str, str]:
+    found = dict(has)
+    for change in changes:
+        if change.endswith("-") and "=" not in change:
+            found.pop(change[:-1], None)
+        else:
+            key, _, value = change.partition("=")
+            found[key] = value or default
+    return found
 
 
 @app.command()

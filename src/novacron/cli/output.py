@@ -133,3 +133,14 @@ def errors() -> Iterator[None]:
         raise fail(str(error), EXIT_TIMEOUT) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def parse_labels(texts: Iterable[str]) -> dict[str, str]:
+    """Return labels given as KEY=VALUE. Raises typer.BadParameter."""
+    found = {}
+    for text in texts:
+        key, sep, value = text.partition("=")
+        if not sep:
+            raise typer.BadParameter(f"{text!r} is no label; write it like disk=ssd")
+        found[key] = value
+    return found

@@ -44,6 +44,20 @@ class WaitFor(StrEnum):
     AGENT = "agent"
 
 
+class Scope(StrEnum):
+    """Within what VMs of an anti-affinity group are not together."""
+
+    NODE = "node"
+    ZONE = "zone"
+    SITE = "site"
+
+
+RequireLabel = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE that its node must have as a label; can be repeated")
+]
+Tolerate = Annotated[list[str] | None, typer.Option(help="taint that does not keep it away; can be repeated")]
+
+
 class Create(TyperCommand):
     """Takes ``--wait=agent`` too: ``--wait`` alone is a flag, which Typer gives no value."""
 
@@ -64,6 +78,11 @@ def state(vm: Object) -> str:
     return f"{vm['status']['state']} (migrating)" if vm["migration"] else str(vm["status"]["state"])
 
 
+VERDICTS: Columns = {
+    "NODE": lambda v: v["node"],
+    "SCORE": lambda v: None if v["refusal"] else f"{v['score']:.2f}",
+    "WHY": lambda v: v["refusal"] or ", ".join(f"{name} {weight:+.2f}" for name, weight in v["weights"].items()),
+}
 COLUMNS: Columns = {
     "NAME": lambda vm: vm["name"],
     "STATE": state,
@@ -156,6 +175,13 @@ def create(
     firmware: Annotated[Firmware, typer.Option(help="what it boots with")] = Firmware.BIOS,
     tpm: Annotated[bool, typer.Option("--tpm", help="give it a TPM 2.0")] = False,
     display: Annotated[bool, typer.Option("--display/--no-display", help="give it a VGA display")] = True,
+    require_label: RequireLabel = None,
+    tolerate: Tolerate = None,
+    affinity: Annotated[str | None, typer.Option(help="group whose VMs are on one node")] = None,
+    anti_affinity: Annotated[str | None, typer.Option(help="group whose VMs are never together")] = None,
+    anti_affinity_scope: Annotated[Scope, typer.Option(help="within what they are not")] = Scope.NODE,
+    spread: Annotated[str | None, typer.Option(help="group whose VMs are spread over sites, zones and nodes")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say where it would be placed, and why")] = False,
     hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
     ssh_key: Annotated[
         list[Path] | None, typer.Option(help="file with public SSH keys, for cloud-init; can be repeated")
@@ -177,15 +203,37 @@ def create(
             "user_data": None if user_data is None else user_data.read_text(),
         }  # fmt: skip
         seed = {field: value for field, value in seed.items() if value is not None}
-        vm = client.create_vm(
-            name=name, image=image, vcpus=vcpus, memory_mib=memory, node=node, address=address,
-            power="running" if start else "stopped", restart=restart.value, protected=protect, disk_mib=disk,
-            vcpus_max=vcpus_max, memory_max_mib=memory_max, disk_iops=disk_iops, disk_bytes_per_s=disk_throughput,
-            start_order=start_order, firmware=firmware.value, tpm=tpm, display="vga" if display else "none",
-            cloud_init=seed or None,
-        )  # fmt: skip
+        fields = {
+            "name": name, "image": image, "vcpus": vcpus, "memory_mib": memory, "vcpus_max": vcpus_max,
+            "memory_max_mib": memory_max, "node": node, "address": address, "protected": protect,
+            "power": "running" if start else "stopped", "restart": restart.value, "start_order": start_order,
+            "disk_mib": disk, "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "tpm": tpm,
+            "firmware": firmware.value, "display": "vga" if display else "none", "cloud_init": seed or None,
+            "placement": _placement(require_label, tolerate, affinity, anti_affinity, anti_affinity_scope, spread),
+        }  # fmt: skip
+        if dry_run:
+            output.rows(client.foresee_placement(**fields), VERDICTS, output_)
+            return
+        vm = client.create_vm(**fields)
         wait = wait or wait_for is not None
         _finish(client, vm, ("running",) if start else ("stopped",), wait, timeout, output_, wait_for)
+
+
+@app.command()
+def placement(vm: Vm, output_: Output = Format.TABLE) -> None:
+    """Say of each node whether a VM could be moved there now, and what speaks for it."""
+    with output.errors():
+        output.rows(Client().placement(vm), VERDICTS, output_)
+
+
+def _placement(
+    labels: list[str] | None, tolerate: list[str] | None, affinity: str | None, anti_affinity: str | None,
+    scope: Scope, spread: str | None,
+) -> Object:  # fmt: skip
+    return {
+        "labels": output.parse_labels(labels or ()), "tolerations": tolerate or [], "affinity": affinity,
+        "anti_affinity": anti_affinity, "anti_affinity_scope": scope.value, "spread": spread,
+    }  # fmt: skip
 
 
 def _lines(path: Path) -> list[str]:

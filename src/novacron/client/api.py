@@ -170,6 +170,16 @@ class Client:
         ticket = self.act("vms", ref, "open-console", {"kind": kind})
         return Console(self.config.url.replace("https://", "wss://") + ticket["path"], self.config.ca)
 
+    def foresee_placement(self, **fields: Any) -> Sequence[Object]:
+        """Say where ``create_vm`` with these fields would place a VM: a verdict on each node, the best first."""
+        found: Sequence[Object] = self.request("POST", "/api/v1/placements", fields)["items"]
+        return found
+
+    def placement(self, ref: str) -> Sequence[Object]:
+        """Say where a VM could be moved now: a verdict on each node, the best first."""
+        found: Sequence[Object] = self.request("GET", f"/api/v1/vms/{_path(ref)}/placement")["items"]
+        return found
+
     def configure_vm(self, ref: str, **changes: Any) -> Object:
         """Change a VM's ``name``, ``vcpus``, ``memory_mib``, ``restart`` or ``protected``."""
         changed: Object = self.request("PATCH", f"/api/v1/vms/{_path(ref)}", changes)

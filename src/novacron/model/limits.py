@@ -15,8 +15,15 @@ REBOOT_S_MAX = 60.0
 STOP_TIMEOUT_S_MAX = 600
 STOP_TIMEOUT_S_DEFAULT = 15
 
-VCPU_OVERCOMMIT = 32
+VCPU_OVERCOMMIT_DEFAULT = 32
 """vCPUs placed for each logical CPU of a node."""
+OVERCOMMIT_MAX = 1000
+PAGES_LIKELY_KEPT_S = 24 * 3600
+"""How long a node that a VM has left is likely to hold pages of it."""
+LABELS_MAX = 64
+TAINTS_MAX = 32
+LOCAL_POOL = "local"
+"""The pool that every node has."""
 NODE_MEMORY_RESERVE_MIB = 512
 """Memory of a node that is never given to VMs."""
 

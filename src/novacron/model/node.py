@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
-from novacron.model.vm import NAME_PATTERN, Firmware, VmSpec
+from novacron.model.constraints import Labels, Overcommit, Taints
+from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
 NodeName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
@@ -68,6 +69,14 @@ class NodeSpec(msgspec.Struct, frozen=True):
     """Where it stands: links between sites have budgets."""
     migration_rate_bytes_per_s: int | None = None
     """What all migrations from and to the node may use together."""
+    zone: str = "default"
+    """What of its site fails with it, such as a rack."""
+    labels: Labels = {}
+    taints: Taints = ()
+    vcpu_overcommit: Overcommit = limits.VCPU_OVERCOMMIT_DEFAULT
+    """vCPUs placed for each logical CPU."""
+    memory_overcommit: Overcommit = 1.0
+    """Memory placed for each MiB that VMs may have: more than 1 needs swap, or guests that do not use theirs."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -95,40 +104,3 @@ def holds(node: Node, image: str) -> bool:
     """Say whether a node holds an image of this name."""
     inventory = node.status.inventory
     return inventory is not None and any(found.name == image for found in inventory.images)
-
-
-def refusal(node: Node, load: Load, vm: VmSpec, *, fetches: bool = False) -> str | None:
-    """Say why ``vm`` can't be placed on ``node`` that carries ``load``, or None if it can. A node that ``fetches`` may
-    lack the image."""
-    inventory = node.status.inventory
-    if not node.status.ready or inventory is None:
-        return f"node {node.name} is not ready: {node.status.reason}"
-    if node.spec.cordoned:
-        return f"node {node.name} is cordoned"
-    if not fetches and not holds(node, vm.image):
-        return f"node {node.name} does not hold image {vm.image}"
-    if vm.firmware not in inventory.firmware:
-        return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
-    if vm.tpm and not inventory.tpm:
-        return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
-    return no_room(node, load, vm)
-
-
-def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
-    """Say why ``vm`` would overfill ``node`` that carries ``load``, or None if it would not."""
-    inventory = node.status.inventory
-    if inventory is None:
-        return f"node {node.name} has not said what it has"
-    room_mib = inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB - load.memory_mib
-    if vm.memory_mib > room_mib:
-        return f"node {node.name} is full: {max(room_mib, 0)} MiB of memory free, {vm.memory_mib} MiB needed"
-    if vm.vcpus > inventory.cpus * limits.VCPU_OVERCOMMIT - load.vcpus:
-        return f"node {node.name} is full: {load.vcpus} vCPUs placed on {inventory.cpus} CPUs"
-    return None
-
-
-def room(node: Node, load: Load) -> float:
-    """Return the share of the node's memory that is free, 0 to 1: the weight for placement."""
-    if node.status.inventory is None:
-        return 0.0
-    return 1.0 - load.memory_mib / max(1, node.status.inventory.memory_mib)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.constraints import Placement
 from novacron.model.errors import InvalidInput
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -118,6 +119,7 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_iops: Iops | None = None
     """Reads and writes a second at most, of its disk."""
     disk_bytes_per_s: BytesPerS | None = None
+    placement: Placement = Placement()
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""

@@ -22,10 +22,11 @@ from novacron.model.migration import (
     migration_id,
     switches,
 )
-from novacron.model.node import Node, refusal, room
+from novacron.model.node import Node
+from novacron.model.placement import Verdict, Wish
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
-from novacron.store import events, nodes, snapshots, vms, volumes
+from novacron.store import events, fleet, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection
 
 MEGABYTE = 1_000_000
@@ -103,35 +104,52 @@ async def choose(connection: Connection, ref: str, target: str | None, if_match:
 
 
 async def _choose(connection: Connection, vm: Vm, target: str | None, taken: list[Volume]) -> str:
+    wish = Wish(vm.id, vm.spec, vm.node, been=await been(connection, vm.id))
     if target is not None:
         if target == vm.node:
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
         node = await nodes.get(connection, target, lock=True, field="target")
-        why = refusal(node, await nodes.load(connection, target), vm.spec) or _lacks(node, taken)
+        known = await fleet.load(connection, images_come=False)
+        why = known.judge(wish, node.name).refusal or _lacks(node, taken)
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
-    fits, reasons = [], []
-    for node in await nodes.all(connection, lock=True):
-        if node.name == vm.node:
-            continue
-        load = await nodes.load(connection, node.name)
-        why = refusal(node, load, vm.spec) or _lacks(node, taken)
-        if why is None:
-            fits.append((room(node, load), node.name))
-        else:
-            reasons.append(why)
-    if not fits:
+    known = await fleet.load(connection, lock=True, images_come=False)
+    lacking = {node.name: why for node in known.nodes.values() if (why := _lacks(node, taken)) is not None}
+    wish = wish._replace(elsewhere=lacking)
+    chosen = known.choose(wish)
+    if chosen is None:
+        others = [verdict for verdict in known.explain(wish) if verdict.node != vm.node]
         raise NoCapacity(
-            "no other node can take it: " + ("; ".join(reasons) or "there is none"),
+            "no other node can take it: " + (fleet.summary(others) if others else "there is none"),
             field="target",
             hint="see: novacron node list",
         )
-    return max(fits)[1]
+    return chosen
 
 
 def _lacks(node: Node, taken: list[Volume]) -> str | None:
     return next((why for volume in taken if (why := volumes.unreachable(node, volume)) is not None), None)
+
+
+async def explain(connection: Connection, ref: str) -> list[Verdict]:
+    """Say of each node whether the VM could be moved there now. Raises NotFound."""
+    vm = await vms.get(connection, ref)
+    known = await fleet.load(connection, images_come=False)
+    taken = await volumes.of_vm(connection, vm.id)
+    lacking = {node.name: why for node in known.nodes.values() if (why := _lacks(node, taken)) is not None}
+    return known.explain(Wish(vm.id, vm.spec, vm.node, lacking, await been(connection, vm.id)))
+
+
+async def been(connection: Connection, vm: str) -> frozenset[str]:
+    """Return the nodes that a VM has left lately: they may hold pages of its memory."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT source FROM migrations WHERE vm = $1 AND phase = 'completed'"
+        " AND finished_at > now() - make_interval(secs => $2)",
+        vm,
+        limits.PAGES_LIKELY_KEPT_S,
+    )
+    return frozenset(row["source"] for row in rows)
 
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:

@@ -146,11 +146,9 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
         "UPDATE nodes SET spec = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(spec)
     )
     if (spec.cordoned, spec.draining) == (node.spec.cordoned, node.spec.draining):
-        rate = spec.migration_rate_bytes_per_s
-        what = "no limit" if rate is None else f"{rate * 8 / 1e6:g} Mbit/s"
-        await events.record(
-            connection, "node", name, name, "Configured", f"site {spec.site}, {what} for migrations", actor
-        )
+        was, is_ = msgspec.to_builtins(node.spec), msgspec.to_builtins(spec)
+        changed = ", ".join(f"{field} {was[field]} to {value}" for field, value in is_.items() if value != was[field])
+        await events.record(connection, "node", name, name, "Configured", changed[:500], actor)
     else:
         word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
         await events.record(connection, "node", name, name, word.capitalize(), f"{word} on request", actor)

@@ -11,7 +11,8 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
 from novacron.model.firmware_state import FirmwareState
-from novacron.model.node import Load, holds, no_room, refusal, room
+from novacron.model.node import Load
+from novacron.model.placement import no_room
 from novacron.model.seed import Seed
 from novacron.model.vm import (
     ALLOWED_IN,
@@ -26,7 +27,7 @@ from novacron.model.vm import (
     VmStatus,
     vm_id,
 )
-from novacron.store import events, nodes
+from novacron.store import events, fleet, nodes
 from novacron.store.database import Connection
 
 DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
@@ -46,7 +47,7 @@ async def create(
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
     if node is not None:
-        await _check_room(connection, node, spec)
+        await fleet.check(connection, node, spec)
     try:
         row = await connection.fetchrow(
             "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of) VALUES ($1, $2, $3, $4, $5, $6, $7)"
@@ -73,15 +74,6 @@ async def create(
         )
     await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor)
     return vm
-
-
-async def _check_room(connection: Connection, name: str, spec: VmSpec) -> None:
-    every = await nodes.all(connection)
-    node = await nodes.get(connection, name, lock=True, field="node")
-    fetches = any(holds(other, spec.image) for other in every)
-    why = refusal(node, await nodes.load(connection, name), spec, fetches=fetches)
-    if why is not None:
-        raise NoCapacity(why, field="node", hint="see: novacron node list")
 
 
 async def get(connection: Connection, ref: str, *, lock: bool = False) -> Vm:
@@ -321,42 +313,6 @@ async def made_of(connection: Connection, image: str, node: str | None) -> list[
         image, node,
     )  # fmt: skip
     return [row["name"] for row in rows]
-
-
-async def unplaced(connection: Connection, limit: int) -> list[Vm]:
-    """Return VMs that wait for a node, oldest first."""
-    rows = await connection.fetch(
-        "SELECT * FROM vms WHERE node IS NULL AND NOT deleting ORDER BY created_at LIMIT $1", limit
-    )
-    return [_vm(row) for row in rows]
-
-
-async def place(connection: Connection, id: str) -> str | None:
-    """Give the VM to the node with most room; if none can take it, say why in its status. Return the node."""
-    vm = await get(connection, id, lock=True)
-    if vm.node is not None or vm.deleting:
-        return vm.node
-    candidates = []
-    reasons = []
-    every = await nodes.all(connection, lock=True)
-    fetches = any(holds(node, vm.spec.image) and node.status.ready for node in every)
-    for node in every:
-        load = await nodes.load(connection, node.name)
-        why = refusal(node, load, vm.spec, fetches=fetches)
-        if why is None:
-            candidates.append((holds(node, vm.spec.image), room(node, load), node.name))
-        else:
-            reasons.append(why)
-    if not candidates:
-        status = VmStatus(reason="; ".join(reasons)[:500] or "there are no nodes")
-        if status != vm.status:
-            await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", id, msgspec.to_builtins(status))
-            await events.record(connection, "vm", id, vm.name, "Unplaced", status.reason)
-        return None
-    chosen = max(candidates)[2]
-    await connection.execute("UPDATE vms SET node = $2, epoch = 1 WHERE id = $1", id, chosen)
-    await events.record(connection, "vm", id, vm.name, "Placed", f"placed on {chosen}")
-    return chosen
 
 
 class OwnedVm(msgspec.Struct, frozen=True):

@@ -1,0 +1,36 @@
+"""Routes that say where a VM would go, and why not elsewhere: nothing is changed."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Response, Router, get, post
+
+from novacron.api import reply
+from novacron.api.context import ApiRequest, services
+from novacron.api.vms import CreateVm, spec_of
+from novacron.model.placement import Verdict, Wish
+from novacron.store import fleet, migrations
+
+
+class Foreseen(msgspec.Struct):
+    """What is said of each node: the best first, those that can't take the VM last."""
+
+    items: list[Verdict]
+
+
+@post("/placements", summary="Say where a VM would be placed, without creating it", status_code=200)
+async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[Foreseen]:
+    spec = spec_of(request, data)
+    async with services(request).database.connection() as connection:
+        found = (await fleet.load(connection)).explain(Wish("", spec))
+    return Response(Foreseen([verdict for verdict in found if data.node in (None, verdict.node)]))
+
+
+@get("/vms/{ref:str}/placement", summary="Say where a VM could be moved now")
+async def placement(request: ApiRequest, ref: str) -> Response[Foreseen]:
+    ref = reply.check_ref("VM", ref)
+    async with services(request).database.connection() as connection:
+        return Response(Foreseen(await migrations.explain(connection, ref)))
+
+
+router = Router("/", route_handlers=[foresee_placement, placement], tags=["vms"])

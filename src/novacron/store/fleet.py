@@ -1,0 +1,81 @@
+"""All nodes with what is on them, as placement sees them, and VMs that wait for a node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from novacron.model.errors import NoCapacity
+from novacron.model.node import Load
+from novacron.model.placement import Fleet, Member, Verdict, Wish
+from novacron.model.vm import VmSpec, VmStatus
+from novacron.store import events, nodes
+from novacron.store.database import Connection
+
+REASON_LENGTH_MAX = 500
+
+PLACED = """
+    SELECT id, node, spec FROM vms WHERE node IS NOT NULL
+    UNION ALL SELECT v.id, m.target, v.spec FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
+"""
+"""VMs and their nodes; one that is on its way counts at both."""
+
+
+async def load(connection: Connection, *, lock: bool = False, images_come: bool = True) -> Fleet:
+    """Return all nodes and what is placed on them, as it stays while they are locked."""
+    every = await nodes.all(connection, lock=lock)
+    rows = await connection.fetch(
+        f"SELECT node, sum((spec ->> 'vcpus')::bigint)::bigint AS vcpus,"
+        f" sum((spec ->> 'memory_mib')::bigint)::bigint AS memory_mib FROM ({PLACED}) placed GROUP BY node"
+    )
+    grouped = await connection.fetch(
+        f"SELECT id, node, spec FROM ({PLACED}) placed WHERE spec -> 'placement' ->> 'affinity' IS NOT NULL"
+        " OR spec -> 'placement' ->> 'anti_affinity' IS NOT NULL OR spec -> 'placement' ->> 'spread' IS NOT NULL"
+    )
+    return Fleet(
+        every,
+        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in rows},
+        [Member(row["id"], row["node"], msgspec.convert(row["spec"], VmSpec)) for row in grouped],
+        images_come=images_come,
+    )
+
+
+async def check(connection: Connection, name: str, spec: VmSpec) -> None:
+    """Lock a node and raise unless a new VM has room there. Raises NotFound, NoCapacity."""
+    await nodes.get(connection, name, lock=True, field="node")
+    verdict = (await load(connection)).judge(Wish("", spec), name)
+    if verdict.refusal is not None:
+        raise NoCapacity(verdict.refusal, field="node", hint="see: novacron node list")
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Say in a sentence or two why no node can take a VM."""
+    reasons = [verdict.refusal for verdict in verdicts if verdict.refusal is not None]
+    text = "; ".join(reasons)
+    if len(text) > REASON_LENGTH_MAX:
+        text = f"{len(reasons)} nodes can't take it: {text[: REASON_LENGTH_MAX - 60]}..."
+    return text or "there are no nodes"
+
+
+async def place_waiting(connection: Connection, limit: int) -> None:
+    """Give each VM that waits for a node, oldest first, the best one; say in its status why none can take it."""
+    waiting = await connection.fetch(
+        "SELECT id, name, spec, status FROM vms WHERE node IS NULL AND NOT deleting"
+        " ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED",
+        limit,
+    )
+    if not waiting:
+        return
+    fleet = await load(connection, lock=True)
+    for row in waiting:
+        wish = Wish(row["id"], msgspec.convert(row["spec"], VmSpec))
+        chosen = fleet.place(wish)
+        if chosen is not None:
+            await connection.execute("UPDATE vms SET node = $2, epoch = 1 WHERE id = $1", row["id"], chosen)
+            await events.record(connection, "vm", row["id"], row["name"], "Placed", f"placed on {chosen}")
+            continue
+        status = VmStatus(reason=summary(fleet.explain(wish)))
+        if msgspec.to_builtins(status) != row["status"]:
+            await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", row["id"], msgspec.to_builtins(status))
+            await events.record(connection, "vm", row["id"], row["name"], "Unplaced", status.reason)
