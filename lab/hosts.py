@@ -243,7 +243,7 @@ address add {GUEST_NETWORK}.{host.number}/24 dev {BRIDGE}
         self._end(self._relays.pop(host.name))
 
     def mend_management(self, host: Host, ports: tuple[int, ...]) -> None:
-        if host.netns is not None:
+        if host.netns is not None and host.name not in self._relays:
             relay = self._spawn([sys.executable, "-m", "lab.relay", host.netns, *(str(port) for port in ports)])
             self._processes.remove(relay)
             self._relays[host.name] = relay

@@ -92,8 +92,10 @@ class Service:
         self._arguments = [*prefix, sys.executable, "-m", "novacron", *arguments]
         self._env = {**os.environ, **env}
         self.process: subprocess.Popen[bytes] | None = None
+        self.started_at = 0.0
 
     def start(self, *more: str) -> None:
+        self.started_at = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._arguments, *more],

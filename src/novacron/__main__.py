@@ -79,6 +79,9 @@ def server(
     port: Annotated[int, typer.Option(help="port of the API")] = 7443,
     link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444,
     advertise: Advertise = None,
+    fence: Annotated[
+        Path | None, typer.Option(help="program that cuts off the node that it is given, when that has failed")
+    ] = None,
 ) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
     from novacron.local.postgres import Postgres
@@ -91,7 +94,7 @@ def server(
         postgres = Postgres(state.parent / "postgres")
         database = postgres.start()
     try:
-        run(Settings(database, state, host, port, link_port, advertise, config_path()))
+        run(Settings(database, state, host, port, link_port, advertise, fence, config_path()))
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

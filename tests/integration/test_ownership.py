@@ -32,7 +32,7 @@ from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Invento
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.server.statements import statements
-from novacron.store import migrations, nodes, vms
+from novacron.store import leases, migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -197,7 +197,7 @@ class Ownership(RuleBasedStateMachine):
 
     async def _renew(self, connection: Connection) -> None:
         for name in HOSTS:
-            await nodes.renew(connection, name)
+            await leases.begin(connection, name)
 
     # the network: what is delivered is chosen freely, kept or dropped afterwards; what never is chosen is lost
 

@@ -35,7 +35,8 @@ def node(
     inventory = Inventory(
         cpus=cpus, memory_mib=memory_mib, architecture="x86_64", kernel="6.1", qemu_version="7.2",
         accelerator=Accelerator(AcceleratorKind.TCG, ""), images=(ImageInfo(image, "0" * 64, 1, "kernel"),),
-        bridge=None, dwcp_endpoint="", agent_version="0", pools=(Pool("local", PoolKind.LOCAL, 1000, int(free * 1000)),),
+        bridge=None, dwcp_endpoint="", agent_version="0",
+        pools=(Pool("local", PoolKind.LOCAL, 1000, int(free * 1000)),),
     )  # fmt: skip
     return Node(name, NodeSpec(**spec), NodeStatus(True, "", inventory), 1, NOW)
 

@@ -32,14 +32,17 @@ class Link:
         hello: Callable[[], wire.Hello],
         receive: Callable[[wire.Message], Awaitable[None]],
         lost: Callable[[], None],
+        beat: Callable[[], wire.Heartbeat],
         renewed: Callable[[], None],
     ) -> None:
         self._identity = identity
         self._hello = hello
         self._receive = receive
         self._lost = lost
+        self._beat_now = beat
         self._renewed = renewed
         self._queue: asyncio.Queue[wire.Message] | None = None
+        self._socket: ClientConnection | None = None
 
     def send(self, message: wire.Message) -> None:
         """Queue a message; without a connection it is dropped, for the next one begins with everything."""
@@ -56,6 +59,11 @@ class Link:
         while self._queue is not None and self._queue.qsize() >= BULK_MAX:  # noqa: ASYNC110 (no event tells)
             await asyncio.sleep(BULK_LOOK_S)
         self.send(message)
+
+    def restart(self) -> None:
+        """Drop the connection, and with it all that was said on it; the next one begins with everything."""
+        if self._socket is not None:
+            self._socket.transport.abort()
 
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
@@ -78,13 +86,14 @@ class Link:
                     await self._serve(socket)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
                 log.warning("the link is down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 1))
-            self._queue = None
+            self._queue = self._socket = None
             self._lost()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (spreads the reconnects)
             pause_s = min(pause_s * 2, RETRY_S_MAX)
 
     async def _serve(self, socket: ClientConnection) -> None:
         queue = self._queue = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        self._socket = socket
         await socket.send(wire.encoder.encode(self._hello()))
         tasks = [
             asyncio.create_task(self._write(socket, queue)),
@@ -122,5 +131,5 @@ class Link:
                 if csr is not None:
                     self.send(wire.RenewCertificate(csr))
             beats += 1
+            self.send(self._beat_now())
             await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)
-            self.send(wire.Heartbeat())

@@ -64,6 +64,8 @@ class Machine:
         """Held while its disk is copied or shared: by one at a time, and always before the worker's own lock."""
         self.stood_still_s = self._stopped_at = 0.0
         """For how long the guest last did."""
+        self.kept = False
+        """Its QEMU ends with this node's lease."""
         self._tpm: asyncio.Task[None] | None = None
         self.guest_listens = False
         """A guest agent has opened its port."""
@@ -95,6 +97,7 @@ class Machine:
         self.pid = await asyncio.to_thread(process.find, self.directory)
         if self.pid is None:
             return False
+        self.kept = process.is_kept(self.pid)
         await self._attach()
         return True
 
@@ -224,9 +227,12 @@ class Machine:
                 shared=() if image.disk is None else tuple(read(path) for path in self.home.shared()),
             )
             arguments = command.command(config, incoming=incoming)
+            kept = spec.ha
             if uid is not None:
-                arguments = confine.confined(arguments, confine.account(uid, kind))
-            self.pid = process.spawn(arguments, self.directory, descriptors)
+                arguments = confine.confined(arguments, confine.account(uid, kind), dies_with_parent=kept)
+            lease = self._settings.lease_path if kept else None
+            self.pid = process.spawn(arguments, self.directory, descriptors, lease=lease)
+            self.kept = kept
         self._bound(spec, kind)
 
     def _bound(self, spec: VmSpec, kind: AcceleratorKind) -> None:

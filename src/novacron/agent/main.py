@@ -24,8 +24,11 @@ from novacron.agent.exports import Exports
 from novacron.agent.identity import Identity
 from novacron.agent.imports import Imports
 from novacron.agent.journal import Journal, Record
+from novacron.agent.lease import NodeLease
 from novacron.agent.link import Link
+from novacron.agent.loads import Loads
 from novacron.agent.pages import Neighbour, Pages
+from novacron.agent.peers import Peers
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools, Volumes
@@ -46,6 +49,7 @@ log = logs.get(__name__)
 
 IMAGES_CHECK_S = 5.0
 CONSOLE_LOGS_CHECK_S = 2.0
+LOADS_S = 30.0
 PROBES_MAX = 4
 COPIES_MAX = 4
 ASIDE_MAX = 32
@@ -91,7 +95,8 @@ class Agent:
         self._host = host
         self._workers: dict[str, Worker] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._link = Link(identity, self._hello, self._receive, self._lost, renewed)
+        self._peers = Peers(settings.state_dir / "peers.json", identity.name, host.pool, host.lease, self._lease_over)
+        self._link = Link(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
         self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
         self._questions = _Few(QUESTIONS_MAX)
@@ -105,6 +110,7 @@ class Agent:
         host.neighbours = self._neighbours
         host.worker = self._workers.get
         host.listener.on_knock = self._knocked
+        host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
 
     async def run(self) -> None:
         """Work until cancelled. VMs go on running afterwards."""
@@ -114,11 +120,13 @@ class Agent:
                 if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
                     self._add(vm, record)
             tasks.create_task(self._link.run(), name="link")
+            tasks.create_task(self._peers.run(), name="peers")
             if self._settings.bridge is not None:
                 tasks.create_task(asyncio.to_thread(tap.load), name="network")
             tasks.create_task(self._watch_images(), name="images")
             tasks.create_task(self._volumes.run(), name="volumes")
             tasks.create_task(self._watch_console_logs(), name="console-logs")
+            tasks.create_task(self._measure(), name="loads")
             self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
@@ -150,9 +158,16 @@ class Agent:
             worker.is_knocked(session, peer)
 
     def _hello(self) -> wire.Hello:
+        self._host.lease.rule.connected()
         for worker in self._workers.values():
             worker.resync()
         return wire.Hello(wire.PROTOCOL, self._inventory, tuple(self._workers))
+
+    def _lease_over(self) -> None:
+        """What was said before may not be true any more: highly available VMs are others' until we are told again."""
+        for worker in self._workers.values():
+            worker.lease_is_over()
+        self._link.restart()
 
     def _lost(self) -> None:
         self._consoles.close_all()
@@ -169,6 +184,10 @@ class Agent:
                 told = {statement.vm for statement in statements}
                 for vm in self._workers.keys() - told:
                     log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
+            case wire.Beaten(number=number):
+                self._host.lease.beaten(number)
+            case wire.Peers():
+                self._peers.tell(message)
             case wire.Imports(imports=imports):
                 assert self._tasks is not None
                 self._imports.tell(imports, self._tasks)
@@ -268,6 +287,16 @@ class Agent:
             except OSError as error:
                 log.warning("can't see which images are used", error=str(error))
 
+    async def _measure(self) -> None:
+        """Tell the server what VMs use of the processors."""
+        loads = Loads()
+        while True:
+            running = [(vm, worker.machine.pid) for vm, worker in self._workers.items()]
+            found = loads.look((vm, pid) for vm, pid in running if pid is not None)
+            if found:
+                self._link.send(wire.Measured(tuple(found)))
+            await asyncio.sleep(LOADS_S)
+
     async def _watch_console_logs(self) -> None:
         """Keep what guests print within limits, however fast they do."""
         while True:
@@ -322,6 +351,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             aside=lambda work: work.close(),
             pools=pools,
             turns=Turns(STARTS_AT_ONCE),
+            lease=NodeLease(settings.lease_path),
             send=lambda _: None,
         )
         try:

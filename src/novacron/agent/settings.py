@@ -45,6 +45,10 @@ class Settings(msgspec.Struct, frozen=True):
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
     @property
+    def lease_path(self) -> Path:
+        return self.state_dir / "lease"
+
+    @property
     def imports_dir(self) -> Path:
         return self.imports or self.images_dir.parent / "imports"
 

@@ -59,6 +59,8 @@ class Taking:
         if image is None:
             send(wire.MigrationFailed(task.migration, f"this node holds no image {wanted.spec.image}"))
             return
+        if not wanted.spec.own_disk:
+            image = image.without_disk()
         cold = task.kind is Kind.COLD
         if cold and not disks.keeps_files(wanted.spec, image):
             self._begin(task, wanted)

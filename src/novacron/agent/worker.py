@@ -21,6 +21,7 @@ from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
+from novacron.agent.lease import NodeLease
 from novacron.agent.machine import Machine, MachineFailed
 from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
@@ -74,6 +75,7 @@ class Host(msgspec.Struct):
     pools: Pools
     turns: Turns
     """Of VMs that start."""
+    lease: NodeLease
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -147,6 +149,11 @@ class Worker:
     def is_knocked(self, session: str, peer: str) -> None:
         """A node would begin a session with this one that is not expected."""
         self._taking.is_knocked(session, peer)
+
+    def lease_is_over(self) -> None:
+        """A VM that may be started elsewhere now is left alone here until the server says again whose it is."""
+        if self._assignment is not None and self._assignment.spec.ha:
+            self.statement = None
 
     def wake(self) -> None:
         """Something has changed: look again."""
@@ -429,6 +436,9 @@ class Worker:
             self.host.send(wire.ImageMissing(wanted.spec.image))
             self.report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
             return RETRY_S
+        if wanted.spec.ha and not self.host.lease.valid():
+            self.report(VmState.STARTING, "waits for this node's lease")
+            return RETRY_S
         image = self.image()
         self.report(VmState.STARTING)
         self.expected_exit = False
@@ -456,7 +466,7 @@ class Worker:
         image = self.host.images.get(name)
         if image is None:
             raise MachineFailed(f"this node does not hold image {name}")
-        return image
+        return image if self._assignment.spec.own_disk else image.without_disk()
 
     def image_name(self) -> str | None:
         """Return of which image the VM is, as far as this node has been told."""
@@ -507,7 +517,8 @@ class Worker:
         self._giving.on_event(name, data)
         if name in ("RESET", "EXIT"):
             self._resetting_at = None
-        if name == "EXIT" and not self.expected_exit and self.record.held.claim is Claim.OWNER:
+        lost = self.machine.kept and not self.host.lease.valid()
+        if name == "EXIT" and not self.expected_exit and not lost and self.record.held.claim is Claim.OWNER:
             self._count_crash(f"QEMU ended by itself: {self.machine.last_words()}")
         self._wake.set()
 
@@ -526,6 +537,11 @@ class Worker:
             log.error("a crash can't be written down", vm=self.vm, error=str(error))
         log.warning("a VM crashed", vm=self.vm, what=what, crashes=self.record.crashes)
 
+    def _is_kept(self) -> bool:
+        if self.machine.pid is not None:
+            return self.machine.kept
+        return self._assignment is not None and self._assignment.spec.ha
+
     def report(self, state: VmState, reason: str = "") -> None:
         """Tell the server how the VM is, unless that is what it was told last."""
         status = VmStatus(
@@ -540,6 +556,7 @@ class Worker:
             resets=self.record.resets,
             guest=self.guest.known,
             hardware=self.machine.hardware,
+            kept=self._is_kept(),
         )
         # With the epoch: the server does not take what is said at an earlier one.
         report = wire.Observed(self.vm, self.record.held.epoch, status)

@@ -15,6 +15,7 @@ from novacron import __version__
 from novacron.api import (
     bodies,
     console,
+    drains,
     events,
     exports,
     health,
@@ -26,6 +27,7 @@ from novacron.api import (
     nodes,
     placements,
     problems,
+    rebalancing,
     snapshots,
     tokens,
     vms,
@@ -49,6 +51,8 @@ def create_app(services: Services) -> Litestar:
         "/api/v1",
         route_handlers=[
             placements.router,
+            rebalancing.router,
+            drains.router,
             vms.router,
             nodes.router,
             migrations.router,

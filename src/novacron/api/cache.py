@@ -18,7 +18,7 @@ from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
 
-PUBLIC = ("vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export")
+PUBLIC = ("vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain")
 NAMED = ("vm", "volume")
 SUBSCRIBER_QUEUE_MAX = 10_000
 

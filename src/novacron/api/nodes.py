@@ -13,6 +13,7 @@ from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
+from novacron.model.drain import DrainPolicy
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Node, NodeName
 from novacron.model.sharing import Rate, SiteName
@@ -42,6 +43,18 @@ class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
     vcpu_overcommit: Overcommit | UnsetType = UNSET
     memory_overcommit: Overcommit | UnsetType = UNSET
     migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
+
+
+class DrainNode(msgspec.Struct, forbid_unknown_fields=True):
+    """What to do with guests that write faster than the link takes it."""
+
+    policy: DrainPolicy = DrainPolicy.THROTTLE
+
+
+class Uncordon(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether the VMs that the node's last drain has moved away come back."""
+
+    bring_back: bool = False
 
 
 class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,13 +104,25 @@ async def cordon(request: ApiRequest, name: str) -> Response[Node]:
 
 
 @post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
-async def uncordon(request: ApiRequest, name: str) -> Response[Node]:
-    return await _set(request, name, cordoned=False, draining=False)
+async def uncordon(request: ApiRequest, name: str, data: Uncordon | None = None) -> Response[Node]:
+    name, revision = reply.check_ref("node", name), reply.if_match(request)
+    bring_back = data is not None and data.bring_back
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.uncordon(connection, name, revision, request.user.name, bring_back=bring_back)
+
+    return await reply.write(request, work)
 
 
 @post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
-async def drain(request: ApiRequest, name: str) -> Response[Node]:
-    return await _set(request, name, 202, cordoned=True, draining=True)
+async def drain(request: ApiRequest, name: str, data: DrainNode | None = None) -> Response[Node]:
+    name, revision = reply.check_ref("node", name), reply.if_match(request)
+    policy = DrainPolicy.THROTTLE if data is None else data.policy
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.drain(connection, name, policy, revision, request.user.name)
+
+    return await reply.write(request, work, status=202)
 
 
 @patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)

@@ -25,6 +25,7 @@ from novacron.model.vm import (
     DiskMib,
     Display,
     Firmware,
+    HaPriority,
     Iops,
     MemoryMib,
     Name,
@@ -70,6 +71,9 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
     placement: Placement = Placement()
+    ha: bool = False
+    ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
+    own_disk: bool = True
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,6 +93,8 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
     placement: Placement | UnsetType = UNSET
     """From its next move on; where it is it stays."""
+    ha: bool | UnsetType = UNSET
+    ha_priority: HaPriority | UnsetType = UNSET
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):

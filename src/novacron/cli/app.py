@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron import __version__
-from novacron.cli import events, images, links, migrations, nodes, snapshots, tokens, vms, volumes
+from novacron.cli import events, images, links, migrations, nodes, rebalance, sites, snapshots, tokens, vms, volumes
 
 app = typer.Typer(
     name="novacron",
@@ -20,6 +20,8 @@ app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
 app.add_typer(nodes.app, name="node")
+app.add_typer(sites.app, name="site")
+app.add_typer(rebalance.app, name="rebalance")
 app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")
 app.add_typer(images.app, name="image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,20 @@ from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Look at the hosts that run VMs, and empty them.")
 
+
+class DrainPolicy(StrEnum):
+    """What to do with a guest that writes faster than the link takes it."""
+
+    THROTTLE = "throttle"
+    POST_COPY = "post-copy"
+    LEAVE = "leave"
+
+
+Policy = Annotated[
+    DrainPolicy,
+    typer.Option(help="when a guest writes too fast: slow it down, move it before its memory, or leave it and say so"),
+]
+BringBack = Annotated[bool, typer.Option("--bring-back", help="get back the VMs that its last drain has moved away")]
 Node = Annotated[str, typer.Argument(help="name of the node", show_default=False)]
 
 
@@ -59,6 +74,18 @@ DETAILS: Columns = {
     "AGENT": lambda n: has(n, "agent_version"),
     "MISSING": lambda n: has(n, "missing"),
     "REVISION": lambda n: n["revision"],
+}
+
+
+DRAINS: Columns = {
+    "NODE": lambda d: d["node"],
+    "PHASE": lambda d: d["phase"],
+    "POLICY": lambda d: d["policy"],
+    "MOVED": lambda d: f"{len(d['moved'])} of {d['total']}",
+    "MOVING": lambda d: len(d["moving"]),
+    "LEFT": lambda d: None if d["estimate_s"] is None or d["finished_at"] else f"about {d['estimate_s']:.0f} s",
+    "STAYS": lambda d: [f"{one['vm_name']}: {one['why']}" for one in d["stays"]],
+    "AGE": lambda d: output.age(d["created_at"]),
 }
 
 
@@ -145,37 +172,98 @@ def cordon(node: Node, output_: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def uncordon(node: Node, output_: Output = Format.TABLE) -> None:
+def uncordon(
+    node: Node,
+    bring_back: BringBack = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until they are back")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
+    output_: Output = Format.TABLE,
+) -> None:
     """Place VMs on a node again, and end its draining."""
-    _set(node, "uncordon", output_)
+    with output.errors():
+        client = Client()
+        found = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
+        if bring_back and wait:
+            follow_back(client, [node], timeout)
+        if output_ is Format.JSON:
+            output.show_json(found)
+        else:
+            print(f"{node}: {state(found)}")
 
 
 @app.command()
 def drain(
     node: Node,
+    policy: Policy = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Move every VM away from a node and place nothing new there."""
+    """Move every VM away from a node and place nothing new there. No VM is stopped for it."""
     with output.errors():
         client = Client()
-        found = client.act("nodes", node, "drain")
-        deadline, last = time.monotonic() + timeout, -1
-        while wait:
-            left = list(client.list("vms", node=node))
-            if not left:
-                break
-            if len(left) != last:
-                last = len(left)
-                typer.echo(f"{node}: {last} to go: {', '.join(vm['name'] for vm in left[:8])}", err=True)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{last} VMs are still on {node}; draining goes on\nsee why: novacron events")
-            time.sleep(0.5)
+        found = client.act("nodes", node, "drain", {"policy": policy.value})
+        if wait:
+            follow(client, [node], timeout)
         if output_ is Format.JSON:
             output.show_json(found)
         else:
             print(f"{node}: {'empty and cordoned' if wait else state(found)}")
+
+
+@app.command()
+def drains(
+    node: Annotated[str | None, typer.Option(help="only of this node")] = None, output_: Output = Format.TABLE
+) -> None:
+    """List drains, newest first: how far each is, and which VMs stay."""
+    with output.errors():
+        filters = {"node": node} if node else {}
+        output.rows(Client().list("drains", limit=50, **filters), DRAINS, output_)
+
+
+def follow(client: Client, names: list[str], timeout_s: float) -> None:
+    """Say how far drains of nodes are until these are empty, or all that is left has been given up.
+
+    Raises TimeoutError.
+    """
+    deadline, last = time.monotonic() + timeout_s, ""
+    while True:
+        found = [one for name in names if (one := _latest(client, name)) is not None]
+        going = [one for one in found if one["phase"] == "draining"]
+        text = "; ".join(_told(one) for one in going)
+        if text != last and text:
+            typer.echo(text, err=True)
+            last = text
+        if not going:
+            return
+        stuck = [one for one in going if not one["moving"] and len(one["stays"]) == one["total"] - len(one["moved"])]
+        if stuck == going and all(set(one["given_up"]) >= {vm["vm"] for vm in one["stays"]} for one in going):
+            raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
+        if time.monotonic() > deadline:
+            left = sum(one["total"] - len(one["moved"]) for one in going)
+            raise TimeoutError(f"{left} VMs are still on {', '.join(one['node'] for one in going)}; draining goes on")
+        time.sleep(0.5)
+
+
+def follow_back(client: Client, names: list[str], timeout_s: float) -> None:
+    """Wait until VMs are back on their nodes. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while any(one is not None and one["phase"] == "returning" for one in (_latest(client, name) for name in names)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"VMs are on their way back to {', '.join(names)} yet\nsee: novacron node drains")
+        time.sleep(0.5)
+
+
+def _latest(client: Client, node: str) -> Object | None:
+    return next(iter(client.list("drains", limit=1, node=node)), None)
+
+
+def _told(drain: Object) -> str:
+    left, estimate = drain["total"] - len(drain["moved"]), drain["estimate_s"]
+    text = f"{drain['node']}: {left} to go"
+    if estimate is not None and left:
+        text += f", about {estimate:.0f} s"
+    return text + "".join(f"; {one['vm_name']} stays: {one['why']}" for one in drain["stays"][:5])
 
 
 @app.command("join-token")

@@ -68,6 +68,7 @@ class Create(TyperCommand):
 VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
 MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
 WAIT_FOR_HELP = "wait until it runs, or its guest agent answers; also --wait=agent"
+HA_PRIORITY_HELP = "of VMs whose node has failed, the highest is started first"
 ORDER_HELP = "of VMs that start at once on a node, the lowest goes first"
 RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
 
@@ -83,6 +84,14 @@ VERDICTS: Columns = {
     "SCORE": lambda v: None if v["refusal"] else f"{v['score']:.2f}",
     "WHY": lambda v: v["refusal"] or ", ".join(f"{name} {weight:+.2f}" for name, weight in v["weights"].items()),
 }
+
+
+def availability(vm: Object) -> str:
+    if not vm["spec"]["ha"]:
+        return "no"
+    return "yes" if vm["status"]["kept"] or vm["status"]["state"] == "pending" else "from its next start"
+
+
 COLUMNS: Columns = {
     "NAME": lambda vm: vm["name"],
     "STATE": state,
@@ -112,6 +121,7 @@ DETAILS: Columns = {
     "REASON": lambda vm: vm["status"]["reason"],
     "RESTART": lambda vm: vm["spec"]["restart"],
     "PROTECTED": lambda vm: "yes" if vm["spec"]["protected"] else "no",
+    "HA": availability,
     "ID": lambda vm: vm["id"],
     "MACHINE": lambda vm: vm["status"]["machine"],
     "ACCELERATOR": lambda vm: vm["status"]["accelerator"],
@@ -181,6 +191,9 @@ def create(
     anti_affinity: Annotated[str | None, typer.Option(help="group whose VMs are never together")] = None,
     anti_affinity_scope: Annotated[Scope, typer.Option(help="within what they are not")] = Scope.NODE,
     spread: Annotated[str | None, typer.Option(help="group whose VMs are spread over sites, zones and nodes")] = None,
+    ha: Annotated[bool, typer.Option("--ha", help="start it elsewhere when its node fails")] = False,
+    ha_priority: Annotated[int, typer.Option(help=HA_PRIORITY_HELP)] = 500,
+    own_disk: Annotated[bool, typer.Option("--disk-of-image/--no-disk", help="a disk made of its image")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say where it would be placed, and why")] = False,
     hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
     ssh_key: Annotated[
@@ -209,6 +222,7 @@ def create(
             "power": "running" if start else "stopped", "restart": restart.value, "start_order": start_order,
             "disk_mib": disk, "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "tpm": tpm,
             "firmware": firmware.value, "display": "vga" if display else "none", "cloud_init": seed or None,
+            "ha": ha, "ha_priority": ha_priority, "own_disk": own_disk,
             "placement": _placement(require_label, tolerate, affinity, anti_affinity, anti_affinity_scope, spread),
         }  # fmt: skip
         if dry_run:
@@ -252,6 +266,8 @@ def set_(
     restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
     start_order: Annotated[int | None, typer.Option(help=ORDER_HELP)] = None,
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
+    ha: Annotated[bool | None, typer.Option("--ha/--no-ha", help="start it elsewhere when its node fails")] = None,
+    ha_priority: Annotated[int | None, typer.Option(help=HA_PRIORITY_HELP)] = None,
     disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
     disk_iops: Annotated[
         int | None, typer.Option(help="reads and writes a second at most, of its disk; 0: no limit")
@@ -265,6 +281,7 @@ def set_(
     given = {
         "name": name, "vcpus": vcpus, "memory_mib": memory,
         "restart": None if restart is None else restart.value, "start_order": start_order, "protected": protect,
+        "ha": ha, "ha_priority": ha_priority,
         "disk_mib": disk,
     }  # fmt: skip
     changes: Object = {key: value for key, value in given.items() if value is not None}

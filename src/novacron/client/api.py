@@ -132,7 +132,7 @@ class Client:
         cursor = None
         for _ in range(PAGES_MAX):
             query = dict(filters)
-            if kind not in ("images", "tokens"):
+            if kind not in ("images", "tokens", "sites"):
                 query["limit"] = str(min(limit or PAGE_SIZE, PAGE_SIZE))
             if cursor:
                 query["cursor"] = cursor
@@ -143,7 +143,7 @@ class Client:
                     limit -= 1
                     if limit == 0:
                         return
-            cursor = page["next"]
+            cursor = page.get("next")
             if cursor is None:
                 return
 
@@ -173,6 +173,16 @@ class Client:
     def foresee_placement(self, **fields: Any) -> Sequence[Object]:
         """Say where ``create_vm`` with these fields would place a VM: a verdict on each node, the best first."""
         found: Sequence[Object] = self.request("POST", "/api/v1/placements", fields)["items"]
+        return found
+
+    def rebalancing(self) -> Object:
+        """Return how the fleet is rebalanced, and what was decided last."""
+        found: Object = self.request("GET", "/api/v1/rebalancing")
+        return found
+
+    def configure_rebalancing(self, **settings: Any) -> Object:
+        """Say how the fleet is rebalanced: ``mode``, ``imbalance_min``, ``rounds``, ``cool_down_s`` and others."""
+        found: Object = self.request("PUT", "/api/v1/rebalancing", settings)
         return found
 
     def placement(self, ref: str) -> Sequence[Object]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import asyncpg
 import msgspec
 
 from novacron.control import drain, garbage, health, migration, placement
+from novacron.control.failover import Failover
+from novacron.control.rebalance import Foresee, Rebalance
 from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -35,7 +38,7 @@ class Controller(msgspec.Struct, frozen=True):
 ALL = (
     Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
     Controller("migration", migration.step, 2, frozenset({"migration", "link"})),
-    Controller("drain", drain.step, 10, frozenset({"node", "vm", "migration"})),
+    Controller("drain", drain.step, 5, frozenset({"node", "vm", "migration", "drain"})),
     Controller("health", health.step, 2, frozenset()),
     Controller("garbage", garbage.step, 300, frozenset()),
 )
@@ -44,19 +47,25 @@ ALL = (
 class Controllers:
     """All controllers of this process."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, foresee: Foresee, fence: Path | None = None) -> None:
+        """``foresee`` measures what a move would be like; ``fence`` is a program that cuts a node off."""
         self._database = database
-        self._wake = {controller.name: asyncio.Event() for controller in ALL}
+        self._all = (
+            *ALL,
+            Controller("failover", Failover(fence).step, 1, frozenset({"node"})),
+            Controller("rebalance", Rebalance(foresee).step, 60, frozenset()),
+        )
+        self._wake = {controller.name: asyncio.Event() for controller in self._all}
 
     def changed(self, change: Change) -> None:
-        for controller in ALL:
+        for controller in self._all:
             if change.kind in controller.wakes_on:
                 self._wake[controller.name].set()
 
     async def run(self) -> None:
         """Run every controller until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for controller in ALL:
+            for controller in self._all:
                 group.create_task(self._run(controller), name=f"controller-{controller.name}")
 
     async def _run(self, controller: Controller) -> None:

@@ -55,6 +55,10 @@ class Image(msgspec.Struct, frozen=True):
     cmdline: str
     disk: Path | None = None
 
+    def without_disk(self) -> Image:
+        """Return the image as a VM without a disk of its own has it."""
+        return msgspec.structs.replace(self, disk=None)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """All that it consists of, the manifest first."""

@@ -21,7 +21,8 @@ class FrameType(IntEnum):
     """HELLO opens or resumes a session on a connection, WELCOME accepts it and says what the receiver holds, BASE tells
     digests of pages that it has. DATA carries, END closes the stream, ACK says what was taken, DONE that it was all.
     MISSING asks for pages that a base does not hold any more, REPAIR brings them. PING asks for an ACK. ERROR ends the
-    session with a reason. BACK carries bytes the other way, BACK_TAKEN says what of them was taken."""
+    session with a reason. BACK carries bytes the other way, BACK_TAKEN says what of them was taken. VITALS belongs to
+    no session: it asks the listening node how it is, and the answer says so."""
 
     HELLO = 1
     WELCOME = 2
@@ -36,6 +37,7 @@ class FrameType(IntEnum):
     PING = 11
     BACK = 12
     BACK_TAKEN = 13
+    VITALS = 14
 
 
 class Frame(msgspec.Struct, frozen=True):

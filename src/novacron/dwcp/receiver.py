@@ -361,6 +361,8 @@ class Listener:
         self._name_of = name_of
         self.on_knock: Callable[[str, str], None] | None = None
         """Called with a session that is not expected, and the node that would begin it: it is refused soon."""
+        self.vitals: Callable[[], bytes] = bytes
+        """Says how this node is, to any other that asks."""
         self._expected: dict[str, Incoming] = {}
         self._announced: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -441,6 +443,10 @@ class Listener:
         try:
             if frame.type in (FrameType.PING, FrameType.ERROR):
                 return True  # said before the peer knew that its last session was over
+            if frame.type is FrameType.VITALS:
+                connection.put(Frame(FrameType.VITALS, payload=self.vitals()))
+                await connection.drain()
+                return True
             if frame.type is not FrameType.HELLO:
                 raise ProtocolError(f"expected HELLO, got {frame.type.name}")
             hello = msgspec.msgpack.decode(frame.payload, type=Hello)

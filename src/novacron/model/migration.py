@@ -61,6 +61,16 @@ class Policy(StrEnum):
     POST_COPY = "post-copy"
 
 
+class Cause(StrEnum):
+    """Who wanted a migration."""
+
+    REQUEST = "request"
+    DRAIN = "drain"
+    RETURN = "return"
+    """A node is in use again, and gets back what it had."""
+    REBALANCE = "rebalance"
+
+
 class Savings(msgspec.Struct, frozen=True):
     """Bytes of memory that did not have to be sent as they are, by what they were told as instead."""
 
@@ -141,6 +151,7 @@ class Migration(msgspec.Struct, frozen=True):
     waits_for: str | None
     """Why it does not begin yet."""
     policy: Policy
+    cause: Cause
     progress: Progress
     error: str | None
     revision: int

@@ -34,6 +34,7 @@ DiskMib = Annotated[int, Meta(ge=1, le=limits.DISK_MIB_MAX)]
 Iops = Annotated[int, Meta(ge=limits.IOPS_MIN, le=limits.IOPS_MAX)]
 BytesPerS = Annotated[int, Meta(ge=limits.DISK_BYTES_PER_S_MIN, le=limits.DISK_BYTES_PER_S_MAX)]
 StartOrder = Annotated[int, Meta(ge=0, le=limits.START_ORDER_MAX)]
+HaPriority = Annotated[int, Meta(ge=0, le=limits.HA_PRIORITY_MAX)]
 StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
 
 
@@ -120,10 +121,16 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reads and writes a second at most, of its disk."""
     disk_bytes_per_s: BytesPerS | None = None
     placement: Placement = Placement()
+    ha: bool = False
+    """It is started elsewhere when its node fails. From its next start on, it ends with its node's lease."""
+    ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
+    """Of VMs whose node has failed, those with the highest are started first."""
+    own_disk: bool = True
+    """It has a disk made of its image; else it boots from a volume, or from its image's kernel."""
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""
-        return max(of_image, (self.disk_mib or 0) << 20) if of_image else 0
+        return max(of_image, (self.disk_mib or 0) << 20) if of_image and self.own_disk else 0
 
 
 class Hardware(msgspec.Struct, frozen=True):
@@ -163,6 +170,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     """None: no guest agent answers."""
     hardware: Hardware | None = None
     """None: it does not run."""
+    kept: bool = False
+    """It ends with its node's lease, so it may be started elsewhere after that."""
 
 
 class Guest(msgspec.Struct, frozen=True):

@@ -45,12 +45,16 @@ def account(uid: int, kind: AcceleratorKind) -> Account:
     return Account(uid)
 
 
-def confined(arguments: list[str], account: Account) -> list[str]:
-    """Return the command that runs another as the account, without privileges or network, in the same process."""
+def confined(arguments: list[str], account: Account, *, dies_with_parent: bool = False) -> list[str]:
+    """Return the command that runs another as the account, without privileges or network, in the same process.
+
+    Who becomes another user no longer dies with its parent unless that is asked for again.
+    """
     groups = ("--groups", ",".join(map(str, account.groups))) if account.groups else ("--clear-groups",)
     user = ("--reuid", str(account.uid), "--regid", str(account.uid), *groups)
     bare = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
-    return ["unshare", *NAMESPACES, "--", "setpriv", *user, *bare, "--", *arguments]
+    dies = ("--pdeathsig", "KILL") if dies_with_parent else ()
+    return ["unshare", *NAMESPACES, "--", "setpriv", *user, *bare, *dies, "--", *arguments]
 
 
 def inherited_path(descriptor: int) -> Path:

@@ -7,33 +7,61 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
+from novacron.qemu import keeper
 from novacron.qemu.command import name_argument
 from novacron.qemu.firmware import TPM
 
 KILL_TIMEOUT_S = 10.0
 LOG = "qemu.log"
 LOG_TAIL_BYTES = 600
+KEEPER = ("-I", "-S", str(Path(keeper.__file__).resolve()))
 
 
-def spawn(arguments: list[str], directory: Path, descriptors: Sequence[int] = (), log: str = LOG) -> int:
+def spawn(
+    arguments: list[str], directory: Path, descriptors: Sequence[int] = (), log: str = LOG, lease: Path | None = None
+) -> int:
     """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``log``.
 
-    It inherits the ``descriptors`` under their numbers.
+    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. Raises OSError.
     """
     with (directory / log).open("wb") as messages:
+        if lease is not None:
+            return _spawn_kept(arguments, directory, descriptors, messages, lease)
         return subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            cwd=directory,
-            start_new_session=True,
-            pass_fds=descriptors,
-            umask=0o077,
-        ).pid
+            arguments, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, cwd=directory,
+            start_new_session=True, pass_fds=descriptors, umask=0o077,
+        ).pid  # fmt: skip
+
+
+def _spawn_kept(
+    arguments: list[str], directory: Path, descriptors: Sequence[int], messages: BinaryIO, lease: Path
+) -> int:
+    keeper_ = subprocess.Popen(
+        [sys.executable, *KEEPER, str(lease.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
+        cwd=directory, start_new_session=True, pass_fds=descriptors, umask=0o077,
+    )  # fmt: skip
+    assert keeper_.stdin is not None and keeper_.stdout is not None
+    with keeper_.stdin as told, keeper_.stdout as said:
+        told.write(b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
+        told.close()
+        answer = said.readline()
+    if not answer.strip().isdigit():
+        raise OSError(log_tail(directory) or "what keeps the VM did not start")
+    return int(answer)
+
+
+def is_kept(pid: int) -> bool:
+    """Say whether a QEMU ends with its node's lease."""
+    try:
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        return os.fsencode(KEEPER[-1]) in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    except (OSError, IndexError):
+        return False
 
 
 def log_tail(directory: Path) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import asyncpg
 import msgspec
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
@@ -26,8 +27,21 @@ from novacron.model.sharing import lowest
 from novacron.server import statements
 from novacron.server.copies import Copies
 from novacron.server.session import ConsoleChannel, Session
-from novacron.store import clones, events, exports, imports, links, migrations, nodes, snapshots, vms, volumes
-from novacron.store.database import Connection, Database
+from novacron.store import (
+    clones,
+    events,
+    exports,
+    imports,
+    leases,
+    links,
+    migrations,
+    nodes,
+    rebalancing,
+    snapshots,
+    vms,
+    volumes,
+)
+from novacron.store.database import LOST, Connection, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -42,6 +56,9 @@ FORESEE_S = 1.0
 ASK_S = 30.0
 ASKED_MAX = 256
 PROBE_S_MAX = 30.0
+SEEN_MAX = 16
+PEERS_S = 1.0
+"""How often nodes are told of others, at most."""
 
 
 class _Probe:
@@ -83,6 +100,7 @@ class Link:
         self._asked: dict[int, tuple[str, asyncio.Future[msgspec.Raw]]] = {}
         self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
+        self._peers_changed = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -99,7 +117,12 @@ class Link:
             close_timeout=2,
             logger=None,
         ):
-            yield
+            telling = asyncio.create_task(self._tell_peers(), name="peers")
+            try:
+                yield
+            finally:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
@@ -117,8 +140,10 @@ class Link:
         elif change.kind in ("import", "volume", "export") and change.body is not None:
             if change.body["node"] in self._sessions:
                 self._sessions[change.body["node"]].dirty.set()
-        elif change.kind == "node" and change.body is None and change.key in self._sessions:
-            self._sessions[change.key].dirty.set()
+        elif change.kind == "node":
+            self._peers_changed.set()
+            if change.body is None and change.key in self._sessions:
+                self._sessions[change.key].dirty.set()
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
@@ -261,6 +286,7 @@ class Link:
                 if not await nodes.exists(connection, node):
                     await session.close("this node was removed")
                     return
+                session.generation = await leases.begin(connection, node)
                 await nodes.connected(connection, node, hello.inventory)
             session.held = set(hello.held)
             old, self._sessions[node] = self._sessions.get(node), session
@@ -268,6 +294,7 @@ class Link:
                 await old.close("the node connected again")
             log.info("agent connected", node=node, held=len(hello.held))
             session.dirty.set()
+            self._peers_changed.set()
             teller = asyncio.create_task(self._tell(session))
             try:
                 async for raw in socket:
@@ -314,6 +341,9 @@ class Link:
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
         match message:
+            case wire.Heartbeat():
+                await self._beaten(session, message)
+                return
             case wire.ConsoleOutput(channel=number, data=data):
                 if number in session.channels:
                     session.channels[number].feed(data)
@@ -362,10 +392,46 @@ class Link:
         async with self._database.transaction() as connection:
             await self._apply(connection, node, message)
 
+    async def _beaten(self, session: Session, beat: wire.Heartbeat) -> None:
+        """Store a heartbeat, and only then acknowledge it. Raises Conflict when the node has to begin anew."""
+        now, hears_until = self._clock(), session.beats.hears_until(beat.acknowledged)
+        hears_s = None if hears_until is None else hears_until - now
+        async with self._database.transaction() as connection:
+            await leases.renew(connection, session.node, session.generation, hears_s, beat.steady_s, beat.voters)
+            for peer in beat.seen[:SEEN_MAX]:
+                await leases.seen(connection, session.node, peer.name, silent=peer.silent)
+        session.beats.acknowledge(beat.number, beat.acknowledged, self._clock())
+        await session.send(wire.Beaten(beat.number))
+
+    async def _tell_peers(self) -> None:
+        """Tell each node who the others are, when that changes."""
+        while True:
+            await self._peers_changed.wait()
+            self._peers_changed.clear()
+            try:
+                async with self._database.connection() as connection:
+                    every = await leases.neighbours(connection)
+                ring = sorted(every)
+                voters = tuple(wire.Peer(*one) for one in leases.voters_of(every))
+                for session in list(self._sessions.values()):
+                    after = [one for one in ring if one[0] > session.node] + [
+                        one for one in ring if one[0] < session.node
+                    ]
+                    watched = tuple(wire.Peer(*one) for one in after[: limits.WATCHED_BY])
+                    message = wire.Peers(voters, watched)
+                    if message != session.peers:
+                        session.peers = message
+                        with contextlib.suppress(Unavailable):
+                            await session.send(message)
+            except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                log.warning("nodes can't be told of each other", error=str(error))
+                self._peers_changed.set()
+            await asyncio.sleep(PEERS_S)
+
     async def _apply(self, connection: Connection, node: str, message: wire.Message) -> None:
         match message:
-            case wire.Heartbeat():
-                await nodes.renew(connection, node)
+            case wire.Measured(cpus=cpus):
+                await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):
                 await nodes.connected(connection, node, inventory)
             case wire.Observed(vm=vm, epoch=epoch, status=status):

@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True):
     link_port: int = 7444
     advertise: str | None = None
     """Address or name by which nodes and users reach this server; ``host`` if not given."""
+    fence: Path | None = None
+    """Program that cuts a node off, given its name."""
     cli_config: Path | None = None
     """Where the first start writes the administrator's CLI settings; None writes none."""
 
@@ -141,8 +143,8 @@ async def serve(settings: Settings) -> None:
     database = await _open_database(settings.database_url)
     try:
         await _welcome(settings, database, authority)
-        cache, controllers = Cache(), Controllers(database)
-        link = Link(database, authority)
+        cache, link = Cache(), Link(database, authority)
+        controllers = Controllers(database, link.foresee, settings.fence)
         metrics = Metrics(lambda: [entry.body for entry in cache.all("migration").values()])
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
         services = Services(

@@ -11,6 +11,7 @@ from websockets.asyncio.server import ServerConnection
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
+from novacron.model.lease import Beats
 from novacron.wire import messages as wire
 
 
@@ -59,6 +60,11 @@ class Session:
         self.held: set[str] = set()
         self.channels: dict[int, ConsoleChannel] = {}
         self.dirty = asyncio.Event()
+        self.generation = 0
+        """Of the node's lease, when it connected."""
+        self.beats = Beats()
+        self.peers: wire.Peers | None = None
+        """What it was told last of other nodes."""
         self._socket = socket
         self._next_channel = 1
 

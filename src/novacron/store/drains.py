@@ -1,45 +1,208 @@
-"""Drains: which VMs have yet to leave nodes that are being emptied."""
+"""Drains: which VMs have yet to leave a node that is emptied, or to come back to it."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
 from novacron.model import limits
+from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, estimate_s
+from novacron.model.errors import NotFound
 from novacron.store import events
 from novacron.store.database import Connection
 
-RETRY_AFTER_S = 30.0
-SAID_AGAIN_AFTER_S = 300.0
+RETRY_AFTER_S, RETRY_AFTER_S_MAX = 30.0, 600.0
+"""A VM whose move has failed is moved again after this, after twice as long the next time, and so on."""
+LEAVE_AFTER_S = 30.0
+"""A guest that writes too fast for so long is left where it is, if that is the policy."""
+COLD_MIB = 64
+"""What a VM that does not run counts for, in an estimate."""
 
 
-async def draining_vms(connection: Connection) -> list[tuple[str, str]]:
-    """Return ``(node, vm id)`` to move now: within the migration limit of each node, and none that has just failed."""
+def _drain(row: Any) -> Drain:
+    return msgspec.convert(dict(row), Drain)
+
+
+async def begin(connection: Connection, node: str, policy: DrainPolicy, actor: str) -> Drain:
+    """Begin to empty a node, or go on with that under another policy: what was given up is tried again."""
+    row = await connection.fetchrow(
+        "UPDATE drains SET policy = $2, given_up = '[]', phase = 'draining', moved ="
+        " CASE WHEN phase = 'draining' THEN moved ELSE '[]' END WHERE node = $1 AND finished_at IS NULL RETURNING *",
+        node, policy,
+    )  # fmt: skip
+    if row is None:
+        row = await connection.fetchrow(
+            "INSERT INTO drains (id, node, policy, actor, phase, total)"
+            " SELECT $1, $2, $3, $4, 'draining', count(*) FROM vms WHERE node = $2 RETURNING *",
+            f"drain-{secrets.token_hex(8)}", node, policy, actor,
+        )  # fmt: skip
+    return _drain(row)
+
+
+async def end(connection: Connection, node: str, *, bring_back: bool) -> Drain | None:
+    """A node is taken into use again; what its last drain has moved comes back if that is wanted."""
+    row = await connection.fetchrow("SELECT * FROM drains WHERE node = $1 ORDER BY created_at DESC LIMIT 1", node)
+    if row is None or (row["finished_at"] is not None and not bring_back):
+        return None
+    if bring_back:
+        row = await connection.fetchrow(
+            "UPDATE drains SET phase = 'returning', total = jsonb_array_length(moved), moving = '[]', stays = '[]',"
+            " given_up = '[]', estimate_s = NULL, finished_at = NULL WHERE id = $1 RETURNING *",
+            row["id"],
+        )
+    else:
+        row = await finish(connection, row["id"], DrainPhase.ENDED)
+    return _drain(row)
+
+
+async def finish(connection: Connection, id: str, phase: DrainPhase) -> Any:
+    """End a drain."""
+    return await connection.fetchrow(
+        "UPDATE drains SET phase = $2, moving = '[]', stays = CASE WHEN $2 = 'drained' THEN '[]' ELSE stays END,"
+        " estimate_s = 0, finished_at = clock_timestamp() WHERE id = $1 RETURNING *",
+        id, phase,
+    )  # fmt: skip
+
+
+async def get(connection: Connection, id: str) -> Drain:
+    """Return a drain. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM drains WHERE id = $1", id)
+    if row is None:
+        raise NotFound(f"there is no drain {id!r}", hint="see: novacron node drains")
+    return _drain(row)
+
+
+async def active(connection: Connection) -> list[Drain]:
+    """Return the drains that have not ended, oldest first."""
+    rows = await connection.fetch("SELECT * FROM drains WHERE finished_at IS NULL ORDER BY created_at")
+    return [_drain(row) for row in rows]
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A VM that is not where it should be."""
+
+    id: str
+    name: str
+    state: str
+    memory_mib: int
+    migration: str | None
+    failures: int
+    """How often its move has failed since the drain began."""
+    failed_s: float | None
+    """How long ago it has failed last."""
+    error: str | None
+
+    @property
+    def cost_mib(self) -> int:
+        return self.memory_mib if self.state in ("running", "paused") else COLD_MIB
+
+    @property
+    def rests_s(self) -> float:
+        """Return how long it is not tried again."""
+        if not self.failures or self.failed_s is None:
+            return 0.0
+        return max(0.0, min(RETRY_AFTER_S * 2.0 ** (self.failures - 1), RETRY_AFTER_S_MAX) - self.failed_s)
+
+
+WAITING = """
+    SELECT v.id, v.name, v.status ->> 'state' AS state, (v.spec ->> 'memory_mib')::bigint AS memory_mib, v.migration,
+           coalesce(f.failures, 0) AS failures, f.failed_s, f.error
+    FROM vms v LEFT JOIN LATERAL (
+        SELECT count(*) AS failures,
+               extract(epoch FROM clock_timestamp() - max(m.finished_at))::float AS failed_s,
+               (array_agg(m.error ORDER BY m.finished_at DESC))[1] AS error
+        FROM migrations m WHERE m.vm = v.id AND m.phase IN ('failed', 'aborted') AND m.created_at >= $2
+    ) f ON true
+    WHERE NOT v.deleting AND """
+
+
+async def to_leave(connection: Connection, drain: Drain) -> list[Waiting]:
+    """Return the VMs that are on a node yet: what takes longest first, so that all is over soonest."""
+    rows = await connection.fetch(WAITING + "v.node = $1", drain.node, drain.created_at)
+    return _longest_first(rows)
+
+
+async def to_return(connection: Connection, drain: Drain) -> list[Waiting]:
+    """Return the VMs that have left a node and are not back."""
     rows = await connection.fetch(
-        """
-        SELECT node, id FROM (
-            SELECT v.node, v.id,
-                   row_number() OVER (PARTITION BY v.node ORDER BY (v.spec ->> 'memory_mib')::bigint, v.id) AS place,
-                   (SELECT count(*) FROM migrations m WHERE m.finished_at IS NULL AND m.source = v.node) AS busy
-            FROM vms v JOIN nodes n ON n.name = v.node
-            WHERE (n.spec ->> 'draining')::bool AND (n.status ->> 'ready')::bool
-              AND v.migration IS NULL AND NOT v.deleting
-              AND v.status ->> 'state' IN ('running', 'paused', 'stopped', 'failed')
-              AND NOT EXISTS (SELECT FROM migrations m WHERE m.vm = v.id AND m.phase IN ('failed', 'aborted')
-                              AND m.finished_at > now() - make_interval(secs => $2))
-        ) waiting WHERE place + busy <= $1
-        """,
-        limits.MIGRATIONS_PER_NODE_MAX,
-        RETRY_AFTER_S,
+        WAITING + "v.id = ANY($3) AND v.node <> $1", drain.node, drain.created_at, list(drain.moved)
     )
-    return [(row["node"], row["id"]) for row in rows]
+    return _longest_first(rows)
 
 
-async def blocked(connection: Connection, node: str, vm: str, why: str) -> None:
-    """Record why a VM can't leave, unless the same was said a moment ago."""
-    name = await connection.fetchval(
-        "SELECT name FROM vms v WHERE id = $1 AND NOT EXISTS (SELECT FROM events e WHERE e.object = v.id"
-        " AND e.reason = 'DrainBlocked' AND e.message = $2 AND e.at > now() - make_interval(secs => $3))",
-        vm,
-        why,
-        SAID_AGAIN_AFTER_S,
+def _longest_first(rows: Sequence[Any]) -> list[Waiting]:
+    found = [msgspec.convert(dict(row), Waiting) for row in rows]
+    return sorted(found, key=lambda vm: (-vm.cost_mib, vm.id))
+
+
+async def has_moved(connection: Connection, drain: Drain) -> list[str]:
+    """Return the VMs that this drain has moved away, and that nobody has moved on since."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT ON (m.vm) m.vm FROM migrations m JOIN vms v ON v.id = m.vm"
+        " WHERE m.source = $1 AND m.cause = 'drain' AND m.phase = 'completed' AND m.created_at >= $2"
+        " AND v.node = m.target ORDER BY m.vm",
+        drain.node, drain.created_at,
+    )  # fmt: skip
+    return [row["vm"] for row in rows]
+
+
+async def under_way(connection: Connection, node: str) -> int:
+    """Return how many migrations a node has a part in."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM migrations WHERE finished_at IS NULL AND (source = $1 OR target = $1)", node
     )
-    if name is not None:
-        await events.record(connection, "vm", vm, name, "DrainBlocked", why, f"drain of {node}")
+    return count
+
+
+async def hopeless(connection: Connection, drain: Drain) -> list[tuple[str, str, str]]:
+    """Return ``(migration, VM, why)`` of moves whose guests write too fast for too long."""
+    rows = await connection.fetch(
+        "SELECT id, vm, progress -> 'forecast' ->> 'reason' AS why FROM migrations"
+        " WHERE finished_at IS NULL AND source = $1 AND cause = 'drain' AND phase = 'transferring'"
+        " AND (progress -> 'forecast' ->> 'converges')::bool IS FALSE"
+        " AND (progress ->> 'elapsed_s')::float > $2",
+        drain.node, LEAVE_AFTER_S,
+    )  # fmt: skip
+    return [(row["id"], row["vm"], row["why"] or "it writes faster than the link takes it") for row in rows]
+
+
+async def give_up(connection: Connection, drain: Drain, vm: str) -> None:
+    """Leave a VM where it is, as far as this drain goes."""
+    await connection.execute(
+        "UPDATE drains SET given_up = given_up || to_jsonb($2::text) WHERE id = $1 AND NOT given_up ? $2", drain.id, vm
+    )
+
+
+async def report(
+    connection: Connection, drain: Drain, moved: list[str], left: list[Waiting], stays: list[Stays], done_mib: int
+) -> None:
+    """Store how far a drain is, if that has changed."""
+    passed_s: float = await connection.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - created_at)::float FROM drains WHERE id = $1", drain.id
+    )
+    now = {
+        "total": max(drain.total, len(moved) + len(left)),
+        "moved": moved,
+        "moving": [vm.id for vm in left if vm.migration is not None],
+        "stays": msgspec.to_builtins(stays),
+        "estimate_s": estimate_s(done_mib, sum(vm.cost_mib for vm in left), passed_s),
+    }
+    was = msgspec.to_builtins(drain)
+    if any(was[field] != value for field, value in now.items() if field != "estimate_s"):
+        await connection.execute(
+            "UPDATE drains SET total = $2, moved = $3, moving = $4, stays = $5, estimate_s = $6 WHERE id = $1",
+            drain.id, now["total"], now["moved"], now["moving"], now["stays"], now["estimate_s"],
+        )  # fmt: skip
+
+
+async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: str) -> None:
+    """Record why a VM can't leave."""
+    await events.record(connection, "vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}")
+
+
+def slots(busy: int) -> int:
+    """Return how many more migrations may begin on a node."""
+    return max(0, limits.MIGRATIONS_PER_NODE_MAX - busy)

@@ -62,6 +62,7 @@ TABLES = {
     "volume": ("volumes", "id"),
     "export": ("exports", "id"),
     "migration": ("migrations", "id"),
+    "drain": ("drains", "id"),
     "link": ("links", "id"),
     "token": ("tokens", "id"),
 }

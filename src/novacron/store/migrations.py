@@ -13,6 +13,7 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.migration import (
     ACTIVE,
     TRANSITIONS,
+    Cause,
     Kind,
     Migration,
     Phase,
@@ -22,7 +23,6 @@ from novacron.model.migration import (
     migration_id,
     switches,
 )
-from novacron.model.node import Node
 from novacron.model.placement import Verdict, Wish
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
@@ -32,8 +32,8 @@ from novacron.store.database import Connection
 MEGABYTE = 1_000_000
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
-    " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, progress, error, revision, created_at, started_at,"
-    " finished_at"
+    " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, cause, progress, error, revision, created_at,"
+    " started_at, finished_at"
 )
 
 
@@ -51,6 +51,7 @@ async def create(
     weight: int = 1,
     rate_limit_bytes_per_s: int | None = None,
     policy: Policy = Policy.THROTTLE,
+    cause: Cause = Cause.REQUEST,
 ) -> Migration:
     """Ask for a VM to be moved, to ``target`` or to the node with most room.
 
@@ -64,7 +65,7 @@ async def create(
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
-            f" rate_limit_bytes_per_s, policy) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+            f" rate_limit_bytes_per_s, policy, cause) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
             f" RETURNING {COLUMNS}",
             migration_id(secrets.token_bytes(10)),
             vm.id,
@@ -78,6 +79,7 @@ async def create(
             weight,
             rate_limit_bytes_per_s,
             policy,
+            cause,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None
@@ -110,12 +112,13 @@ async def _choose(connection: Connection, vm: Vm, target: str | None, taken: lis
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
         node = await nodes.get(connection, target, lock=True, field="target")
         known = await fleet.load(connection, images_come=False)
-        why = known.judge(wish, node.name).refusal or _lacks(node, taken)
+        wish = wish._replace(elsewhere=volumes.lacking([node], taken))
+        why = known.judge(wish, node.name).refusal
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
     known = await fleet.load(connection, lock=True, images_come=False)
-    lacking = {node.name: why for node in known.nodes.values() if (why := _lacks(node, taken)) is not None}
+    lacking = volumes.lacking(known.nodes.values(), taken)
     wish = wish._replace(elsewhere=lacking)
     chosen = known.choose(wish)
     if chosen is None:
@@ -128,16 +131,12 @@ async def _choose(connection: Connection, vm: Vm, target: str | None, taken: lis
     return chosen
 
 
-def _lacks(node: Node, taken: list[Volume]) -> str | None:
-    return next((why for volume in taken if (why := volumes.unreachable(node, volume)) is not None), None)
-
-
 async def explain(connection: Connection, ref: str) -> list[Verdict]:
     """Say of each node whether the VM could be moved there now. Raises NotFound."""
     vm = await vms.get(connection, ref)
     known = await fleet.load(connection, images_come=False)
     taken = await volumes.of_vm(connection, vm.id)
-    lacking = {node.name: why for node in known.nodes.values() if (why := _lacks(node, taken)) is not None}
+    lacking = volumes.lacking(known.nodes.values(), taken)
     return known.explain(Wish(vm.id, vm.spec, vm.node, lacking, await been(connection, vm.id)))
 
 

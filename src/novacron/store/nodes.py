@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from novacron.model.drain import DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
-from novacron.store import events
+from novacron.store import drains, events
 from novacron.store.database import Connection
 
 
@@ -80,7 +81,6 @@ async def add(connection: Connection, name: str) -> None:
 
 async def connected(connection: Connection, name: str, inventory: Inventory) -> None:
     """Store what the node has and that it is alive."""
-    await renew(connection, name)
     node = await get(connection, name, lock=True)
     status = NodeStatus(ready=True, reason="", inventory=inventory)
     if status != node.status:
@@ -91,15 +91,6 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
 
 async def _set_status(connection: Connection, name: str, status: NodeStatus) -> None:
     await connection.execute("UPDATE nodes SET status = $2 WHERE name = $1", name, msgspec.to_builtins(status))
-
-
-async def renew(connection: Connection, name: str) -> None:
-    """Store a heartbeat."""
-    await connection.execute(
-        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp())"
-        " ON CONFLICT (node) DO UPDATE SET renewed_at = clock_timestamp()",
-        name,
-    )
 
 
 async def mark_lost(connection: Connection, after_s: float) -> list[str]:
@@ -155,6 +146,30 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
     return _node(row)
 
 
+async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str) -> Node:
+    """Place nothing new on a node, and begin to move away what is there. Raises NotFound, PreconditionFailed."""
+    spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=True, draining=True)
+    found = await set_spec(connection, name, spec, if_match, actor)
+    await drains.begin(connection, name, policy, actor)
+    return found
+
+
+async def uncordon(connection: Connection, name: str, if_match: int | None, actor: str, *, bring_back: bool) -> Node:
+    """Take a node into use again. Raises NotFound, PreconditionFailed."""
+    spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=False, draining=False)
+    found = await set_spec(connection, name, spec, if_match, actor)
+    await drains.end(connection, name, bring_back=bring_back)
+    return found
+
+
+async def of_site(connection: Connection, site: str) -> list[str]:
+    """Return the nodes of a site, locked, by name. Raises NotFound."""
+    rows = await connection.fetch("SELECT name FROM nodes WHERE spec ->> 'site' = $1 ORDER BY name FOR UPDATE", site)
+    if not rows:
+        raise NotFound(f"there is no site {site!r}", hint="see: novacron site list")
+    return [row["name"] for row in rows]
+
+
 async def remove(connection: Connection, name: str, actor: str) -> None:
     """Forget a node. Raises NotFound, and Conflict while it holds VMs or takes part in a migration."""
     await get(connection, name, lock=True)
@@ -165,5 +180,6 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
     )
     if vms:
         raise Conflict(f"node {name} holds {vms} VMs", hint=f"move them away first: novacron node drain {name}")
+    await drains.end(connection, name, bring_back=False)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
     await events.record(connection, "node", name, name, "Removed", "removed", actor)

@@ -44,6 +44,7 @@ async def create(
 ) -> Vm:  # fmt: skip
     """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
     check_maxima(spec)
+    await check_available(connection, None, spec)
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
     if node is not None:
@@ -174,6 +175,8 @@ async def configure(
     check_action(vm, Action.CONFIGURE, if_match)
     spec = msgspec.structs.replace(vm.spec, **changes)
     check_maxima(spec)
+    if spec.ha and not vm.spec.ha:
+        await check_available(connection, vm.id, spec)
     if _sizes(spec) != _sizes(vm.spec):
         await _check_resize(connection, vm, spec)
     if "disk_mib" in changes:
@@ -196,17 +199,41 @@ async def configure(
     return changed_vm
 
 
-async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
-    """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
+async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
+    """Raise InvalidInput when a VM is to be highly available, and something of it is on one node only."""
+    if not spec.own_disk and spec.disk_mib is not None:
+        raise InvalidInput("a VM without a disk of its own has none to size", field="disk_mib", hint="leave it out")
+    if not spec.ha:
+        return
+    if spec.own_disk and await _image_disk_mib(connection, spec.image):
+        raise InvalidInput(
+            f"VMs of image {spec.image} have a disk of their own, which is on their node only",
+            field="ha", hint="create it with own_disk false, and let it boot from a volume in a shared pool",
+        )  # fmt: skip
+    local = await connection.fetchval("SELECT name FROM volumes WHERE vm = $1 AND kind = 'local' LIMIT 1", id)
+    if local is not None:
+        raise InvalidInput(
+            f"its volume {local} is on its node only", field="ha", hint=f"detach it: novacron volume detach {local}"
+        )
+
+
+async def _image_disk_mib(connection: Connection, image: str) -> int | None:
+    """Return the size of the disk that VMs of an image have, 0 for none; None where no node has said."""
     sizes = [
         found.disk_bytes
         for node in await nodes.all(connection)
         for found in (node.status.inventory.images if node.status.inventory else ())
         if found.name == image
     ]
-    if sizes and not max(sizes):
+    return -(-max(sizes) >> 20) if sizes else None
+
+
+async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
+    """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
+    of_image_mib = await _image_disk_mib(connection, image)
+    if of_image_mib == 0:
         raise InvalidInput(f"VMs of image {image} have no disk", field="disk_mib", hint="leave it out")
-    has_mib = max(has_mib, -(-max(sizes, default=0) >> 20))
+    has_mib = max(has_mib, of_image_mib or 0)
     if wanted_mib < has_mib:
         raise InvalidInput(f"the disk has {has_mib} MiB, and can only grow", field="disk_mib")
 
@@ -313,6 +340,14 @@ async def made_of(connection: Connection, image: str, node: str | None) -> list[
         image, node,
     )  # fmt: skip
     return [row["name"] for row in rows]
+
+
+async def memory_mib(connection: Connection, ids: list[str]) -> int:
+    """Return how much memory these VMs have in all."""
+    total: int = await connection.fetchval(
+        "SELECT coalesce(sum((spec ->> 'memory_mib')::bigint), 0)::bigint FROM vms WHERE id = ANY($1)", ids
+    )
+    return total
 
 
 class OwnedVm(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -104,6 +105,11 @@ async def attach(
         )
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
+    if vm.spec.ha and volume.kind is PoolKind.LOCAL:
+        raise Conflict(
+            f"VM {vm.name} is highly available, and volume {volume.name} is on node {volume.node} only",
+            field="vm", hint="make the volume in a shared pool",
+        )  # fmt: skip
     why = unreachable(await nodes.get(connection, vm.node), volume)
     if why is not None:
         raise IllegalState(why, field="vm", hint="see: novacron pool list")
@@ -127,6 +133,18 @@ def unreachable(node: Node, volume: Volume) -> str | None:
     if any(pool.name == volume.pool and pool.kind is PoolKind.SHARED for pool in pools_of(node)):
         return None
     return f"node {node.name} does not have the shared pool {volume.pool} of volume {volume.name}"
+
+
+def lacking(every: Iterable[Node], taken: Sequence[Volume]) -> dict[str, str]:
+    """Return the nodes on which a VM could not use one of these volumes, and why."""
+    found = {}
+    for node in every:
+        for volume in taken:
+            why = unreachable(node, volume)
+            if why is not None:
+                found[node.name] = why
+                break
+    return found
 
 
 async def detach(connection: Connection, ref: str, actor: str) -> Volume:

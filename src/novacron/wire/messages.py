@@ -18,7 +18,7 @@ from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -36,8 +36,29 @@ class Hello(Message, frozen=True):
     held: tuple[str, ...]
 
 
+class PeerSeen(msgspec.Struct, frozen=True):
+    """Another node answered lately. ``silent``: it hears nothing from the control plane."""
+
+    name: str
+    silent: bool
+
+
 class Heartbeat(Message, frozen=True):
-    """Still here."""
+    """Still here. ``number`` counts those of a connection from 1; ``acknowledged`` is the last one of which the
+    acknowledgement has come; ``steady_s`` is for how long they have come without a pause. See docs/adr/0023."""
+
+    number: int
+    acknowledged: int
+    steady_s: float
+    voters: tuple[str, ...]
+    """By whose word the node would go on without the control plane, once this is acknowledged."""
+    seen: tuple[PeerSeen, ...] = ()
+
+
+class Measured(Message, frozen=True):
+    """How many processors each VM has used lately."""
+
+    cpus: tuple[tuple[str, float], ...]
 
 
 class InventoryChanged(Message, frozen=True):
@@ -232,6 +253,7 @@ class RenewCertificate(Message, frozen=True):
 FromAgent = (
     Hello
     | Heartbeat
+    | Measured
     | InventoryChanged
     | Observed
     | Cloned
@@ -260,6 +282,25 @@ FromAgent = (
 )
 
 # server to agent
+
+
+class Beaten(Message, frozen=True):
+    """A heartbeat was taken: the node's lease begins anew with when it was sent."""
+
+    number: int
+
+
+class Peer(msgspec.Struct, frozen=True):
+    name: str
+    endpoint: str
+    """Where it takes DWCP connections."""
+
+
+class Peers(Message, frozen=True):
+    """Other nodes: by whose word this one may go on when the server is silent, and those that it looks after."""
+
+    voters: tuple[Peer, ...]
+    watched: tuple[Peer, ...]
 
 
 class SnapshotWanted(msgspec.Struct, frozen=True):
@@ -505,6 +546,8 @@ class CertificateIssued(Message, frozen=True):
 
 FromServer = (
     Desired
+    | Beaten
+    | Peers
     | Imports
     | Exports
     | Volumes

@@ -1,0 +1,69 @@
+"""Starts QEMU for a highly available VM, and kills it when its node's lease is over, or when it is killed itself.
+
+Run by itself, with nothing but the standard library: ``python -I -S keeper.py LEASE``. It reads QEMU's
+command from standard input, one argument after another, each ended by a zero byte, and writes QEMU's process id to
+standard output. The kernel kills QEMU when this process ends, whatever ends it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+LOOK_S = 0.25
+PR_SET_PDEATHSIG = 1
+
+
+def boot_id() -> str:
+    """Return what tells this start of the kernel from others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def valid(lease: str) -> bool:
+    """Say whether the lease holds now: a file of the boot's id and when it ends (CLOCK_BOOTTIME, seconds)."""
+    try:
+        boot, deadline, *_ = Path(lease).read_text().split()
+        return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline)
+    except (OSError, ValueError):
+        return False
+
+
+def main() -> int:
+    lease = sys.argv[1]
+    arguments = sys.stdin.buffer.read().split(b"\0")[:-1]
+    if not valid(lease):
+        print("this node's lease is over", file=sys.stderr)
+        return 1
+    keeper = os.getpid()
+    child = os.fork()
+    if child == 0:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(2, 1)
+        if os.getppid() != keeper:
+            os._exit(1)
+        try:
+            os.execvp(arguments[0], arguments)  # noqa: S606 - the agent's own command
+        except OSError as error:
+            print(f"can't start {arguments[0].decode()}: {error.strerror}", file=sys.stderr, flush=True)
+            os._exit(127)
+    sys.stdout.write(f"{child}\n")
+    sys.stdout.flush()
+    os.close(1)
+    os.closerange(3, 4096)  # what was handed to QEMU alone
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) & 0x7F
+        if not valid(lease):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return 1
+        time.sleep(LOOK_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""VMs whose node has failed: to whom they are given."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.placement import Wish
+from novacron.model.vm import Power, Vm, VmState, VmStatus
+from novacron.store import events, fleet, leases, migrations, vms, volumes
+from novacron.store.database import Connection
+
+SAID_AGAIN_AFTER_S = 300.0
+
+
+async def waiting(connection: Connection, node: str) -> list[str]:
+    """Return the VMs of a node that are to be started elsewhere, the most important first."""
+    rows = await connection.fetch(
+        "SELECT id FROM vms WHERE node = $1 AND (spec ->> 'ha')::bool AND NOT deleting"
+        " AND spec ->> 'power' <> 'stopped' AND clone_of IS NULL"
+        " ORDER BY (spec ->> 'ha_priority')::int DESC, (spec ->> 'start_order')::int, id",
+        node,
+    )
+    return [row["id"] for row in rows]
+
+
+async def restart_elsewhere(connection: Connection, id: str, node: str, why: str) -> str | None:
+    """Give a VM to another node, which starts it; return that, or None if none takes it now.
+
+    Must run in one transaction. Its node's lease must be over, and is seen to not to be renewed as it was.
+    """
+    vm = await vms.get(connection, id, lock=True)
+    if vm.node != node or not vm.spec.ha or vm.deleting or vm.spec.power is Power.STOPPED:
+        return None
+    if not vm.status.kept and vm.status.state is not VmState.PENDING:
+        await said(
+            connection, vm, "FailoverRefused", "it was started before it was highly available, and may still run"
+        )
+        return None
+    if vm.migration is not None:
+        await migrations.fail(connection, vm.migration, f"node {node} is lost")
+        vm = await vms.get(connection, id, lock=True)
+    known = await fleet.load(connection, lock=True)
+    taken = await volumes.of_vm(connection, vm.id)
+    elsewhere = volumes.lacking(known.nodes.values(), taken)
+    wish = Wish(vm.id, vm.spec, node, elsewhere)
+    chosen = known.choose(wish)
+    if chosen is None:
+        reasons = fleet.summary([verdict for verdict in known.explain(wish) if verdict.node != node])
+        await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
+        return None
+    if not await leases.take_over(connection, node):
+        return None
+    status = VmStatus(
+        reason=f"starts on {chosen}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
+        reboots=vm.status.reboots, resets=vm.status.resets,
+    )  # fmt: skip
+    await connection.execute(
+        "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",
+        vm.id, chosen, msgspec.to_builtins(status),
+    )  # fmt: skip
+    await events.record(connection, "vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {chosen}: {why}")
+    return chosen
+
+
+async def said(connection: Connection, vm: Vm, reason: str, message: str) -> None:
+    """Record something of a VM, unless the same was said a moment ago."""
+    again = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM events WHERE object = $1 AND reason = $2 AND message = $3"
+        " AND at > now() - make_interval(secs => $4))",
+        vm.id, reason, message, SAID_AGAIN_AFTER_S,
+    )  # fmt: skip
+    if not again:
+        await events.record(connection, "vm", vm.id, vm.name, reason, message)

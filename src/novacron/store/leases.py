@@ -1,0 +1,136 @@
+"""Leases of nodes: heartbeats, what others see of them, and whose VMs may be started elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from novacron.model.errors import Conflict
+from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S, VOTERS_MAX, Sign
+from novacron.store.database import Connection
+
+SIGN_S = 8.0
+"""How long it counts that a node was seen by another one."""
+FORGOTTEN_AFTER_S = 3600.0
+
+
+async def begin(connection: Connection, node: str) -> int:
+    """A node has connected: return the generation that its heartbeats belong to."""
+    generation: int = await connection.fetchval(
+        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp())"
+        " ON CONFLICT (node) DO UPDATE SET renewed_at = clock_timestamp() RETURNING generation",
+        node,
+    )
+    return generation
+
+
+async def renew(
+    connection: Connection, node: str, generation: int, hears_s: float | None, steady_s: float, voters: Sequence[str]
+) -> None:
+    """Store a heartbeat, before it is acknowledged. ``hears_s``: for how long the node surely hears us yet.
+
+    Raises Conflict when its VMs were given to others since it connected: it has to be told everything anew.
+    """
+    done = await connection.execute(
+        "UPDATE node_leases SET renewed_at = clock_timestamp(), voters = $3::text[], fenced_at = NULL,"
+        " steady_since = clock_timestamp() - make_interval(secs => $4),"
+        " hears_until = CASE WHEN $5::float IS NULL THEN NULL"
+        " ELSE clock_timestamp() + make_interval(secs => $5::float) END"
+        " WHERE node = $1 AND generation = $2",
+        node, generation, list(voters), steady_s, hears_s,
+    )  # fmt: skip
+    if done != "UPDATE 1":
+        raise Conflict(f"the VMs of node {node} were given to others")
+
+
+async def seen(connection: Connection, by: str, node: str, *, silent: bool) -> None:
+    """Store that another node has heard from a node."""
+    await connection.execute(
+        "INSERT INTO node_signs (node, seen_by, seen_at, silent) SELECT name, $2, clock_timestamp(), $3 FROM nodes"
+        " WHERE name = $1 ON CONFLICT (node, seen_by) DO UPDATE SET seen_at = clock_timestamp(), silent = $3",
+        node, by, silent,
+    )  # fmt: skip
+
+
+async def neighbours(connection: Connection) -> list[tuple[str, str]]:
+    """Return the name and DWCP endpoint of every node that has one, the oldest first."""
+    rows = await connection.fetch(
+        "SELECT name, status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint FROM nodes"
+        " WHERE status -> 'inventory' ->> 'dwcp_endpoint' IS NOT NULL ORDER BY created_at, name"
+    )
+    return [(row["name"], row["endpoint"]) for row in rows]
+
+
+def voters_of(every: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return those of all nodes, the oldest first, by whose word others may go on."""
+    return list(every[:VOTERS_MAX])
+
+
+class Silent(msgspec.Struct, frozen=True):
+    """A node whose lease is over, and what others say of it."""
+
+    node: str
+    generation: int
+    sign: Sign
+    seen_by: tuple[str, ...]
+    silent_s: float
+    voters: tuple[str, ...]
+    fenced: bool
+
+
+async def over(connection: Connection) -> list[Silent]:
+    """Return the nodes whose lease is over that still own highly available VMs which should run."""
+    rows = await connection.fetch(
+        """
+        SELECT l.node, l.generation, l.voters, l.fenced_at IS NOT NULL AS fenced,
+               extract(epoch FROM clock_timestamp() - l.renewed_at)::float AS silent_s,
+               (SELECT array_agg(seen_by ORDER BY seen_by) FROM node_signs s
+                WHERE s.node = l.node AND seen_at > clock_timestamp() - make_interval(secs => $2)) AS seen_by,
+               (SELECT bool_and(silent) FROM node_signs s
+                WHERE s.node = l.node AND seen_at > clock_timestamp() - make_interval(secs => $2)) AS all_silent
+        FROM node_leases l
+        WHERE l.renewed_at < clock_timestamp() - make_interval(secs => $1)
+          AND EXISTS (SELECT FROM vms v WHERE v.node = l.node AND (v.spec ->> 'ha')::bool AND NOT v.deleting)
+        ORDER BY l.node
+        """,
+        LEASE_S + MARGIN_S,
+        SIGN_S,
+    )
+    found = []
+    for row in rows:
+        seen_by = tuple(row["seen_by"] or ())
+        sign = Sign.DEAD if not seen_by else Sign.ISOLATED if row["all_silent"] else Sign.PARTITIONED
+        found.append(
+            Silent(row["node"], row["generation"], sign, seen_by, row["silent_s"], tuple(row["voters"]), row["fenced"])
+        )
+    return found
+
+
+async def steady(connection: Connection) -> set[str]:
+    """Return the nodes that have heard from us all the while, and hear us yet."""
+    rows = await connection.fetch(
+        "SELECT node FROM node_leases WHERE hears_until > clock_timestamp()"
+        " AND steady_since < clock_timestamp() - make_interval(secs => $1)",
+        STEADY_S,
+    )
+    return {row["node"] for row in rows}
+
+
+async def take_over(connection: Connection, node: str) -> bool:
+    """Say whether a node's lease is still over, and see to it that it is not renewed as it was.
+
+    In the same transaction its VMs may be given to others.
+    """
+    done = await connection.execute(
+        "UPDATE node_leases SET generation = generation + 1"
+        " WHERE node = $1 AND renewed_at < clock_timestamp() - make_interval(secs => $2)",
+        node,
+        LEASE_S + MARGIN_S,
+    )
+    return done == "UPDATE 1"
+
+
+async def fenced(connection: Connection, node: str) -> None:
+    """Store that a node was fenced since it was heard last."""
+    await connection.execute("UPDATE node_leases SET fenced_at = clock_timestamp() WHERE node = $1", node)

@@ -1,0 +1,115 @@
+"""Rebalancing: what VMs use, how it is set up, and what was decided last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from novacron.model.placement import Wish
+from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, smoothed
+from novacron.model.vm import VmSpec
+from novacron.store import events
+from novacron.store.database import Connection
+
+MEASURED_S_MAX = 600.0
+"""A VM that was not measured for so long is taken to use what was measured last, and is not moved."""
+RATE_BYTES_PER_S = 12.5e6
+"""At which a move is taken to go, where none has been made yet."""
+
+
+class Rebalancing(msgspec.Struct, frozen=True):
+    """As stored and as the API shows it."""
+
+    settings: Settings
+    rounds: int
+    decision: Decision | None
+    decided_at: datetime | None
+
+
+async def get(connection: Connection) -> Rebalancing:
+    row = await connection.fetchrow("SELECT settings, rounds, decision, decided_at FROM rebalancing")
+    return msgspec.convert(dict(row or {}), Rebalancing)
+
+
+async def configure(connection: Connection, settings: Settings, actor: str) -> Rebalancing:
+    """Set rebalancing up anew."""
+    await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", msgspec.to_builtins(settings))
+    said = ", ".join(f"{field} {value}" for field, value in msgspec.to_builtins(settings).items())
+    await events.record(connection, "rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
+    return await get(connection)
+
+
+async def decided(connection: Connection, decision: Decision) -> None:
+    """Store a decision; moves are recorded, each with its reason."""
+    await connection.execute(
+        "UPDATE rebalancing SET rounds = $1, decision = $2, decided_at = clock_timestamp()",
+        decision.rounds,
+        msgspec.to_builtins(decision),
+    )
+
+
+async def record(connection: Connection, mode: Mode, decision: Decision) -> None:
+    """Record what is advised, or done, and why."""
+    for move in decision.moves:
+        reason = "Rebalanced" if mode is Mode.AUTO else "RebalanceAdvised"
+        message = f"from {move.source} to {move.target}: {decision.why}; {move.why}"
+        await events.record(connection, "vm", move.vm, move.vm_name, reason, message)
+
+
+async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> None:
+    """Store how many processors VMs of a node have used since they were measured last."""
+    rows = await connection.fetch(
+        "SELECT v.id, l.cpus, extract(epoch FROM clock_timestamp() - l.measured_at)::float AS passed_s"
+        " FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id WHERE v.node = $1 AND v.id = ANY($2)",
+        node,
+        [vm for vm, _ in used],
+    )
+    before = {row["id"]: (row["cpus"], row["passed_s"] or 0.0) for row in rows}
+    now = [(vm, smoothed(before[vm][0], cpus, before[vm][1])) for vm, cpus in used if vm in before]
+    await connection.executemany(
+        "INSERT INTO vm_loads (vm, cpus, measured_at) VALUES ($1, $2, clock_timestamp())"
+        " ON CONFLICT (vm) DO UPDATE SET cpus = $2, measured_at = clock_timestamp()",
+        now,
+    )
+
+
+async def loads(connection: Connection) -> list[VmLoad]:
+    """Return what is known of every VM that is on a node."""
+    rows = await connection.fetch(
+        """
+        SELECT v.id, v.name, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
+               v.status ->> 'state' = 'running' AND v.migration IS NULL AND NOT v.deleting AND v.clone_of IS NULL
+               AND coalesce(l.measured_at > now() - make_interval(secs => $1), false)
+               AND NOT EXISTS (SELECT FROM volumes o WHERE o.vm = v.id AND o.kind = 'local')
+               AND NOT EXISTS (SELECT FROM snapshots s WHERE s.vm = v.id) AS movable,
+               extract(epoch FROM clock_timestamp() - m.finished_at)::float AS moved_s, m.elapsed_s
+        FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id LEFT JOIN LATERAL (
+            SELECT finished_at, (progress ->> 'elapsed_s')::float AS elapsed_s FROM migrations
+            WHERE vm = v.id AND phase = 'completed' ORDER BY finished_at DESC LIMIT 1
+        ) m ON true
+        WHERE v.node IS NOT NULL
+        """,
+        MEASURED_S_MAX,
+    )
+    found = []
+    for row in rows:
+        spec = msgspec.convert(row["spec"], VmSpec)
+        found.append(
+            VmLoad(
+                Wish(row["id"], spec, row["node"]), row["name"], row["cpus"],
+                math.inf if row["moved_s"] is None else row["moved_s"], row["movable"],
+                row["elapsed_s"] or spec.memory_mib * 2**20 / RATE_BYTES_PER_S,
+            )
+        )  # fmt: skip
+    return found
+
+
+async def under_way(connection: Connection) -> int:
+    """Return how many moves of rebalancing's have not ended."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM migrations WHERE finished_at IS NULL AND cause = 'rebalance'"
+    )
+    return count

@@ -1,0 +1,177 @@
+"""Nodes that fail: their highly available VMs run elsewhere, once, and nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from novacron.model.lease import LEASE_S
+from tests.e2e.conftest import Object, delete, pause, revive, typed, until_settled
+
+BACK_S_MAX = 30.0
+
+
+@pytest.fixture(autouse=True)
+def whole(victim: Platform) -> Iterator[None]:
+    """Both nodes are steady before a test, and are well again after it."""
+    until_steady(victim)
+    yield
+    victim.lab.mend_management(victim.host("host-a"), victim.ports)
+    revive(victim)
+
+
+def until_steady(victim: Platform) -> None:
+    """Wait until voters count: for a while after the server has begun nothing is started elsewhere."""
+    pause(0.1)
+    since = max(service.started_at for service in (victim.server, *victim.agents.values()))
+    until(lambda: time.monotonic() > since + 12, "both nodes have heard from the server for long enough", 20)
+
+
+def boot(victim: Platform, name: str, **fields: object) -> Object:
+    vm = victim.client.create_vm(
+        **{"name": name, "image": "tiny", "memory_mib": 128, "node": "host-a", "ha": True, **fields}
+    )
+    until(lambda: "tiny guest: ready" in victim.console_log(vm, "host-a"), f"{name} has booted", 60)
+    return victim.client.get("vms", vm["id"])
+
+
+def lose(victim: Platform, host: str) -> None:
+    """Let a host end as a power cut would: its agent, what keeps VMs, and every QEMU."""
+    victim.agents[host].kill()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and str(_cwd(entry)).startswith(f"{victim.directory}/{host}/"):
+            try:
+                os.kill(int(entry.name), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _cwd(entry: Path) -> Path | None:
+    try:
+        return (entry / "cwd").readlink()
+    except OSError:
+        return None
+
+
+def where(victim: Platform, vm: Object) -> list[str]:
+    """Return on which hosts a QEMU of the VM is."""
+    return [key.partition("/")[0] for key in victim.qemus() if vm["id"] in key]
+
+
+def until_moved(victim: Platform, vm: Object, timeout_s: float = BACK_S_MAX) -> float:
+    """Wait until the VM runs on host-b, never in two places, and return how long that took."""
+    began = time.monotonic()
+    while time.monotonic() < began + timeout_s:
+        assert len(where(victim, vm)) <= 1, "it is in two places"
+        if "tiny guest: ready" in victim.console_log(vm, "host-b"):
+            return time.monotonic() - began
+        pause(0.05)
+    raise AssertionError(f"it is not there: {victim.client.get('vms', vm['id'])}\n{victim.tails()}")
+
+
+def happened(victim: Platform, object_: str) -> set[str]:
+    return {event["reason"] for event in victim.client.list("events", object=object_)}
+
+
+def test_a_nodes_vms_start_elsewhere_and_it_gives_them_up_when_it_is_back(victim: Platform) -> None:
+    vm, other = boot(victim, "ha1"), boot(victim, "plain", ha=False)
+    volume = victim.client.create_volume("ha-data", size_mib=16, pool="nfs")
+    until(lambda: victim.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made")
+    victim.client.attach_volume(volume["id"], vm["id"])
+    typed(victim, vm, "echo kept | dd of=/dev/sda conv=fsync 2>/dev/null && echo it-is-written", "it-is-written")
+    assert victim.client.get("vms", vm["id"])["status"]["kept"]
+    lose(victim, "host-a")
+    assert until_moved(victim, vm) < BACK_S_MAX
+    assert "kept" in typed(victim, vm, "head -c 4 /dev/sda; echo", "kept")
+    found = victim.client.get("vms", vm["id"])
+    assert (found["node"], found["epoch"]) == ("host-b", vm["epoch"] + 1)
+    assert "RestartedElsewhere" in happened(victim, vm["id"]) and "Failed" in happened(victim, "host-a")
+    assert victim.client.get("vms", other["id"])["node"] == "host-a", "it is not highly available"
+    victim.agents["host-a"].start()
+    victim.wait_node("host-a")
+    assert until_settled(victim, vm)["node"] == "host-b"
+    assert until_settled(victim, other)["node"] == "host-a"
+    victim.cli("vm", "kill", "ha1", "--wait")
+    victim.client.act("volumes", volume["id"], "detach")
+    until(lambda: victim.client.get("volumes", volume["id"])["vm"] is None, "it is detached")
+    victim.client.delete("volumes", volume["id"])
+    for one in (vm, other):
+        delete(victim, one)
+
+
+def test_a_node_that_is_cut_off_ends_its_vms_before_they_start_elsewhere(victim: Platform) -> None:
+    vm = boot(victim, "ha2")
+    victim.lab.cut_management(victim.host("host-a"))
+    until_moved(victim, vm)
+    said = [event["message"] for event in victim.client.list("events", object="host-a") if event["reason"] == "Failed"]
+    assert any("isolated" in message for message in said), said
+    victim.lab.mend_management(victim.host("host-a"), victim.ports)
+    victim.wait_node("host-a")
+    assert until_settled(victim, vm)["node"] == "host-b"
+    delete(victim, vm)
+
+
+def test_a_server_that_is_away_stops_no_vm(victim: Platform) -> None:
+    vm = boot(victim, "ha3")
+    victim.server.kill()
+    pause(LEASE_S * 2)
+    assert where(victim, vm) == ["host-a"]
+    revive(victim)
+    found = until_settled(victim, vm)
+    assert (found["node"], found["status"]["pid"]) == ("host-a", vm["status"]["pid"])
+    delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_vms_do_not_outlive_the_lease_of_an_agent_that_is_gone(victim: Platform) -> None:
+    vm = boot(victim, "ha4")
+    victim.agents["host-a"].kill()
+    until_moved(victim, vm)
+    victim.agents["host-a"].start()
+    victim.wait_node("host-a")
+    assert until_settled(victim, vm)["node"] == "host-b"
+    delete(victim, vm)
+
+
+def test_a_vm_ends_with_what_keeps_it_and_starts_again_where_it_was(victim: Platform) -> None:
+    vm = boot(victim, "ha5")
+    pid = vm["status"]["pid"]
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert b"keeper.py" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    os.kill(parent, signal.SIGKILL)
+    found = victim.wait_vm(
+        vm["id"],
+        lambda now: now["status"]["state"] == "running" and now["status"]["pid"] != pid,
+        "it is started again",
+    )
+    assert found["node"] == "host-a" and found["status"]["kept"]
+    victim.agents["host-a"].kill()
+    victim.agents["host-a"].start()
+    victim.wait_node("host-a")
+    assert until_settled(victim, vm)["status"]["pid"] == found["status"]["pid"], "a new agent does not touch it"
+    delete(victim, vm)
+
+
+def test_what_is_on_one_node_only_can_not_be_highly_available(victim: Platform) -> None:
+    with pytest.raises(ApiError, match="disk of their own"):
+        victim.client.create_vm(name="no", image="disk", ha=True)
+    vm = victim.client.create_vm(name="ha6", image="tiny", memory_mib=128, node="host-a", power="stopped")
+    volume = victim.client.create_volume("local-data", size_mib=16, node="host-a")
+    until(lambda: victim.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made")
+    victim.client.attach_volume(volume["id"], vm["id"])
+    with pytest.raises(ApiError, match="local-data is on its node only"):
+        victim.client.configure_vm(vm["id"], ha=True)
+    victim.client.act("volumes", volume["id"], "detach")
+    until(lambda: victim.client.get("volumes", volume["id"])["vm"] is None, "it is detached")
+    assert victim.client.configure_vm(vm["id"], ha=True)["spec"]["ha"]
+    with pytest.raises(ApiError, match="is highly available"):
+        victim.client.attach_volume(volume["id"], vm["id"])
+    victim.client.delete("volumes", volume["id"])
+    delete(victim, vm)

@@ -1,0 +1,116 @@
+"""Which moves are worth it, and which are not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from bench.fleet_load import simulate
+from novacron.agent.loads import Loads
+from novacron.model.drain import estimate_s
+from novacron.model.node import Load, Node
+from novacron.model.placement import Fleet, Wish
+from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, decide, deviation, smoothed
+from tests.unit.test_placement import node, vm
+
+AUTO = Settings(mode=Mode.AUTO, rounds=2)
+NODES = [node("a", cpus=8), node("b", cpus=8), node("c", cpus=8)]
+
+
+def fleet(vms: list[VmLoad], nodes: list[Node] = NODES) -> Fleet:
+    loads: dict[str, Load] = {}
+    for one in vms:
+        had = loads.get(str(one.wish.at), Load())
+        loads[str(one.wish.at)] = Load(had.vcpus + one.wish.spec.vcpus, had.memory_mib + one.wish.spec.memory_mib)
+    return Fleet(nodes, loads)
+
+
+def running(name: str, at: str, cpus: float, **more: object) -> VmLoad:
+    return VmLoad(Wish(name, vm(memory_mib=256), at), name, cpus, **more)  # type: ignore[arg-type]
+
+
+def decided(vms: list[VmLoad], *, rounds: int = 5, under_way: int = 0, settings: Settings = AUTO) -> Decision:
+    return decide(fleet(vms), vms, settings, rounds, under_way)
+
+
+CROWD = [running(f"vm-{number}", "a", 1.5) for number in range(4)]
+
+
+def test_an_imbalance_that_lasts_is_evened_out_and_each_move_says_why() -> None:
+    assert not decided(CROWD, rounds=0).moves
+    first = decided(CROWD, rounds=0)
+    assert first.rounds == 1 and "for 1 rounds" in first.why
+    found = decided(CROWD, rounds=1)
+    assert {move.target for move in found.moves} == {"b", "c"} and all(move.source == "a" for move in found.moves)
+    assert "a is loaded by" in found.moves[0].why and found.imbalance > 0.04
+    after = [running(one.name, {m.vm: m.target for m in found.moves}.get(one.name, "a"), 1.5) for one in CROWD]
+    assert not decided(after).moves, "and that is that"
+
+
+def test_nothing_is_moved_without_a_good_reason() -> None:
+    even = [running(name, name, 2.0) for name in "abc"]
+    assert decided(even).rounds == 0 and "even enough" in decided(even).why
+    assert not decided([running("big", "a", 6.0)]).moves, "that would only make another node the most loaded one"
+    assert "already" in decided(CROWD, under_way=4).why
+    assert len(decided(CROWD, under_way=3).moves) == 1
+    assert not decided([msgspec.structs.replace(one, moved_s=3600.0) for one in CROWD]).moves, "they were moved lately"
+    assert not decided([msgspec.structs.replace(one, movable=False) for one in CROWD]).moves
+    slow = [msgspec.structs.replace(one, move_s=3600.0) for one in CROWD]
+    assert "no move would be worth its cost" in decided(slow).why
+
+
+def test_nothing_is_moved_while_a_node_is_lost_nor_to_one_that_is_cordoned_or_full() -> None:
+    lost = msgspec.structs.replace(NODES[2], status=msgspec.structs.replace(NODES[2].status, ready=False))
+    found = decide(fleet(CROWD, [*NODES[:2], lost]), CROWD, AUTO, 5, 0)
+    assert not found.moves and "node c is lost" in found.why
+    cordoned = [NODES[0], node("b", cpus=8, cordoned=True), node("c", cpus=8)]
+    assert {m.target for m in decide(fleet(CROWD, cordoned), CROWD, AUTO, 5, 0).moves} == {"c"}
+    small = [NODES[0], node("b", cpus=8, memory_mib=700), node("c", cpus=8, memory_mib=700)]
+    assert not decide(fleet(CROWD, small), CROWD, AUTO, 5, 0).moves
+
+
+def test_a_group_that_is_apart_stays_so() -> None:
+    apart = [VmLoad(Wish(f"vm-{n}", vm(anti_affinity="g"), "abc"[n]), f"vm-{n}", [6.0, 0.1, 0.1][n]) for n in range(3)]
+    known = Fleet(NODES, {})
+    for one in apart:
+        known.take(one.wish._replace(at=None), str(one.wish.at))
+    assert not decide(known, apart, AUTO, 5, 0).moves
+
+
+def test_a_peak_moves_an_average_little() -> None:
+    assert smoothed(None, 2.0, 30) == 2.0
+    assert 0.0 < smoothed(0.0, 4.0, 30) < 0.05
+    assert smoothed(0.0, 4.0, 10 * 3600) == pytest.approx(4.0, abs=0.01)
+    assert deviation({}) == 0.0 and deviation({"a": 1.0, "b": 3.0}) == 1.0
+
+
+def test_a_day_of_a_small_fleet() -> None:
+    day = simulate(3, 20, 600)
+    assert day.deviation_with < 0.75 * day.deviation_without
+    assert day.moves_of_one_max <= 2 and day.back_and_forth == 0
+
+
+def test_how_long_a_drain_takes_yet() -> None:
+    assert estimate_s(0, 100, 10) is None
+    assert estimate_s(100, 300, 10) == 30.0
+    assert estimate_s(100, 0, 10) == 0.0
+
+
+def test_what_a_process_uses_is_measured() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        loads = Loads()
+        assert loads.look([("vm-1", busy.pid), ("vm-2", os.getpid()), ("gone", 2**22)]) == []
+        os.wait3(os.WNOHANG)
+        busy_s = 0.0
+        while busy_s == 0.0:
+            found = dict(loads.look([("vm-1", busy.pid)]))
+            busy_s = found["vm-1"]
+        assert set(found) == {"vm-1"}
+    finally:
+        busy.kill()
+        busy.wait()
