@@ -81,7 +81,7 @@ def happened(victim: Platform, object_: str) -> set[str]:
 
 
 def test_a_nodes_vms_start_elsewhere_and_it_gives_them_up_when_it_is_back(victim: Platform) -> None:
-    vm, other = boot(victim, "ha1"), boot(victim, "plain", ha=False)
+    vm, other = boot(victim, "ha1", image="disk", own_disk=False), boot(victim, "plain", ha=False)
     volume = victim.client.create_volume("ha-data", size_mib=16, pool="nfs")
     until(lambda: victim.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made")
     victim.client.attach_volume(volume["id"], vm["id"])

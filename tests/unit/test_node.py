@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from novacron.control.migration import plan
-from novacron.model.migration import Kind, Migration, Phase, Policy, Progress
+from novacron.model.migration import Cause, Kind, Migration, Phase, Policy, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
@@ -69,6 +69,7 @@ def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
         None,
         None,
         Policy.THROTTLE,
+        Cause.REQUEST,
         Progress(),
         None,
         1,

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from novacron.agent.journal import Journal, Record
+from novacron.agent.lease import NodeLease
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools
@@ -39,6 +40,7 @@ def worker(tmp_path: Path) -> Worker:
         aside=lambda work: work.close(),
         pools=Pools(settings),
         turns=Turns(4),
+        lease=NodeLease(settings.lease_path),
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

@@ -1,0 +1,88 @@
+"""Where VMs are placed, on real nodes, and how that is explained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.integration.conftest import Api
+
+NewVm = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def as_they_were(site: Platform) -> Iterator[None]:
+    """Nodes are afterwards what they were before."""
+    specs = {node["name"]: node["spec"] for node in site.client.list("nodes")}
+    yield
+    for name, spec in specs.items():
+        fields = ("site", "zone", "labels", "taints", "vcpu_overcommit", "memory_overcommit")
+        site.client.configure_node(name, **{field: spec[field] for field in fields})
+
+
+def placed(site: Platform, vm: dict[str, Any]) -> str:
+    found: str = until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
+    return found
+
+
+def test_labels_taints_and_groups_decide_and_a_dry_run_says_why(site: Platform, new_vm: NewVm) -> None:
+    site.cli("node", "set", "host-a", "--label", "disk=ssd", "--label", "gone=1", "--zone", "rack-1")
+    shown = site.cli("node", "set", "host-a", "--label", "gone-", "--taint", "gpu").stdout
+    assert "disk=ssd" in shown and "gone" not in shown and "gpu=no-schedule" in shown and "rack-1" in shown
+    said = site.cli("vm", "create", "dry", "--image", "tiny", "--require-label", "disk=ssd", "--dry-run").stdout
+    assert "node host-a has the taint gpu" in said and "node host-b does not have the label disk=ssd" in said
+    assert all(vm["name"] != "dry" for vm in site.client.list("vms"))
+    off = {"power": "stopped", "memory_mib": 64}
+    assert placed(site, new_vm(**off, placement={"labels": {"disk": "ssd"}, "tolerations": ["gpu"]})) == "host-a"
+    assert {placed(site, new_vm(**off)) for _ in range(3)} == {"host-b"}
+    site.cli("node", "set", "host-a", "--taint", "gpu-")
+    assert {placed(site, new_vm(**off, placement={"spread": "web"})) for _ in range(2)} == {"host-a", "host-b"}
+    together = {placed(site, new_vm(**off, placement={"affinity": "pair"})) for _ in range(3)}
+    assert len(together) == 1
+    apart = [new_vm(**off, placement={"anti_affinity": "db"}) for _ in range(3)]
+    until(lambda: sum(site.client.get("vms", vm["id"])["node"] is not None for vm in apart) == 2, "two are placed")
+    left = next(vm for vm in apart if site.client.get("vms", vm["id"])["node"] is None)
+    until(lambda: "anti-affinity group db" in site.client.get("vms", left["id"])["status"]["reason"], "it is said why")
+    moved = next(vm for vm in apart if vm is not left)
+    verdicts = {
+        v["node"]: v["refusal"] for v in json.loads(site.cli("vm", "placement", moved["name"], "-o", "json").stdout)
+    }
+    here = site.client.get("vms", moved["id"])["node"]
+    assert verdicts[here] == f"it is on node {here} already"
+    with pytest.raises(ApiError, match="anti-affinity"):
+        site.client.act("vms", moved["id"], "migrate", {})
+
+
+def test_many_creates_at_once_fill_nodes_and_overfill_none(site: Platform, api: Api, new_vm: NewVm) -> None:
+    before = Counter(vm["node"] for vm in site.client.list("vms"))
+    assert not before, "nobody else is here"
+    for name in ("host-a", "host-b"):
+        inventory = site.client.get("nodes", name)["status"]["inventory"]
+        fits = 64 * 30.5 / (inventory["memory_mib"] - 512)
+        site.client.configure_node(name, memory_overcommit=max(fits, 0.1), vcpu_overcommit=1000)
+    size = 64
+    room = int((inventory["memory_mib"] - 512) * max(fits, 0.1)) // 30
+    size = max(size, room)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_vm(power="stopped", memory_mib=size), range(100)))
+
+    def counts() -> Counter[str | None]:
+        mine = {vm["id"] for vm in made}
+        return Counter(vm["node"] for vm in site.client.list("vms") if vm["id"] in mine)
+
+    until(lambda: counts()[None] == 40, "60 are placed", 30)
+    assert counts() == {"host-a": 30, "host-b": 30, None: 40}
+    waiting = next(vm for vm in site.client.list("vms") if vm["node"] is None)
+    until(lambda: "is full" in site.client.get("vms", waiting["id"])["status"]["reason"], "it is said why")
+    refused = api("POST", "/api/v1/vms", {"name": "one-more", "image": "tiny", "memory_mib": size, "node": "host-a"})
+    assert refused.status == 409 and refused.problem["code"] == "no-capacity"
+    gone = next(vm for vm in site.client.list("vms") if vm["node"] == "host-b")
+    site.client.delete("vms", gone["id"])
+    until(lambda: counts() == {"host-a": 30, "host-b": 30, None: 39}, "the next one takes its place", 30)
