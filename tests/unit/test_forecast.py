@@ -34,6 +34,13 @@ def test_what_waits_for_the_link_is_part_of_the_downtime() -> None:
     assert downtime_s(0, Path(12.5e6, 0.05, 0.4, backlog=12.5e6)) == pytest.approx(idle + 1.0)
 
 
+def test_what_waits_for_the_link_takes_time_and_is_gone_at_the_end() -> None:
+    waits = forecast(400e6, 2e6, Path(12.5e6, 0.05, 0.4, backlog=12.5e6), 0.2)
+    idle = forecast(400e6, 2e6, LINK, 0.2)
+    assert waits.converges and waits.total_s == pytest.approx(idle.total_s + 1.0)
+    assert waits.downtime_ms == idle.downtime_ms
+
+
 def test_how_far_off_a_forecast_was() -> None:
     assert error(Forecast(True, 10.0, 150.0), 12.5, 100.0) == ForecastError(2.5, -50.0)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from novacron.control import drain, garbage, health, migration, placement
+from novacron.control import garbage, health, migration, placement
+from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
-from novacron.control.rebalance import Foresee, Rebalance
+from novacron.control.rebalance import Rebalance
 from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -38,7 +39,6 @@ class Controller(msgspec.Struct, frozen=True):
 ALL = (
     Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
     Controller("migration", migration.step, 2, frozenset({"migration", "link"})),
-    Controller("drain", drain.step, 5, frozenset({"node", "vm", "migration", "drain"})),
     Controller("health", health.step, 2, frozenset()),
     Controller("garbage", garbage.step, 300, frozenset()),
 )
@@ -53,6 +53,7 @@ class Controllers:
         self._all = (
             *ALL,
             Controller("failover", Failover(fence).step, 1, frozenset({"node"})),
+            Controller("drain", Drains(foresee).step, 5, frozenset({"node", "vm", "migration", "drain"})),
             Controller("rebalance", Rebalance(foresee).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 
+from novacron.control.drain import Foresee
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
-from novacron.model.probe import MoveForeseen
 from novacron.model.rebalance import Decision, Mode, Move, decide
 from novacron.store import fleet, migrations, rebalancing
 from novacron.store.database import Database
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
-
-Foresee = Callable[[str, str, str], Awaitable[MoveForeseen]]
-"""Measures what a VM's move from one node to another would be like. Raises NovaError."""
 
 
 class Rebalance(msgspec.Struct):

@@ -62,8 +62,12 @@ def downtime_s(size: float, path: Path) -> float:
 
 def forecast(left: float, dirty_rate: float, path: Path, limit_s: float, passes_max: int = PASSES_MAX) -> Forecast:
     """Foresee a migration that has ``left`` bytes of memory to send and a guest that writes ``dirty_rate`` bytes a
-    second, and that lets the guest stop when it would stand still for ``limit_s`` at most, or after ``passes_max``."""
-    total, size = 0.0, left
+    second, and that lets the guest stop when it would stand still for ``limit_s`` at most, or after ``passes_max``.
+
+    What waits for the link now has been sent when the first pass ends.
+    """
+    total, size = path.backlog / max(path.rate, 1.0), left
+    path = msgspec.structs.replace(path, backlog=0.0)
     for number in range(passes_max + 1):
         if number > 0 and downtime_s(size, path) <= limit_s:
             down = downtime_s(size, path)

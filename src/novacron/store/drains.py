@@ -16,8 +16,10 @@ from novacron.store.database import Connection
 
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 30.0, 600.0
 """A VM whose move has failed is moved again after this, after twice as long the next time, and so on."""
-LEAVE_AFTER_S = 30.0
+LEAVE_AFTER_S = 15.0
 """A guest that writes too fast for so long is left where it is, if that is the policy."""
+DOWNTIME_MS_MAX = 2000.0
+"""A guest that would stand still for longer is left where it is, too."""
 COLD_MIB = 64
 """What a VM that does not run counts for, in an estimate."""
 
@@ -158,15 +160,21 @@ async def under_way(connection: Connection, node: str) -> int:
 
 
 async def hopeless(connection: Connection, drain: Drain) -> list[tuple[str, str, str]]:
-    """Return ``(migration, VM, why)`` of moves whose guests write too fast for too long."""
+    """Return ``(migration, VM, why)`` of moves whose guests write too fast for too long: they do not converge, or would
+    stand still for long."""
     rows = await connection.fetch(
-        "SELECT id, vm, progress -> 'forecast' ->> 'reason' AS why FROM migrations"
+        "SELECT id, vm, progress -> 'forecast' ->> 'reason' AS why,"
+        " (progress -> 'forecast' ->> 'downtime_ms')::float AS downtime_ms FROM migrations"
         " WHERE finished_at IS NULL AND source = $1 AND cause = 'drain' AND phase = 'transferring'"
-        " AND (progress -> 'forecast' ->> 'converges')::bool IS FALSE"
+        " AND ((progress -> 'forecast' ->> 'converges')::bool IS FALSE"
+        " OR (progress -> 'forecast' ->> 'downtime_ms')::float > $3)"
         " AND (progress ->> 'elapsed_s')::float > $2",
-        drain.node, LEAVE_AFTER_S,
+        drain.node, LEAVE_AFTER_S, DOWNTIME_MS_MAX,
     )  # fmt: skip
-    return [(row["id"], row["vm"], row["why"] or "it writes faster than the link takes it") for row in rows]
+    return [
+        (row["id"], row["vm"], row["why"] or f"it would stand still for {(row['downtime_ms'] or 0) / 1e3:.1f} s")
+        for row in rows
+    ]
 
 
 async def give_up(connection: Connection, drain: Drain, vm: str) -> None:
