@@ -92,6 +92,7 @@ def test_what_the_guest_writes_while_it_moves_is_there(victim: Platform) -> None
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_stopped_vm_moves_with_its_disk(victim: Platform) -> None:
     vm = boot(victim, "cold", 62, image="disk")
     before = written(victim, vm)
@@ -170,6 +171,7 @@ def small_disk(victim: Platform, node: str, mib: int) -> Iterator[None]:
         restarted("umount", place)
 
 
+@pytest.mark.slow
 def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Platform) -> None:
     vm = boot(victim, "large", 66, image="disk")
     before = written(victim, vm, 24)

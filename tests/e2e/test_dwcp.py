@@ -80,6 +80,7 @@ def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> 
         delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_damaged_page_stores_are_noticed_and_made_up_for(victim: Platform) -> None:
     vm = boot(victim, "damaged", 43, image="noisy")
     before = checksum(victim, vm)
@@ -103,8 +104,10 @@ def test_damaged_page_stores_are_noticed_and_made_up_for(victim: Platform) -> No
     ("moment", "outage_s"),
     [
         ("early", 0.0),
-        ("late", 10.0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("early", 10.0), ("early", 45.0), ("late", 45.0))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("late", 10.0), ("early", 10.0), ("early", 45.0), ("late", 45.0))
+        ),
     ],
 )
 def test_a_dead_link_costs_the_outage_and_not_the_migration(victim: Platform, moment: str, outage_s: float) -> None:

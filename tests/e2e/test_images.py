@@ -6,6 +6,7 @@ import os
 import shutil
 
 import msgspec
+import pytest
 
 from lab.platform import Platform, default_cache, until
 from novacron.disk.images import MANIFEST, Manifest, describe
@@ -68,6 +69,7 @@ def test_an_image_that_is_not_what_its_manifest_says_is_not_taken(victim: Platfo
     assert not list(victim.images_of("host-b").glob(".receiving-*"))
 
 
+@pytest.mark.slow
 def test_a_dead_link_costs_a_copy_the_outage_and_a_killed_target_keeps_nothing(victim: Platform) -> None:
     add_image(victim, "patient", "host-a", "is cut off on its way")
     host = victim.host("host-a")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from lab.platform import Platform, until
 from tests.e2e.conftest import boot, delete, until_ended, until_settled, watching
 
@@ -53,6 +55,7 @@ def test_a_stopped_vm_moves_and_starts_at_the_other_end(victim: Platform) -> Non
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_paused_guest_arrives_paused(victim: Platform) -> None:
     vm = boot(victim, "frozen", 22)
     victim.cli("vm", "pause", "frozen", "--wait")
@@ -95,6 +98,7 @@ def test_a_cut_link_fails_the_migration_and_says_why(victim: Platform) -> None:
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_node_is_drained_and_used_again(victim: Platform) -> None:
     vms = [boot(victim, f"tenant-{n}", 30 + n, memory_mib=128) for n in range(3)]
     assert "empty and cordoned" in victim.cli("node", "drain", "host-a").stdout

@@ -79,7 +79,8 @@ def test_a_dead_link_while_memory_follows_costs_the_outage(victim: Platform) -> 
     delete(victim, vm)
 
 
-@pytest.mark.parametrize("what", ["source agent", pytest.param("target agent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["source agent", "target agent"])
 def test_memory_goes_on_to_follow_after_an_agent_was_killed(victim: Platform, what: str) -> None:
     vm, migration, before = begin(victim, what.replace(" ", "-") + "-2", 82)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
@@ -92,6 +93,7 @@ def test_memory_goes_on_to_follow_after_an_agent_was_killed(victim: Platform, wh
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_vm_whose_memory_follows_can_be_deleted(victim: Platform) -> None:
     vm, migration, _ = begin(victim, "gone", 83)
     assert until_ended(victim, migration["id"])["phase"] == "completed"

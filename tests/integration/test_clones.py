@@ -43,7 +43,7 @@ def up(site: Platform, vm: Object) -> Object:
     return site.client.get("vms", vm["id"])
 
 
-@pytest.mark.parametrize("linked", [True, False], ids=["linked", "full"])
+@pytest.mark.parametrize("linked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["linked", "full"])
 def test_a_clone_has_what_its_source_had_and_nothing_more(
     site: Platform, new_vm: NewVm, clone: Clone, linked: bool
 ) -> None:
@@ -100,6 +100,7 @@ def test_clones_that_are_made_at_once_do_not_disturb_each_other(site: Platform, 
         assert read(site, up(site, one)) == "one"
 
 
+@pytest.mark.slow
 def test_a_vm_that_is_off_is_cloned_without_its_snapshots(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")
@@ -146,7 +147,7 @@ def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm
     ("linked", "what"),
     [
         (True, "agent"),
-        (False, "server"),
+        pytest.param(False, "server", marks=pytest.mark.slow),
         pytest.param(False, "agent", marks=pytest.mark.slow),
         pytest.param(True, "server", marks=pytest.mark.slow),
     ],

@@ -62,6 +62,7 @@ def test_a_guest_boots_with_uefi_and_a_tpm_that_move_with_it(site: Platform, new
         until(lambda: "found-tpm 2" in site.console_log(site.client.get("vms", vm["id"])), "it boots there", BOOT_S)
 
 
+@pytest.mark.slow
 def test_a_running_guest_moves_with_its_uefi_and_tpm(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(image="agent", firmware="uefi", tpm=True, memory_mib=256, node="host-a", cloud_init={"user_data": LOOK})
     seen(site, vm)

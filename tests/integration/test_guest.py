@@ -62,6 +62,7 @@ def test_a_guest_finds_what_it_was_told_and_its_agent_answers(
         until(lambda: all(found["id"] != vm["id"] for found in site.client.list("vms")), "it is deleted")
 
 
+@pytest.mark.slow
 def test_a_guest_with_an_agent_reboots_and_powers_off_by_itself(site: Platform, new_vm: NewVm) -> None:
     vm = until_heard(site, new_vm(image="agent", cloud_init={}))
     name, pid = vm["name"], vm["status"]["pid"]

@@ -150,6 +150,7 @@ def test_a_vm_that_crashed_stays_off_where_that_was_asked_for_and_has_another_si
     site.cli("vm", "set", vm["name"], "--no-protect")
 
 
+@pytest.mark.slow
 def test_a_qemu_that_hangs_is_not_taken_for_gone(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
     pid = site.wait_state(vm["id"], "running")["status"]["pid"]

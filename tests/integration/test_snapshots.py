@@ -129,6 +129,7 @@ def test_memory_goes_back_too(site: Platform, new_vm: NewVm) -> None:
     site.cli("snapshot", "delete", vm["name"], "whole")
 
 
+@pytest.mark.slow
 def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
