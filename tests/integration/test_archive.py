@@ -141,6 +141,29 @@ def test_what_firmware_and_tpm_remember_comes_back_with_a_vm(
     assert refused.status == 400 and "firmware_state" in str(refused.problem)
 
 
+def test_a_vm_without_a_disk_of_its_own_boots_from_a_volume_that_began_as_a_copy(
+    site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str]
+) -> None:
+    name = new_name()
+    small = api("POST", "/api/v1/volumes", {"name": name, "size_mib": 4, "image": boots})
+    assert small.status == 400 and "has a disk of 8 MiB" in small.problem["detail"]
+    site.cli("volume", "create", name, "--size", "16", "--image", boots, "--pool", "nfs")
+    root = site.client.get("volumes", name)
+    vm = new_vm(image=boots, own_disk=False, power="stopped", ha=True)
+    until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
+    site.cli("volume", "attach", name, vm["name"], "--boot-order", "0")
+    site.cli("vm", "start", vm["name"], "--wait")
+    now = site.client.get("vms", vm["id"])
+    said(site, now, "from its disk")
+    assert not (directory(site, now) / "disk.qcow2").exists()
+    refused = api("POST", "/api/v1/vms", {"name": "sized", "image": boots, "own_disk": False, "disk_mib": 64})
+    assert refused.status == 400 and refused.problem["field"] == "disk_mib"
+    site.cli("vm", "kill", vm["name"], "--wait")
+    site.cli("volume", "detach", name)
+    site.cli("volume", "delete", name)
+    assert not (site.shared_pool / f"{root['id']}.raw").exists()
+
+
 def test_an_export_goes_on_whatever_is_killed(
     site: Platform, boots: str, new_vm: NewVm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

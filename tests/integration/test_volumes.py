@@ -13,7 +13,7 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.integration.test_snapshots import NewVm, Object, answers, booted, shell, write
+from tests.integration.test_snapshots import NewVm, Object, answers, booted, read, shell, write
 
 Create = Callable[..., Object]
 PATH = "/api/v1/volumes"
@@ -140,7 +140,7 @@ def test_what_is_discarded_takes_no_space_and_writes_are_limited(site: Platform,
     until(lambda: file_of(site, data).stat().st_blocks == 0, "zeroes take no space")
 
 
-def test_a_shared_volume_moves_with_its_vm_and_a_local_one_keeps_it(
+def test_a_shared_volume_stays_where_it_is_when_its_vm_moves(
     site: Platform, api: Api, new_vm: NewVm, volume: Create
 ) -> None:
     vm = booted(site, new_vm)
@@ -156,13 +156,82 @@ def test_a_shared_volume_moves_with_its_vm_and_a_local_one_keeps_it(
     attach(site, shared, vm)
     until(lambda: size_seen(site, vm) == 64, "the guest sees it again")
     assert got(site, vm) == "two"
-    local = volume(node=there)
     elsewhere = volume(node=vm["node"])
-    attach(site, local, vm)
-    refused = site.cli("vm", "migrate", vm["name"], check=False)
-    assert refused.returncode == 4 and "which is not shared" in refused.stderr
     answer = api("POST", f"{PATH}/{elsewhere['id']}/actions/attach", {"vm": vm["id"]})
     assert answer.status == 409 and "is on node" in answer.problem["detail"]
+
+
+def moved(site: Platform, vm: Object, to: str) -> None:
+    site.cli("vm", "migrate", vm["name"], "--to", to)
+    now = site.client.get("vms", vm["id"])
+    assert now["node"] == to, now
+    vm["node"] = to
+
+
+def files_of(site: Platform, one: Object) -> list[str]:
+    """Return on which hosts there is a file of a local volume."""
+    pool = "agent/volumes" if one["pool"] == "local" else "small"
+    hosts = [host.name for host in site.lab.hosts]
+    return [name for name in hosts if (site.directory / name / pool / f"{one['id']}.raw").exists()]
+
+
+def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm: NewVm, volume: Create) -> None:
+    vm = booted(site, new_vm, node="host-a")
+    first, second = volume(node="host-a"), volume(node="host-a", pool="small", size_mib=32)
+    for one, disk, size in ((first, "sda", 64), (second, "sdb", 32)):
+        attach(site, one, vm)
+        until(lambda disk=disk, size=size: size_seen(site, vm, disk) == size, "the guest sees it")  # type: ignore[misc]
+    assert put(site, vm, "one") == "done" and put(site, vm, "two", "sdb") == "done"
+    write(site, vm, "own")
+    moved(site, vm, "host-b")
+    assert (got(site, vm), got(site, vm, "sdb"), read(site, vm)) == ("one", "two", "own")
+    assert put(site, vm, "three") == "done"
+    assert {site.client.get("volumes", one["id"])["node"] for one in (first, second)} == {"host-b"}
+    until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing of them is left behind")
+    moved(site, vm, "host-a")
+    assert (got(site, vm), got(site, vm, "sdb")) == ("three", "two")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    until(lambda: files_of(site, first) == ["host-a"], "nothing is left behind")
+    moved(site, vm, "host-b")
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: "tiny guest: ready" in site.console_log(vm), "it is up", 60)
+    assert (got(site, vm), got(site, vm, "sdb"), read(site, vm)) == ("three", "two", "own")
+    until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing is left behind")
+    assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
+
+
+@pytest.mark.parametrize("what", ["target", pytest.param("source", marks=pytest.mark.slow)])
+def test_a_move_with_volumes_that_fails_leaves_them_where_they_were(
+    site: Platform, new_vm: NewVm, volume: Create, what: str
+) -> None:
+    vm = booted(site, new_vm, node="host-a")
+    data = volume(node="host-a", size_mib=256)
+    attach(site, data, vm)
+    until(lambda: size_seen(site, vm) == 256, "the guest sees it")
+    put(site, vm, "here")
+    shell(site, vm, "dd if=/dev/urandom of=/dev/sda bs=1M seek=1 count=100 conv=fsync 2>/dev/null; echo written")
+    site.client.configure_node("host-a", migration_rate_bytes_per_s=2_500_000)
+    begun = site.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
+    until(lambda: files_of(site, data) == ["host-a", "host-b"], "it is on its way")
+    agent = site.agents["host-b" if what == "target" else "host-a"]
+    agent.kill()
+    agent.start()
+    done = site.client.wait("migrations", begun["id"], lambda now: now is None or now["finished_at"] is not None, 120)
+    assert done is not None and done["phase"] == "failed", done
+    site.client.configure_node("host-a", migration_rate_bytes_per_s=None)
+    answers(site, vm)
+    assert got(site, vm) == "here" and site.client.get("volumes", data["id"])["node"] == "host-a"
+    until(lambda: files_of(site, data) == ["host-a"], "nothing of it is left at the target", 60)
+
+
+def test_a_target_without_the_pool_or_room_is_refused_early(site: Platform, new_vm: NewVm, volume: Create) -> None:
+    vm = new_vm(image="tiny", node="host-a", power="stopped")
+    site.wait_state(vm["id"], "stopped")
+    data = volume(node="host-a")
+    attach(site, data, vm)
+    verdicts = {one["node"]: one["refusal"] for one in site.client.placement(vm["id"])}
+    assert verdicts["host-b"] is None
+    assert "is on node host-a already" in verdicts["host-a"]
 
 
 def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm, volume: Create) -> None:

@@ -55,7 +55,7 @@ class Giving:
         worker = self._worker
         if task.endpoint is None:
             early = task.kind is Kind.LIVE and worker.record.migration != task.migration
-            if task.warm is not None and early and not self._has_layer():  # a disk's mirror comes first
+            if task.warm is not None and early and not self._has_disks():  # their mirror comes first
                 self._open(task, task.warm, early=True)
             return False
         if self._transfer is not None:
@@ -92,17 +92,21 @@ class Giving:
     def _has_layer(self) -> bool:
         return (self._worker.machine.directory / DISK_LAYER).exists()
 
+    def _has_disks(self) -> bool:
+        return self._has_layer() or any(one.moves for one in self._worker.volumes())
+
     def _image_to_send(self, *, cold: bool) -> Image | None:
         """Return the image of a VM of which more than memory is to be sent, else None. Raises TransferFailed."""
         worker = self._worker
         try:
             image = worker.image()
         except MachineFailed as error:
-            if self._has_layer():
+            if self._has_disks():
                 raise TransferFailed(f"the VM's disk can't be sent: {error}") from error
             return None
-        more = disks.keeps_files(worker.spec(), image) if cold else image.disk is not None
-        return image if more else None
+        if cold:
+            return image if disks.keeps_files(worker.spec(), image, worker.volumes()) else None
+        return image if disks.told_of(image, worker.disk_bytes(image), worker.volumes()) else None
 
     def _limit(self, rate_bytes_per_s: int | None) -> None:
         """Use so much of the link from now on, or all there is."""
@@ -161,7 +165,8 @@ class Giving:
                 if task.kind is Kind.COLD:
                     await self._send_layer(task, sender, image)
                 else:
-                    self._disk = Leaving(worker.machine, sender, image, worker.disk_bytes(image))
+                    parts = disks.parts_of(worker.machine, image, worker.disk_bytes(image), worker.volumes())
+                    self._disk = Leaving(worker.machine, sender, parts)
                     await self._send_memory(task, self._disk)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
             log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
@@ -236,7 +241,9 @@ class Giving:
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
             await overlay.create(directory / DISK_LAYER, image.disk, self._worker.disk_bytes(image))
         sender.limit(self._rate_now(task))
-        await disks.send_state(directory, sender, image)
+        pools = self._worker.host.pools
+        volumes = {one.id: pools.path(one.pool, one.id) for one in self._worker.volumes() if one.moves}
+        await disks.send_state(directory, sender, image, volumes)
         self._promise(task, follows=False)
 
     def _rate_now(self, task: wire.Task) -> int | None:

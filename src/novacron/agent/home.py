@@ -13,7 +13,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from novacron.model.limits import SHARED_LAYERS_MAX
+from novacron.model.limits import SHARED_LAYERS_MAX, VOLUMES_PER_VM_MAX
 from novacron.qemu.confine import check_peer
 
 
@@ -37,13 +37,17 @@ INCOMING_DISK_SOCKET = "run/disk.sock"
 """QEMU's, for the disk."""
 OUTGOING_SOCKET = "outgoing.sock"
 """The agent's, for the memory that a migration takes away."""
-OUTGOING_DISK_SOCKET = "disk.sock"
-TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, OUTGOING_DISK_SOCKET)
+DISKS_MAX = VOLUMES_PER_VM_MAX + 1
+OUTGOING_DISK_SOCKETS = tuple(f"disk-{number}.sock" for number in range(DISKS_MAX))
+"""The agent's, for its own disk and its volumes."""
+TRANSFER_SOCKETS = (INCOMING_SOCKET, INCOMING_DISK_SOCKET, OUTGOING_SOCKET, *OUTGOING_DISK_SOCKETS)
 DISK_LAYER = "disk.qcow2"
 """What the VM wrote to its disk, over the disk of its image."""
 RUN = "run"
 COMPLETE = "complete"
 """Beside what a VM that does not run consists of, where all of that is: it is moved last."""
+DISKS_COMPLETE = "disks.complete"
+"""Where all disks of a VM that came while it ran are there."""
 STATE = {
     DISK_LAYER: DISK_LAYER,
     **{shared_name(number): shared_name(number) for number in range(SHARED_LAYERS_MAX)},

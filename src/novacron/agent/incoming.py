@@ -13,7 +13,6 @@ from pathlib import Path
 from novacron.agent import disks
 from novacron.agent.home import INCOMING_SOCKET
 from novacron.agent.machine import Machine
-from novacron.disk.images import Image
 from novacron.dwcp.back import BYTES_MAX
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.receiver import Incoming, ReceiveFailed
@@ -69,7 +68,7 @@ async def load(
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[bool], Awaitable[None]],
-    disk: tuple[Incoming, Image, int] | None = None,
+    disk: disks.Coming | None = None,
     *,
     post_copy: bool = False,
 ) -> None:
@@ -90,20 +89,20 @@ async def load(
         await loop.sock_connect(connection, str(path))
         machine.check_peer(connection)
         if disk is not None:
-            await disks.offer(machine)
+            await disks.offer(machine, disk)
         await ready()
         receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
         wait = _told if post_copy else _completed
         completed = asyncio.create_task(wait(machine, status_changed))
         before = [asyncio.create_task(_devices(machine))] if post_copy else []
         if disk is not None:
-            before.append(asyncio.create_task(disks.take(machine, *disk)))
+            before.append(asyncio.create_task(disks.take(machine, disk)))
         tasks = [receiving, completed, *before]
         try:
             async with BackPipe(connection, incoming) if post_copy else contextlib.nullcontext():
                 await _all(before if post_copy else tasks, tasks)
                 if disk is not None:
-                    await disks.withdraw(machine)
+                    await disks.withdraw(machine, disk)
                 await loaded(not completed.done())
                 await _all(tasks, tasks)
         finally:

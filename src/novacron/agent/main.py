@@ -101,7 +101,7 @@ class Agent:
         self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
         self._questions = _Few(QUESTIONS_MAX)
         self._imports = Imports(settings, self._link.send, self._look_at_images)
-        self._volumes = Volumes(host.pools, self._link.send)
+        self._volumes = Volumes(host.pools, host.images, self._link.send)
         self._exports = Exports(settings, self._workers.get, self._link.send)
         self._looking = asyncio.Lock()
         self._asked_of = Asked(self._imports, self._exports, host, self._workers, self._look_at_images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from novacron import pki
@@ -13,6 +14,7 @@ from novacron.agent.journal import PostCopy
 from novacron.agent.machine import MachineFailed
 from novacron.agent.pages import Tenant
 from novacron.disk.images import Image
+from novacron.disk.stream import VolumeInfo
 from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
 from novacron.model import limits
 from novacron.model.migration import Kind, Policy, Side
@@ -62,13 +64,13 @@ class Taking:
         if not wanted.spec.own_disk:
             image = image.without_disk()
         cold = task.kind is Kind.COLD
-        if cold and not disks.keeps_files(wanted.spec, image):
+        if cold and not disks.keeps_files(wanted.spec, image, wanted.volumes):
             self._begin(task, wanted)
             send(wire.TargetReady(task.migration, worker.host.endpoint))
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
         if worker.record.migration == task.migration:
-            if await self._has_all(image, cold=cold):
+            if await self._has_all(cold=cold, disks_too=bool(self._infos(wanted, image))):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             await worker.destroy()
@@ -79,14 +81,21 @@ class Taking:
         work = self._take_layer(task, wanted, image) if cold else self._load(task, wanted, image)
         self._transfer = asyncio.create_task(work, name=f"load-{worker.vm}")
 
-    async def _has_all(self, image: Image, *, cold: bool) -> bool:
+    def _infos(self, wanted: wire.Assignment, image: Image) -> list[VolumeInfo]:
+        return disks.told_of(image, wanted.spec.disk_bytes(image.info.disk_bytes), wanted.volumes)
+
+    def _paths(self, wanted: wire.Assignment) -> dict[str, Path]:
+        """Return where the volumes that come with a VM are to be. Raises OSError."""
+        return {one.id: self._worker.host.pools.path(one.pool, one.id) for one in wanted.volumes if one.moves}
+
+    async def _has_all(self, *, cold: bool, disks_too: bool) -> bool:
         """Say whether an earlier agent received everything: memory may be there before the disk is."""
         machine = self._worker.machine
         if cold:
             return disks.has_arrived(machine.directory)
         if await machine.status() not in ("paused", "shutdown"):
             return False
-        return image.disk is None or await disks.is_whole(machine)
+        return not disks_too or disks.are_whole(machine)
 
     def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
         self._worker.store(
@@ -118,6 +127,8 @@ class Taking:
         host = worker.host
         try:
             worker.expected_exit = False
+            infos, paths = self._infos(wanted, image), self._paths(wanted)
+            await asyncio.to_thread(disks.make_room, paths, infos)
             starting = asyncio.create_task(
                 worker.machine.start(
                     wanted,
@@ -134,14 +145,13 @@ class Taking:
                     terms = await self._terms(wanted, image, of_disk=False)
                     with host.listener.expect(task.migration, task.peer, terms) as session:
                         await starting
-                        if image.disk is None:
+                        if not infos:
                             await self._load_from(task, session, None)
                         else:
                             terms = await self._terms(wanted, image, of_disk=True)
                             name = disks.session_of(task.migration)
                             with host.listener.expect(name, task.peer, terms) as disk:
-                                size = wanted.spec.disk_bytes(image.info.disk_bytes)
-                                await self._load_from(task, session, (disk, image, size))
+                                await self._load_from(task, session, disks.Coming(disk, image, infos, paths))
             finally:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
@@ -197,7 +207,7 @@ class Taking:
         finally:
             self._end()
 
-    async def _load_from(self, task: wire.Task, session: Incoming, disk: tuple[Incoming, Image, int] | None) -> None:
+    async def _load_from(self, task: wire.Task, session: Incoming, disk: disks.Coming | None) -> None:
         worker = self._worker
         self._session = session
         await incoming.load(
@@ -215,7 +225,9 @@ class Taking:
             terms = await self._terms(wanted, image, of_disk=True)
             with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:
                 await self._ready(task)
-                await disks.receive_state(session, worker.machine.directory, image, bytes_max)
+                paths = self._paths(wanted)
+                volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in wanted.volumes if one.moves}
+                await disks.receive_state(session, worker.machine.directory, image, bytes_max, volumes)
             await worker.host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
             worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from novacron.agent.settings import Settings
+from novacron.disk.blocks import data_ranges
 from novacron.disk.files import make_durable
+from novacron.disk.images import Image
 from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
 from novacron.telemetry import logs
@@ -21,6 +23,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 LOOK_S = 10.0
+COPY_BYTES = 1 << 20
 MARK = ".novacron-pool"
 """In the directory of a shared pool: without it, what should be mounted there is not."""
 FREE_STEP_BYTES = 64 << 20
@@ -77,8 +80,9 @@ class Pools:
 class Volumes:
     """All volumes of this node."""
 
-    def __init__(self, pools: Pools, send: Callable[[wire.Message], None]) -> None:
+    def __init__(self, pools: Pools, images: Mapping[str, Image], send: Callable[[wire.Message], None]) -> None:
         self._pools = pools
+        self._images = images
         self._send = send
         self._wanted: tuple[wire.VolumeWanted, ...] = ()
         self._said: dict[str, wire.VolumeStands] = {}
@@ -101,6 +105,15 @@ class Volumes:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), LOOK_S)
 
+    def _disk_of(self, image: str | None) -> Path | None:
+        """Return the disk of an image. Raises FileNotFoundError."""
+        if image is None:
+            return None
+        found = self._images.get(image)
+        if found is None or found.disk is None:
+            raise FileNotFoundError(f"this node does not hold image {image}, or that has no disk")
+        return found.disk
+
     def _settle(self, one: wire.VolumeWanted) -> wire.VolumeStands:
         """Let a volume be as it should be, and say how it is."""
         try:
@@ -112,7 +125,7 @@ class Volumes:
             if not path.exists():
                 if one.phase is not VolumePhase.CREATING:
                     return wire.VolumeStands(one.id, one.phase, error=f"{path} is gone")
-                _create(path, one.size_mib << 20)
+                _create(path, one.size_mib << 20, self._disk_of(one.image))
                 log.info("a volume is made", volume=one.id, path=str(path))
             found = path.stat()
             if found.st_size < one.size_mib << 20:
@@ -124,15 +137,27 @@ class Volumes:
             return wire.VolumeStands(one.id, phase, error=str(error) or type(error).__name__)
 
 
-def _create(path: Path, size_bytes: int) -> None:
-    """Make an empty volume, whole or not at all. Raises OSError."""
+def _create(path: Path, size_bytes: int, begins_as: Path | None) -> None:
+    """Make a volume, empty or a copy of a disk, whole or not at all. Raises OSError."""
     scratch = path.with_suffix(".new")
     scratch.unlink(missing_ok=True)
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(descriptor, size_bytes)
+        if begins_as is not None:
+            _copy(begins_as, descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     scratch.rename(path)
     make_durable(path.parent)
+
+
+def _copy(source: Path, target: int) -> None:
+    """Copy what of a file is no hole. Raises OSError."""
+    with source.open("rb") as file:
+        for start, end in data_ranges(file.fileno(), os.fstat(file.fileno()).st_size):
+            for at in range(start, end, COPY_BYTES):
+                data = os.pread(file.fileno(), min(COPY_BYTES, end - at), at)
+                if os.pwrite(target, data, at) != len(data):
+                    raise OSError(f"the pool took only a part of {source}")

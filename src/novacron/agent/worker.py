@@ -478,6 +478,10 @@ class Worker:
         assert self._assignment is not None
         return self._assignment.spec
 
+    def volumes(self) -> tuple[wire.VolumeAttached, ...]:
+        """Return the volumes that the VM has."""
+        return () if self._assignment is None else self._assignment.volumes
+
     def disk_bytes(self, image: Image) -> int:
         """Return the size of the VM's disk, 0 for none."""
         assert self._assignment is not None

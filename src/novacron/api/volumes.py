@@ -24,12 +24,13 @@ Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
-    """A new volume, empty. ``node`` is the one with most room in the pool if it is not named."""
+    """A new volume, empty or a copy of an image's disk. ``node``: the one with most room in the pool if not given."""
 
     name: Name
     size_mib: DiskMib
     pool: Name = "local"
     node: NodeName | None = None
+    image: Name | None = None
     iops: Iops | None = None
     bytes_per_s: BytesPerS | None = None
 
@@ -129,7 +130,7 @@ async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Vol
 
     async def work(connection: Connection) -> Volume:
         return await volumes.create(
-            connection, data.name, data.pool, data.size_mib, data.node, limited, request.user.name
+            connection, data.name, data.pool, data.size_mib, data.node, limited, request.user.name, data.image
         )  # fmt: skip
 
     return await reply.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")

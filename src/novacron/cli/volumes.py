@@ -91,16 +91,17 @@ def create(
     size: Annotated[int, typer.Option(help="in MiB", show_default=False)],
     pool: Annotated[str, typer.Option(help="see: novacron pool list")] = "local",
     node: Annotated[str | None, typer.Option(help="where; the one with most room if not given")] = None,
+    image: Annotated[str | None, typer.Option(help="image whose disk it begins as a copy of")] = None,
     iops: Iops = None,
     throughput: Throughput = None,
     wait: Wait = True,
-    timeout: Timeout = 60,
+    timeout: Timeout = 600,
 ) -> None:
-    """Create a volume, empty. It takes only the space of what is written to it."""
+    """Create a volume, empty or a copy of an image's disk. It takes only the space of what is written to it."""
     with output.errors():
         client = Client()
         made = client.create_volume(
-            name, size_mib=size, pool=pool, node=node, iops=iops, bytes_per_s=throughput
+            name, size_mib=size, pool=pool, node=node, image=image, iops=iops, bytes_per_s=throughput
         )  # fmt: skip
         _finish(client, made, "creating", wait, timeout)
 

@@ -38,9 +38,12 @@ def places(path: Path) -> list[tuple[int, int]]:
     return found
 
 
-def data_ranges(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Return ``(start, end)`` of what of a file's first ``size`` bytes is no hole, each beginning at a whole page."""
-    at = 0
+def data_ranges(descriptor: int, size: int, begin: int = 0) -> Iterator[tuple[int, int]]:
+    """Return ``(start, end)`` of what of a file's first ``size`` bytes is no hole, each beginning at a whole page.
+
+    ``begin`` is a page's beginning.
+    """
+    at = begin
     while at < size:
         try:
             at = os.lseek(descriptor, at, os.SEEK_DATA) // PAGE * PAGE

@@ -52,6 +52,33 @@ def make_durable(directory: Path) -> None:
             os.close(descriptor)
 
 
+class KeptFile:
+    """A volume that is a file which is there, and may be told more than once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+    def zero(self, offset: int, length: int) -> None:
+        for start, end in data_ranges(self._descriptor, offset + length, offset):  # a hole is zeros already
+            for at in range(start, end, CHUNK_BYTES):
+                self.write(at, bytes(min(CHUNK_BYTES, end - at)))
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 class NewFile:
     """A volume that is a new file of ``size_bytes``: what is not written stays a hole."""
 

@@ -66,5 +66,7 @@ class Volume(msgspec.Struct, frozen=True):
     """Firmware tries the lowest first; the VM's own disk has 1."""
     detaching: bool
     """It is still in its VM's hands, but should not be."""
+    image: str | None
+    """Of which image's disk it began as a copy."""
     revision: int
     created_at: datetime

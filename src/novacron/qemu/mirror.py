@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,9 @@ from novacron.qemu import block
 from novacron.qemu.command import DISK
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
-JOB, TARGET, EXPORT = "mirror0", "mirror0-target", "disk0"
+JOBS = "mirror"
+"""How the names of jobs begin; numbers follow."""
+EXPORT = "disk0"
 GONE_S_MAX, LOOK_S = 10.0, 0.02
 
 
@@ -29,58 +32,73 @@ class MirrorStatus(msgspec.Struct, frozen=True):
         return max(0, self.total_bytes - self.done_bytes)
 
 
-async def start(monitor: Monitor, path: Path, *, whole: bool = False) -> None:
-    """Mirror what the VM's own layer of its disk holds, and all that the guest writes, to the export at ``path``.
+def _target(number: int) -> str:
+    return f"{JOBS}{number}-target"
 
-    ``whole`` has all that is below its layer mirrored, too.
+
+async def start(monitor: Monitor, number: int, path: Path, node: str, *, whole: bool) -> None:
+    """Mirror what a disk's uppermost layer holds, and all that the guest writes, to the export at ``path``.
+
+    ``whole`` has all that is below it mirrored, too.
     """
     server = {"type": "unix", "path": str(path)}
-    target = {"driver": "nbd", "node-name": TARGET, "server": server, "export": EXPORT}
+    target = {"driver": "nbd", "node-name": _target(number), "server": server, "export": EXPORT}
     await monitor.execute("blockdev-add", target)
-    device, sync = await block.top(monitor), "full" if whole else "top"
-    job = {"job-id": JOB, "device": device, "target": TARGET, "sync": sync, "auto-dismiss": False}
-    await monitor.execute("blockdev-mirror", job)
+    device = await block.top(monitor) if node == DISK else node
+    job = {"job-id": f"{JOBS}{number}", "device": device, "target": _target(number), "auto-dismiss": False}
+    await monitor.execute("blockdev-mirror", {**job, "sync": "full" if whole else "top"})
 
 
-async def status(monitor: Monitor) -> MirrorStatus:
-    """Return how the job stands. Raises MonitorFailed when there is none."""
-    for job in await monitor.execute("query-block-jobs"):
-        if job["device"] == JOB:
-            return MirrorStatus(
-                job["ready"], job["len"], job["offset"], job.get("error", "") or _failed(job.get("io-status", "ok"))
-            )
-    raise MonitorFailed("QEMU does not mirror the disk any more")
+async def status(monitor: Monitor, count: int) -> MirrorStatus:
+    """Return how the first ``count`` jobs stand, together. Raises MonitorFailed when one is gone."""
+    found = {job["device"]: job for job in await monitor.execute("query-block-jobs")}
+    jobs = [found.get(f"{JOBS}{number}") for number in range(count)]
+    if None in jobs:
+        raise MonitorFailed("QEMU does not mirror the disk any more")
+    known = [job for job in jobs if job is not None]
+    errors = (job.get("error", "") or _failed(job.get("io-status", "ok")) for job in known)
+    return MirrorStatus(
+        all(job["ready"] for job in known), sum(job["len"] for job in known), sum(job["offset"] for job in known),
+        next((error for error in errors if error), ""),
+    )  # fmt: skip
 
 
 def _failed(io_status: str) -> str:
     return "" if io_status == "ok" else f"the mirrored disk: {io_status}"
 
 
-async def finish(monitor: Monitor) -> None:
+async def _jobs(monitor: Monitor) -> dict[str, dict[str, Any]]:
+    return {job["id"]: job for job in await monitor.execute("query-jobs") if job["id"].startswith(JOBS)}
+
+
+async def finish(monitor: Monitor, count: int) -> None:
     """The guest stands still: return when all that it wrote has been handed on. Raises MonitorFailed."""
-    await monitor.execute("block-job-cancel", {"device": JOB})
+    for number in range(count):
+        await monitor.execute("block-job-cancel", {"device": f"{JOBS}{number}"})
     async with asyncio.timeout(GONE_S_MAX):
-        while True:
-            found = [job for job in await monitor.execute("query-jobs") if job["id"] == JOB]
-            if not found or found[0]["status"] == "concluded":
-                break
+        found = await _jobs(monitor)
+        while any(job["status"] != "concluded" for job in found.values()):
             await asyncio.sleep(LOOK_S)
-    if found and found[0].get("error"):
-        raise MonitorFailed(f"the disk was not mirrored to its end: {found[0]['error']}")
+            found = await _jobs(monitor)
+    failed = next((job["error"] for job in found.values() if job.get("error")), None)
+    if failed is not None:
+        raise MonitorFailed(f"the disk was not mirrored to its end: {failed}")
 
 
 async def clear(monitor: Monitor) -> None:
-    """Leave nothing of a mirror behind, finished or not. Raises MonitorFailed, TimeoutError."""
+    """Leave nothing of mirrors behind, finished or not. Raises MonitorFailed, TimeoutError."""
     async with asyncio.timeout(GONE_S_MAX):
-        while found := [job for job in await monitor.execute("query-jobs") if job["id"] == JOB]:
-            with contextlib.suppress(MonitorFailed):  # it may be between two states
-                if found[0]["status"] == "concluded":
-                    await monitor.execute("job-dismiss", {"id": JOB})
-                    continue
-                await monitor.execute("block-job-cancel", {"device": JOB, "force": True})
+        while found := await _jobs(monitor):
+            for id, job in found.items():
+                with contextlib.suppress(MonitorFailed):  # it may be between two states
+                    if job["status"] == "concluded":
+                        await monitor.execute("job-dismiss", {"id": id})
+                    else:
+                        await monitor.execute("block-job-cancel", {"device": id, "force": True})
             await asyncio.sleep(LOOK_S)
-    if any(node["node-name"] == TARGET for node in await monitor.execute("query-named-block-nodes", {"flat": True})):
-        await monitor.execute("blockdev-del", {"node-name": TARGET})
+    for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
+        if node["node-name"].startswith(JOBS):
+            await monitor.execute("blockdev-del", {"node-name": node["node-name"]})
 
 
 async def serve(monitor: Monitor, path: Path) -> None:
@@ -89,11 +107,6 @@ async def serve(monitor: Monitor, path: Path) -> None:
     await monitor.execute("nbd-server-start", {"addr": address, "max-connections": 1})
     export = {"type": "nbd", "id": EXPORT, "node-name": DISK, "name": EXPORT, "writable": True}
     await monitor.execute("block-export-add", export)
-
-
-async def is_served(monitor: Monitor) -> bool:
-    """Say whether something can still be written to the disk over NBD: it may lack what is on its way."""
-    return bool(await monitor.execute("query-block-exports"))
 
 
 async def close(monitor: Monitor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
-from novacron.model.volume import Volume
+from novacron.model.volume import PoolKind, Volume, VolumePhase
 from novacron.store import exports, imports, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection
 from novacron.wire import messages as wire
@@ -27,8 +27,12 @@ async def messages(
         ),
         wire.Volumes(
             tuple(
-                wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase)
+                wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase, one.image)
                 for one in await volumes.on_node(connection, node)
+            )
+            + tuple(
+                wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING)
+                for id, pool in await volumes.left_over(connection, node)
             )
         ),
     )
@@ -38,7 +42,7 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     assert volume.lun is not None
     return wire.VolumeAttached(
         volume.id, volume.pool, volume.lun, volume.size_mib, volume.read_only, volume.boot_order, volume.iops,
-        volume.bytes_per_s, volume.detaching,
+        volume.bytes_per_s, volume.detaching, volume.kind is PoolKind.LOCAL,
     )  # fmt: skip
 
 

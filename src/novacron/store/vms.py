@@ -205,7 +205,7 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
         raise InvalidInput("a VM without a disk of its own has none to size", field="disk_mib", hint="leave it out")
     if not spec.ha:
         return
-    if spec.own_disk and await _image_disk_mib(connection, spec.image):
+    if spec.own_disk and await image_disk_mib(connection, spec.image):
         raise InvalidInput(
             f"VMs of image {spec.image} have a disk of their own, which is on their node only",
             field="ha", hint="create it with own_disk false, and let it boot from a volume in a shared pool",
@@ -217,7 +217,7 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
         )
 
 
-async def _image_disk_mib(connection: Connection, image: str) -> int | None:
+async def image_disk_mib(connection: Connection, image: str) -> int | None:
     """Return the size of the disk that VMs of an image have, 0 for none; None where no node has said."""
     sizes = [
         found.disk_bytes
@@ -230,7 +230,7 @@ async def _image_disk_mib(connection: Connection, image: str) -> int | None:
 
 async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
     """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
-    of_image_mib = await _image_disk_mib(connection, image)
+    of_image_mib = await image_disk_mib(connection, image)
     if of_image_mib == 0:
         raise InvalidInput(f"VMs of image {image} have no disk", field="disk_mib", hint="leave it out")
     has_mib = max(has_mib, of_image_mib or 0)

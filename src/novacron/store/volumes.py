@@ -11,7 +11,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
-from novacron.model.node import Node
+from novacron.model.node import Node, holds
 from novacron.model.vm import Action, Vm
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
 from novacron.store import events, nodes, vms
@@ -29,24 +29,32 @@ def pools_of(node: Node) -> tuple[Pool, ...]:
 
 async def create(
     connection: Connection, name: str, pool: str, size_mib: int, node: str | None, limited: dict[str, int | None],
-    actor: str,
+    actor: str, image: str | None = None,
 ) -> Volume:  # fmt: skip
-    """Ask for a volume, on ``node`` or on the one with most room in its pool. ``limited`` are its limits.
+    """Ask for a volume, on ``node`` or on the one with most room in its pool, as a copy of an image's disk if one is
+    named. ``limited`` are its limits.
 
-    Raises NotFound, NoCapacity, Conflict.
+    Raises NotFound, NoCapacity, Conflict, InvalidInput.
     """
+    if image is not None:
+        has_mib = await vms.image_disk_mib(connection, image)
+        if not has_mib or size_mib < has_mib:
+            why = f"image {image} has {'no disk' if not has_mib else f'a disk of {has_mib} MiB'}"
+            raise InvalidInput(why, field="size_mib" if has_mib else "image", hint="see: novacron image list")
     if node is not None:
         await nodes.get(connection, node, field="node")
     found = [
         (has.bytes_free, one.name, has.kind)
         for one in await nodes.all(connection)
         if node in (None, one.name) and one.status.ready and not one.spec.cordoned
+        if image is None or holds(one, image)
         for has in pools_of(one)
         if has.name == pool
     ]
     if not found:
         where = "no node that is ready" if node is None else f"node {node}, as it is now,"
-        raise NotFound(f"{where} has a pool {pool!r}", field="pool", hint="see: novacron pool list")
+        what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
+        raise NotFound(f"{where} has {what}", field="pool", hint="see: novacron pool list")
     free, chosen, kind = max(found)
     if size_mib << 20 > free:
         raise NoCapacity(
@@ -55,10 +63,10 @@ async def create(
         )  # fmt: skip
     try:
         row = await connection.fetchrow(
-            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
+            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *",
             f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, limited["iops"], limited["bytes_per_s"],
-            VolumePhase.CREATING,
+            VolumePhase.CREATING, image,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
@@ -135,12 +143,25 @@ def unreachable(node: Node, volume: Volume) -> str | None:
     return f"node {node.name} does not have the shared pool {volume.pool} of volume {volume.name}"
 
 
+def _uncarriable(node: Node, volume: Volume) -> str | None:
+    """Say why a VM with this volume can't be moved to ``node``, or None if it can: a local volume moves with it."""
+    if volume.kind is not PoolKind.LOCAL or node.name == volume.node:
+        return unreachable(node, volume)
+    pool = next((one for one in pools_of(node) if one.name == volume.pool and one.kind is PoolKind.LOCAL), None)
+    if pool is None:
+        return f"node {node.name} has no pool {volume.pool} for volume {volume.name}"
+    free, needed = pool.bytes_free >> 20, volume.used_bytes >> 20
+    if free < needed:
+        return f"pool {pool.name} of node {node.name} has {free} MiB free, volume {volume.name} needs {needed}"
+    return None
+
+
 def lacking(every: Iterable[Node], taken: Sequence[Volume]) -> dict[str, str]:
     """Return the nodes on which a VM could not use one of these volumes, and why."""
     found = {}
     for node in every:
         for volume in taken:
-            why = unreachable(node, volume)
+            why = _uncarriable(node, volume)
             if why is not None:
                 found[node.name] = why
                 break
@@ -235,21 +256,46 @@ async def on_node(connection: Connection, node: str) -> list[Volume]:
 
 
 async def check_movable(connection: Connection, vm: Vm) -> list[Volume]:
-    """Return the volumes that a VM takes with it. Raises IllegalState when one can't follow it."""
+    """Return the volumes that a VM takes with it. Raises IllegalState while one is in between."""
     found = await of_vm(connection, vm.id)
-    local = next((volume for volume in found if volume.kind is PoolKind.LOCAL), None)
-    if local is not None:
-        raise IllegalState(
-            f"volume {local.name} of VM {vm.name} is on node {local.node}, in pool {local.pool}, which is not shared",
-            hint=f"novacron volume detach {local.name}",
-        )
+    going = next((volume for volume in found if volume.detaching), None)
+    if going is not None:
+        raise IllegalState(f"volume {going.name} is being detached from VM {vm.name}", hint="wait until that is done")
     return found
+
+
+async def moved(connection: Connection, vm: str, source: str, target: str, *, arrived: bool) -> None:
+    """A VM's move has ended: its local volumes are at the target, or stay; what lies at the other node has to go."""
+    other = source if arrived else target
+    await connection.execute(
+        "INSERT INTO volume_leftovers (volume, pool, node) SELECT id, pool, $2 FROM volumes"
+        " WHERE vm = $1 AND kind = 'local' ON CONFLICT DO NOTHING",
+        vm, other,
+    )  # fmt: skip
+    if arrived:
+        await connection.execute("UPDATE volumes SET node = $2 WHERE vm = $1 AND kind = 'local'", vm, target)
+
+
+async def left_over(connection: Connection, node: str) -> list[tuple[str, str]]:
+    """Return volumes, and their pools, of which a node has a copy that nobody needs."""
+    rows = await connection.fetch("SELECT volume, pool FROM volume_leftovers WHERE node = $1 ORDER BY volume", node)
+    return [(row["volume"], row["pool"]) for row in rows]
+
+
+async def not_yet(connection: Connection, vm: str) -> dict[str, str]:
+    """Return the nodes that have yet to remove what they had of a VM's volumes, and say so."""
+    rows = await connection.fetch(
+        "SELECT l.node, v.name FROM volume_leftovers l JOIN volumes v ON v.id = l.volume WHERE v.vm = $1", vm
+    )
+    return {row["node"]: f"node {row['node']} has yet to remove its old copy of volume {row['name']}" for row in rows}
 
 
 async def report(
     connection: Connection, node: str, id: str, phase: VolumePhase, used_bytes: int, error: str
 ) -> None:  # fmt: skip
     """Store what a node has done about a volume of its own."""
+    if phase is VolumePhase.DELETED:
+        await connection.execute("DELETE FROM volume_leftovers WHERE volume = $1 AND node = $2", id, node)
     row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
     if row is None:
         return

@@ -326,6 +326,8 @@ class VolumeAttached(msgspec.Struct, frozen=True):
     iops: int | None
     bytes_per_s: int | None
     detaching: bool
+    moves: bool
+    """It is on the VM's node only, and moves with it."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -458,6 +460,8 @@ class VolumeWanted(msgspec.Struct, frozen=True):
     pool: str
     size_mib: int
     phase: VolumePhase
+    image: str | None = None
+    """Of which image's disk it begins as a copy."""
 
 
 class Volumes(Message, frozen=True):

@@ -49,3 +49,8 @@ def upgrade() -> None:
         " rounds int NOT NULL DEFAULT 0, decision jsonb, decided_at timestamptz)"
     )
     op.execute("INSERT INTO rebalancing (settings) VALUES ('{}')")
+    op.execute(
+        "CREATE TABLE volume_leftovers (volume text NOT NULL, pool text NOT NULL,"
+        " node text NOT NULL REFERENCES nodes ON DELETE CASCADE, PRIMARY KEY (node, volume))"
+    )
+    op.execute("ALTER TABLE volumes ADD COLUMN image text")
