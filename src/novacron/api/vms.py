@@ -70,7 +70,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     disk_bytes_per_s: BytesPerS | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
-    placement: Placement = Placement()
+    placement: Placement = msgspec.field(default_factory=Placement)
     ha: bool = False
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
     own_disk: bool = True

@@ -120,7 +120,7 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_iops: Iops | None = None
     """Reads and writes a second at most, of its disk."""
     disk_bytes_per_s: BytesPerS | None = None
-    placement: Placement = Placement()
+    placement: Placement = msgspec.field(default_factory=Placement)
     ha: bool = False
     """It is started elsewhere when its node fails. From its next start on, it ends with its node's lease."""
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT

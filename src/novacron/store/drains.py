@@ -31,7 +31,7 @@ def _drain(row: Any) -> Drain:
 async def begin(connection: Connection, node: str, policy: DrainPolicy, actor: str) -> Drain:
     """Begin to empty a node, or go on with that under another policy: what was given up is tried again."""
     row = await connection.fetchrow(
-        "UPDATE drains SET policy = $2, given_up = '[]', phase = 'draining', moved ="
+        "UPDATE drains SET policy = $2, given_up = '[]', stays = '[]', phase = 'draining', moved ="
         " CASE WHEN phase = 'draining' THEN moved ELSE '[]' END WHERE node = $1 AND finished_at IS NULL RETURNING *",
         node, policy,
     )  # fmt: skip
@@ -180,7 +180,10 @@ async def hopeless(connection: Connection, drain: Drain) -> list[tuple[str, str,
 async def give_up(connection: Connection, drain: Drain, vm: str) -> None:
     """Leave a VM where it is, as far as this drain goes."""
     await connection.execute(
-        "UPDATE drains SET given_up = given_up || to_jsonb($2::text) WHERE id = $1 AND NOT given_up ? $2", drain.id, vm
+        "UPDATE drains SET given_up = given_up || to_jsonb($2::text) WHERE id = $1 AND policy = 'leave'"
+        " AND NOT given_up ? $2",
+        drain.id,
+        vm,
     )
 
 
