@@ -212,7 +212,8 @@ def test_a_move_with_volumes_that_fails_leaves_them_where_they_were(
     shell(site, vm, "dd if=/dev/urandom of=/dev/sda bs=1M seek=1 count=100 conv=fsync 2>/dev/null; echo written")
     site.client.configure_node("host-a", migration_rate_bytes_per_s=2_500_000)
     begun = site.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-    until(lambda: files_of(site, data) == ["host-a", "host-b"], "it is on its way")
+    until(lambda: site.client.get("migrations", begun["id"])["progress"]["wire_bytes"] > 2**20, "it is on its way", 60)
+    assert files_of(site, data) == ["host-a", "host-b"]
     agent = site.agents["host-b" if what == "target" else "host-a"]
     agent.kill()
     agent.start()
