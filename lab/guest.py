@@ -1,4 +1,4 @@
-"""A TCP client of the tiny guest: its counter service, line by line, with the time at which each line came."""
+"""TCP clients of the tiny guest's services, with the times at which what it sent came."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 from lab.hosts import Host
 
-COUNTER_PORT = 7000
+COUNTER_PORT, ECHO_PORT = 7000, 7001
 CONNECT_TIMEOUT_S = 30.0
 
 
@@ -57,11 +57,66 @@ class CounterClient:
         self._socket.close()
 
 
-def _connect(address: str) -> socket.socket:
+class EchoClient:
+    """Sends the guest numbers over one TCP connection and takes them back: the guest does next to nothing for it."""
+
+    def __init__(self, host: Host, address: str, every_s: float = 0.005) -> None:
+        self.arrivals: list[float] = []
+        """When something came back (monotonic clock, seconds)."""
+        self.broken: str | None = None
+        self._every_s = every_s
+        self._socket = host.within(lambda: _connect(address, ECHO_PORT))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sent = self._echoed = b""
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._read)]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self) -> None:
+        for number in itertools.count():
+            if self._over.wait(self._every_s):
+                return
+            line = b"%d\n" % number
+            self._sent += line
+            try:
+                self._socket.sendall(line)
+            except OSError as error:
+                self.broken = self.broken or str(error)
+                return
+
+    def _read(self) -> None:
+        try:
+            while data := self._socket.recv(4096):
+                self.arrivals.append(time.monotonic())
+                self._echoed += data
+            self.broken = self.broken or "the guest closed the connection"
+        except OSError as error:
+            self.broken = self.broken or str(error)
+
+    def longest_gap_ms(self, since: float) -> float:
+        """Return the longest time without an echo after ``since`` (monotonic clock), in milliseconds."""
+        times = [at for at in self.arrivals if at >= since]
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0) * 1e3
+
+    def whole(self) -> bool:
+        """Say whether all that came back is what was sent, in order."""
+        return self.broken is None and self._sent.startswith(self._echoed)
+
+    def close(self) -> None:
+        self._over.set()
+        self.broken = self.broken or "closed"
+        self._socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        self._socket.close()
+
+
+def _connect(address: str, port: int = COUNTER_PORT) -> socket.socket:
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
-            connection = socket.create_connection((address, COUNTER_PORT), timeout=2)
+            connection = socket.create_connection((address, port), timeout=2)
             connection.settimeout(None)
             return connection
         except OSError:

@@ -53,10 +53,13 @@ class Follower:
         disk: Leaving | None,
         policy: Policy,
         promise: Callable[[bool], None],
+        near_end: Callable[[], None],
     ) -> None:
+        """``near_end`` is called again and again while the guest may stop at any moment."""
         self.splitter = Splitter()
         self._policy = policy
         self._promise = promise
+        self._near_end = near_end
         self._monitor = monitor
         self._sender: Sender | None = None
         self._disk = disk
@@ -112,6 +115,8 @@ class Follower:
             changed = asyncio.create_task(status_changed.wait())
             waiting = {changed} if pump.done() else {changed, pump}
             close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
+            if close and not ended:
+                self._near_end()
             pause_s = LOOK_CLOSELY_S if close and not self._switching else LOOK_S
             await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()

@@ -64,6 +64,8 @@ class Machine:
         """Held while its disk is copied or shared: by one at a time, and always before the worker's own lock."""
         self.stood_still_s = self._stopped_at = 0.0
         """For how long the guest last did."""
+        self._stopped = False
+        """The guest stands still, and what comes for it is kept."""
         self.kept = False
         """Its QEMU ends with this node's lease."""
         self._tpm: asyncio.Task[None] | None = None
@@ -415,14 +417,28 @@ class Machine:
         if self._settings.bridge is not None:
             await asyncio.to_thread(tap.delete, tap_name(self.id))
 
+    def expect_late_frames(self) -> None:
+        """The guest may stop at any moment, and that be noticed late: keep what comes for it just now.
+
+        Raises NetworkFailed.
+        """
+        if self._settings.bridge is None or self._stopped:
+            return
+        if self._late is None:
+            self._late = LateFrames(tap_name(self.id))
+        self._late.forget_old()
+
     def keep_late_frames(self) -> None:
         """The guest stands still for good, as far as this host goes: keep what comes for it. Raises NetworkFailed."""
-        self.drop_late_frames()
-        if self._settings.bridge is not None:
+        if self._stopped:
+            self.drop_late_frames()
+        self._stopped = True
+        if self._settings.bridge is not None and self._late is None:
             self._late = LateFrames(tap_name(self.id))
 
     def drop_late_frames(self) -> None:
         """The guest goes on here: its tap has what came meanwhile."""
+        self._stopped = False
         if self._late is not None:
             self._late.close()
             self._late = None

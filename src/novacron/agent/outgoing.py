@@ -18,6 +18,7 @@ from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.sender import Options, Sender, SendFailed
 from novacron.model.forecast import PASSES_MAX
 from novacron.model.migration import Policy, Progress
+from novacron.net.tap import NetworkFailed
 from novacron.qemu import mirror, transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.stream import Splitter
@@ -92,6 +93,10 @@ async def send(
     post_copy = policy is Policy.POST_COPY
     promised = False
 
+    def near_end() -> None:
+        with contextlib.suppress(NetworkFailed):  # said when it stops
+            machine.expect_late_frames()
+
     def promise(follows: bool) -> None:
         nonlocal promised
         if not promised:
@@ -101,7 +106,9 @@ async def send(
     try:
         async with contextlib.AsyncExitStack() as stack:
             passes_max = PASSES_MAX if await transfer.logs_every_write(machine.monitor) else 1
-            follower = Follower(machine.monitor, downtime_limit_ms / 1e3, passes_max, report, disk, policy, promise)
+            follower = Follower(
+                machine.monitor, downtime_limit_ms / 1e3, passes_max, report, disk, policy, promise, near_end
+            )  # fmt: skip
             if disk is not None:
                 await stack.enter_async_context(disk)
                 await disk.ready(follower.report)
@@ -123,10 +130,12 @@ async def send(
         if promised:
             log.warning("the session ended before the peer confirmed it", vm=machine.id, error=str(error))
             return
+        machine.drop_late_frames()
         await cancel(machine)
         raise TransferFailed(str(error) or type(error).__name__) from error
     except BaseException:
         if not promised:
+            machine.drop_late_frames()
             await cancel(machine)
         raise
 

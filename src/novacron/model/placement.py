@@ -107,6 +107,7 @@ class Fleet:
         """``images_come``: a node that lacks an image may get it from another one that is ready."""
         self.nodes = {node.name: node for node in nodes}
         self.loads = {name: loads.get(name, Load()) for name in self.nodes}
+        self._capacity = {name: capacity(node) for name, node in self.nodes.items()}
         self._places = {name: places_of(node) for name, node in self.nodes.items()}
         self._held = {
             image.name
@@ -162,12 +163,21 @@ class Fleet:
         return None
 
     def _choose_among_all(self, wish: Wish) -> str | None:
-        shape = _shape(wish.spec)
+        shape, spec, where = _shape(wish.spec), wish.spec, wish.spec.placement
+        together, apart = self._together(wish), self._taken(wish)
+        scope, spread = where.anti_affinity_scope, self._groups.spread.get(where.spread or "")
         best: tuple[tuple[int, ...], float, str] | None = None
         for name in self._allowed(wish, shape):
-            if self._refusal(wish, name) is None:
-                order = tuple(-count for count in self._spread(wish.spec, name)), self._score(wish, shape, name), name
-                best = order if best is None else max(best, order)
+            load, (memory_mib, vcpus) = self.loads[name], self._capacity[name]
+            if spec.memory_mib > int(memory_mib) - load.memory_mib or spec.vcpus > vcpus - load.vcpus:
+                continue
+            if name == wish.at or name in wish.elsewhere or (together and name not in together):
+                continue
+            if apart and self._places[name][scope] in apart:
+                continue
+            fewest = () if spread is None else self._counts(spread, name)
+            order = tuple(-count for count in fewest), self._score(wish, shape, name), name
+            best = order if best is None else max(best, order)
         return None if best is None else best[2]
 
     def _allowed(self, wish: Wish, shape: Shape) -> list[str]:
@@ -247,34 +257,41 @@ class Fleet:
 
     def _apart(self, wish: Wish, name: str) -> str | None:
         where = wish.spec.placement
-        if where.affinity is not None:
-            others = {
-                at
-                for id, at in self._groups.affinity.get(where.affinity, {}).items()
-                if id != wish.id and not self.nodes[at].spec.cordoned
-            }
-            if others and name not in others:
-                return f"its affinity group {where.affinity} is on node {min(others)}"
-        if where.anti_affinity is not None:
-            scope = where.anti_affinity_scope
-            place = self._places[name][scope]
-            there = self._groups.anti.get(where.anti_affinity, Counter())[scope, place]
-            if wish.at is not None and self._places.get(wish.at, {}).get(scope) == place:
-                there -= 1  # that is itself
-            if there > 0:
-                return f"{scope} {place} has a VM of its anti-affinity group {where.anti_affinity} already"
+        together = self._together(wish)
+        if together and name not in together:
+            return f"its affinity group {where.affinity} is on node {min(together)}"
+        scope = where.anti_affinity_scope
+        place = self._places[name][scope]
+        if place in self._taken(wish):
+            return f"{scope} {place} has a VM of its anti-affinity group {where.anti_affinity} already"
         return None
+
+    def _together(self, wish: Wish) -> set[str]:
+        """Return the nodes where its affinity group is; none if it may be anywhere."""
+        members = self._groups.affinity.get(wish.spec.placement.affinity or "", {})
+        return {at for id, at in members.items() if id != wish.id and not self.nodes[at].spec.cordoned}
+
+    def _taken(self, wish: Wish) -> set[str]:
+        """Return the places where another VM of its anti-affinity group is."""
+        where = wish.spec.placement
+        counts = self._groups.anti.get(where.anti_affinity or "")
+        if counts is None:
+            return set()
+        scope = where.anti_affinity_scope
+        itself = self._places.get(wish.at or "", {}).get(scope)
+        return {place for (kind, place), count in counts.items() if kind is scope and count > (place == itself)}
 
     def _spread(self, spec: VmSpec, name: str) -> tuple[int, ...]:
         group = spec.placement.spread
-        if group is None:
-            return ()
-        counts, places = self._groups.spread.get(group, Counter()), self._places[name]
-        return tuple(counts[scope, places[scope]] for scope in (Scope.SITE, Scope.ZONE, Scope.NODE))
+        return () if group is None else self._counts(self._groups.spread.get(group, Counter()), name)
+
+    def _counts(self, counts: Counter[tuple[Scope, str]], name: str) -> tuple[int, ...]:
+        places = self._places[name]
+        return tuple([counts[scope, places[scope]] for scope in (Scope.SITE, Scope.ZONE, Scope.NODE)])
 
     def _weights(self, wish: Wish, name: str) -> dict[str, float]:
         node, load, spec = self.nodes[name], self.loads[name], wish.spec
-        memory_mib, vcpus = capacity(node)
+        memory_mib, vcpus = self._capacity[name]
         weights = {
             "memory": MEMORY_WEIGHT * (1.0 - (load.memory_mib + spec.memory_mib) / max(1.0, memory_mib)),
             "cpu": CPU_WEIGHT * (1.0 - (load.vcpus + spec.vcpus) / max(1.0, vcpus)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections import deque
 
 from novacron.net.tap import NetworkFailed, tap_address
 
@@ -22,6 +23,8 @@ PACKET_OUTGOING = 4
 KEPT_BYTES_MAX = 1024 * 1024
 FRAME_BYTES_MAX = 65536 + 64
 FRAMES_MAX = 4096
+BATCHES = 2
+"""Of those that were looked at before a guest's stop was noticed, so many are kept."""
 
 
 def _open(device: str, protocol: int) -> socket.socket:
@@ -41,14 +44,28 @@ def _open(device: str, protocol: int) -> socket.socket:
 
 
 class LateFrames:
-    """Keeps what is sent to a tap from now on, in the kernel's buffer, up to ``KEPT_BYTES_MAX``."""
+    """Keeps what is sent to a tap from now on, in the kernel's buffer, up to ``KEPT_BYTES_MAX``.
+
+    A guest's stop is noticed when it has stood still for a moment: who begins before it, and forgets until then what
+    is older than a moment, has what came in between, too.
+    """
 
     def __init__(self, tap: str) -> None:
         self._socket = _open(tap, ETH_P_ALL)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KEPT_BYTES_MAX)
+        self._recent: deque[list[tuple[int, bytes]]] = deque(maxlen=BATCHES)
+
+    def forget_old(self) -> None:
+        """Forget what came before the last few calls of this. Raises NetworkFailed."""
+        self._recent.append(self._read())
 
     def _taken(self, mac: bytes) -> list[bytes]:
         """Return the kept frames that are for ``mac`` alone; others have reached everybody already."""
+        frames = [frame for batch in (*self._recent, self._read()) for frame in batch]
+        return [data for kind, data in frames if kind == PACKET_OUTGOING and data[VNET_HEADER_BYTES:SOURCE_AT] == mac]
+
+    def _read(self) -> list[tuple[int, bytes]]:
+        """Return the frames that have come, and of which kind each is."""
         found = []
         for _ in range(FRAMES_MAX):
             try:
@@ -59,8 +76,7 @@ class LateFrames:
                 if error.errno == errno.ENETDOWN:  # said once, when the tap goes; the frames come after it
                     continue
                 raise NetworkFailed(f"can't read kept frames: {error}") from error
-            if kind == PACKET_OUTGOING and data[VNET_HEADER_BYTES:SOURCE_AT] == mac:
-                found.append(data)
+            found.append((kind, data))
         return found
 
     def send_after(self, bridge: str, mac: str) -> int:
