@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from novacron.agent.lease import NodeLease, now
 from novacron.model import limits
 from novacron.model.lease import (
     LEASE_S,
@@ -19,6 +21,7 @@ from novacron.model.lease import (
     majority_is_silent,
     may_take_over,
 )
+from novacron.qemu import keeper
 
 NODES = [f"n{number}" for number in range(7)]
 groups = st.sets(st.sampled_from(NODES))
@@ -247,3 +250,17 @@ def test_failures_do_move_vms_and_a_control_plane_that_is_away_stops_none() -> N
     alone.up = {(a, b): a == b or "n0" not in (a, b) for a, b in alone.up}
     alone.run(LEASE_S + MARGIN_S + 5)
     assert alone.moves == 1 and alone.running in ("n1", "n2"), "who is cut off gives its VM up"
+
+
+def test_what_outlives_the_agent_reads_the_lease_and_no_other_boots(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    assert not keeper.valid(str(path))
+    lease = NodeLease(path)
+    assert not lease.valid() and not keeper.valid(str(path))
+    lease.beaten(lease.rule.beat(now()))
+    assert lease.valid() and keeper.valid(str(path)) and NodeLease(path).valid(), "a new agent goes on with it"
+    boot, rest = path.read_text().split(" ", 1)
+    path.write_text(f"{boot[:-1]}x {rest}")
+    assert not keeper.valid(str(path)) and not NodeLease(path).valid()
+    path.write_text("nonsense")
+    assert not keeper.valid(str(path))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
 from novacron.model import lease
 from novacron.qemu.keeper import boot_id
+
+LENGTH = 96
+"""Of what is in the file, in bytes."""
 
 
 def now() -> float:
@@ -28,6 +33,9 @@ class NodeLease:
         except (OSError, ValueError):
             pass
         self.rule = lease.Lease(now(), deadline, heard_at)
+        # Open, and as long as it ever gets: it is written in place, which needs no room on a disk that is full.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._write()
 
     def beaten(self, number: int) -> None:
         """The control plane has acknowledged a heartbeat."""
@@ -48,6 +56,9 @@ class NodeLease:
         return self.rule.silent(now())
 
     def _write(self) -> None:
-        scratch = self.path.with_suffix(".new")
-        scratch.write_text(f"{self._boot} {self.rule.deadline:.3f} {self.rule.heard_at:.3f}\n")
-        scratch.rename(self.path)
+        text = f"{self._boot} {self.rule.deadline:.3f} {self.rule.heard_at:.3f}"
+        os.pwrite(self._descriptor, text.ljust(LENGTH - 1).encode() + b"\n", 0)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self._descriptor)

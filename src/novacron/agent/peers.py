@@ -41,9 +41,12 @@ class Peers:
     def tell(self, known: wire.Peers) -> None:
         """Take who the others are from the server."""
         self._known = known
-        scratch = self._path.with_suffix(".new")
-        scratch.write_bytes(msgspec.json.encode(known))
-        scratch.rename(self._path)
+        try:
+            scratch = self._path.with_suffix(".new")
+            scratch.write_bytes(msgspec.json.encode(known))
+            scratch.rename(self._path)
+        except OSError as error:  # a new agent has to wait for the server to hear of them
+            log.warning("who the other nodes are can't be written down", error=str(error))
         self._lease.rule.voters_next = tuple(peer.name for peer in known.voters)
 
     def vitals(self) -> Vitals:

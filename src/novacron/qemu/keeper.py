@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 LOOK_S = 0.25
+READS, READ_AGAIN_S = 3, 0.01
 PR_SET_PDEATHSIG = 1
 
 
@@ -23,11 +24,13 @@ def boot_id() -> str:
 
 def valid(lease: str) -> bool:
     """Say whether the lease holds now: a file of the boot's id and when it ends (CLOCK_BOOTTIME, seconds)."""
-    try:
-        boot, deadline, *_ = Path(lease).read_text().split()
-        return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline)
-    except (OSError, ValueError):
-        return False
+    for _ in range(READS):  # it is written in place: what is half written is read again
+        try:
+            boot, deadline, _ = Path(lease).read_text().split()
+            return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline)
+        except (OSError, ValueError):
+            time.sleep(READ_AGAIN_S)
+    return False
 
 
 def main() -> int:
