@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ LOOK_S = 10.0
 COPY_BYTES = 1 << 20
 MARK = ".novacron-pool"
 """In the directory of a shared pool: without it, what should be mounted there is not."""
+ID = ".novacron-local"
+"""In the directory of a local pool: what tells it from others, however it is mounted."""
 FREE_STEP_BYTES = 64 << 20
 """What is said of a pool's free space is a multiple of this: not every write is worth telling."""
 
@@ -68,13 +71,29 @@ class Pools:
         for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
             kind = PoolKind.SHARED if name in self._settings.shared_pools else PoolKind.LOCAL
             try:
-                stats = os.statvfs(self._directory(name))
+                directory = self._directory(name)
+                stats = os.statvfs(directory)
+                id = "" if kind is PoolKind.SHARED else _id_of(directory)
             except OSError as error:
                 wrong.append(str(error))
                 continue
             free = stats.f_bavail * stats.f_frsize // FREE_STEP_BYTES * FREE_STEP_BYTES
-            found.append(Pool(name, kind, stats.f_blocks * stats.f_frsize, free))
+            found.append(Pool(name, kind, stats.f_blocks * stats.f_frsize, free, id))
         return tuple(found), wrong
+
+
+def _id_of(directory: Path) -> str:
+    """Return what tells this directory from others; it is made when it is first asked for. Raises OSError."""
+    path = directory / ID
+    with contextlib.suppress(FileExistsError):
+        scratch = directory / f"{ID}.{secrets.token_hex(8)}"
+        if not path.exists():
+            scratch.write_text(secrets.token_hex(16))
+            try:
+                os.link(scratch, path)  # another agent may be making it, too
+            finally:
+                scratch.unlink()
+    return path.read_text().strip()
 
 
 class Volumes:

@@ -59,7 +59,7 @@ class KeptFile:
         """Open the file. Raises OSError."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             count = os.pwrite(self._descriptor, view, offset)
@@ -78,8 +78,12 @@ class KeptFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            self.close()
 
-class NewFile:
+
+class NewFile(KeptFile):
     """A volume that is a new file of ``size_bytes``: what is not written stays a hole."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
@@ -92,23 +96,8 @@ class NewFile:
             self.close()
             raise
 
-    def write(self, offset: int, data: bytes) -> None:
-        view = memoryview(data)[: self._size - offset]
-        while view:
-            count = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[count:], offset + count
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        super().write(offset, memoryview(data)[: self._size - offset])
 
     def zero(self, offset: int, length: int) -> None:
         """Nothing to do: each of its pages is told once, and it began with zeros."""
-
-    def flush(self) -> None:
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            self.close()

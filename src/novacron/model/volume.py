@@ -29,6 +29,8 @@ class Pool(msgspec.Struct, frozen=True):
     kind: PoolKind
     bytes_total: int
     bytes_free: int
+    id: str = ""
+    """Of a local one's directory: two nodes that say the same have the same directory."""
 
 
 class VolumePhase(StrEnum):

@@ -41,7 +41,7 @@ async def restart_elsewhere(connection: Connection, id: str, node: str, why: str
         vm = await vms.get(connection, id, lock=True)
     known = await fleet.load(connection, lock=True)
     taken = await volumes.of_vm(connection, vm.id)
-    elsewhere = volumes.lacking(known.nodes.values(), taken)
+    elsewhere = volumes.lacking(known.nodes, taken)
     wish = Wish(vm.id, vm.spec, node, elsewhere)
     chosen = known.choose(wish)
     if chosen is None:

@@ -16,12 +16,12 @@ FORGOTTEN_AFTER_S = 3600.0
 
 
 async def begin(connection: Connection, node: str) -> int:
-    """A node has connected: return the generation that its heartbeats belong to."""
-    generation: int = await connection.fetchval(
-        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp())"
-        " ON CONFLICT (node) DO UPDATE SET renewed_at = clock_timestamp() RETURNING generation",
-        node,
+    """A node has connected: return the generation that its heartbeats belong to. Only those renew its lease: a node
+    that connects again and again, and says nothing, has none."""
+    await connection.execute(
+        "INSERT INTO node_leases (node, renewed_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING", node
     )
+    generation: int = await connection.fetchval("SELECT generation FROM node_leases WHERE node = $1", node)
     return generation
 
 

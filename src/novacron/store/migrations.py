@@ -112,13 +112,15 @@ async def _choose(connection: Connection, vm: Vm, target: str | None, taken: lis
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
         node = await nodes.get(connection, target, lock=True, field="target")
         known = await fleet.load(connection, images_come=False)
-        wish = wish._replace(elsewhere={**volumes.lacking([node], taken), **await volumes.not_yet(connection, vm.id)})
+        wish = wish._replace(
+            elsewhere={**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
+        )
         why = known.judge(wish, node.name).refusal
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
     known = await fleet.load(connection, lock=True, images_come=False)
-    lacking = {**volumes.lacking(known.nodes.values(), taken), **await volumes.not_yet(connection, vm.id)}
+    lacking = {**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
     wish = wish._replace(elsewhere=lacking)
     chosen = known.choose(wish)
     if chosen is None:
@@ -136,7 +138,7 @@ async def explain(connection: Connection, ref: str) -> list[Verdict]:
     vm = await vms.get(connection, ref)
     known = await fleet.load(connection, images_come=False)
     taken = await volumes.of_vm(connection, vm.id)
-    lacking = {**volumes.lacking(known.nodes.values(), taken), **await volumes.not_yet(connection, vm.id)}
+    lacking = {**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
     return known.explain(Wish(vm.id, vm.spec, vm.node, lacking, await been(connection, vm.id)))
 
 

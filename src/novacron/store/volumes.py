@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -143,25 +143,34 @@ def unreachable(node: Node, volume: Volume) -> str | None:
     return f"node {node.name} does not have the shared pool {volume.pool} of volume {volume.name}"
 
 
-def _uncarriable(node: Node, volume: Volume) -> str | None:
-    """Say why a VM with this volume can't be moved to ``node``, or None if it can: a local volume moves with it."""
+def _uncarriable(node: Node, source: Node | None, volume: Volume) -> str | None:
+    """Say why a VM with this volume can't be moved to ``node``, or None if it can: a local volume moves with it, from
+    ``source``."""
     if volume.kind is not PoolKind.LOCAL or node.name == volume.node:
         return unreachable(node, volume)
-    pool = next((one for one in pools_of(node) if one.name == volume.pool and one.kind is PoolKind.LOCAL), None)
+    pool, here = _local(node, volume), None if source is None else _local(source, volume)
+    if here is None:
+        return f"node {volume.node} does not say that it has pool {volume.pool} of volume {volume.name}"
     if pool is None:
         return f"node {node.name} has no pool {volume.pool} for volume {volume.name}"
+    if pool.id == here.id:
+        return f"pool {pool.name} of nodes {node.name} and {volume.node} is one directory: make it a shared pool"
     free, needed = pool.bytes_free >> 20, volume.used_bytes >> 20
     if free < needed:
         return f"pool {pool.name} of node {node.name} has {free} MiB free, volume {volume.name} needs {needed}"
     return None
 
 
-def lacking(every: Iterable[Node], taken: Sequence[Volume]) -> dict[str, str]:
-    """Return the nodes on which a VM could not use one of these volumes, and why."""
+def _local(node: Node, volume: Volume) -> Pool | None:
+    return next((one for one in pools_of(node) if one.name == volume.pool and one.kind is PoolKind.LOCAL), None)
+
+
+def lacking(every: Mapping[str, Node], taken: Sequence[Volume]) -> dict[str, str]:
+    """Return the nodes, of all, to which a VM with these volumes could not be moved, and why."""
     found = {}
-    for node in every:
+    for node in every.values():
         for volume in taken:
-            why = _uncarriable(node, volume)
+            why = _uncarriable(node, every.get(volume.node), volume)
             if why is not None:
                 found[node.name] = why
                 break

@@ -1,0 +1,32 @@
+"""Where a VM's local volumes can go."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.node import Node
+from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
+from novacron.store.volumes import lacking
+from tests.unit.test_placement import NOW, node
+
+
+def with_pool(name: str, id: str, free: int = 1 << 30) -> Node:
+    made = node(name)
+    assert made.status.inventory is not None
+    inventory = msgspec.structs.replace(made.status.inventory, pools=(Pool("fast", PoolKind.LOCAL, 1 << 40, free, id),))
+    return msgspec.structs.replace(made, status=msgspec.structs.replace(made.status, inventory=inventory))
+
+
+def test_a_local_volume_goes_only_where_there_is_another_directory_with_room() -> None:
+    volume = Volume(
+        "vol-1", "data", "fast", PoolKind.LOCAL, "a", 64, None, None, VolumePhase.READY, "", 64 << 20, "vm-1", "vm", 0,
+        False, None, False, None, 1, NOW,
+    )  # fmt: skip
+    every = {
+        "a": with_pool("a", "1"), "same": with_pool("same", "1"), "full": with_pool("full", "2", 1 << 20),
+        "none": node("none"), "good": with_pool("good", "3"),
+    }  # fmt: skip
+    found = lacking(every, [volume])
+    assert found.keys() == {"same", "full", "none"}
+    assert "is one directory" in found["same"] and "1 MiB free" in found["full"] and "has no pool" in found["none"]
+    assert "does not say" in lacking({"good": every["good"]}, [volume])["good"]
