@@ -16,6 +16,7 @@ import termios
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_a_vm_without_a_display_says_so(site: Platform, api: Api, new_vm: NewVm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/actions/open-console", {"kind": "display"})
     assert answer.status == 409 and "has no display" in answer.problem["detail"]
     assert api("GET", f"/api/v1/vms/{vm['id']}/screenshot").status == 409
+
+
+def test_a_question_to_an_agent_that_is_killed_is_answered_at_once(site: Platform, api: Api, new_vm: NewVm) -> None:
+    vm = site.wait_state(new_vm()["id"], "running")
+    agent = site.agents[vm["node"]]
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as aside:
+        answer = aside.submit(api, "GET", f"/api/v1/vms/{vm['id']}/console-log")
+        time.sleep(0.5)  # it is on its way to the agent; where it is not yet, the answer is the same
+        agent.kill()
+        said = answer.result(10)
+    agent.start()
+    assert said.status == 503 and "connected" in said.problem["detail"]
+    until(lambda: api("GET", f"/api/v1/vms/{vm['id']}/console-log").status == 200, "it answers again")
 
 
 def test_what_was_printed_can_be_read_after_a_crash(site: Platform, new_vm: NewVm) -> None:

@@ -97,7 +97,7 @@ class Link:
         self._stopped_at: dict[str, float] = {}
         self._probes: dict[str, _Probe] = {}
         self._copies = Copies(database, self._send)
-        self._asked: dict[int, tuple[str, asyncio.Future[msgspec.Raw]]] = {}
+        self._asked: dict[int, tuple[Session, asyncio.Future[msgspec.Raw]]] = {}
         self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
@@ -150,21 +150,25 @@ class Link:
         for session in self._sessions.values():
             session.dirty.set()
 
-    async def _send(self, node: str, message: wire.Message) -> None:
+    def _session(self, node: str) -> Session:
         session = self._sessions.get(node)
         if session is None:
             raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
-        await session.send(message)
+        return session
+
+    async def _send(self, node: str, message: wire.Message) -> None:
+        await self._session(node).send(message)
 
     async def ask(self, node: str, question: wire.Question, answer: type[T], timeout_s: float = ASK_S) -> T:
         """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
         if len(self._asked) >= ASKED_MAX:
             raise Unavailable(f"{len(self._asked)} questions wait for an answer", hint="try again in a moment")
+        session = self._session(node)
         number, self._next_ask = self._next_ask, self._next_ask + 1
         waiting: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._asked[number] = (node, waiting)
+        self._asked[number] = (session, waiting)
         try:
-            await self._send(node, wire.Ask(number, question))
+            await session.send(wire.Ask(number, question))
             async with asyncio.timeout(timeout_s):
                 return msgspec.msgpack.decode(await waiting, type=answer)
         except TimeoutError:
@@ -172,12 +176,12 @@ class Link:
         finally:
             del self._asked[number]
 
-    def _answered(self, node: str, said: wire.Answered) -> None:
-        asked, waiting = self._asked.get(said.ask, ("", None))
-        if waiting is None or asked != node or waiting.done():
+    def _answered(self, session: Session, said: wire.Answered) -> None:
+        asked, waiting = self._asked.get(said.ask, (None, None))
+        if waiting is None or asked is not session or waiting.done():
             return
         if said.error:
-            waiting.set_exception(InvalidInput(f"node {node}: {said.error}", field=said.field))
+            waiting.set_exception(InvalidInput(f"node {session.node}: {said.error}", field=said.field))
         else:
             waiting.set_result(msgspec.Raw(bytes(said.value)))
 
@@ -227,10 +231,7 @@ class Link:
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
         """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
-        session = self._sessions.get(node)
-        if session is None:
-            raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
-        return await session.open_console(vm, kind)
+        return await self._session(node).open_console(vm, kind)
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
@@ -312,6 +313,10 @@ class Link:
         finally:
             for channel in list(session.channels.values()):
                 channel.end(f"node {node} disconnected")
+            for asked, waiting in self._asked.values():
+                if asked is session and not waiting.done():
+                    lost = Unavailable(f"node {node} disconnected before it answered", hint="try again when it is back")
+                    waiting.set_exception(lost)
             if self._sessions.get(node) is session:
                 del self._sessions[node]
                 log.info("agent disconnected", node=node)
@@ -365,7 +370,7 @@ class Link:
                 self._probes[id].is_over(node, message)
                 return
             case wire.Answered():
-                self._answered(node, message)
+                self._answered(session, message)
                 return
             case wire.ImageMissing(name=name):
                 with contextlib.suppress(NovaError):  # it is on its way, or nobody has it: the VM's reason says so
