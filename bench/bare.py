@@ -56,7 +56,7 @@ class Bare:
             id="bare", directory=directory, vcpus=1, memory_mib=memory_mib, machine="pc",
             accelerator=AcceleratorKind.TCG, kernel=image_.kernel, initrd=image_.initrd,
             cmdline=image_.cmdline + (f" novacron.address={address}" if address else ""),
-            nic=Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),
+            nics=(Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),),
             disk=None if image_.disk is None else directory / "disk.qcow2",
             display=True,
         )  # fmt: skip

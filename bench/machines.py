@@ -61,12 +61,12 @@ def bare(directory: Path, image: Image, memory_mib: int, *, agent: bool = False)
             server.bind(str(directory / "guest.sock"))
             server.listen(1)
             guest = server.detach()
-        build_seed(directory / "seed.iso", Seed(), id="bare", name="bare", mac=MAC, address=None)
+        build_seed(directory / "seed.iso", Seed(), id="bare", name="bare", macs=[MAC], address=None)
         seed = os.open(directory / "seed.iso", os.O_RDONLY)
         descriptors = [guest, seed]
     config = Config(
         "bare", directory, 1, memory_mib, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
-        Nic(MAC, None), disk, guest=guest, seed=seed, display=not agent,
+        (Nic(MAC, None),), disk, guest=guest, seed=seed, display=not agent,
     )  # fmt: skip
     process = subprocess.Popen(
         command(config, incoming=False), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors

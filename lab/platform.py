@@ -18,6 +18,7 @@ from typing import Any
 
 from lab.hosts import Host, Lab
 from novacron.agent.home import TRANSFER_SOCKETS
+from novacron.agent.networks import remove_all as remove_networks
 from novacron.agent.volumes import MARK
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres
@@ -239,6 +240,9 @@ class Platform:
         for pid in self.qemus().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if os.geteuid() == 0:
+            for host in self.lab.hosts:
+                remove_networks(self.directory / host.name / "agent")
         self.postgres.stop()
 
     # what tests and people use

@@ -22,7 +22,7 @@ CONFIG = Config(
     kernel=Path("/images/tiny/vmlinuz"),
     initrd=Path("/images/tiny/initrd.img"),
     cmdline="console=ttyS0",
-    nic=Nic("52:54:00:00:00:01", "nvtap", 1450),
+    nics=(Nic("52:54:00:00:00:01", "nvtap", 1450),),
 )
 
 

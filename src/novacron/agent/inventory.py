@@ -8,10 +8,12 @@ import platform
 import socket
 
 from novacron import __version__
+from novacron.agent import networks
 from novacron.agent.settings import Settings
 from novacron.agent.volumes import Pools
 from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
+from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
 from novacron.net import tap
 from novacron.qemu import firmware, probe
@@ -50,6 +52,8 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
     missing += away
     if settings.uid_base is None:
         missing.append("the agent is not root: its VMs are not kept apart from each other, nor from its own files")
+    lacks = ["no networks of VMs: the agent is not root"] if os.geteuid() != 0 else networks.lacks()
+    missing += lacks
     if settings.bridge is None:
         missing.append("no bridge: VMs have QEMU's user-mode network, and no address that others can reach")
     elif not tap.is_bridge(settings.bridge):
@@ -69,8 +73,17 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
         firmware=firmware.offered(),
         tpm=firmware.has_tpm(),
         pools=there,
+        networks=not lacks,
+        bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
+        tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),
     )
     return inventory, images
+
+
+def _tunnel_mtu(settings: Settings) -> int:
+    address = networks.tunnel_address(settings)
+    found = None if address is None else tap.mtu_at(address)
+    return found or MTU_DEFAULT
 
 
 def default_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -12,8 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from novacron.agent import firmware_state
 from novacron.agent.home import DISK_LAYER, Home, NoAccount
+from novacron.agent.networks import Networks, Wired
 from novacron.agent.settings import Settings
 from novacron.disk import overlay
 from novacron.disk.images import Image
@@ -22,7 +26,7 @@ from novacron.disk.seed import build as build_seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.seed import Seed
 from novacron.model.vm import Display, Firmware, Hardware, VmSpec, mac_address, tap_name
-from novacron.net import tap
+from novacron.net import namespace
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import block, command, confine, firmware, hotplug, process
@@ -36,7 +40,7 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-SEED = "seed.iso"
+SEED, WIRED = "seed.iso", "interfaces.json"
 TPM_START_S, TPM_LOOK_S = 10.0, 0.02
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
 
@@ -45,10 +49,19 @@ class MachineFailed(Exception):
     """The VM could not be started: says what QEMU or the kernel said."""
 
 
+def _address_for(spec: VmSpec) -> str:
+    """Return what the kernel of an image without a disk is told of its guest's addresses."""
+    if spec.nics:
+        return " novacron.address=dhcp"
+    return f" novacron.address={spec.address}" if spec.address else ""
+
+
 class Machine:
     """The process of one VM, if there is one. ``on_event`` is called for QMP events and, as ``EXIT``, at its end."""
 
-    def __init__(self, id: str, settings: Settings, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self, id: str, settings: Settings, networks: Networks, on_event: Callable[[str, dict[str, Any]], None]
+    ) -> None:
         self.id = id
         self.home = Home(settings.vms_dir / id, settings.uid_base)
         self.directory = self.home.path
@@ -75,7 +88,9 @@ class Machine:
         self._cgroup = Cgroup(f"{settings.name}.{id}")
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
-        self._late: LateFrames | None = None
+        self._late: list[LateFrames] = []
+        self._networks = networks
+        self._wired: tuple[Wired, ...] | None = None
         self._disk_bytes = 0
         """What its disk is known to have, at least."""
 
@@ -177,17 +192,24 @@ class Machine:
             self.home.give(command.console_log_path(self.directory).name)
             if image.disk is not None:
                 self.home.give(DISK_LAYER)
-            mac = mac_address(self.id)
-            nic = Nic(mac, None)
-            if self._settings.bridge is not None:
-                name = tap_name(self.id)
-                mtu = await asyncio.to_thread(tap.create, name, self._settings.bridge, mac)
-                nic = Nic(mac, name, mtu, hand(tap.open_(name)))
+            nics = [Nic(mac_address(self.id), None)]
+            wired = self._wired_to(await self._where_wired(wanted.spec))
+            if wired:
+                nics = []
+                for one in wired:
+                    mtu, descriptor = await asyncio.to_thread(one.create)
+                    nics.append(Nic(one.mac, one.tap, mtu, hand(descriptor)))
             seed = None
             if image.kernel is None or wanted.seed is not None:
                 path = self.directory / SEED
                 await asyncio.to_thread(
-                    build_seed, path, wanted.seed or Seed(), id=self.id, name=wanted.name, mac=mac, address=spec.address
+                    build_seed,
+                    path,
+                    wanted.seed or Seed(),
+                    id=self.id,
+                    name=wanted.name,
+                    macs=[nic.mac for nic in nics],
+                    address=spec.address,
                 )
                 seed = read(path)
             attached = await asyncio.to_thread(volumes)
@@ -212,8 +234,8 @@ class Machine:
                 accelerator=kind,
                 kernel=boots(image.kernel),
                 initrd=boots(image.initrd),
-                cmdline=image.cmdline + (f" novacron.address={spec.address}" if spec.address else ""),
-                nic=nic,
+                cmdline=image.cmdline + _address_for(spec),
+                nics=tuple(nics),
                 disk=None if image.disk is None else Path(DISK_LAYER),
                 binary=self._settings.qemu_binary,
                 monitor=listen(command.monitor_path(self.directory)),
@@ -414,42 +436,69 @@ class Machine:
             self._cgroup.remove()
         except OSError as error:
             log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
+        for one in self.wired:
+            await asyncio.to_thread(one.delete)
+
+    @property
+    def wired(self) -> tuple[Wired, ...]:
+        """Its interfaces on this host, as they were noted when it was started."""
+        if self._wired is None:
+            bridge = self._settings.bridge  # before they were noted, all were on it
+            self._wired = () if bridge is None else (Wired(tap_name(self.id), mac_address(self.id), bridge),)
+            with contextlib.suppress(OSError, ValueError):
+                self._wired = msgspec.json.decode((self.directory / WIRED).read_bytes(), type=tuple[Wired, ...])
+        return self._wired
+
+    def _wired_to(self, wired: tuple[Wired, ...]) -> tuple[Wired, ...]:
+        """Note a VM's interfaces before they are made: who comes later can take them away."""
+        (self.directory / WIRED).write_bytes(msgspec.json.encode(wired))
+        self._wired = wired
+        return wired
+
+    async def _where_wired(self, spec: VmSpec) -> tuple[Wired, ...]:
+        """Return where its interfaces belong. Raises NetworkFailed."""
+        if spec.nics:
+            return tuple([await self._networks.wire(self.id, n, nic.network) for n, nic in enumerate(spec.nics)])
         if self._settings.bridge is not None:
-            await asyncio.to_thread(tap.delete, tap_name(self.id))
+            return (Wired(tap_name(self.id), mac_address(self.id), self._settings.bridge),)
+        return ()
 
     def expect_late_frames(self) -> None:
         """The guest may stop at any moment, and that be noticed late: keep what comes for it just now.
 
         Raises NetworkFailed.
         """
-        if self._settings.bridge is None or self._stopped:
+        if self._stopped:
             return
-        if self._late is None:
-            self._late = LateFrames(tap_name(self.id))
-        self._late.forget_old()
+        self._listen_late()
+        for one in self._late:
+            one.forget_old()
 
     def keep_late_frames(self) -> None:
         """The guest stands still for good, as far as this host goes: keep what comes for it. Raises NetworkFailed."""
         if self._stopped:
             self.drop_late_frames()
         self._stopped = True
-        if self._settings.bridge is not None and self._late is None:
-            self._late = LateFrames(tap_name(self.id))
+        self._listen_late()
+
+    def _listen_late(self) -> None:
+        if not self._late:
+            self._late = [namespace.within(one.netns, functools.partial(LateFrames, one.tap)) for one in self.wired]
 
     def drop_late_frames(self) -> None:
         """The guest goes on here: its tap has what came meanwhile."""
         self._stopped = False
-        if self._late is not None:
-            self._late.close()
-            self._late = None
+        for one in self._late:
+            one.close()
+        self._late = []
 
     async def leave(self) -> None:
         """The VM runs elsewhere now: cut its tap off, and send after it what came late. Its QEMU stays, paused."""
-        if self._settings.bridge is not None:
-            await asyncio.to_thread(tap.detach, tap_name(self.id))
+        for one in self.wired:
+            await asyncio.to_thread(one.detach)
         try:
-            if self._late is not None and self._settings.bridge is not None:
-                count = self._late.send_after(self._settings.bridge, mac_address(self.id))
+            for one, late in zip(self.wired, self._late, strict=False):
+                count = namespace.within(one.netns, functools.partial(late.send_after, one.bridge, one.mac))
                 log.info("late frames were sent after the guest", vm=self.id, frames=count)
         except NetworkFailed as error:
             # Their senders will repeat them; the VM has to go all the same.

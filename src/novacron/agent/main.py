@@ -27,6 +27,7 @@ from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
 from novacron.agent.link import Link
 from novacron.agent.loads import Loads
+from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.peers import Peers
 from novacron.agent.settings import Settings
@@ -121,8 +122,9 @@ class Agent:
                     self._add(vm, record)
             tasks.create_task(self._link.run(), name="link")
             tasks.create_task(self._peers.run(), name="peers")
-            if self._settings.bridge is not None:
-                tasks.create_task(asyncio.to_thread(tap.load), name="network")
+            if self._settings.bridge is not None or self._inventory.networks:
+                tasks.create_task(asyncio.to_thread(tap.load), name="netlink")
+            tasks.create_task(self._host.networks.run(), name="networks")
             tasks.create_task(self._watch_images(), name="images")
             tasks.create_task(self._volumes.run(), name="volumes")
             tasks.create_task(self._watch_console_logs(), name="console-logs")
@@ -194,6 +196,8 @@ class Agent:
             case wire.Exports(exports=exports):
                 assert self._tasks is not None
                 self._exports.tell(exports, self._tasks)
+            case wire.Networks(networks=networks):
+                self._host.networks.tell(networks)
             case wire.Volumes(volumes=volumes):
                 self._volumes.tell(volumes)
             case wire.Ask(ask=ask) if self._questions.full():
@@ -352,6 +356,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             pools=pools,
             turns=Turns(STARTS_AT_ONCE),
             lease=NodeLease(settings.lease_path),
+            networks=Networks(settings),
             send=lambda _: None,
         )
         try:

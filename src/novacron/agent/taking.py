@@ -129,6 +129,7 @@ class Taking:
             worker.expected_exit = False
             infos, paths = self._infos(wanted, image), self._paths(wanted)
             await asyncio.to_thread(disks.make_room, paths, infos)
+            host.networks.arrives(worker.vm)
             starting = asyncio.create_task(
                 worker.machine.start(
                     wanted,

@@ -23,6 +23,7 @@ from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
 from novacron.agent.machine import Machine, MachineFailed
+from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
@@ -76,6 +77,7 @@ class Host(msgspec.Struct):
     turns: Turns
     """Of VMs that start."""
     lease: NodeLease
+    networks: Networks
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -86,7 +88,7 @@ class Worker:
     def __init__(self, vm: str, record: Record, host: Host) -> None:
         self.vm = vm
         self.record = record
-        self.machine = Machine(vm, host.settings, self._on_event)
+        self.machine = Machine(vm, host.settings, host.networks, self._on_event)
         self.finished = False
         self.host = host
         self.statement: wire.Statement | None = None
@@ -310,6 +312,7 @@ class Worker:
             self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{self.vm}")
         if run_state == "running" and self._taking.arriving is not None:
             self.host.send(wire.Resumed(self._taking.arriving))
+            self.host.networks.arrived(self.vm)
             self._taking.arriving = None
         if run_state == "absent":  # also of a VM that can't start for one
             await self._devices.settle(wanted)

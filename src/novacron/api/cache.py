@@ -18,7 +18,10 @@ from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
 
-PUBLIC = ("vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain")
+PUBLIC = (
+    "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
+    "security-group", "floating-address", "forward",
+)  # fmt: skip
 NAMED = ("vm", "volume")
 SUBSCRIBER_QUEUE_MAX = 10_000
 

@@ -22,7 +22,7 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
-REF_PATTERN = re.compile(r"^[a-z0-9-]{1,80}$")
+REF_PATTERN = re.compile(r"^[a-z0-9.-]{1,80}$")
 OWN_WRITE_WAIT_S = 1.0
 LISTED_BY = {"import": "image imports", "export": "vm exports"}
 

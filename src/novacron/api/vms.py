@@ -16,6 +16,7 @@ from novacron.model.constraints import Placement
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import Migration, Policy
+from novacron.model.network import NicSpec, SecurityGroups
 from novacron.model.probe import MoveForeseen
 from novacron.model.seed import Seed, check_seed
 from novacron.model.sharing import Rate, Weight
@@ -74,6 +75,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     ha: bool = False
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
     own_disk: bool = True
+    nics: Annotated[tuple[NicSpec, ...], msgspec.Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
 
 
 class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,6 +97,8 @@ class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
     """From its next move on; where it is it stays."""
     ha: bool | UnsetType = UNSET
     ha_priority: HaPriority | UnsetType = UNSET
+    security_groups: SecurityGroups | UnsetType = UNSET
+    """Of all its interfaces, from now on."""
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from novacron import __version__
-from novacron.cli import events, images, links, migrations, nodes, rebalance, sites, snapshots, tokens, vms, volumes
+from novacron.cli import (
+    events,
+    images,
+    links,
+    migrations,
+    networks,
+    nodes,
+    rebalance,
+    sites,
+    snapshots,
+    tokens,
+    vms,
+    volumes,
+)
 
 app = typer.Typer(
     name="novacron",
@@ -19,6 +32,10 @@ app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(volumes.pools, name="pool")
+app.add_typer(networks.app, name="network")
+app.add_typer(networks.groups, name="security-group")
+app.add_typer(networks.floating, name="floating-address")
+app.add_typer(networks.forwards, name="forward")
 app.add_typer(nodes.app, name="node")
 app.add_typer(sites.app, name="site")
 app.add_typer(rebalance.app, name="rebalance")

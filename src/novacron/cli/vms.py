@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +66,10 @@ class Create(TyperCommand):
         return super().parse_args(ctx, [arg.replace("--wait=", "--wait-for=", 1) for arg in args])
 
 
+SecurityGroup = Annotated[
+    list[str] | None, typer.Option(help="of its interfaces in networks; can be repeated", show_default=False)
+]
+NETWORK_HELP = "an interface in this network, or with this address in it: NETWORK=ADDRESS; can be repeated"
 VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
 MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
 WAIT_FOR_HELP = "wait until it runs, or its guest agent answers; also --wait=agent"
@@ -92,6 +97,19 @@ def availability(vm: Object) -> str:
     return "yes" if vm["status"]["kept"] or vm["status"]["state"] == "pending" else "from its next start"
 
 
+def address(vm: Object) -> str | None:
+    given = [nic["address"] for nic in vm["spec"]["nics"] if nic["address"]]
+    return ", ".join(given) or vm["spec"]["address"]
+
+
+def interfaces(vm: Object) -> list[str]:
+    found = []
+    for nic in vm["spec"]["nics"]:
+        groups = f" ({', '.join(nic['groups'])})" if nic["groups"] else ""
+        found.append(f"{nic['network']} {nic['address'] or ''}".strip() + groups)
+    return found
+
+
 COLUMNS: Columns = {
     "NAME": lambda vm: vm["name"],
     "STATE": state,
@@ -99,7 +117,7 @@ COLUMNS: Columns = {
     "CPUS": lambda vm: vm["spec"]["vcpus"],
     "MEMORY": lambda vm: f"{vm['spec']['memory_mib']} MiB",
     "IMAGE": lambda vm: vm["spec"]["image"],
-    "ADDRESS": lambda vm: vm["spec"]["address"],
+    "ADDRESS": address,
     "AGE": lambda vm: output.age(vm["created_at"]),
 }
 EXPORTS: Columns = {
@@ -115,6 +133,7 @@ DETAILS: Columns = {
     **COLUMNS,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
+    "NETWORKS": interfaces,
     "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
     "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),
     "WANTED": lambda vm: vm["spec"]["power"],
@@ -194,6 +213,8 @@ def create(
     ha: Annotated[bool, typer.Option("--ha", help="start it elsewhere when its node fails")] = False,
     ha_priority: Annotated[int, typer.Option(help=HA_PRIORITY_HELP)] = 500,
     own_disk: Annotated[bool, typer.Option("--disk-of-image/--no-disk", help="a disk made of its image")] = True,
+    network: Annotated[list[str] | None, typer.Option(help=NETWORK_HELP)] = None,
+    security_group: SecurityGroup = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say where it would be placed, and why")] = False,
     hostname: Annotated[str | None, typer.Option(help="for cloud-init; the VM's name if not given")] = None,
     ssh_key: Annotated[
@@ -223,6 +244,7 @@ def create(
             "disk_mib": disk, "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "tpm": tpm,
             "firmware": firmware.value, "display": "vga" if display else "none", "cloud_init": seed or None,
             "ha": ha, "ha_priority": ha_priority, "own_disk": own_disk,
+            "nics": _nics(network or (), security_group or ()),
             "placement": _placement(require_label, tolerate, affinity, anti_affinity, anti_affinity_scope, spread),
         }  # fmt: skip
         if dry_run:
@@ -238,6 +260,15 @@ def placement(vm: Vm, output_: Output = Format.TABLE) -> None:
     """Say of each node whether a VM could be moved there now, and what speaks for it."""
     with output.errors():
         output.rows(Client().placement(vm), VERDICTS, output_)
+
+
+def _nics(networks: Sequence[str], groups: Sequence[str]) -> list[Object]:
+    """Return the interfaces that ``NETWORK`` and ``NETWORK=ADDRESS`` ask for."""
+    found = []
+    for text in networks:
+        name, _, address = text.partition("=")
+        found.append({"network": name, "address": address or None, "groups": list(groups)})
+    return found
 
 
 def _placement(
@@ -268,6 +299,8 @@ def set_(
     protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
     ha: Annotated[bool | None, typer.Option("--ha/--no-ha", help="start it elsewhere when its node fails")] = None,
     ha_priority: Annotated[int | None, typer.Option(help=HA_PRIORITY_HELP)] = None,
+    security_group: SecurityGroup = None,
+    no_security_group: Annotated[bool, typer.Option("--no-security-group", help="have none any more")] = False,
     disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
     disk_iops: Annotated[
         int | None, typer.Option(help="reads and writes a second at most, of its disk; 0: no limit")
@@ -281,7 +314,7 @@ def set_(
     given = {
         "name": name, "vcpus": vcpus, "memory_mib": memory,
         "restart": None if restart is None else restart.value, "start_order": start_order, "protected": protect,
-        "ha": ha, "ha_priority": ha_priority,
+        "ha": ha, "ha_priority": ha_priority, "security_groups": [] if no_security_group else security_group,
         "disk_mib": disk,
     }  # fmt: skip
     changes: Object = {key: value for key, value in given.items() if value is not None}

@@ -318,6 +318,37 @@ class Client:
         """Give a volume to a VM. ``act("volumes", ref, "detach")`` takes it away."""
         return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
 
+    def create_network(self, name: str, **fields: Any) -> Object:
+        """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        made: Object = self.request("POST", "/api/v1/networks", {"name": name, **body})
+        return made
+
+    def create_security_group(self, name: str, rules: Sequence[Object]) -> Object:
+        """Create a security group; rules as in ``POST /api/v1/security-groups``."""
+        made: Object = self.request("POST", "/api/v1/security-groups", {"name": name, "rules": [*rules]})
+        return made
+
+    def configure_security_group(self, name: str, rules: Sequence[Object]) -> Object:
+        """Give a security group these rules, and no others."""
+        changed: Object = self.request("PATCH", f"/api/v1/security-groups/{_path(name)}", {"rules": [*rules]})
+        return changed
+
+    def add_floating_address(self, address: str) -> Object:
+        """Add an address that can lead to VMs; ``act("floating-addresses", address, "detach")`` undoes that."""
+        made: Object = self.request("POST", "/api/v1/floating-addresses", {"address": address})
+        return made
+
+    def attach_floating_address(self, address: str, vm: str, network: str | None = None) -> Object:
+        """Let a floating address lead to a VM."""
+        return self.act("floating-addresses", address, "attach", {"vm": vm, "network": network})
+
+    def create_forward(self, vm: str, vm_port: int, port: int, **fields: Any) -> Object:
+        """Let a port lead to one of a VM; fields as in ``POST /api/v1/forwards``, those that are None left out."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        made: Object = self.request("POST", "/api/v1/forwards", {"vm": vm, "vm_port": vm_port, "port": port, **body})
+        return made
+
     def export_data(self, id: str, offset: int) -> bytes:
         """Return a piece of an export's file. ``archive.export`` fetches it whole."""
         return self._fetch(f"/api/v1/exports/{_path(id)}/data?offset={offset}")

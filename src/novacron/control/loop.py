@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from novacron.control import garbage, health, migration, placement
+from novacron.control import garbage, gateways, health, migration, placement
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.rebalance import Rebalance
@@ -40,6 +40,7 @@ ALL = (
     Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
     Controller("migration", migration.step, 2, frozenset({"migration", "link"})),
     Controller("health", health.step, 2, frozenset()),
+    Controller("gateways", gateways.step, 3, frozenset({"network", "node"})),
     Controller("garbage", garbage.step, 300, frozenset()),
 )
 

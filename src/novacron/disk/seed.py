@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pycdlib
@@ -13,28 +14,29 @@ from novacron.model.seed import Seed
 LABEL = "cidata"
 
 
-def build(path: Path, seed: Seed, *, id: str, name: str, mac: str, address: str | None) -> None:
+def build(path: Path, seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> None:
     """Write the CD for a VM, whole or not at all. Raises OSError.
 
     ``id`` is the VM's: a guest that sees another one takes itself for a new machine.
     """
     scratch = path.with_suffix(".new")
-    scratch.write_bytes(cd(files(seed, id=id, name=name, mac=mac, address=address)))
+    scratch.write_bytes(cd(files(seed, id=id, name=name, macs=macs, address=address)))
     scratch.rename(path)
 
 
-def files(seed: Seed, *, id: str, name: str, mac: str, address: str | None) -> dict[str, bytes]:
+def files(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> dict[str, bytes]:
     """Return the files on the CD. What is generated is JSON, which every reader of YAML reads."""
     meta = {"instance-id": id, "local-hostname": seed.hostname or name}
     if seed.ssh_keys:
         meta["public-keys"] = list(seed.ssh_keys)  # type: ignore[assignment]
-    nic: dict[str, object] = {"match": {"macaddress": mac}}
+    others = {f"nic{n}": {"match": {"macaddress": mac}, "dhcp4": True} for n, mac in enumerate(macs[1:], 1)}
+    nic: dict[str, object] = {"match": {"macaddress": macs[0]}}
     nic |= {"dhcp4": True} if address is None else {"dhcp4": False, "addresses": [address]}
     if address is not None and seed.gateway:
         nic["routes"] = [{"to": "0.0.0.0/0", "via": seed.gateway}]
     if seed.nameservers:
         nic["nameservers"] = {"addresses": list(seed.nameservers)}
-    network = {"version": 2, "ethernets": {"nic0": nic}}
+    network = {"version": 2, "ethernets": {"nic0": nic, **others}}
     return {
         "meta-data": json.dumps(meta, indent=1).encode(),
         "user-data": (seed.user_data or "#cloud-config\n{}\n").encode(),

@@ -23,7 +23,7 @@ import zstandard
 
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-VERSION = 4
+VERSION = 5
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
 DISK_MODULES = ("virtio_blk", "virtio_scsi", "sd_mod")
@@ -45,7 +45,15 @@ for word in $(cat /proc/cmdline); do
 done
 ifconfig lo 127.0.0.1 up
 sysctl -q -w net.ipv4.tcp_slow_start_after_idle=0
-if [ -n "$address" ]; then
+if [ "$address" = dhcp ]; then
+  mkdir -p /etc
+  for nic in /sys/class/net/eth*; do
+    nic=${nic##*/}
+    ip link set "$nic" up
+    udhcpc -i "$nic" -s /dhcp -t 30 -T 1 -b >/dev/null 2>&1
+  done
+  address=$(ip -4 -o address show dev eth0 | while read -r _ _ _ found _; do echo "$found"; done)
+elif [ -n "$address" ]; then
   ip address add "$address" dev eth0
   ip link set eth0 up
 fi
@@ -58,6 +66,17 @@ nc -ll -p 7001 -e /bin/cat >/dev/null 2>&1 &
 [ -x /work ] && /work
 echo "novacron tiny guest: ready $address"
 while :; do setsid cttyhack sh -l; done
+"""
+
+DHCP = """#!/bin/busybox sh
+case "$1" in bound | renew)
+  ip address add "$ip/$mask" dev "$interface"
+  [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+  for one in $router; do ip route add default via "$one" dev "$interface"; done
+  : > /etc/resolv.conf
+  [ -z "$domain" ] || echo "search $domain" >> /etc/resolv.conf
+  for one in $dns; do echo "nameserver $one" >> /etc/resolv.conf; done
+esac
 """
 
 COUNTER = """#!/bin/busybox sh
@@ -169,6 +188,7 @@ def initramfs(busybox: bytes, modules: dict[str, bytes], extra: dict[str, bytes]
         cpio.add(f"modules/{name}.ko", 0o100644, data)
     cpio.add("init", 0o100755, INIT.replace("MODULES", " ".join(modules)).encode())
     cpio.add("counter", 0o100755, COUNTER.encode())
+    cpio.add("dhcp", 0o100755, DHCP.encode())
     for name, data in (extra or {}).items():
         cpio.add(name, 0o100755, data)
     return cpio.data()

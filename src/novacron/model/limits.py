@@ -91,3 +91,11 @@ USER_DATA_BYTES_MAX = 16 * 1024
 FIRMWARE_STATE_BYTES_MAX = 256 * 1024
 SSH_KEYS_MAX = 32
 NAMESERVERS_MAX = 8
+NICS_PER_VM_MAX = 8
+NETWORKS_MAX = 16_000
+"""Each has a number of its own, which makes addresses between a network and its gateway's host."""
+GROUPS_PER_NIC_MAX = 8
+RULES_PER_GROUP_MAX = 128
+FORWARDS_PER_NETWORK_MAX = 256
+NODE_NUMBER_MAX = 65_000
+"""Of nodes that were ever there: it makes a node's own address in every network."""

@@ -60,6 +60,12 @@ class Inventory(msgspec.Struct, frozen=True):
     tpm: bool = False
     pools: tuple[Pool, ...] = ()
     """Where volumes can be."""
+    networks: bool = False
+    """It can have networks of VMs."""
+    bridges: tuple[str, ...] = ()
+    """Of this host, for VMs."""
+    tunnel_mtu: int = 1500
+    """What the way to other nodes carries, in bytes."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True):

@@ -16,7 +16,8 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.constraints import Effect, Scope
-from novacron.model.node import Load, Node, holds
+from novacron.model.network import TUNNEL_BYTES, Network, NetworkKind
+from novacron.model.node import Inventory, Load, Node, holds
 from novacron.model.vm import VmSpec
 
 MEMORY_WEIGHT, CPU_WEIGHT, SPACE_WEIGHT = 0.5, 0.25, 0.05
@@ -29,6 +30,7 @@ AVOID_WEIGHT = 2.0
 """Against a node that the VM should avoid: more than all others together."""
 
 NOWHERE: Mapping[str, str] = {}
+NO_NETWORKS: Mapping[str, Network] = {}
 Shape = tuple[object, ...]
 
 
@@ -94,18 +96,21 @@ def _shape(spec: VmSpec) -> Shape:
     """Return what decides about nodes, the same for VMs that ask for the same."""
     where = spec.placement
     labels = tuple(sorted(where.labels.items()))
-    return spec.image, spec.firmware, spec.tpm, spec.vcpus, spec.memory_mib, spec.disk_mib, labels, where.tolerations
+    size = spec.vcpus, spec.memory_mib, spec.disk_mib
+    networks = frozenset(nic.network for nic in spec.nics)
+    return spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks
 
 
 class Fleet:
     """All nodes, what is on them, and what is placed there from now on."""
 
     def __init__(
-        self, nodes: Iterable[Node], loads: Mapping[str, Load], members: Iterable[Member] = (), *,
-        images_come: bool = True,
+        self, nodes: Iterable[Node], loads: Mapping[str, Load], members: Iterable[Member] = (),
+        networks: Iterable[Network] = (), *, images_come: bool = True,
     ) -> None:  # fmt: skip
         """``images_come``: a node that lacks an image may get it from another one that is ready."""
         self.nodes = {node.name: node for node in nodes}
+        self._networks = {network.name: network for network in networks}
         self.loads = {name: loads.get(name, Load()) for name in self.nodes}
         self._capacity = {name: capacity(node) for name, node in self.nodes.items()}
         self._places = {name: places_of(node) for name, node in self.nodes.items()}
@@ -252,7 +257,7 @@ class Fleet:
         """Say what would keep a VM away from a node, however much room that has."""
         known = self._never.setdefault(_shape(spec), {})
         if node.name not in known:
-            known[node.name] = refusal(node, spec, spec.image in self._held)
+            known[node.name] = refusal(node, spec, spec.image in self._held, self._networks)
         return known[node.name]
 
     def _apart(self, wish: Wish, name: str) -> str | None:
@@ -323,9 +328,9 @@ def capacity(node: Node) -> tuple[float, float]:
     return memory_mib, inventory.cpus * node.spec.vcpu_overcommit
 
 
-def refusal(node: Node, vm: VmSpec, image_comes: bool) -> str | None:
+def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Network] = NO_NETWORKS) -> str | None:
     """Say why a VM can't be placed on a node, however much room it has, or None if it can. ``image_comes``: another
-    node has its image."""
+    node has its image. ``networks`` are all that there are."""
     inventory = node.status.inventory
     if not node.status.ready or inventory is None:
         return f"node {node.name} is not ready: {node.status.reason}"
@@ -344,7 +349,21 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool) -> str | None:
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
     if vm.tpm and not inventory.tpm:
         return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
+    for nic in vm.nics:
+        why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
+        if why is not None:
+            return f"node {node.name} can't have network {nic.network}: {why}"
     return None
+
+
+def _lacks(has: Inventory, network: Network) -> str | None:
+    """Say why a node can't have a network, or None if it can."""
+    if not has.networks:
+        return "it lacks what networks need, see what it misses"
+    if network.spec.kind is NetworkKind.BRIDGE:
+        return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
+    carries = has.tunnel_mtu - TUNNEL_BYTES
+    return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None
 
 
 def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:

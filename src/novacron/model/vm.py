@@ -16,6 +16,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import Placement
 from novacron.model.errors import InvalidInput
+from novacron.model.network import NicSpec
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}$")
@@ -127,6 +128,8 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of VMs whose node has failed, those with the highest are started first."""
     own_disk: bool = True
     """It has a disk made of its image; else it boots from a volume, or from its image's kernel."""
+    nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
+    """Its interfaces. None: it has one, on its node's bridge, or in QEMU's user mode where its node has none."""
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""
@@ -257,15 +260,15 @@ def vm_id(random: bytes) -> str:
     return "vm-" + base64.b32encode(random).decode().lower()
 
 
-def mac_address(id: str) -> str:
-    """Return the VM's MAC address: QEMU's prefix and 24 bits that follow from the VM's id."""
-    digest = hashlib.sha256(id.encode()).digest()
+def mac_address(id: str, nic: int = 0) -> str:
+    """Return the MAC address of a VM's interface: QEMU's prefix and 24 bits that follow from the VM's id."""
+    digest = hashlib.sha256(f"{id}/{nic}".encode() if nic else id.encode()).digest()
     return f"52:54:00:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}"
 
 
-def tap_name(id: str) -> str:
-    """Return the name of the VM's tap interface, within Linux' 15 characters."""
-    return "nv" + id.removeprefix("vm-")[:12]
+def tap_name(id: str, nic: int = 0) -> str:
+    """Return the name of the tap of a VM's interface, within Linux' 15 characters."""
+    return "nv" + id.removeprefix("vm-")[:12] + (str(nic) if nic else "")
 
 
 def check_name(name: str, field: str = "name") -> str:

@@ -22,10 +22,11 @@ class NetworkFailed(Exception):
 
 def load() -> None:
     """Load the netlink library before it is needed: that takes a third of a second."""
-    _netlink().close()
+    netlink().close()
 
 
-def _netlink() -> Any:
+def netlink() -> Any:
+    """Return a connection to the kernel, of the namespace in which the calling thread is."""
     from pyroute2 import IPRoute  # large: see `load`
 
     return IPRoute()
@@ -52,11 +53,14 @@ def tap_address(guest_mac: str) -> str:
     return "fe" + guest_mac[2:]
 
 
-def create(name: str, bridge: str, guest_mac: str) -> int:
-    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes."""
+def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> int:
+    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes.
+
+    ``vlan``: the tag that its guest's frames have on the bridge. Raises NetworkFailed.
+    """
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with _netlink() as ip:
+    with netlink() as ip:
         found = ip.link_lookup(ifname=bridge)
         if not found:
             raise NetworkFailed(f"there is no bridge {bridge!r} on this host")
@@ -66,10 +70,38 @@ def create(name: str, bridge: str, guest_mac: str) -> int:
                 ip.link("add", ifname=name, kind="tuntap", mode="tap")
             index = ip.link_lookup(ifname=name)[0]
             ip.link("set", index=index, address=tap_address(guest_mac), mtu=mtu)
-            ip.link("set", index=index, master=found[0], state="up")
+            ip.link("set", index=index, master=found[0])
+            if vlan is not None:
+                _tag(ip, index, found[0], bridge, vlan)
+            ip.link("set", index=index, state="up")
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error
     return mtu
+
+
+def _tag(ip: Any, index: int, master: int, bridge: str, vlan: int) -> None:
+    """Let a port of a bridge be in one VLAN, and in no other. Raises NetworkFailed."""
+    if not ip.get_links(master)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING"):
+        raise NetworkFailed(f"bridge {bridge} does not filter VLANs: ip link set {bridge} type bridge vlan_filtering 1")
+    for entry in ip.get_vlans(index=index):
+        for info in entry.get_attr("IFLA_AF_SPEC").get_attrs("IFLA_BRIDGE_VLAN_INFO"):
+            ip.vlan_filter("del", index=index, vlan_info={"vid": info["vid"]})
+    ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": ["pvid", "untagged"]})
+
+
+def bridges() -> list[str]:
+    """Return the names of this host's bridges."""
+    with netlink() as ip:
+        return sorted(link.get_attr("IFLA_IFNAME") for link in ip.link("dump", kind="bridge"))
+
+
+def mtu_at(address: str | None) -> int | None:
+    """Return the MTU of the interface that has an address, in bytes; None if none has."""
+    with netlink() as ip:
+        for entry in ip.get_addr(family=socket.AF_INET):
+            if entry.get_attr("IFA_ADDRESS") == address:
+                return int(ip.get_links(entry["index"])[0].get_attr("IFLA_MTU"))
+    return None
 
 
 def open_(name: str) -> int:
@@ -93,7 +125,7 @@ def detach(name: str) -> None:
     """
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with _netlink() as ip:
+    with netlink() as ip:
         for index in ip.link_lookup(ifname=name):
             try:
                 ip.link("set", index=index, master=0, state="down")
@@ -106,7 +138,7 @@ def delete(name: str) -> None:
     """Remove a tap; one that does not exist is no error."""
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with _netlink() as ip:
+    with netlink() as ip:
         for index in ip.link_lookup(ifname=name):
             try:
                 ip.link("del", index=index)

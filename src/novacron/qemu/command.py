@@ -63,7 +63,7 @@ class Config(msgspec.Struct, frozen=True):
     kernel: Path | None
     initrd: Path | None
     cmdline: str
-    nic: Nic
+    nics: tuple[Nic, ...]
     disk: Path | None = None
     """The VM's own layer, qcow2, over the disk of its image."""
     binary: str = "qemu-system-x86_64"
@@ -229,17 +229,21 @@ def _guest(descriptor: int | None) -> list[str]:
     ]
 
 
+def _nic(number: int, nic: Nic) -> list[str]:
+    netdev = f"user,id=net{number},restrict=on"
+    if nic.descriptor is not None:
+        netdev = f"tap,id=net{number},fd={nic.descriptor}"
+    elif nic.tap is not None:
+        netdev = f"tap,id=net{number},ifname={quoted(nic.tap)},script=no,downscript=no"
+    device = f"virtio-net-pci,netdev=net{number},mac={nic.mac},romfile="
+    if nic.mtu is not None:
+        device += f",host_mtu={nic.mtu}"
+    return ["-netdev", netdev, "-device", device]
+
+
 def command(config: Config, *, incoming: bool) -> list[str]:
     """Return QEMU's arguments. With ``incoming`` it waits for a migration and stays paused after it."""
     directory = config.directory
-    netdev = "user,id=net0,restrict=on"
-    if config.nic.descriptor is not None:
-        netdev = f"tap,id=net0,fd={config.nic.descriptor}"
-    elif config.nic.tap is not None:
-        netdev = f"tap,id=net0,ifname={quoted(config.nic.tap)},script=no,downscript=no"
-    nic = f"virtio-net-pci,netdev=net0,mac={config.nic.mac},romfile="
-    if config.nic.mtu is not None:
-        nic += f",host_mtu={config.nic.mtu}"
     arguments = [
         config.binary,
         *("-name", name_argument(config.id)),
@@ -260,8 +264,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
             f"logfile={quoted(console_log_path(directory))},logappend=on",
         ),
         *("-serial", "chardev:serial0"),
-        *("-netdev", netdev),
-        *("-device", nic),
+        *(argument for number, nic in enumerate(config.nics) for argument in _nic(number, nic)),
         *_disk(config),
         *_volumes(config.volumes),
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
@@ -61,6 +61,19 @@ PEERS_S = 1.0
 """How often nodes are told of others, at most."""
 
 
+NETWORKING = frozenset({"vm", "migration", "network", "security-group", "floating-address", "forward"})
+"""Changes of these may be ones of networks, which more nodes have than those that they name."""
+
+
+class _Wiring(NamedTuple):
+    """What of a VM matters to others in its networks."""
+
+    name: str
+    node: str | None
+    networks: frozenset[str]
+    nics: str
+
+
 class _Probe:
     """A probe that somebody waits for."""
 
@@ -101,6 +114,10 @@ class Link:
         self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
+        self._wired: dict[str, _Wiring] = {}
+        """VMs that have changed since this process began."""
+        self._phases: dict[str, str] = {}
+        """Of migrations."""
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -126,6 +143,8 @@ class Link:
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
+        if change.kind in NETWORKING:
+            self._networks_changed(change)
         if change.kind == "vm":
             node = None if change.body is None else change.body["node"]
             for session in self._sessions.values():
@@ -144,6 +163,38 @@ class Link:
             self._peers_changed.set()
             if change.body is None and change.key in self._sessions:
                 self._sessions[change.key].dirty.set()
+
+    def _networks_changed(self, change: Change) -> None:
+        """Wake whoever has a network of which something has changed, and would have to know."""
+        body = change.body
+        names: frozenset[str] | None = None
+        """None: it is not known which."""
+        match change.kind:
+            case "vm" if body is not None:
+                nics = body["spec"].get("nics") or ()
+                now = _Wiring(body["name"], body["node"], frozenset(nic["network"] for nic in nics), str(nics))
+                if self._wired.get(change.key) == now:
+                    return
+                self._wired[change.key] = now
+                names = now.networks
+            case "vm" if change.key in self._wired:
+                names = self._wired.pop(change.key).networks
+            case "migration" if body is not None:
+                if self._phases.get(change.key) == body["phase"]:
+                    return
+                self._phases[change.key] = body["phase"]
+                if body["vm"] in self._wired:
+                    names = self._wired[body["vm"]].networks
+            case "migration":
+                self._phases.pop(change.key, None)
+                return
+            case "network":
+                names = frozenset({change.key})
+                if body is not None and body["gateway"] in self._sessions:
+                    self._sessions[body["gateway"]].dirty.set()
+        for session in self._sessions.values():
+            if session.networks if names is None else session.networks & names:
+                session.dirty.set()
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
@@ -333,6 +384,8 @@ class Link:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
                     told = await statements.messages(connection, session.node, session.held, self._page_key)
                 for message in told:
+                    if isinstance(message, wire.Networks):
+                        session.networks = frozenset(one.name for one in message.networks)
                     if isinstance(message, wire.Desired):
                         session.held.update(statement.vm for statement in message.statements)
                     if last.get(type(message)) != message:

@@ -63,6 +63,8 @@ class Session:
         self.generation = 0
         """Of the node's lease, when it connected."""
         self.beats = Beats()
+        self.networks: frozenset[str] = frozenset()
+        """Of which it was told."""
         self.peers: wire.Peers | None = None
         """What it was told last of other nodes."""
         self._socket = socket

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.volume import PoolKind, Volume, VolumePhase
-from novacron.store import exports, imports, migrations, nodes, snapshots, vms, volumes
+from novacron.store import exports, imports, members, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection
 from novacron.wire import messages as wire
 
@@ -20,6 +20,7 @@ async def messages(
 ) -> tuple[wire.Message, ...]:
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``."""
     return (
+        wire.Networks(await members.on_node(connection, node)),
         wire.Desired(await statements(connection, node, held, page_key)),
         wire.Imports(tuple(wire.ImportWanted(one.id, one.spec) for one in await imports.working(connection, node))),
         wire.Exports(

@@ -34,7 +34,14 @@ async def create(
             hint=f"clone it fully, or delete them, see: novacron snapshot list {source.name}",
         )
     spec = msgspec.structs.replace(
-        source.spec, power=Power.RUNNING, starts=0, reboots=0, resets=0, protected=False, address=None
+        source.spec,
+        power=Power.RUNNING,
+        starts=0,
+        reboots=0,
+        resets=0,
+        protected=False,
+        address=None,
+        nics=tuple(msgspec.structs.replace(nic, address=None) for nic in source.spec.nics),
     )
     spec = msgspec.structs.replace(spec, **changes)
     seed = await vms.seed_of(connection, source.id)

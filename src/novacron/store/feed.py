@@ -64,6 +64,10 @@ TABLES = {
     "migration": ("migrations", "id"),
     "drain": ("drains", "id"),
     "link": ("links", "id"),
+    "network": ("networks", "name"),
+    "security-group": ("security_groups", "name"),
+    "floating-address": ("floating_addresses", "address"),
+    "forward": ("forwards", "id"),
     "token": ("tokens", "id"),
 }
 

@@ -10,7 +10,7 @@ from novacron.model.errors import NoCapacity
 from novacron.model.node import Load
 from novacron.model.placement import Fleet, Member, Verdict, Wish
 from novacron.model.vm import VmSpec, VmStatus
-from novacron.store import events, nodes
+from novacron.store import events, networks, nodes
 from novacron.store.database import Connection
 
 REASON_LENGTH_MAX = 500
@@ -37,6 +37,7 @@ async def load(connection: Connection, *, lock: bool = False, images_come: bool 
         every,
         {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in rows},
         [Member(row["id"], row["node"], msgspec.convert(row["spec"], VmSpec)) for row in grouped],
+        await networks.all(connection),
         images_come=images_come,
     )
 

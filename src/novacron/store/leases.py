@@ -107,6 +107,17 @@ async def over(connection: Connection) -> list[Silent]:
     return found
 
 
+async def dead(connection: Connection) -> set[str]:
+    """Return the nodes whose lease is over, and which no other node has heard from lately either."""
+    rows = await connection.fetch(
+        "SELECT node FROM node_leases l WHERE renewed_at < clock_timestamp() - make_interval(secs => $1)"
+        " AND NOT EXISTS (SELECT FROM node_signs s WHERE s.node = l.node"
+        " AND seen_at > clock_timestamp() - make_interval(secs => $2))",
+        LEASE_S + MARGIN_S, SIGN_S,
+    )  # fmt: skip
+    return {row["node"] for row in rows}
+
+
 async def steady(connection: Connection) -> set[str]:
     """Return the nodes that have heard from us all the while, and hear us yet."""
     rows = await connection.fetch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -11,6 +12,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.network import NicSpec
 from novacron.model.node import Load
 from novacron.model.placement import no_room
 from novacron.model.seed import Seed
@@ -27,7 +29,7 @@ from novacron.model.vm import (
     VmStatus,
     vm_id,
 )
-from novacron.store import events, fleet, nodes
+from novacron.store import events, fleet, networks, nodes
 from novacron.store.database import Connection
 
 DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
@@ -47,6 +49,7 @@ async def create(
     await check_available(connection, None, spec)
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
+    spec = await networks.give_addresses(connection, spec)
     if node is not None:
         await fleet.check(connection, node, spec)
     try:
@@ -64,6 +67,7 @@ async def create(
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
     vm = _vm(row)
+    await networks.attach(connection, vm.id, spec.nics)
     made_from = f"image {spec.image}" if clone_of is None else f"VM {clone_of.source_name}"
     if seed is not None:
         await connection.execute(
@@ -173,6 +177,9 @@ async def configure(
     """Rename a VM, or change fields of its spec; its size only while it is off. Raises Conflict, NoCapacity."""
     vm = await get(connection, ref, lock=True)
     check_action(vm, Action.CONFIGURE, if_match)
+    if "security_groups" in changes:
+        changes = _with_groups(vm, changes)
+        await networks.check_groups(connection, changes["nics"])
     spec = msgspec.structs.replace(vm.spec, **changes)
     check_maxima(spec)
     if spec.ha and not vm.spec.ha:
@@ -181,7 +188,10 @@ async def configure(
         await _check_resize(connection, vm, spec)
     if "disk_mib" in changes:
         await _check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
-    changed = [f"{key} {getattr(vm.spec, key)} to {value}" for key, value in changes.items()]
+    changed = [
+        f"{key} {getattr(vm.spec, key)} to {value}" if key != "nics" else f"security groups {_groups(changes['nics'])}"
+        for key, value in changes.items()
+    ]
     if name is not None and name != vm.name:
         changed.insert(0, f"name {vm.name} to {name}")
     try:
@@ -193,10 +203,26 @@ async def configure(
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
     changed_vm = _vm(row)
     if changed_vm.name != vm.name:
-        for table in ("volumes", "snapshots"):
+        for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
     await events.record(connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor)
     return changed_vm
+
+
+def _groups(nics: Sequence[NicSpec]) -> str:
+    return ", ".join(sorted({group for nic in nics for group in nic.groups})) or "none"
+
+
+def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes in which ``security_groups`` are those of all interfaces. Raises InvalidInput."""
+    if not vm.spec.nics:
+        raise InvalidInput(
+            f"VM {vm.name} is in no network", field="security_groups", hint="only interfaces in networks have them"
+        )
+    rest = {key: value for key, value in changes.items() if key != "security_groups"}
+    return rest | {
+        "nics": tuple(msgspec.structs.replace(nic, groups=changes["security_groups"]) for nic in vm.spec.nics)
+    }
 
 
 async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
@@ -308,6 +334,7 @@ async def _remove(connection: Connection, vm: Vm) -> None:
         vm.epoch + 1,
     )
     await connection.execute(f"UPDATE volumes SET {DETACHED} WHERE vm = $1", vm.id)
+    await networks.release(connection, vm.id)
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
     await events.record(connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it")
 

@@ -10,6 +10,7 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.model.image import ImportSpec
 from novacron.model.image import Phase as ImportPhase
 from novacron.model.migration import Kind, Policy, Progress, Side
+from novacron.model.network import NetworkOnNode
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
@@ -18,7 +19,7 @@ from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -470,6 +471,12 @@ class Volumes(Message, frozen=True):
     volumes: tuple[VolumeWanted, ...]
 
 
+class Networks(Message, frozen=True):
+    """All networks that this node is to have, and no others."""
+
+    networks: tuple[NetworkOnNode, ...]
+
+
 class ExportWanted(msgspec.Struct, frozen=True):
     """An export that is to be made, or kept."""
 
@@ -555,6 +562,7 @@ FromServer = (
     | Imports
     | Exports
     | Volumes
+    | Networks
     | Ask
     | ConsoleOpen
     | ConsoleInput

@@ -1,0 +1,277 @@
+"""Networks of this node: set up as the server says, and where each interface of a VM belongs.
+
+A network that is on this node is a namespace (``novacron.net.overlay``); one on a bridge of the host's has rules there.
+All of it outlives the agent, which looks after it when it begins, when it is told, and now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from novacron.agent.settings import Settings
+from novacron.model.network import NetworkKind, NetworkOnNode, gateway_address, service_address
+from novacron.model.vm import mac_address, tap_name
+from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap
+from novacron.net.tap import NetworkFailed
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+LOOK_S = 10.0
+RETRY_S = 1.0
+READY_S = 15.0
+"""How long a VM's start waits for its networks."""
+ARRIVING_S = 3600.0
+RUN_DIR = Path("/run/novacron")
+PROGRAMS = ("nft", dnsmasq.BINARY)
+
+
+class Wired(msgspec.Struct, frozen=True):
+    """An interface of a VM on this host. ``netns`` None: its bridge is the host's own."""
+
+    tap: str
+    mac: str
+    bridge: str
+    netns: str | None = None
+    mtu: int | None = None
+    vlan: int | None = None
+
+    def create(self) -> tuple[int, int]:
+        """Make its tap; return the MTU, and the tap, open. Raises NetworkFailed."""
+
+        def make() -> tuple[int, int]:
+            mtu = tap.create(self.tap, self.bridge, self.mac, self.vlan)
+            return mtu, tap.open_(self.tap)
+
+        return namespace.within(self.netns, make)
+
+    def delete(self) -> None:
+        """Remove its tap, if that is there, as its network may not be. Raises NetworkFailed."""
+        if self.netns is None or namespace.exists(self.netns):
+            namespace.within(self.netns, lambda: tap.delete(self.tap))
+
+    def detach(self) -> None:
+        """Take its tap off the bridge. Raises NetworkFailed."""
+        namespace.within(self.netns, lambda: tap.detach(self.tap))
+
+
+class _Place(NamedTuple):
+    netns: str | None
+    bridge: str
+    vlan: int | None
+
+
+def lacks() -> list[str]:
+    """Return what this host misses for networks of VMs, each in a sentence."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    return [f"no networks of VMs: apt-get install {'nftables' if m == 'nft' else 'dnsmasq-base'}" for m in missing]
+
+
+def _resolved(host: str) -> str | None:
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(host)
+    return None
+
+
+def tunnel_address(settings: Settings) -> str | None:
+    """Return the address at which other nodes reach this one; None where that is this host alone."""
+    found = _resolved(settings.advertise or settings.dwcp_host)
+    return None if found is None or found.startswith("127.") or found == "0.0.0.0" else found
+
+
+class Networks:
+    """All networks of this node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
+        self._table = f"novacron_{self._instance}"
+        self._settings = settings
+        self._wanted: tuple[NetworkOnNode, ...] | None = None
+        self._settled: dict[str, NetworkOnNode] = {}
+        self._failed: dict[str, str] = {}
+        self._arriving: set[str] = set()
+        self._arrived: dict[str, float] = {}
+        """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
+        self._began = False
+        self._told = asyncio.Event()
+        self._looked = asyncio.Condition()
+
+    @property
+    def prefix(self) -> str:
+        """With what the names of this agent's namespaces begin."""
+        return f"novacron-{self._instance}-"
+
+    def tell(self, wanted: tuple[NetworkOnNode, ...]) -> None:
+        self._wanted = wanted
+        self._told.set()
+
+    async def run(self) -> None:
+        """See to them until cancelled."""
+        while True:
+            self._told.clear()
+            failed = False
+            if self._wanted is not None:
+                failed = await asyncio.to_thread(self._settle, self._wanted)
+                async with self._looked:
+                    self._looked.notify_all()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), RETRY_S if failed else LOOK_S)
+
+    async def wire(self, vm: str, number: int, network: str) -> Wired:
+        """Return where an interface of a VM belongs, once its network and the rules for it are there.
+
+        Raises NetworkFailed.
+        """
+
+        def ready() -> bool:
+            told = self._settled.get(network)
+            return told is not None and any((one.vm, one.number) == (vm, number) for one in told.interfaces)
+
+        try:
+            async with asyncio.timeout(READY_S), self._looked:
+                await self._looked.wait_for(ready)
+        except TimeoutError:
+            why = self._failed.get(network, "the control plane has not said what it is")
+            raise NetworkFailed(f"network {network} is not ready: {why}") from None
+        place = self._place(self._settled[network])
+        return Wired(tap_name(vm, number), mac_address(vm, number), place.bridge, place.netns, vlan=place.vlan)
+
+    def _place(self, told: NetworkOnNode) -> _Place:
+        if told.spec.kind is NetworkKind.BRIDGE:
+            assert told.spec.bridge is not None
+            return _Place(None, told.spec.bridge, told.spec.vlan)
+        return _Place(self.prefix + told.name, overlay.BRIDGE, None)
+
+    def arrives(self, vm: str) -> None:
+        """A guest is on its way here: its connections go on."""
+        self._arriving |= self._addresses(vm)
+        self._told.set()
+
+    def arrived(self, vm: str) -> None:
+        """A guest that was on its way is here."""
+        addresses = self._addresses(vm)
+        self._arriving -= addresses
+        self._arrived |= dict.fromkeys(addresses, time.monotonic() + firewall.ARRIVED_S)
+        self._told.set()
+
+    def _addresses(self, vm: str) -> set[str]:
+        return {nic.address for told in self._wanted or () for nic in told.interfaces if nic.vm == vm and nic.address}
+
+    # in a thread
+
+    def _settle(self, wanted: tuple[NetworkOnNode, ...]) -> bool:
+        """Let all be as it should be; say whether something failed."""
+        now = time.monotonic()
+        if not self._began:  # whoever runs here has flows of which we may have lost some: they go on
+            self._began = True
+            here = {nic.address for told in wanted for nic in told.interfaces if nic.address}
+            self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
+        self._arrived = {address: until for address, until in self._arrived.items() if until > now}
+        arrived = {address: until - now for address, until in self._arrived.items()}
+        arrived |= dict.fromkeys(self._arriving, ARRIVING_S)
+        local = tunnel_address(self._settings)
+        failed: dict[str, str] = {}
+        tunnels: list[tuple[int, list[str]]] = []
+        for told in wanted:
+            if told.spec.kind is not NetworkKind.OVERLAY:
+                continue
+            peers = [found for peer in told.peers if (found := _resolved(peer)) is not None]
+            tunnels.append((told.vni, peers))
+            try:
+                self._settle_overlay(told, local, peers, arrived)
+                self._settled[told.name] = told
+            except NetworkFailed as error:
+                failed[told.name] = str(error)
+        gateways = [told for told in wanted if told.is_gateway and told.spec.kind is NetworkKind.OVERLAY]
+        on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
+        try:
+            self._settle_host(gateways, tunnels, failed)
+            self._settle_bridges(on_bridges, arrived)
+            self._settled |= {told.name: told for told in on_bridges}
+            self._remove_others({told.name for told in wanted})
+        except NetworkFailed as error:
+            failed |= {told.name: str(error) for told in on_bridges} or {"": str(error)}
+        for name, why in failed.items():
+            if self._failed.get(name) != why:
+                log.warning("a network is not as it should be", network=name, error=why)
+        self._failed = failed
+        return bool(failed)
+
+    def _settle_overlay(
+        self, told: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float]
+    ) -> None:
+        name = self.prefix + told.name
+        assert told.spec.subnet is not None
+        if self._settled.get(told.name) != told or not namespace.exists(name) or arrived:
+            overlay.settle(name, told, local, peers)
+            service = service_address(told.spec.subnet)
+            namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
+        servers = told.spec.nameservers or dnsmasq.host_nameservers()
+        dnsmasq.settle(name, told, self._directory(told.name), servers if told.spec.nat else ())
+
+    def _settle_host(
+        self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str]
+    ) -> None:
+        gone = router.held() - {address for told in gateways for address in router.floating_of(told)}
+        router.silence(gone)
+        router.close((told.number for told in gateways), gone)
+        if not tunnels and not gateways:
+            firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
+            return
+        forwarded = router.forward(RUN_DIR / f"{self._instance}.forwards") if gateways else True
+        firewall.nft(router.host_script(self._table, gateways, tunnels, forwarded=forwarded))
+        for told in gateways:
+            name = self.prefix + told.name
+            if told.name in failed:
+                continue
+            try:
+                router.open_(name, told)
+                router.lead(told)
+                for address in router.announce(sorted(router.floating_of(told))):
+                    log.info("a floating address is on no subnet of this host: route it here", address=address)
+                assert told.spec.subnet is not None
+                router.greet(name, gateway_address(told.spec.subnet))
+            except NetworkFailed as error:
+                failed[told.name] = str(error)
+
+    def _settle_bridges(self, networks: Iterable[NetworkOnNode], arrived: dict[str, float]) -> None:
+        nics = [nic for told in networks for nic in told.interfaces]
+        if nics:
+            firewall.load(self._table, nics, None, arrived)
+        else:
+            firewall.remove(self._table)
+
+    def _remove_others(self, wanted: set[str]) -> None:
+        """Remove networks that are not wanted here, unless a VM is still in them."""
+        for name in namespace.all(self.prefix):
+            network = name.removeprefix(self.prefix)
+            if network in wanted or (namespace.exists(name) and overlay.taps(name)):
+                continue
+            self._settled.pop(network, None)
+            dnsmasq.end(self._directory(network))
+            namespace.delete(name)
+            shutil.rmtree(self._directory(network), ignore_errors=True)
+            log.info("a network is here no more", network=network)
+
+    def _directory(self, network: str) -> Path:
+        return RUN_DIR / f"{self._instance}-{network}"
+
+
+def remove_all(state_dir: Path) -> None:
+    """Remove every network of the agent that works in this directory. Raises NetworkFailed."""
+    networks = Networks(Settings(state_dir, state_dir, ""))
+    for name in namespace.all(networks.prefix):
+        directory = RUN_DIR / name.removeprefix("novacron-")
+        dnsmasq.end(directory)
+        namespace.delete(name)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,234 @@
+"""``novacron network``, ``security-group``, ``floating-address`` and ``forward``: how VMs reach others, and are
+reached."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from novacron.cli import output
+from novacron.cli.output import Columns, Format, Object, Output
+from novacron.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Networks of VMs, over all nodes.")
+groups = typer.Typer(no_args_is_help=True, help="Rules about what may reach VMs.")
+floating = typer.Typer(no_args_is_help=True, help="Addresses of the hosts' network that lead to VMs.")
+forwards = typer.Typer(no_args_is_help=True, help="Ports that lead to those of VMs.")
+
+Network = Annotated[str, typer.Argument(help="name of the network", show_default=False)]
+Group = Annotated[str, typer.Argument(help="name of the security group", show_default=False)]
+Address = Annotated[str, typer.Argument(help="IPv4 address", show_default=False)]
+Rule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        help="what may pass: in:tcp:443, in:tcp:8000-8099:10.0.0.0/8, in:any::@GROUP, out:udp:53; can be repeated",
+        show_default=False,
+    ),
+]
+
+NETWORKS: Columns = {
+    "NAME": lambda n: n["name"],
+    "KIND": lambda n: n["spec"]["kind"],
+    "SUBNET": lambda n: n["spec"]["subnet"],
+    "BRIDGE": lambda n: n["spec"]["bridge"] and _bridge(n["spec"]),
+    "MTU": lambda n: n["mtu"],
+    "GATEWAY": lambda n: n["gateway"],
+    "AGE": lambda n: output.age(n["created_at"]),
+}
+DETAILS: Columns = {
+    **NETWORKS,
+    "NAT": lambda n: "yes" if n["spec"]["nat"] else "no",
+    "NAMESERVERS": lambda n: n["spec"]["nameservers"],
+    "NUMBER": lambda n: n["number"],
+}
+GROUPS: Columns = {
+    "NAME": lambda g: g["name"],
+    "RULES": lambda g: [_told(rule) for rule in g["rules"]],
+    "AGE": lambda g: output.age(g["created_at"]),
+}
+FLOATING: Columns = {
+    "ADDRESS": lambda f: f["address"],
+    "VM": lambda f: f["vm_name"],
+    "NETWORK": lambda f: f["network"],
+    "AGE": lambda f: output.age(f["created_at"]),
+}
+FORWARDS: Columns = {
+    "ID": lambda f: f["id"],
+    "ADDRESS": lambda f: f["address"] or "of the gateway",
+    "PORT": lambda f: f"{f['protocol']} {f['port']}",
+    "VM": lambda f: f["vm_name"],
+    "VM PORT": lambda f: f["vm_port"],
+    "NETWORK": lambda f: f["network"],
+}
+
+
+def _bridge(spec: Object) -> str:
+    return f"{spec['bridge']}, VLAN {spec['vlan']}" if spec["vlan"] else str(spec["bridge"])
+
+
+def _told(rule: Object) -> str:
+    where = f"@{rule['group']}" if rule["group"] else rule["cidr"] or ""
+    return ":".join((rule["direction"], rule["protocol"], rule["ports"] or "", where)).rstrip(":")
+
+
+def parse_rule(text: str) -> Object:
+    """Return the rule that ``DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]`` says. Raises typer.BadParameter."""
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 4:
+        raise typer.BadParameter(f"{text!r} is no rule: DIRECTION:PROTOCOL[:PORTS[:CIDR or @GROUP]]")
+    direction, protocol, ports, where = (*parts, "", "")[:4]
+    return {
+        "direction": direction, "protocol": protocol, "ports": ports or None,
+        "cidr": where if where and not where.startswith("@") else None,
+        "group": where[1:] if where.startswith("@") else None,
+    }  # fmt: skip
+
+
+@app.command("list")
+def list_(output_: Output = Format.TABLE) -> None:
+    """List networks."""
+    with output.errors():
+        output.rows(Client().list("networks"), NETWORKS, output_)
+
+
+@app.command()
+def show(network: Network, output_: Output = Format.TABLE) -> None:
+    """Show a network."""
+    with output.errors():
+        output.fields(Client().get("networks", network), DETAILS, output_)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
+    subnet: Annotated[str | None, typer.Option(help="such as 10.20.0.0/24; a free one if not given")] = None,
+    nat: Annotated[bool, typer.Option("--nat/--no-nat", help="guests reach others through the gateway")] = True,
+    nameserver: Annotated[list[str] | None, typer.Option(help="for names outside of it; can be repeated")] = None,
+    bridge: Annotated[str | None, typer.Option(help="use this bridge of the hosts instead")] = None,
+    vlan: Annotated[int | None, typer.Option(help="tag of its frames on that bridge")] = None,
+    mtu: Annotated[int | None, typer.Option(help="in bytes; what all nodes carry if not given")] = None,
+) -> None:
+    """Create a network: one of its own over all nodes, or one that is on a bridge of the hosts."""
+    with output.errors():
+        made = Client().create_network(
+            name, kind="overlay" if bridge is None else "bridge", subnet=subnet, nat=nat, nameservers=nameserver,
+            bridge=bridge, vlan=vlan, mtu=mtu,
+        )  # fmt: skip
+        print(f"{made['name']}: {made['spec']['subnet'] or _bridge(made['spec'])}, MTU {made['mtu']}")
+
+
+@app.command()
+def delete(network: Network) -> None:
+    """Delete a network that no VM has."""
+    with output.errors():
+        Client().delete("networks", network)
+        print(f"{network}: deleted")
+
+
+@groups.command("list")
+def list_groups(output_: Output = Format.TABLE) -> None:
+    """List security groups."""
+    with output.errors():
+        output.rows(Client().list("security-groups"), GROUPS, output_)
+
+
+@groups.command("create")
+def create_group(name: Group, rule: Rule = None) -> None:
+    """Create a security group. What no rule lets in stays out; all goes out, unless there is a rule for that."""
+    with output.errors():
+        made = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
+        print(f"{made['name']}: {len(made['rules'])} rules")
+
+
+@groups.command("set")
+def set_group(name: Group, rule: Rule = None) -> None:
+    """Give a security group these rules and no others, at once wherever it is used."""
+    with output.errors():
+        changed = Client().configure_security_group(name, [parse_rule(text) for text in rule or ()])
+        print(f"{changed['name']}: {len(changed['rules'])} rules")
+
+
+@groups.command("delete")
+def delete_group(name: Group) -> None:
+    """Delete a security group that nothing uses."""
+    with output.errors():
+        Client().delete("security-groups", name)
+        print(f"{name}: deleted")
+
+
+@floating.command("list")
+def list_floating(output_: Output = Format.TABLE) -> None:
+    """List floating addresses."""
+    with output.errors():
+        output.rows(Client().list("floating-addresses"), FLOATING, output_)
+
+
+@floating.command("add")
+def add(address: Address) -> None:
+    """Add an address of the hosts' network that nobody else has."""
+    with output.errors():
+        print(f"{Client().add_floating_address(address)['address']}: free")
+
+
+@floating.command("remove")
+def remove(address: Address) -> None:
+    """Forget an address that leads nowhere."""
+    with output.errors():
+        Client().delete("floating-addresses", address)
+        print(f"{address}: removed")
+
+
+@floating.command("attach")
+def attach(
+    address: Address,
+    vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
+    network: Annotated[str | None, typer.Option(help="through which, if the VM is in several")] = None,
+) -> None:
+    """Let an address lead to a VM, wherever that is."""
+    with output.errors():
+        print(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
+
+
+@floating.command("detach")
+def detach(address: Address) -> None:
+    """Let an address, and all its ports, lead nowhere."""
+    with output.errors():
+        Client().act("floating-addresses", address, "detach")
+        print(f"{address}: free")
+
+
+@forwards.command("list")
+def list_forwards(
+    vm: Annotated[str | None, typer.Option(help="only those to this VM")] = None, output_: Output = Format.TABLE
+) -> None:
+    """List ports that lead to VMs."""
+    with output.errors():
+        filters: Object = {"vm": vm} if vm else {}
+        output.rows(Client().list("forwards", **filters), FORWARDS, output_)
+
+
+@forwards.command("create")
+def create_forward(
+    vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
+    vm_port: Annotated[int, typer.Argument(help="its port", show_default=False)],
+    port: Annotated[int, typer.Option(help="the port that leads there; the same if not given")] = 0,
+    protocol: Annotated[str, typer.Option(help="tcp or udp")] = "tcp",
+    address: Annotated[str | None, typer.Option(help="a floating one; the gateway's host's if not given")] = None,
+    network: Annotated[str | None, typer.Option(help="through which, if the VM is in several")] = None,
+) -> None:
+    """Let a port lead to one of a VM."""
+    with output.errors():
+        made = Client().create_forward(
+            vm, vm_port, port or vm_port, protocol=protocol, address=address, network=network
+        )  # fmt: skip
+        print(f"{made['id']}: {made['protocol']} port {made['port']} leads to {made['vm_name']}, port {vm_port}")
+
+
+@forwards.command("delete")
+def delete_forward(id: Annotated[str, typer.Argument(help="see: novacron forward list", show_default=False)]) -> None:
+    """Let a port lead nowhere."""
+    with output.errors():
+        Client().delete("forwards", id)
+        print(f"{id}: deleted")

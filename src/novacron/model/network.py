@@ -1,0 +1,318 @@
+"""Networks of VMs: what they are, which addresses are free in them, and who may talk to whom."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.constraints import GroupName
+from novacron.model.errors import InvalidInput, NoCapacity
+
+TUNNEL_BYTES = 50
+"""Of each packet, what VXLAN over IPv4 takes (RFC 7348, section 5)."""
+MTU_MIN, MTU_DEFAULT = 576, 1500
+PREFIX_MIN, PREFIX_MAX = 16, 29
+VNI_BASE = 0x4E0000
+DEFAULT_SUBNETS = ipaddress.IPv4Network("10.64.0.0/10")
+"""Of which a network without a subnet of its own gets the first /24 that no other has."""
+RESERVED = tuple(
+    ipaddress.IPv4Network(text)
+    for text in ("0.0.0.0/8", "100.127.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+)
+"""Of no network: the last /16 of 100.64.0.0/10 and 169.254.0.0/16 are between networks and their hosts."""
+
+InterfaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
+VlanId = Annotated[int, Meta(ge=1, le=4094)]
+NetworkName = GroupName
+Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class NetworkKind(StrEnum):
+    OVERLAY = "overlay"
+    """Its own: a bridge on every node that has VMs in it, joined by VXLAN."""
+    BRIDGE = "bridge"
+    """A bridge that the hosts have already."""
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the user asked for. It does not change: guests have been told of it."""
+
+    kind: NetworkKind = NetworkKind.OVERLAY
+    subnet: str | None = None
+    """IPv4, such as ``10.20.0.0/24``. The first address is the gateway's, the second that of DHCP and DNS."""
+    nat: bool = True
+    """Guests reach what their gateway's host reaches, under that host's address."""
+    nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+    """Where names outside the network are looked up; none: where each node does."""
+    bridge: InterfaceName | None = None
+    vlan: VlanId | None = None
+    """Frames of its VMs have this tag on the bridge, which has to filter VLANs."""
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network as stored and as the API shows it."""
+
+    name: str
+    spec: NetworkSpec
+    number: int
+    mtu: int
+    """In bytes, of its guests' interfaces: what the narrowest node carries, less what VXLAN takes."""
+    gateway: str | None
+    """The node through which its guests reach others."""
+    revision: int
+    created_at: datetime
+
+
+SecurityGroups = Annotated[tuple[GroupName, ...], Meta(max_length=limits.GROUPS_PER_NIC_MAX)]
+
+
+class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An interface of a VM."""
+
+    network: NetworkName
+    address: str | None = None
+    """IPv4, without a prefix length; given out when the VM is created if the network has a subnet."""
+    groups: SecurityGroups = ()
+    """Security groups. With none, everything may reach it."""
+
+
+class Direction(StrEnum):
+    IN = "in"
+    OUT = "out"
+
+
+class Protocol(StrEnum):
+    ANY = "any"
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+
+
+class RuleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may pass. ``cidr`` and ``group``: at the other end; neither: anywhere."""
+
+    direction: Direction = Direction.IN
+    protocol: Protocol = Protocol.ANY
+    ports: Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")] | None = None
+    """Of TCP or UDP, such as ``443`` or ``8000-8099``."""
+    cidr: str | None = None
+    group: GroupName | None = None
+
+    @property
+    def port_range(self) -> tuple[int, int] | None:
+        if self.ports is None:
+            return None
+        first, _, last = self.ports.partition("-")
+        return int(first), int(last or first)
+
+
+Rules = Annotated[tuple[RuleSpec, ...], Meta(max_length=limits.RULES_PER_GROUP_MAX)]
+
+
+class SecurityGroup(msgspec.Struct, frozen=True):
+    """A set of rules. What no rule lets in stays out; all goes out, unless there is a rule for that."""
+
+    name: str
+    rules: tuple[RuleSpec, ...]
+    revision: int
+    created_at: datetime
+
+
+class FloatingAddress(msgspec.Struct, frozen=True):
+    """An address of the hosts' network that reaches a VM, or the ports of VMs, wherever they are."""
+
+    address: str
+    vm: str | None
+    vm_name: str | None
+    network: str | None
+    """The one through whose gateway it comes; None: it is not used."""
+    revision: int
+    created_at: datetime
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """A port that leads to one of a VM."""
+
+    id: str
+    network: str
+    address: str | None
+    """A floating one; None: those of the gateway's host."""
+    protocol: Protocol
+    port: int
+    vm: str
+    vm_name: str
+    vm_port: int
+    revision: int
+    created_at: datetime
+
+
+def check_subnet(text: str) -> ipaddress.IPv4Network:
+    """Return a subnet that guests can have. Raises InvalidInput."""
+    try:
+        found = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{text!r} is no IPv4 subnet: {error}", field="subnet", hint="such as 10.20.0.0/24"
+        ) from None
+    if not PREFIX_MIN <= found.prefixlen <= PREFIX_MAX:
+        raise InvalidInput(f"{text} is not between /{PREFIX_MIN} and /{PREFIX_MAX}", field="subnet")
+    for taken in RESERVED:
+        if found.overlaps(taken):
+            raise InvalidInput(f"{text} overlaps {taken}, which guests can't have", field="subnet")
+    return found
+
+
+def check_address(text: str, field: str = "address") -> ipaddress.IPv4Address:
+    """Return an address. Raises InvalidInput."""
+    try:
+        return ipaddress.IPv4Address(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is no IPv4 address", field=field, hint="such as 10.20.0.10") from None
+
+
+def check_spec(spec: NetworkSpec) -> None:
+    """Raise InvalidInput unless the fields of a network belong together."""
+    overlay = spec.kind is NetworkKind.OVERLAY
+    if overlay and (spec.bridge is not None or spec.vlan is not None):
+        field = "bridge" if spec.bridge is not None else "vlan"
+        raise InvalidInput(f"an overlay has no {field} of the hosts'", field=field, hint="kind: bridge")
+    if not overlay and spec.bridge is None:
+        raise InvalidInput("the bridge is not named", field="bridge", hint="see: novacron node show NODE")
+    if not overlay and spec.nameservers:
+        raise InvalidInput("names are looked up by overlays only", field="nameservers")
+    for one in spec.nameservers:
+        check_address(one, "nameservers")
+
+
+def check_rule(rule: RuleSpec) -> None:
+    """Raise InvalidInput unless the fields of a rule belong together."""
+    if rule.ports is not None and rule.protocol not in (Protocol.TCP, Protocol.UDP):
+        raise InvalidInput(f"{rule.protocol} has no ports", field="ports", hint="protocol: tcp or udp")
+    if rule.port_range is not None:
+        first, last = rule.port_range
+        if not 1 <= first <= last <= 65535:
+            raise InvalidInput(f"{rule.ports} is no range of ports", field="ports", hint="such as 8000-8099")
+    if rule.cidr is not None and rule.group is not None:
+        raise InvalidInput("a rule has a cidr or a group, not both", field="group", hint="make two rules")
+    if rule.cidr is not None:
+        try:
+            ipaddress.IPv4Network(rule.cidr)
+        except ValueError as error:
+            raise InvalidInput(f"{rule.cidr!r} is no IPv4 range: {error}", field="cidr") from None
+
+
+def gateway_address(subnet: str) -> str:
+    return str(ipaddress.IPv4Network(subnet)[1])
+
+
+def service_address(subnet: str) -> str:
+    """Return where a network's guests find DHCP and DNS, on their own node."""
+    return str(ipaddress.IPv4Network(subnet)[2])
+
+
+def free_subnet(taken: Collection[str]) -> str:
+    """Return the first /24 that overlaps no network. Raises NoCapacity."""
+    others = [ipaddress.IPv4Network(one) for one in taken]
+    for found in DEFAULT_SUBNETS.subnets(new_prefix=24):
+        if not any(found.overlaps(other) for other in others) and not any(found.overlaps(one) for one in RESERVED):
+            return str(found)
+    raise NoCapacity(f"{DEFAULT_SUBNETS} has no room for another network", field="subnet", hint="name one")
+
+
+def give(subnet: str, taken: Collection[str], wanted: str | None) -> str:
+    """Return the address that an interface gets: the one that is wanted, or the first that nobody has.
+
+    Raises InvalidInput, NoCapacity.
+    """
+    net = ipaddress.IPv4Network(subnet)
+    if wanted is not None:
+        address = check_address(wanted)
+        if address not in net or address in (net[0], net[-1]):
+            raise InvalidInput(f"{wanted} is no address in {subnet}", field="address")
+        if address in (net[1], net[2]):
+            raise InvalidInput(f"{wanted} is the network's own", field="address", hint=f"from {net[3]} on")
+        if str(address) in taken:
+            raise InvalidInput(f"{wanted} is another VM's", field="address", hint="leave it out, and get a free one")
+        return str(address)
+    for number in range(3, net.num_addresses - 1):
+        if (text := str(net[number])) not in taken:
+            return text
+    raise NoCapacity(f"{subnet} has no free address", field="network", hint="make a larger network")
+
+
+class Passing(msgspec.Struct, frozen=True):
+    """A rule as a node keeps to it. ``cidrs`` None: anywhere."""
+
+    direction: Direction
+    protocol: Protocol
+    ports: tuple[int, int] | None
+    cidrs: tuple[str, ...] | None
+
+
+class Interface(msgspec.Struct, frozen=True):
+    """An interface of a VM that is on a node, or on its way there. ``passing`` None: it has no security group."""
+
+    vm: str
+    number: int
+    mac: str
+    address: str | None
+    passing: tuple[Passing, ...] | None
+
+
+class Entrance(msgspec.Struct, frozen=True):
+    """A port that leads to one of a guest. ``address`` None: those of the gateway's host."""
+
+    address: str | None
+    protocol: Protocol
+    port: int
+    guest: str
+    guest_port: int
+
+
+class NetworkOnNode(msgspec.Struct, frozen=True):
+    """All that a node has to know of a network."""
+
+    name: str
+    spec: NetworkSpec
+    number: int
+    mtu: int
+    node_number: int
+    """Makes the node's own address in the network."""
+    is_gateway: bool
+    peers: tuple[str, ...]
+    """Where the other nodes that have it are."""
+    names: tuple[tuple[str, str, str], ...]
+    """MAC address, address and name of every VM in it."""
+    interfaces: tuple[Interface, ...]
+    floating: tuple[tuple[str, str], ...] = ()
+    """Floating addresses, and those of the guests that they lead to: of the gateway only, as are the next."""
+    entrances: tuple[Entrance, ...] = ()
+
+    @property
+    def vni(self) -> int:
+        """Return its VXLAN network identifier."""
+        return VNI_BASE + self.number
+
+
+def choose_gateway(
+    now: str | None, having: Collection[str], counts: dict[str, int], there: Collection[str]
+) -> str | None:
+    """Return the node that should be a network's gateway. It stays where it can: its connections end when it moves.
+
+    ``having``: nodes that have VMs of the network. ``counts``: of how many networks each node that may be a gateway is
+    one; what is chosen is counted. ``there``: nodes that are not dead.
+    """
+    if now in counts:
+        return now
+    best = min(counts, key=lambda name: (name not in having, counts[name], name), default=None)
+    if best is None:
+        return now if now in there else None
+    counts[best] += 1
+    return best

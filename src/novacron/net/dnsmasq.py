@@ -1,0 +1,142 @@
+"""DHCP and DNS of a network on this node: a dnsmasq(8) in the network's namespace, which outlives the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from novacron.model.network import NetworkOnNode, gateway_address, service_address
+from novacron.net import namespace
+from novacron.net.overlay import SERVICE
+from novacron.net.tap import NetworkFailed
+
+BINARY = "dnsmasq"
+LEASE_S = 12 * 3600
+CACHE_ENTRIES, QUERIES_MAX = 1000, 150
+START_S, END_S, LOOK_S = 10.0, 5.0, 0.02
+CONFIG, HOSTS, NAMES, PID = "dnsmasq.conf", "hosts", "names", "pid"
+DOMAIN = "internal"
+"""Kept for such use by ICANN; a network's names end in its own name and this."""
+
+
+def config(told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> dict[str, str]:
+    """Return the files of a network's server. ``nameservers``: where other names are looked up."""
+    assert told.spec.subnet is not None
+    subnet, service = ipaddress.IPv4Network(told.spec.subnet), service_address(told.spec.subnet)
+    domain = f"{told.name}.{DOMAIN}"
+    lines = [
+        "no-resolv",
+        "no-hosts",
+        "bind-interfaces",
+        f"interface={SERVICE}",
+        "except-interface=lo",
+        "user=nobody",
+        "group=nogroup",
+        f"pid-file={directory / PID}",
+        "leasefile-ro",  # who has which address is settled: nothing has to be remembered
+        "dhcp-authoritative",
+        f"dhcp-range={subnet.network_address},static,{subnet.netmask},{LEASE_S}",
+        f"dhcp-hostsfile={directory / HOSTS}",
+        f"addn-hosts={directory / NAMES}",
+        "expand-hosts",
+        f"domain={domain}",
+        f"local=/{domain}/",
+        f"local=/{ipaddress.IPv4Address(int(subnet.network_address)).reverse_pointer.split('.', 1)[1]}/",
+        "domain-needed",
+        "bogus-priv",
+        f"cache-size={CACHE_ENTRIES}",
+        f"dns-forward-max={QUERIES_MAX}",
+        f"dhcp-option=option:router,{gateway_address(told.spec.subnet)}",
+        f"dhcp-option=option:dns-server,{service}",
+        f"dhcp-option=option:mtu,{told.mtu}",
+        *(f"server={one}" for one in nameservers),
+    ]
+    return {
+        CONFIG: "\n".join(lines) + "\n",
+        HOSTS: "".join(f"{mac},{address},{name}\n" for mac, address, name in told.names),
+        NAMES: "".join(f"{address} {name}\n" for _, address, name in told.names),
+    }
+
+
+def _pid(directory: Path) -> int | None:
+    """Return the process of the server of this directory, None if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((directory / PID).read_text())
+        if os.fsencode(directory / CONFIG) in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
+
+
+def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> None:
+    """Have the server of a network run, with what it has to know. Raises NetworkFailed."""
+    files = config(told, directory, nameservers)
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        changed = [file for file, text in files.items() if _differs(directory / file, text)]
+        for file in changed:
+            (directory / file).write_text(files[file])
+            (directory / file).chmod(0o644)
+    except OSError as error:
+        raise NetworkFailed(f"can't write what dnsmasq reads: {error}") from error
+    pid = _pid(directory)
+    if pid is not None and CONFIG in changed:
+        end(directory)
+        pid = None
+    if pid is None:
+        _start(name, directory)
+    elif changed:
+        os.kill(pid, signal.SIGHUP)
+
+
+def _differs(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() != text
+    except FileNotFoundError:
+        return True
+
+
+def _start(name: str, directory: Path) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BINARY, f"--conf-file={directory / CONFIG}"],
+            capture_output=True, text=True, check=False, timeout=START_S, start_new_session=True, cwd="/",
+        )  # fmt: skip
+
+    try:
+        done = namespace.within(name, run)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NetworkFailed(f"dnsmasq does not start: {error}") from error
+    if done.returncode != 0:
+        raise NetworkFailed(f"dnsmasq does not start: {done.stderr.strip()[:500]}")
+
+
+def end(directory: Path) -> None:
+    """End the server of this directory, if it runs. Raises NetworkFailed."""
+    pid = _pid(directory)
+    if pid is None:
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + END_S
+    while _pid(directory) is not None:
+        if time.monotonic() > deadline:
+            raise NetworkFailed(f"dnsmasq {pid} does not end")
+        time.sleep(LOOK_S)
+
+
+def host_nameservers(path: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
+    """Return the nameservers of this host that its networks can reach, too."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            words = line.split()
+            if len(words) >= 2 and words[0] == "nameserver":
+                with contextlib.suppress(ValueError):
+                    if not ipaddress.IPv4Address(words[1]).is_loopback:
+                        found.append(words[1])
+    return tuple(found[:3])

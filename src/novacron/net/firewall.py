@@ -1,0 +1,218 @@
+"""What may pass to and from guests, as rules of nftables. Pure, but for ``load``.
+
+Bridges have no connection tracking on many kernels. So each interface with security groups has a set of flows of its
+own: what its guest may send, or a rule lets in, adds a flow, and what belongs to one passes. A guest that makes more of
+them than fit loses its own. ``load`` keeps the sets: rules may change while connections go on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from novacron.model.network import Direction, Interface, Passing, Protocol
+from novacron.model.vm import tap_name
+from novacron.net.tap import NetworkFailed
+
+SERVICE_MAC = "02:4e:4f:56:00:02"
+GATEWAY_MAC = "02:4e:4f:56:00:01"
+"""The same on every node: a guest that moves finds DHCP, DNS and its gateway where they were."""
+TUNNEL, SERVICE_PORT = "vx", "svcp"
+TAPS = "nv*"
+FLOWS_MAX = 65_536
+FLOW_S, CONNECTED_S = 180, 3600
+"""For how long a flow is remembered after its guest's last packet: of a TCP connection that is up for longer."""
+ARRIVED_S = 60
+"""For so long what goes on of a guest's TCP connections makes flows, once it has come here: it has none yet."""
+TIMEOUT_S = 10.0
+FLOW = "ip saddr . ip daddr . meta l4proto . th sport . th dport"
+BACK = "ip daddr . ip saddr . meta l4proto . th dport . th sport"
+HOOKS = {
+    "before": "type filter hook prerouting priority -300; policy accept;",
+    "between": "type filter hook forward priority 0; policy accept;",
+    "after": "type filter hook postrouting priority 0; policy accept;",
+    "own": "type filter hook input priority 0; policy accept;",
+}
+RARP = "0x8035"
+"""QEMU announces a guest that has moved with it."""
+
+
+def _spoofing(nic: Interface) -> Iterator[str]:
+    """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router."""
+    yield f"ether saddr != {nic.mac} drop"
+    yield f"arp saddr ether != {nic.mac} drop"
+    yield "udp sport 67 udp dport 68 drop"
+    yield "icmpv6 type nd-router-advert drop"
+    if nic.address is not None:
+        yield f"arp saddr ip {{ 0.0.0.0, {nic.address} }} accept"
+        yield "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept"
+        yield f"ip saddr {nic.address} accept"
+        yield f"ether type {RARP} accept"
+        yield "drop"
+
+
+def _matches(rule: Passing, end: str) -> Iterator[tuple[str, bool]]:
+    """Yield the matches of a rule, and whether each is of what has ports. ``end``: where the other end's address is."""
+    where = "ether type ip"
+    if rule.cidrs is not None:
+        if not rule.cidrs:
+            return
+        where = f"ip {end} {{ {', '.join(rule.cidrs)} }}"
+    match rule.protocol:
+        case Protocol.ICMP:
+            yield f"{where} meta l4proto icmp", False
+        case Protocol.ANY:
+            yield f"{where} meta l4proto {{ tcp, udp }}", True
+            yield where, False
+        case Protocol.TCP | Protocol.UDP:
+            ports = "" if rule.ports is None else f" th dport {rule.ports[0]}-{rule.ports[1]}"
+            yield f"{where} meta l4proto {rule.protocol}{ports}", True
+
+
+def _rules(rules: Sequence[Passing], direction: Direction, end: str, remember: str) -> Iterator[str]:
+    for rule in rules:
+        if rule.direction is direction:
+            for match, has_ports in _matches(rule, end):
+                yield f"{match} {remember if has_ports else 'accept'}"
+
+
+def _to_guest(rules: Sequence[Passing], flows: str) -> Iterator[str]:
+    remember = f"update @{flows} {{ {FLOW} }} accept"
+    yield f"ether saddr {SERVICE_MAC} accept"
+    yield f"ether type {{ arp, {RARP} }} accept"
+    yield f"{FLOW} @{flows} accept"
+    yield "icmp type { echo-reply, destination-unreachable, time-exceeded, parameter-problem } accept"
+    yield "ip frag-off & 0x1fff != 0 accept"  # only the first fragment has ports
+    yield from _rules(rules, Direction.IN, "saddr", remember)
+    yield f"ip daddr @arrived tcp flags & (syn | rst) == 0 {remember}"
+    yield "drop"
+
+
+def _keeping(flows: str) -> Iterator[str]:
+    """Yield what remembers what a guest sends."""
+    yield f"tcp flags & (fin | syn | rst) == 0 update @{flows} {{ {BACK} timeout {CONNECTED_S}s }} accept"
+    yield f"meta l4proto {{ tcp, udp }} update @{flows} {{ {BACK} timeout {FLOW_S}s }}"
+    yield "accept"
+
+
+def _from_guest(rules: Sequence[Passing], flows: str, keep: str) -> Iterator[str]:
+    if not any(rule.direction is Direction.OUT for rule in rules):
+        yield f"goto {keep}"
+        return
+    yield f"ether daddr {SERVICE_MAC} accept"
+    yield f"ether type {{ arp, {RARP} }} accept"
+    yield "ip daddr 255.255.255.255 udp dport 67 accept"
+    yield f"{BACK} @{flows} goto {keep}"
+    yield "icmp type { echo-reply, destination-unreachable, time-exceeded, parameter-problem } accept"
+    yield "ip frag-off & 0x1fff != 0 accept"
+    yield from _rules(rules, Direction.OUT, "daddr", f"goto {keep}")
+    yield f"ip saddr @arrived tcp flags & (syn | rst) == 0 goto {keep}"
+    yield "drop"
+
+
+def _vmap(end: str, jumps: Mapping[str, str]) -> str:
+    pairs = ", ".join(f'"{tap}" : jump {chain}' for tap, chain in sorted(jumps.items()))
+    return f"{end} vmap {{ {pairs} }}"
+
+
+def chains(nics: Iterable[Interface], service: str | None) -> dict[str, list[str]]:
+    """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
+    node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours."""
+    found: dict[str, list[str]] = {name: [] for name in HOOKS}
+    taps, inward, outward = {}, {}, {}
+    for nic in nics:
+        tap = tap_name(nic.vm, nic.number)
+        taps[tap] = f"spoofing_{tap}"
+        found[taps[tap]] = list(_spoofing(nic))
+        if nic.passing is not None:
+            inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
+            found[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
+            found[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
+            found[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
+    if service is not None:
+        for end, address in (("saddr", SERVICE_MAC), ("daddr", SERVICE_MAC)):
+            found["before"].append(f'iifname "{TUNNEL}" ether {end} {address} drop')
+            found["between"].append(f'oifname "{TUNNEL}" ether {end} {address} drop')
+        found["before"].append(f'iifname "{TUNNEL}" arp daddr ip {service} drop')
+        found["between"].append(f'oifname "{TUNNEL}" arp daddr ip {service} drop')
+        found["between"].append(f'oifname "{TUNNEL}" udp dport 67 drop')
+        found["own"].append(f'iifname "{TAPS}" drop')
+    if taps:
+        found["before"].append(_vmap("iifname", taps))
+    if service is not None:
+        known = "".join(f', "{tap}"' for tap in sorted(taps))[2:]
+        unknown = f'iifname "{TAPS}"' + (f" iifname != {{ {known} }}" if known else "")
+        found["before"].append(f"{unknown} drop")
+    if inward:
+        # In chains of their own: what one guest may send, another on this node need not take.
+        found["between"].append(_vmap("iifname", outward))
+        found["after"].append(_vmap("oifname", inward))
+    return found
+
+
+def script(
+    table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float], stale: Iterable[str] = (),
+) -> str:  # fmt: skip
+    """Return what makes a table of family ``bridge`` be as it should, in one transaction.
+
+    ``arrived``: addresses of guests that came lately, and for how many seconds that still counts. ``stale``: names of
+    chains and sets that are there, as ``chain NAME`` and ``set NAME``.
+    """
+    wanted = chains(nics, service)
+    flows = [f"flows_{tap_name(nic.vm, nic.number)}" for nic in nics if nic.passing is not None]
+    lines = [f"table bridge {table} {{", " set arrived { type ipv4_addr; flags timeout; }"]
+    key = "type ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service"
+    lines += [
+        f" set {name} {{ {key}; size {FLOWS_MAX}; flags dynamic, timeout; timeout {FLOW_S}s; }}" for name in flows
+    ]
+    lines += [f" chain {name} {{ {HOOKS.get(name, '')} }}" for name in wanted]
+    lines += ["}", f"flush set bridge {table} arrived"]
+    lines += [f"flush chain bridge {table} {name}" for name in HOOKS]
+    kept = {f"chain {name}" for name in wanted} | {f"set {name}" for name in (*flows, "arrived")}
+    gone = sorted(set(stale) - kept)  # chains before sets, of which they speak
+    lines += [f"flush chain bridge {table} {name}" for name in wanted if name not in HOOKS]
+    lines += [f"delete {one.replace(' ', f' bridge {table} ', 1)}" for one in gone]
+    lines += [
+        f"add element bridge {table} arrived {{ {address} timeout {ARRIVED_S}s expires {max(1, int(left))}s }}"
+        for address, left in sorted(arrived.items())
+    ]
+    lines.append(f"table bridge {table} {{")
+    for name, rules in wanted.items():
+        lines += [f" chain {name} {{", *(f"  {rule}" for rule in rules), " }"]
+    return "\n".join([*lines, "}", ""])
+
+
+def nft(text: str) -> None:
+    """Let nft(8) do what ``text`` says, all or nothing. Raises NetworkFailed."""
+    done = _run(["nft", "-f", "-"], text)
+    if done.returncode != 0:
+        raise NetworkFailed(f"nft refuses the rules: {done.stderr.strip()[:500]}")
+
+
+def _run(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(arguments, input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NetworkFailed(f"nft does not work: {error}") from error
+
+
+def present(table: str) -> list[str]:
+    """Return the chains and sets of a table of family ``bridge``. Raises NetworkFailed."""
+    done = _run(["nft", "-j", "list", "table", "bridge", table], "")
+    if done.returncode != 0:
+        return []
+    found = []
+    for one in json.loads(done.stdout)["nftables"]:
+        found += [f"{kind} {one[kind]['name']}" for kind in ("chain", "set") if kind in one]
+    return found
+
+
+def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]) -> None:
+    """Let the rules of this namespace be these; flows go on. Raises NetworkFailed."""
+    nft(script(table, nics, service, arrived, present(table)))
+
+
+def remove(table: str) -> None:
+    """Remove a table of family ``bridge``; one that is not there is no error. Raises NetworkFailed."""
+    nft(f"table bridge {table}\ndelete table bridge {table}\n")

@@ -1,0 +1,190 @@
+"""A network on this host: a namespace with a bridge, the end of a VXLAN tunnel, and DHCP's and the gateway's ports.
+
+Everything is in the namespace, so that networks may have the same subnets, and no guest reaches the host itself: only
+what routes for guests has a way out, see ``novacron.net.router``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from novacron.model.network import NetworkOnNode, gateway_address, service_address
+from novacron.net import namespace
+from novacron.net.firewall import GATEWAY_MAC, SERVICE_MAC, SERVICE_PORT, TUNNEL
+from novacron.net.tap import NetworkFailed, netlink
+
+BRIDGE, SERVICE, GATEWAY, GATEWAY_PORT, UPLINK = "br", "svc", "gw", "gwp", "up"
+VXLAN_PORT = 4789
+TTL = 64
+IFA_F_NOPREFIXROUTE, RT_SCOPE_LINK = 0x200, 253
+LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
+TRANSIT = ipaddress.IPv4Network("100.127.0.0/16")
+"""Between a network and the host of its gateway."""
+NEXT_HOP = str(TRANSIT[-2])
+"""What a network takes for its router; the host answers for whatever is asked for there."""
+FLOOD = "00:00:00:00:00:00"
+
+
+def node_address(number: int) -> str:
+    """Return a node's own address in every network."""
+    return str(LINK_LOCAL[number])
+
+
+def transit_address(number: int) -> str:
+    """Return the address under which the host of a network's gateway knows it."""
+    return str(TRANSIT[number])
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Raise NetworkFailed, which begins with ``what``, where the kernel refuses something."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        raise NetworkFailed(f"{what}: {error}") from error
+
+
+def sysctl(name: str, value: int) -> None:
+    """Set a setting of this namespace's network. Raises OSError."""
+    path = Path("/proc/sys/net") / name
+    if path.read_text().split() != [str(value)]:
+        path.write_text(str(value))
+
+
+def index(ip: Any, name: str) -> int | None:
+    """Return the number of an interface, None if it is not there."""
+    found = ip.link_lookup(ifname=name)
+    return int(found[0]) if found else None
+
+
+def _bridge(ip: Any, mtu: int) -> int:
+    if index(ip, BRIDGE) is None:
+        ip.link("add", ifname=BRIDGE, kind="bridge", br_forward_delay=0, br_mcast_snooping=0)
+    found = index(ip, BRIDGE)
+    assert found is not None
+    ip.link("set", index=found, mtu=mtu, state="up")
+    return found
+
+
+def _pair(ip: Any, inner: str, port: str, mac: str, bridge: int, mtu: int) -> int:
+    """Have an interface of the namespace that is a port of its bridge; return its number."""
+    if index(ip, inner) is None:
+        ip.link("add", ifname=inner, kind="veth", peer={"ifname": port})
+    found, other = index(ip, inner), index(ip, port)
+    assert found is not None and other is not None
+    ip.link("set", index=other, master=bridge, mtu=mtu, state="up")
+    ip.link("set", index=found, address=mac, mtu=mtu, state="up")
+    return found
+
+
+def _address(ip: Any, device: int, address: str, subnet: ipaddress.IPv4Network, metric: int) -> None:
+    """Give an interface an address, and a way to its subnet: the lowest metric is the one that is used."""
+    if not list(ip.get_addr(index=device, family=socket.AF_INET)):
+        ip.addr("add", index=device, address=address, prefixlen=subnet.prefixlen, IFA_FLAGS=IFA_F_NOPREFIXROUTE)
+    ip.route("replace", dst=str(subnet), oif=device, priority=metric, scope=RT_SCOPE_LINK, prefsrc=address)
+
+
+def _own_mac(number: int) -> str:
+    return f"02:4e:4f:57:{number >> 8:02x}:{number & 255:02x}"
+
+
+def _inside(told: NetworkOnNode) -> None:
+    """Make the bridge, and what is this node's own on it."""
+    assert told.spec.subnet is not None
+    subnet = ipaddress.IPv4Network(told.spec.subnet)
+    for setting in ("arp_ignore", "arp_announce", "rp_filter"):
+        # Several interfaces are on one bridge: each answers for its own address only.
+        value = {"arp_ignore": 1, "arp_announce": 2, "rp_filter": 0}[setting]
+        for where in ("all", "default"):
+            sysctl(f"ipv4/conf/{where}/{setting}", value)
+    sysctl("ipv6/conf/default/disable_ipv6", 1)
+    sysctl("ipv6/conf/all/disable_ipv6", 1)
+    with netlink() as ip:
+        lo = index(ip, "lo")
+        ip.link("set", index=lo, state="up")
+        bridge = _bridge(ip, told.mtu)
+        ip.link("set", index=bridge, address=_own_mac(told.node_number))
+        _address(ip, bridge, node_address(told.node_number), LINK_LOCAL, 1)
+        service = _pair(ip, SERVICE, SERVICE_PORT, SERVICE_MAC, bridge, told.mtu)
+        _address(ip, service, service_address(told.spec.subnet), subnet, 2)
+        tunnel = index(ip, TUNNEL)
+        if tunnel is not None:
+            ip.link("set", index=tunnel, master=bridge, mtu=told.mtu, state="up")
+        if told.is_gateway:
+            gateway = _pair(ip, GATEWAY, GATEWAY_PORT, GATEWAY_MAC, bridge, told.mtu)
+            _address(ip, gateway, gateway_address(told.spec.subnet), subnet, 1)
+        else:
+            _without_gateway(ip)
+            ip.route(
+                "replace", dst="default", gateway=gateway_address(told.spec.subnet), oif=bridge, flags=["onlink"],
+                prefsrc=node_address(told.node_number),
+            )  # fmt: skip
+
+
+def _without_gateway(ip: Any) -> None:
+    for name in (GATEWAY, UPLINK):
+        found = index(ip, name)
+        if found is not None:
+            ip.link("del", index=found)
+
+
+def _flood(peers: Iterable[str]) -> None:
+    """Let what is for everybody, or for nobody known, go to these hosts."""
+    with netlink() as ip:
+        tunnel = index(ip, TUNNEL)
+        if tunnel is None:
+            return
+        has = {
+            entry.get_attr("NDA_DST")
+            for entry in ip.fdb("dump", ifindex=tunnel)
+            if entry["ifindex"] == tunnel and entry.get_attr("NDA_LLADDR") == FLOOD
+        }
+        for peer in sorted(set(peers) - has):
+            ip.fdb("append", ifindex=tunnel, lladdr=FLOOD, dst=peer)
+        for peer in sorted(has - set(peers)):
+            ip.fdb("del", ifindex=tunnel, lladdr=FLOOD, dst=peer)
+
+
+def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
+    """Make this host's end of the tunnel: its packets are the host's, its frames are in the namespace."""
+    if namespace.within(name, _has_tunnel):
+        return
+    with (namespace.ROOT / name).open() as file, netlink() as ip:
+        here = {} if local is None else {"vxlan_local": local}
+        ip.link(
+            "add", ifname=TUNNEL, kind="vxlan", vxlan_id=told.vni, vxlan_port=VXLAN_PORT, vxlan_learning=True,
+            vxlan_ttl=TTL, net_ns_fd=file.fileno(), **here,
+        )  # fmt: skip
+
+
+def _has_tunnel() -> bool:
+    with netlink() as ip:
+        return index(ip, TUNNEL) is not None
+
+
+def settle(name: str, told: NetworkOnNode, local: str | None, peers: Iterable[str]) -> None:
+    """Have an overlay as it should be in its namespace. ``local`` is this host's address for other nodes; ``peers``
+    are theirs. Raises NetworkFailed."""
+    with refusals(f"can't set network {told.name} up"):
+        namespace.create(name)
+        _tunnel(name, told, local)
+        namespace.within(name, lambda: _inside(told))
+        namespace.within(name, lambda: _flood(peers))
+
+
+def taps(name: str) -> list[str]:
+    """Return the taps that are in a namespace. Raises NetworkFailed."""
+
+    def look() -> list[str]:
+        with netlink() as ip:
+            names = [link.get_attr("IFLA_IFNAME") for link in ip.get_links()]
+        return [one for one in names if one.startswith("nv")]
+
+    return namespace.within(name, look)

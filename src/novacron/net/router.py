@@ -1,0 +1,268 @@
+"""The way from a network to the rest of the world, through the host of its gateway.
+
+A pair of interfaces joins the network's namespace with the host. Inside, guests' addresses become the network's own
+(``TRANSIT``), or their floating ones, so that networks may have the same subnets. The host hides the former behind its
+own addresses, answers for the latter on the wire, and lets no guest reach itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from novacron.model.network import NetworkOnNode
+from novacron.net import namespace
+from novacron.net.firewall import GATEWAY_MAC, nft
+from novacron.net.overlay import (
+    GATEWAY,
+    NEXT_HOP,
+    RT_SCOPE_LINK,
+    TRANSIT,
+    UPLINK,
+    VXLAN_PORT,
+    index,
+    refusals,
+    sysctl,
+    transit_address,
+)
+from novacron.net.tap import netlink
+
+TABLE = "novacron"
+OUTSIDE = "novagw*"
+ETH_P_ARP = 0x0806
+NTF_PROXY = 8
+
+
+def outside(number: int) -> str:
+    """Return the name of the host's end."""
+    return f"{OUTSIDE[:-1]}{number}"
+
+
+def inside_script(told: NetworkOnNode) -> str:
+    """Return the rules of the namespace of a network whose gateway is here."""
+    subnet, transit = told.spec.subnet, transit_address(told.number)
+    into = [f"  ip daddr {address} dnat to {guest}" for address, guest in told.floating]
+    into += [
+        f"  ip daddr {one.address or transit} {one.protocol} dport {one.port} dnat to {one.guest}:{one.guest_port}"
+        for one in told.entrances
+    ]
+    out = [f'  oifname "{UPLINK}" ip saddr {guest} snat to {address}' for address, guest in told.floating]
+    out.append(f'  oifname "{UPLINK}" masquerade')
+    out.append(f'  oifname "{GATEWAY}" ip saddr {subnet} ct status dnat masquerade')  # it came from there, too
+    leaving = [f'  iifname "{GATEWAY}" oifname "{UPLINK}" ip saddr {guest} accept' for _, guest in told.floating]
+    if told.spec.nat:
+        leaving.append(f'  iifname "{GATEWAY}" oifname "{UPLINK}" accept')
+    arriving = [
+        f'  iifname "{UPLINK}" ip daddr {guest} accept'
+        for _, guest in told.floating  # also in the midst of things
+    ]
+    return "\n".join(
+        [
+            f"table ip {TABLE}",
+            f"delete table ip {TABLE}",
+            f"table ip {TABLE} {{",
+            " chain into { type nat hook prerouting priority dstnat; policy accept;",
+            *into,
+            " }",
+            " chain out { type nat hook postrouting priority srcnat; policy accept;",
+            *out,
+            " }",
+            " chain through { type filter hook forward priority 0; policy drop;",
+            "  ct state established,related accept",
+            "  ct status dnat accept",
+            *arriving,
+            *leaving,
+            " }",
+            "}",
+            "",
+        ]
+    )
+
+
+def host_script(
+    table: str, gateways: Sequence[NetworkOnNode], tunnels: Iterable[tuple[int, Sequence[str]]], *, forwarded: bool
+) -> str:
+    """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and who may send to them. A host that
+    did not forward before we let it, ``forwarded``, does so for guests only."""
+    into = [
+        f"  fib daddr type local {one.protocol} dport {one.port} dnat to {transit_address(told.number)}:{one.port}"
+        for told in gateways
+        for one in told.entrances
+        if one.address is None
+    ]
+    foreign = [
+        # Where the identifier is: RFC 7348, section 5, after 8 bytes of UDP.
+        f"  udp dport {VXLAN_PORT} @th,96,24 {vni}"
+        + (f" ip saddr != {{ {', '.join(sorted(peers))} }}" if peers else "")
+        + " drop"
+        for vni, peers in tunnels
+    ]
+    return "\n".join(
+        [
+            f"table ip {table}",
+            f"delete table ip {table}",
+            f"table ip {table} {{",
+            " chain into { type nat hook prerouting priority dstnat; policy accept;",
+            *into,
+            " }",
+            " chain out { type nat hook postrouting priority srcnat; policy accept;",
+            f'  ip saddr {TRANSIT} oifname != "{OUTSIDE}" masquerade',
+            " }",
+            " chain own { type filter hook input priority 0; policy accept;",
+            f'  iifname "{OUTSIDE}" ct state established,related accept',
+            f'  iifname "{OUTSIDE}" icmp type echo-request accept',
+            f'  iifname "{OUTSIDE}" drop',
+            *foreign,
+            " }",
+            " chain through { type filter hook forward priority 0; policy accept;",
+            *([] if forwarded else [f'  iifname != "{OUTSIDE}" oifname != "{OUTSIDE}" drop']),
+            " }",
+            "}",
+            "",
+        ]
+    )
+
+
+def _uplink_inside(told: NetworkOnNode) -> None:
+    sysctl("ipv4/ip_forward", 1)
+    with netlink() as ip:
+        up = index(ip, UPLINK)
+        ip.link("set", index=up, state="up")
+        if not list(ip.get_addr(index=up, family=socket.AF_INET)):
+            ip.addr("add", index=up, address=transit_address(told.number), prefixlen=32)
+        ip.route("replace", dst="default", gateway=NEXT_HOP, oif=up, flags=["onlink"])
+    nft(inside_script(told))
+
+
+def open_(name: str, told: NetworkOnNode) -> None:
+    """Have the way out of a network, whose gateway is on this host. Raises NetworkFailed."""
+    with refusals(f"can't be the gateway of network {told.name}"):
+        near = outside(told.number)
+        with (namespace.ROOT / name).open() as file, netlink() as ip:
+            if index(ip, near) is None:
+                ip.link("add", ifname=near, kind="veth", peer={"ifname": UPLINK, "net_ns_fd": file.fileno()})
+            found = index(ip, near)
+            ip.link("set", index=found, state="up")
+            sysctl(f"ipv4/conf/{near}/proxy_arp", 1)
+            sysctl(f"ipv4/conf/{near}/rp_filter", 0)
+            with contextlib.suppress(OSError):
+                sysctl(f"ipv4/neigh/{near}/proxy_delay", 0)
+            ip.route("replace", dst=f"{transit_address(told.number)}/32", oif=found, scope=RT_SCOPE_LINK)
+        namespace.within(name, lambda: _uplink_inside(told))
+
+
+def held() -> set[str]:
+    """Return the floating addresses that lead to networks of this host, as the kernel knows them.
+
+    Raises NetworkFailed.
+    """
+    with refusals("can't see the ways into networks"), netlink() as ip:
+        near = [link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME").startswith(OUTSIDE[:-1])]
+        found = {
+            route.get_attr("RTA_DST")
+            for route in ip.get_routes(family=socket.AF_INET)
+            if route["dst_len"] == 32 and route.get_attr("RTA_OIF") in near
+        }
+    return {address for address in found if ipaddress.IPv4Address(address) not in TRANSIT}
+
+
+def floating_of(told: NetworkOnNode) -> set[str]:
+    """Return the floating addresses that lead into a network."""
+    return {address for address, _ in told.floating} | {one.address for one in told.entrances if one.address}
+
+
+def lead(told: NetworkOnNode) -> None:
+    """Let the floating addresses of a network lead to it. Raises NetworkFailed."""
+    with refusals(f"can't have the floating addresses of network {told.name}"), netlink() as ip:
+        near = index(ip, outside(told.number))
+        for address in sorted(floating_of(told)):
+            ip.route("replace", dst=f"{address}/32", oif=near, scope=RT_SCOPE_LINK)
+
+
+def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:
+    """Return the host's interface on whose subnet an address is, and its number."""
+    for entry in ip.get_addr(family=socket.AF_INET):
+        own, prefix = entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]
+        if prefix < 32 and ipaddress.IPv4Address(address) in ipaddress.IPv4Network(f"{own}/{prefix}", strict=False):
+            link = ip.get_links(entry["index"])[0]
+            return str(link.get_attr("IFLA_IFNAME")), int(entry["index"])
+    return None
+
+
+def announce(addresses: Iterable[str]) -> list[str]:
+    """Answer for floating addresses on the wires that they belong to, and say there that they are here now; return
+    those that are on none: others have to route them to this host. Raises NetworkFailed."""
+    lost = []
+    with refusals("can't announce floating addresses"), netlink() as ip:
+        for address in addresses:
+            found = _wire_of(ip, address)
+            if found is None:
+                lost.append(address)
+                continue
+            name, number = found
+            ip.neigh("replace", dst=address, ifindex=number, flags=NTF_PROXY)
+            mac = ip.get_links(number)[0].get_attr("IFLA_ADDRESS")
+            _gratuitous(name, mac, address)
+    return lost
+
+
+def forward(marker: Path) -> bool:
+    """Let this host pass packets on; say whether it did so before. ``marker`` is there once it was us who did it.
+
+    Raises NetworkFailed.
+    """
+    with refusals("can't let this host forward"):
+        if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "1":
+            marker.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            marker.touch()
+            sysctl("ipv4/ip_forward", 1)
+        return not marker.exists()
+
+
+def _gratuitous(name: str, mac: str, address: str) -> None:
+    """Tell everybody on a wire whose address this is (RFC 5227, section 2.3)."""
+    own, ip = bytes.fromhex(mac.replace(":", "")), socket.inet_aton(address)
+    for kind, target in ((1, b"\0" * 6), (2, own)):
+        body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, kind, own, ip, target, ip)
+        frame = b"\xff" * 6 + own + struct.pack("!H", ETH_P_ARP) + body
+        with contextlib.closing(socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as out:
+            out.bind((name, 0))
+            out.send(frame)
+
+
+def silence(addresses: Iterable[str]) -> None:
+    """Answer for these addresses no more. Raises NetworkFailed."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with refusals("can't give floating addresses up"), netlink() as ip:
+        for address in addresses:
+            found = _wire_of(ip, address)
+            if found is not None:
+                with contextlib.suppress(NetlinkError):  # it was not answered for
+                    ip.neigh("del", dst=address, ifindex=found[1], flags=NTF_PROXY)
+
+
+def greet(name: str, address: str) -> None:
+    """Tell a network's guests, and the bridges between, that their gateway is here. Raises NetworkFailed."""
+    with refusals("can't announce the gateway"):
+        namespace.within(name, lambda: _gratuitous(GATEWAY, GATEWAY_MAC, address))
+
+
+def close(numbers: Iterable[int], addresses: Iterable[str]) -> None:
+    """Take away the host's ends of all networks but these, and the ways to these addresses. Raises NetworkFailed."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    kept = {outside(number) for number in numbers}
+    with refusals("can't take the way out of a network away"), netlink() as ip:
+        for link in list(ip.get_links()):
+            name = link.get_attr("IFLA_IFNAME")
+            if name.startswith(OUTSIDE[:-1]) and name not in kept:
+                ip.link("del", index=link["index"])
+        for address in addresses:
+            with contextlib.suppress(NetlinkError):  # it went with its interface
+                ip.route("del", dst=f"{address}/32")

@@ -1,0 +1,79 @@
+"""Security groups: sets of rules that interfaces of VMs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model.errors import Conflict, NotFound
+from novacron.model.network import RuleSpec, SecurityGroup, check_rule
+from novacron.store import events
+from novacron.store.database import Connection
+
+
+def _group(row: Any) -> SecurityGroup:
+    return msgspec.convert(dict(row), SecurityGroup)
+
+
+async def _check(connection: Connection, name: str, rules: Sequence[RuleSpec]) -> None:
+    for rule in rules:
+        check_rule(rule)
+    others = {rule.group for rule in rules if rule.group not in (None, name)}
+    rows = await connection.fetch("SELECT name FROM security_groups WHERE name = ANY($1) FOR SHARE", sorted(others))
+    missing = others - {row["name"] for row in rows}
+    if missing:
+        raise NotFound(f"there is no security group {min(missing)!r}", field="rules")
+
+
+async def get(connection: Connection, name: str) -> SecurityGroup:
+    """Return a security group, locked. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM security_groups WHERE name = $1 FOR UPDATE", name)
+    if row is None:
+        raise NotFound(f"there is no security group {name!r}", hint="see: novacron security-group list")
+    return _group(row)
+
+
+async def create(connection: Connection, name: str, rules: Sequence[RuleSpec], actor: str) -> SecurityGroup:
+    """Make a security group. Raises Conflict, InvalidInput, NotFound."""
+    await _check(connection, name, rules)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO security_groups (name, rules) VALUES ($1, $2) RETURNING *", name, msgspec.to_builtins(rules)
+        )
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a security group named {name!r} exists", field="name") from None
+    await events.record(connection, "security-group", name, name, "Created", f"{len(rules)} rules", actor)
+    return _group(row)
+
+
+async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec], actor: str) -> SecurityGroup:
+    """Give a security group other rules, at once wherever it is used. Raises NotFound, InvalidInput."""
+    await get(connection, name)
+    await _check(connection, name, rules)
+    row = await connection.fetchrow(
+        "UPDATE security_groups SET rules = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(rules)
+    )
+    await events.record(connection, "security-group", name, name, "Configured", f"{len(rules)} rules", actor)
+    return _group(row)
+
+
+async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup:
+    """Delete a security group that no VM and no other group uses. Raises NotFound, Conflict."""
+    found = await get(connection, name)
+    vm = await connection.fetchval(
+        "SELECT name FROM vms WHERE spec -> 'nics' @> $1 ORDER BY name LIMIT 1", [{"groups": [name]}]
+    )
+    if vm is not None:
+        raise Conflict(f"VM {vm} has security group {name}", hint=f"novacron vm set {vm} --security-group ...")
+    other = await connection.fetchval(
+        "SELECT name FROM security_groups WHERE name <> $1 AND rules @> $2 ORDER BY name LIMIT 1",
+        name, [{"group": name}],
+    )  # fmt: skip
+    if other is not None:
+        raise Conflict(f"a rule of security group {other} is about {name}", hint="change that first")
+    await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
+    await events.record(connection, "security-group", name, name, "Deleted", "nothing used it", actor)
+    return found

@@ -1,0 +1,153 @@
+"""What each node is to know of its networks: who else has them, which VMs are in them, and what may pass."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from novacron.model.network import (
+    Entrance,
+    Interface,
+    NetworkKind,
+    NetworkOnNode,
+    NicSpec,
+    Passing,
+    Protocol,
+    SecurityGroup,
+)
+from novacron.store import networks
+from novacron.store.database import Connection
+from novacron.store.fleet import PLACED
+
+
+async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...]:
+    """Return every network that a node has to have: those of its VMs, and those that it is the gateway of."""
+    number = await connection.fetchval("SELECT number FROM nodes WHERE name = $1", node)
+    found = await connection.fetch(
+        f"SELECT * FROM networks WHERE gateway = $1 OR name IN (SELECT network FROM nics"
+        f" JOIN ({PLACED}) placed ON placed.id = nics.vm WHERE placed.node = $1) ORDER BY name",
+        node,
+    )
+    if number is None or not found:
+        return ()
+    names = [row["name"] for row in found]
+    rows = await connection.fetch(
+        f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.mac, vms.name, placed.node, vms.spec,"
+        f" nodes.status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint"
+        f" FROM nics JOIN vms ON vms.id = nics.vm LEFT JOIN ({PLACED}) placed ON placed.id = nics.vm"
+        f" LEFT JOIN nodes ON nodes.name = placed.node WHERE nics.network = ANY($1) ORDER BY vms.name, nics.number",
+        names,
+    )
+    of: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        of[row["network"]].append(row)
+    here = [row for row in rows if row["node"] == node]
+    groups = await _groups(connection, {group for row in here for group in _nic(row).groups})
+    told = []
+    for row in found:
+        network = networks.network_of(row)
+        members = of[network.name]
+        endpoints = {one["endpoint"] for one in members if one["node"] != node and one["endpoint"]}
+        is_gateway = network.gateway == node
+        if network.gateway is not None and not is_gateway:
+            endpoints.add(await _endpoint(connection, network.gateway))
+        floating, entrances = await _ways_in(connection, network.name) if is_gateway else ((), ())
+        told.append(
+            NetworkOnNode(
+                network.name,
+                network.spec,
+                network.number,
+                network.mtu,
+                number,
+                is_gateway,
+                tuple(sorted({one.rpartition(":")[0] for one in endpoints if one})),
+                tuple(sorted({(one["mac"], one["address"], one["name"]) for one in members if one["address"]})),
+                tuple(
+                    Interface(one["vm"], one["number"], one["mac"], one["address"], _passing(_nic(one), groups))
+                    for one in members
+                    if one["node"] == node
+                ),
+                floating,
+                entrances,
+            )
+        )
+    return tuple(told)
+
+
+def _nic(row: Any) -> NicSpec:
+    return msgspec.convert(row["spec"]["nics"][row["number"]], NicSpec)
+
+
+async def _endpoint(connection: Connection, node: str) -> str:
+    found = await connection.fetchval(
+        "SELECT status -> 'inventory' ->> 'dwcp_endpoint' FROM nodes WHERE name = $1", node
+    )
+    return found or ""
+
+
+async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tuple[Passing, ...]]:
+    """Return the rules of groups, with the addresses of those that they name."""
+    rows = await connection.fetch("SELECT * FROM security_groups WHERE name = ANY($1)", sorted(names))
+    found = [msgspec.convert(dict(row), SecurityGroup) for row in rows]
+    named = sorted({rule.group for group in found for rule in group.rules if rule.group is not None})
+    members: dict[str, list[str]] = defaultdict(list)
+    for row in await connection.fetch(
+        "SELECT grp, nics.address FROM nics JOIN vms ON vms.id = nics.vm,"
+        " LATERAL jsonb_array_elements_text(vms.spec -> 'nics' -> nics.number -> 'groups') AS grp"
+        " WHERE nics.address IS NOT NULL AND grp = ANY($1) ORDER BY nics.address",
+        named,
+    ):
+        members[row["grp"]].append(row["address"])
+    return {
+        group.name: tuple(
+            Passing(
+                rule.direction,
+                rule.protocol,
+                rule.port_range,
+                (rule.cidr,) if rule.cidr else tuple(members[rule.group]) if rule.group else None,
+            )
+            for rule in group.rules
+        )
+        for group in found
+    }
+
+
+def _passing(nic: NicSpec, groups: dict[str, tuple[Passing, ...]]) -> tuple[Passing, ...] | None:
+    if not nic.groups:
+        return None
+    return tuple(dict.fromkeys(rule for group in nic.groups for rule in groups.get(group, ())))
+
+
+async def _ways_in(connection: Connection, network: str) -> tuple[tuple[tuple[str, str], ...], tuple[Entrance, ...]]:
+    """Return the floating addresses of a network's guests, and the ports that lead to them."""
+    floating = await connection.fetch(
+        "SELECT f.address, nics.address AS guest FROM floating_addresses f JOIN nics ON nics.vm = f.vm"
+        " AND nics.network = f.network WHERE f.network = $1 AND nics.address IS NOT NULL ORDER BY f.address",
+        network,
+    )
+    forwards = await connection.fetch(
+        "SELECT f.*, nics.address AS guest FROM forwards f JOIN nics ON nics.vm = f.vm AND nics.network = f.network"
+        " WHERE f.network = $1 AND nics.address IS NOT NULL ORDER BY f.id",
+        network,
+    )
+    return (
+        tuple((row["address"], row["guest"]) for row in floating),
+        tuple(
+            Entrance(row["address"], Protocol(row["protocol"]), row["port"], row["guest"], row["vm_port"])
+            for row in forwards
+        ),
+    )
+
+
+async def overlays(connection: Connection) -> list[tuple[str, str | None, frozenset[str]]]:
+    """Return the name of every overlay, its gateway, and the nodes where its VMs are."""
+    rows = await connection.fetch(
+        f"SELECT name, gateway, (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
+        f" ON placed.id = nics.vm WHERE nics.network = networks.name) AS nodes FROM networks"
+        f" WHERE spec ->> 'kind' = $1 ORDER BY name",
+        NetworkKind.OVERLAY,
+    )
+    return [(row["name"], row["gateway"], frozenset(row["nodes"] or ())) for row in rows]

@@ -1,0 +1,187 @@
+"""Networks: who has which address in them, through which node they reach others, and what each node is to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, InvalidInput, NoCapacity, NotFound
+from novacron.model.network import (
+    MTU_DEFAULT,
+    MTU_MIN,
+    TUNNEL_BYTES,
+    Network,
+    NetworkKind,
+    NetworkSpec,
+    NicSpec,
+    check_spec,
+    check_subnet,
+    free_subnet,
+    give,
+)
+from novacron.model.node import Node
+from novacron.model.vm import VmSpec, mac_address
+from novacron.store import events, nodes
+from novacron.store.database import Connection
+
+LOCK = "networks"
+"""Numbers and subnets are given out by one transaction at a time."""
+
+
+def network_of(row: Any) -> Network:
+    """Return a row as what it is."""
+    return msgspec.convert(dict(row), Network)
+
+
+async def all(connection: Connection) -> list[Network]:
+    return [network_of(row) for row in await connection.fetch("SELECT * FROM networks ORDER BY name")]
+
+
+async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Network:
+    """Return a network. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM networks WHERE name = $1" + (" FOR UPDATE" if lock else ""), name)
+    if row is None:
+        raise NotFound(f"there is no network {name!r}", field=field, hint="see: novacron network list")
+    return network_of(row)
+
+
+async def create(connection: Connection, name: str, spec: NetworkSpec, mtu: int | None, actor: str) -> Network:
+    """Make a network. ``mtu`` None: what every node carries. Raises Conflict, InvalidInput, NoCapacity."""
+    check_spec(spec)
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", LOCK)
+    others = await all(connection)
+    every = await nodes.all(connection)
+    if spec.kind is NetworkKind.OVERLAY:
+        taken = [one.spec.subnet for one in others if one.spec.subnet is not None]
+        if spec.subnet is None:
+            spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
+    if spec.subnet is not None:
+        spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
+    narrowest = min((tunnel_mtu(node) for node in every if node.status.inventory), default=MTU_DEFAULT)
+    most = narrowest - TUNNEL_BYTES if spec.kind is NetworkKind.OVERLAY else MTU_DEFAULT
+    if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
+        raise InvalidInput(f"an MTU of {mtu} does not fit the nodes: {MTU_MIN} to {most}", field="mtu")
+    used = {one.number for one in others}
+    number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
+    if number is None:
+        raise NoCapacity(f"there are {limits.NETWORKS_MAX} networks", hint="delete one that has no VMs")
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO networks (name, spec, number, mtu) VALUES ($1, $2, $3, $4) RETURNING *",
+            name, msgspec.to_builtins(spec), number, mtu or most,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a network named {name!r} exists", field="name", hint="choose another name") from None
+    what = spec.subnet or f"bridge {spec.bridge}"
+    await events.record(connection, "network", name, name, "Created", what, actor)
+    return network_of(row)
+
+
+def tunnel_mtu(node: Node) -> int:
+    return MTU_DEFAULT if node.status.inventory is None else node.status.inventory.tunnel_mtu
+
+
+async def delete(connection: Connection, name: str, actor: str) -> Network:
+    """Delete a network that no VM has. Raises NotFound, Conflict."""
+    found = await get(connection, name, lock=True)
+    vm = await connection.fetchval(
+        "SELECT v.name FROM nics JOIN vms v ON v.id = vm WHERE network = $1 ORDER BY v.name LIMIT 1", name
+    )
+    if vm is not None:
+        raise Conflict(f"VM {vm} is in network {name}", hint="delete its VMs first")
+    await connection.execute("UPDATE floating_addresses SET network = NULL WHERE network = $1", name)
+    await connection.execute("DELETE FROM networks WHERE name = $1", name)
+    await events.record(connection, "network", name, name, "Deleted", "it had no VMs", actor)
+    return found
+
+
+async def give_addresses(connection: Connection, spec: VmSpec) -> VmSpec:
+    """Return the spec of a new VM with the addresses that it gets; its networks are locked until it is stored.
+
+    Raises NotFound, InvalidInput, NoCapacity.
+    """
+    if spec.nics and spec.address is not None:
+        raise InvalidInput("the interfaces have addresses of their own", field="address", hint="nics: [{address}]")
+    locked = {
+        name: await get(connection, name, lock=True, field="nics") for name in sorted({n.network for n in spec.nics})
+    }
+    taken = {
+        name: {
+            row["address"]
+            for row in await connection.fetch(
+                "SELECT address FROM nics WHERE network = $1 AND address IS NOT NULL"
+                " UNION SELECT address FROM floating_addresses WHERE network = $1",
+                name,
+            )
+        }
+        for name in locked
+    }
+    await check_groups(connection, spec.nics)
+    given = []
+    for nic in spec.nics:
+        subnet = locked[nic.network].spec.subnet
+        if subnet is None:
+            if nic.address is not None:
+                raise InvalidInput(f"network {nic.network} has no subnet", field="nics", hint="leave the address out")
+            given.append(nic)
+            continue
+        try:
+            address = give(subnet, taken[nic.network], nic.address)
+        except InvalidInput as error:
+            raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
+        taken[nic.network].add(address)
+        given.append(msgspec.structs.replace(nic, address=address))
+    return msgspec.structs.replace(spec, nics=tuple(given))
+
+
+async def check_groups(connection: Connection, nics: Sequence[NicSpec]) -> None:
+    """Raise NotFound unless all security groups are there; they stay until the transaction ends."""
+    wanted = sorted({group for nic in nics for group in nic.groups})
+    rows = await connection.fetch("SELECT name FROM security_groups WHERE name = ANY($1) FOR SHARE", wanted)
+    missing = set(wanted) - {row["name"] for row in rows}
+    if missing:
+        raise NotFound(
+            f"there is no security group {min(missing)!r}", field="nics", hint="see: novacron security-group list"
+        )
+
+
+async def attach(connection: Connection, vm: str, nics: Sequence[NicSpec]) -> None:
+    """Store the interfaces of a new VM."""
+    for number, nic in enumerate(nics):
+        await connection.execute(
+            "INSERT INTO nics (vm, number, network, address, mac) VALUES ($1, $2, $3, $4, $5)",
+            vm, number, nic.network, nic.address, mac_address(vm, number),
+        )  # fmt: skip
+
+
+async def of_nics(connection: Connection, nics: Sequence[NicSpec]) -> list[Network]:
+    """Return the networks of a VM."""
+    rows = await connection.fetch(
+        "SELECT * FROM networks WHERE name = ANY($1) ORDER BY name", sorted({nic.network for nic in nics})
+    )
+    return [network_of(row) for row in rows]
+
+
+async def release(connection: Connection, vm: str) -> None:
+    """Let nothing lead to a VM that is about to go."""
+    await connection.execute("DELETE FROM forwards WHERE vm = $1", vm)
+    await connection.execute(
+        "UPDATE floating_addresses SET vm = NULL, vm_name = NULL, network = NULL WHERE network IS NOT NULL"
+        " AND (vm = $1 OR (vm IS NULL AND NOT EXISTS (SELECT FROM forwards f"
+        " WHERE f.address = floating_addresses.address)))",
+        vm,
+    )
+
+
+async def move_gateway(connection: Connection, name: str, before: str | None, now: str | None) -> None:
+    """Let another node be a network's gateway, unless somebody else has decided meanwhile."""
+    done = await connection.execute(
+        "UPDATE networks SET gateway = $3 WHERE name = $1 AND gateway IS NOT DISTINCT FROM $2", name, before, now
+    )
+    if done == "UPDATE 1":
+        what = f"the gateway is {now or 'nowhere'}" + (f", it was {before}" if before else "")
+        await events.record(connection, "network", name, name, "GatewayMoved", what)

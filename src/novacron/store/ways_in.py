@@ -1,0 +1,166 @@
+"""Ways into networks from outside: floating addresses, and ports that lead to those of VMs."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound
+from novacron.model.network import FloatingAddress, Forward, NetworkKind, Protocol, check_address
+from novacron.model.vm import Vm
+from novacron.store import events, networks, vms
+from novacron.store.database import Connection
+
+
+def _floating(row: Any) -> FloatingAddress:
+    return msgspec.convert(dict(row), FloatingAddress)
+
+
+def _forward(row: Any) -> Forward:
+    return msgspec.convert(dict(row), Forward)
+
+
+async def add_address(connection: Connection, address: str, actor: str) -> FloatingAddress:
+    """Say that an address of the hosts' network may be given to VMs. Raises InvalidInput, Conflict."""
+    text = str(check_address(address))
+    try:
+        row = await connection.fetchrow("INSERT INTO floating_addresses (address) VALUES ($1) RETURNING *", text)
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"{text} is a floating address already", field="address") from None
+    await events.record(connection, "floating-address", text, text, "Added", "it is free", actor)
+    return _floating(row)
+
+
+async def _address(connection: Connection, address: str) -> FloatingAddress:
+    row = await connection.fetchrow("SELECT * FROM floating_addresses WHERE address = $1 FOR UPDATE", address)
+    if row is None:
+        raise NotFound(f"{address!r} is no floating address", hint="see: novacron floating-address list")
+    return _floating(row)
+
+
+async def remove_address(connection: Connection, address: str, actor: str) -> FloatingAddress:
+    """Forget a floating address that leads nowhere. Raises NotFound, Conflict."""
+    found = await _address(connection, address)
+    if found.network is not None:
+        raise Conflict(
+            f"{address} leads to {found.vm_name or f'ports of network {found.network}'}",
+            hint=f"novacron floating-address detach {address}",
+        )
+    await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
+    await events.record(connection, "floating-address", address, address, "Removed", "it was free", actor)
+    return found
+
+
+async def _inside(connection: Connection, vm: Vm, network: str | None) -> str:
+    """Return the overlay through which a VM is to be reached. Raises InvalidInput."""
+    found = [
+        one.name for one in await networks.of_nics(connection, vm.spec.nics) if one.spec.kind is NetworkKind.OVERLAY
+    ]
+    if network is not None:
+        if network not in found:
+            raise InvalidInput(f"VM {vm.name} is not in an overlay {network!r}", field="network")
+        return network
+    if len(found) != 1:
+        raise InvalidInput(
+            f"VM {vm.name} is in {len(found)} overlays{': ' if found else ''}{', '.join(found)}",
+            field="network" if found else "vm", hint="name one" if found else "create it with a network",
+        )  # fmt: skip
+    return found[0]
+
+
+async def _vm(connection: Connection, ref: str) -> Vm:
+    try:
+        vm = await vms.get(connection, ref, lock=True)
+    except NotFound as error:
+        raise NotFound(error.detail, field="vm", hint=error.hint) from None
+    if vm.deleting:
+        raise IllegalState(f"VM {vm.name} is being deleted", field="vm")
+    return vm
+
+
+async def attach(connection: Connection, address: str, vm_ref: str, network: str | None, actor: str) -> FloatingAddress:
+    """Let a floating address lead to a VM, wherever that is. Raises NotFound, Conflict, InvalidInput."""
+    vm = await _vm(connection, vm_ref)
+    found = await _address(connection, address)
+    if found.vm not in (None, vm.id):
+        raise Conflict(f"{address} leads to VM {found.vm_name}", hint=f"novacron floating-address detach {address}")
+    through = await _inside(connection, vm, network)
+    if await connection.fetchval("SELECT 1 FROM forwards WHERE address = $1 LIMIT 1", address):
+        raise Conflict(f"ports of {address} lead to VMs", hint="see: novacron forward list")
+    row = await connection.fetchrow(
+        "UPDATE floating_addresses SET vm = $2, vm_name = $3, network = $4 WHERE address = $1 RETURNING *",
+        address, vm.id, vm.name, through,
+    )  # fmt: skip
+    await events.record(connection, "vm", vm.id, vm.name, "AddressAttached", f"floating address {address}", actor)
+    return _floating(row)
+
+
+async def detach(connection: Connection, address: str, actor: str) -> FloatingAddress:
+    """Let a floating address lead nowhere; ports that it had lead nowhere, too. Raises NotFound."""
+    found = await _address(connection, address)
+    await connection.execute("DELETE FROM forwards WHERE address = $1", address)
+    row = await connection.fetchrow(
+        "UPDATE floating_addresses SET vm = NULL, vm_name = NULL, network = NULL WHERE address = $1 RETURNING *",
+        address,
+    )
+    if found.vm is not None:
+        await events.record(
+            connection, "vm", found.vm, found.vm_name or found.vm, "AddressDetached", f"floating address {address}",
+            actor,
+        )  # fmt: skip
+    return _floating(row)
+
+
+async def forward(
+    connection: Connection, vm_ref: str, vm_port: int, protocol: Protocol, port: int, address: str | None,
+    network: str | None, actor: str,
+) -> Forward:  # fmt: skip
+    """Let a port lead to one of a VM. Raises NotFound, Conflict, InvalidInput."""
+    if protocol not in (Protocol.TCP, Protocol.UDP):
+        raise InvalidInput(f"{protocol} has no ports", field="protocol", hint="tcp or udp")
+    vm = await _vm(connection, vm_ref)
+    through = await _inside(connection, vm, network)
+    await networks.get(connection, through, lock=True)
+    count = await connection.fetchval("SELECT count(*) FROM forwards WHERE network = $1", through)
+    if count >= limits.FORWARDS_PER_NETWORK_MAX:
+        raise Conflict(f"network {through} has {count} ports that lead to VMs", hint="delete one first")
+    if address is not None:
+        found = await _address(connection, address)
+        if found.vm is not None or found.network not in (None, through):
+            raise Conflict(f"{address} is used by {found.vm_name or f'network {found.network}'}", field="address")
+        await connection.execute("UPDATE floating_addresses SET network = $2 WHERE address = $1", address, through)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO forwards (id, network, address, protocol, port, vm, vm_name, vm_port)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *",
+            f"fwd-{secrets.token_hex(8)}", through, address, protocol, port, vm.id, vm.name, vm_port,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(
+            f"{protocol} port {port} of {address or 'gateways'} leads to a VM already", field="port"
+        ) from None
+    made = _forward(row)
+    what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
+    await events.record(connection, "vm", vm.id, vm.name, "PortForwarded", what, actor)
+    return made
+
+
+async def remove_forward(connection: Connection, id: str, actor: str) -> Forward:
+    """Let a port lead nowhere. Raises NotFound."""
+    row = await connection.fetchrow("DELETE FROM forwards WHERE id = $1 RETURNING *", id)
+    if row is None:
+        raise NotFound(f"there is no forward {id!r}", hint="see: novacron forward list")
+    found = _forward(row)
+    if found.address is not None:
+        await connection.execute(
+            "UPDATE floating_addresses SET network = NULL WHERE address = $1 AND vm IS NULL"
+            " AND NOT EXISTS (SELECT FROM forwards WHERE address = $1)",
+            found.address,
+        )
+    what = f"{found.protocol} port {found.port} of {found.address or 'the gateway'} leads to it no more"
+    await events.record(connection, "vm", found.vm, found.vm_name, "PortForwardEnded", what, actor)
+    return found
