@@ -27,7 +27,7 @@ def shell(site: Platform, vm: Object, command: str) -> str:
     """Run a command in the guest's shell and return the word that it prints."""
     mark = os.urandom(4).hex()
     with site.client.open_console(vm["id"]) as console:
-        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$({command})-\r".encode())
+        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$( {command})-\r".encode())
         seen = ""
         while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
             seen += console.recv(30).decode(errors="replace")

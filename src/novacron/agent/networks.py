@@ -217,7 +217,7 @@ class Networks:
             service = service_address(told.spec.subnet)
             namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
         servers = told.spec.nameservers or dnsmasq.host_nameservers()
-        dnsmasq.settle(name, told, self._directory(told.name), servers if told.spec.nat else ())
+        dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else ())
 
     def _settle_host(
         self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str]
@@ -229,7 +229,8 @@ class Networks:
             firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
             return
         forwarded = router.forward(RUN_DIR / f"{self._instance}.forwards") if gateways else True
-        firewall.nft(router.host_script(self._table, gateways, tunnels, forwarded=forwarded))
+        only_between = None if forwarded else tap.bridges()
+        firewall.nft(router.host_script(self._table, gateways, tunnels, only_between=only_between))
         for told in gateways:
             name = self.prefix + told.name
             if told.name in failed:
@@ -258,12 +259,13 @@ class Networks:
             if network in wanted or (namespace.exists(name) and overlay.taps(name)):
                 continue
             self._settled.pop(network, None)
-            dnsmasq.end(self._directory(network))
+            dnsmasq.end(self.directory(network))
             namespace.delete(name)
-            shutil.rmtree(self._directory(network), ignore_errors=True)
+            shutil.rmtree(self.directory(network), ignore_errors=True)
             log.info("a network is here no more", network=network)
 
-    def _directory(self, network: str) -> Path:
+    def directory(self, network: str) -> Path:
+        """Return where the files of a network's DHCP and DNS are."""
         return RUN_DIR / f"{self._instance}-{network}"
 
 

@@ -64,7 +64,7 @@ def config(told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> 
     }
 
 
-def _pid(directory: Path) -> int | None:
+def running(directory: Path) -> int | None:
     """Return the process of the server of this directory, None if there is none."""
     with contextlib.suppress(OSError, ValueError):
         pid = int((directory / PID).read_text())
@@ -78,14 +78,17 @@ def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequenc
     files = config(told, directory, nameservers)
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        changed = [file for file, text in files.items() if _differs(directory / file, text)]
+        before = {file: _text(directory / file) for file in files}
+        changed = [file for file, text in files.items() if before[file] != text]
+        # What it has leased it gives to nobody else, whatever it is told: it forgets that when it begins anew.
+        anew = CONFIG in changed or not set(before[HOSTS].splitlines()) <= set(files[HOSTS].splitlines())
         for file in changed:
             (directory / file).write_text(files[file])
             (directory / file).chmod(0o644)
     except OSError as error:
         raise NetworkFailed(f"can't write what dnsmasq reads: {error}") from error
-    pid = _pid(directory)
-    if pid is not None and CONFIG in changed:
+    pid = running(directory)
+    if pid is not None and anew:
         end(directory)
         pid = None
     if pid is None:
@@ -94,11 +97,11 @@ def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequenc
         os.kill(pid, signal.SIGHUP)
 
 
-def _differs(path: Path, text: str) -> bool:
+def _text(path: Path) -> str:
     try:
-        return path.read_text() != text
+        return path.read_text()
     except FileNotFoundError:
-        return True
+        return ""
 
 
 def _start(name: str, directory: Path) -> None:
@@ -118,12 +121,12 @@ def _start(name: str, directory: Path) -> None:
 
 def end(directory: Path) -> None:
     """End the server of this directory, if it runs. Raises NetworkFailed."""
-    pid = _pid(directory)
+    pid = running(directory)
     if pid is None:
         return
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + END_S
-    while _pid(directory) is not None:
+    while running(directory) is not None:
         if time.monotonic() > deadline:
             raise NetworkFailed(f"dnsmasq {pid} does not end")
         time.sleep(LOOK_S)

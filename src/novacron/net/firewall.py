@@ -100,7 +100,7 @@ def _from_guest(rules: Sequence[Passing], flows: str, keep: str) -> Iterator[str
     if not any(rule.direction is Direction.OUT for rule in rules):
         yield f"goto {keep}"
         return
-    yield f"ether daddr {SERVICE_MAC} accept"
+    yield f"ether daddr {SERVICE_MAC} goto {keep}"  # its answers may come another way
     yield f"ether type {{ arp, {RARP} }} accept"
     yield "ip daddr 255.255.255.255 udp dport 67 accept"
     yield f"{BACK} @{flows} goto {keep}"

@@ -6,10 +6,10 @@ what routes for guests has a way out, see ``novacron.net.router``.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 TRANSIT = ipaddress.IPv4Network("100.127.0.0/16")
 """Between a network and the host of its gateway."""
 NEXT_HOP = str(TRANSIT[-2])
-"""What a network takes for its router; the host answers for whatever is asked for there."""
+"""What a network takes for its router: the host has it at its end of each."""
 FLOOD = "00:00:00:00:00:00"
 
 
@@ -40,7 +40,7 @@ def transit_address(number: int) -> str:
     return str(TRANSIT[number])
 
 
-@contextmanager
+@contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
     """Raise NetworkFailed, which begins with ``what``, where the kernel refuses something."""
     from pyroute2.netlink.exceptions import NetlinkError
@@ -104,6 +104,9 @@ def _inside(told: NetworkOnNode) -> None:
         value = {"arp_ignore": 1, "arp_announce": 2, "rp_filter": 0}[setting]
         for where in ("all", "default"):
             sysctl(f"ipv4/conf/{where}/{setting}", value)
+    for family in ("iptables", "ip6tables", "arptables"):
+        with contextlib.suppress(FileNotFoundError):  # frames of a bridge are no packets of this host's
+            sysctl(f"bridge/bridge-nf-call-{family}", 0)
     sysctl("ipv6/conf/default/disable_ipv6", 1)
     sysctl("ipv6/conf/all/disable_ipv6", 1)
     with netlink() as ip:

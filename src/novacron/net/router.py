@@ -85,10 +85,12 @@ def inside_script(told: NetworkOnNode) -> str:
 
 
 def host_script(
-    table: str, gateways: Sequence[NetworkOnNode], tunnels: Iterable[tuple[int, Sequence[str]]], *, forwarded: bool
-) -> str:
+    table: str, gateways: Sequence[NetworkOnNode], tunnels: Iterable[tuple[int, Sequence[str]]], *,
+    only_between: Iterable[str] | None,
+) -> str:  # fmt: skip
     """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and who may send to them. A host that
-    did not forward before we let it, ``forwarded``, does so for guests only."""
+    did not forward before we let it does so for guests only, and where they are none of its packets: ``only_between``
+    the ports of each of these bridges. None: it forwards whatever it did."""
     into = [
         f"  fib daddr type local {one.protocol} dport {one.port} dnat to {transit_address(told.number)}:{one.port}"
         for told in gateways
@@ -120,7 +122,8 @@ def host_script(
             *foreign,
             " }",
             " chain through { type filter hook forward priority 0; policy accept;",
-            *([] if forwarded else [f'  iifname != "{OUTSIDE}" oifname != "{OUTSIDE}" drop']),
+            *(f'  iifname "{bridge}" oifname "{bridge}" accept' for bridge in only_between or ()),
+            *([] if only_between is None else [f'  iifname != "{OUTSIDE}" oifname != "{OUTSIDE}" drop']),
             " }",
             "}",
             "",
@@ -148,10 +151,9 @@ def open_(name: str, told: NetworkOnNode) -> None:
                 ip.link("add", ifname=near, kind="veth", peer={"ifname": UPLINK, "net_ns_fd": file.fileno()})
             found = index(ip, near)
             ip.link("set", index=found, state="up")
-            sysctl(f"ipv4/conf/{near}/proxy_arp", 1)
             sysctl(f"ipv4/conf/{near}/rp_filter", 0)
-            with contextlib.suppress(OSError):
-                sysctl(f"ipv4/neigh/{near}/proxy_delay", 0)
+            if not list(ip.get_addr(index=found, family=socket.AF_INET)):
+                ip.addr("add", index=found, address=NEXT_HOP, prefixlen=32)
             ip.route("replace", dst=f"{transit_address(told.number)}/32", oif=found, scope=RT_SCOPE_LINK)
         namespace.within(name, lambda: _uplink_inside(told))
 
@@ -181,7 +183,8 @@ def lead(told: NetworkOnNode) -> None:
     with refusals(f"can't have the floating addresses of network {told.name}"), netlink() as ip:
         near = index(ip, outside(told.number))
         for address in sorted(floating_of(told)):
-            ip.route("replace", dst=f"{address}/32", oif=near, scope=RT_SCOPE_LINK)
+            inside = transit_address(told.number)
+            ip.route("replace", dst=f"{address}/32", gateway=inside, oif=near, flags=["onlink"])
 
 
 def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:

@@ -1,0 +1,237 @@
+"""Networks over two hosts: addresses and names, what may pass, ways in and out, and guests that move."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.guest import CounterClient
+from lab.hosts import Host, run
+from lab.platform import Platform, until
+from novacron.agent.networks import Networks
+from novacron.agent.settings import Settings
+from novacron.net import dnsmasq
+from tests.e2e.conftest import delete, until_settled
+from tests.integration.test_snapshots import answers, shell
+
+Object = dict[str, Any]
+
+FLOATING = "198.19.0.200"
+NET = "/sys/class/net"
+
+
+def made(victim: Platform, name: str, node: str, *nics: Object, **fields: Any) -> Object:
+    """Create a VM in networks, and wait until its guest has an address."""
+    vm = victim.client.create_vm(name=name, image="tiny", memory_mib=128, node=node, nics=list(nics), **fields)
+    until(lambda: "tiny guest: ready" in victim.console_log(vm, node), f"{name} has booted", 60)
+    return vm
+
+
+def address(vm: Object) -> str:
+    return str(vm["spec"]["nics"][0]["address"])
+
+
+def reaches(victim: Platform, vm: Object, command: str) -> bool:
+    return shell(victim, vm, f"{command} >/dev/null 2>&1 && echo yes || echo no") == "yes"
+
+
+def connects(victim: Platform, vm: Object, target: str, port: int) -> bool:
+    return reaches(victim, vm, f"nc -w 3 {target} {port} </dev/null")
+
+
+@contextlib.contextmanager
+def listening(host: Host, at: str, port: int) -> Iterator[list[str]]:
+    """Take connections on a host; yield whence they came."""
+    came: list[str] = []
+    server = host.within(lambda: socket.create_server((at, port)))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, (peer, _) = server.accept()
+                came.append(peer)
+                taken.close()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield came
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(5)
+
+
+def echoes(host: Host, at: str, port: int) -> bool:
+    """Say whether a guest's echo service is there, as a host sees it."""
+    with contextlib.suppress(OSError), host.within(lambda: socket.create_connection((at, port), 2)) as client:
+        client.settimeout(2)
+        client.sendall(b"?")
+        return client.recv(1) == b"?"
+    return False
+
+
+def until_grows(number: Callable[[], int], what: str) -> None:
+    before = number()
+    until(lambda: number() > before + 20, what, 20)
+
+
+def dnsmasqs(victim: Platform, network: str) -> list[int]:
+    found = []
+    for host in victim.lab.hosts:
+        directory = Networks(Settings(victim.directory / host.name / "agent", Path(), "")).directory(network)
+        pid = dnsmasq.running(directory)
+        found += [] if pid is None else [pid]
+    return found
+
+
+@pytest.fixture
+def lan(victim: Platform) -> Iterator[Object]:
+    """A network with a VM on each host."""
+    network = victim.client.create_network("lan", subnet="10.20.0.0/24")
+    vms = [made(victim, f"lan-{node[-1]}", node, {"network": "lan"}) for node in ("host-a", "host-b")]
+    yield {**network, "vms": vms}
+    for vm in vms:
+        delete(victim, vm)
+    victim.client.delete("networks", "lan")
+
+
+def test_guests_find_each_other(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    assert (address(a), address(b)) == ("10.20.0.3", "10.20.0.4")
+    assert shell(victim, a, "ip -4 -o address show dev eth0 | while read _ _ _ x _; do echo $x; done") == "10.20.0.3/24"
+    assert shell(victim, a, "cat /sys/class/net/eth0/mtu") == str(lan["mtu"]) == "1450"
+    assert reaches(victim, a, f"ping -c 2 -W 2 {address(b)}")
+    assert reaches(victim, b, "ping -c 2 -W 2 lan-a")
+    assert reaches(victim, a, "nslookup lan-b.lan.internal")
+
+
+def test_guests_reach_others_through_their_gateway_and_are_reached_where_that_is_wanted(
+    victim: Platform, lan: Object
+) -> None:
+    (a, b), (host_a, host_b) = lan["vms"], victim.lab.hosts
+    assert victim.client.get("networks", "lan")["gateway"] == "host-a"
+    with listening(host_b, "198.18.0.2", 9000) as came:
+        for vm in (a, b):  # the second one's way is through the tunnel first
+            assert connects(victim, vm, "198.18.0.2", 9000)
+        assert came == ["198.18.0.1", "198.18.0.1"], "under their gateway's address"
+    with listening(host_a, "0.0.0.0", 9001) as came:
+        for target in ("198.18.0.1", "198.19.0.1", "100.127.255.254"):
+            assert not connects(victim, a, target, 9001)
+        assert came == [], "no guest reaches the host of its gateway"
+    forward = victim.client.create_forward("lan-b", 7001, 8001)
+    until(lambda: echoes(host_b, "198.18.0.1", 8001), "the gateway's port leads to the guest")
+    victim.client.delete("forwards", forward["id"])
+    until(lambda: not echoes(host_b, "198.18.0.1", 8001), "it does no more")
+    victim.cli("floating-address", "add", FLOATING)
+    victim.cli("floating-address", "attach", FLOATING, "lan-b")
+    until(lambda: echoes(host_b, FLOATING, 7001), "its floating address leads to the guest")
+    with listening(host_b, "198.19.0.2", 9002) as came:
+        assert connects(victim, b, "198.19.0.2", 9002) and came == [FLOATING]
+    assert connects(victim, a, FLOATING, 7001), "also from within"
+    victim.cli("floating-address", "detach", FLOATING)
+    until(lambda: not echoes(host_b, FLOATING, 7001), "it leads nowhere")
+    victim.client.create_forward("lan-a", 7001, 80, address=FLOATING)
+    until(lambda: echoes(host_b, FLOATING, 80), "a port of it leads to a guest")
+    victim.client.act("floating-addresses", FLOATING, "detach")
+    victim.cli("floating-address", "remove", FLOATING)
+    assert not list(victim.client.list("forwards"))
+
+
+def test_a_guest_that_moves_keeps_its_connections_and_what_leads_to_it(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    host_b = victim.lab.hosts[1]
+    victim.client.create_security_group("closed", [])
+    victim.client.add_floating_address(FLOATING)
+    victim.client.attach_floating_address(FLOATING, "lan-a")
+    until(lambda: echoes(host_b, FLOATING, 7001), "its floating address leads to the guest")
+    shell(victim, b, f"{{ sleep 999 | nc {address(a)} 7000; }} >/tmp/count 2>/dev/null & echo begun")
+    client = CounterClient(host_b, FLOATING)
+    victim.client.configure_vm("lan-b", security_groups=["closed"])
+    try:
+        for vm, target in ((a, "host-b"), (b, "host-a"), (a, "host-a")):
+            victim.cli("vm", "migrate", vm["name"], "--to", target, "--wait")
+            assert until_settled(victim, vm)["node"] == target
+            until_grows(lambda: client.last, "the connection through the floating address goes on")
+            until_grows(lambda: int(shell(victim, b, "tail -n 1 /tmp/count")), "that between guests does, too")
+        assert client.broken is None and client.missing_numbers() == 0
+        whole = "sed '$d' /tmp/count >/tmp/whole; [ $(wc -l </tmp/whole) = $(tail -n 1 /tmp/whole) ]"
+        assert reaches(victim, b, f"{{ {whole}; }}"), "no number is missing"
+    finally:
+        client.close()
+        victim.client.act("floating-addresses", FLOATING, "detach")
+        victim.client.delete("floating-addresses", FLOATING)
+        victim.client.configure_vm("lan-b", security_groups=[])
+        victim.client.delete("security-groups", "closed")
+    assert not connects(victim, a, address(b), 7002) and reaches(victim, b, "ping -c 1 -W 2 lan-a")
+
+
+def test_security_groups_let_in_what_they_say_and_nothing_else(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    rule = {"direction": "in", "protocol": "tcp", "ports": "7001"}
+    victim.client.create_security_group("friends", [])
+    victim.client.create_security_group("web", [{**rule, "cidr": "10.99.0.0/16"}])
+    victim.client.configure_vm("lan-b", security_groups=["web"])
+    until(lambda: not connects(victim, a, address(b), 7001), "nothing comes in")
+    assert not reaches(victim, a, f"ping -c 1 -W 2 {address(b)}")
+    assert connects(victim, b, address(a), 7001), "all goes out"
+    assert reaches(victim, b, f"ping -c 1 -W 2 {address(a)}")
+    victim.cli("security-group", "set", "web", "--rule", "in:tcp:7001:@friends", "--rule", "in:icmp")
+    until(lambda: reaches(victim, a, f"ping -c 1 -W 2 {address(b)}"), "pings come in")
+    assert not connects(victim, a, address(b), 7001)
+    victim.cli("vm", "set", "lan-a", "--security-group", "friends")
+    until(lambda: connects(victim, a, address(b), 7001), "members of the group come in")
+    assert not connects(victim, a, address(b), 7000)
+    victim.cli("security-group", "set", "friends", "--rule", "out:udp:53")
+    until(lambda: not connects(victim, a, address(b), 7001), "nothing else goes out")
+    assert reaches(victim, a, "nslookup lan-b.lan.internal"), "its names it has all the same"
+    for vm in ("lan-a", "lan-b"):
+        victim.cli("vm", "set", vm, "--no-security-group")
+    until(lambda: connects(victim, a, address(b), 7001), "all is as it was")
+    for group in ("web", "friends"):
+        victim.cli("security-group", "delete", group)
+
+
+def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    shell(victim, a, "ip address add 10.20.0.77/24 dev eth0; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 -I 10.20.0.77 {address(b)}"), "no other address"
+    assert not reaches(victim, b, "ping -c 1 -W 1 10.20.0.77"), "not even by ARP"
+    shell(victim, a, "ip link set eth0 address 52:54:00:00:00:99; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "no other MAC address"
+    mac = shell(victim, b, "cat /sys/class/net/eth0/address")
+    shell(victim, a, f"ip link set eth0 address {mac}; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "nor somebody else's"
+    assert reaches(victim, b, "ping -c 2 -W 2 10.20.0.2") and reaches(victim, b, "ping -c 2 -W 2 10.20.0.1")
+
+
+def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    host_a = victim.lab.hosts[0]
+    for pid in dnsmasqs(victim, "lan"):
+        os.kill(pid, signal.SIGKILL)
+    victim.agents["host-a"].kill()
+    victim.agents["host-a"].start()
+    until(lambda: len(dnsmasqs(victim, "lan")) == 2, "both nodes have DHCP and DNS again", 40)
+    answers(victim, a)
+    until(lambda: reaches(victim, a, "nslookup lan-b"), "names are there again")
+    victim.client.act("nodes", "host-a", "cordon")
+    until(lambda: victim.client.get("networks", "lan")["gateway"] == "host-b", "host-b is the gateway")
+    try:
+        with listening(host_a, "198.18.0.1", 9003) as came:
+            for vm in (a, b):
+                until(lambda vm=vm: connects(victim, vm, "198.18.0.1", 9003), "it is used")
+            assert set(came) == {"198.18.0.2"}
+        until(lambda: "novagw" not in run(*host_a.prefix, "ls", NET), "host-a is it no more")
+    finally:
+        victim.client.act("nodes", "host-a", "uncordon")
+    reasons = [event["reason"] for event in victim.client.list("events", object="lan")]
+    assert reasons.count("GatewayMoved") == 2
