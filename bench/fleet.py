@@ -1,4 +1,4 @@
-"""The figures of a fleet: drains, failover, placement, rebalancing, connections. ``script/bench fleet``."""
+"""The figures of a fleet: drains, failover, placement, rebalancing, connections, networks. ``script/bench fleet``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench import overlay
 from bench.fleet_load import node, simulate
 from bench.report import Figure, median, report
 from lab.guest import EchoClient
@@ -207,7 +208,7 @@ def rebalancing_figures(nodes: int, vms: int) -> list[Figure]:
 
 
 def main() -> None:
-    parts = ("drain", "connection", "failover", "placement", "rebalancing")
+    parts = ("drain", "connection", "failover", "placement", "rebalancing", "overlay")
     parser = argparse.ArgumentParser(prog="script/bench fleet", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and VMs")
     parser.add_argument("--only", nargs="*", choices=parts)
@@ -239,6 +240,8 @@ def main() -> None:
             if "failover" in wanted:
                 figures += failover_figures(p, 1 if options.quick else 3)
                 print("failover: done", flush=True)
+    if "overlay" in wanted:
+        figures += overlay.figures(2 if options.quick else 9)
     report("fleet", figures, options.json)
 
 

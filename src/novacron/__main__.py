@@ -130,6 +130,9 @@ def agent(
     keep_images: Annotated[
         float, typer.Option(min=0, help="hours for which an image that came for a VM stays when no VM here has it")
     ] = 24,
+    mask_cpu_flag: Annotated[
+        list[str] | None, typer.Option(help="what guests' processors shall not have here; can be repeated")
+    ] = None,
     uid_base: Annotated[
         int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
     ] = 1_879_048_192,
@@ -157,6 +160,7 @@ def agent(
         keep_images_s=3600 * keep_images,
         pools=_pools(pool, "--pool"),
         shared_pools=_pools(shared_pool, "--shared-pool"),
+        masked_cpu_flags=frozenset(mask_cpu_flag or ()),
         uid_base=uid_base if can_confine() else None,
     )
     unknown = settings.reuse - {"image", "sibling", "checkpoint"}

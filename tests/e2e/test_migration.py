@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lab.platform import Platform, until
-from tests.e2e.conftest import boot, delete, until_ended, until_settled, watching
+from tests.e2e.conftest import boot, delete, typed, until_ended, until_settled, watching
 
 
 def test_a_running_guest_moves_there_and_back_and_its_connections_go_on(victim: Platform) -> None:
@@ -141,3 +141,40 @@ def test_vms_run_on_while_their_host_is_cut_off_and_while_the_server_is_away(vic
         assert until_settled(victim, vm)["status"]["crashes"] == 0
         assert client.broken is None and client.missing_numbers() == 0
     delete(victim, vm)
+
+
+def test_guests_have_what_every_node_can_give_or_move_only_to_where_there_is_what_they_have(victim: Platform) -> None:
+    agent = victim.agents["host-b"]
+    agent.stop()
+    agent.start("--mask-cpu-flag", "avx2", "--mask-cpu-flag", "bmi2")
+    until(lambda: "avx2" not in cpu_flags(victim, "host-b"), "host-b gives less")
+    assert "avx2" in cpu_flags(victim, "host-a")
+    common = boot(victim, "common", 26, memory_mib=128)
+    all_ = victim.client.create_vm(name="all", image="tiny", memory_mib=64, node="host-a", cpu="host")
+    more = victim.client.create_vm(name="more", image="tiny", memory_mib=64, cpu_flags=["avx2"])
+    victim.wait_state(all_["id"], "running")
+    assert victim.wait_state(more["id"], "running")["node"] == "host-a"
+    has = {vm: victim.client.get("vms", vm)["status"]["cpu"]["flags"] for vm in ("common", "all", "more")}
+    assert "avx2" not in has["common"] and "bmi2" not in has["common"] and "sse4-2" in has["common"]
+    assert {"avx2", "bmi2"} <= set(has["all"]) and "avx2" in has["more"] and "bmi2" not in has["more"]
+    assert typed(victim, common, "grep -c avx2 /proc/cpuinfo", "0").strip() == "0", "its guest sees none"
+    for vm, lacks in (("all", "avx2, bmi2"), ("more", "avx2")):
+        refused = victim.cli("vm", "migrate", vm, "--to", "host-b", check=False)
+        assert refused.returncode == 4 and lacks in refused.stderr
+        assert victim.client.get("vms", vm)["migration"] is None
+    verdicts = victim.cli("vm", "create", "x", "--image", "tiny", "--cpu-flag", "bmi2", "--dry-run").stdout
+    assert "no processor with bmi2" in verdicts
+    victim.cli("vm", "migrate", "common", "--to", "host-b", "--wait")
+    agent.stop()
+    agent.start()
+    until(lambda: "avx2" in cpu_flags(victim, "host-b"), "host-b gives all again")
+    victim.cli("vm", "migrate", "all", "--to", "host-b", "--wait")
+    victim.cli("vm", "reset", "common")
+    found = until_settled(victim, common)
+    assert found["node"] == "host-b" and found["status"]["cpu"]["flags"] == has["common"], "it keeps what it had"
+    for vm in (common, all_, more):
+        delete(victim, vm)
+
+
+def cpu_flags(victim: Platform, node: str) -> list[str]:
+    return list(victim.client.get("nodes", node)["status"]["inventory"]["cpu"]["flags"])

@@ -9,6 +9,7 @@ import pytest
 
 from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
+from novacron.agent.networks import Networks
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools
@@ -32,6 +33,7 @@ def worker(tmp_path: Path) -> Worker:
         listener=cast(Any, None),
         images={},
         accelerator=AcceleratorKind.TCG,
+        cpu=None,
         endpoint="127.0.0.1:7445",
         pool=cast(Any, None),
         pages=cast(Any, None),
@@ -41,6 +43,7 @@ def worker(tmp_path: Path) -> Worker:
         pools=Pools(settings),
         turns=Turns(4),
         lease=NodeLease(settings.lease_path),
+        networks=Networks(settings),
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

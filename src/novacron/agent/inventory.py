@@ -16,7 +16,7 @@ from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
 from novacron.net import tap
-from novacron.qemu import firmware, probe
+from novacron.qemu import abilities, firmware, probe
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -44,6 +44,12 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
     accelerator = await probe.remembered(
         settings.qemu_binary, version, settings.state_dir / "accelerator.json", settings.uid_base
     )
+    try:
+        can = await abilities.look(settings.qemu_binary, accelerator.kind)
+    except RuntimeError as error:
+        log.warning("guests have all that this host's processor has", error=str(error))
+        can = abilities.Abilities(None, ())
+    cpu = None if can.cpu is None else can.cpu.without(settings.masked_cpu_flags)
     images, wrong = scan(settings.images_dir)
     for problem in wrong:
         log.warning("image problem", problem=problem)
@@ -73,6 +79,8 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
         firmware=firmware.offered(),
         tpm=firmware.has_tpm(),
         pools=there,
+        cpu=cpu,
+        machines=can.machines,
         networks=not lacks,
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),

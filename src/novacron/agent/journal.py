@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model.cpu import CpuModel
 from novacron.model.migration import Side
 from novacron.model.ownership import Claim, Held
 from novacron.telemetry import logs
@@ -34,6 +35,8 @@ class Record(msgspec.Struct, frozen=True):
     held: Held = Held()
     machine: str = ""
     """QEMU machine type, with its version, that the VM was first started with."""
+    cpu: CpuModel | None = None
+    """The processor that it was started with last."""
     halted_at_start: int | None = None
     """``spec.starts`` when the guest powered itself off: it stays off until a later start."""
     reboots: int = 0

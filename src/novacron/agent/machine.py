@@ -244,6 +244,7 @@ class Machine:
                 firmware=None if code is None else read(code),
                 secure=spec.firmware is Firmware.UEFI_SECURE,
                 tpm=spec.tpm,
+                cpu=wanted.cpu,
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),

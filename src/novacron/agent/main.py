@@ -347,6 +347,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             listener=listener,
             images=images,
             accelerator=inventory.accelerator.kind,
+            cpu=inventory.cpu,
             endpoint=endpoint,
             pool=pool,
             pages=pages,

@@ -41,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Directories for volumes, by the names of their pools; ``local`` is there without being named."""
     shared_pools: dict[str, Path] = {}
     """Those that other nodes have, too, under the same name."""
+    masked_cpu_flags: frozenset[str] = frozenset()
+    """What guests' processors do not have, though this host's has it."""
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 

@@ -99,8 +99,8 @@ class Taking:
 
     def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
         self._worker.store(
-            migration=task.migration, machine=wanted.machine, reboots=wanted.reboots, resets=wanted.resets,
-            halted_at_start=wanted.halted_at_start, crashes=0,
+            migration=task.migration, machine=wanted.machine, cpu=wanted.cpu, reboots=wanted.reboots,
+            resets=wanted.resets, halted_at_start=wanted.halted_at_start, crashes=0,
         )  # fmt: skip
 
     async def _ready(self, task: wire.Task) -> None:

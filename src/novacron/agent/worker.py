@@ -34,6 +34,7 @@ from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model import limits
+from novacron.model.cpu import CpuModel
 from novacron.model.migration import Kind, Side
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, OrderKind, Verdict, obey
@@ -64,6 +65,7 @@ class Host(msgspec.Struct):
     listener: Listener
     images: dict[str, Image]
     accelerator: AcceleratorKind
+    cpu: CpuModel | None
     endpoint: str
     pool: Pool
     pages: Pages
@@ -446,12 +448,16 @@ class Worker:
         self.report(VmState.STARTING)
         self.expected_exit = False
         self._started_at = time.monotonic()
+        wanted = msgspec.structs.replace(wanted, cpu=wanted.cpu or self.record.cpu or self.host.cpu)
         async with self.host.turns.turn(wanted.spec.start_order):
             machine_type = await self.machine.start(
                 wanted, image, self.host.accelerator, self.record.machine or wanted.machine,
                 lambda: opened(self.host.pools, wanted.volumes), incoming=False,
             )  # fmt: skip
-        self.store(machine=machine_type, halted_at_start=None, reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+        self.store(
+            machine=machine_type, cpu=wanted.cpu, halted_at_start=None, reboots=wanted.spec.reboots,
+            resets=wanted.spec.resets,
+        )  # fmt: skip
         return 0
 
     def _volume_handled(self, id: str, released: bool, error: str) -> None:
@@ -556,6 +562,7 @@ class Worker:
             reason=reason[:500],
             accelerator=self.host.accelerator,
             machine=self.record.machine,
+            cpu=self.record.cpu,
             pid=self.machine.pid or 0,
             reboots=self.record.reboots,
             halted_at_start=self.record.halted_at_start,

@@ -13,6 +13,7 @@ from novacron.api import console, exports, reply, snapshots
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.constraints import Placement
+from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import Migration, Policy
@@ -75,6 +76,8 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     ha: bool = False
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
     own_disk: bool = True
+    cpu: CpuKind = CpuKind.BASELINE
+    cpu_flags: Annotated[tuple[CpuFlag, ...], msgspec.Meta(max_length=FLAGS_MAX)] = ()
     nics: Annotated[tuple[NicSpec, ...], msgspec.Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
 
 

@@ -59,6 +59,11 @@ RequireLabel = Annotated[
 Tolerate = Annotated[list[str] | None, typer.Option(help="taint that does not keep it away; can be repeated")]
 
 
+class CpuKind(StrEnum):
+    BASELINE = "baseline"
+    HOST = "host"
+
+
 class Create(TyperCommand):
     """Takes ``--wait=agent`` too: ``--wait`` alone is a flag, which Typer gives no value."""
 
@@ -142,6 +147,7 @@ DETAILS: Columns = {
     "PROTECTED": lambda vm: "yes" if vm["spec"]["protected"] else "no",
     "HA": availability,
     "ID": lambda vm: vm["id"],
+    "CPU": lambda vm: vm["spec"]["cpu"] + "".join(f", {flag}" for flag in vm["spec"]["cpu_flags"]),
     "MACHINE": lambda vm: vm["status"]["machine"],
     "ACCELERATOR": lambda vm: vm["status"]["accelerator"],
     "MIGRATION": lambda vm: vm["migration"],
@@ -213,6 +219,12 @@ def create(
     ha: Annotated[bool, typer.Option("--ha", help="start it elsewhere when its node fails")] = False,
     ha_priority: Annotated[int, typer.Option(help=HA_PRIORITY_HELP)] = 500,
     own_disk: Annotated[bool, typer.Option("--disk-of-image/--no-disk", help="a disk made of its image")] = True,
+    cpu: Annotated[
+        CpuKind, typer.Option(help="a processor that every node has, or all of its own node's")
+    ] = CpuKind.BASELINE,
+    cpu_flag: Annotated[
+        list[str] | None, typer.Option(help="what it has besides, such as avx2; can be repeated")
+    ] = None,
     network: Annotated[list[str] | None, typer.Option(help=NETWORK_HELP)] = None,
     security_group: SecurityGroup = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say where it would be placed, and why")] = False,
@@ -244,6 +256,7 @@ def create(
             "disk_mib": disk, "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "tpm": tpm,
             "firmware": firmware.value, "display": "vga" if display else "none", "cloud_init": seed or None,
             "ha": ha, "ha_priority": ha_priority, "own_disk": own_disk,
+            "cpu": cpu.value, "cpu_flags": cpu_flag or [],
             "nics": _nics(network or (), security_group or ()),
             "placement": _placement(require_label, tolerate, affinity, anti_affinity, anti_affinity_scope, spread),
         }  # fmt: skip

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
+from novacron.model.cpu import CpuModel
 from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
@@ -60,6 +61,10 @@ class Inventory(msgspec.Struct, frozen=True):
     tpm: bool = False
     pools: tuple[Pool, ...] = ()
     """Where volumes can be."""
+    cpu: CpuModel | None = None
+    """All that guests' processors can have here."""
+    machines: tuple[str, ...] = ()
+    """Versioned QEMU machine types that it can run."""
     networks: bool = False
     """It can have networks of VMs."""
     bridges: tuple[str, ...] = ()

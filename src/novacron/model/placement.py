@@ -16,9 +16,10 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.constraints import Effect, Scope
+from novacron.model.cpu import named
 from novacron.model.network import TUNNEL_BYTES, Network, NetworkKind
 from novacron.model.node import Inventory, Load, Node, holds
-from novacron.model.vm import VmSpec
+from novacron.model.vm import VmSpec, VmStatus
 
 MEMORY_WEIGHT, CPU_WEIGHT, SPACE_WEIGHT = 0.5, 0.25, 0.05
 """Of the share of a node's memory, processors and disk that is free once the VM is there."""
@@ -98,7 +99,7 @@ def _shape(spec: VmSpec) -> Shape:
     labels = tuple(sorted(where.labels.items()))
     size = spec.vcpus, spec.memory_mib, spec.disk_mib
     networks = frozenset(nic.network for nic in spec.nics)
-    return spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks
+    return spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks, spec.cpu_flags
 
 
 class Fleet:
@@ -349,6 +350,9 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
     if vm.tpm and not inventory.tpm:
         return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
+    missing = [] if inventory.cpu is None else inventory.cpu.lacks(vm.cpu_flags)
+    if missing:
+        return f"node {node.name} has no processor with {named(missing)}"
     for nic in vm.nics:
         why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
         if why is not None:
@@ -377,3 +381,22 @@ def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
     if vm.vcpus > vcpus - load.vcpus:
         return f"node {node.name} is full: {load.vcpus} of {vcpus:g} vCPUs placed, {vm.vcpus} needed"
     return None
+
+
+def unlike(every: Iterable[Node], status: VmStatus, *, runs: bool) -> dict[str, str]:
+    """Return the nodes that can't give a VM what it was started with, and why. ``runs``: it moves while it does."""
+    found = {}
+    for node in every:
+        has = node.status.inventory
+        if has is None:
+            continue
+        why = None
+        if status.machine and has.machines and status.machine not in has.machines:
+            why = f"its QEMU {has.qemu_version} has no machine type {status.machine}"
+        elif runs and status.accelerator and status.accelerator != has.accelerator.kind:
+            why = f"it runs guests under {has.accelerator.kind}, not {status.accelerator}"
+        elif status.cpu is not None and has.cpu is not None:
+            why = has.cpu.cannot_be(status.cpu)
+        if why is not None:
+            found[node.name] = f"node {node.name} can't run it as it was started: {why}"
+    return found

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from novacron.model import limits
 from novacron.model.constraints import Placement
+from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.errors import InvalidInput
 from novacron.model.network import NicSpec
 
@@ -128,6 +129,9 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of VMs whose node has failed, those with the highest are started first."""
     own_disk: bool = True
     """It has a disk made of its image; else it boots from a volume, or from its image's kernel."""
+    cpu: CpuKind = CpuKind.BASELINE
+    cpu_flags: Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)] = ()
+    """What its processor has beyond that, by QEMU's names: it can only be where there is that."""
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
     """Its interfaces. None: it has one, on its node's bridge, or in QEMU's user mode where its node has none."""
 
@@ -173,6 +177,8 @@ class VmStatus(msgspec.Struct, frozen=True):
     """None: no guest agent answers."""
     hardware: Hardware | None = None
     """None: it does not run."""
+    cpu: CpuModel | None = None
+    """Its processor, since its first start; replayed when it moves or starts."""
     kept: bool = False
     """It ends with its node's lease, so it may be started elsewhere after that."""
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model.cpu import CpuModel
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import firmware
-from novacron.qemu.probe import CPU_MODELS
+from novacron.qemu.abilities import argument
 
 DISK = "disk0"
 """The disk's name, and that of the node of QEMU's block layer with which it starts."""
@@ -85,6 +86,8 @@ class Config(msgspec.Struct, frozen=True):
     volumes: tuple[Volume, ...] = ()
     vcpus_max: int | None = None
     memory_max_mib: int | None = None
+    cpu: CpuModel | None = None
+    """None: all that there is."""
 
 
 def monitor_path(directory: Path) -> Path:
@@ -253,7 +256,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", config.machine + _firmware_of(config)),
         *("-accel", config.accelerator.value),
-        *("-cpu", CPU_MODELS[config.accelerator]),
+        *("-cpu", argument(config.accelerator, config.cpu)),
         *("-smp", f"{config.vcpus},maxcpus={config.vcpus_max}" if config.vcpus_max else str(config.vcpus)),
         *("-m", _memory(config)),
         *("-chardev", f"socket,id=monitor0,{_server(config.monitor, monitor_path(directory))}"),

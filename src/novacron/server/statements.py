@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
+from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
 from novacron.store import exports, imports, members, migrations, nodes, snapshots, vms, volumes
 from novacron.store.database import Connection
@@ -47,6 +49,11 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     )  # fmt: skip
 
 
+def _begins_with(spec: VmSpec, common: CpuModel | None) -> CpuModel | None:
+    """Return the processor of a VM that has not been started yet."""
+    return None if common is None or spec.cpu is CpuKind.HOST else common.with_flags(spec.cpu_flags)
+
+
 async def statements(
     connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
 ) -> tuple[wire.Statement, ...]:
@@ -61,6 +68,7 @@ async def statements(
     working = await snapshots.working(connection, node)
     owned = await vms.owned_by(connection, node)
     having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
+    common = await nodes.cpu_baseline(connection, node)
     attached = {vm: tuple(_attached(volume) for volume in found_of) for vm, found_of in having.items()}
     for vm in owned:
         task = None
@@ -75,7 +83,8 @@ async def statements(
         )
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted, vm.clone_of, attached.get(vm.id, ()), firmware_state=vm.firmware_state,
+            wanted, vm.clone_of, attached.get(vm.id, ()), cpu=vm.cpu or _begins_with(vm.spec, common),
+            firmware_state=vm.firmware_state,
         )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():
@@ -95,6 +104,7 @@ async def statements(
                 was.resets,
                 volumes=attached.get(incoming.id, ()),
                 hardware=was.hardware,
+                cpu=was.cpu,
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from novacron.model.placement import Wish
+from novacron.model.placement import Wish, unlike
 from novacron.model.vm import Power, Vm, VmState, VmStatus
 from novacron.store import events, fleet, leases, migrations, vms, volumes
 from novacron.store.database import Connection
@@ -41,7 +41,7 @@ async def restart_elsewhere(connection: Connection, id: str, node: str, why: str
         vm = await vms.get(connection, id, lock=True)
     known = await fleet.load(connection, lock=True)
     taken = await volumes.of_vm(connection, vm.id)
-    elsewhere = volumes.lacking(known.nodes, taken)
+    elsewhere = {**unlike(known.nodes.values(), vm.status, runs=False), **volumes.lacking(known.nodes, taken)}
     wish = Wish(vm.id, vm.spec, node, elsewhere)
     chosen = known.choose(wish)
     if chosen is None:

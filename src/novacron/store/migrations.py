@@ -23,7 +23,7 @@ from novacron.model.migration import (
     migration_id,
     switches,
 )
-from novacron.model.placement import Verdict, Wish
+from novacron.model.placement import Fleet, Verdict, Wish, unlike
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, snapshots, vms, volumes
@@ -112,16 +112,13 @@ async def _choose(connection: Connection, vm: Vm, target: str | None, taken: lis
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
         node = await nodes.get(connection, target, lock=True, field="target")
         known = await fleet.load(connection, images_come=False)
-        wish = wish._replace(
-            elsewhere={**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
-        )
+        wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
         why = known.judge(wish, node.name).refusal
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
     known = await fleet.load(connection, lock=True, images_come=False)
-    lacking = {**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
-    wish = wish._replace(elsewhere=lacking)
+    wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
     chosen = known.choose(wish)
     if chosen is None:
         others = [verdict for verdict in known.explain(wish) if verdict.node != vm.node]
@@ -133,12 +130,21 @@ async def _choose(connection: Connection, vm: Vm, target: str | None, taken: lis
     return chosen
 
 
+async def _lacking(connection: Connection, known: Fleet, vm: Vm, taken: list[Volume]) -> dict[str, str]:
+    """Return the nodes that a VM can't be moved to for reasons of its own, and these."""
+    return {
+        **unlike(known.nodes.values(), vm.status, runs=is_live(vm)),
+        **volumes.lacking(known.nodes, taken),
+        **await volumes.not_yet(connection, vm.id),
+    }
+
+
 async def explain(connection: Connection, ref: str) -> list[Verdict]:
     """Say of each node whether the VM could be moved there now. Raises NotFound."""
     vm = await vms.get(connection, ref)
     known = await fleet.load(connection, images_come=False)
     taken = await volumes.of_vm(connection, vm.id)
-    lacking = {**volumes.lacking(known.nodes, taken), **await volumes.not_yet(connection, vm.id)}
+    lacking = await _lacking(connection, known, vm, taken)
     return known.explain(Wish(vm.id, vm.spec, vm.node, lacking, await been(connection, vm.id)))
 
 

@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
+from novacron.model.cpu import CpuModel
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
@@ -392,6 +393,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     resets: int
     clone_of: CloneOf | None
     firmware_state: FirmwareState | None
+    cpu: CpuModel | None
 
 
 async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
@@ -400,6 +402,7 @@ async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
         "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
         " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
         " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
+        " status -> 'cpu' AS cpu,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = id LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = id"
         " WHERE node = $1",

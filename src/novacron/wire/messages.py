@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.console import ConsoleKind
+from novacron.model.cpu import CpuModel
 from novacron.model.export import ExportPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.image import ImportSpec
@@ -352,6 +353,8 @@ class Assignment(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeAttached, ...] = ()
     hardware: Hardware | None = None
     """Of a guest that is to come here while it runs."""
+    cpu: CpuModel | None = None
+    """The processor that its guest has, or is to have; None: all that the node can give."""
     firmware_state: FirmwareState | None = None
     """What firmware and TPM of a VM that has not run yet begin with."""
 

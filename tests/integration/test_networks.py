@@ -1,0 +1,118 @@
+"""Networks through the API: what is asked for wrongly, what is full, and what still has users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.integration.conftest import Api
+
+NewVm = Callable[..., dict[str, Any]]
+
+
+def gone(site: Platform, vm: dict[str, Any]) -> None:
+    until(lambda: all(one["id"] != vm["id"] for one in site.client.list("vms")), f"{vm['name']} is deleted")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"name": "X"}, "name"),
+        ({"name": "n", "subnet": "10.0.0.1/24"}, "subnet"),
+        ({"name": "n", "kind": "bridge"}, "bridge"),
+        ({"name": "n", "kind": "bridge", "bridge": "../x"}, "bridge"),
+        ({"name": "n", "kind": "bridge", "bridge": "br0", "vlan": 4095}, "vlan"),
+        ({"name": "n", "mtu": 9000}, "mtu"),
+        ({"name": "n", "nameservers": ["x"]}, "nameservers"),
+    ],
+)
+def test_a_network_that_is_asked_for_wrongly_is_refused(site: Platform, api: Api, fields: Any, field: str) -> None:
+    answer = api("POST", "/api/v1/networks", fields)
+    assert answer.status == 400 and answer.problem["field"] == field
+    assert not list(site.client.list("networks"))
+
+
+def test_a_network_gives_each_vm_an_address_and_goes_last(site: Platform, api: Api, new_vm: NewVm) -> None:
+    made = site.client.create_network("small", subnet="10.30.0.0/29")
+    assert made["spec"]["subnet"] == "10.30.0.0/29" and made["gateway"] is None
+    assert api("POST", "/api/v1/networks", {"name": "small"}).status == 409
+    other = site.client.create_network("other")
+    assert other["spec"]["subnet"] == "10.64.0.0/24" and other["number"] != made["number"]
+    site.client.create_security_group("web", [{"protocol": "tcp", "ports": "80"}])
+    nic = {"network": "small"}
+    off = {"power": "stopped", "memory_mib": 64}
+    vms = [new_vm(nics=[nic], **off) for _ in range(3)]
+    vms.append(new_vm(nics=[nic, {"network": "other", "address": "10.64.0.99", "groups": ["web"]}], **off))
+    given = [vm["spec"]["nics"][0]["address"] for vm in vms]
+    assert given == ["10.30.0.3", "10.30.0.4", "10.30.0.5", "10.30.0.6"]
+    assert vms[3]["spec"]["nics"][1]["address"] == "10.64.0.99"
+
+    def refused(status: int, **fields: Any) -> str:
+        answer = api("POST", "/api/v1/vms", {"name": "refused", "image": "tiny", **fields})
+        assert answer.status == status and answer.problem["field"] in ("nics", "network", "address")
+        return str(answer.problem["detail"])
+
+    assert "no free address" in refused(409, nics=[nic])
+    assert "another VM's" in refused(400, nics=[{"network": "other", "address": "10.64.0.99"}])
+    assert "no address in" in refused(400, nics=[{"network": "other", "address": "10.65.0.9"}])
+    assert "no network" in refused(404, nics=[{"network": "nowhere"}])
+    assert "no security group" in refused(404, nics=[{"network": "other", "groups": ["nobody"]}])
+    assert "addresses of their own" in refused(400, nics=[{"network": "other"}], address="10.64.0.5/24")
+    for path, users in (("networks/small", "VM "), ("security-groups/web", "VM ")):
+        answer = api("DELETE", f"/api/v1/{path}")
+        assert answer.status == 409 and users in answer.problem["detail"]
+    assert (
+        "interfaces in networks"
+        in api("PATCH", f"/api/v1/vms/{new_vm(**off)['id']}", {"security_groups": ["web"]}).problem["hint"]
+    )
+    site.client.create_security_group("apps", [{"group": "web"}])
+    for vm in vms:
+        site.client.delete("vms", vm["id"])
+        gone(site, vm)
+    assert "rule of security group apps" in api("DELETE", "/api/v1/security-groups/web").problem["detail"]
+    site.client.delete("security-groups", "apps")
+    site.client.delete("security-groups", "web")
+    for network in ("small", "other"):
+        site.client.delete("networks", network)
+
+
+def test_a_node_that_can_not_have_a_network_is_not_chosen(site: Platform, api: Api) -> None:
+    site.client.create_network("lan", kind="bridge", bridge="br-none")
+    answer = api("POST", "/api/v1/placements", {"name": "x", "image": "tiny", "nics": [{"network": "lan"}]})
+    assert answer.status < 300
+    assert {verdict["node"]: verdict["refusal"] for verdict in answer.body["items"]} == {
+        node["name"]: f"node {node['name']} can't have network lan: it has no bridge br-none"
+        for node in site.client.list("nodes")
+    }
+    site.client.delete("networks", "lan")
+
+
+def test_ways_in_lead_to_one_thing_only(site: Platform, api: Api, new_vm: NewVm) -> None:
+    site.client.create_network("lan")
+    vm = new_vm(nics=[{"network": "lan"}], power="stopped", memory_mib=64)
+    alone = new_vm(power="stopped", memory_mib=64)
+    floating = "/api/v1/floating-addresses"
+    assert api("POST", floating, {"address": "x"}).problem["field"] == "address"
+    site.client.add_floating_address("192.0.2.7")
+    assert api("POST", floating, {"address": "192.0.2.7"}).status == 409
+    assert api("POST", f"{floating}/192.0.2.8/actions/attach", {"vm": vm["id"]}).status == 404
+    assert api("POST", f"{floating}/192.0.2.7/actions/attach", {"vm": "nobody"}).problem["field"] == "vm"
+    assert api("POST", f"{floating}/192.0.2.7/actions/attach", {"vm": alone["id"]}).problem["field"] == "vm"
+    site.client.attach_floating_address("192.0.2.7", vm["id"])
+    assert api("DELETE", f"{floating}/192.0.2.7").status == 409
+    forward = {"vm": vm["id"], "vm_port": 80, "port": 8080}
+    assert api("POST", "/api/v1/forwards", {**forward, "address": "192.0.2.7"}).status == 409, "it leads to the VM"
+    assert api("POST", "/api/v1/forwards", {**forward, "protocol": "icmp"}).problem["field"] == "protocol"
+    assert api("POST", "/api/v1/forwards", {**forward, "port": 70000}).problem["field"] == "port"
+    site.client.create_forward(vm["id"], 80, 8080)
+    assert api("POST", "/api/v1/forwards", forward).problem["field"] == "port"
+    assert [one["vm_name"] for one in site.client.list("forwards", vm=vm["name"])] == [vm["name"]]
+    site.client.delete("vms", vm["id"])
+    gone(site, vm)
+    assert not list(site.client.list("forwards"))
+    assert site.client.get("floating-addresses", "192.0.2.7")["network"] is None
+    site.client.delete("floating-addresses", "192.0.2.7")
+    site.client.delete("networks", "lan")

@@ -1,0 +1,68 @@
+"""Processors: what nodes have in common, and where a guest can go."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.model.cpu import CpuModel, baseline
+from novacron.model.node import AcceleratorKind
+from novacron.model.placement import unlike
+from novacron.model.vm import VmStatus
+from novacron.qemu.abilities import argument
+from tests.unit.test_placement import node
+
+INTEL = CpuModel("GenuineIntel", 6, 85, 4, ("aes", "avx2", "sse4-2"))
+FLAGS = st.frozensets(st.sampled_from("abcdef"))
+
+
+@given(st.lists(FLAGS, min_size=1, max_size=5))
+def test_a_baseline_is_what_every_node_can_be(flags: list[frozenset[str]]) -> None:
+    every = [CpuModel("V", 6, number, 1, tuple(sorted(one))) for number, one in enumerate(flags)]
+    found = baseline(every, every[-1])
+    assert all(one.cannot_be(found) is None for one in every)
+    assert set(found.flags) == set.intersection(*map(set, flags)) and found.model == 0
+    assert baseline(reversed(every), every[0]) == found
+
+
+def test_processors_of_others_do_not_count_and_take_no_guests() -> None:
+    amd = CpuModel("AuthenticAMD", 25, 1, 1, ("sse4-2",))
+    assert baseline([INTEL, amd], INTEL) == INTEL
+    assert amd.cannot_be(INTEL) == "its processor is one of AuthenticAMD, not of GenuineIntel"
+    poor = INTEL.without(["avx2", "aes"])
+    assert poor.cannot_be(INTEL) == "its processor lacks aes, avx2" and INTEL.cannot_be(poor) is None
+    assert poor.with_flags(["avx2"]).flags == ("avx2", "sse4-2")
+
+
+def test_a_node_that_can_not_run_a_vm_as_it_was_started_is_named_with_the_reason() -> None:
+    one = node("a")
+    assert one.status.inventory is not None
+
+    def has(**fields: object) -> dict[str, str]:
+        inventory = msgspec.structs.replace(one.status.inventory, **fields)
+        other = msgspec.structs.replace(one, status=msgspec.structs.replace(one.status, inventory=inventory))
+        return unlike([other], VmStatus(accelerator="tcg", machine="pc-q35-7.2", cpu=INTEL), runs=True)
+
+    kind = one.status.inventory.accelerator.kind
+    status = VmStatus(accelerator=kind, machine="pc-q35-7.2", cpu=INTEL)
+    assert unlike([one], status, runs=True) == {}, "what it has not said is not held against it"
+    assert "no machine type pc-q35-7.2" in has(machines=("pc-q35-5.2",))["a"]
+    assert (
+        "lacks avx2"
+        in has(
+            cpu=INTEL.without(["avx2"]),
+            accelerator=msgspec.structs.replace(one.status.inventory.accelerator, kind=AcceleratorKind.TCG),
+        )["a"]
+    )
+    assert (
+        "under kvm, not tcg"
+        in has(accelerator=msgspec.structs.replace(one.status.inventory.accelerator, kind=AcceleratorKind.KVM))["a"]
+    )
+
+
+def test_qemu_is_told_all_of_it_and_to_give_no_less() -> None:
+    said = argument(AcceleratorKind.KVM, INTEL)
+    assert said.startswith("base,vendor=GenuineIntel,family=6,model=85,stepping=4,")
+    assert "enforce=on" in said and said.endswith("aes=on,avx2=on,sse4-2=on")
+    assert argument(AcceleratorKind.KVM, None) == "host"

@@ -1,0 +1,158 @@
+"""Networks as values: addresses, subnets, gateways, and the rules that are made of them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.model.errors import InvalidInput, NoCapacity
+from novacron.model.network import (
+    DEFAULT_SUBNETS,
+    RESERVED,
+    Direction,
+    Entrance,
+    Interface,
+    NetworkKind,
+    NetworkOnNode,
+    NetworkSpec,
+    Passing,
+    Protocol,
+    RuleSpec,
+    check_rule,
+    check_spec,
+    check_subnet,
+    choose_gateway,
+    free_subnet,
+    give,
+)
+from novacron.net import dnsmasq, firewall, router
+
+NIC = Interface("vm-aaaaaaaaaaaaaaaa", 0, "52:54:00:00:00:01", "10.20.0.3", None)
+
+
+def told(**fields: object) -> NetworkOnNode:
+    names = (("52:54:00:00:00:01", "10.20.0.3", "web"),)
+    return NetworkOnNode("lan", NetworkSpec(subnet="10.20.0.0/24"), 7, 1450, 1, True, (), names, (NIC,), **fields)  # type: ignore[arg-type]
+
+
+def test_addresses_are_given_until_there_are_none() -> None:
+    taken: set[str] = set()
+    for expected in ("10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"):
+        found = give("10.0.0.0/29", taken, None)
+        assert found == expected
+        taken.add(found)
+    with pytest.raises(NoCapacity):
+        give("10.0.0.0/29", taken, None)
+    taken.remove("10.0.0.4")
+    assert give("10.0.0.0/29", taken, None) == "10.0.0.4"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.5", "10.0.0.255", "10.0.1.3", "10.0.0.03", "::1", "x"]
+)
+def test_an_address_that_can_not_be_had_is_refused(wanted: str) -> None:
+    with pytest.raises(InvalidInput):
+        give("10.0.0.0/24", {"10.0.0.5"}, wanted)
+
+
+@given(st.lists(st.integers(0, 300), max_size=40))
+def test_a_free_subnet_overlaps_no_other(numbers: list[int]) -> None:
+    every = list(DEFAULT_SUBNETS.subnets(new_prefix=24))
+    taken = [str(every[number]) for number in numbers]
+    found = ipaddress.IPv4Network(free_subnet(taken))
+    assert not any(found.overlaps(ipaddress.IPv4Network(other)) for other in (*taken, *map(str, RESERVED)))
+
+
+@pytest.mark.parametrize(
+    ("subnet", "says"),
+    [
+        ("10.0.0.0", "between"), ("10.0.0.1/24", "host bits"), ("10.0.0.0/8", "between"),
+        ("169.254.3.0/24", "overlaps"),
+        ("100.127.0.0/24", "overlaps"), ("127.0.0.0/16", "overlaps"), ("fd00::/64", "no IPv4 subnet"), ("x", "no IPv4"),
+    ],
+)  # fmt: skip
+def test_a_subnet_that_guests_can_not_have_is_refused(subnet: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        check_subnet(subnet)
+
+
+def test_fields_that_do_not_belong_together_are_refused() -> None:
+    for spec, field in (
+        (NetworkSpec(bridge="br0"), "bridge"),
+        (NetworkSpec(vlan=7), "vlan"),
+        (NetworkSpec(NetworkKind.BRIDGE), "bridge"),
+        (NetworkSpec(NetworkKind.BRIDGE, bridge="br0", nameservers=("1.1.1.1",)), "nameservers"),
+        (NetworkSpec(nameservers=("dns",)), "nameservers"),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            check_spec(spec)
+        assert refused.value.field == field
+    for rule, field in (
+        (RuleSpec(ports="80"), "ports"),
+        (RuleSpec(protocol=Protocol.TCP, ports="90-80"), "ports"),
+        (RuleSpec(protocol=Protocol.TCP, ports="0"), "ports"),
+        (RuleSpec(cidr="10.0.0.0/8", group="web"), "group"),
+        (RuleSpec(cidr="10.0.0.1/8"), "cidr"),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            check_rule(rule)
+        assert refused.value.field == field
+
+
+def test_a_gateway_stays_where_it_can_and_gateways_are_spread() -> None:
+    counts = {"a": 2, "b": 0, "c": 0}
+    assert choose_gateway("a", {"b"}, counts, {"a", "b", "c"}) == "a"
+    assert choose_gateway("d", {"c"}, counts, {"a", "b", "c"}) == "c", "where its VMs are"
+    assert choose_gateway(None, set(), counts, {"a", "b", "c"}) == "b", "the one with fewest"
+    assert counts == {"a": 2, "b": 1, "c": 1}
+    assert choose_gateway("d", set(), {}, {"d"}) == "d", "there is no other, and it is not dead"
+    assert choose_gateway("d", set(), {}, set()) is None
+
+
+def test_every_tap_is_bound_to_its_addresses_and_others_are_shut() -> None:
+    chains = firewall.chains([NIC], "10.20.0.2")
+    mine = chains["spoofing_nvaaaaaaaaaaaa"]
+    assert mine[0] == "ether saddr != 52:54:00:00:00:01 drop" and mine[-1] == "drop"
+    assert chains["before"][-1] == 'iifname "nv*" iifname != { "nvaaaaaaaaaaaa" } drop'
+    assert chains["after"] == [], "without groups all may reach it"
+
+
+def test_rules_become_those_of_one_direction_and_nothing_is_let_in_without_one() -> None:
+    passing = (
+        Passing(Direction.IN, Protocol.TCP, (80, 90), ("10.0.0.0/8",)),
+        Passing(Direction.IN, Protocol.ANY, None, ()),
+        Passing(Direction.OUT, Protocol.UDP, (53, 53), None),
+    )
+    nic = Interface(NIC.vm, 0, NIC.mac, NIC.address, passing)
+    chains = firewall.chains([nic], "10.20.0.2")
+    let_in = [rule for rule in chains["to_nvaaaaaaaaaaaa"] if "saddr {" in rule]
+    assert len(let_in) == 1 and "th dport 80-90" in let_in[0], "a group without members lets nobody in"
+    let_out = [rule for rule in chains["from_nvaaaaaaaaaaaa"] if "dport 53-53" in rule]
+    assert let_out == ["ether type ip meta l4proto udp th dport 53-53 goto keep_nvaaaaaaaaaaaa"]
+    assert chains["to_nvaaaaaaaaaaaa"][-1] == chains["from_nvaaaaaaaaaaaa"][-1] == "drop"
+
+
+def test_what_is_not_wanted_any_more_is_deleted_after_what_speaks_of_it() -> None:
+    text = firewall.script("t", [NIC], "10.20.0.2", {"10.20.0.3": 12.7}, ["set flows_x", "chain to_x", "chain before"])
+    lines = [line for line in text.splitlines() if line.startswith("delete")]
+    assert lines == ["delete chain bridge t to_x", "delete set bridge t flows_x"]
+    assert "expires 12s" in text
+
+
+def test_names_and_ways_in_are_told() -> None:
+    files = dnsmasq.config(told(), dnsmasq.Path("/run/x"), ["9.9.9.9"])
+    assert files["hosts"] == "52:54:00:00:00:01,10.20.0.3,web\n" and files["names"] == "10.20.0.3 web\n"
+    for line in ("server=9.9.9.9", "domain=lan.internal", "dhcp-option=option:mtu,1450", "dhcp-range=10.20.0.0,static"):
+        assert line in files["dnsmasq.conf"]
+    entrance = Entrance(None, Protocol.TCP, 8080, "10.20.0.3", 80)
+    gateway = told(floating=(("192.0.2.9", "10.20.0.4"),), entrances=(entrance,))
+    inside = router.inside_script(gateway)
+    assert "ip daddr 192.0.2.9 dnat to 10.20.0.4" in inside
+    assert "ip daddr 100.127.0.7 tcp dport 8080 dnat to 10.20.0.3:80" in inside
+    host = router.host_script("t", [gateway], [(5, ["198.18.0.2"])], only_between=["br0"])
+    assert "fib daddr type local tcp dport 8080 dnat to 100.127.0.7:8080" in host
+    assert "udp dport 4789 @th,96,24 5 ip saddr != { 198.18.0.2 } drop" in host
+    assert 'iifname "br0" oifname "br0" accept' in host
