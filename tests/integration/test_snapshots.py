@@ -129,6 +129,34 @@ def test_memory_goes_back_too(site: Platform, new_vm: NewVm) -> None:
     site.cli("snapshot", "delete", vm["name"], "whole")
 
 
+def test_a_guest_that_stands_still_meanwhile_takes_its_snapshots_along(
+    site: Platform, new_vm: NewVm, new_name: Callable[[], str]
+) -> None:
+    vm = booted(site, new_vm, node="host-a")
+    volume = site.client.create_volume(new_name(), size_mib=8, node="host-a")
+    site.client.wait("volumes", volume["id"], lambda now: now is not None and now["phase"] == "ready", 30)
+    site.client.attach_volume(volume["id"], vm["id"])
+    write(site, vm, "before")
+    shell(site, vm, "echo kept > /run/word; echo volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done")
+    site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    write(site, vm, "after")
+    shell(site, vm, "echo moved > /run/word; echo done")
+    done = json.loads(site.cli("vm", "migrate", vm["name"], "--to", "host-b", "--warm", "-o", "json").stdout)
+    assert (done["kind"], done["phase"]) == ("warm", "completed")
+    vm = site.wait_state(vm["id"], "running")
+    assert (vm["node"], vm["status"]["crashes"]) == ("host-b", 0) and len(in_file(site, vm)) == 1
+    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("moved", "after"), "the same guest goes on"
+    assert shell(site, vm, "dd if=/dev/sda bs=6 count=1 2>/dev/null") == "volume"
+    downtime = site.client.get("migrations", done["id"])["progress"]["downtime_ms"]
+    assert downtime is not None and downtime > 0
+    site.cli("snapshot", "revert", vm["name"], "whole")
+    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("kept", "before")
+    site.cli("snapshot", "delete", vm["name"], "whole")
+    site.client.act("volumes", volume["id"], "detach")
+    until(lambda: site.client.get("volumes", volume["id"])["vm"] is None, "its volume is detached")
+    site.client.delete("volumes", volume["id"])
+
+
 @pytest.mark.slow
 def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)

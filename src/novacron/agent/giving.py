@@ -77,10 +77,13 @@ class Giving:
             await self.fail(task.migration, f"the VM is {run_state}, a {task.kind} migration needs it {needs}")
             return False
         try:
-            image = self._image_to_send(cold=task.kind is Kind.COLD)
+            image = self._image_to_send(cold=task.kind is not Kind.LIVE)
         except TransferFailed as error:
             await self.fail(task.migration, str(error))
             return False
+        if task.kind is Kind.WARM and run_state == "running":
+            await worker.machine.execute("stop")
+            worker.host.send(wire.Stopped(task.migration))
         if task.kind is Kind.COLD and image is None:
             self._promise(task, follows=False)
             return True
@@ -162,12 +165,14 @@ class Giving:
             peer = pki.node_host(task.peer)
             sender = Sender(outgoing.address(task.endpoint), peer, session, worker.host.pool, options)
             async with sender:
-                if task.kind is Kind.COLD:
+                if task.kind is not Kind.LIVE:
                     await self._send_layer(task, sender, image)
                 else:
                     parts = disks.parts_of(worker.machine, image, worker.disk_bytes(image), worker.volumes())
                     self._disk = Leaving(worker.machine, sender, parts)
                     await self._send_memory(task, self._disk)
+            if task.kind is Kind.WARM:
+                await self._send_memory(task, None)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
             log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
             self._failure = str(error) or type(error).__name__
@@ -235,7 +240,7 @@ class Giving:
         self._worker.store(post_copy=None)
 
     async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
-        """Send what a VM that does not run consists of."""
+        """Send what a VM whose guest does not run consists of, but for memory."""
         directory = self._worker.machine.directory
         directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
@@ -244,7 +249,8 @@ class Giving:
         pools = self._worker.host.pools
         volumes = {one.id: pools.path(one.pool, one.id) for one in self._worker.volumes() if one.moves}
         await disks.send_state(directory, sender, image, volumes)
-        self._promise(task, follows=False)
+        if task.kind is Kind.COLD:
+            self._promise(task, follows=False)
 
     def _rate_now(self, task: wire.Task) -> int | None:
         statement = self._worker.statement

@@ -70,7 +70,7 @@ class Taking:
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
         if worker.record.migration == task.migration:
-            if await self._has_all(cold=cold, disks_too=bool(self._infos(wanted, image))):
+            if await self._has_all(cold=cold, mirrored=task.kind is Kind.LIVE and bool(self._infos(wanted, image))):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             await worker.destroy()
@@ -88,14 +88,14 @@ class Taking:
         """Return where the volumes that come with a VM are to be. Raises OSError."""
         return {one.id: self._worker.host.pools.path(one.pool, one.id) for one in wanted.volumes if one.moves}
 
-    async def _has_all(self, *, cold: bool, disks_too: bool) -> bool:
+    async def _has_all(self, *, cold: bool, mirrored: bool) -> bool:
         """Say whether an earlier agent received everything: memory may be there before the disk is."""
         machine = self._worker.machine
         if cold:
             return disks.has_arrived(machine.directory)
         if await machine.status() not in ("paused", "shutdown"):
             return False
-        return not disks_too or disks.are_whole(machine)
+        return not mirrored or disks.are_whole(machine)
 
     def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
         self._worker.store(
@@ -127,35 +127,8 @@ class Taking:
         host = worker.host
         try:
             worker.expected_exit = False
-            infos, paths = self._infos(wanted, image), self._paths(wanted)
-            await asyncio.to_thread(disks.make_room, paths, infos)
-            host.networks.arrives(worker.vm)
-            starting = asyncio.create_task(
-                worker.machine.start(
-                    wanted,
-                    image,
-                    host.accelerator,
-                    wanted.machine,
-                    lambda: opened(host.pools, wanted.volumes),
-                    incoming=True,
-                )
-            )
-            may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
-            try:
-                with may, host.listener.announce(task.migration, task.peer):
-                    terms = await self._terms(wanted, image, of_disk=False)
-                    with host.listener.expect(task.migration, task.peer, terms) as session:
-                        await starting
-                        if not infos:
-                            await self._load_from(task, session, None)
-                        else:
-                            terms = await self._terms(wanted, image, of_disk=True)
-                            name = disks.session_of(task.migration)
-                            with host.listener.expect(name, task.peer, terms) as disk:
-                                await self._load_from(task, session, disks.Coming(disk, image, infos, paths))
-            finally:
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)
+            with host.listener.announce(task.migration, task.peer):
+                await self._load_all(task, wanted, image)
             if self.pulls:
                 worker.store(post_copy=None)
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
@@ -164,13 +137,54 @@ class Taking:
             store, settings = host.pages.store, host.settings
             host.aside(left.learn(store, worker.vm, tenant, task, host.listener, settings, self._is_here))
             await host.pages.forget(worker.vm, tenant)
-        except (incoming.LoadFailed, MachineFailed, OSError) as error:
+        except (incoming.LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
             if self.pulls:
                 log.warning("a guest's memory does not come just now", vm=worker.vm, error=str(error))
             else:
                 await self._fail(task, error)
+        except Exception as error:  # a defect met with one VM must not leave its migration hanging
+            log.exception("defect while receiving a VM", vm=worker.vm, migration=task.migration)
+            if not self.pulls:
+                await self._fail(task, MachineFailed(f"a defect in its agent: {error!r}"))
         finally:
             self._end()
+
+    async def _load_all(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+        """Receive memory, and disks before or with it. Raises LoadFailed, ReceiveFailed, MachineFailed, OSError."""
+        worker, host = self._worker, self._worker.host
+        infos, paths = self._infos(wanted, image), self._paths(wanted)
+        if task.kind is Kind.WARM:
+            await self._take_files(task, wanted, image)
+            infos = []  # nothing is written to them any more
+        else:
+            await asyncio.to_thread(disks.make_room, paths, infos)
+        host.networks.arrives(worker.vm)
+        starting = asyncio.create_task(
+            worker.machine.start(
+                wanted,
+                image,
+                host.accelerator,
+                wanted.machine,
+                lambda: opened(host.pools, wanted.volumes),
+                incoming=True,
+            )
+        )
+        may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
+        try:
+            with may:
+                terms = await self._terms(wanted, image, of_disk=False)
+                with host.listener.expect(task.migration, task.peer, terms) as session:
+                    await starting
+                    if not infos:
+                        await self._load_from(task, session, None)
+                    else:
+                        terms = await self._terms(wanted, image, of_disk=True)
+                        name = disks.session_of(task.migration)
+                        with host.listener.expect(name, task.peer, terms) as disk:
+                            await self._load_from(task, session, disks.Coming(disk, image, infos, paths))
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
 
     def _is_here(self) -> bool:
         return self._worker.record.held.claim is Claim.OWNER
@@ -217,24 +231,31 @@ class Taking:
         )  # fmt: skip
 
     async def _take_layer(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
-        """Receive the disk of a VM that does not run."""
+        """Receive a VM that does not run."""
         worker = self._worker
-        size = wanted.spec.disk_bytes(image.info.disk_bytes)
-        kept = limits.SNAPSHOTS_PER_VM_MAX * (size + (wanted.spec.memory_mib << 20))
-        bytes_max = size + size // 8 + LAYER_OVERHEAD + kept
         try:
-            terms = await self._terms(wanted, image, of_disk=True)
-            with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:
-                await self._ready(task)
-                paths = self._paths(wanted)
-                volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in wanted.volumes if one.moves}
-                await disks.receive_state(session, worker.machine.directory, image, bytes_max, volumes)
+            await self._take_files(task, wanted, image)
             await worker.host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
             worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:
             await self._fail(task, error)
         finally:
             self._end()
+
+    async def _take_files(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+        """Receive what a VM whose guest does not run consists of, but for memory. Raises ReceiveFailed, OSError."""
+        if not disks.keeps_files(wanted.spec, image, wanted.volumes):
+            return
+        worker = self._worker
+        size = wanted.spec.disk_bytes(image.info.disk_bytes)
+        kept = limits.SNAPSHOTS_PER_VM_MAX * (size + (wanted.spec.memory_mib << 20))
+        bytes_max = size + size // 8 + LAYER_OVERHEAD + kept
+        terms = await self._terms(wanted, image, of_disk=True)
+        with worker.host.listener.expect(disks.session_of(task.migration), task.peer, terms) as session:
+            await self._ready(task)
+            paths = self._paths(wanted)
+            volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in wanted.volumes if one.moves}
+            await disks.receive_state(session, worker.machine.directory, image, bytes_max, volumes)
 
     async def _fail(self, task: wire.Task, error: Exception) -> None:
         worker = self._worker

@@ -295,7 +295,7 @@ class Worker:
         await clones.settle(self.machine)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
-            if wanted.spec.power is Power.STOPPED and task.kind is Kind.LIVE:
+            if wanted.spec.power is Power.STOPPED and task.kind is not Kind.COLD:
                 await self._giving.fail(task.migration, "the VM was stopped on request")
             elif await self._giving.step(task):
                 return IDLE_S

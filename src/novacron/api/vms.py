@@ -128,6 +128,8 @@ class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
     weight: Weight = 1
     rate_limit_bytes_per_s: Rate | None = None
     policy: Policy = Policy.THROTTLE
+    warm: bool = False
+    """The guest stands still meanwhile, and takes its snapshots along."""
 
 
 class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
@@ -277,6 +279,7 @@ async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = Non
             weight=wanted.weight,
             rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
             policy=wanted.policy,
+            warm=wanted.warm,
         )
 
     return await reply.write(request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}")

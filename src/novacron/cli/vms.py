@@ -587,6 +587,9 @@ def migrate(
     policy: Annotated[
         Policy, typer.Option(help="when the guest writes too fast: slow it down, wait, or move it before its memory")
     ] = Policy.THROTTLE,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="let it stand still meanwhile, and take its snapshots along")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only measure how it would go")] = False,
     wait: Wait = True,
     timeout: Timeout = 3600,
@@ -601,6 +604,8 @@ def migrate(
             output.fields(client.act("vms", vm, "foresee-migration", {"target": to}), FORESEEN, output_)
             return
         limit = None if max_rate is None else output.parse_rate(max_rate)
-        wanted = {"target": to, "weight": weight, "rate_limit_bytes_per_s": limit, "policy": policy.value}
+        wanted = {
+            "target": to, "weight": weight, "rate_limit_bytes_per_s": limit, "policy": policy.value, "warm": warm
+        }  # fmt: skip
         migration = client.act("vms", vm, "migrate", wanted)
         finish(client, migration, wait, timeout, output_)

@@ -45,7 +45,10 @@ class Side(StrEnum):
 
 class Kind(StrEnum):
     LIVE = "live"
+    WARM = "warm"
+    """The guest stands still, is sent with all that belongs to it, its snapshots too, and goes on at the target."""
     COLD = "cold"
+    """It does not run."""
 
 
 class Policy(StrEnum):

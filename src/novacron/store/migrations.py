@@ -52,12 +52,13 @@ async def create(
     rate_limit_bytes_per_s: int | None = None,
     policy: Policy = Policy.THROTTLE,
     cause: Cause = Cause.REQUEST,
+    warm: bool = False,
 ) -> Migration:
     """Ask for a VM to be moved, to ``target`` or to the node with most room.
 
     Raises NotFound, NoCapacity, Conflict, IllegalState, InvalidInput, PreconditionFailed; then nothing has changed.
     """
-    vm, target = await choose(connection, ref, target, if_match)
+    vm, target = await choose(connection, ref, target, if_match, warm=warm)
     assert vm.node is not None
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
@@ -70,7 +71,7 @@ async def create(
             migration_id(secrets.token_bytes(10)),
             vm.id,
             vm.name,
-            Kind.LIVE if is_live(vm) else Kind.COLD,
+            kind_of(vm, warm=warm),
             vm.node,
             target,
             vm.epoch,
@@ -94,14 +95,21 @@ def is_live(vm: Vm) -> bool:
     return vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
 
 
-async def choose(connection: Connection, ref: str, target: str | None, if_match: int | None) -> tuple[Vm, str]:
+def kind_of(vm: Vm, *, warm: bool) -> Kind:
+    """Return of which kind a move of the VM is."""
+    return (Kind.WARM if warm else Kind.LIVE) if is_live(vm) else Kind.COLD
+
+
+async def choose(
+    connection: Connection, ref: str, target: str | None, if_match: int | None, *, warm: bool = False
+) -> tuple[Vm, str]:
     """Return the VM and where it would be moved. Raises what ``create`` does."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, Action.MIGRATE, if_match)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
     await vms.check_not_cloning(connection, vm, Action.MIGRATE)
-    await snapshots.check_movable(connection, vm, live=is_live(vm))
+    await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is Kind.LIVE)
     return vm, await _choose(connection, vm, target, await volumes.check_movable(connection, vm))
 
 

@@ -182,5 +182,5 @@ async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
     if live and any(found.phase is not SnapshotPhase.FAILED for found in await of_vm(connection, vm.id)):
         raise IllegalState(
             f"VM {vm.name} has snapshots, which can't follow it while it runs",
-            hint=f"stop it to move it with them, or delete them, see: novacron snapshot list {vm.name}",
+            hint=f"move it with them while it stands still: novacron vm migrate {vm.name} --warm",
         )
