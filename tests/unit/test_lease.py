@@ -18,6 +18,7 @@ from novacron.model.lease import (
     STEADY_S,
     Beats,
     Lease,
+    clock_skew_s,
     majority_is_silent,
     may_take_over,
 )
@@ -264,3 +265,9 @@ def test_what_outlives_the_agent_reads_the_lease_and_no_other_boots(tmp_path: Pa
     assert not keeper.valid(str(path)) and not NodeLease(path).valid()
     path.write_text("nonsense")
     assert not keeper.valid(str(path))
+
+
+def test_a_clock_counts_as_wrong_only_by_more_than_a_message_may_take() -> None:
+    assert clock_skew_s(0.0, 1000.0) == 0.0, "it has not been told"
+    assert clock_skew_s(1000.3, 1000.0) == clock_skew_s(999.7, 1000.0) == 0.0
+    assert clock_skew_s(1090.04, 1000.0) == 90.0 and clock_skew_s(997.0, 1000.0) == -3.0

@@ -8,7 +8,7 @@ import platform
 import socket
 
 from novacron import __version__
-from novacron.agent import networks
+from novacron.agent import hardware, networks
 from novacron.agent.settings import Settings
 from novacron.agent.volumes import Pools
 from novacron.disk.images import Image, scan
@@ -80,6 +80,7 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
         tpm=firmware.has_tpm(),
         pools=there,
         cpu=cpu,
+        hardware=await asyncio.to_thread(hardware.look),
         machines=can.machines,
         networks=not lacks,
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),

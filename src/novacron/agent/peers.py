@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Peers:
         rule = self._lease.rule
         number = rule.beat(now())
         return wire.Heartbeat(
-            number, rule.acknowledged, rule.steady_s(now()), rule.voters_next, tuple(self._seen.values())
+            number, rule.acknowledged, rule.steady_s(now()), rule.voters_next, tuple(self._seen.values()), time.time()
         )
 
     async def run(self) -> None:

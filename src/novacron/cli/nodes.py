@@ -58,6 +58,16 @@ COLUMNS: Columns = {
     "QEMU": lambda n: has(n, "qemu_version"),
     "AGE": lambda n: output.age(n["created_at"]),
 }
+
+
+def _hardware(node: Object, what: str) -> list[Object]:
+    return list((has(node, "hardware") or {}).get(what, ()))
+
+
+def _clock(skew_s: float) -> str:
+    return f"{abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}" if skew_s else "right"
+
+
 DETAILS: Columns = {
     **COLUMNS,
     "PROBE": lambda n: (has(n, "accelerator") or {}).get("reason"),
@@ -68,6 +78,13 @@ DETAILS: Columns = {
     "LABELS": lambda n: [f"{key}={value}" for key, value in n["spec"]["labels"].items()],
     "TAINTS": lambda n: [f"{one['key']}={one['effect']}" for one in n["spec"]["taints"]],
     "OVERCOMMIT": lambda n: f"vCPUs {n['spec']['vcpu_overcommit']:g}, memory {n['spec']['memory_overcommit']:g}",
+    "CLOCK": lambda n: _clock(n["status"]["clock_skew_s"]),
+    "NUMA": lambda n: [f"{one['cpus']} CPUs, {one['memory_mib']} MiB" for one in _hardware(n, "numa")],
+    "DISKS": lambda n: [f"{one['name']} {output.size(one['size_bytes'])}" for one in _hardware(n, "disks")],
+    "INTERFACES": lambda n: [
+        f"{i['name']} {i['mtu']}{'' if i['up'] else ' (down)'}" for i in _hardware(n, "interfaces")
+    ],
+    "DEVICES": lambda n: [f"{d['address']} {d['id']} {d['driver']}".strip() for d in _hardware(n, "devices")],
     "CPU": lambda n: (has(n, "cpu") or {}).get("vendor"),
     "CPU FLAGS": lambda n: " ".join((has(n, "cpu") or {}).get("flags", ())),
     "BRIDGE": lambda n: has(n, "bridge"),

@@ -145,3 +145,13 @@ class Beats:
         _, before = self._acknowledged.get(acknowledged, (0.0, 0))
         found = self._acknowledged.get(before)
         return None if found is None else found[0] + SILENT_AFTER_S
+
+
+CLOCK_SKEW_MIN_S = 0.5
+"""What a message may be on its way for: less says nothing about clocks."""
+
+
+def clock_skew_s(said: float, now: float) -> float:
+    """Return by how many seconds a node's clock is ahead; 0 if it may be right, or has not been told (``said`` 0)."""
+    skew = round(said - now, 1)
+    return skew if said and abs(skew) >= CLOCK_SKEW_MIN_S else 0.0

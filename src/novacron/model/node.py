@@ -12,6 +12,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
+from novacron.model.hardware import Hardware
 from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
@@ -65,6 +66,7 @@ class Inventory(msgspec.Struct, frozen=True):
     """All that guests' processors can have here."""
     machines: tuple[str, ...] = ()
     """Versioned QEMU machine types that it can run."""
+    hardware: Hardware | None = None
     networks: bool = False
     """It can have networks of VMs."""
     bridges: tuple[str, ...] = ()
@@ -94,6 +96,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     ready: bool = False
     reason: str = "has not connected yet"
     inventory: Inventory | None = None
+    clock_skew_s: float = 0.0
+    """By how much its clock is ahead of the control plane's; less than half a second counts as none."""
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -95,6 +95,21 @@ def bridges() -> list[str]:
         return sorted(link.get_attr("IFLA_IFNAME") for link in ip.link("dump", kind="bridge"))
 
 
+def links() -> list[tuple[str, str, int, bool]]:
+    """Return name, MAC address, MTU and whether it is up, of each interface but loopback and those of VMs."""
+    with netlink() as ip:
+        return sorted(
+            (
+                name,
+                str(link.get_attr("IFLA_ADDRESS")),
+                int(link.get_attr("IFLA_MTU")),
+                link.get_attr("IFLA_OPERSTATE") == "UP",
+            )
+            for link in ip.get_links()
+            if (name := str(link.get_attr("IFLA_IFNAME"))) != "lo" and not name.startswith("nv")
+        )
+
+
 def mtu_at(address: str | None) -> int | None:
     """Return the MTU of the interface that has an address, in bytes; None if none has."""
     with netlink() as ip:

@@ -22,6 +22,7 @@ from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.lease import CLOCK_SKEW_MIN_S, clock_skew_s
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server import statements
@@ -339,6 +340,7 @@ class Link:
                     await session.close("this node was removed")
                     return
                 session.generation = await leases.begin(connection, node)
+                session.clock_skew_s = (await nodes.get(connection, node)).status.clock_skew_s
                 await nodes.connected(connection, node, hello.inventory)
             session.held = set(hello.held)
             old, self._sessions[node] = self._sessions.get(node), session
@@ -458,6 +460,10 @@ class Link:
             await leases.renew(connection, session.node, session.generation, hears_s, beat.steady_s, beat.voters)
             for peer in beat.seen[:SEEN_MAX]:
                 await leases.seen(connection, session.node, peer.name, silent=peer.silent)
+            skew_s = clock_skew_s(beat.clock, time.time())
+            if abs(skew_s - session.clock_skew_s) >= CLOCK_SKEW_MIN_S:
+                await nodes.skewed(connection, session.node, skew_s)
+                session.clock_skew_s = skew_s
         session.beats.acknowledge(beat.number, beat.acknowledged, self._clock())
         await session.send(wire.Beaten(beat.number))
 

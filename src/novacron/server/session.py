@@ -62,6 +62,8 @@ class Session:
         self.dirty = asyncio.Event()
         self.generation = 0
         """Of the node's lease, when it connected."""
+        self.clock_skew_s = 0.0
+        """By how much the node's clock was ahead when that was stored last."""
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
         """Of which it was told."""

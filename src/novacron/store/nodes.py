@@ -83,11 +83,21 @@ async def add(connection: Connection, name: str) -> None:
 async def connected(connection: Connection, name: str, inventory: Inventory) -> None:
     """Store what the node has and that it is alive."""
     node = await get(connection, name, lock=True)
-    status = NodeStatus(ready=True, reason="", inventory=inventory)
+    status = NodeStatus(True, "", inventory, node.status.clock_skew_s)
     if status != node.status:
         await _set_status(connection, name, status)
     if not node.status.ready:
         await events.record(connection, "node", name, name, "Ready", "its agent is connected")
+
+
+async def skewed(connection: Connection, name: str, skew_s: float) -> None:
+    """Store by how much a node's clock is ahead. Its leases do not depend on it, but certificates and logs do."""
+    node = await get(connection, name, lock=True)
+    await _set_status(connection, name, msgspec.structs.replace(node.status, clock_skew_s=skew_s))
+    message = (
+        f"its clock is {abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}" if skew_s else "its clock is right"
+    )
+    await events.record(connection, "node", name, name, "ClockSkewed" if skew_s else "ClockRight", message)
 
 
 async def _set_status(connection: Connection, name: str, status: NodeStatus) -> None:

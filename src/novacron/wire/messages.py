@@ -55,6 +55,8 @@ class Heartbeat(Message, frozen=True):
     voters: tuple[str, ...]
     """By whose word the node would go on without the control plane, once this is acknowledged."""
     seen: tuple[PeerSeen, ...] = ()
+    clock: float = 0.0
+    """What the node's clock said, in seconds since 1970."""
 
 
 class Measured(Message, frozen=True):

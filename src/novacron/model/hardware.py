@@ -1,0 +1,53 @@
+"""What a host is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+PciAddress = Annotated[str, Meta(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
+
+
+class NumaNode(msgspec.Struct, frozen=True):
+    """Processors that share a part of the memory."""
+
+    cpus: int
+    memory_mib: int
+
+
+class Disk(msgspec.Struct, frozen=True):
+    name: str
+    size_bytes: int
+    model: str
+    rotates: bool
+
+
+class Interface(msgspec.Struct, frozen=True):
+    """A network interface of the host's own."""
+
+    name: str
+    mac: str
+    mtu: int
+    up: bool
+
+
+class PciDevice(msgspec.Struct, frozen=True):
+    """A device that a guest might have. ``kind`` is its class and subclass (PCI Code and ID Assignment)."""
+
+    address: str
+    id: str
+    """Vendor and device, such as ``8086:10fb``."""
+    kind: str
+    driver: str
+    iommu_group: int | None
+    """None: nothing keeps it away from memory that is not its guest's, so no guest gets it."""
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    processor: str
+    numa: tuple[NumaNode, ...]
+    disks: tuple[Disk, ...]
+    interfaces: tuple[Interface, ...]
+    devices: tuple[PciDevice, ...]
