@@ -289,6 +289,12 @@ class Platform:
     def wait_state(self, ref: str, state: str, timeout_s: float = 40.0) -> Object:
         return self.wait_vm(ref, lambda vm: vm["status"]["state"] == state, f"VM {ref} is {state}", timeout_s)
 
+    def kill_qemu(self, vm: Object) -> None:
+        """End a VM's QEMU, wherever it is, without its agent."""
+        for key, pid in self.qemus().items():
+            if vm["id"] in key:
+                os.kill(pid, signal.SIGKILL)
+
     def qemus(self) -> dict[str, int]:
         """Return every QEMU of this platform, as ``host/vm`` and process id."""
         found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import os
 import ssl
@@ -188,6 +189,28 @@ def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.S
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
+
+
+def key_hash(certificate: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    """Return what tells the key of a certificate, or of a request for one, from others."""
+    format_ = serialization.PublicFormat.SubjectPublicKeyInfo
+    der = certificate.public_key().public_bytes(serialization.Encoding.DER, format_)
+    return hashlib.sha256(der).hexdigest()
+
+
+def peer_key_hash(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:
+    """Return ``key_hash`` of the peer's verified certificate."""
+    der = ssl_object.getpeercert(binary_form=True)
+    if der is None:
+        raise ssl.SSLError("the peer has shown no certificate")
+    return key_hash(x509.load_der_x509_certificate(der))
+
+
+def common_name(certificate: bytes) -> str:
+    """Return whose certificate (PEM) it is. Raises ValueError."""
+    for attribute in x509.load_pem_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        return str(attribute.value)
+    raise ValueError("the certificate has no common name")
 
 
 def peer_name(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:

@@ -32,7 +32,7 @@ from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Invento
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.server.statements import statements
-from novacron.store import leases, migrations, nodes, vms
+from novacron.store import identities, leases, migrations, nodes, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -141,7 +141,7 @@ class Ownership(RuleBasedStateMachine):
             images = (ImageInfo("tiny", "0", 1, "kernel"),)
             inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, images, None, "x:1", "0")
             for name in HOSTS:
-                await nodes.add(connection, name)
+                await identities.join(connection, name, "")
                 await nodes.connected(connection, name, inventory)
             vm = await vms.create(connection, "web", VmSpec(image="tiny"), "a", "test")
             VM[0] = vm.id

@@ -47,7 +47,11 @@ class Identity(msgspec.Struct, frozen=True):
         """Return a certificate request when less than a third of the certificate's life is left."""
         if pki.remaining_share(self.certificate.read_bytes()) > RENEW_BELOW:
             return None
-        return pki.certificate_request(pki.load_key(self.key), self.name)
+        return self.request(self.name)
+
+    def request(self, name: str) -> bytes:
+        """Return a request for a certificate under this name."""
+        return pki.certificate_request(pki.load_key(self.key), name)
 
 
 def load(directory: Path) -> Identity | None:
@@ -56,7 +60,7 @@ def load(directory: Path) -> Identity | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
-    return Identity(directory, stored["link_url"], stored["name"])
+    return Identity(directory, stored["link_url"], pki.common_name((directory / "node.crt").read_bytes()))
 
 
 def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
@@ -78,6 +82,6 @@ def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
     pki.write_secret(directory / "ca.crt", document["ca"].encode())
     pki.write_secret(directory / "node.key", pki.key_pem(key))
     pki.write_secret(directory / "node.crt", document["certificate"].encode())
-    identity = {"link_url": ticket.link_url, "name": name}
+    identity = {"link_url": ticket.link_url}
     pki.write_secret(directory / "identity.json", json.dumps(identity).encode())
     return Identity(directory, ticket.link_url, name)

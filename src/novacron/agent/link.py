@@ -23,6 +23,10 @@ RETRY_S_MAX = 5.0
 RENEWAL_CHECK_S = 3600.0
 
 
+class Renamed(Exception):
+    """This node has another name, and a certificate that says so: its agent has to begin anew."""
+
+
 class Link:
     """Keeps one connection to the server. ``hello`` makes the first message of each, ``receive`` takes the others."""
 
@@ -118,8 +122,13 @@ class Link:
             message = wire.from_server.decode(raw if isinstance(raw, bytes) else raw.encode())
             if isinstance(message, wire.CertificateIssued):
                 pki.write_secret(self._identity.certificate, message.certificate)
+                name = pki.common_name(message.certificate)
+                if name != self._identity.name:
+                    raise Renamed(name)
                 self._renewed()
                 log.info("the node's certificate was renewed")
+            elif isinstance(message, wire.Rename):
+                self.send(wire.RenewCertificate(self._identity.request(message.name)))
             else:
                 await self._receive(message)
 

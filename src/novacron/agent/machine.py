@@ -135,7 +135,7 @@ class Machine:
             uid = self.home.make()
         except (NoAccount, OSError) as error:
             raise MachineFailed(f"the VM's directory can't be made: {error}") from error
-        if image.disk is not None and not (self.directory / DISK_LAYER).exists():
+        if image.disk is not None and not self.has_disk():
             try:
                 size = wanted.spec.disk_bytes(image.info.disk_bytes)
                 await overlay.create(self.directory / DISK_LAYER, image.disk, size)
@@ -439,6 +439,9 @@ class Machine:
             log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
         for one in self.wired:
             await asyncio.to_thread(one.delete)
+
+    def has_disk(self) -> bool:
+        return (self.directory / DISK_LAYER).exists()
 
     @property
     def wired(self) -> tuple[Wired, ...]:

@@ -25,7 +25,7 @@ from novacron.agent.identity import Identity
 from novacron.agent.imports import Imports
 from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
-from novacron.agent.link import Link
+from novacron.agent.link import Link, Renamed
 from novacron.agent.loads import Loads
 from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages
@@ -398,16 +398,28 @@ def _lock(directory: Path) -> int:
 
 def run(settings: Settings, join: str | None) -> None:
     """Run an agent in this process until it is told to stop. Raises InvalidInput when it can't begin."""
-    import uvloop
-
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _lock(settings.state_dir)
     identity = identify(settings, join)
     try:
-        uvloop.run(_run(settings, identity))
+        if _until_renamed(settings, identity):
+            os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (as it was started)
     except asyncio.CancelledError:
         log.info("agent stopped; its VMs go on")
     finally:
         os.close(lock)
+
+
+def _until_renamed(settings: Settings, identity: Identity) -> bool:
+    """Run until this node has another name. Raises CancelledError when it is told to stop."""
+    import uvloop
+
+    renamed = False
+    try:
+        uvloop.run(_run(settings, identity))
+    except* Renamed:
+        log.info("this node has another name: its agent begins anew", was=identity.name)
+        renamed = True
+    return renamed

@@ -445,6 +445,9 @@ class Worker:
             self.report(VmState.STARTING, "waits for this node's lease")
             return RETRY_S
         image = self.image()
+        if wanted.machine and not self.record.machine and image.disk is not None and not self.machine.has_disk():
+            self.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
+            return RETRY_S
         self.report(VmState.STARTING)
         self.expected_exit = False
         self._started_at = time.monotonic()
@@ -557,11 +560,13 @@ class Worker:
 
     def report(self, state: VmState, reason: str = "") -> None:
         """Tell the server how the VM is, unless that is what it was told last."""
+        told = self.statement.assignment if self.statement is not None else None
+        was_started_as = "" if told is None else told.machine  # by a host whose place this one has taken
         status = VmStatus(
             state=state,
             reason=reason[:500],
             accelerator=self.host.accelerator,
-            machine=self.record.machine,
+            machine=self.record.machine or was_started_as,
             cpu=self.record.cpu,
             pid=self.machine.pid or 0,
             reboots=self.record.reboots,

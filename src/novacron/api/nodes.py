@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
+from cryptography import x509
 from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
+from novacron import pki
 from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
@@ -19,7 +21,7 @@ from novacron.model.node import Node, NodeName
 from novacron.model.sharing import Rate, SiteName
 from novacron.model.token import JoinTicket, encode_ticket
 from novacron.model.vm import check_name
-from novacron.store import nodes, tokens
+from novacron.store import identities, nodes, tokens
 from novacron.store.database import Connection
 
 Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
@@ -55,6 +57,12 @@ class Uncordon(msgspec.Struct, forbid_unknown_fields=True):
     """Whether the VMs that the node's last drain has moved away come back."""
 
     bring_back: bool = False
+
+
+class RenameNode(msgspec.Struct, forbid_unknown_fields=True):
+    """Its new name; its agent takes it over by itself."""
+
+    name: NodeName
 
 
 class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,6 +160,17 @@ async def remove_node(request: ApiRequest, name: str) -> None:
         await nodes.remove(connection, reply.check_ref("node", name), request.user.name)
 
 
+@post("/{name:str}/actions/rename", summary="Give a node another name", status_code=200)
+async def rename(request: ApiRequest, name: str, data: RenameNode) -> Response[Node]:
+    name = reply.check_ref("node", name)
+    check_name(data.name)
+
+    async def work(connection: Connection) -> Node:
+        return await identities.rename(connection, name, data.name, request.user.name)
+
+    return await reply.write(request, work)
+
+
 @post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
 async def create_join_token(request: ApiRequest, data: CreateJoinToken) -> JoinToken:
     context = services(request)
@@ -167,16 +186,17 @@ async def join(request: ApiRequest, data: Join) -> Joined:
     check_name(data.name)
     try:
         certificate = context.authority.issue_node(data.csr.encode(), data.name)
+        key_hash = pki.key_hash(x509.load_pem_x509_csr(data.csr.encode()))
     except ValueError as error:
         raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
     async with context.database.transaction() as connection:
         await tokens.use_join(connection, data.secret, data.name)
-        await nodes.add(connection, data.name)
+        await identities.join(connection, data.name, key_hash)
     return Joined(certificate.decode(), context.authority.pem.decode())
 
 
 router = Router(
     "/nodes",
-    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, remove_node, create_join_token],
+    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, rename, remove_node, create_join_token],
     tags=["nodes"],
 )

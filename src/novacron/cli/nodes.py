@@ -175,6 +175,13 @@ def set_(
         output.fields(client.configure_node(node, **changes), DETAILS, output_)
 
 
+@app.command()
+def rename(node: Node, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
+    """Give a node another name; its agent takes it over by itself, and its VMs go on."""
+    with output.errors():
+        print(f"{node}: is called {Client().rename_node(node, new)['name']}")
+
+
 def _changed(has: dict[str, str], changes: Iterable[str], default: str) -> dict[str, str]:
     found = dict(has)
     for change in changes:

@@ -318,6 +318,10 @@ class Client:
         """Give a volume to a VM. ``act("volumes", ref, "detach")`` takes it away."""
         return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
 
+    def rename_node(self, name: str, new: str) -> Object:
+        """Give a node another name, which its agent takes over by itself."""
+        return self.act("nodes", name, "rename", {"name": new})
+
     def create_network(self, name: str, **fields: Any) -> Object:
         """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
         body = {key: value for key, value in fields.items() if value is not None}

@@ -32,6 +32,7 @@ from novacron.store import (
     clones,
     events,
     exports,
+    identities,
     imports,
     leases,
     links,
@@ -162,8 +163,10 @@ class Link:
                 self._sessions[change.body["node"]].dirty.set()
         elif change.kind == "node":
             self._peers_changed.set()
-            if change.body is None and change.key in self._sessions:
-                self._sessions[change.key].dirty.set()
+            if change.body is None and change.key in self._sessions:  # removed, or renamed
+                task = asyncio.create_task(self._sessions[change.key].close("its node is called otherwise, or removed"))
+                self._collecting.add(task)
+                task.add_done_callback(self._collecting.discard)
 
     def _networks_changed(self, change: Change) -> None:
         """Wake whoever has a network of which something has changed, and would have to know."""
@@ -328,7 +331,9 @@ class Link:
             del self._probes[id]
 
     async def _serve(self, socket: ServerConnection) -> None:
-        node = pki.peer_name(socket.transport.get_extra_info("ssl_object"))
+        shown = socket.transport.get_extra_info("ssl_object")
+        said, key_hash = pki.peer_name(shown), pki.peer_key_hash(shown)
+        node = said
         session = Session(node, socket)
         try:
             hello = wire.from_agent.decode(await asyncio.wait_for(socket.recv(decode=False), 10))
@@ -336,9 +341,17 @@ class Link:
                 await session.close(f"this server speaks protocol {wire.PROTOCOL}")
                 return
             async with self._database.transaction() as connection:
-                if not await nodes.exists(connection, node):
-                    await session.close("this node was removed")
+                found = await identities.known(connection, said, key_hash)
+                if found is None:
+                    await session.close("this node was removed, or another host has taken its place")
                     return
+                node = session.node = found
+                if found == said:
+                    await identities.renamed(connection, node)
+            if found != said:
+                await self._rename(session, socket)
+                return
+            async with self._database.transaction() as connection:
                 session.generation = await leases.begin(connection, node)
                 session.clock_skew_s = (await nodes.get(connection, node)).status.clock_skew_s
                 await nodes.connected(connection, node, hello.inventory)
@@ -373,6 +386,16 @@ class Link:
             if self._sessions.get(node) is session:
                 del self._sessions[node]
                 log.info("agent disconnected", node=node)
+
+    async def _rename(self, session: Session, socket: ServerConnection) -> None:
+        """Give a node that comes under its old name a certificate for the new one, with which it comes again."""
+        await session.send(wire.Rename(session.node))
+        while True:
+            message = wire.from_agent.decode(await asyncio.wait_for(socket.recv(decode=False), 10))
+            if isinstance(message, wire.RenewCertificate):
+                await session.send(wire.CertificateIssued(self._authority.issue_node(message.csr, session.node)))
+                log.info("a node has another name", node=session.node)
+                return
 
     def _page_key(self, project: str) -> bytes:
         return self._authority.derive(f"pages of project {project}")

@@ -32,10 +32,6 @@ async def all(connection: Connection, *, lock: bool = False) -> list[Node]:
     return [_node(row) for row in rows]
 
 
-async def exists(connection: Connection, name: str) -> bool:
-    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1)", name))
-
-
 async def dwcp_endpoint(connection: Connection, name: str) -> str | None:
     """Return where a node takes migrations, as it said last."""
     found: str | None = await connection.fetchval(
@@ -66,18 +62,6 @@ async def load(connection: Connection, name: str) -> Load:
         name,
     )
     return msgspec.convert(dict(row), Load)
-
-
-async def add(connection: Connection, name: str) -> None:
-    """Store a node that joins. One that joins again keeps its VMs and gets a new certificate."""
-    inserted = await connection.fetchval(
-        "INSERT INTO nodes (name, spec, status) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING name",
-        name,
-        msgspec.to_builtins(NodeSpec()),
-        msgspec.to_builtins(NodeStatus()),
-    )
-    message = "joined" if inserted else "joined again with a new certificate"
-    await events.record(connection, "node", name, name, "Joined", message)
 
 
 async def connected(connection: Connection, name: str, inventory: Inventory) -> None:

@@ -554,6 +554,12 @@ class Ask(Message, frozen=True):
     question: Question
 
 
+class Rename(Message, frozen=True):
+    """The node has another name now: it asks for a certificate, and begins anew under it."""
+
+    name: str
+
+
 class CertificateIssued(Message, frozen=True):
     """The certificate (PEM) for the node's last request."""
 
@@ -577,6 +583,7 @@ FromServer = (
     | CopyExpected
     | CopyWanted
     | CertificateIssued
+    | Rename
 )
 
 encoder = msgspec.msgpack.Encoder()

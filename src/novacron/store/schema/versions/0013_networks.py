@@ -1,4 +1,4 @@
-"""Networks, interfaces of VMs, security groups, and ways in from outside."""
+"""Networks, interfaces of VMs, security groups, and ways in from outside; nodes whose name or host changes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ down_revision = "0012"
 def upgrade() -> None:
     op.execute(
         "CREATE TABLE networks (name text PRIMARY KEY, spec jsonb NOT NULL, number int NOT NULL UNIQUE,"
-        " mtu int NOT NULL, gateway text REFERENCES nodes ON DELETE SET NULL, revision bigint NOT NULL,"
-        " created_at timestamptz NOT NULL DEFAULT now())"
+        " mtu int NOT NULL, gateway text REFERENCES nodes ON UPDATE CASCADE ON DELETE SET NULL,"
+        " revision bigint NOT NULL, created_at timestamptz NOT NULL DEFAULT now())"
     )
     op.execute(
         "CREATE TABLE nics (vm text NOT NULL REFERENCES vms ON DELETE CASCADE, number int NOT NULL,"
@@ -35,7 +35,30 @@ def upgrade() -> None:
         " revision bigint NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),"
         " UNIQUE NULLS NOT DISTINCT (address, protocol, port))"
     )
-    op.execute("ALTER TABLE nodes ADD COLUMN number int GENERATED ALWAYS AS IDENTITY")
+    op.execute(
+        "ALTER TABLE nodes ADD COLUMN number int GENERATED ALWAYS AS IDENTITY,"
+        " ADD COLUMN key_hash text, ADD COLUMN was text UNIQUE"
+    )
+    for table, column, then in (
+        ("vms", "node", ""),
+        ("node_leases", "node", " ON DELETE CASCADE"),
+        ("node_signs", "node", " ON DELETE CASCADE"),
+        ("node_signs", "seen_by", " ON DELETE CASCADE"),
+        ("volume_leftovers", "node", " ON DELETE CASCADE"),
+    ):
+        op.execute(
+            f"ALTER TABLE {table} DROP CONSTRAINT {table}_{column}_fkey, ADD CONSTRAINT {table}_{column}_fkey"
+            f" FOREIGN KEY ({column}) REFERENCES nodes ON UPDATE CASCADE{then}"
+        )
+    op.execute(
+        "CREATE OR REPLACE FUNCTION nova_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE'"
+        " AND to_jsonb(OLD) ->> TG_ARGV[1] <> to_jsonb(NEW) ->> TG_ARGV[1]) THEN"
+        " INSERT INTO changes (kind, key) VALUES (TG_ARGV[0], to_jsonb(OLD) ->> TG_ARGV[1]); END IF;"
+        " IF TG_OP <> 'DELETE' THEN INSERT INTO changes (kind, key, body)"
+        " VALUES (TG_ARGV[0], to_jsonb(NEW) ->> TG_ARGV[1], to_jsonb(NEW)); END IF;"
+        " PERFORM pg_notify('nova_feed', ''); RETURN NULL; END $$"
+    )
     for table, kind, key in (
         ("networks", "network", "name"),
         ("security_groups", "security-group", "name"),

@@ -1,0 +1,80 @@
+"""Who a node is: the key with which it joined, and the name that it had before."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.errors import Conflict, NotFound
+from novacron.model.node import Node, NodeSpec, NodeStatus
+from novacron.store import events, nodes
+from novacron.store.database import Connection
+
+ELSEWHERE = (
+    ("volumes", "node"), ("exports", "node"), ("imports", "node"), ("drains", "node"), ("migrations", "source"),
+    ("migrations", "target"),
+)  # fmt: skip
+"""Where nodes are named beside what refers to them, which follows by itself."""
+
+
+async def join(connection: Connection, name: str, key_hash: str) -> None:
+    """Store a node that joins with this key. One whose name is known takes the other's place, unless that is there.
+
+    Raises Conflict.
+    """
+    inserted = await connection.fetchval(
+        "INSERT INTO nodes (name, spec, status, key_hash) VALUES ($1, $2, $3, $4)"
+        " ON CONFLICT DO NOTHING RETURNING name",
+        name, msgspec.to_builtins(NodeSpec()), msgspec.to_builtins(NodeStatus()), key_hash,
+    )  # fmt: skip
+    if not inserted:
+        node = await nodes.get(connection, name, lock=True)
+        if node.status.ready:
+            raise Conflict(
+                f"node {name} is connected", field="name", hint="stop its agent first if this host is to take its place"
+            )
+        await connection.execute("UPDATE nodes SET key_hash = $2, was = NULL WHERE name = $1", name, key_hash)
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
+        raise Conflict(f"{name} was the name of a node until lately", field="name", hint="try again in a moment")
+    message = "joined" if inserted else "another host, or the same one anew, has taken its place"
+    await events.record(connection, "node", name, name, "Joined", message)
+
+
+async def known(connection: Connection, said: str, key_hash: str) -> str | None:
+    """Return the name of the node whose certificate says ``said``; None if it is none any more, or another's by now."""
+    row = await connection.fetchrow("SELECT name, key_hash FROM nodes WHERE name = $1 OR was = $1", said)
+    if row is None or row["key_hash"] not in (None, key_hash):
+        return None
+    return str(row["name"])
+
+
+async def renamed(connection: Connection, name: str) -> None:
+    """A node uses its new name: the one before is free."""
+    await connection.execute("UPDATE nodes SET was = NULL WHERE name = $1 AND was IS NOT NULL", name)
+
+
+async def rename(connection: Connection, name: str, new: str, actor: str) -> Node:
+    """Give a node another name: its agent takes it over when it connects next. Raises NotFound, Conflict."""
+    node = await nodes.get(connection, name, lock=True)
+    if name == new:
+        return node
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1 OR was = $1)", new):
+        raise Conflict(f"a node named {new!r} exists", field="name", hint="choose another name")
+    if await connection.fetchval("SELECT was FROM nodes WHERE name = $1", name):
+        raise Conflict(f"node {name} has not taken its name over yet", hint="wait until its agent is connected")
+    for what, sql in (
+        ("takes part in a migration", "SELECT 1 FROM migrations WHERE finished_at IS NULL AND $1 IN (source, target)"),
+        ("is being drained", "SELECT 1 FROM drains WHERE finished_at IS NULL AND node = $1"),
+    ):
+        if await connection.fetchval(f"{sql} LIMIT 1", name):
+            raise Conflict(f"node {name} {what}", hint="wait until that is over")
+    status = msgspec.structs.replace(node.status, ready=False, reason="its agent takes its new name over")
+    await connection.execute(
+        "UPDATE nodes SET name = $2, was = $1, status = $3 WHERE name = $1", name, new, msgspec.to_builtins(status)
+    )
+    for table, column in ELSEWHERE:
+        await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", name, new)
+    await events.record(connection, "node", new, new, "Renamed", f"its name was {name}", actor)
+    found = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1", new)
+    if found is None:
+        raise NotFound(f"there is no node {new!r}")
+    return msgspec.convert(dict(found), Node)

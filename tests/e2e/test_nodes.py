@@ -1,0 +1,74 @@
+"""Nodes that are called otherwise, and nodes whose place another host takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import boot, delete, until_settled, watching
+
+
+def ready(victim: Platform, name: str) -> bool:
+    return any(node["name"] == name and node["status"]["ready"] for node in victim.client.list("nodes"))
+
+
+def test_a_node_is_called_otherwise_while_its_vms_go_on(victim: Platform) -> None:
+    vm = boot(victim, "guest", 31, node="host-b", memory_mib=128)
+    volume = victim.client.create_volume("of-b", size_mib=8, node="host-b")
+    for name, says in (("host-a", "exists"), ("X", "name: "), ("vm-aaaaaaaaaaaaaaaa", "form of an id")):
+        refused = victim.cli("node", "rename", "host-b", name, check=False)
+        assert refused.returncode in (2, 4) and says in refused.stderr
+    with watching(victim, 31) as client:
+        victim.cli("node", "rename", "host-b", "east-1")
+        until(lambda: ready(victim, "east-1"), "it is there under its new name")
+        assert [node["name"] for node in victim.client.list("nodes")] == ["east-1", "host-a"]
+        victim.agents["host-b"].kill()
+        victim.agents["host-b"].start()  # under its old --name: what counts is its certificate
+        until(lambda: victim.client.get("vms", vm["id"])["node"] == "east-1", "its VM is there")
+        assert victim.client.get("volumes", volume["id"])["node"] == "east-1"
+        until(lambda: victim.client.get("vms", vm["id"])["status"]["state"] == "running", "it runs")
+        victim.cli("vm", "migrate", "guest", "--to", "host-a", "--wait")
+        victim.cli("vm", "migrate", "guest", "--to", "east-1", "--wait")
+        now = client.last
+        until(lambda: client.last > now + 20, "the guest counts on")
+        assert client.broken is None and client.missing_numbers() == 0
+    victim.cli("node", "rename", "east-1", "host-b")
+    until(lambda: ready(victim, "host-b"), "it has its name back")
+    assert until_settled(victim, vm)["status"]["crashes"] == 0
+    reasons = [event["reason"] for event in victim.client.list("events", object="host-b")]
+    assert "Renamed" in reasons
+    victim.client.delete("volumes", volume["id"])
+    delete(victim, vm)
+
+
+def test_a_host_takes_the_place_of_one_that_is_gone_and_makes_up_no_disks(victim: Platform) -> None:
+    vm = boot(victim, "lost", 32, node="host-b", memory_mib=128, image="disk")
+    state = victim.directory / "host-b" / "agent"
+    agent = victim.agents["host-b"]
+    agent.kill()
+    token = victim.client.join_token("host-b")
+    away = Path(f"{state}-old")
+    state.rename(away)
+    agent.start("--join", token)
+    until(lambda: not agent.running, "it is refused while the other one seems to be there", 40)
+    assert "is connected" in agent.log.read_text()
+    victim.wait_node("host-b", ready=False)
+    agent.start("--join", victim.client.join_token("host-b"))
+    victim.wait_node("host-b")
+    reason = victim.wait_state(vm["id"], "failed")["status"]["reason"]
+    assert "its disk is not here" in reason and not (state / "vms" / vm["id"] / "disk.qcow2").exists()
+    agent.stop()
+    new = Path(f"{state}-new")
+    state.rename(new)
+    away.rename(state)
+    since = len(victim.server.log.read_text())
+    agent.start()
+    until(lambda: "has taken its place" in agent.log.read_text(), "the old one is turned away")
+    assert "agent connected" not in victim.server.log.read_text()[since:]
+    agent.stop()
+    victim.kill_qemu(vm)
+    state.rename(away)
+    new.rename(state)
+    agent.start()
+    victim.wait_node("host-b")
+    delete(victim, vm)
