@@ -7,18 +7,22 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.guest import CounterClient
-from lab.hosts import Host, run
+from lab.hosts import WAN_DEVICE, Host, run
 from lab.platform import Platform, until
 from novacron.agent.networks import Networks
 from novacron.agent.settings import Settings
-from novacron.net import dnsmasq
+from novacron.model.network import VNI_BASE
+from novacron.net import dnsmasq, wireguard
+from novacron.net.overlay import VXLAN_PORT
 from tests.e2e.conftest import delete, until_settled
 from tests.integration.test_snapshots import answers, shell
 
@@ -235,3 +239,44 @@ def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: 
         victim.client.act("nodes", "host-a", "uncordon")
     reasons = [event["reason"] for event in victim.client.list("events", object="lan")]
     assert reasons.count("GatewayMoved") == 2
+
+
+def packets(host: Host, seconds: float) -> set[int]:
+    """Return the UDP ports to which a host sends over the WAN meanwhile."""
+    sniffer = host.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)))
+    sniffer.bind((WAN_DEVICE, 3))
+    sniffer.settimeout(0.2)
+    ports: set[int] = set()
+    deadline = time.monotonic() + seconds
+    with sniffer:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                data, (_, _, kind, *_) = sniffer.recvfrom(2048)
+                if kind == socket.PACKET_OUTGOING and data[9] == socket.IPPROTO_UDP:
+                    port, vni = int.from_bytes(data[22:24], "big"), int.from_bytes(data[32:35], "big")
+                    if port != VXLAN_PORT or vni >= VNI_BASE:  # the lab's own bridge has a tunnel, too
+                        ports.add(port)
+    return ports
+
+
+def test_what_goes_to_another_site_is_encrypted(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    host_a = victim.lab.hosts[0]
+    ping = f"ping -c 3 -W 2 {address(b)}"
+    with ThreadPoolExecutor(1) as aside:
+        heard = aside.submit(packets, host_a, 3)
+        assert reaches(victim, a, ping)
+        assert VXLAN_PORT in heard.result(), "within a site it is not"
+        victim.client.configure_node("host-b", site="far")
+        until(lambda: "novawg" in run(*host_a.prefix, "ls", NET), "both have what encrypts")
+        until(lambda: reaches(victim, a, ping), "they find each other again", 60)
+        until(lambda: VXLAN_PORT not in packets(host_a, 1), "nothing goes in clear")
+        heard = aside.submit(packets, host_a, 3)
+        assert reaches(victim, a, ping)
+        assert VXLAN_PORT not in (ports := heard.result()) and wireguard.PORT in ports
+    assert reaches(victim, b, "nslookup lan-a.lan.internal")
+    victim.cli("vm", "migrate", "lan-a", "--to", "host-b", "--wait")
+    assert reaches(victim, b, f"ping -c 3 -W 2 {address(a)}")
+    victim.client.configure_node("host-b", site="default")
+    until(lambda: "novawg" not in run(*host_a.prefix, "ls", NET), "it is taken away again")
+    until(lambda: reaches(victim, b, "ping -c 1 -W 2 10.20.0.1"), "its gateway is there", 60)

@@ -15,7 +15,7 @@ from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
-from novacron.net import tap
+from novacron.net import tap, wireguard
 from novacron.qemu import abilities, firmware, probe
 from novacron.telemetry import logs
 
@@ -60,6 +60,9 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
         missing.append("the agent is not root: its VMs are not kept apart from each other, nor from its own files")
     lacks = ["no networks of VMs: the agent is not root"] if os.geteuid() != 0 else networks.lacks()
     missing += lacks
+    unencrypted = None if lacks else await asyncio.to_thread(wireguard.lacks)
+    missing += [unencrypted] if unencrypted else []
+    may_encrypt = not lacks and unencrypted is None
     if settings.bridge is None:
         missing.append("no bridge: VMs have QEMU's user-mode network, and no address that others can reach")
     elif not tap.is_bridge(settings.bridge):
@@ -84,6 +87,7 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
         machines=can.machines,
         networks=not lacks,
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
+        wireguard=wireguard.public_key(settings.wireguard_key) if may_encrypt else "",
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),
     )
     return inventory, images

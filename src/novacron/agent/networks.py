@@ -19,9 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from novacron.agent.settings import Settings
-from novacron.model.network import NetworkKind, NetworkOnNode, gateway_address, service_address
+from novacron.model.network import MTU_DEFAULT, NetworkKind, NetworkOnNode, gateway_address, service_address
 from novacron.model.vm import mac_address, tap_name
-from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap
+from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 
@@ -93,8 +93,8 @@ class Networks:
     """All networks of this node."""
 
     def __init__(self, settings: Settings) -> None:
-        self._instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
-        self._table = f"novacron_{self._instance}"
+        self.instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
+        self._table = f"novacron_{self.instance}"
         self._settings = settings
         self._wanted: tuple[NetworkOnNode, ...] | None = None
         self._settled: dict[str, NetworkOnNode] = {}
@@ -109,7 +109,7 @@ class Networks:
     @property
     def prefix(self) -> str:
         """With what the names of this agent's namespaces begin."""
-        return f"novacron-{self._instance}-"
+        return f"novacron-{self.instance}-"
 
     def tell(self, wanted: tuple[NetworkOnNode, ...]) -> None:
         self._wanted = wanted
@@ -179,13 +179,25 @@ class Networks:
         self._arrived = {address: until for address, until in self._arrived.items() if until > now}
         arrived = {address: until - now for address, until in self._arrived.items()}
         arrived |= dict.fromkeys(self._arriving, ARRIVING_S)
-        local = tunnel_address(self._settings)
+        own = tunnel_address(self._settings)
+        hosts = {peer.host for told in wanted for peer in told.peers}
+        addresses = {host: found for host in hosts if (found := _resolved(host)) is not None}
         failed: dict[str, str] = {}
         tunnels: list[tuple[int, list[str]]] = []
+        try:
+            self._settle_encryption(wanted, addresses, own)
+        except NetworkFailed as error:
+            failed[""] = str(error)
         for told in wanted:
             if told.spec.kind is not NetworkKind.OVERLAY:
                 continue
-            peers = [found for peer in told.peers if (found := _resolved(peer)) is not None]
+            peers = [
+                overlay.encrypted_address(peer.number) if peer.key else addresses[peer.host]
+                for peer in told.peers
+                if peer.host in addresses
+            ]
+            # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
+            local = None if any(peer.key for peer in told.peers) else own
             tunnels.append((told.vni, peers))
             try:
                 self._settle_overlay(told, local, peers, arrived)
@@ -206,6 +218,18 @@ class Networks:
                 log.warning("a network is not as it should be", network=name, error=why)
         self._failed = failed
         return bool(failed)
+
+    def _settle_encryption(self, wanted: tuple[NetworkOnNode, ...], addresses: dict[str, str], own: str | None) -> None:
+        name = f"{router.ENCRYPTED[:-1]}{self.instance}"
+        peers = sorted({peer for told in wanted for peer in told.peers if peer.key}, key=lambda peer: peer.number)
+        if peers:
+            mtu = (None if own is None else tap.mtu_at(own)) or MTU_DEFAULT
+            wireguard.settle(
+                name, self._settings.wireguard_key, wanted[0].node_number, peers, addresses, mtu,
+                RUN_DIR / f"{self.instance}.wireguard",
+            )  # fmt: skip
+        else:
+            wireguard.remove(name)
 
     def _settle_overlay(
         self, told: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float]
@@ -228,7 +252,7 @@ class Networks:
         if not tunnels and not gateways:
             firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
             return
-        forwarded = router.forward(RUN_DIR / f"{self._instance}.forwards") if gateways else True
+        forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
         only_between = None if forwarded else tap.bridges()
         firewall.nft(router.host_script(self._table, gateways, tunnels, only_between=only_between))
         for told in gateways:
@@ -266,12 +290,13 @@ class Networks:
 
     def directory(self, network: str) -> Path:
         """Return where the files of a network's DHCP and DNS are."""
-        return RUN_DIR / f"{self._instance}-{network}"
+        return RUN_DIR / f"{self.instance}-{network}"
 
 
 def remove_all(state_dir: Path) -> None:
     """Remove every network of the agent that works in this directory. Raises NetworkFailed."""
     networks = Networks(Settings(state_dir, state_dir, ""))
+    (RUN_DIR / f"{networks.instance}.wireguard").unlink(missing_ok=True)
     for name in namespace.all(networks.prefix):
         directory = RUN_DIR / name.removeprefix("novacron-")
         dnsmasq.end(directory)

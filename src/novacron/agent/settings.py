@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True):
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
     @property
+    def wireguard_key(self) -> Path:
+        return self.state_dir / "wireguard.key"
+
+    @property
     def lease_path(self) -> Path:
         return self.state_dir / "lease"
 

@@ -13,6 +13,7 @@ from novacron.api import reply
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.network import (
+    Encryption,
     FloatingAddress,
     Forward,
     InterfaceName,
@@ -45,9 +46,10 @@ class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
     bridge: InterfaceName | None = None
     vlan: VlanId | None = None
     mtu: int | None = None
+    encryption: Encryption = Encryption.BETWEEN_SITES
 
     def spec(self) -> NetworkSpec:
-        return NetworkSpec(self.kind, self.subnet, self.nat, self.nameservers, self.bridge, self.vlan)
+        return NetworkSpec(self.kind, self.subnet, self.nat, self.nameservers, self.encryption, self.bridge, self.vlan)
 
 
 class CreateSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):

@@ -41,6 +41,7 @@ DETAILS: Columns = {
     **NETWORKS,
     "NAT": lambda n: "yes" if n["spec"]["nat"] else "no",
     "NAMESERVERS": lambda n: n["spec"]["nameservers"],
+    "ENCRYPTION": lambda n: n["spec"]["encryption"],
     "NUMBER": lambda n: n["number"],
 }
 GROUPS: Columns = {
@@ -108,13 +109,16 @@ def create(
     nameserver: Annotated[list[str] | None, typer.Option(help="for names outside of it; can be repeated")] = None,
     bridge: Annotated[str | None, typer.Option(help="use this bridge of the hosts instead")] = None,
     vlan: Annotated[int | None, typer.Option(help="tag of its frames on that bridge")] = None,
+    encryption: Annotated[
+        str, typer.Option(help="of what goes between nodes: between-sites, always or never")
+    ] = "between-sites",
     mtu: Annotated[int | None, typer.Option(help="in bytes; what all nodes carry if not given")] = None,
 ) -> None:
     """Create a network: one of its own over all nodes, or one that is on a bridge of the hosts."""
     with output.errors():
         made = Client().create_network(
             name, kind="overlay" if bridge is None else "bridge", subnet=subnet, nat=nat, nameservers=nameserver,
-            bridge=bridge, vlan=vlan, mtu=mtu,
+            encryption=encryption, bridge=bridge, vlan=vlan, mtu=mtu,
         )  # fmt: skip
         print(f"{made['name']}: {made['spec']['subnet'] or _bridge(made['spec'])}, MTU {made['mtu']}")
 

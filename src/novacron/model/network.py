@@ -17,6 +17,8 @@ from novacron.model.errors import InvalidInput, NoCapacity
 
 TUNNEL_BYTES = 50
 """Of each packet, what VXLAN over IPv4 takes (RFC 7348, section 5)."""
+WIREGUARD_BYTES = 80
+"""... and what WireGuard takes besides, over IPv6 too."""
 MTU_MIN, MTU_DEFAULT = 576, 1500
 PREFIX_MIN, PREFIX_MAX = 16, 29
 VNI_BASE = 0x4E0000
@@ -41,6 +43,16 @@ class NetworkKind(StrEnum):
     """A bridge that the hosts have already."""
 
 
+class Encryption(StrEnum):
+    """What of an overlay is encrypted on its way between nodes."""
+
+    BETWEEN_SITES = "between-sites"
+    """What goes from one site to another, where both nodes can."""
+    ALWAYS = "always"
+    """All; its VMs can only be on nodes that can."""
+    NEVER = "never"
+
+
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the user asked for. It does not change: guests have been told of it."""
 
@@ -51,6 +63,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Guests reach what their gateway's host reaches, under that host's address."""
     nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
     """Where names outside the network are looked up; none: where each node does."""
+    encryption: Encryption = Encryption.BETWEEN_SITES
     bridge: InterfaceName | None = None
     vlan: VlanId | None = None
     """Frames of its VMs have this tag on the bridge, which has to filter VLANs."""
@@ -276,6 +289,14 @@ class Entrance(msgspec.Struct, frozen=True):
     guest_port: int
 
 
+class NetworkPeer(msgspec.Struct, frozen=True):
+    """Another node that has a network. ``key``: with which what goes there is encrypted; empty: it is not."""
+
+    host: str
+    number: int
+    key: str = ""
+
+
 class NetworkOnNode(msgspec.Struct, frozen=True):
     """All that a node has to know of a network."""
 
@@ -286,8 +307,7 @@ class NetworkOnNode(msgspec.Struct, frozen=True):
     node_number: int
     """Makes the node's own address in the network."""
     is_gateway: bool
-    peers: tuple[str, ...]
-    """Where the other nodes that have it are."""
+    peers: tuple[NetworkPeer, ...]
     names: tuple[tuple[str, str, str], ...]
     """MAC address, address and name of every VM in it."""
     interfaces: tuple[Interface, ...]

@@ -71,6 +71,8 @@ class Inventory(msgspec.Struct, frozen=True):
     """It can have networks of VMs."""
     bridges: tuple[str, ...] = ()
     """Of this host, for VMs."""
+    wireguard: str = ""
+    """Its public key, if networks can be encrypted there."""
     tunnel_mtu: int = 1500
     """What the way to other nodes carries, in bytes."""
 

@@ -17,7 +17,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.constraints import Effect, Scope
 from novacron.model.cpu import named
-from novacron.model.network import TUNNEL_BYTES, Network, NetworkKind
+from novacron.model.network import TUNNEL_BYTES, Encryption, Network, NetworkKind
 from novacron.model.node import Inventory, Load, Node, holds
 from novacron.model.vm import VmSpec, VmStatus
 
@@ -366,6 +366,8 @@ def _lacks(has: Inventory, network: Network) -> str | None:
         return "it lacks what networks need, see what it misses"
     if network.spec.kind is NetworkKind.BRIDGE:
         return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
+    if network.spec.encryption is Encryption.ALWAYS and not has.wireguard:
+        return "it can't encrypt it, see what it misses"
     carries = has.tunnel_mtu - TUNNEL_BYTES
     return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None
 

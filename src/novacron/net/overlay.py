@@ -25,6 +25,8 @@ IFA_F_NOPREFIXROUTE, RT_SCOPE_LINK = 0x200, 253
 LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 TRANSIT = ipaddress.IPv4Network("100.127.0.0/16")
 """Between a network and the host of its gateway."""
+RANGE = ipaddress.IPv4Network("100.126.0.0/16")
+"""Of nodes, as others see them through what encrypts."""
 NEXT_HOP = str(TRANSIT[-2])
 """What a network takes for its router: the host has it at its end of each."""
 FLOOD = "00:00:00:00:00:00"
@@ -33,6 +35,11 @@ FLOOD = "00:00:00:00:00:00"
 def node_address(number: int) -> str:
     """Return a node's own address in every network."""
     return str(LINK_LOCAL[number])
+
+
+def encrypted_address(number: int) -> str:
+    """Return a node's address for those that encrypt what they send it."""
+    return str(RANGE[number])
 
 
 def transit_address(number: int) -> str:
@@ -157,7 +164,7 @@ def _flood(peers: Iterable[str]) -> None:
 
 def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
     """Make this host's end of the tunnel: its packets are the host's, its frames are in the namespace."""
-    if namespace.within(name, _has_tunnel):
+    if namespace.within(name, lambda: _has_tunnel(local)):
         return
     with (namespace.ROOT / name).open() as file, netlink() as ip:
         here = {} if local is None else {"vxlan_local": local}
@@ -167,9 +174,17 @@ def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
         )  # fmt: skip
 
 
-def _has_tunnel() -> bool:
+def _has_tunnel(local: str | None) -> bool:
+    """Say whether the tunnel's end is there as it should be; one that is not is taken away."""
     with netlink() as ip:
-        return index(ip, TUNNEL) is not None
+        found = index(ip, TUNNEL)
+        if found is None:
+            return False
+        data = ip.get_links(found)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+        if data.get_attr("IFLA_VXLAN_LOCAL") == local:
+            return True
+        ip.link("del", index=found)
+        return False
 
 
 def settle(name: str, told: NetworkOnNode, local: str | None, peers: Iterable[str]) -> None:

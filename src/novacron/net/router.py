@@ -21,6 +21,7 @@ from novacron.net.firewall import GATEWAY_MAC, nft
 from novacron.net.overlay import (
     GATEWAY,
     NEXT_HOP,
+    RANGE,
     RT_SCOPE_LINK,
     TRANSIT,
     UPLINK,
@@ -34,6 +35,7 @@ from novacron.net.tap import netlink
 
 TABLE = "novacron"
 OUTSIDE = "novagw*"
+ENCRYPTED = "novawg*"
 ETH_P_ARP = 0x0806
 NTF_PROXY = 8
 
@@ -119,6 +121,7 @@ def host_script(
             f'  iifname "{OUTSIDE}" ct state established,related accept',
             f'  iifname "{OUTSIDE}" icmp type echo-request accept',
             f'  iifname "{OUTSIDE}" drop',
+            f'  ip saddr {RANGE} iifname != "{ENCRYPTED}" drop',
             *foreign,
             " }",
             " chain through { type filter hook forward priority 0; policy accept;",

@@ -63,8 +63,11 @@ PEERS_S = 1.0
 """How often nodes are told of others, at most."""
 
 
-NETWORKING = frozenset({"vm", "migration", "network", "security-group", "floating-address", "forward"})
+NETWORKING = frozenset({"vm", "node", "migration", "network", "security-group", "floating-address", "forward"})
 """Changes of these may be ones of networks, which more nodes have than those that they name."""
+
+
+DEFECT_RETRY_S = 5.0
 
 
 class _Wiring(NamedTuple):
@@ -118,6 +121,8 @@ class Link:
         self._peers_changed = asyncio.Event()
         self._wired: dict[str, _Wiring] = {}
         """VMs that have changed since this process began."""
+        self._reached: dict[str, tuple[str, str | None, str | None]] = {}
+        """How nodes are reached by others."""
         self._phases: dict[str, str] = {}
         """Of migrations."""
 
@@ -192,6 +197,14 @@ class Link:
             case "migration":
                 self._phases.pop(change.key, None)
                 return
+            case "node" if body is not None:
+                has = body["status"]["inventory"] or {}
+                reached = body["spec"]["site"], has.get("dwcp_endpoint"), has.get("wireguard")
+                if self._reached.get(change.key) == reached:
+                    return
+                self._reached[change.key] = reached
+            case "node":
+                self._reached.pop(change.key, None)
             case "network":
                 names = frozenset({change.key})
                 if body is not None and body["gateway"] in self._sessions:
@@ -420,6 +433,10 @@ class Link:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.dirty.set()
                 await asyncio.sleep(1)
+            except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
+                log.exception("defect while telling a node what to do", node=session.node)
+                session.dirty.set()
+                await asyncio.sleep(DEFECT_RETRY_S)
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from novacron.model.network import (
+    Encryption,
     Entrance,
     Interface,
     NetworkKind,
     NetworkOnNode,
+    NetworkPeer,
     NicSpec,
     Passing,
     Protocol,
@@ -22,23 +24,34 @@ from novacron.store import networks
 from novacron.store.database import Connection
 from novacron.store.fleet import PLACED
 
+HOSTS = """
+    SELECT name, number, spec ->> 'site' AS site, status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint,
+           coalesce(status -> 'inventory' ->> 'wireguard', '') AS key
+    FROM nodes
+"""
+
+
+def _peer(own: Any, other: Any, encryption: Encryption) -> NetworkPeer:
+    far = encryption is Encryption.ALWAYS or (encryption is Encryption.BETWEEN_SITES and own["site"] != other["site"])
+    key = other["key"] if far and own["key"] else ""
+    return NetworkPeer(other["endpoint"].rpartition(":")[0], other["number"], key)
+
 
 async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...]:
     """Return every network that a node has to have: those of its VMs, and those that it is the gateway of."""
-    number = await connection.fetchval("SELECT number FROM nodes WHERE name = $1", node)
+    hosts = {row["name"]: row for row in await connection.fetch(HOSTS)}
     found = await connection.fetch(
         f"SELECT * FROM networks WHERE gateway = $1 OR name IN (SELECT network FROM nics"
         f" JOIN ({PLACED}) placed ON placed.id = nics.vm WHERE placed.node = $1) ORDER BY name",
         node,
     )
-    if number is None or not found:
+    if node not in hosts or not found:
         return ()
     names = [row["name"] for row in found]
     rows = await connection.fetch(
-        f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.mac, vms.name, placed.node, vms.spec,"
-        f" nodes.status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint"
+        f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.mac, vms.name, placed.node, vms.spec"
         f" FROM nics JOIN vms ON vms.id = nics.vm LEFT JOIN ({PLACED}) placed ON placed.id = nics.vm"
-        f" LEFT JOIN nodes ON nodes.name = placed.node WHERE nics.network = ANY($1) ORDER BY vms.name, nics.number",
+        f" WHERE nics.network = ANY($1) ORDER BY vms.name, nics.number",
         names,
     )
     of: dict[str, list[Any]] = defaultdict(list)
@@ -50,10 +63,8 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
     for row in found:
         network = networks.network_of(row)
         members = of[network.name]
-        endpoints = {one["endpoint"] for one in members if one["node"] != node and one["endpoint"]}
+        others = {str(name) for name in (network.gateway, *(one["node"] for one in members)) if name}
         is_gateway = network.gateway == node
-        if network.gateway is not None and not is_gateway:
-            endpoints.add(await _endpoint(connection, network.gateway))
         floating, entrances = await _ways_in(connection, network.name) if is_gateway else ((), ())
         told.append(
             NetworkOnNode(
@@ -61,9 +72,13 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 network.spec,
                 network.number,
                 network.mtu,
-                number,
+                hosts[node]["number"],
                 is_gateway,
-                tuple(sorted({one.rpartition(":")[0] for one in endpoints if one})),
+                tuple(
+                    _peer(hosts[node], hosts[other], network.spec.encryption)
+                    for other in sorted(others & hosts.keys() - {node})
+                    if hosts[other]["endpoint"]
+                ),
                 tuple(sorted({(one["mac"], one["address"], one["name"]) for one in members if one["address"]})),
                 tuple(
                     Interface(one["vm"], one["number"], one["mac"], one["address"], _passing(_nic(one), groups))
@@ -79,13 +94,6 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
 
 def _nic(row: Any) -> NicSpec:
     return msgspec.convert(row["spec"]["nics"][row["number"]], NicSpec)
-
-
-async def _endpoint(connection: Connection, node: str) -> str:
-    found = await connection.fetchval(
-        "SELECT status -> 'inventory' ->> 'dwcp_endpoint' FROM nodes WHERE name = $1", node
-    )
-    return found or ""
 
 
 async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tuple[Passing, ...]]:

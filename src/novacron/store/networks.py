@@ -14,6 +14,8 @@ from novacron.model.network import (
     MTU_DEFAULT,
     MTU_MIN,
     TUNNEL_BYTES,
+    WIREGUARD_BYTES,
+    Encryption,
     Network,
     NetworkKind,
     NetworkSpec,
@@ -62,7 +64,10 @@ async def create(connection: Connection, name: str, spec: NetworkSpec, mtu: int 
     if spec.subnet is not None:
         spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
     narrowest = min((tunnel_mtu(node) for node in every if node.status.inventory), default=MTU_DEFAULT)
-    most = narrowest - TUNNEL_BYTES if spec.kind is NetworkKind.OVERLAY else MTU_DEFAULT
+    sites = {node.spec.site for node in every}
+    encrypted = spec.encryption is Encryption.ALWAYS or (spec.encryption is not Encryption.NEVER and len(sites) > 1)
+    takes = TUNNEL_BYTES + (WIREGUARD_BYTES if encrypted else 0)
+    most = narrowest - takes if spec.kind is NetworkKind.OVERLAY else MTU_DEFAULT
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"an MTU of {mtu} does not fit the nodes: {MTU_MIN} to {most}", field="mtu")
     used = {one.number for one in others}

@@ -1,0 +1,139 @@
+"""What encrypts networks between nodes: one WireGuard interface a host, in the kernel or by wireguard-go(8).
+
+The keys of peers come from the control plane. A peer may send under its own address in ``RANGE`` alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from novacron.model.network import WIREGUARD_BYTES, NetworkPeer
+from novacron.net.overlay import RANGE, encrypted_address, index, refusals
+from novacron.net.tap import NetworkFailed, netlink
+
+PORT = 51820
+TOOL, DAEMON = "wg", "wireguard-go"
+APPEAR_S, LOOK_S, TIMEOUT_S = 5.0, 0.02, 10.0
+KEEPALIVE_S = 25
+
+
+def _in_kernel() -> bool:
+    """Say whether the kernel has WireGuard."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    name = f"nwgtry{os.getpid() % 100_000}"
+    with contextlib.suppress(NetlinkError), netlink() as ip:
+        ip.link("add", ifname=name, kind="wireguard")
+        ip.link("del", index=index(ip, name))
+        return True
+    return False
+
+
+def lacks() -> str | None:
+    """Say why networks between sites can't be encrypted here, or None if they can."""
+    if shutil.which(TOOL) is None:
+        return "networks between sites are not encrypted: apt-get install wireguard-tools"
+    if shutil.which(DAEMON) is None and not _in_kernel():
+        return "networks between sites are not encrypted: this kernel has no WireGuard; apt-get install wireguard-go"
+    return None
+
+
+def public_key(path: Path) -> str:
+    """Return the public key of this host, whose private key is in a file that only root reads; made if need be."""
+    if not path.exists():
+        raw = X25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+        )
+        scratch = path.with_suffix(".new")
+        scratch.unlink(missing_ok=True)
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(base64.b64encode(raw))
+            os.fsync(descriptor)
+        scratch.rename(path)
+    private = X25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes()))
+    raw = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return base64.b64encode(raw).decode()
+
+
+def config(private: str, peers: Sequence[NetworkPeer], addresses: dict[str, str]) -> str:
+    """Return what wg(8) is told. ``addresses`` are those of the peers' hosts."""
+    lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {PORT}"]
+    for peer in peers:
+        if peer.host in addresses:
+            lines += [
+                "[Peer]", f"PublicKey = {peer.key}", f"AllowedIPs = {encrypted_address(peer.number)}/32",
+                f"Endpoint = {addresses[peer.host]}:{PORT}", f"PersistentKeepalive = {KEEPALIVE_S}",
+            ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def settle(
+    name: str, key: Path, number: int, peers: Sequence[NetworkPeer], addresses: dict[str, str], mtu: int, file: Path
+) -> None:
+    """Have the interface ``name`` with these peers. ``mtu``: of the way to them. Raises NetworkFailed."""
+    with refusals("can't encrypt networks"):
+        with netlink() as ip:
+            made = index(ip, name) is not None
+        if not made:
+            _make(name)
+        text = config(key.read_text(), peers, addresses)
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not made or not file.exists() or file.read_text() != text:
+            file.unlink(missing_ok=True)
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+                out.write(text)
+            _run([TOOL, "syncconf", name, str(file)])
+        with netlink() as ip:
+            device = index(ip, name)
+            ip.link("set", index=device, mtu=mtu - WIREGUARD_BYTES, state="up")
+            ip.addr("replace", index=device, address=encrypted_address(number), prefixlen=RANGE.prefixlen)
+
+
+def _make(name: str) -> None:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with contextlib.suppress(NetlinkError), netlink() as ip:
+        ip.link("add", ifname=name, kind="wireguard")
+        return
+    try:
+        subprocess.Popen(
+            [DAEMON, "-f", name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, cwd="/", env={"PATH": os.environ.get("PATH", ""), "LOG_LEVEL": "error"},
+        )  # fmt: skip
+    except OSError as error:
+        raise NetworkFailed(f"{DAEMON} does not start: {error}") from error
+    deadline = time.monotonic() + APPEAR_S
+    while time.monotonic() < deadline:
+        with netlink() as ip:
+            if index(ip, name) is not None and Path(f"/var/run/wireguard/{name}.sock").exists():
+                return
+        time.sleep(LOOK_S)
+    raise NetworkFailed(f"{DAEMON} has made no interface within {APPEAR_S:.0f} s")
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NetworkFailed(f"{arguments[0]} does not work: {error}") from error
+    if done.returncode != 0:
+        raise NetworkFailed(f"{arguments[0]} refuses: {done.stderr.strip()[:300]}")
+
+
+def remove(name: str) -> None:
+    """Take the interface away; its daemon ends with it. One that is not there is no error. Raises NetworkFailed."""
+    with refusals("can't take WireGuard's interface away"), netlink() as ip:
+        found = index(ip, name)
+        if found is not None:
+            ip.link("del", index=found)
