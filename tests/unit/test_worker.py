@@ -11,7 +11,7 @@ from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
 from novacron.agent.networks import Networks
 from novacron.agent.settings import Settings
-from novacron.agent.turns import Turns
+from novacron.agent.turns import Precedence, Turns
 from novacron.agent.volumes import Pools
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
@@ -42,6 +42,7 @@ def worker(tmp_path: Path) -> Worker:
         aside=lambda work: work.close(),
         pools=Pools(settings),
         turns=Turns(4),
+        precedence=Precedence(),
         lease=NodeLease(settings.lease_path),
         networks=Networks(settings),
         send=said.append,

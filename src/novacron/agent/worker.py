@@ -28,7 +28,7 @@ from novacron.agent.pages import Neighbour, Pages, Tenant
 from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
-from novacron.agent.turns import Turns
+from novacron.agent.turns import Precedence, Turns
 from novacron.agent.volumes import Pools
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
@@ -78,6 +78,7 @@ class Host(msgspec.Struct):
     pools: Pools
     turns: Turns
     """Of VMs that start."""
+    precedence: Precedence
     lease: NodeLease
     networks: Networks
     send: Callable[[wire.Message], None]
