@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import asyncpg
 import pytest
 
 from lab.platform import Platform, until
@@ -86,3 +88,39 @@ def test_many_creates_at_once_fill_nodes_and_overfill_none(site: Platform, api: 
     gone = next(vm for vm in site.client.list("vms") if vm["node"] == "host-b")
     site.client.delete("vms", gone["id"])
     until(lambda: counts() == {"host-a": 30, "host-b": 30, None: 39}, "the next one takes its place", 30)
+
+
+def test_a_vm_with_devices_waits_for_a_node_that_gives_them_and_stays_there_while_it_runs(
+    site: Platform, api: Api, new_vm: NewVm
+) -> None:
+    address = "0000:01:00.0"
+    assert api("PATCH", "/api/v1/nodes/host-a", {"passthrough": ["01:00.0"]}).problem["field"] == "passthrough"
+    site.cli("node", "set", "host-a", "--passthrough", address)
+    assert site.client.get("nodes", "host-a")["spec"]["passthrough"] == [address]
+    site.cli("node", "set", "host-a", "--passthrough", f"{address}-")
+    assert site.client.get("nodes", "host-a")["spec"]["passthrough"] == []
+    vm = new_vm(devices=["8086:10fb"], memory_mib=64)
+    until(
+        lambda: "no devices 8086:10fb" in site.client.get("vms", vm["id"])["status"]["reason"], "it says what it lacks"
+    )
+    vm = site.wait_state(new_vm(image="disk", memory_mib=128)["id"], "running")
+    # There is no such device here: let the database say that it has one.
+    asyncio.run(pretend(site, vm["id"], '["8086:10fb"]'))
+    for path, body in (
+        (f"vms/{vm['id']}/actions/migrate", {}),
+        (f"vms/{vm['id']}/actions/migrate", {"warm": True}),
+        (f"vms/{vm['id']}/snapshots", {"name": "whole", "memory": True}),
+    ):
+        refused = api("POST", f"/api/v1/{path}", body)
+        assert refused.status == 409 and "has devices of " in refused.problem["detail"]
+    asyncio.run(pretend(site, vm["id"], "[]"))
+
+
+async def pretend(site: Platform, vm: str, devices: str) -> None:
+    connection = await asyncpg.connect(site.postgres.url)
+    try:
+        await connection.execute(
+            "UPDATE vms SET spec = jsonb_set(spec, '{devices}', $2::jsonb) WHERE id = $1", vm, devices
+        )
+    finally:
+        await connection.close()

@@ -10,6 +10,7 @@ import pytest
 from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
 from novacron.agent.networks import Networks
+from novacron.agent.passthrough import Passthrough
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Precedence, Turns
 from novacron.agent.volumes import Pools
@@ -45,6 +46,7 @@ def worker(tmp_path: Path) -> Worker:
         precedence=Precedence(),
         lease=NodeLease(settings.lease_path),
         networks=Networks(settings),
+        passthrough=Passthrough(),
         send=said.append,
     )
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), host)

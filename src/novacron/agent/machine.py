@@ -18,6 +18,7 @@ import msgspec
 from novacron.agent import firmware_state
 from novacron.agent.home import DISK_LAYER, Home, NoAccount
 from novacron.agent.networks import Networks, Wired
+from novacron.agent.passthrough import Passthrough
 from novacron.agent.settings import Settings
 from novacron.disk import overlay
 from novacron.disk.images import Image
@@ -35,12 +36,13 @@ from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES, DeviceFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-SEED, WIRED = "seed.iso", "interfaces.json"
+SEED, WIRED, DEVICES = "seed.iso", "interfaces.json", "devices.json"
 TPM_START_S, TPM_LOOK_S = 10.0, 0.02
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
 
@@ -60,7 +62,12 @@ class Machine:
     """The process of one VM, if there is one. ``on_event`` is called for QMP events and, as ``EXIT``, at its end."""
 
     def __init__(
-        self, id: str, settings: Settings, networks: Networks, on_event: Callable[[str, dict[str, Any]], None]
+        self,
+        id: str,
+        settings: Settings,
+        networks: Networks,
+        passthrough: Passthrough,
+        on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self.id = id
         self.home = Home(settings.vms_dir / id, settings.uid_base)
@@ -90,6 +97,7 @@ class Machine:
         self._ending: asyncio.Task[None] | None = None
         self._late: list[LateFrames] = []
         self._networks = networks
+        self._passthrough = passthrough
         self._wired: tuple[Wired, ...] | None = None
         self._disk_bytes = 0
         """What its disk is known to have, at least."""
@@ -115,6 +123,9 @@ class Machine:
         if self.pid is None:
             return False
         self.kept = process.is_kept(self.pid)
+        with contextlib.suppress(OSError, ValueError):
+            devices = msgspec.json.decode((self.directory / DEVICES).read_bytes(), type=tuple[str, ...])
+            self._passthrough.has(self.id, devices)
         await self._attach()
         return True
 
@@ -144,6 +155,8 @@ class Machine:
         try:
             machine_type = machine or MACHINES[wanted.spec.firmware]
             await self._spawn(wanted, image, kind, machine_type, uid, volumes, incoming=incoming)
+        except DeviceFailed as error:
+            raise MachineFailed(str(error)) from error
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
@@ -245,6 +258,7 @@ class Machine:
                 secure=spec.firmware is Firmware.UEFI_SECURE,
                 tpm=spec.tpm,
                 cpu=wanted.cpu,
+                devices=await asyncio.to_thread(self._take_devices, wanted, uid),
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
@@ -254,7 +268,10 @@ class Machine:
             arguments = command.command(config, incoming=incoming)
             kept = spec.ha
             if uid is not None:
-                arguments = confine.confined(arguments, confine.account(uid, kind), dies_with_parent=kept)
+                locks = (spec.memory_mib << 20) + MEMLOCK_BESIDE_BYTES if spec.devices else None
+                arguments = confine.confined(
+                    arguments, confine.account(uid, kind), dies_with_parent=kept, memlock_bytes=locks
+                )
             lease = self._settings.lease_path if kept else None
             self.pid = process.spawn(arguments, self.directory, descriptors, lease=lease)
             self.kept = kept
@@ -439,6 +456,16 @@ class Machine:
             log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
         for one in self.wired:
             await asyncio.to_thread(one.delete)
+        await asyncio.to_thread(self._passthrough.leave, self.id)
+
+    def _take_devices(self, wanted: wire.Assignment, uid: int | None) -> tuple[str, ...]:
+        """Take the devices of this host that a VM has. Raises DeviceFailed, OSError."""
+        if not wanted.spec.devices:
+            return ()
+        found = self._passthrough.choose(self.id, wanted.spec.devices, wanted.passthrough)
+        (self.directory / DEVICES).write_bytes(msgspec.json.encode(found))
+        self._passthrough.vfio.bind(found, uid)
+        return found
 
     def has_disk(self) -> bool:
         return (self.directory / DISK_LAYER).exists()

@@ -29,6 +29,7 @@ from novacron.agent.link import Link, Renamed
 from novacron.agent.loads import Loads
 from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages
+from novacron.agent.passthrough import Passthrough
 from novacron.agent.peers import Peers
 from novacron.agent.settings import Settings
 from novacron.agent.turns import Precedence, Turns
@@ -359,6 +360,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             precedence=Precedence(),
             lease=NodeLease(settings.lease_path),
             networks=Networks(settings),
+            passthrough=Passthrough(),
             send=lambda _: None,
         )
         try:

@@ -25,6 +25,7 @@ from novacron.agent.lease import NodeLease
 from novacron.agent.machine import Machine, MachineFailed
 from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages, Tenant
+from novacron.agent.passthrough import Passthrough
 from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
@@ -81,6 +82,7 @@ class Host(msgspec.Struct):
     precedence: Precedence
     lease: NodeLease
     networks: Networks
+    passthrough: Passthrough
     send: Callable[[wire.Message], None]
     """Queue a message for the server; it is dropped while there is no connection."""
 
@@ -91,7 +93,7 @@ class Worker:
     def __init__(self, vm: str, record: Record, host: Host) -> None:
         self.vm = vm
         self.record = record
-        self.machine = Machine(vm, host.settings, host.networks, self._on_event)
+        self.machine = Machine(vm, host.settings, host.networks, host.passthrough, self._on_event)
         self.finished = False
         self.host = host
         self.statement: wire.Statement | None = None

@@ -17,6 +17,7 @@ from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import InvalidInput
+from novacron.model.hardware import PciAddress
 from novacron.model.node import Node, NodeName
 from novacron.model.sharing import Rate, SiteName
 from novacron.model.token import JoinTicket, encode_ticket
@@ -34,6 +35,9 @@ class NodeList(msgspec.Struct):
     revision: int
 
 
+Passthrough = Annotated[tuple[PciAddress, ...], msgspec.Meta(max_length=limits.PASSTHROUGH_MAX)]
+
+
 class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
     """What is not given stays as it is; null takes the limit away."""
 
@@ -44,6 +48,8 @@ class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
     taints: Taints | UnsetType = UNSET
     vcpu_overcommit: Overcommit | UnsetType = UNSET
     memory_overcommit: Overcommit | UnsetType = UNSET
+    passthrough: Passthrough | UnsetType = UNSET
+    """All PCI devices that guests may have."""
     migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
 
 

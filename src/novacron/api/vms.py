@@ -16,6 +16,7 @@ from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.migration import Migration, Policy
 from novacron.model.network import NicSpec, SecurityGroups
 from novacron.model.probe import MoveForeseen
@@ -78,6 +79,7 @@ class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
     own_disk: bool = True
     cpu: CpuKind = CpuKind.BASELINE
     cpu_flags: Annotated[tuple[CpuFlag, ...], msgspec.Meta(max_length=FLAGS_MAX)] = ()
+    devices: Annotated[tuple[PciId, ...], msgspec.Meta(max_length=DEVICES_PER_VM_MAX)] = ()
     nics: Annotated[tuple[NicSpec, ...], msgspec.Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
 
 

@@ -84,6 +84,7 @@ DETAILS: Columns = {
     "INTERFACES": lambda n: [
         f"{i['name']} {i['mtu']}{'' if i['up'] else ' (down)'}" for i in _hardware(n, "interfaces")
     ],
+    "FOR VMS": lambda n: n["spec"]["passthrough"],
     "DEVICES": lambda n: [f"{d['address']} {d['id']} {d['driver']}".strip() for d in _hardware(n, "devices")],
     "CPU": lambda n: (has(n, "cpu") or {}).get("vendor"),
     "CPU FLAGS": lambda n: " ".join((has(n, "cpu") or {}).get("flags", ())),
@@ -151,6 +152,10 @@ def set_(
     ] = None,
     vcpu_overcommit: Annotated[float | None, typer.Option(help="vCPUs for each of its CPUs")] = None,
     memory_overcommit: Annotated[float | None, typer.Option(help="memory for VMs, against what it has")] = None,
+    passthrough: Annotated[
+        list[str] | None,
+        typer.Option(help="address of a PCI device that VMs may have; ADDRESS- takes it back; can be repeated"),
+    ] = None,
     migration_rate: Annotated[
         str | None, typer.Option(help="what migrations from and to it may use together, like 500Mbit; none: no limit")
     ] = None,
@@ -161,6 +166,11 @@ def set_(
         "site": site, "zone": zone, "vcpu_overcommit": vcpu_overcommit, "memory_overcommit": memory_overcommit,
     }  # fmt: skip
     changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    with output.errors():
+        if passthrough is not None:
+            now = set(Client().get("nodes", node)["spec"]["passthrough"])
+            gone = {one[:-1] for one in passthrough if one.endswith("-")}
+            changes["passthrough"] = sorted((now | {one for one in passthrough if not one.endswith("-")}) - gone)
     if migration_rate is not None:
         changes["migration_rate_bytes_per_s"] = None if migration_rate == "none" else output.parse_rate(migration_rate)
     if not changes and not label and not taint:

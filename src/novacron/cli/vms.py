@@ -74,6 +74,7 @@ class Create(TyperCommand):
 SecurityGroup = Annotated[
     list[str] | None, typer.Option(help="of its interfaces in networks; can be repeated", show_default=False)
 ]
+DEVICE_HELP = "a PCI device of its node, such as 8086:10fb, that nodes give to VMs; can be repeated"
 NETWORK_HELP = "an interface in this network, or with this address in it: NETWORK=ADDRESS; can be repeated"
 VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
 MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
@@ -225,6 +226,7 @@ def create(
     cpu_flag: Annotated[
         list[str] | None, typer.Option(help="what it has besides, such as avx2; can be repeated")
     ] = None,
+    device: Annotated[list[str] | None, typer.Option(help=DEVICE_HELP)] = None,
     network: Annotated[list[str] | None, typer.Option(help=NETWORK_HELP)] = None,
     security_group: SecurityGroup = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say where it would be placed, and why")] = False,
@@ -257,6 +259,7 @@ def create(
             "firmware": firmware.value, "display": "vga" if display else "none", "cloud_init": seed or None,
             "ha": ha, "ha_priority": ha_priority, "own_disk": own_disk,
             "cpu": cpu.value, "cpu_flags": cpu_flag or [],
+            "devices": device or [],
             "nics": _nics(network or (), security_group or ()),
             "placement": _placement(require_label, tolerate, affinity, anti_affinity, anti_affinity_scope, spread),
         }  # fmt: skip

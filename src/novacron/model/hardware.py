@@ -10,6 +10,10 @@ from msgspec import Meta
 PciAddress = Annotated[str, Meta(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
 
 
+PciId = Annotated[str, Meta(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]
+DEVICES_PER_VM_MAX = 8
+
+
 class NumaNode(msgspec.Struct, frozen=True):
     """Processors that share a part of the memory."""
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
-from novacron.model.hardware import Hardware
+from novacron.model.hardware import Hardware, PciAddress
 from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
@@ -90,6 +90,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     taints: Taints = ()
     vcpu_overcommit: Overcommit = limits.VCPU_OVERCOMMIT_DEFAULT
     """vCPUs placed for each logical CPU."""
+    passthrough: Annotated[tuple[PciAddress, ...], Meta(max_length=limits.PASSTHROUGH_MAX)] = ()
+    """PCI devices that may be handed to guests."""
     memory_overcommit: Overcommit = 1.0
     """Memory placed for each MiB that VMs may have: more than 1 needs swap, or guests that do not use theirs."""
 

@@ -90,7 +90,7 @@ def places_of(node: Node) -> dict[Scope, str]:
 
 def _grouped(spec: VmSpec) -> bool:
     where = spec.placement
-    return where.affinity is not None or where.anti_affinity is not None or where.spread is not None
+    return (where.affinity, where.anti_affinity, where.spread) != (None, None, None) or bool(spec.devices)
 
 
 def _shape(spec: VmSpec) -> Shape:
@@ -99,7 +99,7 @@ def _shape(spec: VmSpec) -> Shape:
     labels = tuple(sorted(where.labels.items()))
     size = spec.vcpus, spec.memory_mib, spec.disk_mib
     networks = frozenset(nic.network for nic in spec.nics)
-    return spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks, spec.cpu_flags
+    return spec.image, spec.firmware, spec.tpm, size, labels, where.tolerations, networks, spec.cpu_flags, spec.devices
 
 
 class Fleet:
@@ -122,6 +122,8 @@ class Fleet:
             for image in node.status.inventory.images
         }
         self._groups = _Groups()
+        self._devices: dict[str, Counter[str]] = {name: Counter() for name in self.nodes}
+        """Those that VMs have."""
         self._never: dict[Shape, dict[str, str | None]] = {}
         self._may: dict[Shape, list[str]] = {}
         self._scores: dict[Shape, dict[str, tuple[int, float]]] = {}
@@ -179,6 +181,8 @@ class Fleet:
                 continue
             if name == wish.at or name in wish.elsewhere or (together and name not in together):
                 continue
+            if self._taken_devices(wish, name) is not None:
+                continue
             if apart and self._places[name][scope] in apart:
                 continue
             fewest = () if spread is None else self._counts(spread, name)
@@ -231,6 +235,8 @@ class Fleet:
 
     def _count(self, id: str, name: str, spec: VmSpec, by: int) -> None:
         where, groups, places = spec.placement, self._groups, self._places[name]
+        for device in spec.devices:
+            self._devices[name][device] += by
         if where.affinity is not None:
             members = groups.affinity.setdefault(where.affinity, {})
             if by > 0:
@@ -252,6 +258,7 @@ class Fleet:
             or wish.elsewhere.get(name)
             or no_room(node, self.loads[name], spec)
             or self._apart(wish, name)
+            or self._taken_devices(wish, name)
         )
 
     def _ever(self, node: Node, spec: VmSpec) -> str | None:
@@ -270,6 +277,15 @@ class Fleet:
         place = self._places[name][scope]
         if place in self._taken(wish):
             return f"{scope} {place} has a VM of its anti-affinity group {where.anti_affinity} already"
+        return None
+
+    def _taken_devices(self, wish: Wish, name: str) -> str | None:
+        if not wish.spec.devices:
+            return None
+        gives, taken = given_devices(self.nodes[name]), self._devices[name]
+        for id, count in Counter(wish.spec.devices).items():
+            if count > gives[id] - taken[id]:
+                return f"node {name} has {taken[id]} of its {gives[id]} devices {id} in use"
         return None
 
     def _together(self, wish: Wish) -> set[str]:
@@ -353,11 +369,22 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
     missing = [] if inventory.cpu is None else inventory.cpu.lacks(vm.cpu_flags)
     if missing:
         return f"node {node.name} has no processor with {named(missing)}"
+    gives = given_devices(node)
+    for id, count in Counter(vm.devices).items():
+        if count > gives[id]:
+            return f"node {node.name} gives {gives[id] or 'no'} devices {id} to VMs, {count} needed"
     for nic in vm.nics:
         why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
         if why is not None:
             return f"node {node.name} can't have network {nic.network}: {why}"
     return None
+
+
+def given_devices(node: Node) -> Counter[str]:
+    """Return how many devices of each id a node gives to VMs: those that are listed, and kept within their guests."""
+    has = node.status.inventory
+    devices = () if has is None or has.hardware is None else has.hardware.devices
+    return Counter(one.id for one in devices if one.address in node.spec.passthrough and one.iommu_group is not None)
 
 
 def _lacks(has: Inventory, network: Network) -> str | None:

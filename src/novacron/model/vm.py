@@ -17,6 +17,7 @@ from novacron.model import limits
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.errors import InvalidInput
+from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.network import NicSpec
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -132,6 +133,8 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu: CpuKind = CpuKind.BASELINE
     cpu_flags: Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)] = ()
     """What its processor has beyond that, by QEMU's names: it can only be where there is that."""
+    devices: Annotated[tuple[PciId, ...], Meta(max_length=DEVICES_PER_VM_MAX)] = ()
+    """PCI devices of its node's, by vendor and device, that it has while it runs: then it can't be moved."""
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
     """Its interfaces. None: it has one, on its node's bridge, or in QEMU's user mode where its node has none."""
 

@@ -11,7 +11,7 @@ import msgspec
 from novacron.model.cpu import CpuModel
 from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
-from novacron.qemu import firmware
+from novacron.qemu import firmware, vfio
 from novacron.qemu.abilities import argument
 
 DISK = "disk0"
@@ -88,6 +88,8 @@ class Config(msgspec.Struct, frozen=True):
     memory_max_mib: int | None = None
     cpu: CpuModel | None = None
     """None: all that there is."""
+    devices: tuple[str, ...] = ()
+    """Addresses of the host's PCI devices that it has."""
 
 
 def monitor_path(directory: Path) -> Path:
@@ -274,6 +276,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *_firmware(config),
         *_seed(config.seed),
         *_guest(config.guest),
+        *vfio.arguments(config.devices),
     ]
     if config.kernel is not None:
         arguments += ["-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.cmdline]

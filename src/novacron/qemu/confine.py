@@ -45,16 +45,20 @@ def account(uid: int, kind: AcceleratorKind) -> Account:
     return Account(uid)
 
 
-def confined(arguments: list[str], account: Account, *, dies_with_parent: bool = False) -> list[str]:
+def confined(
+    arguments: list[str], account: Account, *, dies_with_parent: bool = False, memlock_bytes: int | None = None
+) -> list[str]:
     """Return the command that runs another as the account, without privileges or network, in the same process.
 
-    Who becomes another user no longer dies with its parent unless that is asked for again.
+    Who becomes another user no longer dies with its parent unless that is asked for again. ``memlock_bytes``: so much
+    memory it may lock, as devices of the host need it.
     """
     groups = ("--groups", ",".join(map(str, account.groups))) if account.groups else ("--clear-groups",)
     user = ("--reuid", str(account.uid), "--regid", str(account.uid), *groups)
     bare = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
     dies = ("--pdeathsig", "KILL") if dies_with_parent else ()
-    return ["unshare", *NAMESPACES, "--", "setpriv", *user, *bare, *dies, "--", *arguments]
+    locks = [] if memlock_bytes is None else ["prlimit", f"--memlock={memlock_bytes}", "--"]
+    return [*locks, "unshare", *NAMESPACES, "--", "setpriv", *user, *bare, *dies, "--", *arguments]
 
 
 def inherited_path(descriptor: int) -> Path:

@@ -69,6 +69,7 @@ async def statements(
     owned = await vms.owned_by(connection, node)
     having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
     common = await nodes.cpu_baseline(connection, node)
+    listed = await nodes.passthrough(connection, node)
     attached = {vm: tuple(_attached(volume) for volume in found_of) for vm, found_of in having.items()}
     for vm in owned:
         task = None
@@ -84,7 +85,7 @@ async def statements(
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
             wanted, vm.clone_of, attached.get(vm.id, ()), cpu=vm.cpu or _begins_with(vm.spec, common),
-            firmware_state=vm.firmware_state,
+            firmware_state=vm.firmware_state, passthrough=listed if vm.spec.devices else (),
         )  # fmt: skip
         found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
     for m in active.values():

@@ -32,6 +32,7 @@ async def load(connection: Connection, *, lock: bool = False, images_come: bool 
     grouped = await connection.fetch(
         f"SELECT id, node, spec FROM ({PLACED}) placed WHERE spec -> 'placement' ->> 'affinity' IS NOT NULL"
         " OR spec -> 'placement' ->> 'anti_affinity' IS NOT NULL OR spec -> 'placement' ->> 'spread' IS NOT NULL"
+        " OR jsonb_array_length(coalesce(spec -> 'devices', '[]')) > 0"
     )
     return Fleet(
         every,

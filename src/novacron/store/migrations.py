@@ -109,6 +109,11 @@ async def choose(
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
     await vms.check_not_cloning(connection, vm, Action.MIGRATE)
+    if vm.spec.devices and is_live(vm):
+        raise IllegalState(
+            f"VM {vm.name} has devices of node {vm.node}, which can't follow it while it runs",
+            hint=f"stop it first: novacron vm stop {vm.name} --wait",
+        )
     await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is Kind.LIVE)
     return vm, await _choose(connection, vm, target, await volumes.check_movable(connection, vm))
 

@@ -193,3 +193,9 @@ async def cpu_baseline(connection: Connection, name: str) -> CpuModel | None:
         if has.accelerator.kind is own.accelerator.kind
     ]
     return baseline(alike, own.cpu)
+
+
+async def passthrough(connection: Connection, name: str) -> tuple[str, ...]:
+    """Return the devices that a node may hand to guests."""
+    found = await connection.fetchval("SELECT spec -> 'passthrough' FROM nodes WHERE name = $1", name)
+    return tuple(found or ())

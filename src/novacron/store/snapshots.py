@@ -42,6 +42,11 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
             f"VM {vm.name} was given memory while it runs, which can't be kept", field="memory",
             hint="let it stop and start, or leave its memory out",
         )  # fmt: skip
+    if memory and vm.spec.devices:
+        raise IllegalState(
+            f"VM {vm.name} has devices of its node, whose state can't be kept", field="memory",
+            hint="leave its memory out",
+        )  # fmt: skip
     if quiesce and vm.status.guest is None:
         raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
     if len(await of_vm(connection, vm.id)) >= limits.SNAPSHOTS_PER_VM_MAX:

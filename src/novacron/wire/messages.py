@@ -355,6 +355,8 @@ class Assignment(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeAttached, ...] = ()
     hardware: Hardware | None = None
     """Of a guest that is to come here while it runs."""
+    passthrough: tuple[str, ...] = ()
+    """Devices of the node's that VMs may have."""
     cpu: CpuModel | None = None
     """The processor that its guest has, or is to have; None: all that the node can give."""
     firmware_state: FirmwareState | None = None

@@ -1,0 +1,127 @@
+"""PCI devices that are handed to guests, in a tree like Linux' own whose drivers obey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from novacron.agent.passthrough import Passthrough
+from novacron.model.hardware import Hardware, PciDevice
+from novacron.model.node import Node
+from novacron.model.placement import Fleet, Wish
+from novacron.model.vm import VmSpec
+from novacron.qemu.vfio import DeviceFailed, Vfio, arguments
+from tests.unit.test_placement import node
+
+NIC, TWIN, DISK = "0000:01:00.0", "0000:02:00.0", "0000:01:00.1"
+
+
+class Kernel(Vfio):
+    """Does what Linux does when a device is probed anew."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root / "sys", root / "dev")
+        self.root = root
+        self.obeys = True
+        self._homes: dict[str, str] = {}
+
+    def add(self, address: str, id: str, driver: str, group: str) -> None:
+        directory = self.root / "sys/bus/pci/devices" / address
+        directory.mkdir(parents=True)
+        for name, text in (("vendor", f"0x{id[:4]}"), ("device", f"0x{id[5:]}"), ("class", "0x020000")):
+            (directory / name).write_text(text)
+        if group:
+            members = self.root / "groups" / group / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (members / address).touch()
+            (directory / "iommu_group").symlink_to(members.parent)
+            (self.root / "dev").mkdir(exist_ok=True)
+            (self.root / "dev" / group).touch()
+        self._homes[address] = driver
+        self._take(address, driver)
+
+    def _take(self, address: str, driver: str) -> None:
+        link = self._device(address) / "driver"
+        link.unlink(missing_ok=True)
+        if driver:
+            (self.root / "drivers" / driver).mkdir(parents=True, exist_ok=True)
+            link.symlink_to(self.root / "drivers" / driver)
+
+    def _give(self, address: str, driver: str) -> None:
+        super()._give(address, driver)
+        if self.obeys:
+            self._take(address, driver or self._homes[address])
+
+    def driver(self, address: str) -> str:
+        return self._driver(address)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    found = Kernel(tmp_path)
+    found.add(NIC, "8086:10fb", "ixgbe", "12")
+    found.add(DISK, "1b4b:9230", "", "12")
+    found.add(TWIN, "8086:10fb", "ixgbe", "13")
+    return found
+
+
+def test_a_device_is_its_guests_until_that_ends(kernel: Kernel) -> None:
+    passthrough = Passthrough(kernel)
+    assert passthrough.choose("a", ["8086:10fb"], [TWIN, NIC]) == (NIC,)
+    assert passthrough.choose("b", ["8086:10fb"], [TWIN, NIC]) == (TWIN,)
+    with pytest.raises(DeviceFailed, match="8086:10fb"):
+        passthrough.choose("c", ["8086:10fb"], [TWIN, NIC])
+    assert kernel.bind([NIC], None) == [kernel.root / "dev/12"]
+    assert (kernel.driver(NIC), kernel.driver(TWIN)) == ("vfio-pci", "ixgbe")
+    passthrough.leave("a")
+    assert kernel.driver(NIC) == "ixgbe"
+    assert passthrough.choose("c", ["8086:10fb"], [TWIN, NIC]) == (NIC,)
+    passthrough.leave("nobody")
+
+
+def test_what_was_not_listed_is_nobodys(kernel: Kernel) -> None:
+    with pytest.raises(DeviceFailed):
+        Passthrough(kernel).choose("a", ["8086:10fb"], [])
+    with pytest.raises(DeviceFailed):
+        Passthrough(kernel).choose("a", ["8086:10fb"], ["0000:09:00.0"])
+
+
+def test_a_device_that_can_not_be_kept_within_its_guest_is_not_handed_out(kernel: Kernel) -> None:
+    kernel.add("0000:03:00.0", "8086:1533", "igb", "")
+    with pytest.raises(DeviceFailed, match="no IOMMU group"):
+        kernel.bind(["0000:03:00.0"], None)
+    kernel._take(DISK, "ahci")
+    with pytest.raises(DeviceFailed, match=f"can't be kept from {DISK}"):
+        kernel.bind([NIC], None)
+    assert kernel.driver(NIC) == "ixgbe", "it was left alone"
+    kernel.obeys = False
+    with pytest.raises(DeviceFailed, match="modprobe vfio-pci"):
+        kernel.bind([TWIN], None)
+
+
+def test_qemu_is_told_of_devices_by_their_addresses() -> None:
+    assert arguments([NIC]) == ["-device", f"vfio-pci,host={NIC},id=host0"]
+
+
+def with_devices(name: str, listed: tuple[str, ...], group: int | None = 12) -> Node:
+    one = node(name)
+    devices = tuple(PciDevice(address, "8086:10fb", "0200", "ixgbe", group) for address in (NIC, TWIN))
+    inventory = msgspec.structs.replace(one.status.inventory, hardware=Hardware("", (), (), (), devices))
+    return msgspec.structs.replace(
+        one,
+        spec=msgspec.structs.replace(one.spec, passthrough=listed),
+        status=msgspec.structs.replace(one.status, inventory=inventory),
+    )
+
+
+def test_vms_go_to_where_devices_are_listed_and_free() -> None:
+    fleet = Fleet([with_devices("a", (NIC,)), with_devices("b", (NIC, TWIN)), with_devices("c", (NIC,), None)], {})
+    image = fleet.nodes["a"].status.inventory.images[0].name  # type: ignore[union-attr]
+    spec = VmSpec(image, memory_mib=64, devices=("8086:10fb",))
+    placed = [fleet.place(Wish(str(number), spec)) for number in range(4)]
+    assert sorted(filter(None, placed)) == ["a", "b", "b"] and placed[3] is None
+    refusals = {verdict.node: verdict.refusal for verdict in fleet.explain(Wish("x", spec))}
+    assert refusals["b"] == "node b has 2 of its 2 devices 8086:10fb in use"
+    assert refusals["c"] == "node c gives no devices 8086:10fb to VMs, 1 needed"
