@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 import pytest
 
 from lab.platform import Platform, until
-from tests.e2e.conftest import boot, delete, revive, typed, until_settled
+from tests.e2e.conftest import boot, delete, pause, revive, typed, until_settled
 
 
 def latest(victim: Platform, node: str) -> dict[str, Any]:
@@ -91,4 +92,58 @@ def test_a_destination_that_goes_away_midway_costs_time_only(victim: Platform) -
     victim.cli("node", "uncordon", "host-a")
     for vm in vms:
         assert until_settled(victim, vm)["node"] == "host-b"
+        delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_a_link_that_comes_and_goes_delays_a_drain_and_stops_nothing(victim: Platform) -> None:
+    vms = [boot(victim, f"flaps-{n}", 40 + n, memory_mib=128) for n in range(2)]
+    host, over = victim.lab.hosts[1], threading.Event()
+
+    def flap() -> None:
+        while not over.wait(3.5):
+            host.cut()
+            over.wait(1.5)
+            host.mend()
+
+    flapping = threading.Thread(target=flap)
+    flapping.start()
+    try:
+        victim.client.act("nodes", "host-a", "drain")
+        assert not ended(victim, "host-a", "drained", 110)["stays"]
+    finally:
+        over.set()
+        flapping.join()
+    victim.client.act("nodes", "host-a", "uncordon")
+    for vm in vms:
+        found = until_settled(victim, vm)
+        assert found["node"] == "host-b" and found["status"]["crashes"] == 0
+        delete(victim, vm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_site_that_is_cut_off_for_five_minutes_finds_everything_as_it_was(victim: Platform) -> None:
+    victim.client.configure_node("host-b", site="far")
+    there = victim.client.create_vm(name="there", image="tiny", memory_mib=128, node="host-b")
+    until(lambda: "tiny guest: ready" in victim.console_log(there, "host-b"), "it has booted", 60)
+    here = boot(victim, "here", 45, memory_mib=128)
+    host = victim.host("host-b")
+    began = int(typed(victim, there, "cat /run/ticks | sed s/^/ticks-/", "ticks-").removeprefix("ticks-"))
+    host.cut()
+    victim.lab.cut_management(host)
+    victim.wait_node("host-b", ready=False)
+    refused = victim.cli("vm", "migrate", "here", "--to", "host-b", check=False)
+    assert refused.returncode == 4 and "not ready" in refused.stderr
+    pause(300)
+    victim.lab.mend_management(host, victim.ports)
+    host.mend()
+    victim.wait_node("host-b")
+    for vm in (there, here):
+        assert until_settled(victim, vm)["status"]["crashes"] == 0
+    ticks = int(typed(victim, there, "cat /run/ticks | sed s/^/ticks-/", "ticks-").removeprefix("ticks-"))
+    assert ticks - began >= 290, "its guest went on all the while"
+    victim.cli("vm", "migrate", "here", "--to", "host-b", "--wait")
+    victim.client.configure_node("host-b", site="default")
+    for vm in (there, here):
         delete(victim, vm)
