@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 from typing import Any
 
 from bench.report import Figure
+from lab import guest
 from lab.hosts import Lab, lab, run
 from lab.images import images_dir
 from lab.platform import Platform, default_cache, open_directory, platform, until
@@ -40,14 +40,7 @@ route replace 198.18.0.{other}/32 via 198.18.1.{other} dev {FLAT}
 
 
 def shell(p: Platform, vm: Object, command: str) -> str:
-    """Return what a command prints in a guest."""
-    mark = os.urandom(4).hex()
-    with p.client.open_console(vm["id"]) as console:
-        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$( {command})-\r".encode())
-        seen = ""
-        while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
-            seen += console.recv(120).decode(errors="replace")
-    return found[1]
+    return guest.shell(p.client, vm["id"], command, 120)
 
 
 def send(p: Platform, source: Object, target: Object, nic: int) -> float:

@@ -1,13 +1,16 @@
-"""TCP clients of the tiny guest's services, with the times at which what it sent came."""
+"""What talks to the tiny guest: its shell, and TCP clients with the times at which what it sent came."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import socket
 import threading
 import time
 
 from lab.hosts import Host
+from novacron.client import Client
 
 COUNTER_PORT, ECHO_PORT = 7000, 7001
 CONNECT_TIMEOUT_S = 30.0
@@ -123,3 +126,14 @@ def _connect(address: str, port: int = COUNTER_PORT) -> socket.socket:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def shell(client: Client, vm: str, command: str, timeout_s: float = 30.0) -> str:
+    """Run a command in the tiny guest's shell and return the line that it prints. Raises TimeoutError."""
+    mark = os.urandom(4).hex()
+    with client.open_console(vm) as console:
+        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$( {command})-\r".encode())
+        seen = ""
+        while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
+            seen += console.recv(timeout_s).decode(errors="replace")
+    return found[1]

@@ -8,17 +8,17 @@ loopback address, through ``lab.relay``.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from novacron.net import namespace
 
 ROOT = Path(__file__).parent.parent
 RUN_NETNS = Path("/run/netns")
@@ -81,24 +81,7 @@ class Host(NamedTuple):
 
     def within(self, work: Callable[[], T]) -> T:
         """Do ``work`` on this host: sockets that it makes belong there for good."""
-        if self.netns is None:
-            return work()
-        results: list[T] = []
-        failures: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                _setns(RUN_NETNS / str(self.netns))
-                results.append(work())
-            except BaseException as error:  # carried over to the caller's thread
-                failures.append(error)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failures:
-            raise failures[0]
-        return results[0]
+        return namespace.within(self.netns, work)
 
     def received_bytes(self) -> int:
         """Return how many bytes came over the WAN to this host so far, IP headers included."""
@@ -117,16 +100,6 @@ class Host(NamedTuple):
         run("ip", "-n", str(self.netns), "link", "set", WAN_DEVICE, "up")
         other = 3 - self.number
         run("ip", "-n", str(self.netns), "route", "replace", f"198.18.0.{other}/32", "dev", WAN_DEVICE)
-
-
-def _setns(path: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if libc.setns(descriptor, 0x40000000) != 0:  # CLONE_NEWNET
-            raise OSError(ctypes.get_errno(), f"can't enter {path}")
-    finally:
-        os.close(descriptor)
 
 
 def listen_within(netns: str, port: int) -> socket.socket:

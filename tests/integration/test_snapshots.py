@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lab import guest
 from lab.platform import Platform, until
 from novacron.client import ApiError
 from tests.integration.conftest import Api
@@ -24,14 +23,7 @@ Object = dict[str, Any]
 
 
 def shell(site: Platform, vm: Object, command: str) -> str:
-    """Run a command in the guest's shell and return the word that it prints."""
-    mark = os.urandom(4).hex()
-    with site.client.open_console(vm["id"]) as console:
-        console.send(f"\recho {mark[:4]}'{mark[4:]}'-$( {command})-\r".encode())
-        seen = ""
-        while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
-            seen += console.recv(30).decode(errors="replace")
-    return found[1]
+    return guest.shell(site.client, vm["id"], command)
 
 
 def write(site: Platform, vm: Object, text: str) -> None:

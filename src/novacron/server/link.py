@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -28,6 +28,7 @@ from novacron.model.sharing import lowest
 from novacron.server import statements
 from novacron.server.copies import Copies
 from novacron.server.session import ConsoleChannel, Session
+from novacron.server.wiring import Wiring
 from novacron.store import (
     clones,
     events,
@@ -63,20 +64,7 @@ PEERS_S = 1.0
 """How often nodes are told of others, at most."""
 
 
-NETWORKING = frozenset({"vm", "node", "migration", "network", "security-group", "floating-address", "forward"})
-"""Changes of these may be ones of networks, which more nodes have than those that they name."""
-
-
 DEFECT_RETRY_S = 5.0
-
-
-class _Wiring(NamedTuple):
-    """What of a VM matters to others in its networks."""
-
-    name: str
-    node: str | None
-    networks: frozenset[str]
-    nics: str
 
 
 class _Probe:
@@ -119,12 +107,7 @@ class Link:
         self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
-        self._wired: dict[str, _Wiring] = {}
-        """VMs that have changed since this process began."""
-        self._reached: dict[str, tuple[str, str | None, str | None]] = {}
-        """How nodes are reached by others."""
-        self._phases: dict[str, str] = {}
-        """Of migrations."""
+        self._wiring = Wiring()
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -150,8 +133,7 @@ class Link:
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
-        if change.kind in NETWORKING:
-            self._networks_changed(change)
+        self._wiring.changed(change, self._sessions)
         if change.kind == "vm":
             node = None if change.body is None else change.body["node"]
             for session in self._sessions.values():
@@ -172,46 +154,6 @@ class Link:
                 task = asyncio.create_task(self._sessions[change.key].close("its node is called otherwise, or removed"))
                 self._collecting.add(task)
                 task.add_done_callback(self._collecting.discard)
-
-    def _networks_changed(self, change: Change) -> None:
-        """Wake whoever has a network of which something has changed, and would have to know."""
-        body = change.body
-        names: frozenset[str] | None = None
-        """None: it is not known which."""
-        match change.kind:
-            case "vm" if body is not None:
-                nics = body["spec"].get("nics") or ()
-                now = _Wiring(body["name"], body["node"], frozenset(nic["network"] for nic in nics), str(nics))
-                if self._wired.get(change.key) == now:
-                    return
-                self._wired[change.key] = now
-                names = now.networks
-            case "vm" if change.key in self._wired:
-                names = self._wired.pop(change.key).networks
-            case "migration" if body is not None:
-                if self._phases.get(change.key) == body["phase"]:
-                    return
-                self._phases[change.key] = body["phase"]
-                if body["vm"] in self._wired:
-                    names = self._wired[body["vm"]].networks
-            case "migration":
-                self._phases.pop(change.key, None)
-                return
-            case "node" if body is not None:
-                has = body["status"]["inventory"] or {}
-                reached = body["spec"]["site"], has.get("dwcp_endpoint"), has.get("wireguard")
-                if self._reached.get(change.key) == reached:
-                    return
-                self._reached[change.key] = reached
-            case "node":
-                self._reached.pop(change.key, None)
-            case "network":
-                names = frozenset({change.key})
-                if body is not None and body["gateway"] in self._sessions:
-                    self._sessions[body["gateway"]].dirty.set()
-        for session in self._sessions.values():
-            if session.networks if names is None else session.networks & names:
-                session.dirty.set()
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
