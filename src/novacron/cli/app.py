@@ -18,6 +18,8 @@ from novacron.cli import (
     sites,
     snapshots,
     tokens,
+    vm_copies,
+    vm_create,
     vms,
     volumes,
 )
@@ -28,6 +30,13 @@ app = typer.Typer(
     help="Run virtual machines on many hosts, and move them live between sites.",
     pretty_exceptions_enable=False,
 )
+vms.app.command(cls=vm_create.Create)(vm_create.create)
+vms.app.command()(vm_create.placement)
+vms.app.command()(vm_copies.clone)
+vms.app.command()(vm_copies.export)
+vms.app.command("import")(vm_copies.import_)
+vms.app.command()(vm_copies.exports)
+vms.app.command("delete-export")(vm_copies.delete_export)
 app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(volumes.app, name="volume")
