@@ -97,9 +97,9 @@ def dnsmasqs(victim: Platform, network: str) -> list[int]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lan(victim: Platform) -> Iterator[Object]:
-    """A network with a VM on each host."""
+    """A network with a VM on each host; tests leave both where they were."""
     network = victim.client.create_network("lan", subnet="10.20.0.0/24")
     vms = [made(victim, f"lan-{node[-1]}", node, {"network": "lan"}) for node in ("host-a", "host-b")]
     yield {**network, "vms": vms}
@@ -175,7 +175,8 @@ def test_a_guest_that_moves_keeps_its_connections_and_what_leads_to_it(victim: P
         victim.client.delete("floating-addresses", FLOATING)
         victim.client.configure_vm("lan-b", security_groups=[])
         victim.client.delete("security-groups", "closed")
-    assert not connects(victim, a, address(b), 7002) and reaches(victim, b, "ping -c 1 -W 2 lan-a")
+    victim.cli("vm", "migrate", "lan-b", "--to", "host-b", "--wait")
+    until(lambda: reaches(victim, b, "ping -c 1 -W 2 lan-a"), "all is as it was")
 
 
 def test_security_groups_let_in_what_they_say_and_nothing_else(victim: Platform, lan: Object) -> None:
@@ -202,43 +203,6 @@ def test_security_groups_let_in_what_they_say_and_nothing_else(victim: Platform,
     until(lambda: connects(victim, a, address(b), 7001), "all is as it was")
     for group in ("web", "friends"):
         victim.cli("security-group", "delete", group)
-
-
-def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> None:
-    a, b = lan["vms"]
-    shell(victim, a, "ip address add 10.20.0.77/24 dev eth0; echo done")
-    assert not reaches(victim, a, f"ping -c 1 -W 1 -I 10.20.0.77 {address(b)}"), "no other address"
-    assert not reaches(victim, b, "ping -c 1 -W 1 10.20.0.77"), "not even by ARP"
-    shell(victim, a, "ip link set eth0 address 52:54:00:00:00:99; echo done")
-    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "no other MAC address"
-    mac = shell(victim, b, "cat /sys/class/net/eth0/address")
-    shell(victim, a, f"ip link set eth0 address {mac}; echo done")
-    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "nor somebody else's"
-    assert reaches(victim, b, "ping -c 2 -W 2 10.20.0.2") and reaches(victim, b, "ping -c 2 -W 2 10.20.0.1")
-
-
-def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: Platform, lan: Object) -> None:
-    a, b = lan["vms"]
-    host_a = victim.lab.hosts[0]
-    for pid in dnsmasqs(victim, "lan"):
-        os.kill(pid, signal.SIGKILL)
-    victim.agents["host-a"].kill()
-    victim.agents["host-a"].start()
-    until(lambda: len(dnsmasqs(victim, "lan")) == 2, "both nodes have DHCP and DNS again", 40)
-    answers(victim, a)
-    until(lambda: reaches(victim, a, "nslookup lan-b"), "names are there again")
-    victim.client.act("nodes", "host-a", "cordon")
-    until(lambda: victim.client.get("networks", "lan")["gateway"] == "host-b", "host-b is the gateway")
-    try:
-        with listening(host_a, "198.18.0.1", 9003) as came:
-            for vm in (a, b):
-                until(lambda vm=vm: connects(victim, vm, "198.18.0.1", 9003), "it is used")
-            assert set(came) == {"198.18.0.2"}
-        until(lambda: "novagw" not in run(*host_a.prefix, "ls", NET), "host-a is it no more")
-    finally:
-        victim.client.act("nodes", "host-a", "uncordon")
-    reasons = [event["reason"] for event in victim.client.list("events", object="lan")]
-    assert reasons.count("GatewayMoved") == 2
 
 
 def packets(host: Host, seconds: float) -> set[int]:
@@ -277,6 +241,69 @@ def test_what_goes_to_another_site_is_encrypted(victim: Platform, lan: Object) -
     assert reaches(victim, b, "nslookup lan-a.lan.internal")
     victim.cli("vm", "migrate", "lan-a", "--to", "host-b", "--wait")
     assert reaches(victim, b, f"ping -c 3 -W 2 {address(a)}")
+    victim.cli("vm", "migrate", "lan-a", "--to", "host-a", "--wait")
     victim.client.configure_node("host-b", site="default")
     until(lambda: "novawg" not in run(*host_a.prefix, "ls", NET), "it is taken away again")
     until(lambda: reaches(victim, b, "ping -c 1 -W 2 10.20.0.1"), "its gateway is there", 60)
+
+
+def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    host_a = victim.lab.hosts[0]
+    for pid in dnsmasqs(victim, "lan"):
+        os.kill(pid, signal.SIGKILL)
+    victim.agents["host-a"].kill()
+    victim.agents["host-a"].start()
+    until(lambda: len(dnsmasqs(victim, "lan")) == 2, "both nodes have DHCP and DNS again", 40)
+    answers(victim, a)
+    until(lambda: reaches(victim, a, "nslookup lan-b"), "names are there again")
+    victim.client.act("nodes", "host-a", "cordon")
+    until(lambda: victim.client.get("networks", "lan")["gateway"] == "host-b", "host-b is the gateway")
+    try:
+        with listening(host_a, "198.18.0.1", 9003) as came:
+            for vm in (a, b):
+                until(lambda vm=vm: connects(victim, vm, "198.18.0.1", 9003), "it is used")
+            assert set(came) == {"198.18.0.2"}
+        until(lambda: "novagw" not in run(*host_a.prefix, "ls", NET), "host-a is it no more")
+    finally:
+        victim.client.act("nodes", "host-a", "uncordon")
+    reasons = [event["reason"] for event in victim.client.list("events", object="lan")]
+    assert reasons.count("GatewayMoved") == 2
+
+
+def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> None:
+    a, b = lan["vms"]
+    shell(victim, a, "ip address add 10.20.0.77/24 dev eth0; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 -I 10.20.0.77 {address(b)}"), "no other address"
+    assert not reaches(victim, b, "ping -c 1 -W 1 10.20.0.77"), "not even by ARP"
+    shell(victim, a, "ip link set eth0 address 52:54:00:00:00:99; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "no other MAC address"
+    mac = shell(victim, b, "cat /sys/class/net/eth0/address")
+    shell(victim, a, f"ip link set eth0 address {mac}; echo done")
+    assert not reaches(victim, a, f"ping -c 1 -W 1 {address(b)}"), "nor somebody else's"
+    assert reaches(victim, b, "ping -c 2 -W 2 10.20.0.2") and reaches(victim, b, "ping -c 2 -W 2 10.20.0.1")
+
+
+def test_a_bridge_that_hosts_have_is_a_network_too_and_its_guests_are_bound_to_their_addresses(
+    victim: Platform,
+) -> None:
+    victim.client.create_network("office", kind="bridge", bridge="br0", subnet="198.19.0.0/24")
+    host_a, host_b = victim.lab.hosts
+    nic = {"network": "office", "address": "198.19.0.60"}
+    vm = made(victim, "at-office", "host-a", nic)
+    shell(victim, vm, "killall udhcpc; ip address add 198.19.0.60/24 dev eth0; echo done")
+    assert reaches(victim, vm, "ping -c 2 -W 2 198.19.0.2") and echoes(host_b, "198.19.0.60", 7001)
+    victim.client.create_security_group("shut", [{"protocol": "icmp"}])
+    victim.client.configure_vm("at-office", security_groups=["shut"])
+    until(lambda: not echoes(host_b, "198.19.0.60", 7001), "nothing but pings comes in")
+    with listening(host_b, "198.19.0.2", 9004) as came:
+        assert connects(victim, vm, "198.19.0.2", 9004) and came == ["198.19.0.60"]
+    shell(victim, vm, "ip address add 198.19.0.61/24 dev eth0; echo done")
+    assert not reaches(victim, vm, "ping -c 1 -W 1 -I 198.19.0.61 198.19.0.2"), "no other address"
+    victim.cli("vm", "migrate", "at-office", "--to", "host-b", "--wait")
+    assert reaches(victim, vm, "ping -c 2 -W 2 198.19.0.1"), "also where it is now"
+    assert not reaches(victim, vm, "ping -c 1 -W 1 -I 198.19.0.61 198.19.0.1")
+    until(lambda: "bridge" not in run(*host_a.prefix, "nft", "list", "tables"), "no rules are left where it was")
+    delete(victim, vm)
+    victim.client.delete("networks", "office")
+    victim.client.delete("security-groups", "shut")

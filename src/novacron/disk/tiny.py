@@ -23,7 +23,7 @@ import zstandard
 
 from novacron.disk.images import MANIFEST, Manifest, describe
 
-VERSION = 5
+VERSION = 6
 KERNEL_META = "linux-image-cloud-amd64"
 MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
 DISK_MODULES = ("virtio_blk", "virtio_scsi", "sd_mod")
@@ -50,7 +50,7 @@ if [ "$address" = dhcp ]; then
   for nic in /sys/class/net/eth*; do
     nic=${nic##*/}
     ip link set "$nic" up
-    udhcpc -i "$nic" -s /dhcp -t 30 -T 1 -b >/dev/null 2>&1
+    udhcpc -i "$nic" -s /dhcp -t 10 -T 1 -b >/dev/null 2>&1
   done
   address=$(ip -4 -o address show dev eth0 | while read -r _ _ _ found _; do echo "$found"; done)
 elif [ -n "$address" ]; then
