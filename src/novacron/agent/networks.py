@@ -121,7 +121,11 @@ class Networks:
             self._told.clear()
             failed = False
             if self._wanted is not None:
-                failed = await asyncio.to_thread(self._settle, self._wanted)
+                try:
+                    failed = await asyncio.to_thread(self._settle, self._wanted)
+                except Exception:  # a defect met in networks must not take the VMs' workers away
+                    log.exception("defect while networks were set up")
+                    failed = True
                 async with self._looked:
                     self._looked.notify_all()
             with contextlib.suppress(TimeoutError):
