@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import shutil
 import socket
 import time
@@ -28,6 +29,7 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 LOOK_S = 10.0
+WHOLE_EVERY = 6
 RETRY_S = 1.0
 READY_S = 15.0
 """How long a VM's start waits for its networks."""
@@ -117,12 +119,13 @@ class Networks:
 
     async def run(self) -> None:
         """See to them until cancelled."""
-        while True:
+        for look in itertools.count():
             self._told.clear()
             failed = False
             if self._wanted is not None:
+                whole = look % WHOLE_EVERY == 0
                 try:
-                    failed = await asyncio.to_thread(self._settle, self._wanted)
+                    failed = await asyncio.to_thread(self._settle, self._wanted, self._arrivals(), whole=whole)
                 except Exception:  # a defect met in networks must not take the VMs' workers away
                     log.exception("defect while networks were set up")
                     failed = True
@@ -171,18 +174,21 @@ class Networks:
     def _addresses(self, vm: str) -> set[str]:
         return {nic.address for told in self._wanted or () for nic in told.interfaces if nic.vm == vm and nic.address}
 
-    # in a thread
-
-    def _settle(self, wanted: tuple[NetworkOnNode, ...]) -> bool:
-        """Let all be as it should be; say whether something failed."""
+    def _arrivals(self) -> dict[str, float]:
+        """Return for how many seconds yet connections of which guests go on without a flow."""
         now = time.monotonic()
         if not self._began:  # whoever runs here has flows of which we may have lost some: they go on
             self._began = True
-            here = {nic.address for told in wanted for nic in told.interfaces if nic.address}
+            here = {nic.address for told in self._wanted or () for nic in told.interfaces if nic.address}
             self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
         self._arrived = {address: until for address, until in self._arrived.items() if until > now}
         arrived = {address: until - now for address, until in self._arrived.items()}
-        arrived |= dict.fromkeys(self._arriving, ARRIVING_S)
+        return arrived | dict.fromkeys(self._arriving, ARRIVING_S)
+
+    # in a thread
+
+    def _settle(self, wanted: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
+        """Let all be as it should be; say whether something failed. ``whole``: also what nobody has spoken of."""
         own = tunnel_address(self._settings)
         hosts = {peer.host for told in wanted for peer in told.peers}
         addresses = {host: found for host in hosts if (found := _resolved(host)) is not None}
@@ -204,7 +210,7 @@ class Networks:
             local = None if any(peer.key for peer in told.peers) else own
             tunnels.append((told.vni, peers))
             try:
-                self._settle_overlay(told, local, peers, arrived)
+                self._settle_overlay(told, local, peers, arrived, whole=whole)
                 self._settled[told.name] = told
             except NetworkFailed as error:
                 failed[told.name] = str(error)
@@ -236,11 +242,11 @@ class Networks:
             wireguard.remove(name)
 
     def _settle_overlay(
-        self, told: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float]
+        self, told: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
     ) -> None:
         name = self.prefix + told.name
         assert told.spec.subnet is not None
-        if self._settled.get(told.name) != told or not namespace.exists(name) or arrived:
+        if whole or self._settled.get(told.name) != told or not namespace.exists(name) or arrived:
             overlay.settle(name, told, local, peers)
             service = service_address(told.spec.subnet)
             namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
