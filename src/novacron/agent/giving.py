@@ -270,6 +270,10 @@ class Giving:
         log.info("everything is sent: promised not to run it", vm=worker.vm, migration=task.migration)
         worker.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
 
+    def gave(self, migration: str) -> bool:
+        """Say whether this agent, and none before it, has sent everything."""
+        return self._gave is not None and self._gave.migration == migration
+
     def tell_left(self) -> None:
         """Tell the node that the VM went to what is kept of it here."""
         host = self._worker.host

@@ -105,6 +105,10 @@ class Networks:
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
         self._began = False
+        self._rules: dict[str, str] = {}
+        """Those of this host that were loaded last."""
+        self._open: dict[str, NetworkOnNode] = {}
+        """Networks whose gateway is here, as they were made last."""
         self._told = asyncio.Event()
         self._looked = asyncio.Condition()
 
@@ -189,6 +193,8 @@ class Networks:
 
     def _settle(self, wanted: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
         """Let all be as it should be; say whether something failed. ``whole``: also what nobody has spoken of."""
+        if not wanted and not self._rules and not namespace.all(self.prefix):
+            return False  # there is nothing, and was nothing
         own = tunnel_address(self._settings)
         hosts = {peer.host for told in wanted for peer in told.peers}
         addresses = {host: found for host in hosts if (found := _resolved(host)) is not None}
@@ -217,7 +223,7 @@ class Networks:
         gateways = [told for told in wanted if told.is_gateway and told.spec.kind is NetworkKind.OVERLAY]
         on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
         try:
-            self._settle_host(gateways, tunnels, failed)
+            self._settle_host(gateways, tunnels, failed, whole=whole)
             self._settle_bridges(on_bridges, arrived)
             self._settled |= {told.name: told for told in on_bridges}
             self._remove_others({told.name for told in wanted})
@@ -254,28 +260,39 @@ class Networks:
         dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else ())
 
     def _settle_host(
-        self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str]
-    ) -> None:
-        gone = router.held() - {address for told in gateways for address in router.floating_of(told)}
+        self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str], *,
+        whole: bool,
+    ) -> None:  # fmt: skip
+        before = router.held()
+        gone = before - {address for told in gateways for address in router.floating_of(told)}
         router.silence(gone)
         router.close((told.number for told in gateways), gone)
+        self._open = {told.name: told for told in gateways if self._open.get(told.name) == told}
         if not tunnels and not gateways:
-            firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
+            if self._rules.pop("host", None) is not None:
+                firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
             return
         forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
         only_between = None if forwarded else tap.bridges()
-        firewall.nft(router.host_script(self._table, gateways, tunnels, only_between=only_between))
+        rules = router.host_script(self._table, gateways, tunnels, only_between=only_between)
+        if whole or self._rules.get("host") != rules:
+            firewall.nft(rules)
+            self._rules["host"] = rules
         for told in gateways:
             name = self.prefix + told.name
             if told.name in failed:
                 continue
             try:
+                if not whole and self._open.get(told.name) == told:
+                    continue
                 router.open_(name, told)
                 router.lead(told)
-                for address in router.announce(sorted(router.floating_of(told))):
+                floating = router.floating_of(told)
+                for address in router.announce(sorted(floating if whole else floating - before)):
                     log.info("a floating address is on no subnet of this host: route it here", address=address)
                 assert told.spec.subnet is not None
                 router.greet(name, gateway_address(told.spec.subnet))
+                self._open[told.name] = told
             except NetworkFailed as error:
                 failed[told.name] = str(error)
 
@@ -283,7 +300,8 @@ class Networks:
         nics = [nic for told in networks for nic in told.interfaces]
         if nics:
             firewall.load(self._table, nics, None, arrived)
-        else:
+            self._rules["bridges"] = ""
+        elif self._rules.pop("bridges", None) is not None:
             firewall.remove(self._table)
 
     def _remove_others(self, wanted: set[str]) -> None:

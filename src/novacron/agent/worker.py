@@ -49,6 +49,8 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 IDLE_S = 60.0
+LOST_AFTER_S = 5.0
+"""What an earlier agent was sending, and the target does not have by then, it will not get."""
 RETRY_S = 2.0
 KNOWN_S_MAX = 30.0
 ROOM_BYTES = 64 << 20
@@ -112,6 +114,7 @@ class Worker:
         """QEMU's end, when it comes, was asked for."""
         self._reported: wire.Observed | None = None
         self._assignment: wire.Assignment | None = None
+        self._began_at = time.monotonic()
         self._preparing: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
         """A QEMU that an earlier agent left is found, and the server has said what is to be."""
@@ -256,7 +259,7 @@ class Worker:
                     self.finished = statement is self.statement
                 return 0
             case Verdict.HOLD:
-                self._repeat_promise(statement)
+                return self._repeat_promise(statement)
         return IDLE_S
 
     def store(self, **changes: Any) -> None:
@@ -507,14 +510,20 @@ class Worker:
         assert self._assignment is not None
         return Tenant(self._assignment.project, self._assignment.page_key)
 
-    def _repeat_promise(self, statement: wire.Statement) -> None:
-        """The server may not have heard it: a vote is repeated until a later epoch comes."""
+    def _repeat_promise(self, statement: wire.Statement) -> float:
+        """The server may not have heard it: a vote is repeated until a later epoch comes. Return when to look again."""
         if self.record.held.claim is Claim.RELEASED and statement.task is not None:
-            self.host.send(wire.Voted(statement.task.migration, Side.SOURCE, statement.task.epoch))
-        elif (
-            self.record.held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting
-        ):
+            task = statement.task
+            self.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+            lost = not self._giving.gave(task.migration) and self.record.post_copy is None
+            if lost and time.monotonic() - self._began_at > LOST_AFTER_S:
+                # By then the target would have said that it has everything; and the epoch moves on only once.
+                why = "its agent restarted when it had promised, and what was on its way is lost"
+                self.host.send(wire.MigrationFailed(task.migration, why))
+            return RETRY_S
+        if self.record.held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting:
             self.report(VmState.ABSENT)
+        return IDLE_S
 
     async def _end_transfers(self, verdict: Verdict) -> None:
         """End what belongs to an earlier epoch, but not memory that a guest that has left, or come, still needs."""
