@@ -172,13 +172,24 @@ def small_disk(victim: Platform, node: str, mib: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Platform) -> None:
+@pytest.mark.parametrize("midway", [False, True], ids=["from the start", "midway"])
+def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Platform, midway: bool) -> None:
     vm = boot(victim, "large", 66, image="disk")
     before = written(victim, vm, 24)
-    with small_disk(victim, "host-b", 8):
-        migration = victim.client.act("vms", "large", "migrate", {"target": "host-b"})
+    with small_disk(victim, "host-b", 48 if midway else 8):
+        migration = victim.client.act(
+            "vms", "large", "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 4_000_000}
+        )  # fmt: skip
+        if midway:
+            place = victim.directory / "host-b" / "agent" / "vms"
+            until(
+                lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"], "it is on its way"
+            )
+            with contextlib.suppress(OSError):
+                (place / "filled").write_bytes(bytes(48 << 20))
         ended = until_ended(victim, migration["id"])
-        assert ended["phase"] == "failed" and "space" in ended["error"]
+        assert ended["phase"] == "failed" and ("space" if midway else "no space for the VM") in ended["error"]
+        assert midway or ended["progress"]["wire_bytes"] < 1 << 20, "next to nothing was sent"
         assert until_settled(victim, vm)["node"] == "host-a"
         assert disk_sum(victim, vm) == before
     victim.cli("vm", "migrate", "large", "--to", "host-b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -107,7 +108,8 @@ class Leaving:
         """Begin to mirror. Raises MonitorFailed, OSError."""
         monitor = self._machine.monitor
         assert monitor is not None
-        self._recorder = Recorder([part.info for part in self._parts])
+        layers = (self._machine.directory / DISK_LAYER, *self._machine.home.shared())
+        self._recorder = Recorder([part.info for part in self._parts], files.allocated(layers))
         self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
         turn, last = threading.Lock(), [0]
         try:
@@ -192,6 +194,16 @@ class Coming(msgspec.Struct, frozen=True):
     paths: Mapping[str, Path]
 
 
+def check_space(head: Head, directory: Path) -> None:
+    """Raise StreamError, before anything has come, when what comes has no room."""
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    if head.needed_bytes > free:
+        raise StreamError(
+            f"no space for the VM: its own disk takes {head.needed_bytes >> 20} MiB, {free >> 20} MiB are free here"
+        )
+
+
 def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo]) -> None:
     """Have empty files for volumes that come, in place of what a move that failed has left. Raises OSError."""
     sizes = {info.name: info.size_bytes for info in infos}
@@ -209,6 +221,7 @@ async def take(machine: Machine, coming: Coming) -> None:
     def open_(head: Head) -> list[Volume]:
         if head.volumes != tuple(coming.infos):
             raise StreamError(f"the source's disks are others, or lie over another image than {coming.image.info.name}")
+        check_space(head, machine.directory)
         opened: list[Volume] = []
         for info in head.volumes:
             if info.name in coming.paths:
@@ -265,7 +278,7 @@ async def send_state(directory: Path, sender: Sender, image: Image, volumes: Map
 async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str = "") -> None:
     """Send files over an open session; returns when the peer has them all. Raises SendFailed, OSError."""
     infos = [VolumeInfo(name, path.stat().st_size, below) for name, path in named]
-    recorder = Recorder(infos)
+    recorder = Recorder(infos, files.allocated(path for name, path in named if name in STATE))
 
     def tell() -> None:
         for number, (info, (_, path)) in enumerate(zip(infos, named, strict=True)):
@@ -310,6 +323,7 @@ async def receive_state(
             is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
             if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
                 raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
+        check_space(head, directory)
         return [files.NewFile(parts.get(info.name, scratch / info.name), info.size_bytes) for info in head.volumes]
 
     parts = {id: path.with_suffix(".part") for id, (path, _) in volumes.items()}

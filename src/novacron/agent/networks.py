@@ -224,7 +224,7 @@ class Networks:
         on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
         try:
             self._settle_host(gateways, tunnels, failed, whole=whole)
-            self._settle_bridges(on_bridges, arrived)
+            self._settle_bridges(on_bridges, arrived, whole=whole)
             self._settled |= {told.name: told for told in on_bridges}
             self._remove_others({told.name for told in wanted})
         except NetworkFailed as error:
@@ -296,12 +296,12 @@ class Networks:
             except NetworkFailed as error:
                 failed[told.name] = str(error)
 
-    def _settle_bridges(self, networks: Iterable[NetworkOnNode], arrived: dict[str, float]) -> None:
+    def _settle_bridges(self, networks: Iterable[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
         nics = [nic for told in networks for nic in told.interfaces]
         if nics:
             firewall.load(self._table, nics, None, arrived)
             self._rules["bridges"] = ""
-        elif self._rules.pop("bridges", None) is not None:
+        elif self._rules.pop("bridges", None) is not None or whole:
             firewall.remove(self._table)
 
     def _remove_others(self, wanted: set[str]) -> None:

@@ -52,6 +52,8 @@ class Head(msgspec.Struct, frozen=True):
 
     version: int
     volumes: tuple[VolumeInfo, ...]
+    needed_bytes: int = 0
+    """What they take of a disk, as far as that is known."""
 
 
 class Volume(Protocol):
@@ -72,7 +74,7 @@ class Recorder:
     One thread writes and waits for room, another reads.
     """
 
-    def __init__(self, volumes: Sequence[VolumeInfo]) -> None:
+    def __init__(self, volumes: Sequence[VolumeInfo], needed_bytes: int = 0) -> None:
         self.piece_bytes = CHUNK_BYTES
         """How much is put together of one write; ``read`` returns that."""
         self.told_bytes = 0
@@ -81,7 +83,7 @@ class Recorder:
         self._volume = 0
         self._chunks: queue.Queue[bytes] = queue.Queue(WAITING_CHUNKS)
         self._stop = threading.Event()
-        body = msgspec.msgpack.encode(Head(VERSION, tuple(volumes)))
+        body = msgspec.msgpack.encode(Head(VERSION, tuple(volumes), needed_bytes))
         self._put(_head.pack(HEAD, len(body)) + body)
 
     def _put(self, chunk: bytes) -> None:
