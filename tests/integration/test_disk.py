@@ -28,7 +28,7 @@ async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_c
     await overlay.create(layer, image.disk, image.info.disk_bytes)
     config = Config(
         "waits", tmp_path, 1, 128, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
-        Nic("52:54:00:00:00:02", None), layer,
+        (Nic("52:54:00:00:00:02", None),), layer,
     )  # fmt: skip
     process = subprocess.Popen(command(config, incoming=True))  # noqa: ASYNC220
     monitor = await Monitor.connect(monitor_path(tmp_path), lambda *_: None, lambda: process.poll() is None)

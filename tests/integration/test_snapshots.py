@@ -56,7 +56,8 @@ def answers(site: Platform, vm: Object) -> None:
 
     def does() -> bool:
         with contextlib.suppress(ApiError):
-            return bool(site.client.console_log(vm["id"]))
+            site.client.console_log(vm["id"])
+            return True
         return False
 
     until(does, "its node answers")

@@ -32,7 +32,7 @@ async def qemu(directory: Path, images: Path, *, incoming: bool) -> AsyncIterato
     cmdline = "console=ttyS0 quiet panic=-1 random.trust_cpu=on"
     nic = Nic("52:54:00:00:00:01", None)
     config = Config(
-        "busy", directory, 1, MEMORY_MIB, "pc", AcceleratorKind.TCG, kernel, initrd, cmdline, nic
+        "busy", directory, 1, MEMORY_MIB, "pc", AcceleratorKind.TCG, kernel, initrd, cmdline, (nic,)
     )  # fmt: skip
     process = subprocess.Popen(command(config, incoming=incoming))  # noqa: ASYNC220
     monitor = await Monitor.connect(monitor_path(directory), lambda *_: None, lambda: process.poll() is None)

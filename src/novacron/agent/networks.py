@@ -13,14 +13,14 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from novacron.agent.settings import Settings
-from novacron.model.network import MTU_DEFAULT, NetworkKind, NetworkOnNode, gateway_address, service_address
+from novacron.model.network import MTU_DEFAULT, Interface, NetworkKind, NetworkOnNode, gateway_address, service_address
 from novacron.model.vm import mac_address, tap_name
 from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
@@ -91,6 +91,10 @@ def tunnel_address(settings: Settings) -> str | None:
     return None if found is None or found.startswith("127.") or found == "0.0.0.0" else found
 
 
+def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[Interface]:
+    return (nic for told in networks for nic in told.interfaces)
+
+
 class Networks:
     """All networks of this node."""
 
@@ -118,6 +122,10 @@ class Networks:
         return f"novacron-{self.instance}-"
 
     def tell(self, wanted: tuple[NetworkOnNode, ...]) -> None:
+        open_ = {(nic.vm, nic.number) for nic in _interfaces(self._wanted or ()) if nic.passing is None}
+        shut = {nic.address for nic in _interfaces(wanted) if nic.passing is not None and (nic.vm, nic.number) in open_}
+        # What these have begun while nobody asked goes on.
+        self._arrived |= dict.fromkeys(filter(None, shut), time.monotonic() + firewall.ARRIVED_S)
         self._wanted = wanted
         self._told.set()
 
@@ -176,14 +184,14 @@ class Networks:
         self._told.set()
 
     def _addresses(self, vm: str) -> set[str]:
-        return {nic.address for told in self._wanted or () for nic in told.interfaces if nic.vm == vm and nic.address}
+        return {nic.address for nic in _interfaces(self._wanted or ()) if nic.vm == vm and nic.address}
 
     def _arrivals(self) -> dict[str, float]:
         """Return for how many seconds yet connections of which guests go on without a flow."""
         now = time.monotonic()
         if not self._began:  # whoever runs here has flows of which we may have lost some: they go on
             self._began = True
-            here = {nic.address for told in self._wanted or () for nic in told.interfaces if nic.address}
+            here = {nic.address for nic in _interfaces(self._wanted or ()) if nic.address}
             self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
         self._arrived = {address: until for address, until in self._arrived.items() if until > now}
         arrived = {address: until - now for address, until in self._arrived.items()}
