@@ -187,6 +187,8 @@ def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Pl
             )
             with contextlib.suppress(OSError):
                 (place / "filled").write_bytes(bytes(48 << 20))
+            ended = until_ended(victim, migration["id"])
+            (place / "filled").unlink()
         ended = until_ended(victim, migration["id"])
         assert ended["phase"] == "failed" and ("space" if midway else "no space for the VM") in ended["error"]
         assert midway or ended["progress"]["wire_bytes"] < 1 << 20, "next to nothing was sent"
