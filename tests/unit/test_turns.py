@@ -1,13 +1,10 @@
-"""Which VMs go first: in which order they start, and which is sent while others wait."""
+"""In which order VMs start, and how many at once."""
 
 from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from novacron.agent import turns as turns_
-from novacron.agent.turns import Precedence, Turns
+from novacron.agent.turns import Turns
 
 
 async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() -> None:
@@ -48,29 +45,3 @@ async def test_who_does_not_wait_any_more_takes_nobodys_turn() -> None:
     leave.set()
     await holding
     await asyncio.wait_for(want(), 5)
-
-
-async def test_what_others_send_waits_for_a_guest_that_stands_still_but_not_for_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(turns_, "FIRST_S", 0.05)
-    precedence, held = Precedence(), dict[str, bool]()
-    for vm in ("a", "b"):
-        precedence.join(vm, lambda now, vm=vm: held.update({vm: now}))  # type: ignore[misc]
-    assert held == {"a": False, "b": False}
-    precedence.begin("stranger")
-    precedence.begin("a")
-    assert held == {"a": False, "b": True}
-    precedence.join("c", lambda now: held.update(c=now))
-    assert held["c"], "who comes meanwhile waits, too"
-    precedence.begin("b")
-    assert held == {"a": False, "b": False, "c": True}, "two that stand still do not wait for each other"
-    precedence.leave("a")
-    assert held["c"]
-    precedence.leave("b")
-    assert not held["c"]
-    precedence.begin("c")
-    precedence.join("d", lambda now: held.update(d=now))
-    assert held["d"]
-    await asyncio.sleep(0.1)
-    assert not held["d"], "one that does not come to an end holds nobody up"

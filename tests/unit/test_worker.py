@@ -12,7 +12,7 @@ from novacron.agent.lease import NodeLease
 from novacron.agent.networks import Networks
 from novacron.agent.passthrough import Passthrough
 from novacron.agent.settings import Settings
-from novacron.agent.turns import Precedence, Turns
+from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
@@ -43,7 +43,6 @@ def worker(tmp_path: Path) -> Worker:
         aside=lambda work: work.close(),
         pools=Pools(settings),
         turns=Turns(4),
-        precedence=Precedence(),
         lease=NodeLease(settings.lease_path),
         networks=Networks(settings),
         passthrough=Passthrough(),

@@ -182,7 +182,6 @@ class Giving:
             self._failure = f"a defect in its agent: {error!r}"
             worker.host.send(wire.MigrationFailed(task.migration, self._failure))
         finally:
-            worker.host.precedence.leave(worker.vm)
             self._sending = None
             self._transfer = self._sender = self._disk = None
             worker.wake()
@@ -196,7 +195,6 @@ class Giving:
         async def open_() -> Sender:
             self._sender = await self._session(task)
             self._limit(self._rate_now(task))  # it may have changed while the session opened
-            worker.host.precedence.join(worker.vm, self._sender.hold)
             return self._sender
 
         self._limit(self._rate_now(task))
@@ -307,7 +305,6 @@ class Giving:
         if name == "STOP" and self._sending is not None and self._memory_moves:
             log.info("guest stands still", vm=worker.vm, migration=self._sending)
             worker.host.send(wire.Stopped(self._sending))
-            worker.host.precedence.begin(worker.vm)
             try:
                 worker.machine.keep_late_frames()
             except NetworkFailed as error:

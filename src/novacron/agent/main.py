@@ -32,7 +32,7 @@ from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.passthrough import Passthrough
 from novacron.agent.peers import Peers
 from novacron.agent.settings import Settings
-from novacron.agent.turns import Precedence, Turns
+from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools, Volumes
 from novacron.agent.worker import Host, Worker
 from novacron.disk.images import scan
@@ -357,7 +357,6 @@ async def _run(settings: Settings, identity: Identity) -> None:
             aside=lambda work: work.close(),
             pools=pools,
             turns=Turns(STARTS_AT_ONCE),
-            precedence=Precedence(),
             lease=NodeLease(settings.lease_path),
             networks=Networks(settings),
             passthrough=Passthrough(),

@@ -1,17 +1,15 @@
-"""Which of a node's VMs goes first: when many are to start at once, and when many are sent at once."""
+"""In which order a node's VMs start when many are to start at once, after a power cut for example."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 GATHER_S = 0.01
 """So long others may come that go first."""
-FIRST_S = 1.5
-"""For no longer does what is sent of other VMs wait for one that stands still."""
 
 
 class Turns:
@@ -53,37 +51,3 @@ class Turns:
             if not granted.done():
                 self._free -= 1
                 granted.set_result(None)
-
-
-class Precedence:
-    """While a guest stands still for its switch, what others send waits: it has the path and the processors."""
-
-    def __init__(self) -> None:
-        self._hold: dict[str, Callable[[bool], None]] = {}
-        self._first: dict[str, asyncio.TimerHandle] = {}
-
-    def join(self, vm: str, hold: Callable[[bool], None]) -> None:
-        """A VM is being sent; ``hold`` lets that wait, or go on."""
-        self._hold[vm] = hold
-        self._settle()
-
-    def begin(self, vm: str) -> None:
-        """A guest stands still, for ``FIRST_S`` at most as far as others are concerned."""
-        if vm in self._hold and vm not in self._first:
-            self._first[vm] = asyncio.get_running_loop().call_later(FIRST_S, self._end, vm)
-            self._settle()
-
-    def leave(self, vm: str) -> None:
-        """A VM is sent, or is not any more."""
-        self._hold.pop(vm, None)
-        self._end(vm)
-
-    def _end(self, vm: str) -> None:
-        timer = self._first.pop(vm, None)
-        if timer is not None:
-            timer.cancel()
-        self._settle()
-
-    def _settle(self) -> None:
-        for vm, hold in self._hold.items():
-            hold(bool(self._first) and vm not in self._first)

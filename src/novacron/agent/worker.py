@@ -29,7 +29,7 @@ from novacron.agent.passthrough import Passthrough
 from novacron.agent.settings import Settings
 from novacron.agent.snapshots import SnapshotFailed
 from novacron.agent.taking import Taking
-from novacron.agent.turns import Precedence, Turns
+from novacron.agent.turns import Turns
 from novacron.agent.volumes import Pools
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
@@ -81,7 +81,6 @@ class Host(msgspec.Struct):
     pools: Pools
     turns: Turns
     """Of VMs that start."""
-    precedence: Precedence
     lease: NodeLease
     networks: Networks
     passthrough: Passthrough

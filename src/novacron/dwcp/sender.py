@@ -151,7 +151,6 @@ class Sender:
         self._retransmits_lost = 0
         self._unsent_max = UNSENT_FRAMES_DEEP
         self._rate_max = options.rate_bytes_per_s
-        self._held = False
         self._measured_from = 0
         self._stopped = False
         self._source: Source | None = None
@@ -180,11 +179,6 @@ class Sender:
                 link.best_rate = 0  # it was measured under the old limit: the path may carry more
             self._measured_from = self.counters.delivered_bytes
             self._pace()
-
-    def hold(self, held: bool) -> None:
-        """Give the path nothing more, or go on. Not for long: the peer takes silence for a dead link."""
-        self._held = held
-        self._tick.set()
 
     def narrow(self, left_s: float) -> None:
         """The stream may end in ``left_s`` seconds, not sooner: let no more wait here than can be sent by then."""
@@ -327,7 +321,7 @@ class Sender:
     async def _write(self, link: _Link) -> None:
         with contextlib.suppress(*CONNECTION_LOST):  # `_read` sees it too
             while True:
-                await self._until(lambda: bool(self._unsent) and not link.idle and not self._held)
+                await self._until(lambda: bool(self._unsent) and not link.idle)
                 number = self._unsent.popleft()
                 frame = self._frames.get(number)
                 if frame is None:
