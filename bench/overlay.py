@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import statistics
 from typing import Any
 
-from bench.report import Figure
+from bench.report import Figure, median
 from lab import guest
 from lab.hosts import Lab, lab, run
 from lab.images import images_dir
@@ -44,7 +43,7 @@ def shell(p: Platform, vm: Object, command: str) -> str:
 
 
 def send(p: Platform, source: Object, target: Object, nic: int) -> float:
-    """Return how many MiB a second one guest sends another to its interface ``nic``."""
+    """Return how many Mbit/s one guest sends another to its interface ``nic``."""
     address, counter = target["spec"]["nics"][nic]["address"], f"cat /sys/class/net/eth{nic}/statistics/rx_bytes"
     before = int(shell(p, target, counter))
     shell(p, target, f"nc -l -p {PORT} -e dd of=/dev/null bs=64k >/dev/null 2>&1 & echo begun")
@@ -52,7 +51,7 @@ def send(p: Platform, source: Object, target: Object, nic: int) -> float:
     sent = f"dd if=/dev/zero bs=64k count={SENT_MIB * 16} 2>/dev/null | nc {address} {PORT}"
     words = shell(p, source, f"{began}; {sent}; read -r ended _ </proc/uptime; echo $began $ended").split()
     assert int(shell(p, target, counter)) - before > SENT_MIB << 20, "all came, and came this way"
-    return SENT_MIB / (float(words[1]) - float(words[0]))
+    return (SENT_MIB << 20) * 8 / 1e6 / (float(words[1]) - float(words[0]))
 
 
 def figures(rounds: int) -> list[Figure]:
@@ -80,12 +79,10 @@ def figures(rounds: int) -> list[Figure]:
             for _ in range(rounds):
                 for number, rates in ((1, bare), (0, over)):
                     rates.append(send(p, source, target, number))
-    mib = 1 << 20
     return [
-        Figure("two guests over the bare bridge", statistics.median(bare) * mib * 8 / 1e6, "Mbit/s", None, tuple(bare)),
-        Figure("  ... over VXLAN", statistics.median(over) * mib * 8 / 1e6, "Mbit/s", None, tuple(over)),
-        Figure(
-            "  ... VXLAN over bare", statistics.median(o / b for o, b in zip(over, bare, strict=True)), "x", OVER_BARE,
-            tuple(o / b for o, b in zip(over, bare, strict=True)), at_least=True,
+        median("two guests over the bare bridge", bare, "Mbit/s"),
+        median("  ... over VXLAN", over, "Mbit/s"),
+        median(
+            "  ... VXLAN over bare", [o / b for o, b in zip(over, bare, strict=True)], "x", OVER_BARE, at_least=True
         ),
-    ]  # fmt: skip
+    ]
