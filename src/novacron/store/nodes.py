@@ -144,17 +144,22 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
 async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str) -> Node:
     """Place nothing new on a node, and begin to move away what is there. Raises NotFound, PreconditionFailed."""
     spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=True, draining=True)
-    found = await set_spec(connection, name, spec, if_match, actor)
+    await set_spec(connection, name, spec, if_match, actor)
     await drains.begin(connection, name, policy, actor)
-    return found
+    return await _touched(connection, name)
 
 
 async def uncordon(connection: Connection, name: str, if_match: int | None, actor: str, *, bring_back: bool) -> Node:
     """Take a node into use again. Raises NotFound, PreconditionFailed."""
     spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=False, draining=False)
-    found = await set_spec(connection, name, spec, if_match, actor)
+    await set_spec(connection, name, spec, if_match, actor)
     await drains.end(connection, name, bring_back=bring_back)
-    return found
+    return await _touched(connection, name)
+
+
+async def _touched(connection: Connection, name: str) -> Node:
+    """Return a node at the revision of this transaction: who reads after it sees what became of its drain, too."""
+    return _node(await connection.fetchrow("UPDATE nodes SET spec = spec WHERE name = $1 RETURNING *", name))
 
 
 async def of_site(connection: Connection, site: str) -> list[str]:
