@@ -141,7 +141,7 @@ def test_a_site_that_is_cut_off_for_five_minutes_finds_everything_as_it_was(vict
     victim.wait_node("host-b")
     for vm in (there, here):
         assert until_settled(victim, vm)["status"]["crashes"] == 0
-    ticks = int(typed(victim, there, "cat /run/ticks | sed s/^/ticks-/", "ticks-").removeprefix("ticks-"))
+    ticks = int(typed(victim, there, "cat /run/ticks | sed s/^/later-/", "later-").removeprefix("later-"))
     assert ticks - began >= 290, "its guest went on all the while"
     victim.cli("vm", "migrate", "here", "--to", "host-b", "--wait")
     victim.client.configure_node("host-b", site="default")
