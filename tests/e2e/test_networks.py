@@ -233,11 +233,13 @@ def test_what_goes_to_another_site_is_encrypted(victim: Platform, lan: Object) -
         assert VXLAN_PORT in heard.result(), "within a site it is not"
         victim.client.configure_node("host-b", site="far")
         until(lambda: "novawg" in run(*host_a.prefix, "ls", NET), "both have what encrypts")
-        until(lambda: reaches(victim, a, ping), "they find each other again", 60)
-        until(lambda: VXLAN_PORT not in packets(host_a, 1), "nothing goes in clear")
-        heard = aside.submit(packets, host_a, 3)
-        assert reaches(victim, a, ping)
-        assert VXLAN_PORT not in (ports := heard.result()) and wireguard.PORT in ports
+
+        def encrypted() -> bool:
+            heard = aside.submit(packets, host_a, 3)
+            found = reaches(victim, a, ping)
+            return found and VXLAN_PORT not in (ports := heard.result()) and wireguard.PORT in ports
+
+        until(encrypted, "they find each other again, and nothing goes in clear", 60)
     assert reaches(victim, b, "nslookup lan-a.lan.internal")
     victim.cli("vm", "migrate", "lan-a", "--to", "host-b", "--wait")
     assert reaches(victim, b, f"ping -c 3 -W 2 {address(a)}")

@@ -265,7 +265,8 @@ class Networks:
             service = service_address(told.spec.subnet)
             namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
         servers = told.spec.nameservers or dnsmasq.host_nameservers()
-        dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else ())
+        first = told.name not in self._settled
+        dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else (), first=first)
 
     def _settle_host(
         self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str], *,

@@ -73,15 +73,16 @@ def running(directory: Path) -> int | None:
     return None
 
 
-def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> None:
-    """Have the server of a network run, with what it has to know. Raises NetworkFailed."""
+def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequence[str], *, first: bool = False) -> None:
+    """Have the server of a network run, with what it has to know. ``first``: whoever wrote its files last may have been
+    killed before it was told of them, so it begins anew. Raises NetworkFailed."""
     files = config(told, directory, nameservers)
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         before = {file: _text(directory / file) for file in files}
         changed = [file for file, text in files.items() if before[file] != text]
         # What it has leased it gives to nobody else, whatever it is told: it forgets that when it begins anew.
-        anew = CONFIG in changed or not set(before[HOSTS].splitlines()) <= set(files[HOSTS].splitlines())
+        anew = first or CONFIG in changed or not set(before[HOSTS].splitlines()) <= set(files[HOSTS].splitlines())
         for file in changed:
             (directory / file).write_text(files[file])
             (directory / file).chmod(0o644)

@@ -87,13 +87,14 @@ def settle(
             made = index(ip, name) is not None
         if not made:
             _make(name)
-        text = config(key.read_text(), peers, addresses)
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not made or not file.exists() or file.read_text() != text:
-            file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        try:  # told each time: what an agent that was killed had written says nothing of what the interface knows
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-                out.write(text)
+                out.write(config(key.read_text(), peers, addresses))
             _run([TOOL, "syncconf", name, str(file)])
+        finally:
+            file.unlink(missing_ok=True)
         with netlink() as ip:
             device = index(ip, name)
             ip.link("set", index=device, mtu=mtu - WIREGUARD_BYTES, state="up")
