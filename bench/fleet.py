@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench import overlay
 from bench.fleet_load import node, simulate
 from bench.report import Figure, median, report
@@ -21,8 +23,8 @@ from lab.hosts import Wan, lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.client import Client
-from novacron.model import limits
 from novacron.model.constraints import Placement
+from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
 
@@ -68,7 +70,8 @@ def drain_figures(p: Platform, count: int) -> list[Figure]:
         client.wait("migrations", begun["id"], lambda now: now is None or now["finished_at"] is not None, 300)
 
     started = time.monotonic()
-    with ThreadPoolExecutor(limits.MIGRATIONS_PER_NODE_MAX) as together:
+    at_once = min(msgspec.convert(node, Node).migrations_at_once for node in p.client.list("nodes"))
+    with ThreadPoolExecutor(at_once) as together:
         list(together.map(move, vms))
     single = time.monotonic() - started
     assert all(one["phase"] == "completed" for one in moves(p, vms))
@@ -91,7 +94,7 @@ def drain_figures(p: Platform, count: int) -> list[Figure]:
     until(lambda: all(vm["status"]["state"] == "running" for vm in p.client.list("vms")), "all run", 60)
     delete(p, vms)
     return [
-        Figure(f"{count} VMs moved one by one, {limits.MIGRATIONS_PER_NODE_MAX} at once", single, "s"),
+        Figure(f"{count} VMs moved one by one, {at_once} at once", single, "s"),
         Figure(f"drain of {count} VMs, {LINK}", drained, "s"),
         Figure("  ... over moving them one by one", drained / single, "x", DRAIN_OVER_SINGLE),
         Figure("  ... VMs that were moved", sum(one["phase"] == "completed" for one in done), "", count, at_least=True),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+from pathlib import Path
+
 import pytest
 
 from lab.platform import Platform, until
@@ -91,6 +94,30 @@ def test_memory_goes_on_to_follow_after_an_agent_was_killed(victim: Platform, wh
     until_whole(victim, vm)
     assert checksum(victim, vm) == before
     delete(victim, vm)
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_killed_while_the_guest_waits_for_a_page_costs_the_outage(victim: Platform) -> None:
+    vm, migration, before = begin(victim, "waits", 85)
+    assert until_ended(victim, migration["id"])["phase"] == "completed"
+    until_follows(victim, vm)
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        beside.submit(checksum, victim, vm)  # it needs what is not there yet; its console ends with the agent
+        until(lambda: waits_for_a_page(victim, vm), "a thread of QEMU's waits for a page", 10)
+        kill(victim, "target agent", vm, "host-a", "host-b")
+        pause(2)
+        assert waits_for_a_page(victim, vm), "nobody brings it meanwhile"
+        revive(victim)
+        until_whole(victim, vm)
+    assert checksum(victim, vm) == before
+    delete(victim, vm)
+
+
+def waits_for_a_page(victim: Platform, vm: Object) -> bool:
+    """Say whether a thread of the VM's QEMU at the target stands still in the kernel until a page is there."""
+    pid = victim.qemus().get(f"host-b/{vm['id']}")
+    where = [task / "wchan" for task in Path(f"/proc/{pid}/task").glob("*")]
+    return any("userfault" in path.read_text() for path in where)
 
 
 @pytest.mark.slow

@@ -219,25 +219,33 @@ def test_an_export_for_which_there_is_no_room_is_said_to_be_none(site: Platform,
         subprocess.run(["umount", "-l", str(exports)], check=True)
 
 
-def ova(path: Path, disk: bytes, *, ovf: str | None = None, name: str = "disk.vmdk", sums: bool = True) -> Path:
+def ova(
+    path: Path, disk: bytes, *, ovf: str | None = None, name: str = "disk.vmdk", sums: bool = True, second: bytes = b""
+) -> Path:
     """Write an OVA as another platform would."""
+    file2 = '<File ovf:href="second.vmdk" ovf:id="file2"/>' if second else ""
+    disk2 = f'<Disk ovf:capacity="{DISK_BYTES}" ovf:diskId="vmdisk2" ovf:fileRef="file2"/>' if second else ""
+    item2 = (
+        "<Item><rasd:HostResource>ovf:/disk/vmdisk2</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>"
+    )
     described = (
         ovf
         or f"""<?xml version="1.0"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
  xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
- <References><File ovf:href="{name}" ovf:id="file1" ovf:size="{len(disk)}"/></References>
- <DiskSection><Info/><Disk ovf:capacity="{DISK_BYTES}" ovf:diskId="vmdisk1" ovf:fileRef="file1"/></DiskSection>
+ <References><File ovf:href="{name}" ovf:id="file1" ovf:size="{len(disk)}"/>{file2}</References>
+ <DiskSection><Info/><Disk ovf:capacity="{DISK_BYTES}" ovf:diskId="vmdisk1" ovf:fileRef="file1"/>{disk2}</DiskSection>
  <VirtualSystem ovf:id="Web Server 1"><Info/>
   <VirtualHardwareSection><Info/>
    <Item><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
    <Item><rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType>
     <rasd:VirtualQuantity>192</rasd:VirtualQuantity></Item>
    <Item><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>
+   {item2 if second else ""}
   </VirtualHardwareSection></VirtualSystem></Envelope>"""
     )
     digest = hashlib.sha256(disk).hexdigest()
-    members = {"vm.ovf": described.encode(), name: disk}
+    members = {"vm.ovf": described.encode(), name: disk} | ({"second.vmdk": second} if second else {})
     if sums:
         members["vm.mf"] = f"SHA256(vm.ovf)= 0\nSHA256({name})= {digest}\n".encode()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as made:
@@ -248,18 +256,44 @@ def ova(path: Path, disk: bytes, *, ovf: str | None = None, name: str = "disk.vm
     return path
 
 
-def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
-    raw, vmdk = tmp_path / "disk.raw", tmp_path / "disk.vmdk"
-    raw.write_bytes(sector("from an OVA").ljust(DISK_BYTES, b"\0"))
+def vmdk_of(content: bytes, directory: Path) -> bytes:
+    raw, vmdk = directory / "disk.raw", directory / "disk.vmdk"
+    raw.write_bytes(content.ljust(DISK_BYTES, b"\0"))
     command = ["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", str(raw), str(vmdk)]
     subprocess.run(command, check=True)
-    file = ova(tmp_path / "vm.ova", vmdk.read_bytes())
+    return vmdk.read_bytes()
+
+
+def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
+    file = ova(tmp_path / "vm.ova", vmdk_of(sector("from an OVA"), tmp_path))
     site.cli("vm", "import", str(file), "--wait")
     vm = site.client.get("vms", "web-server-1")
     said(site, vm, "from an OVA")
     assert (vm["spec"]["vcpus"], vm["spec"]["memory_mib"]) == (2, 192)
     site.cli("vm", "delete", vm["name"], "--wait")
     gone(site, "web-server-1-disk")
+
+
+def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) -> None:
+    first, second = vmdk_of(sector("boots"), tmp_path), vmdk_of(b"the second", tmp_path)
+    file = ova(tmp_path / "vm.ova", first, second=second)
+    site.cli("vm", "import", str(file), "two-disks", "--no-start")
+    vm = site.client.get("vms", "two-disks")
+    volume = site.client.get("volumes", "two-disks-disk-2")
+    assert (volume["vm"], volume["node"], volume["size_mib"] << 20) == (vm["id"], vm["node"], DISK_BYTES)
+    held = next(site.directory.rglob(f"{volume['id']}.raw")).read_bytes()
+    assert held == b"the second".ljust(DISK_BYTES, b"\0")
+    site.client.act("volumes", volume["id"], "detach")
+    until(lambda: site.client.get("volumes", volume["id"])["vm"] is None, "it is detached")
+    site.cli("vm", "import", str(file), "two-disks")  # what was broken off goes on
+    assert site.client.get("volumes", volume["id"])["vm"] == vm["id"]
+    said(site, vm, "boots")
+    refused = site.cli("vm", "import", str(file), "two-disks", check=False)
+    assert refused.returncode != 0 and "exists" in refused.stderr, "it runs: it is another one"
+    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("volume", "delete", volume["name"])
+    gone(site, "two-disks-disk")
+    gone(site, "two-disks-disk-2")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from novacron.client import ApiError
 from tests.integration.conftest import Api
 
 NewVm = Callable[..., dict[str, Any]]
+WATCHED_S = 3.0
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,28 @@ def test_many_creates_at_once_fill_nodes_and_overfill_none(site: Platform, api: 
     gone = next(vm for vm in site.client.list("vms") if vm["node"] == "host-b")
     site.client.delete("vms", gone["id"])
     until(lambda: counts() == {"host-a": 30, "host-b": 30, None: 39}, "the next one takes its place", 30)
+
+
+def test_what_waits_writes_nothing_meanwhile(site: Platform, new_vm: NewVm) -> None:
+    site.cli("node", "set", "host-a", "--label", "only=here")
+    stays = site.wait_state(new_vm(node="host-a", placement={"labels": {"only": "here"}})["id"], "running")
+    waits = new_vm(placement={"labels": {"only": "nowhere"}})
+    until(lambda: "only=nowhere" in site.client.get("vms", waits["id"])["status"]["reason"], "it is said why it waits")
+    site.client.act("nodes", "host-a", "drain")
+    drain = next(iter(site.client.list("drains", limit=1, node="host-a")))
+    until(lambda: site.client.get("drains", drain["id"])["stays"], "it is said what can't leave")
+
+    def written() -> tuple[int, ...]:
+        objects = [site.client.get("vms", vm["id"]) for vm in (stays, waits)] + [site.client.get("drains", drain["id"])]
+        return (*(one["revision"] for one in objects), next(iter(site.client.list("events", limit=1)))["id"])
+
+    try:
+        before = written()
+        time.sleep(WATCHED_S)
+        assert written() == before, "each would wake the controller that wrote it, without an end"
+    finally:
+        site.client.act("nodes", "host-a", "uncordon")
+        site.cli("node", "set", "host-a", "--label", "only-")
 
 
 def test_a_vm_with_devices_waits_for_a_node_that_gives_them_and_stays_there_while_it_runs(

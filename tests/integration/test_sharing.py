@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lab.guest import shell
 from lab.platform import Platform, until
 from novacron.client import ApiError
 
@@ -18,11 +19,13 @@ TOLERANCE = 1.3
 
 @pytest.fixture
 def link(site: Platform) -> Iterator[Platform]:
+    for name in ("host-a", "host-b"):
+        site.client.configure_node(name, migrations_at_once=2)
     yield site
     for found in site.client.list("links"):
         site.client.unlimit_link(*found["sites"])
     for name in ("host-a", "host-b"):
-        site.client.configure_node(name, site="default", migration_rate_bytes_per_s=None)
+        site.client.configure_node(name, site="default", migration_rate_bytes_per_s=None, migrations_at_once=None)
 
 
 def other(node: str) -> str:
@@ -133,6 +136,7 @@ def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> 
     limited = link.client.act("vms", vm["id"], "foresee-migration")["move"]
     assert limited["path"]["best_rate_bytes_per_s"] <= 1_000_000
     assert limited["forecast"]["total_s"] > move["memory_bytes"] * move["ratio"] / 2_000_000
+    assert move["disk_bytes"] == 0
     told = link.cli("vm", "migrate", vm["name"], "--dry-run").stdout
     assert ("VERDICT" in told and "of downtime" in told) or "does not converge" in told
     assert not list(link.client.list("migrations", vm=vm["name"]))
@@ -140,3 +144,15 @@ def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> 
     with pytest.raises(ApiError) as refused:
         link.client.act("vms", vm["id"], "foresee-migration")
     assert refused.value.status == 409
+
+
+def test_disks_that_move_along_are_foreseen_too(link: Platform, new_vm: NewVm) -> None:
+    vm = new_vm(image="disk")
+    booted(link, vm)
+    shell(
+        link.client, vm["id"], "dd if=/dev/urandom of=/dev/vda bs=1M count=8 seek=4 conv=fsync 2>/dev/null; echo done"
+    )
+    link.client.configure_node("host-a", migration_rate_bytes_per_s=1_000_000)
+    move = link.client.act("vms", vm["id"], "foresee-migration")["move"]
+    assert 8 << 20 <= move["disk_bytes"] < 16 << 20 and move["disk_ratio"] > 0.5, "random data hardly shrinks"
+    assert move["forecast"]["total_s"] > (move["disk_bytes"] * move["disk_ratio"] + 4e6) / 1e6

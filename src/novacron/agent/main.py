@@ -239,9 +239,9 @@ class Agent:
             if wanted.vm is not None:
                 worker = self._workers.get(wanted.vm)
                 neighbour = None if worker is None else worker.neighbour()
-                if neighbour is None:
+                if worker is None or neighbour is None:
                     raise foresee.ForeseeFailed("the VM does not run here")
-                looking = await foresee.look(neighbour.machine, neighbour.memory_bytes)
+                looking = await foresee.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
             found = await probe.measure(
                 self._host.pool,
                 wanted.probe,

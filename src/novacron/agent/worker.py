@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from novacron.agent.decide import STATES, Step, backoff_s, decide
 from novacron.agent.devices import Devices, opened
 from novacron.agent.giving import Giving
 from novacron.agent.guest import GuestWatch
+from novacron.agent.home import DISK_LAYER
 from novacron.agent.identity import Identity
 from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
@@ -494,6 +496,12 @@ class Worker:
         """Return what the VM is to be."""
         assert self._assignment is not None
         return self._assignment.spec
+
+    def moving_files(self) -> list[Path]:
+        """Return the files of the disks that move with the VM, as they lie here."""
+        own = [self.machine.directory / DISK_LAYER, *self.machine.home.shared()]
+        volumes = [self.host.pools.path(one.pool, one.id) for one in self.volumes() if one.moves]
+        return [path for path in own + volumes if path.exists()]
 
     def volumes(self) -> tuple[wire.VolumeAttached, ...]:
         """Return the volumes that the VM has."""

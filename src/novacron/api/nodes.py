@@ -35,6 +35,7 @@ class NodeList(msgspec.Struct):
     revision: int
 
 
+MigrationsAtOnce = Annotated[int, msgspec.Meta(ge=1, le=limits.MIGRATIONS_PER_NODE_MAX)]
 Passthrough = Annotated[tuple[PciAddress, ...], msgspec.Meta(max_length=limits.PASSTHROUGH_MAX)]
 
 
@@ -51,6 +52,7 @@ class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
     passthrough: Passthrough | UnsetType = UNSET
     """All PCI devices that guests may have."""
     migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
+    migrations_at_once: MigrationsAtOnce | UnsetType | None = UNSET
 
 
 class DrainNode(msgspec.Struct, forbid_unknown_fields=True):

@@ -93,6 +93,8 @@ FORESEEN: Columns = {
     "VERDICT": lambda f: forecast(f["move"]["forecast"]),
     "TO SEND": lambda f: output.size(f["move"]["memory_bytes"]),
     "COMPRESSED TO": lambda f: f"{f['move']['ratio']:.0%}",
+    "DISKS": lambda f: output.size(f["move"]["disk_bytes"]),
+    "DISKS COMPRESSED TO": lambda f: f"{f['move']['disk_ratio']:.0%}",
     "DIRTY RATE": lambda f: output.size(f["move"]["dirty_bytes_per_s"]) + "/s",
     "LINK": lambda f: f"{f['move']['path']['best_rate_bytes_per_s'] * 8 / 1e6:.1f} Mbit/s",
     "ROUND TRIP": lambda f: f"{f['move']['path']['rtt_ms']:.1f} ms",

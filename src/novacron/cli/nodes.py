@@ -92,6 +92,7 @@ DETAILS: Columns = {
     "BRIDGES": lambda n: has(n, "bridges"),
     "NETWORKS": lambda n: "yes" if has(n, "networks") else "no",
     "FOR MIGRATIONS": lambda n: output.rate(n["spec"]["migration_rate_bytes_per_s"]),
+    "MIGRATIONS AT ONCE": lambda n: n["spec"]["migrations_at_once"] or "as its CPUs allow",
     "DWCP": lambda n: has(n, "dwcp_endpoint"),
     "AGENT": lambda n: has(n, "agent_version"),
     "MISSING": lambda n: has(n, "missing"),
@@ -159,6 +160,9 @@ def set_(
     migration_rate: Annotated[
         str | None, typer.Option(help="what migrations from and to it may use together, like 500Mbit; none: no limit")
     ] = None,
+    migrations: Annotated[
+        str | None, typer.Option(help="how many may touch it at once; default: as its CPUs allow, 2 at most")
+    ] = None,
     output_: Output = Format.TABLE,
 ) -> None:
     """Say where a node stands, what it is for, and what migrations may use of its network."""
@@ -173,6 +177,10 @@ def set_(
             changes["passthrough"] = sorted((now | {one for one in passthrough if not one.endswith("-")}) - gone)
     if migration_rate is not None:
         changes["migration_rate_bytes_per_s"] = None if migration_rate == "none" else output.parse_rate(migration_rate)
+    if migrations is not None:
+        if not migrations.isdecimal() and migrations != "default":
+            raise typer.BadParameter("give a number, or default", param_hint="--migrations")
+        changes["migrations_at_once"] = None if migrations == "default" else int(migrations)
     if not changes and not label and not taint:
         raise typer.BadParameter("nothing to change: give an option")
     with output.errors():

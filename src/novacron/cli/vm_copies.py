@@ -64,18 +64,20 @@ def import_(
     file: Annotated[Path, typer.Argument(help="archive of novacron vm export, or an OVA", show_default=False)],
     name: Annotated[str | None, typer.Argument(help="of the new VM; the archive's if not given")] = None,
     node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
+    pool: Annotated[str | None, typer.Option(help="for further disks of an OVA")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
     wait: Wait = True,
     timeout: Timeout = 7200,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk."""
+    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk, further ones the volumes
+    NAME-disk-2 and so on."""
     from novacron.client import archive
 
     with output.errors():
         client = Client()
         made = progress.carrying(
-            f"importing {file}", lambda told: archive.import_(client, file, name, node, timeout, start, told)
+            f"importing {file}", lambda told: archive.import_(client, file, name, node, timeout, start, told, pool)
         )  # fmt: skip
         finish(client, made, ("running",) if start else ("stopped", "pending"), wait, timeout, output_)
 

@@ -27,6 +27,9 @@ FORMAT = 1
 ABOUT, DISK = "vm.json", "disk.qcow2"
 ABOUT_BYTES_MAX = 1 << 20
 MEMBERS_MAX = 64
+DISKS_MAX = 8
+NAME_SHARE = 56
+"""Of a VM's name, what those of its images and volumes begin with."""
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm")
 """What of a spec an archive has: what it says of networks, nodes and moments is not another platform's business."""
 RETRIES, RETRY_S = 5, 1.0
@@ -52,11 +55,12 @@ class Part(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """A VM as an archive describes it: fields of ``POST /api/v1/vms``, and its disk."""
+    """A VM as an archive describes it: fields of ``POST /api/v1/vms``, its disk, and what more disks it has."""
 
     name: str
     fields: Object
     disk: Part
+    more: tuple[Part, ...] = ()
 
 
 def export(client: Client, vm: str, file: Path, timeout_s: float, told: Told = lambda have, all_: None) -> Object:
@@ -231,20 +235,23 @@ def _ova(file: Path, text: bytes, sums: bytes, members: dict[str, tarfile.TarInf
             fields["memory_mib"] = (_number(item, "VirtualQuantity") * _unit(item)) >> 20
         elif kind == DISK_DRIVE:
             drives.append(item.findtext(f"{RASD}HostResource", "").rpartition("/")[2])
-    if len(drives) != 1:
-        raise ArchiveError(f"the VM in {file} has {len(drives)} disks; one is taken")
+    if not 0 < len(drives) <= DISKS_MAX:
+        raise ArchiveError(f"the VM in {file} has {len(drives)} disks; 1 to {DISKS_MAX} are taken")
     for config in system.iter(f"{VMW}Config"):
         if config.get(f"{VMW}key") == "firmware" and config.get(f"{VMW}value") == "efi":
             fields["firmware"] = "uefi"
     files = {one.get(f"{OVF}id"): one.get(f"{OVF}href", "") for one in root.iter(f"{OVF}File")}
     disks = {one.get(f"{OVF}diskId"): files.get(one.get(f"{OVF}fileRef"), "") for one in root.iter(f"{OVF}Disk")}
-    name = disks.get(drives[0], "")
-    if name not in members:
-        raise ArchiveError(f"{file} lacks the disk {name!r} of its VM")
-    digest = re.search(rf"^SHA256\({re.escape(name)}\)\s*=\s*([0-9a-fA-F]{{64}})\s*$", sums.decode("latin-1"), re.M)
-    disk = Part(file, members[name].offset_data, members[name].size, "vmdk", digest[1].lower() if digest else None)
+    parts = []
+    for name in (disks.get(drive, "") for drive in drives):
+        if name not in members:
+            raise ArchiveError(f"{file} lacks the disk {name!r} of its VM")
+        stated = rf"^SHA256\({re.escape(name)}\)\s*=\s*([0-9a-fA-F]{{64}})\s*$"
+        digest = re.search(stated, sums.decode("latin-1"), re.MULTILINE)
+        sha256 = digest[1].lower() if digest else None
+        parts.append(Part(file, members[name].offset_data, members[name].size, "vmdk", sha256))
     called = system.findtext(f"{OVF}Name") or system.get(f"{OVF}id") or ""
-    return Machine(re.sub("[^a-z0-9]+", "-", called.lower()).strip("-")[:63], fields, disk)
+    return Machine(re.sub("[^a-z0-9]+", "-", called.lower()).strip("-")[:63], fields, parts[0], tuple(parts[1:]))
 
 
 def _number(item: ElementTree.Element, field: str) -> int:
@@ -262,24 +269,68 @@ def _unit(item: ElementTree.Element) -> int:
 
 def import_(
     client: Client, file: Path, name: str | None, node: str | None, timeout_s: float, start: bool = True,
-    told: Told = lambda have, all_: None,
+    told: Told = lambda have, all_: None, pool: str | None = None,
 ) -> Object:  # fmt: skip
-    """Create a VM from an archive or an OVA: its disk becomes the image ``NAME-disk``, of which the VM is made.
+    """Create a VM from an archive or an OVA: its disk becomes the image ``NAME-disk``, of which the VM is made. Further
+    ones, ``NAME-disk-2`` and so on, become volumes of these names in ``pool``, attached to it.
 
     What broke off goes on when it is called again. Raises ApiError, Unreachable, TimeoutError, ArchiveError, OSError.
     """
     machine = read(file)
     called = name or machine.name
-    image = f"{called[:58]}-disk"
-    done = _uploaded(client, image, machine.disk, node, timeout_s, told)
-    if done["phase"] != "done":
-        raise ArchiveError(f"the disk in {file} was not taken: {done['error']}")
-    fields = {**machine.fields, "node": node, "power": "running" if start else "stopped"}
+    image = f"{called[:NAME_SHARE]}-disk"
     deadline = time.monotonic() + timeout_s
+    volumes = []
+    for number, disk in enumerate((machine.disk, *machine.more), 1):
+        here = image if number == 1 else f"{image}-{number}"
+        done = _uploaded(client, here, disk, node, timeout_s, told)
+        if done["phase"] != "done":
+            raise ArchiveError(f"disk {number} in {file} was not taken: {done['error']}")
+        if machine.more:
+            node = done["node"]  # what belongs together is made in one place
+        if number > 1:
+            volumes.append(_volume(client, here, node, pool, deadline))
+    power = "running" if start and not volumes else "stopped"
+    made = _made(client, called, image, deadline, {**machine.fields, "node": node, "power": power}, again=bool(volumes))
+    for volume in volumes:
+        if volume["vm"] is None:
+            client.attach_volume(volume["id"], made["id"])
+    if start and volumes:
+        made = client.act("vms", made["id"], "start")
+    return made
+
+
+def _volume(client: Client, name: str, node: str | None, pool: str | None, deadline: float) -> Object:
+    """Return a volume that began as a copy of the image of its name, ready; it may be there already."""
+    begun = next((one for one in client.list("volumes") if (one["name"], one["image"]) == (name, name)), None)
+    while begun is None:
+        held = next((one for one in client.list("images") if one["name"] == name), None)
+        if held is not None:
+            size_mib = -(-held["disk_bytes"] >> 20)
+            begun = client.create_volume(name, size_mib=size_mib, node=node, image=name, pool=pool)
+        elif time.monotonic() > deadline:
+            raise TimeoutError(f"no node says that it has image {name}")
+        else:  # the node says within seconds that it has the image
+            time.sleep(RETRY_S)
+    ready = client.wait(
+        "volumes", begun["id"], lambda now: now is None or now["phase"] != "creating",
+        max(0.0, deadline - time.monotonic()),
+    )  # fmt: skip
+    if ready is None or ready["phase"] != "ready":
+        raise ArchiveError(f"volume {name} was not made: {ready['error'] if ready else 'it is gone'}")
+    return ready
+
+
+def _made(client: Client, name: str, image: str, deadline: float, fields: Object, *, again: bool) -> Object:
+    """Return a new VM; with ``again`` it may be one that was made before, and lacked its volumes."""
     while True:
         try:
-            return client.create_vm(name=called, image=image, **fields)
-        except ApiError as error:  # the node says within seconds that it has the image
+            return client.create_vm(name=name, image=image, **fields)
+        except ApiError as error:
+            there = client.get("vms", name) if again and error.problem.get("field") == "name" else None
+            if there is not None and (there["spec"]["image"], there["spec"]["power"]) == (image, "stopped"):
+                return there
+            # the node says within seconds that it has the image
             if error.problem.get("field") != "image" or time.monotonic() > deadline:
                 raise
         time.sleep(RETRY_S)

@@ -54,7 +54,7 @@ async def _go_on(database: Database, drain: Drain, foresee: Foresee) -> None:
     async with database.connection() as connection:
         left = await (drains.to_leave(connection, drain) if leaves else drains.to_return(connection, drain))
         moved = await drains.has_moved(connection, drain) if leaves else [vm.id for vm in left]
-        room = drains.slots(await drains.under_way(connection, drain.node))
+        room = await drains.slots(connection, drain.node)
         drain = await drains.get(connection, drain.id)
     if not left:
         async with database.transaction() as connection:

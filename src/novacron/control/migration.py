@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from novacron.model import limits
 from novacron.model.migration import Migration, Phase
 from novacron.model.sharing import Demand, allot, budgets, crowding, uses
 from novacron.store import links, migrations, nodes
@@ -27,9 +26,10 @@ def plan(
     active: Sequence[Migration],
     sites: Mapping[str, str],
     budgets: Mapping[str, float],
-    per_node_max: int = limits.MIGRATIONS_PER_NODE_MAX,
+    at_once: Mapping[str, int],
 ) -> Plan:
-    """Share ``budgets`` among running migrations and those that may begin, oldest first."""
+    """Share ``budgets`` among running migrations and those that may begin, oldest first. ``at_once`` says how many may
+    touch each node."""
     demands = {m.id: Demand(m.id, uses(m.source, m.target, sites), m.weight, m.rate_limit_bytes_per_s) for m in active}
     running = [demands[m.id] for m in active if m.phase is not Phase.PENDING]
     busy = Counter(name for m in active if m.phase is not Phase.PENDING for name in (m.source, m.target))
@@ -38,7 +38,7 @@ def plan(
     for m in active:
         if m.phase is not Phase.PENDING:
             continue
-        full = next((name for name in (m.source, m.target) if busy[name] >= per_node_max), None)
+        full = next((name for name in (m.source, m.target) if busy[name] >= at_once.get(name, 1)), None)
         crowded = crowding(demands[m.id], running, budgets)
         if full is not None:
             waits_for[m.id] = f"node {full} has {busy[full]} migrations under way"
@@ -64,7 +64,12 @@ async def step(database: Database) -> None:
         async with database.transaction() as connection:
             await migrations.fail(connection, id, why)
     lost = {id for id, _ in stalled}
-    found = plan([m for m in active if m.id not in lost], {node.name: node.spec.site for node in known}, limited)
+    found = plan(
+        [m for m in active if m.id not in lost],
+        {node.name: node.spec.site for node in known},
+        limited,
+        {node.name: node.migrations_at_once for node in known},
+    )
     async with database.transaction() as connection:
         await migrations.share(connection, found.rates, found.waits_for)
     for id in found.begin:

@@ -54,8 +54,12 @@ MIGRATION_PREPARE_S_MAX = 30.0
 MIGRATION_STALL_S_MAX = 150.0
 MIGRATION_NODE_LOST_S_MAX = 75.0
 """Both are longer than a link may be dead (60 s by default): an outage is to cost itself, not the migration."""
-MIGRATIONS_PER_NODE_MAX = 2
-"""Active migrations that may touch one node; more wait as ``pending``."""
+MIGRATIONS_PER_NODE_DEFAULT_MAX, MIGRATIONS_PER_NODE_MAX = 2, 16
+"""Active migrations that may touch one node, unless it is set, and at most; more wait as ``pending``."""
+CPUS_PER_MIGRATION = 2
+"""A node with fewer has one migration at a time: two would each stand still for longer, and take no less in all."""
+DRAIN_AHEAD = 1
+"""Migrations of a drain that wait already while others run, so that no time passes between them."""
 RATE_BYTES_PER_S_MIN = 125_000
 RATE_BYTES_PER_S_MAX = 125_000_000_000
 """Of a limit on migrations: 1 Mbit/s to 1 Tbit/s."""

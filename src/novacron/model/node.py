@@ -84,6 +84,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     """Where it stands: links between sites have budgets."""
     migration_rate_bytes_per_s: int | None = None
     """What all migrations from and to the node may use together."""
+    migrations_at_once: Annotated[int, Meta(ge=1, le=limits.MIGRATIONS_PER_NODE_MAX)] | None = None
+    """How many may be under way; None: as its processors allow, one for every two of them, and two at most."""
     zone: str = "default"
     """What of its site fails with it, such as a rack."""
     labels: Labels = {}
@@ -110,6 +112,14 @@ class Node(msgspec.Struct, frozen=True):
     status: NodeStatus
     revision: int
     created_at: datetime
+
+    @property
+    def migrations_at_once(self) -> int:
+        """Return how many migrations may touch the node at once."""
+        if self.spec.migrations_at_once is not None:
+            return self.spec.migrations_at_once
+        cpus = self.status.inventory.cpus if self.status.inventory else 1
+        return min(limits.MIGRATIONS_PER_NODE_DEFAULT_MAX, max(1, cpus // limits.CPUS_PER_MIGRATION))
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -45,3 +45,7 @@ class MoveForeseen(msgspec.Struct, frozen=True):
     """Bytes on the link for each of these bytes, compressed, from samples."""
     path: PathMeasured
     forecast: Forecast
+    disk_bytes: int = 0
+    """What would have to be sent of the disks that move with it: of its own what lies over the image, without zeros."""
+    disk_ratio: float = 1.0
+    """Bytes on the link for each of these."""

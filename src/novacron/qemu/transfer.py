@@ -19,6 +19,8 @@ EMULATOR_LOGS_WRITES = 9
 """The first QEMU whose emulator (TCG) logs every write: earlier ones clear a page's bit in the dirty log and let the
 guest go on writing to it unseen, so that a second pass would lose writes (docs/adr/0009)."""
 DIRTY_RATE_S, DIRTY_RATE_SLACK_S, DIRTY_RATE_LOOK_S = 1, 5.0, 0.1
+SAMPLES, SAMPLES_PER_GIB_MIN, SAMPLES_PER_GIB_MAX = 4096, 512, 16384
+"""Pages whose changes stand for those of all; the bounds are QEMU's."""
 SETUP_S_MAX, SETUP_LOOK_S = 10.0, 0.002
 NOW_MS = 60_000
 ENDED = ("completed", "failed", "cancelled", "none")
@@ -125,9 +127,11 @@ async def throttle(monitor: Monitor) -> None:
     await monitor.execute("migrate-set-parameters", {"throttle-trigger-threshold": ALWAYS_PERCENT})
 
 
-async def dirty_rate(monitor: Monitor) -> int:
-    """Return how many bytes a second the guest writes to, each page counted once, measured for a second by samples."""
-    await monitor.execute("calc-dirty-rate", {"calc-time": DIRTY_RATE_S})
+async def dirty_rate(monitor: Monitor, memory_bytes: int) -> int:
+    """Return how many bytes a second the guest writes to, each page counted once, measured for a second by samples: as
+    many of a small guest's pages as of a large one's, or one of them would stand for megabytes."""
+    per_gib = min(SAMPLES_PER_GIB_MAX, max(SAMPLES_PER_GIB_MIN, (SAMPLES << 30) // memory_bytes))
+    await monitor.execute("calc-dirty-rate", {"calc-time": DIRTY_RATE_S, "sample-pages": per_gib})
     async with asyncio.timeout(DIRTY_RATE_S + DIRTY_RATE_SLACK_S):
         while True:
             await asyncio.sleep(DIRTY_RATE_LOOK_S)

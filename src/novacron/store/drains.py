@@ -11,7 +11,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, estimate_s
 from novacron.model.errors import NotFound
-from novacron.store import events
+from novacron.store import events, nodes
 from novacron.store.database import Connection
 
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 30.0, 600.0
@@ -151,7 +151,7 @@ async def has_moved(connection: Connection, drain: Drain) -> list[str]:
     return [row["vm"] for row in rows]
 
 
-async def under_way(connection: Connection, node: str) -> int:
+async def _under_way(connection: Connection, node: str) -> int:
     """Return how many migrations a node has a part in."""
     count: int = await connection.fetchval(
         "SELECT count(*) FROM migrations WHERE finished_at IS NULL AND (source = $1 OR target = $1)", node
@@ -194,18 +194,18 @@ async def report(
     passed_s: float = await connection.fetchval(
         "SELECT extract(epoch FROM clock_timestamp() - created_at)::float FROM drains WHERE id = $1", drain.id
     )
-    now = {
-        "total": max(drain.total, len(moved) + len(left)),
-        "moved": moved,
-        "moving": [vm.id for vm in left if vm.migration is not None],
-        "stays": msgspec.to_builtins(stays),
-        "estimate_s": estimate_s(done_mib, sum(vm.cost_mib for vm in left), passed_s),
-    }
-    was = msgspec.to_builtins(drain)
-    if any(was[field] != value for field, value in now.items() if field != "estimate_s"):
+    now = msgspec.structs.replace(
+        drain,
+        total=max(drain.total, len(moved) + len(left)),
+        moved=tuple(moved),
+        moving=tuple(vm.id for vm in left if vm.migration is not None),
+        stays=tuple(stays),
+    )
+    if now != drain:  # the controller is woken by what it writes here
+        left_s = estimate_s(done_mib, sum(vm.cost_mib for vm in left), passed_s)
         await connection.execute(
             "UPDATE drains SET total = $2, moved = $3, moving = $4, stays = $5, estimate_s = $6 WHERE id = $1",
-            drain.id, now["total"], now["moved"], now["moving"], now["stays"], now["estimate_s"],
+            drain.id, now.total, now.moved, now.moving, msgspec.to_builtins(now.stays), left_s,
         )  # fmt: skip
 
 
@@ -214,6 +214,7 @@ async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: str) -
     await events.record(connection, "vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}")
 
 
-def slots(busy: int) -> int:
-    """Return how many more migrations may begin on a node."""
-    return max(0, limits.MIGRATIONS_PER_NODE_MAX - busy)
+async def slots(connection: Connection, node: str) -> int:
+    """Return how many more migrations a drain may ask for: those that may begin now, and those that are to wait."""
+    at_once = (await nodes.get(connection, node)).migrations_at_once
+    return max(0, at_once + limits.DRAIN_AHEAD - await _under_way(connection, node))

@@ -78,6 +78,6 @@ async def place_waiting(connection: Connection, limit: int) -> None:
             await events.record(connection, "vm", row["id"], row["name"], "Placed", f"placed on {chosen}")
             continue
         status = VmStatus(reason=summary(fleet.explain(wish)))
-        if msgspec.to_builtins(status) != row["status"]:
+        if status != msgspec.convert(row["status"], VmStatus):  # the controller is woken by what it writes here
             await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", row["id"], msgspec.to_builtins(status))
             await events.record(connection, "vm", row["id"], row["name"], "Unplaced", status.reason)

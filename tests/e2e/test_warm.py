@@ -1,0 +1,95 @@
+"""Warm moves: the guest stands still, and whatever is killed or given up meanwhile, it goes on as it was, once."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.platform import Platform, until
+from tests.e2e.conftest import (
+    Object,
+    boot,
+    delete,
+    kill,
+    pause,
+    revive,
+    until_counts_on,
+    until_ended,
+    until_logged,
+    until_settled,
+    watching,
+)
+from tests.e2e.test_disks import run, written
+from tests.e2e.test_dwcp import checksum
+
+SLOWLY = {"target": "host-b", "warm": True, "rate_limit_bytes_per_s": 8_000_000}
+MOMENTS = ("the disk flows", "memory flows", "the source has promised")
+VICTIMS = ("source agent", "target agent", "source qemu", "target qemu", "server", "postgres")
+QUICK = {("source agent", "memory flows"), ("target agent", "the source has promised")}
+"""What every run tries; the others are in the slow matrix."""
+CASES = [
+    pytest.param(what, moment, marks=() if (what, moment) in QUICK else pytest.mark.slow)
+    for what in VICTIMS
+    for moment in MOMENTS
+    if (what, moment) != ("target qemu", "the disk flows")  # there is none yet
+]
+
+
+def begin(victim: Platform, name: str) -> tuple[Object, str, str]:
+    """Return a VM, and the checksums of what it has on its disk and in memory."""
+    vm = boot(victim, name, 90, image="disk")
+    run(victim, vm, "dd if=/dev/urandom of=/run/random bs=1M count=16 2>/dev/null; echo done")
+    return vm, written(victim, vm, 12), checksum(victim, vm)
+
+
+def until_moment(victim: Platform, migration: str, moment: str, since: int) -> None:
+    if moment == "the source has promised":
+        until_logged(victim, "host-a", "promised not to run it", since)
+        return
+
+    def reached() -> bool:
+        told = victim.client.get("migrations", migration)["progress"]
+        memory = told["total_bytes"] > 0
+        return bool(told["wire_bytes"] > 2_000_000 and (memory or moment == "the disk flows"))
+
+    until(reached, moment)
+
+
+@pytest.mark.parametrize(("what", "moment"), CASES)
+def test_a_kill_during_a_warm_move_leaves_one_guest_as_it_was(victim: Platform, what: str, moment: str) -> None:
+    vm, disk, memory = begin(victim, f"warm-{VICTIMS.index(what)}{MOMENTS.index(moment)}")
+    since = victim.agents["host-a"].log.stat().st_size
+    with watching(victim, 90) as client:
+        migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
+        until_moment(victim, migration["id"], moment, since)
+        kill(victim, what, vm, "host-a", "host-b")
+        pause(1)
+        revive(victim)
+        ended = until_ended(victim, migration["id"])
+        settled = until_settled(victim, vm)
+        assert settled["node"] == ("host-b" if ended["phase"] == "completed" else "host-a"), ended
+        assert ended["phase"] == "completed" or ended["error"], "a failure says why"
+        lost = "qemu" in what and settled["status"]["crashes"] > 0
+        if not lost:
+            until_counts_on(victim, client, vm)
+            assert checksum(victim, vm) == memory
+    if lost:
+        until(
+            lambda: "tiny guest: ready" in victim.console_log(settled).rpartition("tiny guest: up")[2], "it is up", 60
+        )
+    assert run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
+    delete(victim, vm)
+
+
+@pytest.mark.parametrize("moment", [pytest.param(MOMENTS[0], marks=pytest.mark.slow), MOMENTS[1]])
+def test_an_abort_of_a_warm_move_lets_the_guest_go_on_where_it_is(victim: Platform, moment: str) -> None:
+    vm, disk, memory = begin(victim, f"warm-abort-{MOMENTS.index(moment)}")
+    with watching(victim, 90) as client:
+        migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
+        until_moment(victim, migration["id"], moment, 0)
+        victim.cli("migration", "abort", migration["id"])
+        assert until_ended(victim, migration["id"])["phase"] == "aborted"
+        assert until_settled(victim, vm)["node"] == "host-a"
+        until_counts_on(victim, client, vm)
+    assert checksum(victim, vm) == memory
+    assert run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
+    delete(victim, vm)
