@@ -118,6 +118,7 @@ def test_a_node_that_is_cut_off_ends_its_vms_before_they_start_elsewhere(victim:
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_stops_no_vm(victim: Platform) -> None:
     vm = boot(victim, "ha3")
     victim.server.kill()
@@ -140,6 +141,7 @@ def test_vms_do_not_outlive_the_lease_of_an_agent_that_is_gone(victim: Platform)
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_vm_ends_with_what_keeps_it_and_starts_again_where_it_was(victim: Platform) -> None:
     vm = boot(victim, "ha5")
     pid = vm["status"]["pid"]

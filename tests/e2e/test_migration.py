@@ -125,6 +125,7 @@ def test_a_drain_that_cannot_go_on_says_why_and_stops_no_vm(victim: Platform) ->
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_vms_run_on_while_their_host_is_cut_off_and_while_the_server_is_away(victim: Platform) -> None:
     vm = boot(victim, "alone", 25)
     with watching(victim, 25) as client:
