@@ -79,14 +79,30 @@ def server(
     port: Annotated[int, typer.Option(help="port of the API")] = 7443,
     link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444,
     advertise: Advertise = None,
+    reads_per_s: Annotated[float, typer.Option(help="requests that read, of one token")] = 5000,
+    writes_per_s: Annotated[float, typer.Option(help="requests that change something, of one token")] = 500,
+    redis: Annotated[
+        str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer people")] = 1,
+    leave_s: Annotated[
+        float,
+        typer.Option("--leave-after", help="seconds to serve on, not ready, when told to end: for rolling restarts"),
+    ] = 0,
+    oidc: Annotated[
+        Path | None,
+        typer.Option(help="file that names who vouches for people (OpenID Connect); see docs/how-to/access.md"),
+    ] = None,
     fence: Annotated[
         Path | None, typer.Option(help="program that cuts off the node that it is given, when that has failed")
     ] = None,
 ) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
+    from novacron.api.rates import RateSettings
     from novacron.local.postgres import Postgres
     from novacron.model.errors import NovaError
-    from novacron.server.main import Settings, run
+    from novacron.server.main import run
+    from novacron.server.settings import Settings
 
     state = (state_dir or _state_dir()) / "server"
     postgres = None
@@ -94,7 +110,24 @@ def server(
         postgres = Postgres(state.parent / "postgres")
         database = postgres.start()
     try:
-        run(Settings(database, state, host, port, link_port, advertise, fence, config_path()))
+        rates = RateSettings(reads_per_s, writes_per_s)
+        run(
+            Settings(
+                database,
+                state,
+                host,
+                port,
+                link_port,
+                advertise,
+                rates,
+                leave_s,
+                workers,
+                redis,
+                oidc,
+                fence,
+                config_path(),
+            )
+        )
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

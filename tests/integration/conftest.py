@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import urllib3
+import zstandard
 
 from lab.platform import Platform, until
 
@@ -58,6 +59,8 @@ class Api:
             sent.setdefault("Content-Type", "application/json")
         answer = self._pool.request(method, self.url + path, body=data, headers=sent, retries=False, timeout=70)
         text = answer.data
+        if answer.headers.get("content-encoding") == "zstd":  # this client knows the others
+            text = zstandard.ZstdDecompressor().decompress(text)
         is_json = "json" in answer.headers.get("content-type", "")
         return Answer(answer.status, answer.headers, json.loads(text) if text and is_json else text.decode())
 

@@ -197,7 +197,7 @@ class Ownership(RuleBasedStateMachine):
 
     async def _renew(self, connection: Connection) -> None:
         for name in HOSTS:
-            await leases.renew(connection, name, await leases.begin(connection, name), None, 0.0, ())
+            await leases.renew(connection, [leases.Beat(name, await leases.begin(connection, name))], 0.0)
 
     # the network: what is delivered is chosen freely, kept or dropped afterwards; what never is chosen is lost
 

@@ -9,16 +9,31 @@ from typing import Any
 import pytest
 
 from novacron.api.cache import Cache, Delivery
+from novacron.model.access import Right
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import Batch, Change, Snapshot
 
 
 def vm(revision: int, name: str = "web", id: str = "vm-a") -> Change:
-    return Change(revision, "vm", id, {"id": id, "name": name, "revision": revision})
+    body = {"id": id, "name": name, "project": "default", "revision": revision}
+    return Change(revision, "vm", id, body, "default")
 
 
 def token(revision: int, revoked: bool) -> Change:
-    return Change(revision, "token", "tok-a", {"id": "tok-a", "name": "t", "hash": "h", "revoked": revoked})
+    body = {
+        "id": "tok-a", "name": "t", "hash": "h", "revoked": revoked, "user": "user-a", "kind": "api", "scopes": None,
+        "project": None, "expires_at": None,
+    }  # fmt: skip
+    return Change(revision, "token", "tok-a", body)
+
+
+def user(revision: int, *, disabled: bool = False) -> Change:
+    return Change(revision, "user", "user-a", {"id": "user-a", "name": "ann", "disabled": disabled, "project": None})
+
+
+def grant(revision: int, role: str | None, project: str | None = None) -> Change:
+    body = None if role is None else {"id": "grant-a", "user": "user-a", "project": project, "role": role}
+    return Change(revision, "grant", "grant-a", body)
 
 
 async def started(*history: Change, after: int = 0) -> Cache:
@@ -41,19 +56,46 @@ async def test_a_vm_is_found_by_id_and_by_its_present_name() -> None:
     cache = await started()
     await cache.apply(Batch(1, [vm(1)]))
     await cache.apply(Batch(2, [vm(2, name="db")]))
-    assert cache.get("vm", "web") is None
-    found = cache.get("vm", "db")
-    assert found is not None and json.loads(found.json)["id"] == "vm-a"
+    assert not cache.named("vm", "web")
+    (found,) = cache.named("vm", "db")
+    assert json.loads(found.json)["id"] == "vm-a" and cache.get("vm", "vm-a") is found
     await cache.apply(Batch(3, [Change(3, "vm", "vm-a", None)]))
-    assert cache.get("vm", "db") is None and cache.get("vm", "vm-a") is None
+    assert not cache.named("vm", "db") and cache.get("vm", "vm-a") is None
+
+
+async def test_a_name_is_good_in_its_project() -> None:
+    cache = await started()
+    other = {"id": "vm-b", "name": "web", "project": "other", "revision": 1}
+    await cache.apply(Batch(1, [vm(1), Change(1, "vm", "vm-b", other, "other")]))
+    assert {entry.body["id"] for entry in cache.named("vm", "web")} == {"vm-a", "vm-b"}
+    await cache.apply(Batch(2, [Change(2, "vm", "vm-a", None, "default")]))
+    assert [entry.body["id"] for entry in cache.named("vm", "web")] == ["vm-b"]
 
 
 async def test_a_revoked_token_is_worth_nothing_from_then_on() -> None:
     cache = await started()
-    await cache.apply(Batch(1, [token(1, revoked=False)]))
-    assert cache.token("h") == "tok-a"
+    await cache.apply(Batch(1, [user(1), token(1, revoked=False)]))
+    found = cache.callers.get("h")
+    assert found is not None and (found.id, found.name) == ("tok-a", "ann")
     await cache.apply(Batch(2, [token(2, revoked=True)]))
-    assert cache.token("h") is None
+    assert cache.callers.get("h") is None
+
+
+async def test_what_a_user_may_do_counts_at_once() -> None:
+    cache = await started()
+    await cache.apply(Batch(1, [user(1), token(1, revoked=False), grant(1, "viewer", "web")]))
+
+    def may(right: Right, project: str | None) -> bool:
+        found = cache.callers.get("h")
+        return found is not None and found.access.allows(right, project)
+
+    assert may(Right.READ, "web") and not may(Right.WRITE, "web") and not may(Right.READ, "other")
+    await cache.apply(Batch(2, [grant(2, "member", "web")]))
+    assert may(Right.WRITE, "web") and not may(Right.MANAGE, "web") and not may(Right.READ, None)
+    await cache.apply(Batch(3, [grant(3, None)]))
+    assert not may(Right.READ, "web") and cache.callers.get("h") is not None
+    await cache.apply(Batch(4, [user(4, disabled=True)]))
+    assert cache.callers.get("h") is None
 
 
 async def test_tokens_are_never_delivered_to_followers() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 
 from litestar import Litestar, Response, Router, get
 from litestar.datastructures import State
+from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.params import Parameter
 
 from novacron import __version__
 from novacron.api import (
+    batches,
     bodies,
     console,
     drains,
@@ -26,35 +29,51 @@ from novacron.api import (
     migrations,
     networks,
     nodes,
+    paging,
     placements,
     problems,
+    projects,
     rebalancing,
+    records,
+    scopes,
+    sessions,
     snapshots,
     tokens,
+    users,
     vms,
     volumes,
+    watch,
 )
-from novacron.api.auth import TokenAuthentication
+from novacron.api.auth import Authentication
 from novacron.api.context import ApiRequest, Services
 from novacron.model import limits
 from novacron.model.errors import NovaError
 
 
-@get("/schema", include_in_schema=False)
+@get("/schema", include_in_schema=False, opt=scopes.SELF)
 async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
     """Answer with the OpenAPI 3.1 document."""
     return Response(request.app.openapi_schema.to_schema(), media_type="application/json")
+
+
+ABOUT_PROJECT = "work in this project; else new objects are made in the caller's own, and all that they see is listed"
+ABOUT_REVISION = "answer from a state that has at least this revision; 503 where that is not there within seconds"
 
 
 def create_app(services: Services) -> Litestar:
     """Return the ASGI application that works with ``services``."""
     api = Router(
         "/api/v1",
+        parameters={
+            "project": Parameter(str | None, query="project", required=False, description=ABOUT_PROJECT),
+            "min_revision": Parameter(int | None, query="min_revision", required=False, description=ABOUT_REVISION),
+        },
         route_handlers=[
             placements.router,
             rebalancing.router,
             drains.router,
             networks.router,
+            batches.router,
             vms.router,
             nodes.router,
             migrations.router,
@@ -66,18 +85,25 @@ def create_app(services: Services) -> Litestar:
             volumes.pools,
             exports.router,
             events.router,
+            watch.router,
             tokens.router,
+            projects.router,
+            users.router,
+            records.router,
+            sessions.router,
         ],
     )
     return Litestar(
         route_handlers=[api, nodes.join, console.console, health.healthz, health.readyz, metrics.metrics, schema],
-        middleware=[DefineMiddleware(TokenAuthentication, exclude_from_auth_key="exclude_from_auth")],
+        middleware=[DefineMiddleware(Authentication, exclude_from_auth_key="exclude_from_auth")],
         exception_handlers={
             NovaError: problems.on_nova_error,
             HTTPException: problems.on_http_error,
             Exception: problems.on_any_error,
         },
         before_request=bodies.check,
+        guards=[scopes.guard],
+        dependencies={"wanted": Provide(paging.paging)},
         request_max_body_size=limits.REQUEST_BODY_BYTES_MAX,
         state=State({"services": services}),
         logging_config=None,

@@ -8,19 +8,22 @@ from typing import Any
 import msgspec
 from litestar.exceptions import HTTPException
 
-from novacron.api.context import ApiRequest
+from novacron.api.context import ApiRequest, services
 from novacron.model import limits
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import InvalidInput, Unavailable
 
+REACH_S, REVISION_DIGITS_MAX = 5.0, 19
 DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
 FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
 async def check(request: ApiRequest) -> None:
-    """Raise InvalidInput unless the body is what the route's ``data`` asks for, without any conversion of types.
+    """Take what every request may ask; raise InvalidInput unless the body is what the route's ``data`` asks for, with
+    no conversion of types.
 
     Runs before the framework's own parser, which would take "128" for 128.
     """
+    await _reach(request)
     field = request.route_handler.parsed_data_field
     if field is None:
         return
@@ -43,6 +46,18 @@ async def check(request: ApiRequest) -> None:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
+
+
+async def _reach(request: ApiRequest) -> None:
+    """Wait until this replica has what ``?min_revision=`` asks for. Raises InvalidInput, Unavailable."""
+    text = request.query_params.get("min_revision")
+    if text is None:
+        return
+    if not text.isdecimal() or len(text) > REVISION_DIGITS_MAX:
+        raise InvalidInput(f"{text!r} is not a revision", field="min_revision", hint="send one that an answer had")
+    cache = services(request).cache
+    if not await cache.reached(int(text), REACH_S):
+        raise Unavailable(f"this server is at revision {cache.revision}, not {text}", hint="try again")
 
 
 async def _drain(request: ApiRequest) -> None:

@@ -7,23 +7,34 @@ complete, so a client can wait for its own write.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 
+from novacron.api.callers import KINDS as CALLERS
+from novacron.api.callers import Callers
 from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
 
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
-    "security-group", "floating-address", "forward",
+    "security-group", "floating-address", "forward", "project",
 )  # fmt: skip
+PRIVATE = (*CALLERS, "image-owner")
 NAMED = ("vm", "volume")
+"""Whose names are good in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
+
+T = TypeVar("T")
+
+
+HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped")}
+"""Columns that are not for users."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -32,6 +43,25 @@ class Entry(msgspec.Struct, frozen=True):
     revision: int
     body: dict[str, Any]
     json: bytes
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Return the values that users see."""
+        found: dict[str, Any] = msgspec.json.decode(self.json)
+        return found
+
+
+def order_of(kind: str, body: dict[str, Any]) -> str:
+    """Return by what a kind's objects are listed: by time, by name, or by their key."""
+    match kind:
+        case "event":
+            return f"{body['id']:020d}"
+        case "migration" | "import" | "export" | "drain" | "snapshot":
+            return f"{body['created_at']} {body['id']}"
+        case "floating-address":
+            return str(body["address"])
+        case _:
+            return " ".join(str(body[field]) for field in ("name", "id") if field in body)
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -42,12 +72,15 @@ class Delivery(msgspec.Struct, frozen=True):
     key: str
     json: bytes | None
     last: bool
+    project: str | None = None
+    """Whose it is; None: the fleet's."""
 
 
 def encoded(kind: str, body: dict[str, Any]) -> bytes:
     """Return an object's JSON as users see it."""
-    if kind == "migration":
-        body = {key: value for key, value in body.items() if key != "moved_at"}
+    hidden = HIDDEN.get(kind)
+    if hidden is not None:
+        body = {key: value for key, value in body.items() if key not in hidden}
     return msgspec.json.encode(body)
 
 
@@ -57,7 +90,7 @@ def _deliveries(changes: list[Change]) -> Iterator[Delivery]:
     for position, change in enumerate(changes):
         json = None if change.body is None else encoded(change.kind, change.body)
         last = last_of.get(change.revision) == position
-        yield Delivery(change.revision, change.kind, change.key, json, last)
+        yield Delivery(change.revision, change.kind, change.key, json, last, change.project)
 
 
 class Cache:
@@ -67,8 +100,11 @@ class Cache:
         self.revision = 0
         self.ready = False
         self._kinds: dict[str, dict[str, Entry]] = {}
-        self._names: dict[tuple[str, str], str] = {}
-        self._tokens: dict[str, str] = {}
+        self.callers = Callers()
+        self._names: dict[tuple[str, str], dict[str, str]] = {}
+        self._versions: dict[str, int] = {}
+        self._derived: dict[str, tuple[int, Any]] = {}
+        self._order: dict[str, tuple[list[str], dict[str, Entry]]] = {}
         self._advanced = asyncio.Condition()
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
         self._history_from = 0
@@ -76,26 +112,43 @@ class Cache:
         self._clear()
 
     def _clear(self) -> None:
-        self._kinds = {kind: {} for kind in (*PUBLIC, "token")}
+        self._kinds = {kind: {} for kind in (*PUBLIC, *PRIVATE)}
+        for kind in self._kinds:
+            self._versions[kind] = self.version(kind) + 1
+        self._order = {kind: ([], {}) for kind in (*PUBLIC, "user", "grant")}
         self._names.clear()
-        self._tokens.clear()
+        self.callers.clear()
 
     # what readers use
 
     def get(self, kind: str, ref: str) -> Entry | None:
-        """Return an object by id, or by name if its kind has them."""
-        found = self._kinds[kind].get(ref)
-        if found is None and (kind, ref) in self._names:
-            found = self._kinds[kind].get(self._names[kind, ref])
+        """Return an object by its key: its id, or its name where that is good everywhere."""
+        return self._kinds[kind].get(ref)
+
+    def ordered(self, kind: str) -> tuple[list[str], dict[str, Entry]]:
+        """Return the objects of a kind by their place in lists, and these places in order."""
+        return self._order[kind]
+
+    def derived(self, kind: str, make: Callable[[], T]) -> T:
+        """Return what ``make`` makes of the objects of a kind, made once until one of them changes."""
+        name, version = f"{kind} {make.__qualname__}", self.version(kind)
+        known = self._derived.get(name)
+        if known is None or known[0] != version:
+            known = self._derived[name] = version, make()
+        found: T = known[1]
         return found
+
+    def version(self, kind: str) -> int:
+        """Return a number that grows whenever an object of a kind changes."""
+        return self._versions.get(kind, 0)
+
+    def named(self, kind: str, name: str) -> list[Entry]:
+        """Return the objects of this name, of whichever project."""
+        return [self._kinds[kind][id] for id in self._names.get((kind, name), {}).values()]
 
     def all(self, kind: str) -> dict[str, Entry]:
         """Return every object of a kind by its key, oldest first."""
         return self._kinds[kind]
-
-    def token(self, digest: str) -> str | None:
-        """Return the id of the token with this hash, if it is valid."""
-        return self._tokens.get(digest)
 
     async def reached(self, revision: int, timeout_s: float) -> bool:
         """Wait until the cache is complete up to ``revision``; say whether it is."""
@@ -182,33 +235,54 @@ class Cache:
         self.ready = False
 
     def _apply(self, change: Change) -> bool:
+        self._versions[change.kind] = self._versions.get(change.kind, 0) + 1
         objects = self._kinds[change.kind]
         old = objects.get(change.key)
         if change.body is None:
             if old is not None:
                 del objects[change.key]
-                if change.kind in NAMED:
-                    self._names.pop((change.kind, old.body["name"]), None)
-                if change.kind == "token":
-                    self._tokens.pop(old.body["hash"], None)
+                self._place(change.kind, old, None)
+                self._forget_name(change.kind, old)
+                if change.kind in CALLERS:
+                    self.callers.change(change.kind, change.key, None)
             return old is not None
         if old is not None and old.revision > change.revision:
             return False
         body = change.body
-        if change.kind == "token":
-            digest = body["hash"]
-            if body["revoked"]:
-                self._tokens.pop(digest, None)
-            else:
-                self._tokens[digest] = body["id"]
+        if change.kind in CALLERS:
+            self.callers.change(change.kind, change.key, body)
         if change.kind in NAMED:
-            if old is not None and old.body["name"] != body["name"]:
-                self._names.pop((change.kind, old.body["name"]), None)
-            self._names[change.kind, body["name"]] = body["id"]
-        objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
+            if old is not None:
+                self._forget_name(change.kind, old)
+            self._names.setdefault((change.kind, body["name"]), {})[body["project"]] = body["id"]
+        entry = objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
+        self._place(change.kind, old, entry)
         if change.kind == "event" and len(objects) > limits.EVENTS_KEPT_IN_MEMORY:
-            del objects[next(iter(objects))]
+            self._place("event", objects.pop(next(iter(objects))), None)
         return True
+
+    def _place(self, kind: str, old: Entry | None, new: Entry | None) -> None:
+        """Keep an object's place in lists."""
+        if kind not in self._order:
+            return
+        keys, entries = self._order[kind]
+        was = None if old is None else order_of(kind, old.body)
+        now = None if new is None else order_of(kind, new.body)
+        if was is not None and was != now:
+            del entries[was]
+            del keys[bisect.bisect_left(keys, was)]
+        if now is not None:
+            assert new is not None
+            if now not in entries:
+                bisect.insort(keys, now)
+            entries[now] = new
+
+    def _forget_name(self, kind: str, old: Entry) -> None:
+        named = self._names.get((kind, old.body.get("name", "")), {})
+        if kind in NAMED and named.get(old.body["project"]) == old.body["id"]:
+            del named[old.body["project"]]
+            if not named:
+                del self._names[kind, old.body["name"]]
 
     def _remember(self, delivery: Delivery) -> None:
         if delivery.kind not in PUBLIC:

@@ -11,11 +11,12 @@ from litestar import Response, WebSocket, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 
-from novacron.api import reply
-from novacron.api.context import ApiRequest, Caller, services
+from novacron.api import reply, scopes
+from novacron.api.callers import Caller
+from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.console import ConsoleKind, Ticket
-from novacron.model.errors import IllegalState, NotFound, NovaError
+from novacron.model.errors import IllegalState, NovaError
 from novacron.model.vm import Display
 from novacron.store import tickets
 
@@ -40,16 +41,14 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
     status_code=201,
 )
 async def open_console(request: ApiRequest, ref: str, data: OpenConsole | None = None) -> Ticket:
-    ref, wanted = reply.check_ref("VM", ref), data or OpenConsole()
-    async with services(request).database.transaction() as connection:
-        return await tickets.create(connection, ref, wanted.kind, request.user.name)
+    id, wanted = await scopes.resolve(request, "vm", ref), data or OpenConsole()
+    async with reply.change(request) as connection:
+        return await tickets.create(connection, id, wanted.kind, request.user.name)
 
 
 def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
-    """Return the node and the id of a VM. Raises NotFound, IllegalState."""
-    entry = services(request).cache.get("vm", reply.check_ref("VM", ref))
-    if entry is None:
-        raise NotFound(f"there is no VM {ref!r}", hint="see: novacron vm list")
+    """Return the node and the id of a VM. Raises NotFound, Forbidden, IllegalState."""
+    entry = scopes.seen(request, "vm", reply.check_ref("vm", ref))
     if entry.body["node"] is None:
         raise IllegalState(f"VM {ref} is on no node")
     return entry.body["node"], entry.body["id"]

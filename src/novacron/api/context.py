@@ -9,6 +9,10 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 
 from novacron.api.cache import Cache
+from novacron.api.callers import Caller
+from novacron.api.oidc import Oidc
+from novacron.api.passwords import Passwords
+from novacron.api.recorder import Recorder
 from novacron.model.console import ConsoleKind
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState
@@ -51,15 +55,11 @@ class Services(msgspec.Struct):
     authority: Authority
     agents: Agents
     metrics: Metrics
+    recorder: Recorder
+    passwords: Passwords
+    oidc: Oidc | None
     api_url: str
     link_url: str
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """Who calls: a token, by id and name."""
-
-    id: str
-    name: str
 
 
 ApiRequest = Request[Caller, str, Any]

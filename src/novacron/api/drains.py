@@ -8,16 +8,16 @@ import msgspec
 from litestar import Response, Router, get, post
 from litestar.params import Parameter
 
-from novacron.api import reply
+from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
 from novacron.api.nodes import DrainNode, Uncordon
+from novacron.api.paging import Paging
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPolicy
 from novacron.model.node import Node
 from novacron.store import nodes
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
@@ -49,15 +49,8 @@ class SiteNodes(msgspec.Struct):
 
 
 @get("/drains", summary="List drains, newest first")
-async def list_drains(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None, node: str | None = None
-) -> Response[DrainList]:
-    entries = (
-        (f"{entry.body['created_at']} {entry.body['id']}", entry)
-        for entry in services(request).cache.all("drain").values()
-        if node in (None, entry.body["node"])
-    )
-    return reply.page(request, entries, limit, cursor, newest_first=True)
+async def list_drains(request: ApiRequest, wanted: Paging, node: str | None = None) -> Response[DrainList]:
+    return paging.answer(request, "drain", wanted, lambda drain: node in (None, drain["node"]), newest_first=True)
 
 
 @get("/drains/{id:str}", summary="Show how far a drain is")
@@ -108,4 +101,9 @@ async def uncordon_site(request: ApiRequest, site: str, data: Uncordon | None = 
     return await reply.write(request, work)
 
 
-router = Router("/", route_handlers=[list_drains, show_drain, list_sites, drain_site, uncordon_site], tags=["nodes"])
+router = Router(
+    "/",
+    route_handlers=[list_drains, show_drain, list_sites, drain_site, uncordon_site],
+    tags=["nodes"],
+    opt=scopes.in_fleet(),
+)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, Router, get
+from litestar.connection import ASGIConnection
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from novacron.api import reply
+from novacron.api import paging, scopes
 from novacron.api.cache import PUBLIC, Cache, Delivery
+from novacron.api.callers import Caller
 from novacron.api.context import ApiRequest, services
-from novacron.model import limits
+from novacron.api.paging import Paging
+from novacron.model.access import Access
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.event import Event
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 KEEPALIVE_S = 15.0
 
 
@@ -31,38 +34,48 @@ class EventList(msgspec.Struct):
 @get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
 async def list_events(
     request: ApiRequest,
-    limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: str | None = None,
+    wanted: Paging,
     object: str | None = None,
     kinds: Annotated[str | None, Parameter(description="for the stream: vm, node, migration, event")] = None,
 ) -> Response[EventList] | Stream:
     cache = services(request).cache
     if "text/event-stream" in request.headers.get("accept", ""):
         return _stream(request, cache, kinds)
-    entries = (
-        (f"{entry.body['id']:020d}", entry)
-        for entry in cache.all("event").values()
-        if object is None or object in (entry.body["object"], entry.body["name"])
+    return paging.answer(
+        request, "event", wanted, lambda event: object in (None, event["object"], event["name"]), newest_first=True
     )
-    return reply.page(request, entries, limit, cursor, newest_first=True)
+
+
+def kinds_of(text: str | None) -> frozenset[str]:
+    """Return which kinds of objects a stream is about. Raises InvalidInput."""
+    found = frozenset(PUBLIC if text is None else text.split(","))
+    if not found <= frozenset(PUBLIC):
+        raise InvalidInput(f"unknown kind in {text!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
+    return found
 
 
 def _stream(request: ApiRequest, cache: Cache, kinds: str | None) -> Stream:
-    wanted = frozenset(PUBLIC if kinds is None else kinds.split(","))
-    if not wanted <= frozenset(PUBLIC):
-        raise InvalidInput(f"unknown kind in {kinds!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
+    wanted = kinds_of(kinds)
     resume = request.headers.get("last-event-id") or request.query_params.get("after")
     if resume is not None and not resume.isdecimal():
         raise InvalidInput(f"{resume!r} is not a revision", field="Last-Event-ID", hint="send the last id received")
     changes = cache.follow(None if resume is None else int(resume))
     return Stream(
-        _encode(changes, wanted, cache.revision),
+        _encode(changes, wanted, cache.revision, lambda: access_of(request, request.user)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _encode(changes: AsyncIterator[Delivery], wanted: frozenset[str], revision: int) -> AsyncIterator[bytes]:
+def access_of(connection: ASGIConnection[Any, Any, Any, Any], known: Caller) -> Access:
+    """Return what a caller may see now: a role or a token that is taken away counts in streams, too."""
+    caller = services(connection).cache.callers.by_id(known.id)
+    return Access() if caller is None or caller.expires_at_s <= time.time() else caller.access
+
+
+async def _encode(
+    changes: AsyncIterator[Delivery], wanted: frozenset[str], revision: int, access: Callable[[], Access]
+) -> AsyncIterator[bytes]:
     yield f": revision {revision}\n\n".encode()
     waiting: asyncio.Future[Delivery] | None = None
     try:
@@ -75,7 +88,7 @@ async def _encode(changes: AsyncIterator[Delivery], wanted: frozenset[str], revi
             delivery = waiting.result()
             waiting = None
             lines = b""
-            if delivery.kind in wanted:
+            if delivery.kind in wanted and access().sees(delivery.project):
                 data = delivery.json or msgspec.json.encode({"id": delivery.key, "deleted": True})
                 lines = b"event: %s\ndata: %s\n" % (delivery.kind.encode(), data)
             if delivery.last:
@@ -90,4 +103,4 @@ async def _encode(changes: AsyncIterator[Delivery], wanted: frozenset[str], revi
             waiting.cancel()
 
 
-router = Router("/events", route_handlers=[list_events], tags=["events"])
+router = Router("/events", route_handlers=[list_events], tags=["events"], opt=scopes.in_project())

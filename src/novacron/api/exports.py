@@ -8,16 +8,17 @@ import msgspec
 from litestar import Response, Router, delete, get, post
 from litestar.params import Parameter
 
-from novacron.api import reply
+from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.errors import IllegalState, InvalidInput
 from novacron.model.export import Export, ExportPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.store import exports
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[int, Parameter(ge=0, description="where the piece begins, in bytes")]
 
@@ -30,23 +31,17 @@ class ExportList(msgspec.Struct):
 
 @post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
 async def export_vm(request: ApiRequest, ref: str) -> Response[Export]:
-    ref = reply.check_ref("VM", ref)
+    id = await scopes.resolve(request, "vm", ref)
 
     async def work(connection: Connection) -> Export:
-        return await exports.create(connection, ref, request.user.name)
+        return await exports.create(connection, id, request.user.name)
 
     return await reply.write(request, work, status=202, location=lambda made: f"/api/v1/exports/{made.id}")
 
 
 @get("/", summary="List exports, newest first")
-async def list_exports(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[ExportList]:
-    entries = (
-        (f"{entry.body['created_at']} {entry.body['id']}", entry)
-        for entry in services(request).cache.all("export").values()
-    )
-    return reply.page(request, entries, limit, cursor, newest_first=True)
+async def list_exports(request: ApiRequest, wanted: Paging) -> Response[ExportList]:
+    return paging.answer(request, "export", wanted, newest_first=True)
 
 
 @get("/{id:str}", summary="Show an export")
@@ -56,7 +51,12 @@ async def show_export(
     return await reply.one(request, "export", id, newer_than, timeout_s)
 
 
-@get("/{id:str}/data", summary="Fetch a piece of the file (qcow2)", media_type="application/octet-stream")
+@get(
+    "/{id:str}/data",
+    summary="Fetch a piece of the file (qcow2)",
+    media_type="application/octet-stream",
+    opt=scopes.in_project(Right.WRITE),
+)
 async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[bytes]:
     context, found = services(request), await _ready(request, id)
     if offset >= found.size_bytes:
@@ -67,14 +67,18 @@ async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[by
     )
 
 
-@get("/{id:str}/firmware-state", summary="Fetch what the VM's firmware and TPM remembered; it is secret")
+@get(
+    "/{id:str}/firmware-state",
+    summary="Fetch what the VM's firmware and TPM remembered; it is secret",
+    opt=scopes.in_project(Right.WRITE),
+)
 async def fetch_firmware_state(request: ApiRequest, id: str) -> FirmwareState:
     found = await _ready(request, id)
     return await services(request).agents.read_firmware_state(found.node, found.id)
 
 
 async def _ready(request: ApiRequest, id: str) -> Export:
-    id = reply.check_ref("export", id)
+    id = await scopes.resolve(request, "export", reply.check_ref("export", id))
     async with services(request).database.connection() as connection:
         found = await exports.get(connection, id)
     if found.phase is not ExportPhase.READY:
@@ -84,7 +88,7 @@ async def _ready(request: ApiRequest, id: str) -> Export:
 
 @delete("/{id:str}", summary="Remove an export and its file", status_code=200)
 async def delete_export(request: ApiRequest, id: str) -> Response[Export]:
-    id = reply.check_ref("export", id)
+    id = await scopes.resolve(request, "export", reply.check_ref("export", id))
 
     async def work(connection: Connection) -> Export:
         return await exports.delete(connection, id, request.user.name)
@@ -93,5 +97,8 @@ async def delete_export(request: ApiRequest, id: str) -> Response[Export]:
 
 
 router = Router(
-    "/exports", route_handlers=[list_exports, show_export, fetch, fetch_firmware_state, delete_export], tags=["vms"]
+    "/exports",
+    route_handlers=[list_exports, show_export, fetch, fetch_firmware_state, delete_export],
+    tags=["vms"],
+    opt=scopes.in_project(),
 )

@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 from litestar import Router, delete, get, post
 
-from novacron.api import reply
+from novacron.api import reply, scopes
 from novacron.api.cache import Entry
 from novacron.api.context import ApiRequest, services
-from novacron.model.errors import Conflict, NotFound
+from novacron.model.access import Right
+from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.event import Image, ImageCopy
 from novacron.model.node import NodeName
-from novacron.store import events, vms
+from novacron.store import events, imports, vms
 
 
 class ImageList(msgspec.Struct):
@@ -22,35 +23,71 @@ class ImageList(msgspec.Struct):
     revision: int
 
 
-def merge(nodes: dict[str, Entry]) -> list[Image]:
+def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
     """Return the images that nodes hold, by name; the same name with another digest is another image."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for name in sorted(nodes):
         inventory = nodes[name].body["status"]["inventory"]
         for image in inventory["images"] if inventory else ():
-            merged = found.setdefault((image["name"], image["digest"]), {**image, "nodes": []})
+            owner = owners.get(image["name"])
+            fields = {**image, "nodes": [], "project": None if owner is None else owner.body["project"]}
+            merged = found.setdefault((image["name"], image["digest"]), fields)
             merged["nodes"].append(name)
     return [msgspec.convert(found[key], Image) for key in sorted(found)]
 
 
-@get("/", summary="List images and the nodes that hold them")
-async def list_images(request: ApiRequest) -> ImageList:
+def visible(request: ApiRequest) -> list[Image]:
+    """Return the images that the caller may see."""
+    cache, access = services(request).cache, request.user.access
+    return [
+        image
+        for image in merge(cache.all("node"), cache.all("image-owner"))
+        if image.project is None or access.sees(image.project)
+    ]
+
+
+def disks_mib(request: ApiRequest) -> dict[str, int]:
+    """Return the size of the disk that VMs of each image have, 0 for none."""
     cache = services(request).cache
-    return ImageList(merge(cache.all("node")), None, cache.revision)
+
+    def sizes() -> dict[str, int]:
+        found: dict[str, int] = {}
+        for entry in cache.all("node").values():
+            for image in (entry.body["status"]["inventory"] or {}).get("images", ()):
+                size_mib = -(-image.get("disk_bytes", 0) >> 20)
+                found[image["name"]] = max(found.get(image["name"], 0), size_mib)
+        return found
+
+    return cache.derived("node", sizes)
 
 
-@get("/{name:str}", summary="Show an image")
+def check_held(request: ApiRequest, name: str) -> None:
+    """Raise InvalidInput when no node holds an image of this name that the caller may see."""
+    owner = services(request).cache.get("image-owner", name)
+    hidden = owner is not None and not request.user.access.sees(owner.body["project"])
+    if hidden or name not in disks_mib(request):
+        raise InvalidInput(f"no node holds an image named {name!r}", field="image", hint="see: novacron image list")
+
+
+@get("/", summary="List images and the nodes that hold them", opt=scopes.SELF)
+async def list_images(request: ApiRequest) -> ImageList:
+    return ImageList(visible(request), None, services(request).cache.revision)
+
+
+@get("/{name:str}", summary="Show an image", opt=scopes.SELF)
 async def show_image(request: ApiRequest, name: str) -> Image:
-    for image in merge(services(request).cache.all("node")):
+    for image in visible(request):
         if image.name == name:
             return image
     raise NotFound(f"there is no image {name!r}", hint="see: novacron image list")
 
 
-@delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204)
+@delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=scopes.SELF)
 async def delete_image(request: ApiRequest, name: str, node: str | None = None) -> None:
     name, context = reply.check_ref("image", name), services(request)
-    found = [image for image in merge(context.cache.all("node")) if image.name == name]
+    found = [image for image in visible(request) if image.name == name]
+    for image in found:
+        scopes.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)
     holders = [(holder, image.digest) for image in found for holder in image.nodes if node in (None, holder)]
     if not holders:
         raise NotFound(f"there is no image {name!r}" + (f" on {node}" if node else ""), hint="see: novacron image list")
@@ -60,8 +97,11 @@ async def delete_image(request: ApiRequest, name: str, node: str | None = None) 
         raise Conflict(f"VMs are made of image {name}: {', '.join(using)}", hint="delete them first")
     for holder, digest in holders:
         await context.agents.remove_image(holder, name, digest)
-        async with context.database.transaction() as connection:
+        async with reply.change(request) as connection:
             await events.record(connection, "node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
+    if node is None:
+        async with reply.change(request) as connection:
+            await imports.disown(connection, name)
 
 
 class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,8 +113,15 @@ class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
 
 @post("/{name:str}/actions/copy", summary="Copy an image to another node; events say how that ended", status_code=202)
 async def copy_image(request: ApiRequest, name: str, data: CopyImage) -> ImageCopy:
+    async with reply.change(request):
+        pass
     agents = services(request).agents
     return await agents.copy_image(reply.check_ref("image", name), data.source, data.target, request.user.name)
 
 
-router = Router("/images", route_handlers=[list_images, show_image, copy_image, delete_image], tags=["images"])
+router = Router(
+    "/images",
+    route_handlers=[list_images, show_image, copy_image, delete_image],
+    tags=["images"],
+    opt=scopes.in_fleet(),
+)

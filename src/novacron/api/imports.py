@@ -9,9 +9,11 @@ from litestar import Response, Router, delete, get, post, put
 from litestar.params import Parameter
 from msgspec import Meta
 
-from novacron.api import reply
+from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
 from novacron.model.image import Format, Import, ImportSpec, Phase, Sha256, SizeBytes, Source, check_path, check_url
 from novacron.model.node import NodeName
@@ -19,7 +21,6 @@ from novacron.model.vm import Name, check_name
 from novacron.store import imports
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[int, Parameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece begins, in bytes")]
 
@@ -36,6 +37,8 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     format: Format | None = None
     description: Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)] = ""
     node: NodeName | None = None
+    shared: bool | None = None
+    """Every project may use the image, which takes a role that is good everywhere; by default if the caller has one."""
 
 
 class ImportList(msgspec.Struct):
@@ -53,16 +56,10 @@ class Held(msgspec.Struct):
 @get("/", summary="List imports, newest first")
 async def list_imports(
     request: ApiRequest,
-    limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: str | None = None,
+    wanted: Paging,
     phase: Phase | None = None,
 ) -> Response[ImportList]:
-    entries = (
-        (f"{entry.body['created_at']} {entry.body['id']}", entry)
-        for entry in services(request).cache.all("import").values()
-        if phase is None or entry.body["phase"] == phase
-    )
-    return reply.page(request, entries, limit, cursor, newest_first=True)
+    return paging.answer(request, "import", wanted, lambda one: phase in (None, one["phase"]), newest_first=True)
 
 
 @get("/{id:str}", summary="Show an import")
@@ -90,8 +87,14 @@ async def create_import(request: ApiRequest, data: ImportImage) -> Response[Impo
     else:
         spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]
 
+    operates = request.user.access.allows(Right.OPERATE, None)
+    shared_with_all = operates if data.shared is None else data.shared
+    if shared_with_all or spec.source is Source.PATH:  # a path names a file of the host's
+        scopes.check(request, None, Right.OPERATE)
+    project = None if shared_with_all else scopes.project_for_new(request)
+
     async def work(connection: Connection) -> Import:
-        return await imports.create(connection, spec, data.node, request.user.name)
+        return await imports.create(connection, project, spec, data.node, request.user.name)
 
     return await reply.write(request, work, status=201, location=lambda made: f"/api/v1/imports/{made.id}")
 
@@ -103,7 +106,7 @@ async def create_import(request: ApiRequest, data: ImportImage) -> Response[Impo
     request_max_body_size=limits.UPLOAD_PIECE_BYTES_MAX,
 )
 async def upload(request: ApiRequest, id: str, offset: Offset) -> Held:
-    id, context, piece = reply.check_ref("import", id), services(request), await request.body()
+    id, context, piece = await _own(request, id), services(request), await request.body()
     if not piece:
         raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
     async with context.database.connection() as connection:
@@ -111,9 +114,14 @@ async def upload(request: ApiRequest, id: str, offset: Offset) -> Held:
     return Held(await context.agents.take_piece(found.node, id, offset, piece))
 
 
+async def _own(request: ApiRequest, id: str) -> str:
+    """Return the import's id, if the caller may do anything about it."""
+    return await scopes.resolve(request, "import", reply.check_ref("import", id))
+
+
 @delete("/{id:str}", summary="End an import; nothing of it stays", status_code=200)
 async def abort_import(request: ApiRequest, id: str) -> Response[Import]:
-    id = reply.check_ref("import", id)
+    id = await _own(request, id)
 
     async def work(connection: Connection) -> Import:
         return await imports.abort(connection, id, request.user.name)
@@ -122,5 +130,8 @@ async def abort_import(request: ApiRequest, id: str) -> Response[Import]:
 
 
 router = Router(
-    "/imports", route_handlers=[list_imports, show_import, create_import, upload, abort_import], tags=["images"]
+    "/imports",
+    route_handlers=[list_imports, show_import, create_import, upload, abort_import],
+    tags=["images"],
+    opt=scopes.in_project(),
 )

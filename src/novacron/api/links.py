@@ -6,19 +6,16 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, post, put
-from litestar.params import Parameter
 
-from novacron.api import reply
+from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
-from novacron.model import limits
+from novacron.api.paging import Paging
 from novacron.model.node import NodeName
 from novacron.model.probe import SECONDS_MAX, PathMeasured
 from novacron.model.sharing import Link, LinkSpec
 from novacron.model.vm import check_name
 from novacron.store import links
 from novacron.store.database import Connection
-
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 
 
 class LinkList(msgspec.Struct):
@@ -28,10 +25,8 @@ class LinkList(msgspec.Struct):
 
 
 @get("/", summary="List the links between sites that have a limit")
-async def list_links(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[LinkList]:
-    return reply.page(request, services(request).cache.all("link").items(), limit, cursor)
+async def list_links(request: ApiRequest, wanted: Paging) -> Response[LinkList]:
+    return paging.answer(request, "link", wanted)
 
 
 @put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)
@@ -47,7 +42,7 @@ async def put_link(request: ApiRequest, one: str, other: str, data: LinkSpec) ->
 @delete("/{one:str}/{other:str}", summary="Let migrations between two sites use all there is", status_code=204)
 async def remove_link(request: ApiRequest, one: str, other: str) -> None:
     one, other = reply.check_ref("site", one), reply.check_ref("site", other)
-    async with services(request).database.transaction() as connection:
+    async with reply.change(request) as connection:
         await links.remove(connection, one, other, request.user.name)
 
 
@@ -64,4 +59,6 @@ async def probe_link(request: ApiRequest, data: ProbeLink) -> PathMeasured:
     return await services(request).agents.probe(data.source, data.target, data.seconds)
 
 
-router = Router("/links", route_handlers=[list_links, put_link, remove_link, probe_link], tags=["links"])
+router = Router(
+    "/links", route_handlers=[list_links, put_link, remove_link, probe_link], tags=["links"], opt=scopes.in_fleet()
+)

@@ -8,14 +8,15 @@ import msgspec
 from litestar import Response, Router, get, post
 from litestar.params import Parameter
 
-from novacron.api import reply
-from novacron.api.context import ApiRequest, services
+from novacron.api import paging, reply, scopes
+from novacron.api.context import ApiRequest
+from novacron.api.paging import Paging
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.migration import Migration, Phase
 from novacron.store import migrations
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
@@ -28,18 +29,17 @@ class MigrationList(msgspec.Struct):
 @get("/", summary="List migrations, newest first")
 async def list_migrations(
     request: ApiRequest,
-    limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: str | None = None,
+    wanted: Paging,
     vm: str | None = None,
     phase: Phase | None = None,
 ) -> Response[MigrationList]:
-    entries = (
-        (f"{entry.body['created_at']} {entry.body['id']}", entry)
-        for entry in services(request).cache.all("migration").values()
-        if (vm is None or vm in (entry.body["vm"], entry.body["vm_name"]))
-        and (phase is None or entry.body["phase"] == phase)
+    return paging.answer(
+        request,
+        "migration",
+        wanted,
+        lambda one: vm in (None, one["vm"], one["vm_name"]) and phase in (None, one["phase"]),
+        newest_first=True,
     )
-    return reply.page(request, entries, limit, cursor, newest_first=True)
 
 
 @get("/{id:str}", summary="Show a migration")
@@ -49,9 +49,14 @@ async def show_migration(
     return await reply.one(request, "migration", id, newer_than, timeout_s)
 
 
-@post("/{id:str}/actions/abort", summary="End a migration; the VM stays where it was", status_code=200)
+@post(
+    "/{id:str}/actions/abort",
+    summary="End a migration; the VM stays where it was",
+    status_code=200,
+    opt=scopes.in_project(Right.OPERATE),
+)
 async def abort_migration(request: ApiRequest, id: str) -> Response[Migration]:
-    id = reply.check_ref("migration", id)
+    id = await scopes.resolve(request, "migration", reply.check_ref("migration", id))
 
     async def work(connection: Connection) -> Migration:
         return await migrations.abort(connection, id, request.user.name)
@@ -59,4 +64,9 @@ async def abort_migration(request: ApiRequest, id: str) -> Response[Migration]:
     return await reply.write(request, work)
 
 
-router = Router("/migrations", route_handlers=[list_migrations, show_migration, abort_migration], tags=["migrations"])
+router = Router(
+    "/migrations",
+    route_handlers=[list_migrations, show_migration, abort_migration],
+    tags=["migrations"],
+    opt=scopes.in_project(),
+)

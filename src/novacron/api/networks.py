@@ -9,9 +9,11 @@ import msgspec
 from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 
-from novacron.api import reply
-from novacron.api.context import ApiRequest, services
+from novacron.api import paging, reply, scopes
+from novacron.api.context import ApiRequest
+from novacron.api.paging import Paging
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.network import (
     Encryption,
     FloatingAddress,
@@ -30,7 +32,6 @@ from novacron.model.vm import Name, check_name
 from novacron.store import groups, networks, ways_in
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
@@ -115,10 +116,8 @@ class ForwardList(msgspec.Struct):
 
 
 @get("/networks", summary="List networks by name")
-async def list_networks(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[NetworkList]:
-    return reply.page(request, services(request).cache.all("network").items(), limit, cursor)
+async def list_networks(request: ApiRequest, wanted: Paging) -> Response[NetworkList]:
+    return paging.answer(request, "network", wanted)
 
 
 @get("/networks/{name:str}", summary="Show a network")
@@ -131,15 +130,20 @@ async def show_network(
 @post("/networks", summary="Create a network", status_code=201)
 async def create_network(request: ApiRequest, data: CreateNetwork) -> Response[Network]:
     check_name(data.name)
+    project = scopes.project_for_new(request)
+    if data.kind is NetworkKind.BRIDGE:  # whoever is on it is in the hosts' network
+        scopes.check(request, None, Right.OPERATE)
 
     async def work(connection: Connection) -> Network:
-        return await networks.create(connection, data.name, data.spec(), data.mtu, request.user.name)
+        return await networks.create(connection, project, data.name, data.spec(), data.mtu, request.user.name)
 
     return await reply.write(request, work, status=201, location=lambda made: f"/api/v1/networks/{made.name}")
 
 
 @delete("/networks/{name:str}", summary="Delete a network that no VM has", status_code=200)
 async def delete_network(request: ApiRequest, name: str) -> Response[Network]:
+    name = await scopes.resolve(request, "network", name)
+
     async def work(connection: Connection) -> Network:
         return await networks.delete(connection, name, request.user.name)
 
@@ -147,10 +151,8 @@ async def delete_network(request: ApiRequest, name: str) -> Response[Network]:
 
 
 @get("/security-groups", summary="List security groups by name")
-async def list_groups(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[SecurityGroupList]:
-    return reply.page(request, services(request).cache.all("security-group").items(), limit, cursor)
+async def list_groups(request: ApiRequest, wanted: Paging) -> Response[SecurityGroupList]:
+    return paging.answer(request, "security-group", wanted)
 
 
 @get("/security-groups/{name:str}", summary="Show a security group and its rules")
@@ -163,15 +165,18 @@ async def show_group(
 @post("/security-groups", summary="Create a security group", status_code=201)
 async def create_group(request: ApiRequest, data: CreateSecurityGroup) -> Response[SecurityGroup]:
     check_name(data.name)
+    project = scopes.project_for_new(request)
 
     async def work(connection: Connection) -> SecurityGroup:
-        return await groups.create(connection, data.name, data.rules, request.user.name)
+        return await groups.create(connection, project, data.name, data.rules, request.user.name)
 
     return await reply.write(request, work, status=201, location=lambda made: f"/api/v1/security-groups/{made.name}")
 
 
 @patch("/security-groups/{name:str}", summary="Give a security group other rules", status_code=200)
 async def configure_group(request: ApiRequest, name: str, data: ConfigureSecurityGroup) -> Response[SecurityGroup]:
+    name = await scopes.resolve(request, "security-group", name)
+
     async def work(connection: Connection) -> SecurityGroup:
         return await groups.configure(connection, name, data.rules, request.user.name)
 
@@ -180,6 +185,8 @@ async def configure_group(request: ApiRequest, name: str, data: ConfigureSecurit
 
 @delete("/security-groups/{name:str}", summary="Delete a security group that nothing uses", status_code=200)
 async def delete_group(request: ApiRequest, name: str) -> Response[SecurityGroup]:
+    name = await scopes.resolve(request, "security-group", name)
+
     async def work(connection: Connection) -> SecurityGroup:
         return await groups.delete(connection, name, request.user.name)
 
@@ -187,10 +194,8 @@ async def delete_group(request: ApiRequest, name: str) -> Response[SecurityGroup
 
 
 @get("/floating-addresses", summary="List floating addresses")
-async def list_addresses(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[FloatingAddressList]:
-    return reply.page(request, services(request).cache.all("floating-address").items(), limit, cursor)
+async def list_addresses(request: ApiRequest, wanted: Paging) -> Response[FloatingAddressList]:
+    return paging.answer(request, "floating-address", wanted)
 
 
 @get("/floating-addresses/{address:str}", summary="Show where a floating address leads")
@@ -200,17 +205,29 @@ async def show_address(
     return await reply.one(request, "floating-address", address, newer_than, timeout_s)
 
 
-@post("/floating-addresses", summary="Add an address that can lead to VMs", status_code=201)
+@post(
+    "/floating-addresses",
+    summary="Give a project an address that can lead to its VMs",
+    status_code=201,
+    opt=scopes.in_fleet(),
+)
 async def add_address(request: ApiRequest, data: AddFloatingAddress) -> Response[FloatingAddress]:
+    project = scopes.project_for_new(request, Right.OPERATE)
+
     async def work(connection: Connection) -> FloatingAddress:
-        return await ways_in.add_address(connection, data.address, request.user.name)
+        return await ways_in.add_address(connection, project, data.address, request.user.name)
 
     return await reply.write(
         request, work, status=201, location=lambda made: f"/api/v1/floating-addresses/{made.address}"
     )
 
 
-@delete("/floating-addresses/{address:str}", summary="Remove a floating address that leads nowhere", status_code=200)
+@delete(
+    "/floating-addresses/{address:str}",
+    summary="Remove a floating address that leads nowhere",
+    status_code=200,
+    opt=scopes.in_fleet(),
+)
 async def remove_address(request: ApiRequest, address: str) -> Response[FloatingAddress]:
     async def work(connection: Connection) -> FloatingAddress:
         return await ways_in.remove_address(connection, address, request.user.name)
@@ -220,14 +237,19 @@ async def remove_address(request: ApiRequest, address: str) -> Response[Floating
 
 @post("/floating-addresses/{address:str}/actions/attach", summary="Let it lead to a VM", status_code=200)
 async def attach_address(request: ApiRequest, address: str, data: AttachFloatingAddress) -> Response[FloatingAddress]:
+    address = await scopes.resolve(request, "floating-address", address)
+    vm = await scopes.resolve(request, "vm", data.vm, "vm")
+
     async def work(connection: Connection) -> FloatingAddress:
-        return await ways_in.attach(connection, address, data.vm, data.network, request.user.name)
+        return await ways_in.attach(connection, address, vm, data.network, request.user.name)
 
     return await reply.write(request, work)
 
 
 @post("/floating-addresses/{address:str}/actions/detach", summary="Let it lead nowhere", status_code=200)
 async def detach_address(request: ApiRequest, address: str) -> Response[FloatingAddress]:
+    address = await scopes.resolve(request, "floating-address", address)
+
     async def work(connection: Connection) -> FloatingAddress:
         return await ways_in.detach(connection, address, request.user.name)
 
@@ -235,22 +257,17 @@ async def detach_address(request: ApiRequest, address: str) -> Response[Floating
 
 
 @get("/forwards", summary="List ports that lead to VMs")
-async def list_forwards(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None, vm: str | None = None
-) -> Response[ForwardList]:
-    entries = (
-        (id, entry)
-        for id, entry in services(request).cache.all("forward").items()
-        if vm is None or vm in (entry.body["vm"], entry.body["vm_name"])
-    )
-    return reply.page(request, entries, limit, cursor)
+async def list_forwards(request: ApiRequest, wanted: Paging, vm: str | None = None) -> Response[ForwardList]:
+    return paging.answer(request, "forward", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 
 @post("/forwards", summary="Let a port lead to one of a VM", status_code=201)
 async def create_forward(request: ApiRequest, data: CreateForward) -> Response[Forward]:
+    vm = await scopes.resolve(request, "vm", data.vm, "vm")
+
     async def work(connection: Connection) -> Forward:
         return await ways_in.forward(
-            connection, data.vm, data.vm_port, data.protocol, data.port, data.address, data.network, request.user.name
+            connection, vm, data.vm_port, data.protocol, data.port, data.address, data.network, request.user.name
         )
 
     return await reply.write(request, work, status=201)
@@ -258,6 +275,8 @@ async def create_forward(request: ApiRequest, data: CreateForward) -> Response[F
 
 @delete("/forwards/{id:str}", summary="Let a port lead nowhere", status_code=200)
 async def remove_forward(request: ApiRequest, id: str) -> Response[Forward]:
+    id = await scopes.resolve(request, "forward", reply.check_ref("forward", id))
+
     async def work(connection: Connection) -> Forward:
         return await ways_in.remove_forward(connection, id, request.user.name)
 
@@ -273,4 +292,5 @@ router = Router(
         list_forwards, create_forward, remove_forward,
     ],
     tags=["networks"],
+    opt=scopes.in_project(),
 )  # fmt: skip

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import msgspec
 from cryptography import x509
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
 from novacron import pki
-from novacron.api import reply
+from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.drain import DrainPolicy
@@ -25,7 +25,6 @@ from novacron.model.vm import check_name
 from novacron.store import identities, nodes, tokens
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
 
 
@@ -101,10 +100,8 @@ class Joined(msgspec.Struct):
 
 
 @get("/", summary="List nodes by name")
-async def list_nodes(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None
-) -> Response[NodeList]:
-    return reply.page(request, services(request).cache.all("node").items(), limit, cursor)
+async def list_nodes(request: ApiRequest, wanted: Paging) -> Response[NodeList]:
+    return paging.answer(request, "node", wanted)
 
 
 @get("/{name:str}", summary="Show a node")
@@ -164,7 +161,7 @@ async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any
     status_code=204,
 )
 async def remove_node(request: ApiRequest, name: str) -> None:
-    async with services(request).database.transaction() as connection:
+    async with reply.change(request) as connection:
         await nodes.remove(connection, reply.check_ref("node", name), request.user.name)
 
 
@@ -182,7 +179,7 @@ async def rename(request: ApiRequest, name: str, data: RenameNode) -> Response[N
 @post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
 async def create_join_token(request: ApiRequest, data: CreateJoinToken) -> JoinToken:
     context = services(request)
-    async with context.database.transaction() as connection:
+    async with reply.change(request) as connection:
         secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name)
     ticket = JoinTicket(context.api_url, context.link_url, context.authority.pem.decode(), secret)
     return JoinToken(encode_ticket(ticket), data.ttl_s)
@@ -197,7 +194,7 @@ async def join(request: ApiRequest, data: Join) -> Joined:
         key_hash = pki.key_hash(x509.load_pem_x509_csr(data.csr.encode()))
     except ValueError as error:
         raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
-    async with context.database.transaction() as connection:
+    async with reply.change(request) as connection:
         await tokens.use_join(connection, data.secret, data.name)
         await identities.join(connection, data.name, key_hash)
     return Joined(certificate.decode(), context.authority.pem.decode())
@@ -207,4 +204,5 @@ router = Router(
     "/nodes",
     route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, rename, remove_node, create_join_token],
     tags=["nodes"],
+    opt=scopes.in_fleet(),
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 from litestar import Response, Router, get, post
 
-from novacron.api import reply
+from novacron.api import scopes
 from novacron.api.context import ApiRequest, services
 from novacron.api.vms import CreateVm, spec_of
+from novacron.model.access import Right
 from novacron.model.placement import Verdict, Wish
 from novacron.store import fleet, migrations
 
@@ -18,7 +19,12 @@ class Foreseen(msgspec.Struct):
     items: list[Verdict]
 
 
-@post("/placements", summary="Say where a VM would be placed, without creating it", status_code=200)
+@post(
+    "/placements",
+    summary="Say where a VM would be placed, without creating it",
+    status_code=200,
+    opt=scopes.in_fleet(Right.READ),
+)
 async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[Foreseen]:
     spec = spec_of(request, data)
     async with services(request).database.connection() as connection:
@@ -26,11 +32,11 @@ async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[For
     return Response(Foreseen([verdict for verdict in found if data.node in (None, verdict.node)]))
 
 
-@get("/vms/{ref:str}/placement", summary="Say where a VM could be moved now")
+@get("/vms/{ref:str}/placement", summary="Say where a VM could be moved now", opt=scopes.in_project(Right.OPERATE))
 async def placement(request: ApiRequest, ref: str) -> Response[Foreseen]:
-    ref = reply.check_ref("VM", ref)
+    id = await scopes.resolve(request, "vm", ref)
     async with services(request).database.connection() as connection:
-        return Response(Foreseen(await migrations.explain(connection, ref)))
+        return Response(Foreseen(await migrations.explain(connection, id)))
 
 
 router = Router("/", route_handlers=[foresee_placement, placement], tags=["vms"])

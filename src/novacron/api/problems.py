@@ -9,6 +9,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from novacron.api.context import services
 from novacron.model.errors import NovaError
 from novacron.telemetry import logs
 
@@ -20,6 +21,7 @@ TYPE_BASE = "https://novacron.dev/problems/"
 TITLES = {
     400: ("invalid-input", "Invalid input"),
     401: ("unauthenticated", "Not authenticated"),
+    403: ("forbidden", "Not allowed"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "Method not allowed"),
     413: ("too-large", "Request too large"),
@@ -42,6 +44,7 @@ class Problem(msgspec.Struct, omit_defaults=True):
 
 def response(request: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     problem.instance = request.url.path
+    services(request).recorder.refused(request, problem.status, problem.detail)
     headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
     if problem.status == 503:
         headers["Retry-After"] = "2"
@@ -52,8 +55,13 @@ def _problem(code: str, title: str, status: int, detail: str, field: str | None,
     return Problem(TYPE_BASE + code, title, status, code, detail, field=field, hint=hint)
 
 
+def of(error: NovaError) -> Problem:
+    """Return an error as users see it."""
+    return _problem(error.code, error.title, error.status, error.detail, error.field, error.hint)
+
+
 def on_nova_error(request: Request[Any, Any, Any], error: NovaError) -> Response[bytes]:
-    return response(request, _problem(error.code, error.title, error.status, error.detail, error.field, error.hint))
+    return response(request, of(error))
 
 
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

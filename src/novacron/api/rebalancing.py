@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from litestar import Response, Router, get, put
 
+from novacron.api import reply, scopes
 from novacron.api.context import ApiRequest, services
 from novacron.model.rebalance import Settings
 from novacron.store import rebalancing
@@ -18,8 +19,10 @@ async def show_rebalancing(request: ApiRequest) -> Response[Rebalancing]:
 
 @put("/", summary="Say how the fleet is rebalanced; what is left out is as by default", status_code=200)
 async def configure_rebalancing(request: ApiRequest, data: Settings) -> Response[Rebalancing]:
-    async with services(request).database.transaction() as connection:
+    async with reply.change(request) as connection:
         return Response(await rebalancing.configure(connection, data, request.user.name))
 
 
-router = Router("/rebalancing", route_handlers=[show_rebalancing, configure_rebalancing], tags=["nodes"])
+router = Router(
+    "/rebalancing", route_handlers=[show_rebalancing, configure_rebalancing], tags=["nodes"], opt=scopes.in_fleet()
+)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from litestar import Response
 from litestar.enums import MediaType
 
-from novacron.api.cache import Entry
+from novacron.api import scopes, waits
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
@@ -24,7 +24,6 @@ log = logs.get(__name__)
 
 REF_PATTERN = re.compile(r"^[a-z0-9.-]{1,80}$")
 OWN_WRITE_WAIT_S = 1.0
-LISTED_BY = {"import": "image imports", "export": "vm exports"}
 
 
 class Resource(Protocol):
@@ -66,52 +65,31 @@ async def one(
 ) -> Response[Any]:
     """Answer with one object from the cache; with ``newer_than``, wait for a later revision first."""
     cache = services(request).cache
-    entry = cache.get(kind, check_ref(kind, ref))
+    check_ref(kind, ref)
+    owned = scopes.scope_of(request.route_handler) is scopes.Scope.PROJECT
+    entry = scopes.find(request, kind, ref) if owned else cache.get(kind, ref)
     if entry is not None and newer_than is not None and entry.revision <= newer_than:
-        entry = await cache.changed(kind, ref, newer_than, timeout_s)
+        entry = await cache.changed(kind, str(entry.body.get("id", ref)), newer_than, timeout_s)
     if entry is None:
-        raise NotFound(f"there is no {kind} {ref!r}", hint=f"see: novacron {LISTED_BY.get(kind, f'{kind} list')}")
+        raise scopes.no_such(kind, ref)
     headers = {"ETag": etag(entry.revision), "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(None, status_code=304, headers=headers)
     return Response(entry.json, media_type=MediaType.JSON, headers=headers)
 
 
-def page(
-    request: ApiRequest,
-    entries: Iterable[tuple[str, Entry]],
-    limit: int,
-    cursor: str | None,
-    *,
-    newest_first: bool = False,
-) -> Response[Any]:
-    """Answer with a page of objects. ``entries`` are ``(sort key, entry)``; the cursor names the last key given."""
-    after = _decode_cursor(cursor)
-    ordered = sorted(entries, key=lambda pair: pair[0], reverse=newest_first)
-    if after is not None:
-        ordered = [pair for pair in ordered if (pair[0] < after if newest_first else pair[0] > after)]
-    chosen = ordered[:limit]
-    more = len(ordered) > limit
-    revision = services(request).cache.revision
-    body = msgspec.json.encode(
-        {
-            "items": [msgspec.Raw(entry.json) for _, entry in chosen],
-            "next": base64.urlsafe_b64encode(chosen[-1][0].encode()).decode() if more else None,
-            "revision": revision,
-        }
-    )
-    return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
+@contextlib.asynccontextmanager
+async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Connection]:
+    """Lend a transaction for a change that answers with no object of its own; it is written down with it.
 
-
-def _decode_cursor(cursor: str | None) -> str | None:
-    if cursor is None:
-        return None
-    try:
-        return base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode()
-    except ValueError:
-        raise InvalidInput(
-            "the cursor is not one of ours", field="cursor", hint="send `next` as it was given"
-        ) from None
+    This replica's cache has the change when the block is over.
+    """
+    context = services(request)
+    async with context.database.transaction() as connection:
+        yield connection
+        await context.recorder.done(connection, request, 200, object)
+        revision = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
+    await context.cache.reached(revision, OWN_WRITE_WAIT_S)
 
 
 async def write(
@@ -120,11 +98,13 @@ async def write(
     *,
     status: int = 200,
     location: Callable[[T], str] | None = None,
+    recorded: bool = False,
 ) -> Response[Any]:
     """Do ``work`` in one transaction and answer with what it returns.
 
     With an ``Idempotency-Key`` the request is done once; repeated, it gets the first answer again. Returns when this
-    replica's cache has the write, so that the caller reads it.
+    replica's cache has the write, so that the caller reads it; with ``?wait=`` so many seconds, when what was asked for
+    has come about, or the time is over. ``recorded``: ``work`` writes into the audit log itself.
     """
     context = services(request)
     key = request.headers.get("idempotency-key")
@@ -150,8 +130,13 @@ async def write(
         headers = {"ETag": etag(result.revision)}
         if location is not None:
             headers["Location"] = location(result)
+        if not recorded:
+            await context.recorder.done(connection, request, status, result)
         if key is not None:
             await idempotency.settle(connection, request.user.id, key, idempotency.Answer(status, body, headers))
     if not await context.cache.reached(result.revision, OWN_WRITE_WAIT_S):
         log.warning("the feed lags behind a write", write=result.revision, feed=context.cache.revision)
+    wait_s = waits.asked(request)
+    if wait_s:
+        body, headers["ETag"] = await waits.settled(context.cache, result, body, headers["ETag"], wait_s)
     return Response(body, status_code=status, media_type=MediaType.JSON, headers=headers)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 from litestar import Response, delete, get, post
 
-from novacron.api import reply
+from novacron.api import reply, scopes
 from novacron.api.context import ApiRequest, services
-from novacron.model.errors import NotFound
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import Name, check_name
 from novacron.store import snapshots
@@ -31,21 +30,18 @@ class SnapshotList(msgspec.Struct):
 
 @get("/{ref:str}/snapshots", summary="List a VM's snapshots, oldest first; each names the one before it")
 async def list_snapshots(request: ApiRequest, ref: str) -> SnapshotList:
-    context = services(request)
-    vm = context.cache.get("vm", reply.check_ref("VM", ref))
-    if vm is None:
-        raise NotFound(f"there is no VM {ref!r}", hint="see: novacron vm list")
+    context, id = services(request), await scopes.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
-        found = await snapshots.of_vm(connection, vm.body["id"])
+        found = await snapshots.of_vm(connection, id)
     return SnapshotList(found, None, context.cache.revision)
 
 
 @post("/{ref:str}/snapshots", summary="Make a snapshot", status_code=202)
 async def create_snapshot(request: ApiRequest, ref: str, data: CreateSnapshot) -> Response[Snapshot]:
-    ref, name = reply.check_ref("VM", ref), check_name(data.name)
+    id, name = await scopes.resolve(request, "vm", ref), check_name(data.name)
 
     async def work(connection: Connection) -> Snapshot:
-        return await snapshots.create(connection, ref, name, data.memory, data.quiesce, request.user.name)
+        return await snapshots.create(connection, id, name, data.memory, data.quiesce, request.user.name)
 
     return await reply.write(request, work, status=202)
 
@@ -56,25 +52,25 @@ async def create_snapshot(request: ApiRequest, ref: str, data: CreateSnapshot) -
     status_code=202,
 )
 async def revert_snapshot(request: ApiRequest, ref: str, name: str) -> Response[Snapshot]:
-    ref, name = reply.check_ref("VM", ref), reply.check_ref("snapshot", name)
+    id, name = await scopes.resolve(request, "vm", ref), reply.check_ref("snapshot", name)
 
     async def work(connection: Connection) -> Snapshot:
-        return await snapshots.revert(connection, ref, name, request.user.name)
+        return await snapshots.revert(connection, id, name, request.user.name)
 
     return await reply.write(request, work, status=202)
 
 
 @delete("/{ref:str}/snapshots/{name:str}", summary="Let go of a snapshot; the VM stays as it is", status_code=202)
 async def delete_snapshot(request: ApiRequest, ref: str, name: str) -> Response[Snapshot]:
-    ref, name = reply.check_ref("VM", ref), reply.check_ref("snapshot", name)
+    id, name = await scopes.resolve(request, "vm", ref), reply.check_ref("snapshot", name)
 
     async def work(connection: Connection) -> Snapshot:
-        return await snapshots.delete(connection, ref, name, request.user.name)
+        return await snapshots.delete(connection, id, name, request.user.name)
 
     return await reply.write(request, work, status=202)
 
 
-@get("/snapshots/{id:str}", summary="Show a snapshot by id")
+@get("/snapshots/{id:str}", summary="Show a snapshot by id", opt=scopes.in_project())
 async def show_snapshot(
     request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: int = 30
 ) -> Response[Snapshot]:

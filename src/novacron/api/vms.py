@@ -9,9 +9,11 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
-from novacron.api import console, exports, reply, snapshots
+from novacron.api import console, exports, images, paging, reply, scopes, snapshots
 from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
 from novacron.model.errors import IllegalState, InvalidInput
@@ -43,10 +45,9 @@ from novacron.model.vm import (
     check_address,
     check_name,
 )
-from novacron.store import clones, migrations, vms
+from novacron.store import clones, migrations, projects, vms
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
 
 
@@ -156,18 +157,26 @@ class VmList(msgspec.Struct):
 @get("/", summary="List VMs by name")
 async def list_vms(
     request: ApiRequest,
-    limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: str | None = None,
+    wanted: Paging,
     node: str | None = None,
     in_state: Annotated[VmState | None, Parameter(query="state", description="only VMs in this state")] = None,
+    image: str | None = None,
+    name: Annotated[str | None, Parameter(description="only this one; web*: those whose names begin so")] = None,
 ) -> Response[VmList]:
-    entries = (
-        (entry.body["name"], entry)
-        for entry in services(request).cache.all("vm").values()
-        if (node is None or entry.body["node"] == node)
-        and (in_state is None or entry.body["status"]["state"] == in_state)
-    )
-    return reply.page(request, entries, limit, cursor)
+    prefix = name[:-1] if name is not None and name.endswith("*") else None
+    exactly = None if prefix is not None else name
+
+    def keep(vm: dict[str, Any]) -> bool:
+        return (
+            node in (None, vm["node"])
+            and in_state in (None, vm["status"]["state"])
+            and image in (None, vm["spec"]["image"])
+            and exactly in (None, vm["name"])
+            and (prefix is None or vm["name"].startswith(prefix))
+        )
+
+    begins = f"{exactly} " if exactly is not None else prefix
+    return paging.answer(request, "vm", wanted, keep, prefix=begins)
 
 
 @get("/{ref:str}", summary="Show a VM by id or name")
@@ -176,43 +185,40 @@ async def show_vm(request: ApiRequest, ref: str, newer_than: int | None = None, 
 
 
 def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
-    """Return what a VM that is to be created should be. Raises InvalidInput."""
+    """Return what a VM that is to be created should be. Raises InvalidInput, Forbidden."""
     check_name(data.name)
+    if data.devices:
+        scopes.check(request, None, Right.OPERATE)
     address = None if data.address is None else check_address(data.address)
-    if all(
-        all(image["name"] != data.image for image in (entry.body["status"]["inventory"] or {}).get("images", ()))
-        for entry in services(request).cache.all("node").values()
-    ):
-        raise InvalidInput(
-            f"no node holds an image named {data.image!r}", field="image", hint="see: novacron image list"
-        )
+    images.check_held(request, data.image)
     given = {field: getattr(data, field) for field in data.__struct_fields__ if field in VmSpec.__struct_fields__}
     return VmSpec(**{**given, "address": address})
 
 
 @post("/", summary="Create a VM", status_code=201)
 async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
-    spec = spec_of(request, data)
+    project, spec = scopes.project_for_new(request), spec_of(request, data)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
 
     async def work(connection: Connection) -> Vm:
         return await vms.create(
-            connection, data.name, spec, data.node, request.user.name, seed, firmware_state=data.firmware_state
-        )
+            connection, await projects.making(connection, project), data.name, spec, data.node, request.user.name, seed,
+            firmware_state=data.firmware_state, image_mib=images.disks_mib(request).get(spec.image),
+        )  # fmt: skip
 
     return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 
 
 @patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
 async def configure_vm(request: ApiRequest, ref: str, data: ConfigureVm) -> Response[Vm]:
-    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+    id, revision = await scopes.resolve(request, "vm", ref), reply.if_match(request)
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not given:
         raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
     name = None if data.name is UNSET else check_name(given.pop("name"))
 
     async def work(connection: Connection) -> Vm:
-        return await vms.configure(connection, ref, name, given, revision, request.user.name)
+        return await vms.configure(connection, id, name, given, revision, request.user.name)
 
     return await reply.write(request, work, status=200)
 
@@ -254,27 +260,32 @@ async def reset_vm(request: ApiRequest, ref: str) -> Response[Vm]:
 
 @post("/{ref:str}/actions/clone", summary="Create a VM like this one, on its node", status_code=201)
 async def clone_vm(request: ApiRequest, ref: str, data: CloneVm) -> Response[Vm]:
-    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+    id, revision = await scopes.resolve(request, "vm", ref), reply.if_match(request)
     check_name(data.name)
     address = None if data.address is None else check_address(data.address)
     changes = {"address": address, "power": data.power}
 
     async def work(connection: Connection) -> Vm:
         return await clones.create(
-            connection, ref, data.name, changes, revision, request.user.name, linked=data.linked
+            connection, id, data.name, changes, revision, request.user.name, linked=data.linked
         )  # fmt: skip
 
     return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 
 
-@post("/{ref:str}/actions/migrate", summary="Move the VM to another node", status_code=202)
+@post(
+    "/{ref:str}/actions/migrate",
+    summary="Move the VM to another node",
+    status_code=202,
+    opt=scopes.in_project(Right.OPERATE),
+)
 async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = None) -> Response[Migration]:
-    ref, wanted, revision = reply.check_ref("VM", ref), data or MigrateVm(), reply.if_match(request)
+    id, wanted, revision = await scopes.resolve(request, "vm", ref), data or MigrateVm(), reply.if_match(request)
 
     async def work(connection: Connection) -> Migration:
         return await migrations.create(
             connection,
-            ref,
+            id,
             wanted.target,
             revision,
             request.user.name,
@@ -291,11 +302,12 @@ async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = Non
     "/{ref:str}/actions/foresee-migration",
     summary="Measure how a move to another node would go; nothing moves",
     status_code=200,
+    opt=scopes.in_project(Right.OPERATE),
 )
 async def foresee_migration(request: ApiRequest, ref: str, data: ForeseeMigration | None = None) -> Foreseen:
-    ref, context = reply.check_ref("VM", ref), services(request)
+    id, context = await scopes.resolve(request, "vm", ref), services(request)
     async with context.database.transaction() as connection:
-        vm, target = await migrations.choose(connection, ref, (data or ForeseeMigration()).target, None)
+        vm, target = await migrations.choose(connection, id, (data or ForeseeMigration()).target, None)
     if vm.status.state is not VmState.RUNNING:
         raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
     assert vm.node is not None
@@ -306,10 +318,10 @@ async def foresee_migration(request: ApiRequest, ref: str, data: ForeseeMigratio
 async def _act(
     request: ApiRequest, ref: str, action: Action, *, status: int = 202, stop_timeout_s: int | None = None
 ) -> Response[Any]:
-    ref, revision = reply.check_ref("VM", ref), reply.if_match(request)
+    id, revision = await scopes.resolve(request, "vm", ref), reply.if_match(request)
 
     async def work(connection: Connection) -> Vm:
-        return await vms.act(connection, ref, action, revision, request.user.name, stop_timeout_s)
+        return await vms.act(connection, id, action, revision, request.user.name, stop_timeout_s)
 
     return await reply.write(request, work, status=status)
 
@@ -338,4 +350,5 @@ router = Router(
         *snapshots.ROUTES,
     ],
     tags=["vms"],
+    opt=scopes.in_project(),
 )

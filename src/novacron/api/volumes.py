@@ -9,8 +9,9 @@ from litestar import Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from msgspec import UNSET, UnsetType
 
-from novacron.api import reply
+from novacron.api import images, paging, reply, scopes
 from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 from novacron.model.node import NodeName
@@ -19,7 +20,6 @@ from novacron.model.volume import BootOrder, PoolKind, Volume
 from novacron.store import volumes
 from novacron.store.database import Connection
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
@@ -105,15 +105,8 @@ async def list_pools(request: ApiRequest) -> PoolList:
 
 
 @get("/", summary="List volumes by name")
-async def list_volumes(
-    request: ApiRequest, limit: Limit = limits.PAGE_SIZE_DEFAULT, cursor: str | None = None, vm: str | None = None
-) -> Response[VolumeList]:
-    entries = (
-        (entry.body["name"], entry)
-        for entry in services(request).cache.all("volume").values()
-        if vm is None or vm in (entry.body["vm"], entry.body["vm_name"])
-    )
-    return reply.page(request, entries, limit, cursor)
+async def list_volumes(request: ApiRequest, wanted: Paging, vm: str | None = None) -> Response[VolumeList]:
+    return paging.answer(request, "volume", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 
 @get("/{ref:str}", summary="Show a volume by id or name")
@@ -126,11 +119,13 @@ async def show_volume(
 @post("/", summary="Create a volume", status_code=201)
 async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Volume]:
     check_name(data.name)
-    limited = {"iops": data.iops, "bytes_per_s": data.bytes_per_s}
+    if data.image is not None:
+        images.check_held(request, data.image)
+    project, limited = scopes.project_for_new(request), {"iops": data.iops, "bytes_per_s": data.bytes_per_s}
 
     async def work(connection: Connection) -> Volume:
         return await volumes.create(
-            connection, data.name, data.pool, data.size_mib, data.node, limited, request.user.name, data.image
+            connection, project, data.name, data.pool, data.size_mib, data.node, limited, request.user.name, data.image
         )  # fmt: skip
 
     return await reply.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
@@ -138,7 +133,7 @@ async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Vol
 
 @patch("/{ref:str}", summary="Rename, grow or limit a volume", status_code=200)
 async def configure_volume(request: ApiRequest, ref: str, data: ConfigureVolume) -> Response[Volume]:
-    ref = reply.check_ref("volume", ref)
+    id = await scopes.resolve(request, "volume", ref)
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not given:
         raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
@@ -146,28 +141,28 @@ async def configure_volume(request: ApiRequest, ref: str, data: ConfigureVolume)
         check_name(given["name"])
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.configure(connection, ref, given, request.user.name)
+        return await volumes.configure(connection, id, given, request.user.name)
 
     return await reply.write(request, work)
 
 
 @delete("/{ref:str}", summary="Delete a volume and all that is in it", status_code=202)
 async def delete_volume(request: ApiRequest, ref: str) -> Response[Volume]:
-    ref = reply.check_ref("volume", ref)
+    id = await scopes.resolve(request, "volume", ref)
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.delete(connection, ref, request.user.name)
+        return await volumes.delete(connection, id, request.user.name)
 
     return await reply.write(request, work, status=202)
 
 
 @post("/{ref:str}/actions/attach", summary="Give a volume to a VM, at once if that runs", status_code=202)
 async def attach_volume(request: ApiRequest, ref: str, data: AttachVolume) -> Response[Volume]:
-    ref = reply.check_ref("volume", ref)
+    id, vm = await scopes.resolve(request, "volume", ref), await scopes.resolve(request, "vm", data.vm, "vm")
 
     async def work(connection: Connection) -> Volume:
         return await volumes.attach(
-            connection, ref, data.vm, data.read_only, data.boot_order, request.user.name
+            connection, id, vm, data.read_only, data.boot_order, request.user.name
         )  # fmt: skip
 
     return await reply.write(request, work, status=202)
@@ -175,10 +170,10 @@ async def attach_volume(request: ApiRequest, ref: str, data: AttachVolume) -> Re
 
 @post("/{ref:str}/actions/detach", summary="Take a volume from its VM, also while that runs", status_code=202)
 async def detach_volume(request: ApiRequest, ref: str) -> Response[Volume]:
-    ref = reply.check_ref("volume", ref)
+    id = await scopes.resolve(request, "volume", ref)
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.detach(connection, ref, request.user.name)
+        return await volumes.detach(connection, id, request.user.name)
 
     return await reply.write(request, work, status=202)
 
@@ -189,5 +184,6 @@ router = Router(
         list_volumes, show_volume, create_volume, configure_volume, delete_volume, attach_volume, detach_volume
     ],
     tags=["volumes"],
+    opt=scopes.in_project(),
 )  # fmt: skip
-pools = Router("/pools", route_handlers=[list_pools], tags=["volumes"])
+pools = Router("/pools", route_handlers=[list_pools], tags=["volumes"], opt=scopes.in_fleet())

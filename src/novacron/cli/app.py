@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from novacron import __version__
 from novacron.cli import (
+    access,
     events,
     images,
     links,
@@ -52,7 +54,12 @@ app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
+app.add_typer(access.projects, name="project")
+app.add_typer(access.users, name="user")
+app.add_typer(access.grants, name="grant")
 app.command("events")(events.events)
+app.command("audit")(access.audit)
+app.command("whoami")(access.whoami)
 
 
 def _show_version(wanted: bool) -> None:
@@ -63,8 +70,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    project: Annotated[
+        str | None,
+        typer.Option(envvar="NOVACRON_PROJECT", help="work in this project; else in your own, and list all you see"),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
     ] = False,
 ) -> None:
     """Run virtual machines on many hosts, and move them live between sites."""
+    if project:
+        os.environ["NOVACRON_PROJECT"] = project

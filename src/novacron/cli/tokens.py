@@ -15,6 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Say who may call the API.")
 COLUMNS: Columns = {
     "ID": lambda t: t["id"],
     "NAME": lambda t: t["name"],
+    "USER": lambda t: t["user_name"],
+    "KIND": lambda t: t["kind"],
+    "SCOPES": lambda t: "all" if t["scopes"] is None else t["scopes"],
+    "PROJECT": lambda t: t["project"] or "all",
+    "EXPIRES": lambda t: (t["expires_at"] or "never")[:19].replace("T", " "),
+    "USED": lambda t: t["used_at"] and f"{output.age(t['used_at'])} ago from {t['used_from']}",
     "REVOKED": lambda t: t["revoked"],
     "AGE": lambda t: output.age(t["created_at"]),
 }
@@ -30,10 +36,22 @@ def list_(
 
 
 @app.command()
-def create(name: Annotated[str, typer.Argument(help="what it is for", show_default=False)]) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="what it is for", show_default=False)],
+    user: Annotated[str | None, typer.Option(help="whose; your own if not given")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="only for this: read, write, operate or manage; can be repeated")
+    ] = None,
+    only_in: Annotated[str | None, typer.Option(help="good in this project only")] = None,
+    days: Annotated[float | None, typer.Option(help="good for so long; for ever if not given")] = None,
+) -> None:
     """Create an API token and print its secret, this once."""
     with output.errors():
-        print(Client().request("POST", "/api/v1/tokens", {"name": name})["secret"])
+        made = Client().create_token(
+            name, user=user, scopes=scope or None, project=only_in,
+            expires_in_s=None if days is None else int(days * 86400),
+        )  # fmt: skip
+        print(made["secret"])
 
 
 @app.command()

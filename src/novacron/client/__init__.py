@@ -1,6 +1,22 @@
-"""The Python SDK: what the API offers, as functions."""
+"""The Python SDK: what the API offers, as functions; for asyncio, ``AsyncClient``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from novacron.client.api import Client, Config, load_config
 from novacron.client.errors import ApiError, Unreachable
 
-__all__ = ["ApiError", "Client", "Config", "Unreachable", "load_config"]
+if TYPE_CHECKING:
+    from novacron.client.aio import AsyncClient
+
+__all__ = ["ApiError", "AsyncClient", "Client", "Config", "Unreachable", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what the command line does not need only when somebody asks for it."""
+    if name == "AsyncClient":
+        from novacron.client.aio import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(name)

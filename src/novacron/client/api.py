@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import ssl
 import time
 import uuid
@@ -31,11 +32,12 @@ Object = dict[str, Any]
 
 
 class Config(NamedTuple):
-    """Where the API is, who calls, and whom to trust (PEM)."""
+    """Where the API is, who calls, whom to trust (PEM), and in which project; "": the caller's own, lists of all."""
 
     url: str
     token: str
     ca: str
+    project: str = ""
 
 
 def config_path() -> Path:
@@ -45,7 +47,10 @@ def config_path() -> Path:
 
 
 def load_config() -> Config:
-    """Return the settings; ``NOVACRON_URL`` and ``NOVACRON_TOKEN`` come first. Raises Unreachable without any."""
+    """Return the settings; ``NOVACRON_URL``, ``NOVACRON_TOKEN`` and ``NOVACRON_PROJECT`` come first.
+
+    Raises Unreachable without any.
+    """
     path = config_path()
     stored: Object = {}
     if path.exists():
@@ -57,7 +62,8 @@ def load_config() -> Config:
             f"no API settings: neither {path} nor NOVACRON_URL and NOVACRON_TOKEN are there\n"
             "start a platform with: novacron up"
         )
-    return Config(url, token, stored.get("ca", ""))
+    project = os.environ.get("NOVACRON_PROJECT") or stored.get("project", "")
+    return Config(url, token, stored.get("ca", ""), project)
 
 
 class Client:
@@ -77,6 +83,8 @@ class Client:
         A POST carries an Idempotency-Key, so trying it again after a lost connection is harmless.
         """
         sent = {"Authorization": f"Bearer {self.config.token}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        if self.config.project and not re.search(r"[?&]project=", path):
+            path += ("&" if "?" in path else "?") + _query({"project": self.config.project})
         if body is not None or raw is not None:
             sent.setdefault("Content-Type", "application/json" if raw is None else "application/octet-stream")
         if method == "POST":
@@ -132,7 +140,7 @@ class Client:
         cursor = None
         for _ in range(PAGES_MAX):
             query = dict(filters)
-            if kind not in ("images", "tokens", "sites"):
+            if kind not in ("images", "tokens", "sites", "api-log"):
                 query["limit"] = str(min(limit or PAGE_SIZE, PAGE_SIZE))
             if cursor:
                 query["cursor"] = cursor
@@ -157,6 +165,21 @@ class Client:
         body = {key: value for key, value in fields.items() if value is not None}
         created: Object = self.request("POST", "/api/v1/vms", body)
         return created
+
+    def create_vms(self, items: Sequence[Object]) -> Object:
+        """Create up to 100 VMs at once; ``items`` of the answer says what became of each, in order."""
+        done: Object = self.request("POST", "/api/v1/vms/batch", {"items": items})
+        return done
+
+    def configure_vms(self, items: Sequence[Object]) -> Object:
+        """Change up to 100 VMs at once: each item has ``vm`` and ``changes``."""
+        done: Object = self.request("PUT", "/api/v1/vms/batch", {"items": items})
+        return done
+
+    def delete_vms(self, refs: Sequence[str]) -> Object:
+        """Delete up to 100 VMs at once."""
+        done: Object = self.request("DELETE", "/api/v1/vms/batch", {"vms": list(refs)})
+        return done
 
     def clone_vm(self, ref: str, name: str, **fields: Any) -> Object:
         """Create a VM like another; fields as in ``POST /api/v1/vms/{ref}/actions/clone``."""
@@ -286,6 +309,53 @@ class Client:
     def delete(self, kind: str, ref: str) -> None:
         """Delete a VM, a node or a token."""
         self.request("DELETE", f"/api/v1/{kind}/{_path(ref)}")
+
+    def me(self) -> Object:
+        """Return who calls, and what they may do."""
+        found: Object = self.request("GET", "/api/v1/me")
+        return found
+
+    def create_project(self, name: str, **fields: Any) -> Object:
+        """Create a project; fields as in ``POST /api/v1/projects``."""
+        made: Object = self.request("POST", "/api/v1/projects", {"name": name, **fields})
+        return made
+
+    def configure_project(self, name: str, **changes: Any) -> Object:
+        """Change a project's ``name``, ``description``, ``quota`` or ``host_network``."""
+        changed: Object = self.request("PATCH", f"/api/v1/projects/{_path(name)}", changes)
+        return changed
+
+    def usage(self, project: str) -> Object:
+        """Return what a project has (``usage``) and may have (``quota``)."""
+        found: Object = self.request("GET", f"/api/v1/projects/{_path(project)}/usage")
+        return found
+
+    def create_user(self, name: str, **fields: Any) -> Object:
+        """Create a user; fields as in ``POST /api/v1/users``, those that are None left out."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        made: Object = self.request("POST", "/api/v1/users", {"name": name, **body})
+        return made
+
+    def configure_user(self, ref: str, disabled: bool) -> Object:
+        """Let a user do nothing any more, or again."""
+        changed: Object = self.request("PATCH", f"/api/v1/users/{_path(ref)}", {"disabled": disabled})
+        return changed
+
+    def set_password(self, ref: str, password: str, present: str | None = None) -> None:
+        """Set a user's password; of one's own, with the ``present`` one."""
+        self.request("PUT", f"/api/v1/users/{_path(ref)}/password", {"password": password, "present": present})
+
+    def grant(self, user: str, role: str, project: str | None) -> Object:
+        """Give a user a role in a project, or (None) everywhere."""
+        made: Object = self.request("POST", "/api/v1/grants", {"user": user, "role": role, "project": project})
+        return made
+
+    def create_token(self, name: str, **fields: Any) -> Object:
+        """Create a token; fields as in ``POST /api/v1/tokens``, those that are None left out. Its ``secret`` is in the
+        answer, this once."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        made: Object = self.request("POST", "/api/v1/tokens", {"name": name, **body})
+        return made
 
     def create_snapshot(self, vm: str, name: str, memory: bool = False, quiesce: bool = False) -> Object:
         """Begin to keep a VM as it is. ``wait("snapshots", id, ...)`` waits until it is ``ready`` or ``failed``."""

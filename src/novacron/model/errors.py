@@ -41,6 +41,29 @@ class Unauthenticated(NovaError):
     title = "Not authenticated"
 
 
+class Forbidden(NovaError):
+    """The caller is known and may not do this, for example a viewer who would delete a VM."""
+
+    code = "forbidden"
+    status = 403
+    title = "Not allowed"
+
+
+class QuotaExceeded(Forbidden):
+    """The project would have more than it may, for example one VM more than its quota."""
+
+    code = "quota-exceeded"
+    title = "Quota exceeded"
+
+
+class TooManyRequests(NovaError):
+    """The caller asks too often; ``Retry-After`` says when to go on."""
+
+    code = "too-many-requests"
+    status = 429
+    title = "Too many requests"
+
+
 class NotFound(NovaError):
     """The named object does not exist, for example a VM that was deleted."""
 

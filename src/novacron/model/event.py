@@ -19,6 +19,8 @@ class Event(msgspec.Struct, frozen=True):
     message: str
     actor: str
     revision: int
+    project: str | None = None
+    """Whose the object is; None: the fleet's."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -32,6 +34,8 @@ class Image(msgspec.Struct, frozen=True):
     disk_bytes: int
     """Size of the disk that a VM of it has; 0 for none."""
     nodes: tuple[str, ...]
+    project: str | None = None
+    """Whose it is; None: everybody may use it."""
 
 
 class ImageCopy(msgspec.Struct, frozen=True):

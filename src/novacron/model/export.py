@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
+from novacron.model.project import DEFAULT
 from novacron.model.vm import VmSpec
 
 
@@ -34,3 +35,4 @@ class Export(msgspec.Struct, frozen=True):
     error: str
     revision: int
     created_at: datetime
+    project: str = DEFAULT

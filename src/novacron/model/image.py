@@ -77,6 +77,8 @@ class Import(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     finished_at: datetime | None
+    project: str | None = None
+    """Whose the image will be; None: everybody's."""
 
 
 def check_url(url: str) -> str:

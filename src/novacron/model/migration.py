@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from novacron.model.forecast import Forecast, ForecastError
+from novacron.model.project import DEFAULT
 
 
 class Phase(StrEnum):
@@ -161,6 +162,7 @@ class Migration(msgspec.Struct, frozen=True):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    project: str = DEFAULT
 
 
 def migration_id(random: bytes) -> str:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import GroupName
 from novacron.model.errors import InvalidInput, NoCapacity
+from novacron.model.project import DEFAULT
 
 TUNNEL_BYTES = 50
 """Of each packet, what VXLAN over IPv4 takes (RFC 7348, section 5)."""
@@ -81,6 +82,7 @@ class Network(msgspec.Struct, frozen=True):
     """The node through which its guests reach others."""
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 SecurityGroups = Annotated[tuple[GroupName, ...], Meta(max_length=limits.GROUPS_PER_NIC_MAX)]
@@ -136,6 +138,7 @@ class SecurityGroup(msgspec.Struct, frozen=True):
     rules: tuple[RuleSpec, ...]
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 class FloatingAddress(msgspec.Struct, frozen=True):
@@ -148,6 +151,7 @@ class FloatingAddress(msgspec.Struct, frozen=True):
     """The one through whose gateway it comes; None: it is not used."""
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -164,6 +168,7 @@ class Forward(msgspec.Struct, frozen=True):
     vm_port: int
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 def check_subnet(text: str) -> ipaddress.IPv4Network:

@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from novacron.model.errors import IllegalState
+from novacron.model.project import DEFAULT
 
 
 class SnapshotPhase(StrEnum):
@@ -51,6 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """How long the guest stood still for it."""
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 def check_transition(snapshot: Snapshot, phase: SnapshotPhase) -> None:

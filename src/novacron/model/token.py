@@ -5,13 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
+from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
 
 API_PREFIX = "nva_"
 JOIN_PREFIX = "nvj_"
+
+
+class TokenKind(StrEnum):
+    API = "api"
+    SESSION = "session"
+    """Of a browser: a cookie, whose changes need proof that they come from our own pages."""
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -19,6 +27,14 @@ class Token(msgspec.Struct, frozen=True):
 
     id: str
     name: str
+    kind: TokenKind
+    user: str
+    user_name: str
+    scopes: tuple[Right, ...] | None
+    """What it may be used for, of what its user may do; None: all of that."""
+    project: str | None
+    """In which project it is good; None: in all of its user's."""
+    expires_at: datetime | None
     revoked: bool
     revision: int
     created_at: datetime
@@ -36,6 +52,11 @@ class JoinTicket(msgspec.Struct, frozen=True):
 def api_secret(random: bytes) -> str:
     """Return an API token from 32 random bytes."""
     return API_PREFIX + base64.urlsafe_b64encode(random).decode().rstrip("=")
+
+
+def csrf_of(secret: str) -> str:
+    """Return what a browser's pages send with changes, to prove that they may read what a login answered."""
+    return hashlib.sha256(b"csrf:" + secret.encode()).hexdigest()
 
 
 def hash_secret(secret: str) -> bytes:

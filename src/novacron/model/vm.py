@@ -19,6 +19,7 @@ from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.network import NicSpec
+from novacron.model.project import DEFAULT
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}$")
@@ -219,6 +220,7 @@ class Vm(msgspec.Struct, frozen=True):
     """None: it has its disk."""
     revision: int
     created_at: datetime
+    project: str = DEFAULT
 
 
 class Action(StrEnum):

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.project import DEFAULT
 from novacron.model.vm import BytesPerS, DiskMib, Iops
 
 BootOrder = Annotated[int, Meta(ge=0, le=limits.BOOT_ORDER_MAX)]
@@ -72,3 +73,4 @@ class Volume(msgspec.Struct, frozen=True):
     """Of which image's disk it began as a copy."""
     revision: int
     created_at: datetime
+    project: str = DEFAULT

@@ -27,6 +27,7 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server import statements
 from novacron.server.copies import Copies
+from novacron.server.heartbeats import Heartbeats
 from novacron.server.session import ConsoleChannel, Session
 from novacron.server.wiring import Wiring
 from novacron.store import (
@@ -46,6 +47,7 @@ from novacron.store import (
 )
 from novacron.store.database import LOST, Connection, Database
 from novacron.store.feed import Change
+from novacron.store.leases import Beat
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -108,6 +110,7 @@ class Link:
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
         self._wiring = Wiring()
+        self._heartbeats = Heartbeats(database, clock)
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -124,12 +127,16 @@ class Link:
             close_timeout=2,
             logger=None,
         ):
-            telling = asyncio.create_task(self._tell_peers(), name="peers")
+            tasks = [
+                asyncio.create_task(self._tell_peers(), name="peers"),
+                asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
+            ]
             try:
                 yield
             finally:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
@@ -436,16 +443,16 @@ class Link:
 
     async def _beaten(self, session: Session, beat: wire.Heartbeat) -> None:
         """Store a heartbeat, and only then acknowledge it. Raises Conflict when the node has to begin anew."""
-        now, hears_until = self._clock(), session.beats.hears_until(beat.acknowledged)
-        hears_s = None if hears_until is None else hears_until - now
-        async with self._database.transaction() as connection:
-            await leases.renew(connection, session.node, session.generation, hears_s, beat.steady_s, beat.voters)
-            for peer in beat.seen[:SEEN_MAX]:
-                await leases.seen(connection, session.node, peer.name, silent=peer.silent)
-            skew_s = clock_skew_s(beat.clock, time.time())
-            if abs(skew_s - session.clock_skew_s) >= CLOCK_SKEW_MIN_S:
+        seen = tuple((peer.name, peer.silent) for peer in beat.seen[:SEEN_MAX])
+        hears_until = session.beats.hears_until(beat.acknowledged)
+        await self._heartbeats.store(
+            Beat(session.node, session.generation, hears_until, beat.steady_s, beat.voters, seen)
+        )
+        skew_s = clock_skew_s(beat.clock, time.time())
+        if abs(skew_s - session.clock_skew_s) >= CLOCK_SKEW_MIN_S:
+            async with self._database.transaction() as connection:
                 await nodes.skewed(connection, session.node, skew_s)
-                session.clock_skew_s = skew_s
+            session.clock_skew_s = skew_s
         session.beats.acknowledge(beat.number, beat.acknowledged, self._clock())
         await session.send(wire.Beaten(beat.number))
 

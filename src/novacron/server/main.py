@@ -3,66 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import getpass
-import ipaddress
 import os
 import signal
 import socket
-from pathlib import Path
-from typing import Any
 
 import asyncpg
 import msgspec
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server as Granian
 
 from novacron import pki
-from novacron.api.app import create_app
-from novacron.api.cache import Cache
-from novacron.api.context import Services
 from novacron.control.loop import Controllers
-from novacron.model import limits
 from novacron.model.errors import InvalidInput
+from novacron.server import relay, workers
+from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import Link
+from novacron.server.settings import Settings
 from novacron.store import tokens
 from novacron.store.database import LOST, Database
-from novacron.store.feed import Feed, Snapshot
 from novacron.telemetry import logs
-from novacron.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
 
-FEED_RETRY_S = 0.5
 START_TRIES_MAX = 60
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """How one server is set up."""
-
-    database_url: str
-    state_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 7443
-    link_port: int = 7444
-    advertise: str | None = None
-    """Address or name by which nodes and users reach this server; ``host`` if not given."""
-    fence: Path | None = None
-    """Program that cuts a node off, given its name."""
-    cli_config: Path | None = None
-    """Where the first start writes the administrator's CLI settings; None writes none."""
-
-    @property
-    def public_host(self) -> str:
-        return self.advertise or self.host
-
-    def url(self, port: int) -> str:
-        host = self.public_host
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host).version == 6:
-                host = f"[{host}]"
-        return f"https://{host}:{port}"
 
 
 async def _open_database(url: str) -> Database:
@@ -79,28 +41,6 @@ async def _open_database(url: str) -> Database:
             log.warning("waiting for the database", error=str(error), attempt=attempt)
             await asyncio.sleep(1)
     raise AssertionError("unreachable")
-
-
-async def _follow(settings: Settings, cache: Cache, controllers: Controllers, link: Link, metrics: Metrics) -> None:
-    while True:
-        try:
-            async for item in Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY).batches():
-                if isinstance(item, Snapshot):
-                    await cache.reset(item)
-                    link.resync()
-                    changes = item.batch.changes
-                else:
-                    await cache.apply(item)
-                    changes = item.changes
-                for change in changes:
-                    controllers.changed(change)
-                    link.changed(change)
-                    if change.kind == "migration":
-                        metrics.migrations.observe(change.key, change.body)
-        except (asyncpg.PostgresError, *LOST) as error:
-            cache.lost()
-            log.warning("the change feed is away", error=str(error) or type(error).__name__)
-            await asyncio.sleep(FEED_RETRY_S)
 
 
 async def _welcome(settings: Settings, database: Database, authority: pki.Authority) -> None:
@@ -143,46 +83,36 @@ async def serve(settings: Settings) -> None:
     database = await _open_database(settings.database_url)
     try:
         await _welcome(settings, database, authority)
-        cache, link = Cache(), Link(database, authority)
+        link = Link(database, authority)
         controllers = Controllers(database, link.foresee, settings.fence)
-        metrics = Metrics(lambda: [entry.body for entry in cache.all("migration").values()])
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
-        services = Services(
-            database, cache, authority, link, metrics, settings.url(settings.port), settings.url(settings.link_port)
-        )
-        async with link.listen(settings.host, settings.link_port, context):
+        front = Front(settings, database, authority, link, (certificate, key))
+        front.changed += [controllers.changed, link.changed]
+        front.resync.append(link.resync)
+        async with (
+            link.listen(settings.host, settings.link_port, context),
+            relay.listen(settings.relay, link),
+        ):
+            answering = asyncio.create_task(front.run(), name="front")
             work = [
-                asyncio.create_task(_follow(settings, cache, controllers, link, metrics), name="feed"),
+                answering,
                 asyncio.create_task(controllers.run(), name="controllers"),
-                asyncio.create_task(_http(settings, services, certificate, key).serve(), name="http"),
+                *(asyncio.create_task(workers.keep(settings, stop)) for _ in range(settings.workers - 1)),
             ]
+            stopped = asyncio.create_task(stop.wait())
             try:
-                stopped = asyncio.create_task(stop.wait())
                 log.info("serving", api=settings.url(settings.port), link=settings.url(settings.link_port))
                 done, _ = await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stopped}:
                     task.result()
+                await front.leave()
+                await asyncio.wait([answering, *work[2:]], timeout=LEAVE_S_MAX)
             finally:
-                for task in work:
+                for task in (*work, stopped):
                     task.cancel()
-                await asyncio.wait(work, timeout=5)
+                await asyncio.wait([*work, stopped], timeout=5)
     finally:
         await database.close()
-
-
-def _http(settings: Settings, services: Services, certificate: Path, key: Path) -> Any:
-    return Granian(
-        create_app(services),
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.auto,
-        backlog=1024,
-        ssl_cert=certificate,
-        ssl_key=key,
-        log_enabled=False,
-        http1_settings=HTTP1Settings(header_read_timeout=10_000),
-    )
 
 
 def run(settings: Settings) -> None:

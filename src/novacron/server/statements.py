@@ -9,12 +9,9 @@ from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
-from novacron.store import exports, imports, members, migrations, nodes, snapshots, vms, volumes
+from novacron.store import exports, imports, members, migrations, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
 from novacron.wire import messages as wire
-
-PROJECT = "default"
-"""Of every VM, until there are more."""
 
 
 async def messages(
@@ -62,7 +59,6 @@ async def statements(
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
     must not make nodes destroy what was created after it. ``page_key`` gives a project's.
     """
-    keys = (PROJECT, page_key(PROJECT))
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
     working = await snapshots.working(connection, node)
@@ -82,6 +78,7 @@ async def statements(
         wanted = tuple(
             wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working.get(vm.id, ())
         )
+        keys = (vm.project_id, page_key(vm.project_id))
         assignment = wire.Assignment(
             vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
             wanted, vm.clone_of, attached.get(vm.id, ()), cpu=vm.cpu or _begins_with(vm.spec, common),
@@ -91,7 +88,7 @@ async def statements(
     for m in active.values():
         if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             incoming = await vms.get(connection, m.vm)
-            was = incoming.status
+            was, id = incoming.status, (await projects.get(connection, incoming.project)).id
             assignment = wire.Assignment(
                 incoming.id,
                 incoming.name,
@@ -100,7 +97,8 @@ async def statements(
                 was.machine,
                 was.reboots,
                 was.halted_at_start,
-                *keys,
+                id,
+                page_key(id),
                 await vms.seed_of(connection, incoming.id),
                 was.resets,
                 volumes=attached.get(incoming.id, ()),

@@ -14,7 +14,7 @@ import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0014"
 SERVER_VERSION_MIN = 150000
 POOL_SIZE_MAX = 25
 STATEMENT_TIMEOUT_S = 10

@@ -33,6 +33,8 @@ class Change(msgspec.Struct, frozen=True):
     kind: str
     key: str
     body: dict[str, Any] | None
+    project: str | None = None
+    """Whose it is, or was; None: the fleet's."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -69,7 +71,20 @@ TABLES = {
     "floating-address": ("floating_addresses", "address"),
     "forward": ("forwards", "id"),
     "token": ("tokens", "id"),
+    "project": ("projects", "name"),
+    "user": ("users", "id"),
+    "grant": ("grants", "id"),
+    "image-owner": ("image_owners", "name"),
 }
+
+
+def _owner(kind: str, key: str, project: str | None) -> str | None:
+    return key if kind == "project" else project
+
+
+def _change(row: Any) -> Change:
+    kind, key = row["kind"], row["key"]
+    return Change(int(row["txid"]), kind, key, row["body"], _owner(kind, key, row["project"]))
 
 
 async def snapshot(connection: Connection, events_max: int, history_max: int = HISTORY_MAX) -> Snapshot:
@@ -81,19 +96,23 @@ async def snapshot(connection: Connection, events_max: int, history_max: int = H
     changes = []
     for kind, (table, key) in TABLES.items():
         for row in await connection.fetch(f"SELECT {key} AS key, to_jsonb(t) AS body FROM {table} t"):
-            changes.append(Change(row["body"]["revision"], kind, row["key"], row["body"]))
+            body = row["body"]
+            changes.append(
+                Change(body["revision"], kind, row["key"], body, _owner(kind, row["key"], body.get("project")))
+            )
     rows = await connection.fetch(
         "SELECT id::text AS key, to_jsonb(t) AS body FROM events t ORDER BY id DESC LIMIT $1", events_max
     )
-    changes += [Change(row["body"]["revision"], "event", row["key"], row["body"]) for row in reversed(rows)]
+    events = [(row["key"], row["body"]) for row in reversed(rows)]
+    changes += [Change(body["revision"], "event", key, body, body["project"]) for key, body in events]
     after = int(await connection.fetchval("SELECT last_value FROM feed_pruned"))
     rows = await connection.fetch(
-        "SELECT txid::text AS txid, kind, key, body FROM changes WHERE txid < $1::text::xid8"
+        "SELECT txid::text AS txid, kind, key, body, project FROM changes WHERE txid < $1::text::xid8"
         " ORDER BY txid DESC, seq DESC LIMIT $2",
         str(horizon),
         history_max + 1,
     )
-    history = [Change(int(r["txid"]), r["kind"], r["key"], r["body"]) for r in reversed(rows)]
+    history = [_change(row) for row in reversed(rows)]
     if len(history) > history_max:
         after = history[0].revision
         history = [change for change in history if change.revision > after]
@@ -105,29 +124,30 @@ async def read(connection: Connection, after: int) -> tuple[Batch, bool]:
     rows = await connection.fetch(
         """
         WITH horizon AS (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xmin),
-             page AS (SELECT c.txid, c.seq, c.kind, c.key, c.body FROM changes c, horizon
-                      WHERE c.txid > $1::text::xid8 AND c.txid < horizon.xmin
+             page AS (SELECT c.txid, c.seq, c.kind, c.key, c.body, c.project FROM changes c
+                      WHERE c.txid > $1::text::xid8 AND c.txid < (SELECT xmin FROM horizon)
                       ORDER BY c.txid, c.seq LIMIT $2)
         SELECT h.xmin::text AS xmin,
-               EXISTS (SELECT FROM changes c WHERE c.txid >= h.xmin) AS behind,
-               p.txid::text AS txid, p.kind, p.key, p.body
+               coalesce((SELECT c.txid FROM changes c ORDER BY c.txid DESC, c.seq DESC LIMIT 1) >= h.xmin, false)
+               AS behind,
+               p.txid::text AS txid, p.kind, p.key, p.body, p.project
         FROM horizon h LEFT JOIN page p ON true ORDER BY p.txid, p.seq
         """,
         str(after),
         BATCH_MAX,
     )
     horizon, behind = int(rows[0]["xmin"]), bool(rows[0]["behind"])
-    changes = [Change(int(r["txid"]), r["kind"], r["key"], r["body"]) for r in rows if r["txid"] is not None]
+    changes = [_change(row) for row in rows if row["txid"] is not None]
     if len(changes) < BATCH_MAX:
         return Batch(max(after, horizon - 1), changes), behind
     last = changes[-1].revision
     whole = [change for change in changes if change.revision < last]
     if not whole:  # one transaction larger than a page: take all of it
         rows = await connection.fetch(
-            "SELECT txid::text AS txid, kind, key, body FROM changes WHERE txid = $1::text::xid8 ORDER BY seq",
+            "SELECT txid::text AS txid, kind, key, body, project FROM changes WHERE txid = $1::text::xid8 ORDER BY seq",
             str(last),
         )
-        whole = [Change(last, r["kind"], r["key"], r["body"]) for r in rows]
+        whole = [_change(row) for row in rows]
         return Batch(last, whole), True
     return Batch(whole[-1].revision, whole), True
 

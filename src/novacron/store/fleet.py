@@ -22,17 +22,22 @@ PLACED = """
 """VMs and their nodes; one that is on its way counts at both."""
 
 
+LOADS = """
+    SELECT node, sum(vcpus)::bigint AS vcpus, sum(memory_mib)::bigint AS memory_mib FROM (
+        SELECT node, vcpus, memory_mib FROM node_loads
+        UNION ALL SELECT m.target, (v.spec ->> 'vcpus')::bigint, (v.spec ->> 'memory_mib')::bigint
+        FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
+    ) loads GROUP BY node
+"""
+
+
 async def load(connection: Connection, *, lock: bool = False, images_come: bool = True) -> Fleet:
     """Return all nodes and what is placed on them, as it stays while they are locked."""
     every = await nodes.all(connection, lock=lock)
-    rows = await connection.fetch(
-        f"SELECT node, sum((spec ->> 'vcpus')::bigint)::bigint AS vcpus,"
-        f" sum((spec ->> 'memory_mib')::bigint)::bigint AS memory_mib FROM ({PLACED}) placed GROUP BY node"
-    )
+    rows = await connection.fetch(LOADS)
     grouped = await connection.fetch(
-        f"SELECT id, node, spec FROM ({PLACED}) placed WHERE spec -> 'placement' ->> 'affinity' IS NOT NULL"
-        " OR spec -> 'placement' ->> 'anti_affinity' IS NOT NULL OR spec -> 'placement' ->> 'spread' IS NOT NULL"
-        " OR jsonb_array_length(coalesce(spec -> 'devices', '[]')) > 0"
+        "SELECT id, node, spec FROM vms WHERE grouped AND node IS NOT NULL UNION ALL SELECT v.id, m.target, v.spec"
+        " FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL AND v.grouped"
     )
     return Fleet(
         every,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from novacron.model import limits
-from novacron.store import feed
+from novacron.store import audit, feed, tokens
 from novacron.store.database import Connection
 
 
 async def collect(connection: Connection) -> None:
     """Delete records past their retention."""
     await feed.prune(connection, limits.CHANGES_RETENTION_S)
+    await tokens.prune(connection)
+    await audit.prune(connection, limits.AUDIT_RETENTION_S, limits.API_LOG_RETENTION_S)
     await connection.execute(
         "UPDATE imports SET aborting = true, phase = 'failed', error = 'its upload was not finished',"
         " finished_at = now() WHERE finished_at IS NULL AND phase = 'receiving' AND spec ->> 'source' = 'upload'"

@@ -18,11 +18,13 @@ def _group(row: Any) -> SecurityGroup:
     return msgspec.convert(dict(row), SecurityGroup)
 
 
-async def _check(connection: Connection, name: str, rules: Sequence[RuleSpec]) -> None:
+async def _check(connection: Connection, project: str, name: str, rules: Sequence[RuleSpec]) -> None:
     for rule in rules:
         check_rule(rule)
     others = {rule.group for rule in rules if rule.group not in (None, name)}
-    rows = await connection.fetch("SELECT name FROM security_groups WHERE name = ANY($1) FOR SHARE", sorted(others))
+    rows = await connection.fetch(
+        "SELECT name FROM security_groups WHERE name = ANY($1) AND project = $2 FOR SHARE", sorted(others), project
+    )
     missing = others - {row["name"] for row in rows}
     if missing:
         raise NotFound(f"there is no security group {min(missing)!r}", field="rules")
@@ -36,13 +38,16 @@ async def get(connection: Connection, name: str) -> SecurityGroup:
     return _group(row)
 
 
-async def create(connection: Connection, name: str, rules: Sequence[RuleSpec], actor: str) -> SecurityGroup:
-    """Make a security group. Raises Conflict, InvalidInput, NotFound."""
-    await _check(connection, name, rules)
+async def create(
+    connection: Connection, project: str, name: str, rules: Sequence[RuleSpec], actor: str
+) -> SecurityGroup:
+    """Make a security group of a project. Raises Conflict, InvalidInput, NotFound."""
+    await _check(connection, project, name, rules)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO security_groups (name, rules) VALUES ($1, $2) RETURNING *", name, msgspec.to_builtins(rules)
-        )
+            "INSERT INTO security_groups (name, rules, project) VALUES ($1, $2, $3) RETURNING *",
+            name, msgspec.to_builtins(rules), project,
+        )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a security group named {name!r} exists", field="name") from None
     await events.record(connection, "security-group", name, name, "Created", f"{len(rules)} rules", actor)
@@ -51,8 +56,7 @@ async def create(connection: Connection, name: str, rules: Sequence[RuleSpec], a
 
 async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec], actor: str) -> SecurityGroup:
     """Give a security group other rules, at once wherever it is used. Raises NotFound, InvalidInput."""
-    await get(connection, name)
-    await _check(connection, name, rules)
+    await _check(connection, (await get(connection, name)).project, name, rules)
     row = await connection.fetchrow(
         "UPDATE security_groups SET rules = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(rules)
     )

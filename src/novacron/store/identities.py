@@ -71,6 +71,11 @@ async def rename(connection: Connection, name: str, new: str, actor: str) -> Nod
     await connection.execute(
         "UPDATE nodes SET name = $2, was = $1, status = $3 WHERE name = $1", name, new, msgspec.to_builtins(status)
     )
+    await connection.execute(  # its VMs' rows and this one took the new name in whichever order
+        "UPDATE node_loads SET (vcpus, memory_mib) = (SELECT coalesce(sum((spec ->> 'vcpus')::bigint), 0),"
+        " coalesce(sum((spec ->> 'memory_mib')::bigint), 0) FROM vms WHERE vms.node = $1) WHERE node = $1",
+        new,
+    )
     for table, column in ELSEWHERE:
         await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", name, new)
     await events.record(connection, "node", new, new, "Renamed", f"its name was {name}", actor)

@@ -20,8 +20,11 @@ def _import(row: Any) -> Import:
     return msgspec.convert(dict(row), Import)
 
 
-async def create(connection: Connection, spec: ImportSpec, node: str | None, actor: str) -> Import:
-    """Begin an import on ``node``, or on one that is ready. Raises NotFound, InvalidInput, Conflict, Unavailable."""
+async def create(connection: Connection, project: str | None, spec: ImportSpec, node: str | None, actor: str) -> Import:
+    """Begin an import on ``node``, or on one that is ready, for a project or (None) for all.
+
+    Raises NotFound, InvalidInput, Conflict, Unavailable.
+    """
     every = await nodes.all(connection)
     if node is not None:
         await nodes.get(connection, node, field="node")
@@ -39,16 +42,34 @@ async def create(connection: Connection, spec: ImportSpec, node: str | None, act
         raise Unavailable(f"node {chosen} is at {count} imports already", hint="wait for one, or name another node")
     try:
         row = await connection.fetchrow(
-            "INSERT INTO imports (id, spec, node, phase) VALUES ($1, $2, $3, $4) RETURNING *",
-            f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, Phase.RECEIVING,
+            "INSERT INTO imports (id, spec, node, phase, project) VALUES ($1, $2, $3, $4, $5) RETURNING *",
+            f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, Phase.RECEIVING, project,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         why = f"an image {spec.name!r} is being imported"
         raise Conflict(why, field="name", hint="see: novacron image imports") from None
+    await disown(connection, spec.name)  # of an image that was lost with its node
+    if project is not None:
+        await connection.execute("INSERT INTO image_owners (name, project) VALUES ($1, $2)", spec.name, project)
     made = _import(row)
     where = spec.location or "an upload"
     await events.record(connection, "import", made.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
     return made
+
+
+async def disown(connection: Connection, image: str) -> None:
+    """Forget whose an image was that is nowhere any more."""
+    await connection.execute("DELETE FROM image_owners WHERE name = $1", image)
+
+
+async def check_usable(connection: Connection, image: str, project: str) -> None:
+    """Raise InvalidInput when an image is another project's."""
+    owner = await connection.fetchval("SELECT project FROM image_owners WHERE name = $1", image)
+    if owner not in (None, project):
+        raise InvalidInput(
+            f"no node holds an image named {image!r} for project {project}", field="image",
+            hint="see: novacron image list",
+        )  # fmt: skip
 
 
 def _images(node: Node) -> Any:

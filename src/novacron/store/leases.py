@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from novacron.model.errors import Conflict
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S, VOTERS_MAX, Sign
 from novacron.store.database import Connection
 
@@ -25,32 +24,49 @@ async def begin(connection: Connection, node: str) -> int:
     return generation
 
 
-async def renew(
-    connection: Connection, node: str, generation: int, hears_s: float | None, steady_s: float, voters: Sequence[str]
-) -> None:
-    """Store a heartbeat, before it is acknowledged. ``hears_s``: for how long the node surely hears us yet.
+class Beat(msgspec.Struct, frozen=True):
+    """A heartbeat. ``hears_until``: when, on this process's clock, the node surely hears us yet; ``voters``: by whose
+    word it would go on without us; ``seen``: whom it has heard from, and whether those hear nothing from us."""
 
-    Raises Conflict when its VMs were given to others since it connected: it has to be told everything anew.
+    node: str
+    generation: int
+    hears_until: float | None = None
+    steady_s: float = 0.0
+    voters: tuple[str, ...] = ()
+    seen: tuple[tuple[str, bool], ...] = ()
+
+
+async def renew(connection: Connection, beats: Sequence[Beat], now: float) -> set[str]:
+    """Store heartbeats, before they are acknowledged; ``now`` is what this process's clock says.
+
+    Return the nodes of which one was stored: the VMs of others were given away since they connected, and they have to
+    be told everything anew.
     """
-    done = await connection.execute(
-        "UPDATE node_leases SET renewed_at = clock_timestamp(), voters = $3::text[], fenced_at = NULL,"
-        " steady_since = clock_timestamp() - make_interval(secs => $4),"
-        " hears_until = CASE WHEN $5::float IS NULL THEN NULL"
-        " ELSE clock_timestamp() + make_interval(secs => $5::float) END"
-        " WHERE node = $1 AND generation = $2",
-        node, generation, list(voters), steady_s, hears_s,
-    )  # fmt: skip
-    if done != "UPDATE 1":
-        raise Conflict(f"the VMs of node {node} were given to others")
-
-
-async def seen(connection: Connection, by: str, node: str, *, silent: bool) -> None:
-    """Store that another node has heard from a node."""
-    await connection.execute(
-        "INSERT INTO node_signs (node, seen_by, seen_at, silent) SELECT name, $2, clock_timestamp(), $3 FROM nodes"
-        " WHERE name = $1 ON CONFLICT (node, seen_by) DO UPDATE SET seen_at = clock_timestamp(), silent = $3",
-        node, by, silent,
-    )  # fmt: skip
+    rows = await connection.fetch(
+        "UPDATE node_leases l SET renewed_at = clock_timestamp(), fenced_at = NULL,"
+        " voters = string_to_array(b.voters, ','),"
+        " steady_since = clock_timestamp() - make_interval(secs => b.steady_s),"
+        " hears_until = clock_timestamp() + make_interval(secs => b.hears_s)"
+        " FROM unnest($1::text[], $2::bigint[], $3::float[], $4::float[], $5::text[])"
+        " AS b (node, generation, hears_s, steady_s, voters)"
+        " WHERE l.node = b.node AND l.generation = b.generation RETURNING l.node",
+        [beat.node for beat in beats],
+        [beat.generation for beat in beats],
+        [None if beat.hears_until is None else beat.hears_until - now for beat in beats],
+        [beat.steady_s for beat in beats],
+        [",".join(beat.voters) for beat in beats],
+    )
+    seen = {(node, beat.node): silent for beat in beats for node, silent in beat.seen}
+    if seen:
+        await connection.execute(
+            "INSERT INTO node_signs (node, seen_by, seen_at, silent)"
+            " SELECT s.node, s.seen_by, clock_timestamp(), s.silent"
+            " FROM unnest($1::text[], $2::text[], $3::boolean[]) AS s (node, seen_by, silent)"
+            " WHERE EXISTS (SELECT FROM nodes n WHERE n.name = s.node)"
+            " ON CONFLICT (node, seen_by) DO UPDATE SET seen_at = clock_timestamp(), silent = excluded.silent",
+            [node for node, _ in seen], [by for _, by in seen], list(seen.values()),
+        )  # fmt: skip
+    return {row["node"] for row in rows}
 
 
 async def neighbours(connection: Connection) -> list[tuple[str, str]]:

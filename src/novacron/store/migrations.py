@@ -26,14 +26,14 @@ from novacron.model.migration import (
 from novacron.model.placement import Fleet, Verdict, Wish, unlike
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
-from novacron.store import events, fleet, nodes, snapshots, vms, volumes
+from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
 
 MEGABYTE = 1_000_000
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
     " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, cause, progress, error, revision, created_at,"
-    " started_at, finished_at"
+    " started_at, finished_at, project"
 )
 
 
@@ -63,6 +63,7 @@ async def create(
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
+    before = await projects.lock_usage(connection, vm.project)
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
@@ -84,6 +85,8 @@ async def create(
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None
+    if cause is Cause.REQUEST:
+        await projects.check_quota(connection, vm.project, before)
     migration = _migration(row)
     await connection.execute("UPDATE vms SET migration = $2 WHERE id = $1", vm.id, migration.id)
     await _event(connection, migration, "Requested", f"{migration.kind} migration from {vm.node} to {target}", actor)

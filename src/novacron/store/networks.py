@@ -27,7 +27,7 @@ from novacron.model.network import (
 )
 from novacron.model.node import Node
 from novacron.model.vm import VmSpec, mac_address
-from novacron.store import events, nodes
+from novacron.store import events, nodes, projects
 from novacron.store.database import Connection
 
 LOCK = "networks"
@@ -51,9 +51,15 @@ async def get(connection: Connection, name: str, *, lock: bool = False, field: s
     return network_of(row)
 
 
-async def create(connection: Connection, name: str, spec: NetworkSpec, mtu: int | None, actor: str) -> Network:
-    """Make a network. ``mtu`` None: what every node carries. Raises Conflict, InvalidInput, NoCapacity."""
+async def create(
+    connection: Connection, project: str, name: str, spec: NetworkSpec, mtu: int | None, actor: str
+) -> Network:
+    """Make a network of a project. ``mtu`` None: what every node carries.
+
+    Raises Conflict, InvalidInput, NoCapacity, QuotaExceeded.
+    """
     check_spec(spec)
+    before = await projects.lock_usage(connection, project)
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", LOCK)
     others = await all(connection)
     every = await nodes.all(connection)
@@ -76,11 +82,12 @@ async def create(connection: Connection, name: str, spec: NetworkSpec, mtu: int 
         raise NoCapacity(f"there are {limits.NETWORKS_MAX} networks", hint="delete one that has no VMs")
     try:
         row = await connection.fetchrow(
-            "INSERT INTO networks (name, spec, number, mtu) VALUES ($1, $2, $3, $4) RETURNING *",
-            name, msgspec.to_builtins(spec), number, mtu or most,
+            "INSERT INTO networks (name, spec, number, mtu, project) VALUES ($1, $2, $3, $4, $5) RETURNING *",
+            name, msgspec.to_builtins(spec), number, mtu or most, project,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a network named {name!r} exists", field="name", hint="choose another name") from None
+    await projects.check_quota(connection, project, before)
     what = spec.subnet or f"bridge {spec.bridge}"
     await events.record(connection, "network", name, name, "Created", what, actor)
     return network_of(row)
@@ -104,7 +111,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
     return found
 
 
-async def give_addresses(connection: Connection, spec: VmSpec) -> VmSpec:
+async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> VmSpec:
     """Return the spec of a new VM with the addresses that it gets; its networks are locked until it is stored.
 
     Raises NotFound, InvalidInput, NoCapacity.
@@ -114,6 +121,9 @@ async def give_addresses(connection: Connection, spec: VmSpec) -> VmSpec:
     locked = {
         name: await get(connection, name, lock=True, field="nics") for name in sorted({n.network for n in spec.nics})
     }
+    for found in locked.values():
+        if found.project != project:
+            raise NotFound(f"project {project} has no network {found.name!r}", field="nics")
     taken = {
         name: {
             row["address"]
@@ -125,7 +135,7 @@ async def give_addresses(connection: Connection, spec: VmSpec) -> VmSpec:
         }
         for name in locked
     }
-    await check_groups(connection, spec.nics)
+    await check_groups(connection, spec.nics, project)
     given = []
     for nic in spec.nics:
         subnet = locked[nic.network].spec.subnet
@@ -143,10 +153,12 @@ async def give_addresses(connection: Connection, spec: VmSpec) -> VmSpec:
     return msgspec.structs.replace(spec, nics=tuple(given))
 
 
-async def check_groups(connection: Connection, nics: Sequence[NicSpec]) -> None:
-    """Raise NotFound unless all security groups are there; they stay until the transaction ends."""
+async def check_groups(connection: Connection, nics: Sequence[NicSpec], project: str) -> None:
+    """Raise NotFound unless a project has all security groups; they stay until the transaction ends."""
     wanted = sorted({group for nic in nics for group in nic.groups})
-    rows = await connection.fetch("SELECT name FROM security_groups WHERE name = ANY($1) FOR SHARE", wanted)
+    rows = await connection.fetch(
+        "SELECT name FROM security_groups WHERE name = ANY($1) AND project = $2 FOR SHARE", wanted, project
+    )
     missing = set(wanted) - {row["name"] for row in rows}
     if missing:
         raise NotFound(

@@ -13,7 +13,7 @@ from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.node import holds
 from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_transition
 from novacron.model.vm import Action, Power, Vm, VmState
-from novacron.store import events, nodes, vms
+from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
 
 
@@ -51,6 +51,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
     if len(await of_vm(connection, vm.id)) >= limits.SNAPSHOTS_PER_VM_MAX:
         raise Conflict(f"VM {vm.name} has {limits.SNAPSHOTS_PER_VM_MAX} snapshots", hint="delete one first")
+    before = await projects.lock_usage(connection, vm.project)
     parent = await connection.fetchval("SELECT snapshot FROM vms WHERE id = $1", vm.id)
     try:
         row = await connection.fetchrow(
@@ -61,6 +62,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
+    await projects.check_quota(connection, vm.project, before)
     await _touch(connection, vm)
     await events.record(connection, "vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor)
     return _snapshot(row)

@@ -3,42 +3,100 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from novacron.model.errors import Conflict, NotFound, Unauthenticated
-from novacron.model.token import Token, api_secret, hash_secret
-from novacron.store import events
+from novacron.model import limits
+from novacron.model.access import Right, Role
+from novacron.model.errors import Conflict, NoCapacity, NotFound, Unauthenticated
+from novacron.model.token import Token, TokenKind, api_secret, hash_secret
+from novacron.model.user import User, UserKind
+from novacron.store import events, users
 from novacron.store.database import Connection
 
-COLUMNS = "id, name, revoked, revision, created_at"
 
+async def create(
+    connection: Connection, user: User, name: str, actor: str, *, scopes: Sequence[Right] | None = None,
+    project: str | None = None, expires_in_s: int | None = None, session: bool = False,
+) -> tuple[Token, str]:  # fmt: skip
+    """Store a new token or session of a user; return it with its secret, which is shown once and never again.
 
-async def create(connection: Connection, name: str, actor: str) -> tuple[Token, str]:
-    """Store a new API token; return it with its secret, which is shown once and never again."""
+    Raises NoCapacity.
+    """
+    count = await connection.fetchval(
+        'SELECT count(*) FROM tokens WHERE "user" = $1 AND NOT revoked AND (expires_at IS NULL OR expires_at > now())',
+        user.id,
+    )
+    if count >= limits.TOKENS_PER_USER_MAX:
+        raise NoCapacity(f"user {user.name} has {count} tokens and sessions", hint="revoke some: novacron token list")
     secret = api_secret(secrets.token_bytes(32))
     row: Any = await connection.fetchrow(
-        f"INSERT INTO tokens (id, name, hash) VALUES ($1, $2, $3) RETURNING {COLUMNS}",
+        'INSERT INTO tokens (id, name, hash, kind, "user", user_name, scopes, project, expires_at)'
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $9)) RETURNING *",
         "tok-" + secrets.token_hex(6),
         name,
         hash_secret(secret).hex(),
+        TokenKind.SESSION if session else TokenKind.API,
+        user.id,
+        user.name,
+        None if scopes is None else list(scopes),
+        project,
+        None if expires_in_s is None else float(expires_in_s),
     )
-    token = msgspec.convert(dict(row), Token)
-    await events.record(connection, "token", token.id, name, "Created", f"API token {name} created", actor)
+    token = msgspec.convert({key: row[key] for key in Token.__struct_fields__}, Token)
+    what = "logged in" if session else f"API token {name} created"
+    await events.record(connection, "token", token.id, name, "Created", what, actor)
     return token, secret
 
 
 async def revoke(connection: Connection, id: str, actor: str) -> None:
-    """Revoke a token for good. Raises NotFound, and Conflict for the last one that is valid."""
+    """Revoke a token, or end a session, for good.
+
+    Raises NotFound, and Conflict for the last with which an administrator without a password can call.
+    """
     await connection.execute("LOCK TABLE tokens IN EXCLUSIVE MODE")
-    valid = [row["id"] for row in await connection.fetch("SELECT id FROM tokens WHERE NOT revoked")]
-    if valid == [id]:
-        raise Conflict("it is the last valid token: nobody could call any more", hint="create another one first")
-    name = await connection.fetchval("UPDATE tokens SET revoked = true WHERE id = $1 RETURNING name", id)
-    if name is None:
+    row = await connection.fetchrow("UPDATE tokens SET revoked = true WHERE id = $1 RETURNING name, kind", id)
+    if row is None:
         raise NotFound(f"there is no token {id!r}")
-    await events.record(connection, "token", id, name, "Revoked", f"API token {name} revoked", actor)
+    left = await connection.fetchval(
+        'SELECT EXISTS (SELECT FROM grants g JOIN users u ON u.id = g."user" WHERE g.project IS NULL'
+        " AND g.role = 'administrator' AND NOT u.disabled AND (u.issuer IS NOT NULL"
+        " OR EXISTS (SELECT FROM passwords p WHERE p.user_id = u.id)"
+        ' OR EXISTS (SELECT FROM tokens t WHERE t."user" = u.id AND NOT t.revoked'
+        " AND t.scopes IS NULL AND t.project IS NULL AND t.expires_at IS NULL)))"
+    )
+    if not left:
+        raise Conflict("no administrator could call any more", hint="create another token first, or set a password")
+    what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
+    await events.record(connection, "token", id, row["name"], "Revoked", what, actor)
+
+
+async def uses(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[datetime, str]]:
+    """Return when and from where tokens were used last."""
+    rows = await connection.fetch("SELECT * FROM token_uses WHERE token = ANY($1)", ids)
+    return {row["token"]: (row["used_at"], row["address"]) for row in rows}
+
+
+async def used(connection: Connection, found: Mapping[str, tuple[datetime, str]]) -> None:
+    """Store when and from where tokens were used."""
+    await connection.execute(
+        "INSERT INTO token_uses (token, used_at, address)"
+        " SELECT u.token, u.used_at, u.address FROM unnest($1::text[], $2::timestamptz[], $3::text[])"
+        " AS u (token, used_at, address) WHERE EXISTS (SELECT FROM tokens t WHERE t.id = u.token)"
+        " ON CONFLICT (token) DO UPDATE SET used_at = greatest(token_uses.used_at, excluded.used_at),"
+        " address = excluded.address",
+        list(found), [at for at, _ in found.values()], [address for _, address in found.values()],
+    )  # fmt: skip
+
+
+async def prune(connection: Connection) -> None:
+    """Forget sessions and tokens that ended a while ago."""
+    await connection.execute(
+        "DELETE FROM tokens WHERE expires_at < now() - interval '7 days' OR (revoked AND kind = 'session')"
+    )
 
 
 async def first(connection: Connection) -> str | None:
@@ -46,7 +104,9 @@ async def first(connection: Connection) -> str | None:
     await connection.execute("LOCK TABLE tokens IN EXCLUSIVE MODE")
     if await connection.fetchval("SELECT EXISTS (SELECT FROM tokens)"):
         return None
-    _, secret = await create(connection, "administrator", events.SYSTEM)
+    user = await users.create(connection, users.ADMINISTRATOR, UserKind.PERSON, None, events.SYSTEM)
+    await users.grant(connection, user.id, None, Role.ADMINISTRATOR, events.SYSTEM)
+    _, secret = await create(connection, user, "first", events.SYSTEM)
     return secret
 
 

@@ -30,7 +30,7 @@ from novacron.model.vm import (
     VmStatus,
     vm_id,
 )
-from novacron.store import events, fleet, networks, nodes
+from novacron.store import events, fleet, imports, networks, nodes, projects
 from novacron.store.database import Connection
 
 DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
@@ -42,21 +42,39 @@ def _vm(row: Any) -> Vm:
 
 
 async def create(
-    connection: Connection, name: str, spec: VmSpec, node: str | None, actor: str, seed: Seed | None = None,
-    *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
+    connection: Connection, making: projects.Making, name: str, spec: VmSpec, node: str | None, actor: str,
+    seed: Seed | None = None, *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
+    image_mib: int | None = None,
 ) -> Vm:  # fmt: skip
-    """Store a new VM, placed on ``node`` if one is named. Raises Conflict, NotFound, NoCapacity, InvalidInput."""
+    """Store a new VM of a project, placed on ``node`` if one is named. ``image_mib``: the size of its image's disk,
+    where that is known.
+
+    Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
+    """
     check_maxima(spec)
+    project = making.project.name
+    if spec.image not in making.usable:
+        await imports.check_usable(connection, spec.image, project)
+        making.usable.add(spec.image)
+    if not spec.nics and not making.project.host_network:
+        raise InvalidInput(
+            f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
+        )
     await check_available(connection, None, spec)
+    disk_mib = 0
+    if spec.own_disk:
+        of_image_mib = await image_disk_mib(connection, spec.image) if image_mib is None else image_mib
+        disk_mib = spec.disk_mib or of_image_mib or 0
+    after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
-    spec = await networks.give_addresses(connection, spec)
+    spec = await networks.give_addresses(connection, spec, project)
     if node is not None:
         await fleet.check(connection, node, spec)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of) VALUES ($1, $2, $3, $4, $5, $6, $7)"
-            " RETURNING *",
+            "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
             vm_id(secrets.token_bytes(10)),
             name,
             msgspec.to_builtins(spec),
@@ -64,9 +82,12 @@ async def create(
             node,
             0 if node is None else 1,
             None if clone_of is None else msgspec.to_builtins(clone_of),
+            project,
+            disk_mib,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+    making.has = after
     vm = _vm(row)
     await networks.attach(connection, vm.id, spec.nics)
     made_from = f"image {spec.image}" if clone_of is None else f"VM {clone_of.source_name}"
@@ -82,13 +103,11 @@ async def create(
     return vm
 
 
-async def get(connection: Connection, ref: str, *, lock: bool = False) -> Vm:
-    """Return the VM with this id or name. Raises NotFound."""
-    row = await connection.fetchrow(
-        "SELECT * FROM vms WHERE id = $1 OR name = $1" + (" FOR UPDATE" if lock else ""), ref
-    )
+async def get(connection: Connection, id: str, *, lock: bool = False) -> Vm:
+    """Return a VM. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1" + (" FOR UPDATE" if lock else ""), id)
     if row is None:
-        raise NotFound(f"there is no VM {ref!r}", hint="see: novacron vm list")
+        raise NotFound(f"there is no VM {id!r}", hint="see: novacron vm list")
     return _vm(row)
 
 
@@ -131,14 +150,14 @@ async def check_not_cloning(connection: Connection, vm: Vm, action: Action) -> N
 
 async def act(
     connection: Connection,
-    ref: str,
+    id: str,
     action: Action,
     if_match: int | None,
     actor: str,
     stop_timeout_s: int | None = None,
 ) -> Vm:
     """Change the spec as ``action`` asks: start, stop, pause, resume, reboot or delete."""
-    vm = await get(connection, ref, lock=True)
+    vm = await get(connection, id, lock=True)
     check_action(vm, action, if_match)
     await check_not_cloning(connection, vm, action)
     spec, change = vm.spec, msgspec.structs.replace
@@ -173,14 +192,18 @@ async def act(
 
 
 async def configure(
-    connection: Connection, ref: str, name: str | None, changes: dict[str, Any], if_match: int | None, actor: str
+    connection: Connection, id: str, name: str | None, changes: dict[str, Any], if_match: int | None, actor: str
 ) -> Vm:
-    """Rename a VM, or change fields of its spec; its size only while it is off. Raises Conflict, NoCapacity."""
-    vm = await get(connection, ref, lock=True)
+    """Rename a VM, or change fields of its spec; its size only while it is off.
+
+    Raises Conflict, NoCapacity, QuotaExceeded.
+    """
+    vm = await get(connection, id, lock=True)
     check_action(vm, Action.CONFIGURE, if_match)
+    before = await projects.lock_usage(connection, vm.project)
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
-        await networks.check_groups(connection, changes["nics"])
+        await networks.check_groups(connection, changes["nics"], vm.project)
     spec = msgspec.structs.replace(vm.spec, **changes)
     check_maxima(spec)
     if spec.ha and not vm.spec.ha:
@@ -197,11 +220,12 @@ async def configure(
         changed.insert(0, f"name {vm.name} to {name}")
     try:
         row = await connection.fetchrow(
-            "UPDATE vms SET name = $2, spec = $3 WHERE id = $1 RETURNING *",
-            vm.id, name or vm.name, msgspec.to_builtins(spec),
+            "UPDATE vms SET name = $2, spec = $3, disk_mib = greatest(disk_mib, $4) WHERE id = $1 RETURNING *",
+            vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+    await projects.check_quota(connection, vm.project, before)
     changed_vm = _vm(row)
     if changed_vm.name != vm.name:
         for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
@@ -381,6 +405,7 @@ async def memory_mib(connection: Connection, ids: list[str]) -> int:
 class OwnedVm(msgspec.Struct, frozen=True):
     """A VM as its node is told about it."""
 
+    project_id: str
     id: str
     name: str
     spec: VmSpec
@@ -399,12 +424,14 @@ class OwnedVm(msgspec.Struct, frozen=True):
 async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
     """Return every VM that ``node`` owns."""
     rows = await connection.fetch(
-        "SELECT id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
+        "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
+        " vms.id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
         " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
         " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
         " status -> 'cpu' AS cpu,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
-        " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = id LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = id"
+        " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
+        " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"
         " WHERE node = $1",
         node,
     )

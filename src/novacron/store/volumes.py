@@ -14,7 +14,7 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.node import Node, holds
 from novacron.model.vm import Action, Vm
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
-from novacron.store import events, nodes, vms
+from novacron.store import events, imports, nodes, projects, vms
 from novacron.store.database import Connection
 
 
@@ -28,15 +28,17 @@ def pools_of(node: Node) -> tuple[Pool, ...]:
 
 
 async def create(
-    connection: Connection, name: str, pool: str, size_mib: int, node: str | None, limited: dict[str, int | None],
-    actor: str, image: str | None = None,
+    connection: Connection, project: str, name: str, pool: str, size_mib: int, node: str | None,
+    limited: dict[str, int | None], actor: str, image: str | None = None,
 ) -> Volume:  # fmt: skip
-    """Ask for a volume, on ``node`` or on the one with most room in its pool, as a copy of an image's disk if one is
-    named. ``limited`` are its limits.
+    """Ask for a volume of a project, on ``node`` or on the one with most room in its pool, as a copy of an image's disk
+    if one is named. ``limited`` are its limits.
 
-    Raises NotFound, NoCapacity, Conflict, InvalidInput.
+    Raises NotFound, NoCapacity, Conflict, InvalidInput, QuotaExceeded.
     """
+    before = await projects.lock_usage(connection, project)
     if image is not None:
+        await imports.check_usable(connection, image, project)
         has_mib = await vms.image_disk_mib(connection, image)
         if not has_mib or size_mib < has_mib:
             why = f"image {image} has {'no disk' if not has_mib else f'a disk of {has_mib} MiB'}"
@@ -63,24 +65,25 @@ async def create(
         )  # fmt: skip
     try:
         row = await connection.fetchrow(
-            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *",
+            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *",
             f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, limited["iops"], limited["bytes_per_s"],
-            VolumePhase.CREATING, image,
+            VolumePhase.CREATING, image, project,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
+    await projects.check_quota(connection, project, before)
     made = _volume(row)
     await events.record(connection, "volume", made.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
     return made
 
 
 async def get(connection: Connection, ref: str) -> Volume:
-    """Return the volume with this id or name, locked after its VM, the order that every writer keeps.
+    """Return the volume with this id, locked after its VM, the order that every writer keeps.
 
     Raises NotFound.
     """
-    found = "SELECT * FROM volumes WHERE id = $1 OR name = $1"
+    found = "SELECT * FROM volumes WHERE id = $1"
     row = await connection.fetchrow(found, ref)
     if row is not None and row["vm"] is not None:
         await connection.execute("SELECT FROM vms WHERE id = $1 FOR UPDATE", row["vm"])
@@ -107,6 +110,10 @@ async def attach(
         raise NotFound(error.detail, field="vm", hint=error.hint) from None
     vms.check_action(vm, Action.CONFIGURE, None)
     volume = await _ready(connection, ref)
+    if volume.project != vm.project:
+        raise Conflict(
+            f"volume {volume.name} is project {volume.project}'s, VM {vm.name} is project {vm.project}'s", field="vm"
+        )
     if volume.vm is not None:
         raise Conflict(
             f"volume {volume.name} is attached to VM {volume.vm_name}", hint=f"novacron volume detach {volume.name}"
@@ -193,6 +200,7 @@ async def detach(connection: Connection, ref: str, actor: str) -> Volume:
 async def configure(connection: Connection, ref: str, changes: dict[str, Any], actor: str) -> Volume:
     """Change a volume's name, size or limits. It only grows. Raises NotFound, InvalidInput, NoCapacity, Conflict."""
     volume = await _ready(connection, ref)
+    before = await projects.lock_usage(connection, volume.project)
     wanted_mib = changes.get("size_mib", volume.size_mib)
     if wanted_mib < volume.size_mib:
         raise InvalidInput(f"the volume has {volume.size_mib} MiB, and can only grow", field="size_mib")
@@ -207,6 +215,7 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {changes['name']!r} exists", field="name", hint="choose another name") from None
+    await projects.check_quota(connection, volume.project, before)
     if volume.vm is not None:
         await _touch(connection, volume.vm)
     changed = ", ".join(f"{key} {getattr(volume, key)} to {value}" for key, value in changes.items())

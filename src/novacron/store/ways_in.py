@@ -24,20 +24,22 @@ def _forward(row: Any) -> Forward:
     return msgspec.convert(dict(row), Forward)
 
 
-async def add_address(connection: Connection, address: str, actor: str) -> FloatingAddress:
-    """Say that an address of the hosts' network may be given to VMs. Raises InvalidInput, Conflict."""
+async def add_address(connection: Connection, project: str, address: str, actor: str) -> FloatingAddress:
+    """Say that a project may give an address of the hosts' network to its VMs. Raises InvalidInput, Conflict."""
     text = str(check_address(address))
     try:
-        row = await connection.fetchrow("INSERT INTO floating_addresses (address) VALUES ($1) RETURNING *", text)
+        row = await connection.fetchrow(
+            "INSERT INTO floating_addresses (address, project) VALUES ($1, $2) RETURNING *", text, project
+        )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"{text} is a floating address already", field="address") from None
     await events.record(connection, "floating-address", text, text, "Added", "it is free", actor)
     return _floating(row)
 
 
-async def _address(connection: Connection, address: str) -> FloatingAddress:
+async def _address(connection: Connection, address: str, project: str | None = None) -> FloatingAddress:
     row = await connection.fetchrow("SELECT * FROM floating_addresses WHERE address = $1 FOR UPDATE", address)
-    if row is None:
+    if row is None or project not in (None, row["project"]):
         raise NotFound(f"{address!r} is no floating address", hint="see: novacron floating-address list")
     return _floating(row)
 
@@ -72,9 +74,9 @@ async def _inside(connection: Connection, vm: Vm, network: str | None) -> str:
     return found[0]
 
 
-async def _vm(connection: Connection, ref: str) -> Vm:
+async def _vm(connection: Connection, id: str) -> Vm:
     try:
-        vm = await vms.get(connection, ref, lock=True)
+        vm = await vms.get(connection, id, lock=True)
     except NotFound as error:
         raise NotFound(error.detail, field="vm", hint=error.hint) from None
     if vm.deleting:
@@ -82,10 +84,10 @@ async def _vm(connection: Connection, ref: str) -> Vm:
     return vm
 
 
-async def attach(connection: Connection, address: str, vm_ref: str, network: str | None, actor: str) -> FloatingAddress:
+async def attach(connection: Connection, address: str, vm_id: str, network: str | None, actor: str) -> FloatingAddress:
     """Let a floating address lead to a VM, wherever that is. Raises NotFound, Conflict, InvalidInput."""
-    vm = await _vm(connection, vm_ref)
-    found = await _address(connection, address)
+    vm = await _vm(connection, vm_id)
+    found = await _address(connection, address, vm.project)
     if found.vm not in (None, vm.id):
         raise Conflict(f"{address} leads to VM {found.vm_name}", hint=f"novacron floating-address detach {address}")
     through = await _inside(connection, vm, network)
@@ -116,20 +118,20 @@ async def detach(connection: Connection, address: str, actor: str) -> FloatingAd
 
 
 async def forward(
-    connection: Connection, vm_ref: str, vm_port: int, protocol: Protocol, port: int, address: str | None,
+    connection: Connection, vm_id: str, vm_port: int, protocol: Protocol, port: int, address: str | None,
     network: str | None, actor: str,
 ) -> Forward:  # fmt: skip
     """Let a port lead to one of a VM. Raises NotFound, Conflict, InvalidInput."""
     if protocol not in (Protocol.TCP, Protocol.UDP):
         raise InvalidInput(f"{protocol} has no ports", field="protocol", hint="tcp or udp")
-    vm = await _vm(connection, vm_ref)
+    vm = await _vm(connection, vm_id)
     through = await _inside(connection, vm, network)
     await networks.get(connection, through, lock=True)
     count = await connection.fetchval("SELECT count(*) FROM forwards WHERE network = $1", through)
     if count >= limits.FORWARDS_PER_NETWORK_MAX:
         raise Conflict(f"network {through} has {count} ports that lead to VMs", hint="delete one first")
     if address is not None:
-        found = await _address(connection, address)
+        found = await _address(connection, address, vm.project)
         if found.vm is not None or found.network not in (None, through):
             raise Conflict(f"{address} is used by {found.vm_name or f'network {found.network}'}", field="address")
         await connection.execute("UPDATE floating_addresses SET network = $2 WHERE address = $1", address, through)

@@ -1,0 +1,112 @@
+"""Nodes without QEMU: the real link to the server, and VMs that are whatever they should be."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import uvloop
+
+from novacron.agent import identity
+from novacron.agent.link import Link
+from novacron.client import Client, load_config
+from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
+from novacron.model.token import decode_ticket
+from novacron.model.vm import Power, VmState, VmStatus
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+IMAGE = "simulated"
+STATES = {Power.RUNNING: VmState.RUNNING, Power.STOPPED: VmState.STOPPED, Power.PAUSED: VmState.PAUSED}
+
+
+class SimulatedAgent:
+    """One node; its VMs are at once what they are told to be."""
+
+    def __init__(self, who: identity.Identity) -> None:
+        self._number = self._acknowledged = 0
+        self._since = time.monotonic()
+        self._told: dict[str, VmStatus] = {}
+        self._link = Link(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
+        self._name = who.name
+
+    async def run(self) -> None:
+        await self._link.run()
+
+    def _hello(self) -> wire.Hello:
+        inventory = Inventory(
+            cpus=64, memory_mib=1 << 20, architecture="x86_64", kernel="6.1", qemu_version="7.2",
+            accelerator=Accelerator(AcceleratorKind.KVM, ""), images=(ImageInfo(IMAGE, "0" * 64, 1, "kernel"),),
+            bridge="br0", dwcp_endpoint="127.0.0.1:1", agent_version="0",
+        )  # fmt: skip
+        self._number = self._acknowledged = 0
+        self._since = time.monotonic()
+        return wire.Hello(wire.PROTOCOL, inventory, tuple(self._told))
+
+    def _lost(self) -> None:
+        self._told.clear()
+
+    def _beat(self) -> wire.Heartbeat:
+        self._number += 1
+        return wire.Heartbeat(
+            self._number, self._acknowledged, time.monotonic() - self._since, (), clock=time.time()
+        )  # fmt: skip
+
+    async def _receive(self, message: wire.Message) -> None:
+        if isinstance(message, wire.Beaten):
+            self._acknowledged = message.number
+        elif isinstance(message, wire.Desired):
+            for statement in message.statements:
+                self._obey(statement)
+
+    def _obey(self, statement: wire.Statement) -> None:
+        wanted = statement.assignment
+        if wanted is None:
+            if self._told.pop(statement.vm, None) is not None:
+                self._link.send(wire.Removed(statement.vm))
+            return
+        state = VmState.ABSENT if wanted.deleting else STATES[wanted.spec.power]
+        status = VmStatus(state=state, machine="pc-i440fx-7.2", reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+        if self._told.get(statement.vm) != status:
+            self._told[statement.vm] = status
+            self._link.send(wire.Observed(statement.vm, statement.order.epoch, status))
+
+
+def _joined(directory: Path, first: int, count: int) -> list[identity.Identity]:
+    client = Client(load_config())
+    found = []
+    for number in range(first, first + count):
+        name = f"sim-{number:04d}"
+        home = directory / name
+        known = identity.load(home)
+        found.append(known or identity.join(home, decode_ticket(client.join_token(name)), name))
+    return found
+
+
+async def _run(who: list[identity.Identity]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number, one in enumerate(who):
+            group.create_task(SimulatedAgent(one).run())
+            if number % 20 == 19:
+                await asyncio.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, required=True)
+    options = parser.parse_args()
+    logs.set_up("agents", "error")
+    who = _joined(options.directory, options.first, options.count)
+    print(json.dumps({"joined": len(who)}), flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_run(who))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The API under load: ``script/bench api``. wrk, the server and PostgreSQL share this machine; nodes are simulated."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import uvloop
+
+from bench.agents import IMAGE
+from bench.api_load import Load, Stand, timed
+from bench.report import Figure, median, report
+from lab.platform import clean_up_when_ended, open_directory
+from novacron.client import Client
+
+STORED, NODES = 1000, 20
+LIST = "/api/v1/vms?limit=20"
+PACKED = ("Accept-Encoding: zstd",)
+MIXED = """
+function request()
+  turn = turn + 1
+  if turn %% 20 == 0 then
+    wrk.method, wrk.body = "PATCH", '{"start_order": ' .. (turn %% 1000) .. '}'
+    wrk.headers["Content-Type"] = "application/json"
+    return wrk.format("PATCH", "/api/v1/vms/" .. ids[turn %% #ids + 1])
+  end
+  wrk.method, wrk.body = "GET", nil
+  if turn %% 2 == 0 then return wrk.format("GET", "/api/v1/vms?limit=20") end
+  return wrk.format("GET", "/api/v1/vms/" .. ids[turn %% #ids + 1])
+end
+"""
+
+
+def read_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
+    one = next(iter(stand.client.list("vms", limit=1)))["id"]
+    figures = []
+    for name, path, headers, rate, p95 in (
+        ("list of 20 VMs, 100 connections", LIST, PACKED, 20_000, 10),
+        ("list of 20 VMs, not compressed", LIST, (), None, None),
+        ("one VM, 100 connections", f"/api/v1/vms/{one}", (), 25_000, None),
+    ):
+        found = [stand.load(path, 100, seconds, headers=headers) for _ in range(rounds)]
+        _check(found)
+        figures += [
+            median(name, [load.rate for load in found], "1/s", rate, at_least=True),
+            median("  ... p95", [load.p95_ms for load in found], "ms", p95),
+        ]
+    return figures
+
+
+def ramp_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
+    figures = []
+    for connections, p95 in ((1000, 100), (10_000, 1000)):
+        found = [stand.load(LIST, connections, seconds, headers=PACKED) for _ in range(rounds)]
+        figures += [
+            median(f"list of 20 VMs, {connections:,} connections", [load.rate for load in found], "1/s", 12_000,
+                   at_least=True),
+            median("  ... p95", [load.p95_ms for load in found], "ms", p95),
+            Figure("  ... failed", 100 * max(load.failed_share for load in found), "%", 0.01),
+        ]  # fmt: skip
+    return figures
+
+
+def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
+    ids = [vm["id"] for vm in stand.client.list("vms", limit=200)]
+    script = f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + MIXED.replace("%%", "%").replace("%", "%%")
+    visible: list[float] = []
+    stop = threading.Event()
+    watching = threading.Thread(target=_watch, args=(stand, visible, stop))
+    queries = uvloop.run(_reset_statements(stand.postgres.url))
+    watching.start()
+    try:
+        found = [stand.load("/", 100, seconds, script=script) for _ in range(rounds)]
+    finally:
+        stop.set()
+        watching.join()
+    _check(found)
+    figures = [
+        median("95 % reads, 5 % writes, 100 connections", [load.rate for load in found], "1/s", 5000, at_least=True),
+        median("  ... p99", [load.p99_ms for load in found], "ms", 50),
+        Figure("  ... a write visible in reads, p99", statistics.quantiles(visible, n=100)[98], "ms", 100),
+        Figure("  ... server's memory", stand.memory_mib(), "MiB", 600),
+    ]
+    if queries:
+        mean = uvloop.run(_statement_ms(stand.postgres.url))
+        figures.append(Figure("  ... database query, average", mean, "ms", 3))
+    return figures
+
+
+def _watch(stand: Stand, visible: list[float], stop: threading.Event) -> None:
+    """Write now and then over one connection, and read over another until the write is there."""
+    writer, reader = Client(stand.client.config), Client(stand.client.config)
+    vm = next(iter(reader.list("vms", limit=1)))["id"]
+    for number in itertools.count(1):
+        if stop.is_set():
+            return
+        started = time.perf_counter()
+        wanted = writer.configure_vm(vm, start_order=number % 1000)["revision"]
+        while reader.get("vms", vm)["revision"] < wanted:
+            pass
+        visible.append((time.perf_counter() - started) * 1e3)
+        time.sleep(0.05)
+
+
+async def _reset_statements(url: str) -> bool:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        await connection.fetchval("SELECT pg_stat_statements_reset()")
+        return True
+    except asyncpg.PostgresError:
+        return False
+    finally:
+        await connection.close()
+
+
+async def _statement_ms(url: str) -> float:
+    connection = await asyncpg.connect(url)
+    try:
+        found: Any = await connection.fetchval(
+            "SELECT sum(total_exec_time) / greatest(sum(calls), 1) FROM pg_stat_statements"
+        )
+        return float(found)
+    finally:
+        await connection.close()
+
+
+def write_figures(stand: Stand, rounds: int) -> list[Figure]:
+    def item() -> dict[str, Any]:
+        return {"name": f"w-{uuid.uuid4().hex[:16]}", "image": IMAGE, "memory_mib": 64, "power": "stopped"}
+
+    def single(client: Client, count: int) -> list[str]:
+        return [client.create_vm(**item())["id"] for _ in range(count)]
+
+    made: list[str] = []
+    ratios, batched, singles = [], [], []
+
+    def together(work: Callable[[Client], Any]) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, [Client(stand.client.config) for _ in range(4)]))
+
+    def batch(client: Client, count: int) -> None:
+        done = client.request("POST", "/api/v1/vms/batch", {"items": [item() for _ in range(count)]})
+        made.extend(result["vm"]["id"] for result in done["items"])
+
+    def batches(client: Client) -> None:
+        for _ in range(3):
+            batch(client, 100)
+
+    for _ in range(rounds):
+        for _ in range(3):
+            ten = timed(lambda: made.extend(single(stand.client, 10)))
+            ratios.append(ten / timed(lambda: batch(stand.client, 10)))
+        batched.append(1200 / timed(lambda: together(batches)))
+        singles.append(400 / timed(lambda: together(lambda client: made.extend(single(client, 100)))))
+        for at in range(0, len(made), 100):
+            stand.client.request("DELETE", "/api/v1/vms/batch", {"vms": made[at : at + 100]})
+        made.clear()
+    return [
+        median("10 creates one after the other, over a batch of 10", ratios, "x", 5.6, at_least=True),
+        median("creates a second, in batches of 100", batched, "1/s", 1000, at_least=True),
+        median("creates a second, one by one, 4 clients", singles, "1/s", 400, at_least=True),
+    ]
+
+
+def soak_figures(stand: Stand, minutes: float, rate: float) -> list[Figure]:
+    """Ask at 70 % of the highest rate for long: memory may not grow, nothing may fail."""
+    before = stand.memory_mib()
+    connections = max(2, int(100 * 0.7))
+    pieces = [stand.load(LIST, connections, 60, headers=PACKED) for _ in range(max(1, int(minutes)))]
+    return [
+        Figure(f"soak of {minutes:.0f} min: requests a second, of the highest", statistics.mean(
+            load.rate for load in pieces) / rate, "x"),
+        Figure("  ... failed", 100 * sum(load.bad + load.errors for load in pieces) / sum(
+            load.ok for load in pieces), "%", 0.01),
+        Figure("  ... memory gained", stand.memory_mib() - before, "MiB", 20),
+    ]  # fmt: skip
+
+
+def _check(found: list[Load]) -> None:
+    if any(load.bad or load.errors for load in found):
+        raise RuntimeError(f"requests failed: {found}")
+
+
+def main() -> None:
+    parts = ("reads", "ramp", "mixed", "writes")
+    parser = argparse.ArgumentParser(prog="script/bench api", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--only", nargs="*", choices=(*parts, "soak"))
+    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args()
+    clean_up_when_ended()
+    wanted, rounds, seconds = set(options.only or parts), (2 if options.quick else 5), (3 if options.quick else 8)
+    figures: list[Figure] = []
+    with open_directory("nva-") as directory, Stand(directory, NODES).run() as stand:
+        stand.fill(STORED)
+        print(f"{STORED} VMs are stored", flush=True)
+        if "reads" in wanted:
+            figures += read_figures(stand, rounds, seconds)
+            print("reads: done", flush=True)
+        if "ramp" in wanted:
+            figures += ramp_figures(stand, rounds, seconds)
+            print("ramp: done", flush=True)
+        if "mixed" in wanted:
+            figures += mixed_figures(stand, rounds, seconds)
+            print("mixed: done", flush=True)
+        if "writes" in wanted:
+            figures += write_figures(stand, rounds)
+            print("writes: done", flush=True)
+        if "soak" in wanted:
+            highest = stand.load(LIST, 100, seconds, headers=PACKED).rate
+            figures += soak_figures(stand, options.minutes, highest)
+    report("api", figures, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The door: what every request passes before and after the routes, whichever it is for.
+
+It gives each request an id and each answer the headers that browsers need, answers hot reads by itself, limits how
+often callers ask, turns away what would be too much, ends what takes too long, and writes the API's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from http.cookies import SimpleCookie
+from typing import Any
+
+import msgspec
+
+from novacron.api import hot
+from novacron.api.callers import Caller
+from novacron.api.context import Services
+from novacron.api.rates import Rates
+from novacron.api.sessions import COOKIE
+from novacron.model.access import Right
+from novacron.model.token import TokenKind, hash_secret
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+IN_WORK_MAX = 400
+"""Requests that are worked on at once; more are turned away, but for operators and for who asks how the server is."""
+REQUEST_S_MAX = 100.0
+"""Longer than the longest wait that a request may ask for."""
+ALWAYS_SERVED = ("/healthz", "/readyz")
+ENDLESS = b"text/event-stream"
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+SECRETS_KEPT = 10_000
+SECURITY: list[Header] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"strict-transport-security", b"max-age=31536000"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+
+
+class Door:
+    """An ASGI application around another."""
+
+    def __init__(self, app: App, services: Services, rates: Rates) -> None:
+        self._app = app
+        self._services = services
+        self._rates = rates
+        self._hot = hot.Hot(services.cache)
+        self._digests: dict[bytes, str] = {}
+        self._in_work = 0
+        self._prefix, self._count = secrets.token_hex(4), 0
+        self.leaving = False
+        """The server is about to end: who asks whether it is ready hears that it is not."""
+
+    def caller(self, headers: dict[bytes, bytes]) -> Caller | None:
+        """Return who sends these headers, if that is anybody who may call."""
+        authorization = headers.get(b"authorization") or headers.get(b"cookie")
+        if authorization is None:
+            return None
+        cookie = b"authorization" not in headers
+        digest = self._digests.get(authorization)
+        if digest is None:
+            secret = _secret(authorization.decode("latin-1"), cookie=cookie)
+            if secret is None:
+                return None
+            digest = hash_secret(secret).hex()
+            if self._services.cache.callers.get(digest) is None:
+                return None  # what is wrong is not remembered
+            if len(self._digests) >= SECRETS_KEPT:
+                self._digests.clear()
+            self._digests[authorization] = digest
+        found = self._services.cache.callers.get(digest)
+        if found is None or found.expires_at_s <= time.time() or (found.kind is TokenKind.SESSION) is not cookie:
+            return None
+        return found
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        method, path = scope["method"], scope["path"]
+        caller = self.caller(headers)
+        client = scope.get("client")
+        address = client[0] if client else "-"
+        limit = self._rates.take(caller, address, method)
+        if limit.exceeded and path not in ALWAYS_SERVED:
+            extra = [*limit.headers, (b"retry-after", str(limit.retry_s).encode())]
+            detail, hint = f"more than {limit.most} requests a second", f"try again in {limit.retry_s} s"
+            await _refuse(send, 429, "too-many-requests", "Too many requests", detail, hint, extra)
+            self._called(scope, method, 429, started, caller, address, "-")
+            return
+        if method == "GET" and caller is not None and self._services.cache.ready:
+            answer = self._hot.answer(path, scope["query_string"], headers, caller)
+            if answer is not None:
+                status, fields, body = answer
+                await send(
+                    {"type": "http.response.start", "status": status, "headers": fields + limit.headers + SECURITY}
+                )
+                await send({"type": "http.response.body", "body": body})
+                self._services.recorder.used(caller.id, address)
+                self._called(scope, method, status, started, caller, address, path)
+                return
+        if self.leaving and path == "/readyz":
+            await _refuse(send, 503, "unavailable", "Temporarily unavailable", "this server is about to end", "", [])
+            return
+        if self._in_work >= IN_WORK_MAX and path not in ALWAYS_SERVED and not _operates(caller):
+            await _refuse(send, 503, "overloaded", "Temporarily unavailable",
+                          "too many requests are worked on", "try again in a few seconds",
+                          [(b"retry-after", b"2")])  # fmt: skip
+            self._called(scope, method, 503, started, caller, address, "-")
+            return
+        await self._pass(scope, receive, send, headers, limit.headers, started, caller, address)
+
+    async def _pass(
+        self, scope: Any, receive: Receive, send: Send, headers: dict[bytes, bytes], limit: list[Header],
+        started: float, caller: Caller | None, address: str,
+    ) -> None:  # fmt: skip
+        given = headers.get(b"x-request-id", b"")
+        if REQUEST_ID.match(given):
+            id = given.decode()
+        else:
+            self._count += 1
+            id = f"{self._prefix}-{self._count:x}"
+        scope.setdefault("state", {})["request_id"] = id
+        status = 500
+        capture = self._hot.capture(scope["path"], scope["query_string"], headers, caller, scope["method"])
+
+        async def out(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", id.encode()), *limit, *SECURITY
+                ]  # fmt: skip
+            if capture is not None:
+                capture.take(message)
+            await send(message)
+
+        self._in_work += 1
+        try:
+            if ENDLESS in headers.get(b"accept", b""):
+                await self._app(scope, receive, out)
+            else:
+                async with asyncio.timeout(REQUEST_S_MAX):
+                    await self._app(scope, receive, out)
+        except TimeoutError:
+            log.warning("a request took too long", path=scope["path"], request_id=id)
+            if status == 500:
+                await _refuse(send, 503, "timeout", "Temporarily unavailable", "it took too long", "try again", [])
+        finally:
+            self._in_work -= 1
+            route = str(scope.get("path_template") or "-")
+            self._called(scope, scope["method"], status, started, caller, address, route, id)
+
+    def _called(
+        self, scope: Any, method: str, status: int, started: float, caller: Caller | None, address: str, route: str,
+        id: str = "-",
+    ) -> None:  # fmt: skip
+        who = scope.get("user") if caller is None else caller
+        name = who.name if isinstance(who, Caller) else "-"
+        self._services.recorder.called(method, route, status, time.perf_counter() - started, name, address, id)
+
+
+def _secret(text: str, *, cookie: bool) -> str | None:
+    """Return the secret in an Authorization header, or in a cookie."""
+    if cookie:
+        found = SimpleCookie(text).get(COOKIE)
+        return None if found is None else found.value
+    scheme, _, secret = text.partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None
+
+
+def _operates(caller: Caller | None) -> bool:
+    return caller is not None and caller.access.allows(Right.OPERATE, None)
+
+
+async def _refuse(
+    send: Send, status: int, code: str, title: str, detail: str, hint: str, headers: list[Header]
+) -> None:  # fmt: skip
+    """Answer with a problem document (RFC 9457)."""
+    body = msgspec.json.encode(
+        {
+            "type": f"https://novacron.dev/problems/{code}", "title": title, "status": status, "code": code,
+            "detail": detail, "instance": "", "hint": hint,
+        }
+    )  # fmt: skip
+    fields = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": fields + headers + SECURITY})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,130 @@
+"""Logins through an OpenID Connect provider: the authorization code flow with PKCE (OpenID Connect Core 1.0, RFC 7636).
+
+What this server has to remember between the two steps is in a cookie that only it can make, good for a few minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import jwt
+import msgspec
+import urllib3
+
+from novacron.model.errors import Unauthenticated, Unavailable
+from novacron.model.oidc import Provider
+
+STEP_S_MAX = 600
+TIMEOUT_S = 10.0
+DISCOVERY_S = 3600.0
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
+LEEWAY_S = 30
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What is remembered of a login between its two steps."""
+
+    state: str
+    nonce: str
+    verifier: str
+    expires_at_s: float
+
+
+class Oidc:
+    """A provider, as this server talks to it. ``key`` is secret, and signs what callers carry."""
+
+    def __init__(self, provider: Provider, redirect_url: str, key: bytes) -> None:
+        self.provider = provider
+        self._redirect_url = redirect_url
+        self._key = key
+        self._secret = Path(provider.client_secret_file).read_text().strip()
+        context = ssl.create_default_context(cafile=provider.ca_file)
+        self._http = urllib3.PoolManager(ssl_context=context, timeout=TIMEOUT_S, retries=False, maxsize=4)
+        self._context = context
+        self._known: dict[str, Any] = {}
+        self._known_until_s = 0.0
+        self._keys: jwt.PyJWKClient | None = None
+
+    async def begin(self) -> tuple[str, str]:
+        """Return where the browser is to go, and the cookie with which it comes back. Raises Unavailable."""
+        found = await asyncio.to_thread(self._discover)
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        step = Step(state, nonce, verifier, time.time() + STEP_S_MAX)
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(step.verifier.encode()).digest()).decode().rstrip("=")
+        query = {
+            "response_type": "code", "client_id": self.provider.client_id, "redirect_uri": self._redirect_url,
+            "scope": " ".join(self.provider.scopes), "state": step.state, "nonce": step.nonce,
+            "code_challenge": challenge, "code_challenge_method": "S256",
+        }  # fmt: skip
+        return f"{found['authorization_endpoint']}?{urlencode(query)}", self._sealed(step)
+
+    async def end(self, cookie: str, state: str, code: str) -> dict[str, Any]:
+        """Return what the provider vouches for. Raises Unauthenticated, Unavailable."""
+        step = self._opened(cookie)
+        if step is None or step.expires_at_s < time.time() or not hmac.compare_digest(step.state, state):
+            raise Unauthenticated("this login was not begun here, or too long ago", hint="log in again")
+        return await asyncio.to_thread(self._claims, step, code)
+
+    def _sealed(self, step: Step) -> str:
+        body = base64.urlsafe_b64encode(msgspec.json.encode(step))
+        return f"{body.decode()}.{hmac.new(self._key, body, hashlib.sha256).hexdigest()}"
+
+    def _opened(self, cookie: str) -> Step | None:
+        body, _, seal = cookie.rpartition(".")
+        if not hmac.compare_digest(hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest(), seal):
+            return None
+        return msgspec.json.decode(base64.urlsafe_b64decode(body), type=Step)
+
+    def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, url, redirect=False, **more)
+            found = json.loads(answer.data)
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise Unavailable(f"{self.provider.issuer} does not answer: {type(error).__name__}") from error
+        if answer.status != 200 or not isinstance(found, dict):
+            said = found.get("error", "") if isinstance(found, dict) else ""
+            raise Unauthenticated(f"{self.provider.issuer} refuses the login: {answer.status} {said}"[:200])
+        return found
+
+    def _discover(self) -> dict[str, Any]:
+        if time.monotonic() > self._known_until_s:
+            found = self._ask("GET", self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
+            if found.get("issuer") != self.provider.issuer:
+                raise Unavailable(f"{self.provider.issuer} says that it is {found.get('issuer')!r}")
+            self._keys = jwt.PyJWKClient(found["jwks_uri"], ssl_context=self._context, timeout=TIMEOUT_S)
+            self._known, self._known_until_s = found, time.monotonic() + DISCOVERY_S
+        return self._known
+
+    def _claims(self, step: Step, code: str) -> dict[str, Any]:
+        found = self._discover()
+        told = self._ask(
+            "POST", found["token_endpoint"], encode_multipart=False,
+            headers=urllib3.make_headers(basic_auth=f"{self.provider.client_id}:{self._secret}"),
+            fields={
+                "grant_type": "authorization_code", "code": code, "redirect_uri": self._redirect_url,
+                "code_verifier": step.verifier,
+            },
+        )  # fmt: skip
+        assert self._keys is not None
+        try:
+            token = str(told["id_token"])
+            claims: dict[str, Any] = jwt.decode(
+                token, self._keys.get_signing_key_from_jwt(token).key, algorithms=list(ALGORITHMS),
+                audience=self.provider.client_id, issuer=self.provider.issuer, leeway=LEEWAY_S,
+                options={"require": ["exp", "iat", "iss", "aud", "sub"]},
+            )  # fmt: skip
+        except (jwt.PyJWTError, KeyError) as error:
+            raise Unauthenticated(f"what {self.provider.issuer} vouches for is not good: {error}") from error
+        if not hmac.compare_digest(str(claims.get("nonce", "")), step.nonce):
+            raise Unauthenticated("what the provider vouches for was asked for by another login", hint="log in again")
+        return claims

@@ -1,0 +1,127 @@
+"""Routes for projects: ``/api/v1/projects``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.params import Parameter
+from msgspec import UNSET, Meta, UnsetType
+
+from novacron.api import paging, reply, scopes
+from novacron.api.context import ApiRequest, services
+from novacron.api.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.errors import InvalidInput
+from novacron.model.project import Project, Quota, Usage
+from novacron.model.vm import Name, check_name
+from novacron.store import projects
+from novacron.store.database import Connection
+
+Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)]
+
+
+class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
+    """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own."""
+
+    name: Name
+    description: Description = ""
+    quota: Quota = msgspec.field(default_factory=Quota)
+    host_network: bool = False
+
+
+class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays, and of a quota that is given, what it leaves out has no limit."""
+
+    name: Name | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    quota: Quota | UnsetType = UNSET
+    host_network: bool | UnsetType = UNSET
+
+
+class ProjectList(msgspec.Struct):
+    items: list[Project]
+    next: str | None
+    revision: int
+
+
+class ProjectUsage(msgspec.Struct):
+    """What a project has, and may have."""
+
+    usage: Usage
+    quota: Quota
+
+
+@get("/", summary="List projects by name", opt=scopes.SELF)
+async def list_projects(request: ApiRequest, wanted: Paging) -> Response[ProjectList]:
+    return paging.answer(request, "project", wanted)
+
+
+@get("/{name:str}", summary="Show a project", opt=scopes.SELF)
+async def show_project(
+    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: Wait = 30
+) -> Response[Project]:
+    _check_seen(request, name)
+    return await reply.one(request, "project", name, newer_than, timeout_s)
+
+
+@get("/{name:str}/usage", summary="Show what a project has, and may have", opt=scopes.SELF)
+async def show_usage(request: ApiRequest, name: str) -> ProjectUsage:
+    _check_seen(request, name)
+    async with services(request).database.connection() as connection:
+        return ProjectUsage(
+            await projects.usage(connection, name), (await projects.get(connection, name)).quota
+        )  # fmt: skip
+
+
+def _check_seen(request: ApiRequest, name: str) -> None:
+    if not request.user.access.sees(name):
+        raise scopes.no_such("project", name)
+
+
+@post("/", summary="Create a project", status_code=201)
+async def create_project(request: ApiRequest, data: CreateProject) -> Response[Project]:
+    check_name(data.name)
+
+    async def work(connection: Connection) -> Project:
+        return await projects.create(
+            connection, data.name, data.description, data.quota, data.host_network, request.user.name
+        )
+
+    return await reply.write(request, work, status=201, location=lambda made: f"/api/v1/projects/{made.name}")
+
+
+@patch("/{name:str}", summary="Rename a project, or say what it may have", status_code=200)
+async def configure_project(request: ApiRequest, name: str, data: ConfigureProject) -> Response[Project]:
+    name = reply.check_ref("project", name)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    if "name" in given:
+        check_name(given["name"])
+
+    async def work(connection: Connection) -> Project:
+        return await projects.configure(connection, name, given, request.user.name)
+
+    return await reply.write(request, work)
+
+
+@delete("/{name:str}", summary="Delete a project that has nothing left", status_code=200)
+async def delete_project(request: ApiRequest, name: str) -> Response[Project]:
+    name = reply.check_ref("project", name)
+
+    async def work(connection: Connection) -> Project:
+        return await projects.delete(connection, name, request.user.name)
+
+    return await reply.write(request, work)
+
+
+router = Router(
+    "/projects",
+    route_handlers=[list_projects, show_project, show_usage, create_project, configure_project, delete_project],
+    tags=["access"],
+    opt=scopes.in_fleet(Right.MANAGE),
+)

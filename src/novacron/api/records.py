@@ -1,0 +1,68 @@
+"""Routes for what was done by whom: ``/api/v1/audit``, and the API's own log, ``/api/v1/api-log``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from litestar import Router, get
+from litestar.params import Parameter
+
+from novacron.api import scopes
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.audit import ApiCall, Outcome, Record
+from novacron.model.errors import InvalidInput
+from novacron.store import audit
+
+Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+
+
+class Records(msgspec.Struct):
+    items: list[Record]
+    next: str | None
+
+
+class Calls(msgspec.Struct):
+    items: list[ApiCall]
+
+
+@get("/audit", summary="Search the audit log, newest first: of a project, or of everything", opt=scopes.SELF)
+async def search_audit(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    cursor: str | None = None,
+    actor: str | None = None,
+    object: str | None = None,
+    project: str | None = None,
+    action: str | None = None,
+    outcome: Outcome | None = None,
+    address: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Records:
+    scopes.check(request, project, Right.MANAGE)
+    if cursor is not None and not cursor.isdecimal():
+        raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
+    wanted = audit.Wanted(actor, object, project, action, outcome, address, since, until)
+    async with services(request).database.connection() as connection:
+        found = await audit.search(connection, wanted, None if cursor is None else int(cursor), limit + 1)
+    return Records(found[:limit], str(found[limit - 1].id) if len(found) > limit else None)
+
+
+@get("/api-log", summary="Show calls of the API, newest first", opt=scopes.in_fleet(Right.MANAGE))
+async def show_calls(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    user: str | None = None,
+    route: str | None = None,
+    errors: bool = False,
+    since: datetime | None = None,
+) -> Calls:
+    async with services(request).database.connection() as connection:
+        return Calls(await audit.calls(connection, user, route, errors, since, limit))
+
+
+router = Router("/", route_handlers=[search_audit, show_calls], tags=["access"])

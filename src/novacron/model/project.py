@@ -1,0 +1,71 @@
+"""Projects: whose objects are whose, and how much of everything each may have."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model import limits
+from novacron.model.errors import QuotaExceeded
+
+DEFAULT = "default"
+"""The project that is there from the start; its id, too."""
+
+Amount = Annotated[int, Meta(ge=0, le=limits.QUOTA_MAX)]
+
+
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much a project may have at most; None: no limit."""
+
+    vms: Amount | None = None
+    vcpus: Amount | None = None
+    memory_mib: Amount | None = None
+    disk_mib: Amount | None = None
+    """VMs' own disks, and volumes."""
+    snapshots: Amount | None = None
+    networks: Amount | None = None
+    migrations: Amount | None = None
+    """Under way at once, that its users asked for."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """How much a project has."""
+
+    vms: int = 0
+    vcpus: int = 0
+    memory_mib: int = 0
+    disk_mib: int = 0
+    snapshots: int = 0
+    networks: int = 0
+    migrations: int = 0
+
+
+class Project(msgspec.Struct, frozen=True):
+    """A project as stored and as the API shows it."""
+
+    id: str
+    name: str
+    description: str
+    quota: Quota
+    host_network: bool
+    """VMs without networks of their own may be on the hosts' network."""
+    revision: int
+    created_at: datetime
+
+
+def check(project: str, quota: Quota, before: Usage, after: Usage) -> None:
+    """Raise QuotaExceeded where something has grown beyond what the project may have."""
+    for field in Quota.__struct_fields__:
+        most, has, had = getattr(quota, field), getattr(after, field), getattr(before, field)
+        if most is not None and has > most and has > had:
+            raise QuotaExceeded(
+                f"project {project} may have {most} {_named(field)}, and would have {has}",
+                field=field, hint="delete something, or ask an administrator for more",
+            )  # fmt: skip
+
+
+def _named(field: str) -> str:
+    return {"vms": "VMs", "vcpus": "vCPUs", "memory_mib": "MiB of memory", "disk_mib": "MiB of disks"}.get(field, field)

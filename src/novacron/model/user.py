@@ -1,0 +1,49 @@
+"""Users: people and service accounts, and which roles they have where."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from novacron.model.access import Role
+
+UserName = Annotated[str, Meta(pattern="^[a-zA-Z0-9](?:[a-zA-Z0-9._@+-]{0,61}[a-zA-Z0-9])?\\Z", max_length=63)]
+Password = Annotated[str, Meta(min_length=10, max_length=1024)]
+
+
+class UserKind(StrEnum):
+    PERSON = "person"
+    SERVICE = "service"
+    """A program; it has tokens, and no password."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user as stored and as the API shows it: never a password."""
+
+    id: str
+    name: str
+    kind: UserKind
+    project: str | None
+    """Of a service account: whose administrators see to it."""
+    issuer: str | None
+    """Who vouches for them (OpenID Connect); None: they have a password here, or only tokens."""
+    subject: str | None
+    disabled: bool
+    revision: int
+    created_at: datetime
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A role of a user, in one project or everywhere (None)."""
+
+    id: str
+    user: str
+    user_name: str
+    project: str | None
+    role: Role
+    revision: int
+    created_at: datetime

@@ -1,0 +1,132 @@
+"""The part of a server that answers people: cache, routes and HTTP server. One process has it beside the agents' links
+and the controllers; workers have nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server as Granian
+
+from novacron import pki
+from novacron.api.app import create_app
+from novacron.api.cache import Cache
+from novacron.api.context import Agents, Services
+from novacron.api.door import Door
+from novacron.api.oidc import Oidc
+from novacron.api.passwords import Passwords
+from novacron.api.rates import Rates
+from novacron.api.recorder import Recorder
+from novacron.api.shared import Shared, share_rates
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.oidc import Provider
+from novacron.server.settings import Settings
+from novacron.store.database import LOST, Database
+from novacron.store.feed import Change, Feed, Snapshot
+from novacron.telemetry import logs
+from novacron.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+FEED_RETRY_S = 0.5
+LEAVE_S_MAX = 10.0
+"""How long requests may take that are worked on when the server ends."""
+
+Heard = Callable[[Change], None]
+
+
+class Front:
+    """Answers people. ``changed`` hears of every change, ``resync`` when some may have been missed."""
+
+    def __init__(
+        self, settings: Settings, database: Database, authority: pki.Authority, agents: Agents,
+        certificate: tuple[Path, Path],
+    ) -> None:  # fmt: skip
+        self.cache = Cache()
+        self.changed: list[Heard] = []
+        self.resync: list[Callable[[], None]] = []
+        self._settings = settings
+        self._metrics = Metrics(lambda: [entry.body for entry in self.cache.all("migration").values()])
+        self._recorder = Recorder(database)
+        self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
+        services = Services(
+            database, self.cache, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
+            _oidc(settings, authority), settings.url(settings.port), settings.url(settings.link_port),
+        )  # fmt: skip
+        self._door = Door(create_app(services), services, self._rates)
+        self._http = _granian(settings, self._door, *certificate)
+
+    async def run(self) -> None:
+        """Answer until cancelled, or until ``leave`` is over."""
+        async with asyncio.TaskGroup() as group:
+            others = [
+                group.create_task(self._follow(), name="feed"),
+                group.create_task(self._recorder.run(), name="recorder"),
+                group.create_task(share_rates(self._shared, self._rates), name="rates"),
+            ]
+            await self._http.serve()
+            for task in others:
+                task.cancel()
+        await self._shared.close()
+
+    async def leave(self) -> None:
+        """Say for a while that this server is not ready, then take no more requests, and finish those that are here."""
+        self._door.leaving = True  # who balances the load looks elsewhere before this ends
+        await asyncio.sleep(self._settings.leave_s)
+        self._http.stop()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for item in Feed(self._settings.database_url, limits.EVENTS_KEPT_IN_MEMORY).batches():
+                    if isinstance(item, Snapshot):
+                        await self.cache.reset(item)
+                        for resync in self.resync:
+                            resync()
+                        changes = item.batch.changes
+                    else:
+                        await self.cache.apply(item)
+                        changes = item.changes
+                    for change in changes:
+                        for heard in self.changed:
+                            heard(change)
+                        if change.kind == "migration":
+                            self._metrics.migrations.observe(change.key, change.body)
+            except (asyncpg.PostgresError, *LOST) as error:
+                self.cache.lost()
+                log.warning("the change feed is away", error=str(error) or type(error).__name__)
+                await asyncio.sleep(FEED_RETRY_S)
+
+
+def _oidc(settings: Settings, authority: pki.Authority) -> Oidc | None:
+    """Return the provider of logins, if there is one. Raises InvalidInput."""
+    if settings.oidc is None:
+        return None
+    try:
+        provider = msgspec.json.decode(settings.oidc.read_bytes(), type=Provider)
+        back = f"{settings.url(settings.port)}/api/v1/oidc/callback"
+        return Oidc(provider, back, authority.derive("logins through a provider"))
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
+
+
+def _granian(settings: Settings, door: Door, certificate: Path, key: Path) -> Any:
+    return Granian(
+        door,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.auto,
+        backlog=1024,
+        ssl_cert=certificate,
+        ssl_key=key,
+        log_enabled=False,
+        http1_settings=HTTP1Settings(header_read_timeout=10_000),
+    )

@@ -1,0 +1,52 @@
+"""How one server is set up."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from pathlib import Path
+
+import msgspec
+
+from novacron.api.rates import RateSettings
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How one server is set up, its workers included."""
+
+    database_url: str
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 7443
+    link_port: int = 7444
+    advertise: str | None = None
+    """Address or name by which nodes and users reach this server; ``host`` if not given."""
+    rates: RateSettings = RateSettings()
+    leave_s: float = 0.0
+    """How long it serves on after it was told to end, while it says that it is not ready."""
+    workers: int = 1
+    """Processes that answer people."""
+    redis_url: str | None = None
+    """Redis or Valkey, where this server's processes and other replicas share counters."""
+    oidc: Path | None = None
+    """File that names a provider of logins (``model/oidc.py``)."""
+    fence: Path | None = None
+    """Program that cuts a node off, given its name."""
+    cli_config: Path | None = None
+    """Where the first start writes the administrator's CLI settings; None writes none."""
+
+    @property
+    def public_host(self) -> str:
+        return self.advertise or self.host
+
+    @property
+    def relay(self) -> Path:
+        """Return the socket at which workers reach the agents."""
+        return self.state_dir / "workers.sock"
+
+    def url(self, port: int) -> str:
+        host = self.public_host
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host).version == 6:
+                host = f"[{host}]"
+        return f"https://{host}:{port}"

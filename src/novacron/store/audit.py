@@ -1,0 +1,90 @@
+"""The audit log: every change and every refusal, by whom, from where, and what came of it. Rows are only added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from novacron.model.audit import ApiCall, Record, Request
+from novacron.store.database import Connection
+
+COLUMNS = (
+    "actor", "user_id", "token", "address", "method", "path", "action", "object", "name", "project", "outcome",
+    "status", "detail", "request_id",
+)  # fmt: skip
+INSERT = f"INSERT INTO audit ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${n}' for n in range(1, len(COLUMNS) + 1))})"
+
+
+async def add(connection: Connection, requests: Sequence[Request]) -> None:
+    """Add what was asked, and what came of it; in the transaction of the change, if there was one."""
+    await connection.executemany(INSERT, [[getattr(one, column) for column in COLUMNS] for one in requests])
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What to look for; None: anything."""
+
+    actor: str | None = None
+    object: str | None = None
+    project: str | None = None
+    action: str | None = None
+    outcome: str | None = None
+    address: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+async def search(connection: Connection, wanted: Wanted, before: int | None, limit: int) -> list[Record]:
+    """Return records, newest first, older than the one with id ``before``."""
+    terms, values = ["true"], list[Any]()
+
+    def where(term: str, value: Any) -> None:
+        if value is not None:
+            values.append(value)
+            terms.append(term.format(f"${len(values)}"))
+
+    where("actor = {}", wanted.actor)
+    where("(object = {0} OR name = {0})", wanted.object)
+    where("project = {}", wanted.project)
+    where("action = {}", wanted.action)
+    where("outcome = {}", wanted.outcome)
+    where("address = {}", wanted.address)
+    where("at >= {}", wanted.since)
+    where("at < {}", wanted.until)
+    where("id < {}", before)
+    values.append(limit)
+    rows = await connection.fetch(
+        f"SELECT * FROM audit WHERE {' AND '.join(terms)} ORDER BY id DESC LIMIT ${len(values)}", *values
+    )
+    return [msgspec.convert(dict(row), Record) for row in rows]
+
+
+async def add_calls(connection: Connection, calls: Sequence[ApiCall]) -> None:
+    """Add calls to the API's log."""
+    await connection.copy_records_to_table(
+        "api_log",
+        records=[
+            (c.at, c.request_id, c.method, c.route, c.status, c.duration_ms, c.user_name, c.address) for c in calls
+        ],
+        columns=["at", "request_id", "method", "route", "status", "duration_ms", "user_name", "address"],
+    )
+
+
+async def calls(
+    connection: Connection, user: str | None, route: str | None, errors: bool, since: datetime | None, limit: int
+) -> list[ApiCall]:
+    """Return calls, newest first."""
+    rows = await connection.fetch(
+        "SELECT * FROM api_log WHERE ($1::text IS NULL OR user_name = $1) AND ($2::text IS NULL OR route = $2)"
+        " AND (NOT $3 OR status >= 400) AND ($4::timestamptz IS NULL OR at >= $4) ORDER BY at DESC LIMIT $5",
+        user, route, errors, since, limit,
+    )  # fmt: skip
+    return [msgspec.convert(dict(row), ApiCall) for row in rows]
+
+
+async def prune(connection: Connection, audit_s: float, calls_s: float) -> None:
+    """Forget what is older than this."""
+    await connection.execute("DELETE FROM audit WHERE at < now() - make_interval(secs => $1)", float(audit_s))
+    await connection.execute("DELETE FROM api_log WHERE at < now() - make_interval(secs => $1)", float(calls_s))

@@ -1,0 +1,141 @@
+"""Projects: made, changed and removed; what each has, and whether it may have more."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.errors import Conflict, NoCapacity, NotFound
+from novacron.model.migration import Cause
+from novacron.model.project import DEFAULT, Project, Quota, Usage, check
+from novacron.store import events
+from novacron.store.database import Connection
+
+USAGE = """
+    SELECT u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.snapshots, u.networks,
+           (SELECT count(*) FROM migrations m WHERE m.project = u.project AND m.finished_at IS NULL AND m.cause = $2)
+           AS migrations
+    FROM project_usage u WHERE u.project = $1
+"""
+
+
+def _project(row: Any) -> Project:
+    return msgspec.convert(dict(row), Project)
+
+
+async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Project:
+    """Return a project. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM projects WHERE name = $1" + (" FOR UPDATE" if lock else ""), name)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}", field=field, hint="see: novacron project list")
+    return _project(row)
+
+
+async def create(
+    connection: Connection, name: str, description: str, quota: Quota, host_network: bool, actor: str
+) -> Project:
+    """Make a project. Raises Conflict, NoCapacity."""
+    if await connection.fetchval("SELECT count(*) FROM projects") >= limits.PROJECTS_MAX:
+        raise NoCapacity(f"there are {limits.PROJECTS_MAX} projects", hint="delete one that nobody needs")
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO projects (id, name, description, quota, host_network) VALUES ($1, $2, $3, $4, $5) RETURNING *",
+            f"project-{secrets.token_hex(8)}", name, description, msgspec.to_builtins(quota), host_network,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a project named {name!r} exists", field="name", hint="choose another name") from None
+    await events.record(connection, "project", name, name, "Created", description, actor, project=name)
+    return _project(row)
+
+
+async def configure(connection: Connection, name: str, changes: dict[str, Any], actor: str) -> Project:
+    """Change a project's name, description, quota or whether its VMs may be on the hosts' network. What it has beyond
+    a smaller quota it keeps. Raises NotFound, Conflict."""
+    found = await get(connection, name, lock=True)
+    if name == DEFAULT and changes.get("name", name) != name:
+        raise Conflict(f"project {DEFAULT} keeps its name", field="name")
+    now = msgspec.structs.replace(found, **changes)
+    try:
+        row = await connection.fetchrow(
+            "UPDATE projects SET name = $2, description = $3, quota = $4, host_network = $5 WHERE name = $1"
+            " RETURNING *",
+            name, now.name, now.description, msgspec.to_builtins(now.quota), now.host_network,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a project named {now.name!r} exists", field="name", hint="choose another name") from None
+    await connection.execute("UPDATE events SET project = $2 WHERE project = $1 AND $1 <> $2", name, now.name)
+    said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
+    await events.record(connection, "project", now.name, now.name, "Configured", said, actor, project=now.name)
+    return _project(row)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Quota):
+        return " ".join(f"{field}={limit}" for field, limit in msgspec.to_builtins(value).items() if limit is not None)
+    return str(value)
+
+
+async def delete(connection: Connection, name: str, actor: str) -> Project:
+    """Delete a project that has nothing; its service accounts and roles in it go, too. Raises NotFound, Conflict."""
+    found = await get(connection, name, lock=True)
+    if name == DEFAULT:
+        raise Conflict(f"project {DEFAULT} stays")
+    for table, what in (
+        ("vms", "VM"), ("volumes", "volume"), ("networks", "network"), ("security_groups", "security group"),
+        ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
+    ):  # fmt: skip
+        column = {"floating_addresses": "address", "exports": "id"}.get(table, "name")
+        left = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)
+        if left is not None:
+            raise Conflict(f"project {name} has {what} {left}", hint="delete what it has first")
+    await connection.execute("DELETE FROM migrations WHERE project = $1", name)
+    await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
+    await connection.execute("DELETE FROM projects WHERE name = $1", name)
+    await events.record(connection, "project", name, name, "Deleted", "it had nothing left", actor)
+    return found
+
+
+async def usage(connection: Connection, name: str) -> Usage:
+    """Return what a project has. Raises NotFound."""
+    row = await connection.fetchrow(USAGE, name, Cause.REQUEST)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}", hint="see: novacron project list")
+    return msgspec.convert(dict(row), Usage)
+
+
+async def lock_usage(connection: Connection, name: str) -> Usage:
+    """Return what a project has; nobody else changes that until the transaction ends. Raises NotFound."""
+    await connection.execute("SELECT FROM project_usage WHERE project = $1 FOR UPDATE", name)
+    return await usage(connection, name)
+
+
+class Making:
+    """A project in which VMs are made, in a transaction that has locked what it has."""
+
+    def __init__(self, project: Project, has: Usage) -> None:
+        self.project, self.has = project, has
+        self.usable: set[str] = set()
+        """Images of which it was seen that the project may use them."""
+
+    def with_(self, **more: int) -> Usage:
+        """Return what the project has with so much more. Raises QuotaExceeded."""
+        after = msgspec.structs.replace(self.has, **{field: getattr(self.has, field) + n for field, n in more.items()})
+        check(self.project.name, self.project.quota, self.has, after)
+        return after
+
+
+async def making(connection: Connection, name: str) -> Making:
+    """Lock what a project has. Raises NotFound."""
+    has = await lock_usage(connection, name)
+    return Making(await get(connection, name), has)
+
+
+async def check_quota(connection: Connection, name: str, before: Usage) -> None:
+    """Raise QuotaExceeded when the project has more now than ``before`` (from ``lock_usage``), and more than it may."""
+    quota = msgspec.convert(await connection.fetchval("SELECT quota FROM projects WHERE name = $1", name), Quota)
+    if quota != Quota():
+        check(name, quota, before, await usage(connection, name))

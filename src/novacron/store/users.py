@@ -1,0 +1,174 @@
+"""Users, their passwords and their roles."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model import limits
+from novacron.model.access import Role
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
+from novacron.model.user import Grant, User, UserKind
+from novacron.store import events
+from novacron.store.database import Connection
+
+ADMINISTRATOR = "administrator"
+
+
+def _user(row: Any) -> User:
+    return msgspec.convert(dict(row), User)
+
+
+def _grant(row: Any) -> Grant:
+    return msgspec.convert(dict(row), Grant)
+
+
+async def get(connection: Connection, ref: str, *, field: str | None = None) -> User:
+    """Return a user by id or name, locked. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM users WHERE id = $1 OR name = $1 FOR UPDATE", ref)
+    if row is None:
+        raise NotFound(f"there is no user {ref!r}", field=field, hint="see: novacron user list")
+    return _user(row)
+
+
+async def create(
+    connection: Connection, name: str, kind: UserKind, project: str | None, actor: str, *,
+    identity: tuple[str, str] | None = None,
+) -> User:  # fmt: skip
+    """Make a user; ``identity`` is who vouches for them, and by which name. Raises Conflict, NoCapacity."""
+    if await connection.fetchval("SELECT count(*) FROM users") >= limits.USERS_MAX:
+        raise NoCapacity(f"there are {limits.USERS_MAX} users", hint="delete one that is not needed")
+    issuer, subject = identity or (None, None)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO users (id, name, kind, project, issuer, subject) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+            f"user-{secrets.token_hex(8)}", name, kind, project, issuer, subject,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"a user named {name!r} exists", field="name", hint="choose another name") from None
+    made = _user(row)
+    await events.record(connection, "user", made.id, name, "Created", f"{kind}", actor, project=project)
+    return made
+
+
+async def by_identity(connection: Connection, issuer: str, subject: str) -> User | None:
+    """Return the user for whom an issuer vouches under this name."""
+    row = await connection.fetchrow("SELECT * FROM users WHERE issuer = $1 AND subject = $2", issuer, subject)
+    return None if row is None else _user(row)
+
+
+async def set_password(connection: Connection, user: User, hash: str, actor: str) -> User:
+    """Give a person another password; their sessions end. Raises IllegalState."""
+    if user.kind is UserKind.SERVICE or user.issuer is not None:
+        raise IllegalState(f"user {user.name} has no password here", hint="service accounts have tokens")
+    await connection.execute(
+        "INSERT INTO passwords (user_id, hash) VALUES ($1, $2)"
+        " ON CONFLICT (user_id) DO UPDATE SET hash = $2, set_at = now()",
+        user.id, hash,
+    )  # fmt: skip
+    await connection.execute("DELETE FROM tokens WHERE \"user\" = $1 AND kind = 'session'", user.id)
+    row = await connection.fetchrow("UPDATE users SET disabled = disabled WHERE id = $1 RETURNING *", user.id)
+    await events.record(connection, "user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
+    return _user(row)
+
+
+async def password_of(connection: Connection, name: str) -> tuple[User, str] | None:
+    """Return a user who may log in with a password, and its hash."""
+    row = await connection.fetchrow(
+        "SELECT users.*, passwords.hash FROM users JOIN passwords ON user_id = id WHERE name = $1 AND NOT disabled",
+        name,
+    )
+    if row is None:
+        return None
+    fields = dict(row)
+    return msgspec.convert({key: fields[key] for key in User.__struct_fields__}, User), fields["hash"]
+
+
+async def disable(connection: Connection, ref: str, disabled: bool, actor: str) -> User:
+    """Let a user do nothing any more, or again. Raises NotFound, Conflict for the last administrator."""
+    found = await get(connection, ref)
+    row = await connection.fetchrow("UPDATE users SET disabled = $2 WHERE id = $1 RETURNING *", found.id, disabled)
+    await _check_administrator(connection)
+    reason = "Disabled" if disabled else "Enabled"
+    await events.record(connection, "user", found.id, found.name, reason, "", actor, project=found.project)
+    return _user(row)
+
+
+async def delete(connection: Connection, ref: str, actor: str) -> User:
+    """Delete a user with all tokens and roles. Raises NotFound, Conflict for the last administrator."""
+    found = await get(connection, ref)
+    await connection.execute("DELETE FROM users WHERE id = $1", found.id)
+    await _check_administrator(connection)
+    await events.record(connection, "user", found.id, found.name, "Deleted", "", actor, project=found.project)
+    return found
+
+
+async def grant(connection: Connection, user_ref: str, project: str | None, role: Role, actor: str) -> Grant:
+    """Give a user a role, in place of the one they had there. Raises NotFound, InvalidInput, Conflict."""
+    user = await get(connection, user_ref, field="user")
+    if user.project is not None and user.project != project:
+        raise InvalidInput(f"{user.name} is a service account of project {user.project}", field="project")
+    try:
+        row = await connection.fetchrow(
+            'INSERT INTO grants (id, "user", user_name, project, role) VALUES ($1, $2, $3, $4, $5)'
+            ' ON CONFLICT ("user", project) DO UPDATE SET role = $5 RETURNING *',
+            f"grant-{secrets.token_hex(8)}", user.id, user.name, project, role,
+        )  # fmt: skip
+    except asyncpg.ForeignKeyViolationError:
+        raise NotFound(f"there is no project {project!r}", field="project") from None
+    await _check_administrator(connection)
+    said = f"{role} in {project or 'all projects, and the fleet'}"
+    await events.record(connection, "user", user.id, user.name, "Granted", said, actor, project=project)
+    return _grant(row)
+
+
+async def get_grant(connection: Connection, id: str) -> Grant:
+    """Return a role of a user. Raises NotFound."""
+    row = await connection.fetchrow("SELECT * FROM grants WHERE id = $1", id)
+    if row is None:
+        raise NotFound(f"there is no grant {id!r}", hint="see: novacron grant list")
+    return _grant(row)
+
+
+async def revoke(connection: Connection, id: str, actor: str) -> Grant:
+    """Take a role from a user. Raises NotFound, Conflict for the last administrator."""
+    found = await get_grant(connection, id)
+    await connection.execute("DELETE FROM grants WHERE id = $1", id)
+    await _check_administrator(connection)
+    said = f"{found.role} in {found.project or 'all projects, and the fleet'}"
+    await events.record(connection, "user", found.user, found.user_name, "Revoked", said, actor, project=found.project)
+    return found
+
+
+async def free_name(connection: Connection, wanted: str) -> str:
+    """Return a name that no user has: the one that is wanted, or one like it."""
+    taken = {row["name"] for row in await connection.fetch("SELECT name FROM users WHERE name LIKE $1 || '%'", wanted)}
+    candidates = [wanted, *(f"{wanted[:58]}-{number}" for number in range(2, 1000))]
+    return next((name for name in candidates if name not in taken), f"user-{secrets.token_hex(8)}")
+
+
+async def set_roles(connection: Connection, user: User, roles: dict[str | None, Role]) -> None:
+    """Let a user have just these roles, by project."""
+    rows = await connection.fetch('SELECT * FROM grants WHERE "user" = $1', user.id)
+    for found in map(_grant, rows):
+        if roles.get(found.project) is not found.role:
+            await revoke(connection, found.id, events.SYSTEM)
+    has = {found.project: found.role for found in map(_grant, rows)}
+    there = {row["name"] for row in await connection.fetch("SELECT name FROM projects")}
+    for project, role in roles.items():
+        if has.get(project) is not role and (project is None or project in there):
+            await grant(connection, user.id, project, role, events.SYSTEM)
+
+
+async def _check_administrator(connection: Connection) -> None:
+    """Raise Conflict when nobody would be left who may do everything; of two who take it from each other, one waits."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('administrators'))")
+    left = await connection.fetchval(
+        'SELECT EXISTS (SELECT FROM grants g JOIN users u ON u.id = g."user"'
+        " WHERE g.project IS NULL AND g.role = 'administrator' AND NOT u.disabled)"
+    )
+    if not left:
+        raise Conflict("nobody would be left who may do everything", hint="make somebody else administrator first")

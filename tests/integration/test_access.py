@@ -1,0 +1,427 @@
+"""Projects, users, roles, tokens and quotas: each route for each kind of caller, and what is written down of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+from litestar import HttpMethod
+from litestar.routes import HTTPRoute
+
+from lab.platform import Platform, until
+from novacron.api.app import create_app
+from novacron.api.scopes import Scope, right_of, scope_of
+from novacron.model.access import RIGHTS, Right, Role
+from tests.integration.conftest import Answer, Api
+
+Object = dict[str, Any]
+NAMES = {"ours": "acc-ours", "theirs": "acc-theirs"}
+
+
+class Tenants(NamedTuple):
+    """Two projects with an object of each kind, and a token for each kind of caller."""
+
+    tokens: dict[str, str]
+    objects: dict[str, Object]
+    """Of the project ``acc-ours``, by the name of the path parameter's kind."""
+
+
+@pytest.fixture(scope="module")
+def tenants(site: Platform) -> Iterator[Tenants]:
+    client = site.client
+    for name in NAMES.values():
+        client.create_project(name, host_network=True)
+    tokens = {}
+    for role in Role:
+        for where, project in (("everywhere", None), *NAMES.items()):
+            user = client.create_user(f"acc-{role}-{where}", kind="service")
+            client.grant(user["id"], role, NAMES.get(where, project))
+            tokens[f"{role}-{where}"] = client.create_token("t", user=user["id"])["secret"]
+    nobody = client.create_user("acc-nobody", kind="service")
+    tokens["nobody"] = client.create_token("t", user=nobody["id"])["secret"]
+    scoped = {"ref": client.request("POST", "/api/v1/vms?project=acc-ours", {
+        "name": "acc-vm", "image": "tiny", "memory_mib": 64, "power": "stopped"})}  # fmt: skip
+    scoped["network"] = client.request("POST", "/api/v1/networks?project=acc-ours", {"name": "acc-net"})
+    scoped["group"] = client.request("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-group"})
+    scoped["volume"] = client.request("POST", "/api/v1/volumes?project=acc-ours", {"name": "acc-vol", "size_mib": 4})
+    scoped["address"] = client.request(
+        "POST", "/api/v1/floating-addresses?project=acc-ours", {"address": "198.19.200.7"}
+    )  # fmt: skip
+    yield Tenants(tokens, scoped)
+    client.delete("vms", scoped["ref"]["id"])
+    until(lambda: client.get("volumes", scoped["volume"]["id"])["phase"] == "ready", "it is made")
+    client.delete("volumes", scoped["volume"]["id"])
+    client.request("DELETE", "/api/v1/networks/acc-net")
+    client.request("DELETE", "/api/v1/security-groups/acc-group")
+    client.request("DELETE", "/api/v1/floating-addresses/198.19.200.7")
+    for user in list(client.list("users")):
+        if user["name"].startswith("acc-"):
+            client.delete("users", user["id"])
+    until(lambda: not any(vm["name"] == "acc-vm" for vm in client.list("vms")), "the VM is gone")
+    for name in NAMES.values():
+        until(lambda name=name: _deleted(client, name), f"project {name} is gone")  # type: ignore[misc]
+
+
+def _deleted(client: Any, name: str) -> bool:
+    try:
+        client.delete("projects", name)
+    except Exception as error:  # its volume takes a moment
+        return "no project" in str(error)
+    return True
+
+
+def routes() -> list[tuple[str, str, Any]]:
+    """Return ``(method, path, handler)`` of everything that the application serves."""
+    app = create_app(None)  # type: ignore[arg-type]
+    found = []
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            for method, (handler, _) in route.route_handler_map.items():
+                if method not in (HttpMethod.HEAD, "OPTIONS"):
+                    found.append((str(method), route.path_format, handler))
+    return sorted(found, key=lambda one: one[:2])
+
+
+ALL = routes()
+OWNED = {"vms": "ref", "networks": "network", "security-groups": "group", "volumes": "volume",
+         "floating-addresses": "address"}  # fmt: skip
+
+
+def filled(path: str, objects: dict[str, Object]) -> str:
+    """Return a path with the name of an object of ours in place of its first parameter, and made-up others."""
+    kind = path.split("/")[3] if path.count("/") > 2 else ""
+    found = objects.get(OWNED.get(kind, ""), {})
+    first = str(found.get("id") or found.get("address") or found.get("name") or "none")
+    path = re.sub(r"\{[^}]*\}", first, path, count=1)
+    return re.sub(r"\{[^}]*\}", "none", path)
+
+
+def test_every_route_says_where_it_works() -> None:
+    assert len(ALL) > 90
+    silent = [(method, path) for method, path, handler in ALL if scope_of(handler) is None]
+    assert all(path.startswith("/schema/ui") for _, path in silent), "such a route is served to nobody"
+    public = {path for _, path, handler in ALL if scope_of(handler) is Scope.PUBLIC}
+    assert public == {"/healthz", "/readyz", "/api/v1/join", "/api/v1/login", "/api/v1/oidc/login",
+                      "/api/v1/oidc/callback"}  # fmt: skip
+
+
+@pytest.mark.parametrize("who", ["outsider", "nobody", *(f"{role}-{where}" for role in Role
+                                                          for where in ("everywhere", "ours", "theirs"))])  # fmt: skip
+def test_each_route_serves_whom_it_should_and_nobody_else(api: Api, tenants: Tenants, who: str) -> None:
+    """Requests have no body, or one that no route takes: who is let in gets 400, 404 or 409, and changes nothing."""
+    token = tenants.tokens.get(who, "nva_wrong")
+    wrong: list[str] = []
+    for method, path, handler in ALL:
+        scope = scope_of(handler)
+        if scope in (Scope.PUBLIC, None) or path == "/api/v1/logout":  # that works, and is tried elsewhere
+            continue
+        right = right_of(handler, method)
+        address = filled(path, tenants.objects)
+        body = None if method == "GET" else {"no-such-field": True}
+        if method == "DELETE" or (method == "POST" and handler.parsed_data_field is None):
+            address = re.sub(r"(vms|networks|security-groups|volumes|floating-addresses)/[^/]+", r"\1/none", address)
+        answer = api(method, address, body, token=token, if_match='"1"')
+        wrong += _judge(who, scope, right, method, address, answer, tenants)
+    assert not wrong, "\n".join(wrong)
+
+
+def _judge(who: str, scope: Any, right: Right, method: str, path: str, answer: Answer, tenants: Tenants) -> list[str]:
+    said = f"{who}: {method} {path}: {answer.status} {answer.body if answer.status >= 400 else ''}"[:300]
+    if answer.status >= 500:
+        return [said]
+    if who == "outsider":
+        return [] if answer.status == 401 else [said]
+    role, _, where = who.partition("-")
+    rights = RIGHTS[Role(role)] if who != "nobody" else frozenset()
+    if scope is Scope.FLEET:
+        allowed = where == "everywhere" and right in rights
+        return [] if (answer.status not in (401, 403)) is allowed else [said]
+    if scope is Scope.SELF:
+        return [] if answer.status != 401 else [said]
+    about_ours = any(str(value) in path for found in tenants.objects.values()
+                     for key, value in found.items() if key in ("id", "address", "name"))  # fmt: skip
+    if about_ours:
+        sees = where in ("everywhere", "ours") and who != "nobody"
+        if not sees:
+            return [] if answer.status in (400, 404) else [said]
+        allowed = right in rights
+        bad_body = answer.status == 400  # what is sent is read before the object is looked for
+        return [] if bad_body or (answer.status != 403) is allowed else [said]
+    return [] if answer.status != 401 else [said]
+
+
+def test_nobody_sees_what_is_not_theirs(api: Api, tenants: Tenants) -> None:
+    vm, other = tenants.objects["ref"], tenants.tokens["member-theirs"]
+    for path in (f"/api/v1/vms/{vm['id']}", "/api/v1/vms/acc-vm", f"/api/v1/vms/{vm['id']}/snapshots",
+                 "/api/v1/networks/acc-net", "/api/v1/projects/acc-ours", "/api/v1/vms?project=acc-ours"):  # fmt: skip
+        assert api("GET", path, token=other).status == 404, path
+    for kind in ("vms", "networks", "volumes", "security-groups", "floating-addresses", "migrations", "events",
+                 "exports", "imports", "forwards"):  # fmt: skip
+        mine = api("GET", f"/api/v1/{kind}", token=tenants.tokens["viewer-ours"])
+        theirs = api("GET", f"/api/v1/{kind}", token=other)
+        assert mine.status == theirs.status == 200
+        assert "acc-ours" not in str(theirs.body), kind
+        assert all(item["project"] == "acc-ours" for item in mine.body["items"]), kind
+    assert api("GET", "/api/v1/vms", token=tenants.tokens["nobody"]).body["items"] == []
+    attached = {"vm": vm["id"]}
+    assert api("POST", "/api/v1/forwards", {**attached, "vm_port": 80, "port": 8080}, token=other).status == 404
+    made = api("POST", "/api/v1/vms", {
+        "name": "spy", "image": "tiny", "memory_mib": 64, "nics": [{"network": "acc-net"}]}, token=other)  # fmt: skip
+    assert made.status == 404 and made.problem["field"] == "nics"
+
+
+def test_a_name_is_good_once_in_each_project(api: Api, tenants: Tenants) -> None:
+    body = {"name": "acc-vm", "image": "tiny", "memory_mib": 64, "power": "stopped"}
+    assert api("POST", "/api/v1/vms", body, token=tenants.tokens["member-ours"]).status == 409
+    made = api("POST", "/api/v1/vms", body, token=tenants.tokens["member-theirs"])
+    assert made.status == 201 and made.body["project"] == "acc-theirs", "where its user may make things"
+    try:
+        ours = api("GET", "/api/v1/vms/acc-vm", token=tenants.tokens["member-ours"])
+        assert ours.body["id"] == tenants.objects["ref"]["id"]
+        unclear = api("GET", "/api/v1/vms/acc-vm")
+        assert unclear.status == 409 and "acc-ours, acc-theirs" in unclear.problem["detail"]
+        assert api("GET", "/api/v1/vms/acc-vm?project=acc-theirs").body["id"] == made.body["id"]
+    finally:
+        assert api("DELETE", f"/api/v1/vms/{made.body['id']}").status == 202
+
+
+def test_the_stream_of_changes_is_filtered(site: Platform, api: Api, tenants: Tenants) -> None:
+    after = api("GET", "/api/v1/vms").body["revision"]
+    user = next(user for user in site.client.list("users") if user["name"] == "acc-viewer-theirs")
+    made = api("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-hidden"})
+    shown = api("POST", "/api/v1/security-groups?project=acc-theirs", {"name": "acc-shown"})
+    assert made.status == shown.status == 201
+    try:
+        text = read_stream(site, tenants.tokens["viewer-theirs"], after, "acc-shown")
+        assert "acc-hidden" not in text
+        assert "acc-hidden" in read_stream(site, api.token, after, "acc-shown")
+        assert user["name"] not in text
+    finally:
+        for name in ("acc-hidden", "acc-shown"):
+            api("DELETE", f"/api/v1/security-groups/{name}")
+
+
+def read_stream(site: Platform, token: str, after: int, until_text: str) -> str:
+    """Return what the stream of changes says up to some text."""
+    import ssl
+
+    import urllib3
+
+    config = site.client.config
+    pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(cadata=config.ca))
+    headers = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    answer = pool.request("GET", f"{config.url}/api/v1/events", headers=headers, preload_content=False, timeout=10)
+    text = ""
+    try:
+        deadline = time.monotonic() + 10
+        while until_text not in text and time.monotonic() < deadline:
+            text += answer.read1(65536).decode()
+    finally:
+        answer.close()
+    assert until_text in text
+    return text
+
+
+@pytest.fixture
+def limited(site: Platform) -> Iterator[Callable[..., None]]:
+    """Give project ``acc-quota`` these limits."""
+    client = site.client
+    client.create_project("acc-quota", host_network=True)
+
+    def set_(**quota: int) -> None:
+        client.configure_project("acc-quota", quota=quota)
+
+    yield set_
+    for vm in list(client.list("vms", project="acc-quota")):
+        client.delete("vms", vm["id"])
+    for network in list(client.list("networks", project="acc-quota")):
+        client.request("DELETE", f"/api/v1/networks/{network['name']}")
+    until(lambda: not list(client.list("vms", project="acc-quota")), "its VMs are gone")
+    until(lambda: _deleted(client, "acc-quota"), "the project is gone")
+
+
+OFF = {"image": "tiny", "memory_mib": 64, "power": "stopped"}
+
+
+def test_concurrent_requests_do_not_overrun_a_quota(api: Api, limited: Callable[..., None]) -> None:
+    limited(vms=7, memory_mib=1024)
+
+    def create(number: int) -> Answer:
+        return api("POST", "/api/v1/vms?project=acc-quota", {"name": f"q{number}", **OFF})
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(create, range(30)))
+    assert sorted(answer.status for answer in answers) == [201] * 7 + [403] * 23
+    refused = next(answer for answer in answers if answer.status == 403)
+    assert (refused.problem["code"], refused.problem["field"]) == ("quota-exceeded", "vms")
+    assert api("GET", "/api/v1/projects/acc-quota/usage").body["usage"] == {
+        "vms": 7, "vcpus": 7, "memory_mib": 448, "disk_mib": 0, "snapshots": 0, "networks": 0, "migrations": 0,
+    }  # fmt: skip
+    made = next(answer for answer in answers if answer.status == 201).body
+    grown = api("PATCH", f"/api/v1/vms/{made['id']}", {"memory_mib": 1000})
+    assert grown.status == 403 and grown.problem["field"] == "memory_mib"
+    limited(vms=3)
+    assert api("POST", "/api/v1/vms?project=acc-quota", {"name": "one-more", **OFF}).status == 403
+    assert api("PATCH", f"/api/v1/vms/{made['id']}", {"memory_mib": 128}).status == 200, "that has no limit now"
+    limited(networks=1)
+    assert api("POST", "/api/v1/networks?project=acc-quota", {"name": "acc-q1"}).status == 201
+    assert api("POST", "/api/v1/networks?project=acc-quota", {"name": "acc-q2"}).problem["field"] == "networks"
+
+
+async def test_what_is_counted_is_what_there_is(site: Platform, api: Api, limited: Callable[..., None]) -> None:
+    for number in range(3):
+        api("POST", "/api/v1/vms?project=acc-quota", {"name": f"c{number}", **OFF, "vcpus": 2})
+    first = api("GET", "/api/v1/vms/c0?project=acc-quota").body
+    api("PATCH", f"/api/v1/vms/{first['id']}", {"vcpus": 4})
+    api("DELETE", f"/api/v1/vms/{api('GET', '/api/v1/vms/c1?project=acc-quota').body['id']}")
+    until(lambda: len(list(site.client.list("vms", project="acc-quota"))) == 2, "it is gone")
+    connection = await asyncpg.connect(site.postgres.url)
+    try:
+        rows = await connection.fetch(
+            "SELECT u.project, u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.networks,"
+            " (SELECT count(*) FROM vms WHERE project = u.project) AS has_vms,"
+            " (SELECT coalesce(sum((spec ->> 'vcpus')::int), 0) FROM vms WHERE project = u.project) AS has_vcpus,"
+            " (SELECT coalesce(sum((spec ->> 'memory_mib')::int), 0) FROM vms WHERE project = u.project) AS has_mib,"
+            " (SELECT coalesce(sum(disk_mib), 0) FROM vms WHERE project = u.project)"
+            " + (SELECT coalesce(sum(size_mib), 0) FROM volumes WHERE project = u.project) AS has_disk,"
+            " (SELECT count(*) FROM networks WHERE project = u.project) AS has_networks FROM project_usage u"
+        )
+        wrong = await connection.fetch(
+            "SELECT l.* FROM node_loads l, LATERAL (SELECT coalesce(sum((spec ->> 'vcpus')::bigint), 0) AS vcpus,"
+            " coalesce(sum((spec ->> 'memory_mib')::bigint), 0) AS mib FROM vms WHERE node = l.node) has"
+            " WHERE (l.vcpus, l.memory_mib) <> (has.vcpus, has.mib)"
+        )
+    finally:
+        await connection.close()
+    for row in rows:
+        counted = (row["vms"], row["vcpus"], row["memory_mib"], row["disk_mib"], row["networks"])
+        assert counted == (row["has_vms"], row["has_vcpus"], row["has_mib"], row["has_disk"], row["has_networks"]), row
+    assert any(row["project"] == "acc-quota" and row["vcpus"] == 6 for row in rows)
+    assert not wrong, "what is placed on nodes is what there is"
+
+
+def test_vms_of_a_project_without_the_hosts_network_need_one_of_their_own(site: Platform, api: Api) -> None:
+    site.client.create_project("acc-inside")
+    try:
+        refused = api("POST", "/api/v1/vms?project=acc-inside", {"name": "out", **OFF})
+        assert refused.status == 400 and refused.problem["field"] == "nics"
+        bridge = {"name": "acc-bridge", "kind": "bridge", "bridge": "br0"}
+        admin = site.client.create_user("acc-inside-admin", kind="service", project="acc-inside")
+        site.client.grant(admin["id"], "administrator", "acc-inside")
+        token = site.client.create_token("t", user=admin["id"])["secret"]
+        assert api("POST", "/api/v1/networks", bridge, token=token).status == 403, "the hosts' network is not theirs"
+    finally:
+        site.client.delete("projects", "acc-inside")
+    assert not any(user["name"] == "acc-inside-admin" for user in site.client.list("users")), "it goes with its project"
+
+
+def test_a_token_ends_may_less_and_is_revoked_at_once(site: Platform, api: Api, tenants: Tenants) -> None:
+    user = next(user for user in site.client.list("users") if user["name"] == "acc-member-ours")
+    limited = site.client.create_token("r", user=user["id"], scopes=["read"], expires_in_s=3600)
+    vm = f"/api/v1/vms/{tenants.objects['ref']['id']}"
+    assert api("GET", vm, token=limited["secret"]).status == 200
+    assert api("POST", f"{vm}/actions/start", token=limited["secret"]).status == 403
+    more = api("POST", "/api/v1/tokens", {"name": "more"}, token=limited["secret"])
+    assert more.status == 403 and more.problem["field"] == "scopes"
+    longer = api("POST", "/api/v1/tokens", {"name": "longer", "scopes": ["read"]}, token=limited["secret"])
+    assert longer.status == 403 and longer.problem["field"] == "expires_in_s"
+    other = api("POST", "/api/v1/tokens", {"name": "x", "user": "acc-member-theirs"}, token=limited["secret"])
+    assert other.status == 404 and other.problem["field"] == "user"
+    site.client.delete("tokens", limited["id"])
+    assert api("GET", vm, token=limited["secret"]).status == 401
+    site.client.configure_user(user["id"], disabled=True)
+    assert api("GET", vm, token=tenants.tokens["member-ours"]).status == 401
+    site.client.configure_user(user["id"], disabled=False)
+    assert api("GET", vm, token=tenants.tokens["member-ours"]).status == 200
+    listed = [token for token in site.client.list("tokens") if token["user"] == user["id"]]
+    assert listed and all("hash" not in token and "secret" not in token for token in listed)
+
+
+def test_the_last_administrator_stays(api: Api, site: Platform) -> None:
+    me = site.client.me()["user"]
+    grant = next(g for g in site.client.list("grants") if g["user_name"] == me and g["project"] is None)
+    others = [g for g in site.client.list("grants") if g["project"] is None and g["role"] == "administrator"]
+    if len(others) == 1:
+        for method, path, body in (
+            ("DELETE", f"/api/v1/grants/{grant['id']}", None),
+            ("DELETE", f"/api/v1/users/{me}", None),
+            ("PATCH", f"/api/v1/users/{me}", {"disabled": True}),
+            ("POST", "/api/v1/grants", {"user": me, "role": "viewer"}),
+        ):
+            refused = api(method, path, body)
+            assert refused.status == 409 and "nobody would be left" in refused.problem["detail"], path
+
+
+def test_a_password_opens_a_session_and_guessing_is_slow(site: Platform, api: Api) -> None:
+    user = site.client.create_user("acc-ann", password="correct horse battery")
+    site.client.grant(user["id"], "viewer", None)
+    try:
+        assert api("POST", "/api/v1/login", {"user": "acc-ann", "password": "wrong"}, token=None).status == 401
+        done = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None)
+        assert done.status == 201 and done.body["user"] == "acc-ann"
+        cookie = done.headers["set-cookie"]
+        assert all(part in cookie.lower() for part in ("httponly", "secure", "samesite=strict", "path=/"))
+        secret = cookie.split(";")[0]
+        assert api("GET", "/api/v1/vms", token=None, Cookie=secret).status == 200
+        value = secret.partition("=")[2]
+        assert api("GET", "/api/v1/vms", token=value).status == 401, "a cookie's value is no token"
+        made = {"name": "from-page"}
+        assert api("POST", "/api/v1/tokens", made, token=None, Cookie=secret).status == 403
+        sent = {"Cookie": secret, "X_CSRF_Token": done.body["csrf"]}
+        assert api("POST", "/api/v1/tokens", made, token=None, **sent).status == 201
+        assert api("POST", "/api/v1/logout", token=None, **sent).status == 204
+        assert api("GET", "/api/v1/vms", token=None, Cookie=secret).status == 401
+        for _ in range(12):
+            last = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "guess"}, token=None)
+        assert last.status == 429
+        right = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None)
+        assert right.status == 429, "whoever guesses learns nothing now"
+    finally:
+        site.client.delete("users", user["id"])
+
+
+async def test_the_audit_log_has_every_change_and_every_refusal_and_stays_as_it_is(
+    site: Platform, api: Api, tenants: Tenants
+) -> None:
+    vm = tenants.objects["ref"]["id"]
+    viewer = tenants.tokens["viewer-ours"]
+    assert api("DELETE", f"/api/v1/vms/{vm}", token=viewer).status == 403
+    assert api("PATCH", f"/api/v1/vms/{vm}", {"restart": "never"}, X_Request_Id="from-the-test").status == 200
+    assert api("GET", "/api/v1/vms", token="nva_wrong").status == 401
+
+    def found(**wanted: str) -> list[Object]:
+        return [r for r in site.client.list("audit", limit=200) if all(r[key] == v for key, v in wanted.items())]
+
+    refused = until(lambda: found(actor="acc-viewer-ours", action="delete_vm", outcome="refused"), "it is written down")
+    assert refused[0]["status"] == 403 and refused[0]["object"] == vm and refused[0]["address"] != "-"
+    done = found(action="configure_vm", outcome="done", object=vm)
+    assert done and done[0]["project"] == "acc-ours" and done[0]["name"] == "acc-vm"
+    until(lambda: found(actor="-", outcome="refused", action="list_vms"), "strangers are written down, too")
+    ours = api("GET", "/api/v1/audit?project=acc-ours", token=tenants.tokens["administrator-ours"])
+    assert ours.status == 200 and {record["project"] for record in ours.body["items"]} == {"acc-ours"}
+    assert api("GET", "/api/v1/audit", token=tenants.tokens["administrator-ours"]).status == 403
+    connection = await asyncpg.connect(site.postgres.url)
+    try:
+        for statement in ("DELETE FROM audit", "UPDATE audit SET actor = 'nobody'", "TRUNCATE audit"):
+            with pytest.raises(asyncpg.RaiseError, match="stays as it is"):
+                await connection.execute(statement)
+        assert await connection.fetchval("SELECT count(*) FROM api_log WHERE status = 403 AND route LIKE '%vms/{ref%'")
+        assert await connection.fetchval("SELECT count(*) FROM api_log WHERE request_id = 'from-the-test'") == 1
+    finally:
+        await connection.close()
+
+
+def test_who_calls_is_told(site: Platform, tenants: Tenants) -> None:
+    shown = site.cli("whoami").stdout
+    assert "administrator" in shown and "manage" in shown
+    listed = site.cli("project", "list").stdout
+    assert "acc-ours" in listed and "default" in listed
+    assert "VMs" not in site.cli("project", "show", "acc-ours").stdout
+    assert site.cli("--project", "acc-ours", "vm", "list").stdout.count("acc-vm") == 1
+    assert "acc-vm" not in site.cli("--project", "default", "vm", "list").stdout
+    assert "list_vms" in site.cli("audit", "--outcome", "refused").stdout

@@ -1,0 +1,219 @@
+"""What every client may count on: pages, orders, fields, waiting, revisions, batches, streams."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import websockets.sync.client as sync_websocket
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.integration.conftest import Api
+
+Object = dict[str, Any]
+OFF = {"image": "tiny", "memory_mib": 64, "power": "stopped"}
+
+
+@pytest.fixture
+def made(site: Platform) -> Iterator[Callable[[Any], Any]]:
+    """Note VMs, from answers, that are to be deleted."""
+    ids: list[str] = []
+
+    def note(answer: Any) -> Any:
+        body = answer.body
+        ids.extend(item["vm"]["id"] for item in body.get("items", ()) if item.get("vm"))
+        if "id" in body:
+            ids.append(body["id"])
+        return answer
+
+    yield note
+    for id in set(ids) & {vm["id"] for vm in site.client.list("vms")}:
+        with contextlib.suppress(ApiError):  # it is going already
+            site.client.delete("vms", id)
+    until(lambda: not set(ids) & {vm["id"] for vm in site.client.list("vms")}, "the VMs are gone")
+
+
+def batch(api: Api, names: list[str], **more: Any) -> Any:
+    return api("POST", "/api/v1/vms/batch", {"items": [{"name": name, **OFF, **more} for name in names]})
+
+
+def test_each_item_of_a_batch_succeeds_or_fails_by_itself(api: Api, made: Callable[[Any], Any]) -> None:
+    first = made(batch(api, ["b-1", "b-2"]))
+    assert first.status == 200 and (first.body["done"], first.body["failed"]) == (2, 0)
+    assert all(item["status"] == 201 and item["vm"]["name"].startswith("b-") for item in first.body["items"])
+    second = made(api("POST", "/api/v1/vms/batch", {"items": [
+        {"name": "b-3", **OFF}, {"name": "b-1", **OFF}, {"name": "b-4", **OFF, "image": "none"}]}))  # fmt: skip
+    assert [item["status"] for item in second.body["items"]] == [201, 409, 400]
+    assert second.body["items"][1]["problem"]["field"] == "name"
+    assert api("GET", "/api/v1/vms/b-3").status == 200
+    changed = api("PUT", "/api/v1/vms/batch", {"items": [
+        {"vm": "b-1", "changes": {"start_order": 7}}, {"vm": "none", "changes": {"start_order": 7}}]})  # fmt: skip
+    assert [item["status"] for item in changed.body["items"]] == [200, 404]
+    assert api("GET", "/api/v1/vms/b-1").body["spec"]["start_order"] == 7
+    gone = api("DELETE", "/api/v1/vms/batch", {"vms": ["b-1", "b-2", "b-3", "b-9"]})
+    assert [item["status"] for item in gone.body["items"]] == [202, 202, 202, 404]
+    assert api("POST", "/api/v1/vms/batch", {"items": []}).problem["field"] == "items"
+    assert batch(api, [f"b-{n}" for n in range(101)]).status == 400
+
+
+def test_a_repeated_batch_is_done_once(api: Api, made: Callable[[Any], Any]) -> None:
+    body = {"items": [{"name": "once-1", **OFF}]}
+    first = made(api("POST", "/api/v1/vms/batch", body, Idempotency_Key="batch-key"))
+    again = api("POST", "/api/v1/vms/batch", body, Idempotency_Key="batch-key")
+    assert again.body == first.body and again.headers["idempotency-replayed"] == "true"
+
+
+def test_lists_have_orders_pages_fields_and_filters(api: Api, made: Callable[[Any], Any]) -> None:
+    names = [f"page-{n}" for n in range(7)]
+    made(batch(api, names))
+    made(batch(api, ["page-big"], vcpus=3))
+
+    def pages(query: str) -> list[Object]:
+        found, cursor = [], ""
+        for _ in range(20):
+            answer = api("GET", f"/api/v1/vms?name=page-*&limit=3{query}{cursor}")
+            assert answer.status == 200, answer.body
+            found += answer.body["items"]
+            if answer.body["next"] is None:
+                return found
+            cursor = f"&cursor={answer.body['next']}"
+        raise AssertionError("no end")
+
+    assert [vm["name"] for vm in pages("")] == [*names, "page-big"]
+    assert [vm["name"] for vm in pages("&sort=-name")] == ["page-big", *names[::-1]]
+    assert pages("&sort=-spec.vcpus")[0]["name"] == "page-big"
+    newest = [vm["created_at"] for vm in pages("&sort=-created_at")]
+    assert newest == sorted(newest, reverse=True) and len(newest) == 8
+    assert pages("&fields=name,spec.vcpus")[0] == {"name": "page-0", "spec": {"vcpus": 1}}
+    assert [vm["name"] for vm in api("GET", "/api/v1/vms?name=page-3").body["items"]] == ["page-3"]
+    assert api("GET", "/api/v1/vms?name=page-*&image=none").body["items"] == []
+    for query, field in (("sort=secret", "sort"), ("fields=no;such", "fields"), ("fields=nothing", "fields"),
+                         ("cursor=xyz", "cursor"), ("limit=0", "limit"), ("limit=501", "limit")):  # fmt: skip
+        refused = api("GET", f"/api/v1/vms?name=page-*&{query}")
+        assert refused.status == 400 and refused.problem["field"] == field, query
+    cursor = api("GET", "/api/v1/vms?name=page-*&limit=3").body["next"]
+    assert api("GET", f"/api/v1/vms?sort=-name&cursor={cursor}").problem["field"] == "cursor", "of another order"
+
+
+def test_a_request_waits_for_what_it_asks_for(api: Api, made: Callable[[Any], Any]) -> None:
+    vm = made(api("POST", "/api/v1/vms?wait=60", {"name": "waits", "image": "tiny", "memory_mib": 64})).body
+    assert vm["status"]["state"] == "running"
+    stopped = api("POST", "/api/v1/vms/waits/actions/stop?wait=30", {"timeout_s": 0})
+    assert stopped.body["status"]["state"] == "stopped"
+    assert api("GET", "/api/v1/vms/waits").headers["etag"] == stopped.headers["etag"]
+    assert api("POST", "/api/v1/vms/waits/actions/start?wait=x").problem["field"] == "wait"
+    assert api("DELETE", "/api/v1/vms/waits?wait=30").status == 202
+    assert api("GET", "/api/v1/vms/waits").status == 404
+
+
+def test_a_read_is_as_new_as_it_is_asked_to_be(api: Api, made: Callable[[Any], Any]) -> None:
+    vm = made(api("POST", "/api/v1/vms", {"name": "fresh", **OFF})).body
+    found = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision']}")
+    assert found.status == 200 and found.body["revision"] >= vm["revision"]
+    listed = api("GET", f"/api/v1/vms?name=fresh&min_revision={vm['revision']}")
+    assert listed.body["revision"] >= vm["revision"] and len(listed.body["items"]) == 1
+    never = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision'] + 10**9}")
+    assert never.status == 503 and "is at revision" in never.problem["detail"]
+    assert api("GET", "/api/v1/vms?min_revision=new").problem["field"] == "min_revision"
+
+
+def test_answers_that_are_given_again_are_true(api: Api, made: Callable[[Any], Any]) -> None:
+    made(api("POST", "/api/v1/vms?wait=30", {"name": "hot", **OFF}))
+    path = "/api/v1/vms?name=hot"
+    for _ in range(3):
+        assert len(api("GET", path).body["items"]) == 1
+    tagged = api("GET", path)
+    assert api("GET", path, If_None_Match=tagged.headers["etag"]).status == 304
+    changed = api("PATCH", "/api/v1/vms/hot", {"start_order": 9}).body
+    assert api("GET", path, If_None_Match=tagged.headers["etag"]).status == 200
+    assert api("GET", path).body["items"][0]["revision"] == changed["revision"]
+    one = api("GET", f"/api/v1/vms/{changed['id']}")
+    assert one.headers["etag"] == f'"{changed["revision"]}"'
+    assert api("GET", f"/api/v1/vms/{changed['id']}", If_None_Match=one.headers["etag"]).status == 304
+    nodes = "/api/v1/nodes"
+    plain = api("GET", nodes).body["items"]
+    for coding in ("zstd", "br", "gzip", "identity", "zstd;q=0, gzip"):
+        for _ in range(3):
+            packed = api("GET", nodes, Accept_Encoding=coding)
+            assert packed.body["items"] == plain, coding
+        wanted = {"identity": None, "zstd;q=0, gzip": "gzip"}.get(coding, coding)
+        assert packed.headers.get("content-encoding") == wanted, coding
+    for name in ("x-content-type-options", "strict-transport-security", "ratelimit", "vary"):
+        assert name in packed.headers
+
+
+def test_changes_come_over_a_websocket_and_are_resumed_without_a_gap(
+    site: Platform, api: Api, made: Callable[[Any], Any]
+) -> None:
+    config = site.client.config
+    context = ssl.create_default_context(cadata=config.ca)
+    url = config.url.replace("https://", "wss://") + "/api/v1/watch?kinds=vm"
+    headers = {"Authorization": f"Bearer {config.token}"}
+    with sync_websocket.connect(url, ssl=context, additional_headers=headers) as socket:
+        began = json.loads(socket.recv(10))["revision"]
+        vm = made(api("POST", "/api/v1/vms", {"name": "watched", **OFF})).body
+        assert heard(socket, vm["id"])["object"]["name"] == "watched"
+    api("PATCH", "/api/v1/vms/watched", {"start_order": 3})
+    with sync_websocket.connect(f"{url}&after={began}", ssl=context, additional_headers=headers) as socket:
+        seen = [heard(socket, vm["id"])["object"]["spec"]["start_order"] for _ in range(2)]
+        assert seen[0] == 500
+    with pytest.raises(Exception, match="403"), sync_websocket.connect(url, ssl=context):
+        pass
+
+
+def heard(socket: Any, id: str) -> Object:
+    """Return the next message about an object."""
+    while True:
+        message: Object = json.loads(socket.recv(10))
+        if message.get("object", {}).get("id") == id:
+            return message
+
+
+def test_who_asks_too_often_is_told_when_to_go_on(site: Platform, api: Api) -> None:
+    limited = [api("GET", "/api/v1/vms", token="nva_wrong").status for _ in range(400)]
+    assert limited[0] == 401 and limited[-1] == 429
+    last = api("GET", "/api/v1/vms", token="nva_wrong")
+    if last.status == 429:
+        assert int(last.headers["retry-after"]) >= 1 and last.problem["code"] == "too-many-requests"
+    assert api("GET", "/api/v1/vms").status == 200, "others are not concerned"
+    assert api("GET", "/healthz", token=None).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000, b'{"a":' * 50_000, b'{"name":"' + b"x" * 900_000 + b'"}', b"\xff\xfe", b'{"name": NaN}',
+        b"1e999999",
+    ],
+    ids=["lists", "objects", "long", "no text", "nan", "huge number"],
+)  # fmt: skip
+def test_a_hostile_body_is_refused(api: Api, body: bytes) -> None:
+    refused = api("POST", "/api/v1/vms", raw=body)
+    assert refused.status == 400 and refused.problem["code"] == "invalid-input"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/v1/vms/..%2f..%2fetc%2fpasswd", "/api/v1/vms/%00", "/api/v1/vms/" + "x" * 5000, "/api/v1/vms/%F0%9F%98%80",
+     "/api/v1/vms/x%0d%0aSet-Cookie:a=b", "/api/v1/vms?project=%00",
+     "/api/v1/vms?fields=" + "a," * 500],
+)  # fmt: skip
+def test_a_hostile_path_finds_nothing(api: Api, path: str) -> None:
+    refused = api("GET", path)
+    assert 400 <= refused.status < 500
+    assert "set-cookie" not in refused.headers
+    if refused.status in (400, 404):
+        assert refused.problem["detail"]
+
+
+def test_headers_of_all_kinds_harm_nothing(api: Api) -> None:
+    long = api("GET", "/api/v1/vms", X_Request_Id="y" * 200)
+    assert long.headers["x-request-id"] != "y" * 200 if "x-request-id" in long.headers else True
+    for name, value in (("If_None_Match", "x" * 3000), ("Accept_Encoding", ",;q=,,=" * 100), ("Accept", "\x7f"),
+                        ("Cookie", "__Host-novacron-session=" + "z" * 3000), ("If_Match", '"' * 50)):  # fmt: skip
+        assert api("GET", "/api/v1/vms", **{name: value}).status in (200, 400), name

@@ -1,0 +1,139 @@
+"""No query that is asked often reads a whole table, with 100,000 VMs on 2,000 nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from novacron.model.access import Right
+from novacron.model.audit import Outcome
+from novacron.model.vm import Action, VmSpec, VmState, VmStatus
+from novacron.server import statements
+from novacron.store import audit, events, feed, fleet, leases, lookup, migrations, projects, tokens, users, vms
+from novacron.store.audit import Wanted
+from novacron.store.database import Database, connect
+from novacron.store.leases import Beat
+
+VMS, NODES = 100_000, 2_000
+LARGE = {"vms", "volumes", "snapshots", "migrations", "events", "changes", "audit", "api_log"}
+"""Of the tables that have many rows here."""
+
+
+class Recording:
+    """A connection that remembers what it was asked."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._connection, name)
+        if name not in ("fetch", "fetchrow", "fetchval", "execute"):
+            return found
+
+        async def call(query: str, *arguments: Any, **more: Any) -> Any:
+            self.asked.append((query, arguments))
+            return await found(query, *arguments, **more)
+
+        return call
+
+
+def scans(plan: Any) -> list[str]:
+    """Return the tables that a plan reads from end to end."""
+    found = [plan["Relation Name"]] if plan["Node Type"] == "Seq Scan" else []
+    for inner in plan.get("Plans", ()):
+        found += scans(inner)
+    return found
+
+
+@pytest.fixture(scope="module")
+async def large(postgres: Any, template: str) -> Any:
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute("CREATE DATABASE test_large TEMPLATE novacron_test")
+    url = postgres.url.replace("/postgres?", "/test_large?")
+    connection = await connect(url)
+    spec, status = msgspec.to_builtins(VmSpec(image="x")), msgspec.to_builtins(VmStatus(state=VmState.RUNNING))
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute(
+        "INSERT INTO nodes (name, spec, status, revision) SELECT 'n' || n, '{}', '{}', 1 FROM generate_series(1, $1) n",
+        NODES,
+    )
+    await connection.execute("INSERT INTO node_leases (node, renewed_at) SELECT name, now() FROM nodes")
+    await connection.execute("INSERT INTO node_loads (node) SELECT name FROM nodes")
+    await connection.execute(
+        "INSERT INTO vms (id, name, spec, status, node, epoch, revision, project, disk_mib)"
+        " SELECT 'vm-' || n, 'web-' || n, $2, $3, 'n' || (n % $4 + 1), 1, 1, 'default', 0"
+        " FROM generate_series(1, $1) n",
+        VMS, spec, status, NODES,
+    )  # fmt: skip
+    for table, columns, values in (
+        ("events", "kind, object, name, reason, message, actor, revision, project",
+         "'vm', 'vm-' || n, 'x', 'x', 'x', 'x', 1, 'default'"),
+        ("migrations", "id, vm, vm_name, kind, source, target, epoch, phase, progress, revision, project, finished_at",
+         "'m-' || n, 'vm-' || n, 'x', 'live', 'n1', 'n2', 1, 'completed', '{}', 1, 'default', now()"),
+        ("audit", "actor, address, method, path, action, outcome, status, request_id, object, project",
+         "'u' || n % 1000, 'x', 'x', 'x', 'x', 'done', 200, 'x', 'vm-' || n, 'default'"),
+        ("api_log", "at, request_id, method, route, status, duration_ms, user_name, address",
+         "now() - n * interval '1 s', 'x', 'GET', 'r' || n % 100, 200 + 300 * (n % 1000 = 0)::int, 1, 'u' || n % 1000,"
+         " 'x'"),
+        ("changes", "txid, kind, key", "(n + 100)::text::xid8, 'vm', 'x'"),
+        ("snapshots", "id, vm, vm_name, name, memory, quiesce, vcpus, memory_mib, phase, revision, project",
+         "'s-' || n, 'vm-' || n, 'x', 'x', false, false, 1, 64, 'ready', 1, 'default'"),
+        ("volumes", "id, name, pool, kind, node, size_mib, phase, revision, project, vm, lun",
+         "'v-' || n, 'v-' || n, 'local', 'local', 'n' || (n % 2000 + 1), 1, 'ready', 1, 'default', 'vm-' || n, 0"),
+    ):  # fmt: skip
+        overriding = " OVERRIDING SYSTEM VALUE" if table == "changes" else ""
+        await connection.execute(
+            f"INSERT INTO {table} ({columns}){overriding} SELECT {values} FROM generate_series(1, 50000) n"  # noqa: S608
+        )
+    await connection.execute("SET session_replication_role = origin")
+    await connection.execute("ANALYZE")
+    await connection.close()
+    opened = await Database.open(url)
+    yield opened
+    await opened.close()
+    await admin.execute("DROP DATABASE test_large WITH (FORCE)")
+    await admin.close()
+
+
+async def test_hot_queries_read_no_whole_table(large: Database) -> None:
+    async with large.connection() as real:
+        transaction = real.transaction(isolation="repeatable_read")
+        await transaction.start()
+        connection: Any = Recording(real)
+        user = await users.create(connection, "ann", users.UserKind.PERSON, None, events.SYSTEM)
+        token, _ = await tokens.create(connection, user, "t", "ann", scopes=[Right.READ])
+        await vms.get(connection, "vm-5")
+        made = await vms.create(
+            connection, await projects.making(connection, "default"), "new", VmSpec(image="x"), None, "ann"
+        )
+        await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
+        await vms.observe(connection, "n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))
+        await vms.act(connection, "vm-6", Action.STOP, None, "ann")
+        await statements.messages(connection, "n7", {"vm-9"}, lambda _: b"k" * 32)
+        await migrations.active(connection)
+        await leases.renew(connection, [Beat("n1", 0), Beat("n2", 0)], 0.0)
+        await leases.over(connection)
+        await lookup.find(connection, "vm", "web-77", by_name=True)
+        await projects.usage(connection, "default")
+        await feed.read(connection, 120)
+        await audit.search(connection, Wanted(actor="u7"), None, 50)
+        await audit.search(connection, Wanted(object="vm-7"), None, 50)
+        await audit.search(connection, Wanted(), 4000, 50)
+        await audit.calls(connection, "u7", None, False, None, 50)
+        await audit.calls(connection, None, None, True, None, 50)
+        await fleet.place_waiting(connection, 10)
+        assert token.user == user.id and Outcome.DONE
+        read: dict[str, list[str]] = {}
+        for query, arguments in connection.asked:
+            if not query.lstrip().upper().startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):
+                continue
+            plan = await real.fetchval(f"EXPLAIN (FORMAT JSON) {query}", *arguments)
+            whole = set(scans(msgspec.json.decode(plan)[0]["Plan"])) & LARGE
+            if whole:
+                read[" ".join(query.split())[:200]] = sorted(whole)
+        await transaction.rollback()
+    assert not read, "\n".join(f"{tables}: {query}" for query, tables in read.items())

@@ -1,0 +1,96 @@
+"""What processes share through a real Redis, and that its loss costs nothing but that."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from lab.platform import free_ports, open_directory, until
+from novacron.api.passwords import TRIES, Passwords
+from novacron.api.rates import Rates, RateSettings
+from novacron.api.shared import Shared, share_rates
+from novacron.model.errors import TooManyRequests
+
+
+class Redis:
+    """A Redis server of the test's own."""
+
+    def __init__(self, directory: str) -> None:
+        (self.port,) = free_ports(1)
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", directory,
+        ]  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        until(self._answers, "Redis answers", 10)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answers(self) -> bool:
+        done = subprocess.run(["redis-cli", "-p", str(self.port), "ping"], capture_output=True, check=False)
+        return b"PONG" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with open_directory("nvr-") as directory:
+        made = Redis(str(directory))
+        yield made
+        made.stop()
+
+
+async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
+    here, there = (Rates(RateSettings(strangers=10)) for _ in range(2))
+    shared = [Shared(redis.url), Shared(redis.url)]
+    tasks = [asyncio.create_task(share_rates(one, rates)) for one, rates in zip(shared, (here, there), strict=True)]
+    try:
+        for _ in range(15):
+            assert not here.take(None, "192.0.2.1", "GET").exceeded
+        there.take(None, "192.0.2.1", "GET")
+
+        async def spent() -> bool:
+            there.take(None, "192.0.2.1", "GET")
+            await asyncio.sleep(0.05)
+            return there.take(None, "192.0.2.1", "GET").exceeded
+
+        async with asyncio.timeout(5):
+            while not await spent():
+                pass
+        assert not there.take(None, "192.0.2.2", "GET").exceeded, "another address is not concerned"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in shared:
+            await one.close()
+
+
+async def test_guesses_are_counted_in_all_processes_and_go_on_to_be_when_it_is_away(redis: Redis) -> None:
+    shared = [Shared(redis.url), Shared(redis.url)]
+    one, other = (Passwords(each) for each in shared)
+    for number in range(TRIES):
+        assert not await (one if number % 2 else other).verify("ann", f"192.0.2.{number + 10}", None, "guess")
+    with pytest.raises(TooManyRequests, match="name ann"):
+        await one.verify("ann", "192.0.2.99", None, "guess")
+    redis.stop()
+    try:
+        with suppress(TooManyRequests):
+            assert not await one.verify("bob", "192.0.2.3", None, "guess")
+        for _ in range(TRIES):
+            with suppress(TooManyRequests):
+                await one.verify("bob", "192.0.2.4", None, "guess")
+        with pytest.raises(TooManyRequests):
+            await one.verify("bob", "192.0.2.5", None, "guess")
+    finally:
+        redis.start()
+        for each in shared:
+            await each.close()

@@ -1,0 +1,127 @@
+"""Several processes that answer people, as one server does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from lab.platform import Service, free_ports, open_directory, until
+from novacron.client import ApiError, AsyncClient, Client, load_config
+from novacron.local.postgres import Postgres
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Client, Service]]:
+    """A server with two workers beside its own process."""
+    before = os.environ.get("NOVACRON_CONFIG")
+    with open_directory("nvk-") as directory:
+        postgres = Postgres(directory / "pg")
+        postgres.start()
+        port, link_port = free_ports(2)
+        arguments = [
+            "server", "--database", postgres.url, "--state-dir", str(directory), "--port", str(port),
+            "--link-port", str(link_port), "--workers", "3", "--leave-after", "2",
+        ]  # fmt: skip
+        environment = {"NOVACRON_CONFIG": str(directory / "config.json")}
+        server = Service("server", arguments, directory / "server.log", [], environment)
+        server.start()
+        os.environ.update(environment)
+
+        def client() -> Client | None:
+            try:
+                found = Client(load_config())
+                found.me()
+                return found
+            except Exception:  # not yet: the limit counts
+                return None
+
+        try:
+            yield until(client, "the server answers", 60), server
+        finally:
+            if server.running:
+                server.stop()
+            postgres.stop()
+            if before is not None:
+                os.environ["NOVACRON_CONFIG"] = before
+
+
+def workers_of(server: Service) -> list[int]:
+    assert server.process is not None
+    found = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(pid) for pid in found if b"server.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def listeners(port: int) -> int:
+    """Return how many sockets listen on a port: one for each process."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
+
+
+def ask(client: Client) -> tuple[int, int]:
+    """Ask over a new connection, in a process that is left to chance: what each answers itself, and what the one with
+    the agents' links has to be asked for."""
+    fresh = Client(client.config)
+    try:
+        fresh.request("POST", "/api/v1/links/actions/probe", {"source": "none", "target": "none2", "seconds": 0.5})
+    except ApiError as error:
+        return len(list(fresh.list("projects"))), error.status
+    raise AssertionError("there are no such nodes")
+
+
+def test_each_process_answers_everything_and_is_replaced(served: tuple[Client, Service]) -> None:
+    client, server = served
+    port = int(client.config.url.rpartition(":")[2])
+    until(lambda: listeners(port) == 3, "all processes listen", 30)
+    assert {ask(client) for _ in range(30)} == {(1, 404)}
+    for number in range(10):
+        name = f"made-{number}"
+        made = Client(client.config).create_project(name)
+        seen = Client(client.config).request("GET", f"/api/v1/projects/{name}?min_revision={made['revision']}")
+        assert seen["name"] == name, "whichever process is asked"
+    killed = workers_of(server)
+    assert len(killed) == 2
+    os.kill(killed[0], signal.SIGKILL)
+    until(lambda: len(workers_of(server)) == 2 and killed[0] not in workers_of(server), "another one is started", 30)
+    until(lambda: listeners(port) == 3, "it listens", 30)
+    assert {ask(client) for _ in range(30)} == {(11, 404)}
+
+
+async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:
+    client, _ = served
+    many = AsyncClient(client.config)
+    names = {f"many-{number}" for number in range(20)}
+    await asyncio.gather(*(many.create_project(name) for name in names))
+    assert names <= {project["name"] async for project in many.list("projects")}
+    assert (await many.me())["user"] == "administrator"
+    with pytest.raises(AttributeError, match="no method"):
+        _ = many.no_such_method
+    with pytest.raises(ApiError):
+        await many.get("projects", "none")
+    await asyncio.gather(*(many.delete("projects", name) for name in names))
+
+
+def test_a_server_that_is_told_to_end_says_so_first_and_takes_its_workers_along(
+    served: tuple[Client, Service],
+) -> None:
+    client, server = served
+    pids = workers_of(server)
+    assert server.process is not None
+    server.process.terminate()
+
+    def leaving() -> bool:
+        context = ssl.create_default_context(cadata=client.config.ca)
+        with urllib3.PoolManager(ssl_context=context) as pool, contextlib.suppress(urllib3.exceptions.HTTPError):
+            return bool(pool.request("GET", f"{client.config.url}/readyz", retries=False).status == 503)
+        return False
+
+    until(leaving, "it says that it is not ready", 5)
+    assert server.process.wait(30) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
