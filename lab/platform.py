@@ -91,7 +91,8 @@ class Service:
         self.name = name
         self.log = log
         self._arguments = [*prefix, sys.executable, "-m", "novacron", *arguments]
-        self._env = {**os.environ, **env}
+        self.env = {**os.environ, **env}
+        """What it is started with from now on."""
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
 
@@ -103,7 +104,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._env,
+                env=self.env,
                 start_new_session=True,
             )
 

@@ -23,6 +23,7 @@ def ended(victim: Platform, node: str, phase: str, timeout_s: float = 90) -> dic
     return found
 
 
+@pytest.mark.slow
 def test_a_site_is_emptied_whatever_is_killed_and_gets_back_what_it_had(victim: Platform) -> None:
     victim.client.configure_node("host-a", site="berlin")
     vms = [boot(victim, f"tenant-{n}", 30 + n, memory_mib=128) for n in range(2)]

@@ -286,6 +286,7 @@ def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> 
     assert reaches(victim, b, "ping -c 2 -W 2 10.20.0.2") and reaches(victim, b, "ping -c 2 -W 2 10.20.0.1")
 
 
+@pytest.mark.slow
 def test_a_bridge_that_hosts_have_is_a_network_too_and_its_guests_are_bound_to_their_addresses(
     victim: Platform,
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lab.platform import Platform, until
 from tests.e2e.conftest import boot, delete, until_settled, watching
 
@@ -41,6 +43,7 @@ def test_a_node_is_called_otherwise_while_its_vms_go_on(victim: Platform) -> Non
     delete(victim, vm)
 
 
+@pytest.mark.slow
 def test_a_host_takes_the_place_of_one_that_is_gone_and_makes_up_no_disks(victim: Platform) -> None:
     vm = boot(victim, "lost", 32, node="host-b", memory_mib=128, image="disk")
     state = victim.directory / "host-b" / "agent"
@@ -71,4 +74,47 @@ def test_a_host_takes_the_place_of_one_that_is_gone_and_makes_up_no_disks(victim
     new.rename(state)
     agent.start()
     victim.wait_node("host-b")
+    delete(victim, vm)
+
+
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+JUMPS_S = (3600, -300, 0)
+"""How far a clock is ahead, one after the other; less than certificates are backdated."""
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_is_told_and_harms_nothing(victim: Platform, tmp_path: Path) -> None:
+    vm = boot(victim, "timeless", 37, node="host-b", memory_mib=128)
+    agent, shift = victim.agents["host-b"], tmp_path / "shift"
+    shift.write_text("+0")
+    before = dict(agent.env)
+    agent.kill()
+    agent.env |= {  # the monotonic clock goes on, as it does when somebody sets the other one
+        "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(shift), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
+    }  # fmt: skip
+    try:
+        agent.start()
+        victim.wait_node("host-b")
+        with watching(victim, 37) as client:
+            for jump_s in JUMPS_S:
+                shift.write_text(f"{jump_s:+d}")
+
+                def told(jump_s: int = jump_s) -> bool:
+                    skew_s = victim.client.get("nodes", "host-b")["status"]["clock_skew_s"]
+                    return bool(abs(skew_s - jump_s) < 5)
+
+                until(told, f"the clock is said to be {jump_s} s ahead", 30)
+                for target in ("host-a", "host-b"):
+                    victim.cli("vm", "migrate", "timeless", "--to", target, "--wait")
+                assert until_settled(victim, vm)["status"]["crashes"] == 0
+            now = client.last
+            until(lambda: client.last > now + 20, "the guest counts on")
+            assert client.broken is None and client.missing_numbers() == 0
+        assert all(node["status"]["ready"] for node in victim.client.list("nodes"))
+    finally:
+        agent.kill()
+        agent.env = before
+        agent.start()
+        victim.wait_node("host-b")
     delete(victim, vm)

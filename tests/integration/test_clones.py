@@ -68,6 +68,7 @@ def test_a_clone_has_what_its_source_had_and_nothing_more(
     assert re.search(r"Cloned .*from " + vm["name"], site.cli("vm", "history", second["name"]).stdout)
 
 
+@pytest.mark.slow
 def test_a_linked_clone_moves_with_all_that_it_shares(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")

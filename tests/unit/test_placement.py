@@ -25,6 +25,7 @@ from novacron.model.node import (
 from novacron.model.placement import Fleet, Member, Wish, capacity
 from novacron.model.vm import VmSpec
 from novacron.model.volume import Pool, PoolKind
+from novacron.store.fleet import of_project
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -166,3 +167,12 @@ def test_a_placement_is_read_as_it_was_written() -> None:
     assert msgspec.convert(msgspec.to_builtins(spec), VmSpec) == spec
     with pytest.raises(msgspec.ValidationError, match="labels"):
         msgspec.convert({"labels": {"Not A Label!": "x"}}, Placement)
+
+
+def test_groups_of_other_projects_are_others() -> None:
+    apart = VmSpec(image="tiny", placement=Placement(anti_affinity="db", affinity="db"))
+    ours, theirs = (of_project(apart, project).placement for project in ("ours", "theirs"))
+    assert (ours.anti_affinity, theirs.affinity) == ("ours/db", "theirs/db")
+    assert of_project(apart, "default") is apart
+    plain = VmSpec(image="tiny")
+    assert of_project(plain, "ours") is plain

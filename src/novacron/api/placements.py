@@ -26,7 +26,7 @@ class Foreseen(msgspec.Struct):
     opt=scopes.in_fleet(Right.READ),
 )
 async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[Foreseen]:
-    spec = spec_of(request, data)
+    spec = fleet.of_project(spec_of(request, data), scopes.project_for_new(request, Right.READ))
     async with services(request).database.connection() as connection:
         found = (await fleet.load(connection)).explain(Wish("", spec))
     return Response(Foreseen([verdict for verdict in found if data.node in (None, verdict.node)]))

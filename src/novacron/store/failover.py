@@ -42,7 +42,7 @@ async def restart_elsewhere(connection: Connection, id: str, node: str, why: str
     known = await fleet.load(connection, lock=True)
     taken = await volumes.of_vm(connection, vm.id)
     elsewhere = {**unlike(known.nodes.values(), vm.status, runs=False), **volumes.lacking(known.nodes, taken)}
-    wish = Wish(vm.id, vm.spec, node, elsewhere)
+    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, elsewhere)
     chosen = known.choose(wish)
     if chosen is None:
         reasons = fleet.summary([verdict for verdict in known.explain(wish) if verdict.node != node])

@@ -122,7 +122,7 @@ async def choose(
 
 
 async def _choose(connection: Connection, vm: Vm, target: str | None, taken: list[Volume]) -> str:
-    wish = Wish(vm.id, vm.spec, vm.node, been=await been(connection, vm.id))
+    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, been=await been(connection, vm.id))
     if target is not None:
         if target == vm.node:
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
@@ -161,7 +161,8 @@ async def explain(connection: Connection, ref: str) -> list[Verdict]:
     known = await fleet.load(connection, images_come=False)
     taken = await volumes.of_vm(connection, vm.id)
     lacking = await _lacking(connection, known, vm, taken)
-    return known.explain(Wish(vm.id, vm.spec, vm.node, lacking, await been(connection, vm.id)))
+    spec = fleet.of_project(vm.spec, vm.project)
+    return known.explain(Wish(vm.id, spec, vm.node, lacking, await been(connection, vm.id)))
 
 
 async def been(connection: Connection, vm: str) -> frozenset[str]:

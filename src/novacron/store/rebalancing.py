@@ -11,7 +11,7 @@ import msgspec
 from novacron.model.placement import Wish
 from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, smoothed
 from novacron.model.vm import VmSpec
-from novacron.store import events
+from novacron.store import events, fleet
 from novacron.store.database import Connection
 
 MEASURED_S_MAX = 600.0
@@ -80,7 +80,7 @@ async def loads(connection: Connection) -> list[VmLoad]:
     """Return what is known of every VM that is on a node."""
     rows = await connection.fetch(
         """
-        SELECT v.id, v.name, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
+        SELECT v.id, v.name, v.project, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
                v.status ->> 'state' = 'running' AND v.migration IS NULL AND NOT v.deleting AND v.clone_of IS NULL
                AND coalesce(l.measured_at > now() - make_interval(secs => $1), false)
                AND NOT EXISTS (SELECT FROM volumes o WHERE o.vm = v.id AND o.kind = 'local')
@@ -96,7 +96,7 @@ async def loads(connection: Connection) -> list[VmLoad]:
     )
     found = []
     for row in rows:
-        spec = msgspec.convert(row["spec"], VmSpec)
+        spec = fleet.of_project(msgspec.convert(row["spec"], VmSpec), row["project"])
         found.append(
             VmLoad(
                 Wish(row["id"], spec, row["node"]), row["name"], row["cpus"],

@@ -70,7 +70,7 @@ async def create(
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
     spec = await networks.give_addresses(connection, spec, project)
     if node is not None:
-        await fleet.check(connection, node, spec)
+        await fleet.check(connection, node, spec, project)
     try:
         row = await connection.fetchrow(
             "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib)"
