@@ -77,7 +77,7 @@ def test_a_host_takes_the_place_of_one_that_is_gone_and_makes_up_no_disks(victim
     delete(victim, vm)
 
 
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 JUMPS_S = (3600, -300, 0)
 """How far a clock is ahead, one after the other; less than certificates are backdated."""
 

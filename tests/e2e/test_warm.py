@@ -34,9 +34,10 @@ CASES = [
 ]
 
 
-def begin(victim: Platform, name: str) -> tuple[Object, str, str]:
-    """Return a VM, and the checksums of what it has on its disk and in memory."""
-    vm = boot(victim, name, 90, image="disk")
+def begin(victim: Platform, name: str, number: int) -> tuple[Object, str, str]:
+    """Return a VM, and the checksums of what it has on its disk and in memory. ``number``: an address that no other has
+    had, for hosts remember who had one."""
+    vm = boot(victim, name, number, image="disk")
     run(victim, vm, "dd if=/dev/urandom of=/run/random bs=1M count=16 2>/dev/null; echo done")
     return vm, written(victim, vm, 12), checksum(victim, vm)
 
@@ -56,9 +57,10 @@ def until_moment(victim: Platform, migration: str, moment: str, since: int) -> N
 
 @pytest.mark.parametrize(("what", "moment"), CASES)
 def test_a_kill_during_a_warm_move_leaves_one_guest_as_it_was(victim: Platform, what: str, moment: str) -> None:
-    vm, disk, memory = begin(victim, f"warm-{VICTIMS.index(what)}{MOMENTS.index(moment)}")
+    number = 130 + VICTIMS.index(what) * len(MOMENTS) + MOMENTS.index(moment)
+    vm, disk, memory = begin(victim, f"warm-{number}", number)
     since = victim.agents["host-a"].log.stat().st_size
-    with watching(victim, 90) as client:
+    with watching(victim, number) as client:
         migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
         until_moment(victim, migration["id"], moment, since)
         kill(victim, what, vm, "host-a", "host-b")
@@ -83,8 +85,9 @@ def test_a_kill_during_a_warm_move_leaves_one_guest_as_it_was(victim: Platform, 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS[:2])
 def test_an_abort_of_a_warm_move_lets_the_guest_go_on_where_it_is(victim: Platform, moment: str) -> None:
-    vm, disk, memory = begin(victim, f"warm-abort-{MOMENTS.index(moment)}")
-    with watching(victim, 90) as client:
+    number = 160 + MOMENTS.index(moment)
+    vm, disk, memory = begin(victim, f"warm-abort-{number}", number)
+    with watching(victim, number) as client:
         migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
         until_moment(victim, migration["id"], moment, 0)
         victim.cli("migration", "abort", migration["id"])

@@ -172,7 +172,7 @@ def test_programs_get_json_and_exit_codes(site: Platform, new_vm: NewVm) -> None
     assert json.loads(site.cli("vm", "show", vm["name"], "-o", "json").stdout)["id"] == vm["id"]
     assert isinstance(json.loads(site.cli("vm", "list", "--output", "json").stdout), list)
     unknown = site.cli("vm", "show", "unknown", check=False)
-    assert unknown.returncode == 3 and unknown.stderr.startswith("error: there is no vm 'unknown'")
+    assert unknown.returncode == 3 and unknown.stderr.startswith("error: there is no VM 'unknown'")
     assert site.cli("vm", "create", "Bad_Name", "--image", "tiny", check=False).returncode == 2
     assert site.cli("vm", "pause", vm["name"], check=False).returncode == 4
     for command in (("node", "list"), ("migration", "list"), ("image", "list"), ("events",), ("token", "list")):

@@ -32,7 +32,7 @@ from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Invento
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.server.statements import statements
-from novacron.store import identities, leases, migrations, nodes, vms
+from novacron.store import identities, leases, migrations, nodes, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -143,7 +143,8 @@ class Ownership(RuleBasedStateMachine):
             for name in HOSTS:
                 await identities.join(connection, name, "")
                 await nodes.connected(connection, name, inventory)
-            vm = await vms.create(connection, "web", VmSpec(image="tiny"), "a", "test")
+            making = await projects.making(connection, "default")
+            vm = await vms.create(connection, making, "web", VmSpec(image="tiny"), "a", "test")
             VM[0] = vm.id
 
         self.do(work)
