@@ -38,7 +38,7 @@ def figures_of(stand: Stand, vms: int, rounds: int) -> list[Figure]:
 PAGES_SCRIPT = """
 function request()
   turn = turn + 1
-  return wrk.format("GET", "/api/v1/vms?limit=20&name=vm-" .. string.format("%%04d", turn %% 1000) .. "*")
+  return wrk.format("GET", "/api/v1/vms?limit=20&name=vm-" .. string.format("%04d", turn % 1000) .. "*")
 end
 """
 
