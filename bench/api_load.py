@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ class Stand:
     @contextlib.contextmanager
     def run(self) -> Iterator[Stand]:
         """Run all of it for as long as the block runs."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file, of wrk's as of the server's
         self.postgres.start()
         try:
             self.start_server()

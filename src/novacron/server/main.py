@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import resource
 import signal
 import socket
 
@@ -120,4 +121,6 @@ def run(settings: Settings) -> None:
     import uvloop
 
     logs.set_up("server", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     uvloop.run(serve(settings))
