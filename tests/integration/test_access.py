@@ -416,7 +416,7 @@ async def test_the_audit_log_has_every_change_and_every_refusal_and_stays_as_it_
         await connection.close()
 
 
-def test_who_calls_is_told(site: Platform, tenants: Tenants) -> None:
+def test_who_calls_is_told(site: Platform, api: Api, tenants: Tenants) -> None:
     shown = site.cli("whoami").stdout
     assert "administrator" in shown and "manage" in shown
     listed = site.cli("project", "list").stdout
@@ -424,4 +424,21 @@ def test_who_calls_is_told(site: Platform, tenants: Tenants) -> None:
     assert "VMs" not in site.cli("project", "show", "acc-ours").stdout
     assert site.cli("--project", "acc-ours", "vm", "list").stdout.count("acc-vm") == 1
     assert "acc-vm" not in site.cli("--project", "default", "vm", "list").stdout
-    assert "list_vms" in site.cli("audit", "--outcome", "refused").stdout
+    assert api("GET", "/api/v1/nodes", token=tenants.tokens["viewer-ours"]).status == 403
+    until(lambda: "list_nodes" in site.cli("audit", "--outcome", "refused").stdout, "it is written down")
+
+
+def test_a_project_is_called_otherwise_with_all_that_it_has(site: Platform, api: Api) -> None:
+    site.cli("project", "create", "acc-before", "--host-network", "--quota", "vms=3")
+    made = api("POST", "/api/v1/vms?project=acc-before", {"name": "moved", **OFF}).body
+    site.cli("project", "set", "acc-before", "--name", "acc-after", "--quota", "vms=none")
+    vm = api("GET", f"/api/v1/vms/{made['id']}").body
+    assert vm["project"] == "acc-after"
+    assert api("GET", "/api/v1/vms/moved?project=acc-after").body["id"] == made["id"]
+    assert api("GET", "/api/v1/projects/acc-before").status == 404
+    shown = api("GET", "/api/v1/projects/acc-after/usage").body
+    assert shown["usage"]["vms"] == 1 and shown["quota"]["vms"] is None
+    events = api("GET", "/api/v1/events?project=acc-after&object=moved").body["items"]
+    assert any(event["reason"] == "Created" for event in events)
+    api("DELETE", f"/api/v1/vms/{made['id']}?wait=30")
+    until(lambda: _deleted(site.client, "acc-after"), "it is gone")

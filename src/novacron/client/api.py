@@ -320,9 +320,9 @@ class Client:
         made: Object = self.request("POST", "/api/v1/projects", {"name": name, **fields})
         return made
 
-    def configure_project(self, name: str, **changes: Any) -> Object:
+    def configure_project(self, project: str, /, **changes: Any) -> Object:
         """Change a project's ``name``, ``description``, ``quota`` or ``host_network``."""
-        changed: Object = self.request("PATCH", f"/api/v1/projects/{_path(name)}", changes)
+        changed: Object = self.request("PATCH", f"/api/v1/projects/{_path(project)}", changes)
         return changed
 
     def usage(self, project: str) -> Object:

@@ -23,6 +23,19 @@ USAGE = """
 """
 
 
+COUNT_ANEW = """
+    UPDATE project_usage SET
+        (vms, vcpus, memory_mib, disk_mib) = (
+            SELECT count(*), coalesce(sum((spec ->> 'vcpus')::bigint), 0),
+                   coalesce(sum((spec ->> 'memory_mib')::bigint), 0),
+                   coalesce(sum(disk_mib), 0) + (SELECT coalesce(sum(size_mib), 0) FROM volumes WHERE project = $1)
+            FROM vms WHERE project = $1),
+        snapshots = (SELECT count(*) FROM snapshots WHERE project = $1),
+        networks = (SELECT count(*) FROM networks WHERE project = $1)
+    WHERE project = $1
+"""
+
+
 def _project(row: Any) -> Project:
     return msgspec.convert(dict(row), Project)
 
@@ -67,7 +80,9 @@ async def configure(connection: Connection, name: str, changes: dict[str, Any], 
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a project named {now.name!r} exists", field="name", hint="choose another name") from None
-    await connection.execute("UPDATE events SET project = $2 WHERE project = $1 AND $1 <> $2", name, now.name)
+    if now.name != name:
+        await connection.execute("UPDATE events SET project = $2 WHERE project = $1", name, now.name)
+        await connection.execute(COUNT_ANEW, now.name)  # what it has took its new name before or after its own row
     said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
     await events.record(connection, "project", now.name, now.name, "Configured", said, actor, project=now.name)
     return _project(row)
