@@ -211,6 +211,18 @@ def test_a_hostile_path_finds_nothing(api: Api, path: str) -> None:
         assert refused.problem["detail"]
 
 
+def test_what_is_written_down_of_hostile_requests_harms_nothing(site: Platform, api: Api) -> None:
+    for path in ("/api/v1/vms/%00", "/api/v1/vms/x?project=%00", "/api/v1/vms/%ed%a0%80"):
+        assert api("DELETE", path, token="nva_wrong").status == 401
+        assert 400 <= api("DELETE", path).status < 500
+
+    def written() -> bool:
+        return any("\\0" in record["path"] for record in site.client.list("audit", limit=50))
+
+    until(written, "it is written down, and the server goes on")
+    assert site.server.running
+
+
 def test_headers_of_all_kinds_harm_nothing(api: Api) -> None:
     long = api("GET", "/api/v1/vms", X_Request_Id="y" * 200)
     assert long.headers["x-request-id"] != "y" * 200 if "x-request-id" in long.headers else True

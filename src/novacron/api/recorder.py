@@ -125,6 +125,9 @@ class Recorder:
         except Unavailable as error:  # what waits is kept, up to its limit
             log.warning("what was asked can't be written down now", error=str(error), waiting=len(refused))
             return
+        except Exception:  # a defect met with one request must not take the server away
+            log.exception("what was asked can't be written down", lost=len(refused) + len(calls))
+            self.lost += len(refused) + len(calls)
         for waiting, written in ((self._refused, refused), (self._calls, calls)):
             for _ in written:
                 waiting.popleft()
@@ -133,6 +136,11 @@ class Recorder:
 def address_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
     client = connection.scope.get("client")
     return client[0] if client else NOBODY
+
+
+def _text(text: str) -> str:
+    """Return what callers have sent as the database takes it: no zero bytes, no halves of characters."""
+    return text.replace("\0", "\\0").encode(errors="replace").decode()
 
 
 def _record(
@@ -151,13 +159,13 @@ def _record(
         token=known.id if known else None,
         address=address_of(request),
         method=request.method,
-        path=request.url.path[:500],
+        path=_text(request.url.path[:500]),
         action=getattr(handler, "handler_name", NOBODY) if handler is not None else NOBODY,
-        object=object,
+        object=None if object is None else _text(object),
         name=name,
-        project=project or request.query_params.get("project"),
+        project=_text((project or request.query_params.get("project") or "")[:100]) or None,
         outcome=outcome,
         status=status,
-        detail=detail,
+        detail=_text(detail),
         request_id=str(request.scope.get("state", {}).get("request_id", NOBODY)),
     )

@@ -7,6 +7,7 @@ its caller may have: what a caller may not even see is not there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any
@@ -22,6 +23,7 @@ from novacron.model.errors import Conflict, Forbidden, NotFound
 from novacron.store import lookup
 
 SCOPE, RIGHT = "scope", "right"
+REF = re.compile(r"[a-z0-9.:-]{1,80}\Z")
 LISTED_BY = {
     "import": "image imports", "export": "vm exports", "security-group": "security-group list",
     "floating-address": "floating-address list",
@@ -177,6 +179,8 @@ async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = 
     if entry is not None:
         check(request, entry.body["project"])
         return str(entry.body["name" if kind in lookup.BY_NAME else "address" if kind == "floating-address" else "id"])
+    if not REF.match(ref):  # nothing is called so
+        raise no_such(kind, ref[:80], field)
     named, access = _named(request), request.user.access
     async with services(request).database.connection() as connection:
         rows = await lookup.find(connection, kind, ref, by_name=kind in NAMED)
