@@ -112,9 +112,11 @@ async def write(
         raise InvalidInput(
             f"the key must have 1 to {limits.IDEMPOTENCY_KEY_LENGTH_MAX} characters", field="Idempotency-Key"
         )
-    digest = hashlib.sha256(
-        b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
-    ).digest()
+    # Keyed, for a body may hold a password.
+    digest = hashlib.blake2b(
+        b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()]),
+        key=context.authority.derive("idempotency keys"), digest_size=32,
+    ).digest()  # fmt: skip
     async with context.database.transaction() as connection:
         if key is not None:
             answer = await idempotency.claim(connection, request.user.id, key, digest)
