@@ -119,7 +119,10 @@ def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object
 def delete(victim: Platform, vm: Object) -> None:
     """Delete a VM and see that every trace of it is gone."""
     victim.client.delete("vms", vm["id"])
-    until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), f"{vm['name']} is deleted", 60)
+    try:
+        until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), f"{vm['name']} is deleted", 60)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {victim.client.get('vms', vm['id'])}\n{victim.tails(30)}") from None
     victim.until_clean()
 
 
