@@ -87,19 +87,26 @@ class Consoles:
 
     async def write(self, channel: int, data: bytes) -> None:
         hub = self._hub_of.get(channel)
-        if hub is not None:
-            if hub.writer.transport.get_write_buffer_size() > INPUT_BYTES_MAX:
-                self.close(channel)
-                await self._send(wire.ConsoleClosed(channel, "the guest takes no input"))
-                return
-            hub.writer.write(data)
+        if hub is None or hub.writer.transport.is_closing():  # its end is said when all that came of it is
+            return
+        if hub.writer.transport.get_write_buffer_size() > INPUT_BYTES_MAX:
+            self.close(channel)
+            await self._send(wire.ConsoleClosed(channel, "the guest takes no input"))
+            return
+        hub.writer.write(data)
 
     def close(self, channel: int) -> None:
         hub = self._hub_of.pop(channel, None)
         if hub is not None:
             hub.channels.discard(channel)
             if not hub.channels:
-                hub.writer.close()
+                self._forget(hub)
+
+    def _forget(self, hub: _Hub) -> None:
+        """Close a hub: who looks at its VM from now on gets another."""
+        if self._hubs.get(hub.key) is hub:
+            del self._hubs[hub.key]
+        hub.writer.close()
 
     def close_all(self) -> None:
         """The link is gone, and with it everybody who looked."""
@@ -114,9 +121,7 @@ class Consoles:
         except OSError as error:
             log.info("a console broke off", vm=hub.key[0], error=str(error))
         finally:
-            if self._hubs.get(hub.key) is hub:
-                del self._hubs[hub.key]
-            hub.writer.close()
+            self._forget(hub)
             for channel in list(hub.channels):
                 self._hub_of.pop(channel, None)
                 await self._send(wire.ConsoleClosed(channel, "the VM's console ended"))

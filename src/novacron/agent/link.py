@@ -130,7 +130,11 @@ class Link:
             elif isinstance(message, wire.Rename):
                 self.send(wire.RenewCertificate(self._identity.request(message.name)))
             else:
-                await self._receive(message)
+                try:
+                    await self._receive(message)
+                except Exception:  # a defect met with one message must not take the node's agent away
+                    log.exception("defect while a message was taken", message=type(message).__name__)
+                    self.restart()
 
     async def _beat(self) -> None:
         beats = 0
