@@ -11,7 +11,7 @@ import pytest
 
 from novacron.model import limits
 from novacron.store import feed, garbage
-from novacron.store.database import Database, connect
+from novacron.store.database import Connection, Database, Overtaken, connect
 from novacron.store.feed import Batch, Change, Feed, Snapshot
 
 WRITERS = 8
@@ -91,6 +91,49 @@ async def test_a_transaction_that_began_first_and_commits_last_is_not_passed_ove
     assert [change.key for change in _users(batch.changes)] == ["tok-slow", "tok-fast"] and not behind
     for connection in (slow, fast, reader):
         await connection.close()
+
+
+async def test_rows_end_in_the_feed_as_they_are_in_the_database(database: Database) -> None:
+    """Writers of the same rows, each with an id before it waits for a row: a later transaction may be first there."""
+    seen: list[Change] = []
+    stop, tries = asyncio.Event(), 0
+    async with database.transaction() as connection:
+        for number in range(3):
+            await connection.execute(INSERT_USER, f"u{number}", f"n{number}")
+    following = asyncio.create_task(collect(database.url, seen, stop))
+
+    async def writer(number: int) -> None:
+        rng = random.Random(number)
+        for turn in range(WRITES // 2):
+
+            async def work(connection: Connection, turn: int = turn) -> None:
+                nonlocal tries
+                tries += 1
+                await connection.fetchval("SELECT pg_current_xact_id()::text")
+                await asyncio.sleep(rng.choice((0, 0, 0.002)))
+                row = f"u{rng.randrange(3)}"
+                await connection.execute("UPDATE users SET name = $2 WHERE id = $1", row, f"{row}.{number}.{turn}")
+
+            while True:
+                try:
+                    await database.transact(work)
+                    break
+                except Overtaken:
+                    await asyncio.sleep(rng.random() / 50)
+
+    await asyncio.wait_for(asyncio.gather(*(writer(number) for number in range(WRITERS))), 60)
+    async with database.connection() as connection:
+        rows = {row["id"]: row["name"] for row in await connection.fetch("SELECT id, name FROM users")}
+        horizon = int(await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text"))
+
+    for _ in range(1000):
+        if {change.key: change.body["name"] for change in _users(seen) if change.body} == rows:
+            break
+        await asyncio.sleep(0.01)
+    following.cancel()
+    assert {change.key: change.body["name"] for change in _users(seen) if change.body} == rows
+    assert max(change.revision for change in seen) < horizon
+    assert tries > WRITERS * (WRITES // 2), "nobody came between: this tests nothing"
 
 
 async def test_a_transaction_larger_than_a_page_arrives_whole(database: Database) -> None:

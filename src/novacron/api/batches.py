@@ -63,11 +63,16 @@ class Results(msgspec.Struct):
 Work = Callable[[Connection], Awaitable[Vm]]
 
 
-async def _each(request: ApiRequest, works: list[Work | NovaError], status: int) -> Response[Results]:
-    """Do each work in a transaction within the one of all, and answer with what became of it."""
+async def _each(
+    request: ApiRequest, works: list[Work | NovaError], status: int,
+    begin: Callable[[Connection], Awaitable[None]] | None = None,
+) -> Response[Results]:  # fmt: skip
+    """Do each work in a transaction within the one of all, after ``begin``, and answer with what became of it."""
 
     async def all_(connection: Connection) -> Results:
         recorder, results = services(request).recorder, []
+        if begin is not None:
+            await begin(connection)
         for work in works:
             try:
                 if isinstance(work, NovaError):
@@ -90,6 +95,9 @@ async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
     project, sizes = scopes.project_for_new(request), images.disks_mib(request)
     making: list[projects.Making] = []
 
+    async def begin(connection: Connection) -> None:
+        making[:] = [await projects.making(connection, project)]
+
     def creating(item: CreateVm) -> Work | NovaError:
         try:
             spec = spec_of(request, item)
@@ -98,8 +106,6 @@ async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
             return error
 
         async def work(connection: Connection) -> Vm:
-            if not making:
-                making.append(await projects.making(connection, project))
             return await vms.create(
                 connection, making[0], item.name, spec, item.node, request.user.name, seed,
                 firmware_state=item.firmware_state, image_mib=sizes.get(spec.image),
@@ -107,7 +113,7 @@ async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
 
         return work
 
-    return await _each(request, [creating(item) for item in data.items], 201)
+    return await _each(request, [creating(item) for item in data.items], 201, begin)
 
 
 @put("/vms/batch", summary="Change VMs", status_code=200)

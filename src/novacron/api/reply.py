@@ -102,9 +102,10 @@ async def write(
 ) -> Response[Any]:
     """Do ``work`` in one transaction and answer with what it returns.
 
-    With an ``Idempotency-Key`` the request is done once; repeated, it gets the first answer again. Returns when this
-    replica's cache has the write, so that the caller reads it; with ``?wait=`` so many seconds, when what was asked for
-    has come about, or the time is over. ``recorded``: ``work`` writes into the audit log itself.
+    ``work`` may be done again from the beginning, when another transaction came between. With an ``Idempotency-Key``
+    the request is done once; repeated, it gets the first answer again. Returns when this replica's cache has the write,
+    so that the caller reads it; with ``?wait=`` so many seconds, when what was asked for has come about, or the time is
+    over. ``recorded``: ``work`` writes into the audit log itself.
     """
     context = services(request)
     key = request.headers.get("idempotency-key")
@@ -117,16 +118,12 @@ async def write(
         b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()]),
         key=context.authority.derive("idempotency keys"), digest_size=32,
     ).digest()  # fmt: skip
-    async with context.database.transaction() as connection:
+
+    async def once(connection: Connection) -> idempotency.Answer | tuple[T, bytes, dict[str, str]]:
         if key is not None:
             answer = await idempotency.claim(connection, request.user.id, key, digest)
             if answer is not None:
-                return Response(
-                    answer.body,
-                    status_code=answer.status,
-                    media_type=MediaType.JSON,
-                    headers={**answer.headers, "Idempotency-Replayed": "true"},
-                )
+                return answer
         result = await work(connection)
         body = msgspec.json.encode(result)
         headers = {"ETag": etag(result.revision)}
@@ -136,6 +133,17 @@ async def write(
             await context.recorder.done(connection, request, status, result)
         if key is not None:
             await idempotency.settle(connection, request.user.id, key, idempotency.Answer(status, body, headers))
+        return result, body, headers
+
+    done = await context.database.transact(once)
+    if isinstance(done, idempotency.Answer):
+        return Response(
+            done.body,
+            status_code=done.status,
+            media_type=MediaType.JSON,
+            headers={**done.headers, "Idempotency-Replayed": "true"},
+        )
+    result, body, headers = done
     if not await context.cache.reached(result.revision, OWN_WRITE_WAIT_S):
         log.warning("the feed lags behind a write", write=result.revision, feed=context.cache.revision)
     wait_s = waits.asked(request)

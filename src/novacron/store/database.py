@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 
-SCHEMA_VERSION = "0014"
+SCHEMA_VERSION = "0015"
 SERVER_VERSION_MIN = 150000
 POOL_SIZE_MAX = 25
 STATEMENT_TIMEOUT_S = 10
@@ -36,6 +36,12 @@ LOST = (
 )
 """What asyncpg raises when the database is away, restarting or too slow: retry, nothing is wrong with the request."""
 
+OVERTAKEN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+"""What it raises when another transaction came between: retry, at once."""
+TRIES_MAX = 5
+
+T = TypeVar("T")
+
 
 async def _prepare(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec(
@@ -45,6 +51,10 @@ async def _prepare(connection: asyncpg.Connection) -> None:
         decoder=lambda raw: msgspec.json.decode(raw[1:]),
         format="binary",
     )
+
+
+class Overtaken(Unavailable):
+    """Another transaction came between: nothing was written."""
 
 
 class Database:
@@ -93,9 +103,25 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self, isolation: Any = None) -> AsyncIterator[Connection]:
-        """Lend a connection inside a transaction, committed at the end of the block."""
-        async with self.connection() as connection, connection.transaction(isolation=isolation):
-            yield connection
+        """Lend a connection inside a transaction, committed at the end of the block. Raises Unavailable, also when
+        another transaction came between."""
+        try:
+            async with self.connection() as connection, connection.transaction(isolation=isolation):
+                yield connection
+        except OVERTAKEN as error:
+            raise Overtaken(f"another change came between: {error}", hint="try again") from error
+
+    async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do ``work`` in a transaction, and again, a few times, when another one came between.
+
+        Raises Unavailable, and what ``work`` does.
+        """
+        for _ in range(TRIES_MAX - 1):
+            with suppress(Overtaken):
+                async with self.transaction() as connection:
+                    return await work(connection)
+        async with self.transaction() as connection:
+            return await work(connection)
 
     async def ping(self) -> None:
         """Raise Unavailable unless the database answers."""
