@@ -31,13 +31,20 @@ from novacron.model.migration import Kind, Side
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
-from novacron.server.statements import statements
+from novacron.server.statements import Basis, Some, statements
 from novacron.store import identities, leases, migrations, nodes, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
 HOSTS = ("a", "b", "c")
 MESSAGES_MAX = 30
+NO_BASIS = Basis(None, ())
+
+
+def page_key(project: str) -> bytes:
+    return b"k" * 32
+
+
 SETTLE_ROUNDS = 30
 
 
@@ -158,7 +165,10 @@ class Ownership(RuleBasedStateMachine):
 
         async def work() -> Any:
             async with self.database.transaction(isolation="repeatable_read") as connection:
-                return await statements(connection, host, {VM[0]}, lambda _: b"k" * 32)
+                told = await statements(connection, host, {VM[0]}, page_key, NO_BASIS)
+                briefly = (await Some.read(connection, [VM[0]])).on(host, VM[0], page_key, NO_BASIS)
+                assert briefly is None or briefly in told, "what is read of one VM says the same"
+                return told
 
         for statement in self.runner.run(work()):
             self.to_host.append((host, statement))

@@ -12,14 +12,15 @@ from novacron.store.feed import Change
 
 
 def session(*networks: str) -> Session:
-    return cast(Session, SimpleNamespace(networks=frozenset(networks), dirty=asyncio.Event()))
+    woken = asyncio.Event()
+    return cast(Session, SimpleNamespace(networks=frozenset(networks), woken=woken, look_anew=woken.set))
 
 
 def woken(wiring: Wiring, sessions: dict[str, Session], kind: str, key: str, body: dict[str, Any] | None) -> set[str]:
     wiring.changed(Change(1, kind, key, body), sessions)
-    found = {name for name, one in sessions.items() if one.dirty.is_set()}
+    found = {name for name, one in sessions.items() if cast(SimpleNamespace, one).woken.is_set()}
     for one in sessions.values():
-        one.dirty.clear()
+        cast(SimpleNamespace, one).woken.clear()
     return found
 
 
@@ -37,6 +38,7 @@ def test_only_those_who_have_a_network_hear_of_it_and_only_what_matters_to_them(
     assert woken(wiring, sessions, "migration", "mig-1", {"vm": "vm-1", "phase": "preparing"}) == {"a", "b"}
     assert woken(wiring, sessions, "migration", "mig-1", {"vm": "vm-1", "phase": "preparing"}) == set()
     assert woken(wiring, sessions, "migration", "mig-2", {"vm": "old", "phase": "pending"}) == {"a", "b", "d"}
+    assert woken(wiring, sessions, "vm", "vm-3", vm("d", "lan")) == {"a", "b", "d"}, "it has not had the network yet"
     assert woken(wiring, sessions, "vm", "vm-1", None) == {"a", "b"}
     assert woken(wiring, sessions, "network", "lan", {"gateway": "c"}) == {"a", "b", "c"}, "its gateway, too"
     assert woken(wiring, sessions, "security-group", "web", {}) == {"a", "b", "d"}

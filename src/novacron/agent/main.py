@@ -177,7 +177,7 @@ class Agent:
 
     async def _receive(self, message: wire.Message) -> None:
         match message:
-            case wire.Desired(statements=statements):
+            case wire.Desired(statements=statements, whole=whole):
                 for statement in statements:
                     worker = self._workers.get(statement.vm)
                     if worker is None or worker.finished:
@@ -185,7 +185,7 @@ class Agent:
                         worker = self._add(statement.vm, record)
                     worker.tell(statement)
                 told = {statement.vm for statement in statements}
-                for vm in self._workers.keys() - told:
+                for vm in self._workers.keys() - told if whole else ():
                     log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
             case wire.Beaten(number=number):
                 self._host.lease.beaten(number)

@@ -64,6 +64,8 @@ PROBE_S_MAX = 30.0
 SEEN_MAX = 16
 PEERS_S = 1.0
 """How often nodes are told of others, at most."""
+TOUCHED_GATHER_S = 0.003
+"""What of VMs changes within it is read together."""
 
 
 DEFECT_RETRY_S = 5.0
@@ -111,6 +113,11 @@ class Link:
         self._peers_changed = asyncio.Event()
         self._wiring = Wiring()
         self._heartbeats = Heartbeats(database, clock)
+        self._holders: dict[str, set[Session]] = {}
+        """Who holds something of each VM, or owns it."""
+        self._touched: set[str] = set()
+        self._some_touched = asyncio.Event()
+        self._bases: dict[str, tuple[Any, ...]] = {}
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -129,6 +136,7 @@ class Link:
         ):
             tasks = [
                 asyncio.create_task(self._tell_peers(), name="peers"),
+                asyncio.create_task(self._tell_of_touched(), name="touched"),
                 asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
             ]
             try:
@@ -142,21 +150,24 @@ class Link:
         """Wake the sessions that a change concerns."""
         self._wiring.changed(change, self._sessions)
         if change.kind == "vm":
-            node = None if change.body is None else change.body["node"]
-            for session in self._sessions.values():
-                if session.node == node or change.key in session.held:
-                    session.dirty.set()
+            owner = None if change.body is None else self._sessions.get(change.body["node"])
+            if owner is not None:
+                self._hold(owner, change.key)
+            if change.key in self._holders:
+                self._touched.add(change.key)
+                self._some_touched.set()
         elif change.kind == "migration" and change.body is not None:
             for node in (change.body["source"], change.body["target"]):
                 if node in self._sessions:
-                    self._sessions[node].dirty.set()
+                    self._sessions[node].look_anew()
         elif change.kind == "export" and change.body is None:  # its node is not said any more
             self.resync()
         elif change.kind in ("import", "volume", "export") and change.body is not None:
             if change.body["node"] in self._sessions:
-                self._sessions[change.body["node"]].dirty.set()
+                self._sessions[change.body["node"]].look_anew()
         elif change.kind == "node":
             self._peers_changed.set()
+            self._basis_changed(change)
             if change.body is None and change.key in self._sessions:  # removed, or renamed
                 task = asyncio.create_task(self._sessions[change.key].close("its node is called otherwise, or removed"))
                 self._collecting.add(task)
@@ -165,7 +176,31 @@ class Link:
     def resync(self) -> None:
         """Wake every session: the feed was away."""
         for session in self._sessions.values():
-            session.dirty.set()
+            session.look_anew()
+
+    def _basis_changed(self, change: Change) -> None:
+        """What a VM begins with may be something else on all nodes, or what of devices there is on this one."""
+        body = change.body or {"spec": {}, "status": {}}
+        has = body["status"].get("inventory") or {}
+        now = has.get("cpu"), (has.get("accelerator") or {}).get("kind"), body["spec"].get("passthrough")
+        before, self._bases[change.key] = self._bases.get(change.key), now
+        if change.body is None:
+            del self._bases[change.key]
+        if now != before:
+            for session in self._sessions.values():
+                session.telling.basis = None
+
+    def _hold(self, session: Session, vm: str) -> None:
+        self._holders.setdefault(vm, set()).add(session)
+        session.held.add(vm)
+
+    def _let_go(self, session: Session, vm: str) -> None:
+        session.held.discard(vm)
+        session.telling.forget(vm)
+        holders = self._holders.get(vm, set())
+        holders.discard(session)
+        if not holders:
+            self._holders.pop(vm, None)
 
     def _session(self, node: str) -> Session:
         session = self._sessions.get(node)
@@ -317,12 +352,13 @@ class Link:
                 session.generation = await leases.begin(connection, node)
                 session.clock_skew_s = (await nodes.get(connection, node)).status.clock_skew_s
                 await nodes.connected(connection, node, hello.inventory)
-            session.held = set(hello.held)
+            for vm in hello.held:
+                self._hold(session, vm)
             old, self._sessions[node] = self._sessions.get(node), session
             if old is not None:
                 await old.close("the node connected again")
             log.info("agent connected", node=node, held=len(hello.held))
-            session.dirty.set()
+            session.look_anew()
             self._peers_changed.set()
             teller = asyncio.create_task(self._tell(session))
             try:
@@ -341,6 +377,8 @@ class Link:
         finally:
             for channel in list(session.channels.values()):
                 channel.end(f"node {node} disconnected")
+            for vm in list(session.held):
+                self._let_go(session, vm)
             for asked, waiting in self._asked.values():
                 if asked is session and not waiting.done():
                     lost = Unavailable(f"node {node} disconnected before it answered", hint="try again when it is back")
@@ -363,29 +401,85 @@ class Link:
         return self._authority.derive(f"pages of project {project}")
 
     async def _tell(self, session: Session) -> None:
+        """Tell a node what has changed for it: after everything was read anew, or of some VMs."""
         last: dict[type[wire.Message], wire.Message] = {}
+        telling = session.telling
         while True:
-            await session.dirty.wait()
-            session.dirty.clear()
+            await telling.wake.wait()
+            telling.wake.clear()
             try:
-                async with self._database.transaction(isolation="repeatable_read") as connection:
-                    told = await statements.messages(connection, session.node, session.held, self._page_key)
-                for message in told:
-                    if isinstance(message, wire.Networks):
-                        session.networks = frozenset(one.name for one in message.networks)
-                    if isinstance(message, wire.Desired):
-                        session.held.update(statement.vm for statement in message.statements)
-                    if last.get(type(message)) != message:
-                        await session.send(message)
-                        last[type(message)] = message
+                if telling.anew:
+                    await self._tell_anew(session, last)
+                found, telling.statements = telling.differ(telling.statements, whole=False), []
+                if found:
+                    await session.send(wire.Desired(found, whole=False))
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
-                session.dirty.set()
+                session.look_anew()
                 await asyncio.sleep(1)
             except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
                 log.exception("defect while telling a node what to do", node=session.node)
-                session.dirty.set()
+                session.look_anew()
                 await asyncio.sleep(DEFECT_RETRY_S)
+
+    async def _tell_anew(self, session: Session, last: dict[type[wire.Message], wire.Message]) -> None:
+        telling = session.telling
+        first, telling.begun, telling.anew, telling.statements = not telling.begun, True, False, []
+        telling.reads += 1
+        try:
+            async with self._database.transaction(isolation="repeatable_read") as connection:
+                telling.basis = basis = await statements.basis(connection, session.node)
+                told = await statements.messages(connection, session.node, session.held, self._page_key, basis)
+        finally:
+            telling.reads += 1
+        for message in told:
+            if isinstance(message, wire.Desired):
+                for statement in message.statements:
+                    self._hold(session, statement.vm)
+                found = telling.differ(message.statements, whole=True)
+                if found or first:
+                    await session.send(wire.Desired(found, whole=first))
+                continue
+            if isinstance(message, wire.Networks):
+                session.networks = frozenset(one.name for one in message.networks)
+            if last.get(type(message)) != message:
+                await session.send(message)
+                last[type(message)] = message
+
+    async def _tell_of_touched(self) -> None:
+        """Read how VMs that have changed are to be, for all nodes at once, and let each be told."""
+        while True:
+            await self._some_touched.wait()
+            await asyncio.sleep(TOUCHED_GATHER_S)
+            self._some_touched.clear()
+            touched, self._touched = self._touched, set()
+            begun = {session: session.telling.reads for vm in touched for session in self._holders.get(vm, ())}
+            try:
+                async with self._database.transaction(isolation="repeatable_read") as connection:
+                    some = await statements.Some.read(connection, list(touched))
+            except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                log.warning("nodes can't be told of what has changed", vms=len(touched), error=str(error))
+                self._touched |= touched
+                self._some_touched.set()
+                await asyncio.sleep(1)
+                continue
+            for vm in touched:
+                for session in self._holders.get(vm, ()):
+                    self._say(session, vm, some, begun.get(session, -1))
+
+    def _say(self, session: Session, vm: str, some: statements.Some, begun: int) -> None:
+        telling = session.telling
+        if begun != telling.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
+            self._touched.add(vm)
+            self._some_touched.set()
+            return
+        basis = telling.basis
+        statement = None if basis is None else some.on(session.node, vm, self._page_key, basis)
+        if statement is None:
+            session.look_anew()
+        else:
+            telling.statements.append(statement)
+            telling.wake.set()
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
@@ -402,7 +496,7 @@ class Link:
                     session.channels[number].end(reason)
                 return
             case wire.Removed(vm=vm):
-                session.held.discard(vm)
+                self._let_go(session, vm)
                 return
             case wire.RenewCertificate(csr=csr):
                 await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
@@ -438,8 +532,9 @@ class Link:
                     del self._stopped_at[next(iter(self._stopped_at))]
                 self._stopped_at[id] = self._clock()
                 return
-        async with self._database.transaction() as connection:
-            await self._apply(connection, node, message)
+        await self._database.transact(lambda connection: self._apply(connection, node, message))
+        if isinstance(message, wire.Resumed):
+            self._stopped_at.pop(message.migration, None)
 
     async def _beaten(self, session: Session, beat: wire.Heartbeat) -> None:
         """Store a heartbeat, and only then acknowledge it. Raises Conflict when the node has to begin anew."""
@@ -508,7 +603,7 @@ class Link:
             case wire.Progressed(migration=id, progress=progress):
                 await migrations.progressed(connection, id, node, progress)
             case wire.Resumed(migration=id):
-                stopped_at = self._stopped_at.pop(id, None)
+                stopped_at = self._stopped_at.get(id)
                 if stopped_at is not None:
                     await migrations.record_downtime(connection, id, (self._clock() - stopped_at) * 1000)
             case wire.Voted(migration=id, side=side, epoch=epoch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+from collections.abc import Sequence
 
 import websockets
 from websockets.asyncio.server import ServerConnection
@@ -12,6 +14,7 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats
+from novacron.server.statements import Basis
 from novacron.wire import messages as wire
 
 
@@ -52,6 +55,42 @@ class ConsoleChannel:
         self._queue.put_nowait(None)
 
 
+class Telling:
+    """What one node was told of VMs, and what it is to be told next."""
+
+    def __init__(self) -> None:
+        self.wake = asyncio.Event()
+        self.begun = False
+        self.anew = False
+        """Everything has to be read again."""
+        self.reads = 0
+        """Counts when that begins, and when it ends: what was read of some VMs meanwhile may be older."""
+        self.basis: Basis | None = None
+        """None before everything was read, and when it may be another."""
+        self.statements: list[wire.Statement] = []
+        """To be told next."""
+        self._told: dict[str, bytes] = {}
+
+    def look_anew(self) -> None:
+        self.anew = True
+        self.wake.set()
+
+    def differ(self, statements: Sequence[wire.Statement], *, whole: bool) -> tuple[wire.Statement, ...]:
+        """Return those that are not what was told last, and take them for told. ``whole``: these are all there are."""
+        found, told = [], {} if whole else self._told
+        for one in statements:
+            digest = hashlib.blake2b(wire.encoder.encode(one), digest_size=16).digest()
+            if self._told.get(one.vm) != digest:
+                found.append(one)
+            told[one.vm] = digest
+        self._told = told
+        return tuple(found)
+
+    def forget(self, vm: str) -> None:
+        """Nothing of a VM is there any more."""
+        self._told.pop(vm, None)
+
+
 class Session:
     """One connected agent."""
 
@@ -59,7 +98,7 @@ class Session:
         self.node = node
         self.held: set[str] = set()
         self.channels: dict[int, ConsoleChannel] = {}
-        self.dirty = asyncio.Event()
+        self.telling = Telling()
         self.generation = 0
         """Of the node's lease, when it connected."""
         self.clock_skew_s = 0.0
@@ -71,6 +110,10 @@ class Session:
         """What it was told last of other nodes."""
         self._socket = socket
         self._next_channel = 1
+
+    def look_anew(self) -> None:
+        """Something that concerns this node has changed: read all that it is to be told."""
+        self.telling.look_anew()
 
     async def send(self, message: wire.Message) -> None:
         try:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from novacron.model.cpu import CpuKind, CpuModel
 from novacron.model.migration import Phase, Side
 from novacron.model.ownership import Order, OrderKind
+from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
 from novacron.store import exports, imports, members, migrations, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
+from novacron.store.vms import OwnedVm
 from novacron.wire import messages as wire
+
+PageKey = Callable[[str], bytes]
+"""Gives the key of a project's pages."""
+
+
+class Basis(NamedTuple):
+    """What of nodes the statements of a node's VMs depend on."""
+
+    cpu: CpuModel | None
+    """With which VMs there begin."""
+    passthrough: tuple[str, ...]
+
+
+async def basis(connection: Connection, node: str) -> Basis:
+    return Basis(await nodes.cpu_baseline(connection, node), await nodes.passthrough(connection, node))
 
 
 async def messages(
-    connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
+    connection: Connection, node: str, held: set[str], page_key: PageKey, of: Basis
 ) -> tuple[wire.Message, ...]:
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``."""
     return (
         wire.Networks(await members.on_node(connection, node)),
-        wire.Desired(await statements(connection, node, held, page_key)),
+        wire.Desired(await statements(connection, node, held, page_key, of)),
         wire.Imports(tuple(wire.ImportWanted(one.id, one.spec) for one in await imports.working(connection, node))),
         wire.Exports(
             tuple(wire.ExportWanted(one.id, one.vm, one.phase) for one in await exports.on_node(connection, node))
@@ -51,8 +69,55 @@ def _begins_with(spec: VmSpec, common: CpuModel | None) -> CpuModel | None:
     return None if common is None or spec.cpu is CpuKind.HOST else common.with_flags(spec.cpu_flags)
 
 
+def _owned(
+    vm: OwnedVm,
+    task: wire.Task | None,
+    working: Sequence[Snapshot],
+    has: Sequence[Volume],
+    page_key: PageKey,
+    of: Basis,
+) -> wire.Statement:
+    assignment = wire.Assignment(
+        vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
+        page_key(vm.project_id), vm.seed, vm.resets,
+        tuple(wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working), vm.clone_of,
+        tuple(_attached(volume) for volume in has), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
+        firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
+    )  # fmt: skip
+    return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
+
+
+class Some:
+    """How some VMs are to be, wherever they are: read at once, for all nodes that they concern."""
+
+    def __init__(
+        self, owned: dict[str, OwnedVm], working: dict[str, list[Snapshot]], having: dict[str, list[Volume]],
+        epochs: dict[str, tuple[int, bool]],
+    ) -> None:  # fmt: skip
+        self._owned, self._working, self._having, self._epochs = owned, working, having, epochs
+
+    @classmethod
+    async def read(cls, connection: Connection, ids: Sequence[str]) -> Some:
+        """Must run in a REPEATABLE READ transaction."""
+        owned = {vm.id: vm for vm in await vms.owned(connection, ids=ids)}
+        working, having = await snapshots.working(connection, ids), await volumes.of_vms(connection, ids)
+        return cls(owned, working, having, await vms.epochs(connection, ids))
+
+    def on(self, node: str, id: str, page_key: PageKey, of: Basis) -> wire.Statement | None:
+        """Return what a node is to be told of a VM that is there, or was; None: more has to be read for that."""
+        vm = self._owned.get(id)
+        if vm is not None and vm.migration is not None:
+            return None
+        if vm is not None and vm.node == node:
+            return _owned(vm, None, self._working.get(id, ()), self._having.get(id, ()), page_key, of)
+        if id not in self._epochs:
+            return None
+        epoch, deleted = self._epochs[id]
+        return wire.Statement(id, Order(OrderKind.GONE, epoch), deleted=deleted)
+
+
 async def statements(
-    connection: Connection, node: str, held: set[str], page_key: Callable[[str], bytes]
+    connection: Connection, node: str, held: set[str], page_key: PageKey, of: Basis
 ) -> tuple[wire.Statement, ...]:
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
@@ -61,12 +126,9 @@ async def statements(
     """
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
-    working = await snapshots.working(connection, node)
-    owned = await vms.owned_by(connection, node)
+    owned = await vms.owned(connection, node=node)
+    working = await snapshots.working(connection, [vm.id for vm in owned])
     having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
-    common = await nodes.cpu_baseline(connection, node)
-    listed = await nodes.passthrough(connection, node)
-    attached = {vm: tuple(_attached(volume) for volume in found_of) for vm, found_of in having.items()}
     for vm in owned:
         task = None
         m = active.get(vm.id)
@@ -75,16 +137,7 @@ async def statements(
             task = wire.Task(
                 m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
             )  # fmt: skip
-        wanted = tuple(
-            wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working.get(vm.id, ())
-        )
-        keys = (vm.project_id, page_key(vm.project_id))
-        assignment = wire.Assignment(
-            vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, *keys, vm.seed, vm.resets,
-            wanted, vm.clone_of, attached.get(vm.id, ()), cpu=vm.cpu or _begins_with(vm.spec, common),
-            firmware_state=vm.firmware_state, passthrough=listed if vm.spec.devices else (),
-        )  # fmt: skip
-        found[vm.id] = wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
+        found[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
     for m in active.values():
         if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             incoming = await vms.get(connection, m.vm)
@@ -101,7 +154,7 @@ async def statements(
                 page_key(id),
                 await vms.seed_of(connection, incoming.id),
                 was.resets,
-                volumes=attached.get(incoming.id, ()),
+                volumes=tuple(_attached(volume) for volume in having.get(incoming.id, ())),
                 hardware=was.hardware,
                 cpu=was.cpu,
             )

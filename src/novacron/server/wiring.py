@@ -31,11 +31,15 @@ class Wiring:
     def changed(self, change: Change, sessions: Mapping[str, Session]) -> None:
         """Wake the sessions of nodes that have a network of which something has changed."""
         if change.kind == "network" and change.body is not None and change.body["gateway"] in sessions:
-            sessions[change.body["gateway"]].dirty.set()  # it may not have it yet
+            sessions[change.body["gateway"]].look_anew()  # it may not have it yet
         names = self._networks(change)
+        if names is not None and not names:
+            return
+        if change.kind == "vm" and change.body is not None and change.body["node"] in sessions:
+            sessions[change.body["node"]].look_anew()  # nor that one
         for session in sessions.values():
             if session.networks if names is None else session.networks & names:
-                session.dirty.set()
+                session.look_anew()
 
     def _networks(self, change: Change) -> frozenset[str] | None:
         """Return the networks that a change concerns; None: it is not known which."""

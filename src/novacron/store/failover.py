@@ -6,7 +6,7 @@ import msgspec
 
 from novacron.model.placement import Wish, unlike
 from novacron.model.vm import Power, Vm, VmState, VmStatus
-from novacron.store import events, fleet, leases, migrations, vms, volumes
+from novacron.store import events, fleet, leases, migrations, nodes, vms, volumes
 from novacron.store.database import Connection
 
 SAID_AGAIN_AFTER_S = 300.0
@@ -39,7 +39,8 @@ async def restart_elsewhere(connection: Connection, id: str, node: str, why: str
     if vm.migration is not None:
         await migrations.fail(connection, vm.migration, f"node {node} is lost")
         vm = await vms.get(connection, id, lock=True)
-    known = await fleet.load(connection, lock=True)
+    await nodes.take_turn(connection)
+    known = await fleet.load(connection)
     taken = await volumes.of_vm(connection, vm.id)
     elsewhere = {**unlike(known.nodes.values(), vm.status, runs=False), **volumes.lacking(known.nodes, taken)}
     wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, elsewhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -32,9 +33,9 @@ LOADS = """
 """
 
 
-async def load(connection: Connection, *, lock: bool = False, images_come: bool = True) -> Fleet:
-    """Return all nodes and what is placed on them, as it stays while they are locked."""
-    every = await nodes.all(connection, lock=lock)
+async def load(connection: Connection, *, images_come: bool = True) -> Fleet:
+    """Return all nodes and what is placed on them: as it stays, for those whose turn it is (``nodes.take_turn``)."""
+    every = await nodes.all(connection)
     rows = await connection.fetch(LOADS)
     grouped = await connection.fetch(
         "SELECT id, node, spec, project FROM vms WHERE grouped AND node IS NOT NULL"
@@ -67,8 +68,9 @@ def of_project(spec: VmSpec, project: str) -> VmSpec:
 
 
 async def check(connection: Connection, name: str, spec: VmSpec, project: str) -> None:
-    """Lock a node and raise unless a new VM has room there. Raises NotFound, NoCapacity."""
-    await nodes.get(connection, name, lock=True, field="node")
+    """Raise unless a new VM has room on a node, until the transaction ends. Raises NotFound, NoCapacity."""
+    await nodes.take_turn(connection)
+    await nodes.get(connection, name, field="node")
     verdict = (await load(connection)).judge(Wish("", of_project(spec, project)), name)
     if verdict.refusal is not None:
         raise NoCapacity(verdict.refusal, field="node", hint="see: novacron node list")
@@ -84,23 +86,45 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 
 async def place_waiting(connection: Connection, limit: int) -> None:
-    """Give each VM that waits for a node, oldest first, the best one; say in its status why none can take it."""
+    """Give each VM that waits for a node, oldest first, the best one; say in its status why none can take it.
+
+    Nothing is locked and nothing written until it is known where all of them go.
+    """
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM vms WHERE node IS NULL AND NOT deleting)"):
+        return
+    await nodes.take_turn(connection)
     waiting = await connection.fetch(
-        "SELECT id, name, spec, status, project FROM vms WHERE node IS NULL AND NOT deleting"
-        " ORDER BY created_at, id LIMIT $1 FOR UPDATE SKIP LOCKED",
+        "SELECT id, name, spec, status, project, revision FROM vms WHERE node IS NULL AND NOT deleting"
+        " ORDER BY created_at, id LIMIT $1",
         limit,
     )
-    if not waiting:
-        return
-    fleet = await load(connection, lock=True)
+    fleet, placed, unplaced = await load(connection), list[tuple[Any, str]](), list[tuple[Any, VmStatus]]()
     for row in waiting:
         wish = Wish(row["id"], of_project(msgspec.convert(row["spec"], VmSpec), row["project"]))
         chosen = fleet.place(wish)
         if chosen is not None:
-            await connection.execute("UPDATE vms SET node = $2, epoch = 1 WHERE id = $1", row["id"], chosen)
-            await events.record(connection, "vm", row["id"], row["name"], "Placed", f"placed on {chosen}")
+            placed.append((row, chosen))
             continue
         status = VmStatus(reason=summary(fleet.explain(wish)))
         if status != msgspec.convert(row["status"], VmStatus):  # the controller is woken by what it writes here
-            await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", row["id"], msgspec.to_builtins(status))
-            await events.record(connection, "vm", row["id"], row["name"], "Unplaced", status.reason)
+            unplaced.append((row, status))
+    # One that has changed meanwhile is looked at again.
+    done = await connection.fetch(
+        "UPDATE vms v SET node = p.node, epoch = 1 FROM unnest($1::text[], $2::bigint[], $3::text[])"
+        " AS p (id, revision, node) WHERE v.id = p.id AND v.revision = p.revision AND v.node IS NULL RETURNING v.id",
+        [row["id"] for row, _ in placed], [row["revision"] for row, _ in placed], [node for _, node in placed],
+    )  # fmt: skip
+    is_placed = {row["id"] for row in done}
+    happened = [
+        events.Event("vm", row["id"], row["name"], "Placed", f"placed on {node}", project=row["project"])
+        for row, node in placed
+        if row["id"] in is_placed
+    ]
+    for row, status in unplaced:
+        await connection.execute(
+            "UPDATE vms SET status = $2 WHERE id = $1 AND node IS NULL", row["id"], msgspec.to_builtins(status)
+        )
+        happened.append(
+            events.Event("vm", row["id"], row["name"], "Unplaced", status.reason, project=row["project"])
+        )  # fmt: skip
+    await events.record_all(connection, happened)

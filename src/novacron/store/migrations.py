@@ -122,18 +122,19 @@ async def choose(
 
 
 async def _choose(connection: Connection, vm: Vm, target: str | None, taken: list[Volume]) -> str:
+    await nodes.take_turn(connection)
     wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, been=await been(connection, vm.id))
     if target is not None:
         if target == vm.node:
             raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
-        node = await nodes.get(connection, target, lock=True, field="target")
+        node = await nodes.get(connection, target, field="target")
         known = await fleet.load(connection, images_come=False)
         wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
         why = known.judge(wish, node.name).refusal
         if why is not None:
             raise NoCapacity(why, field="target", hint="see: novacron node list")
         return target
-    known = await fleet.load(connection, lock=True, images_come=False)
+    known = await fleet.load(connection, images_come=False)
     wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
     chosen = known.choose(wish)
     if chosen is None:

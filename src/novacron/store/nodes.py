@@ -18,6 +18,14 @@ def _node(row: Any) -> Node:
     return msgspec.convert(dict(row), Node)
 
 
+async def take_turn(connection: Connection) -> None:
+    """Wait until nobody else places anything; nobody does until the transaction ends.
+
+    This is no write, and so no transaction id: who computes where something goes holds up no reader of the feed.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('novacron.place'))")
+
+
 async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Node:
     """Return the node. Raises NotFound, naming ``field`` as the input that was wrong."""
     row = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1" + (" FOR UPDATE" if lock else ""), name)
@@ -26,9 +34,9 @@ async def get(connection: Connection, name: str, *, lock: bool = False, field: s
     return _node(row)
 
 
-async def all(connection: Connection, *, lock: bool = False) -> list[Node]:
+async def all(connection: Connection) -> list[Node]:
     """Return all nodes, by name."""
-    rows = await connection.fetch("SELECT * FROM nodes ORDER BY name" + (" FOR UPDATE" if lock else ""))
+    rows = await connection.fetch("SELECT * FROM nodes ORDER BY name")
     return [_node(row) for row in rows]
 
 
@@ -172,6 +180,7 @@ async def of_site(connection: Connection, site: str) -> list[str]:
 
 async def remove(connection: Connection, name: str, actor: str) -> None:
     """Forget a node. Raises NotFound, and Conflict while it holds VMs or takes part in a migration."""
+    await take_turn(connection)
     await get(connection, name, lock=True)
     vms = await connection.fetchval(
         "SELECT count(*) FROM vms WHERE node = $1"

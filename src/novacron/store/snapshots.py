@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -170,12 +171,11 @@ async def report(
     await events.record(connection, "vm", vm_id, vm_row["name"], reason, message)
 
 
-async def working(connection: Connection, node: str) -> dict[str, list[Snapshot]]:
-    """Return what there is to do on a node, by VM."""
+async def working(connection: Connection, ids: Sequence[str]) -> dict[str, list[Snapshot]]:
+    """Return what there is to do of VMs' snapshots, by VM."""
     rows = await connection.fetch(
-        "SELECT s.* FROM snapshots s JOIN vms ON vms.id = s.vm WHERE vms.node = $1 AND s.phase = ANY($2)"
-        " ORDER BY s.created_at",
-        node, [phase.value for phase in WORKING],
+        "SELECT * FROM snapshots WHERE vm = ANY($1) AND phase = ANY($2) ORDER BY created_at",
+        ids, [phase.value for phase in WORKING],
     )  # fmt: skip
     found: dict[str, list[Snapshot]] = {}
     for row in rows:

@@ -200,7 +200,6 @@ async def configure(
     """
     vm = await get(connection, id, lock=True)
     check_action(vm, Action.CONFIGURE, if_match)
-    before = await projects.lock_usage(connection, vm.project)
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
@@ -208,6 +207,8 @@ async def configure(
     check_maxima(spec)
     if spec.ha and not vm.spec.ha:
         await check_available(connection, vm.id, spec)
+    has_more = "disk_mib" in changes or _sizes(spec) != _sizes(vm.spec)
+    before = await projects.lock_usage(connection, vm.project) if has_more else None
     if _sizes(spec) != _sizes(vm.spec):
         await _check_resize(connection, vm, spec)
     if "disk_mib" in changes:
@@ -225,7 +226,8 @@ async def configure(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
-    await projects.check_quota(connection, vm.project, before)
+    if before is not None:
+        await projects.check_quota(connection, vm.project, before)
     changed_vm = _vm(row)
     if changed_vm.name != vm.name:
         for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
@@ -344,7 +346,8 @@ async def _check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
         )
     if vm.node is None:
         return
-    node = await nodes.get(connection, vm.node, lock=True)
+    await nodes.take_turn(connection)
+    node = await nodes.get(connection, vm.node)
     load = await nodes.load(connection, vm.node)
     without = Load(load.vcpus - vm.spec.vcpus, load.memory_mib - vm.spec.memory_mib)
     why = no_room(node, without, spec)
@@ -409,6 +412,8 @@ class OwnedVm(msgspec.Struct, frozen=True):
     id: str
     name: str
     spec: VmSpec
+    node: str
+    migration: str | None
     epoch: int
     deleting: bool
     machine: str
@@ -421,19 +426,22 @@ class OwnedVm(msgspec.Struct, frozen=True):
     cpu: CpuModel | None
 
 
-async def owned_by(connection: Connection, node: str) -> list[OwnedVm]:
-    """Return every VM that ``node`` owns."""
+async def owned(
+    connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None
+) -> list[OwnedVm]:  # fmt: skip
+    """Return every VM that ``node`` owns, or those of ``ids`` that any node owns."""
+    where, value = ("node = $1", node) if ids is None else ("node IS NOT NULL AND vms.id = ANY($1)", ids)
     rows = await connection.fetch(
         "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
-        " vms.id, name, spec, epoch, deleting, status ->> 'machine' AS machine,"
+        " vms.id, name, spec, node, migration, epoch, deleting, status ->> 'machine' AS machine,"
         " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
         " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
         " status -> 'cpu' AS cpu,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
         " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"
-        " WHERE node = $1",
-        node,
+        f" WHERE {where}",
+        value,
     )
     return [msgspec.convert(dict(row), OwnedVm) for row in rows]
 
@@ -450,7 +458,7 @@ async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | 
     return None if found is None else msgspec.convert(found, FirmwareState)
 
 
-async def epochs(connection: Connection, ids: list[str]) -> dict[str, tuple[int, bool]]:
+async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
     """Return the epoch of each of these VMs, and whether it was deleted; ones never known are left out."""
     rows = await connection.fetch(
         "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1)"

@@ -257,7 +257,7 @@ async def of_vm(connection: Connection, vm: str) -> list[Volume]:
     return [_volume(row) for row in rows]
 
 
-async def of_vms(connection: Connection, ids: list[str]) -> dict[str, list[Volume]]:
+async def of_vms(connection: Connection, ids: Sequence[str]) -> dict[str, list[Volume]]:
     """Return the volumes of several VMs."""
     found: dict[str, list[Volume]] = {}
     for row in await connection.fetch("SELECT * FROM volumes WHERE vm = ANY($1) ORDER BY lun", ids):

@@ -392,9 +392,11 @@ class Statement(msgspec.Struct, frozen=True):
 
 
 class Desired(Message, frozen=True):
-    """How things are to be on this node: every VM that it owns, receives, or should no longer hold."""
+    """How things are to be on this node: of every VM that it owns, receives, or should no longer hold, or, if it is not
+    the ``whole``, of those of which something else is to be now."""
 
     statements: tuple[Statement, ...]
+    whole: bool = True
 
 
 class ConsoleOpen(Message, frozen=True):
