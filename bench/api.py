@@ -8,8 +8,6 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import uvloop
 from bench.agents import IMAGE
 from bench.api_load import Load, Stand, timed
 from bench.report import Figure, median, report
-from lab.platform import clean_up_when_ended, open_directory
+from lab.platform import clean_up_when_ended, open_directory, until
 from novacron.client import Client
 
 STORED, NODES = 1000, 20
@@ -38,6 +36,20 @@ function request()
   return wrk.format("GET", "/api/v1/vms/" .. ids[turn % #ids + 1])
 end
 """
+
+CREATES = """
+function request()
+  turn = turn + 1
+  local items = {}
+  for n = 1, size do
+    items[n] = string.format('{"name":"w-%s-%d-%d","image":"IMAGE","memory_mib":64,"power":"stopped"}', run, turn, n)
+  end
+  wrk.headers["Content-Type"] = "application/json"
+  local body = items[1]
+  if size > 1 then body = '{"items":[' .. table.concat(items, ",") .. ']}' end
+  return wrk.format("POST", path, nil, body)
+end
+""".replace("IMAGE", IMAGE)
 
 
 def read_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
@@ -98,14 +110,14 @@ def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
 
 
 def _watch(stand: Stand, visible: list[float], stop: threading.Event) -> None:
-    """Write now and then over one connection, and read over another until the write is there."""
+    """Write now and then over one connection, and read over another, from the answer on, until the write is there."""
     writer, reader = Client(stand.client.config), Client(stand.client.config)
     vm = next(iter(reader.list("vms", limit=1)))["id"]
     for number in itertools.count(1):
         if stop.is_set():
             return
-        started = time.perf_counter()
         wanted = writer.configure_vm(vm, start_order=number % 1000)["revision"]
+        started = time.perf_counter()
         while reader.get("vms", vm)["revision"] < wanted:
             pass
         visible.append((time.perf_counter() - started) * 1e3)
@@ -135,42 +147,49 @@ async def _statement_ms(url: str) -> float:
         await connection.close()
 
 
-def write_figures(stand: Stand, rounds: int) -> list[Figure]:
-    def item() -> dict[str, Any]:
-        return {"name": f"w-{uuid.uuid4().hex[:16]}", "image": IMAGE, "memory_mib": 64, "power": "stopped"}
-
-    def single(client: Client, count: int) -> list[str]:
-        return [client.create_vm(**item())["id"] for _ in range(count)]
-
-    made: list[str] = []
-    ratios, batched, singles = [], [], []
-
-    def together(work: Callable[[Client], Any]) -> None:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(work, [Client(stand.client.config) for _ in range(4)]))
-
-    def batch(client: Client, count: int) -> None:
-        done = client.request("POST", "/api/v1/vms/batch", {"items": [item() for _ in range(count)]})
-        made.extend(result["vm"]["id"] for result in done["items"])
-
-    def batches(client: Client) -> None:
-        for _ in range(3):
-            batch(client, 100)
-
+def write_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
+    """How fast VMs are created: asked for one by one over several connections, and in batches of 100."""
+    ratios, batched, singles = list[float](), list[float](), list[float]()
     for _ in range(rounds):
+        made = 60
         for _ in range(3):
-            ten = timed(lambda: made.extend(single(stand.client, 10)))
-            ratios.append(ten / timed(lambda: batch(stand.client, 10)))
-        batched.append(1200 / timed(lambda: together(batches)))
-        singles.append(400 / timed(lambda: together(lambda client: made.extend(single(client, 100)))))
-        for at in range(0, len(made), 100):
-            stand.client.request("DELETE", "/api/v1/vms/batch", {"vms": made[at : at + 100]})
-        made.clear()
+            ten = timed(lambda: [stand.client.create_vm(**_item()) for _ in range(10)])
+            batch = {"items": [_item() for _ in range(10)]}
+            ratios.append(ten / timed(lambda batch=batch: stand.client.request("POST", "/api/v1/vms/batch", batch)))
+        _settled(stand)
+        for size, connections, rates in ((1, 16, singles), (100, 4, batched)):
+            path = "/api/v1/vms" if size == 1 else "/api/v1/vms/batch"
+            script = f'size, path, run = {size}, "{path}", "{uuid.uuid4().hex[:8]}"\n' + CREATES
+            load = stand.load("/", connections, seconds, script=script)
+            _check([load])
+            rates.append(load.rate * size)
+            made += load.ok * size
+            _settled(stand)
+        _delete_made(stand, made)
     return [
         median("10 creates one after the other, over a batch of 10", ratios, "x", 5.6, at_least=True),
         median("creates a second, in batches of 100", batched, "1/s", 1000, at_least=True),
-        median("creates a second, one by one, 4 clients", singles, "1/s", 400, at_least=True),
+        median("creates a second, one by one, 16 connections", singles, "1/s", 400, at_least=True),
     ]
+
+
+def _item() -> dict[str, Any]:
+    return {"name": f"w-{uuid.uuid4().hex[:16]}", "image": IMAGE, "memory_mib": 64, "power": "stopped"}
+
+
+def _settled(stand: Stand) -> None:
+    """Wait until nodes have what was created: it would be in the way of what is measured next."""
+    until(lambda: not list(stand.client.list("vms", limit=1, state="pending")), "all that was created is settled", 120)
+
+
+def _delete_made(stand: Stand, least: int) -> None:
+    """Delete what was created, which must be ``least`` VMs or more: else what was answered was not true."""
+    made = [vm["id"] for vm in stand.client.list("vms", name="w-*", fields="id")]
+    if len(made) < least:
+        raise RuntimeError(f"{least} creates were answered, but there are {len(made)} VMs")
+    for at in range(0, len(made), 100):
+        stand.client.request("DELETE", "/api/v1/vms/batch", {"vms": made[at : at + 100]})
+    until(lambda: not list(stand.client.list("vms", name="w-*", limit=1)), "all that was created is gone", 120)
 
 
 def soak_figures(stand: Stand, minutes: float, rate: float) -> list[Figure]:
@@ -216,7 +235,7 @@ def main() -> None:
             figures += mixed_figures(stand, rounds, seconds)
             print("mixed: done", flush=True)
         if "writes" in wanted:
-            figures += write_figures(stand, rounds)
+            figures += write_figures(stand, rounds, seconds)
             print("writes: done", flush=True)
         if "soak" in wanted:
             highest = stand.load(LIST, 100, seconds, headers=PACKED).rate

@@ -111,7 +111,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
             connection, await projects.making(connection, "default"), "new", VmSpec(image="x"), None, "ann"
         )
         await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
-        await vms.observe(connection, "n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))
+        await vms.observe(connection, [vms.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")
         await statements.messages(
             connection, "n7", {"vm-9"}, lambda _: b"k" * 32, await statements.basis(connection, "n7")

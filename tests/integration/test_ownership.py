@@ -234,7 +234,7 @@ class Ownership(RuleBasedStateMachine):
         async def work(connection: Connection) -> None:
             match message:
                 case wire.Observed(vm=vm, epoch=epoch, status=status):
-                    await vms.observe(connection, host, vm, epoch, status)
+                    await vms.observe(connection, [vms.Report(host, vm, epoch, status)])
                 case wire.TargetReady(migration=id, endpoint=endpoint):
                     await migrations.target_ready(connection, id, host, endpoint)
                 case wire.Voted(migration=id, side=side, epoch=epoch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,8 +15,8 @@ from novacron.api.vms import ConfigureVm, CreateVm, spec_of
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.seed import check_seed
-from novacron.model.vm import Action, Vm, check_name
-from novacron.store import projects, vms
+from novacron.model.vm import Action, Vm, VmSpec, check_name
+from novacron.store import later, projects, vms
 from novacron.store.database import Connection
 
 Refs = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=limits.BATCH_MAX)]
@@ -63,27 +63,34 @@ class Results(msgspec.Struct):
 Work = Callable[[Connection], Awaitable[Vm]]
 
 
-async def _each(
-    request: ApiRequest, works: list[Work | NovaError], status: int,
-    begin: Callable[[Connection], Awaitable[None]] | None = None,
+async def _one_by_one(connection: Connection, works: Sequence[Work | NovaError]) -> list[Vm | NovaError]:
+    """Do each work in a transaction of its own within the one of all; return what it did, or why not."""
+    results = list[Vm | NovaError]()
+    for work in works:
+        try:
+            if isinstance(work, NovaError):
+                raise work
+            with later.undone_with_block():
+                async with connection.transaction():
+                    results.append(await work(connection))
+        except NovaError as error:
+            results.append(error)
+    return results
+
+
+async def _write(
+    request: ApiRequest, work: Callable[[Connection], Awaitable[list[Vm | NovaError]]], status: int
 ) -> Response[Results]:  # fmt: skip
-    """Do each work in a transaction within the one of all, after ``begin``, and answer with what became of it."""
+    """Do what is asked of all items in one transaction, and answer with what became of each."""
 
     async def all_(connection: Connection) -> Results:
-        recorder, results = services(request).recorder, []
-        if begin is not None:
-            await begin(connection)
-        for work in works:
-            try:
-                if isinstance(work, NovaError):
-                    raise work
-                async with connection.transaction():
-                    vm = await work(connection)
-                results.append(Result(status, vm))
-            except NovaError as error:
-                results.append(Result(error.status, problem=problems.of(error)))
-        made = [result.vm for result in results if result.vm is not None]
-        await recorder.done_all(connection, request, status, made)
+        found = await work(connection)
+        made = [one for one in found if isinstance(one, Vm)]
+        await services(request).recorder.done_all(connection, request, status, made)
+        results = [
+            Result(status, one) if isinstance(one, Vm) else Result(one.status, problem=problems.of(one))
+            for one in found
+        ]  # fmt: skip
         revision = max((vm.revision for vm in made), default=0)
         return Results(results, len(made), len(results) - len(made), revision)
 
@@ -92,36 +99,49 @@ async def _each(
 
 @post("/vms/batch", summary="Create VMs", status_code=200)
 async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
-    project, sizes = scopes.project_for_new(request), images.disks_mib(request)
-    making: list[projects.Making] = []
-
-    async def begin(connection: Connection) -> None:
-        making[:] = [await projects.making(connection, project)]
-
-    def creating(item: CreateVm) -> Work | NovaError:
+    project, sizes, actor = scopes.project_for_new(request), images.disks_mib(request), request.user.name
+    specs: list[VmSpec | NovaError] = []
+    for item in data.items:
         try:
-            spec = spec_of(request, item)
-            seed = None if item.cloud_init is None else check_seed(item.cloud_init)
+            if item.cloud_init is not None:
+                check_seed(item.cloud_init)
+            specs.append(spec_of(request, item))
         except NovaError as error:
-            return error
+            specs.append(error)
 
-        async def work(connection: Connection) -> Vm:
+    async def work(connection: Connection) -> list[Vm | NovaError]:
+        making = await projects.making(connection, project)
+        plain, others = list[tuple[int, vms.Plain]](), list[tuple[int, Work | NovaError]]()
+        for number, (item, spec) in enumerate(zip(data.items, specs, strict=True)):
+            needs_more = (item.nics, item.node, item.cloud_init, item.firmware_state)
+            if isinstance(spec, NovaError):
+                others.append((number, spec))
+            elif making.limited or any(needs_more):
+                others.append((number, creating(making, item, spec)))
+            else:
+                plain.append((number, vms.Plain(item.name, spec, sizes.get(spec.image))))
+        made = await vms.create_plain(connection, making, [one for _, one in plain], actor)
+        found = dict(zip([number for number, _ in plain], made, strict=True))
+        made = await _one_by_one(connection, [one for _, one in others])
+        found |= dict(zip([number for number, _ in others], made, strict=True))
+        return [found[number] for number in range(len(data.items))]
+
+    def creating(making: projects.Making, item: CreateVm, spec: VmSpec) -> Work:
+        async def create(connection: Connection) -> Vm:
             return await vms.create(
-                connection, making[0], item.name, spec, item.node, request.user.name, seed,
+                connection, making, item.name, spec, item.node, actor, item.cloud_init,
                 firmware_state=item.firmware_state, image_mib=sizes.get(spec.image),
             )  # fmt: skip
 
-        return work
+        return create
 
-    return await _each(request, [creating(item) for item in data.items], 201, begin)
+    return await _write(request, work, 201)
 
 
 @put("/vms/batch", summary="Change VMs", status_code=200)
 async def configure_vms(request: ApiRequest, data: ConfigureVms) -> Response[Results]:
-    works: list[Work | NovaError] = []
-    for item in data.items:
-        works.append(await _configuring(request, item))
-    return await _each(request, works, 200)
+    works = [await _configuring(request, item) for item in data.items]
+    return await _write(request, lambda connection: _one_by_one(connection, works), 200)
 
 
 async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaError:
@@ -156,7 +176,8 @@ async def delete_vms(request: ApiRequest, data: DeleteVms) -> Response[Results]:
 
         return work
 
-    return await _each(request, [await deleting(ref) for ref in data.vms], 202)
+    works = [await deleting(ref) for ref in data.vms]
+    return await _write(request, lambda connection: _one_by_one(connection, works), 202)
 
 
 router = Router("/", route_handlers=[create_vms, configure_vms, delete_vms], tags=["vms"], opt=scopes.in_project())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
@@ -105,7 +104,8 @@ class Cache:
         self._versions: dict[str, int] = {}
         self._derived: dict[str, tuple[int, Any]] = {}
         self._order: dict[str, tuple[list[str], dict[str, Entry]]] = {}
-        self._advanced = asyncio.Condition()
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """Who waits, and for what."""
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
         self._history_from = 0
         self._subscribers: set[asyncio.Queue[Delivery | None]] = set()
@@ -152,12 +152,25 @@ class Cache:
 
     async def reached(self, revision: int, timeout_s: float) -> bool:
         """Wait until the cache is complete up to ``revision``; say whether it is."""
-        if self.revision >= revision:
-            return True
-        async with self._advanced:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._advanced.wait_for(lambda: self.revision >= revision), timeout_s)
+        await self._until(lambda: self.revision >= revision, timeout_s)
         return self.revision >= revision
+
+    async def _until(self, true: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something is true of what is here, or the time is over.
+
+        All who wait for the same are woken at once: a condition's lock would let them through one by one.
+        """
+        if true():
+            return
+        came = asyncio.get_running_loop().create_future()
+        self._waiting[came] = true
+        try:
+            async with asyncio.timeout(timeout_s):
+                await came
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.pop(came, None)
 
     async def changed(self, kind: str, ref: str, revision: int, timeout_s: float) -> Entry | None:
         """Wait until the object is newer than ``revision`` or gone, or the time is over; return it as it then is."""
@@ -166,9 +179,7 @@ class Cache:
             entry = self.get(kind, ref)
             return entry is None or entry.revision > revision
 
-        async with self._advanced:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._advanced.wait_for(newer), timeout_s)
+        await self._until(newer, timeout_s)
         return self.get(kind, ref)
 
     async def follow(self, after: int | None) -> AsyncIterator[Delivery]:
@@ -227,8 +238,8 @@ class Cache:
     async def _advance(self, revision: int) -> None:
         self.revision = max(self.revision, revision)
         self.ready = True
-        async with self._advanced:
-            self._advanced.notify_all()
+        for came in [came for came, true in self._waiting.items() if not came.done() and true()]:
+            came.set_result(None)
 
     def lost(self) -> None:
         """The feed is away: reads would grow old."""

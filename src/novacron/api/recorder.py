@@ -57,14 +57,19 @@ class Recorder:
         self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]
     ) -> None:
         """Write down several changes of one request, in their transaction."""
+        records = self.records(request, status, changed)
+        if records:
+            await audit.add(connection, records)
+
+    def records(self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]) -> list[Request]:
+        """Return what is to be written down of changes."""
         records = []
         for one in changed:
             name = getattr(one, "name", None) or getattr(one, "vm_name", None)
             key = getattr(one, "id", None) or getattr(one, "address", None) or name
             project = getattr(one, "project", None)
             records.append(_record(request, Outcome.DONE, status, "", object=key, name=name, project=project))
-        if records:
-            await audit.add(connection, records)
+        return records
 
     def refused(self, request: HttpRequest[Any, Any, Any], status: int, detail: str) -> None:
         """Write down, soon, what was refused or has failed."""

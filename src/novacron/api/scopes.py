@@ -70,7 +70,7 @@ def right_of(handler: BaseRouteHandler, method: str) -> Right:
     return Right.OPERATE if scope_of(handler) is Scope.FLEET else Right.WRITE
 
 
-def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Let through who may use a route. Raises Forbidden, NotFound."""
     scope = scope_of(handler)
     if scope is Scope.PUBLIC:

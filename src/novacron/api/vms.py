@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -16,7 +18,7 @@ from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
-from novacron.model.errors import IllegalState, InvalidInput
+from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.migration import Migration, Policy
@@ -206,7 +208,14 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
             firmware_state=data.firmware_state, image_mib=images.disks_mib(request).get(spec.image),
         )  # fmt: skip
 
-    return await reply.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+    quick, home = None, services(request).cache.get("project", project)
+    if home is not None and (data.node, seed, data.firmware_state) == (None, None, None):
+        size_mib = images.disks_mib(request).get(spec.image)
+        with contextlib.suppress(NovaError):
+            quick = vms.quick_create(home.body, data.name, spec, size_mib, request.user.name)
+    return await reply.write(
+        request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", quick=quick
+    )  # fmt: skip
 
 
 @patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
@@ -220,7 +229,20 @@ async def configure_vm(request: ApiRequest, ref: str, data: ConfigureVm) -> Resp
     async def work(connection: Connection) -> Vm:
         return await vms.configure(connection, id, name, given, revision, request.user.name)
 
-    return await reply.write(request, work, status=200)
+    quick = None
+    if name is None:
+        quick = _quick(request, id, lambda vm: vms.quick_configure(vm, given, revision, request.user.name))
+    return await reply.write(request, work, status=200, quick=quick)
+
+
+def _quick(request: ApiRequest, id: str, make: Callable[[Vm], vms.Quick | None]) -> vms.Quick | None:
+    """Return a change of a VM as the cache knows it, if that alone tells that it can be made."""
+    entry = services(request).cache.get("vm", id)
+    if entry is None:
+        return None
+    with contextlib.suppress(NovaError):  # the cache may be behind: what is refused is refused by the database
+        return make(msgspec.convert(entry.body, Vm))
+    return None
 
 
 @delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
@@ -323,7 +345,10 @@ async def _act(
     async def work(connection: Connection) -> Vm:
         return await vms.act(connection, id, action, revision, request.user.name, stop_timeout_s)
 
-    return await reply.write(request, work, status=status)
+    quick = _quick(
+        request, id, lambda vm: vms.quick_act(vm, action, revision, request.user.name, stop_timeout_s)
+    )  # fmt: skip
+    return await reply.write(request, work, status=status, quick=quick)
 
 
 router = Router(

@@ -34,11 +34,13 @@ class Controller(msgspec.Struct, frozen=True):
     step: Step
     interval_s: float
     wakes_on: frozenset[str]
+    pause_s: float = 0.02
+    """Between two steps, at least: what changes meanwhile is seen to at once."""
 
 
 ALL = (
-    Controller("placement", placement.step, 10, frozenset({"vm", "node"})),
-    Controller("migration", migration.step, 2, frozenset({"migration", "link"})),
+    Controller("placement", placement.step, 10, frozenset({"vm", "node"}), pause_s=0.05),
+    Controller("migration", migration.step, 2, frozenset({"migration", "link"}), pause_s=0),
     Controller("health", health.step, 2, frozenset()),
     Controller("gateways", gateways.step, 3, frozenset({"network", "node"})),
     Controller("garbage", garbage.step, 300, frozenset()),
@@ -81,6 +83,7 @@ class Controllers:
                         await lock.execute("SELECT 1")
                         await controller.step(self._database)
                         backoff_s = 0.1
+                        await asyncio.sleep(controller.pause_s)
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(wake.wait(), controller.interval_s)
             except (NovaError, asyncpg.PostgresError, *LOST) as error:

@@ -4,6 +4,7 @@ and the controllers; workers have nothing else."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from novacron.telemetry.metrics import Metrics
 log = logs.get(__name__)
 
 FEED_RETRY_S = 0.5
+GC_THRESHOLDS = 10_000, 20, 1000
+"""Young objects are looked through often, all of them hardly ever: what the cache holds is in no cycle."""
 LEAVE_S_MAX = 10.0
 """How long requests may take that are worked on when the server ends."""
 
@@ -87,7 +90,9 @@ class Front:
             try:
                 async for item in Feed(self._settings.database_url, limits.EVENTS_KEPT_IN_MEMORY).batches():
                     if isinstance(item, Snapshot):
+                        gc.unfreeze()
                         await self.cache.reset(item)
+                        _keep_what_is_here()
                         for resync in self.resync:
                             resync()
                         changes = item.batch.changes
@@ -103,6 +108,13 @@ class Front:
                 self.cache.lost()
                 log.warning("the change feed is away", error=str(error) or type(error).__name__)
                 await asyncio.sleep(FEED_RETRY_S)
+
+
+def _keep_what_is_here() -> None:
+    """Keep the collector of cycles from what stays for long: looking through all of it would hold up every request."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.collect()
+    gc.freeze()
 
 
 def _oidc(settings: Settings, authority: pki.Authority) -> Oidc | None:

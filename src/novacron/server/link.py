@@ -28,6 +28,7 @@ from novacron.model.sharing import lowest
 from novacron.server import statements
 from novacron.server.copies import Copies
 from novacron.server.heartbeats import Heartbeats
+from novacron.server.observations import Observations
 from novacron.server.session import ConsoleChannel, Session
 from novacron.server.wiring import Wiring
 from novacron.store import (
@@ -113,6 +114,7 @@ class Link:
         self._peers_changed = asyncio.Event()
         self._wiring = Wiring()
         self._heartbeats = Heartbeats(database, clock)
+        self._observations = Observations(database)
         self._holders: dict[str, set[Session]] = {}
         """Who holds something of each VM, or owns it."""
         self._touched: set[str] = set()
@@ -138,6 +140,7 @@ class Link:
                 asyncio.create_task(self._tell_peers(), name="peers"),
                 asyncio.create_task(self._tell_of_touched(), name="touched"),
                 asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
+                asyncio.create_task(self._observations.run(), name="observations"),
             ]
             try:
                 yield
@@ -483,6 +486,8 @@ class Link:
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
+        if session.observed is not None and session.observed.done():
+            session.observed.result()  # one that is not stored breaks the link off: everything is said again
         match message:
             case wire.Heartbeat():
                 await self._beaten(session, message)
@@ -494,6 +499,9 @@ class Link:
             case wire.ConsoleClosed(channel=number, reason=reason):
                 if number in session.channels:
                     session.channels[number].end(reason)
+                return
+            case wire.Observed(vm=vm, epoch=epoch, status=status):
+                session.observed = self._observations.add(vms.Report(node, vm, epoch, status))
                 return
             case wire.Removed(vm=vm):
                 self._let_go(session, vm)
@@ -532,6 +540,8 @@ class Link:
                     del self._stopped_at[next(iter(self._stopped_at))]
                 self._stopped_at[id] = self._clock()
                 return
+        if session.observed is not None:  # what it said before is stored before
+            await session.observed
         await self._database.transact(lambda connection: self._apply(connection, node, message))
         if isinstance(message, wire.Resumed):
             self._stopped_at.pop(message.migration, None)
@@ -582,8 +592,6 @@ class Link:
                 await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):
                 await nodes.connected(connection, node, inventory)
-            case wire.Observed(vm=vm, epoch=epoch, status=status):
-                await vms.observe(connection, node, vm, epoch, status)
             case wire.ExportStands(
                 id=id, phase=export_phase, size_bytes=size, disk_bytes=disk, sha256=sha256, error=error
             ):

@@ -106,6 +106,8 @@ class Session:
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
         """Of which it was told."""
+        self.observed: asyncio.Future[None] | None = None
+        """When what it reported last of a VM is stored."""
         self.peers: wire.Peers | None = None
         """What it was told last of other nodes."""
         self._socket = socket

@@ -9,18 +9,27 @@ from typing import Any
 import msgspec
 
 from novacron.model.audit import ApiCall, Record, Request
+from novacron.store import later
 from novacron.store.database import Connection
 
-COLUMNS = (
-    "actor", "user_id", "token", "address", "method", "path", "action", "object", "name", "project", "outcome",
-    "status", "detail", "request_id",
+AUDIT = later.Table(
+    "audit",
+    {
+        "actor": "text", "user_id": "text", "token": "text", "address": "text", "method": "text", "path": "text",
+        "action": "text", "object": "text", "name": "text", "project": "text", "outcome": "text", "status": "int",
+        "detail": "text", "request_id": "text",
+    },
 )  # fmt: skip
-INSERT = f"INSERT INTO audit ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${n}' for n in range(1, len(COLUMNS) + 1))})"
+
+
+def rows_of(requests: Sequence[Request]) -> list[Sequence[Any]]:
+    """Return what was asked as rows of its table."""
+    return [[getattr(one, column) for column in AUDIT.columns] for one in requests]
 
 
 async def add(connection: Connection, requests: Sequence[Request]) -> None:
     """Add what was asked, and what came of it; in the transaction of the change, if there was one."""
-    await connection.executemany(INSERT, [[getattr(one, column) for column in COLUMNS] for one in requests])
+    await later.add(connection, AUDIT, rows_of(requests))
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
+from novacron.store import later
 
 SCHEMA_VERSION = "0015"
 SERVER_VERSION_MIN = 150000
@@ -53,6 +54,13 @@ async def _prepare(connection: asyncpg.Connection) -> None:
     )
 
 
+class PooledConnection(asyncpg.Connection):
+    """A connection that leaves nothing behind for who borrows it next: neither settings nor locks of its session."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
 class Overtaken(Unavailable):
     """Another transaction came between: nothing was written."""
 
@@ -72,6 +80,7 @@ class Database:
             url,
             min_size=1,
             max_size=POOL_SIZE_MAX,
+            connection_class=PooledConnection,
             timeout=ACQUIRE_TIMEOUT_S,
             init=_prepare,
             max_inactive_connection_lifetime=300,
@@ -107,7 +116,9 @@ class Database:
         another transaction came between."""
         try:
             async with self.connection() as connection, connection.transaction(isolation=isolation):
-                yield connection
+                with later.waiting() as pending:
+                    yield connection
+                await later.write(connection, pending)
         except OVERTAKEN as error:
             raise Overtaken(f"another change came between: {error}", hint="try again") from error
 
@@ -122,6 +133,20 @@ class Database:
                     return await work(connection)
         async with self.transaction() as connection:
             return await work(connection)
+
+    async def at_once(
+        self, statement: str, arguments: Sequence[Any], rows: dict[later.Table, list[Sequence[Any]]]
+    ) -> Any:  # fmt: skip
+        """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
+
+        Raises Unavailable.
+        """
+        text, values = later.all_at_once(statement, arguments, rows)
+        try:
+            async with self.connection() as connection:
+                return await connection.fetchrow(text, *values)
+        except OVERTAKEN:
+            return None
 
     async def ping(self) -> None:
         """Raise Unavailable unless the database answers."""

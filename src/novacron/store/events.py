@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from novacron.store import later
 from novacron.store.database import Connection
 
 SYSTEM = "system"
@@ -23,15 +24,23 @@ class Event(NamedTuple):
     project: str | None = None
 
 
+EVENTS = later.Table(
+    "events",
+    {
+        "kind": "text", "object": "text", "name": "text", "reason": "text", "message": "text", "actor": "text",
+        "project": "text",
+    },
+)  # fmt: skip
+
+
+def rows_of(happened: Sequence[Event]) -> list[Sequence[str | None]]:
+    """Return events as rows of their table."""
+    return [(*one[:4], one.message[:MESSAGE_LENGTH_MAX], *one[5:]) for one in happened]
+
+
 async def record_all(connection: Connection, happened: Sequence[Event]) -> None:
     """Add lines to the logs of several objects, in their order."""
-    if happened:
-        columns = list(zip(*(one._replace(message=one.message[:MESSAGE_LENGTH_MAX]) for one in happened), strict=True))
-        await connection.execute(
-            "INSERT INTO events (kind, object, name, reason, message, actor, project)"
-            " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])",
-            *columns,
-        )
+    await later.add(connection, EVENTS, rows_of(happened))
 
 
 async def record(
@@ -40,13 +49,4 @@ async def record(
 ) -> None:  # fmt: skip
     """Add one line to the log of ``object``, for example ``("vm", "vm-x", "web", "Created", ...)``. ``project``: by
     default the object's, as the database knows it."""
-    await connection.execute(
-        "INSERT INTO events (kind, object, name, reason, message, actor, project) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        kind,
-        object,
-        name,
-        reason,
-        message[:MESSAGE_LENGTH_MAX],
-        actor,
-        project,
-    )
+    await record_all(connection, [Event(kind, object, name, reason, message, actor, project)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.errors import IdempotencyMismatch
+from novacron.store import later
 from novacron.store.database import Connection
 
 
@@ -42,7 +43,8 @@ async def claim(connection: Connection, token: str, key: str, request: bytes) ->
 
 async def settle(connection: Connection, token: str, key: str, answer: Answer) -> None:
     """Store the answer, in the transaction that did the work."""
-    await connection.execute(
+    await later.execute(
+        connection,
         "UPDATE idempotency SET status = $3, body = $4, headers = $5 WHERE token = $1 AND key = $2",
         token,
         key,

@@ -133,6 +133,8 @@ class Making:
 
     def __init__(self, project: Project, has: Usage) -> None:
         self.project, self.has = project, has
+        """``has``: without migrations, which are no matter here; nothing, where no quota asks for it."""
+        self.limited = project.quota != Quota()
         self.usable: set[str] = set()
         """Images of which it was seen that the project may use them."""
 
@@ -144,9 +146,21 @@ class Making:
 
 
 async def making(connection: Connection, name: str) -> Making:
-    """Lock what a project has. Raises NotFound."""
-    has = await lock_usage(connection, name)
-    return Making(await get(connection, name), has)
+    """Lock what a project has, if there is a quota that it may reach: else those who create wait for nobody.
+
+    Raises NotFound.
+    """
+    project = await get(connection, name)
+    if project.quota == Quota():
+        return Making(project, Usage())
+    row = await connection.fetchrow(
+        "SELECT p.*, to_jsonb(u) AS has FROM project_usage u JOIN projects p ON p.name = u.project"
+        " WHERE u.project = $1 FOR UPDATE OF u",
+        name,
+    )
+    if row is None:
+        raise NotFound(f"there is no project {name!r}", hint="see: novacron project list")
+    return Making(_project(row), msgspec.convert({**row["has"], "migrations": 0}, Usage))
 
 
 async def check_quota(connection: Connection, name: str, before: Usage) -> None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
 from novacron.model import limits
 from novacron.model.cpu import CpuModel
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, PreconditionFailed
+from novacron.model.errors import (
+    Conflict,
+    IllegalState,
+    InvalidInput,
+    NoCapacity,
+    NotFound,
+    NovaError,
+    PreconditionFailed,
+)
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
 from novacron.model.node import Load
 from novacron.model.placement import no_room
+from novacron.model.project import Project, Quota, Usage
 from novacron.model.seed import Seed
 from novacron.model.vm import (
     ALLOWED_IN,
@@ -41,16 +50,10 @@ def _vm(row: Any) -> Vm:
     return msgspec.convert(dict(row), Vm)
 
 
-async def create(
-    connection: Connection, making: projects.Making, name: str, spec: VmSpec, node: str | None, actor: str,
-    seed: Seed | None = None, *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
-    image_mib: int | None = None,
-) -> Vm:  # fmt: skip
-    """Store a new VM of a project, placed on ``node`` if one is named. ``image_mib``: the size of its image's disk,
-    where that is known.
-
-    Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
-    """
+async def _prepared(
+    connection: Connection, making: projects.Making, spec: VmSpec, image_mib: int | None
+) -> tuple[VmSpec, int, Usage]:
+    """Check what a new VM is to be; return that, the size of its disk, and what its project has with it."""
     check_maxima(spec)
     project = making.project.name
     if spec.image not in making.usable:
@@ -68,25 +71,38 @@ async def create(
     after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
     if spec.disk_mib is not None:
         await _check_disk(connection, spec.image, 0, spec.disk_mib)
-    spec = await networks.give_addresses(connection, spec, project)
+    return await networks.give_addresses(connection, spec, project), disk_mib, after
+
+
+async def create(
+    connection: Connection, making: projects.Making, name: str, spec: VmSpec, node: str | None, actor: str,
+    seed: Seed | None = None, *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
+    image_mib: int | None = None,
+) -> Vm:  # fmt: skip
+    """Store a new VM of a project, placed on ``node`` if one is named. ``image_mib``: the size of its image's disk,
+    where that is known.
+
+    Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
+    """
+    spec, disk_mib, after = await _prepared(connection, making, spec, image_mib)
+    project = making.project.name
     if node is not None:
         await fleet.check(connection, node, spec, project)
-    try:
-        row = await connection.fetchrow(
-            "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
-            vm_id(secrets.token_bytes(10)),
-            name,
-            msgspec.to_builtins(spec),
-            msgspec.to_builtins(VmStatus()),
-            node,
-            0 if node is None else 1,
-            None if clone_of is None else msgspec.to_builtins(clone_of),
-            project,
-            disk_mib,
-        )
-    except asyncpg.UniqueViolationError:
-        raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+    row = await connection.fetchrow(
+        "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (project, name) DO NOTHING RETURNING *",
+        vm_id(secrets.token_bytes(10)),
+        name,
+        msgspec.to_builtins(spec),
+        msgspec.to_builtins(VmStatus()),
+        node,
+        0 if node is None else 1,
+        None if clone_of is None else msgspec.to_builtins(clone_of),
+        project,
+        disk_mib,
+    )
+    if row is None:
+        raise _exists(name)
     making.has = after
     vm = _vm(row)
     await networks.attach(connection, vm.id, spec.nics)
@@ -99,8 +115,56 @@ async def create(
         await connection.execute(
             "INSERT INTO vm_firmware_states (vm, state) VALUES ($1, $2)", vm.id, msgspec.to_builtins(firmware_state)
         )
-    await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor)
+    await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor, project=project)
     return vm
+
+
+class Plain(NamedTuple):
+    """A new VM that needs nothing stored but itself: no addresses, no seed, no node of its choice."""
+
+    name: str
+    spec: VmSpec
+    image_mib: int | None
+
+
+async def create_plain(
+    connection: Connection, making: projects.Making, wanted: Sequence[Plain], actor: str
+) -> list[Vm | NovaError]:
+    """Store new VMs in one statement; return, in their order, each or why it can't be.
+
+    Only for projects without a quota, which could be reached between two of them. Raises Unavailable.
+    """
+    rows, refused, names = list[tuple[Any, ...]](), dict[int, NovaError](), set[str]()
+    status = msgspec.to_builtins(VmStatus())
+    for number, (name, spec, image_mib) in enumerate(wanted):
+        try:
+            spec, disk_mib, _ = await _prepared(connection, making, spec, image_mib)
+            if name in names:
+                raise _exists(name)
+        except NovaError as error:
+            refused[number] = error
+            continue
+        names.add(name)
+        rows.append((vm_id(secrets.token_bytes(10)), name, msgspec.to_builtins(spec), disk_mib))
+    found = await connection.fetch(
+        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib)"
+        " SELECT id, name, spec, $5, 0, $6, disk_mib FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::bigint[])"
+        " AS w (id, name, spec, disk_mib) ON CONFLICT (project, name) DO NOTHING RETURNING *",
+        *(list(map(list, zip(*rows, strict=True))) or ([], [], [], [])), status, making.project.name,
+    )  # fmt: skip
+    made = {row["name"]: _vm(row) for row in found}
+    await events.record_all(
+        connection,
+        [
+            events.Event("vm", vm.id, vm.name, "Created", f"created from image {vm.spec.image}", actor, vm.project)
+            for vm in made.values()
+        ],
+    )
+    return [refused.get(number) or made.get(one.name) or _exists(one.name) for number, one in enumerate(wanted)]
+
+
+def _exists(name: str) -> Conflict:
+    return Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name")
 
 
 async def get(connection: Connection, id: str, *, lock: bool = False) -> Vm:
@@ -160,35 +224,119 @@ async def act(
     vm = await get(connection, id, lock=True)
     check_action(vm, action, if_match)
     await check_not_cloning(connection, vm, action)
-    spec, change = vm.spec, msgspec.structs.replace
-    match action:
-        case Action.START:
-            spec = change(spec, power=Power.RUNNING, starts=spec.starts + 1)
-        case Action.STOP:
-            timeout_s = limits.STOP_TIMEOUT_S_DEFAULT if stop_timeout_s is None else stop_timeout_s
-            spec = change(spec, power=Power.STOPPED, stop_timeout_s=timeout_s)
-        case Action.PAUSE:
-            spec = change(spec, power=Power.PAUSED)
-        case Action.RESUME:
-            spec = change(spec, power=Power.RUNNING)
-        case Action.REBOOT:
-            spec = change(spec, reboots=spec.reboots + 1)
-        case Action.RESET:
-            spec = change(spec, resets=spec.resets + 1)
-        case Action.DELETE:
-            if vm.node is None:
-                await _remove(connection, vm)
-                return msgspec.structs.replace(vm, deleting=True)
-        case Action.MIGRATE | Action.CONFIGURE | Action.SNAPSHOT | Action.CLONE | Action.EXPORT:
-            raise ValueError(f"{action} is no change of power")
+    if action is Action.DELETE and vm.node is None:
+        await _remove(connection, vm)
+        return msgspec.structs.replace(vm, deleting=True)
+    spec = msgspec.structs.replace(vm.spec, **_power(vm.spec, action, stop_timeout_s))
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
         vm.id,
         msgspec.to_builtins(spec),
         action is Action.DELETE,
     )
-    await events.record(connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor)
+    await events.record(
+        connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project
+    )
     return _vm(row)
+
+
+class Subject(NamedTuple):
+    """Which VM it is."""
+
+    id: str
+    name: str
+    project: str
+
+
+class Quick(NamedTuple):
+    """A change of what was known, in one statement, which does nothing if that is not so any more."""
+
+    of: Subject
+    statement: str
+    arguments: tuple[Any, ...]
+    event: events.Event
+
+
+SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_bytes_per_s", "placement", "ha_priority"})
+"""What of a VM depends on nothing else, and nothing else on it."""
+
+
+def quick(vm: Vm, changes: dict[str, Any], event: events.Event) -> Quick:
+    """Return a change of fields of a VM's spec that needs no more than the VM as it is."""
+    spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
+    statement = "UPDATE vms SET spec = $2 WHERE id = $1 AND revision = $3 RETURNING *"
+    return Quick(Subject(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision), event)
+
+
+def quick_create(known: dict[str, Any], name: str, spec: VmSpec, image_mib: int | None, actor: str) -> Quick | None:
+    """Return what ``create`` would do in one statement, or None where it takes more: a project with a quota, addresses,
+    or what only nodes know. ``known``: the project's row. Raises as that does."""
+    check_maxima(spec)
+    project = msgspec.convert(known, Project)
+    if project.quota != Quota() or not project.host_network or spec.nics or spec.ha or spec.disk_mib is not None:
+        return None
+    if spec.own_disk and image_mib is None:
+        return None
+    of = Subject(vm_id(secrets.token_bytes(10)), name, project.name)
+    values = (
+        of.id, name, msgspec.to_builtins(spec), msgspec.to_builtins(VmStatus()), project.name,
+        image_mib if spec.own_disk else 0, known["quota"], spec.image,
+    )  # fmt: skip
+    statement = (
+        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib)"
+        " SELECT $1::text, $2::text, $3::jsonb, $4::jsonb, 0, $5::text, $6::bigint"
+        " WHERE EXISTS (SELECT FROM projects WHERE name = $5 AND quota = $7::jsonb AND host_network)"
+        " AND NOT EXISTS (SELECT FROM image_owners WHERE name = $8::text AND project <> $5)"
+        " ON CONFLICT (project, name) DO NOTHING RETURNING *"
+    )
+    event = events.Event("vm", of.id, name, "Created", f"created from image {spec.image}", actor, project.name)
+    return Quick(of, statement, values, event)
+
+
+def quick_configure(vm: Vm, changes: dict[str, Any], if_match: int | None, actor: str) -> Quick | None:
+    """Return what ``configure`` would do in one statement, or None where it takes more. Raises as that does."""
+    check_action(vm, Action.CONFIGURE, if_match)
+    if not SIMPLE.issuperset(changes):
+        return None
+    message = _said(vm, changes)
+    return quick(vm, changes, events.Event("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
+
+
+def quick_act(vm: Vm, action: Action, if_match: int | None, actor: str, stop_timeout_s: int | None) -> Quick | None:
+    """Return what ``act`` would do in one statement, or None where it takes more. Raises as that does."""
+    check_action(vm, action, if_match)
+    if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE:
+        return None
+    event = events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
+    return quick(vm, _power(vm.spec, action, stop_timeout_s), event)
+
+
+def _power(spec: VmSpec, action: Action, stop_timeout_s: int | None) -> dict[str, Any]:
+    """Return what of a spec an action changes."""
+    match action:
+        case Action.START:
+            return {"power": Power.RUNNING, "starts": spec.starts + 1}
+        case Action.STOP:
+            timeout_s = limits.STOP_TIMEOUT_S_DEFAULT if stop_timeout_s is None else stop_timeout_s
+            return {"power": Power.STOPPED, "stop_timeout_s": timeout_s}
+        case Action.PAUSE:
+            return {"power": Power.PAUSED}
+        case Action.RESUME:
+            return {"power": Power.RUNNING}
+        case Action.REBOOT:
+            return {"reboots": spec.reboots + 1}
+        case Action.RESET:
+            return {"resets": spec.resets + 1}
+        case Action.DELETE:
+            return {}
+    raise ValueError(f"{action} is no change of power")
+
+
+def _said(vm: Vm, changes: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {getattr(vm.spec, key)} to {value}" if key != "nics" else f"security groups {_groups(changes['nics'])}"
+        for key, value in changes.items()
+    )
 
 
 async def configure(
@@ -213,10 +361,7 @@ async def configure(
         await _check_resize(connection, vm, spec)
     if "disk_mib" in changes:
         await _check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
-    changed = [
-        f"{key} {getattr(vm.spec, key)} to {value}" if key != "nics" else f"security groups {_groups(changes['nics'])}"
-        for key, value in changes.items()
-    ]
+    changed = [_said(vm, changes)] if changes else []
     if name is not None and name != vm.name:
         changed.insert(0, f"name {vm.name} to {name}")
     try:
@@ -225,14 +370,16 @@ async def configure(
             vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        raise Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name") from None
+        raise _exists(str(name)) from None
     if before is not None:
         await projects.check_quota(connection, vm.project, before)
     changed_vm = _vm(row)
     if changed_vm.name != vm.name:
         for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
-    await events.record(connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor)
+    await events.record(
+        connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project
+    )
     return changed_vm
 
 
@@ -364,27 +511,48 @@ async def _remove(connection: Connection, vm: Vm) -> None:
     await connection.execute(f"UPDATE volumes SET {DETACHED} WHERE vm = $1", vm.id)
     await networks.release(connection, vm.id)
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
-    await events.record(connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it")
+    await events.record(
+        connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project
+    )
 
 
-async def observe(connection: Connection, node: str, id: str, epoch: int, status: VmStatus) -> None:
-    """Store what the owner at ``epoch`` reports; anyone else's report is ignored. Finishes a deletion."""
-    row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", id)
-    if row is None:
-        return
-    vm = _vm(row)
-    if vm.node != node or vm.epoch != epoch:
-        return
-    if status.state is VmState.ABSENT:
-        if vm.deleting:
-            await _remove(connection, vm)
-        return
-    if status == vm.status:
-        return
-    await connection.execute("UPDATE vms SET status = $2 WHERE id = $1", id, msgspec.to_builtins(status))
-    if status.state is not vm.status.state:
-        message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
-        await events.record(connection, "vm", id, vm.name, status.state.capitalize(), message)
+class Report(NamedTuple):
+    """How a node says that a VM is, which it owns at ``epoch``."""
+
+    node: str
+    vm: str
+    epoch: int
+    status: VmStatus
+
+
+async def observe(connection: Connection, reports: Sequence[Report]) -> None:
+    """Store what the owners of VMs report, in this order; anyone else's report is ignored. Finishes deletions."""
+    rows = await connection.fetch(
+        "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
+    )
+    known = {row["id"]: _vm(row) for row in rows}
+    changed: dict[str, VmStatus] = {}
+    for node, id, epoch, status in reports:
+        vm = known.get(id)
+        if vm is None or vm.node != node or vm.epoch != epoch:
+            continue
+        was = changed.get(id, vm.status)
+        if status.state is VmState.ABSENT:
+            if vm.deleting:
+                await _remove(connection, known.pop(id))
+                changed.pop(id, None)
+        elif status != was:
+            changed[id] = status
+            if status.state is not was.state:
+                message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
+                reason = status.state.capitalize()
+                await events.record(connection, "vm", id, vm.name, reason, message, project=vm.project)
+    if changed:
+        await connection.execute(
+            "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"
+            " WHERE vms.id = o.id",
+            list(changed), [msgspec.to_builtins(status) for status in changed.values()],
+        )  # fmt: skip
 
 
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:
