@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from lab.platform import Service, free_ports, open_directory, until
-from novacron.client import Client, load_config
-from novacron.local.postgres import Postgres
+from lab.platform import free_ports, open_directory
+from lab.replicas import serving
+from novacron.client import Client
 
 CLIENT_SECRET = "the client's secret"
 COOKIE, STEP = "__Host-novacron-session", "__Host-novacron-login"
@@ -144,7 +144,6 @@ class Browser:
 @pytest.fixture(scope="module")
 def provided() -> Iterator[tuple[Client, Provider]]:
     """A server whose people a provider vouches for."""
-    before = os.environ.get("NOVACRON_CONFIG")
     with open_directory("nvo-") as directory:
         provider = Provider(directory)
         (directory / "secret").write_text(CLIENT_SECRET)
@@ -154,34 +153,11 @@ def provided() -> Iterator[tuple[Client, Provider]]:
             "roles": [{"group": "ops", "role": "operator"}, {"group": "web", "role": "viewer", "project": "default"}],
         }  # fmt: skip
         (directory / "oidc.json").write_text(json.dumps(settings))
-        postgres = Postgres(directory / "pg")
-        postgres.start()
-        port, link_port = free_ports(2)
-        arguments = [
-            "server", "--database", postgres.url, "--state-dir", str(directory), "--port", str(port),
-            "--link-port", str(link_port), "--oidc", str(directory / "oidc.json"),
-        ]  # fmt: skip
-        environment = {"NOVACRON_CONFIG": str(directory / "config.json")}
-        server = Service("server", arguments, directory / "server.log", [], environment)
-        server.start()
-        os.environ.update(environment)
-
-        def client() -> Client | None:
-            try:
-                found = Client(load_config())
-                found.me()
-                return found
-            except Exception:  # not yet: the limit counts
-                return None
-
         try:
-            yield until(client, "the server answers", 60), provider
+            with serving("--oidc", str(directory / "oidc.json")) as found:
+                yield found.client, provider
         finally:
-            server.kill()
-            postgres.stop()
             provider.close()
-            if before is not None:
-                os.environ["NOVACRON_CONFIG"] = before
 
 
 def log_in(client: Client, provider: Provider) -> tuple[Browser, urllib3.BaseHTTPResponse]:

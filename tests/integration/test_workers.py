@@ -13,44 +13,16 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from lab.platform import Service, free_ports, open_directory, until
-from novacron.client import ApiError, AsyncClient, Client, load_config
-from novacron.local.postgres import Postgres
+from lab.platform import Service, until
+from lab.replicas import serving
+from novacron.client import ApiError, AsyncClient, Client
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Client, Service]]:
     """A server with two workers beside its own process."""
-    before = os.environ.get("NOVACRON_CONFIG")
-    with open_directory("nvk-") as directory:
-        postgres = Postgres(directory / "pg")
-        postgres.start()
-        port, link_port = free_ports(2)
-        arguments = [
-            "server", "--database", postgres.url, "--state-dir", str(directory), "--port", str(port),
-            "--link-port", str(link_port), "--workers", "3", "--leave-after", "2",
-        ]  # fmt: skip
-        environment = {"NOVACRON_CONFIG": str(directory / "config.json")}
-        server = Service("server", arguments, directory / "server.log", [], environment)
-        server.start()
-        os.environ.update(environment)
-
-        def client() -> Client | None:
-            try:
-                found = Client(load_config())
-                found.me()
-                return found
-            except Exception:  # not yet: the limit counts
-                return None
-
-        try:
-            yield until(client, "the server answers", 60), server
-        finally:
-            if server.running:
-                server.stop()
-            postgres.stop()
-            if before is not None:
-                os.environ["NOVACRON_CONFIG"] = before
+    with serving("--workers", "3", "--leave-after", "2") as found:
+        yield found.client, found.server
 
 
 def workers_of(server: Service) -> list[int]:
