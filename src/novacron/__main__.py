@@ -85,6 +85,7 @@ def server(
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer people")] = 1,
+    pool: Annotated[int, typer.Option(min=5, max=100, help="connections of each process to the database")] = 25,
     leave_s: Annotated[
         float,
         typer.Option("--leave-after", help="seconds to serve on, not ready, when told to end: for rolling restarts"),
@@ -122,6 +123,7 @@ def server(
                 rates,
                 leave_s,
                 workers,
+                pool,
                 redis,
                 oidc,
                 fence,

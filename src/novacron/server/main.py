@@ -28,10 +28,10 @@ log = logs.get(__name__)
 START_TRIES_MAX = 60
 
 
-async def _open_database(url: str) -> Database:
+async def _open_database(url: str, connections: int) -> Database:
     for attempt in range(1, START_TRIES_MAX + 1):
         try:
-            return await Database.open(url)
+            return await Database.open(url, connections)
         except (asyncpg.ClientConfigurationError, ValueError) as error:
             raise InvalidInput(
                 str(error), field="database", hint="write it like postgresql://user@host/novacron"
@@ -81,7 +81,7 @@ async def serve(settings: Settings) -> None:
     authority = pki.Authority.open(settings.state_dir)
     hosts = list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
     certificate, key = authority.issue_server(settings.state_dir, hosts)
-    database = await _open_database(settings.database_url)
+    database = await _open_database(settings.database_url, settings.pool)
     try:
         await _welcome(settings, database, authority)
         link = Link(database, authority)

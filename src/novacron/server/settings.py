@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.api.rates import RateSettings
+from novacron.store.database import POOL_DEFAULT
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -26,6 +27,8 @@ class Settings(msgspec.Struct, frozen=True):
     """How long it serves on after it was told to end, while it says that it is not ready."""
     workers: int = 1
     """Processes that answer people."""
+    pool: int = POOL_DEFAULT
+    """Connections to the database that each process may have, beside two of its own."""
     redis_url: str | None = None
     """Redis or Valkey, where this server's processes and other replicas share counters."""
     oidc: Path | None = None

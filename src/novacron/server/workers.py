@@ -67,7 +67,7 @@ async def work(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     relay = await Relay.open(settings.relay)
     authority = pki.Authority.open(settings.state_dir)
-    database = await Database.open(settings.database_url)
+    database = await Database.open(settings.database_url, settings.pool)
     try:
         certificate = (settings.state_dir / "server.crt", settings.state_dir / "server.key")
         front = Front(settings, database, authority, relay, certificate)

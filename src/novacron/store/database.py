@@ -17,7 +17,9 @@ from novacron.store import later
 
 SCHEMA_VERSION = "0015"
 SERVER_VERSION_MIN = 150000
-POOL_SIZE_MAX = 25
+POOL_DEFAULT = 25
+POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
+"""A connection that was idle so long, or did so much, is closed; another one is opened when it is needed."""
 STATEMENT_TIMEOUT_S = 10
 ACQUIRE_TIMEOUT_S = 5.0
 
@@ -73,17 +75,19 @@ class Database:
         self._pool = pool
 
     @classmethod
-    async def open(cls, url: str) -> Database:
-        """Connect to ``url`` (``postgresql://...``) and bring its schema up to date."""
+    async def open(cls, url: str, connections: int = POOL_DEFAULT) -> Database:
+        """Connect to ``url`` (``postgresql://...``), with so many connections at most, and bring its schema up to
+        date."""
         await migrate(url)
         pool = await asyncpg.create_pool(
             url,
             min_size=1,
-            max_size=POOL_SIZE_MAX,
+            max_size=connections,
             connection_class=PooledConnection,
             timeout=ACQUIRE_TIMEOUT_S,
             init=_prepare,
-            max_inactive_connection_lifetime=300,
+            max_inactive_connection_lifetime=POOL_IDLE_S,
+            max_queries=POOL_QUERIES_MAX,
             server_settings={
                 "application_name": "novacron",
                 "statement_timeout": str(STATEMENT_TIMEOUT_S * 1000),
