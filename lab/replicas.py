@@ -20,13 +20,14 @@ class Replica:
     """One server process with its settings."""
 
     def __init__(self, directory: Path, postgres: Postgres, more: tuple[str, ...]) -> None:
-        self.directory = directory
+        self.state = directory / "server"
         self.port, link_port = free_ports(2)
         arguments = [
             "server", "--database", postgres.url, "--state-dir", str(directory), "--port", str(self.port),
             "--link-port", str(link_port), *more,
         ]  # fmt: skip
         self.environment = {"NOVACRON_CONFIG": str(directory / "config.json")}
+        directory.mkdir(mode=0o700)
         self.server = Service("server", arguments, directory / "server.log", [], self.environment)
 
     @property
@@ -35,7 +36,7 @@ class Replica:
 
     def is_ready(self) -> bool:
         """Say whether it says that it is ready, as who balances loads would ask it."""
-        context = ssl.create_default_context(cadata=(self.directory / "ca.crt").read_text())
+        context = ssl.create_default_context(cadata=(self.state / "ca.crt").read_text())
         try:
             with urllib3.PoolManager(ssl_context=context) as pool:
                 return bool(pool.request("GET", f"{self.url}/readyz", retries=False, timeout=2).status == 200)
@@ -69,14 +70,14 @@ def serving(*more: str, replicas: int = 1) -> Iterator[Served]:
         try:
             for number in range(replicas):
                 home = directory / f"replica-{number}"
-                home.mkdir(mode=0o700)
-                if started:  # an installation has one CA
-                    for name in ("ca.crt", "ca.key"):
-                        shutil.copy(started[0].directory / name, home / name)
                 started.append(Replica(home, postgres, more))
+                if number:  # an installation has one CA
+                    started[-1].state.mkdir(mode=0o700, parents=True)
+                    for name in ("ca.crt", "ca.key"):
+                        shutil.copy(started[0].state / name, started[-1].state / name)
                 if number == 0:
                     started[0].server.start()
-                    until(lambda: (started[0].directory / "ca.crt").exists(), "the CA is made", 60)
+                    until(lambda: (started[0].state / "ca.crt").exists(), "the CA is made", 60)
                     until(started[0].is_ready, "the server is ready", 60)
                 else:
                     started[-1].start()

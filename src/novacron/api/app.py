@@ -18,6 +18,7 @@ from novacron.api import (
     batches,
     bodies,
     console,
+    description,
     drains,
     events,
     exports,
@@ -53,7 +54,7 @@ from novacron.model.errors import NovaError
 @get("/schema", include_in_schema=False, opt=scopes.SELF)
 async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
     """Answer with the OpenAPI 3.1 document."""
-    return Response(request.app.openapi_schema.to_schema(), media_type="application/json")
+    return Response(description.describe(request.app), media_type="application/json")
 
 
 ABOUT_PROJECT = "work in this project; else new objects are made in the caller's own, and all that they see is listed"

@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, Unavailable
+from novacron.store import feed
 
 REACH_S, REVISION_DIGITS_MAX = 5.0, 19
 DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
@@ -57,6 +58,10 @@ async def _reach(request: ApiRequest) -> None:
         raise InvalidInput(f"{text!r} is not a revision", field="min_revision", hint="send one that an answer had")
     cache = services(request).cache
     if not await cache.reached(int(text), REACH_S):
+        async with services(request).database.connection() as connection:
+            newest = await feed.newest(connection)
+        if int(text) > newest:
+            raise InvalidInput(f"there is no revision {text}", field="min_revision", hint="send one that an answer had")
         raise Unavailable(f"this server is at revision {cache.revision}, not {text}", hint="try again")
 
 

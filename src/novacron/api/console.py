@@ -24,6 +24,9 @@ INPUT_BYTES_MAX = 64 * 1024
 CLOSE_REFUSED = 4409
 PROTOCOL = "binary"
 """What VNC clients in browsers ask for."""
+OCTETS = "application/octet-stream"
+"""What a guest prints is in whatever encoding it likes."""
+
 Tail = Annotated[
     int, Parameter(query="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
 ]
@@ -57,11 +60,11 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
 @get(
     "/{ref:str}/console-log",
     summary="Show the end of what the guest printed on its serial line",
-    media_type="text/plain",
+    media_type=OCTETS,
 )
 async def console_log(request: ApiRequest, ref: str, tail: Tail = 64 * 1024) -> Response[bytes]:
     node, id = _place(request, ref)
-    return Response(await services(request).agents.console_log(node, id, tail), media_type="application/octet-stream")
+    return Response(await services(request).agents.console_log(node, id, tail), media_type=OCTETS)
 
 
 @get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")

@@ -79,7 +79,21 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         hint = "the routes are listed in /schema"
     if status == 413:
         hint = "send less at once"
-    return response(request, _problem(code, title, status, detail or title, field, hint))
+    answer = response(request, _problem(code, title, status, detail or title, field, hint))
+    if status == 405:
+        answer.headers["Allow"] = ", ".join(_allowed(request))
+    return answer
+
+
+def _allowed(request: Request[Any, Any, Any]) -> list[str]:
+    """Return the methods that a path takes."""
+    asked, found = request.url.path.rstrip("/").split("/"), set[str]()
+    for route in request.app.routes:
+        parts = route.path_format.rstrip("/").split("/")
+        alike = (part == one or part.startswith("{") for part, one in zip(parts, asked, strict=False))
+        if len(parts) == len(asked) and all(alike):
+            found |= set(getattr(route, "methods", ()))
+    return sorted(str(method) for method in found)
 
 
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

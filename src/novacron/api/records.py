@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -29,6 +29,16 @@ class Calls(msgspec.Struct):
     items: list[ApiCall]
 
 
+def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime | None:
+    """Return a time that was asked for; one without a zone is UTC. Raises InvalidInput for a bare number."""
+    if value is None:
+        return None
+    text = str(request.query_params[field])
+    if "-" not in text.lstrip("-"):
+        raise InvalidInput(f"{text!r} is not a time", field=field, hint="write it like 2026-11-27T08:00:00Z")
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+
+
 @get("/audit", summary="Search the audit log, newest first: of a project, or of everything", opt=scopes.SELF)
 async def search_audit(
     request: ApiRequest,
@@ -46,6 +56,7 @@ async def search_audit(
     scopes.check(request, project, Right.MANAGE)
     if cursor is not None and not cursor.isdecimal():
         raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
+    since, until = _moment(request, "since", since), _moment(request, "until", until)
     wanted = audit.Wanted(actor, object, project, action, outcome, address, since, until)
     async with services(request).database.connection() as connection:
         found = await audit.search(connection, wanted, None if cursor is None else int(cursor), limit + 1)
@@ -61,6 +72,7 @@ async def show_calls(
     errors: bool = False,
     since: datetime | None = None,
 ) -> Calls:
+    since = _moment(request, "since", since)
     async with services(request).database.connection() as connection:
         return Calls(await audit.calls(connection, user, route, errors, since, limit))
 

@@ -152,6 +152,11 @@ async def read(connection: Connection, after: int) -> tuple[Batch, bool]:
     return Batch(whole[-1].revision, whole), True
 
 
+async def newest(connection: Connection) -> int:
+    """Return the newest revision that there can be by now."""
+    return int(await connection.fetchval("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
+
+
 async def prune(connection: Connection, older_than_s: float) -> int:
     """Forget changes older than ``older_than_s`` seconds; return how many."""
     last = await connection.fetchval(
