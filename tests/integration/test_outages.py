@@ -183,7 +183,8 @@ def test_a_replica_that_is_killed_under_load_takes_its_own_connections_along_and
         back_at = time.monotonic()
         time.sleep(1)
     assert others, "the other one goes on"
-    assert {one.status for one in load.failed()} <= {0}, "what is not answered is not answered wrongly"
+    # Not connected, or, while it starts, not ready: never an answer that is wrong.
+    assert {one.status for one in load.failed()} <= {0, 503}
     assert all(one.at < back_at + 1 for one in load.failed())
     kept(served, load)
     no_defects(served)

@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import msgspec
+from litestar import Response
 from litestar.exceptions import HTTPException
 
+from novacron.api import problems
 from novacron.api.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, Unavailable
@@ -18,16 +20,18 @@ DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
 FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
-async def check(request: ApiRequest) -> None:
+async def check(request: ApiRequest) -> Response[None] | None:
     """Take what every request may ask; raise InvalidInput unless the body is what the route's ``data`` asks for, with
-    no conversion of types.
+    no conversion of types. Answers OPTIONS, which all routes do alike.
 
     Runs before the framework's own parser, which would take "128" for 128.
     """
+    if request.method == "OPTIONS":
+        return Response(None, status_code=204, headers={"Allow": ", ".join(problems.allowed(request))})
     await _reach(request)
     field = request.route_handler.parsed_data_field
     if field is None:
-        return
+        return None
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limits.REQUEST_BODY_BYTES_MAX:
         await _drain(request)
@@ -36,7 +40,7 @@ async def check(request: ApiRequest) -> None:
         )
     raw = await request.body()
     if not raw and field.is_optional:
-        return
+        return None
     try:
         msgspec.json.decode(raw, type=field.annotation)
     except msgspec.ValidationError as error:
@@ -47,6 +51,7 @@ async def check(request: ApiRequest) -> None:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
+    return None
 
 
 async def _reach(request: ApiRequest) -> None:

@@ -81,19 +81,22 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
         hint = "send less at once"
     answer = response(request, _problem(code, title, status, detail or title, field, hint))
     if status == 405:
-        answer.headers["Allow"] = ", ".join(_allowed(request))
+        answer.headers["Allow"] = ", ".join(allowed(request))
     return answer
 
 
-def _allowed(request: Request[Any, Any, Any]) -> list[str]:
+def allowed(request: Request[Any, Any, Any]) -> list[str]:
     """Return the methods that a path takes."""
-    asked, found = request.url.path.rstrip("/").split("/"), set[str]()
+    asked = request.url.path.rstrip("/").split("/")
+    found = dict[tuple[str, ...], set[str]]()
     for route in request.app.routes:
-        parts = route.path_format.rstrip("/").split("/")
+        parts = tuple(route.path_format.rstrip("/").split("/"))
         alike = (part == one or part.startswith("{") for part, one in zip(parts, asked, strict=False))
         if len(parts) == len(asked) and all(alike):
-            found |= set(getattr(route, "methods", ()))
-    return sorted(str(method) for method in found)
+            found.setdefault(parts, set()).update(str(method) for method in getattr(route, "methods", ()))
+    # A route with a word in some place goes before one that takes any there.
+    nearest = min(found, key=lambda parts: [part.startswith("{") for part in parts], default=())
+    return sorted(found.get(nearest, ()))
 
 
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

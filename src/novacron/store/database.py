@@ -81,7 +81,7 @@ class Database:
         await migrate(url)
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            min_size=0,
             max_size=connections,
             connection_class=PooledConnection,
             timeout=ACQUIRE_TIMEOUT_S,
