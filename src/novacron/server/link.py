@@ -466,6 +466,11 @@ class Link:
                 self._some_touched.set()
                 await asyncio.sleep(1)
                 continue
+            except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
+                log.exception("defect while reading what has changed", vms=len(touched))
+                for session in begun:
+                    session.look_anew()
+                continue
             for vm in touched:
                 for session in self._holders.get(vm, ()):
                     self._say(session, vm, some, begun.get(session, -1))
@@ -486,8 +491,8 @@ class Link:
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
-        if session.observed is not None and session.observed.done():
-            session.observed.result()  # one that is not stored breaks the link off: everything is said again
+        if session.unstored is not None:  # breaks the link off: everything is said again
+            raise session.unstored
         match message:
             case wire.Heartbeat():
                 await self._beaten(session, message)
@@ -501,7 +506,7 @@ class Link:
                     session.channels[number].end(reason)
                 return
             case wire.Observed(vm=vm, epoch=epoch, status=status):
-                session.observed = self._observations.add(vms.Report(node, vm, epoch, status))
+                session.watch(self._observations.add(vms.Report(node, vm, epoch, status)))
                 return
             case wire.Removed(vm=vm):
                 self._let_go(session, vm)

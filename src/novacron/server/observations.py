@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import asyncpg
-
 from novacron.model.errors import NovaError, Unavailable
 from novacron.store import vms
 from novacron.store.database import LOST, Database
@@ -56,9 +54,10 @@ class Observations:
             await self._database.transact(lambda connection: vms.observe(connection, reports))
         except (NovaError, *LOST) as error:
             failed = Unavailable(f"what was reported can't be stored: {error}")
-        except asyncpg.PostgresError as error:
+        except Exception as error:  # also a defect met with one report: it must not keep the others waiting for ever
             if not last:
                 return False
+            log.exception("a report can't be stored", vm=reports[0].vm, node=reports[0].node)
             failed = Unavailable(f"a report can't be stored: {error}")
         if failed is not None:
             log.warning("what nodes report can't be stored", count=len(taken), error=failed.detail)

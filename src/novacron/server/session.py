@@ -108,10 +108,22 @@ class Session:
         """Of which it was told."""
         self.observed: asyncio.Future[None] | None = None
         """When what it reported last of a VM is stored."""
+        self.unstored: BaseException | None = None
+        """Why something that it reported was not stored: it has to say everything again."""
         self.peers: wire.Peers | None = None
         """What it was told last of other nodes."""
         self._socket = socket
         self._next_channel = 1
+
+    def watch(self, observed: asyncio.Future[None]) -> None:
+        """Remember a report that is being stored, and whether that fails, whatever else is reported meanwhile."""
+
+        def done(future: asyncio.Future[None]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                self.unstored = future.exception()
+
+        observed.add_done_callback(done)
+        self.observed = observed
 
     def look_anew(self) -> None:
         """Something that concerns this node has changed: read all that it is to be told."""
