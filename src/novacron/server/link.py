@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import secrets
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -25,12 +26,11 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.model.lease import CLOCK_SKEW_MIN_S, clock_skew_s
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
-from novacron.server import statements
 from novacron.server.copies import Copies
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
 from novacron.server.session import ConsoleChannel, Session
-from novacron.server.wiring import Wiring
+from novacron.server.telling import Teller
 from novacron.store import (
     clones,
     events,
@@ -63,13 +63,17 @@ ASK_S = 30.0
 ASKED_MAX = 256
 PROBE_S_MAX = 30.0
 SEEN_MAX = 16
+GREETED_MAX = 6
+"""So many nodes that connect are looked up at once, at most: all of them come when the server has started."""
 PEERS_S = 1.0
 """How often nodes are told of others, at most."""
-TOUCHED_GATHER_S = 0.003
-"""What of VMs changes within it is read together."""
 
 
-DEFECT_RETRY_S = 5.0
+def _after(ring: Sequence[tuple[str, str]], node: str) -> list[tuple[str, str]]:
+    """Return those that a node watches: the next ones by name, from the last on to the first."""
+    at = bisect.bisect_left(ring, (node, ""))
+    after = [one for one in (*ring[at : at + limits.WATCHED_BY + 1], *ring[: limits.WATCHED_BY]) if one[0] != node]
+    return list(dict.fromkeys(after))[: limits.WATCHED_BY]
 
 
 class _Probe:
@@ -112,14 +116,10 @@ class Link:
         self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
-        self._wiring = Wiring()
+        self._greeting = asyncio.Semaphore(GREETED_MAX)
+        self._teller = Teller(database, self._sessions, lambda project: authority.derive(f"pages of project {project}"))
         self._heartbeats = Heartbeats(database, clock)
         self._observations = Observations(database)
-        self._holders: dict[str, set[Session]] = {}
-        """Who holds something of each VM, or owns it."""
-        self._touched: set[str] = set()
-        self._some_touched = asyncio.Event()
-        self._bases: dict[str, tuple[Any, ...]] = {}
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -138,7 +138,7 @@ class Link:
         ):
             tasks = [
                 asyncio.create_task(self._tell_peers(), name="peers"),
-                asyncio.create_task(self._tell_of_touched(), name="touched"),
+                asyncio.create_task(self._teller.run(), name="teller"),
                 asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
                 asyncio.create_task(self._observations.run(), name="observations"),
             ]
@@ -151,26 +151,9 @@ class Link:
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
-        self._wiring.changed(change, self._sessions)
-        if change.kind == "vm":
-            owner = None if change.body is None else self._sessions.get(change.body["node"])
-            if owner is not None:
-                self._hold(owner, change.key)
-            if change.key in self._holders:
-                self._touched.add(change.key)
-                self._some_touched.set()
-        elif change.kind == "migration" and change.body is not None:
-            for node in (change.body["source"], change.body["target"]):
-                if node in self._sessions:
-                    self._sessions[node].look_anew()
-        elif change.kind == "export" and change.body is None:  # its node is not said any more
-            self.resync()
-        elif change.kind in ("import", "volume", "export") and change.body is not None:
-            if change.body["node"] in self._sessions:
-                self._sessions[change.body["node"]].look_anew()
-        elif change.kind == "node":
+        self._teller.changed(change)
+        if change.kind == "node":
             self._peers_changed.set()
-            self._basis_changed(change)
             if change.body is None and change.key in self._sessions:  # removed, or renamed
                 task = asyncio.create_task(self._sessions[change.key].close("its node is called otherwise, or removed"))
                 self._collecting.add(task)
@@ -178,32 +161,7 @@ class Link:
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
-        for session in self._sessions.values():
-            session.look_anew()
-
-    def _basis_changed(self, change: Change) -> None:
-        """What a VM begins with may be something else on all nodes, or what of devices there is on this one."""
-        body = change.body or {"spec": {}, "status": {}}
-        has = body["status"].get("inventory") or {}
-        now = has.get("cpu"), (has.get("accelerator") or {}).get("kind"), body["spec"].get("passthrough")
-        before, self._bases[change.key] = self._bases.get(change.key), now
-        if change.body is None:
-            del self._bases[change.key]
-        if now != before:
-            for session in self._sessions.values():
-                session.telling.basis = None
-
-    def _hold(self, session: Session, vm: str) -> None:
-        self._holders.setdefault(vm, set()).add(session)
-        session.held.add(vm)
-
-    def _let_go(self, session: Session, vm: str) -> None:
-        session.held.discard(vm)
-        session.telling.forget(vm)
-        holders = self._holders.get(vm, set())
-        holders.discard(session)
-        if not holders:
-            self._holders.pop(vm, None)
+        self._teller.resync()
 
     def _session(self, node: str) -> Session:
         session = self._sessions.get(node)
@@ -340,7 +298,7 @@ class Link:
             if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL:
                 await session.close(f"this server speaks protocol {wire.PROTOCOL}")
                 return
-            async with self._database.transaction() as connection:
+            async with self._greeting, self._database.transaction() as connection:
                 found = await identities.known(connection, said, key_hash)
                 if found is None:
                     await session.close("this node was removed, or another host has taken its place")
@@ -351,19 +309,19 @@ class Link:
             if found != said:
                 await self._rename(session, socket)
                 return
-            async with self._database.transaction() as connection:
+            async with self._greeting, self._database.transaction() as connection:
                 session.generation = await leases.begin(connection, node)
                 session.clock_skew_s = (await nodes.get(connection, node)).status.clock_skew_s
                 await nodes.connected(connection, node, hello.inventory)
             for vm in hello.held:
-                self._hold(session, vm)
+                self._teller.hold(session, vm)
             old, self._sessions[node] = self._sessions.get(node), session
             if old is not None:
                 await old.close("the node connected again")
             log.info("agent connected", node=node, held=len(hello.held))
             session.look_anew()
             self._peers_changed.set()
-            teller = asyncio.create_task(self._tell(session))
+            teller = asyncio.create_task(self._teller.tell(session))
             try:
                 async for raw in socket:
                     if isinstance(raw, bytes):
@@ -381,7 +339,7 @@ class Link:
             for channel in list(session.channels.values()):
                 channel.end(f"node {node} disconnected")
             for vm in list(session.held):
-                self._let_go(session, vm)
+                self._teller.let_go(session, vm)
             for asked, waiting in self._asked.values():
                 if asked is session and not waiting.done():
                     lost = Unavailable(f"node {node} disconnected before it answered", hint="try again when it is back")
@@ -399,95 +357,6 @@ class Link:
                 await session.send(wire.CertificateIssued(self._authority.issue_node(message.csr, session.node)))
                 log.info("a node has another name", node=session.node)
                 return
-
-    def _page_key(self, project: str) -> bytes:
-        return self._authority.derive(f"pages of project {project}")
-
-    async def _tell(self, session: Session) -> None:
-        """Tell a node what has changed for it: after everything was read anew, or of some VMs."""
-        last: dict[type[wire.Message], wire.Message] = {}
-        telling = session.telling
-        while True:
-            await telling.wake.wait()
-            telling.wake.clear()
-            try:
-                if telling.anew:
-                    await self._tell_anew(session, last)
-                found, telling.statements = telling.differ(telling.statements, whole=False), []
-                if found:
-                    await session.send(wire.Desired(found, whole=False))
-            except Unavailable as error:
-                log.warning("can't tell a node what to do", node=session.node, error=str(error))
-                session.look_anew()
-                await asyncio.sleep(1)
-            except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
-                log.exception("defect while telling a node what to do", node=session.node)
-                session.look_anew()
-                await asyncio.sleep(DEFECT_RETRY_S)
-
-    async def _tell_anew(self, session: Session, last: dict[type[wire.Message], wire.Message]) -> None:
-        telling = session.telling
-        first, telling.begun, telling.anew, telling.statements = not telling.begun, True, False, []
-        telling.reads += 1
-        try:
-            async with self._database.transaction(isolation="repeatable_read") as connection:
-                telling.basis = basis = await statements.basis(connection, session.node)
-                told = await statements.messages(connection, session.node, session.held, self._page_key, basis)
-        finally:
-            telling.reads += 1
-        for message in told:
-            if isinstance(message, wire.Desired):
-                for statement in message.statements:
-                    self._hold(session, statement.vm)
-                found = telling.differ(message.statements, whole=True)
-                if found or first:
-                    await session.send(wire.Desired(found, whole=first))
-                continue
-            if isinstance(message, wire.Networks):
-                session.networks = frozenset(one.name for one in message.networks)
-            if last.get(type(message)) != message:
-                await session.send(message)
-                last[type(message)] = message
-
-    async def _tell_of_touched(self) -> None:
-        """Read how VMs that have changed are to be, for all nodes at once, and let each be told."""
-        while True:
-            await self._some_touched.wait()
-            await asyncio.sleep(TOUCHED_GATHER_S)
-            self._some_touched.clear()
-            touched, self._touched = self._touched, set()
-            begun = {session: session.telling.reads for vm in touched for session in self._holders.get(vm, ())}
-            try:
-                async with self._database.transaction(isolation="repeatable_read") as connection:
-                    some = await statements.Some.read(connection, list(touched))
-            except (NovaError, asyncpg.PostgresError, *LOST) as error:
-                log.warning("nodes can't be told of what has changed", vms=len(touched), error=str(error))
-                self._touched |= touched
-                self._some_touched.set()
-                await asyncio.sleep(1)
-                continue
-            except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
-                log.exception("defect while reading what has changed", vms=len(touched))
-                for session in begun:
-                    session.look_anew()
-                continue
-            for vm in touched:
-                for session in self._holders.get(vm, ()):
-                    self._say(session, vm, some, begun.get(session, -1))
-
-    def _say(self, session: Session, vm: str, some: statements.Some, begun: int) -> None:
-        telling = session.telling
-        if begun != telling.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
-            self._touched.add(vm)
-            self._some_touched.set()
-            return
-        basis = telling.basis
-        statement = None if basis is None else some.on(session.node, vm, self._page_key, basis)
-        if statement is None:
-            session.look_anew()
-        else:
-            telling.statements.append(statement)
-            telling.wake.set()
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
@@ -509,7 +378,7 @@ class Link:
                 session.watch(self._observations.add(vms.Report(node, vm, epoch, status)))
                 return
             case wire.Removed(vm=vm):
-                self._let_go(session, vm)
+                self._teller.let_go(session, vm)
                 return
             case wire.RenewCertificate(csr=csr):
                 await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
@@ -577,10 +446,7 @@ class Link:
                 ring = sorted(every)
                 voters = tuple(wire.Peer(*one) for one in leases.voters_of(every))
                 for session in list(self._sessions.values()):
-                    after = [one for one in ring if one[0] > session.node] + [
-                        one for one in ring if one[0] < session.node
-                    ]
-                    watched = tuple(wire.Peer(*one) for one in after[: limits.WATCHED_BY])
+                    watched = tuple(wire.Peer(*one) for one in _after(ring, session.node))
                     message = wire.Peers(voters, watched)
                     if message != session.peers:
                         session.peers = message

@@ -28,10 +28,6 @@ class Basis(NamedTuple):
     passthrough: tuple[str, ...]
 
 
-async def basis(connection: Connection, node: str) -> Basis:
-    return Basis(await nodes.cpu_baseline(connection, node), await nodes.passthrough(connection, node))
-
-
 async def messages(
     connection: Connection, node: str, held: set[str], page_key: PageKey, of: Basis
 ) -> tuple[wire.Message, ...]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from novacron.model.cpu import CpuModel, baseline
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
@@ -192,24 +191,3 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
     await drains.end(connection, name, bring_back=False)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
     await events.record(connection, "node", name, name, "Removed", "removed", actor)
-
-
-async def cpu_baseline(connection: Connection, name: str) -> CpuModel | None:
-    """Return the processor that every node can give which runs guests as this one does; None if it has not said."""
-    every = [node for node in await all(connection) if node.status.inventory is not None]
-    own = next((node.status.inventory for node in every if node.name == name), None)
-    if own is None or own.cpu is None:
-        return None
-    alike = [
-        has.cpu
-        for node in every
-        if (has := node.status.inventory) is not None and has.cpu is not None
-        if has.accelerator.kind is own.accelerator.kind
-    ]
-    return baseline(alike, own.cpu)
-
-
-async def passthrough(connection: Connection, name: str) -> tuple[str, ...]:
-    """Return the devices that a node may hand to guests."""
-    found = await connection.fetchval("SELECT spec -> 'passthrough' FROM nodes WHERE name = $1", name)
-    return tuple(found or ())
