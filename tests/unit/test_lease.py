@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from novacron.agent.lease import NodeLease, now
 from novacron.model import limits
 from novacron.model.lease import (
+    CLOCK_SAMPLES,
     LEASE_S,
     MARGIN_S,
     POLL_S,
     SILENT_AFTER_S,
     STEADY_S,
     Beats,
+    ClockSkew,
     Lease,
-    clock_skew_s,
     majority_is_silent,
     may_take_over,
 )
@@ -268,6 +269,21 @@ def test_what_outlives_the_agent_reads_the_lease_and_no_other_boots(tmp_path: Pa
 
 
 def test_a_clock_counts_as_wrong_only_by_more_than_a_message_may_take() -> None:
-    assert clock_skew_s(0.0, 1000.0) == 0.0, "it has not been told"
-    assert clock_skew_s(1000.3, 1000.0) == clock_skew_s(999.7, 1000.0) == 0.0
-    assert clock_skew_s(1090.04, 1000.0) == 90.0 and clock_skew_s(997.0, 1000.0) == -3.0
+    def heard(stored_s: float, *ahead_s: float) -> float | None:
+        clock, found = ClockSkew(stored_s), None
+        for second, ahead in enumerate(ahead_s):
+            found = clock.differs(1000.0 + second + ahead, 1000.0 + second)
+        return found
+
+    assert ClockSkew(9.0).differs(0.0, 1000.0) is None, "it has not been told"
+    assert heard(0.0, *[0.3] * CLOCK_SAMPLES) is None and heard(0.0, *[-0.3] * CLOCK_SAMPLES) is None
+    assert heard(0.0, *[90.04] * CLOCK_SAMPLES) == 90.0 and heard(0.0, *[-3.0] * CLOCK_SAMPLES) == -3.0
+    assert heard(-3.0, *[-3.2] * CLOCK_SAMPLES) is None, "that is known"
+    assert heard(-3.0, *[0.1] * CLOCK_SAMPLES) == 0.0, "it is right again"
+
+
+def test_messages_that_are_late_make_no_clock_late() -> None:
+    clock = ClockSkew(0.0)
+    for second in range(100):
+        delay_s = 0.01 if second % CLOCK_SAMPLES == 0 else 3.0
+        assert clock.differs(1000.0 + second, 1000.0 + second + delay_s) is None

@@ -19,7 +19,8 @@ def inventory(flags: tuple[str, ...] | None, kind: AcceleratorKind = Accelerator
     cpu = None if flags is None else CpuModel("GenuineIntel", 6, 85, 7, flags)
     return Inventory(
         cpus=4, memory_mib=8192, architecture="x86_64", kernel="6.1", qemu_version="7.2",
-        accelerator=Accelerator(kind, ""), images=(), bridge="br0", dwcp_endpoint="127.0.0.1:1", agent_version="0", cpu=cpu,
+        accelerator=Accelerator(kind, ""), images=(), bridge="br0",
+        dwcp_endpoint="127.0.0.1:1", agent_version="0", cpu=cpu,
     )  # fmt: skip
 
 

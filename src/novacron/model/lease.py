@@ -9,6 +9,7 @@ all the while. Of two such groups one member is in both, and says one thing. See
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -149,9 +150,29 @@ class Beats:
 
 CLOCK_SKEW_MIN_S = 0.5
 """What a message may be on its way for: less says nothing about clocks."""
+CLOCK_SAMPLES = 5
 
 
-def clock_skew_s(said: float, now: float) -> float:
-    """Return by how many seconds a node's clock is ahead; 0 if it may be right, or has not been told (``said`` 0)."""
-    skew = round(said - now, 1)
-    return skew if said and abs(skew) >= CLOCK_SKEW_MIN_S else 0.0
+class ClockSkew:
+    """By how many seconds a node's clock is ahead, as it was stored last.
+
+    A message that was long on its way, or waited here, makes a clock look late: of the last few, the one that was
+    quickest counts, which is the clock filter of NTP (RFC 5905, section 10) for one direction.
+    """
+
+    def __init__(self, stored_s: float) -> None:
+        self.stored_s = stored_s
+        self._heard: deque[float] = deque(maxlen=CLOCK_SAMPLES)
+
+    def differs(self, said: float, now: float) -> float | None:
+        """Take what the node's clock said (0: it was not told) when it was ``now`` here; return the skew in seconds
+        if it is another than the stored one, or None. 0 is that of a clock that may be right."""
+        if not said:
+            return None
+        self._heard.append(said - now)
+        if len(self._heard) < CLOCK_SAMPLES:
+            return None
+        skew_s = round(max(self._heard), 1)
+        if abs(skew_s) < CLOCK_SKEW_MIN_S:
+            skew_s = 0.0
+        return skew_s if abs(skew_s - self.stored_s) >= CLOCK_SKEW_MIN_S else None

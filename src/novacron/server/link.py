@@ -23,7 +23,7 @@ from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState
-from novacron.model.lease import CLOCK_SKEW_MIN_S, clock_skew_s
+from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.sharing import lowest
 from novacron.server.copies import Copies
@@ -311,7 +311,7 @@ class Link:
                 return
             async with self._greeting, self._database.transaction() as connection:
                 session.generation = await leases.begin(connection, node)
-                session.clock_skew_s = (await nodes.get(connection, node)).status.clock_skew_s
+                session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
                 await nodes.connected(connection, node, hello.inventory)
             for vm in hello.held:
                 self._teller.hold(session, vm)
@@ -422,16 +422,16 @@ class Link:
 
     async def _beaten(self, session: Session, beat: wire.Heartbeat) -> None:
         """Store a heartbeat, and only then acknowledge it. Raises Conflict when the node has to begin anew."""
+        skew_s = session.clock.differs(beat.clock, time.time())
         seen = tuple((peer.name, peer.silent) for peer in beat.seen[:SEEN_MAX])
         hears_until = session.beats.hears_until(beat.acknowledged)
         await self._heartbeats.store(
             Beat(session.node, session.generation, hears_until, beat.steady_s, beat.voters, seen)
         )
-        skew_s = clock_skew_s(beat.clock, time.time())
-        if abs(skew_s - session.clock_skew_s) >= CLOCK_SKEW_MIN_S:
+        if skew_s is not None:
             async with self._database.transaction() as connection:
                 await nodes.skewed(connection, session.node, skew_s)
-            session.clock_skew_s = skew_s
+            session.clock.stored_s = skew_s
         session.beats.acknowledge(beat.number, beat.acknowledged, self._clock())
         await session.send(wire.Beaten(beat.number))
 

@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
-from novacron.model.lease import Beats
+from novacron.model.lease import Beats, ClockSkew
 from novacron.server.statements import Basis
 from novacron.wire import messages as wire
 
@@ -101,8 +101,7 @@ class Session:
         self.telling = Telling()
         self.generation = 0
         """Of the node's lease, when it connected."""
-        self.clock_skew_s = 0.0
-        """By how much the node's clock was ahead when that was stored last."""
+        self.clock = ClockSkew(0.0)
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
         """Of which it was told."""
