@@ -14,6 +14,9 @@ import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import later
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 SCHEMA_VERSION = "0015"
 SERVER_VERSION_MIN = 150000
@@ -73,6 +76,7 @@ class Database:
     def __init__(self, pool: asyncpg.Pool, url: str) -> None:
         self.url = url
         self._pool = pool
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, url: str, connections: int = POOL_DEFAULT) -> Database:
@@ -106,13 +110,29 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection outside a transaction. Raises Unavailable when the database is away."""
         try:
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):  # the pool's own time-out costs turns of the loop
+                connection = await self._pool.acquire()
+            try:
                 yield connection
+            finally:
+                self._give_back(connection)
         except LOST as error:
             raise Unavailable(
                 f"the database can't be reached: {error or type(error).__name__}",
                 hint="try again in a few seconds",
             ) from error
+
+    def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+        """Let the pool have a connection again. Nobody waits for that: it costs turns of the loop, too."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._giving_back.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.debug("a connection was lost when it was given back", error=str(task.exception()))
+
+        task = asyncio.create_task(self._pool.release(connection, timeout=ACQUIRE_TIMEOUT_S))
+        self._giving_back.add(task)
+        task.add_done_callback(done)
 
     @asynccontextmanager
     async def transaction(self, isolation: Any = None) -> AsyncIterator[Connection]:

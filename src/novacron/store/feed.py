@@ -206,7 +206,8 @@ class Feed:
                 if behind:
                     timeout_s, pause_s = pause_s, min(pause_s * 2, BEHIND_POLL_S_MAX)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), timeout_s)
+                    async with asyncio.timeout(timeout_s):
+                        await self._wake.wait()
         finally:
             with contextlib.suppress(*LOST, asyncpg.PostgresError):
                 await connection.close(timeout=2)
