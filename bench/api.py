@@ -30,11 +30,11 @@ function request()
   if turn % 20 == 0 then
     wrk.method, wrk.body = "PATCH", '{"start_order": ' .. (turn % 1000) .. '}'
     wrk.headers["Content-Type"] = "application/json"
-    return wrk.format("PATCH", "/api/v1/vms/" .. ids[turn % #ids + 1])
+    return wrk.format("PATCH", "/api/v1/vms/" .. ids[math.random(#ids)])
   end
   wrk.method, wrk.body = "GET", nil
   if turn % 2 == 0 then return wrk.format("GET", "/api/v1/vms?limit=20") end
-  return wrk.format("GET", "/api/v1/vms/" .. ids[turn % #ids + 1])
+  return wrk.format("GET", "/api/v1/vms/" .. ids[math.random(#ids)])
 end
 """
 
@@ -85,7 +85,7 @@ def ramp_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
 
 
 def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
-    ids = [vm["id"] for vm in stand.client.list("vms", limit=200)]
+    ids = [vm["id"] for vm in stand.client.list("vms")]
     script = f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + MIXED
     visible: list[float] = []
     stop = threading.Event()

@@ -22,8 +22,8 @@ NO_LIMIT = "1000000000"
 WRK = """
 local counts = {ok = 0, bad = 0}
 local threads = {}
-function setup(thread) table.insert(threads, thread) end
-function init(args) ok, bad, turn = 0, 0, 0 end
+function setup(thread) table.insert(threads, thread); thread:set("number", #threads) end
+function init(args) ok, bad, turn = 0, 0, 0; math.randomseed(number) end
 %s
 function response(status) if status >= 200 and status < 400 then ok = ok + 1 else bad = bad + 1 end end
 function done(summary, latency, requests)
