@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import re
 import statistics
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from novacron.client import Client
 STORED, NODES = 1000, 20
 LIST = "/api/v1/vms?limit=20"
 PACKED = ("Accept-Encoding: zstd",)
+SOAK_SHARE, SOAK_WARM = 0.7, 4
+"""Of the highest rate; minutes after which the server's memory may not grow."""
 MIXED = """
 function request()
   turn = turn + 1
@@ -85,46 +89,59 @@ def ramp_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
 
 
 def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
-    ids = [vm["id"] for vm in stand.client.list("vms")]
-    script = f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + MIXED
-    visible: list[float] = []
-    stop = threading.Event()
-    watching = threading.Thread(target=_watch, args=(stand, visible, stop))
+    script = _mixed(stand)
     log = stand.postgres.directory / "log"
     before = log.stat().st_size
     uvloop.run(_sample_statements(stand.postgres.url, 0.05))
-    watching.start()
-    try:
+    with _watched(stand.client, stand.client) as visible:
         found = [stand.load("/", 100, seconds, script=script) for _ in range(rounds)]
-    finally:
-        stop.set()
-        watching.join()
-        uvloop.run(_sample_statements(stand.postgres.url, 0))
+    uvloop.run(_sample_statements(stand.postgres.url, 0))
+    with stand.replica() as other, _watched(stand.client, other) as elsewhere:
+        _check([stand.load("/", 100, seconds, script=script) for _ in range(rounds)])
     _check(found)
     took_ms = _statements_ms(log.read_text(errors="replace")[before:])
     return [
         median("95 % reads, 5 % writes, 100 connections", [load.rate for load in found], "1/s", 5000, at_least=True),
         median("  ... p99", [load.p99_ms for load in found], "ms", 50),
         Figure("  ... a write visible in reads, p99", statistics.quantiles(visible, n=100)[98], "ms", 100),
+        Figure("  ... in reads of a second server, p99", statistics.quantiles(elsewhere, n=100)[98], "ms", 100),
         Figure("  ... server's memory", stand.memory_mib(), "MiB", 600),
         Figure("  ... database query, average", statistics.mean(took_ms), "ms", 3),
         Figure("  ... database query, p95", statistics.quantiles(took_ms, n=20)[18], "ms", 10),
     ]
 
 
-def _watch(stand: Stand, visible: list[float], stop: threading.Event) -> None:
-    """Write now and then over one connection, and read over another, from the answer on, until the write is there."""
-    writer, reader = Client(stand.client.config), Client(stand.client.config)
-    vm = next(iter(reader.list("vms", limit=1)))["id"]
-    for number in itertools.count(1):
-        if stop.is_set():
-            return
-        wanted = writer.configure_vm(vm, start_order=number % 1000)["revision"]
-        started = time.perf_counter()
-        while reader.get("vms", vm)["revision"] < wanted:
-            pass
-        visible.append((time.perf_counter() - started) * 1e3)
-        time.sleep(0.05)
+def _mixed(stand: Stand) -> str:
+    ids = [vm["id"] for vm in stand.client.list("vms", fields="id")]
+    return f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + MIXED
+
+
+@contextlib.contextmanager
+def _watched(writes: Client, reads: Client) -> Iterator[list[float]]:
+    """Write now and then over one connection, and read over another, from the answer on, until the write is there:
+    for as long as the block runs. Yields how many milliseconds each took."""
+    took, stop = list[float](), threading.Event()
+    writer, reader = Client(writes.config), Client(reads.config)
+
+    def watch() -> None:
+        vm = next(iter(reader.list("vms", limit=1)))["id"]
+        for number in itertools.count(1):
+            if stop.is_set():
+                return
+            wanted = writer.configure_vm(vm, start_order=number % 1000)["revision"]
+            started = time.perf_counter()
+            while reader.get("vms", vm)["revision"] < wanted:
+                pass
+            took.append((time.perf_counter() - started) * 1e3)
+            time.sleep(0.05)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        watching.join()
 
 
 async def _sample_statements(url: str, rate: float) -> None:
@@ -187,17 +204,40 @@ def _delete_made(stand: Stand, least: int) -> None:
     until(lambda: not list(stand.client.list("vms", name="w-*", limit=1)), "all that was created is gone", 120)
 
 
-def soak_figures(stand: Stand, minutes: float, rate: float) -> list[Figure]:
-    """Ask at 70 % of the highest rate for long: memory may not grow, nothing may fail."""
-    before = stand.memory_mib()
-    connections = max(2, int(100 * 0.7))
-    pieces = [stand.load(LIST, connections, 60, headers=PACKED) for _ in range(max(1, int(minutes)))]
+def soak_figures(stand: Stand, minutes: float, seconds: float) -> list[Figure]:
+    """Ask at 70 % of the highest rates for long, a minute for lists, a minute mixed: memory may not grow after the
+    first minutes, nothing may fail."""
+    mixed = _mixed(stand)
+    kinds = ("lists", "mixed")
+
+    def ask(kind: str, lasts_s: float, rate: float | None) -> Load:
+        if kind == "lists":
+            return stand.load(LIST, 100, lasts_s, headers=PACKED, rate=rate)
+        return stand.load("/", 100, lasts_s, script=mixed, rate=rate)
+
+    highest = [ask(kind, seconds, None).rate for kind in kinds]
+    pieces: list[list[Load]] = [[], []]
+    memory = []
+    for minute in range(max(2 * SOAK_WARM, int(minutes))):
+        turn = minute % 2
+        pieces[turn].append(ask(kinds[turn], 60, SOAK_SHARE * highest[turn]))
+        memory.append(stand.memory_mib())
+        print(f"minute {minute + 1}: {pieces[turn][-1]}, {memory[-1]:.0f} MiB", flush=True)
+    every = [load for kind in pieces for load in kind]
+    failed = sum(load.bad + load.errors for load in every) / sum(load.ok for load in every)
     return [
-        Figure(f"soak of {minutes:.0f} min: requests a second, of the highest", statistics.mean(
-            load.rate for load in pieces) / rate, "x"),
-        Figure("  ... failed", 100 * sum(load.bad + load.errors for load in pieces) / sum(
-            load.ok for load in pieces), "%", 0.01),
-        Figure("  ... memory gained", stand.memory_mib() - before, "MiB", 20),
+        *(
+            figure
+            for name, loads, most in zip(kinds, pieces, highest, strict=True)
+            for figure in (
+                Figure(f"soak, {minutes:.0f} min, {name}: of the highest rate", 100 * statistics.mean(
+                    load.rate for load in loads) / most, "%", 0.95 * 100 * SOAK_SHARE, at_least=True),
+                Figure(f"  ... {name}: p99, the worst minute", max(load.p99_ms for load in loads), "ms"),
+            )
+        ),
+        Figure("  ... requests", sum(load.ok for load in every) / 1e6, "million"),
+        Figure("  ... failed", 100 * failed, "%", 0.01),
+        Figure("  ... memory gained, from the fourth minute on", memory[-1] - memory[SOAK_WARM - 1], "MiB", 10),
     ]  # fmt: skip
 
 
@@ -233,8 +273,7 @@ def main() -> None:
             figures += write_figures(stand, rounds, seconds)
             print("writes: done", flush=True)
         if "soak" in wanted:
-            highest = stand.load(LIST, 100, seconds, headers=PACKED).rate
-            figures += soak_figures(stand, options.minutes, highest)
+            figures += soak_figures(stand, options.minutes, seconds)
     report("api", figures, options.json)
 
 

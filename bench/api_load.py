@@ -6,16 +6,17 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.agents import IMAGE
 from lab.platform import free_ports, until
-from novacron.client import Client, load_config
+from novacron.client import Client, Config, load_config
 from novacron.local.postgres import Postgres
 
 NO_LIMIT = "1000000000"
@@ -35,6 +36,18 @@ function done(summary, latency, requests)
     latency:percentile(99) / 1e3, ok, bad, errors))
 end
 """
+PACED = """
+local ffi, slot = require("ffi"), 0
+ffi.cdef("typedef struct { long s; long us; } moment; int gettimeofday(moment *now, void *zone);")
+local moment = ffi.new("moment")
+function delay()
+  ffi.C.gettimeofday(moment, nil)
+  local now = tonumber(moment.s) + tonumber(moment.us) / 1e6
+  slot = math.max(slot + 1 / %f, now - 0.1)
+  return math.max(0, math.floor((slot - now) * 1000))
+end
+"""
+"""Sends a request whenever it is time for one; what could not be sent is made up for 0.1 s at most."""
 
 
 class Load(NamedTuple):
@@ -59,7 +72,7 @@ class Stand:
     def __init__(self, directory: Path, nodes: int) -> None:
         self.directory, self.nodes = directory, nodes
         self.postgres = Postgres(directory / "pg")
-        self.ports = free_ports(2)
+        self.ports = free_ports(4)
         self.client: Client
         self.server: subprocess.Popen[bytes]
         self.agents: list[subprocess.Popen[str]] = []
@@ -87,22 +100,34 @@ class Stand:
     def start_server(self) -> None:
         """Start the server, and wait until it answers."""
         os.environ["NOVACRON_CONFIG"] = str(self.directory / "config.json")
-        with (self.directory / "server.log").open("ab") as log:
-            self.server = subprocess.Popen(
+        self.server = self._serve(self.directory, self.ports[:2])
+        until(lambda: _answers(load_config), "the server is ready", 60)
+        self.client = Client(load_config())
+
+    def _serve(self, directory: Path, ports: Sequence[int]) -> subprocess.Popen[bytes]:
+        with (directory / "server.log").open("ab") as log:
+            return subprocess.Popen(
                 [sys.executable, "-m", "novacron", "server", "--database", self.postgres.url,
-                 "--state-dir", str(self.directory), "--port", str(self.ports[0]), "--link-port", str(self.ports[1]),
+                 "--state-dir", str(directory), "--port", str(ports[0]), "--link-port", str(ports[1]),
                  "--reads-per-s", NO_LIMIT, "--writes-per-s", NO_LIMIT],
                 stdout=log, stderr=log,
             )  # fmt: skip
 
-        def ready() -> bool:
-            try:
-                self.client = Client(load_config())
-                return bool(self.client.me())
-            except Exception:  # not yet: the limit below counts
-                return False
-
-        until(ready, "the server is ready", 60)
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[Client]:
+        """Run a second server over the same database for as long as the block runs."""
+        directory = self.directory / "replica"
+        (directory / "server").mkdir(mode=0o700, parents=True)
+        for name in ("ca.crt", "ca.key"):  # an installation has one CA
+            shutil.copy(self.directory / "server" / name, directory / "server" / name)
+        config = self.client.config._replace(url=f"https://127.0.0.1:{self.ports[2]}")
+        server = self._serve(directory, self.ports[2:])
+        try:
+            until(lambda: _answers(lambda: config), "the second server is ready", 60)
+            yield Client(config)
+        finally:
+            server.terminate()
+            server.wait(30)
 
     def _start_agents(self, each: int = 500) -> None:
         for first in range(0, self.nodes, each):
@@ -143,11 +168,12 @@ class Stand:
 
     def load(
         self, path: str, connections: int, seconds: float, *, script: str = "", headers: tuple[str, ...] = (),
-        threads: int = 1,
+        threads: int = 1, rate: float | None = None,
     ) -> Load:  # fmt: skip
-        """Ask for ``path`` over so many connections. ``script``: Lua that makes requests."""
+        """Ask for ``path`` over so many connections, as fast as it goes or so often a second. ``script``: Lua that
+        makes requests."""
         lua = self.directory / "load.lua"
-        lua.write_text(WRK % script)
+        lua.write_text(WRK % (script if rate is None else script + PACED % (rate / threads)))
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(lua)]
         for header in (f"Authorization: Bearer {self.client.config.token}", *headers):
             command += ["-H", header]
@@ -162,6 +188,13 @@ class Stand:
         numbers = [float(text) for text in found.groups()]
         rate, p50, p95, p99, ok, bad, errors = numbers
         return Load(rate, p50, p95, p99, int(ok), int(bad), int(errors))
+
+
+def _answers(config: Callable[[], Config]) -> bool:
+    try:
+        return bool(Client(config()).me())
+    except Exception:  # not yet: whoever waits has a limit
+        return False
 
 
 def _rss_mib(pid: int) -> float:
