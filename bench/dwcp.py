@@ -31,6 +31,8 @@ from novacron.qemu.monitor import Monitor
 MEMORY_MIB = 1024
 SETTLE_S = 4.0
 AWAY_S = 30.0
+BESIDE_S = 20.0
+"""How long a sibling has been there: its node has looked at it by then."""
 LINK = Wan(100_000_000, 50.0, 0.001)
 AROUND_S = 2.0
 SWITCH_S = 1.0
@@ -239,6 +241,7 @@ def situations(directory: Path, images: Path, rounds: int, modes: list[str]) -> 
             time.sleep(AWAY_S - AROUND_S)
             back.append(move(p, "one", "host-a", 21))
             boot(p, "other", "mixed", "host-b", 22)
+            time.sleep(BESIDE_S)
             beside.append(move(p, "other", "host-a", 22))
             delete(p, "one", "other")
     best = min(modes, key=lambda mode: sorted(m.total_s for m in peers[mode])[len(peers[mode]) // 2])

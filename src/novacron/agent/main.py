@@ -52,6 +52,7 @@ log = logs.get(__name__)
 IMAGES_CHECK_S = 5.0
 CONSOLE_LOGS_CHECK_S = 2.0
 LOADS_S = 30.0
+LOOK_AROUND_S = 10.0
 PROBES_MAX = 4
 COPIES_MAX = 4
 ASIDE_MAX = 32
@@ -130,6 +131,7 @@ class Agent:
             tasks.create_task(self._volumes.run(), name="volumes")
             tasks.create_task(self._watch_console_logs(), name="console-logs")
             tasks.create_task(self._measure(), name="loads")
+            tasks.create_task(self._look_around(), name="neighbours")
             self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
@@ -291,6 +293,12 @@ class Agent:
                 await asyncio.to_thread(idle.look, self._settings, dict(self._host.images), used, self._link.send)
             except OSError as error:
                 log.warning("can't see which images are used", error=str(error))
+
+    async def _look_around(self) -> None:
+        """Know what pages of running VMs there are here before a VM comes that has the same ones."""
+        while True:
+            await asyncio.sleep(LOOK_AROUND_S)
+            await self._host.pages.look_around(self._neighbours())
 
     async def _measure(self) -> None:
         """Tell the server what VMs use of the processors."""

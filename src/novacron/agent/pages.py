@@ -7,10 +7,12 @@ import contextlib
 import functools
 import os
 import threading
+import time
+from array import array
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,9 +21,9 @@ from novacron.agent.machine import Machine
 from novacron.agent.settings import Settings
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image
-from novacron.dwcp.pages import Base, PageHash
+from novacron.dwcp.pages import DIGEST_BYTES, Base, PageHash
 from novacron.dwcp.store import ZERO_PAGE, PageStore, ScatteredBase, index_of, read_index
-from novacron.qemu.memory import GuestMemory
+from novacron.qemu.memory import PAGE, GuestMemory
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 
@@ -35,6 +37,10 @@ LEFT = "left"
 SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
 """Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
+LOOKED_MAX = 8
+"""So many images, each of a project, have their pages in a running VM looked up before anybody asks."""
+LOOKED_AGAIN_S, LOOKED_AGAIN_S_MAX = 20.0, 600.0
+"""After which time a VM is looked at again: a guest that has just booted is not yet what it will be."""
 OTHER_CHECKPOINTS_MAX = 1
 KEEP_AFTER_S = 1.0
 """A guest that has just arrived somewhere else, perhaps on the same machine, needs the processor more."""
@@ -60,6 +66,24 @@ class Neighbour(msgspec.Struct, frozen=True):
     memory_bytes: int
 
 
+class _Looked(NamedTuple):
+    """Which pages a running VM had when it was looked at: the place and the digest of each that is like no other."""
+
+    vm: str
+    pid: int | None
+    again_at: float
+    again_s: float
+    offsets: array[int]
+    digests: bytes
+
+    def base(self, memory: GuestMemory) -> Base:
+        digests = [self.digests[at : at + DIGEST_BYTES] for at in range(0, len(self.digests), DIGEST_BYTES)]
+        return ScatteredBase(
+            SIBLING, f"{SIBLING}:{self.vm}", memory.read, [(offset, PAGE) for offset in self.offsets], digests,
+            sealed=False,
+        )  # fmt: skip
+
+
 class Pages:
     """This node's page stores and what else can stand in for sending pages."""
 
@@ -67,6 +91,7 @@ class Pages:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
         self._images: dict[tuple[str, str, Tenant], Base] = {}
+        self._looked: dict[tuple[Tenant, str], _Looked] = {}
         self._lock = asyncio.Lock()
 
     async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
@@ -122,9 +147,11 @@ class Pages:
                 found += await self.of_image(image, tenant)
         if SIBLING not in self._reuse:
             return tuple(found)
+        looked = self._looked.get((tenant, image.info.name))
         alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
+        alike.sort(key=lambda n: not _is_of(looked, n))
         for neighbour in alike[:SIBLINGS_MAX]:
-            base = await self._of_neighbour(neighbour, hash)
+            base = await self._of_neighbour(neighbour, hash, looked if _is_of(looked, neighbour) else None)
             if base is not None:
                 found.append(base)
         if all(base.kind == IMAGE for base in found):
@@ -154,28 +181,44 @@ class Pages:
                 found.append(own)
         return tuple(found)
 
-    async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash) -> Base | None:
-        """Return the pages of a running VM, as they are now; what changes later is found out when it is read."""
+    async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash, looked: _Looked | None) -> Base | None:
+        """Return the pages of a running VM, as they were when it was looked at, or are now; what changes after that is
+        found out when it is read."""
         memory = await _memory(neighbour.machine, neighbour.memory_bytes)
         if memory is None:
             return None
-
-        def look() -> Base:
-            known: dict[bytes, tuple[int, int]] = {}
-            for offset, page in memory.pages():
-                if page != ZERO_PAGE:
-                    known.setdefault(hash.digest(page), (offset, len(page)))
-                if len(known) >= SIBLING_PAGES_MAX:
-                    break
-            return ScatteredBase(
-                SIBLING, f"{SIBLING}:{neighbour.vm}", memory.read, list(known.values()), list(known), sealed=False
-            )  # fmt: skip
-
         try:
-            return await asyncio.to_thread(look)
+            if looked is None:
+                looked = await asyncio.to_thread(_look, neighbour, memory, hash)
+            return looked.base(memory)
         except OSError as error:
             log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
             return None
+
+    async def look_around(self, neighbours: list[Neighbour]) -> None:
+        """Look at a VM that runs here, if it may serve one of its image and project that will come: at the next one
+        that was not looked at lately. The processor is others'."""
+        if SIBLING not in self._reuse:
+            return
+        here = {n.vm: n for n in neighbours}
+        self._looked = {key: one for key, one in self._looked.items() if one.vm in here and _is_of(one, here[one.vm])}
+        for neighbour in neighbours:
+            key = neighbour.tenant, neighbour.image
+            known = self._looked.get(key)
+            if known is None and len(self._looked) >= LOOKED_MAX:
+                continue
+            if known is not None and time.monotonic() < known.again_at:
+                continue
+            memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+            if memory is None:
+                continue
+            try:
+                hash = PageHash(neighbour.tenant.key)
+                again_s = LOOKED_AGAIN_S if known is None else min(2 * known.again_s, LOOKED_AGAIN_S_MAX)
+                self._looked[key] = await _aside(functools.partial(_look, neighbour, memory, hash, again_s))
+            except OSError as error:
+                log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+            return
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
@@ -204,6 +247,25 @@ class Pages:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
         for kind in (CHECKPOINT, DISK, LEFT) if deleted else (CHECKPOINT, DISK):
             await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
+
+
+def _look(
+    neighbour: Neighbour, memory: GuestMemory, hash: PageHash, again_s: float = LOOKED_AGAIN_S
+) -> _Looked:  # fmt: skip
+    """Return which pages a running VM has. Raises OSError when its QEMU is gone."""
+    pid = neighbour.machine.pid
+    known: dict[bytes, int] = {}
+    for offset, page in memory.pages():
+        if page != ZERO_PAGE:
+            known.setdefault(hash.digest(page), offset)
+        if len(known) >= SIBLING_PAGES_MAX:
+            break
+    again_at = time.monotonic() + again_s
+    return _Looked(neighbour.vm, pid, again_at, again_s, array("Q", known.values()), b"".join(known))
+
+
+def _is_of(looked: _Looked | None, neighbour: Neighbour) -> bool:
+    return looked is not None and (looked.vm, looked.pid) == (neighbour.vm, neighbour.machine.pid)
 
 
 def _files(image: Image) -> list[Path]:
