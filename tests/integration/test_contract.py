@@ -6,6 +6,7 @@ import contextlib
 import json
 import ssl
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import websockets.sync.client as sync_websocket
 
 from lab.platform import Platform, until
 from novacron.client import ApiError
+from novacron.client.typed import KINDS
+from novacron.model.vm import Power, Vm
 from tests.integration.conftest import Api
 
 Object = dict[str, Any]
@@ -229,3 +232,20 @@ def test_headers_of_all_kinds_harm_nothing(api: Api) -> None:
     for name, value in (("If_None_Match", "x" * 3000), ("Accept_Encoding", ",;q=,,=" * 100), ("Accept", "\x7f"),
                         ("Cookie", "__Host-novacron-session=" + "z" * 3000), ("If_Match", '"' * 50)):  # fmt: skip
         assert api("GET", "/api/v1/vms", **{name: value}).status in (200, 400), name
+
+
+def test_the_sdk_reads_each_kind_as_its_type(site: Platform, api: Api, made: Callable[[Any], Any]) -> None:
+    vm = made(api("POST", "/api/v1/vms", {"name": "typed", **OFF})).body
+    read = site.client.one(Vm, "typed")
+    assert (read.id, read.spec.memory_mib, read.spec.power) == (vm["id"], 64, Power.STOPPED)
+    assert read.created_at == datetime.fromisoformat(vm["created_at"])
+    assert [one.name for one in site.client.every(Vm, name="typed")] == ["typed"]
+    for type_, kind in KINDS.items():
+        if kind == "snapshots":  # listed with their VM
+            continue
+        values = list(site.client.every(type_, limit=50))
+        assert all(isinstance(one, type_) for one in values)
+        if kind in ("vms", "nodes", "images", "events", "projects", "users", "grants", "tokens"):
+            assert values, kind
+    with pytest.raises(TypeError, match="no objects of type int; it has those of: Event, "):
+        site.client.one(int, "typed")

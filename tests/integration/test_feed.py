@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -197,3 +198,37 @@ async def test_it_says_at_once_when_the_database_goes_away(database: Database) -
         )
     with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, asyncpg.AdminShutdownError)):
         await asyncio.wait_for(ended, feed.POLL_S / 2)  # before it would look by itself
+
+
+async def test_a_reader_lags_while_something_committed_is_kept_from_it(database: Database) -> None:
+    reader, seen = Feed(database.url, 10), list[Change]()
+    assert reader.lag_s() > 0, "it has not read anything"
+
+    async def follow() -> None:
+        async for item in reader.batches():
+            seen.extend(item.batch.changes if isinstance(item, Snapshot) else item.changes)
+
+    async def until(true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not true():  # noqa: ASYNC110 (no event tells)
+                await asyncio.sleep(0.01)
+
+    following = asyncio.create_task(follow())
+    slow, fast = await connect(database.url), await connect(database.url)
+    try:
+        await until(lambda: reader.lag_s() == 0)
+        begun = slow.transaction()
+        await begun.start()
+        await slow.execute(INSERT_USER, "tok-slow", "slow")
+        await fast.execute(INSERT_USER, "tok-fast", "fast")
+        await until(lambda: reader.lag_s() > 0.3)
+        assert _users(seen) == []
+        await begun.commit()
+        await until(lambda: reader.lag_s() == 0)
+        assert len(_users(seen)) == 2
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        for connection in (slow, fast):
+            await connection.close()
+    assert reader.lag_s() > 0, "nobody reads any more"

@@ -16,6 +16,7 @@ import urllib3
 from lab.platform import Service, until
 from lab.replicas import serving
 from novacron.client import ApiError, AsyncClient, Client
+from novacron.model.project import Project, Quota
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,8 @@ async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:
     await asyncio.gather(*(many.create_project(name) for name in names))
     assert names <= {project["name"] async for project in many.list("projects")}
     assert (await many.me())["user"] == "administrator"
+    assert names <= {project.name async for project in many.every(Project)}
+    assert (await many.one(Project, "many-0")).quota == Quota()
     with pytest.raises(AttributeError, match="no method"):
         _ = many.no_such_method
     with pytest.raises(ApiError):

@@ -28,7 +28,7 @@ def values(metrics: Metrics) -> dict[str, float]:
 
 
 def test_a_migration_counts_once_and_its_downtime_when_it_is_known() -> None:
-    metrics = Metrics(list)
+    metrics = Metrics(list, lambda: 0.0)
     end = {"raw_bytes": 1000, "wire_bytes": 100, "elapsed_s": 3.0, "retransmits": 5, "savings": Savings(zero=4096)}
     for body in (
         migration("pending"), migration("transferring", raw_bytes=500), migration("completed", **end),
@@ -46,7 +46,7 @@ def test_a_migration_counts_once_and_its_downtime_when_it_is_known() -> None:
 
 
 def test_failures_count_and_what_was_over_before_does_not() -> None:
-    metrics = Metrics(list)
+    metrics = Metrics(list, lambda: 0.0)
     metrics.migrations.observe("old", migration("completed", raw_bytes=7))
     metrics.migrations.observe("m", migration("preparing"))
     metrics.migrations.observe("m", migration("failed"))
@@ -64,7 +64,7 @@ def test_what_is_under_way_is_measured_by_link() -> None:
         migration("pending"),
         migration("completed", rate_bytes_per_s=99),
     ]
-    found = values(Metrics(lambda: bodies))
+    found = values(Metrics(lambda: bodies, lambda: 0.0))
     assert found["novacron_migrations_active transferring"] == 2 and found["novacron_migrations_active pending"] == 1
     assert found["novacron_dwcp_rate_bytes_per_second a b"] == 15 and found["novacron_dwcp_streams a b"] == 3
     assert found["novacron_dwcp_round_trip_seconds a b"] == 0.08
@@ -72,7 +72,7 @@ def test_what_is_under_way_is_measured_by_link() -> None:
 
 
 def test_what_never_ends_does_not_fill_memory() -> None:
-    metrics = Metrics(list)
+    metrics = Metrics(list, lambda: 0.0)
     for number in range(FOLLOWED_MAX + 10):
         metrics.migrations.observe(str(number), migration("pending"))
     assert len(metrics.migrations._followed) == FOLLOWED_MAX

@@ -44,6 +44,17 @@ class AsyncClient:
 
         return call
 
+    async def one(self, type_: type[T], ref: str) -> T:
+        """Return one object by id or name as a value of its type, as ``Client.one`` does."""
+        return await self.do(lambda client: client.one(type_, ref))
+
+    async def every(self, type_: type[T], limit: int | None = None, **filters: str) -> AsyncIterator[T]:
+        """Yield the objects of a type as values of it, as ``Client.every`` does."""
+        from novacron.client import typed
+
+        async for found in self.list(typed.kind_of(type_), limit, **filters):
+            yield typed.read(type_, found)
+
     async def list(self, kind: str, limit: int | None = None, **filters: str) -> AsyncIterator[Object]:
         """Yield the objects of a kind, as ``Client.list`` does."""
         found = Client(self.config).list(kind, limit, **filters)

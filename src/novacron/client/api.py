@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import urllib3
 
@@ -29,6 +29,9 @@ PAGES_MAX = 10_000
 PIECE_BYTES = 1 << 20
 
 Object = dict[str, Any]
+
+
+T = TypeVar("T")
 
 
 class Config(NamedTuple):
@@ -159,6 +162,20 @@ class Client:
         """Return one object by id or name."""
         found: Object = self.request("GET", f"/api/v1/{kind}/{_path(ref)}")
         return found
+
+    def one(self, type_: type[T], ref: str) -> T:
+        """Return one object by id or name as a value of its type: ``client.one(Vm, "web").status.state``, with ``Vm``
+        from ``novacron.model.vm``. Raises TypeError for what the API has none of."""
+        from novacron.client import typed
+
+        return typed.read(type_, self.get(typed.kind_of(type_), ref))
+
+    def every(self, type_: type[T], limit: int | None = None, **filters: str) -> Iterator[T]:
+        """Yield the objects of a type as values of it: ``client.every(Vm, state="running")``."""
+        from novacron.client import typed
+
+        for found in self.list(typed.kind_of(type_), limit, **filters):
+            yield typed.read(type_, found)
 
     def create_vm(self, **fields: Any) -> Object:
         """Create a VM; fields as in ``POST /api/v1/vms``, those that are None left out."""

@@ -56,7 +56,10 @@ class Front:
         self.changed: list[Heard] = []
         self.resync: list[Callable[[], None]] = []
         self._settings = settings
-        self._metrics = Metrics(lambda: [entry.body for entry in self.cache.all("migration").values()])
+        self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
+        self._metrics = Metrics(
+            lambda: [entry.body for entry in self.cache.all("migration").values()], self._feed.lag_s
+        )
         self._recorder = Recorder(database)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
@@ -88,7 +91,7 @@ class Front:
     async def _follow(self) -> None:
         while True:
             try:
-                async for item in Feed(self._settings.database_url, limits.EVENTS_KEPT_IN_MEMORY).batches():
+                async for item in self._feed.batches():
                     if isinstance(item, Snapshot):
                         gc.unfreeze()
                         await self.cache.reset(item)

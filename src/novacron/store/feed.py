@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -177,6 +178,13 @@ class Feed:
         self._url = url
         self._events_max = events_max
         self._wake = asyncio.Event()
+        self._behind, self._complete_at = True, time.monotonic()
+
+    def lag_s(self) -> float:
+        """Return for how many seconds the reader has not had everything that there was: 0 if it had when it looked
+        last, as it does every two seconds at least."""
+        since_s = time.monotonic() - self._complete_at
+        return since_s if self._behind or since_s > 2 * POLL_S else 0.0
 
     async def batches(self) -> AsyncIterator[Snapshot | Batch]:
         """Yield first a snapshot of everything there is, then what changes, for ever.
@@ -184,6 +192,7 @@ class Feed:
         Raises one of ``database.LOST`` when the connection breaks: call again after a pause. A reader that starts
         again gets everything again, so nothing is lost however long it was away.
         """
+        self._behind = True
         connection = await connect(self._url)
         try:
             # A connection that ends wakes the reader too: it must not take silence for peace.
@@ -195,10 +204,14 @@ class Feed:
             after, pause_s = everything.batch.revision, BEHIND_POLL_S
             while True:
                 self._wake.clear()
+                looked_at = time.monotonic()
                 batch, behind = await read(connection, after)
                 if batch.changes or batch.revision > after:
                     after = batch.revision
                     yield batch
+                self._behind = behind
+                if not behind:
+                    self._complete_at = looked_at
                 if batch.changes:
                     pause_s = BEHIND_POLL_S
                     continue
@@ -209,5 +222,6 @@ class Feed:
                     async with asyncio.timeout(timeout_s):
                         await self._wake.wait()
         finally:
+            self._behind = True
             with contextlib.suppress(*LOST, asyncpg.PostgresError):
                 await connection.close(timeout=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -133,10 +133,17 @@ class _Active(Collector):
 
 
 class Metrics:
-    """All of a server's. ``migrations`` returns every migration that the process knows of."""
+    """All of a server's. ``migrations`` returns every migration that the process knows of, ``lag_s`` for how many
+    seconds it has not had everything that was written."""
 
-    def __init__(self, migrations: Callable[[], Iterable[Body]]) -> None:
+    def __init__(self, migrations: Callable[[], Iterable[Body]], lag_s: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
+        lag = Gauge(
+            "novacron_feed_lag_seconds",
+            "For how long this process has not had everything that was written; its reads are as old.",
+            registry=self._registry,
+        )
+        lag.set_function(lag_s)
         self.migrations = MigrationMetrics(self._registry, migrations)
 
     def render(self) -> bytes:
