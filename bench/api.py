@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from novacron.client import Client
 STORED, NODES = 1000, 20
 LIST = "/api/v1/vms?limit=20"
 PACKED = ("Accept-Encoding: zstd",)
+OVERLOAD = 2000
+"""Connections that write at once: 400 requests are worked on."""
 SOAK_SHARE, SOAK_WARM = 0.7, 4
 """Of the highest rate; minutes after which the server's memory may not grow."""
 MIXED = """
@@ -39,6 +41,14 @@ function request()
   wrk.method, wrk.body = "GET", nil
   if turn % 2 == 0 then return wrk.format("GET", "/api/v1/vms?limit=20") end
   return wrk.format("GET", "/api/v1/vms/" .. ids[math.random(#ids)])
+end
+"""
+
+WRITES = """
+function request()
+  turn = turn + 1
+  wrk.headers["Content-Type"] = "application/json"
+  return wrk.format("PATCH", "/api/v1/vms/" .. ids[math.random(#ids)], nil, '{"start_order": ' .. (turn % 1000) .. '}')
 end
 """
 
@@ -111,9 +121,67 @@ def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
     ]
 
 
+def overload_figures(stand: Stand, seconds: float) -> list[Figure]:
+    """Let a member write over far more connections than is worked on at once: what operators, those who ask how the
+    server is, and nodes notice of it."""
+    client = stand.client
+    client.create_user("flood", kind="service")
+    client.grant("flood", "member", "default")
+    secret = client.create_token("flood", user="flood")["secret"]
+    vm = next(iter(client.list("vms", limit=1)))["id"]
+    lost = set[str]()
+
+    def look(mine: Client, _: int) -> None:
+        lost.update(node["name"] for node in mine.list("nodes") if not node["status"]["ready"])
+
+    noticed = {
+        "an operator's read": lambda mine, _: mine.get("vms", vm),
+        "an operator's write": lambda mine, number: mine.configure_vm(vm, start_order=number % 1000),
+        "/healthz": lambda mine, _: mine._fetch("/healthz"),
+        "an operator's list of nodes": look,
+    }
+    with contextlib.ExitStack() as stack:
+        took = {name: stack.enter_context(_again_and_again(client, ask)) for name, ask in noticed.items()}
+        load = stand.load("/", OVERLOAD, seconds, script=_with_ids(stand, WRITES), token=secret)
+    return [
+        Figure(f"overload, {OVERLOAD:,} connections of a member write: done", load.ok / seconds, "1/s"),
+        Figure("  ... turned away, or not answered in 10 s", 100 * load.failed_share, "%"),
+        *(
+            Figure(f"  ... {name}, p99 (of {len(each)})", statistics.quantiles(each, n=100)[98], "ms", 2000)
+            for name, each in took.items()
+        ),
+        Figure("  ... nodes taken for lost", len(lost), "", 0),
+    ]
+
+
+@contextlib.contextmanager
+def _again_and_again(client: Client, ask: Callable[[Client, int], Any]) -> Iterator[list[float]]:
+    """Ask something ten times a second for as long as the block runs; yields how many milliseconds each took."""
+    took, stop = list[float](), threading.Event()
+
+    def run() -> None:
+        mine = Client(client.config)
+        for number in itertools.count(1):
+            if stop.wait(0.1):
+                return
+            took.append(1e3 * timed(lambda number=number: ask(mine, number)))
+
+    running = threading.Thread(target=run)
+    running.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        running.join()
+
+
 def _mixed(stand: Stand) -> str:
+    return _with_ids(stand, MIXED)
+
+
+def _with_ids(stand: Stand, script: str) -> str:
     ids = [vm["id"] for vm in stand.client.list("vms", fields="id")]
-    return f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + MIXED
+    return f"ids = {{{', '.join(repr(id) for id in ids)}}}\n" + script
 
 
 @contextlib.contextmanager
@@ -247,7 +315,7 @@ def _check(found: list[Load]) -> None:
 
 
 def main() -> None:
-    parts = ("reads", "ramp", "mixed", "writes")
+    parts = ("reads", "ramp", "mixed", "writes", "overload")
     parser = argparse.ArgumentParser(prog="script/bench api", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--only", nargs="*", choices=(*parts, "soak"))
@@ -272,6 +340,9 @@ def main() -> None:
         if "writes" in wanted:
             figures += write_figures(stand, rounds, seconds)
             print("writes: done", flush=True)
+        if "overload" in wanted:
+            figures += overload_figures(stand, 2 * seconds)
+            print("overload: done", flush=True)
         if "soak" in wanted:
             figures += soak_figures(stand, options.minutes, seconds)
     report("api", figures, options.json)

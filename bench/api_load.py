@@ -168,14 +168,14 @@ class Stand:
 
     def load(
         self, path: str, connections: int, seconds: float, *, script: str = "", headers: tuple[str, ...] = (),
-        threads: int = 1, rate: float | None = None,
+        threads: int = 1, rate: float | None = None, token: str = "",
     ) -> Load:  # fmt: skip
         """Ask for ``path`` over so many connections, as fast as it goes or so often a second. ``script``: Lua that
-        makes requests."""
+        makes requests; ``token``: another one than the administrator's."""
         lua = self.directory / "load.lua"
         lua.write_text(WRK % (script if rate is None else script + PACED % (rate / threads)))
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(lua)]
-        for header in (f"Authorization: Bearer {self.client.config.token}", *headers):
+        for header in (f"Authorization: Bearer {token or self.client.config.token}", *headers):
             command += ["-H", header]
         done = subprocess.run(
             [*command, f"{self.client.config.url}{path}"], check=True, capture_output=True, text=True
