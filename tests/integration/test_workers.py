@@ -7,16 +7,19 @@ import contextlib
 import os
 import signal
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab.platform import Service, until
 from lab.replicas import serving
 from novacron.client import ApiError, AsyncClient, Client
 from novacron.model.project import Project, Quota
+from novacron.telemetry.shared import WRITE_S
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,31 @@ def test_each_process_answers_everything_and_is_replaced(served: tuple[Client, S
     until(lambda: len(workers_of(server)) == 2 and killed[0] not in workers_of(server), "another one is started", 30)
     until(lambda: listeners(port) == 3, "it listens", 30)
     assert {ask(client) for _ in range(30)} == {(11, 404)}
+
+
+def counted(client: Client) -> dict[str, float]:
+    """Return what is said to Prometheus, by name and the values of the labels."""
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(client.metrics())
+        for sample in family.samples
+    }
+
+
+def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Client, Service]) -> None:
+    client, server = served
+    until(lambda: counted(client)["novacron_processes"] == 3, "all have written what they counted", 10)
+    requests = "novacron_api_requests_total GET /api/v1/projects 200"
+    time.sleep(2 * WRITE_S)
+    before = counted(client)[requests]
+    for _ in range(30):
+        ask(client)
+    until(lambda: counted(Client(client.config))[requests] == before + 30, "all are counted, and once", 10)
+    assert counted(client)["novacron_api_request_duration_seconds_count GET /api/v1/projects"] >= before + 30
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    until(lambda: len(workers_of(server)) == 2, "another one is started", 30)
+    until(lambda: counted(Client(client.config))["novacron_processes"] == 3, "it counts", 30)
+    assert counted(client)[requests] == before + 30, "what the one that was killed counted stays"
 
 
 async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:

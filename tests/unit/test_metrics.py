@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from novacron.api.cache import Cache
+from novacron.api.metrics import seen
 from novacron.model.migration import Progress, Savings
-from novacron.telemetry.metrics import FOLLOWED_MAX, Metrics
+from novacron.store.feed import Batch, Change
+from novacron.telemetry import declared, page, values
+from novacron.telemetry.declared import FAMILIES, Kind, Together
+from novacron.telemetry.metrics import FOLLOWED_MAX, Metrics, MigrationMetrics, Seen
+from novacron.telemetry.shared import Processes
 
 Body = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "_all", {})
 
 
 def migration(phase: str, **progress: Any) -> Body:
@@ -18,25 +34,25 @@ def migration(phase: str, **progress: Any) -> Body:
     return {"phase": phase, "kind": "live", "source": "a", "target": "b", "progress": told}
 
 
-def values(metrics: Metrics) -> dict[str, float]:
+def said(directory: Path, of: Seen = ()) -> dict[str, float]:
     """Return what is rendered, by name and labels."""
     return {
         sample.name + "".join(f" {sample.labels[label]}" for label in sorted(sample.labels)): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
+        for family in text_string_to_metric_families(Metrics(Processes(directory), lambda: of).render().decode())
         for sample in family.samples
     }
 
 
-def test_a_migration_counts_once_and_its_downtime_when_it_is_known() -> None:
-    metrics = Metrics(list, lambda: 0.0)
+def test_a_migration_counts_once_and_its_downtime_when_it_is_known(tmp_path: Path) -> None:
+    migrations = MigrationMetrics()
     end = {"raw_bytes": 1000, "wire_bytes": 100, "elapsed_s": 3.0, "retransmits": 5, "savings": Savings(zero=4096)}
     for body in (
         migration("pending"), migration("transferring", raw_bytes=500), migration("completed", **end),
         migration("completed", **end), migration("completed", **end, downtime_ms=150.0),
         migration("completed", **end, downtime_ms=150.0),
     ):  # fmt: skip
-        metrics.migrations.observe("m", body)
-    found = values(metrics)
+        migrations.observe("m", body)
+    found = said(tmp_path)
     assert found["novacron_migrations_total live completed"] == 1
     assert found["novacron_dwcp_stream_bytes_total"] == 1000 and found["novacron_dwcp_wire_bytes_total"] == 100
     assert found["novacron_dwcp_saved_bytes_total zero"] == 4096
@@ -45,34 +61,138 @@ def test_a_migration_counts_once_and_its_downtime_when_it_is_known() -> None:
     assert found["novacron_migration_downtime_seconds_sum"] == 0.15
 
 
-def test_failures_count_and_what_was_over_before_does_not() -> None:
-    metrics = Metrics(list, lambda: 0.0)
-    metrics.migrations.observe("old", migration("completed", raw_bytes=7))
-    metrics.migrations.observe("m", migration("preparing"))
-    metrics.migrations.observe("m", migration("failed"))
-    metrics.migrations.observe("gone", migration("pending"))
-    metrics.migrations.observe("gone", None)
-    found = values(metrics)
+def test_failures_count_and_what_was_over_before_does_not(tmp_path: Path) -> None:
+    migrations = MigrationMetrics()
+    migrations.observe("old", migration("completed", raw_bytes=7))
+    migrations.observe("m", migration("preparing"))
+    migrations.observe("m", migration("failed"))
+    migrations.observe("gone", migration("pending"))
+    migrations.observe("gone", None)
+    found = said(tmp_path)
     assert found["novacron_migrations_total live failed"] == 1
     assert not [name for name in found if "completed" in name]
 
 
-def test_what_is_under_way_is_measured_by_link() -> None:
+async def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
     bodies = [
         migration("transferring", rate_bytes_per_s=10, streams=2, rtt_ms=50.0, remaining_bytes=7),
         migration("transferring", rate_bytes_per_s=5, streams=1, rtt_ms=80.0),
         migration("pending"),
         migration("completed", rate_bytes_per_s=99),
     ]
-    found = values(Metrics(lambda: bodies, lambda: 0.0))
+    cache = Cache()
+    changes = [
+        Change(n, "migration", str(n), {**body, "revision": n, "id": str(n), "created_at": n})
+        for n, body in enumerate(bodies)
+    ]
+    await cache.apply(Batch(9, changes))
+    found = said(tmp_path, list(seen(cache)))
     assert found["novacron_migrations_active transferring"] == 2 and found["novacron_migrations_active pending"] == 1
     assert found["novacron_dwcp_rate_bytes_per_second a b"] == 15 and found["novacron_dwcp_streams a b"] == 3
     assert found["novacron_dwcp_round_trip_seconds a b"] == 0.08
     assert found["novacron_migration_remaining_bytes a b"] == 7
+    assert found["novacron_cache_objects migration"] == 4
 
 
 def test_what_never_ends_does_not_fill_memory() -> None:
-    metrics = Metrics(list, lambda: 0.0)
+    migrations = MigrationMetrics()
     for number in range(FOLLOWED_MAX + 10):
-        metrics.migrations.observe(str(number), migration("pending"))
-    assert len(metrics.migrations._followed) == FOLLOWED_MAX
+        migrations.observe(str(number), migration("pending"))
+    assert len(migrations._followed) == FOLLOWED_MAX
+
+
+UNITS = ("_seconds", "_bytes", "_seconds_total", "_bytes_total", "_bytes_per_second")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_names_follow_the_rules(family: declared.Family) -> None:
+    assert re.fullmatch(r"novacron_[a-z][a-z0-9_]*", family.name)
+    assert (family.kind is Kind.COUNTER) == family.name.endswith("_total")
+    assert family.name.endswith(UNITS) or not re.search(r"_(ms|s|mib|kb|milliseconds|minutes)(_|$)", family.name)
+    assert (family.kind is Kind.HISTOGRAM) == bool(family.buckets) and list(family.buckets) == sorted(family.buckets)
+    assert family.kind is not Kind.HISTOGRAM or family.name.endswith("_seconds")
+    assert family.help.endswith(".") and len(family.help) > 8
+    assert all(re.fullmatch(r"[a-z][a-z_]*", label) and label != "le" for label in family.labels)
+    assert family.together is Together.SUM or family.kind is Kind.GAUGE
+
+
+def test_each_is_declared_once_and_is_on_the_page() -> None:
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    assert [family for group in page.GROUPS.values() for family in group] == list(FAMILIES)
+    shown = Path(__file__).parents[2] / "docs/reference/metrics.md"
+    assert shown.read_text() == page.page(), "python -m novacron.telemetry.page > docs/reference/metrics.md"
+
+
+def test_what_is_not_declared_can_not_be_counted() -> None:
+    with pytest.raises(KeyError):
+        values.counter("novacron_no_such_total")
+    with pytest.raises(TypeError, match="histogram"):
+        values.counter("novacron_loop_lag_seconds")
+    with pytest.raises(ValueError, match="labels"):
+        values.counter("novacron_api_refused_total").add("rate", "again")
+
+
+def test_a_histogram_counts_what_is_at_most_its_bound(tmp_path: Path) -> None:
+    for took_s in (0.0, 0.5, 0.50001, 1e9):
+        values.histogram("novacron_migration_duration_seconds").observe(took_s, "live")
+    found = said(tmp_path)
+    assert found["novacron_migration_duration_seconds_bucket live 0.5"] == 2
+    assert found["novacron_migration_duration_seconds_bucket live 1.0"] == 3
+    assert found["novacron_migration_duration_seconds_bucket live +Inf"] == 4
+    assert found["novacron_migration_duration_seconds_count live"] == 4
+    assert found["novacron_migration_duration_seconds_sum live"] == pytest.approx(1e9 + 1.00001)
+
+
+def test_labels_without_an_end_do_not_fill_memory(tmp_path: Path) -> None:
+    refused = values.counter("novacron_api_refused_total")
+    for number in range(values.CELLS_MAX + 10):
+        refused.add(str(number))
+    assert len(refused.cells) == values.CELLS_MAX + 1 and refused.cells["other",] == [10]
+    assert said(tmp_path)["novacron_metrics_dropped_labels_total novacron_api_refused_total"] == 10
+
+
+def test_hostile_labels_stay_in_their_line(tmp_path: Path) -> None:
+    for text in ('"} 1\nnovacron_evil 1', "\\", "\n", "\0", "ä" * 1000):
+        values.counter("novacron_api_refused_total").add(text)
+        assert said(tmp_path)[f"novacron_api_refused_total {text}"] == 1
+    assert "novacron_evil" not in said(tmp_path)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from novacron.telemetry.shared import Processes
+from novacron.telemetry.values import counter, gauge, histogram
+counter("novacron_api_refused_total").add("rate", count=5)
+counter("novacron_api_refused_total").add("mine")
+histogram("novacron_loop_lag_seconds").observe(0.3)
+gauge("novacron_processes").set(1)
+gauge("novacron_feed_lag_seconds").set(7)
+Processes(Path(sys.argv[1])).write()
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_add_up_and_what_an_ended_one_counted_stays(tmp_path: Path) -> None:
+    here = Processes(tmp_path / "metrics")
+    here.begin()
+    values.counter("novacron_api_refused_total").add("rate", count=2)
+    values.histogram("novacron_loop_lag_seconds").observe(0.3)
+    values.gauge("novacron_processes").set(1)
+    values.gauge("novacron_feed_lag_seconds").set(3)
+    command = [sys.executable, "-c", PROCESS, str(tmp_path / "metrics")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"written\n"
+        found = said(tmp_path / "metrics")
+        assert (found["novacron_api_refused_total rate"], found["novacron_api_refused_total mine"]) == (7, 1)
+        assert found["novacron_loop_lag_seconds_count"] == 2
+        assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (2, 7)
+        process.kill()
+    found = said(tmp_path / "metrics")
+    assert (found["novacron_api_refused_total rate"], found["novacron_loop_lag_seconds_count"]) == (7, 2)
+    assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (1, 3)
+    (tmp_path / "metrics" / "1-1").write_bytes(b"broken")
+    assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 7
+    here.begin()
+    assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 2

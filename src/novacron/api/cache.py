@@ -19,6 +19,7 @@ from novacron.api.callers import Callers
 from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
+from novacron.telemetry.values import counter
 
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
@@ -146,6 +147,10 @@ class Cache:
         """Return the objects of this name, of whichever project."""
         return [self._kinds[kind][id] for id in self._names.get((kind, name), {}).values()]
 
+    def kinds(self) -> tuple[str, ...]:
+        """Return every kind of object that is here."""
+        return tuple(self._kinds)
+
     def all(self, kind: str) -> dict[str, Entry]:
         """Return every object of a kind by its key, oldest first."""
         return self._kinds[kind]
@@ -181,6 +186,10 @@ class Cache:
 
         await self._until(newer, timeout_s)
         return self.get(kind, ref)
+
+    def followers(self) -> int:
+        """Return how many follow the changes."""
+        return len(self._subscribers)
 
     async def follow(self, after: int | None) -> AsyncIterator[Delivery]:
         """Yield every change after revision ``after`` (or from now on). Raises Gone, or Unavailable on overrun."""
@@ -232,6 +241,7 @@ class Cache:
                     try:
                         queue.put_nowait(delivery)
                     except asyncio.QueueFull:
+                        counter("novacron_api_followers_cut_total").add()
                         self._cut(queue)
         await self._advance(batch.revision)
 

@@ -10,6 +10,7 @@ import asyncio
 import re
 import secrets
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
 from typing import Any
@@ -19,11 +20,14 @@ import msgspec
 from novacron.api import hot
 from novacron.api.callers import Caller
 from novacron.api.context import Services
+from novacron.api.hot import route_of
 from novacron.api.rates import Rates
 from novacron.api.sessions import COOKIE
 from novacron.model.access import Right
 from novacron.model.token import TokenKind, hash_secret
 from novacron.telemetry import logs
+from novacron.telemetry.declared import REQUESTS_S
+from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
@@ -39,6 +43,8 @@ REQUEST_S_MAX = 100.0
 """Longer than the longest wait that a request may ask for."""
 ALWAYS_SERVED = ("/healthz", "/readyz")
 ENDLESS = b"text/event-stream"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+REFUSED = counter("novacron_api_refused_total")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 SECRETS_KEPT = 10_000
 SECURITY: list[Header] = [
@@ -58,7 +64,10 @@ class Door:
         self._rates = rates
         self._hot = hot.Hot(services.cache)
         self._digests: dict[bytes, str] = {}
-        self._in_work = 0
+        self.in_work = 0
+        """Requests that routes work on now."""
+        self._cells: dict[tuple[str, str, int], tuple[list[float], list[float]]] = {}
+        self._cached = counter("novacron_api_cached_answers_total").cell()
         self._prefix, self._count = secrets.token_hex(4), 0
         self.leaving = False
         """The server is about to end: who asks whether it is ready hears that it is not."""
@@ -100,6 +109,7 @@ class Door:
             extra = [*limit.headers, (b"retry-after", str(limit.retry_s).encode())]
             detail, hint = f"more than {limit.most} requests a second", f"try again in {limit.retry_s} s"
             await _refuse(send, 429, "too-many-requests", "Too many requests", detail, hint, extra)
+            REFUSED.add("rate")
             self._called(scope, method, 429, started, caller, address, "-")
             return
         if method == "GET" and caller is not None and self._services.cache.ready:
@@ -111,15 +121,17 @@ class Door:
                 )
                 await send({"type": "http.response.body", "body": body})
                 self._services.recorder.used(caller.id, address)
-                self._called(scope, method, status, started, caller, address, path)
+                self._cached[0] += 1
+                self._called(scope, method, status, started, caller, address, route_of(path))
                 return
         if self.leaving and path == "/readyz":
             await _refuse(send, 503, "unavailable", "Temporarily unavailable", "this server is about to end", "", [])
             return
-        if self._in_work >= IN_WORK_MAX and path not in ALWAYS_SERVED and not _operates(caller):
+        if self.in_work >= IN_WORK_MAX and path not in ALWAYS_SERVED and not _operates(caller):
             await _refuse(send, 503, "overloaded", "Temporarily unavailable",
                           "too many requests are worked on", "try again in a few seconds",
                           [(b"retry-after", b"2")])  # fmt: skip
+            REFUSED.add("overload")
             self._called(scope, method, 503, started, caller, address, "-")
             return
         await self._pass(scope, receive, send, headers, limit.headers, started, caller, address)
@@ -149,7 +161,7 @@ class Door:
                 capture.take(message)
             await send(message)
 
-        self._in_work += 1
+        self.in_work += 1
         try:
             if ENDLESS in headers.get(b"accept", b""):
                 await self._app(scope, receive, out)
@@ -157,11 +169,12 @@ class Door:
                 async with asyncio.timeout(REQUEST_S_MAX):
                     await self._app(scope, receive, out)
         except TimeoutError:
+            REFUSED.add("timeout")
             log.warning("a request took too long", path=scope["path"], request_id=id)
             if status == 500:
                 await _refuse(send, 503, "timeout", "Temporarily unavailable", "it took too long", "try again", [])
         finally:
-            self._in_work -= 1
+            self.in_work -= 1
             route = str(scope.get("path_template") or "-")
             self._called(scope, scope["method"], status, started, caller, address, route, id)
 
@@ -171,7 +184,23 @@ class Door:
     ) -> None:  # fmt: skip
         who = scope.get("user") if caller is None else caller
         name = who.name if isinstance(who, Caller) else "-"
-        self._services.recorder.called(method, route, status, time.perf_counter() - started, name, address, id)
+        took_s = time.perf_counter() - started
+        count, durations = self._cells.get((method, route, status)) or self._counted(method, route, status)
+        count[0] += 1
+        durations[bisect_left(REQUESTS_S, took_s)] += 1
+        durations[-1] += took_s
+        self._services.recorder.called(method, route, status, took_s, name, address, id)
+
+    def _counted(self, method: str, route: str, status: int) -> tuple[list[float], list[float]]:
+        """Return where such requests are counted. A method that there is none is a client's word."""
+        known = method if method in METHODS else "other"
+        cells = (
+            counter("novacron_api_requests_total").cell(known, route, str(status)),
+            histogram("novacron_api_request_duration_seconds").cell(known, route),
+        )
+        if known == method:
+            self._cells[method, route, status] = cells
+        return cells
 
 
 def _secret(text: str, *, cookie: bool) -> str | None:

@@ -37,6 +37,11 @@ JSON: list[Header] = [
 ]  # fmt: skip
 
 
+def route_of(path: str) -> str:
+    """Return the route of a path that is answered here."""
+    return path if path in KINDS else f"{path.rpartition('/')[0]}/{{ref:str}}"
+
+
 class _List:
     """A list as it was answered."""
 

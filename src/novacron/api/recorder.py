@@ -20,6 +20,7 @@ from novacron.model.errors import Unavailable
 from novacron.store import audit, tokens
 from novacron.store.database import Connection, Database
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter
 
 log = logs.get(__name__)
 
@@ -78,6 +79,7 @@ class Recorder:
             return
         if len(self._refused) >= PENDING_MAX:
             self.lost += 1
+            counter("novacron_api_records_lost_total").add()
             return
         self._refused.append(_record(request, outcome, status, detail[:DETAIL_MAX]))
 
@@ -92,6 +94,7 @@ class Recorder:
             self._reads -= 1
         if len(self._calls) >= PENDING_MAX:
             self.lost += 1
+            counter("novacron_api_records_lost_total").add()
             return
         self._calls.append(ApiCall(datetime.now(UTC), id, method, route, status, duration_s * 1e3, user, address))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
 from novacron.store.leader import leadership
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter, gauge, histogram
 
 log = logs.get(__name__)
 
@@ -74,21 +76,32 @@ class Controllers:
 
     async def _run(self, controller: Controller) -> None:
         backoff_s, wake = 0.1, self._wake[controller.name]
+        steps, took = counter("novacron_controller_steps_total"), histogram("novacron_controller_step_duration_seconds")
+        leading, last = gauge("novacron_controller_leading"), gauge("novacron_controller_last_step_timestamp_seconds")
+        leading.set(0, controller.name)
         while True:
             try:
                 async with leadership(self._database.url, controller.name) as lock:
                     log.info("leading", controller=controller.name)
+                    leading.set(1, controller.name)
                     while True:
                         wake.clear()
                         await lock.execute("SELECT 1")
+                        began = time.perf_counter()
                         await controller.step(self._database)
+                        took.observe(time.perf_counter() - began, controller.name)
+                        steps.add(controller.name, "done")
+                        last.set(time.time(), controller.name)
                         backoff_s = 0.1
                         await asyncio.sleep(controller.pause_s)
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(wake.wait(), controller.interval_s)
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                steps.add(controller.name, "failed")
                 log.warning("controller pauses", controller=controller.name, error=str(error), retry_s=backoff_s)
             except Exception:  # a defect of one controller must not take the others and the API away
+                steps.add(controller.name, "defect")
                 log.exception("defect in a controller", controller=controller.name, retry_s=backoff_s)
+            leading.set(0, controller.name)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import asyncpg
@@ -12,6 +13,7 @@ from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.store.leases import Beat
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
@@ -39,20 +41,26 @@ class Heartbeats:
 
     async def run(self) -> None:
         """Store what comes, until cancelled."""
+        counted = counter("novacron_link_heartbeats_total")
+        storing = histogram("novacron_link_heartbeats_store_duration_seconds")
         while True:
             await self._wake.wait()
             await asyncio.sleep(GATHER_S)
             self._wake.clear()
             taken, self._waiting = self._waiting, []
+            began = time.perf_counter()
             try:
                 async with self._database.transaction() as connection:
                     renewed = await leases.renew(connection, [beat for beat, _ in taken], self._clock())
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                counted.add("failed", count=len(taken))
                 log.warning("heartbeats can't be stored", count=len(taken), error=str(error))
                 for _, done in taken:
                     if not done.done():
                         done.set_exception(Unavailable(f"a heartbeat can't be stored: {error}"))
                 continue
+            storing.observe(time.perf_counter() - began)
+            counted.add("stored", count=len(taken))
             for beat, done in taken:
                 if done.done():
                     continue

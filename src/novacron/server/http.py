@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from novacron.api.app import create_app
 from novacron.api.cache import Cache
 from novacron.api.context import Agents, Services
 from novacron.api.door import Door
+from novacron.api.metrics import seen
 from novacron.api.oidc import Oidc
 from novacron.api.passwords import Passwords
 from novacron.api.rates import Rates
@@ -31,8 +33,10 @@ from novacron.model.oidc import Provider
 from novacron.server.settings import Settings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change, Feed, Snapshot
-from novacron.telemetry import logs
+from novacron.telemetry import logs, process
 from novacron.telemetry.metrics import Metrics
+from novacron.telemetry.shared import Processes
+from novacron.telemetry.values import counter, gauge, histogram
 
 log = logs.get(__name__)
 
@@ -57,9 +61,9 @@ class Front:
         self.resync: list[Callable[[], None]] = []
         self._settings = settings
         self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
-        self._metrics = Metrics(
-            lambda: [entry.body for entry in self.cache.all("migration").values()], self._feed.lag_s
-        )
+        self._processes = Processes(settings.state_dir / "metrics")
+        self._metrics = Metrics(self._processes, lambda: seen(self.cache))
+        self._measure(database)
         self._recorder = Recorder(database)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
@@ -76,6 +80,8 @@ class Front:
                 group.create_task(self._follow(), name="feed"),
                 group.create_task(self._recorder.run(), name="recorder"),
                 group.create_task(share_rates(self._shared, self._rates), name="rates"),
+                group.create_task(self._processes.run(), name="metrics"),
+                group.create_task(process.watch(), name="process"),
             ]
             await self._http.serve()
             for task in others:
@@ -88,10 +94,21 @@ class Front:
         await asyncio.sleep(self._settings.leave_s)
         self._http.stop()
 
+    def _measure(self, database: Database) -> None:
+        """Say where that is to be read which is asked for when somebody looks."""
+        gauge("novacron_feed_lag_seconds").read = lambda: {(): self._feed.lag_s()}
+        gauge("novacron_api_followers").read = lambda: {(): self.cache.followers()}
+        gauge("novacron_api_requests_in_progress").read = lambda: {(): self._door.in_work}
+        gauge("novacron_database_connections").read = database.connections
+        gauge("novacron_database_connections_max").read = lambda: {(): database.connections_max}
+
     async def _follow(self) -> None:
+        batches, taken = counter("novacron_feed_batches_total"), counter("novacron_feed_changes_total")
+        applying = histogram("novacron_feed_apply_duration_seconds")
         while True:
             try:
                 async for item in self._feed.batches():
+                    began = time.perf_counter()
                     if isinstance(item, Snapshot):
                         gc.unfreeze()
                         await self.cache.reset(item)
@@ -102,13 +119,15 @@ class Front:
                     else:
                         await self.cache.apply(item)
                         changes = item.changes
+                    batches.add()
+                    applying.observe(time.perf_counter() - began)
                     for change in changes:
+                        taken.add(change.kind)
                         for heard in self.changed:
                             heard(change)
-                        if change.kind == "migration":
-                            self._metrics.migrations.observe(change.key, change.body)
             except (asyncpg.PostgresError, *LOST) as error:
                 self.cache.lost()
+                counter("novacron_feed_losses_total").add()
                 log.warning("the change feed is away", error=str(error) or type(error).__name__)
                 await asyncio.sleep(FEED_RETRY_S)
 

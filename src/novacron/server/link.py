@@ -50,11 +50,15 @@ from novacron.store.database import LOST, Connection, Database
 from novacron.store.feed import Change
 from novacron.store.leases import Beat
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter, gauge, histogram
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
 T = TypeVar("T")
+
+MESSAGES = counter("novacron_link_messages_total")
+CONNECTIONS = counter("novacron_link_connections_total")
 
 MARKS_MAX = 1000
 PROBES_MAX = 16
@@ -120,6 +124,10 @@ class Link:
         self._teller = Teller(database, self._sessions, lambda project: authority.derive(f"pages of project {project}"))
         self._heartbeats = Heartbeats(database, clock)
         self._observations = Observations(database)
+        gauge("novacron_link_nodes").read = lambda: {(): len(self._sessions)}
+        gauge("novacron_link_consoles").read = lambda: {
+            (): sum(len(session.channels) for session in self._sessions.values())
+        }
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
@@ -180,13 +188,19 @@ class Link:
         number, self._next_ask = self._next_ask, self._next_ask + 1
         waiting: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
         self._asked[number] = (session, waiting)
+        kind, outcome, began = type(question).__name__, "failed", time.perf_counter()
         try:
             await session.send(wire.Ask(number, question))
             async with asyncio.timeout(timeout_s):
-                return msgspec.msgpack.decode(await waiting, type=answer)
+                found = msgspec.msgpack.decode(await waiting, type=answer)
+            outcome = "answered"
+            return found
         except TimeoutError:
+            outcome = "timeout"
             raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None
         finally:
+            counter("novacron_link_questions_total").add(kind, outcome)
+            histogram("novacron_link_question_duration_seconds").observe(time.perf_counter() - began, kind)
             del self._asked[number]
 
     def _answered(self, session: Session, said: wire.Answered) -> None:
@@ -296,11 +310,13 @@ class Link:
         try:
             hello = wire.from_agent.decode(await asyncio.wait_for(socket.recv(decode=False), 10))
             if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL:
+                CONNECTIONS.add("refused")
                 await session.close(f"this server speaks protocol {wire.PROTOCOL}")
                 return
             async with self._greeting, self._database.transaction() as connection:
                 found = await identities.known(connection, said, key_hash)
                 if found is None:
+                    CONNECTIONS.add("refused")
                     await session.close("this node was removed, or another host has taken its place")
                     return
                 node = session.node = found
@@ -318,6 +334,7 @@ class Link:
             old, self._sessions[node] = self._sessions.get(node), session
             if old is not None:
                 await old.close("the node connected again")
+            CONNECTIONS.add("accepted")
             log.info("agent connected", node=node, held=len(hello.held))
             session.look_anew()
             self._peers_changed.set()
@@ -333,6 +350,7 @@ class Link:
             pass  # the agent dials again
         except (NovaError, ValueError) as error:
             # Also a malformed message (msgspec.DecodeError is a ValueError): the next connection starts afresh.
+            counter("novacron_link_breaks_total").add()
             log.warning("agent link broke off", node=node, error=str(error))
             await session.close("internal")
         finally:
@@ -360,6 +378,7 @@ class Link:
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
+        MESSAGES.add(type(message).__name__)
         if session.unstored is not None:  # breaks the link off: everything is said again
             raise session.unstored
         match message:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Callable
 
 import asyncpg
 import msgspec
@@ -21,7 +22,10 @@ from novacron.server.link import Link
 from novacron.server.settings import Settings
 from novacron.store import tokens
 from novacron.store.database import LOST, Database
+from novacron.store.feed import Change
 from novacron.telemetry import logs
+from novacron.telemetry.metrics import MigrationMetrics
+from novacron.telemetry.shared import Processes
 
 log = logs.get(__name__)
 
@@ -87,8 +91,9 @@ async def serve(settings: Settings) -> None:
         link = Link(database, authority)
         controllers = Controllers(database, link.foresee, settings.fence)
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
+        Processes(settings.state_dir / "metrics").begin()
         front = Front(settings, database, authority, link, (certificate, key))
-        front.changed += [controllers.changed, link.changed]
+        front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
         async with (
             link.listen(settings.host, settings.link_port, context),
@@ -114,6 +119,17 @@ async def serve(settings: Settings) -> None:
                 await asyncio.wait([*work, stopped], timeout=5)
     finally:
         await database.close()
+
+
+def _count_migrations() -> Callable[[Change], None]:
+    """Return what counts them: here, for each worker sees them, too."""
+    migrations = MigrationMetrics()
+
+    def heard(change: Change) -> None:
+        if change.kind == "migration":
+            migrations.observe(change.key, change.body)
+
+    return heard
 
 
 def run(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from novacron.store import vms
 from novacron.store.database import LOST, Database
 from novacron.store.vms import Report
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter, gauge
 
 log = logs.get(__name__)
 
@@ -24,6 +25,7 @@ class Observations:
         self._database = database
         self._waiting: list[tuple[Report, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
+        gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._waiting)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
         """Take a report; the future is done once it is stored, or fails with Unavailable. Raises Unavailable."""
@@ -61,6 +63,7 @@ class Observations:
             failed = Unavailable(f"a report can't be stored: {error}")
         if failed is not None:
             log.warning("what nodes report can't be stored", count=len(taken), error=failed.detail)
+        counter("novacron_link_reports_total").add("stored" if failed is None else "failed", count=len(taken))
         for _, done in taken:
             if not done.done():
                 done.set_result(None) if failed is None else done.set_exception(failed)

@@ -16,6 +16,7 @@ from novacron.store import nodes
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
@@ -103,11 +104,13 @@ class Teller:
             telling.wake.clear()
             try:
                 if telling.anew and self._processors.known:  # if not, the feed's beginning wakes all
+                    counter("novacron_link_readings_total").add("all")
                     async with self._reading:
                         told = await self._read_anew(session)
                     await self._tell_anew(session, told, last)
                 found, telling.statements = telling.differ(telling.statements, whole=False), []
                 if found:
+                    counter("novacron_link_statements_total").add(count=len(found))
                     await session.send(wire.Desired(found, whole=False))
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
@@ -142,6 +145,7 @@ class Teller:
                 for statement in message.statements:
                     self.hold(session, statement.vm)
                 found = telling.differ(message.statements, whole=True)
+                counter("novacron_link_statements_total").add(count=len(found))
                 if found or first:
                     await session.send(wire.Desired(found, whole=first))
                 continue
@@ -158,6 +162,7 @@ class Teller:
             await asyncio.sleep(TOUCHED_GATHER_S)
             self._some_touched.clear()
             touched, self._touched = self._touched, set()
+            counter("novacron_link_readings_total").add("changed")
             begun = {session: session.telling.reads for vm in touched for session in self._holders.get(vm, ())}
             try:
                 async with self._database.transaction(isolation="repeatable_read") as connection:

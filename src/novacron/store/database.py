@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import msgspec
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import later
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
@@ -46,6 +48,14 @@ OVERTAKEN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """What it raises when another transaction came between: retry, at once."""
 TRIES_MAX = 5
 
+ACQUIRED = histogram("novacron_database_acquire_duration_seconds")
+QUERIES = histogram("novacron_database_query_duration_seconds")
+ENDED = counter("novacron_database_transactions_total")
+OPERATIONS = {
+    "SELECT": "select", "INSERT": "insert", "UPDATE": "update", "DELETE": "delete", "WITH": "with", "BEGIN;": "begin",
+    "BEGIN": "begin", "COMMIT": "commit",
+}  # fmt: skip
+
 T = TypeVar("T")
 
 
@@ -57,6 +67,12 @@ async def _prepare(connection: asyncpg.Connection) -> None:
         decoder=lambda raw: msgspec.json.decode(raw[1:]),
         format="binary",
     )
+    connection.add_query_logger(_measured)
+
+
+def _measured(query: Any) -> None:
+    """Measure a query (``asyncpg.LoggedQuery``)."""
+    QUERIES.observe(query.elapsed, OPERATIONS.get(query.query.lstrip()[:6].upper().rstrip(), "other"))
 
 
 class PooledConnection(asyncpg.Connection):
@@ -109,14 +125,17 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection outside a transaction. Raises Unavailable when the database is away."""
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(ACQUIRE_TIMEOUT_S):  # the pool's own time-out costs turns of the loop
                 connection = await self._pool.acquire()
+            ACQUIRED.observe(time.perf_counter() - began)
             try:
                 yield connection
             finally:
                 self._give_back(connection)
         except LOST as error:
+            counter("novacron_database_unavailable_total").add()
             raise Unavailable(
                 f"the database can't be reached: {error or type(error).__name__}",
                 hint="try again in a few seconds",
@@ -143,8 +162,22 @@ class Database:
                 with later.waiting() as pending:
                     yield connection
                 await later.write(connection, pending)
+            ENDED.add("committed")
         except OVERTAKEN as error:
+            ENDED.add("overtaken")
             raise Overtaken(f"another change came between: {error}", hint="try again") from error
+        except BaseException:
+            ENDED.add("failed")
+            raise
+
+    def connections(self) -> dict[tuple[str, ...], float]:
+        """Return how many connections are used, and how many idle."""
+        idle = self._pool.get_idle_size()
+        return {("used",): self._pool.get_size() - idle, ("idle",): idle}
+
+    @property
+    def connections_max(self) -> int:
+        return int(self._pool.get_max_size())
 
     async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do ``work`` in a transaction, and again, a few times, when another one came between.

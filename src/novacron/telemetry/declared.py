@@ -1,0 +1,208 @@
+"""Every metric that there is: name, kind, labels, what it means. Names follow Prometheus' rules (base units, ``_total``
+for counters); the page docs/reference/metrics.md is made of this (``python -m novacron.telemetry.page``)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Together(StrEnum):
+    """What the processes of one server are together."""
+
+    SUM = "sum"
+    MAX = "max"
+    SEEN = "seen"
+    """Each process sees the whole: whichever is asked answers."""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """Metrics of one name. ``buckets`` are the upper bounds of a histogram, in its unit."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    together: Together = Together.SUM
+
+
+REQUESTS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+QUERIES_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+STEPS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+DURATIONS_S = (0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+DOWNTIMES_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+
+
+def _counter(name: str, help: str, *labels: str) -> Family:
+    return Family(name, Kind.COUNTER, help, labels)
+
+
+def _gauge(name: str, help: str, *labels: str, together: Together = Together.SUM) -> Family:
+    return Family(name, Kind.GAUGE, help, labels, together=together)
+
+
+def _seen(name: str, help: str, *labels: str) -> Family:
+    return Family(name, Kind.GAUGE, help, labels, together=Together.SEEN)
+
+
+def _histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...]) -> Family:
+    return Family(name, Kind.HISTOGRAM, help, labels, buckets)
+
+
+API = (
+    _counter("novacron_api_requests_total", "Requests that were answered.", "method", "route", "status"),
+    _histogram(
+        "novacron_api_request_duration_seconds", "From a request's arrival to its answer, as the server sees it.",
+        "method", "route", buckets=REQUESTS_S,
+    ),
+    _gauge("novacron_api_requests_in_progress", "Requests that are worked on: not those answered from the cache."),
+    _counter(
+        "novacron_api_refused_total", "Requests that were turned away before they were looked at: beyond a rate"
+        " (rate), too many at once (overload), or that took too long (timeout).", "reason",
+    ),
+    _counter("novacron_api_cached_answers_total", "Answers that were there already, with no route asked."),
+    _gauge("novacron_api_followers", "Streams of changes that are open."),
+    _counter("novacron_api_followers_cut_total", "Followers that were cut off because they read too slowly."),
+    _counter(
+        "novacron_api_records_lost_total",
+        "Refusals and calls that were not written to the audit and API logs: too many waited.",
+    ),
+)  # fmt: skip
+FEED = (
+    _gauge(
+        "novacron_feed_lag_seconds",
+        "For how long a process has not had everything that was written; its reads are as old.",
+        together=Together.MAX,
+    ),
+    _counter("novacron_feed_batches_total", "Batches of changes that were taken in."),
+    _counter("novacron_feed_changes_total", "Changes that were taken in, by kind of object.", "kind"),
+    _histogram("novacron_feed_apply_duration_seconds", "Taking a batch of changes in.", buckets=STEPS_S),
+    _counter("novacron_feed_losses_total", "How often the feed was lost: the database was away."),
+    _seen("novacron_cache_objects", "Objects that are held in memory, by kind.", "kind"),
+)
+DATABASE = (
+    _gauge("novacron_database_connections", "Connections of the pools, used or idle.", "state"),
+    _gauge("novacron_database_connections_max", "Connections that the pools may have."),
+    _histogram(
+        "novacron_database_acquire_duration_seconds", "Waiting for a connection of the pool.", buckets=QUERIES_S
+    ),
+    _histogram(
+        "novacron_database_query_duration_seconds", "Queries, by their first word.", "operation", buckets=QUERIES_S
+    ),
+    _counter(
+        "novacron_database_transactions_total", "Transactions, by how they ended: committed, overtaken by another, or"
+        " failed.", "outcome",
+    ),
+    _counter("novacron_database_unavailable_total", "How often the database could not be reached or did not answer."),
+)  # fmt: skip
+CONTROLLERS = (
+    _counter("novacron_controller_steps_total", "Steps of controllers, by how they ended.", "controller", "outcome"),
+    _histogram(
+        "novacron_controller_step_duration_seconds", "A controller's step.", "controller", buckets=STEPS_S
+    ),
+    _gauge("novacron_controller_leading", "1 where a controller runs.", "controller"),
+    _gauge(
+        "novacron_controller_last_step_timestamp_seconds", "When a controller's last good step ended.", "controller",
+        together=Together.MAX,
+    ),
+)  # fmt: skip
+LINK = (
+    _gauge("novacron_link_nodes", "Nodes that are connected to this server."),
+    _counter(
+        "novacron_link_connections_total", "Connections of nodes, by what became of them: accepted, or refused.",
+        "outcome",
+    ),
+    _counter("novacron_link_messages_total", "Messages of nodes, by type.", "type"),
+    _counter("novacron_link_statements_total", "What nodes were told of VMs."),
+    _counter(
+        "novacron_link_readings_total", "How often it was read what nodes are to be told: all of one node, or what has"
+        " changed.", "scope",
+    ),
+    _counter("novacron_link_questions_total", "Questions to nodes, by how they ended.", "question", "outcome"),
+    _histogram("novacron_link_question_duration_seconds", "From a question to a node to its answer.", "question",
+               buckets=REQUESTS_S),
+    _histogram("novacron_link_heartbeats_store_duration_seconds", "Storing the heartbeats of some milliseconds.",
+               buckets=STEPS_S),
+    _counter("novacron_link_heartbeats_total", "Heartbeats, by whether they were stored.", "outcome"),
+    _counter("novacron_link_reports_total", "Reports of VMs, by whether they were stored.", "outcome"),
+    _gauge("novacron_link_reports_waiting", "Reports of VMs that wait to be stored."),
+    _gauge("novacron_link_consoles", "Consoles that are open."),
+    _counter("novacron_link_breaks_total", "Connections of nodes that were given up because of an error."),
+)  # fmt: skip
+MIGRATIONS = (
+    _counter("novacron_migrations_total", "Migrations that have ended.", "kind", "outcome"),
+    _histogram("novacron_migration_duration_seconds", "From the start of a migration that completed to its end.",
+               "kind", buckets=DURATIONS_S),
+    _histogram("novacron_migration_downtime_seconds", "How long the guest stood still, as the server saw it.",
+               buckets=DOWNTIMES_S),
+    _counter("novacron_dwcp_stream_bytes_total", "What QEMU gave to DWCP in migrations that have ended."),
+    _counter("novacron_dwcp_wire_bytes_total", "What DWCP put on links for it, before TLS and TCP headers."),
+    _counter(
+        "novacron_dwcp_saved_bytes_total",
+        "What did not have to be sent as it is: zeros, pages known from this session, the image, a sibling, a"
+        " checkpoint, differences, and what compression took away.", "by",
+    ),
+    _counter("novacron_dwcp_retransmits_total", "TCP segments that were sent again."),
+    _counter("novacron_dwcp_resumed_sessions_total", "How often a session went on after all its connections were"
+             " lost."),
+    _counter("novacron_dwcp_repaired_pages_total", "Pages that were damaged in a target's store, and sent."),
+    _seen("novacron_migrations_active", "Migrations under way.", "phase"),
+    _seen("novacron_dwcp_rate_bytes_per_second", "What DWCP puts on a link now.", "source", "target"),
+    _seen("novacron_dwcp_streams", "Connections that carry migrations now.", "source", "target"),
+    _seen("novacron_dwcp_round_trip_seconds", "Round trip as TCP sees it, queues included.", "source", "target"),
+    _seen("novacron_migration_remaining_bytes", "Memory that has not gone over yet.", "source", "target"),
+    _seen("novacron_migration_disk_remaining_bytes", "Disk not mirrored yet.", "source", "target"),
+)  # fmt: skip
+FLEET = (
+    _seen("novacron_vms", "VMs, by state.", "state"),
+    _seen("novacron_vms_highly_available", "VMs that are started elsewhere when their node fails."),
+    _seen("novacron_vms_unplaced", "VMs that have no node."),
+    _seen("novacron_vm_crashes", "How often VMs that there are have crashed, together."),
+    _seen("novacron_node_ready", "1 while a node is connected.", "node", "site"),
+    _seen("novacron_node_schedulable", "1 where VMs may be placed.", "node"),
+    _seen("novacron_node_cpus", "Processors of a node.", "node"),
+    _seen("novacron_node_memory_bytes", "Memory of a node.", "node"),
+    _seen("novacron_node_vms", "VMs on a node.", "node"),
+    _seen("novacron_node_vcpus_allocated", "vCPUs of the VMs on a node.", "node"),
+    _seen("novacron_node_memory_allocated_bytes", "Memory of the VMs on a node.", "node"),
+    _seen("novacron_node_clock_skew_seconds", "By how much a node's clock is ahead; 0 if it may be right.", "node"),
+    _seen("novacron_node_images", "Images on a node.", "node"),
+    _seen("novacron_volumes", "Volumes, by phase.", "phase"),
+    _seen("novacron_volume_bytes", "Size of all volumes."),
+    _seen("novacron_snapshots", "Snapshots, by phase.", "phase"),
+    _seen("novacron_imports", "Imports, by phase.", "phase"),
+    _seen("novacron_exports", "Exports, by phase.", "phase"),
+    _seen("novacron_drains_active", "Drains that have not ended."),
+    _seen("novacron_networks", "Networks."),
+    _seen("novacron_security_groups", "Security groups."),
+    _seen("novacron_floating_addresses", "Floating addresses, by whether they lead to a VM.", "used"),
+    _seen("novacron_forwards", "Ports that lead to VMs."),
+    _seen("novacron_projects", "Projects."),
+    _seen("novacron_users", "Users, by kind.", "kind"),
+    _seen("novacron_tokens", "API tokens and sessions, by kind.", "kind"),
+)
+PROCESS = (
+    _gauge("novacron_build_info", "1; the version that runs.", "version", "python", together=Together.MAX),
+    _gauge("novacron_processes", "Processes of this server."),
+    _gauge("novacron_process_resident_memory_bytes", "Memory of this server's processes."),
+    _counter("novacron_process_cpu_seconds_total", "Processor time of this server's processes."),
+    _gauge("novacron_process_open_fds", "Open files and connections of this server's processes."),
+    _gauge("novacron_process_start_timestamp_seconds", "When this server's last process started.",
+           together=Together.MAX),
+    _histogram("novacron_loop_lag_seconds", "By how much what was due came late in a process' loop.",
+               buckets=QUERIES_S),
+    _counter("novacron_gc_collections_total", "Collections of cycles, by generation.", "generation"),
+    _counter("novacron_metrics_dropped_labels_total", "Values that were counted under other labels, because a metric"
+             " had too many.", "metric"),
+)  # fmt: skip
+
+FAMILIES = (*API, *FEED, *DATABASE, *CONTROLLERS, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
+BY_NAME = {family.name: family for family in FAMILIES}

@@ -1,0 +1,92 @@
+"""What the processes of one server have counted, put together: each writes its own into a file every second, and who is
+asked adds them up. What a process that has ended counted stays: a counter never becomes less."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from novacron.telemetry import logs
+from novacron.telemetry.declared import BY_NAME, Kind, Together
+from novacron.telemetry.values import Cells, Labels, counted
+
+log = logs.get(__name__)
+
+WRITE_S = 1.0
+GONE_MAX = 500
+"""Files of processes that have ended; the oldest are let go of."""
+
+Told = dict[str, list[tuple[Labels, list[float]]]]
+
+
+class Processes:
+    """The processes that share ``directory``. ``run`` must run in each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._own = directory / f"{os.getpid()}-{time.time_ns()}"
+
+    def begin(self) -> None:
+        """Forget what was counted before: for the first process, before it starts the others."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in self._directory.iterdir():
+            path.unlink()
+
+    async def run(self) -> None:
+        """Write what this process has counted, until cancelled; then once more."""
+        try:
+            while True:
+                self.write()
+                await asyncio.sleep(WRITE_S)
+        finally:
+            self.write()
+
+    def write(self) -> None:
+        """Write what this process has counted. A disk that takes nothing costs the others its figures, no more."""
+        told: Told = {
+            name: list(cells.items()) for name, cells in counted().items() if BY_NAME[name].together != Together.SEEN
+        }
+        new = self._own.with_name(f".{self._own.name}")
+        try:
+            new.write_bytes(msgspec.msgpack.encode(told))
+            new.replace(self._own)
+        except OSError as error:
+            log.warning("what was counted can't be shared", error=str(error))
+
+    def all(self) -> dict[str, Cells]:
+        """Return what all of them have counted, this one until now, the others until a second ago."""
+        found = {name: {labels: cell.copy() for labels, cell in cells.items()} for name, cells in counted().items()}
+        gone = []
+        for path in sorted(self._directory.glob("[0-9]*")) if self._directory.exists() else ():
+            if path == self._own:
+                continue
+            alive = Path(f"/proc/{path.name.partition('-')[0]}").exists()
+            if not alive:
+                gone.append(path)
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                _add(found, msgspec.msgpack.decode(path.read_bytes(), type=Told), alive=alive)
+        for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
+            path.unlink(missing_ok=True)
+        return found
+
+
+def _add(found: dict[str, Cells], told: Told, *, alive: bool) -> None:
+    for name, cells in told.items():
+        family = BY_NAME.get(name)
+        if family is None or (family.kind is Kind.GAUGE and not alive):
+            continue
+        into = found.setdefault(name, {})
+        for labels, cell in cells:
+            mine = into.get(labels)
+            if mine is None or len(mine) != len(cell):
+                into[labels] = cell
+            elif family.together is Together.MAX:
+                mine[0] = max(mine[0], cell[0])
+            else:
+                for place, value in enumerate(cell):
+                    mine[place] += value
