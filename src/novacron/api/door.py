@@ -25,6 +25,7 @@ from novacron.api.rates import Rates
 from novacron.api.sessions import COOKIE
 from novacron.model.access import Right
 from novacron.model.token import TokenKind, hash_secret
+from novacron.store.database import YIELDS
 from novacron.telemetry import logs
 from novacron.telemetry.declared import REQUESTS_S
 from novacron.telemetry.values import counter, histogram
@@ -162,6 +163,7 @@ class Door:
             await send(message)
 
         self.in_work += 1
+        YIELDS.set(not _operates(caller))  # of this request's task alone
         try:
             if ENDLESS in headers.get(b"accept", b""):
                 await self._app(scope, receive, out)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import asyncpg
@@ -29,6 +30,11 @@ STATEMENT_TIMEOUT_S = 10
 ACQUIRE_TIMEOUT_S = 5.0
 
 Connection = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
+
+YIELDS: ContextVar[bool] = ContextVar("yields", default=False)
+"""What is done leaves a part of the connections to others: nodes, controllers, operators."""
+RESERVED = 5
+"""So many."""
 
 LOST = (
     OSError,
@@ -91,6 +97,7 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool, url: str) -> None:
         self.url = url
+        self._yielding = asyncio.Semaphore(max(1, int(pool.get_max_size()) - RESERVED))
         self._pool = pool
         self._giving_back: set[asyncio.Task[None]] = set()
 
@@ -126,14 +133,24 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection outside a transaction. Raises Unavailable when the database is away."""
         began = time.perf_counter()
+        turn = self._yielding if YIELDS.get() else None
         try:
             async with asyncio.timeout(ACQUIRE_TIMEOUT_S):  # the pool's own time-out costs turns of the loop
-                connection = await self._pool.acquire()
+                if turn is not None:
+                    await turn.acquire()
+                try:
+                    connection = await self._pool.acquire()
+                except BaseException:
+                    if turn is not None:
+                        turn.release()
+                    raise
             ACQUIRED.observe(time.perf_counter() - began)
             try:
                 yield connection
             finally:
                 self._give_back(connection)
+                if turn is not None:
+                    turn.release()
         except LOST as error:
             counter("novacron_database_unavailable_total").add()
             raise Unavailable(
