@@ -95,6 +95,10 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
         return said[requests] == before + 30 and said[durations] >= before + 30
 
     until(all_are_counted, "all are counted", 10)
+    said = counted(client)
+    for counts in ("database_query_duration_seconds_count insert", "database_transactions_total committed",
+                   "feed_changes_total project", "controller_steps_total placement done"):  # fmt: skip
+        assert said[f"novacron_{counts}"] > 0
     os.kill(workers_of(server)[0], signal.SIGKILL)
     until(lambda: len(workers_of(server)) == 2, "another one is started", 30)
     until(lambda: counted(Client(client.config))["novacron_processes"] == 3, "it counts", 30)

@@ -20,7 +20,6 @@ import msgspec
 from novacron.api import hot
 from novacron.api.callers import Caller
 from novacron.api.context import Services
-from novacron.api.hot import route_of
 from novacron.api.rates import Rates
 from novacron.api.sessions import COOKIE
 from novacron.model.access import Right
@@ -116,14 +115,14 @@ class Door:
         if method == "GET" and caller is not None and self._services.cache.ready:
             answer = self._hot.answer(path, scope["query_string"], headers, caller)
             if answer is not None:
-                status, fields, body = answer
+                status, fields, body, route = answer
                 await send(
                     {"type": "http.response.start", "status": status, "headers": fields + limit.headers + SECURITY}
                 )
                 await send({"type": "http.response.body", "body": body})
                 self._services.recorder.used(caller.id, address)
                 self._cached[0] += 1
-                self._called(scope, method, status, started, caller, address, route_of(path))
+                self._called(scope, method, status, started, caller, address, route)
                 return
         if self.leaving and path == "/readyz":
             await _refuse(send, 503, "unavailable", "Temporarily unavailable", "this server is about to end", "", [])

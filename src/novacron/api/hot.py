@@ -14,7 +14,8 @@ from novacron.api.cache import Cache
 from novacron.api.callers import Caller
 
 Header = tuple[bytes, bytes]
-Answer = tuple[int, list[Header], bytes]
+Answer = tuple[int, list[Header], bytes, str]
+"""Status, headers, body, and the route that would have made it."""
 
 KINDS = {
     "/api/v1/vms": "vm", "/api/v1/nodes": "node", "/api/v1/migrations": "migration", "/api/v1/networks": "network",
@@ -22,6 +23,7 @@ KINDS = {
 }  # fmt: skip
 OWNED = ("vm", "migration", "volume")
 """Kinds of which one object is answered here, by id."""
+ROUTES = {parent: f"{parent}/{{ref:str}}" for parent in KINDS}
 LISTS_MAX = 1000
 BODY_BYTES_MAX = 1 << 20
 COMPRESS_BYTES_MIN = 1024
@@ -35,11 +37,6 @@ ENCODERS: dict[bytes, Callable[[bytes], bytes]] = {
 JSON: list[Header] = [
     (b"content-type", b"application/json"), (b"cache-control", b"no-cache"), (b"vary", b"accept-encoding"),
 ]  # fmt: skip
-
-
-def route_of(path: str) -> str:
-    """Return the route of a path that is answered here."""
-    return path if path in KINDS else f"{path.rpartition('/')[0]}/{{ref:str}}"
 
 
 class _List:
@@ -93,8 +90,8 @@ class Hot:
             return None
         etag = b'"%d"' % entry.revision
         if headers.get(b"if-none-match") == etag:
-            return 304, [(b"etag", etag), *JSON[1:]], b""
-        return 200, [(b"etag", etag), (b"content-length", b"%d" % len(entry.json)), *JSON], entry.json
+            return 304, [(b"etag", etag), *JSON[1:]], b"", ROUTES[parent]
+        return 200, [(b"etag", etag), (b"content-length", b"%d" % len(entry.json)), *JSON], entry.json, ROUTES[parent]
 
     def _list(self, path: str, kind: str, query: bytes, headers: dict[bytes, bytes], caller: Caller) -> Answer | None:
         if b"text/event-stream" in headers.get(b"accept", b""):
@@ -104,10 +101,10 @@ class Hot:
             return None
         found.hits += 1
         if headers.get(b"if-none-match") == found.etag:
-            return 304, [(b"etag", found.etag), *JSON[1:]], b""
+            return 304, [(b"etag", found.etag), *JSON[1:]], b"", path
         coding = _coding(headers.get(b"accept-encoding", b"")) if len(found.body) >= COMPRESS_BYTES_MIN else b""
         fields, body = self._packed(found, coding)
-        return 200, fields, body
+        return 200, fields, body, path
 
     def _packed(self, found: _List, coding: bytes) -> tuple[list[Header], bytes]:
         known = found.packed.get(coding)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -73,19 +73,39 @@ async def _prepare(connection: asyncpg.Connection) -> None:
         decoder=lambda raw: msgspec.json.decode(raw[1:]),
         format="binary",
     )
-    connection.add_query_logger(_measured)
-
-
-def _measured(query: Any) -> None:
-    """Measure a query (``asyncpg.LoggedQuery``)."""
-    QUERIES.observe(query.elapsed, OPERATIONS.get(query.query.lstrip()[:6].upper().rstrip(), "other"))
 
 
 class PooledConnection(asyncpg.Connection):
-    """A connection that leaves nothing behind for who borrows it next: neither settings nor locks of its session."""
+    """A connection that leaves nothing behind for who borrows it next: neither settings nor locks of its session.
+
+    It measures its queries: asyncpg's own way to hear of them costs several times as much.
+    """
 
     def get_reset_query(self) -> str:
         return ""
+
+    async def execute(self, query: str, *args: Any, **more: Any) -> Any:
+        return await _measured(query, super().execute(query, *args, **more))
+
+    async def executemany(self, command: str, args: Any, **more: Any) -> Any:
+        return await _measured(command, super().executemany(command, args, **more))
+
+    async def fetch(self, query: str, *args: Any, **more: Any) -> Any:
+        return await _measured(query, super().fetch(query, *args, **more))
+
+    async def fetchrow(self, query: str, *args: Any, **more: Any) -> Any:
+        return await _measured(query, super().fetchrow(query, *args, **more))
+
+    async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
+        return await _measured(query, super().fetchval(query, *args, **more))
+
+
+async def _measured(query: str, done: Coroutine[Any, Any, T]) -> T:
+    began = time.perf_counter()
+    try:
+        return await done
+    finally:
+        QUERIES.observe(time.perf_counter() - began, OPERATIONS.get(query.lstrip()[:6].upper().rstrip(), "other"))
 
 
 class Overtaken(Unavailable):
