@@ -1,0 +1,204 @@
+"""Prometheus' rules: each alert is seen firing and silent by Prometheus' own tool, and says what to do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from novacron.telemetry.declared import BY_NAME, FAMILIES, Kind
+
+DIRECTORY = Path(__file__).parents[2] / "deploy/prometheus"
+RUNBOOK = Path(__file__).parents[2] / "docs/runbooks/alerts.md"
+RULES = [rule for group in yaml.safe_load((DIRECTORY / "rules/alerts.yml").read_text())["groups"]
+         for rule in group["rules"]]  # fmt: skip
+SEVERITIES = ("critical", "warning", "info")
+Series = dict[str, str]
+
+
+class Case(NamedTuple):
+    """What Prometheus has scraped, every ten seconds, when an alert is to fire, and when not; and when one looks."""
+
+    firing: Series
+    silent: Series
+    at: str = "20m"
+
+
+def requests(failed: int, done: int) -> Series:
+    return {
+        'novacron_api_requests_total{status="500"}': f"0+{failed}x300",
+        'novacron_api_requests_total{status="200"}': f"0+{done}x300",
+    }
+
+
+def within(name: str, bounds: dict[str, int], labels: str = "") -> Series:
+    """Return a histogram: how many more are at most each bound, every time."""
+    return {f'{name}_bucket{{{labels}le="{bound}"}}': f"0+{count}x300" for bound, count in bounds.items()}
+
+
+def one(name: str, firing: str, silent: str) -> Case:
+    return Case({name: firing}, {name: silent})
+
+
+CASES = {
+    "ServiceDown": one('up{job="novacron-server"}', "0x300", "1x300"),
+    "APIErrorBudgetBurnsFast": Case(requests(2, 98), requests(1, 99)),
+    "APIErrorBudgetBurnsSlowly": Case(requests(1, 99), requests(1, 999), "40m"),
+    "HighAPIErrorRate": Case(requests(2, 98), requests(1, 199)),
+    "HighAPILatency": Case(
+        within("novacron_api_request_duration_seconds", {"0.5": 90, "1.0": 100, "+Inf": 100}),
+        within("novacron_api_request_duration_seconds", {"0.5": 99, "1.0": 100, "+Inf": 100}),
+    ),
+    "APIOverloaded": one('novacron_api_refused_total{reason="overload"}', "0+20x300", "0+5x300"),
+    "AuditRecordsLost": one("novacron_api_records_lost_total", "0+1x300", "5x300"),
+    "ReadsAreOld": one("novacron_feed_lag_seconds", "6x300", "4x300"),
+    "FollowersCutOff": one("novacron_api_followers_cut_total", "0+1x300", "9x300"),
+    "DatabaseConnectionPoolExhaustion": Case(
+        {'novacron_database_connections{state="used"}': "24x300", "novacron_database_connections_max": "25x300"},
+        {'novacron_database_connections{state="used"}': "20x300", "novacron_database_connections_max": "25x300"},
+    ),
+    "DatabaseUnavailable": one("novacron_database_unavailable_total", "0+3x300", "3x300"),
+    "DatabaseSlow": Case(
+        within("novacron_database_query_duration_seconds", {"0.1": 90, "0.25": 100, "+Inf": 100}),
+        within("novacron_database_query_duration_seconds", {"0.1": 99, "0.25": 100, "+Inf": 100}),
+    ),
+    "TransactionsOvertaken": Case(
+        {'novacron_database_transactions_total{outcome="overtaken"}': "0+30x300",
+         'novacron_database_transactions_total{outcome="committed"}': "0+70x300"},
+        {'novacron_database_transactions_total{outcome="overtaken"}': "0+10x300",
+         'novacron_database_transactions_total{outcome="committed"}': "0+90x300"},
+    ),
+    "ControllerWithoutLeader": Case(
+        {'novacron_controller_leading{controller="health", instance="a"}': "0x300"},
+        {'novacron_controller_leading{controller="health", instance="a"}': "0x300",
+         'novacron_controller_leading{controller="health", instance="b"}': "1x300"},
+    ),
+    "ControllerFails": one(
+        'novacron_controller_steps_total{controller="health", outcome="failed"}', "0+1x300", "7x300"
+    ),
+    "NodeDown": Case(
+        {'novacron_node_ready{node="n", site="s", instance="a"}': "0x300"},
+        {'novacron_node_ready{node="n", site="s", instance="a"}': "1x300",
+         'novacron_node_ready{node="n", site="s", instance="b"}': "0x300"},
+    ),
+    "NodeClockWrong": one('novacron_node_clock_skew_seconds{node="n"}', "-90x300", "-2x300"),
+    "NodeMemoryAlmostFull": Case(
+        {'novacron_node_memory_allocated_bytes{node="n"}': "96x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},
+        {'novacron_node_memory_allocated_bytes{node="n"}': "90x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},
+    ),
+    "NodeLinkBreaks": one("novacron_link_breaks_total", "0+1x300", "9x300"),
+    "HeartbeatsNotStored": Case(
+        {'novacron_link_heartbeats_total{outcome="failed"}': "0+5x300"},
+        {'novacron_link_heartbeats_total{outcome="stored"}': "0+5x300"},
+    ),
+    "VMsUnplaced": one("novacron_vms_unplaced", "2x300", "0x300"),
+    "VMsCrash": one("novacron_vm_crashes", "0+1x300", "70x300"),
+    "MigrationsFail": Case(
+        {'novacron_migrations_total{kind="live", outcome="failed"}': "0+1x300"},
+        {'novacron_migrations_total{kind="live", outcome="completed"}': "0+1x300"},
+    ),
+    "LongDowntime": Case(
+        within("novacron_migration_downtime_seconds", {"2.0": 80, "5.0": 100, "+Inf": 100}),
+        within("novacron_migration_downtime_seconds", {"2.0": 99, "5.0": 100, "+Inf": 100}),
+    ),
+    "PageStoresDamaged": one("novacron_dwcp_repaired_pages_total", "0+200x300", "0+1x300"),
+    "ServerMemoryHigh": one("novacron_process_resident_memory_bytes", "5000000000x300", "1000000000x300"),
+    "ServerLoopLate": Case(
+        within("novacron_loop_lag_seconds", {"0.25": 90, "0.5": 100, "+Inf": 100}),
+        within("novacron_loop_lag_seconds", {"0.25": 99, "0.5": 100, "+Inf": 100}),
+    ),
+    "MetricsLabelsDropped": one(
+        'novacron_metrics_dropped_labels_total{metric="novacron_api_refused_total"}', "0+1x300", "7x300"
+    ),
+}  # fmt: skip
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration_and_rules() -> None:
+    promtool("check", "config", "--syntax-only", str(DIRECTORY / "prometheus.yml"))
+    shown = promtool("check", "rules", *(str(path) for path in (DIRECTORY / "rules").iterdir()))
+    assert f"{len(RULES)} rules found" in shown
+    config = yaml.safe_load((DIRECTORY / "prometheus.yml").read_text())
+    assert all((DIRECTORY / "rules").glob(pattern.removeprefix("rules/")) for pattern in config["rule_files"])
+
+
+def test_each_alert_is_tested_both_ways_and_says_what_to_do() -> None:
+    assert [rule["alert"] for rule in RULES] == list(CASES)
+    text = RUNBOOK.read_text()
+    sections = re.findall(r"^## (\w+)$", text, re.MULTILINE)
+    assert sections == list(CASES)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in SEVERITIES
+        said = rule["annotations"]
+        assert said["summary"] and said["description"].endswith(".")
+        assert said["runbook_url"] == f"https://novacron.dev/runbooks/alerts#{rule['alert'].lower()}"
+
+
+def test_rules_ask_only_for_what_there_is() -> None:
+    shown = {
+        name: family
+        for family in FAMILIES
+        for name in (
+            [f"{family.name}_{end}" for end in ("bucket", "sum", "count")]
+            if family.kind is Kind.HISTOGRAM
+            else [family.name]
+        )
+    }
+    for path in (DIRECTORY / "rules").iterdir():
+        rules = [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+        for rule in rules:
+            for name, labels in re.findall(r"(?<!:)\b(novacron_[a-z0-9_]+)(?:\{([^}]*)\})?", rule["expr"]):
+                assert name in shown, f"{name} in {path.name}"
+                assert set(re.findall(r"(\w+)\s*[=!]", labels)) <= {*shown[name].labels, "le", "instance"}
+    assert BY_NAME
+
+
+def test_each_alert_fires_when_it_has_to_and_is_silent_when_not(tmp_path: Path) -> None:
+    tests: list[dict[str, Any]] = []
+    for alert, case in CASES.items():
+        for series, value in ((case.firing, 1), (case.silent, 0)):
+            tests.append(
+                {
+                    "interval": "10s",
+                    "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                    "promql_expr_test": [
+                        {
+                            "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)',
+                            "eval_time": case.at,
+                            "exp_samples": [{"labels": "{}", "value": value}],
+                        }
+                    ],
+                }
+            )
+    rules = [str(path) for path in sorted((DIRECTORY / "rules").iterdir())]
+    for alert, pair in zip(CASES, zip(tests[::2], tests[1::2], strict=True), strict=True):
+        file = tmp_path / f"{alert}.yml"
+        file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "10s", "tests": list(pair)}))
+    promtool("test", "rules", *(str(path) for path in sorted(tmp_path.iterdir())))
+
+
+@pytest.mark.parametrize("alert", ["HighAPIErrorRate"])
+def test_what_an_alert_says_is_filled_in(alert: str, tmp_path: Path) -> None:
+    rule = next(rule for rule in RULES if rule["alert"] == alert)
+    said = dict(rule["annotations"], summary="2% of requests fail")
+    test = {
+        "interval": "10s",
+        "input_series": [{"series": name, "values": values} for name, values in CASES[alert].firing.items()],
+        "alert_rule_test": [
+            {"eval_time": "20m", "alertname": alert,
+             "exp_alerts": [{"exp_labels": {"severity": "critical"}, "exp_annotations": said}]}
+        ],
+    }  # fmt: skip
+    rules = [str(path) for path in sorted((DIRECTORY / "rules").iterdir())]
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "10s", "tests": [test]}))
+    promtool("test", "rules", str(file))
