@@ -104,10 +104,22 @@ class Stand:
         until(lambda: _answers(load_config), "the server is ready", 60)
         self.client = Client(load_config())
 
-    def _serve(self, directory: Path, ports: Sequence[int]) -> subprocess.Popen[bytes]:
+    def restart_server(self, module: str = "novacron") -> None:
+        """End the server, and start it anew, from another module perhaps; wait until it answers, and has its nodes."""
+        self.server.terminate()
+        self.server.wait(30)
+        self.server = self._serve(self.directory, self.ports[:2], module)
+        until(lambda: _answers(load_config), "the server is ready", 60)
+        until(lambda: self._connected() == self.nodes, "its nodes are connected", 60)
+
+    def _connected(self) -> int:
+        found = re.search(r"^novacron_link_nodes (\d+)", self.client.metrics(), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    def _serve(self, directory: Path, ports: Sequence[int], module: str = "novacron") -> subprocess.Popen[bytes]:
         with (directory / "server.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "novacron", "server", "--database", self.postgres.url,
+                [sys.executable, "-m", module, "server", "--database", self.postgres.url,
                  "--state-dir", str(directory), "--port", str(ports[0]), "--link-port", str(ports[1]),
                  "--reads-per-s", NO_LIMIT, "--writes-per-s", NO_LIMIT],
                 stdout=log, stderr=log,
