@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
 from novacron.model.errors import Unavailable
 from novacron.model.vm import VmState, VmStatus
+from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
 from novacron.server.session import Session
 from novacron.store import vms
 from novacron.store.database import Database
+from novacron.store.leases import Beat
 
 
 class Stored:
@@ -42,3 +46,32 @@ async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypa
     assert stored == ["later", "good"]
     assert isinstance(hurt.unstored, Unavailable) and well.unstored is None
     running.cancel()
+
+
+async def test_who_waits_when_the_server_ends_is_told_so() -> None:
+    class Away:
+        async def transact(self, work: Callable[[Any], Awaitable[None]]) -> None:
+            await asyncio.Event().wait()
+
+        @asynccontextmanager
+        async def transaction(self) -> AsyncIterator[None]:
+            await asyncio.Event().wait()
+            yield
+
+    database = cast(Database, Away())
+    observations, heartbeats = Observations(database), Heartbeats(database, time.monotonic)
+    status, beat = VmStatus(state=VmState.RUNNING), Beat("a", 1, None, 0.0, (), ())
+    running = [asyncio.create_task(observations.run()), asyncio.create_task(heartbeats.run())]
+    taken = [observations.add(vms.Report("a", "one", 1, status)), asyncio.create_task(heartbeats.store(beat))]
+    await asyncio.sleep(0.1)
+    waiting = [observations.add(vms.Report("a", "two", 1, status)), asyncio.create_task(heartbeats.store(beat))]
+    await asyncio.sleep(0)
+    for task in running:
+        task.cancel()
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*taken, *waiting, return_exceptions=True)
+    assert all(isinstance(one, Unavailable) for one in found)
+    with pytest.raises(Unavailable, match="about to end"):
+        observations.add(vms.Report("a", "three", 1, status))
+    with pytest.raises(Unavailable, match="about to end"):
+        await heartbeats.store(beat)

@@ -19,6 +19,7 @@ log = logs.get(__name__)
 
 GATHER_S = 0.02
 AT_ONCE_MAX = 5000
+OVER = "this server is about to end"
 
 
 class Heartbeats:
@@ -28,10 +29,14 @@ class Heartbeats:
         self._database = database
         self._clock = clock
         self._waiting: list[tuple[Beat, asyncio.Future[None]]] = []
+        self._taken: list[tuple[Beat, asyncio.Future[None]]] = []
+        self._over = False
         self._wake = asyncio.Event()
 
     async def store(self, beat: Beat) -> None:
         """Return once a heartbeat is stored. Raises Conflict when the node has to begin anew, and Unavailable."""
+        if self._over:
+            raise Unavailable(OVER)
         if len(self._waiting) >= AT_ONCE_MAX:
             raise Unavailable("too many heartbeats wait to be stored")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -40,7 +45,16 @@ class Heartbeats:
         await done
 
     async def run(self) -> None:
-        """Store what comes, until cancelled."""
+        """Store what comes, until cancelled; who waits then is told so, or would wait for ever."""
+        try:
+            await self._run()
+        finally:
+            self._over = True
+            for _, done in (*self._taken, *self._waiting):
+                if not done.done():
+                    done.set_exception(Unavailable(OVER))
+
+    async def _run(self) -> None:
         counted = counter("novacron_link_heartbeats_total")
         storing = histogram("novacron_link_heartbeats_store_duration_seconds")
         while True:
@@ -48,6 +62,7 @@ class Heartbeats:
             await asyncio.sleep(GATHER_S)
             self._wake.clear()
             taken, self._waiting = self._waiting, []
+            self._taken = taken
             began = time.perf_counter()
             try:
                 async with self._database.transaction() as connection:

@@ -69,6 +69,7 @@ PROBE_S_MAX = 30.0
 SEEN_MAX = 16
 GREETED_MAX = 6
 """So many nodes that connect are looked up at once, at most: all of them come when the server has started."""
+CLOSE_S_MAX = 10.0
 PEERS_S = 1.0
 """How often nodes are told of others, at most."""
 
@@ -132,7 +133,7 @@ class Link:
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int, context: ssl.SSLContext) -> Any:
         """Serve agents on ``host:port`` for as long as the block runs."""
-        async with serve(
+        server = await serve(
             self._serve,
             host,
             port,
@@ -143,19 +144,25 @@ class Link:
             compression=None,
             close_timeout=2,
             logger=None,
-        ):
-            tasks = [
-                asyncio.create_task(self._tell_peers(), name="peers"),
-                asyncio.create_task(self._teller.run(), name="teller"),
-                asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
-                asyncio.create_task(self._observations.run(), name="observations"),
-            ]
+        )
+        tasks = [
+            asyncio.create_task(self._tell_peers(), name="peers"),
+            asyncio.create_task(self._teller.run(), name="teller"),
+            asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
+            asyncio.create_task(self._observations.run(), name="observations"),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            server.close()
             try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                async with asyncio.timeout(CLOSE_S_MAX):
+                    await server.wait_closed()
+            except TimeoutError:
+                log.warning("connections of nodes do not end", nodes=len(self._sessions))
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""

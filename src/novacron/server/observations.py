@@ -16,6 +16,7 @@ log = logs.get(__name__)
 GATHER_S = 0.003
 AT_ONCE_MAX = 200
 WAITING_MAX = 10_000
+OVER = "this server is about to end"
 
 
 class Observations:
@@ -24,11 +25,15 @@ class Observations:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: list[tuple[Report, asyncio.Future[None]]] = []
+        self._taken: list[tuple[Report, asyncio.Future[None]]] = []
+        self._over = False
         self._wake = asyncio.Event()
         gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._waiting)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
         """Take a report; the future is done once it is stored, or fails with Unavailable. Raises Unavailable."""
+        if self._over:
+            raise Unavailable(OVER)
         if len(self._waiting) >= WAITING_MAX:
             raise Unavailable("too many reports wait to be stored")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -38,11 +43,21 @@ class Observations:
         return done
 
     async def run(self) -> None:
-        """Store what comes, until cancelled."""
+        """Store what comes, until cancelled; who waits then is told so, or would wait for ever."""
+        try:
+            await self._run()
+        finally:
+            self._over = True
+            for _, done in (*self._taken, *self._waiting):
+                if not done.done():
+                    done.set_exception(Unavailable(OVER))
+
+    async def _run(self) -> None:
         while True:
             await self._wake.wait()
             await asyncio.sleep(GATHER_S)
             taken, self._waiting = self._waiting[:AT_ONCE_MAX], self._waiting[AT_ONCE_MAX:]
+            self._taken = taken
             if not self._waiting:
                 self._wake.clear()
             if not await self._store(taken):
