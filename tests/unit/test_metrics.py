@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -36,9 +37,10 @@ def migration(phase: str, **progress: Any) -> Body:
 
 def said(directory: Path, of: Seen = ()) -> dict[str, float]:
     """Return what is rendered, by name and labels."""
+    text = asyncio.run(Metrics(Processes(directory), lambda: of).render())
     return {
         sample.name + "".join(f" {sample.labels[label]}" for label in sorted(sample.labels)): sample.value
-        for family in text_string_to_metric_families(Metrics(Processes(directory), lambda: of).render().decode())
+        for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
 
@@ -73,7 +75,7 @@ def test_failures_count_and_what_was_over_before_does_not(tmp_path: Path) -> Non
     assert not [name for name in found if "completed" in name]
 
 
-async def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
+def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
     bodies = [
         migration("transferring", rate_bytes_per_s=10, streams=2, rtt_ms=50.0, remaining_bytes=7),
         migration("transferring", rate_bytes_per_s=5, streams=1, rtt_ms=80.0),
@@ -85,8 +87,10 @@ async def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
         Change(n, "migration", str(n), {**body, "revision": n, "id": str(n), "created_at": n})
         for n, body in enumerate(bodies)
     ]
-    await cache.apply(Batch(9, changes))
-    found = said(tmp_path, list(seen(cache)))
+    asyncio.run(cache.apply(Batch(9, changes)))
+    of = list(seen(cache))
+    assert all(declared.BY_NAME[name].together is Together.SEEN for name, *_ in of)
+    found = said(tmp_path, of)
     assert found["novacron_migrations_active transferring"] == 2 and found["novacron_migrations_active pending"] == 1
     assert found["novacron_dwcp_rate_bytes_per_second a b"] == 15 and found["novacron_dwcp_streams a b"] == 3
     assert found["novacron_dwcp_round_trip_seconds a b"] == 0.08

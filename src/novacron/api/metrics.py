@@ -37,7 +37,7 @@ LINKS = (
     opt=scopes.in_fleet(),
 )
 async def metrics(request: ApiRequest) -> Response[bytes]:
-    return Response(services(request).metrics.render(), media_type=CONTENT_TYPE)
+    return Response(await services(request).metrics.render(), media_type=CONTENT_TYPE)
 
 
 def seen(cache: Cache) -> Iterator[Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from novacron.telemetry.declared import BY_NAME, FAMILIES, Family, Kind, Together
+from novacron.telemetry.declared import FAMILIES, Family, Kind
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import Cells, Labels, counter, histogram
 
@@ -66,29 +67,35 @@ class MigrationMetrics:
             histogram("novacron_migration_duration_seconds").observe(progress["elapsed_s"], body["kind"])
 
 
-class Metrics(Collector):
+class Metrics:
     """All of a server's. ``seen`` returns what this process sees of the whole."""
 
     def __init__(self, processes: Processes, seen: Callable[[], Seen]) -> None:
         self._processes, self._seen = processes, seen
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+
+    async def render(self) -> bytes:
+        """Return them in Prometheus' text format, which is written in a thread: of 2,000 nodes it takes a while."""
+        found = self._processes.all()
+        for name, labels, value in self._seen():
+            found.setdefault(name, {})[labels] = [value]
+        registry = CollectorRegistry()
+        registry.register(_Found(found))
+        return bytes(await asyncio.to_thread(generate_latest, registry))
+
+
+class _Found(Collector):
+    """What was counted and seen at one moment."""
+
+    def __init__(self, found: dict[str, Cells]) -> None:
+        self._found = found
 
     def describe(self) -> Iterable[Metric]:
         return ()  # registering must not collect
 
     def collect(self) -> Iterator[Metric]:
-        found = self._processes.all()
-        for name, labels, value in self._seen():
-            assert BY_NAME[name].together is Together.SEEN
-            found.setdefault(name, {})[labels] = [value]
         for family in FAMILIES:
-            if family.name in found:
-                yield _rendered(family, found[family.name])
-
-    def render(self) -> bytes:
-        """Return them in Prometheus' text format."""
-        return bytes(generate_latest(self._registry))
+            if family.name in self._found:
+                yield _rendered(family, self._found[family.name])
 
 
 def _rendered(family: Family, cells: Cells) -> Metric:
