@@ -200,3 +200,18 @@ def test_processes_add_up_and_what_an_ended_one_counted_stays(tmp_path: Path) ->
     assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 7
     here.begin()
     assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 2
+
+
+def test_a_place_that_takes_no_files_is_said_once_and_costs_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    here = Processes(tmp_path / "file" / "metrics")
+    here.begin()
+    values.counter("novacron_api_refused_total").add("rate")
+    capsys.readouterr()
+    for _ in range(3):
+        here.write()
+    said_of_it = capsys.readouterr()
+    assert (said_of_it.out + said_of_it.err).count("can't be shared") == 1
+    assert said(tmp_path / "file" / "metrics")["novacron_api_refused_total rate"] == 1

@@ -127,3 +127,16 @@ def test_a_vm_of_another_project_serves_nobody(tmp_path: Path, clock: list[float
     node, one = here(tmp_path), neighbour("one", b"a")
     asyncio.run(node.look_around([one]))
     assert arrive(node, one, tenant=Tenant("q", b"q" * 32)) == []
+
+
+def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_looked_at(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    class Gone(Memory):
+        def pages(self) -> Iterator[tuple[int, bytes]]:
+            raise OSError("gone")
+
+    node, gone, one = here(tmp_path), neighbour("gone", b"a"), neighbour("one", b"b", image="other")
+    cast(Any, gone.machine).memory = Gone(b"a")
+    asyncio.run(node.look_around([gone, one]))
+    assert list(node._looked) == [(KEY, "other")]

@@ -298,7 +298,10 @@ class Agent:
         """Know what pages of running VMs there are here before a VM comes that has the same ones."""
         while True:
             await asyncio.sleep(LOOK_AROUND_S)
-            await self._host.pages.look_around(self._neighbours())
+            try:
+                await self._host.pages.look_around(self._neighbours())
+            except Exception:  # it only spares time later: no defect of it may end the agent
+                log.exception("defect while looking at running VMs")
 
     async def _measure(self) -> None:
         """Tell the server what VMs use of the processors."""

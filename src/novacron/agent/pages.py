@@ -216,9 +216,9 @@ class Pages:
                 hash = PageHash(neighbour.tenant.key)
                 again_s = LOOKED_AGAIN_S if known is None else min(2 * known.again_s, LOOKED_AGAIN_S_MAX)
                 self._looked[key] = await _aside(functools.partial(_look, neighbour, memory, hash, again_s))
-            except OSError as error:
+                return
+            except OSError as error:  # the next one may be readable
                 log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
-            return
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""

@@ -42,6 +42,8 @@ IN_WORK_MAX = 400
 REQUEST_S_MAX = 100.0
 """Longer than the longest wait that a request may ask for."""
 ALWAYS_SERVED = ("/healthz", "/readyz")
+NEVER_SHED = (*ALWAYS_SERVED, "/metrics")
+"""When too much is asked, somebody has to see it."""
 ENDLESS = b"text/event-stream"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REFUSED = counter("novacron_api_refused_total")
@@ -127,7 +129,7 @@ class Door:
         if self.leaving and path == "/readyz":
             await _refuse(send, 503, "unavailable", "Temporarily unavailable", "this server is about to end", "", [])
             return
-        if self.in_work >= IN_WORK_MAX and path not in ALWAYS_SERVED and not _operates(caller):
+        if self.in_work >= IN_WORK_MAX and path not in NEVER_SHED and not _operates(caller):
             await _refuse(send, 503, "overloaded", "Temporarily unavailable",
                           "too many requests are worked on", "try again in a few seconds",
                           [(b"retry-after", b"2")])  # fmt: skip
@@ -162,7 +164,7 @@ class Door:
             await send(message)
 
         self.in_work += 1
-        YIELDS.set(not _operates(caller))  # of this request's task alone
+        YIELDS.set(scope["path"] not in NEVER_SHED and not _operates(caller))  # of this request's task alone
         try:
             if ENDLESS in headers.get(b"accept", b""):
                 await self._app(scope, receive, out)

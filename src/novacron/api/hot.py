@@ -101,10 +101,10 @@ class Hot:
             return None
         found.hits += 1
         if headers.get(b"if-none-match") == found.etag:
-            return 304, [(b"etag", found.etag), *JSON[1:]], b"", path
+            return 304, [(b"etag", found.etag), *JSON[1:]], b"", path.rstrip("/")
         coding = _coding(headers.get(b"accept-encoding", b"")) if len(found.body) >= COMPRESS_BYTES_MIN else b""
         fields, body = self._packed(found, coding)
-        return 200, fields, body, path
+        return 200, fields, body, path.rstrip("/")
 
     def _packed(self, found: _List, coding: bytes) -> tuple[list[Header], bytes]:
         known = found.packed.get(coding)

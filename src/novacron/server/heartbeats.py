@@ -9,6 +9,7 @@ from collections.abc import Callable
 import asyncpg
 
 from novacron.model.errors import Conflict, NovaError, Unavailable
+from novacron.server.gathering import Gathering
 from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.store.leases import Beat
@@ -19,7 +20,6 @@ log = logs.get(__name__)
 
 GATHER_S = 0.02
 AT_ONCE_MAX = 5000
-OVER = "this server is about to end"
 
 
 class Heartbeats:
@@ -28,58 +28,41 @@ class Heartbeats:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._waiting: list[tuple[Beat, asyncio.Future[None]]] = []
-        self._taken: list[tuple[Beat, asyncio.Future[None]]] = []
-        self._over = False
-        self._wake = asyncio.Event()
+        self._gathering = Gathering[Beat]("heartbeats", GATHER_S, AT_ONCE_MAX, AT_ONCE_MAX)
 
     async def store(self, beat: Beat) -> None:
         """Return once a heartbeat is stored. Raises Conflict when the node has to begin anew, and Unavailable."""
-        if self._over:
-            raise Unavailable(OVER)
-        if len(self._waiting) >= AT_ONCE_MAX:
-            raise Unavailable("too many heartbeats wait to be stored")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((beat, done))
-        self._wake.set()
-        await done
+        await self._gathering.add(beat)
 
     async def run(self) -> None:
-        """Store what comes, until cancelled; who waits then is told so, or would wait for ever."""
+        """Store what comes, until cancelled."""
         try:
-            await self._run()
+            while True:
+                await self._store(await self._gathering.take())
         finally:
-            self._over = True
-            for _, done in (*self._taken, *self._waiting):
-                if not done.done():
-                    done.set_exception(Unavailable(OVER))
+            self._gathering.end()
 
-    async def _run(self) -> None:
+    async def _store(self, taken: list[tuple[Beat, asyncio.Future[None]]]) -> None:
         counted = counter("novacron_link_heartbeats_total")
-        storing = histogram("novacron_link_heartbeats_store_duration_seconds")
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
-            self._wake.clear()
-            taken, self._waiting = self._waiting, []
-            self._taken = taken
-            began = time.perf_counter()
-            try:
-                async with self._database.transaction() as connection:
-                    renewed = await leases.renew(connection, [beat for beat, _ in taken], self._clock())
-            except (NovaError, asyncpg.PostgresError, *LOST) as error:
-                counted.add("failed", count=len(taken))
-                log.warning("heartbeats can't be stored", count=len(taken), error=str(error))
-                for _, done in taken:
-                    if not done.done():
-                        done.set_exception(Unavailable(f"a heartbeat can't be stored: {error}"))
+        began = time.perf_counter()
+        try:
+            async with self._database.transaction() as connection:
+                renewed = await leases.renew(connection, [beat for beat, _ in taken], self._clock())
+        except Exception as error:  # also a defect: the next ones may be stored
+            counted.add("failed", count=len(taken))
+            foreseen = isinstance(error, (NovaError, asyncpg.PostgresError, *LOST))
+            say = log.warning if foreseen else log.exception
+            say("heartbeats can't be stored", count=len(taken), error=str(error))
+            for _, done in taken:
+                if not done.done():
+                    done.set_exception(Unavailable(f"a heartbeat can't be stored: {error}"))
+            return
+        histogram("novacron_link_heartbeats_store_duration_seconds").observe(time.perf_counter() - began)
+        counted.add("stored", count=len(taken))
+        for beat, done in taken:
+            if done.done():
                 continue
-            storing.observe(time.perf_counter() - began)
-            counted.add("stored", count=len(taken))
-            for beat, done in taken:
-                if done.done():
-                    continue
-                if beat.node in renewed:
-                    done.set_result(None)
-                else:
-                    done.set_exception(Conflict(f"the VMs of node {beat.node} were given to others"))
+            if beat.node in renewed:
+                done.set_result(None)
+            else:
+                done.set_exception(Conflict(f"the VMs of node {beat.node} were given to others"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from novacron.model.errors import NovaError, Unavailable
+from novacron.server.gathering import Gathering
 from novacron.store import vms
 from novacron.store.database import LOST, Database
 from novacron.store.vms import Report
@@ -16,7 +17,6 @@ log = logs.get(__name__)
 GATHER_S = 0.003
 AT_ONCE_MAX = 200
 WAITING_MAX = 10_000
-OVER = "this server is about to end"
 
 
 class Observations:
@@ -24,45 +24,23 @@ class Observations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[tuple[Report, asyncio.Future[None]]] = []
-        self._taken: list[tuple[Report, asyncio.Future[None]]] = []
-        self._over = False
-        self._wake = asyncio.Event()
-        gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._waiting)}
+        self._gathering = Gathering[Report]("reports", GATHER_S, AT_ONCE_MAX, WAITING_MAX)
+        gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._gathering)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
         """Take a report; the future is done once it is stored, or fails with Unavailable. Raises Unavailable."""
-        if self._over:
-            raise Unavailable(OVER)
-        if len(self._waiting) >= WAITING_MAX:
-            raise Unavailable("too many reports wait to be stored")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # who waits for it may be gone
-        self._waiting.append((report, done))
-        self._wake.set()
-        return done
+        return self._gathering.add(report)
 
     async def run(self) -> None:
-        """Store what comes, until cancelled; who waits then is told so, or would wait for ever."""
+        """Store what comes, until cancelled."""
         try:
-            await self._run()
+            while True:
+                taken = await self._gathering.take()
+                if not await self._store(taken):
+                    for one in taken:  # one of them may be what the database does not take: the others are stored
+                        await self._store([one], last=True)
         finally:
-            self._over = True
-            for _, done in (*self._taken, *self._waiting):
-                if not done.done():
-                    done.set_exception(Unavailable(OVER))
-
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
-            taken, self._waiting = self._waiting[:AT_ONCE_MAX], self._waiting[AT_ONCE_MAX:]
-            self._taken = taken
-            if not self._waiting:
-                self._wake.clear()
-            if not await self._store(taken):
-                for one in taken:  # one of them may be what the database does not take: the others are stored
-                    await self._store([one], last=True)
+            self._gathering.end()
 
     async def _store(self, taken: list[tuple[Report, asyncio.Future[None]]], *, last: bool = False) -> bool:
         """Store reports; say whether they need not be tried again one by one."""

@@ -30,12 +30,16 @@ class Processes:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._own = directory / f"{os.getpid()}-{time.time_ns()}"
+        self._writes = True
 
     def begin(self) -> None:
         """Forget what was counted before: for the first process, before it starts the others."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in self._directory.iterdir():
-            path.unlink()
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in self._directory.iterdir():
+                path.unlink()
+        except OSError as error:
+            log.warning("what was counted can't be shared", error=str(error))
 
     async def run(self) -> None:
         """Write what this process has counted, until cancelled; then once more."""
@@ -55,8 +59,11 @@ class Processes:
         try:
             new.write_bytes(msgspec.msgpack.encode(told))
             new.replace(self._own)
+            self._writes = True
         except OSError as error:
-            log.warning("what was counted can't be shared", error=str(error))
+            if self._writes:  # said once, not every second
+                log.warning("what was counted can't be shared", error=str(error))
+            self._writes = False
 
     def all(self) -> dict[str, Cells]:
         """Return what all of them have counted, this one until now, the others until a second ago."""
