@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Stand:
     def __init__(self, directory: Path, nodes: int) -> None:
         self.directory, self.nodes = directory, nodes
         self.postgres = Postgres(directory / "pg")
-        self.ports = free_ports(4)
+        self.ports = free_ports(2)
         self.client: Client
         self.server: subprocess.Popen[bytes]
         self.agents: list[subprocess.Popen[str]] = []
@@ -100,40 +100,32 @@ class Stand:
     def start_server(self) -> None:
         """Start the server, and wait until it answers."""
         os.environ["NOVACRON_CONFIG"] = str(self.directory / "config.json")
-        self.server = self._serve(self.directory, self.ports[:2])
+        self.server = self._serve(self.directory, self.ports)
         until(lambda: _answers(load_config), "the server is ready", 60)
         self.client = Client(load_config())
 
-    def restart_server(self, module: str = "novacron") -> None:
-        """End the server, and start it anew, from another module perhaps; wait until it answers, and has its nodes."""
-        self.server.terminate()
-        self.server.wait(30)
-        self.server = self._serve(self.directory, self.ports[:2], module)
-        until(lambda: _answers(load_config), "the server is ready", 60)
-        until(lambda: self._connected() == self.nodes, "its nodes are connected", 60)
-
-    def _connected(self) -> int:
-        found = re.search(r"^novacron_link_nodes (\d+)", self.client.metrics(), re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    def _serve(self, directory: Path, ports: Sequence[int], module: str = "novacron") -> subprocess.Popen[bytes]:
+    def _serve(
+        self, directory: Path, ports: Sequence[int], module: str = "novacron",
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
         with (directory / "server.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", module, "server", "--database", self.postgres.url,
                  "--state-dir", str(directory), "--port", str(ports[0]), "--link-port", str(ports[1]),
                  "--reads-per-s", NO_LIMIT, "--writes-per-s", NO_LIMIT],
-                stdout=log, stderr=log,
+                stdout=log, stderr=log, env={**os.environ, **(environment or {})},
             )  # fmt: skip
 
     @contextlib.contextmanager
-    def replica(self) -> Iterator[Client]:
-        """Run a second server over the same database for as long as the block runs."""
-        directory = self.directory / "replica"
+    def replica(self, module: str = "novacron", environment: Mapping[str, str] | None = None) -> Iterator[Client]:
+        """Run another server over the same database, without nodes, for as long as the block runs."""
+        ports = free_ports(2)
+        directory = self.directory / f"replica-{ports[0]}"
         (directory / "server").mkdir(mode=0o700, parents=True)
         for name in ("ca.crt", "ca.key"):  # an installation has one CA
             shutil.copy(self.directory / "server" / name, directory / "server" / name)
-        config = self.client.config._replace(url=f"https://127.0.0.1:{self.ports[2]}")
-        server = self._serve(directory, self.ports[2:])
+        config = self.client.config._replace(url=f"https://127.0.0.1:{ports[0]}")
+        server = self._serve(directory, ports, module, environment)
         try:
             until(lambda: _answers(lambda: config), "the second server is ready", 60)
             yield Client(config)
@@ -180,17 +172,17 @@ class Stand:
 
     def load(
         self, path: str, connections: int, seconds: float, *, script: str = "", headers: tuple[str, ...] = (),
-        threads: int = 1, rate: float | None = None, token: str = "",
+        threads: int = 1, rate: float | None = None, token: str = "", url: str = "",
     ) -> Load:  # fmt: skip
         """Ask for ``path`` over so many connections, as fast as it goes or so often a second. ``script``: Lua that
-        makes requests; ``token``: another one than the administrator's."""
+        makes requests; ``token``: another one than the administrator's; ``url``: another server's."""
         lua = self.directory / "load.lua"
         lua.write_text(WRK % (script if rate is None else script + PACED % (rate / threads)))
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(lua)]
         for header in (f"Authorization: Bearer {token or self.client.config.token}", *headers):
             command += ["-H", header]
         done = subprocess.run(
-            [*command, f"{self.client.config.url}{path}"], check=True, capture_output=True, text=True
+            [*command, f"{url or self.client.config.url}{path}"], check=True, capture_output=True, text=True
         )  # fmt: skip
         found = re.search(
             r"RESULT rate=([\d.]+) p50=([\d.]+) p95=([\d.]+) p99=([\d.]+) ok=(\d+) bad=(\d+) errors=(\d+)", done.stdout

@@ -22,6 +22,6 @@ def _called(
 
 if __name__ == "__main__":
     Door._called = _called  # type: ignore[method-assign]
-    for name in ("execute", "executemany", "fetch", "fetchrow", "fetchval"):
+    for name in ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_records_to_table"):
         delattr(PooledConnection, name)
     main()

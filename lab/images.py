@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import subprocess
@@ -76,6 +78,21 @@ def images_dir() -> Path:
     that a migration of it takes its time; with ``disk``: one whose VMs have a small disk; with ``agent``: one that runs
     a guest agent; and with ``filesystem``: one that does, and has a file system on a disk."""
     directory = default_cache() / "images"
+    with _alone(default_cache()):
+        _build(directory)
+    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one process at a time build what is kept in a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(directory: Path) -> None:
     if not (directory / "tiny").exists():
         print("setup: building the tiny guest image: Debian's cloud kernel and busybox", flush=True)
     tiny.build(directory / "tiny")
@@ -89,7 +106,6 @@ def images_dir() -> Path:
             directory / "filesystem", extra, "test guest with a guest agent and a file system", _file_system,
             (*AGENT_MODULES, "ext4"),
         )  # fmt: skip
-    return directory
 
 
 def guests_dir() -> Path:

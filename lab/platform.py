@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lab.hosts import Host, Lab
 from novacron.agent.home import TRANSFER_SOCKETS
 from novacron.agent.networks import remove_all as remove_networks
 from novacron.agent.volumes import MARK
-from novacron.client import Client, load_config
+from novacron.client import ApiError, Client, Unreachable, load_config
 from novacron.local.postgres import Postgres
 
 READY_TIMEOUT_S = 60.0
@@ -139,8 +139,10 @@ class Platform:
 
     def __init__(
         self, directory: Path, lab: Lab, images_dir: Path, ports: tuple[int, int] | None = None,
-        agent_options: tuple[str, ...] = (),
+        agent_options: tuple[str, ...] = (), environment: Mapping[str, str] | None = None,
+        reached: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
+        """``environment``: of all processes; ``reached``: further ports of this machine that hosts reach."""
         if len(str(directory)) > SOCKET_PATH_MAX:
             raise ValueError(f"{directory}: longer than {SOCKET_PATH_MAX} bytes")
         self.directory = directory
@@ -150,10 +152,12 @@ class Platform:
         self.postgres = Postgres(directory / "pg")
         self._images_dir = images_dir
         self._agent_options = agent_options
-        self._env = {"NOVACRON_CONFIG": str(self.config)}
+        self._env = {"NOVACRON_CONFIG": str(self.config), **(environment or {})}
+        self._reached = reached
         self.server: Service
         self.agents: dict[str, Service] = {}
         self._client: Client | None = None
+        self._settled: dict[str, float] = {}
 
     # lifecycle
 
@@ -170,7 +174,7 @@ class Platform:
         self.server.start()
         self.wait_ready()
         if self.lab.namespaces:
-            self.lab.connect_management(self.ports)
+            self.lab.connect_management((*self.ports, *self._reached))
         dwcp_ports = [7445] * len(self.lab.hosts) if self.lab.namespaces else free_ports(len(self.lab.hosts))
         for host, dwcp_port in zip(self.lab.hosts, dwcp_ports, strict=True):
             arguments = [
@@ -226,12 +230,35 @@ class Platform:
 
     def wait_node(self, name: str, ready: bool = True) -> None:
         def is_so() -> bool:
-            return any(node["name"] == name and node["status"]["ready"] is ready for node in self.client.list("nodes"))
+            found = any(node["name"] == name and node["status"]["ready"] is ready for node in self.client.list("nodes"))
+            return found and (not ready or self._answers(name))
 
         try:
             until(is_so, f"node {name} is {'ready' if ready else 'lost'}", READY_TIMEOUT_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.agents[name].tail()}") from None
+
+    def _answers(self, name: str) -> bool:
+        """Say whether a node's agent is connected: a node stays ready for a while without one."""
+        try:
+            self.client.metrics(name)
+        except (ApiError, Unreachable):
+            return False
+        return True
+
+    def wait_settled(self) -> None:
+        """Wait until what was started since the last time, and still runs, has found together."""
+        if not self.server.running:
+            return
+        begun = {service.name: service.started_at for service in (self.server, *self.agents.values())}
+        if begun == self._settled:
+            return
+        self.wait_ready()
+        known = {node["name"] for node in self.client.list("nodes")}
+        for name, agent in self.agents.items():
+            if agent.running and name in known:
+                self.wait_node(name)
+        self._settled = begun
 
     def down(self) -> None:
         """Stop every process, QEMU included."""
@@ -340,9 +367,12 @@ class Platform:
 
 
 @contextlib.contextmanager
-def platform(directory: Path, lab: Lab, images_dir: Path, agent_options: tuple[str, ...] = ()) -> Iterator[Platform]:
+def platform(
+    directory: Path, lab: Lab, images_dir: Path, agent_options: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None, reached: tuple[int, ...] = (),
+) -> Iterator[Platform]:  # fmt: skip
     """Run a platform for as long as the block runs."""
-    made = Platform(directory, lab, images_dir, agent_options=agent_options)
+    made = Platform(directory, lab, images_dir, agent_options=agent_options, environment=environment, reached=reached)
     try:
         made.up()
         yield made

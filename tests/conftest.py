@@ -6,9 +6,11 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from lab.hosts import Lab, lab, missing
 from lab.images import images_dir
@@ -17,6 +19,40 @@ from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
 
 _numbers = itertools.count(1)
+
+
+WITH_MOVES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("outages", "up", "workers")))
+"""What uses no platform that the others share, and takes about half of the time."""
+
+
+class Halves(LoadScopeScheduling):  # type: ignore[misc]
+    """With ``-n 2``, moves of VMs in one process and most else in the other: what tests share is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "moves" if nodeid.startswith(WITH_MOVES) else "others"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
+    return Halves(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have recorded as properties."""
+    for report in itertools.chain(terminalreporter.getreports("passed"), terminalreporter.getreports("failed")):
+        for name, text in report.user_properties:
+            terminalreporter.section(name)
+            terminalreporter.write_line(str(text))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
+    """Before what a test has made is removed, let the processes that it has started again find each other."""
+    try:
+        for found in item.funcargs.values():
+            if isinstance(found, Platform):
+                found.wait_settled()
+    finally:
+        yield  # whatever they do: it is removed in any case
 
 
 @pytest.fixture(scope="session")

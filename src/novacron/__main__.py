@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import images
+from novacron.cli import images, output
 from novacron.cli.app import app
 from novacron.client.api import config_path
 
@@ -66,6 +66,58 @@ def up(
 
     state = state_dir or _state_dir()
     sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path()))
+
+
+@app.command()
+def doctor(
+    state_dir: StateDir = None,
+    database: Annotated[
+        str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of a database that is to be looked at, too")
+    ] = None,
+    output_: output.Output = output.Format.TABLE,
+) -> None:
+    """Look at this machine, and at the platform that it can reach, and say what to do. Nothing is changed."""
+    import asyncio
+
+    import msgspec
+
+    from novacron.local import doctor as doctors
+
+    found = asyncio.run(doctors.examine(doctors.Subject(state_dir or _state_dir(), database)))
+    columns: output.Columns = {
+        "": lambda one: {"ok": "ok", "warning": "!", "bad": "BAD"}[one["grade"]],
+        "ABOUT": lambda one: one["about"],
+        "FOUND": lambda one: one["found"],
+    }
+    rows = [msgspec.to_builtins(one) for one in found]
+    output.rows(rows, columns, output_)
+    advised = [one for one in rows if one["advice"]]
+    if output_ is output.Format.TABLE and advised:
+        print("\nWhat to do:")
+        for one in advised:
+            print(f"  {one['about']}: {one['advice']}")
+    sys.exit(1 if any(one.grade is doctors.Grade.BAD for one in found) else 0)
+
+
+@app.command("support-bundle")
+def support_bundle(
+    file: Annotated[Path | None, typer.Argument(help="where to; default: novacron-support-TIME.tar.gz")] = None,
+    state_dir: StateDir = None,
+    log: Annotated[
+        list[Path] | None, typer.Option(help="a log file, of which the end goes in, too; can be repeated")
+    ] = None,
+) -> None:
+    """Collect what a maintainer needs to find a cause: figures, states, events and ends of logs, without secrets."""
+    from novacron.local import bundle
+
+    try:
+        path, kept = bundle.write(file, state_dir or _state_dir(), log or [])
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    for name, size in kept:
+        print(f"{size:>10}  {name}")
+    print(f"{path}: look through it before you give it away; names of VMs, nodes and users are in it")
 
 
 @app.command()

@@ -180,6 +180,11 @@ def remaining_share(cert_pem: bytes) -> float:
     return max(0.0, (end - datetime.datetime.now(datetime.UTC)) / (end - start))
 
 
+def expires_at_s(cert_pem: bytes) -> float:
+    """Return when a certificate ends, in seconds since 1970."""
+    return x509.load_pem_x509_certificate(cert_pem).not_valid_after_utc.timestamp()
+
+
 def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.SSLContext:
     """Return a TLS 1.3 context that proves who we are and demands the same of the peer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)

@@ -59,7 +59,7 @@ def test_a_site_is_emptied_whatever_is_killed_and_gets_back_what_it_had(victim: 
 
 
 def test_a_guest_that_writes_too_fast_is_left_and_reported_and_never_stopped(victim: Platform) -> None:
-    victim.client.configure_node("host-a", migration_rate_bytes_per_s=4_000_000)
+    victim.client.configure_node("host-a", migration_rate_bytes_per_s=2_000_000)
     vm = boot(victim, "busy", 36, memory_mib=256)
     writes = "while :; do head -c 8388608 /dev/urandom >/a; done &"
     typed(victim, vm, f"{writes} echo it-writes", "it-writes")

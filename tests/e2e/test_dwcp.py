@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,13 +23,13 @@ from tests.e2e.conftest import (
 )
 
 
-def metrics(victim: Platform) -> dict[tuple[str, str], float]:
-    """Return what the server counts, by name and the last of its labels, if it has any."""
-    return {
-        (sample.name, list(sample.labels.values())[-1] if sample.labels else ""): sample.value
-        for family in text_string_to_metric_families(victim.client.metrics())
-        for sample in family.samples
-    }
+def metrics(victim: Platform) -> Counter[tuple[str, str]]:
+    """Return what the server counts, summed by name and the last of its labels, if it has any."""
+    found = Counter[tuple[str, str]]()
+    for family in text_string_to_metric_families(victim.client.metrics()):
+        for sample in family.samples:
+            found[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += sample.value
+    return found
 
 
 def checksum(victim: Platform, vm: Object) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import urllib3
 import zstandard
 
-from lab.platform import Platform, until
+from lab.hosts import lab
+from lab.observers import Collector
+from lab.platform import Platform, default_cache, open_directory, platform, until
 
 _numbers = itertools.count(1)
 
@@ -91,3 +96,45 @@ def new_vm(site: Platform, new_name: Callable[[], str]) -> Iterator[Callable[...
             site.client.delete("vms", id)
     until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the test's VMs are gone")
     site.until_clean()
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    with Collector().running() as running:
+        yield running
+
+
+@contextmanager
+def sending(collector: Collector, share: float, prefix: str, images: Path, lacks: list[str]) -> Iterator[Platform]:
+    """Run a platform of two hosts whose processes send a share of their traces to a collector."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER_ARG": str(share)}
+    with (
+        open_directory(f"{prefix}-") as directory,
+        lab(f"{prefix}{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
+        platform(directory / "p", hosts, images, environment=environment, reached=(collector.port,)) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="session")
+def watched(images: Path, lacks: list[str], collector: Collector) -> Iterator[Platform]:
+    """A platform that sends a tenth of its traces."""
+    with sending(collector, 0.1, "nvt", images, lacks) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def moved(watched: Platform) -> dict[str, Any]:
+    """A VM that runs, and has moved."""
+    vm = watched.client.create_vm(name="web", image="tiny", memory_mib=128, node="host-a")
+    watched.wait_state(vm["id"], "running")
+    until(lambda: "READY" in watched.console_log(vm, "host-a") or "novacron" in watched.console_log(vm, "host-a"), "up")
+    watched.cli("vm", "migrate", "web", "--to", "host-b")
+    watched.wait_vm(vm["id"], lambda one: one["node"] == "host-b" and one["status"]["state"] == "running", "it moved")
+    found: dict[str, Any] = watched.client.get("vms", vm["id"])
+    return found
+
+
+@pytest.fixture(scope="session")
+def asked(watched: Platform) -> Api:
+    return Api(watched)

@@ -40,8 +40,8 @@ def within(name: str, bounds: dict[str, int], labels: str = "") -> Series:
     return {f'{name}_bucket{{{labels}le="{bound}"}}': f"0+{count}x300" for bound, count in bounds.items()}
 
 
-def one(name: str, firing: str, silent: str) -> Case:
-    return Case({name: firing}, {name: silent})
+def one(name: str, firing: str, silent: str, at: str = "20m") -> Case:
+    return Case({name: firing}, {name: silent}, at)
 
 
 CASES = {
@@ -72,6 +72,16 @@ CASES = {
         {'novacron_database_transactions_total{outcome="overtaken"}': "0+10x300",
          'novacron_database_transactions_total{outcome="committed"}': "0+90x300"},
     ),
+    "DatabaseSessionsAlmostUsed": Case(
+        {"novacron_database_sessions": "95x300", "novacron_database_sessions_max": "100x300"},
+        {"novacron_database_sessions": "80x300", "novacron_database_sessions_max": "100x300"},
+    ),
+    "DatabaseTransactionTooLong": one("novacron_database_longest_transaction_seconds", "600x300", "9x300"),
+    "BackupFails": one("novacron_database_archive_failures", "0+1x300", "7x300"),
+    "BackupTooOld": Case(
+        {"novacron_database_archiving": "1x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
+        {"novacron_database_archiving": "0x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
+    ),
     "ControllerWithoutLeader": Case(
         {'novacron_controller_leading{controller="health", instance="a"}': "0x300"},
         {'novacron_controller_leading{controller="health", instance="a"}': "0x300",
@@ -95,8 +105,34 @@ CASES = {
         {'novacron_link_heartbeats_total{outcome="failed"}': "0+5x300"},
         {'novacron_link_heartbeats_total{outcome="stored"}': "0+5x300"},
     ),
+    "AgentSilent": one('up{job="novacron-agents", node="n"}', "0x300", "1x300"),
+    "HostDiskAlmostFull": Case(
+        {'novacron_host_filesystem_free_bytes{place="state", node="n"}': "5x300",
+         'novacron_host_filesystem_bytes{place="state", node="n"}': "100x300"},
+        {'novacron_host_filesystem_free_bytes{place="state", node="n"}': "15x300",
+         'novacron_host_filesystem_bytes{place="state", node="n"}': "100x300"},
+    ),
+    "HostMemoryLow": Case(
+        {'novacron_host_memory_available_bytes{node="n"}': "4x300", 'novacron_host_memory_bytes{node="n"}': "100x300"},
+        {'novacron_host_memory_available_bytes{node="n"}': "9x300", 'novacron_host_memory_bytes{node="n"}': "100x300"},
+    ),
+    "HostUnderPressure": one('novacron_host_pressure_seconds_total{resource="io", node="n"}', "0+6x300", "0+2x300"),
+    "HostNetworkDrops": one('novacron_host_network_drops_total{interface="e", node="n"}', "0+2000x300", "0+20x300"),
     "VMsUnplaced": one("novacron_vms_unplaced", "2x300", "0x300"),
     "VMsCrash": one("novacron_vm_crashes", "0+1x300", "70x300"),
+    "VMDiskErrors": one('novacron_vm_disk_errors_total{vm="v", name="web", node="n"}', "0+1x300", "3x300"),
+    "VMHeldBack": one('novacron_vm_cpu_throttled_seconds_total{vm="v", name="web"}', "0+8x300", "0+2x300", "30m"),
+    "VMMemoryLow": Case(
+        {'novacron_vm_memory_available_bytes{vm="v", name="web"}': "4x300",
+         'novacron_vm_memory_bytes{vm="v", name="web"}': "100x300"},
+        {'novacron_vm_memory_available_bytes{vm="v", name="web"}': "9x300",
+         'novacron_vm_memory_bytes{vm="v", name="web"}': "100x300"},
+    ),
+    "AgentActionsFail": one(
+        'novacron_agent_actions_total{action="start", outcome="failed", node="n"}', "0+1x300", "3x300"
+    ),
+    "DwcpSessionsFail": one('novacron_dwcp_sessions_total{role="sender", outcome="failed", node="n"}', "0+1x300",
+                            "3x300"),
     "MigrationsFail": Case(
         {'novacron_migrations_total{kind="live", outcome="failed"}': "0+1x300"},
         {'novacron_migrations_total{kind="live", outcome="completed"}': "0+1x300"},
@@ -114,11 +150,21 @@ CASES = {
     "MetricsLabelsDropped": one(
         'novacron_metrics_dropped_labels_total{metric="novacron_api_refused_total"}', "0+1x300", "7x300"
     ),
+    "CertificateExpires": one(
+        'novacron_certificate_expiry_timestamp_seconds{certificate="node", instance="n"}', "90000x300", "900000x300"
+    ),
+    "TelemetryDropped": Case(
+        {'novacron_traces_spans_total{outcome="dropped"}': "0+1x300",
+         'novacron_logs_lines_total{outcome="dropped"}': "0x300"},
+        {'novacron_traces_spans_total{outcome="dropped"}': "9x300",
+         'novacron_logs_lines_total{outcome="dropped"}': "0x300"},
+    ),
+    "ExporterDown": one('up{job="redis"}', "0x300", "1x300"),
 }  # fmt: skip
 
 
 def promtool(*arguments: str) -> str:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -140,6 +186,7 @@ def test_each_alert_is_tested_both_ways_and_says_what_to_do() -> None:
         assert rule["labels"]["severity"] in SEVERITIES
         said = rule["annotations"]
         assert said["summary"] and said["description"].endswith(".")
+        assert re.fullmatch(r"http://localhost:3000/d/novacron-[a-z]+", said["dashboard_url"])
         assert said["runbook_url"] == f"https://novacron.dev/runbooks/alerts#{rule['alert'].lower()}"
 
 
@@ -158,7 +205,7 @@ def test_rules_ask_only_for_what_there_is() -> None:
         for rule in rules:
             for name, labels in re.findall(r"(?<!:)\b(novacron_[a-z0-9_]+)(?:\{([^}]*)\})?", rule["expr"]):
                 assert name in shown, f"{name} in {path.name}"
-                assert set(re.findall(r"(\w+)\s*[=!]", labels)) <= {*shown[name].labels, "le", "instance"}
+                assert set(re.findall(r"(\w+)\s*[=!]", labels)) <= {*shown[name].labels, "le", "instance", "node"}
     assert BY_NAME
 
 
@@ -182,7 +229,7 @@ def test_each_alert_fires_when_it_has_to_and_is_silent_when_not(tmp_path: Path) 
     rules = [str(path) for path in sorted((DIRECTORY / "rules").iterdir())]
     for alert, pair in zip(CASES, zip(tests[::2], tests[1::2], strict=True), strict=True):
         file = tmp_path / f"{alert}.yml"
-        file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "10s", "tests": list(pair)}))
+        file.write_text(yaml.safe_dump({"rule_files": rules, "evaluation_interval": "1m", "tests": list(pair)}))
     promtool("test", "rules", *(str(path) for path in sorted(tmp_path.iterdir())))
 
 

@@ -332,7 +332,7 @@ def test_a_hostile_archive_is_refused(site: Platform, api: Api, new_vm: NewVm, t
     done = site.cli("vm", "import", str(wrong), check=False)
     assert done.returncode == 1 and "SHA-256" in done.stderr
     assert site.cli("vm", "import", str(tmp_path / "none"), check=False).returncode == 2
-    vm = new_vm(image="disk", power="stopped")
+    vm = site.wait_state(new_vm(image="disk", power="stopped")["id"], "stopped")
     until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
     assert "boots a kernel" in api("POST", f"/api/v1/vms/{vm['id']}/actions/export").problem["detail"]
     assert api("GET", "/api/v1/exports/none/data").status == 404

@@ -8,10 +8,11 @@ import os
 import random
 import threading
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from novacron import pki
 from novacron.dwcp import frames
@@ -21,6 +22,7 @@ from novacron.dwcp.pages import Encoder, PageHash
 from novacron.dwcp.receiver import Listener, ReceiveFailed
 from novacron.dwcp.ring import PAGE
 from novacron.dwcp.sender import Sender, SendFailed
+from novacron.telemetry import traces
 from tests.integration.test_dwcp import (
     KEY,
     OUTAGE_S,
@@ -35,6 +37,7 @@ from tests.integration.test_dwcp import (
     sample,
     source,
 )
+from tests.unit.test_traces import recording
 
 __all__ = ["ends", "listening"]
 
@@ -127,6 +130,16 @@ async def until(condition, timeout_s: float = 20) -> None:  # type: ignore[no-un
             await asyncio.sleep(0.01)
 
 
+@contextlib.contextmanager
+def seen(event: str, note: str) -> Iterator[None]:
+    """Fail unless what happens meanwhile is in the log and in a trace."""
+    exporter = recording(0.0)
+    with capture_logs() as logged, traces.span("move", parent="", always=True):
+        yield
+    assert event in [one["event"] for one in logged]
+    assert note in [one.name for span in exporter.get_finished_spans() for one in span.events]
+
+
 DATA = random.Random(3).randbytes(6_000_000)
 
 
@@ -137,10 +150,11 @@ async def test_a_reset_of_every_connection_costs_a_moment(
 ) -> None:
     listener, port = listening
     async with Middle(port).run() as middle:
-        sending, sender, receiving = await through(ends, listener, middle, DATA, streams)
-        await until(lambda: middle.passed > at)
-        middle.cut()
-        await asyncio.wait_for(sending, 30)
+        with seen("a session goes on: all its connections had been lost", "dwcp resumed"):
+            sending, sender, receiving = await through(ends, listener, middle, DATA, streams)
+            await until(lambda: middle.passed > at)
+            middle.cut()
+            await asyncio.wait_for(sending, 30)
         assert await receiving == DATA
     assert sender.counters.resumed == 1
 
@@ -341,7 +355,8 @@ async def test_damaged_pages_of_a_base_are_sent_again(
     for number in random.Random(9).sample(range(4000), damaged):
         base.pages[number] = b"\0" * PAGE
     data = b"".join(pages(1, 4000))
-    sender = await carry(ends, listener, port, data, bases=(base,))
+    with seen("pages are sent again: the peer's were damaged", "dwcp repaired"):
+        sender = await carry(ends, listener, port, data, bases=(base,))
     assert sender.counters.repaired_pages == damaged and sender.savings.sibling == 4000
 
 

@@ -27,7 +27,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     site.cli("vm", "set", vm["name"], "--vcpus", "2", "--memory", "384")
     until(lambda: (now := seen(site, vm))[0] == 2 and now[1] > mib + 100, "it has more", 20)
     hardware = site.client.get("vms", vm["id"])["status"]["hardware"]
-    assert hardware == {"vcpus": 1, "memory_mib": 256, "vcpus_added": 1, "dimms_mib": [128]}
+    assert hardware == {"vcpus": 1, "memory_mib": 256, "vcpus_added": 1, "dimms_mib": [128], "balloon": True}
     shell(site, vm, "dd if=/dev/urandom of=/run/data bs=1M count=170 2>/dev/null; sync; echo done")
     before = shell(site, vm, "sha256sum /run/data | cut -c1-16")
     there = "host-b" if vm["node"] == "host-a" else "host-a"
@@ -58,7 +58,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
     assert site.wait_state(vm["id"], "running")["status"]["hardware"] == {
-        "vcpus": 3, "memory_mib": 640, "vcpus_added": 0, "dimms_mib": [],
+        "vcpus": 3, "memory_mib": 640, "vcpus_added": 0, "dimms_mib": [], "balloon": True,
     }  # fmt: skip
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 

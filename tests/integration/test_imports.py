@@ -217,7 +217,7 @@ def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
         site.client.delete_image(name)
     shown = site.cli("vm", "set", vm["name"], "--disk", "24").stdout
     assert vm["name"] in shown
-    until(lambda: "a disk has grown" in site.agents["host-b"].log.read_text(), "the running VM's disk has grown")
+    until(lambda: '"action": "grow"' in site.agents["host-b"].log.read_text(), "the running VM's disk has grown")
     assert site.cli("vm", "set", vm["name"], "--disk", "8", check=False).returncode == 2
     site.client.delete("vms", vm["id"])
     until(lambda: all(v["id"] != vm["id"] for v in site.client.list("vms")), "it is deleted")

@@ -12,7 +12,7 @@ from novacron.model.access import Right
 from novacron.model.audit import Outcome
 from novacron.model.vm import Action, VmSpec, VmState, VmStatus
 from novacron.server import statements
-from novacron.store import audit, events, feed, fleet, leases, lookup, migrations, projects, tokens, users, vms
+from novacron.store import audit, events, feed, fleet, leases, lookup, migrations, owned, projects, tokens, users, vms
 from novacron.store.audit import Wanted
 from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
@@ -111,7 +111,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
             connection, await projects.making(connection, "default"), "new", VmSpec(image="x"), None, "ann"
         )
         await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
-        await vms.observe(connection, [vms.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
+        await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")
         await statements.messages(connection, "n7", {"vm-9"}, lambda _: b"k" * 32, statements.Basis(None, ()))
         await statements.Some.read(connection, ["vm-9", "vm-10"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ import pytest
 
 from lab.hosts import Lab, run
 from lab.platform import until
-from novacron.net import tap
+from novacron.net import namespace, overlay, router, tap
+from novacron.net.firewall import TUNNEL, nft
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed, tap_address
+from tests.unit.test_network import told
 
 MAC = "52:54:00:aa:bb:cc"
 ADDRESS = "198.19.0.77"
@@ -83,6 +86,40 @@ def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device
     for opened in (heard, sender):
         opened.close()
     kept.close()
+
+
+def test_what_was_learned_of_a_hosts_former_address_is_forgotten(wan: Lab) -> None:
+    """Frames for it would go there, past the encryption that it has been given since."""
+    host, name = wan.hosts[1], f"nvtest-{os.getpid()}"
+    plain, encrypted = "198.18.0.1", overlay.encrypted_address(1)
+    within = ("ip", "netns", "exec", name, "bridge", "fdb")
+
+    def destinations() -> set[str]:
+        return set(re.findall(r"dst (\S+)", run(*within, "show", "dev", TUNNEL)))
+
+    try:
+        host.within(lambda: overlay.settle(name, told(), None, [plain]))
+        run(*within, "append", MAC, "dev", TUNNEL, "dst", plain, "dynamic")
+        assert destinations() == {plain}
+        host.within(lambda: overlay.settle(name, told(), None, [encrypted]))
+        assert destinations() == {encrypted}
+    finally:
+        host.within(lambda: namespace.delete(name))
+
+
+def test_what_should_be_encrypted_goes_nowhere_while_what_encrypts_is_gone(wan: Lab) -> None:
+    """There is a way to its address for all that: the host's default route."""
+    host, encrypted = wan.hosts[1], overlay.encrypted_address(1)
+    run(*host.prefix, "ip", "route", "add", str(overlay.RANGE), "via", "198.18.0.1")
+    try:
+        with host.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+            sender.sendto(b"frame", (encrypted, overlay.VXLAN_PORT))
+            host.within(lambda: nft(router.host_script("nvtest", [], [(5, [encrypted])], only_between=None)))
+            with pytest.raises(PermissionError):
+                sender.sendto(b"frame", (encrypted, overlay.VXLAN_PORT))
+    finally:
+        host.within(lambda: nft("table ip nvtest\ndelete table ip nvtest\n"))
+        run(*host.prefix, "ip", "route", "del", str(overlay.RANGE))
 
 
 def _read(device: int) -> bytes:

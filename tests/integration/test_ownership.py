@@ -32,7 +32,7 @@ from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Invento
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.server.statements import Basis, Some, statements
-from novacron.store import identities, leases, migrations, nodes, projects, vms
+from novacron.store import identities, leases, migrations, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -234,7 +234,7 @@ class Ownership(RuleBasedStateMachine):
         async def work(connection: Connection) -> None:
             match message:
                 case wire.Observed(vm=vm, epoch=epoch, status=status):
-                    await vms.observe(connection, [vms.Report(host, vm, epoch, status)])
+                    await owned.observe(connection, [owned.Report(host, vm, epoch, status)])
                 case wire.TargetReady(migration=id, endpoint=endpoint):
                     await migrations.target_ready(connection, id, host, endpoint)
                 case wire.Voted(migration=id, side=side, epoch=epoch):

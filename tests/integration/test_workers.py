@@ -83,8 +83,15 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
     client, server = served
     until(lambda: counted(client)["novacron_processes"] == 3, "all have written what they counted", 10)
     requests = "novacron_api_requests_total GET /api/v1/projects 200"
-    time.sleep(2 * WRITE_S)
-    before = counted(client)[requests]
+    seen: list[float] = []
+
+    def all_were_counted() -> bool:
+        seen.append(counted(client)[requests])
+        time.sleep(2 * WRITE_S)
+        return counted(client)[requests] == seen[-1]
+
+    until(all_were_counted, "what was asked before is counted", 10)
+    before = seen[-1]
     for _ in range(30):
         ask(client)
     durations = "novacron_api_request_duration_seconds_count GET /api/v1/projects"

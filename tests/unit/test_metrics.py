@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from novacron.agent import usage
+from novacron.agent.settings import Settings
 from novacron.api.cache import Cache
 from novacron.api.metrics import seen
 from novacron.model.migration import Progress, Savings
@@ -72,7 +76,7 @@ def test_failures_count_and_what_was_over_before_does_not(tmp_path: Path) -> Non
     migrations.observe("gone", None)
     found = said(tmp_path)
     assert found["novacron_migrations_total live failed"] == 1
-    assert not [name for name in found if "completed" in name]
+    assert not any(value for name, value in found.items() if "completed" in name)
 
 
 def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
@@ -164,6 +168,7 @@ def test_hostile_labels_stay_in_their_line(tmp_path: Path) -> None:
 
 PROCESS = """
 import sys
+import threading
 from pathlib import Path
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import counter, gauge, histogram
@@ -172,8 +177,12 @@ counter("novacron_api_refused_total").add("mine")
 histogram("novacron_loop_lag_seconds").observe(0.3)
 gauge("novacron_processes").set(1)
 gauge("novacron_feed_lag_seconds").set(7)
-Processes(Path(sys.argv[1])).write()
+here = Processes(Path(sys.argv[1]))
+here.write()
 print("written", flush=True)
+sys.stdin.readline()
+counter("novacron_api_refused_total").add("mine")
+print(here.all()["novacron_api_refused_total"][("mine",)][0], flush=True)
 sys.stdin.read()
 """
 
@@ -192,8 +201,13 @@ def test_processes_add_up_and_what_an_ended_one_counted_stays(tmp_path: Path) ->
         assert (found["novacron_api_refused_total rate"], found["novacron_api_refused_total mine"]) == (7, 1)
         assert found["novacron_loop_lag_seconds_count"] == 2
         assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (2, 7)
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"2.0\n"
         process.kill()
     found = said(tmp_path / "metrics")
+    assert found["novacron_api_refused_total mine"] == 2, "it was said just before it was killed"
     assert (found["novacron_api_refused_total rate"], found["novacron_loop_lag_seconds_count"]) == (7, 2)
     assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (1, 3)
     (tmp_path / "metrics" / "1-1").write_bytes(b"broken")
@@ -215,3 +229,48 @@ def test_a_place_that_takes_no_files_is_said_once_and_costs_nothing_else(
     said_of_it = capsys.readouterr()
     assert (said_of_it.out + said_of_it.err).count("can't be shared") == 1
     assert said(tmp_path / "file" / "metrics")["novacron_api_refused_total rate"] == 1
+
+
+@pytest.mark.parametrize("hostile", ['a"b', "a\\b", "a\nb", "a{b}", "ä€😀", " ", "#", "le", "a,b=c", "\x00\x1b[31m"])
+def test_a_hostile_label_stays_one_value(hostile: str, tmp_path: Path) -> None:
+    values.counter("novacron_api_refused_total").add(hostile)
+    text = asyncio.run(Metrics(Processes(tmp_path), lambda: ()).render()).decode()
+    (family,) = [one for one in text_string_to_metric_families(text) if one.name == "novacron_api_refused"]
+    assert [sample.labels for sample in family.samples] == [{"reason": hostile}]
+
+
+def test_examples_are_said_in_open_metrics_alone(tmp_path: Path) -> None:
+    values.histogram("novacron_loop_lag_seconds").observe(0.3, trace="ab" * 16)
+    metrics = Metrics(Processes(tmp_path), lambda: ())
+    assert "ab" * 16 not in asyncio.run(metrics.render()).decode()
+    lines = asyncio.run(metrics.render(open_metrics=True)).decode().splitlines()
+    (line,) = [one for one in lines if "ab" * 16 in one]
+    assert 'le="0.5"' in line and '# {trace_id="' in line and lines[-1] == "# EOF"
+
+
+async def test_a_file_system_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = [0], threading.Event()
+    real = shutil.disk_usage
+
+    def stuck(path: Path) -> Any:
+        if path.name == "away":
+            begun[0] += 1
+            go.wait(20)
+        return real(tmp_path)
+
+    monkeypatch.setattr(usage, "LOOK_S_MAX", 0.05)
+    monkeypatch.setattr(usage.shutil, "disk_usage", stuck)
+    settings = Settings(state_dir=tmp_path, images_dir=tmp_path, name="n")
+    filesystems = usage.Filesystems(settings, lambda: {"away": tmp_path / "away"})
+    try:
+        for _ in range(5):
+            assert await filesystems.look() == []
+        assert begun == [1], "one look at a time"
+    finally:
+        go.set()
+    for _ in range(200):
+        if found := await filesystems.look():
+            break
+    assert {labels for _, labels, _ in found} == {("state",), ("images",), ("away",)}

@@ -155,4 +155,6 @@ def test_names_and_ways_in_are_told() -> None:
     host = router.host_script("t", [gateway], [(5, ["198.18.0.2"])], only_between=["br0"])
     assert "fib daddr type local tcp dport 8080 dnat to 100.127.0.7:8080" in host
     assert "udp dport 4789 @th,96,24 5 ip saddr != { 198.18.0.2 } drop" in host
+    assert 'ip daddr 100.126.0.0/16 oifname != "novawg*" drop' in host
+    assert "udp dport 4789 @th,96,24 5 ip daddr != { 198.18.0.2 } drop" in host
     assert 'iifname "br0" oifname "br0" accept' in host

@@ -15,7 +15,7 @@ from novacron.model.vm import VmState, VmStatus
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
 from novacron.server.session import Session
-from novacron.store import vms
+from novacron.store import owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
 
@@ -28,19 +28,19 @@ class Stored:
 async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     stored: list[str] = []
 
-    async def observe(_: Any, reports: list[vms.Report]) -> None:
+    async def observe(_: Any, reports: list[owned.Report]) -> None:
         if any(report.vm == "bad" for report in reports):
             raise TypeError("a defect")
         stored.extend(report.vm for report in reports)
 
-    monkeypatch.setattr(vms, "observe", observe)
+    monkeypatch.setattr(owned, "observe", observe)
     observations = Observations(cast(Database, Stored()))
     running = asyncio.create_task(observations.run())
     status = VmStatus(state=VmState.RUNNING)
     hurt, well = (Session(name, cast(Any, None)) for name in ("a", "b"))
-    hurt.watch(observations.add(vms.Report("a", "bad", 1, status)))
-    hurt.watch(observations.add(vms.Report("a", "later", 1, status)))
-    well.watch(observations.add(vms.Report("b", "good", 1, status)))
+    hurt.watch(observations.add(owned.Report("a", "bad", 1, status)))
+    hurt.watch(observations.add(owned.Report("a", "later", 1, status)))
+    well.watch(observations.add(owned.Report("b", "good", 1, status)))
     assert well.observed is not None and hurt.observed is not None
     await asyncio.wait_for(asyncio.gather(well.observed, hurt.observed), 5)
     assert stored == ["later", "good"]
@@ -62,9 +62,9 @@ async def test_who_waits_when_the_server_ends_is_told_so() -> None:
     observations, heartbeats = Observations(database), Heartbeats(database, time.monotonic)
     status, beat = VmStatus(state=VmState.RUNNING), Beat("a", 1, None, 0.0, (), ())
     running = [asyncio.create_task(observations.run()), asyncio.create_task(heartbeats.run())]
-    taken = [observations.add(vms.Report("a", "one", 1, status)), asyncio.create_task(heartbeats.store(beat))]
+    taken = [observations.add(owned.Report("a", "one", 1, status)), asyncio.create_task(heartbeats.store(beat))]
     await asyncio.sleep(0.1)
-    waiting = [observations.add(vms.Report("a", "two", 1, status)), asyncio.create_task(heartbeats.store(beat))]
+    waiting = [observations.add(owned.Report("a", "two", 1, status)), asyncio.create_task(heartbeats.store(beat))]
     await asyncio.sleep(0)
     for task in running:
         task.cancel()
@@ -72,6 +72,6 @@ async def test_who_waits_when_the_server_ends_is_told_so() -> None:
         found = await asyncio.gather(*taken, *waiting, return_exceptions=True)
     assert all(isinstance(one, Unavailable) for one in found)
     with pytest.raises(Unavailable, match="about to end"):
-        observations.add(vms.Report("a", "three", 1, status))
+        observations.add(owned.Report("a", "three", 1, status))
     with pytest.raises(Unavailable, match="about to end"):
         await heartbeats.store(beat)

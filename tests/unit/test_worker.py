@@ -85,9 +85,9 @@ def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypat
 
 
 def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
-    worker._started_at = 1e12  # just now, whatever the clock says
-    worker._count_crash("test")
-    worker._count_crash("test")
+    worker._owning._started_at = 1e12  # just now, whatever the clock says
+    worker._owning.count_crash("test")
+    worker._owning.count_crash("test")
     assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
 
 
@@ -102,6 +102,6 @@ def assigned(restart: Restart) -> wire.Assignment:
 def test_a_vm_that_crashed_stays_off_only_where_that_was_asked_for(
     worker: Worker, restart: Restart, halted: int | None
 ) -> None:
-    worker._assignment = assigned(restart)
-    worker._count_crash("test")
+    worker.assignment = assigned(restart)
+    worker._owning.count_crash("test")
     assert (worker.record.halted_at_start, worker.record.crashes) == (halted, 1)

@@ -13,12 +13,15 @@ from novacron.agent import console_log, idle
 from novacron.agent.exports import Exports
 from novacron.agent.imports import Imports
 from novacron.agent.machine import Machine
+from novacron.agent.metrics import AgentMetrics
 from novacron.agent.worker import Host, Worker
 from novacron.disk.formats import Unacceptable
 from novacron.model.errors import InvalidInput
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
+from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
+from novacron.wire import questions
 
 log = logs.get(__name__)
 
@@ -31,6 +34,7 @@ class Asked(msgspec.Struct, frozen=True):
     host: Host
     workers: Mapping[str, Worker]
     look: Callable[[], Awaitable[None]]
+    metrics: AgentMetrics
 
     def machine(self, vm: str) -> Machine:
         """Return a VM that is here. Raises InvalidInput."""
@@ -42,31 +46,46 @@ class Asked(msgspec.Struct, frozen=True):
 
 async def answer(message: wire.Ask, of: Asked) -> wire.Answered:
     """Return the answer to a question, whatever happens."""
+    outcome = "refused"
     try:
         value = await _value(message.question, of)
+        outcome = "answered"
     except InvalidInput as error:
         return wire.Answered(message.ask, error=error.detail, field=error.field)
     except (Unacceptable, MonitorFailed, OSError, TimeoutError) as error:
+        outcome = "failed"
         return wire.Answered(message.ask, error=str(error) or type(error).__name__)
     except Exception as error:  # a defect: who asked must not wait for it in vain
+        outcome = "failed"
         log.exception("defect in an answer")
         return wire.Answered(message.ask, error=f"its agent has a defect: {type(error).__name__}; see its log")
+    finally:
+        counter("novacron_agent_questions_total").add(type(message.question).__name__, outcome)
     return wire.Answered(message.ask, msgspec.Raw(wire.encoder.encode(value)))
 
 
-async def _value(question: wire.Question, of: Asked) -> Any:
+async def _value(question: questions.Question, of: Asked) -> Any:
     match question:
-        case wire.TakePiece(id=id, offset=offset, data=data):
+        case questions.ReadMetrics(open_metrics=open_metrics):
+            return await of.metrics.render(open_metrics=open_metrics)
+        case questions.SetLogLevel(level=level):
+            try:
+                logs.set_level(level)
+            except ValueError as error:
+                raise InvalidInput(str(error), field="level") from error
+            log.warning("the log's level is another now", level=level)
+            return None
+        case questions.TakePiece(id=id, offset=offset, data=data):
             return await of.imports.take(id, offset, data)
-        case wire.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
+        case questions.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
             return await asyncio.to_thread(of.exports.read, id, offset, bytes_max)
-        case wire.ReadFirmwareState(id=id):
+        case questions.ReadFirmwareState(id=id):
             return await asyncio.to_thread(of.exports.read_firmware_state, id)
-        case wire.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
+        case questions.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
             return await asyncio.to_thread(console_log.read, of.machine(vm).directory, bytes_max)
-        case wire.TakeScreenshot(vm=vm):
+        case questions.TakeScreenshot(vm=vm):
             return await of.machine(vm).screenshot()
-        case wire.RemoveImage(name=name, digest=digest):
+        case questions.RemoveImage(name=name, digest=digest):
             image = of.host.images.get(name)
             if image is not None and image.info.digest == digest:
                 await asyncio.to_thread(_remove, of.host, name)

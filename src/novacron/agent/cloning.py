@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from novacron.agent import clones
+from novacron.agent.actions import Action, doing
 from novacron.agent.home import NoAccount
 from novacron.agent.machine import MachineFailed
 from novacron.disk.overlay import OverlayFailed
@@ -53,10 +54,11 @@ class Cloning:
             if source is None:
                 raise MachineFailed(f"VM {of.source_name} is not here")
             await source.known()
-            if of.linked:
-                await clones.share(source.machine, worker.machine.home, source.lock)
-            else:
-                await clones.copy(source.machine, worker.machine.home, source.lock)
+            with doing(Action.CLONE, trace=worker.trace, vm=worker.vm, source=of.source):
+                if of.linked:
+                    await clones.share(source.machine, worker.machine.home, source.lock)
+                else:
+                    await clones.copy(source.machine, worker.machine.home, source.lock)
             log.info("cloned", vm=worker.vm, source=of.source, linked=of.linked)
             self._tell()
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:

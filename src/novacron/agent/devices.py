@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 
+from novacron.agent.actions import Action, Doing
 from novacron.agent.machine import Machine
 from novacron.agent.volumes import Pools
 from novacron.model.vm import VmSpec
@@ -41,8 +42,9 @@ def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[Volum
 class Devices:
     """Those of one VM."""
 
-    def __init__(self, machine: Machine, pools: Pools, handled: Handled) -> None:
+    def __init__(self, machine: Machine, pools: Pools, doing: Doing, handled: Handled) -> None:
         self._machine = machine
+        self._doing = doing
         self._pools = pools
         self._handled = handled
         self._settled: object = None
@@ -82,22 +84,28 @@ class Devices:
         try:
             if one.detaching:
                 if one.id in has:
-                    await disks.unplug(monitor, one.id, one.lun)
+                    with self._doing(Action.DETACH, volume=one.id):
+                        await disks.unplug(monitor, one.id, one.lun)
                 self._handled(one.id, True, "")
                 return
             if one.id not in has:
-                (volume,) = await asyncio.to_thread(opened, self._pools, (one,))
-                try:
-                    await disks.plug(monitor, volume)
-                finally:
-                    os.close(volume.descriptor)
+                with self._doing(Action.ATTACH, volume=one.id):
+                    await self._plug(monitor, one)
             elif has[one.id] < one.size_mib << 20:
-                await disks.resize(monitor, one.id, one.size_mib << 20)
+                with self._doing(Action.GROW, volume=one.id):
+                    await disks.resize(monitor, one.id, one.size_mib << 20)
             await disks.limit(monitor, one.id, Limits(one.iops, one.bytes_per_s))
         except (MonitorFailed, OSError) as failure:
             error = str(failure) or type(failure).__name__
             log.warning("a volume is not as it should be", vm=self._machine.id, volume=one.id, error=error)
         self._handled(one.id, False, error)
+
+    async def _plug(self, monitor: Monitor, one: wire.VolumeAttached) -> None:
+        (volume,) = await asyncio.to_thread(opened, self._pools, (one,))
+        try:
+            await disks.plug(monitor, volume)
+        finally:
+            os.close(volume.descriptor)
 
     def full(self, wanted: wire.Assignment, room_bytes: int) -> str | None:
         """Say which place that the VM writes to has no room, or None when all have."""

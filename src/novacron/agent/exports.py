@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent import clones, firmware_state
+from novacron.agent.actions import Action, doing
 from novacron.agent.firmware_state import BadState
 from novacron.agent.home import DISK_LAYER, UIDS_MAX, Home, NoAccount
 from novacron.agent.machine import MachineFailed
@@ -102,7 +103,8 @@ class Exports:
                 return
             async with self._one_by_one:
                 if not path.exists():
-                    await self._make(one, path)
+                    with doing(Action.EXPORT, trace=one.trace, vm=one.vm, export=one.id):
+                        await self._make(one, path)
                 digest, disk_bytes = await asyncio.to_thread(_sha256, path), overlay.size_bytes(path)
             log.info("exported", vm=one.vm, export=one.id)
             stands = wire.ExportStands(one.id, ExportPhase.READY, path.stat().st_size, disk_bytes, digest)

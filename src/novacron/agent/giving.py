@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from novacron import pki
 from novacron.agent import disks, left, outgoing, postcopy
+from novacron.agent.actions import Action, doing
 from novacron.agent.disks import Leaving
 from novacron.agent.follow import TransferFailed
 from novacron.agent.home import DISK_LAYER
@@ -156,23 +157,8 @@ class Giving:
         worker = self._worker
         self._sending = task.migration
         try:
-            if image is None:
-                await self._send_memory(task, None)
-                return
-            assert task.endpoint is not None
-            options = self._options_with(await self._bases(of_disk=True), {})
-            session = disks.session_of(task.migration)
-            peer = pki.node_host(task.peer)
-            sender = Sender(outgoing.address(task.endpoint), peer, session, worker.host.pool, options)
-            async with sender:
-                if task.kind is not Kind.LIVE:
-                    await self._send_layer(task, sender, image)
-                else:
-                    parts = disks.parts_of(worker.machine, image, worker.disk_bytes(image), worker.volumes())
-                    self._disk = Leaving(worker.machine, sender, parts)
-                    await self._send_memory(task, self._disk)
-            if task.kind is Kind.WARM:
-                await self._send_memory(task, None)
+            with doing(Action.SEND, trace=task.trace, vm=worker.vm, migration=task.migration, target=task.peer):
+                await self._send_all(task, image)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
             log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
             self._failure = str(error) or type(error).__name__
@@ -185,6 +171,26 @@ class Giving:
             self._sending = None
             self._transfer = self._sender = self._disk = None
             worker.wake()
+
+    async def _send_all(self, task: wire.Task, image: Image | None) -> None:
+        worker = self._worker
+        if image is None:
+            await self._send_memory(task, None)
+            return
+        assert task.endpoint is not None
+        options = self._options_with(await self._bases(of_disk=True), {})
+        session = disks.session_of(task.migration)
+        peer = pki.node_host(task.peer)
+        sender = Sender(outgoing.address(task.endpoint), peer, session, worker.host.pool, options)
+        async with sender:
+            if task.kind is not Kind.LIVE:
+                await self._send_layer(task, sender, image)
+            else:
+                parts = disks.parts_of(worker.machine, image, worker.disk_bytes(image), worker.volumes())
+                self._disk = Leaving(worker.machine, sender, parts)
+                await self._send_memory(task, self._disk)
+        if task.kind is Kind.WARM:
+            await self._send_memory(task, None)
 
     async def _send_memory(self, task: wire.Task, disk: Leaving | None) -> None:
         worker = self._worker
@@ -217,7 +223,8 @@ class Giving:
 
     async def _serve(self) -> None:
         try:
-            await self._give_rest()
+            with doing(Action.SERVE, trace=self._worker.trace, vm=self._worker.vm):
+                await self._give_rest()
         except (MonitorFailed, OSError) as error:
             log.warning("the rest of a guest's memory can't be given", vm=self._worker.vm, error=str(error))
             await asyncio.sleep(AGAIN_S)

@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from novacron.agent.actions import Action, doing
 from novacron.agent.fetch import Fetch, open_beneath
 from novacron.agent.home import UIDS_MAX
 from novacron.agent.settings import Settings
@@ -193,7 +194,8 @@ class Imports:
         scratch = self._scratch(one)
         log.info("an import begins", image=one.spec.name, source=one.spec.source)
         try:
-            held = await self._import(one, scratch)
+            with doing(Action.IMPORT, trace=one.trace, image=one.spec.name):
+                held = await self._import(one, scratch)
         except asyncio.CancelledError:
             if one.id not in self._told:
                 await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))

@@ -52,6 +52,10 @@ class NodeLease:
     def valid(self) -> bool:
         return self.rule.valid(now())
 
+    def remaining_s(self) -> float:
+        """Return for how long it is still valid."""
+        return max(0.0, self.rule.deadline - now())
+
     def silent(self) -> bool:
         return self.rule.silent(now())
 

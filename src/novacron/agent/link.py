@@ -6,16 +6,20 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.model import limits
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
+from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
+
+CONNECTIONS = counter("novacron_agent_link_connections_total")
 
 BULK_MAX, BULK_LOOK_S = 64, 0.005
 RETRY_S_MIN = 0.2
@@ -52,6 +56,9 @@ class Link:
         """Queue a message; without a connection it is dropped, for the next one begins with everything."""
         if self._queue is None:
             return
+        trace = traces.carry()
+        if trace and not message.trace:
+            message = msgspec.structs.replace(message, trace=trace)
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
@@ -63,6 +70,10 @@ class Link:
         while self._queue is not None and self._queue.qsize() >= BULK_MAX:  # noqa: ASYNC110 (no event tells)
             await asyncio.sleep(BULK_LOOK_S)
         self.send(message)
+
+    @property
+    def connected(self) -> bool:
+        return self._queue is not None
 
     def restart(self) -> None:
         """Drop the connection, and with it all that was said on it; the next one begins with everything."""
@@ -86,9 +97,11 @@ class Link:
                     proxy=None,
                 ) as socket:
                     log.info("connected", url=self._identity.link_url)
+                    CONNECTIONS.add("connected")
                     pause_s = RETRY_S_MIN
                     await self._serve(socket)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
+                CONNECTIONS.add("lost")
                 log.warning("the link is down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 1))
             self._queue = self._socket = None
             self._lost()
@@ -131,7 +144,11 @@ class Link:
                 self.send(wire.RenewCertificate(self._identity.request(message.name)))
             else:
                 try:
-                    await self._receive(message)
+                    if message.trace:
+                        with traces.span(f"agent hears {type(message).__name__}", parent=message.trace):
+                            await self._receive(message)
+                    else:
+                        await self._receive(message)
                 except Exception:  # a defect met with one message must not take the node's agent away
                     log.exception("defect while a message was taken", message=type(message).__name__)
                     self.restart()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from novacron.qemu import process
 
 
 class Loads:
@@ -21,20 +19,12 @@ class Loads:
         now, found, before = time.monotonic(), [], self._before
         self._before = {}
         for vm, pid in running:
-            used_s = _used_s(pid)
-            if used_s is None:
+            try:
+                used_s = process.used(pid).cpu_s
+            except (OSError, IndexError, ValueError):  # it has ended
                 continue
             self._before[vm, pid] = now, used_s
             at, was_s = before.get((vm, pid), (now, 0.0))
             if now > at:
                 found.append((vm, round(max(0.0, used_s - was_s) / (now - at), 4)))
         return found
-
-
-def _used_s(pid: int) -> float | None:
-    """Return the processor time that a process has used, in seconds (proc_pid_stat(5))."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    except (OSError, IndexError, ValueError):
-        return None

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from novacron.agent import firmware_state
+from novacron.agent.actions import Action, Doing
 from novacron.agent.home import DISK_LAYER, Home, NoAccount
 from novacron.agent.networks import Networks, Wired
 from novacron.agent.passthrough import Passthrough
@@ -30,7 +31,7 @@ from novacron.model.vm import Display, Firmware, Hardware, VmSpec, mac_address, 
 from novacron.net import namespace
 from novacron.net.late import LateFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, command, confine, firmware, hotplug, process
+from novacron.qemu import block, command, confine, firmware, hotplug, process, usage
 from novacron.qemu.command import Config, Nic, Volume
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
@@ -184,7 +185,8 @@ class Machine:
     ) -> None:
         """Start the process, with what it needs handed to it open. Raises NetworkFailed, OSError."""
         spec = wanted.spec
-        hardware = wanted.hardware if incoming and wanted.hardware else Hardware(spec.vcpus, spec.memory_mib)
+        hardware = wanted.hardware if incoming and wanted.hardware else None
+        hardware = hardware or Hardware(spec.vcpus, spec.memory_mib, balloon=True)
         with contextlib.ExitStack() as stack:
             descriptors: list[int] = []
 
@@ -259,6 +261,7 @@ class Machine:
                 tpm=spec.tpm,
                 cpu=wanted.cpu,
                 devices=await asyncio.to_thread(self._take_devices, wanted, uid),
+                balloon=hardware.balloon,
                 display=spec.display is not Display.NONE,
                 seed=seed,
                 below=None if image.disk is None else read(image.disk),
@@ -293,7 +296,15 @@ class Machine:
         except OSError as error:
             log.info("this host gives a VM no limits of reads and writes", vm=self.id, error=str(error))
 
-    async def grow_hardware(self, spec: VmSpec, kind: AcceleratorKind) -> bool:
+    def charged(self) -> list[tuple[str, float]]:
+        """Return what its cgroup counts, as far as this host has one for it."""
+        found: list[tuple[str, float]] = []
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            found.append(("novacron_vm_memory_charged_bytes", self._cgroup.charged_bytes()))
+            found.append(("novacron_vm_cpu_throttled_seconds_total", self._cgroup.throttled_s()))
+        return found
+
+    async def grow_hardware(self, spec: VmSpec, kind: AcceleratorKind, doing: Doing) -> bool:
         """Give a guest that runs the processors and the memory that it should have; say whether there were any.
 
         Raises MonitorFailed.
@@ -304,26 +315,26 @@ class Machine:
         cpus, memory_mib = spec.vcpus - has.vcpus_in_all, spec.memory_mib - has.memory_in_all_mib
         if cpus <= 0 and memory_mib <= 0:
             return False
-        self._bound(spec, kind)
-        try:
-            if memory_mib > 0:
-                await hotplug.add_memory(self.monitor, memory_mib)
-            if cpus > 0:
-                await hotplug.add_cpus(self.monitor, cpus)
-        finally:
-            self.hardware = await hotplug.look(self.monitor)
-        log.info("a guest has grown", vm=self.id, vcpus=max(0, cpus), memory_mib=max(0, memory_mib))
+        with doing(Action.GROW, vcpus=max(0, cpus), memory_mib=max(0, memory_mib)):
+            self._bound(spec, kind)
+            try:
+                if memory_mib > 0:
+                    await hotplug.add_memory(self.monitor, memory_mib)
+                if cpus > 0:
+                    await hotplug.add_cpus(self.monitor, cpus)
+            finally:
+                self.hardware = await hotplug.look(self.monitor)
         return True
 
-    async def grow(self, size_bytes: int) -> None:
+    async def grow(self, size_bytes: int, doing: Doing) -> None:
         """Make the disk of a VM that runs this large, if it is smaller. Raises MonitorFailed."""
         if size_bytes <= self._disk_bytes:
             return
         assert self.monitor is not None
         has = await block.size_bytes(self.monitor)
         if 0 < has < size_bytes:
-            await self.execute("block_resize", {"node-name": await block.top(self.monitor), "size": size_bytes})
-            log.info("a disk has grown", vm=self.id, bytes=size_bytes)
+            with doing(Action.GROW, disk_bytes=size_bytes):
+                await self.execute("block_resize", {"node-name": await block.top(self.monitor), "size": size_bytes})
         self._disk_bytes = size_bytes
 
     async def _machine_type(self, monitor: Monitor, alias: str) -> str:
@@ -386,6 +397,8 @@ class Machine:
             command.monitor_path(self.directory), self._on_event, lambda: self.pid is not None
         )
         self.hardware = await hotplug.look(self.monitor)
+        if self.hardware.balloon:
+            await usage.watch_balloon(self.monitor)
         ports = await self.monitor.execute("query-chardev")
         self.guest_listens = any(port["label"] == "guest0" and port["frontend-open"] for port in ports)
 
@@ -466,6 +479,10 @@ class Machine:
         (self.directory / DEVICES).write_bytes(msgspec.json.encode(found))
         self._passthrough.vfio.bind(found, uid)
         return found
+
+    def exists(self) -> bool:
+        """Say whether anything of the VM is here."""
+        return self.directory.exists()
 
     def has_disk(self) -> bool:
         return (self.directory / DISK_LAYER).exists()

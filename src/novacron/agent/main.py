@@ -18,6 +18,7 @@ from novacron import pki
 from novacron.agent import asked, console_log, copies, foresee, idle, probe
 from novacron.agent import identity as identities
 from novacron.agent import inventory as inventories
+from novacron.agent.actions import Action, doing
 from novacron.agent.asked import Asked
 from novacron.agent.console import Consoles
 from novacron.agent.exports import Exports
@@ -27,6 +28,7 @@ from novacron.agent.journal import Journal, Record
 from novacron.agent.lease import NodeLease
 from novacron.agent.link import Link, Renamed
 from novacron.agent.loads import Loads
+from novacron.agent.metrics import AgentMetrics
 from novacron.agent.networks import Networks
 from novacron.agent.pages import Neighbour, Pages
 from novacron.agent.passthrough import Passthrough
@@ -44,11 +46,14 @@ from novacron.model.ownership import Claim
 from novacron.model.token import decode_ticket
 from novacron.net import tap
 from novacron.qemu import userfaults
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
+from novacron.telemetry import process as telemetry
+from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+MESSAGES = counter("novacron_agent_messages_total")
 IMAGES_CHECK_S = 5.0
 CONSOLE_LOGS_CHECK_S = 2.0
 LOADS_S = 30.0
@@ -107,7 +112,8 @@ class Agent:
         self._volumes = Volumes(host.pools, host.images, self._link.send)
         self._exports = Exports(settings, self._workers.get, self._link.send)
         self._looking = asyncio.Lock()
-        self._asked_of = Asked(self._imports, self._exports, host, self._workers, self._look_at_images)
+        metrics = AgentMetrics(host, self._workers, self._link)
+        self._asked_of = Asked(self._imports, self._exports, host, self._workers, self._look_at_images, metrics)
         host.send = self._link.send
         host.aside = self._start_aside
         host.neighbours = self._neighbours
@@ -132,6 +138,7 @@ class Agent:
             tasks.create_task(self._watch_console_logs(), name="console-logs")
             tasks.create_task(self._measure(), name="loads")
             tasks.create_task(self._look_around(), name="neighbours")
+            tasks.create_task(telemetry.watch(), name="process")
             self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
 
     def _add(self, vm: str, record: Record) -> Worker:
@@ -178,6 +185,7 @@ class Agent:
         self._consoles.close_all()
 
     async def _receive(self, message: wire.Message) -> None:
+        MESSAGES.add(type(message).__name__)
         match message:
             case wire.Desired(statements=statements, whole=whole):
                 for statement in statements:
@@ -232,7 +240,8 @@ class Agent:
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
         self._link.send(wire.ProbeReady(wanted.probe))
-        await probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
+        with doing(Action.PROBE, source=wanted.peer):
+            await probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
 
     async def _probe(self, wanted: wire.ProbeWanted) -> None:
         name, rings_dir = self._host.identity.name, self._settings.rings_dir
@@ -244,16 +253,11 @@ class Agent:
                 if worker is None or neighbour is None:
                     raise foresee.ForeseeFailed("the VM does not run here")
                 looking = await foresee.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
-            found = await probe.measure(
-                self._host.pool,
-                wanted.probe,
-                name,
-                wanted.peer,
-                wanted.endpoint,
-                rings_dir,
-                wanted.seconds,
-                wanted.rate_bytes_per_s,
-            )
+            with doing(Action.PROBE, target=wanted.peer):
+                found = await probe.measure(
+                    self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds,
+                    wanted.rate_bytes_per_s,
+                )  # fmt: skip
             limit_s = self._settings.downtime_limit_ms / 1e3
             foreseen = None if looking is None else foresee.foresee(looking, found, limit_s)
             self._link.send(wire.Probed(wanted.probe, found, foreseen))
@@ -263,7 +267,8 @@ class Agent:
     async def _take_copy(self, wanted: wire.CopyExpected) -> None:
         self._link.send(wire.CopyReady(wanted.copy))
         try:
-            await copies.take(self._host.listener, wanted, self._settings)
+            with doing(Action.COPY_IN, image=wanted.image.name, source=wanted.peer):
+                await copies.take(self._host.listener, wanted, self._settings)
             if wanted.on_demand:
                 await asyncio.to_thread(idle.mark, self._settings, wanted.image.name)
             log.info("an image has arrived", image=wanted.image.name, source=wanted.peer)
@@ -278,7 +283,8 @@ class Agent:
         try:
             if image is None or image.info != wanted.image:
                 raise copies.CopyFailed(f"this node does not hold that image {wanted.image.name}")
-            await copies.give(self._host.pool, wanted, image, self._settings)
+            with doing(Action.COPY_OUT, image=wanted.image.name, target=wanted.peer):
+                await copies.give(self._host.pool, wanted, image, self._settings)
         except copies.CopyFailed as error:
             log.warning("an image could not be sent", image=wanted.image.name, target=wanted.peer, error=str(error))
             self._link.send(wire.Copied(wanted.copy, str(error)))
@@ -416,12 +422,14 @@ def run(settings: Settings, join: str | None) -> None:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _lock(settings.state_dir)
     identity = identify(settings, join)
+    traces.set_up("agent", identity.name)
     try:
         if _until_renamed(settings, identity):
             os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (as it was started)
     except asyncio.CancelledError:
         log.info("agent stopped; its VMs go on")
     finally:
+        traces.close()
         os.close(lock)
 
 

@@ -207,31 +207,38 @@ class Networks:
         hosts = {peer.host for told in wanted for peer in told.peers}
         addresses = {host: found for host in hosts if (found := _resolved(host)) is not None}
         failed: dict[str, str] = {}
-        tunnels: list[tuple[int, list[str]]] = []
-        try:
-            self._settle_encryption(wanted, addresses, own)
-        except NetworkFailed as error:
-            failed[""] = str(error)
-        for told in wanted:
-            if told.spec.kind is not NetworkKind.OVERLAY:
-                continue
-            peers = [
+        overlays = [told for told in wanted if told.spec.kind is NetworkKind.OVERLAY]
+        gateways = [told for told in overlays if told.is_gateway]
+        on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
+        peers = {
+            told.name: [
                 overlay.encrypted_address(peer.number) if peer.key else addresses[peer.host]
                 for peer in told.peers
                 if peer.host in addresses
             ]
+            for told in overlays
+        }
+        try:
+            self._settle_encryption(wanted, addresses, own)
+        except NetworkFailed as error:
+            failed[""] = str(error)
+        try:
+            # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
+            self._settle_host(gateways, [(told.vni, peers[told.name]) for told in overlays], whole=whole)
+        except NetworkFailed as error:
+            failed |= {told.name: str(error) for told in overlays} or {"": str(error)}
+        for told in overlays:
             # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
             local = None if any(peer.key for peer in told.peers) else own
-            tunnels.append((told.vni, peers))
+            if told.name in failed:
+                continue
             try:
-                self._settle_overlay(told, local, peers, arrived, whole=whole)
+                self._settle_overlay(told, local, peers[told.name], arrived, whole=whole)
                 self._settled[told.name] = told
             except NetworkFailed as error:
                 failed[told.name] = str(error)
-        gateways = [told for told in wanted if told.is_gateway and told.spec.kind is NetworkKind.OVERLAY]
-        on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
         try:
-            self._settle_host(gateways, tunnels, failed, whole=whole)
+            self._settle_gateways(gateways, failed, whole=whole)
             self._settle_bridges(on_bridges, arrived, whole=whole)
             self._settled |= {told.name: told for told in on_bridges}
             self._remove_others({told.name for told in wanted})
@@ -268,15 +275,8 @@ class Networks:
         first = told.name not in self._settled
         dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else (), first=first)
 
-    def _settle_host(
-        self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], failed: dict[str, str], *,
-        whole: bool,
-    ) -> None:  # fmt: skip
-        before = router.held()
-        gone = before - {address for told in gateways for address in router.floating_of(told)}
-        router.silence(gone)
-        router.close((told.number for told in gateways), gone)
-        self._open = {told.name: told for told in gateways if self._open.get(told.name) == told}
+    def _settle_host(self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], *, whole: bool) -> None:
+        """Load the rules of this host."""
         if not tunnels and not gateways:
             if self._rules.pop("host", None) is not None:
                 firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
@@ -287,6 +287,14 @@ class Networks:
         if whole or self._rules.get("host") != rules:
             firewall.nft(rules)
             self._rules["host"] = rules
+
+    def _settle_gateways(self, gateways: list[NetworkOnNode], failed: dict[str, str], *, whole: bool) -> None:
+        """Have the ways in and out of the networks whose gateway is here, and no others."""
+        before = router.held()
+        gone = before - {address for told in gateways for address in router.floating_of(told)}
+        router.silence(gone)
+        router.close((told.number for told in gateways), gone)
+        self._open = {told.name: told for told in gateways if self._open.get(told.name) == told}
         for told in gateways:
             name = self.prefix + told.name
             if told.name in failed:

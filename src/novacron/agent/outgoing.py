@@ -22,7 +22,7 @@ from novacron.net.tap import NetworkFailed
 from novacron.qemu import mirror, transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.qemu.stream import Splitter
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 from novacron.wire.messages import Task
 
 CONNECT_TIMEOUT_S = 10.0
@@ -42,7 +42,7 @@ class Opening:
         self, task: Task, endpoint: str, pool: Pool, options: Callable[[], Awaitable[Options]], *, early: bool
     ) -> None:
         self.migration, self.endpoint = task.migration, endpoint
-        self._early = early
+        self._early, self._trace = early, task.trace
         self._task = asyncio.create_task(self._open(pki.node_host(task.peer), pool, options))
 
     async def _open(self, peer_host: str, pool: Pool, options: Callable[[], Awaitable[Options]]) -> Sender:
@@ -50,7 +50,8 @@ class Opening:
         while True:
             sender = Sender(address(self.endpoint), peer_host, self.migration, pool, wanted)
             try:
-                return await sender.__aenter__()
+                with traces.span("migration's session is opened", parent=self._trace, migration=self.migration):
+                    return await sender.__aenter__()
             except SendFailed:
                 if not self._early:
                     raise

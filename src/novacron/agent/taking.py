@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from novacron import pki
 from novacron.agent import disks, incoming, left, outgoing, postcopy
+from novacron.agent.actions import Action, doing
 from novacron.agent.devices import opened
 from novacron.agent.journal import PostCopy
 from novacron.agent.machine import MachineFailed
@@ -127,7 +128,10 @@ class Taking:
         host = worker.host
         try:
             worker.expected_exit = False
-            with host.listener.announce(task.migration, task.peer):
+            with (
+                doing(Action.RECEIVE, trace=task.trace, vm=worker.vm, migration=task.migration, source=task.peer),
+                host.listener.announce(task.migration, task.peer),
+            ):
                 await self._load_all(task, wanted, image)
             if self.pulls:
                 worker.store(post_copy=None)
@@ -213,7 +217,8 @@ class Taking:
         moving = worker.record.post_copy
         assert moving is not None
         try:
-            await postcopy.take_rest(worker.machine, moving, worker.host.listener, worker.host.settings)
+            with doing(Action.PULL, trace=worker.trace, vm=worker.vm, migration=moving.migration, source=moving.peer):
+                await postcopy.take_rest(worker.machine, moving, worker.host.listener, worker.host.settings)
             worker.store(post_copy=None)
             log.info("a guest's memory has come", vm=worker.vm, migration=moving.migration)
         except (MonitorFailed, OSError) as error:
@@ -234,7 +239,8 @@ class Taking:
         """Receive a VM that does not run."""
         worker = self._worker
         try:
-            await self._take_files(task, wanted, image)
+            with doing(Action.RECEIVE, trace=task.trace, vm=worker.vm, migration=task.migration, source=task.peer):
+                await self._take_files(task, wanted, image)
             await worker.host.pages.forget(worker.vm, Tenant(wanted.project, wanted.page_key))
             worker.host.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from novacron.agent.actions import Action, doing
 from novacron.agent.settings import Settings
 from novacron.disk.blocks import data_ranges
 from novacron.disk.files import make_durable
@@ -31,6 +32,9 @@ ID = ".novacron-local"
 """In the directory of a local pool: what tells it from others, however it is mounted."""
 FREE_STEP_BYTES = 64 << 20
 """What is said of a pool's free space is a multiple of this: not every write is worth telling."""
+
+
+BEGIN = (VolumePhase.CREATING, VolumePhase.DELETING)
 
 
 class PoolAway(OSError):
@@ -55,6 +59,14 @@ class Pools:
         if name in self._settings.pools:
             return self._settings.pools[name]
         raise PoolAway(f"this node has no pool {name}")
+
+    def directories(self) -> dict[str, Path]:
+        """Return where each pool is that is there."""
+        found = {}
+        for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
+            with contextlib.suppress(PoolAway):
+                found[name] = self._directory(name)
+        return found
 
     def path(self, pool: str, id: str) -> Path:
         """Return where a volume is. Raises PoolAway."""
@@ -117,12 +129,24 @@ class Volumes:
         while True:
             self._told.clear()
             for one in self._wanted:
-                stands = await asyncio.to_thread(self._settle, one)
+                stands = await self._see_to(one)
                 if self._said.get(one.id) != stands:
                     self._said[one.id] = stands
                     self._send(stands)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), LOOK_S)
+
+    async def _see_to(self, one: wire.VolumeWanted) -> wire.VolumeStands:
+        """Let a volume be as it should be, and say how it is."""
+        begins = one.phase in BEGIN and one.id not in self._said
+        about = {"trace": one.trace, "volume": one.id, "phase": one.phase}
+        try:
+            with doing(Action.VOLUME, **about) if begins else contextlib.nullcontext():
+                return await asyncio.to_thread(self._settle, one)
+        except OSError as error:
+            log.warning("a volume is not as it should be", volume=one.id, error=str(error))
+            phase = VolumePhase.FAILED if one.phase is VolumePhase.CREATING else one.phase
+            return wire.VolumeStands(one.id, phase, error=str(error) or type(error).__name__)
 
     def _disk_of(self, image: str | None) -> Path | None:
         """Return the disk of an image. Raises FileNotFoundError."""
@@ -134,26 +158,21 @@ class Volumes:
         return found.disk
 
     def _settle(self, one: wire.VolumeWanted) -> wire.VolumeStands:
-        """Let a volume be as it should be, and say how it is."""
-        try:
-            path = self._pools.path(one.pool, one.id)
-            if one.phase is VolumePhase.DELETING:
-                path.unlink(missing_ok=True)
-                make_durable(path.parent)
-                return wire.VolumeStands(one.id, VolumePhase.DELETED)
-            if not path.exists():
-                if one.phase is not VolumePhase.CREATING:
-                    return wire.VolumeStands(one.id, one.phase, error=f"{path} is gone")
-                _create(path, one.size_mib << 20, self._disk_of(one.image))
-                log.info("a volume is made", volume=one.id, path=str(path))
-            found = path.stat()
-            if found.st_size < one.size_mib << 20:
-                os.truncate(path, one.size_mib << 20)
-            return wire.VolumeStands(one.id, VolumePhase.READY, found.st_blocks * 512)
-        except OSError as error:
-            log.warning("a volume is not as it should be", volume=one.id, error=str(error))
-            phase = VolumePhase.FAILED if one.phase is VolumePhase.CREATING else one.phase
-            return wire.VolumeStands(one.id, phase, error=str(error) or type(error).__name__)
+        """Let a volume be as it should be, and say how it is. Raises OSError."""
+        path = self._pools.path(one.pool, one.id)
+        if one.phase is VolumePhase.DELETING:
+            path.unlink(missing_ok=True)
+            make_durable(path.parent)
+            return wire.VolumeStands(one.id, VolumePhase.DELETED)
+        if not path.exists():
+            if one.phase is not VolumePhase.CREATING:
+                return wire.VolumeStands(one.id, one.phase, error=f"{path} is gone")
+            _create(path, one.size_mib << 20, self._disk_of(one.image))
+            log.info("a volume is made", volume=one.id, path=str(path))
+        found = path.stat()
+        if found.st_size < one.size_mib << 20:
+            os.truncate(path, one.size_mib << 20)
+        return wire.VolumeStands(one.id, VolumePhase.READY, found.st_blocks * 512)
 
 
 def _create(path: Path, size_bytes: int, begins_as: Path | None) -> None:

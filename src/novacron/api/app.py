@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from novacron import __version__
 from novacron.api import (
@@ -26,6 +26,7 @@ from novacron.api import (
     images,
     imports,
     links,
+    log_levels,
     metrics,
     migrations,
     networks,
@@ -57,7 +58,6 @@ async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
     return Response(description.describe(request.app), media_type="application/json")
 
 
-ABOUT_PROJECT = "work in this project; else new objects are made in the caller's own, and all that they see is listed"
 ABOUT_REVISION = "answer from a state that has at least this revision; 503 where that is not there within seconds"
 
 
@@ -66,8 +66,10 @@ def create_app(services: Services) -> Litestar:
     api = Router(
         "/api/v1",
         parameters={
-            "project": Parameter(str | None, query="project", required=False, description=ABOUT_PROJECT),
-            "min_revision": Parameter(int | None, query="min_revision", required=False, description=ABOUT_REVISION),
+            "project": scopes.PROJECT,
+            "min_revision": QueryParameter(
+                annotation=int | None, name="min_revision", required=False, description=ABOUT_REVISION
+            ),
         },
         route_handlers=[
             placements.router,
@@ -95,7 +97,20 @@ def create_app(services: Services) -> Litestar:
         ],
     )
     return Litestar(
-        route_handlers=[api, nodes.join, console.console, health.healthz, health.readyz, metrics.metrics, schema],
+        route_handlers=[
+            api,
+            nodes.join,
+            console.console,
+            health.healthz,
+            health.readyz,
+            metrics.metrics,
+            metrics.targets,
+            metrics.node_metrics,
+            log_levels.show,
+            log_levels.change,
+            log_levels.change_node,
+            schema,
+        ],
         middleware=[DefineMiddleware(Authentication, exclude_from_auth_key="exclude_from_auth")],
         exception_handlers={
             NovaError: problems.on_nova_error,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, Router, delete, post, put
+from litestar.params import JSONBody
 from msgspec import UNSET
 
 from novacron.api import images, problems, reply, scopes
@@ -98,7 +99,7 @@ async def _write(
 
 
 @post("/vms/batch", summary="Create VMs", status_code=200)
-async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
+async def create_vms(request: ApiRequest, data: JSONBody[CreateVms]) -> Response[Results]:
     project, sizes, actor = scopes.project_for_new(request), images.disks_mib(request), request.user.name
     specs: list[VmSpec | NovaError] = []
     for item in data.items:
@@ -139,7 +140,7 @@ async def create_vms(request: ApiRequest, data: CreateVms) -> Response[Results]:
 
 
 @put("/vms/batch", summary="Change VMs", status_code=200)
-async def configure_vms(request: ApiRequest, data: ConfigureVms) -> Response[Results]:
+async def configure_vms(request: ApiRequest, data: JSONBody[ConfigureVms]) -> Response[Results]:
     works = [await _configuring(request, item) for item in data.items]
     return await _write(request, lambda connection: _one_by_one(connection, works), 200)
 
@@ -164,7 +165,7 @@ async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaEr
 
 
 @delete("/vms/batch", summary="Delete VMs", status_code=200)
-async def delete_vms(request: ApiRequest, data: DeleteVms) -> Response[Results]:
+async def delete_vms(request: ApiRequest, data: JSONBody[DeleteVms]) -> Response[Results]:
     async def deleting(ref: str) -> Work | NovaError:
         try:
             id = await scopes.resolve(request, "vm", ref, "vms")

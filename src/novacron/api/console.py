@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Response, WebSocket, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api import reply, scopes
 from novacron.api.callers import Caller
@@ -28,7 +28,7 @@ OCTETS = "application/octet-stream"
 """What a guest prints is in whatever encoding it likes."""
 
 Tail = Annotated[
-    int, Parameter(query="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
+    int, QueryParameter(name="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
 ]
 
 
@@ -43,7 +43,7 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
     summary="Get a ticket that opens a WebSocket to a console once, within a minute",
     status_code=201,
 )
-async def open_console(request: ApiRequest, ref: str, data: OpenConsole | None = None) -> Ticket:
+async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenConsole | None] = None) -> Ticket:
     id, wanted = await scopes.resolve(request, "vm", ref), data or OpenConsole()
     async with reply.change(request) as connection:
         return await tickets.create(connection, id, wanted.kind, request.user.name)
@@ -62,13 +62,13 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
     summary="Show the end of what the guest printed on its serial line",
     media_type=OCTETS,
 )
-async def console_log(request: ApiRequest, ref: str, tail: Tail = 64 * 1024) -> Response[bytes]:
+async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 * 1024) -> Response[bytes]:
     node, id = _place(request, ref)
     return Response(await services(request).agents.console_log(node, id, tail), media_type=OCTETS)
 
 
 @get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
-async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
+async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]:
     node, id = _place(request, ref)
     found = services(request).cache.get("vm", id)
     if found is not None and found.body["spec"].get("display") == Display.NONE:
@@ -78,7 +78,7 @@ async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
 
 
 @websocket("/api/v1/console", exclude_from_auth=True)
-async def console(socket: WebSocket[Caller, str, Any], ticket: str = "") -> None:
+async def console(socket: WebSocket[Caller, str, Any], ticket: FromQuery[str] = "") -> None:
     """Carry bytes between a console and whoever holds a ticket for it."""
     context = services(socket)
     asked = socket.headers.get("sec-websocket-protocol", "")

@@ -16,16 +16,18 @@ from http.cookies import SimpleCookie
 from typing import Any
 
 import msgspec
+import structlog
 
 from novacron.api import hot
 from novacron.api.callers import Caller
 from novacron.api.context import Services
 from novacron.api.rates import Rates
+from novacron.api.recorder import UNSAFE
 from novacron.api.sessions import COOKIE
 from novacron.model.access import Right
 from novacron.model.token import TokenKind, hash_secret
 from novacron.store.database import YIELDS
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 from novacron.telemetry.declared import REQUESTS_S
 from novacron.telemetry.values import counter, histogram
 
@@ -47,6 +49,8 @@ NEVER_SHED = (*ALWAYS_SERVED, "/metrics")
 ENDLESS = b"text/event-stream"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REFUSED = counter("novacron_api_refused_total")
+DURATIONS = histogram("novacron_api_request_duration_seconds")
+TRACEPARENT_BYTES = 64
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 SECRETS_KEPT = 10_000
 SECURITY: list[Header] = [
@@ -66,6 +70,8 @@ class Door:
         self._rates = rates
         self._hot = hot.Hot(services.cache)
         self._digests: dict[bytes, str] = {}
+        for reason in ("rate", "overload", "timeout"):
+            REFUSED.cell(reason)  # an increase from nothing is not seen
         self.in_work = 0
         """Requests that routes work on now."""
         self._cells: dict[tuple[str, str, int], tuple[list[float], list[float]]] = {}
@@ -125,6 +131,12 @@ class Door:
                 self._services.recorder.used(caller.id, address)
                 self._cached[0] += 1
                 self._called(scope, method, status, started, caller, address, route)
+                if traces.drawn():
+                    traces.happened(
+                        f"{method} {route}", time.perf_counter() - started, kind=traces.SpanKind.SERVER,
+                        http__request__method=method, http__route=route, http__response__status_code=status,
+                        cached=True,
+                    )  # fmt: skip
                 return
         if self.leaving and path == "/readyz":
             await _refuse(send, 503, "unavailable", "Temporarily unavailable", "this server is about to end", "", [])
@@ -149,6 +161,22 @@ class Door:
             self._count += 1
             id = f"{self._prefix}-{self._count:x}"
         scope.setdefault("state", {})["request_id"] = id
+        method = scope["method"]
+        told = b"" if caller is None else headers.get(b"traceparent", b"")  # strangers do not say what is recorded
+        parent = told[:TRACEPARENT_BYTES].decode("latin-1")
+        with (
+            structlog.contextvars.bound_contextvars(request_id=id),
+            traces.span(
+                method, parent=parent, always=method in UNSAFE, kind=traces.SpanKind.SERVER,
+                http__request__method=method, url__path=scope["path"], client__address=address, request_id=id,
+            ) as span,
+        ):  # fmt: skip
+            await self._work(scope, receive, send, headers, limit, started, caller, address, id, span)
+
+    async def _work(
+        self, scope: Any, receive: Receive, send: Send, headers: dict[bytes, bytes], limit: list[Header],
+        started: float, caller: Caller | None, address: str, id: str, span: traces.Span,
+    ) -> None:  # fmt: skip
         status = 500
         capture = self._hot.capture(scope["path"], scope["query_string"], headers, caller, scope["method"])
 
@@ -179,6 +207,16 @@ class Door:
         finally:
             self.in_work -= 1
             route = str(scope.get("path_template") or "-")
+            span.update_name(f"{scope['method']} {route}")
+            span.set_attributes({"http.route": route, "http.response.status_code": status})
+            if status >= 500 and span.is_recording():
+                traces.failed(f"answered {status}")
+            elif status >= 500 and traces.exporting():
+                traces.happened(
+                    f"{scope['method']} {route}", time.perf_counter() - started, parent=traces.carry(),
+                    kind=traces.SpanKind.SERVER, error=f"answered {status}", request_id=id, http__route=route,
+                    http__response__status_code=status,
+                )  # fmt: skip
             self._called(scope, scope["method"], status, started, caller, address, route, id)
 
     def _called(
@@ -190,9 +228,12 @@ class Door:
         took_s = time.perf_counter() - started
         count, durations = self._cells.get((method, route, status)) or self._counted(method, route, status)
         count[0] += 1
-        durations[bisect_left(REQUESTS_S, took_s)] += 1
+        bucket = bisect_left(REQUESTS_S, took_s)
+        durations[bucket] += 1
         durations[-1] += took_s
-        self._services.recorder.called(method, route, status, took_s, name, address, id)
+        if id != "-" and (trace := traces.recorded_id()):
+            DURATIONS.exemplify(durations, bucket, trace, took_s)
+        self._services.recorder.called(method, route, status, took_s, name, address, id, scope["path"])
 
     def _counted(self, method: str, route: str, status: int) -> tuple[list[float], list[float]]:
         """Return where such requests are counted. A method that there is none is a client's word."""

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
@@ -18,7 +19,7 @@ from novacron.model.node import Node
 from novacron.store import nodes
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class DrainList(msgspec.Struct):
@@ -49,13 +50,15 @@ class SiteNodes(msgspec.Struct):
 
 
 @get("/drains", summary="List drains, newest first")
-async def list_drains(request: ApiRequest, wanted: Paging, node: str | None = None) -> Response[DrainList]:
+async def list_drains(
+    request: ApiRequest, wanted: NamedDependency[Paging], node: FromQuery[str | None] = None
+) -> Response[DrainList]:
     return paging.answer(request, "drain", wanted, lambda drain: node in (None, drain["node"]), newest_first=True)
 
 
 @get("/drains/{id:str}", summary="Show how far a drain is")
 async def show_drain(
-    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Drain]:
     return await reply.one(request, "drain", id, newer_than, timeout_s)
 
@@ -75,7 +78,9 @@ async def list_sites(request: ApiRequest) -> Response[SiteList]:
 @post(
     "/sites/{site:str}/actions/drain", summary="Cordon all nodes of a site, and move its VMs to others", status_code=202
 )
-async def drain_site(request: ApiRequest, site: str, data: DrainNode | None = None) -> Response[SiteNodes]:
+async def drain_site(
+    request: ApiRequest, site: FromPath[str], data: JSONBody[DrainNode | None] = None
+) -> Response[SiteNodes]:
     policy = DrainPolicy.THROTTLE if data is None else data.policy
     site = reply.check_ref("site", site)
 
@@ -87,7 +92,9 @@ async def drain_site(request: ApiRequest, site: str, data: DrainNode | None = No
 
 
 @post("/sites/{site:str}/actions/uncordon", summary="Place VMs on all nodes of a site again", status_code=200)
-async def uncordon_site(request: ApiRequest, site: str, data: Uncordon | None = None) -> Response[SiteNodes]:
+async def uncordon_site(
+    request: ApiRequest, site: FromPath[str], data: JSONBody[Uncordon | None] = None
+) -> Response[SiteNodes]:
     bring_back = data is not None and data.bring_back
     site = reply.check_ref("site", site)
 

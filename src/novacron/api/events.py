@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Response, Router, get
 from litestar.connection import ASGIConnection
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from novacron.api import paging, scopes
@@ -34,9 +35,9 @@ class EventList(msgspec.Struct):
 @get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
 async def list_events(
     request: ApiRequest,
-    wanted: Paging,
-    object: str | None = None,
-    kinds: Annotated[str | None, Parameter(description="for the stream: vm, node, migration, event")] = None,
+    wanted: NamedDependency[Paging],
+    object: FromQuery[str | None] = None,
+    kinds: Annotated[str | None, QueryParameter(description="for the stream: vm, node, migration, event")] = None,
 ) -> Response[EventList] | Stream:
     cache = services(request).cache
     if "text/event-stream" in request.headers.get("accept", ""):

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
@@ -19,8 +20,8 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.store import exports
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
-Offset = Annotated[int, Parameter(ge=0, description="where the piece begins, in bytes")]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
 
 
 class ExportList(msgspec.Struct):
@@ -30,7 +31,7 @@ class ExportList(msgspec.Struct):
 
 
 @post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
-async def export_vm(request: ApiRequest, ref: str) -> Response[Export]:
+async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]:
     id = await scopes.resolve(request, "vm", ref)
 
     async def work(connection: Connection) -> Export:
@@ -40,13 +41,13 @@ async def export_vm(request: ApiRequest, ref: str) -> Response[Export]:
 
 
 @get("/", summary="List exports, newest first")
-async def list_exports(request: ApiRequest, wanted: Paging) -> Response[ExportList]:
+async def list_exports(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ExportList]:
     return paging.answer(request, "export", wanted, newest_first=True)
 
 
 @get("/{id:str}", summary="Show an export")
 async def show_export(
-    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Export]:
     return await reply.one(request, "export", id, newer_than, timeout_s)
 
@@ -57,7 +58,7 @@ async def show_export(
     media_type="application/octet-stream",
     opt=scopes.in_project(Right.WRITE),
 )
-async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[bytes]:
+async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> Response[bytes]:
     context, found = services(request), await _ready(request, id)
     if offset >= found.size_bytes:
         raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
@@ -72,7 +73,7 @@ async def fetch(request: ApiRequest, id: str, offset: Offset = 0) -> Response[by
     summary="Fetch what the VM's firmware and TPM remembered; it is secret",
     opt=scopes.in_project(Right.WRITE),
 )
-async def fetch_firmware_state(request: ApiRequest, id: str) -> FirmwareState:
+async def fetch_firmware_state(request: ApiRequest, id: FromPath[str]) -> FirmwareState:
     found = await _ready(request, id)
     return await services(request).agents.read_firmware_state(found.node, found.id)
 
@@ -87,7 +88,7 @@ async def _ready(request: ApiRequest, id: str) -> Export:
 
 
 @delete("/{id:str}", summary="Remove an export and its file", status_code=200)
-async def delete_export(request: ApiRequest, id: str) -> Response[Export]:
+async def delete_export(request: ApiRequest, id: FromPath[str]) -> Response[Export]:
     id = await scopes.resolve(request, "export", reply.check_ref("export", id))
 
     async def work(connection: Connection) -> Export:

@@ -15,11 +15,14 @@ async def healthz() -> str:
 
 @get("/readyz", exclude_from_auth=True, include_in_schema=False, media_type="text/plain")
 async def readyz(request: ApiRequest) -> Response[str]:
-    context = services(request)
+    context, reasons = services(request), list[str]()
+    if not context.cache.ready:
+        reasons.append("the change feed is away: what is read may be old")
     try:
-        if not context.cache.ready:
-            raise Unavailable("the change feed is away")
         await context.database.ping()
     except Unavailable as error:
-        return Response(f"not ready: {error.detail}\n", status_code=503, media_type="text/plain")
+        reasons.append(error.detail)
+    if reasons:
+        text = "".join(f"not ready: {reason}\n" for reason in reasons)
+        return Response(text, status_code=503, media_type="text/plain")
     return Response("ok\n", media_type="text/plain")

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from litestar import Router, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api import reply, scopes
 from novacron.api.cache import Entry
@@ -75,7 +76,7 @@ async def list_images(request: ApiRequest) -> ImageList:
 
 
 @get("/{name:str}", summary="Show an image", opt=scopes.SELF)
-async def show_image(request: ApiRequest, name: str) -> Image:
+async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
     for image in visible(request):
         if image.name == name:
             return image
@@ -83,7 +84,7 @@ async def show_image(request: ApiRequest, name: str) -> Image:
 
 
 @delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=scopes.SELF)
-async def delete_image(request: ApiRequest, name: str, node: str | None = None) -> None:
+async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery[str | None] = None) -> None:
     name, context = reply.check_ref("image", name), services(request)
     found = [image for image in visible(request) if image.name == name]
     for image in found:
@@ -112,7 +113,7 @@ class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @post("/{name:str}/actions/copy", summary="Copy an image to another node; events say how that ended", status_code=202)
-async def copy_image(request: ApiRequest, name: str, data: CopyImage) -> ImageCopy:
+async def copy_image(request: ApiRequest, name: FromPath[str], data: JSONBody[CopyImage]) -> ImageCopy:
     async with reply.change(request):
         pass
     agents = services(request).agents

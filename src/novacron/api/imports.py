@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, post, put
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
 from novacron.api import paging, reply, scopes
@@ -21,8 +22,10 @@ from novacron.model.vm import Name, check_name
 from novacron.store import imports
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
-Offset = Annotated[int, Parameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece begins, in bytes")]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Offset = Annotated[
+    int, QueryParameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece begins, in bytes")
+]
 
 
 class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,21 +59,21 @@ class Held(msgspec.Struct):
 @get("/", summary="List imports, newest first")
 async def list_imports(
     request: ApiRequest,
-    wanted: Paging,
-    phase: Phase | None = None,
+    wanted: NamedDependency[Paging],
+    phase: FromQuery[Phase | None] = None,
 ) -> Response[ImportList]:
     return paging.answer(request, "import", wanted, lambda one: phase in (None, one["phase"]), newest_first=True)
 
 
 @get("/{id:str}", summary="Show an import")
 async def show_import(
-    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Import]:
     return await reply.one(request, "import", id, newer_than, timeout_s)
 
 
 @post("/", summary="Begin to import an image", status_code=201)
-async def create_import(request: ApiRequest, data: ImportImage) -> Response[Import]:
+async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Response[Import]:
     check_name(data.name)
     given = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
     if len(given) != 1:
@@ -105,7 +108,7 @@ async def create_import(request: ApiRequest, data: ImportImage) -> Response[Impo
     status_code=200,
     request_max_body_size=limits.UPLOAD_PIECE_BYTES_MAX,
 )
-async def upload(request: ApiRequest, id: str, offset: Offset) -> Held:
+async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held:
     id, context, piece = await _own(request, id), services(request), await request.body()
     if not piece:
         raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
@@ -120,7 +123,7 @@ async def _own(request: ApiRequest, id: str) -> str:
 
 
 @delete("/{id:str}", summary="End an import; nothing of it stays", status_code=200)
-async def abort_import(request: ApiRequest, id: str) -> Response[Import]:
+async def abort_import(request: ApiRequest, id: FromPath[str]) -> Response[Import]:
     id = await _own(request, id)
 
     async def work(connection: Connection) -> Import:

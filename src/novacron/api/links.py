@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
 
 from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest, services
@@ -25,12 +27,14 @@ class LinkList(msgspec.Struct):
 
 
 @get("/", summary="List the links between sites that have a limit")
-async def list_links(request: ApiRequest, wanted: Paging) -> Response[LinkList]:
+async def list_links(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[LinkList]:
     return paging.answer(request, "link", wanted)
 
 
 @put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)
-async def put_link(request: ApiRequest, one: str, other: str, data: LinkSpec) -> Response[Link]:
+async def put_link(
+    request: ApiRequest, one: FromPath[str], other: FromPath[str], data: JSONBody[LinkSpec]
+) -> Response[Link]:
     one, other, revision = check_name(one), check_name(other), reply.if_match(request)
 
     async def work(connection: Connection) -> Link:
@@ -40,7 +44,7 @@ async def put_link(request: ApiRequest, one: str, other: str, data: LinkSpec) ->
 
 
 @delete("/{one:str}/{other:str}", summary="Let migrations between two sites use all there is", status_code=204)
-async def remove_link(request: ApiRequest, one: str, other: str) -> None:
+async def remove_link(request: ApiRequest, one: FromPath[str], other: FromPath[str]) -> None:
     one, other = reply.check_ref("site", one), reply.check_ref("site", other)
     async with reply.change(request) as connection:
         await links.remove(connection, one, other, request.user.name)
@@ -55,7 +59,7 @@ class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @post("/actions/probe", summary="Measure the path between two nodes", status_code=200)
-async def probe_link(request: ApiRequest, data: ProbeLink) -> PathMeasured:
+async def probe_link(request: ApiRequest, data: JSONBody[ProbeLink]) -> PathMeasured:
     return await services(request).agents.probe(data.source, data.target, data.seconds)
 
 

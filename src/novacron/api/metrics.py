@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from itertools import starmap
 from typing import Any
 
+import msgspec
 from litestar import Response, get
+from litestar.params import FromPath
 
-from novacron.api import scopes
+from novacron.api import reply, scopes
 from novacron.api.cache import Cache
 from novacron.api.context import ApiRequest, services
 from novacron.model.drain import DrainPhase
-from novacron.telemetry.metrics import CONTENT_TYPE
+from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
 
 Body = dict[str, Any]
@@ -30,6 +32,13 @@ LINKS = (
 """Names, and the fields of a migration's progress that they are made of."""
 
 
+class Target(msgspec.Struct):
+    """An agent as Prometheus finds it: it is reached through the server that it is connected to."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
 @get(
     "/metrics",
     summary="What this server counts and measures, in Prometheus' text format",
@@ -37,7 +46,50 @@ LINKS = (
     opt=scopes.in_fleet(),
 )
 async def metrics(request: ApiRequest) -> Response[bytes]:
-    return Response(await services(request).metrics.render(), media_type=CONTENT_TYPE)
+    open_metrics, media_type = _wanted(request)
+    return Response(await services(request).metrics.render(open_metrics=open_metrics), media_type=media_type)
+
+
+@get(
+    "/metrics/targets",
+    summary="The agents that are connected to this server, for Prometheus' HTTP service discovery",
+    opt=scopes.in_fleet(),
+)
+async def targets(request: ApiRequest) -> list[Target]:
+    context = services(request)
+    address, nodes = context.api_url.removeprefix("https://"), context.cache.all("node")
+    sites = {entry.body["name"]: entry.body["spec"]["site"] for entry in nodes.values()}
+    return [
+        Target([address], {"__metrics_path__": f"/api/v1/nodes/{node}/metrics", "instance": node, "node": node,
+                           "site": sites.get(node, "")})
+        for node in await context.agents.connected()
+    ]  # fmt: skip
+
+
+@get(
+    "/api/v1/nodes/{name:str}/metrics",
+    summary="What a node's agent counts and measures of itself, its host and its VMs, in Prometheus' text format",
+    media_type="text/plain",
+    opt=scopes.in_fleet(),
+    tags=["nodes"],
+)
+async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
+    open_metrics, media_type = _wanted(request)
+    found = await services(request).agents.node_metrics(known_node(request, name), open_metrics)
+    return Response(found, media_type=media_type)
+
+
+def known_node(request: ApiRequest, name: str) -> str:
+    """Return the name of a node. Raises NotFound if there is none of that name."""
+    if services(request).cache.get("node", reply.check_ref("node", name)) is None:
+        raise scopes.no_such("node", name)
+    return name
+
+
+def _wanted(request: ApiRequest) -> tuple[bool, str]:
+    """Say whether who asks takes OpenMetrics, and which type of content it gets."""
+    open_metrics = "application/openmetrics-text" in request.headers.get("accept", "")
+    return open_metrics, OPEN_CONTENT_TYPE if open_metrics else CONTENT_TYPE
 
 
 def seen(cache: Cache) -> Iterator[Value]:
@@ -84,10 +136,15 @@ def _migrations(bodies: Iterator[Body]) -> Iterator[Value]:
 
 def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
     states, count, vcpus, memory = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    projects = dict[str, list[int]]()
     available = unplaced = crashes = 0
     for vm in vms:
         spec, status, node = vm["spec"], vm["status"], vm["node"]
         states[status["state"]] += 1
+        of_project = projects.setdefault(vm["project"], [0, 0, 0])
+        of_project[0] += 1
+        of_project[1] += spec.get("vcpus", 1)
+        of_project[2] += spec.get("memory_mib", 256) << 20
         available += spec.get("ha", False)
         crashes += status.get("crashes", 0)
         if node is None:
@@ -96,6 +153,9 @@ def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
         count[node] += 1
         vcpus[node] += spec.get("vcpus", 1)
         memory[node] += spec.get("memory_mib", 256) << 20
+    for project, has in projects.items():
+        for name, value in zip(("vms", "vcpus", "memory_bytes"), has, strict=True):
+            yield f"novacron_project_{name}", (project,), value
     for state, number in states.items():
         yield "novacron_vms", (state,), number
     yield "novacron_vms_highly_available", (), available
@@ -103,12 +163,12 @@ def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
     yield "novacron_vm_crashes", (), crashes
     for body in nodes:
         name, spec, status = body["name"], body["spec"], body["status"]
-        has = status["inventory"] or {}
+        inventory = status["inventory"] or {}
         yield "novacron_node_ready", (name, spec["site"]), status["ready"]
         yield "novacron_node_schedulable", (name,), not spec["cordoned"]
-        yield "novacron_node_cpus", (name,), has.get("cpus", 0)
-        yield "novacron_node_memory_bytes", (name,), has.get("memory_mib", 0) << 20
-        yield "novacron_node_images", (name,), len(has.get("images", ()))
+        yield "novacron_node_cpus", (name,), inventory.get("cpus", 0)
+        yield "novacron_node_memory_bytes", (name,), inventory.get("memory_mib", 0) << 20
+        yield "novacron_node_images", (name,), len(inventory.get("images", ()))
         yield "novacron_node_clock_skew_seconds", (name,), status.get("clock_skew_s", 0.0)
         yield "novacron_node_vms", (name,), count[name]
         yield "novacron_node_vcpus_allocated", (name,), vcpus[name]

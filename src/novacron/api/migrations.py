@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest
@@ -17,7 +18,7 @@ from novacron.model.migration import Migration, Phase
 from novacron.store import migrations
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class MigrationList(msgspec.Struct):
@@ -29,9 +30,9 @@ class MigrationList(msgspec.Struct):
 @get("/", summary="List migrations, newest first")
 async def list_migrations(
     request: ApiRequest,
-    wanted: Paging,
-    vm: str | None = None,
-    phase: Phase | None = None,
+    wanted: NamedDependency[Paging],
+    vm: FromQuery[str | None] = None,
+    phase: FromQuery[Phase | None] = None,
 ) -> Response[MigrationList]:
     return paging.answer(
         request,
@@ -44,7 +45,7 @@ async def list_migrations(
 
 @get("/{id:str}", summary="Show a migration")
 async def show_migration(
-    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Migration]:
     return await reply.one(request, "migration", id, newer_than, timeout_s)
 
@@ -55,7 +56,7 @@ async def show_migration(
     status_code=200,
     opt=scopes.in_project(Right.OPERATE),
 )
-async def abort_migration(request: ApiRequest, id: str) -> Response[Migration]:
+async def abort_migration(request: ApiRequest, id: FromPath[str]) -> Response[Migration]:
     id = await scopes.resolve(request, "migration", reply.check_ref("migration", id))
 
     async def work(connection: Connection) -> Migration:

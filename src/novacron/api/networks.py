@@ -7,7 +7,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api import paging, reply, scopes
 from novacron.api.context import ApiRequest
@@ -32,7 +33,7 @@ from novacron.model.vm import Name, check_name
 from novacron.store import groups, networks, ways_in
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,19 +117,19 @@ class ForwardList(msgspec.Struct):
 
 
 @get("/networks", summary="List networks by name")
-async def list_networks(request: ApiRequest, wanted: Paging) -> Response[NetworkList]:
+async def list_networks(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NetworkList]:
     return paging.answer(request, "network", wanted)
 
 
 @get("/networks/{name:str}", summary="Show a network")
 async def show_network(
-    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Network]:
     return await reply.one(request, "network", name, newer_than, timeout_s)
 
 
 @post("/networks", summary="Create a network", status_code=201)
-async def create_network(request: ApiRequest, data: CreateNetwork) -> Response[Network]:
+async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> Response[Network]:
     check_name(data.name)
     project = scopes.project_for_new(request)
     if data.kind is NetworkKind.BRIDGE:  # whoever is on it is in the hosts' network
@@ -141,7 +142,7 @@ async def create_network(request: ApiRequest, data: CreateNetwork) -> Response[N
 
 
 @delete("/networks/{name:str}", summary="Delete a network that no VM has", status_code=200)
-async def delete_network(request: ApiRequest, name: str) -> Response[Network]:
+async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[Network]:
     name = await scopes.resolve(request, "network", name)
 
     async def work(connection: Connection) -> Network:
@@ -151,19 +152,19 @@ async def delete_network(request: ApiRequest, name: str) -> Response[Network]:
 
 
 @get("/security-groups", summary="List security groups by name")
-async def list_groups(request: ApiRequest, wanted: Paging) -> Response[SecurityGroupList]:
+async def list_groups(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[SecurityGroupList]:
     return paging.answer(request, "security-group", wanted)
 
 
 @get("/security-groups/{name:str}", summary="Show a security group and its rules")
 async def show_group(
-    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[SecurityGroup]:
     return await reply.one(request, "security-group", name, newer_than, timeout_s)
 
 
 @post("/security-groups", summary="Create a security group", status_code=201)
-async def create_group(request: ApiRequest, data: CreateSecurityGroup) -> Response[SecurityGroup]:
+async def create_group(request: ApiRequest, data: JSONBody[CreateSecurityGroup]) -> Response[SecurityGroup]:
     check_name(data.name)
     project = scopes.project_for_new(request)
 
@@ -174,7 +175,9 @@ async def create_group(request: ApiRequest, data: CreateSecurityGroup) -> Respon
 
 
 @patch("/security-groups/{name:str}", summary="Give a security group other rules", status_code=200)
-async def configure_group(request: ApiRequest, name: str, data: ConfigureSecurityGroup) -> Response[SecurityGroup]:
+async def configure_group(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureSecurityGroup]
+) -> Response[SecurityGroup]:
     name = await scopes.resolve(request, "security-group", name)
 
     async def work(connection: Connection) -> SecurityGroup:
@@ -184,7 +187,7 @@ async def configure_group(request: ApiRequest, name: str, data: ConfigureSecurit
 
 
 @delete("/security-groups/{name:str}", summary="Delete a security group that nothing uses", status_code=200)
-async def delete_group(request: ApiRequest, name: str) -> Response[SecurityGroup]:
+async def delete_group(request: ApiRequest, name: FromPath[str]) -> Response[SecurityGroup]:
     name = await scopes.resolve(request, "security-group", name)
 
     async def work(connection: Connection) -> SecurityGroup:
@@ -194,13 +197,13 @@ async def delete_group(request: ApiRequest, name: str) -> Response[SecurityGroup
 
 
 @get("/floating-addresses", summary="List floating addresses")
-async def list_addresses(request: ApiRequest, wanted: Paging) -> Response[FloatingAddressList]:
+async def list_addresses(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[FloatingAddressList]:
     return paging.answer(request, "floating-address", wanted)
 
 
 @get("/floating-addresses/{address:str}", summary="Show where a floating address leads")
 async def show_address(
-    request: ApiRequest, address: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, address: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[FloatingAddress]:
     return await reply.one(request, "floating-address", address, newer_than, timeout_s)
 
@@ -211,7 +214,7 @@ async def show_address(
     status_code=201,
     opt=scopes.in_fleet(),
 )
-async def add_address(request: ApiRequest, data: AddFloatingAddress) -> Response[FloatingAddress]:
+async def add_address(request: ApiRequest, data: JSONBody[AddFloatingAddress]) -> Response[FloatingAddress]:
     project = scopes.project_for_new(request, Right.OPERATE)
 
     async def work(connection: Connection) -> FloatingAddress:
@@ -228,7 +231,7 @@ async def add_address(request: ApiRequest, data: AddFloatingAddress) -> Response
     status_code=200,
     opt=scopes.in_fleet(),
 )
-async def remove_address(request: ApiRequest, address: str) -> Response[FloatingAddress]:
+async def remove_address(request: ApiRequest, address: FromPath[str]) -> Response[FloatingAddress]:
     async def work(connection: Connection) -> FloatingAddress:
         return await ways_in.remove_address(connection, address, request.user.name)
 
@@ -236,7 +239,9 @@ async def remove_address(request: ApiRequest, address: str) -> Response[Floating
 
 
 @post("/floating-addresses/{address:str}/actions/attach", summary="Let it lead to a VM", status_code=200)
-async def attach_address(request: ApiRequest, address: str, data: AttachFloatingAddress) -> Response[FloatingAddress]:
+async def attach_address(
+    request: ApiRequest, address: FromPath[str], data: JSONBody[AttachFloatingAddress]
+) -> Response[FloatingAddress]:
     address = await scopes.resolve(request, "floating-address", address)
     vm = await scopes.resolve(request, "vm", data.vm, "vm")
 
@@ -247,7 +252,7 @@ async def attach_address(request: ApiRequest, address: str, data: AttachFloating
 
 
 @post("/floating-addresses/{address:str}/actions/detach", summary="Let it lead nowhere", status_code=200)
-async def detach_address(request: ApiRequest, address: str) -> Response[FloatingAddress]:
+async def detach_address(request: ApiRequest, address: FromPath[str]) -> Response[FloatingAddress]:
     address = await scopes.resolve(request, "floating-address", address)
 
     async def work(connection: Connection) -> FloatingAddress:
@@ -257,12 +262,14 @@ async def detach_address(request: ApiRequest, address: str) -> Response[Floating
 
 
 @get("/forwards", summary="List ports that lead to VMs")
-async def list_forwards(request: ApiRequest, wanted: Paging, vm: str | None = None) -> Response[ForwardList]:
+async def list_forwards(
+    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+) -> Response[ForwardList]:
     return paging.answer(request, "forward", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 
 @post("/forwards", summary="Let a port lead to one of a VM", status_code=201)
-async def create_forward(request: ApiRequest, data: CreateForward) -> Response[Forward]:
+async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> Response[Forward]:
     vm = await scopes.resolve(request, "vm", data.vm, "vm")
 
     async def work(connection: Connection) -> Forward:
@@ -274,7 +281,7 @@ async def create_forward(request: ApiRequest, data: CreateForward) -> Response[F
 
 
 @delete("/forwards/{id:str}", summary="Let a port lead nowhere", status_code=200)
-async def remove_forward(request: ApiRequest, id: str) -> Response[Forward]:
+async def remove_forward(request: ApiRequest, id: FromPath[str]) -> Response[Forward]:
     id = await scopes.resolve(request, "forward", reply.check_ref("forward", id))
 
     async def work(connection: Connection) -> Forward:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from cryptography import x509
 from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
 from novacron import pki
@@ -100,24 +102,24 @@ class Joined(msgspec.Struct):
 
 
 @get("/", summary="List nodes by name")
-async def list_nodes(request: ApiRequest, wanted: Paging) -> Response[NodeList]:
+async def list_nodes(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NodeList]:
     return paging.answer(request, "node", wanted)
 
 
 @get("/{name:str}", summary="Show a node")
 async def show_node(
-    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: int = 30
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: FromQuery[int] = 30
 ) -> Response[Node]:
     return await reply.one(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
 
 
 @post("/{name:str}/actions/cordon", summary="Place nothing new on the node", status_code=200)
-async def cordon(request: ApiRequest, name: str) -> Response[Node]:
+async def cordon(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
     return await _set(request, name, cordoned=True, draining=False)
 
 
 @post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
-async def uncordon(request: ApiRequest, name: str, data: Uncordon | None = None) -> Response[Node]:
+async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Uncordon | None] = None) -> Response[Node]:
     name, revision = reply.check_ref("node", name), reply.if_match(request)
     bring_back = data is not None and data.bring_back
 
@@ -128,7 +130,7 @@ async def uncordon(request: ApiRequest, name: str, data: Uncordon | None = None)
 
 
 @post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
-async def drain(request: ApiRequest, name: str, data: DrainNode | None = None) -> Response[Node]:
+async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNode | None] = None) -> Response[Node]:
     name, revision = reply.check_ref("node", name), reply.if_match(request)
     policy = DrainPolicy.THROTTLE if data is None else data.policy
 
@@ -139,7 +141,7 @@ async def drain(request: ApiRequest, name: str, data: DrainNode | None = None) -
 
 
 @patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)
-async def configure(request: ApiRequest, name: str, data: ConfigureNode) -> Response[Node]:
+async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNode]) -> Response[Node]:
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     return await _set(request, name, **given)
 
@@ -160,13 +162,13 @@ async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any
     summary="Forget a node that holds no VMs; its certificate is worth nothing then",
     status_code=204,
 )
-async def remove_node(request: ApiRequest, name: str) -> None:
+async def remove_node(request: ApiRequest, name: FromPath[str]) -> None:
     async with reply.change(request) as connection:
         await nodes.remove(connection, reply.check_ref("node", name), request.user.name)
 
 
 @post("/{name:str}/actions/rename", summary="Give a node another name", status_code=200)
-async def rename(request: ApiRequest, name: str, data: RenameNode) -> Response[Node]:
+async def rename(request: ApiRequest, name: FromPath[str], data: JSONBody[RenameNode]) -> Response[Node]:
     name = reply.check_ref("node", name)
     check_name(data.name)
 
@@ -177,7 +179,7 @@ async def rename(request: ApiRequest, name: str, data: RenameNode) -> Response[N
 
 
 @post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
-async def create_join_token(request: ApiRequest, data: CreateJoinToken) -> JoinToken:
+async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]) -> JoinToken:
     context = services(request)
     async with reply.change(request) as connection:
         secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name)
@@ -186,7 +188,7 @@ async def create_join_token(request: ApiRequest, data: CreateJoinToken) -> JoinT
 
 
 @post("/api/v1/join", summary="Join as a node, with a one-time secret", status_code=201, exclude_from_auth=True)
-async def join(request: ApiRequest, data: Join) -> Joined:
+async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
     context = services(request)
     check_name(data.name)
     try:

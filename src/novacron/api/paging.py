@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Response
 from litestar.enums import MediaType
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from novacron.api import scopes
 from novacron.api.cache import Entry, order_of
@@ -45,11 +45,11 @@ class Paging(msgspec.Struct, frozen=True):
 
 
 async def paging(
-    limit: Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
+    limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
     = limits.PAGE_SIZE_DEFAULT,
-    cursor: Annotated[str | None, Parameter(description="`next` of the page before")] = None,
-    sort: Annotated[str | None, Parameter(description="a field, like created_at; -created_at: falling")] = None,
-    fields: Annotated[str | None, Parameter(description="only these, like id,name,status.state")] = None,
+    cursor: Annotated[str | None, QueryParameter(description="`next` of the page before")] = None,
+    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: falling")] = None,
+    fields: Annotated[str | None, QueryParameter(description="only these, like id,name,status.state")] = None,
 ) -> Paging:  # fmt: skip
     """Take what every list takes. Raises InvalidInput."""
     if fields is not None and not FIELDS.match(fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import Response, Router, get, post
+from litestar.params import FromPath, JSONBody
 
 from novacron.api import scopes
 from novacron.api.context import ApiRequest, services
@@ -25,7 +26,7 @@ class Foreseen(msgspec.Struct):
     status_code=200,
     opt=scopes.in_fleet(Right.READ),
 )
-async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[Foreseen]:
+async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Foreseen]:
     spec = fleet.of_project(spec_of(request, data), scopes.project_for_new(request, Right.READ))
     async with services(request).database.connection() as connection:
         found = (await fleet.load(connection)).explain(Wish("", spec))
@@ -33,7 +34,7 @@ async def foresee_placement(request: ApiRequest, data: CreateVm) -> Response[For
 
 
 @get("/vms/{ref:str}/placement", summary="Say where a VM could be moved now", opt=scopes.in_project(Right.OPERATE))
-async def placement(request: ApiRequest, ref: str) -> Response[Foreseen]:
+async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[Foreseen]:
     id = await scopes.resolve(request, "vm", ref)
     async with services(request).database.connection() as connection:
         return Response(Foreseen(await migrations.explain(connection, id)))

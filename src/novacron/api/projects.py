@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.api import paging, reply, scopes
@@ -20,7 +21,7 @@ from novacron.model.vm import Name, check_name
 from novacron.store import projects
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)]
 
 
@@ -56,20 +57,20 @@ class ProjectUsage(msgspec.Struct):
 
 
 @get("/", summary="List projects by name", opt=scopes.SELF)
-async def list_projects(request: ApiRequest, wanted: Paging) -> Response[ProjectList]:
+async def list_projects(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ProjectList]:
     return paging.answer(request, "project", wanted)
 
 
 @get("/{name:str}", summary="Show a project", opt=scopes.SELF)
 async def show_project(
-    request: ApiRequest, name: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Project]:
     _check_seen(request, name)
     return await reply.one(request, "project", name, newer_than, timeout_s)
 
 
 @get("/{name:str}/usage", summary="Show what a project has, and may have", opt=scopes.SELF)
-async def show_usage(request: ApiRequest, name: str) -> ProjectUsage:
+async def show_usage(request: ApiRequest, name: FromPath[str]) -> ProjectUsage:
     _check_seen(request, name)
     async with services(request).database.connection() as connection:
         return ProjectUsage(
@@ -83,7 +84,7 @@ def _check_seen(request: ApiRequest, name: str) -> None:
 
 
 @post("/", summary="Create a project", status_code=201)
-async def create_project(request: ApiRequest, data: CreateProject) -> Response[Project]:
+async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> Response[Project]:
     check_name(data.name)
 
     async def work(connection: Connection) -> Project:
@@ -95,7 +96,9 @@ async def create_project(request: ApiRequest, data: CreateProject) -> Response[P
 
 
 @patch("/{name:str}", summary="Rename a project, or say what it may have", status_code=200)
-async def configure_project(request: ApiRequest, name: str, data: ConfigureProject) -> Response[Project]:
+async def configure_project(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureProject]
+) -> Response[Project]:
     name = reply.check_ref("project", name)
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not given:
@@ -110,7 +113,7 @@ async def configure_project(request: ApiRequest, name: str, data: ConfigureProje
 
 
 @delete("/{name:str}", summary="Delete a project that has nothing left", status_code=200)
-async def delete_project(request: ApiRequest, name: str) -> Response[Project]:
+async def delete_project(request: ApiRequest, name: FromPath[str]) -> Response[Project]:
     name = reply.check_ref("project", name)
 
     async def work(connection: Connection) -> Project:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import Response, Router, get, put
+from litestar.params import JSONBody
 
 from novacron.api import reply, scopes
 from novacron.api.context import ApiRequest, services
@@ -18,7 +19,7 @@ async def show_rebalancing(request: ApiRequest) -> Response[Rebalancing]:
 
 
 @put("/", summary="Say how the fleet is rebalanced; what is left out is as by default", status_code=200)
-async def configure_rebalancing(request: ApiRequest, data: Settings) -> Response[Rebalancing]:
+async def configure_rebalancing(request: ApiRequest, data: JSONBody[Settings]) -> Response[Rebalancing]:
     async with reply.change(request) as connection:
         return Response(await rebalancing.configure(connection, data, request.user.name))
 

@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from litestar import Request as HttpRequest
@@ -20,7 +20,7 @@ from novacron.model.errors import Unavailable
 from novacron.store import audit, tokens
 from novacron.store.database import Connection, Database
 from novacron.telemetry import logs
-from novacron.telemetry.values import counter
+from novacron.telemetry.values import counter, gauge
 
 log = logs.get(__name__)
 
@@ -30,8 +30,9 @@ FLUSH_S, USES_S = 0.25, 30.0
 READS_PER_S_MAX = 20.0
 """Calls that changed nothing, and were answered: so many a second are written down."""
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
-DETAIL_MAX = 300
+DETAIL_MAX, PATH_MAX = 300, 300
 NOBODY = "-"
+ACTIVE = timedelta(minutes=15)
 
 
 class Recorder:
@@ -45,6 +46,8 @@ class Recorder:
         self._calls: deque[ApiCall] = deque()
         self._used: dict[str, tuple[datetime, str]] = {}
         self._used_at = time.monotonic()
+        self._lately: dict[str, datetime] = {}
+        gauge("novacron_active_tokens").read = lambda: {(): len(self._lately.keys() | self._used.keys())}
         self._reads = READS_PER_S_MAX
         self._reads_at = time.monotonic()
 
@@ -83,9 +86,16 @@ class Recorder:
             return
         self._refused.append(_record(request, outcome, status, detail[:DETAIL_MAX]))
 
-    def called(self, method: str, route: str, status: int, duration_s: float, user: str, address: str, id: str) -> None:
-        """Write down a call, soon."""
-        if method not in UNSAFE and status < 400:
+    def called(
+        self, method: str, route: str, status: int, duration_s: float, user: str, address: str, id: str, path: str = ""
+    ) -> None:  # fmt: skip
+        """Write down a call, soon; what changes something, or fails, is logged at once, too."""
+        if method in UNSAFE or status >= 400:
+            log.info(
+                "request", method=method, route=route, status=status, took_ms=round(duration_s * 1e3, 2), user=user,
+                client=address, request_id=id, path=path[:PATH_MAX],
+            )  # fmt: skip
+        else:
             now = time.monotonic()
             self._reads = min(READS_PER_S_MAX, self._reads + (now - self._reads_at) * READS_PER_S_MAX)
             self._reads_at = now
@@ -115,6 +125,9 @@ class Recorder:
 
     async def _flush_uses(self) -> None:
         used, self._used, self._used_at = self._used, {}, time.monotonic()
+        since = datetime.now(UTC) - ACTIVE
+        self._lately = {token: at for token, at in self._lately.items() if at > since}
+        self._lately |= {token: at for token, (at, _) in used.items()}
         if used:
             with contextlib.suppress(Unavailable):
                 async with self._database.connection() as connection:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Router, get
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 
 from novacron.api import scopes
 from novacron.api.context import ApiRequest, services
@@ -17,7 +17,7 @@ from novacron.model.audit import ApiCall, Outcome, Record
 from novacron.model.errors import InvalidInput
 from novacron.store import audit
 
-Limit = Annotated[int, Parameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+Limit = Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 
 
 class Records(msgspec.Struct):
@@ -43,15 +43,15 @@ def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime
 async def search_audit(
     request: ApiRequest,
     limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: str | None = None,
-    actor: str | None = None,
-    object: str | None = None,
-    project: str | None = None,
-    action: str | None = None,
-    outcome: Outcome | None = None,
-    address: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    cursor: FromQuery[str | None] = None,
+    actor: FromQuery[str | None] = None,
+    object: FromQuery[str | None] = None,
+    project: Annotated[str | None, scopes.PROJECT] = None,
+    action: FromQuery[str | None] = None,
+    outcome: FromQuery[Outcome | None] = None,
+    address: FromQuery[str | None] = None,
+    since: FromQuery[datetime | None] = None,
+    until: FromQuery[datetime | None] = None,
 ) -> Records:
     scopes.check(request, project, Right.MANAGE)
     if cursor is not None and not cursor.isdecimal():
@@ -67,10 +67,10 @@ async def search_audit(
 async def show_calls(
     request: ApiRequest,
     limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    user: str | None = None,
-    route: str | None = None,
-    errors: bool = False,
-    since: datetime | None = None,
+    user: FromQuery[str | None] = None,
+    route: FromQuery[str | None] = None,
+    errors: FromQuery[bool] = False,
+    since: FromQuery[datetime | None] = None,
 ) -> Calls:
     since = _moment(request, "since", since)
     async with services(request).database.connection() as connection:

@@ -14,6 +14,7 @@ from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
+from litestar.params import QueryParameter
 
 from novacron.api.cache import NAMED, Entry
 from novacron.api.callers import Caller
@@ -49,6 +50,11 @@ def in_fleet(right: Right | None = None) -> dict[str, Any]:
     return {SCOPE: Scope.FLEET, **({} if right is None else {RIGHT: right})}
 
 
+PROJECT = QueryParameter(
+    annotation=str | None, name="project", required=False,
+    description="work in this project; else new objects are made in the caller's own, and all that they see is listed",
+)  # fmt: skip
+"""What every request may say."""
 SELF = {SCOPE: Scope.SELF}
 PUBLIC = {SCOPE: Scope.PUBLIC}
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from litestar import Response, Router, get, post
 from litestar.datastructures import Cookie
-from litestar.params import Parameter
+from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
 from novacron.api import reply, scopes
@@ -41,7 +41,7 @@ class LoggedIn(msgspec.Struct):
 
 @post("/login", summary="Log in with a password; the answer sets a cookie", status_code=201, opt=scopes.PUBLIC,
       exclude_from_auth=True)  # fmt: skip
-async def login(request: ApiRequest, data: Login) -> Response[LoggedIn]:
+async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
     context = services(request)
     async with context.database.connection() as connection:
         known = await users.password_of(connection, data.user)
@@ -88,7 +88,7 @@ async def oidc_login(request: ApiRequest) -> Response[None]:
 @get("/oidc/callback", summary="Come back from the provider", status_code=303, opt=scopes.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_callback(
-    request: ApiRequest, said: Annotated[str, Parameter(query="state")] = "", code: str = ""
+    request: ApiRequest, said: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""
 ) -> Response[LoggedIn]:
     oidc = services(request).oidc
     if oidc is None:

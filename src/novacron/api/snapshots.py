@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import Response, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api import reply, scopes
 from novacron.api.context import ApiRequest, services
@@ -29,7 +30,7 @@ class SnapshotList(msgspec.Struct):
 
 
 @get("/{ref:str}/snapshots", summary="List a VM's snapshots, oldest first; each names the one before it")
-async def list_snapshots(request: ApiRequest, ref: str) -> SnapshotList:
+async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> SnapshotList:
     context, id = services(request), await scopes.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
         found = await snapshots.of_vm(connection, id)
@@ -37,7 +38,9 @@ async def list_snapshots(request: ApiRequest, ref: str) -> SnapshotList:
 
 
 @post("/{ref:str}/snapshots", summary="Make a snapshot", status_code=202)
-async def create_snapshot(request: ApiRequest, ref: str, data: CreateSnapshot) -> Response[Snapshot]:
+async def create_snapshot(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[CreateSnapshot]
+) -> Response[Snapshot]:
     id, name = await scopes.resolve(request, "vm", ref), check_name(data.name)
 
     async def work(connection: Connection) -> Snapshot:
@@ -51,7 +54,7 @@ async def create_snapshot(request: ApiRequest, ref: str, data: CreateSnapshot) -
     summary="Let the VM be as it was then; what it wrote since is lost",
     status_code=202,
 )
-async def revert_snapshot(request: ApiRequest, ref: str, name: str) -> Response[Snapshot]:
+async def revert_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPath[str]) -> Response[Snapshot]:
     id, name = await scopes.resolve(request, "vm", ref), reply.check_ref("snapshot", name)
 
     async def work(connection: Connection) -> Snapshot:
@@ -61,7 +64,7 @@ async def revert_snapshot(request: ApiRequest, ref: str, name: str) -> Response[
 
 
 @delete("/{ref:str}/snapshots/{name:str}", summary="Let go of a snapshot; the VM stays as it is", status_code=202)
-async def delete_snapshot(request: ApiRequest, ref: str, name: str) -> Response[Snapshot]:
+async def delete_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPath[str]) -> Response[Snapshot]:
     id, name = await scopes.resolve(request, "vm", ref), reply.check_ref("snapshot", name)
 
     async def work(connection: Connection) -> Snapshot:
@@ -72,7 +75,7 @@ async def delete_snapshot(request: ApiRequest, ref: str, name: str) -> Response[
 
 @get("/snapshots/{id:str}", summary="Show a snapshot by id", opt=scopes.in_project())
 async def show_snapshot(
-    request: ApiRequest, id: str, newer_than: int | None = None, timeout_s: int = 30
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: FromQuery[int] = 30
 ) -> Response[Snapshot]:
     return await reply.one(request, "snapshot", id, newer_than, min(max(timeout_s, 0), 60))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 from litestar import Router, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api import reply, scopes
 from novacron.api.cache import Entry
@@ -62,7 +63,7 @@ def _managed(request: ApiRequest, user: str) -> bool:
 
 
 @get("/", summary="List API tokens and sessions, never their secrets")
-async def list_tokens(request: ApiRequest, user: str | None = None) -> TokenList:
+async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -> TokenList:
     context = services(request)
     found = [
         entry.body
@@ -80,7 +81,7 @@ async def list_tokens(request: ApiRequest, user: str | None = None) -> TokenList
 
 
 @post("/", summary="Create an API token", status_code=201)
-async def create_token(request: ApiRequest, data: CreateToken) -> CreatedToken:
+async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> CreatedToken:
     context, caller = services(request), request.user
     async with reply.change(request) as connection:
         ref = caller.user if data.user is None else data.user
@@ -114,7 +115,7 @@ def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
 
 
 @delete("/{id:str}", summary="Revoke an API token, or end a session, at once and for good", status_code=204)
-async def revoke_token(request: ApiRequest, id: str) -> None:
+async def revoke_token(request: ApiRequest, id: FromPath[str]) -> None:
     found: Entry | None = services(request).cache.get("token", reply.check_ref("token", id))
     if found is None or not _managed(request, found.body["user"]):
         raise scopes.no_such("token", id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api import paging, reply, scopes
 from novacron.api.cache import Entry
@@ -96,17 +98,17 @@ def _user(request: ApiRequest, ref: str) -> Entry:
 
 
 @get("/users", summary="List users by name: all, those of projects that the caller manages, or the caller")
-async def list_users(request: ApiRequest, wanted: Paging) -> Response[UserList]:
+async def list_users(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[UserList]:
     return paging.answer(request, "user", wanted, lambda body: _managed(request, body), mine=True)
 
 
 @get("/users/{ref:str}", summary="Show a user by id or name")
-async def show_user(request: ApiRequest, ref: str) -> User:
+async def show_user(request: ApiRequest, ref: FromPath[str]) -> User:
     return msgspec.convert(_user(request, ref).body, User)
 
 
 @post("/users", summary="Create a user", status_code=201)
-async def create_user(request: ApiRequest, data: CreateUser) -> Response[User]:
+async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Response[User]:
     scopes.check(request, data.project, Right.MANAGE)
     if data.kind is UserKind.SERVICE and data.password is not None:
         raise InvalidInput("service accounts have tokens, and no password", field="password")
@@ -123,7 +125,7 @@ async def create_user(request: ApiRequest, data: CreateUser) -> Response[User]:
 
 
 @patch("/users/{ref:str}", summary="Let a user do nothing any more, or again", status_code=200)
-async def configure_user(request: ApiRequest, ref: str, data: ConfigureUser) -> Response[User]:
+async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
     found = _user(request, ref).body
     scopes.check(request, found["project"], Right.MANAGE)
 
@@ -134,7 +136,7 @@ async def configure_user(request: ApiRequest, ref: str, data: ConfigureUser) -> 
 
 
 @put("/users/{ref:str}/password", summary="Set a password; the user's sessions end", status_code=200)
-async def set_password(request: ApiRequest, ref: str, data: SetPassword) -> Response[User]:
+async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[SetPassword]) -> Response[User]:
     found, context = _user(request, ref).body, services(request)
     own = context.cache.get("token", request.user.id)
     if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
@@ -157,7 +159,7 @@ async def set_password(request: ApiRequest, ref: str, data: SetPassword) -> Resp
 
 
 @delete("/users/{ref:str}", summary="Delete a user, with all tokens and roles", status_code=200)
-async def delete_user(request: ApiRequest, ref: str) -> Response[User]:
+async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]:
     found = _user(request, ref).body
     scopes.check(request, found["project"], Right.MANAGE)
 
@@ -170,9 +172,9 @@ async def delete_user(request: ApiRequest, ref: str) -> Response[User]:
 @get("/grants", summary="List roles of users that the caller may know of")
 async def list_grants(
     request: ApiRequest,
-    wanted: Paging,
-    user: str | None = None,
-    project: str | None = None,
+    wanted: NamedDependency[Paging],
+    user: FromQuery[str | None] = None,
+    project: Annotated[str | None, scopes.PROJECT] = None,
 ) -> Response[GrantList]:
     access = request.user.access
 
@@ -187,7 +189,7 @@ async def list_grants(
 
 
 @post("/grants", summary="Give a user a role", status_code=201)
-async def create_grant(request: ApiRequest, data: CreateGrant) -> Response[Grant]:
+async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
     scopes.check(request, data.project, Right.MANAGE)
 
     async def work(connection: Connection) -> Grant:
@@ -197,7 +199,7 @@ async def create_grant(request: ApiRequest, data: CreateGrant) -> Response[Grant
 
 
 @delete("/grants/{id:str}", summary="Take a role from a user", status_code=200)
-async def delete_grant(request: ApiRequest, id: str) -> Response[Grant]:
+async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
     id = reply.check_ref("grant", id)
 
     async def work(connection: Connection) -> Grant:

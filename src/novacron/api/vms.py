@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from novacron.api import console, exports, images, paging, reply, scopes, snapshots
@@ -50,7 +51,7 @@ from novacron.model.vm import (
 from novacron.store import clones, migrations, projects, vms
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
 
 
 class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -159,11 +160,11 @@ class VmList(msgspec.Struct):
 @get("/", summary="List VMs by name")
 async def list_vms(
     request: ApiRequest,
-    wanted: Paging,
-    node: str | None = None,
-    in_state: Annotated[VmState | None, Parameter(query="state", description="only VMs in this state")] = None,
-    image: str | None = None,
-    name: Annotated[str | None, Parameter(description="only this one; web*: those whose names begin so")] = None,
+    wanted: NamedDependency[Paging],
+    node: FromQuery[str | None] = None,
+    in_state: Annotated[VmState | None, QueryParameter(name="state", description="only VMs in this state")] = None,
+    image: FromQuery[str | None] = None,
+    name: Annotated[str | None, QueryParameter(description="only this one; web*: those whose names begin so")] = None,
 ) -> Response[VmList]:
     prefix = name[:-1] if name is not None and name.endswith("*") else None
     exactly = None if prefix is not None else name
@@ -182,7 +183,9 @@ async def list_vms(
 
 
 @get("/{ref:str}", summary="Show a VM by id or name")
-async def show_vm(request: ApiRequest, ref: str, newer_than: int | None = None, timeout_s: Wait = 30) -> Response[Vm]:
+async def show_vm(
+    request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Vm]:
     return await reply.one(request, "vm", ref, newer_than, timeout_s)
 
 
@@ -198,7 +201,7 @@ def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
 
 
 @post("/", summary="Create a VM", status_code=201)
-async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
+async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Vm]:
     project, spec = scopes.project_for_new(request), spec_of(request, data)
     seed = None if data.cloud_init is None else check_seed(data.cloud_init)
 
@@ -219,7 +222,7 @@ async def create_vm(request: ApiRequest, data: CreateVm) -> Response[Vm]:
 
 
 @patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
-async def configure_vm(request: ApiRequest, ref: str, data: ConfigureVm) -> Response[Vm]:
+async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
     id, revision = await scopes.resolve(request, "vm", ref), reply.if_match(request)
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not given:
@@ -246,42 +249,42 @@ def _quick(request: ApiRequest, id: str, make: Callable[[Vm], vms.Quick | None])
 
 
 @delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
-async def delete_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def delete_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.DELETE, status=202)
 
 
 @post("/{ref:str}/actions/start", summary="Start", status_code=202)
-async def start_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def start_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.START)
 
 
 @post("/{ref:str}/actions/stop", summary="Power off, by force after a time-out", status_code=202)
-async def stop_vm(request: ApiRequest, ref: str, data: StopVm | None = None) -> Response[Vm]:
+async def stop_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[StopVm | None] = None) -> Response[Vm]:
     return await _act(request, ref, Action.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
 
 
 @post("/{ref:str}/actions/pause", summary="Stop the guest's processors, keep its memory", status_code=202)
-async def pause_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def pause_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.PAUSE)
 
 
 @post("/{ref:str}/actions/resume", summary="Let a paused guest go on", status_code=202)
-async def resume_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def resume_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.RESUME)
 
 
 @post("/{ref:str}/actions/reboot", summary="Let the guest boot again; without a guest agent: reset", status_code=202)
-async def reboot_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def reboot_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.REBOOT)
 
 
 @post("/{ref:str}/actions/reset", summary="Reset the guest, as its reset button would", status_code=202)
-async def reset_vm(request: ApiRequest, ref: str) -> Response[Vm]:
+async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.RESET)
 
 
 @post("/{ref:str}/actions/clone", summary="Create a VM like this one, on its node", status_code=201)
-async def clone_vm(request: ApiRequest, ref: str, data: CloneVm) -> Response[Vm]:
+async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[CloneVm]) -> Response[Vm]:
     id, revision = await scopes.resolve(request, "vm", ref), reply.if_match(request)
     check_name(data.name)
     address = None if data.address is None else check_address(data.address)
@@ -301,7 +304,9 @@ async def clone_vm(request: ApiRequest, ref: str, data: CloneVm) -> Response[Vm]
     status_code=202,
     opt=scopes.in_project(Right.OPERATE),
 )
-async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = None) -> Response[Migration]:
+async def migrate_vm(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[MigrateVm | None] = None
+) -> Response[Migration]:
     id, wanted, revision = await scopes.resolve(request, "vm", ref), data or MigrateVm(), reply.if_match(request)
 
     async def work(connection: Connection) -> Migration:
@@ -326,7 +331,9 @@ async def migrate_vm(request: ApiRequest, ref: str, data: MigrateVm | None = Non
     status_code=200,
     opt=scopes.in_project(Right.OPERATE),
 )
-async def foresee_migration(request: ApiRequest, ref: str, data: ForeseeMigration | None = None) -> Foreseen:
+async def foresee_migration(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[ForeseeMigration | None] = None
+) -> Foreseen:
     id, context = await scopes.resolve(request, "vm", ref), services(request)
     async with context.database.transaction() as connection:
         vm, target = await migrations.choose(connection, id, (data or ForeseeMigration()).target, None)

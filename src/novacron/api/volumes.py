@@ -6,7 +6,8 @@ from typing import Annotated
 
 import msgspec
 from litestar import Response, Router, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from novacron.api import images, paging, reply, scopes
@@ -20,7 +21,7 @@ from novacron.model.volume import BootOrder, PoolKind, Volume
 from novacron.store import volumes
 from novacron.store.database import Connection
 
-Wait = Annotated[int, Parameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,19 +106,21 @@ async def list_pools(request: ApiRequest) -> PoolList:
 
 
 @get("/", summary="List volumes by name")
-async def list_volumes(request: ApiRequest, wanted: Paging, vm: str | None = None) -> Response[VolumeList]:
+async def list_volumes(
+    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+) -> Response[VolumeList]:
     return paging.answer(request, "volume", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 
 @get("/{ref:str}", summary="Show a volume by id or name")
 async def show_volume(
-    request: ApiRequest, ref: str, newer_than: int | None = None, timeout_s: Wait = 30
+    request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Volume]:
     return await reply.one(request, "volume", ref, newer_than, timeout_s)
 
 
 @post("/", summary="Create a volume", status_code=201)
-async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Volume]:
+async def create_volume(request: ApiRequest, data: JSONBody[CreateVolume]) -> Response[Volume]:
     check_name(data.name)
     if data.image is not None:
         images.check_held(request, data.image)
@@ -132,7 +135,9 @@ async def create_volume(request: ApiRequest, data: CreateVolume) -> Response[Vol
 
 
 @patch("/{ref:str}", summary="Rename, grow or limit a volume", status_code=200)
-async def configure_volume(request: ApiRequest, ref: str, data: ConfigureVolume) -> Response[Volume]:
+async def configure_volume(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVolume]
+) -> Response[Volume]:
     id = await scopes.resolve(request, "volume", ref)
     given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not given:
@@ -147,7 +152,7 @@ async def configure_volume(request: ApiRequest, ref: str, data: ConfigureVolume)
 
 
 @delete("/{ref:str}", summary="Delete a volume and all that is in it", status_code=202)
-async def delete_volume(request: ApiRequest, ref: str) -> Response[Volume]:
+async def delete_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
     id = await scopes.resolve(request, "volume", ref)
 
     async def work(connection: Connection) -> Volume:
@@ -157,7 +162,7 @@ async def delete_volume(request: ApiRequest, ref: str) -> Response[Volume]:
 
 
 @post("/{ref:str}/actions/attach", summary="Give a volume to a VM, at once if that runs", status_code=202)
-async def attach_volume(request: ApiRequest, ref: str, data: AttachVolume) -> Response[Volume]:
+async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[AttachVolume]) -> Response[Volume]:
     id, vm = await scopes.resolve(request, "volume", ref), await scopes.resolve(request, "vm", data.vm, "vm")
 
     async def work(connection: Connection) -> Volume:
@@ -169,7 +174,7 @@ async def attach_volume(request: ApiRequest, ref: str, data: AttachVolume) -> Re
 
 
 @post("/{ref:str}/actions/detach", summary="Take a volume from its VM, also while that runs", status_code=202)
-async def detach_volume(request: ApiRequest, ref: str) -> Response[Volume]:
+async def detach_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
     id = await scopes.resolve(request, "volume", ref)
 
     async def work(connection: Connection) -> Volume:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from litestar import Router, WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
+from litestar.params import FromQuery
 
 from novacron.api import scopes
 from novacron.api.cache import Delivery
@@ -22,7 +23,9 @@ CLOSE_REFUSED, CLOSE_INTERRUPTED = 4409, 4503
 
 
 @websocket("/watch", opt=scopes.in_project())
-async def watch(socket: WebSocket[Caller, str, Any], kinds: str | None = None, after: int | None = None) -> None:
+async def watch(
+    socket: WebSocket[Caller, str, Any], kinds: FromQuery[str | None] = None, after: FromQuery[int | None] = None
+) -> None:
     """Send every change after a revision, or from now on, that the caller may see."""
     context = services(socket)
     await socket.accept()

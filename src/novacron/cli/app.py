@@ -10,6 +10,7 @@ import typer
 from novacron import __version__
 from novacron.cli import (
     access,
+    diagnosis,
     events,
     images,
     links,
@@ -60,6 +61,7 @@ app.add_typer(access.grants, name="grant")
 app.command("events")(events.events)
 app.command("audit")(access.audit)
 app.command("whoami")(access.whoami)
+app.command("log-level")(diagnosis.log_level)
 
 
 def _show_version(wanted: bool) -> None:

@@ -113,15 +113,35 @@ class Client:
             return self._decode(answer)
         raise AssertionError("unreachable")
 
-    def metrics(self) -> str:
-        """Return what the server counts and measures, in Prometheus' text format. Raises ApiError, Unreachable."""
-        return self._fetch("/metrics").decode()
+    def metrics(self, node: str | None = None) -> str:
+        """Return what the server, or a node's agent, counts and measures, in Prometheus' text format.
+
+        Raises ApiError, Unreachable.
+        """
+        return self._fetch("/metrics" if node is None else f"/api/v1/nodes/{_path(node)}/metrics").decode()
+
+    def ready(self) -> tuple[bool, str]:
+        """Say whether the server can serve, and if not, why. Raises Unreachable."""
+        try:
+            answer = self._pool.request("GET", f"{self.config.url}/readyz", timeout=10, retries=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise Unreachable(f"no answer from {self.config.url}: {error}") from error
+        return answer.status == 200, answer.data.decode(errors="replace").strip()
+
+    def log_level(self) -> str:
+        """Return what the server logs."""
+        return str(self.request("GET", "/api/v1/log-level")["level"])
+
+    def set_log_level(self, level: str, node: str | None = None) -> None:
+        """Let the server, or a node's agent, log more, or less, until it ends."""
+        where = "" if node is None else f"/nodes/{_path(node)}"
+        self.request("PUT", f"/api/v1{where}/log-level", {"level": level})
 
     def _fetch(self, path: str) -> bytes:
-        headers = {"Authorization": f"Bearer {self.config.token}"}
+        headers, again = {"Authorization": f"Bearer {self.config.token}"}, urllib3.Retry(RETRIES, backoff_factor=0.2)
         try:
             answer = self._pool.request(
-                "GET", self.config.url + path, headers=headers, timeout=TIMEOUT_S + LONG_POLL_S, retries=False
+                "GET", self.config.url + path, headers=headers, timeout=TIMEOUT_S + LONG_POLL_S, retries=again
             )
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"no answer from {self.config.url}: {error}") from error

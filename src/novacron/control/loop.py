@@ -19,7 +19,7 @@ from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
 from novacron.store.leader import leadership
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, gauge, histogram
 
 log = logs.get(__name__)
@@ -88,7 +88,8 @@ class Controllers:
                         wake.clear()
                         await lock.execute("SELECT 1")
                         began = time.perf_counter()
-                        await controller.step(self._database)
+                        with traces.span(f"controller {controller.name}", parent=""):
+                            await controller.step(self._database)
                         took.observe(time.perf_counter() - began, controller.name)
                         steps.add(controller.name, "done")
                         last.set(time.time(), controller.name)

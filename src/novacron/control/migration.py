@@ -12,6 +12,7 @@ from novacron.model.migration import Migration, Phase
 from novacron.model.sharing import Demand, allot, budgets, crowding, uses
 from novacron.store import links, migrations, nodes
 from novacron.store.database import Database
+from novacron.telemetry import traces
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -60,9 +61,11 @@ async def step(database: Database) -> None:
         stalled = await migrations.stalled(connection)
         known = await nodes.all(connection)
         limited = budgets(known, await links.all(connection), datetime.now(UTC))
+    belongs = {m.id: m.trace for m in active}
     for id, why in stalled:
-        async with database.transaction() as connection:
-            await migrations.fail(connection, id, why)
+        with traces.span("migration is given up", parent=belongs[id], migration=id):
+            async with database.transaction() as connection:
+                await migrations.fail(connection, id, why)
     lost = {id for id, _ in stalled}
     found = plan(
         [m for m in active if m.id not in lost],
@@ -73,5 +76,6 @@ async def step(database: Database) -> None:
     async with database.transaction() as connection:
         await migrations.share(connection, found.rates, found.waits_for)
     for id in found.begin:
-        async with database.transaction() as connection:
-            await migrations.begin(connection, id)
+        with traces.span("migration begins", parent=belongs[id], migration=id):
+            async with database.transaction() as connection:
+                await migrations.begin(connection, id)

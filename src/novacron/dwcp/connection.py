@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 from novacron.dwcp import frames, sockets
 from novacron.dwcp.frames import Frame, FrameType
+from novacron.telemetry.values import counter
 
+SENT, RECEIVED = counter("novacron_dwcp_sent_bytes_total").cell(), counter("novacron_dwcp_received_bytes_total").cell()
+OPENED = counter("novacron_dwcp_connections_opened_total")
 CONNECT_TIMEOUT_S = 3.0
 WRITE_BUFFER_BYTES, WRITE_BUFFER_DEEP_BYTES = 64 * 1024, 1024 * 1024
 """What may wait in a connection, and what may where nobody waits for the last of it."""
@@ -38,6 +41,7 @@ class Connection:
     async def read(self) -> Frame:
         """Return the next frame. Raises ProtocolError, OSError, or asyncio.IncompleteReadError at the end."""
         frame = await frames.read(self.reader)
+        RECEIVED[0] += frames.HEADER.size + len(frame.payload)
         self.heard_at = time.monotonic()
         return frame
 
@@ -46,6 +50,7 @@ class Connection:
         if self._writer.is_closing():
             raise ConnectionResetError("the connection is lost")
         header, payload = frames.encode(frame)
+        SENT[0] += len(header) + len(payload)
         self._writer.writelines((header, payload))
         self.said_at = time.monotonic()
         return len(header) + len(payload)
@@ -80,6 +85,7 @@ class Connection:
 
 async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -> Connection:
     """Open a connection. ``peer_host`` is the name that the peer's certificate must carry. Raises OSError."""
+    OPENED.add()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(
             *endpoint, ssl=sockets.require_tls13(context), server_hostname=peer_host, limit=READ_AHEAD_BYTES

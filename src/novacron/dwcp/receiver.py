@@ -32,7 +32,12 @@ from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.ring import SLOTS, Ring
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
 from novacron.dwcp.streams import STREAMS_MAX
+from novacron.telemetry import logs, traces
+from novacron.telemetry.values import counter
 
+log = logs.get(__name__)
+
+SESSIONS = counter("novacron_dwcp_sessions_total")
 HELLO_TIMEOUT_S = 10.0
 ANNOUNCED_S = 4.0
 """How long a sender may wait for a session that was announced: less than it waits for an answer."""
@@ -114,12 +119,24 @@ class Incoming:
         The sender may begin when it likes, but for ``begin_s`` at most if that is given.
         """
         self._begin_by = None if begin_s is None else time.monotonic() + begin_s
-        try:
-            await self._receive(sink)
-        except FAILURES as error:
-            raise ReceiveFailed(self._failure) from error
-        finally:
-            self._over.set()
+        began, outcome = time.monotonic(), "failed"
+        with traces.span("dwcp receive", peer=self.peer) as span:
+            try:
+                await self._receive(sink)
+                outcome = "done"
+            except asyncio.CancelledError:
+                outcome = "cancelled"
+                raise
+            except FAILURES as error:
+                raise ReceiveFailed(self._failure) from error
+            finally:
+                self._over.set()
+                SESSIONS.add("receiver", outcome)
+                span.set_attribute("dwcp.raw_bytes", self.raw_bytes)
+                took_s = round(time.monotonic() - began, 3)
+                log.info(
+                    "a session was received", outcome=outcome, peer=self.peer, took_s=took_s, raw_bytes=self.raw_bytes
+                )
 
     async def _receive(self, sink: Sink) -> None:
         """Put frames in order here, decode pieces in one thread, write them out in another."""

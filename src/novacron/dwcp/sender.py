@@ -25,6 +25,10 @@ from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source,
 from novacron.dwcp.ring import PAGE, Ring
 from novacron.dwcp.streams import STREAMS_MAX, StreamCount
 from novacron.dwcp.theirs import Damaged, Theirs
+from novacron.telemetry import logs, traces
+from novacron.telemetry.values import counter
+
+log = logs.get(__name__)
 
 WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""
@@ -56,6 +60,9 @@ OUTAGE_S = 60.0
 STUCK_S = 120.0
 """A peer that answers and takes nothing for so long is given up."""
 REPAIR_PAGES = 15
+TOLD = ("raw_bytes", "wire_bytes", "retransmits", "resumed", "repaired_pages", "streams")
+"""What traces and the log tell of a session."""
+SESSIONS = counter("novacron_dwcp_sessions_total")
 
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
@@ -203,12 +210,18 @@ class Sender:
 
     async def __aenter__(self) -> Sender:
         """Open the session: the peer says what it has. Raises SendFailed."""
+        with traces.span("dwcp open", peer=self._peer_host):
+            await self._open()
+        log.info("a session is open", peer=self._peer_host)
+        return self
+
+    async def _open(self) -> None:
         host, port = self._endpoint
         deadline = time.monotonic() + OPEN_TIMEOUT_S
         while True:
             try:
                 self._links.append(await self._join())
-                return self
+                return
             except CONNECTION_LOST as error:
                 self._close_ring()
                 if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
@@ -388,6 +401,8 @@ class Sender:
                 payload = msgspec.msgpack.encode(RepairedPages(piece, part, data))
                 self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
                 self.counters.repaired_pages += len(part)
+                log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=len(part))
+                traces.note("dwcp repaired", pages=len(part))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -401,6 +416,22 @@ class Sender:
 
         Raises SendFailed; the caller must then treat the whole stream as lost.
         """
+        began, outcome = time.monotonic(), "failed"
+        with traces.span("dwcp send", peer=self._peer_host) as span:
+            try:
+                await self._send(source, splitter)
+                outcome = "done"
+            except asyncio.CancelledError:
+                outcome = "cancelled"
+                raise
+            finally:
+                SESSIONS.add("sender", outcome)
+                carried = {name: getattr(self.counters, name) for name in TOLD}
+                span.set_attributes({f"dwcp.{name}": value for name, value in carried.items()})
+                took_s = round(time.monotonic() - began, 3)
+                log.info("a session was sent", outcome=outcome, peer=self._peer_host, took_s=took_s, **carried)
+
+    async def _send(self, source: Source, splitter: Splitter) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -511,7 +542,10 @@ class Sender:
             joining = [self._join() for _ in range(self._wanted - len(self._links))]
             for joined in await asyncio.gather(*joining, return_exceptions=True):
                 if isinstance(joined, _Link):
-                    self.counters.resumed += lost
+                    if lost:
+                        self.counters.resumed += 1
+                        log.warning("a session goes on: all its connections had been lost", peer=self._peer_host)
+                        traces.note("dwcp resumed")
                     lost = False
                     self._links.append(joined)
                     joined.task = self._group.create_task(self._serve(joined))

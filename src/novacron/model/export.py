@@ -36,3 +36,5 @@ class Export(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    trace: str = ""
+    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""

@@ -79,6 +79,8 @@ class Import(msgspec.Struct, frozen=True):
     finished_at: datetime | None
     project: str | None = None
     """Whose the image will be; None: everybody's."""
+    trace: str = ""
+    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""
 
 
 def check_url(url: str) -> str:

@@ -163,6 +163,8 @@ class Migration(msgspec.Struct, frozen=True):
     started_at: datetime | None
     finished_at: datetime | None
     project: str = DEFAULT
+    trace: str = ""
+    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""
 
 
 def migration_id(random: bytes) -> str:

@@ -153,6 +153,7 @@ class Hardware(msgspec.Struct, frozen=True):
     vcpus_added: int = 0
     dimms_mib: tuple[int, ...] = ()
     """What it was given while it ran, in order."""
+    balloon: bool = False
 
     @property
     def vcpus_in_all(self) -> int:

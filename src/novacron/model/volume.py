@@ -74,3 +74,5 @@ class Volume(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    trace: str = ""
+    """To which trace belongs what was last asked of it (W3C Trace Context: traceparent)."""

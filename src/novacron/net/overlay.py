@@ -145,21 +145,27 @@ def _without_gateway(ip: Any) -> None:
             ip.link("del", index=found)
 
 
-def _flood(peers: Iterable[str]) -> None:
-    """Let what is for everybody, or for nobody known, go to these hosts."""
+def _reach(peers: Iterable[str]) -> None:
+    """Let what is for everybody, or for nobody known, go to these hosts, and nothing to others: what was learned of a
+    host that has another address now, because frames are encrypted for it, would go to the old one."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
     with netlink() as ip:
         tunnel = index(ip, TUNNEL)
         if tunnel is None:
             return
         has = {
-            entry.get_attr("NDA_DST")
+            (entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST"))
             for entry in ip.fdb("dump", ifindex=tunnel)
-            if entry["ifindex"] == tunnel and entry.get_attr("NDA_LLADDR") == FLOOD
+            if entry["ifindex"] == tunnel and entry.get_attr("NDA_DST") is not None
         }
-        for peer in sorted(set(peers) - has):
+        wanted = {(FLOOD, peer) for peer in peers}
+        for _, peer in sorted(wanted - has):
             ip.fdb("append", ifindex=tunnel, lladdr=FLOOD, dst=peer)
-        for peer in sorted(has - set(peers)):
-            ip.fdb("del", ifindex=tunnel, lladdr=FLOOD, dst=peer)
+        for mac, peer in sorted(has):
+            if (FLOOD, peer) not in wanted:
+                with contextlib.suppress(NetlinkError):  # it was forgotten just now
+                    ip.fdb("del", ifindex=tunnel, lladdr=mac, dst=peer)
 
 
 def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
@@ -194,7 +200,7 @@ def settle(name: str, told: NetworkOnNode, local: str | None, peers: Iterable[st
         namespace.create(name)
         _tunnel(name, told, local)
         namespace.within(name, lambda: _inside(told))
-        namespace.within(name, lambda: _flood(peers))
+        namespace.within(name, lambda: _reach(peers))
 
 
 def taps(name: str) -> list[str]:

@@ -86,26 +86,28 @@ def inside_script(told: NetworkOnNode) -> str:
     )
 
 
+def _but(vni: int, side: str, peers: Sequence[str]) -> str:
+    """Return the rule that drops a network's frames but from, or to, these hosts."""
+    # Where the identifier is: RFC 7348, section 5, after 8 bytes of UDP.
+    others = f" ip {side} != {{ {', '.join(sorted(peers))} }}" if peers else ""
+    return f"  udp dport {VXLAN_PORT} @th,96,24 {vni}{others} drop"
+
+
 def host_script(
-    table: str, gateways: Sequence[NetworkOnNode], tunnels: Iterable[tuple[int, Sequence[str]]], *,
+    table: str, gateways: Sequence[NetworkOnNode], tunnels: Sequence[tuple[int, Sequence[str]]], *,
     only_between: Iterable[str] | None,
 ) -> str:  # fmt: skip
-    """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and who may send to them. A host that
-    did not forward before we let it does so for guests only, and where they are none of its packets: ``only_between``
-    the ports of each of these bridges. None: it forwards whatever it did."""
+    """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and at which addresses the others are:
+    what comes from elsewhere, or would go elsewhere, is dropped. A host that did not forward before we let it does so
+    for guests only, and where they are none of its packets: ``only_between`` the ports of each of these bridges. None:
+    it forwards whatever it did."""
     into = [
         f"  fib daddr type local {one.protocol} dport {one.port} dnat to {transit_address(told.number)}:{one.port}"
         for told in gateways
         for one in told.entrances
         if one.address is None
     ]
-    foreign = [
-        # Where the identifier is: RFC 7348, section 5, after 8 bytes of UDP.
-        f"  udp dport {VXLAN_PORT} @th,96,24 {vni}"
-        + (f" ip saddr != {{ {', '.join(sorted(peers))} }}" if peers else "")
-        + " drop"
-        for vni, peers in tunnels
-    ]
+    foreign, astray = ([_but(vni, side, peers) for vni, peers in tunnels] for side in ("saddr", "daddr"))
     return "\n".join(
         [
             f"table ip {table}",
@@ -123,6 +125,10 @@ def host_script(
             f'  iifname "{OUTSIDE}" drop',
             f'  ip saddr {RANGE} iifname != "{ENCRYPTED}" drop',
             *foreign,
+            " }",
+            " chain away { type filter hook output priority 0; policy accept;",
+            f'  ip daddr {RANGE} oifname != "{ENCRYPTED}" drop',  # what encrypts may have ended
+            *astray,
             " }",
             " chain through { type filter hook forward priority 0; policy accept;",
             *(f'  iifname "{bridge}" oifname "{bridge}" accept' for bridge in only_between or ()),

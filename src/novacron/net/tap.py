@@ -8,7 +8,8 @@ import fcntl
 import os
 import socket
 import struct
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
@@ -18,6 +19,26 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 class NetworkFailed(Exception):
     """The kernel refused to make or change an interface: says which, and why."""
+
+
+class Carried(NamedTuple):
+    """What an interface has carried since it was made."""
+
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+    dropped: int
+
+
+def carried() -> dict[str, Carried]:
+    """Return what each interface has carried, of the namespace in which the calling thread is (proc_pid_net(5))."""
+    found = {}
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        values = [int(value) for value in rest.split()]
+        found[name.strip()] = Carried(values[0], values[1], values[8], values[9], values[3] + values[11])
+    return found
 
 
 def load() -> None:

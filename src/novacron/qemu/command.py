@@ -13,6 +13,7 @@ from novacron.model.limits import MEMORY_SLOTS
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import firmware, vfio
 from novacron.qemu.abilities import argument
+from novacron.qemu.usage import BALLOON
 
 DISK = "disk0"
 """The disk's name, and that of the node of QEMU's block layer with which it starts."""
@@ -90,6 +91,7 @@ class Config(msgspec.Struct, frozen=True):
     """None: all that there is."""
     devices: tuple[str, ...] = ()
     """Addresses of the host's PCI devices that it has."""
+    balloon: bool = False
 
 
 def monitor_path(directory: Path) -> Path:
@@ -277,6 +279,7 @@ def command(config: Config, *, incoming: bool) -> list[str]:
         *_seed(config.seed),
         *_guest(config.guest),
         *vfio.arguments(config.devices),
+        *(("-device", f"virtio-balloon-pci,id={BALLOON}") if config.balloon else ()),
     ]
     if config.kernel is not None:
         arguments += ["-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.cmdline]

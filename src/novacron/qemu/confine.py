@@ -128,6 +128,16 @@ class Cgroup:
             (directory / f"blkio.throttle.{way}_bps_device").write_text(f"{device} {bytes_per_s or 0}")
             (directory / f"blkio.throttle.{way}_iops_device").write_text(f"{device} {iops or 0}")
 
+    def charged_bytes(self) -> int:
+        """Return the memory that it is charged for. Raises OSError where this host does not count it."""
+        file = "memory.current" if self._unified else "memory.usage_in_bytes"
+        return int((self._directory("memory") / file).read_text())
+
+    def throttled_s(self) -> float:
+        """Return for how long its processes were held back. Raises OSError where this host does not count it."""
+        found = dict(line.split() for line in (self._directory("cpu") / "cpu.stat").read_text().splitlines())
+        return int(found["throttled_usec"]) / 1e6 if self._unified else int(found["throttled_time"]) / 1e9
+
     def remove(self) -> None:
         """Take it away, once it is empty; one that does not exist is no error."""
         for controller in ("",) if self._unified else ("memory", "cpu", "pids", "blkio"):
@@ -135,7 +145,7 @@ class Cgroup:
                 self._directory(controller).rmdir()
 
     def _directory(self, controller: str) -> Path:
-        return CGROUPS / controller / PARENT / self._name
+        return CGROUPS / ("" if self._unified else controller) / PARENT / self._name
 
 
 def _disk_of(path: Path) -> str | None:

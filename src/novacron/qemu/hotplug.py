@@ -9,6 +9,7 @@ import contextlib
 
 from novacron.model.vm import Hardware
 from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.qemu.usage import has_balloon
 
 
 async def look(monitor: Monitor) -> Hardware:
@@ -18,7 +19,8 @@ async def look(monitor: Monitor) -> Hardware:
     dimms = sorted((one["data"]["slot"], one["data"]["size"]) for one in devices if one["type"] == "dimm")
     places = [one["qom-path"] for one in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in one]
     added = sum(place.startswith("/machine/peripheral") for place in places)
-    return Hardware(len(places) - added, sizes["base-memory"] >> 20, added, tuple(size >> 20 for _, size in dimms))
+    dimms_mib = tuple(size >> 20 for _, size in dimms)
+    return Hardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, await has_balloon(monitor))
 
 
 async def replay(monitor: Monitor, hardware: Hardware) -> None:

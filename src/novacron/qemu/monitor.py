@@ -6,12 +6,20 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from novacron.telemetry import logs, traces
+from novacron.telemetry.values import counter, histogram
+
+log = logs.get(__name__)
+
+COMMANDS = counter("novacron_qmp_commands_total")
+DURATIONS = histogram("novacron_qmp_command_duration_seconds")
 COMMAND_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 20.0
 CONNECT_RETRY_S = 0.01
@@ -57,12 +65,26 @@ class Monitor:
 
         ``out_of_band`` does not wait for QEMU's main loop, which in post-copy may wait for memory; few commands can.
         """
+        if traces.recording():
+            with traces.span(f"qmp {name}", kind=traces.SpanKind.CLIENT):
+                return await self._execute(name, arguments, out_of_band=out_of_band)
+        return await self._execute(name, arguments, out_of_band=out_of_band)
+
+    async def _execute(self, name: str, arguments: dict[str, Any] | None, *, out_of_band: bool) -> Any:
+        began, outcome = time.perf_counter(), "unanswered"
         try:
-            return await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)
+            found = await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)
+            outcome = "done"
+            log.debug("qmp", command=name)
+            return found
         except ExecuteError as error:
+            outcome = "refused"
             raise MonitorFailed(f"QEMU refused {name}: {error}") from error
         except (QMPError, OSError, TimeoutError) as error:
             raise MonitorFailed(f"QEMU did not answer {name}: {error or type(error).__name__}") from error
+        finally:
+            COMMANDS.add(name, outcome)
+            DURATIONS.observe(time.perf_counter() - began)
 
     async def add_fd(self, fdset: int, descriptor: int) -> None:
         """Hand an open file over to a set of QEMU's, which then has a descriptor of its own. Raises MonitorFailed."""

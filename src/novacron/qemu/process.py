@@ -10,13 +10,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from novacron.qemu import keeper
 from novacron.qemu.command import name_argument
 from novacron.qemu.firmware import TPM
 
 KILL_TIMEOUT_S = 10.0
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 LOG = "qemu.log"
 LOG_TAIL_BYTES = 600
 KEEPER = ("-I", "-S", str(Path(keeper.__file__).resolve()))
@@ -93,6 +95,21 @@ def find(directory: Path) -> int | None:
         if entry.name.isdecimal() and _is_ours(int(entry.name), directory):
             return int(entry.name)
     return None
+
+
+class Used(NamedTuple):
+    """What a process has used. ``started_s``: after the host's start."""
+
+    cpu_s: float
+    resident_bytes: int
+    started_s: float
+
+
+def used(pid: int) -> Used:
+    """Return what a process has used (proc_pid_stat(5)). Raises OSError when it is not there."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    cpu, started, resident = int(fields[11]) + int(fields[12]), int(fields[19]), int(fields[21])
+    return Used(cpu / TICKS_PER_S, resident * PAGE_BYTES, started / TICKS_PER_S)
 
 
 def companions(directory: Path) -> list[int]:

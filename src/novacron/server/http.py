@@ -34,9 +34,10 @@ from novacron.server.settings import Settings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change, Feed, Snapshot
 from novacron.telemetry import logs, process
+from novacron.telemetry.declared import SERVERS
 from novacron.telemetry.metrics import Metrics
 from novacron.telemetry.shared import Processes
-from novacron.telemetry.values import counter, gauge, histogram
+from novacron.telemetry.values import begin, counter, gauge, histogram
 
 log = logs.get(__name__)
 
@@ -69,6 +70,7 @@ class Front:
         services = Services(
             database, self.cache, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
             _oidc(settings, authority), settings.url(settings.port), settings.url(settings.link_port),
+            settings.log_level,
         )  # fmt: skip
         self._door = Door(create_app(services), services, self._rates)
         self._http = _granian(settings, self._door, *certificate)
@@ -82,6 +84,7 @@ class Front:
                 group.create_task(share_rates(self._shared, self._rates), name="rates"),
                 group.create_task(self._processes.run(), name="metrics"),
                 group.create_task(process.watch(), name="process"),
+                group.create_task(logs.follow(self._settings.log_level, logs.level()), name="log-level"),
             ]
             await self._http.serve()
             for task in others:
@@ -96,6 +99,7 @@ class Front:
 
     def _measure(self, database: Database) -> None:
         """Say where that is to be read which is asked for when somebody looks."""
+        begin(SERVERS)
         gauge("novacron_feed_lag_seconds").read = lambda: {(): self._feed.lag_s()}
         gauge("novacron_api_followers").read = lambda: {(): self.cache.followers()}
         gauge("novacron_api_requests_in_progress").read = lambda: {(): self._door.in_work}

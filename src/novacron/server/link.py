@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import secrets
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
-import msgspec
+import structlog
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
 
 from novacron import pki
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
-from novacron.model.errors import InvalidInput, NovaError, Unavailable
+from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.model.sharing import lowest
 from novacron.server.copies import Copies
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
+from novacron.server.probes import Probes
+from novacron.server.questions import Questions
 from novacron.server.session import ConsoleChannel, Session
 from novacron.server.telling import Teller
 from novacron.store import (
@@ -38,9 +37,9 @@ from novacron.store import (
     identities,
     imports,
     leases,
-    links,
     migrations,
     nodes,
+    owned,
     rebalancing,
     snapshots,
     vms,
@@ -49,23 +48,19 @@ from novacron.store import (
 from novacron.store.database import LOST, Connection, Database
 from novacron.store.feed import Change
 from novacron.store.leases import Beat
-from novacron.telemetry import logs
-from novacron.telemetry.values import counter, gauge, histogram
+from novacron.telemetry import logs, traces
+from novacron.telemetry.values import counter, gauge
 from novacron.wire import messages as wire
+from novacron.wire import questions
 
 log = logs.get(__name__)
-
-T = TypeVar("T")
 
 MESSAGES = counter("novacron_link_messages_total")
 CONNECTIONS = counter("novacron_link_connections_total")
 
 MARKS_MAX = 1000
-PROBES_MAX = 16
 FORESEE_S = 1.0
-ASK_S = 30.0
-ASKED_MAX = 256
-PROBE_S_MAX = 30.0
+METRICS_S = 8.0
 SEEN_MAX = 16
 GREETED_MAX = 6
 """So many nodes that connect are looked up at once, at most: all of them come when the server has started."""
@@ -81,29 +76,6 @@ def _after(ring: Sequence[tuple[str, str]], node: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(after))[: limits.WATCHED_BY]
 
 
-class _Probe:
-    """A probe that somebody waits for."""
-
-    def __init__(self, nodes: tuple[str, str]) -> None:
-        loop = asyncio.get_running_loop()
-        self._nodes = nodes
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.found: asyncio.Future[tuple[PathMeasured, MoveForeseen | None]] = loop.create_future()
-
-    def is_ready(self, node: str) -> None:
-        if node == self._nodes[1] and not self.ready.done():
-            self.ready.set_result(None)
-
-    def is_over(self, node: str, said: wire.Probed) -> None:
-        if node not in self._nodes or self.found.done():
-            return
-        if said.found is not None:
-            self.found.set_result((said.found, said.foreseen))
-            return
-        why = Unavailable(f"node {node}: {said.error}", hint="see its agent's log")
-        (self.found if self.ready.done() else self.ready).set_exception(why)
-
-
 class Link:
     """Accepts agents over mutual TLS and keeps each told."""
 
@@ -115,10 +87,9 @@ class Link:
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._stopped_at: dict[str, float] = {}
-        self._probes: dict[str, _Probe] = {}
+        self._questions = Questions(self._session)
+        self._probes = Probes(database, self._session)
         self._copies = Copies(database, self._send)
-        self._asked: dict[int, tuple[Session, asyncio.Future[msgspec.Raw]]] = {}
-        self._next_ask = 1
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
         self._greeting = asyncio.Semaphore(GREETED_MAX)
@@ -187,53 +158,21 @@ class Link:
     async def _send(self, node: str, message: wire.Message) -> None:
         await self._session(node).send(message)
 
-    async def ask(self, node: str, question: wire.Question, answer: type[T], timeout_s: float = ASK_S) -> T:
-        """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
-        if len(self._asked) >= ASKED_MAX:
-            raise Unavailable(f"{len(self._asked)} questions wait for an answer", hint="try again in a moment")
-        session = self._session(node)
-        number, self._next_ask = self._next_ask, self._next_ask + 1
-        waiting: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._asked[number] = (session, waiting)
-        kind, outcome, began = type(question).__name__, "failed", time.perf_counter()
-        try:
-            await session.send(wire.Ask(number, question))
-            async with asyncio.timeout(timeout_s):
-                found = msgspec.msgpack.decode(await waiting, type=answer)
-            outcome = "answered"
-            return found
-        except TimeoutError:
-            outcome = "timeout"
-            raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None
-        finally:
-            counter("novacron_link_questions_total").add(kind, outcome)
-            histogram("novacron_link_question_duration_seconds").observe(time.perf_counter() - began, kind)
-            del self._asked[number]
-
-    def _answered(self, session: Session, said: wire.Answered) -> None:
-        asked, waiting = self._asked.get(said.ask, (None, None))
-        if waiting is None or asked is not session or waiting.done():
-            return
-        if said.error:
-            waiting.set_exception(InvalidInput(f"node {session.node}: {said.error}", field=said.field))
-        else:
-            waiting.set_result(msgspec.Raw(bytes(said.value)))
-
     async def take_piece(self, node: str, import_: str, offset: int, data: bytes) -> int:
         """Give a node a piece of an upload; return how much of it the node holds. Raises Unavailable, InvalidInput."""
-        return await self.ask(node, wire.TakePiece(import_, offset, data), int)
+        return await self._questions.ask(node, questions.TakePiece(import_, offset, data), int)
 
     async def read_export(self, node: str, export: str, offset: int, bytes_max: int) -> bytes:
         """Return a piece of an export. Raises Unavailable, InvalidInput."""
-        return await self.ask(node, wire.ReadExport(export, offset, bytes_max), bytes)
+        return await self._questions.ask(node, questions.ReadExport(export, offset, bytes_max), bytes)
 
     async def read_firmware_state(self, node: str, export: str) -> FirmwareState:
         """Return what firmware and TPM of an exported VM remembered. Raises Unavailable, InvalidInput."""
-        return await self.ask(node, wire.ReadFirmwareState(export), FirmwareState)
+        return await self._questions.ask(node, questions.ReadFirmwareState(export), FirmwareState)
 
     async def remove_image(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image. Raises Unavailable, InvalidInput."""
-        await self.ask(node, wire.RemoveImage(name, digest), type(None))
+        await self._questions.ask(node, questions.RemoveImage(name, digest), type(None))
 
     async def _collect(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image that no VM there needs, if another node has it."""
@@ -257,11 +196,23 @@ class Link:
 
     async def console_log(self, node: str, vm: str, bytes_max: int) -> bytes:
         """Return the end of what a VM printed on its serial line. Raises Unavailable, InvalidInput."""
-        return await self.ask(node, wire.ReadConsoleLog(vm, bytes_max), bytes)
+        return await self._questions.ask(node, questions.ReadConsoleLog(vm, bytes_max), bytes)
+
+    async def node_metrics(self, node: str, open_metrics: bool) -> bytes:
+        """Return what a node's agent has counted, in a format of Prometheus'. Raises Unavailable, InvalidInput."""
+        return await self._questions.ask(node, questions.ReadMetrics(open_metrics), bytes, METRICS_S)
+
+    async def set_log_level(self, node: str, level: str) -> None:
+        """Let a node's agent log more, or less, until it ends. Raises Unavailable, InvalidInput."""
+        await self._questions.ask(node, questions.SetLogLevel(level), type(None))
+
+    async def connected(self) -> list[str]:
+        """Return the nodes that are connected to this server."""
+        return sorted(self._sessions)
 
     async def screenshot(self, node: str, vm: str) -> bytes:
         """Return what a VM's display shows, as a PNG file. Raises Unavailable, InvalidInput."""
-        return await self.ask(node, wire.TakeScreenshot(vm), bytes)
+        return await self._questions.ask(node, questions.TakeScreenshot(vm), bytes)
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
         """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
@@ -269,45 +220,17 @@ class Link:
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
-        return (await self._probe(source, target, seconds, None))[0]
+        return (await self._probes.measure(source, target, seconds))[0]
 
     async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
         """Let a VM's node measure what its move to ``target`` would be like, within the budgets of nodes and links.
 
         Raises Unavailable, NotFound.
         """
-        _, foreseen = await self._probe(source, target, FORESEE_S, vm)
+        _, foreseen = await self._probes.measure(source, target, FORESEE_S, vm)
         if foreseen is None:
             raise Unavailable(f"node {source} can't foresee a move", hint="update its agent")
         return foreseen
-
-    async def _probe(
-        self, source: str, target: str, seconds: float, vm: str | None
-    ) -> tuple[PathMeasured, MoveForeseen | None]:
-        if source == target:
-            raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
-        async with self._database.connection() as connection:
-            ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
-            rate = None if vm is None else lowest(ends[0], ends[1], await links.all(connection), datetime.now(UTC))
-            endpoint = await nodes.dwcp_endpoint(connection, target)
-        sender, receiver = self._sessions.get(source), self._sessions.get(target)
-        if sender is None or receiver is None or endpoint is None:
-            name = source if sender is None else target
-            raise Unavailable(f"node {name} is not connected", hint="see: novacron node list")
-        if len(self._probes) >= PROBES_MAX:
-            raise Unavailable(f"{len(self._probes)} probes are under way", hint="try again in a moment")
-        id = f"probe-{secrets.token_hex(8)}"
-        asked = self._probes[id] = _Probe((source, target))
-        try:
-            async with asyncio.timeout(PROBE_S_MAX + seconds):
-                await receiver.send(wire.ProbeExpected(id, source, seconds))
-                await asked.ready
-                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds, vm, rate))
-                return await asked.found
-        except TimeoutError:
-            raise Unavailable(f"nodes {source} and {target} do not answer", hint="see their agents' logs") from None
-        finally:
-            del self._probes[id]
 
     async def _serve(self, socket: ServerConnection) -> None:
         shown = socket.transport.get_extra_info("ssl_object")
@@ -342,6 +265,7 @@ class Link:
             if old is not None:
                 await old.close("the node connected again")
             CONNECTIONS.add("accepted")
+            structlog.contextvars.bind_contextvars(node=node)  # of this connection's task
             log.info("agent connected", node=node, held=len(hello.held))
             session.look_anew()
             self._peers_changed.set()
@@ -349,7 +273,7 @@ class Link:
             try:
                 async for raw in socket:
                     if isinstance(raw, bytes):
-                        await self._receive(session, wire.from_agent.decode(raw))
+                        await self._hear(session, wire.from_agent.decode(raw))
             finally:
                 teller.cancel()
                 await asyncio.gather(teller, return_exceptions=True)
@@ -365,10 +289,7 @@ class Link:
                 channel.end(f"node {node} disconnected")
             for vm in list(session.held):
                 self._teller.let_go(session, vm)
-            for asked, waiting in self._asked.values():
-                if asked is session and not waiting.done():
-                    lost = Unavailable(f"node {node} disconnected before it answered", hint="try again when it is back")
-                    waiting.set_exception(lost)
+            self._questions.lost(session)
             if self._sessions.get(node) is session:
                 del self._sessions[node]
                 log.info("agent disconnected", node=node)
@@ -382,6 +303,13 @@ class Link:
                 await session.send(wire.CertificateIssued(self._authority.issue_node(message.csr, session.node)))
                 log.info("a node has another name", node=session.node)
                 return
+
+    async def _hear(self, session: Session, message: wire.Message) -> None:
+        if not message.trace:
+            await self._receive(session, message)
+            return
+        with traces.span(f"server hears {type(message).__name__}", parent=message.trace, node=session.node):
+            await self._receive(session, message)
 
     async def _receive(self, session: Session, message: wire.Message) -> None:
         node = session.node
@@ -401,7 +329,7 @@ class Link:
                     session.channels[number].end(reason)
                 return
             case wire.Observed(vm=vm, epoch=epoch, status=status):
-                session.watch(self._observations.add(vms.Report(node, vm, epoch, status)))
+                session.watch(self._observations.add(owned.Report(node, vm, epoch, status)))
                 return
             case wire.Removed(vm=vm):
                 self._teller.let_go(session, vm)
@@ -409,14 +337,14 @@ class Link:
             case wire.RenewCertificate(csr=csr):
                 await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
                 return
-            case wire.ProbeReady(probe=id) if id in self._probes:
-                self._probes[id].is_ready(node)
+            case wire.ProbeReady(probe=id):
+                self._probes.is_ready(node, id)
                 return
-            case wire.Probed(probe=id) if id in self._probes:
-                self._probes[id].is_over(node, message)
+            case wire.Probed():
+                self._probes.is_over(node, message)
                 return
             case wire.Answered():
-                self._answered(session, message)
+                self._questions.answered(session, message)
                 return
             case wire.ImageMissing(name=name):
                 with contextlib.suppress(NovaError):  # it is on its way, or nobody has it: the VM's reason says so
@@ -433,8 +361,6 @@ class Link:
             case wire.Copied(copy=id, error=error):
                 self._copies.is_over(node, id, error)
                 return
-            case wire.ProbeReady() | wire.Probed():
-                return  # nobody waits any more
             case wire.Stopped(migration=id):
                 if len(self._stopped_at) >= MARKS_MAX:
                     del self._stopped_at[next(iter(self._stopped_at))]

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import asyncpg
@@ -20,12 +21,13 @@ from novacron.server import relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import Link
 from novacron.server.settings import Settings
-from novacron.store import tokens
+from novacron.store import statistics, tokens
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 from novacron.telemetry.metrics import MigrationMetrics
 from novacron.telemetry.shared import Processes
+from novacron.telemetry.values import gauge
 
 log = logs.get(__name__)
 
@@ -56,9 +58,10 @@ async def _welcome(settings: Settings, database: Database, authority: pki.Author
         if settings.cli_config is not None:
             config = {"url": settings.url(settings.port), "token": secret, "ca": authority.pem.decode()}
             pki.write_secret(settings.cli_config, msgspec.json.format(msgspec.json.encode(config)))
-    print(f"administrator token (shown once, only its hash is kept): {secret}", flush=True)
+    # To who starts it, not into the log.
+    print(f"administrator token (shown once, only its hash is kept): {secret}", file=sys.stderr, flush=True)
     if settings.cli_config is not None:
-        print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}", flush=True)
+        print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}", file=sys.stderr, flush=True)
 
 
 def _check_free(settings: Settings) -> None:
@@ -92,6 +95,11 @@ async def serve(settings: Settings) -> None:
         controllers = Controllers(database, link.foresee, settings.fence)
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
         Processes(settings.state_dir / "metrics").begin()
+        settings.log_level.unlink(missing_ok=True)
+        files = {"authority": settings.state_dir / "ca.crt", "server": certificate}
+        gauge("novacron_certificate_expiry_timestamp_seconds").read = lambda: {
+            (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
+        }
         front = Front(settings, database, authority, link, (certificate, key))
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
@@ -103,6 +111,7 @@ async def serve(settings: Settings) -> None:
             work = [
                 answering,
                 asyncio.create_task(controllers.run(), name="controllers"),
+                asyncio.create_task(statistics.watch(database), name="statistics"),
                 *(asyncio.create_task(workers.keep(settings, stop)) for _ in range(settings.workers - 1)),
             ]
             stopped = asyncio.create_task(stop.wait())
@@ -112,7 +121,7 @@ async def serve(settings: Settings) -> None:
                 for task in done - {stopped}:
                     task.result()
                 await front.leave()
-                await asyncio.wait([answering, *work[2:]], timeout=LEAVE_S_MAX)
+                await asyncio.wait([answering, *work[3:]], timeout=LEAVE_S_MAX)
             finally:
                 for task in (*work, stopped):
                     task.cancel()
@@ -137,6 +146,10 @@ def run(settings: Settings) -> None:
     import uvloop
 
     logs.set_up("server", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
+    traces.set_up("server", settings.public_host)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
-    uvloop.run(serve(settings))
+    try:
+        uvloop.run(serve(settings))
+    finally:
+        traces.close()

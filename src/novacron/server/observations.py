@@ -6,9 +6,9 @@ import asyncio
 
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server.gathering import Gathering
-from novacron.store import vms
+from novacron.store import owned
 from novacron.store.database import LOST, Database
-from novacron.store.vms import Report
+from novacron.store.owned import Report
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, gauge
 
@@ -46,7 +46,7 @@ class Observations:
         """Store reports; say whether they need not be tried again one by one."""
         reports, failed = [report for report, _ in taken], None
         try:
-            await self._database.transact(lambda connection: vms.observe(connection, reports))
+            await self._database.transact(lambda connection: owned.observe(connection, reports))
         except (NovaError, *LOST) as error:
             failed = Unavailable(f"what was reported can't be stored: {error}")
         except Exception as error:  # also a defect met with one report: it must not keep the others waiting for ever

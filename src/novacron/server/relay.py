@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 
 log = logs.get(__name__)
 
@@ -29,13 +30,16 @@ FRAME_BYTES_MAX = 16 << 20
 CALLS_MAX = 256
 """Of one worker, under way."""
 PLAIN = ("console_log", "screenshot", "probe", "foresee", "take_piece", "read_export", "read_firmware_state",
-         "remove_image", "copy_image")  # fmt: skip
+         "remove_image", "copy_image", "node_metrics", "set_log_level",
+         "connected")  # fmt: skip
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):
     id: int
     method: str
     arguments: list[Any]
+    trace: str = ""
+    """To which trace it belongs (W3C Trace Context: traceparent)."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -124,7 +128,8 @@ class _Desk:
 
     async def _answer(self, call: Call) -> None:
         try:
-            answer = Answer(call.id, msgspec.Raw(_encode(await self._do(call.method, call.arguments))))
+            with traces.span(f"server does {call.method}", parent=call.trace) if call.trace else nullcontext():
+                answer = Answer(call.id, msgspec.Raw(_encode(await self._do(call.method, call.arguments))))
         except NovaError as error:
             failure = Failure(error.code, error.detail, error.field, error.hint)
             answer = Answer(call.id, msgspec.Raw(_encode(None)), failure)
@@ -203,7 +208,7 @@ class Relay:
         id = next(self._numbers)
         waiting = self._waiting[id] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(_frame(Call(id, method, list(arguments))))
+            self._writer.write(_frame(Call(id, method, list(arguments), traces.carry())))
             await self._writer.drain()
             result: msgspec.Raw = await waiting
             return result
@@ -219,6 +224,15 @@ class Relay:
 
     async def screenshot(self, node: str, vm: str) -> bytes:
         return msgspec.msgpack.decode(await self._call("screenshot", node, vm), type=bytes)
+
+    async def node_metrics(self, node: str, open_metrics: bool) -> bytes:
+        return msgspec.msgpack.decode(await self._call("node_metrics", node, open_metrics), type=bytes)
+
+    async def set_log_level(self, node: str, level: str) -> None:
+        await self._call("set_log_level", node, level)
+
+    async def connected(self) -> list[str]:
+        return msgspec.msgpack.decode(await self._call("connected"), type=list[str])
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
         return msgspec.msgpack.decode(await self._call("probe", source, target, seconds), type=PathMeasured)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import websockets
 from websockets.asyncio.server import ServerConnection
 
@@ -15,6 +16,7 @@ from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
 from novacron.server.statements import Basis
+from novacron.telemetry import traces
 from novacron.wire import messages as wire
 
 
@@ -129,6 +131,9 @@ class Session:
         self.telling.look_anew()
 
     async def send(self, message: wire.Message) -> None:
+        trace = traces.carry()
+        if trace and not message.trace:
+            message = msgspec.structs.replace(message, trace=trace)
         try:
             await self._socket.send(wire.encoder.encode(message))
         except websockets.ConnectionClosed:

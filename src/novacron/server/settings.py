@@ -43,6 +43,11 @@ class Settings(msgspec.Struct, frozen=True):
         return self.advertise or self.host
 
     @property
+    def log_level(self) -> Path:
+        """Return where it is said what all processes log, if not what they began with."""
+        return self.state_dir / "log-level"
+
+    @property
     def relay(self) -> Path:
         """Return the socket at which workers reach the agents."""
         return self.state_dir / "workers.sock"

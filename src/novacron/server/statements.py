@@ -11,9 +11,9 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
 from novacron.model.volume import PoolKind, Volume, VolumePhase
-from novacron.store import exports, imports, members, migrations, nodes, projects, snapshots, vms, volumes
+from novacron.store import exports, imports, members, migrations, nodes, owned, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
-from novacron.store.vms import OwnedVm
+from novacron.store.owned import OwnedVm
 from novacron.wire import messages as wire
 
 PageKey = Callable[[str], bytes]
@@ -35,13 +35,18 @@ async def messages(
     return (
         wire.Networks(await members.on_node(connection, node)),
         wire.Desired(await statements(connection, node, held, page_key, of)),
-        wire.Imports(tuple(wire.ImportWanted(one.id, one.spec) for one in await imports.working(connection, node))),
+        wire.Imports(
+            tuple(wire.ImportWanted(one.id, one.spec, one.trace) for one in await imports.working(connection, node))
+        ),
         wire.Exports(
-            tuple(wire.ExportWanted(one.id, one.vm, one.phase) for one in await exports.on_node(connection, node))
+            tuple(
+                wire.ExportWanted(one.id, one.vm, one.phase, one.trace)
+                for one in await exports.on_node(connection, node)
+            )
         ),
         wire.Volumes(
             tuple(
-                wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase, one.image)
+                wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase, one.image, one.trace)
                 for one in await volumes.on_node(connection, node)
             )
             + tuple(
@@ -79,6 +84,7 @@ def _owned(
         tuple(wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working), vm.clone_of,
         tuple(_attached(volume) for volume in has), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
+        trace=vm.trace,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -87,17 +93,17 @@ class Some:
     """How some VMs are to be, wherever they are: read at once, for all nodes that they concern."""
 
     def __init__(
-        self, owned: dict[str, OwnedVm], working: dict[str, list[Snapshot]], having: dict[str, list[Volume]],
+        self, own: dict[str, OwnedVm], working: dict[str, list[Snapshot]], having: dict[str, list[Volume]],
         epochs: dict[str, tuple[int, bool]],
     ) -> None:  # fmt: skip
-        self._owned, self._working, self._having, self._epochs = owned, working, having, epochs
+        self._owned, self._working, self._having, self._epochs = own, working, having, epochs
 
     @classmethod
     async def read(cls, connection: Connection, ids: Sequence[str]) -> Some:
         """Must run in a REPEATABLE READ transaction."""
-        owned = {vm.id: vm for vm in await vms.owned(connection, ids=ids)}
+        own = {vm.id: vm for vm in await owned.all(connection, ids=ids)}
         working, having = await snapshots.working(connection, ids), await volumes.of_vms(connection, ids)
-        return cls(owned, working, having, await vms.epochs(connection, ids))
+        return cls(own, working, having, await owned.epochs(connection, ids))
 
     def on(self, node: str, id: str, page_key: PageKey, of: Basis) -> wire.Statement | None:
         """Return what a node is to be told of a VM that is there, or was; None: more has to be read for that."""
@@ -122,16 +128,17 @@ async def statements(
     """
     found: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
-    owned = await vms.owned(connection, node=node)
-    working = await snapshots.working(connection, [vm.id for vm in owned])
-    having = await volumes.of_vms(connection, [*(vm.id for vm in owned), *active])
-    for vm in owned:
+    own = await owned.all(connection, node=node)
+    working = await snapshots.working(connection, [vm.id for vm in own])
+    having = await volumes.of_vms(connection, [*(vm.id for vm in own), *active])
+    for vm in own:
         task = None
         m = active.get(vm.id)
         if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
             task = wire.Task(
-                m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy
+                m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy,
+                m.trace,
             )  # fmt: skip
         found[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
     for m in active.values():
@@ -153,10 +160,11 @@ async def statements(
                 volumes=tuple(_attached(volume) for volume in having.get(incoming.id, ())),
                 hardware=was.hardware,
                 cpu=was.cpu,
+                trace=m.trace,
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
-            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy)
+            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)
             found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
-    for vm_id, (epoch, deleted) in (await vms.epochs(connection, [vm for vm in held if vm not in found])).items():
+    for vm_id, (epoch, deleted) in (await owned.epochs(connection, [vm for vm in held if vm not in found])).items():
         found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
     return tuple(found.values())

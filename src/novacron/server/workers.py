@@ -17,7 +17,7 @@ from novacron.server.http import Front
 from novacron.server.relay import Relay
 from novacron.server.settings import Settings
 from novacron.store.database import Database
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 
 log = logs.get(__name__)
 
@@ -90,11 +90,14 @@ def main() -> None:
 
     settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Settings, dec_hook=lambda type, text: type(text))
     logs.set_up("worker", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
+    traces.set_up("server", f"{settings.public_host}/{os.getpid()}")
     try:
         uvloop.run(work(settings))
     except (NovaError, OSError) as error:
         log.error("a worker can't begin", error=str(error))
         sys.exit(1)
+    finally:
+        traces.close()
 
 
 if __name__ == "__main__":

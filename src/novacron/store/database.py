@@ -16,17 +16,21 @@ import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import later
-from novacron.telemetry import logs
+from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = "0015"
+SCHEMA_VERSION = "0016"
 SERVER_VERSION_MIN = 150000
 POOL_DEFAULT = 25
 POOL_IDLE_S, POOL_QUERIES_MAX = 300.0, 50_000
 """A connection that was idle so long, or did so much, is closed; another one is opened when it is needed."""
 STATEMENT_TIMEOUT_S = 10
+SLOW_S = 1.0
+"""A query that takes longer is logged."""
+QUERY_TEXT_MAX = 400
+"""Of a query's text, which holds no values, in traces and logs."""
 ACQUIRE_TIMEOUT_S = 5.0
 
 Connection = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
@@ -99,13 +103,31 @@ class PooledConnection(asyncpg.Connection):
     async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
         return await _measured(query, super().fetchval(query, *args, **more))
 
+    async def copy_records_to_table(self, table_name: str, **more: Any) -> Any:
+        return await _measured(f"COPY {table_name}", super().copy_records_to_table(table_name, **more))
+
 
 async def _measured(query: str, done: Coroutine[Any, Any, T]) -> T:
+    operation = OPERATIONS.get(query.lstrip()[:6].upper().rstrip(), "other")
     began = time.perf_counter()
     try:
-        return await done
+        if not traces.recording():
+            return await done
+        with traces.span(
+            f"db {operation}", kind=traces.SpanKind.CLIENT, db__system__name="postgresql",
+            db__operation__name=operation, db__query__text=_text(query),
+        ):  # fmt: skip
+            return await done
     finally:
-        QUERIES.observe(time.perf_counter() - began, OPERATIONS.get(query.lstrip()[:6].upper().rstrip(), "other"))
+        took_s = time.perf_counter() - began
+        QUERIES.observe(took_s, operation, trace=traces.recorded_id())
+        if took_s > SLOW_S or logs.debugging():
+            say = log.warning if took_s > SLOW_S else log.debug
+            say("query", operation=operation, took_s=round(took_s, 4), text=_text(query))
+
+
+def _text(query: str) -> str:
+    return " ".join(query.split())[:QUERY_TEXT_MAX]
 
 
 class Overtaken(Unavailable):
@@ -250,7 +272,9 @@ class Database:
 
 async def connect(url: str) -> asyncpg.Connection:
     """Open one connection outside the pool, for those who listen or hold a lock for long."""
-    connection = await asyncpg.connect(url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S)
+    connection = await asyncpg.connect(
+        url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, connection_class=PooledConnection
+    )
     await _prepare(connection)
     return connection
 

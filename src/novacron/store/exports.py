@@ -13,6 +13,7 @@ from novacron.model.export import Export, ExportPhase
 from novacron.model.vm import Action
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 
 def _export(row: Any) -> Export:
@@ -41,8 +42,10 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
             f"node {vm.node} keeps {count} exports already", hint="delete one, see: novacron vm exports"
         )  # fmt: skip
     row = await connection.fetchrow(
-        "INSERT INTO exports (id, vm, vm_name, node, spec, phase) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+        "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING *",
         f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node, msgspec.to_builtins(vm.spec), ExportPhase.MAKING,
+        traces.carry(),
     )  # fmt: skip
     await events.record(connection, "vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor)
     return _export(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from novacron.model.project import DEFAULT
 from novacron.model.vm import VmSpec, VmStatus
 from novacron.store import events, networks, nodes
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 REASON_LENGTH_MAX = 500
 
@@ -92,9 +94,10 @@ async def place_waiting(connection: Connection, limit: int) -> None:
     """
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM vms WHERE node IS NULL AND NOT deleting)"):
         return
+    began = time.perf_counter()
     await nodes.take_turn(connection)
     waiting = await connection.fetch(
-        "SELECT id, name, spec, status, project, revision FROM vms WHERE node IS NULL AND NOT deleting"
+        "SELECT id, name, spec, status, project, revision, trace FROM vms WHERE node IS NULL AND NOT deleting"
         " ORDER BY created_at, id LIMIT $1",
         limit,
     )
@@ -115,6 +118,10 @@ async def place_waiting(connection: Connection, limit: int) -> None:
         [row["id"] for row, _ in placed], [row["revision"] for row, _ in placed], [node for _, node in placed],
     )  # fmt: skip
     is_placed = {row["id"] for row in done}
+    for row, node in placed:
+        if row["id"] in is_placed and row["trace"]:
+            took_s = time.perf_counter() - began
+            traces.happened("VM is placed", took_s, parent=row["trace"], vm=row["id"], node=node)
     happened = [
         events.Event("vm", row["id"], row["name"], "Placed", f"placed on {node}", project=row["project"])
         for row, node in placed

@@ -14,6 +14,7 @@ from novacron.model.image import Import, ImportSpec, Phase, Source
 from novacron.model.node import Node
 from novacron.store import events, nodes
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 
 def _import(row: Any) -> Import:
@@ -42,8 +43,9 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
         raise Unavailable(f"node {chosen} is at {count} imports already", hint="wait for one, or name another node")
     try:
         row = await connection.fetchrow(
-            "INSERT INTO imports (id, spec, node, phase, project) VALUES ($1, $2, $3, $4, $5) RETURNING *",
+            "INSERT INTO imports (id, spec, node, phase, project, trace) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
             f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, Phase.RECEIVING, project,
+            traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         why = f"an image {spec.name!r} is being imported"

@@ -28,12 +28,13 @@ from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 MEGABYTE = 1_000_000
 COLUMNS = (
     "id, vm, vm_name, kind, source, target, epoch, phase, source_vote, target_vote, endpoint, weight,"
     " rate_limit_bytes_per_s, rate_bytes_per_s, waits_for, policy, cause, progress, error, revision, created_at,"
-    " started_at, finished_at, project"
+    " started_at, finished_at, project, trace"
 )
 
 
@@ -64,10 +65,13 @@ async def create(
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
     before = await projects.lock_usage(connection, vm.project)
+    with traces.span("migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=cause):
+        trace = traces.carry()  # all that is done for it is recorded, whoever asks for it
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
-            f" rate_limit_bytes_per_s, policy, cause) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+            f" rate_limit_bytes_per_s, policy, cause, trace)"
+            f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
             f" RETURNING {COLUMNS}",
             migration_id(secrets.token_bytes(10)),
             vm.id,
@@ -82,13 +86,16 @@ async def create(
             rate_limit_bytes_per_s,
             policy,
             cause,
+            trace,
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None
     if cause is Cause.REQUEST:
         await projects.check_quota(connection, vm.project, before)
     migration = _migration(row)
-    await connection.execute("UPDATE vms SET migration = $2 WHERE id = $1", vm.id, migration.id)
+    await connection.execute(
+        "UPDATE vms SET migration = $2, trace = $3 WHERE id = $1", vm.id, migration.id, migration.trace
+    )
     await _event(connection, migration, "Requested", f"{migration.kind} migration from {vm.node} to {target}", actor)
     return migration
 

@@ -64,7 +64,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
     await projects.check_quota(connection, vm.project, before)
-    await _touch(connection, vm)
+    await vms.touch(connection, vm.id)
     await events.record(connection, "vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor)
     return _snapshot(row)
 
@@ -92,11 +92,6 @@ async def _has_disk(connection: Connection, vm: Vm) -> bool:
     return False
 
 
-async def _touch(connection: Connection, vm: Vm) -> None:
-    """Let the VM's node be told: what it is told of a VM includes its snapshots."""
-    await connection.execute("UPDATE vms SET snapshot = snapshot WHERE id = $1", vm.id)
-
-
 async def _get(connection: Connection, vm: Vm, name: str) -> Snapshot:
     row = await connection.fetchrow(
         "SELECT * FROM snapshots WHERE vm = $1 AND (name = $2 OR id = $2) FOR UPDATE", vm.id, name
@@ -109,7 +104,7 @@ async def _get(connection: Connection, vm: Vm, name: str) -> Snapshot:
 async def _enter(connection: Connection, vm: Vm, snapshot: Snapshot, phase: SnapshotPhase) -> Snapshot:
     check_transition(snapshot, phase)
     row = await connection.fetchrow("UPDATE snapshots SET phase = $2 WHERE id = $1 RETURNING *", snapshot.id, phase)
-    await _touch(connection, vm)
+    await vms.touch(connection, vm.id)
     return _snapshot(row)
 
 

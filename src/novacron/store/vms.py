@@ -1,4 +1,4 @@
-"""VMs: what users ask for, where they are placed, what their nodes report."""
+"""VMs: what users ask for, and where they are placed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.cpu import CpuModel
 from novacron.model.errors import (
     Conflict,
     IllegalState,
     InvalidInput,
-    NoCapacity,
     NotFound,
     NovaError,
     PreconditionFailed,
 )
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
-from novacron.model.node import Load
-from novacron.model.placement import no_room
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.seed import Seed
 from novacron.model.vm import (
@@ -35,18 +31,19 @@ from novacron.model.vm import (
     Power,
     Vm,
     VmSpec,
-    VmState,
     VmStatus,
     vm_id,
 )
-from novacron.store import events, fleet, imports, networks, nodes, projects
+from novacron.store import events, fleet, imports, networks, projects, sizes
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
 """What is said of a volume that no VM has."""
 
 
-def _vm(row: Any) -> Vm:
+def of_row(row: Any) -> Vm:
+    """Return the VM that a row of its table is."""
     return msgspec.convert(dict(row), Vm)
 
 
@@ -54,7 +51,7 @@ async def _prepared(
     connection: Connection, making: projects.Making, spec: VmSpec, image_mib: int | None
 ) -> tuple[VmSpec, int, Usage]:
     """Check what a new VM is to be; return that, the size of its disk, and what its project has with it."""
-    check_maxima(spec)
+    sizes.check_maxima(spec)
     project = making.project.name
     if spec.image not in making.usable:
         await imports.check_usable(connection, spec.image, project)
@@ -63,14 +60,14 @@ async def _prepared(
         raise InvalidInput(
             f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
         )
-    await check_available(connection, None, spec)
+    await _check_available(connection, None, spec)
     disk_mib = 0
     if spec.own_disk:
-        of_image_mib = await image_disk_mib(connection, spec.image) if image_mib is None else image_mib
+        of_image_mib = await sizes.image_disk_mib(connection, spec.image) if image_mib is None else image_mib
         disk_mib = spec.disk_mib or of_image_mib or 0
     after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
     if spec.disk_mib is not None:
-        await _check_disk(connection, spec.image, 0, spec.disk_mib)
+        await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
     return await networks.give_addresses(connection, spec, project), disk_mib, after
 
 
@@ -89,8 +86,8 @@ async def create(
     if node is not None:
         await fleet.check(connection, node, spec, project)
     row = await connection.fetchrow(
-        "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (project, name) DO NOTHING RETURNING *",
+        "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (project, name) DO NOTHING RETURNING *",
         vm_id(secrets.token_bytes(10)),
         name,
         msgspec.to_builtins(spec),
@@ -100,11 +97,12 @@ async def create(
         None if clone_of is None else msgspec.to_builtins(clone_of),
         project,
         disk_mib,
+        traces.carry(),
     )
     if row is None:
         raise _exists(name)
     making.has = after
-    vm = _vm(row)
+    vm = of_row(row)
     await networks.attach(connection, vm.id, spec.nics)
     made_from = f"image {spec.image}" if clone_of is None else f"VM {clone_of.source_name}"
     if seed is not None:
@@ -147,12 +145,13 @@ async def create_plain(
         names.add(name)
         rows.append((vm_id(secrets.token_bytes(10)), name, msgspec.to_builtins(spec), disk_mib))
     found = await connection.fetch(
-        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib)"
-        " SELECT id, name, spec, $5, 0, $6, disk_mib FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::bigint[])"
+        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib, trace)"
+        " SELECT id, name, spec, $5, 0, $6, disk_mib, $7 FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::bigint[])"
         " AS w (id, name, spec, disk_mib) ON CONFLICT (project, name) DO NOTHING RETURNING *",
         *(list(map(list, zip(*rows, strict=True))) or ([], [], [], [])), status, making.project.name,
+        traces.carry(),
     )  # fmt: skip
-    made = {row["name"]: _vm(row) for row in found}
+    made = {row["name"]: of_row(row) for row in found}
     await events.record_all(
         connection,
         [
@@ -172,7 +171,7 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Vm:
     row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1" + (" FOR UPDATE" if lock else ""), id)
     if row is None:
         raise NotFound(f"there is no VM {id!r}", hint="see: novacron vm list")
-    return _vm(row)
+    return of_row(row)
 
 
 def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
@@ -225,19 +224,20 @@ async def act(
     check_action(vm, action, if_match)
     await check_not_cloning(connection, vm, action)
     if action is Action.DELETE and vm.node is None:
-        await _remove(connection, vm)
+        await remove(connection, vm)
         return msgspec.structs.replace(vm, deleting=True)
     spec = msgspec.structs.replace(vm.spec, **_power(vm.spec, action, stop_timeout_s))
     row = await connection.fetchrow(
-        "UPDATE vms SET spec = $2, deleting = deleting OR $3 WHERE id = $1 RETURNING *",
+        "UPDATE vms SET spec = $2, deleting = deleting OR $3, trace = $4 WHERE id = $1 RETURNING *",
         vm.id,
         msgspec.to_builtins(spec),
         action is Action.DELETE,
+        traces.carry(),
     )
     await events.record(
         connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project
     )
-    return _vm(row)
+    return of_row(row)
 
 
 class Subject(NamedTuple):
@@ -264,14 +264,14 @@ SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_by
 def quick(vm: Vm, changes: dict[str, Any], event: events.Event) -> Quick:
     """Return a change of fields of a VM's spec that needs no more than the VM as it is."""
     spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
-    statement = "UPDATE vms SET spec = $2 WHERE id = $1 AND revision = $3 RETURNING *"
-    return Quick(Subject(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision), event)
+    statement = "UPDATE vms SET spec = $2, trace = $4 WHERE id = $1 AND revision = $3 RETURNING *"
+    return Quick(Subject(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision, traces.carry()), event)
 
 
 def quick_create(known: dict[str, Any], name: str, spec: VmSpec, image_mib: int | None, actor: str) -> Quick | None:
     """Return what ``create`` would do in one statement, or None where it takes more: a project with a quota, addresses,
     or what only nodes know. ``known``: the project's row. Raises as that does."""
-    check_maxima(spec)
+    sizes.check_maxima(spec)
     project = msgspec.convert(known, Project)
     if project.quota != Quota() or not project.host_network or spec.nics or spec.ha or spec.disk_mib is not None:
         return None
@@ -281,10 +281,11 @@ def quick_create(known: dict[str, Any], name: str, spec: VmSpec, image_mib: int 
     values = (
         of.id, name, msgspec.to_builtins(spec), msgspec.to_builtins(VmStatus()), project.name,
         image_mib if spec.own_disk else 0, known["quota"], spec.image,
+        traces.carry(),
     )  # fmt: skip
     statement = (
-        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib)"
-        " SELECT $1::text, $2::text, $3::jsonb, $4::jsonb, 0, $5::text, $6::bigint"
+        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib, trace)"
+        " SELECT $1::text, $2::text, $3::jsonb, $4::jsonb, 0, $5::text, $6::bigint, $9::text"
         " WHERE EXISTS (SELECT FROM projects WHERE name = $5 AND quota = $7::jsonb AND host_network)"
         " AND NOT EXISTS (SELECT FROM image_owners WHERE name = $8::text AND project <> $5)"
         " ON CONFLICT (project, name) DO NOTHING RETURNING *"
@@ -352,28 +353,29 @@ async def configure(
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
     spec = msgspec.structs.replace(vm.spec, **changes)
-    check_maxima(spec)
+    sizes.check_maxima(spec)
     if spec.ha and not vm.spec.ha:
-        await check_available(connection, vm.id, spec)
-    has_more = "disk_mib" in changes or _sizes(spec) != _sizes(vm.spec)
+        await _check_available(connection, vm.id, spec)
+    has_more = "disk_mib" in changes or sizes.of(spec) != sizes.of(vm.spec)
     before = await projects.lock_usage(connection, vm.project) if has_more else None
-    if _sizes(spec) != _sizes(vm.spec):
-        await _check_resize(connection, vm, spec)
+    if sizes.of(spec) != sizes.of(vm.spec):
+        await sizes.check_resize(connection, vm, spec)
     if "disk_mib" in changes:
-        await _check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
+        await sizes.check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
     changed = [_said(vm, changes)] if changes else []
     if name is not None and name != vm.name:
         changed.insert(0, f"name {vm.name} to {name}")
     try:
         row = await connection.fetchrow(
-            "UPDATE vms SET name = $2, spec = $3, disk_mib = greatest(disk_mib, $4) WHERE id = $1 RETURNING *",
-            vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0),
+            "UPDATE vms SET name = $2, spec = $3, disk_mib = greatest(disk_mib, $4), trace = $5 WHERE id = $1"
+            " RETURNING *",
+            vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0), traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise _exists(str(name)) from None
     if before is not None:
         await projects.check_quota(connection, vm.project, before)
-    changed_vm = _vm(row)
+    changed_vm = of_row(row)
     if changed_vm.name != vm.name:
         for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
@@ -399,13 +401,13 @@ def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
+async def _check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
     """Raise InvalidInput when a VM is to be highly available, and something of it is on one node only."""
     if not spec.own_disk and spec.disk_mib is not None:
         raise InvalidInput("a VM without a disk of its own has none to size", field="disk_mib", hint="leave it out")
     if not spec.ha:
         return
-    if spec.own_disk and await image_disk_mib(connection, spec.image):
+    if spec.own_disk and await sizes.image_disk_mib(connection, spec.image):
         raise InvalidInput(
             f"VMs of image {spec.image} have a disk of their own, which is on their node only",
             field="ha", hint="create it with own_disk false, and let it boot from a volume in a shared pool",
@@ -417,92 +419,13 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
         )
 
 
-async def image_disk_mib(connection: Connection, image: str) -> int | None:
-    """Return the size of the disk that VMs of an image have, 0 for none; None where no node has said."""
-    sizes = [
-        found.disk_bytes
-        for node in await nodes.all(connection)
-        for found in (node.status.inventory.images if node.status.inventory else ())
-        if found.name == image
-    ]
-    return -(-max(sizes) >> 20) if sizes else None
+async def touch(connection: Connection, vm: str) -> None:
+    """Let the VM's node be told: what it is told of a VM includes its volumes and snapshots."""
+    await connection.execute("UPDATE vms SET trace = $2 WHERE id = $1", vm, traces.carry())
 
 
-async def _check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
-    """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
-    of_image_mib = await image_disk_mib(connection, image)
-    if of_image_mib == 0:
-        raise InvalidInput(f"VMs of image {image} have no disk", field="disk_mib", hint="leave it out")
-    has_mib = max(has_mib, of_image_mib or 0)
-    if wanted_mib < has_mib:
-        raise InvalidInput(f"the disk has {has_mib} MiB, and can only grow", field="disk_mib")
-
-
-def _sizes(spec: VmSpec) -> tuple[object, ...]:
-    return spec.vcpus, spec.memory_mib, spec.vcpus_max, spec.memory_max_mib
-
-
-def check_maxima(spec: VmSpec) -> None:
-    """Raise InvalidInput when a VM could grow to less than it has."""
-    for field, value, most in (
-        ("vcpus_max", spec.vcpus, spec.vcpus_max),
-        ("memory_max_mib", spec.memory_mib, spec.memory_max_mib),
-    ):
-        if most is not None and most < value:
-            raise InvalidInput(f"{most} is less than the {value} that it has", field=field)
-    if spec.memory_max_mib is not None and spec.memory_mib < limits.GROWING_MEMORY_MIB_MIN:
-        raise InvalidInput(
-            f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB to begin with", field="memory_mib"
-        )
-
-
-def _grows(vm: Vm, spec: VmSpec) -> bool:
-    """Say whether a VM that runs can take another size without being stopped. Raises InvalidInput."""
-    has, was = vm.status.hardware, vm.spec
-    maxima = (spec.vcpus_max, spec.memory_max_mib) == (was.vcpus_max, was.memory_max_mib)
-    if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or has is None or not maxima:
-        return False
-    if spec.vcpus < was.vcpus or spec.memory_mib < was.memory_mib:
-        return False
-    if (spec.vcpus > was.vcpus and was.vcpus_max is None) or (
-        spec.memory_mib > was.memory_mib and was.memory_max_mib is None
-    ):
-        return False
-    more_mib = spec.memory_mib - has.memory_in_all_mib
-    if more_mib > 0 and more_mib % limits.MEMORY_STEP_MIB:
-        raise InvalidInput(
-            f"while it runs its memory grows by multiples of {limits.MEMORY_STEP_MIB} MiB, not by {more_mib}",
-            field="memory_mib",
-        )
-    if more_mib > 0 and len(has.dimms_mib) >= limits.MEMORY_SLOTS:
-        raise InvalidInput(
-            f"its memory has grown {limits.MEMORY_SLOTS} times since it was started", field="memory_mib",
-            hint="stop it first",
-        )  # fmt: skip
-    return True
-
-
-async def _check_resize(connection: Connection, vm: Vm, spec: VmSpec) -> None:
-    """Raise InvalidInput, IllegalState or NoCapacity unless the VM can have another size: at once if it runs and may
-    grow so far, else when it starts next."""
-    off = vm.spec.power is Power.STOPPED and vm.status.state in (VmState.STOPPED, VmState.PENDING)
-    if not off and not _grows(vm, spec):
-        raise IllegalState(
-            f"the size of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
-            hint=f"novacron vm stop {vm.name} --wait",
-        )
-    if vm.node is None:
-        return
-    await nodes.take_turn(connection)
-    node = await nodes.get(connection, vm.node)
-    load = await nodes.load(connection, vm.node)
-    without = Load(load.vcpus - vm.spec.vcpus, load.memory_mib - vm.spec.memory_mib)
-    why = no_room(node, without, spec)
-    if why is not None:
-        raise NoCapacity(why, field="memory_mib", hint="move it to a larger node first, or see: novacron node list")
-
-
-async def _remove(connection: Connection, vm: Vm) -> None:
+async def remove(connection: Connection, vm: Vm) -> None:
+    """Forget a VM of which nothing is left on its node; its epoch is kept."""
     await connection.execute(
         "INSERT INTO vm_tombstones (vm, epoch) VALUES ($1, $2) ON CONFLICT (vm) DO NOTHING",
         vm.id,
@@ -514,45 +437,6 @@ async def _remove(connection: Connection, vm: Vm) -> None:
     await events.record(
         connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project
     )
-
-
-class Report(NamedTuple):
-    """How a node says that a VM is, which it owns at ``epoch``."""
-
-    node: str
-    vm: str
-    epoch: int
-    status: VmStatus
-
-
-async def observe(connection: Connection, reports: Sequence[Report]) -> None:
-    """Store what the owners of VMs report, in this order; anyone else's report is ignored. Finishes deletions."""
-    rows = await connection.fetch(
-        "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
-    )
-    known = {row["id"]: _vm(row) for row in rows}
-    changed: dict[str, VmStatus] = {}
-    for node, id, epoch, status in reports:
-        vm = known.get(id)
-        if vm is None or vm.node != node or vm.epoch != epoch:
-            continue
-        was = changed.get(id, vm.status)
-        if status.state is VmState.ABSENT:
-            if vm.deleting:
-                await _remove(connection, known.pop(id))
-                changed.pop(id, None)
-        elif status != was:
-            changed[id] = status
-            if status.state is not was.state:
-                message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
-                reason = status.state.capitalize()
-                await events.record(connection, "vm", id, vm.name, reason, message, project=vm.project)
-    if changed:
-        await connection.execute(
-            "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"
-            " WHERE vms.id = o.id",
-            list(changed), [msgspec.to_builtins(status) for status in changed.values()],
-        )  # fmt: skip
 
 
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:
@@ -573,47 +457,6 @@ async def memory_mib(connection: Connection, ids: list[str]) -> int:
     return total
 
 
-class OwnedVm(msgspec.Struct, frozen=True):
-    """A VM as its node is told about it."""
-
-    project_id: str
-    id: str
-    name: str
-    spec: VmSpec
-    node: str
-    migration: str | None
-    epoch: int
-    deleting: bool
-    machine: str
-    reboots: int
-    halted_at_start: int | None
-    seed: Seed | None
-    resets: int
-    clone_of: CloneOf | None
-    firmware_state: FirmwareState | None
-    cpu: CpuModel | None
-
-
-async def owned(
-    connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None
-) -> list[OwnedVm]:  # fmt: skip
-    """Return every VM that ``node`` owns, or those of ``ids`` that any node owns."""
-    where, value = ("node = $1", node) if ids is None else ("node IS NOT NULL AND vms.id = ANY($1)", ids)
-    rows = await connection.fetch(
-        "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
-        " vms.id, name, spec, node, migration, epoch, deleting, status ->> 'machine' AS machine,"
-        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
-        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
-        " status -> 'cpu' AS cpu,"
-        " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
-        " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
-        " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"
-        f" WHERE {where}",
-        value,
-    )
-    return [msgspec.convert(dict(row), OwnedVm) for row in rows]
-
-
 async def seed_of(connection: Connection, id: str) -> Seed | None:
     """Return the first-boot data of a VM, if it has any."""
     found = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
@@ -624,13 +467,3 @@ async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | 
     """Return what firmware and TPM of a VM began with, if that was given."""
     found = await connection.fetchval("SELECT state FROM vm_firmware_states WHERE vm = $1", id)
     return None if found is None else msgspec.convert(found, FirmwareState)
-
-
-async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
-    """Return the epoch of each of these VMs, and whether it was deleted; ones never known are left out."""
-    rows = await connection.fetch(
-        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1)"
-        " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
-        ids,
-    )
-    return {row["id"]: (row["epoch"], row["deleted"]) for row in rows}

@@ -14,8 +14,9 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.node import Node, holds
 from novacron.model.vm import Action, Vm
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
-from novacron.store import events, imports, nodes, projects, vms
+from novacron.store import events, imports, nodes, projects, sizes, vms
 from novacron.store.database import Connection
+from novacron.telemetry import traces
 
 
 def _volume(row: Any) -> Volume:
@@ -39,7 +40,7 @@ async def create(
     before = await projects.lock_usage(connection, project)
     if image is not None:
         await imports.check_usable(connection, image, project)
-        has_mib = await vms.image_disk_mib(connection, image)
+        has_mib = await sizes.image_disk_mib(connection, image)
         if not has_mib or size_mib < has_mib:
             why = f"image {image} has {'no disk' if not has_mib else f'a disk of {has_mib} MiB'}"
             raise InvalidInput(why, field="size_mib" if has_mib else "image", hint="see: novacron image list")
@@ -65,10 +66,10 @@ async def create(
         )  # fmt: skip
     try:
         row = await connection.fetchrow(
-            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *",
+            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project,"
+            " trace) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
             f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, limited["iops"], limited["bytes_per_s"],
-            VolumePhase.CREATING, image, project,
+            VolumePhase.CREATING, image, project, traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
@@ -136,7 +137,7 @@ async def attach(
         "UPDATE volumes SET vm = $2, vm_name = $3, lun = $4, read_only = $5, boot_order = $6 WHERE id = $1 RETURNING *",
         volume.id, vm.id, vm.name, lun, read_only, boot_order,
     )  # fmt: skip
-    await _touch(connection, vm.id)
+    await vms.touch(connection, vm.id)
     await events.record(connection, "vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
     return _volume(row)
 
@@ -192,7 +193,7 @@ async def detach(connection: Connection, ref: str, actor: str) -> Volume:
     vm = await vms.get(connection, volume.vm, lock=True)
     vms.check_action(vm, Action.CONFIGURE, None)
     row = await connection.fetchrow("UPDATE volumes SET detaching = true WHERE id = $1 RETURNING *", volume.id)
-    await _touch(connection, vm.id)
+    await vms.touch(connection, vm.id)
     await events.record(connection, "vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
     return _volume(row)
 
@@ -217,7 +218,7 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
         raise Conflict(f"a volume named {changes['name']!r} exists", field="name", hint="choose another name") from None
     await projects.check_quota(connection, volume.project, before)
     if volume.vm is not None:
-        await _touch(connection, volume.vm)
+        await vms.touch(connection, volume.vm)
     changed = ", ".join(f"{key} {getattr(volume, key)} to {value}" for key, value in changes.items())
     await events.record(connection, "volume", volume.id, volume.name, "VolumeConfigured", changed, actor)
     assert row is not None
@@ -240,15 +241,11 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
         ]
         node = node if node in able else next(iter(able), node)
     row = await connection.fetchrow(
-        "UPDATE volumes SET phase = $2, node = $3 WHERE id = $1 RETURNING *", volume.id, VolumePhase.DELETING, node
-    )
+        "UPDATE volumes SET phase = $2, node = $3, trace = $4 WHERE id = $1 RETURNING *",
+        volume.id, VolumePhase.DELETING, node, traces.carry(),
+    )  # fmt: skip
     await events.record(connection, "volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
     return _volume(row)
-
-
-async def _touch(connection: Connection, vm: str) -> None:
-    """Let the VM's node be told: what it is told of a VM includes its volumes."""
-    await connection.execute("UPDATE vms SET snapshot = snapshot WHERE id = $1", vm)
 
 
 async def of_vm(connection: Connection, vm: str) -> list[Volume]:

@@ -1,5 +1,6 @@
-"""Every metric that there is: name, kind, labels, what it means. Names follow Prometheus' rules (base units, ``_total``
-for counters); the page docs/reference/metrics.md is made of this (``python -m novacron.telemetry.page``)."""
+"""Every metric that there is: name, kind, labels, what it means. Names follow Prometheus' rules (base units,
+``_total`` for counters); the page docs/reference/metrics.md is made of this (``python -m novacron.telemetry.page``).
+What agents say has no label for their node: who scrapes it gives it one (``/metrics/targets``)."""
 
 from __future__ import annotations
 
@@ -102,6 +103,18 @@ DATABASE = (
         " failed.", "outcome",
     ),
     _counter("novacron_database_unavailable_total", "How often the database could not be reached or did not answer."),
+    _gauge("novacron_database_size_bytes", "Size of the database.", together=Together.MAX),
+    _gauge("novacron_database_sessions", "Sessions that PostgreSQL has, from everywhere.", together=Together.MAX),
+    _gauge("novacron_database_sessions_max", "Sessions that PostgreSQL may have.", together=Together.MAX),
+    _gauge("novacron_database_longest_transaction_seconds", "For how long the oldest transaction has been open.",
+           together=Together.MAX),
+    _gauge("novacron_database_dead_rows", "Rows that wait to be vacuumed.", together=Together.MAX),
+    _gauge("novacron_database_archiving", "1 where PostgreSQL archives its log (archive_mode).", together=Together.MAX),
+    _gauge("novacron_database_archived_timestamp_seconds", "When a piece of the log was last archived; 0: never.",
+           together=Together.MAX),
+    _gauge("novacron_database_archive_failures", "How often archiving has failed since PostgreSQL's statistics began.",
+           together=Together.MAX),
+    _gauge("novacron_database_replicas", "Replicas that follow the database.", together=Together.MAX),
 )  # fmt: skip
 CONTROLLERS = (
     _counter("novacron_controller_steps_total", "Steps of controllers, by how they ended.", "controller", "outcome"),
@@ -188,6 +201,18 @@ FLEET = (
     _seen("novacron_projects", "Projects."),
     _seen("novacron_users", "Users, by kind.", "kind"),
     _seen("novacron_tokens", "API tokens and sessions, by kind.", "kind"),
+    _seen("novacron_project_vms", "VMs of a project.", "project"),
+    _seen("novacron_project_vcpus", "vCPUs of a project's VMs.", "project"),
+    _seen("novacron_project_memory_bytes", "Memory of a project's VMs.", "project"),
+    _gauge(
+        "novacron_active_tokens", "Tokens and sessions that were used in the last 15 minutes.", together=Together.MAX
+    ),
+    _gauge(
+        "novacron_certificate_expiry_timestamp_seconds",
+        "When a certificate ends: of the authority, the server or the node.",
+        "certificate",
+        together=Together.MAX,
+    ),
 )
 PROCESS = (
     _gauge("novacron_build_info", "1; the version that runs.", "version", "python", together=Together.MAX),
@@ -200,9 +225,93 @@ PROCESS = (
     _histogram("novacron_loop_lag_seconds", "By how much what was due came late in a process' loop.",
                buckets=QUERIES_S),
     _counter("novacron_gc_collections_total", "Collections of cycles, by generation.", "generation"),
+    _counter("novacron_traces_spans_total", "Spans: sent, failed to be sent, or dropped because too many waited.",
+             "outcome"),
+    _counter("novacron_logs_lines_total", "Lines of the log: written, dropped because too many waited, or lost because"
+             " nobody reads.", "outcome"),
     _counter("novacron_metrics_dropped_labels_total", "Values that were counted under other labels, because a metric"
              " had too many.", "metric"),
 )  # fmt: skip
 
-FAMILIES = (*API, *FEED, *DATABASE, *CONTROLLERS, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
+AGENT = (
+    _gauge("novacron_agent_link_connected", "1 while the agent is connected to a server."),
+    _counter("novacron_agent_link_connections_total", "Connections to a server, by how the attempt ended.", "outcome"),
+    _counter("novacron_agent_messages_total", "Messages of the server, by type.", "type"),
+    _gauge("novacron_agent_lease_remaining_seconds", "For how long highly available VMs may still run without the"
+           " control plane."),
+    _gauge("novacron_agent_workers", "VMs of which the agent has anything."),
+    _counter("novacron_agent_steps_total", "Steps of the VMs' workers, by how they ended.", "outcome"),
+    _histogram("novacron_agent_step_duration_seconds", "A worker's step.", buckets=STEPS_S),
+    _counter("novacron_agent_actions_total", "What was done to VMs (start, kill, and so on), by how it ended: done,"
+             " failed, or cancelled.", "action",
+             "outcome"),
+    _histogram("novacron_agent_action_duration_seconds", "From the beginning of an action to its end.", "action",
+               buckets=STEPS_S),
+    _counter("novacron_agent_questions_total", "Questions of the server, by how they ended.", "question", "outcome"),
+    _counter("novacron_qmp_commands_total", "Commands to QEMUs, by how they ended.", "command", "outcome"),
+    _histogram("novacron_qmp_command_duration_seconds", "From a command to QEMU to its answer.", buckets=STEPS_S),
+    _counter("novacron_dwcp_sessions_total", "Sessions between nodes, by this one's role and how they ended: done,"
+             " failed, or cancelled.", "role",
+             "outcome"),
+    _counter("novacron_dwcp_sent_bytes_total", "What DWCP has put on links."),
+    _counter("novacron_dwcp_received_bytes_total", "What DWCP has taken from links."),
+    _counter("novacron_dwcp_connections_opened_total", "Connections that were opened, needed or in advance."),
+    _gauge("novacron_dwcp_connections_waiting", "Connections that are open and wait for a session."),
+    _gauge("novacron_dwcp_connections_reused", "How often a session took a connection that waited."),
+    _gauge("novacron_dwcp_page_store_bytes", "Disk space that pages take which VMs left behind."),
+    _gauge("novacron_dwcp_page_store_bytes_max", "Disk space that such pages may take."),
+    _gauge("novacron_agent_images", "Images that the node holds."),
+)  # fmt: skip
+HOST = (
+    _gauge("novacron_host_cpus", "Processors."),
+    _counter("novacron_host_cpu_seconds_total", "Processor time, by mode (proc_stat(5)).", "mode"),
+    _gauge("novacron_host_load1", "Load average of a minute."),
+    _gauge("novacron_host_memory_bytes", "The memory that it has."),
+    _gauge("novacron_host_memory_available_bytes", "Memory that could be had without swapping."),
+    _counter("novacron_host_pressure_seconds_total", "For how long something has waited for a resource (PSI, some).",
+             "resource"),
+    _gauge("novacron_host_filesystem_bytes", "Size of the file system that a directory of the agent's is on.", "place"),
+    _gauge("novacron_host_filesystem_free_bytes", "Room on it.", "place"),
+    _counter("novacron_host_network_receive_bytes_total", "Bytes that came in.", "interface"),
+    _counter("novacron_host_network_transmit_bytes_total", "Bytes that went out.", "interface"),
+    _counter("novacron_host_network_drops_total", "Packets that were dropped.", "interface"),
+    _gauge("novacron_host_boot_timestamp_seconds", "When the host was started."),
+)  # fmt: skip
+OF_A_VM = ("vm", "name", "project")
+VM = (
+    _gauge("novacron_vm_running", "1 while there is a QEMU.", *OF_A_VM),
+    _gauge("novacron_vm_vcpus", "vCPUs that the guest has.", *OF_A_VM),
+    _counter("novacron_vm_cpu_seconds_total", "Processor time of its QEMU.", *OF_A_VM),
+    _counter("novacron_vm_cpu_throttled_seconds_total", "For how long its QEMU was held back by its limit (cgroup).",
+             *OF_A_VM),
+    _gauge("novacron_vm_memory_bytes", "Memory that the guest has.", *OF_A_VM),
+    _gauge("novacron_vm_memory_balloon_bytes", "Memory that its balloon leaves it.", *OF_A_VM),
+    _gauge("novacron_vm_memory_available_bytes", "Memory that the guest could still use, as its balloon driver says.",
+           *OF_A_VM),
+    _gauge("novacron_vm_memory_resident_bytes", "Memory of the host that its QEMU has.", *OF_A_VM),
+    _gauge("novacron_vm_memory_charged_bytes", "Memory that its cgroup is charged for, files that were read included.",
+           *OF_A_VM),
+    _gauge("novacron_vm_start_timestamp_seconds", "When its QEMU was started here.", *OF_A_VM),
+    _counter("novacron_vm_disk_read_bytes_total", "Bytes that the guest read.", *OF_A_VM, "disk"),
+    _counter("novacron_vm_disk_written_bytes_total", "Bytes that the guest wrote.", *OF_A_VM, "disk"),
+    _counter("novacron_vm_disk_reads_total", "Reads of the guest.", *OF_A_VM, "disk"),
+    _counter("novacron_vm_disk_writes_total", "Writes of the guest.", *OF_A_VM, "disk"),
+    _counter("novacron_vm_disk_flushes_total", "Flushes of the guest.", *OF_A_VM, "disk"),
+    _counter("novacron_vm_disk_seconds_total", "Time that reads, writes and flushes took, together.", *OF_A_VM, "disk",
+             "operation"),
+    _counter("novacron_vm_disk_errors_total", "Reads, writes and flushes that failed.", *OF_A_VM, "disk"),
+    _gauge("novacron_vm_disk_allocated_bytes", "Disk space that the VM's own layers take.", *OF_A_VM),
+    _counter("novacron_vm_network_receive_bytes_total", "Bytes that came to the guest.", *OF_A_VM, "interface"),
+    _counter("novacron_vm_network_transmit_bytes_total", "Bytes that the guest sent.", *OF_A_VM, "interface"),
+    _counter("novacron_vm_network_receive_packets_total", "Packets that came to the guest.", *OF_A_VM,
+             "interface"),
+    _counter("novacron_vm_network_transmit_packets_total", "Packets that the guest sent.", *OF_A_VM, "interface"),
+    _counter("novacron_vm_network_drops_total", "Packets to or from the guest that were dropped.", *OF_A_VM,
+             "interface"),
+    _gauge("novacron_vm_guest_agent", "1 while a guest agent has its port open.", *OF_A_VM),
+)  # fmt: skip
+
+SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
+AGENTS = (*AGENT, *HOST, *VM)
+FAMILIES = (*SERVERS, *AGENTS)
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
+from novacron.telemetry import values
 from novacron.telemetry.declared import FAMILIES, Family, Kind
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import Cells, Labels, counter, histogram
 
-CONTENT_TYPE = "text/plain; version=0.0.4"
-ENDED = ("completed", "failed", "aborted")
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+ENDED, KINDS = ("completed", "failed", "aborted"), ("live", "cold", "warm")
 FOLLOWED_MAX = 10_000
 """Migrations that are remembered until all about them is known."""
 
 Body = Mapping[str, Any]
+Examples = Mapping[str, Mapping[Labels, Mapping[int, values.Exemplar]]]
 Seen = Iterable[tuple[str, Labels, float]]
 """Names, labels and values."""
 
@@ -29,6 +35,8 @@ class MigrationMetrics:
     """Counts what migrations, and DWCP under them, did since this process started. One process of a server counts."""
 
     def __init__(self) -> None:
+        for kind, outcome in itertools.product(KINDS, ENDED):  # an increase from nothing is not seen
+            counter("novacron_migrations_total").cell(kind, outcome)
         self._followed: dict[str, bool] = {}
         """Migrations whose end, or else whose downtime, is still to come: whether the end was seen."""
 
@@ -73,21 +81,26 @@ class Metrics:
     def __init__(self, processes: Processes, seen: Callable[[], Seen]) -> None:
         self._processes, self._seen = processes, seen
 
-    async def render(self) -> bytes:
-        """Return them in Prometheus' text format, which is written in a thread: of 2,000 nodes it takes a while."""
+    async def render(self, *, open_metrics: bool = False) -> bytes:
+        """Return them in one of Prometheus' formats, which is written in a thread: of 2,000 nodes it takes a while."""
         found = self._processes.all()
         for name, labels, value in self._seen():
             found.setdefault(name, {})[labels] = [value]
-        registry = CollectorRegistry()
-        registry.register(_Found(found))
-        return bytes(await asyncio.to_thread(generate_latest, registry))
+        return await asyncio.to_thread(text, found, open_metrics=open_metrics)
+
+
+def text(found: dict[str, Cells], *, open_metrics: bool = False) -> bytes:
+    """Return what was counted in Prometheus' text format, or in OpenMetrics, which has exemplars."""
+    registry = CollectorRegistry()
+    registry.register(_Found(found, values.examples() if open_metrics else {}))
+    return bytes((openmetrics.generate_latest if open_metrics else generate_latest)(registry))
 
 
 class _Found(Collector):
     """What was counted and seen at one moment."""
 
-    def __init__(self, found: dict[str, Cells]) -> None:
-        self._found = found
+    def __init__(self, found: dict[str, Cells], examples: Examples) -> None:
+        self._found, self._examples = found, examples
 
     def describe(self) -> Iterable[Metric]:
         return ()  # registering must not collect
@@ -95,10 +108,14 @@ class _Found(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
             if family.name in self._found:
-                yield _rendered(family, self._found[family.name])
+                yield _rendered(family, self._found[family.name], self._examples.get(family.name, {}))
 
 
-def _rendered(family: Family, cells: Cells) -> Metric:
+def _exemplar(found: values.Exemplar | None) -> Exemplar | None:
+    return None if found is None else Exemplar({"trace_id": found.trace}, found.value, found.at_s)
+
+
+def _rendered(family: Family, cells: Cells, examples: Mapping[Labels, Mapping[int, values.Exemplar]]) -> Metric:
     match family.kind:
         case Kind.COUNTER:
             count = CounterMetricFamily(family.name, family.help, labels=family.labels)
@@ -114,5 +131,10 @@ def _rendered(family: Family, cells: Cells) -> Metric:
             shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
             bounds = [*(str(float(bound)) for bound in family.buckets), "+Inf"]
             for labels, cell in cells.items():
-                shown.add_metric(labels, list(zip(bounds, accumulate(cell[:-1]), strict=True)), cell[-1])
+                known = examples.get(labels, {})
+                buckets: list[Any] = [
+                    (bound, total, _exemplar(known.get(place)))
+                    for place, (bound, total) in enumerate(zip(bounds, accumulate(cell[:-1]), strict=True))
+                ]
+                shown.add_metric(labels, buckets, cell[-1])
             return shown

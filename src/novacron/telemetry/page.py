@@ -13,7 +13,10 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     "The link to nodes": declared.LINK,
     "Migrations and DWCP": declared.MIGRATIONS,
     "The fleet": declared.FLEET,
-    "Processes": declared.PROCESS,
+    "Processes: of servers and of agents": declared.PROCESS,
+    "Agents": declared.AGENT,
+    "Nodes, as machines": declared.HOST,
+    "VMs, where they run": declared.VM,
 }
 TOGETHER = {
     Together.SUM: "sum",
@@ -27,10 +30,13 @@ def page() -> str:
     lines = [
         "# Reference: metrics",
         "",
-        f"What a server says at `/metrics`: {len(declared.FAMILIES)} metrics, made from `telemetry/declared.py` with",
-        "`python -m novacron.telemetry.page`. The processes of one server (`--workers`) are put together as the last",
-        "column says; of several servers, sum what is summed here, and take the largest of what each sees, or counts",
-        "for itself: migrations.",
+        f"{len(declared.FAMILIES)} metrics, made from `telemetry/declared.py` with",
+        "`python -m novacron.telemetry.page`.",
+        "A server says its own at `/metrics`, and those of each agent that is connected to it, with its VMs, at",
+        "`/api/v1/nodes/NODE/metrics`; `/metrics/targets` lists these for Prometheus (HTTP service discovery).",
+        "The processes of one server (`--workers`) are put together as the last column says; of several servers, sum",
+        "what is summed here, and take the largest of what each sees, or counts for itself: migrations.",
+        "Who accepts OpenMetrics gets exemplars with durations: the trace of something that took so long.",
     ]
     for title, families in GROUPS.items():
         lines += ["", f"## {title}", ""]

@@ -1,5 +1,5 @@
 """What the processes of one server have counted, put together: each writes its own into a file every second, and who is
-asked adds them up. What a process that has ended counted stays: a counter never becomes less."""
+asked writes and adds them up. What a process that has ended counted stays: a counter never becomes less."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from novacron.telemetry.values import Cells, Labels, counted
 
 log = logs.get(__name__)
 
+_STARTED_NS = time.time_ns()
+"""Tells this process from another with its number."""
 WRITE_S = 1.0
 GONE_MAX = 500
 """Files of processes that have ended; the oldest are let go of."""
@@ -29,7 +31,7 @@ class Processes:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._own = directory / f"{os.getpid()}-{time.time_ns()}"
+        self._own = directory / f"{os.getpid()}-{_STARTED_NS}"
         self._writes = True
 
     def begin(self) -> None:
@@ -66,19 +68,23 @@ class Processes:
             self._writes = False
 
     def all(self) -> dict[str, Cells]:
-        """Return what all of them have counted, this one until now, the others until a second ago."""
+        """Return what all of them have counted, this one until now, the others until a second ago. What is said is
+        written, too: whichever of them is asked next, and were this one killed, no counter becomes less."""
         found = {name: {labels: cell.copy() for labels, cell in cells.items()} for name, cells in counted().items()}
-        gone = []
+        gone, others = [], False
         for path in sorted(self._directory.glob("[0-9]*")) if self._directory.exists() else ():
             if path == self._own:
                 continue
             alive = Path(f"/proc/{path.name.partition('-')[0]}").exists()
+            others |= alive
             if not alive:
                 gone.append(path)
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 _add(found, msgspec.msgpack.decode(path.read_bytes(), type=Told), alive=alive)
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)
+        if others:
+            self.write()
         return found
 
 

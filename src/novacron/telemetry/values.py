@@ -7,8 +7,9 @@ raise KeyError. Only the event loop's thread may count.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 from novacron.telemetry.declared import BY_NAME, Family, Kind
 
@@ -22,6 +23,14 @@ Cells = dict[Labels, list[float]]
 """A counter's and a gauge's cell is one number; a histogram's how many were in each bucket (the last is beyond all),
 and their sum."""
 Read = Callable[[], Mapping[Labels, float]]
+
+
+class Exemplar(NamedTuple):
+    """Something that was measured in a trace: its id, the value, and when, in seconds since 1970."""
+
+    trace: str
+    value: float
+    at_s: float
 
 
 class _Values:
@@ -77,11 +86,27 @@ class Histogram(_Values):
     def __init__(self, family: Family) -> None:
         super().__init__(family)
         self.bounds = family.buckets
+        self.exemplars: dict[int, dict[int, Exemplar]] = {}
+        """By the cell's identity: cells are never let go of."""
 
-    def observe(self, value: float, *labels: str) -> None:
+    def observe(self, value: float, *labels: str, trace: str = "") -> None:
+        """Count a value; ``trace``: the id of the trace in which it was measured, if that is recorded."""
         cell = self.cell(*labels)
-        cell[bisect.bisect_left(self.bounds, value)] += 1
+        bucket = bisect.bisect_left(self.bounds, value)
+        cell[bucket] += 1
         cell[-1] += value
+        if trace:
+            self.exemplify(cell, bucket, trace, value)
+
+    def exemplify(self, cell: list[float], bucket: int, trace: str, value: float) -> None:
+        """Remember the latest example of a cell's bucket."""
+        self.exemplars.setdefault(id(cell), {})[bucket] = Exemplar(trace, value, time.time())
+
+    def examples(self) -> dict[Labels, dict[int, Exemplar]]:
+        """Return the latest examples, by labels and bucket."""
+        return {
+            labels: found for labels, cell in self.cells.items() if (found := self.exemplars.get(id(cell))) is not None
+        }
 
 
 V = TypeVar("V", bound=_Values)
@@ -110,6 +135,20 @@ def gauge(name: str) -> Gauge:
 
 def histogram(name: str) -> Histogram:
     return _of(Histogram, name)
+
+
+def begin(families: Iterable[Family]) -> None:
+    """Have counters without labels there before they count anything: an increase from nothing is not seen."""
+    for family in families:
+        if family.kind is Kind.COUNTER and not family.labels:
+            counter(family.name)
+
+
+def examples() -> dict[str, dict[Labels, dict[int, Exemplar]]]:
+    """Return the latest examples of what this process has measured, by name."""
+    return {
+        name: found for name, values in _all.items() if isinstance(values, Histogram) and (found := values.examples())
+    }
 
 
 def counted() -> dict[str, Cells]:

@@ -19,12 +19,16 @@ from novacron.model.seed import Seed
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase
+from novacron.wire.questions import Question
 
 PROTOCOL = 6
 
 
-class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, kw_only=True, omit_defaults=True):
     """Base of all messages."""
+
+    trace: str = ""
+    """To which trace belongs what is said (W3C Trace Context: traceparent)."""
 
 
 # agent to server
@@ -361,6 +365,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """The processor that its guest has, or is to have; None: all that the node can give."""
     firmware_state: FirmwareState | None = None
     """What firmware and TPM of a VM that has not run yet begin with."""
+    trace: str = ""
+    """To which trace belongs what was last asked of it."""
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -378,6 +384,7 @@ class Task(msgspec.Struct, frozen=True):
     rate_bytes_per_s: int | None = None
     """What the source may use of the link now."""
     policy: Policy = Policy.THROTTLE
+    trace: str = ""
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -461,6 +468,7 @@ class ImportWanted(msgspec.Struct, frozen=True):
 
     id: str
     spec: ImportSpec
+    trace: str = ""
 
 
 class VolumeWanted(msgspec.Struct, frozen=True):
@@ -472,6 +480,7 @@ class VolumeWanted(msgspec.Struct, frozen=True):
     phase: VolumePhase
     image: str | None = None
     """Of which image's disk it begins as a copy."""
+    trace: str = ""
 
 
 class Volumes(Message, frozen=True):
@@ -492,6 +501,7 @@ class ExportWanted(msgspec.Struct, frozen=True):
     id: str
     vm: str
     phase: ExportPhase
+    trace: str = ""
 
 
 class Exports(Message, frozen=True):
@@ -504,51 +514,6 @@ class Imports(Message, frozen=True):
     """All imports that this node is to work on; others are over."""
 
     imports: tuple[ImportWanted, ...]
-
-
-class TakePiece(msgspec.Struct, frozen=True, tag=True):
-    """Bytes of an upload, which begin at ``offset``. The answer is how many of it the node holds."""
-
-    id: str
-    offset: int
-    data: bytes
-
-
-class RemoveImage(msgspec.Struct, frozen=True, tag=True):
-    """Remove an image; no VM is made of it any more. The answer is empty."""
-
-    name: str
-    digest: str
-
-
-class ReadConsoleLog(msgspec.Struct, frozen=True, tag=True):
-    """The end of what a VM printed on its serial line. The answer is bytes."""
-
-    vm: str
-    bytes_max: int
-
-
-class TakeScreenshot(msgspec.Struct, frozen=True, tag=True):
-    """What a VM's display shows. The answer is a PNG file."""
-
-    vm: str
-
-
-class ReadExport(msgspec.Struct, frozen=True, tag=True):
-    """A piece of an export. The answer is bytes."""
-
-    id: str
-    offset: int
-    bytes_max: int
-
-
-class ReadFirmwareState(msgspec.Struct, frozen=True, tag=True):
-    """What firmware and TPM of an exported VM remembered. The answer is a FirmwareState."""
-
-    id: str
-
-
-Question = ReadExport | ReadFirmwareState | TakePiece | RemoveImage | ReadConsoleLog | TakeScreenshot
 
 
 class Ask(Message, frozen=True):

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Makes what agent and Prometheus begin with, once.
+set -eu
+if [ ! -s /shared/join ]; then
+    novacron node join-token --node node-1 > /shared/.join
+    mv /shared/.join /shared/join
+fi
+if [ ! -s /shared/novacron.token ]; then
+    novacron token create prometheus --scope read | tr -d '\n' > /shared/.token
+    mv /shared/.token /shared/novacron.token
+fi
+cp /state/server/ca.crt /shared/novacron-ca.crt
+chmod 0644 /shared/novacron.token /shared/novacron-ca.crt

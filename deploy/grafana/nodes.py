@@ -1,0 +1,159 @@
+"""Hosts, site by site: are they there, what do they have left."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from deploy.grafana.panels import board, graph, list_of, quantile, rate, row, variable
+
+NODES = 'node=~"$node"'
+
+
+def nodes() -> Dashboard:
+    return (
+        board(
+            "novacron-nodes",
+            "nodes and sites",
+            "Hosts, site by site: are they there, what do they have left.",
+            variable("site", "Site", "novacron_node_ready"),
+            variable("node", "Node", "novacron_node_ready"),
+        )
+        .with_panel(
+            list_of(
+                "Ready",
+                "none",
+                {"": 'max by (site, node) (novacron_node_ready{site=~"$site", node=~"$node"})'},
+                width=8,
+            )
+        )
+        .with_panel(graph("VMs", "none", {"{{node}}": f"max by (node) (novacron_node_vms{{{NODES}}})"}, stacked=True))
+        .with_panel(
+            graph(
+                "Sites",
+                "none",
+                {"{{site}} ready": 'sum by (site) (max by (site, node) (novacron_node_ready{site=~"$site"}))'},
+            )
+        )
+        .with_row(row("What they have, and use"))
+        .with_panel(
+            graph(
+                "Processors used",
+                "percentunit",
+                {
+                    "{{node}}": f'sum by (node) (rate(novacron_host_cpu_seconds_total{{mode!~"idle|iowait", {NODES}}}[$__rate_interval]))'
+                    f" / sum by (node) (novacron_host_cpus{{{NODES}}})"
+                },
+                most=1,
+            )
+        )
+        .with_panel(graph("Load", "none", {"{{node}}": f"max by (node) (novacron_host_load1{{{NODES}}})"}))
+        .with_panel(
+            graph(
+                "Memory used",
+                "percentunit",
+                {
+                    "{{node}}": f"1 - novacron_host_memory_available_bytes{{{NODES}}} / novacron_host_memory_bytes{{{NODES}}}"
+                },
+                most=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Memory promised",
+                "percentunit",
+                {
+                    "{{node}}": f"max by (node) (novacron_node_memory_allocated_bytes{{{NODES}}}) / max by (node) (novacron_node_memory_bytes{{{NODES}}})"
+                },
+            )
+        )
+        .with_panel(
+            graph(
+                "vCPUs promised for each processor",
+                "none",
+                {
+                    "{{node}}": f"max by (node) (novacron_node_vcpus_allocated{{{NODES}}}) / max by (node) (novacron_node_cpus{{{NODES}}})"
+                },
+            )
+        )
+        .with_panel(
+            graph(
+                "Waiting",
+                "percentunit",
+                {"{{node}} {{resource}}": rate("novacron_host_pressure_seconds_total", "node, resource", NODES)},
+                about="Share of time in which something waits for a resource (PSI).",
+            )
+        )
+        .with_panel(
+            graph(
+                "Disks used",
+                "percentunit",
+                {
+                    "{{node}} {{place}}": f"1 - novacron_host_filesystem_free_bytes{{{NODES}}} / novacron_host_filesystem_bytes{{{NODES}}}"
+                },
+                most=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Network",
+                "Bps",
+                {
+                    "{{node}} in": rate("novacron_host_network_receive_bytes_total", "node", NODES),
+                    "{{node}} out": rate("novacron_host_network_transmit_bytes_total", "node", NODES),
+                },
+            )
+        )
+        .with_panel(
+            graph("Packets dropped", "pps", {"{{node}}": rate("novacron_host_network_drops_total", "node", NODES)})
+        )
+        .with_row(row("Agents"))
+        .with_panel(graph("Link", "none", {"{{node}}": f"max by (node) (novacron_agent_link_connected{{{NODES}}})"}))
+        .with_panel(
+            graph("Lease left", "s", {"{{node}}": f"max by (node) (novacron_agent_lease_remaining_seconds{{{NODES}}})"})
+        )
+        .with_panel(
+            graph("Clocks", "s", {"{{node}}": f"max by (node) (abs(novacron_node_clock_skew_seconds{{{NODES}}}))"})
+        )
+        .with_panel(
+            graph("Steps", "ops", {"{{node}} {{outcome}}": rate("novacron_agent_steps_total", "node, outcome", NODES)})
+        )
+        .with_panel(
+            graph(
+                "Commands to QEMUs",
+                "ops",
+                {
+                    "{{command}} {{outcome}}": "topk(10, "
+                    + rate("novacron_qmp_commands_total", "command, outcome", NODES)
+                    + ")"
+                },
+            )
+        )
+        .with_panel(
+            graph(
+                "QEMUs answer within",
+                "s",
+                {"{{node}}": quantile(0.95, "novacron_qmp_command_duration_seconds", "node", NODES)},
+            )
+        )
+        .with_panel(
+            graph("Messages of agents", "ops", {"{{type}}": rate("novacron_link_messages_total", "type")}, stacked=True)
+        )
+        .with_panel(
+            graph(
+                "Heartbeats and reports",
+                "ops",
+                {
+                    "heartbeats {{outcome}}": rate("novacron_link_heartbeats_total", "outcome"),
+                    "reports {{outcome}}": rate("novacron_link_reports_total", "outcome"),
+                },
+            )
+        )
+        .with_panel(
+            graph(
+                "Questions to agents",
+                "s",
+                {"{{question}}": quantile(0.95, "novacron_link_question_duration_seconds", "question")},
+                about="95 % are answered within.",
+            )
+        )
+    )

@@ -1,0 +1,107 @@
+"""What was promised, and how much of what may go wrong is left."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from deploy.grafana.panels import board, graph, list_of, number, row
+
+
+def slo() -> Dashboard:
+    return (
+        board(
+            "novacron-slo", "service level objectives", "What was promised, and how much of what may go wrong is left."
+        )
+        .with_panel(
+            number(
+                "Requests that succeed (99.9 %)",
+                "percentunit",
+                "novacron:slo_api:ratio30d",
+                warn=0.999,
+                bad=0.998,
+                low=True,
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Error budget left",
+                "percentunit",
+                "1 - (1 - novacron:slo_api:ratio30d) / 0.001",
+                warn=0.25,
+                bad=0.01,
+                low=True,
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Answered within 0.5 s (99 %)",
+                "percentunit",
+                "novacron:slo_latency:ratio30d",
+                warn=0.99,
+                bad=0.98,
+                low=True,
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Migrations that complete (99 %)",
+                "percentunit",
+                "novacron:slo_migrations:ratio30d",
+                warn=0.99,
+                bad=0.97,
+                low=True,
+                width=6,
+            )
+        )
+        .with_row(row("How fast the budget burns: 1 is as fast as it may"))
+        .with_panel(
+            graph(
+                "API",
+                "none",
+                {
+                    "5 minutes": "novacron:api_errors:ratio5m / 0.001",
+                    "30 minutes": "novacron:api_errors:ratio30m / 0.001",
+                    "an hour": "novacron:api_errors:ratio1h / 0.001",
+                    "6 hours": "novacron:api_errors:ratio6h / 0.001",
+                },
+                width=12,
+                about="Alerts: 14.4 over an hour and five minutes, 6 over six hours and thirty minutes.",
+            )
+        )
+        .with_panel(
+            graph(
+                "Answered within 0.5 s",
+                "percentunit",
+                {"5 minutes": "novacron:slo_latency:ratio5m", "30 days": "novacron:slo_latency:ratio30d"},
+                width=12,
+                most=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Guests that stood still for less than 0.5 s",
+                "percentunit",
+                {
+                    "of all migrations": 'sum(novacron_migration_downtime_seconds_bucket{le="0.5"})'
+                    " / sum(novacron_migration_downtime_seconds_count)"
+                },
+                width=12,
+                most=1,
+            )
+        )
+        .with_panel(
+            graph(
+                "Nodes that are ready",
+                "percentunit",
+                {"of all": "avg(max by (node) (novacron_node_ready))"},
+                width=12,
+                most=1,
+            )
+        )
+        .with_panel(
+            list_of("Alerts", "none", {"": "sum by (alertname, alertstate, severity) (ALERTS) or vector(0)"}, width=24)
+        )
+    )

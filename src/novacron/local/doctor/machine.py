@@ -1,0 +1,223 @@
+"""Can this machine run a server, or an agent with VMs: what is there, what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+import resource
+import shutil
+import socket
+import ssl
+import sys
+import time
+from pathlib import Path
+
+from novacron import pki
+from novacron.local.doctor.finding import Finding, bad, ok, warning
+from novacron.model.node import AcceleratorKind
+from novacron.qemu import probe
+
+QEMU_MIN = (7, 2)
+PYTHON_MIN = (3, 11)
+PORTS = {7443: "API", 7444: "agents' link", 7445: "migrations"}
+FREE_SHARE_MIN, FREE_SHARE_BAD = 0.15, 0.05
+DAY_S = 86400
+PROGRAMS = {
+    "qemu-img": ("images and disks", "qemu-utils"),
+    "setpriv": ("QEMUs that are kept apart", "util-linux"),
+    "nft": ("networks of VMs", "nftables"),
+    "dnsmasq": ("addresses in networks of VMs", "dnsmasq-base"),
+}
+OPTIONAL = {
+    "swtpm": ("VMs with a TPM", "swtpm"),
+    "wg": ("networks between sites that are encrypted", "wireguard-tools"),
+}
+TIME_ERROR, STA_UNSYNC = 5, 0x40
+
+
+async def privileges() -> list[Finding]:
+    if os.geteuid() == 0:
+        return [ok("privileges", "root: networks can be made, and VMs be kept apart")]
+    return [
+        warning(
+            "privileges",
+            f"user {os.geteuid()}: an agent makes no networks here, and its VMs are not kept apart",
+            "run the agent as root; a server needs no root",
+        )
+    ]
+
+
+async def _said(*arguments: str) -> tuple[int, str]:
+    """Return a program's exit status and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 10)
+    return process.returncode or 0, out.decode(errors="replace")
+
+
+async def qemu(binary: str) -> list[Finding]:
+    if shutil.which(binary) is None:
+        return [bad("QEMU", f"there is no {binary}", "apt-get install qemu-system-x86")]
+    _, said = await _said(binary, "--version")
+    version = re.search(r"version (\d+)\.(\d+)", said)
+    if version is None:
+        return [warning("QEMU", f"{binary} does not tell its version", "is it QEMU?")]
+    number = int(version[1]), int(version[2])
+    text = f"version {number[0]}.{number[1]}"
+    if number < QEMU_MIN:
+        return [bad("QEMU", text, f"install {QEMU_MIN[0]}.{QEMU_MIN[1]} or later")]
+    return [ok("QEMU", text), _python()]
+
+
+def _python() -> Finding:
+    text = f"version {sys.version_info.major}.{sys.version_info.minor}, {ssl.OPENSSL_VERSION}"
+    return ok("Python", text) if sys.version_info[:2] >= PYTHON_MIN else bad("Python", text, "install 3.11 or later")
+
+
+async def accelerator(binary: str) -> list[Finding]:
+    """Boot a few bytes of guest code: that /dev/kvm opens proves nothing."""
+    if shutil.which(binary) is None:
+        return []
+    try:
+        found = await probe.probe(binary)
+    except RuntimeError as error:
+        return [bad("accelerator", str(error), "reinstall QEMU; is this machine's memory exhausted?")]
+    if found.kind is AcceleratorKind.KVM:
+        return [ok("accelerator", f"KVM: {found.reason}")]
+    advice = "switch virtualisation on in the firmware, or nested virtualisation on the host of this machine"
+    if not Path("/dev/kvm").exists():
+        advice += "; then: modprobe kvm_intel, or kvm_amd"
+    elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        advice = "run as root, or put the user into the group kvm"
+    return [warning("accelerator", f"none, VMs are emulated, ten times slower: {found.reason}", advice)]
+
+
+async def programs() -> list[Finding]:
+    found = []
+    for grade, wanted in ((bad, PROGRAMS), (warning, OPTIONAL)):
+        for name, (what, package) in wanted.items():
+            if shutil.which(name) is None:
+                found.append(grade("programs", f"no {name}: no {what}", f"apt-get install {package}"))
+    return found or [ok("programs", "all that an agent uses are there")]
+
+
+async def kernel() -> list[Finding]:
+    found = []
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        found.append(bad("kernel", "/dev/net/tun can't be opened: VMs have no network", "modprobe tun; run as root"))
+    available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+    if available.exists() and "bbr" not in available.read_text().split():
+        found.append(
+            warning("kernel", "no BBR: migrations over links that lose packets are several times slower",
+                    "modprobe tcp_bbr, and put tcp_bbr into /etc/modules")
+        )  # fmt: skip
+    groups = Path("/sys/fs/cgroup")
+    if not ((groups / "cgroup.controllers").exists() or (groups / "memory").exists()):
+        found.append(
+            warning("kernel", "no cgroups: VMs have no limits of memory and processors", "mount /sys/fs/cgroup")
+        )
+    if os.geteuid() == 0:
+        for kind, more in (("bridge", ()), ("vxlan", ("id", "1", "dstport", "4789"))):
+            status, said = await _said("unshare", "--net", "ip", "link", "add", "novadoctor", "type", kind, *more)
+            if status != 0:
+                last = said.strip().splitlines()[-1:] or [""]
+                found.append(bad("kernel", f"no {kind} interfaces: {last[0]}", f"modprobe {kind}"))
+    release = os.uname().release
+    return found or [ok("kernel", f"Linux {release}: interfaces, BBR and cgroups are there")]
+
+
+class _Timex(ctypes.Structure):
+    """What adjtimex(2) returns, as far as it is looked at."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("freq", ctypes.c_long), ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long), ("status", ctypes.c_int), ("rest", ctypes.c_byte * 256),
+    )  # fmt: skip
+
+
+async def clock() -> list[Finding]:
+    timex = _Timex()
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+    if state == TIME_ERROR or timex.status & STA_UNSYNC:
+        return [
+            warning("clock", "nobody keeps it right: certificates, leases and logs need that",
+                    "apt-get install chrony (in a VM or a container: on its host)")
+        ]  # fmt: skip
+    return [ok("clock", f"kept right, within {timex.maxerror / 1e6:.1f} s")]
+
+
+async def ports() -> list[Finding]:
+    found = []
+    for port, what in PORTS.items():
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(("0.0.0.0", port))
+                found.append(f"{port} ({what}) is free")
+            except OSError:
+                found.append(f"{port} ({what}) is used: by NovaCron, if it runs here")
+    return [ok("ports", "; ".join(found))]
+
+
+async def disk(state_dir: Path) -> list[Finding]:
+    there = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    share = usage.free / usage.total
+    text = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f} ({there})"
+    if share < FREE_SHARE_BAD:
+        return [bad("disk", text, "make room: VMs whose disk is full are paused, and a full database stops")]
+    if share < FREE_SHARE_MIN:
+        return [warning("disk", text, "make room soon: novacron image list; du -xh --max-depth 2 of the directory")]
+    return [ok("disk", text)]
+
+
+async def memory() -> list[Finding]:
+    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(found[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    text = f"{free:.1f} GiB free of {total:.1f}"
+    if free / total < FREE_SHARE_BAD:
+        return [bad("memory", text, "move VMs away: novacron node drain")]
+    return [ok("memory", text)]
+
+
+async def limits() -> list[Finding]:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most < 65536:
+        return [warning("limits", f"at most {most} open files: a connection is one", "LimitNOFILE=1048576 in the unit")]
+    return [ok("limits", f"up to {most} open files")]
+
+
+async def certificates(state_dir: Path) -> list[Finding]:
+    found = []
+    for name, path in {
+        "authority": state_dir / "server/ca.crt", "server": state_dir / "server/server.crt",
+        "node": state_dir / "agent/identity/node.crt",
+    }.items():  # fmt: skip
+        try:
+            left_s = pki.expires_at_s(path.read_bytes()) - time.time()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            found.append(
+                warning("certificates", f"{path} can't be read: {error}", "run as root; restore it from a backup")
+            )
+            continue
+        text = f"the {name}'s is good for {left_s / DAY_S:.0f} days"
+        if left_s <= 0:
+            found.append(bad("certificates", f"the {name}'s has ended", _renewal(name)))
+        elif left_s < 5 * DAY_S:
+            found.append(warning("certificates", text, _renewal(name)))
+        else:
+            found.append(ok("certificates", text))
+    return found
+
+
+def _renewal(name: str) -> str:
+    return {
+        "authority": "make a new one, and let all nodes join again",
+        "server": "restart the server: it makes itself a new one",
+        "node": "it is renewed while the node is connected: is it? Else remove the node, and let it join again",
+    }[name]

@@ -1,0 +1,178 @@
+"""Is what runs well: the database, and the platform that this user's settings lead to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+
+import asyncpg
+
+from novacron import __version__
+from novacron.client.api import Client, Object, load_config
+from novacron.client.errors import ApiError, Unreachable
+from novacron.local.doctor.finding import Finding, bad, ok, warning
+from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
+
+SKEW_S_MAX = 1.0
+STALE_S = 120.0
+SHOWN_MAX = 5
+CONNECT_S = 5.0
+
+
+async def database(url: str | None) -> list[Finding]:
+    if url is None:
+        return []
+    try:
+        connection = await asyncpg.connect(url, timeout=CONNECT_S)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
+        why = str(error) or type(error).__name__
+        return [
+            bad("database", f"can't be reached: {why}", "does PostgreSQL run; are address, name and password right?")
+        ]
+    try:
+        return [finding async for finding in _database(connection)]
+    finally:
+        await connection.close()
+
+
+async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    text = f"PostgreSQL {number // 10000}"
+    if number < SERVER_VERSION_MIN:
+        yield bad("database", text, "install version 15 or later")
+    else:
+        yield ok("database", text)
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        yield ok("database", "has no tables yet: the server makes them when it starts")
+    else:
+        schema = await connection.fetchval("SELECT version_num FROM alembic_version")
+        if schema > SCHEMA_VERSION:
+            yield bad(
+                "database", f"its tables are of a later version ({schema}, not {SCHEMA_VERSION})", "update NovaCron"
+            )
+        elif schema < SCHEMA_VERSION:
+            yield warning("database", f"its tables are of an earlier version ({schema}, not {SCHEMA_VERSION})",
+                          "start this version's server: it brings them up to date")  # fmt: skip
+    used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+    most = int(await connection.fetchval("SHOW max_connections"))
+    if used > most * 0.9:
+        yield bad("database", f"{used} of {most} sessions are used", "raise max_connections, or lower --pool")
+    if await connection.fetchval("SHOW archive_mode") == "off":
+        yield warning("database", "its log is archived nowhere: what is lost with its disk can't be brought back",
+                      "set archive_mode and archive_command, and make base backups")  # fmt: skip
+    open_s = await connection.fetchval(
+        "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    if open_s > 60:
+        yield warning("database", f"a transaction has been open for {open_s:.0f} s: reads become old",
+                      "see docs/runbooks/alerts.md#readsareold")  # fmt: skip
+
+
+async def platform() -> list[Finding]:
+    try:
+        config = load_config()
+    except Unreachable:
+        return [ok("platform", "this user has no settings for one, so none was looked at")]
+    try:
+        return await asyncio.to_thread(lambda: list(_platform(Client(config))))
+    except Unreachable as error:
+        return [
+            bad("platform", str(error), "does the server run; is NOVACRON_URL right? journalctl -u novacron-server")
+        ]
+    except ApiError as error:
+        return [bad("platform", str(error), "is the token still good? novacron whoami")]
+
+
+def _platform(client: Client) -> Iterator[Finding]:
+    ready, reasons = client.ready()
+    yield (
+        ok("server", f"{client.config.url} is ready")
+        if ready
+        else bad(
+            "server",
+            f"{client.config.url} is not ready: {reasons}",
+            "see its log; for the database: novacron doctor --database",
+        )
+    )
+    yield from _versions(client)
+    nodes = list(client.list("nodes"))
+    yield from _nodes(nodes)
+    yield from _vms(list(client.list("vms")))
+    yield from _certificates(client, [node["name"] for node in nodes if node["status"]["ready"]])
+
+
+def _versions(client: Client) -> Iterator[Finding]:
+    found = re.search(r'^novacron_build_info\{[^}]*version="([^"]+)"', client.metrics(), re.MULTILINE)
+    server = found[1] if found else "unknown"
+    if server != __version__:
+        yield warning("versions", f"the server is {server}, this is {__version__}", "install the same version")
+    else:
+        yield ok("versions", f"server and this command are {server}")
+
+
+def _names(found: list[Object]) -> str:
+    names = [one["name"] for one in found]
+    return ", ".join(names[:SHOWN_MAX]) + (f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else "")
+
+
+def _nodes(nodes: list[Object]) -> Iterator[Finding]:
+    if not nodes:
+        yield warning(
+            "nodes", "there are none", "novacron node join-token; then on a host: novacron agent --join TOKEN"
+        )
+        return
+    away = [node for node in nodes if not node["status"]["ready"]]
+    if away:
+        yield bad(
+            "nodes", f"not connected: {_names(away)}", "look at the agents there: systemctl status novacron-agent"
+        )
+    skewed = [node for node in nodes if abs(node["status"].get("clock_skew_s", 0.0)) > SKEW_S_MAX]
+    if skewed:
+        yield warning("nodes", f"the clock is wrong on: {_names(skewed)}", "apt-get install chrony there")
+    for node in nodes:
+        inventory = node["status"]["inventory"] or {}
+        for missing in inventory.get("missing", ()):
+            yield warning(f"node {node['name']}", missing, "novacron doctor on that host says more")
+        version = inventory.get("agent_version", __version__)
+        if version != __version__:
+            yield warning(
+                f"node {node['name']}", f"its agent is {version}, this is {__version__}", "update it: its VMs go on"
+            )
+    if not away:
+        yield ok("nodes", f"all {len(nodes)} are connected")
+
+
+def _vms(vms: list[Object]) -> Iterator[Finding]:
+    failed = [vm for vm in vms if vm["status"]["state"] == "failed"]
+    unplaced = [vm for vm in vms if vm["node"] is None and _age_s(vm["created_at"]) > STALE_S]
+    if failed:
+        yield bad("VMs", f"have failed: {_names(failed)}", f"novacron vm show {failed[0]['name']} says why")
+    if unplaced:
+        yield bad("VMs", f"have no node: {_names(unplaced)}", f"novacron vm placement {unplaced[0]['name']} says why")
+    if not failed and not unplaced:
+        yield ok("VMs", f"none of {len(vms)} has failed or waits for a node")
+
+
+def _age_s(text: str) -> float:
+    return time.time() - datetime.fromisoformat(text).timestamp()
+
+
+def _certificates(client: Client, nodes: list[str]) -> Iterator[Finding]:
+    for node in nodes[:200]:
+        try:
+            said = client.metrics(node)
+        except ApiError as error:
+            yield warning(f"node {node}", f"its agent does not say how it is: {error}", "see its log")
+            continue
+        found = re.search(r"^novacron_certificate_expiry_timestamp_seconds\{[^}]*\} (\S+)", said, re.MULTILINE)
+        left_s = float(found[1]) - time.time() if found else 0.0
+        if left_s < 5 * 86400:
+            yield warning(
+                f"node {node}",
+                f"its certificate ends in {left_s / 86400:.1f} days",
+                "restart its agent, and see its log",
+            )

@@ -1,0 +1,104 @@
+"""What nodes own: what they are told of their VMs, and what they report of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from novacron.model.cpu import CpuModel
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.seed import Seed
+from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
+from novacron.store import events, vms
+from novacron.store.database import Connection
+
+
+class OwnedVm(msgspec.Struct, frozen=True):
+    """A VM as its node is told about it."""
+
+    project_id: str
+    id: str
+    name: str
+    spec: VmSpec
+    node: str
+    migration: str | None
+    epoch: int
+    deleting: bool
+    machine: str
+    reboots: int
+    halted_at_start: int | None
+    seed: Seed | None
+    resets: int
+    clone_of: CloneOf | None
+    firmware_state: FirmwareState | None
+    cpu: CpuModel | None
+    trace: str
+
+
+async def all(connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None) -> list[OwnedVm]:
+    """Return every VM that ``node`` owns, or those of ``ids`` that any node owns."""
+    where, value = ("node = $1", node) if ids is None else ("node IS NOT NULL AND vms.id = ANY($1)", ids)
+    rows = await connection.fetch(
+        "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
+        " vms.id, name, spec, node, migration, epoch, deleting, status ->> 'machine' AS machine,"
+        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
+        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
+        " status -> 'cpu' AS cpu, trace,"
+        " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
+        " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
+        " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"
+        f" WHERE {where}",
+        value,
+    )
+    return [msgspec.convert(dict(row), OwnedVm) for row in rows]
+
+
+async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
+    """Return the epoch of each of these VMs, and whether it was deleted; ones never known are left out."""
+    rows = await connection.fetch(
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1)"
+        " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
+        ids,
+    )
+    return {row["id"]: (row["epoch"], row["deleted"]) for row in rows}
+
+
+class Report(NamedTuple):
+    """How a node says that a VM is, which it owns at ``epoch``."""
+
+    node: str
+    vm: str
+    epoch: int
+    status: VmStatus
+
+
+async def observe(connection: Connection, reports: Sequence[Report]) -> None:
+    """Store what the owners of VMs report, in this order; anyone else's report is ignored. Finishes deletions."""
+    rows = await connection.fetch(
+        "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
+    )
+    known = {row["id"]: vms.of_row(row) for row in rows}
+    changed: dict[str, VmStatus] = {}
+    for node, id, epoch, status in reports:
+        vm = known.get(id)
+        if vm is None or vm.node != node or vm.epoch != epoch:
+            continue
+        was = changed.get(id, vm.status)
+        if status.state is VmState.ABSENT:
+            if vm.deleting:
+                await vms.remove(connection, known.pop(id))
+                changed.pop(id, None)
+        elif status != was:
+            changed[id] = status
+            if status.state is not was.state:
+                message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
+                reason = status.state.capitalize()
+                await events.record(connection, "vm", id, vm.name, reason, message, project=vm.project)
+    if changed:
+        await connection.execute(
+            "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"
+            " WHERE vms.id = o.id",
+            list(changed), [msgspec.to_builtins(status) for status in changed.values()],
+        )  # fmt: skip

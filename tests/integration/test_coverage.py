@@ -1,0 +1,320 @@
+"""How much of the platform can be seen: for each route, controller, action of agents, phase of DWCP and call of the
+database, whether it has a metric, a line in a log, and a span. The figures are printed and may not fall."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
+import novacron
+from lab.observers import Collector
+from lab.platform import Platform, until
+from novacron.agent.actions import Action
+from novacron.agent.decide import Step
+from novacron.api.app import create_app
+from novacron.control.loop import Controllers
+from novacron.store.database import Database, PooledConnection
+from novacron.telemetry import traces, values
+from novacron.telemetry.declared import BY_NAME
+from tests.integration.conftest import Api, sending
+from tests.unit.test_traces import recording
+
+SOURCE = Path(novacron.__file__).parent
+QUERY_METHODS = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "cursor", "copy_records_to_table"}
+PHASES = {
+    # metric, event of the log, span or event of a span
+    "open": ("novacron_dwcp_connections_opened_total", "a session is open", "dwcp open"),
+    "send": ("novacron_dwcp_sessions_total", "a session was sent", "dwcp send"),
+    "receive": ("novacron_dwcp_sessions_total", "a session was received", "dwcp receive"),
+    "resume": ("novacron_dwcp_resumed_sessions_total", "a session goes on: all its connections had been lost",
+               "dwcp resumed"),
+    "repair": ("novacron_dwcp_repaired_pages_total", "pages are sent again: the peer's were damaged", "dwcp repaired"),
+}  # fmt: skip
+FLOORS = {"routes": 100.0, "database calls": 100.0}
+WHOLE = 95.0
+
+
+class Seen(NamedTuple):
+    """By what something can be seen."""
+
+    what: str
+    metric: bool
+    log: bool
+    trace: bool
+
+    @property
+    def share(self) -> float:
+        return (self.metric + self.log + self.trace) / 3
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector().running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def traced(images: Path, lacks: list[str], collector: Collector) -> Iterator[Platform]:
+    """A platform all of whose traces are recorded."""
+    with sending(collector, 1, "nvc", images, lacks) as running:
+        yield running
+
+
+def counted(text: str) -> dict[str, list[dict[str, str]]]:
+    """Return the labels of every sample that is not zero, by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.value:
+                found.setdefault(sample.name, []).append(sample.labels)
+    return found
+
+
+def routes() -> list[tuple[str, str]]:
+    """Return method and path of every operation that there is."""
+    app = create_app(None)  # type: ignore[arg-type]
+    found = set()
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            for method in getattr(handler, "http_methods", ()):
+                if str(method) not in ("OPTIONS", "HEAD"):
+                    found.add((str(method), str(route.path_format)))
+    return sorted(found)
+
+
+def of_routes(traced: Platform, collector: Collector) -> list[Seen]:
+    """Ask for everything that can be asked for, of things that there are not."""
+    api = Api(traced)
+    wanted = routes()
+    for number, (method, path) in enumerate(wanted):
+        body = {} if method in ("POST", "PUT", "PATCH") else None
+        trace = f"00-{number + 1:032x}-{number + 1:016x}-01"
+        api(method, re.sub(r"\{[^}]*\}", "none", path), body, traceparent=trace, Accept="application/json")
+        time.sleep(0.06)  # of reads that succeed, twenty a second are written down
+    found: list[Seen] = []
+
+    def all_are_seen() -> bool:
+        found[:] = found_of_routes(api, collector, wanted)
+        return all(one.share == 1 for one in found)
+
+    in_time(all_are_seen)
+    return found
+
+
+def in_time(condition: Callable[[], bool]) -> None:
+    """Wait until it is so; if it does not come to be so, the figures tell."""
+    with contextlib.suppress(AssertionError):
+        until(condition, "all is seen", 15)
+
+
+def found_of_routes(api: Api, collector: Collector, wanted: list[tuple[str, str]]) -> list[Seen]:
+    metrics = counted(api("GET", "/metrics").body)
+    metric = {(one["method"], one["route"]) for one in metrics["novacron_api_requests_total"]}
+    logged = set()
+    after = ""
+    while True:
+        page = api("GET", f"/api/v1/api-log?limit=500{after}").body
+        logged |= {(one["method"], one["route"]) for one in page["items"]}
+        if not page.get("next"):
+            break
+        after = f"&after={page['next']}"
+    spans = {span.name for span in list(collector.spans)}
+    found = []
+    for method, path in wanted:
+        names = {path, path.rstrip("/") or "/", re.sub(r"\{(\w+)(:\w+)?\}", r"{\1}", path)}
+        found.append(
+            Seen(
+                f"{method} {path}",
+                any((method, name) in metric for name in names),
+                any((method, name) in logged for name in names),
+                any(f"{method} {name}" in spans for name in names),
+            )
+        )
+    return found
+
+
+def of_controllers(traced: Platform, collector: Collector) -> list[Seen]:
+    names = [one.name for one in Controllers(None, None)._all]  # type: ignore[arg-type]
+
+    def all_ran() -> bool:
+        metrics = counted(traced.client.metrics())
+        return {one["controller"] for one in metrics["novacron_controller_steps_total"]} == set(names)
+
+    until(all_ran, "every controller has made a step", 30)
+    found: list[Seen] = []
+
+    def all_are_seen() -> bool:
+        log, spans = traced.server.log.read_text(), {span.name for span in list(collector.spans)}
+        found[:] = [Seen(name, True, f'"controller": "{name}"' in log, f"controller {name}" in spans) for name in names]
+        return all(one.share == 1 for one in found)
+
+    in_time(all_are_seen)
+    return found
+
+
+def calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def modules(*packages: str) -> Iterator[tuple[Path, ast.Module]]:
+    for package in packages:
+        for path in sorted((SOURCE / package).rglob("*.py")):
+            if "schema" not in path.parts:
+                yield path, ast.parse(path.read_text())
+
+
+def of_actions() -> list[Seen]:
+    """What is done in a block of ``doing`` has all three (test_an_action_is_counted_logged_and_traced)."""
+    done = set()
+    for _, tree in modules("agent"):
+        for call in calls(tree):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if name not in ("doing", "_doing") or not call.args:
+                continue
+            first = call.args[0]
+            if isinstance(first, ast.Attribute):
+                done.add(Action[first.attr])
+            elif isinstance(first, ast.Call):  # Action(step)
+                done |= {Action(step) for step in Step if step is not Step.NOTHING}
+    return [Seen(action, action in done, action in done, action in done) for action in Action]
+
+
+def texts(*packages: str) -> dict[str, set[str]]:
+    """Return what is said in calls of logs, traces and metrics, by which it is."""
+    found: dict[str, set[str]] = {"log": set(), "traces": set(), "counter": set()}
+    for _, tree in modules(*packages):
+        for call in calls(tree):
+            first = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+            if not isinstance(first, str):
+                continue
+            if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+                found.get(call.func.value.id, set()).add(first)
+            elif isinstance(call.func, ast.Name) and call.func.id in ("counter", "histogram"):
+                found["counter"].add(first)
+    return found
+
+
+def of_phases(traced: Platform, collector: Collector) -> list[Seen]:
+    """Those of a migration are seen as it goes. What only failures bring is looked up in the code here, and seen to
+    happen where they are made (test_dwcp_faults)."""
+    said = texts("dwcp", "telemetry")
+    logs = "".join(agent.log.read_text() for agent in traced.agents.values())
+    spans = {span.name for span in list(collector.spans)}
+    metrics = counted(traced.client.metrics("host-a") + traced.client.metrics("host-b"))
+    found = []
+    for phase, (metric, event, span) in PHASES.items():
+        happened = phase in ("open", "send", "receive")
+        found.append(
+            Seen(
+                phase,
+                metric in metrics if happened else metric in said["counter"] and metric in BY_NAME,
+                event in logs if happened else event in said["log"],
+                span in spans if happened else span in said["traces"],
+            )
+        )
+    return found
+
+
+def of_database() -> list[Seen]:
+    """A call through one of the methods that measure has all three (test_a_query_is_counted_logged_and_traced)."""
+    measured = {name for name in QUERY_METHODS if name in vars(PooledConnection)}
+    found = []
+    for path, tree in modules("store", "api", "server", "control"):
+        for call in calls(tree):
+            if not isinstance(call.func, ast.Attribute) or call.func.attr not in QUERY_METHODS:
+                continue
+            owner = ast.unparse(call.func.value)
+            if not re.search(r"connection|lock\b", owner):
+                continue
+            seen = call.func.attr in measured
+            found.append(Seen(f"{path.relative_to(SOURCE)}:{call.lineno} {call.func.attr}", seen, seen, seen))
+    return found
+
+
+def test_what_can_be_seen(
+    traced: Platform, collector: Collector, record_property: Callable[[str, object], None]
+) -> None:
+    vm = traced.client.create_vm(name="moving", image="tiny", memory_mib=128, node="host-a")
+    traced.wait_state(vm["id"], "running")
+    traced.cli("vm", "migrate", "moving", "--to", "host-b")
+    found = {
+        "routes": of_routes(traced, collector),
+        "controllers": of_controllers(traced, collector),
+        "agents' actions": of_actions(),
+        "phases of DWCP": of_phases(traced, collector),
+        "database calls": of_database(),
+    }
+    every = [one for group in found.values() for one in group]
+    shares = {name: 100 * sum(one.share for one in group) / len(group) for name, group in found.items()}
+    whole = 100 * sum(one.share for one in every) / len(every)
+    lines = [f"{'':20}  count  metric     log   trace   all three"]
+    for name, group in found.items():
+        each = [100 * sum(getattr(one, way) for one in group) / len(group) for way in ("metric", "log", "trace")]
+        lines.append(f"{name:20}  {len(group):5}  " + "  ".join(f"{share:5.1f}%" for share in (*each, shares[name])))
+    lines.append(f"{'the whole':20}  {len(every):5}  {'':22}{whole:5.1f}%")
+    record_property("what can be seen", "\n".join(lines))
+    lacking = [one for one in every if one.share < 1]
+    for name, floor in FLOORS.items():
+        assert shares[name] >= floor, f"{name}: {[one for one in found[name] if one.share < 1]}"
+    assert whole >= WHOLE, lacking
+    assert len(found["routes"]) > 100 and len(found["database calls"]) > 100
+
+
+async def test_a_query_is_counted_logged_and_traced(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = recording(1.0)
+    monkeypatch.setattr(traces, "QUERIES_SHARE", 1.0)
+    monkeypatch.setattr("novacron.store.database.logs.debugging", lambda: True)
+    queries = values.histogram("novacron_database_query_duration_seconds")
+
+    def count() -> float:
+        return sum(sum(cell[:-1]) for cell in queries.cells.values())
+
+    async with database.connection() as connection:
+        for method, arguments in (
+            ("execute", ("SELECT 1",)), ("fetch", ("SELECT 1",)), ("fetchrow", ("SELECT 1",)),
+            ("fetchval", ("SELECT 1",)), ("executemany", ("SELECT $1::int", [(1,), (2,)])),
+        ):  # fmt: skip
+            before, spans = count(), len(exporter.get_finished_spans())
+            with capture_logs() as logged, traces.span("work", parent=""):
+                await getattr(connection, method)(*arguments)
+            assert count() > before, method
+            assert len(exporter.get_finished_spans()) >= spans + 2, method
+            assert any(one["event"] == "query" for one in logged), method
+
+
+async def test_an_action_is_counted_logged_and_traced() -> None:
+    from novacron.agent import actions
+
+    exporter = recording(0.0)
+    for action in Action:
+        cell = actions.DONE.cell(action, "done")
+        before = cell[0]
+        with capture_logs() as logged, actions.doing(action, vm="vm-1"):
+            pass
+        assert cell[0] == before + 1
+        assert logged[-1]["event"] == "action" and logged[-1]["action"] == action and logged[-1]["vm"] == "vm-1"
+        assert exporter.get_finished_spans()[-1].name == f"agent {action}"
+
+
+def test_every_step_is_an_action() -> None:
+    assert {step.value for step in Step if step is not Step.NOTHING} <= {action.value for action in Action}
+
+
+async def test_an_action_that_nobody_wants_any_more_has_not_failed() -> None:
+    from novacron.agent import actions
+
+    cells = [actions.DONE.cell(Action.SEND, outcome) for outcome in ("cancelled", "failed")]
+    before = [cell[0] for cell in cells]
+    with pytest.raises(asyncio.CancelledError), actions.doing(Action.SEND):
+        raise asyncio.CancelledError
+    assert [cell[0] for cell in cells] == [before[0] + 1, before[1]]

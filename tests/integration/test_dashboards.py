@@ -1,0 +1,321 @@
+"""Dashboards and alerts, with the real programs: a Prometheus scrapes a platform that runs, every panel finds what it
+asks for, and what is broken is told to a webhook.
+
+Rules and configuration are those that operators get; everything is only faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from deploy.grafana.__main__ import DASHBOARDS, DIRECTORY, PAGES, written
+from deploy.grafana.pages import pages
+from lab.observers import DEPLOYED, Alertmanager, Exporter, Prometheus, Webhook
+from lab.platform import Platform, free_ports, open_directory, until
+from tests.integration.conftest import Api
+
+TIMES = 60.0
+VARIABLES = {"$__rate_interval": "10s", "$__range": "60s"}
+
+
+class Watch(NamedTuple):
+    """All that watches the platform."""
+
+    prometheus: Prometheus
+    webhook: Webhook
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def watch(watched: Platform, moved: dict[str, Any]) -> Iterator[Watch]:
+    del moved
+    stops = []
+    (redis_port,) = free_ports(1)
+    with open_directory("nvm-") as directory, Webhook().running() as webhook:
+        redis = subprocess.Popen(
+            ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            alertmanager = Alertmanager(directory / "am", webhook, TIMES)
+            stops.append(alertmanager.stop)
+            database = Exporter(directory, "postgresql", watched.postgres.url)
+            stops.append(database.stop)
+            cache = Exporter(directory, "redis", f"redis://127.0.0.1:{redis_port}")
+            stops.append(cache.stop)
+            exporters = {"localhost:9187": database.address, "localhost:9121": cache.address}
+            prometheus = Prometheus(directory / "p", watched, alertmanager.address, TIMES, exporters)
+            stops.append(prometheus.stop)
+            yield Watch(prometheus, webhook, directory)
+        finally:
+            for stop in reversed(stops):
+                stop()
+            redis.kill()
+            redis.wait()
+
+
+def panels(found: Any) -> Iterator[tuple[str, str]]:
+    """Yield title and expression of every query of a dashboard."""
+    for panel in found.get("panels", ()):
+        yield from panels(panel)
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+def plain(expression: str) -> str:
+    """Return a query as Grafana asks it when all of each variable is chosen."""
+    for name, value in VARIABLES.items():
+        expression = expression.replace(name, value)
+    found = re.sub(r"\$\{?(\w+)\}?", ".*", expression)
+    assert "$" not in found
+    return found
+
+
+def test_the_files_are_what_the_code_says() -> None:
+    assert {path.name: path.read_text() for path in DIRECTORY.glob("*.json")} == written(), "python -m deploy.grafana"
+    assert len(DASHBOARDS) == 7
+    found = {path.name: path.read_text() for path in PAGES.iterdir()}
+    assert found == pages(written()), "python -m deploy.grafana"
+    for uid in DASHBOARDS:
+        assert (PAGES.parent / f"images/{uid}.svg").read_text().startswith("<svg"), "python -m lab.pictures"
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_each_dashboard_has_what_all_have(uid: str) -> None:
+    found = json.loads((DIRECTORY / f"{uid}.json").read_text())
+    assert found["uid"] == uid and found["refresh"] == "10s" and "novacron" in found["tags"]
+    assert found["links"][0]["tags"] == ["novacron"] and found["links"][0]["keepTime"]
+    assert {one["name"] for one in found["annotations"]["list"]} >= {"Deployments", "Migrations"}
+    assert found["templating"]["list"][0]["name"] == "datasource"
+    shown = [panel for panel in found["panels"] if panel["type"] != "row"]
+    assert len(shown) >= 9 and all(panel["title"] and panel["targets"] for panel in shown)
+    for one in shown:
+        place = one["gridPos"]
+        assert place["x"] + place["w"] <= 24
+    assert all(panel["datasource"]["uid"] == "${datasource}" for panel in shown)
+
+
+def test_every_job_is_scraped(watch: Watch) -> None:
+    jobs = {"novacron-server": 1, "novacron-agents": 2, "postgresql": 1, "redis": 1, "alertmanager": 1, "prometheus": 1}
+
+    def up() -> bool:
+        found = {one["metric"]["job"]: int(one["value"][1]) for one in watch.prometheus.query("sum by (job) (up)")}
+        return found == jobs
+
+    try:
+        until(up, "every job is up", 30)
+    except AssertionError as error:
+        told = [(one["labels"]["job"], one["lastError"]) for one in watch.prometheus.ask("targets")["activeTargets"]]
+        log = (watch.directory / "p/prometheus.log").read_text()[-1500:]
+        raise AssertionError(f"{error}: {told}\n{log}") from None
+
+
+def test_every_panel_of_every_dashboard_finds_what_it_asks_for(watch: Watch, watched: Platform, asked: Api) -> None:
+    """While requests come, VMs run, and one moves to and fro: some is said only while it does."""
+    asks = [
+        (uid, title, plain(expression))
+        for uid in DASHBOARDS
+        for title, expression in panels(json.loads((DIRECTORY / f"{uid}.json").read_text()))
+    ]
+    assert len(asks) > 120
+    vm = watched.client.create_vm(name="panel", image="disk", memory_mib=128, node="host-a")
+    watched.wait_state(vm["id"], "running")
+    over = threading.Event()
+
+    def use() -> None:
+        while not over.wait(0.2):
+            asked("GET", "/api/v1/vms")
+            asked("PATCH", f"/api/v1/vms/{vm['id']}", {"start_order": int(time.time()) % 1000})
+
+    def move() -> None:
+        for node in itertools.cycle(("host-b", "host-a")):
+            if over.is_set():
+                return
+            watched.cli("vm", "migrate", "panel", "--to", node)
+
+    doing = [threading.Thread(target=use), threading.Thread(target=move)]
+    for one in doing:
+        one.start()
+    silent = dict.fromkeys(asks)
+    try:
+
+        def all_speak() -> bool:
+            for ask in list(silent):
+                lately = f"last_over_time(({ask[2]})[60s:1s])"
+                if watch.prometheus.query(ask[2]) or watch.prometheus.query(lately):
+                    del silent[ask]
+            return not silent
+
+        until(all_speak, "every panel has something to show", 75)
+    except AssertionError:
+        raise AssertionError("nothing is shown by:\n" + "\n".join(map(str, silent))) from None
+    finally:
+        over.set()
+        for one in doing:
+            one.join()
+        watched.client.delete("vms", vm["id"])
+
+
+def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None:
+    def found() -> bool:
+        asked("GET", "/api/v1/audit")
+        asked("PATCH", "/api/v1/nodes/host-a", {"zone": "z"})
+        end = time.time()
+        query = "novacron_api_request_duration_seconds_bucket"
+        series = watch.prometheus.ask("query_exemplars", query=query, start=str(end - 300), end=str(end))
+        return any(len(one["labels"].get("trace_id", "")) == 32 for each in series for one in each["exemplars"])
+
+    until(found, "Prometheus has exemplars", 30)
+
+
+def quiet(watch: Watch, alert: str) -> None:
+    """Wait until an alert that may have fired before does not, and forget what was told of it."""
+    until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 60)
+    time.sleep(2)
+    watch.webhook.told.clear()
+
+
+def told(watch: Watch, alert: str) -> Any:
+    """Wait until the webhook was told that an alert fires; return it as it was told."""
+    try:
+        return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 60)[0]
+    except AssertionError as error:
+        known = [one["labels"]["alertname"] for message in watch.webhook.told for one in message["alerts"]]
+        raise AssertionError(f"{error}; it was told of {known}") from None
+
+
+def test_a_node_whose_agent_is_stopped_is_told_to_the_webhook_and_its_return_too(
+    watch: Watch, watched: Platform
+) -> None:
+    quiet(watch, "NodeDown")
+    watched.agents["host-a"].stop()
+    try:
+        alert = told(watch, "NodeDown")
+        assert alert["labels"]["node"] == "host-a" and alert["labels"]["severity"] == "critical"
+        assert alert["annotations"]["runbook_url"].endswith("#nodedown")
+        assert alert["annotations"]["dashboard_url"].endswith("/d/novacron-nodes")
+    finally:
+        watched.agents["host-a"].start()
+        watched.wait_node("host-a")
+    until(lambda: watch.webhook.alerts("NodeDown", "resolved"), "the webhook is told that it is over", 60)
+
+
+@contextmanager
+def asking(asked: Api, threads: int, method: str, path: str, body: dict[str, Any]) -> Iterator[None]:
+    """Have so many operators change something all the time."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            asked(method, path, body)
+
+    running = [threading.Thread(target=ask) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in running:
+            thread.join()
+
+
+def test_a_pool_that_is_exhausted_is_told_to_the_webhook(watch: Watch, watched: Platform, asked: Api) -> None:
+    """Somebody holds what changes need, and does not let go of it."""
+    quiet(watch, "DatabaseConnectionPoolExhaustion")
+    over = threading.Event()
+
+    async def hold() -> None:
+        connection = await asyncpg.connect(watched.postgres.url)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE links IN ACCESS EXCLUSIVE MODE")
+            await asyncio.to_thread(over.wait)
+        await connection.close()
+
+    holding = threading.Thread(target=asyncio.run, args=(hold(),))
+    holding.start()
+    try:
+        with asking(asked, 40, "PUT", "/api/v1/links/here/there", {"rate_bytes_per_s": 1_000_000}):
+            alert = told(watch, "DatabaseConnectionPoolExhaustion")
+            assert alert["annotations"]["dashboard_url"].endswith("/d/novacron-database")
+            over.set()
+    finally:
+        over.set()
+        holding.join()
+
+
+def processes_below(pid: int) -> list[int]:
+    """Return the processes whose parent this one is."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_database_that_is_slow_is_told_to_the_webhook(watch: Watch, watched: Platform, asked: Api) -> None:
+    """Its processes stand still for most of the time."""
+    quiet(watch, "DatabaseSlow")
+    over = threading.Event()
+    postmaster = int((watched.postgres.data / "postmaster.pid").read_text().split()[0])
+
+    def slow() -> None:
+        while not over.is_set():
+            stopped = processes_below(postmaster)
+            for number, pause_s in ((signal.SIGSTOP, 0.4), (signal.SIGCONT, 0.01)):
+                for pid in stopped:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(pause_s)
+
+    slowing = threading.Thread(target=slow)
+    slowing.start()
+    try:
+        with asking(asked, 4, "PATCH", "/api/v1/nodes/host-a", {"zone": "z"}):
+            told(watch, "DatabaseSlow")
+            over.set()
+    finally:
+        over.set()
+        slowing.join()
+
+
+def test_a_server_that_is_away_is_told_to_the_webhook_and_what_follows_is_not(
+    watch: Watch, watched: Platform, asked: Api
+) -> None:
+    quiet(watch, "ServiceDown")
+    watched.server.stop()
+    try:
+        told(watch, "ServiceDown")
+        assert not watch.webhook.alerts("ControllerWithoutLeader")
+    finally:
+        watched.server.start()
+        watched.wait_ready()
+        until(lambda: len(asked("GET", "/metrics/targets").body) == 2, "both nodes are connected again")
+
+
+def test_alertmanager_takes_its_configuration() -> None:
+    done = subprocess.run(["amtool", "check-config", str(DEPLOYED / "alertmanager/alertmanager.yml")],
+                          capture_output=True, text=True, timeout=30)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for labels, receiver in ((["severity=critical", "alertname=X"], "on-call"), (["severity=warning"], "operators")):
+        done = subprocess.run(
+            ["amtool", "config", "routes", "test", f"--config.file={DEPLOYED / 'alertmanager/alertmanager.yml'}",
+             *labels], capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.stdout.strip() == receiver

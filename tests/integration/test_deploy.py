@@ -1,0 +1,211 @@
+"""What operators install beside NovaCron fits together. Loki, Jaeger, Elasticsearch, Grafana, the OpenTelemetry
+collector and a container engine are not to be had where these tests run: their files are checked against what is
+documented of them; those of Prometheus and Alertmanager are used by the tests (test_dashboards.py, test_alerts.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from lab.observers import DEPLOYED
+
+COMPOSE = DEPLOYED / "compose/compose.yaml"
+SIZE = r"\d+(B|KB|MB|GB)?"
+LOKI: dict[str, Any] = {
+    "auth_enabled": bool,
+    "server": {"http_listen_port": int, "grpc_listen_port": int},
+    "common": {"instance_addr": str, "path_prefix": str, "replication_factor": int,
+               "ring": {"kvstore": {"store": str}}},
+    "schema_config": {
+        "configs": [
+            {"from": str, "store": str, "object_store": str, "schema": str,
+             "index": {"prefix": str, "period": "duration"}}
+        ]
+    },
+    "storage_config": {
+        "tsdb_shipper": {"active_index_directory": str, "cache_location": str, "cache_ttl": "duration"},
+        "aws": {"endpoint": str, "bucketnames": str, "access_key_id": str, "secret_access_key": str,
+                "s3forcepathstyle": bool},
+    },
+    "ingester": {
+        "chunk_encoding": str, "chunk_idle_period": "duration", "chunk_target_size": int, "max_chunk_age": "duration",
+        "wal": {"dir": str, "replay_memory_ceiling": "size"},
+    },
+    "compactor": {"working_directory": str, "retention_enabled": bool, "retention_delete_delay": "duration",
+                  "delete_request_store": str},
+    "limits_config": {
+        "ingestion_rate_mb": int, "ingestion_burst_size_mb": int, "per_stream_rate_limit": "size",
+        "per_stream_rate_limit_burst": "size", "max_line_size": "size", "max_global_streams_per_user": int,
+        "reject_old_samples": bool, "reject_old_samples_max_age": "duration", "retention_period": "duration",
+        "max_query_lookback": "duration", "max_query_length": "duration", "allow_structured_metadata": bool,
+        "volume_enabled": bool,
+    },
+    "chunk_store_config": {"chunk_cache_config": {"embedded_cache": {"enabled": bool, "max_size_mb": int,
+                                                                     "ttl": "duration"}}},
+    "query_range": {"align_queries_with_step": bool, "cache_results": bool,
+                    "results_cache": {"cache": {"embedded_cache": {"enabled": bool, "max_size_mb": int}}}},
+    "analytics": {"reporting_enabled": bool},
+}  # fmt: skip
+"""The keys that are used, and what they hold, as Loki 3.7's reference of its configuration documents them."""
+
+
+def load(path: str) -> Any:
+    return yaml.safe_load((DEPLOYED / path).read_text())
+
+
+def unlike(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """Yield where a configuration is not as documented."""
+    if isinstance(wanted, dict):
+        for key, value in found.items():
+            if key not in wanted:
+                yield f"{where}.{key} is not documented"
+            else:
+                yield from unlike(value, wanted[key], f"{where}.{key}")
+    elif isinstance(wanted, list):
+        for number, one in enumerate(found):
+            yield from unlike(one, wanted[0], f"{where}[{number}]")
+    elif wanted == "duration":
+        if not re.fullmatch(r"(\d+(ms|s|m|h))+", str(found)):
+            yield f"{where}: {found} is no duration"
+    elif wanted == "size":
+        if not re.fullmatch(SIZE, str(found)):
+            yield f"{where}: {found} is no size"
+    elif type(found) is not wanted:
+        yield f"{where}: {found!r} is no {wanted.__name__}"
+
+
+def test_lokis_configuration_is_as_documented_and_keeps_what_was_promised() -> None:
+    found = load("loki/loki.yaml")
+    assert list(unlike(found, LOKI)) == []
+    limits = found["limits_config"]
+    assert (limits["ingestion_rate_mb"], limits["ingestion_burst_size_mb"]) == (10, 20)
+    hot_days, cold_days = 30, 90
+    assert limits["retention_period"] == f"{(hot_days + cold_days) * 24}h" == limits["max_query_lookback"]
+    assert found["compactor"]["retention_enabled"] and found["compactor"]["delete_request_store"] == "s3"
+    rules = json.loads((DEPLOYED / "loki/lifecycle.json").read_text())["Rules"]
+    assert rules[0]["Transitions"][0]["Days"] == hot_days
+    assert rules[1]["Expiration"]["Days"] > hot_days + cold_days, "Loki's own retention comes first"
+    (schema,) = found["schema_config"]["configs"]
+    assert (schema["store"], schema["schema"], schema["index"]["period"]) == ("tsdb", "v13", "24h")
+
+
+def test_a_wrong_key_is_seen() -> None:
+    assert list(unlike({"limits_config": {"ingestion_rate": 10}}, LOKI)) == [
+        ".limits_config.ingestion_rate is not documented"
+    ]
+    assert list(unlike({"limits_config": {"retention_period": "30d"}}, LOKI)) == [
+        ".limits_config.retention_period: 30d is no duration"
+    ]
+
+
+def _defined(config: Any, more: Any = None) -> None:
+    """Check that pipelines use what is defined, and that all that is defined is used."""
+    for kind in ("receivers", "processors", "exporters"):
+        has = set(config.get(kind, ())) | set((more or {}).get(kind, ()))
+        used = {name for pipeline in config["service"]["pipelines"].values() for name in pipeline[kind]}
+        assert used <= has, f"{kind} {used - has} are not defined"
+        assert set(config.get(kind, ())) <= used | set((more or {}).get(kind, ())), f"{kind} are not used"
+    assert set(config["service"].get("extensions", ())) == set(config.get("extensions", ()))
+
+
+def test_the_collector_takes_three_protocols_and_gives_them_to_jaeger() -> None:
+    config = load("collector/collector.yaml")
+    _defined(config)
+    traces = config["service"]["pipelines"]["traces"]
+    assert traces["receivers"] == ["otlp", "jaeger", "zipkin"] and traces["exporters"] == ["otlp/jaeger"]
+    assert traces["processors"][0] == "memory_limiter", "it comes first"
+    for exporter in config["exporters"].values():
+        assert exporter["sending_queue"]["queue_size"] and exporter["retry_on_failure"]["max_elapsed_time"]
+    _defined(load("collector/journald.yaml"), config)
+
+
+def test_jaeger_keeps_traces_in_elasticsearch() -> None:
+    config = load("jaeger/jaeger.yaml")
+    _defined(config)
+    backends = config["extensions"]["jaeger_storage"]["backends"]
+    assert "elasticsearch" in backends["traces"]
+    assert config["extensions"]["jaeger_query"]["storage"]["traces"] in backends
+    assert config["exporters"]["jaeger_storage_exporter"]["trace_storage"] in backends
+
+
+def test_grafana_is_told_where_everything_is() -> None:
+    sources = {one["uid"]: one for one in load("grafana/provisioning/datasources/novacron.yaml")["datasources"]}
+    assert {one["type"] for one in sources.values()} == {"prometheus", "loki", "jaeger"}
+    services = load("compose/compose.yaml")["services"]
+    text = json.dumps(list(sources.values()))
+    assert set(re.findall(r'"datasourceUid": "(\w+)"', text)) <= set(sources)
+    for one in sources.values():
+        host = re.fullmatch(r"http://([a-z]+):\d+", one["url"])
+        assert host is not None and host[1] in {*services, "prometheus"}
+    (provider,) = load("grafana/provisioning/dashboards/novacron.yaml")["providers"]
+    mounts = services["grafana"]["volumes"]
+    assert f"../grafana/dashboards:{provider['options']['path']}:ro" in mounts
+
+
+def test_the_compose_file_is_one_and_has_all_that_was_promised() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = load("compose/compose.yaml")
+    services = found["services"]
+    assert set(services) >= {"postgres", "redis", "server", "agent", "prometheus", "alertmanager", "grafana", "loki",
+                             "collector", "jaeger"}  # fmt: skip
+    for name, service in services.items():
+        image = service["image"]
+        assert ":" in image.rpartition("/")[2] and not image.endswith(":latest"), f"{name}: {image} is not pinned"
+        assert set(service.get("depends_on", ())) <= set(services)
+        for volume in service.get("volumes", ()):
+            source = volume.partition(":")[0]
+            if source.startswith("."):
+                assert (COMPOSE.parent / source).exists(), f"{name}: {source} is not there"
+            elif not source.startswith("/"):
+                assert source in found["volumes"], f"{name}: {source} is not declared"
+    for name, value in re.findall(r"(\w*(?:PASSWORD|SECRET_KEY)\w*): (.+)", COMPOSE.read_text()):
+        assert re.search(r"\$\{\w+:\?", value), f"{name} is written down"
+
+
+def test_compose_uses_the_files_that_the_tests_run() -> None:
+    services = load("compose/compose.yaml")["services"]
+    assert "../prometheus:/etc/novacron:ro" in services["prometheus"]["volumes"]
+    options = services["prometheus"]["command"]
+    assert "--config.file=/etc/novacron/prometheus.yml" in options
+    assert {"--storage.tsdb.retention.time=30d", "--storage.tsdb.retention.size=100GB"} <= set(options)
+    assert services["alertmanager"]["volumes"] == [
+        "../alertmanager/alertmanager.yml:/etc/alertmanager/alertmanager.yml:ro"
+    ]
+    assert "--cluster.listen-address=" in services["alertmanager"]["command"]
+    config = load("prometheus/prometheus.yml")
+    ports = {"7443", "9090", "9093", "9187", "9121"}
+    named = {
+        target.rpartition(":")[2]
+        for job in config["scrape_configs"]
+        for group in job.get("static_configs", ())
+        for target in group["targets"]
+    }
+    assert named == ports
+    for name in ("prometheus", "alertmanager", "postgres-exporter", "redis-exporter"):
+        assert services[name]["network_mode"] == "service:server", "they find each other at localhost"
+    intervals = {job.get("scrape_interval", config["global"]["scrape_interval"]) for job in config["scrape_configs"]}
+    assert intervals <= {"10s", "15s"}
+
+
+def test_what_the_containers_run_are_commands_that_there_are() -> None:
+    services = load("compose/compose.yaml")["services"]
+    for name in ("server", "agent"):
+        words = services[name]["command"]
+        told = subprocess.run([sys.executable, "-m", "novacron", words[0], "--help"], capture_output=True, text=True,
+                              timeout=60, env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"})  # fmt: skip
+        for option in (word for word in words if word.startswith("--")):
+            assert f"{option} " in told.stdout, f"novacron {words[0]} has no {option}"
+    script = (COMPOSE.parent / "begin.sh").read_text()
+    assert subprocess.run(["sh", "-n", str(COMPOSE.parent / "begin.sh")], check=False).returncode == 0
+    for command in re.findall(r"novacron ([a-z]+ [a-z-]+)", script):
+        assert f"`novacron {command}`" in (DEPLOYED.parent / "docs/reference/cli.md").read_text()

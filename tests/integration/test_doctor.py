@@ -1,0 +1,163 @@
+"""``novacron doctor`` finds what is wrong and says what to do; ``novacron support-bundle`` holds what helps, and no
+secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron import pki
+from novacron.local import bundle
+from novacron.local.doctor import finding, machine
+from novacron.local.doctor.finding import Grade
+from tests.integration.conftest import Api
+
+NEVER = ("nva_", "nvj_", "PRIVATE KEY", "sesame")
+
+
+def doctor(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
+    """Return the command's status, and what it found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "novacron", "doctor", "-o", "json", *arguments], capture_output=True, text=True,
+        timeout=120, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.stderr == "", done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def about(found: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    return [one for one in found if one["about"] == what]
+
+
+def test_a_platform_that_is_well_is_found_to_be(site: Platform) -> None:
+    status, found = doctor("--state-dir", str(site.directory / "s"), "--database", site.postgres.url,
+                           NOVACRON_CONFIG=str(site.config))  # fmt: skip
+    for what in ("server", "nodes", "VMs", "versions", "QEMU", "kernel", "disk"):
+        assert [one["grade"] for one in about(found, what)] == ["ok"], about(found, what)
+    assert any("PostgreSQL" in one["found"] and one["grade"] == "ok" for one in about(found, "database"))
+    assert about(found, "accelerator")[0]["grade"] in ("ok", "warning")
+    assert {one["grade"] for one in about(found, "certificates")} == {"ok"}
+    assert all(one["advice"] for one in found if one["grade"] != "ok"), "each finding says what to do"
+    assert status == (1 if any(one["grade"] == "bad" for one in found) else 0)
+    assert not any(secret in json.dumps(found) for secret in NEVER)
+
+
+def test_a_node_that_is_away_and_a_vm_that_can_not_be_placed_are_found(site: Platform, api: Api) -> None:
+    api("PATCH", "/api/v1/nodes/host-b", {"taints": []})
+    site.agents["host-b"].stop()
+    try:
+        site.wait_node("host-b", ready=False)
+        status, found = doctor(NOVACRON_CONFIG=str(site.config))
+        (nodes,) = about(found, "nodes")
+        assert status == 1 and nodes["grade"] == "bad" and "host-b" in nodes["found"] and nodes["advice"]
+    finally:
+        site.agents["host-b"].start()
+        site.wait_node("host-b")
+
+
+def test_what_can_not_be_reached_is_said_so(site: Platform) -> None:
+    status, found = doctor(
+        "--database", "postgresql://nova:sesame@127.0.0.1:1/none", NOVACRON_CONFIG="/nonexistent",
+        NOVACRON_URL="https://127.0.0.1:1", NOVACRON_TOKEN="nva_nothing",
+    )  # fmt: skip
+    assert status == 1
+    assert about(found, "database")[0]["grade"] == "bad" and about(found, "platform")[0]["grade"] == "bad"
+    assert not any(secret in json.dumps(found) for secret in NEVER)
+
+
+async def test_certificates_that_end_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "server"
+    directory.mkdir()
+    authority = pki.Authority.open(directory)
+    monkeypatch.setattr(pki, "SERVER_DAYS", 2)
+    authority.issue_server(directory, ["localhost"])
+    grades = {one.found.split("'")[0]: one.grade for one in await machine.certificates(tmp_path)}
+    assert grades == {"the authority": Grade.OK, "the server": Grade.WARNING}
+    (directory / "server.crt").write_text("nonsense")
+    assert Grade.WARNING in {one.grade for one in await machine.certificates(tmp_path)}
+
+
+async def test_programs_that_are_missing_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = await machine.programs()
+    assert {one.grade for one in found} == {Grade.BAD, Grade.WARNING}
+    assert any(one.advice == "apt-get install nftables" for one in found)
+    assert [one.grade for one in await machine.qemu("qemu-system-x86_64")] == [Grade.BAD]
+
+
+def test_findings_without_advice_are_those_that_need_none() -> None:
+    assert finding.ok("a", "b").advice == "" and finding.bad("a", "b", "c").advice == "c"
+
+
+def test_people_read_a_table_and_what_to_do(site: Platform) -> None:
+    done = site.cli("doctor", check=False)
+    assert re.search(r"^ok +server +https://.* is ready$", done.stdout, re.MULTILINE), done.stdout
+    assert "What to do:" in done.stdout
+
+
+def test_a_bundle_holds_what_helps_and_no_secret(site: Platform, tmp_path: Path) -> None:
+    seed = "#cloud-config\npassword: sesame-in-user-data\n"
+    vm = site.client.create_vm(
+        name="bundled", image="tiny", memory_mib=128, power="stopped", cloud_init={"user_data": seed}
+    )
+    file = tmp_path / "bundle.tar.gz"
+    log = tmp_path / "server.log"
+    log.write_text(site.server.log.read_text() + "\nreach postgresql://nova:sesame@db/x with Bearer sesamesesame\n")
+    try:
+        site.cli("support-bundle", str(file), "--state-dir", str(site.directory / "s"), "--log", str(log))
+    finally:
+        site.client.delete("vms", vm["id"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(file) as archive:
+        parts = {
+            one.name.partition("/")[2]: archive.extractfile(one).read().decode()  # type: ignore[union-attr]
+            for one in archive.getmembers()
+        }
+    assert set(parts) >= {
+        "versions.json", "doctor.json", "api/nodes.json", "api/vms.json", "api/events.json", "metrics/server.txt",
+        "metrics/node-host-a.txt", "metrics/node-host-b.txt", "logs/server.log", "processes.txt",
+    }  # fmt: skip
+    assert "bundled" in parts["api/vms.json"] and "novacron_vms" in parts["metrics/server.txt"]
+    assert "novacron_host_cpus" in parts["metrics/node-host-a.txt"]
+    whole = "\n".join(parts.values())
+    assert site.client.config.token not in whole
+    for secret in NEVER:
+        assert secret not in whole, secret
+    assert not [name for name, text in parts.items() if text.startswith("could not be had")]
+    again = site.cli("support-bundle", str(file), check=False)
+    assert again.returncode == 1 and "exists" in again.stderr
+
+
+def test_who_is_not_ready_says_all_reasons(site: Platform, api: Api) -> None:
+    answer = api("GET", "/readyz", token=None)
+    assert answer.status == 200
+    site.postgres.kill()
+    try:
+
+        def away() -> bool:
+            found = api("GET", "/readyz", token=None)
+            return found.status == 503 and str(found.body).count("not ready: ") >= 2
+
+        until(away, "both reasons are said", 20)
+    finally:
+        site.postgres.start()
+    until(lambda: api("GET", "/readyz", token=None).status == 200, "it is ready again", 30)
+
+
+def test_a_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle.tarfile.TarFile, "addfile", full)
+    with pytest.raises(OSError, match="space"):
+        bundle.write(tmp_path / "bundle.tar.gz", tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
