@@ -133,6 +133,7 @@ def server(
     advertise: Advertise = None,
     reads_per_s: Annotated[float, typer.Option(help="requests that read, of one token")] = 5000,
     writes_per_s: Annotated[float, typer.Option(help="requests that change something, of one token")] = 500,
+    strangers_per_s: Annotated[float, typer.Option(help="requests without a valid token, from one address")] = 100,
     redis: Annotated[
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
     ] = None,
@@ -163,7 +164,7 @@ def server(
         postgres = Postgres(state.parent / "postgres")
         database = postgres.start()
     try:
-        rates = RateSettings(reads_per_s, writes_per_s)
+        rates = RateSettings(reads_per_s, writes_per_s, strangers_per_s)
         run(
             Settings(
                 database,

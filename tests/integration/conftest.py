@@ -18,6 +18,7 @@ import zstandard
 from lab.hosts import lab
 from lab.observers import Collector
 from lab.platform import Platform, default_cache, open_directory, platform, until
+from novacron.client import Client
 
 _numbers = itertools.count(1)
 
@@ -41,8 +42,8 @@ class Answer(NamedTuple):
 class Api:
     """Raw requests, good and bad."""
 
-    def __init__(self, site: Platform) -> None:
-        config = site.client.config
+    def __init__(self, client: Client) -> None:
+        config = client.config
         self.url, self.token = config.url, config.token
         self._pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(cadata=config.ca))
 
@@ -72,7 +73,7 @@ class Api:
 
 @pytest.fixture(scope="session")
 def api(site: Platform) -> Api:
-    return Api(site)
+    return Api(site.client)
 
 
 @pytest.fixture
@@ -137,4 +138,4 @@ def moved(watched: Platform) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def asked(watched: Platform) -> Api:
-    return Api(watched)
+    return Api(watched.client)

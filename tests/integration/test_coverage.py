@@ -94,7 +94,7 @@ def routes() -> list[tuple[str, str]]:
 
 def of_routes(traced: Platform, collector: Collector) -> list[Seen]:
     """Ask for everything that can be asked for, of things that there are not."""
-    api = Api(traced)
+    api = Api(traced.client)
     wanted = routes()
     for number, (method, path) in enumerate(wanted):
         body = {} if method in ("POST", "PUT", "PATCH") else None
