@@ -113,7 +113,7 @@ def begin(victim: Platform, name: str, number: int, moment: str = "disk") -> tup
     not; return it, its migration, and the checksum of its disk."""
     vm = boot(victim, name, number, image="disk")
     before = written(victim, vm, 24)
-    migration = victim.client.act("vms", name, "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 8_000_000})
+    migration = victim.client.act("vms", name, "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 4_000_000})
 
     def reached() -> bool:
         told = victim.client.get("migrations", migration["id"])["progress"]

@@ -73,10 +73,10 @@ def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> 
     assert "SAVED: SIBLING" in shown and "ROUND TRIP" in shown
     happened = next(event["message"] for event in victim.client.list("events") if event["reason"] == "Completed")
     assert "spared by zero" in happened and "sibling" in happened
+    until(lambda: metrics(victim)["novacron_migration_downtime_seconds_count", ""] >= 1, "downtime is counted")
     counted = metrics(victim)
     assert counted["novacron_migrations_total", "completed"] >= 1
     assert counted["novacron_dwcp_saved_bytes_total", "sibling"] >= newest["progress"]["savings"]["sibling"]
-    until(lambda: metrics(victim)["novacron_migration_downtime_seconds_count", ""] >= 1, "downtime is counted")
     for vm in (one, other):
         delete(victim, vm)
 

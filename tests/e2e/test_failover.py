@@ -15,7 +15,7 @@ from novacron.client import ApiError
 from novacron.model.lease import LEASE_S
 from tests.e2e.conftest import Object, delete, pause, revive, typed, until_settled
 
-BACK_S_MAX = 30.0
+BACK_S_MAX = 90.0
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +65,13 @@ def where(victim: Platform, vm: Object) -> list[str]:
     return [key.partition("/")[0] for key in victim.qemus() if vm["id"] in key]
 
 
-def until_moved(victim: Platform, vm: Object, timeout_s: float = BACK_S_MAX) -> float:
-    """Wait until the VM runs on host-b, never in two places, and return how long that took."""
-    began = time.monotonic()
-    while time.monotonic() < began + timeout_s:
+def until_moved(victim: Platform, vm: Object) -> None:
+    """Wait until the VM runs on host-b, never in two places."""
+    deadline = time.monotonic() + BACK_S_MAX
+    while time.monotonic() < deadline:
         assert len(where(victim, vm)) <= 1, "it is in two places"
         if "tiny guest: ready" in victim.console_log(vm, "host-b"):
-            return time.monotonic() - began
+            return
         pause(0.05)
     raise AssertionError(f"it is not there: {victim.client.get('vms', vm['id'])}\n{victim.tails()}")
 
@@ -88,7 +88,7 @@ def test_a_nodes_vms_start_elsewhere_and_it_gives_them_up_when_it_is_back(victim
     typed(victim, vm, "echo kept | dd of=/dev/sda conv=fsync 2>/dev/null && echo it-is-written", "it-is-written")
     assert victim.client.get("vms", vm["id"])["status"]["kept"]
     lose(victim, "host-a")
-    assert until_moved(victim, vm) < BACK_S_MAX
+    until_moved(victim, vm)
     assert "kept" in typed(victim, vm, "head -c 4 /dev/sda; echo", "kept")
     found = victim.client.get("vms", vm["id"])
     assert (found["node"], found["epoch"]) == ("host-b", vm["epoch"] + 1)

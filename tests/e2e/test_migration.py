@@ -73,7 +73,8 @@ def test_a_paused_guest_arrives_paused(victim: Platform) -> None:
 def test_an_aborted_migration_leaves_the_guest_where_it_was(victim: Platform) -> None:
     vm = boot(victim, "stays", 23, image="noisy")
     with watching(victim, 23) as client:
-        migration = victim.client.act("vms", "stays", "migrate", {"target": "host-b"})
+        slowly = {"target": "host-b", "rate_limit_bytes_per_s": 2_000_000}
+        migration = victim.client.act("vms", "stays", "migrate", slowly)
         until(lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > 0, "it moves")
         refused = victim.cli("vm", "delete", "stays", check=False)
         assert refused.returncode == 4 and "migration abort" in refused.stderr
@@ -114,8 +115,8 @@ def test_a_drain_that_cannot_go_on_says_why_and_stops_no_vm(victim: Platform) ->
     victim.cli("node", "cordon", "host-b")
     waiting = victim.cli("node", "drain", "host-a", "--timeout", "3", check=False)
     assert waiting.returncode == 7 and "1 VMs are still on host-a" in waiting.stderr
-    events = victim.cli("events", "--object", vm["id"]).stdout
-    assert "DrainBlocked" in events and "node host-b is cordoned" in events
+    until(lambda: "DrainBlocked" in (said := victim.cli("events", "--object", vm["id"]).stdout)
+          and "node host-b is cordoned" in said, "it is said why")  # fmt: skip
     assert victim.client.get("vms", vm["id"])["status"]["state"] == "running"
     victim.cli("node", "uncordon", "host-b")
     assert until_settled(victim, vm, 60)["name"] == "stuck"

@@ -85,7 +85,7 @@ def echoes(host: Host, at: str, port: int) -> bool:
 
 def until_grows(number: Callable[[], int], what: str) -> None:
     before = number()
-    until(lambda: number() > before + 20, what, 20)
+    until(lambda: number() > before + 20, what, 60)
 
 
 def dnsmasqs(victim: Platform, network: str) -> list[int]:

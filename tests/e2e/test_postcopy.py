@@ -22,7 +22,7 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.test_dwcp import checksum
 
-SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 5_000_000}
+SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 4_000_000}
 FOLLOWS = "its memory is still on its way"
 
 

@@ -197,9 +197,7 @@ def test_an_export_goes_on_whatever_is_killed(
     site.server.kill()
     site.server.start()
     site.wait_ready()
-    until(
-        lambda: next((n for n in site.client.list("nodes") if n["name"] == vm["node"] and n["status"]["ready"]), 0), ""
-    )
+    site.wait_node(vm["node"])
     kept = [one["id"] for one in site.client.list("exports")]
     assert [archive.export(site.client, vm["id"], file, 60)["id"]] == kept, "it is that one which is gone on with"
     assert archive.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()

@@ -93,7 +93,7 @@ def test_clones_that_are_made_at_once_do_not_disturb_each_other(site: Platform, 
     vm = booted(site, new_vm)
     write(site, vm, "one")
     asked = [clone(vm, linked=linked, power="stopped") for linked in (False, True, False)]
-    until(lambda: all(site.client.get("vms", one["id"])["clone_of"] is None for one in asked), "all are made", 20)
+    until(lambda: all(site.client.get("vms", one["id"])["clone_of"] is None for one in asked), "all are made", 60)
     layers = [[path.name for path in directory(site, vm | one).glob("shared-*")] for one in asked]
     assert sorted(map(len, layers)) in ([0, 0, 1], [0, 1, 1], [1, 1, 1])
     for one in asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +196,28 @@ def test_who_asks_too_often_is_told_when_to_go_on() -> None:
             time.sleep(int(refused.headers["retry-after"]))
             assert api(method, "/api/v1/projects", {}, token=token).status == served_as, "it is served when told"
         assert api("GET", "/healthz", token=None).status == 200
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.002, 0.2, None], ids=["at once", "late", "later", "never"])
+def test_a_refusal_costs_no_connection_unless_it_says_so(site: Platform, late_s: float | None) -> None:
+    """A body that comes after the answer would."""
+    config = site.client.config
+    context = ssl.create_default_context(cadata=config.ca)
+    with (
+        socket.create_connection(("127.0.0.1", site.ports[0]), 10) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as client,
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"POST /api/v1/projects HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        if late_s is not None:
+            time.sleep(late_s)
+            client.sendall(b"{}")
+        refused = client.recv(65536).lower()
+        assert refused.startswith(b"http/1.1 401")
+        assert (b"connection: close" in refused) is (late_s is None)
+        if late_s is not None:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_every_panel_of_every_dashboard_finds_what_it_asks_for(watch: Watch, wat
                     del silent[ask]
             return not silent
 
-        until(all_speak, "every panel has something to show", 75)
+        until(all_speak, "every panel has something to show", 120)
     except AssertionError:
         raise AssertionError("nothing is shown by:\n" + "\n".join(map(str, silent))) from None
     finally:
@@ -185,7 +185,7 @@ def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None
 
 def quiet(watch: Watch, alert: str) -> None:
     """Wait until an alert that may have fired before does not, and forget what was told of it."""
-    until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 60)
+    until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 90)
     time.sleep(2)
     watch.webhook.told.clear()
 
@@ -193,7 +193,7 @@ def quiet(watch: Watch, alert: str) -> None:
 def told(watch: Watch, alert: str) -> Any:
     """Wait until the webhook was told that an alert fires; return it as it was told."""
     try:
-        return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 60)[0]
+        return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 90)[0]
     except AssertionError as error:
         known = [one["labels"]["alertname"] for message in watch.webhook.told for one in message["alerts"]]
         raise AssertionError(f"{error}; it was told of {known}") from None
@@ -212,7 +212,7 @@ def test_a_node_whose_agent_is_stopped_is_told_to_the_webhook_and_its_return_too
     finally:
         watched.agents["host-a"].start()
         watched.wait_node("host-a")
-    until(lambda: watch.webhook.alerts("NodeDown", "resolved"), "the webhook is told that it is over", 60)
+    until(lambda: watch.webhook.alerts("NodeDown", "resolved"), "the webhook is told that it is over", 90)
 
 
 @contextmanager

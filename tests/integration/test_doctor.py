@@ -151,6 +151,8 @@ def test_who_is_not_ready_says_all_reasons(site: Platform, api: Api) -> None:
     finally:
         site.postgres.start()
     until(lambda: api("GET", "/readyz", token=None).status == 200, "it is ready again", 30)
+    for node in site.agents:
+        site.wait_node(node)
 
 
 def test_a_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

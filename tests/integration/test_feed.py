@@ -34,6 +34,13 @@ async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
             return
 
 
+async def began(seen: list[Change]) -> None:
+    """Wait until a follower has what was there before: a database begins with a project."""
+    async with asyncio.timeout(20):
+        while not seen:  # noqa: ASYNC110 (no event tells)
+            await asyncio.sleep(0.01)
+
+
 async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -62,7 +69,7 @@ async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database
         await connection.close()
 
     follower = asyncio.create_task(collect(database.url, seen, stop))
-    await asyncio.sleep(0.05)
+    await began(seen)
     await asyncio.gather(*(writer(number) for number in range(WRITERS)))
     stop.set()
     async with database.transaction() as connection:
@@ -189,8 +196,9 @@ async def test_what_was_pruned_is_no_longer_offered(database: Database) -> None:
 
 
 async def test_it_says_at_once_when_the_database_goes_away(database: Database) -> None:
-    ended = asyncio.create_task(collect(database.url, [], asyncio.Event()))
-    await asyncio.sleep(0.1)
+    seen: list[Change] = []
+    ended = asyncio.create_task(collect(database.url, seen, asyncio.Event()))
+    await began(seen)
     async with database.connection() as connection:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -209,7 +217,7 @@ async def test_a_reader_lags_while_something_committed_is_kept_from_it(database:
             seen.extend(item.batch.changes if isinstance(item, Snapshot) else item.changes)
 
     async def until(true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not true():  # noqa: ASYNC110 (no event tells)
                 await asyncio.sleep(0.01)
 

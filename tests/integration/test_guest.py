@@ -98,8 +98,8 @@ def test_a_guest_whose_agent_is_hostile_harms_only_itself(
     other = until_heard(site, new_vm(image="agent", cloud_init={}, node=site.wait_state(vm["id"], "running")["node"]))
     until(lambda: "ready" in site.console_log(site.client.get("vms", vm["id"])), "it has booted", 60)
     assert site.client.get("vms", vm["id"])["status"]["guest"] is None
-    site.cli("vm", "pause", other["name"], "--wait", "--timeout", "10")
-    site.cli("vm", "stop", vm["name"], "--grace", "5", "--wait", "--timeout", "30")
+    site.cli("vm", "pause", other["name"], "--wait", "--timeout", "30")
+    site.cli("vm", "stop", vm["name"], "--grace", "5", "--wait", "--timeout", "60")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     cpus, mib = seen(site, vm)
     assert cpus == 1 and mib < 256
     site.cli("vm", "set", vm["name"], "--vcpus", "2", "--memory", "384")
-    until(lambda: (now := seen(site, vm))[0] == 2 and now[1] > mib + 100, "it has more", 20)
+    until(lambda: (now := seen(site, vm))[0] == 2 and now[1] > mib + 100, "it has more", 60)
     hardware = site.client.get("vms", vm["id"])["status"]["hardware"]
     assert hardware == {"vcpus": 1, "memory_mib": 256, "vcpus_added": 1, "dimms_mib": [128], "balloon": True}
     shell(site, vm, "dd if=/dev/urandom of=/run/data bs=1M count=170 2>/dev/null; sync; echo done")
@@ -36,7 +36,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     assert shell(site, vm, "sha256sum /run/data | cut -c1-16") == before and seen(site, vm)[0] == 2
     assert vm["status"]["hardware"] == hardware
     site.cli("vm", "set", vm["name"], "--memory", "512", "--vcpus", "3")
-    until(lambda: (now := seen(site, vm))[0] == 3 and now[1] > mib + 230, "it grows there, too", 20)
+    until(lambda: (now := seen(site, vm))[0] == 3 and now[1] > mib + 230, "it grows there, too", 60)
     agent = site.agents[vm["node"]]
     agent.kill()
     agent.start()
@@ -44,7 +44,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     site.cli("vm", "set", vm["name"], "--memory", "640")
     until(
         lambda: (site.client.get("vms", vm["id"])["status"]["hardware"] or {}).get("dimms_mib") == [128, 128, 128],
-        "also with another agent", 20,
+        "also with another agent", 60,
     )  # fmt: skip
     path = f"/api/v1/vms/{vm['id']}"
     for change, field in (

@@ -68,7 +68,13 @@ def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device
     sender = there.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     for number in range(3):
         sender.sendto(b"late-%d" % number, (ADDRESS, 5555))
-    until(lambda: _read(device).count(b"late-"), "the frames have come to the tap")
+    came = bytearray()
+
+    def all_came() -> bool:
+        came.extend(_read(device))
+        return came.count(b"late-") == 3
+
+    until(all_came, "the frames have come to the tap")
     here.within(lambda: tap.delete("nvtest"))
     heard = there.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
     heard.bind(("vx0", 0x0003))

@@ -240,7 +240,7 @@ def test_a_collector_that_is_slow_or_gone_costs_spans_and_nothing_else(
         for number in range(40):
             answer = asked("PATCH", "/api/v1/nodes/host-a", {"zone": f"z{number}"})
             assert answer.status == 200
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < collector.delay_s / 2
     finally:
         collector.delay_s = 0.0
 
@@ -261,13 +261,15 @@ def test_the_level_of_the_log_changes_while_they_run(watched: Platform, asked: A
 
 def test_every_line_of_the_log_can_be_parsed_and_no_token_is_in_it(watched: Platform) -> None:
     for service in (watched.server, *watched.agents.values()):
-        lines = [line for line in service.log.read_text().splitlines() if "administrator token" not in line]
+        whole = service.log.read_text().rpartition("\n")[0]  # the last line may be being written
+        lines = [line for line in whole.splitlines() if "administrator token" not in line]
         lines = [line for line in lines if not line.startswith("CLI settings")]  # said to who started it
         parsed = [json.loads(line) for line in lines]
         assert parsed and all({"event", "level", "timestamp", "component"} <= set(one) for one in parsed)
         assert watched.client.config.token not in "".join(lines)
-    agent = [json.loads(line) for line in watched.agents["host-b"].log.read_text().splitlines()]
-    assert any(one["event"] == "action" and len(one.get("trace_id", "")) in (0, 32) and one["vm"] for one in agent)
+        if service is watched.agents["host-b"]:
+            actions = [one for one in parsed if one["event"] == "action" and one.get("vm")]
+            assert actions and all(len(one.get("trace_id", "")) in (0, 32) for one in actions)
 
 
 def test_scrapes_while_a_server_ends_are_answered_or_refused(watched: Platform, asked: Api) -> None:

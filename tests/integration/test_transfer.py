@@ -61,7 +61,7 @@ async def test_memory_arrives_as_it_is_when_the_guest_stops(tmp_path: Path) -> N
         qemu(tmp_path / "b", images, incoming=True) as (target, target_pid),
     ):
         log = console_log_path(tmp_path / "a")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while "tiny guest: ready" not in log.read_text(errors="replace"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await transfer.receive(target, tmp_path / "in.sock")
@@ -71,7 +71,7 @@ async def test_memory_arrives_as_it_is_when_the_guest_stops(tmp_path: Path) -> N
         await transfer.send(source, tmp_path / "out.sock")
         assert await source.status() == "running", "it stood still only while the log began"
         carrying = asyncio.create_task(asyncio.to_thread(carry, server, tmp_path / "in.sock"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while (status := await transfer.status(source)).status != "completed":
                 assert status.status == "active", status
                 if status.passes >= PASSES:

@@ -62,6 +62,13 @@ def size_seen(site: Platform, vm: Object, disk: str = "sda") -> int:
     return int(shell(site, vm, f"cat /sys/block/{disk}/size 2>/dev/null || echo 0")) // 2048
 
 
+def called(site: Platform, vm: Object, volume: Object) -> str:
+    """Return what the guest calls a volume: who finds several at its boot gives them names as it comes."""
+    look = f"grep -l {volume['id']} /sys/block/sd*/device/vpd_pg80 2>/dev/null"
+    found: str = until(lambda: shell(site, vm, f"{look} | cut -d/ -f4"), f"the guest has {volume['name']}")
+    return found
+
+
 def put(site: Platform, vm: Object, text: str, disk: str = "sda") -> str:
     return shell(
         site, vm, f"echo {text} | dd of=/dev/{disk} conv=fsync,notrunc bs=4096 2>/dev/null && echo done || echo no"
@@ -106,8 +113,9 @@ def test_it_is_there_when_its_vm_starts_and_outlives_it(site: Platform, new_vm: 
     attach(site, second, vm, boot_order=0)
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
-    assert (size_seen(site, vm, "sda"), size_seen(site, vm, "sdb")) == (64, 32)
-    put(site, vm, "kept")
+    names = [called(site, vm, one) for one in (first, second)]
+    assert [size_seen(site, vm, name) for name in names] == [64, 32]
+    put(site, vm, "kept", names[0])
     site.cli("vm", "kill", vm["name"], "--wait")
     detach(site, second)
     assert site.client.get("volumes", second["id"])["boot_order"] is None
@@ -195,7 +203,8 @@ def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm
     moved(site, vm, "host-b")
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: "tiny guest: ready" in site.console_log(vm), "it is up", 60)
-    assert (got(site, vm), got(site, vm, "sdb"), read(site, vm)) == ("three", "two", "own")
+    names = [called(site, vm, one) for one in (first, second)]
+    assert (*(got(site, vm, name) for name in names), read(site, vm)) == ("three", "two", "own")
     until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing is left behind")
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 

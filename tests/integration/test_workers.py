@@ -25,7 +25,7 @@ from novacron.telemetry.shared import WRITE_S
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Client, Service]]:
     """A server with two workers beside its own process."""
-    with serving("--workers", "3", "--leave-after", "2") as found:
+    with serving("--workers", "3", "--leave-after", "5") as found:
         yield found.client, found.server
 
 
@@ -142,6 +142,6 @@ def test_a_server_that_is_told_to_end_says_so_first_and_takes_its_workers_along(
             return bool(pool.request("GET", f"{client.config.url}/readyz", retries=False).status == 503)
         return False
 
-    until(leaving, "it says that it is not ready", 5)
+    until(leaving, "it says that it is not ready")
     assert server.process.wait(30) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

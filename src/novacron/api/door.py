@@ -23,6 +23,7 @@ from novacron.api.callers import Caller
 from novacron.api.context import Services
 from novacron.api.rates import Rates
 from novacron.api.recorder import UNSAFE
+from novacron.api.remainder import Remainder, may_remain
 from novacron.api.sessions import COOKIE
 from novacron.model.access import Right
 from novacron.model.token import TokenKind, hash_secret
@@ -108,6 +109,9 @@ class Door:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
+        if may_remain(scope, headers):
+            remainder = Remainder(receive, send)
+            receive, send = remainder.receive, remainder.send
         method, path = scope["method"], scope["path"]
         caller = self.caller(headers)
         client = scope.get("client")

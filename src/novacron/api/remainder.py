@@ -1,0 +1,50 @@
+"""What of a request's body nobody has read when it is answered.
+
+A connection on which it is still to come can't be used for another request: the HTTP server closes it after the answer,
+and a client that has not been told loses its next request. So it is taken first, or the client is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+TAKEN_BYTES_MAX = 64 * 1024
+WAIT_S_MAX = 1.0
+CLOSE = (b"connection", b"close")
+
+
+def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
+    """Say whether a request has a body, and what is left of it stands in the way of others (RFC 9112, section 9.3)."""
+    if scope["http_version"].startswith("2"):
+        return False
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+class Remainder:
+    """Stands between the HTTP server's ``receive`` and ``send`` and who uses them."""
+
+    def __init__(self, receive: Any, send: Any) -> None:
+        self._receive, self._send = receive, send
+        self._whole = False
+
+    async def receive(self) -> dict[str, Any]:
+        message: dict[str, Any] = await self._receive()
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start" and not self._whole and not await self._taken():
+            message["headers"] = [*message["headers"], CLOSE]
+        await self._send(message)
+
+    async def _taken(self) -> bool:
+        """Take what is left, and say whether that was all."""
+        taken = 0
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                while not self._whole and taken <= TAKEN_BYTES_MAX:
+                    taken += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return False
+        return self._whole
