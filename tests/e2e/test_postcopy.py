@@ -32,7 +32,7 @@ def follows(victim: Platform, vm: Object) -> bool:
 
 
 def until_follows(victim: Platform, vm: Object) -> None:
-    until(lambda: follows(victim, vm), "it runs and its memory is not there yet", 5)
+    until(lambda: follows(victim, vm), "it runs and its memory is not there yet")
 
 
 def until_whole(victim: Platform, vm: Object) -> None:

@@ -114,7 +114,7 @@ def of_routes(traced: Platform, collector: Collector) -> list[Seen]:
 def in_time(condition: Callable[[], bool]) -> None:
     """Wait until it is so; if it does not come to be so, the figures tell."""
     with contextlib.suppress(AssertionError):
-        until(condition, "all is seen", 15)
+        until(condition, "all is seen", 30)
 
 
 def found_of_routes(api: Api, collector: Collector, wanted: list[tuple[str, str]]) -> list[Seen]:

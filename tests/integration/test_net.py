@@ -78,7 +78,7 @@ def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device
     here.within(lambda: tap.delete("nvtest"))
     heard = there.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
     heard.bind(("vx0", 0x0003))
-    heard.settimeout(5)
+    heard.settimeout(20)
     assert here.within(lambda: kept.send_after("br0", MAC)) == 3
     frames = []
     while len(frames) < 3:

@@ -112,7 +112,7 @@ def test_what_waits_writes_nothing_meanwhile(site: Platform, new_vm: NewVm) -> N
         return written() == before
 
     try:
-        until(same_for_a_second, "what the drain changes is written", 15)
+        until(same_for_a_second, "what the drain changes is written")
         before = written()
         time.sleep(WATCHED_S)
         assert written() == before, "each would wake the controller that wrote it, without an end"

@@ -81,7 +81,7 @@ def counted(client: Client) -> dict[str, float]:
 
 def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Client, Service]) -> None:
     client, server = served
-    until(lambda: counted(client)["novacron_processes"] == 3, "all have written what they counted", 10)
+    until(lambda: counted(client)["novacron_processes"] == 3, "all have written what they counted")
     requests = "novacron_api_requests_total GET /api/v1/projects 200"
     seen: list[float] = []
 
@@ -90,7 +90,7 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
         time.sleep(2 * WRITE_S)
         return counted(client)[requests] == seen[-1]
 
-    until(all_were_counted, "what was asked before is counted", 10)
+    until(all_were_counted, "what was asked before is counted")
     before = seen[-1]
     for _ in range(30):
         ask(client)
@@ -101,7 +101,7 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
         assert said[requests] <= before + 30, "each is counted once"
         return said[requests] == before + 30 and said[durations] >= before + 30
 
-    until(all_are_counted, "all are counted", 10)
+    until(all_are_counted, "all are counted")
     said = counted(client)
     for counts in ("database_query_duration_seconds_count insert", "database_transactions_total committed",
                    "feed_changes_total project", "controller_steps_total placement done"):  # fmt: skip

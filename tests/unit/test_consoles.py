@@ -29,7 +29,7 @@ async def test_a_console_opened_just_when_another_is_closed_takes_input() -> Non
             consoles.close(1)  # its connection is not closed before the loop turns
             await consoles.open(2, "vm-a", ConsoleKind.SERIAL)
             await consoles.write(2, b"hello")
-            assert await asyncio.wait_for(said.get(), 5) == wire.ConsoleOutput(2, b"HELLO")
+            assert await asyncio.wait_for(said.get(), 20) == wire.ConsoleOutput(2, b"HELLO")
             consoles.close_all()
             await consoles.write(2, b"nobody")
 
@@ -53,5 +53,5 @@ async def test_input_for_a_console_whose_guest_has_gone_is_dropped() -> None:
         async with await asyncio.start_unix_server(end, console_path(vm)):
             await consoles.open(1, "vm-a", ConsoleKind.SERIAL)
             await consoles.open(2, "vm-a", ConsoleKind.SERIAL)
-            ended = [await asyncio.wait_for(said.get(), 5) for _ in range(2)]
+            ended = [await asyncio.wait_for(said.get(), 20) for _ in range(2)]
             assert sorted(one.channel for one in ended if isinstance(one, wire.ConsoleClosed)) == [1, 2]

@@ -42,7 +42,7 @@ async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypa
     hurt.watch(observations.add(owned.Report("a", "later", 1, status)))
     well.watch(observations.add(owned.Report("b", "good", 1, status)))
     assert well.observed is not None and hurt.observed is not None
-    await asyncio.wait_for(asyncio.gather(well.observed, hurt.observed), 5)
+    await asyncio.wait_for(asyncio.gather(well.observed, hurt.observed), 20)
     assert stored == ["later", "good"]
     assert isinstance(hurt.unstored, Unavailable) and well.unstored is None
     running.cancel()
@@ -68,7 +68,7 @@ async def test_who_waits_when_the_server_ends_is_told_so() -> None:
     await asyncio.sleep(0)
     for task in running:
         task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         found = await asyncio.gather(*taken, *waiting, return_exceptions=True)
     assert all(isinstance(one, Unavailable) for one in found)
     with pytest.raises(Unavailable, match="about to end"):
