@@ -198,8 +198,11 @@ def test_who_asks_too_often_is_told_when_to_go_on() -> None:
         assert api("GET", "/healthz", token=None).status == 200
 
 
-@pytest.mark.parametrize("late_s", [0.0, 0.002, 0.2, None], ids=["at once", "late", "later", "never"])
-def test_a_refusal_costs_no_connection_unless_it_says_so(site: Platform, late_s: float | None) -> None:
+@pytest.mark.parametrize(
+    ("late_s", "more"), [(0.0, b""), (0.002, b""), (0.2, b""), (None, b""), (None, b"Expect: 100-continue\r\n")],
+    ids=["at once", "late", "later", "never", "asks first"],
+)  # fmt: skip
+def test_a_refusal_costs_no_connection_unless_it_says_so(site: Platform, late_s: float | None, more: bytes) -> None:
     """A body that comes after the answer would."""
     config = site.client.config
     context = ssl.create_default_context(cadata=config.ca)
@@ -208,7 +211,7 @@ def test_a_refusal_costs_no_connection_unless_it_says_so(site: Platform, late_s:
         context.wrap_socket(raw, server_hostname="127.0.0.1") as client,
     ):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(b"POST /api/v1/projects HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        client.sendall(b"POST /api/v1/projects HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + more + b"\r\n")
         if late_s is not None:
             time.sleep(late_s)
             client.sendall(b"{}")

@@ -110,7 +110,7 @@ class Door:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         if may_remain(scope, headers):
-            remainder = Remainder(receive, send)
+            remainder = Remainder(receive, send, headers)
             receive, send = remainder.receive, remainder.send
         method, path = scope["method"], scope["path"]
         caller = self.caller(headers)

@@ -24,8 +24,9 @@ def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
 class Remainder:
     """Stands between the HTTP server's ``receive`` and ``send`` and who uses them."""
 
-    def __init__(self, receive: Any, send: Any) -> None:
+    def __init__(self, receive: Any, send: Any, headers: dict[bytes, bytes]) -> None:
         self._receive, self._send = receive, send
+        self._asks_first = b"expect" in headers  # to take something would tell the client to go on
         self._whole = False
 
     async def receive(self) -> dict[str, Any]:
@@ -40,6 +41,8 @@ class Remainder:
 
     async def _taken(self) -> bool:
         """Take what is left, and say whether that was all."""
+        if self._asks_first:
+            return False
         taken = 0
         try:
             async with asyncio.timeout(WAIT_S_MAX):
