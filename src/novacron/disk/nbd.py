@@ -84,22 +84,27 @@ class Export:
         self._thread.join()
 
     def _serve(self) -> None:
-        try:
-            with self._listening:
-                while not self._closed.is_set():
-                    try:
-                        connection, _ = self._listening.accept()
-                    except TimeoutError:
-                        continue
-                    with connection:
-                        self._connection = connection
-                        connection.settimeout(None)
-                        if self._negotiate(connection):
-                            self._transmit(connection)
-                    return
-        except OSError as error:
-            if not self._closed.is_set():
-                self.error = error
+        with self._listening, contextlib.ExitStack() as opened:
+            try:
+                connection = self._accept()
+                if connection is not None:
+                    self._connection = opened.enter_context(connection)
+                    if self._negotiate(connection):
+                        self._transmit(connection)
+            except OSError as error:  # noted before the client sees the connection end, and we are closed for that
+                if not self._closed.is_set():
+                    self.error = error
+
+    def _accept(self) -> socket.socket | None:
+        """Return the client's connection, or none if this is closed before there is one."""
+        while not self._closed.is_set():
+            try:
+                connection, _ = self._listening.accept()
+            except TimeoutError:
+                continue
+            connection.settimeout(None)
+            return connection
+        return None
 
     def _negotiate(self, connection: socket.socket) -> bool:
         connection.sendall(MAGIC + OPTION_MAGIC + struct.pack("!H", FIXED_NEWSTYLE | NO_ZEROES))
