@@ -131,9 +131,11 @@ def server(
     port: Annotated[int, typer.Option(help="port of the API")] = 7443,
     link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444,
     advertise: Advertise = None,
-    reads_per_s: Annotated[float, typer.Option(help="requests that read, of one token")] = 5000,
-    writes_per_s: Annotated[float, typer.Option(help="requests that change something, of one token")] = 500,
-    strangers_per_s: Annotated[float, typer.Option(help="requests without a valid token, from one address")] = 100,
+    reads_per_s: Annotated[float, typer.Option(min=0.5, help="requests that read, of one token")] = 5000,
+    writes_per_s: Annotated[float, typer.Option(min=0.5, help="requests that change something, of one token")] = 500,
+    strangers_per_s: Annotated[
+        float, typer.Option(min=0.5, help="requests without a valid token, from one address")
+    ] = 100,
     redis: Annotated[
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
     ] = None,
