@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from novacron.agent import identity
-from novacron.agent.link import Link
+from novacron.agent.control.link import Link
 from novacron.client import Client, load_config
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory

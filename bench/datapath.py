@@ -15,9 +15,9 @@ from lab.hosts import Host
 from novacron import pki
 from novacron.dwcp.compression import FIRST, Compressor
 from novacron.dwcp.connection import Pool
-from novacron.dwcp.pages import Encoder, PageHash
+from novacron.dwcp.page_codec import Encoder, PageHash
+from novacron.dwcp.page_ring import Ring
 from novacron.dwcp.receiver import Listener, Terms
-from novacron.dwcp.ring import Ring
 from novacron.dwcp.sender import Options, Sender
 from novacron.qemu.stream import Splitter
 

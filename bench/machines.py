@@ -23,10 +23,10 @@ from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.client import Client
 from novacron.disk import debian
+from novacron.disk.cloud_init import build as build_seed
 from novacron.disk.images import Image, scan
-from novacron.disk.seed import build as build_seed
+from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.model.seed import Seed
 from novacron.qemu.command import Config, Nic, command, console_log_path
 from novacron.qemu.guest import GuestAgent, GuestSilent
 

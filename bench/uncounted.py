@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from novacron.__main__ import main
-from novacron.api.callers import Caller
-from novacron.api.door import Door
+from novacron.api.edge.admission import Door
+from novacron.api.read_model.principals import Caller
 from novacron.store.database import PooledConnection
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lab.hosts import Host, Lab
-from novacron.agent.home import TRANSFER_SOCKETS
-from novacron.agent.networks import remove_all as remove_networks
-from novacron.agent.volumes import MARK
+from novacron.agent.host.networks import remove_all as remove_networks
+from novacron.agent.host.volumes import MARK
+from novacron.agent.vm.directory import TRANSFER_SOCKETS
 from novacron.client import ApiError, Client, Unreachable, load_config
 from novacron.local.postgres import Postgres
 

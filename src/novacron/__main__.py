@@ -154,7 +154,7 @@ def server(
     ] = None,
 ) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
-    from novacron.api.rates import RateSettings
+    from novacron.api.edge.rate_limits import RateSettings
     from novacron.local.postgres import Postgres
     from novacron.model.errors import NovaError
     from novacron.server.main import run
@@ -228,7 +228,7 @@ def agent(
     ] = 1_879_048_192,
 ) -> None:
     """Run this host's VMs as the control plane says."""
-    from novacron.agent.inventory import default_name
+    from novacron.agent.host.inventory import default_name
     from novacron.agent.main import run
     from novacron.agent.settings import Settings
     from novacron.model.errors import NovaError

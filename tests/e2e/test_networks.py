@@ -18,7 +18,7 @@ import pytest
 from lab.guest import CounterClient
 from lab.hosts import WAN_DEVICE, Host, run
 from lab.platform import Platform, until
-from novacron.agent.networks import Networks
+from novacron.agent.host.networks import Networks
 from novacron.agent.settings import Settings
 from novacron.model.network import VNI_BASE
 from novacron.net import dnsmasq, wireguard

@@ -14,8 +14,8 @@ from litestar import HttpMethod
 from litestar.routes import HTTPRoute
 
 from lab.platform import Platform, until
+from novacron.api.access.authorization import Scope, right_of, scope_of
 from novacron.api.app import create_app
-from novacron.api.scopes import Scope, right_of, scope_of
 from novacron.model.access import RIGHTS, Right, Role
 from tests.integration.conftest import Answer, Api
 

@@ -20,9 +20,9 @@ import novacron
 from lab.observers import Collector
 from lab.platform import Platform, until
 from novacron.agent.actions import Action
-from novacron.agent.decide import Step
+from novacron.agent.vm.power import Step
 from novacron.api.app import create_app
-from novacron.control.loop import Controllers
+from novacron.control.controller import Controllers
 from novacron.store.database import Database, PooledConnection
 from novacron.telemetry import traces, values
 from novacron.telemetry.declared import BY_NAME

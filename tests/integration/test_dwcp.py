@@ -18,9 +18,9 @@ from novacron import pki
 from novacron.dwcp import sender as sender_module
 from novacron.dwcp import sockets
 from novacron.dwcp.connection import Pool
-from novacron.dwcp.pages import Base, PageHash, Run
+from novacron.dwcp.page_codec import Base, PageHash, Run
+from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.ring import PAGE
 from novacron.dwcp.sender import Options, Sender, SendFailed
 
 SIZE = 3_000_000

@@ -11,8 +11,21 @@ import pytest
 from novacron.model.access import Right
 from novacron.model.audit import Outcome
 from novacron.model.vm import Action, VmSpec, VmState, VmStatus
-from novacron.server import statements
-from novacron.store import audit, events, feed, fleet, leases, lookup, migrations, owned, projects, tokens, users, vms
+from novacron.server import node_statements
+from novacron.store import (
+    audit,
+    events,
+    feed,
+    fleet,
+    leases,
+    migrations,
+    owned,
+    projects,
+    tenancy_lookup,
+    tokens,
+    users,
+    vms,
+)
 from novacron.store.audit import Wanted
 from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
@@ -113,12 +126,12 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")
-        await statements.messages(connection, "n7", {"vm-9"}, lambda _: b"k" * 32, statements.Basis(None, ()))
-        await statements.Some.read(connection, ["vm-9", "vm-10"])
+        await node_statements.messages(connection, "n7", {"vm-9"}, lambda _: b"k" * 32, node_statements.Basis(None, ()))
+        await node_statements.Some.read(connection, ["vm-9", "vm-10"])
         await migrations.active(connection)
         await leases.renew(connection, [Beat("n1", 0), Beat("n2", 0)], 0.0)
         await leases.over(connection)
-        await lookup.find(connection, "vm", "web-77", by_name=True)
+        await tenancy_lookup.find(connection, "vm", "web-77", by_name=True)
         await projects.usage(connection, "default")
         await feed.read(connection, 120)
         await audit.search(connection, Wanted(actor="u7"), None, 50)

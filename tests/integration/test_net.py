@@ -15,7 +15,7 @@ from lab.hosts import Lab, run
 from lab.platform import until
 from novacron.net import namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
-from novacron.net.late import LateFrames
+from novacron.net.in_flight_frames import LateFrames
 from novacron.net.tap import NetworkFailed, tap_address
 from tests.unit.test_network import told
 

@@ -31,7 +31,7 @@ from novacron.model.migration import Kind, Side
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
-from novacron.server.statements import Basis, Some, statements
+from novacron.server.node_statements import Basis, Some, statements
 from novacron.store import identities, leases, migrations, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 
 from lab.platform import free_ports, open_directory, until
-from novacron.api.passwords import TRIES, Passwords
-from novacron.api.rates import Rates, RateSettings
-from novacron.api.shared import Shared, share_rates
+from novacron.api.access.passwords import TRIES, Passwords
+from novacron.api.edge.rate_limits import Rates, RateSettings
+from novacron.api.edge.shared_limits import Shared, share_rates
 from novacron.model.errors import TooManyRequests
 
 

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from novacron.agent.console import Consoles
+from novacron.agent.vm.console import Consoles
 from novacron.model.console import ConsoleKind
 from novacron.qemu.command import console_path
 from novacron.wire import messages as wire

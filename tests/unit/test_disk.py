@@ -32,8 +32,8 @@ from novacron.disk.stream import (
     _range,
     _word,
 )
-from novacron.dwcp.pages import Decoder, Encoder, PageHash
-from novacron.dwcp.ring import Ring
+from novacron.dwcp.page_codec import Decoder, Encoder, PageHash
+from novacron.dwcp.page_ring import Ring
 
 PAGES = 64
 SIZE = PAGES * PAGE

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from novacron.dwcp import compression, frames
 from novacron.dwcp.compression import METHODS, Chooser, Compressor, Decompressor, Marks
 from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
-from novacron.dwcp.pages import BARE, OP, Decoder, Encoder, Missing, Op, PageHash, Run, check_of
-from novacron.dwcp.ring import PAGE, Ring
-from novacron.dwcp.store import PageStore, ScatteredBase, read_index
-from novacron.dwcp.theirs import Damaged, Theirs
+from novacron.dwcp.page_codec import BARE, OP, Decoder, Encoder, Missing, Op, PageHash, Run, check_of
+from novacron.dwcp.page_ring import PAGE, Ring
+from novacron.dwcp.page_store import PageStore, ScatteredBase, read_index
+from novacron.dwcp.receiver_index import Damaged, Theirs
 
 HASH = PageHash(b"k" * 32)
 GOLDEN = Path(__file__).parent / "golden"
@@ -201,7 +201,7 @@ def test_damaged_pages_are_asked_for_and_filled_in(tmp_path: Path, sealed: bool)
 
 def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: int | None = None) -> bytes:
     """Return a piece of these ops, as a peer that lies would make it."""
-    from novacron.dwcp.pages import HEADER
+    from novacron.dwcp.page_codec import HEADER
 
     body = b"".join(OP.pack(*op) for op in ops) + opaque
     header = HEADER.pack(0, 1, 0, len(ops), len(opaque), 0, 0, PAGE if raw_bytes is None else raw_bytes, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from novacron.agent import hardware
+from novacron.agent.host import hardware
 from novacron.model.hardware import Disk, NumaNode, PciDevice
 
 

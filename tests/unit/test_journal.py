@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from novacron.agent.journal import FORGET_AFTER_S, Journal, Record
+from novacron.agent.vm.journal import FORGET_AFTER_S, Journal, Record
 from novacron.model.ownership import Claim, Held
 
 

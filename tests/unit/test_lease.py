@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from novacron.agent.lease import NodeLease, now
+from novacron.agent.host.lease import NodeLease, now
 from novacron.model import limits
 from novacron.model.lease import (
     CLOCK_SAMPLES,
@@ -23,7 +23,7 @@ from novacron.model.lease import (
     majority_is_silent,
     may_take_over,
 )
-from novacron.qemu import keeper
+from novacron.qemu import lease_guard
 
 NODES = [f"n{number}" for number in range(7)]
 groups = st.sets(st.sampled_from(NODES))
@@ -256,16 +256,16 @@ def test_failures_do_move_vms_and_a_control_plane_that_is_away_stops_none() -> N
 
 def test_what_outlives_the_agent_reads_the_lease_and_no_other_boots(tmp_path: Path) -> None:
     path = tmp_path / "lease"
-    assert not keeper.valid(str(path))
+    assert not lease_guard.valid(str(path))
     lease = NodeLease(path)
-    assert not lease.valid() and not keeper.valid(str(path))
+    assert not lease.valid() and not lease_guard.valid(str(path))
     lease.beaten(lease.rule.beat(now()))
-    assert lease.valid() and keeper.valid(str(path)) and NodeLease(path).valid(), "a new agent goes on with it"
+    assert lease.valid() and lease_guard.valid(str(path)) and NodeLease(path).valid(), "a new agent goes on with it"
     boot, rest = path.read_text().split(" ", 1)
     path.write_text(f"{boot[:-1]}x {rest}")
-    assert not keeper.valid(str(path)) and not NodeLease(path).valid()
+    assert not lease_guard.valid(str(path)) and not NodeLease(path).valid()
     path.write_text("nonsense")
-    assert not keeper.valid(str(path))
+    assert not lease_guard.valid(str(path))
 
 
 def test_a_clock_counts_as_wrong_only_by_more_than_a_message_may_take() -> None:

@@ -15,10 +15,10 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from novacron.agent import usage
+from novacron.agent.observe import usage
 from novacron.agent.settings import Settings
-from novacron.api.cache import Cache
-from novacron.api.metrics import seen
+from novacron.api.read_model.watch_cache import Cache
+from novacron.api.routes.metrics import seen
 from novacron.model.migration import Progress, Savings
 from novacron.store.feed import Batch, Change
 from novacron.telemetry import declared, page, values

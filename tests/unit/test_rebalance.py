@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bench.fleet_load import simulate
-from novacron.agent.loads import Loads
+from novacron.agent.host.loads import Loads
 from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Wish

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from novacron.agent.passthrough import Passthrough
+from novacron.agent.host.passthrough import Passthrough
 from novacron.model.hardware import Hardware, PciDevice
 from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from novacron.agent.journal import Journal, Record
-from novacron.agent.lease import NodeLease
-from novacron.agent.networks import Networks
-from novacron.agent.passthrough import Passthrough
+from novacron.agent.host.lease import NodeLease
+from novacron.agent.host.networks import Networks
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.volumes import Pools
 from novacron.agent.settings import Settings
-from novacron.agent.turns import Turns
-from novacron.agent.volumes import Pools
+from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.start_queue import Turns
 from novacron.agent.worker import Host, Worker
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Held

@@ -15,27 +15,30 @@ from typing import Any
 import msgspec
 
 from novacron import pki
-from novacron.agent import asked, console_log, copies, foresee, idle, probe
 from novacron.agent import identity as identities
-from novacron.agent import inventory as inventories
 from novacron.agent.actions import Action, doing
-from novacron.agent.asked import Asked
-from novacron.agent.console import Consoles
-from novacron.agent.exports import Exports
+from novacron.agent.control import queries
+from novacron.agent.control.link import Link, Renamed
+from novacron.agent.control.peers import Peers
+from novacron.agent.control.queries import Asked
+from novacron.agent.host import inventory as inventories
+from novacron.agent.host.lease import NodeLease
+from novacron.agent.host.loads import Loads
+from novacron.agent.host.networks import Networks
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.volumes import Pools, Volumes
 from novacron.agent.identity import Identity
-from novacron.agent.imports import Imports
-from novacron.agent.journal import Journal, Record
-from novacron.agent.lease import NodeLease
-from novacron.agent.link import Link, Renamed
-from novacron.agent.loads import Loads
-from novacron.agent.metrics import AgentMetrics
-from novacron.agent.networks import Networks
-from novacron.agent.pages import Neighbour, Pages
-from novacron.agent.passthrough import Passthrough
-from novacron.agent.peers import Peers
+from novacron.agent.images import copies, unused
+from novacron.agent.images.exports import Exports
+from novacron.agent.images.imports import Imports
+from novacron.agent.migration import estimate, path_probe
+from novacron.agent.migration.known_pages import Neighbour, Pages
+from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import Settings
-from novacron.agent.turns import Turns
-from novacron.agent.volumes import Pools, Volumes
+from novacron.agent.vm import console_log
+from novacron.agent.vm.console import Consoles
+from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.start_queue import Turns
 from novacron.agent.worker import Host, Worker
 from novacron.disk.images import scan
 from novacron.dwcp.connection import Pool
@@ -235,13 +238,13 @@ class Agent:
                 self._copies.start(self._give_copy(message))
 
     async def _answer(self, message: wire.Ask) -> None:
-        self._link.send(await asked.answer(message, self._asked_of))
+        self._link.send(await queries.answer(message, self._asked_of))
 
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
         self._link.send(wire.ProbeReady(wanted.probe))
         with doing(Action.PROBE, source=wanted.peer):
-            await probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
+            await path_probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
 
     async def _probe(self, wanted: wire.ProbeWanted) -> None:
         name, rings_dir = self._host.identity.name, self._settings.rings_dir
@@ -251,17 +254,17 @@ class Agent:
                 worker = self._workers.get(wanted.vm)
                 neighbour = None if worker is None else worker.neighbour()
                 if worker is None or neighbour is None:
-                    raise foresee.ForeseeFailed("the VM does not run here")
-                looking = await foresee.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
+                    raise estimate.ForeseeFailed("the VM does not run here")
+                looking = await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
             with doing(Action.PROBE, target=wanted.peer):
-                found = await probe.measure(
+                found = await path_probe.measure(
                     self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds,
                     wanted.rate_bytes_per_s,
                 )  # fmt: skip
             limit_s = self._settings.downtime_limit_ms / 1e3
-            foreseen = None if looking is None else foresee.foresee(looking, found, limit_s)
+            foreseen = None if looking is None else estimate.foresee(looking, found, limit_s)
             self._link.send(wire.Probed(wanted.probe, found, foreseen))
-        except (probe.ProbeFailed, foresee.ForeseeFailed) as error:
+        except (path_probe.ProbeFailed, estimate.ForeseeFailed) as error:
             self._link.send(wire.Probed(wanted.probe, None, error=str(error)))
 
     async def _take_copy(self, wanted: wire.CopyExpected) -> None:
@@ -270,7 +273,7 @@ class Agent:
             with doing(Action.COPY_IN, image=wanted.image.name, source=wanted.peer):
                 await copies.take(self._host.listener, wanted, self._settings)
             if wanted.on_demand:
-                await asyncio.to_thread(idle.mark, self._settings, wanted.image.name)
+                await asyncio.to_thread(unused.mark, self._settings, wanted.image.name)
             log.info("an image has arrived", image=wanted.image.name, source=wanted.peer)
             await self._look_at_images()
             self._link.send(wire.Copied(wanted.copy))
@@ -296,7 +299,7 @@ class Agent:
             await self._look_at_images()
             used = [image for worker in self._workers.values() if (image := worker.image_name()) is not None]
             try:
-                await asyncio.to_thread(idle.look, self._settings, dict(self._host.images), used, self._link.send)
+                await asyncio.to_thread(unused.look, self._settings, dict(self._host.images), used, self._link.send)
             except OSError as error:
                 log.warning("can't see which images are used", error=str(error))
 

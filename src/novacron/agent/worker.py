@@ -15,23 +15,24 @@ from typing import Any
 import msgspec
 import structlog
 
-from novacron.agent import clones, outgoing
 from novacron.agent.actions import Action, doing
-from novacron.agent.cloning import Cloning
-from novacron.agent.giving import Giving
-from novacron.agent.home import DISK_LAYER
+from novacron.agent.host.lease import NodeLease
+from novacron.agent.host.networks import Networks
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
-from novacron.agent.journal import Journal, Record
-from novacron.agent.lease import NodeLease
-from novacron.agent.machine import Machine, MachineFailed
-from novacron.agent.networks import Networks
-from novacron.agent.owning import IDLE_S, RETRY_S, Owning
-from novacron.agent.pages import Neighbour, Pages, Tenant
-from novacron.agent.passthrough import Passthrough
+from novacron.agent.migration import source_stream
+from novacron.agent.migration.known_pages import Neighbour, Pages, Tenant
+from novacron.agent.migration.source import Giving
+from novacron.agent.migration.target import Taking
 from novacron.agent.settings import Settings
-from novacron.agent.taking import Taking
-from novacron.agent.turns import Turns
-from novacron.agent.volumes import Pools
+from novacron.agent.vm import clone_disk
+from novacron.agent.vm.clone_reconciler import Cloning
+from novacron.agent.vm.directory import DISK_LAYER
+from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.machine import Machine, MachineFailed
+from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Owning
+from novacron.agent.vm.start_queue import Turns
 from novacron.disk.images import Image
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
@@ -203,9 +204,9 @@ class Worker:
             if await self.machine.adopt():
                 log.info("adopted a running QEMU", vm=self.vm, pid=self.machine.pid)
                 if self.record.post_copy is None:
-                    await outgoing.abandon(self.machine)
+                    await source_stream.abandon(self.machine)
             if self.record.post_copy is None:  # else QEMU may wait for memory, and answers nobody
-                await clones.abandon(self.machine)
+                await clone_disk.abandon(self.machine)
         except (MonitorFailed, TimeoutError) as error:
             log.warning("a QEMU does not answer", vm=self.vm, error=str(error))
 
@@ -316,7 +317,7 @@ class Worker:
         if wanted.clone_of is not None:
             self._cloning.go_on(wanted.clone_of)
             return IDLE_S
-        await clones.settle(self.machine)
+        await clone_disk.settle(self.machine)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
             if wanted.spec.power is Power.STOPPED and task.kind is not Kind.COLD:

@@ -14,11 +14,15 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import QueryParameter
 
 from novacron import __version__
-from novacron.api import (
+from novacron.api.access import authorization, sessions
+from novacron.api.access.authentication import Authentication
+from novacron.api.context import ApiRequest, Services
+from novacron.api.edge import bodies, openapi, problems
+from novacron.api.read_model import paging
+from novacron.api.routes import (
+    audit,
     batches,
-    bodies,
-    console,
-    description,
+    consoles,
     drains,
     events,
     exports,
@@ -31,14 +35,9 @@ from novacron.api import (
     migrations,
     networks,
     nodes,
-    paging,
     placements,
-    problems,
     projects,
     rebalancing,
-    records,
-    scopes,
-    sessions,
     snapshots,
     tokens,
     users,
@@ -46,16 +45,14 @@ from novacron.api import (
     volumes,
     watch,
 )
-from novacron.api.auth import Authentication
-from novacron.api.context import ApiRequest, Services
 from novacron.model import limits
 from novacron.model.errors import NovaError
 
 
-@get("/schema", include_in_schema=False, opt=scopes.SELF)
+@get("/schema", include_in_schema=False, opt=authorization.SELF)
 async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
     """Answer with the OpenAPI 3.1 document."""
-    return Response(description.describe(request.app), media_type="application/json")
+    return Response(openapi.describe(request.app), media_type="application/json")
 
 
 ABOUT_REVISION = "answer from a state that has at least this revision; 503 where that is not there within seconds"
@@ -66,7 +63,7 @@ def create_app(services: Services) -> Litestar:
     api = Router(
         "/api/v1",
         parameters={
-            "project": scopes.PROJECT,
+            "project": authorization.PROJECT,
             "min_revision": QueryParameter(
                 annotation=int | None, name="min_revision", required=False, description=ABOUT_REVISION
             ),
@@ -92,7 +89,7 @@ def create_app(services: Services) -> Litestar:
             tokens.router,
             projects.router,
             users.router,
-            records.router,
+            audit.router,
             sessions.router,
         ],
     )
@@ -100,7 +97,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[
             api,
             nodes.join,
-            console.console,
+            consoles.console,
             health.healthz,
             health.readyz,
             metrics.metrics,
@@ -118,7 +115,7 @@ def create_app(services: Services) -> Litestar:
             Exception: problems.on_any_error,
         },
         before_request=bodies.check,
-        guards=[scopes.guard],
+        guards=[authorization.guard],
         dependencies={"wanted": Provide(paging.paging)},
         request_max_body_size=limits.REQUEST_BODY_BYTES_MAX,
         state=State({"services": services}),

@@ -9,11 +9,11 @@ import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 
-from novacron.api.cache import Cache
-from novacron.api.callers import Caller
-from novacron.api.oidc import Oidc
-from novacron.api.passwords import Passwords
-from novacron.api.recorder import Recorder
+from novacron.api.access.oidc import Oidc
+from novacron.api.access.passwords import Passwords
+from novacron.api.edge.recorder import Recorder
+from novacron.api.read_model.principals import Caller
+from novacron.api.read_model.watch_cache import Cache
 from novacron.model.console import ConsoleKind
 from novacron.model.event import ImageCopy
 from novacron.model.firmware_state import FirmwareState

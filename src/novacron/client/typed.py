@@ -9,11 +9,11 @@ import msgspec
 from novacron.model.event import Event, Image
 from novacron.model.export import Export
 from novacron.model.image import Import
+from novacron.model.link_sharing import Link
 from novacron.model.migration import Migration
 from novacron.model.network import FloatingAddress, Forward, Network, SecurityGroup
 from novacron.model.node import Node
 from novacron.model.project import Project
-from novacron.model.sharing import Link
 from novacron.model.snapshot import Snapshot
 from novacron.model.token import Token
 from novacron.model.user import Grant, User

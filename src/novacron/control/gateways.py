@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from novacron.model.network import choose_gateway
-from novacron.store import leases, members, networks, nodes
+from novacron.store import leases, network_members, networks, nodes
 from novacron.store.database import Database
 
 
 async def step(database: Database) -> None:
     async with database.transaction() as connection:
-        overlays = await members.overlays(connection)
+        overlays = await network_members.overlays(connection)
         if not overlays:
             return
         every = await nodes.all(connection)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from novacron.model.link_sharing import Demand, allot, budgets, crowding, uses
 from novacron.model.migration import Migration, Phase
-from novacron.model.sharing import Demand, allot, budgets, crowding, uses
 from novacron.store import links, migrations, nodes
 from novacron.store.database import Database
 from novacron.telemetry import traces

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from novacron.disk import img
+from novacron.disk import qemu_img
 from novacron.disk.formats import Unacceptable
-from novacron.disk.img import ImgFailed, Wrap
+from novacron.disk.qemu_img import ImgFailed, Wrap
 from novacron.model.image import Format
 
 MEMORY_BYTES_MAX = 2 << 30
@@ -129,7 +129,7 @@ async def _run(
 ) -> bytes:  # fmt: skip
     limits = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0", *limits]
     try:
-        return await img.run(
+        return await qemu_img.run(
             arguments, CONVERT_S_MAX, wrap=confined, limits=limits, descriptors=descriptors, wrong=wrong
         )
     except ImgFailed as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
-from novacron.dwcp.pages import Op, Run
+from novacron.dwcp.page_codec import Op, Run
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from novacron.dwcp import frames, sockets
-from novacron.dwcp.back import BackSender
 from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
+from novacron.dwcp.connection_count import STREAMS_MAX
 from novacron.dwcp.frames import (
     BaseInfo,
     End,
@@ -27,11 +27,11 @@ from novacron.dwcp.frames import (
     RepairedPages,
     Welcome,
 )
-from novacron.dwcp.pages import CHECK_BYTES, PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.page_ring import SLOTS, Ring
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
-from novacron.dwcp.ring import SLOTS, Ring
+from novacron.dwcp.return_channel import BackSender
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
-from novacron.dwcp.streams import STREAMS_MAX
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 

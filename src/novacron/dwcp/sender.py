@@ -15,16 +15,16 @@ from typing import NamedTuple
 import msgspec
 
 from novacron.dwcp import frames, sockets
-from novacron.dwcp.back import BackReceiver
 from novacron.dwcp.compression import FIRST
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
-from novacron.dwcp.encoding import Counters, Encoding, Splitter
+from novacron.dwcp.connection_count import STREAMS_MAX, StreamCount
+from novacron.dwcp.encoder import Counters, Encoding, Splitter
 from novacron.dwcp.frames import Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
-from novacron.dwcp.pages import Base, Encoder, PageHash, Piece, Savings
+from novacron.dwcp.page_codec import Base, Encoder, PageHash, Piece, Savings
+from novacron.dwcp.page_ring import PAGE, Ring
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
-from novacron.dwcp.ring import PAGE, Ring
-from novacron.dwcp.streams import STREAMS_MAX, StreamCount
-from novacron.dwcp.theirs import Damaged, Theirs
+from novacron.dwcp.receiver_index import Damaged, Theirs
+from novacron.dwcp.return_channel import BackReceiver
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from novacron.qemu import keeper
+from novacron.qemu import lease_guard
 from novacron.qemu.command import name_argument
 from novacron.qemu.firmware import TPM
 
@@ -21,7 +21,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 LOG = "qemu.log"
 LOG_TAIL_BYTES = 600
-KEEPER = ("-I", "-S", str(Path(keeper.__file__).resolve()))
+KEEPER = ("-I", "-S", str(Path(lease_guard.__file__).resolve()))
 
 
 def spawn(

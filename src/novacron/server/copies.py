@@ -10,8 +10,8 @@ from typing import Any
 
 from novacron.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from novacron.model.event import ImageCopy
+from novacron.model.link_sharing import lowest
 from novacron.model.node import ImageInfo, Node
-from novacron.model.sharing import lowest
 from novacron.store import events, links, nodes
 from novacron.store.database import Database
 from novacron.telemetry import logs

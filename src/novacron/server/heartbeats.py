@@ -9,7 +9,7 @@ from collections.abc import Callable
 import asyncpg
 
 from novacron.model.errors import Conflict, NovaError, Unavailable
-from novacron.server.gathering import Gathering
+from novacron.server.batcher import Gathering
 from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.store.leases import Beat

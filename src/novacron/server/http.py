@@ -17,16 +17,16 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server as Granian
 
 from novacron import pki
+from novacron.api.access.oidc import Oidc
+from novacron.api.access.passwords import Passwords
 from novacron.api.app import create_app
-from novacron.api.cache import Cache
 from novacron.api.context import Agents, Services
-from novacron.api.door import Door
-from novacron.api.metrics import seen
-from novacron.api.oidc import Oidc
-from novacron.api.passwords import Passwords
-from novacron.api.rates import Rates
-from novacron.api.recorder import Recorder
-from novacron.api.shared import Shared, share_rates
+from novacron.api.edge.admission import Door
+from novacron.api.edge.rate_limits import Rates
+from novacron.api.edge.recorder import Recorder
+from novacron.api.edge.shared_limits import Shared, share_rates
+from novacron.api.read_model.watch_cache import Cache
+from novacron.api.routes.metrics import seen
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 from novacron.model.oidc import Provider

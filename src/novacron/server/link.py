@@ -24,12 +24,12 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.server.copies import Copies
+from novacron.server.desired_state import Teller
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
 from novacron.server.probes import Probes
 from novacron.server.questions import Questions
 from novacron.server.session import ConsoleChannel, Session
-from novacron.server.telling import Teller
 from novacron.store import (
     clones,
     events,

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from novacron import pki
-from novacron.control.loop import Controllers
+from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput
 from novacron.server import relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front

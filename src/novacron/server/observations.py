@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from novacron.model.errors import NovaError, Unavailable
-from novacron.server.gathering import Gathering
+from novacron.server.batcher import Gathering
 from novacron.store import owned
 from novacron.store.database import LOST, Database
 from novacron.store.owned import Report

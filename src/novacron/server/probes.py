@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from novacron.model.errors import InvalidInput, Unavailable
+from novacron.model.link_sharing import lowest
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.model.sharing import lowest
 from novacron.server.session import Session
 from novacron.store import links, nodes
 from novacron.store.database import Database

@@ -15,7 +15,7 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
-from novacron.server.statements import Basis
+from novacron.server.node_statements import Basis
 from novacron.telemetry import traces
 from novacron.wire import messages as wire
 

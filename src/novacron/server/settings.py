@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.api.rates import RateSettings
+from novacron.api.edge.rate_limits import RateSettings
 from novacron.store.database import POOL_DEFAULT
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from novacron.model.audit import ApiCall, Record, Request
-from novacron.store import later
+from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
-AUDIT = later.Table(
+AUDIT = deferred_writes.Table(
     "audit",
     {
         "actor": "text", "user_id": "text", "token": "text", "address": "text", "method": "text", "path": "text",
@@ -29,7 +29,7 @@ def rows_of(requests: Sequence[Request]) -> list[Sequence[Any]]:
 
 async def add(connection: Connection, requests: Sequence[Request]) -> None:
     """Add what was asked, and what came of it; in the transaction of the change, if there was one."""
-    await later.add(connection, AUDIT, rows_of(requests))
+    await deferred_writes.add(connection, AUDIT, rows_of(requests))
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
-from novacron.store import later
+from novacron.store import deferred_writes
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, histogram
 
@@ -218,9 +218,9 @@ class Database:
         another transaction came between."""
         try:
             async with self.connection() as connection, connection.transaction(isolation=isolation):
-                with later.waiting() as pending:
+                with deferred_writes.waiting() as pending:
                     yield connection
-                await later.write(connection, pending)
+                await deferred_writes.write(connection, pending)
             ENDED.add("committed")
         except OVERTAKEN as error:
             ENDED.add("overtaken")
@@ -251,13 +251,13 @@ class Database:
             return await work(connection)
 
     async def at_once(
-        self, statement: str, arguments: Sequence[Any], rows: dict[later.Table, list[Sequence[Any]]]
+        self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]]
     ) -> Any:  # fmt: skip
         """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
 
         Raises Unavailable.
         """
-        text, values = later.all_at_once(statement, arguments, rows)
+        text, values = deferred_writes.all_at_once(statement, arguments, rows)
         try:
             async with self.connection() as connection:
                 return await connection.fetchrow(text, *values)

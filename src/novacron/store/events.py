@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from novacron.store import later
+from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
 SYSTEM = "system"
@@ -24,7 +24,7 @@ class Event(NamedTuple):
     project: str | None = None
 
 
-EVENTS = later.Table(
+EVENTS = deferred_writes.Table(
     "events",
     {
         "kind": "text", "object": "text", "name": "text", "reason": "text", "message": "text", "actor": "text",
@@ -40,7 +40,7 @@ def rows_of(happened: Sequence[Event]) -> list[Sequence[str | None]]:
 
 async def record_all(connection: Connection, happened: Sequence[Event]) -> None:
     """Add lines to the logs of several objects, in their order."""
-    await later.add(connection, EVENTS, rows_of(happened))
+    await deferred_writes.add(connection, EVENTS, rows_of(happened))
 
 
 async def record(

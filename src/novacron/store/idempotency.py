@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.errors import IdempotencyMismatch
-from novacron.store import later
+from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
 
@@ -43,7 +43,7 @@ async def claim(connection: Connection, token: str, key: str, request: bytes) ->
 
 async def settle(connection: Connection, token: str, key: str, answer: Answer) -> None:
     """Store the answer, in the transaction that did the work."""
-    await later.execute(
+    await deferred_writes.execute(
         connection,
         "UPDATE idempotency SET status = $3, body = $4, headers = $5 WHERE token = $1 AND key = $2",
         token,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from novacron.model.errors import NotFound, PreconditionFailed
-from novacron.model.sharing import Link, LinkSpec, link_id
+from novacron.model.link_sharing import Link, LinkSpec, link_id
 from novacron.store import events
 from novacron.store.database import Connection
 

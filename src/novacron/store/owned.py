@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
-from novacron.model.seed import Seed
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
 from novacron.store import events, vms
 from novacron.store.database import Connection

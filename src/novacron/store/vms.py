@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
+from novacron.model.cloud_init import Seed
 from novacron.model.errors import (
     Conflict,
     IllegalState,
@@ -21,7 +22,6 @@ from novacron.model.errors import (
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
 from novacron.model.project import Project, Quota, Usage
-from novacron.model.seed import Seed
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,

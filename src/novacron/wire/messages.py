@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.cloud_init import Seed
 from novacron.model.console import ConsoleKind
 from novacron.model.cpu import CpuModel
 from novacron.model.export import ExportPhase
@@ -15,7 +16,6 @@ from novacron.model.network import NetworkOnNode
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.ownership import Order
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.model.seed import Seed
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase

@@ -1,0 +1,110 @@
+"""What this node and others say of each other: a second sign of life beside the link to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from novacron import pki
+from novacron.agent.host.lease import NodeLease, now
+from novacron.agent.migration.source_stream import address
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.frames import Frame, FrameType, ProtocolError
+from novacron.model import limits
+from novacron.model.lease import ANSWER_S_MAX, POLL_S, Vitals
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.IncompleteReadError, msgspec.DecodeError)
+
+
+class Peers:
+    """Asks other nodes how they are: always those that this one watches, and the voters when the server is silent."""
+
+    def __init__(self, path: Path, name: str, pool: Pool, lease: NodeLease, ended: Callable[[], None]) -> None:
+        """``ended`` is called when the lease is over."""
+        self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
+        self._known = wire.Peers((), ())
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            self._known = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
+            lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._known.voters)
+        self._seen: dict[str, wire.PeerSeen] = {}
+        self._was_valid = lease.valid()
+
+    def tell(self, known: wire.Peers) -> None:
+        """Take who the others are from the server."""
+        self._known = known
+        try:
+            scratch = self._path.with_suffix(".new")
+            scratch.write_bytes(msgspec.json.encode(known))
+            scratch.rename(self._path)
+        except OSError as error:  # a new agent has to wait for the server to hear of them
+            log.warning("who the other nodes are can't be written down", error=str(error))
+        self._lease.rule.voters_next = tuple(peer.name for peer in known.voters)
+
+    def vitals(self) -> Vitals:
+        """Return what this node says when it is asked."""
+        return Vitals(silent=self._lease.silent())
+
+    def heartbeat(self) -> wire.Heartbeat:
+        """Return what the server is to be told now."""
+        rule = self._lease.rule
+        number = rule.beat(now())
+        return wire.Heartbeat(
+            number, rule.acknowledged, rule.steady_s(now()), rule.voters_next, tuple(self._seen.values()), time.time()
+        )
+
+    async def run(self) -> None:
+        """Look after the others, and after this node's lease, until cancelled."""
+        looked_at = 0.0
+        while True:
+            await asyncio.sleep(POLL_S)
+            if self._lease.silent():
+                await self._vote()
+            elif now() - looked_at > limits.HEARTBEAT_INTERVAL_S:
+                looked_at = now()
+                answers = await self._ask_all(self._known.watched)
+                self._seen = {name: wire.PeerSeen(name, vitals.silent) for name, vitals in answers.items()}
+            valid = self._lease.valid()
+            if self._was_valid and not valid:
+                log.warning("this node's lease is over: its highly available VMs end")
+                self._ended()
+            self._was_valid = valid
+
+    async def _vote(self) -> None:
+        asked_at = now()
+        answers = await self._ask_all(tuple(peer for peer in self._known.voters if peer.name != self._name))
+        silent = {self._name} | {name for name, vitals in answers.items() if vitals.silent}
+        allowed = self._lease.silent() and self._lease.may_go_on(silent, asked_at)
+        if not allowed and self._lease.valid():
+            log.info("the server is silent, and too few others say so", silent=sorted(silent))
+
+    async def _ask_all(self, peers: tuple[wire.Peer, ...]) -> dict[str, Vitals]:
+        answers = await asyncio.gather(*(self._ask(peer) for peer in peers))
+        return {peer.name: answer for peer, answer in zip(peers, answers, strict=True) if answer is not None}
+
+    async def _ask(self, peer: wire.Peer) -> Vitals | None:
+        """Ask one node; None if it does not answer soon."""
+        endpoint, host = address(peer.endpoint), pki.node_host(peer.name)
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                connection = await self._pool.take(endpoint, host)
+                try:
+                    connection.put(Frame(FrameType.VITALS))
+                    while (frame := await connection.read()).type is not FrameType.VITALS:
+                        pass  # the end of what the connection carried before
+                except BaseException:
+                    connection.abort()
+                    raise
+                self._pool.give(endpoint, host, connection)
+                return msgspec.msgpack.decode(frame.payload, type=Vitals)
+        except FAILURES:
+            return None

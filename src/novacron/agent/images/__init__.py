@@ -1,0 +1,1 @@
+"""Images on this node: how they come, go, and end."""

@@ -1,0 +1,89 @@
+"""Images that go from node to node, over DWCP sessions of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from novacron import pki
+from novacron.agent.migration import disk_mirror
+from novacron.agent.migration.source_stream import address
+from novacron.agent.settings import Settings
+from novacron.disk.files import NewFile, make_durable
+from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
+from novacron.disk.stream import Head, Player, StreamError, Volume
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
+from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.wire import messages as wire
+
+BEGIN_S_MAX = 60.0
+SPARE_BYTES = 1 << 30
+"""Room that stays free on the target's disk."""
+SCRATCH = ".receiving-"
+"""Before the name of the node that receives."""
+
+
+class CopyFailed(Exception):
+    """The image did not arrive: says why. Nothing of it is kept."""
+
+
+def _key(copy: str) -> bytes:
+    """Return what both ends need to have in common; nothing of a project's goes over this session."""
+    return hashlib.sha256(copy.encode()).digest()
+
+
+async def give(pool: Pool, wanted: wire.CopyWanted, image: Image, settings: Settings) -> None:
+    """Send an image to the node that expects it. Raises CopyFailed."""
+    options = Options(
+        _key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=wanted.rate_bytes_per_s
+    )
+    sender = Sender(address(wanted.endpoint), pki.node_host(wanted.peer), wanted.copy, pool, options)
+    named = [(path.name, path) for path in image.files]
+    try:
+        async with sender:
+            await disk_mirror.send_files(named, sender, image.info.digest)
+    except (SendFailed, OSError, TimeoutError) as error:
+        raise CopyFailed(str(error) or type(error).__name__) from error
+
+
+async def take(listener: Listener, wanted: wire.CopyExpected, settings: Settings) -> None:
+    """Receive an image, whole and as its manifest describes it, or nothing. Raises CopyFailed."""
+    target = settings.images_dir / wanted.image.name
+    if target.exists():
+        raise CopyFailed(f"there is an image {wanted.image.name} already")
+
+    def open_(head: Head) -> list[Volume]:
+        names = [info.name for info in head.volumes]
+        size = sum(info.size_bytes for info in head.volumes)
+        if names[0] != MANIFEST or len(set(names)) != len(names) or any("/" in n or n.startswith(".") for n in names):
+            raise StreamError("what comes is no image")
+        free = shutil.disk_usage(scratch).free
+        if size > free - SPARE_BYTES:
+            raise StreamError(f"there is no room for {size} bytes: {free} are free in {settings.images_dir}")
+        return [NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
+
+    terms = Terms(_key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
+    try:
+        with listener.expect(wanted.copy, wanted.peer, terms) as session:
+            await session.receive(Player(open_), BEGIN_S_MAX)
+        await asyncio.to_thread(verify, scratch, wanted.image.digest)
+        for path in scratch.iterdir():
+            path.chmod(0o644)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+        await asyncio.to_thread(make_durable, target)
+    except (ReceiveFailed, ImageUnusable, OSError, TimeoutError) as error:
+        raise CopyFailed(str(error) or type(error).__name__) from error
+    finally:
+        await asyncio.to_thread(shutil.rmtree, scratch, True)
+
+
+def clean(settings: Settings) -> None:
+    """Remove what an earlier agent of this node left half received."""
+    for scratch in settings.images_dir.glob(f"{SCRATCH}{settings.name}-*"):
+        shutil.rmtree(scratch, ignore_errors=True)

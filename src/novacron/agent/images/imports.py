@@ -1,0 +1,378 @@
+"""Images that come to this node from outside: uploaded, fetched or found here; checked, converted, and kept.
+
+What is under way lives in a directory of its own among the images, so an agent that is started again goes on with it;
+an image is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from novacron.agent.actions import Action, doing
+from novacron.agent.images.download import Fetch, open_beneath
+from novacron.agent.settings import Settings
+from novacron.agent.vm.directory import UIDS_MAX
+from novacron.disk import convert, formats
+from novacron.disk.blocks import data_ranges
+from novacron.disk.files import make_durable
+from novacron.disk.formats import Unacceptable
+from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
+from novacron.model import limits
+from novacron.model.image import Format, Phase, Source
+from novacron.qemu.confine import Account, confined
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+SCRATCH = ".importing-"
+SOURCE, DISK = "source", "disk.raw"
+SPARE_BYTES = 1 << 30
+"""Room that stays free on the disk with the images."""
+Hash: TypeAlias = "hashlib._Hash"
+
+PIECE_BYTES, HOLE_BYTES = 4 << 20, 1 << 16
+PIECES_AHEAD = 8
+SYNC_BYTES = 64 << 20
+REPORT_S = 1.0
+TOLD_S_MAX = 5.0
+ZEROS = bytes(HOLE_BYTES)
+
+
+def _filled(piece: bytes) -> Iterator[tuple[int, int]]:
+    """Return what of a piece is not to be a hole, in blocks that follow each other."""
+    start = None
+    for at in range(0, len(piece), HOLE_BYTES):
+        empty = piece.startswith(ZEROS[: len(piece) - at], at)
+        if start is None and not empty:
+            start = at
+        elif start is not None and empty:
+            yield start, at
+            start = None
+    if start is not None:
+        yield start, len(piece)
+
+
+class Writer:
+    """A file that is written from its beginning: zeros become holes, and its SHA-256 is known at the end.
+
+    Hashing, and bringing what was written to the disk, go on meanwhile in threads of their own. Raises OSError.
+    """
+
+    def __init__(self, path: Path, *, digest: bool = True) -> None:
+        self.held_bytes = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._hash = hashlib.sha256()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(PIECES_AHEAD)
+        self._unsynced_bytes = 0
+        self._sync_wanted, self._over = threading.Event(), False
+        work = (self._digest, self._sync) if digest else ()
+        self._threads = [threading.Thread(target=each, name="import") for each in work]
+        for thread in self._threads:
+            thread.start()
+
+    def _digest(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            self._hash.update(piece)
+
+    def _sync(self) -> None:
+        while self._sync_wanted.wait() and not self._over:
+            self._sync_wanted.clear()
+            with contextlib.suppress(OSError):  # told when the file is ended
+                os.fdatasync(self._descriptor)
+
+    def write(self, piece: bytes) -> None:
+        """Add at most ``PIECE_BYTES`` bytes."""
+        if self._threads:
+            self._queue.put(piece)
+        self._unsynced_bytes += len(piece)
+        if self._unsynced_bytes >= SYNC_BYTES:
+            self._unsynced_bytes = 0
+            self._sync_wanted.set()
+        for start, end in _filled(piece):
+            block = memoryview(piece)[start:end]
+            while block:  # as much at once as there is: each call is a chance for other threads to come between
+                count = os.pwrite(self._descriptor, block, self.held_bytes + start)
+                block, start = block[count:], start + count
+        self.held_bytes += len(piece)
+
+    def close(self) -> Hash:
+        """End the file and return its SHA-256, which can go on."""
+        try:
+            os.truncate(self._descriptor, self.held_bytes)
+            os.fsync(self._descriptor)
+        finally:
+            self.abandon()
+        return self._hash
+
+    def abandon(self) -> None:
+        if self._threads:
+            self._over = True
+            self._sync_wanted.set()
+            self._queue.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._threads = []
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Imports:
+    """All imports of this node. ``arrived`` is called when there is a new image."""
+
+    def __init__(
+        self, settings: Settings, send: Callable[[wire.Message], None], arrived: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._settings = settings
+        self._send = send
+        self._arrived = arrived
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, wire.ImportWanted] = {}
+        self._told_of = asyncio.Event()
+        self._more: dict[str, asyncio.Event] = {}
+        self._writing = asyncio.Lock()
+        self._reported_at = 0.0
+
+    def tell(self, wanted: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
+        """Work on these imports and on no others; what is left of others goes."""
+        self._told = {one.id: one for one in wanted}
+        self._told_of.set()
+        for id, task in self._running.items():
+            if id not in self._told:
+                task.cancel()
+        for one in wanted:
+            if one.id not in self._running:
+                self._more[one.id] = asyncio.Event()
+                task = self._running[one.id] = tasks.create_task(self._work(one), name=f"import-{one.id}")
+                task.add_done_callback(lambda _, id=one.id: self._running.pop(id, None))  # type: ignore[misc]
+        root = self._settings.images_dir
+        for scratch in root.glob(f"{SCRATCH}{self._settings.name}.*"):
+            id = scratch.name.rpartition(".")[2]
+            if id not in self._told and id not in self._running:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    async def take(self, id: str, offset: int, data: bytes) -> int:
+        """Take a piece of an upload and return how much of it is here. Raises Unacceptable, OSError."""
+        with contextlib.suppress(TimeoutError):  # its first piece may come before the word of it
+            async with asyncio.timeout(TOLD_S_MAX):
+                while id not in self._told:
+                    self._told_of.clear()
+                    await self._told_of.wait()
+        one = self._told.get(id)
+        if one is None or one.spec.source is not Source.UPLOAD:
+            raise Unacceptable("this node does not expect that upload")
+        path = self._scratch(one) / SOURCE
+        async with self._writing:
+            held = await asyncio.to_thread(_append, path, offset, data, one.spec.size_bytes)
+        self._report(one, Phase.RECEIVING, held, soon=held < one.spec.size_bytes)
+        self._more[id].set()
+        return held
+
+    def _scratch(self, one: wire.ImportWanted) -> Path:
+        return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{one.id}"
+
+    def _report(self, one: wire.ImportWanted, phase: Phase, held: int, error: str = "", *, soon: bool = False) -> None:
+        if soon and time.monotonic() - self._reported_at < REPORT_S:
+            return
+        self._reported_at = time.monotonic()
+        self._send(wire.ImportStands(one.id, phase, held, error))
+
+    async def _work(self, one: wire.ImportWanted) -> None:
+        scratch = self._scratch(one)
+        log.info("an import begins", image=one.spec.name, source=one.spec.source)
+        try:
+            with doing(Action.IMPORT, trace=one.trace, image=one.spec.name):
+                held = await self._import(one, scratch)
+        except asyncio.CancelledError:
+            if one.id not in self._told:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
+            raise
+        except (Unacceptable, OSError, TimeoutError) as error:
+            log.warning("an image could not be imported", image=one.spec.name, error=str(error))
+            await asyncio.to_thread(shutil.rmtree, scratch, True)
+            self._report(one, Phase.FAILED, 0, str(error) or type(error).__name__)
+        except Exception as error:  # a defect met with one file must not take the agent away
+            log.exception("defect in an import", image=one.spec.name)
+            await asyncio.to_thread(shutil.rmtree, scratch, True)
+            self._report(one, Phase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
+        else:
+            log.info("an image was imported", image=one.spec.name)
+            await self._arrived()
+            self._report(one, Phase.DONE, held)
+
+    async def _import(self, one: wire.ImportWanted, scratch: Path) -> int:
+        """Bring the image here and return how many bytes its file had. Raises Unacceptable, OSError, TimeoutError."""
+        target = self._settings.images_dir / one.spec.name
+        if target.exists():
+            manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
+            if manifest.origin == one.id:
+                return one.spec.size_bytes  # it was done when an earlier agent was killed
+            raise Unacceptable(f"there is an image {one.spec.name} already")
+        source = scratch / SOURCE
+        if (scratch / MANIFEST).exists():  # an earlier agent was killed just before it was done
+            return await self._finish(scratch, target, one.spec.size_bytes)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        read = await self._receive(one, source)
+        held = source.stat().st_size
+        self._report(one, Phase.CONVERTING, held)
+        if one.spec.sha256 is not None:
+            if read is None:
+                read = await asyncio.to_thread(_sha256, source)
+            if read.hexdigest() != one.spec.sha256:
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the one that was given")
+        scratch.chmod(0o711)
+        described = await self._convert(one, source, scratch / DISK, read)
+        manifest = Manifest("disk", description=one.spec.description, disk=described, origin=one.id)
+        new = scratch / f"{MANIFEST}.new"
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        new.rename(scratch / MANIFEST)
+        return await self._finish(scratch, target, held)
+
+    async def _finish(self, scratch: Path, target: Path, held: int) -> int:
+        """Let an image be seen of which everything is there."""
+        (scratch / SOURCE).unlink(missing_ok=True)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+        await asyncio.to_thread(make_durable, target)
+        return held
+
+    async def _receive(self, one: wire.ImportWanted, source: Path) -> Hash | None:
+        """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
+        if one.spec.source is Source.UPLOAD:
+            while not source.exists() or source.stat().st_size < one.spec.size_bytes:
+                self._more[one.id].clear()
+                await self._more[one.id].wait()
+            if source.stat().st_size > one.spec.size_bytes:  # an earlier agent had filled its last page
+                os.truncate(source, one.spec.size_bytes)
+            return None
+        source.unlink(missing_ok=True)
+        over = threading.Event()
+        writer = Writer(source)
+        copying = asyncio.create_task(asyncio.to_thread(self._copy, one, writer, over))
+        try:
+            while not copying.done():
+                await asyncio.wait({copying}, timeout=REPORT_S)
+                self._report(one, Phase.RECEIVING, writer.held_bytes, soon=True)
+            copying.result()
+            return await asyncio.to_thread(writer.close)
+        finally:
+            over.set()
+            await asyncio.gather(copying, return_exceptions=True)
+            await asyncio.to_thread(writer.abandon)
+
+    def _copy(self, one: wire.ImportWanted, writer: Writer, over: threading.Event) -> None:
+        """Copy what is fetched, or found here, to its end."""
+        with contextlib.ExitStack() as stack:
+            if one.spec.source is Source.URL:
+                read: Callable[[int], bytes] = stack.enter_context(
+                    Fetch(one.spec.location, self._settings.imports_local)
+                ).read
+            else:
+                file = stack.enter_context(open_beneath(self._settings.imports_dir, one.spec.location))
+                read = file.read
+            looked_at = 0
+            while piece := read(PIECE_BYTES):
+                if over.is_set():
+                    raise Unacceptable("it was aborted")
+                if writer.held_bytes + len(piece) > limits.IMAGE_FILE_BYTES_MAX:
+                    raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
+                if writer.held_bytes >= looked_at:
+                    _check_room(self._settings.images_dir, PIECE_BYTES)
+                    looked_at = writer.held_bytes + 16 * PIECE_BYTES
+                writer.write(piece)
+        if not writer.held_bytes:
+            raise Unacceptable("the file is empty")
+
+    async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
+        """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
+        with source.open("rb") as file:
+            found = await asyncio.to_thread(formats.detect, file)
+            format = one.spec.format or found
+            if found not in (format, Format.RAW) and format is not Format.RAW:
+                raise Unacceptable(f"it is {found}, not {format} as was said")
+            size = await asyncio.to_thread(formats.check, file, format)
+        if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
+            raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
+        target.unlink(missing_ok=True)
+        if format is Format.RAW:
+            os.link(source, target)  # both names: who is killed now finds what it had received
+        else:
+            uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
+            await convert.convert(
+                source, format, target, size, SPARE_BYTES,
+                lambda arguments: arguments if uid is None else confined(arguments, Account(uid)), uid,
+            )  # fmt: skip
+            read = None
+        length = target.stat().st_size
+        if length % DISK_ALIGNMENT:
+            more = -length % DISK_ALIGNMENT
+            length += more
+            os.truncate(target, length)
+            if read is not None:
+                read.update(bytes(more))
+        if os.geteuid() == 0:
+            os.chown(target, 0, 0)
+        if read is None:
+            read = await asyncio.to_thread(_sha256, target)
+        return ImageFile(DISK, read.hexdigest(), length)
+
+
+def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
+    """Add a piece to a file that grows in order; one that is there already is no error."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = path.stat().st_size if path.exists() else 0
+    if offset != held:
+        return held
+    if held + len(data) > size_bytes:
+        raise Unacceptable(f"it has more than the {size_bytes} bytes that were announced")
+    _check_room(path.parent, len(data))
+    writer = Writer(path, digest=False)
+    writer.held_bytes = held
+    try:
+        for at in range(0, len(data), PIECE_BYTES):
+            writer.write(data[at : at + PIECE_BYTES])
+        writer.close()
+    finally:
+        writer.abandon()
+    return held + len(data)
+
+
+def _check_room(directory: Path, more_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free - more_bytes < SPARE_BYTES:
+        raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free")
+
+
+def _sha256(path: Path) -> Hash:
+    """Return the SHA-256 of a file, without reading its holes."""
+    found, at = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        for start, end in [*data_ranges(file.fileno(), size), (size, size)]:
+            while at < start:
+                count = min(start - at, PIECE_BYTES)
+                found.update(memoryview(ZEROS_PIECE)[:count])
+                at += count
+            while at < end:
+                piece = os.pread(file.fileno(), min(PIECE_BYTES, end - at), at)
+                if not piece:
+                    raise OSError(f"{path} became shorter while it was read")
+                found.update(piece)
+                at += len(piece)
+    return found
+
+
+ZEROS_PIECE = bytes(PIECE_BYTES)

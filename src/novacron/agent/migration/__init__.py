@@ -1,0 +1,1 @@
+"""Migrations: the source's side, the target's side, and what they share."""

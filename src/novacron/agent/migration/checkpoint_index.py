@@ -1,0 +1,72 @@
+"""What a VM left behind on the node that it came from: that node tells the digests of it afterwards, when nobody waits.
+
+Going back then begins at once: neither end has to tell the other what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from novacron import pki
+from novacron.agent.migration.known_pages import CHECKPOINT, LEFT, Tenant
+from novacron.agent.migration.source_stream import address
+from novacron.agent.settings import Settings
+from novacron.dwcp.connection import Pool
+from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
+from novacron.dwcp.page_ring import PAGE
+from novacron.dwcp.page_store import PageStore
+from novacron.dwcp.pipes import Given, Plain, Taken
+from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
+from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+BEGIN_S_MAX = 60.0
+"""How long after a VM's arrival this may begin."""
+OUTAGE_S = 5.0
+INDEX_OVERHEAD = 1024
+
+log = logs.get(__name__)
+
+
+def session_of(migration: str) -> str:
+    return f"{migration}.left"
+
+
+async def tell(store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: Pool, settings: Settings) -> None:
+    """Tell the node that a VM went to what is kept of it here; if that fails, it is told when the VM comes back."""
+    raw = await asyncio.to_thread(store.raw_index, tenant.project, CHECKPOINT, vm)
+    if raw is None or task.endpoint is None:
+        return
+    options = Options(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
+    session = session_of(task.migration)
+    try:
+        async with Sender(address(task.endpoint), pki.node_host(task.peer), session, pool, options) as sender:
+            await sender.send(Given(raw), Plain())
+    except (SendFailed, OSError, TimeoutError) as error:
+        log.info("what a VM left behind is not told ahead", vm=vm, peer=task.peer, error=str(error))
+
+
+async def learn(
+    store: PageStore,
+    vm: str,
+    tenant: Tenant,
+    task: wire.Task,
+    listener: Listener,
+    settings: Settings,
+    is_here: Callable[[], bool],
+) -> None:
+    """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""
+    terms = Terms(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
+    taken = Taken(settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
+    try:
+        with listener.expect(session_of(task.migration), task.peer, terms) as session:
+            await session.receive(taken, BEGIN_S_MAX)
+        if not is_here():
+            return
+        save = functools.partial(store.save_index, tenant.project, LEFT, vm, PageHash(tenant.key), bytes(taken.data))
+        await asyncio.to_thread(save)
+    except (ReceiveFailed, OSError, ValueError, TimeoutError) as error:
+        log.info("what a VM left behind is not known ahead", vm=vm, peer=task.peer, error=str(error))

@@ -1,0 +1,354 @@
+"""Disks that move with their VM: mirrored by QEMU over NBD into a DWCP session of their own, and out of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from novacron.agent.vm.directory import (
+    COMPLETE,
+    DISK_LAYER,
+    DISKS_COMPLETE,
+    INCOMING_DISK_SOCKET,
+    OUTGOING_DISK_SOCKETS,
+    STATE,
+)
+from novacron.agent.vm.machine import Machine
+from novacron.disk import files
+from novacron.disk.images import Image
+from novacron.disk.nbd import Client, Export
+from novacron.disk.stream import Head, Player, Recorder, Splitter, StreamError, Volume, VolumeInfo
+from novacron.dwcp.receiver import Incoming
+from novacron.dwcp.sender import Sender
+from novacron.model.vm import Firmware, VmSpec
+from novacron.qemu import mirror
+from novacron.qemu.command import DISK
+from novacron.qemu.mirror import MirrorStatus
+from novacron.qemu.monitor import MonitorFailed
+from novacron.wire.messages import VolumeAttached
+
+T = TypeVar("T", Client, files.KeptFile)
+
+LOOK_S = 0.1
+SMALL_BYTES_MAX = 4 << 20
+"""Of what moves beside the disk: firmware variables, and what a TPM remembers."""
+DISK_SHARE = 4
+"""Once the disk is mirrored, what the guest goes on writing to it may use one part in so many of the rate."""
+
+
+def session_of(migration: str) -> str:
+    """Return the name of the session that carries a migration's disk."""
+    return f"{migration}.disk"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A disk that moves with a VM that runs: QEMU's node, what is told of it, and whether all below it is sent, too."""
+
+    node: str
+    info: VolumeInfo
+    whole: bool
+
+
+def told_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
+    """Return what a live migration tells of a VM's disks: of its own, the layer over this image, then its volumes."""
+    own = [] if image.disk is None else [VolumeInfo(DISK, size_bytes, image.info.digest)]
+    return own + [VolumeInfo(one.id, one.size_mib << 20) for one in volumes if one.moves]
+
+
+def parts_of(machine: Machine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
+    """Return the disks that move with a VM. What its own disk shares with other VMs stays here, and is sent, too."""
+    shares = bool(machine.home.shared())
+    return [Part(info.name, info, shares or info.name != DISK) for info in told_of(image, size_bytes, volumes)]
+
+
+class _Told:
+    """One of the disks that are told by one recorder, in turns."""
+
+    def __init__(self, recorder: Recorder, number: int, turn: threading.Lock, last: list[int]) -> None:
+        self._recorder, self._number, self._turn, self._last = recorder, number, turn, last
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        with self._turn:
+            self._select()
+            self._recorder.write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        with self._turn:
+            self._select()
+            self._recorder.zero(offset, length)
+
+    def _select(self) -> None:
+        if self._last[0] != self._number:
+            self._recorder.select(self._number)
+            self._last[0] = self._number
+
+
+class Leaving:
+    """Disks at the source of a live migration. ``sender`` is an open session, which is not closed here."""
+
+    def __init__(self, machine: Machine, sender: Sender, parts: Sequence[Part]) -> None:
+        self.sender = sender
+        self.status = MirrorStatus(False, 0, 0)
+        self.sent: asyncio.Task[None]
+        """Ends when the peer has all of it."""
+        self._machine = machine
+        self._parts = parts
+        self._exports: list[Export] = []
+        self._rate: int | None = None
+
+    async def __aenter__(self) -> Leaving:
+        """Begin to mirror. Raises MonitorFailed, OSError."""
+        monitor = self._machine.monitor
+        assert monitor is not None
+        layers = (self._machine.directory / DISK_LAYER, *self._machine.home.shared())
+        self._recorder = Recorder([part.info for part in self._parts], files.allocated(layers))
+        self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
+        turn, last = threading.Lock(), [0]
+        try:
+            for number, part in enumerate(self._parts):
+                name = OUTGOING_DISK_SOCKETS[number]
+                listening = self._machine.home.listen(name)
+                told = _Told(self._recorder, number, turn, last)
+                self._exports.append(Export(listening, part.info.size_bytes, told))
+                await mirror.start(monitor, number, Path(name), part.node, whole=part.whole)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave nothing behind, whatever has become of it, and whoever loses patience meanwhile."""
+        for name in OUTGOING_DISK_SOCKETS:
+            (self._machine.directory / name).unlink(missing_ok=True)
+        undoing = asyncio.create_task(self._undo())
+        cancelled = False
+        while not undoing.done():
+            try:
+                await asyncio.wait({undoing})
+            except asyncio.CancelledError:
+                cancelled = True
+        undoing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _undo(self) -> None:
+        self._recorder.abort()
+        for export in self._exports:
+            await asyncio.to_thread(export.close)
+        self.sent.cancel()
+        await asyncio.gather(self.sent, return_exceptions=True)
+        if self._machine.monitor is not None and self._machine.pid is not None:
+            with contextlib.suppress(MonitorFailed, TimeoutError):
+                await mirror.clear(self._machine.monitor)
+
+    def limit(self, rate_bytes_per_s: int | None) -> int | None:
+        """Share what the migration may use of the link: take this disk's part, return the memory's."""
+        self._rate = rate_bytes_per_s
+        if rate_bytes_per_s is None or not self.status.ready:
+            self.sender.limit(rate_bytes_per_s)
+            return rate_bytes_per_s
+        self.sender.limit(rate_bytes_per_s // DISK_SHARE)
+        return rate_bytes_per_s - rate_bytes_per_s // DISK_SHARE
+
+    async def look(self) -> None:
+        """See how it stands. Raises MonitorFailed, SendFailed when it goes no further."""
+        assert self._machine.monitor is not None
+        if self.sent.done():
+            self.sent.result()
+        self.status = await mirror.status(self._machine.monitor, len(self._parts))
+        if self.status.error:
+            why = next((export.error for export in self._exports if export.error is not None), self.status.error)
+            raise MonitorFailed(f"the disk can't be mirrored: {why}")
+
+    async def ready(self, report: Callable[[], Awaitable[None]]) -> None:
+        """Return when all but what the guest writes just now has been handed on. Raises MonitorFailed, SendFailed."""
+        while True:
+            await self.look()
+            await report()
+            if self.status.ready:
+                return
+            await asyncio.wait({self.sent}, timeout=LOOK_S)
+
+    async def finish(self) -> None:
+        """The guest stands still: hand the rest on. Raises MonitorFailed, TimeoutError, OSError."""
+        assert self._machine.monitor is not None
+        await mirror.finish(self._machine.monitor, len(self._parts))
+        await mirror.clear(self._machine.monitor)
+        await asyncio.to_thread(self._recorder.end)
+
+
+class Coming(msgspec.Struct, frozen=True):
+    """The disks of a VM that is to come here while it runs: ``paths`` are where its volumes are, by their ids."""
+
+    session: Incoming
+    image: Image
+    infos: Sequence[VolumeInfo]
+    paths: Mapping[str, Path]
+
+
+def check_space(head: Head, directory: Path) -> None:
+    """Raise StreamError, before anything has come, when what comes has no room."""
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    if head.needed_bytes > free:
+        raise StreamError(
+            f"no space for the VM: its own disk takes {head.needed_bytes >> 20} MiB, {free >> 20} MiB are free here"
+        )
+
+
+def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo]) -> None:
+    """Have empty files for volumes that come, in place of what a move that failed has left. Raises OSError."""
+    sizes = {info.name: info.size_bytes for info in infos}
+    for id, path in paths.items():
+        path.unlink(missing_ok=True)
+        files.NewFile(path, sizes[id]).close()
+
+
+async def take(machine: Machine, coming: Coming) -> None:
+    """Write what a session brings to the disks of a VM that does not run yet. Raises ReceiveFailed."""
+    pid = machine.pid
+    if pid is None:
+        raise OSError("QEMU has ended")
+
+    def open_(head: Head) -> list[Volume]:
+        if head.volumes != tuple(coming.infos):
+            raise StreamError(f"the source's disks are others, or lie over another image than {coming.image.info.name}")
+        check_space(head, machine.directory)
+        opened: list[Volume] = []
+        for info in head.volumes:
+            if info.name in coming.paths:
+                opened.append(keep(files.KeptFile(coming.paths[info.name])))
+            else:
+                opened.append(keep(Client(machine.home.connect(INCOMING_DISK_SOCKET, pid), mirror.EXPORT)))
+        return opened
+
+    def keep(volume: T) -> T:
+        closing.callback(volume.close)
+        return volume
+
+    with contextlib.ExitStack() as closing:
+        await coming.session.receive(Player(open_))
+
+
+async def offer(machine: Machine, coming: Coming) -> None:
+    """Let the disk of a VM that does not run yet be written to. Raises MonitorFailed."""
+    assert machine.monitor is not None
+    if coming.image.disk is not None:
+        (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
+        await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET))
+
+
+async def withdraw(machine: Machine, coming: Coming) -> None:
+    """All has been written: only the VM itself writes to its disks from now on. Raises MonitorFailed, OSError."""
+    assert machine.monitor is not None
+    if coming.image.disk is not None:
+        await mirror.close(machine.monitor)
+        (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
+    (machine.directory / DISKS_COMPLETE).touch()
+    await asyncio.to_thread(files.make_durable, machine.directory)
+
+
+def are_whole(machine: Machine) -> bool:
+    """Say whether ``withdraw`` was done, perhaps by an earlier agent."""
+    return (machine.directory / DISKS_COMPLETE).exists()
+
+
+def keeps_files(spec: VmSpec, image: Image, volumes: Iterable[VolumeAttached]) -> bool:
+    """Say whether a VM that does not run has anything that has to move with it."""
+    beside = image.disk is not None or spec.firmware is not Firmware.BIOS or spec.tpm
+    return beside or any(one.moves for one in volumes)
+
+
+async def send_state(directory: Path, sender: Sender, image: Image, volumes: Mapping[str, Path]) -> None:
+    """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
+    (directory / COMPLETE).write_text("complete\n")
+    named = [(name, path) for name, place in STATE.items() if files.is_plain(path := directory / place)]
+    named += volumes.items()
+    await send_files(named, sender, image.info.digest)
+
+
+async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str = "") -> None:
+    """Send files over an open session; returns when the peer has them all. Raises SendFailed, OSError."""
+    infos = [VolumeInfo(name, path.stat().st_size, below) for name, path in named]
+    recorder = Recorder(infos, files.allocated(path for name, path in named if name in STATE))
+
+    def tell() -> None:
+        for number, (info, (_, path)) in enumerate(zip(infos, named, strict=True)):
+            recorder.select(number)
+            files.tell(path, info.size_bytes, recorder)
+        recorder.end()
+
+    telling = asyncio.create_task(asyncio.to_thread(tell))
+    sending = asyncio.create_task(sender.send(recorder, Splitter()))
+    try:
+        await asyncio.wait({telling, sending}, return_when=asyncio.FIRST_EXCEPTION)
+        if sending.done():
+            sending.result()  # why nobody took what was told
+        await telling
+        await sending
+    finally:
+        recorder.abort()
+        sending.cancel()
+        await asyncio.gather(telling, sending, return_exceptions=True)
+
+
+async def receive_state(
+    session: Incoming, directory: Path, image: Image, bytes_max: int, volumes: Mapping[str, tuple[Path, int]]
+) -> None:
+    """Receive what a VM consists of into ``directory``, whole or not at all; its disk may have ``bytes_max``.
+    ``volumes`` are where those are to be, and their sizes.
+
+    Raises ReceiveFailed, OSError.
+    """
+
+    def open_(head: Head) -> list[Volume]:
+        names = [info.name for info in head.volumes]
+        if len(set(names)) != len(names) or not volumes.keys() <= set(names) <= STATE.keys() | volumes.keys():
+            raise StreamError("what comes is not what the VM consists of")
+        for info in head.volumes:
+            if info.name in volumes:
+                if info.size_bytes != volumes[info.name][1]:
+                    raise StreamError(f"volume {info.name} has {info.size_bytes} bytes, not as many as it should")
+                continue
+            if info.below != image.info.digest:
+                raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+            is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
+            if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
+                raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
+        check_space(head, directory)
+        return [files.NewFile(parts.get(info.name, scratch / info.name), info.size_bytes) for info in head.volumes]
+
+    parts = {id: path.with_suffix(".part") for id, (path, _) in volumes.items()}
+    for part in parts.values():
+        part.unlink(missing_ok=True)
+
+    scratch = directory / ".receiving"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        await session.receive(Player(open_))
+        for id, part in parts.items():
+            part.rename(volumes[id][0])
+            await asyncio.to_thread(files.make_durable, part.parent)
+        for received in sorted(scratch.iterdir(), key=lambda path: path.name == COMPLETE):
+            place = directory / STATE[received.name]
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            received.rename(place)
+        await asyncio.to_thread(files.make_durable, directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def has_arrived(directory: Path) -> bool:
+    """Say whether ``receive_state`` was done, perhaps by an earlier agent."""
+    return (directory / COMPLETE).exists()

@@ -1,0 +1,310 @@
+"""What this node can bring to a migration: pages of images, of VMs that run here, and of VMs that left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from novacron.agent.settings import Settings
+from novacron.agent.vm.directory import DISK_LAYER
+from novacron.agent.vm.machine import Machine
+from novacron.disk.blocks import data_places, pages_of, places
+from novacron.disk.images import Image
+from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
+from novacron.dwcp.page_store import ZERO_PAGE, PageStore, ScatteredBase, index_of, read_index
+from novacron.qemu.memory import PAGE, GuestMemory
+from novacron.qemu.monitor import MonitorFailed
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
+DISK = "disk"
+"""Kind of store in which a VM's own layer of its disk is kept."""
+LEFT = "left"
+"""Kind of store with only an index: of what a VM left behind on the node that it came from."""
+SIBLINGS_MAX = 1
+SIBLING_PAGES_MAX = 131_072
+"""Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
+LOOKED_MAX = 8
+"""So many images, each of a project, have their pages in a running VM looked up before anybody asks."""
+LOOKED_AGAIN_S, LOOKED_AGAIN_S_MAX = 20.0, 600.0
+"""After which time a VM is looked at again: a guest that has just booted is not yet what it will be."""
+OTHER_CHECKPOINTS_MAX = 1
+KEEP_AFTER_S = 1.0
+"""A guest that has just arrived somewhere else, perhaps on the same machine, needs the processor more."""
+LOWEST_PRIORITY = 19
+
+T = TypeVar("T")
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """To whom pages belong: nothing is shared beyond a project, and its key makes their digests."""
+
+    project: str
+    key: bytes
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """A VM that runs on this node."""
+
+    vm: str
+    tenant: Tenant
+    image: str
+    machine: Machine
+    memory_bytes: int
+
+
+class _Looked(NamedTuple):
+    """Which pages a running VM had when it was looked at: the place and the digest of each that is like no other."""
+
+    vm: str
+    pid: int | None
+    again_at: float
+    again_s: float
+    offsets: array[int]
+    digests: bytes
+
+    def base(self, memory: GuestMemory) -> Base:
+        digests = [self.digests[at : at + DIGEST_BYTES] for at in range(0, len(self.digests), DIGEST_BYTES)]
+        return ScatteredBase(
+            SIBLING, f"{SIBLING}:{self.vm}", memory.read, [(offset, PAGE) for offset in self.offsets], digests,
+            sealed=False,
+        )  # fmt: skip
+
+
+class Pages:
+    """This node's page stores and what else can stand in for sending pages."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
+        self._reuse = settings.reuse
+        self._images: dict[tuple[str, str, Tenant], Base] = {}
+        self._looked: dict[tuple[Tenant, str], _Looked] = {}
+        self._lock = asyncio.Lock()
+
+    async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
+        """Return the pages of an image; their digests are computed once for each project."""
+        return [await self._of_file(image, file, tenant) for file in _files(image)]
+
+    async def prepare(self, image: Image, tenant: Tenant) -> None:
+        """Have the digests of an image's pages in a file before a migration needs them; others have the processor."""
+        for path in _files(image):
+            if not self._index(image, path, tenant).exists():
+                await _aside(functools.partial(self._hash_file, image, path, tenant))
+
+    async def of_disk(self, image: Image, tenant: Tenant) -> list[Base]:
+        """Return the pages of an image's disk, if it has one."""
+        return [] if image.disk is None else [await self._of_file(image, image.disk, tenant)]
+
+    async def _of_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
+        async with self._lock:
+            key = (image.info.digest, path.name, tenant)
+            base = self._images.get(key)
+            if base is None:
+                base = self._images[key] = await asyncio.to_thread(self._hash_file, image, path, tenant)
+            return base
+
+    def _index(self, image: Image, path: Path, tenant: Tenant) -> Path:
+        return self.store.root / tenant.project / "images" / f"{image.info.digest}-{path.name}.index"
+
+    def _hash_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
+        hash = PageHash(tenant.key)
+        name = f"{IMAGE}:{image.info.digest}-{path.name}"
+        file = _File(path)
+        all_places = data_places(path) if path == image.disk else places(path)
+        index = self._index(image, path, tenant)
+        known = read_index(index, hash)
+        digests = [] if known is None else known.digests
+        if len(digests) != len(all_places):
+            digests = [hash.digest(file.read(*place).ljust(len(ZERO_PAGE), b"\0")) for place in all_places]
+            with contextlib.suppress(OSError):  # it is computed again then
+                index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                index.write_bytes(index_of(hash, digests))
+        return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
+
+    async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[Neighbour]) -> tuple[Base, ...]:
+        """Return what may spare a VM that comes here sending pages, the most likely first."""
+        hash = PageHash(tenant.key)
+        if CHECKPOINT in self._reuse:
+            own = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
+            if own is not None:
+                return (own,)  # what it left is nearest to what it is, and little else would be found
+        found: list[Base] = []
+        if IMAGE in self._reuse:
+            with contextlib.suppress(OSError):
+                found += await self.of_image(image, tenant)
+        if SIBLING not in self._reuse:
+            return tuple(found)
+        looked = self._looked.get((tenant, image.info.name))
+        alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
+        alike.sort(key=lambda n: not _is_of(looked, n))
+        for neighbour in alike[:SIBLINGS_MAX]:
+            base = await self._of_neighbour(neighbour, hash, looked if _is_of(looked, neighbour) else None)
+            if base is not None:
+                found.append(base)
+        if all(base.kind == IMAGE for base in found):
+            for other in self.store.names(tenant.project, CHECKPOINT)[:OTHER_CHECKPOINTS_MAX]:
+                left = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, other, hash)
+                if left is not None:
+                    left.kind = SIBLING
+                    found.append(left)
+        return tuple(found)
+
+    async def left_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
+        """Return digests of what a VM left on the node that it came from, by the name of that base."""
+        return await asyncio.to_thread(
+            self.store.load_index, tenant.project, LEFT, vm, CHECKPOINT, PageHash(tenant.key)
+        )  # fmt: skip
+
+    async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
+        """Return what may spare the disk of a VM that comes here sending pages."""
+        found: list[Base] = []
+        if IMAGE in self._reuse:
+            with contextlib.suppress(OSError):
+                found += await self.of_disk(image, tenant)
+        if CHECKPOINT in self._reuse:
+            own = await asyncio.to_thread(self.store.load, tenant.project, DISK, vm, PageHash(tenant.key))
+            if own is not None:
+                own.kind = CHECKPOINT
+                found.append(own)
+        return tuple(found)
+
+    async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash, looked: _Looked | None) -> Base | None:
+        """Return the pages of a running VM, as they were when it was looked at, or are now; what changes after that is
+        found out when it is read."""
+        memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+        if memory is None:
+            return None
+        try:
+            if looked is None:
+                looked = await asyncio.to_thread(_look, neighbour, memory, hash)
+            return looked.base(memory)
+        except OSError as error:
+            log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+            return None
+
+    async def look_around(self, neighbours: list[Neighbour]) -> None:
+        """Look at a VM that runs here, if it may serve one of its image and project that will come: at the next one
+        that was not looked at lately. The processor is others'."""
+        if SIBLING not in self._reuse:
+            return
+        here = {n.vm: n for n in neighbours}
+        self._looked = {key: one for key, one in self._looked.items() if one.vm in here and _is_of(one, here[one.vm])}
+        for neighbour in neighbours:
+            key = neighbour.tenant, neighbour.image
+            known = self._looked.get(key)
+            if known is None and len(self._looked) >= LOOKED_MAX:
+                continue
+            if known is not None and time.monotonic() < known.again_at:
+                continue
+            memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+            if memory is None:
+                continue
+            try:
+                hash = PageHash(neighbour.tenant.key)
+                again_s = LOOKED_AGAIN_S if known is None else min(2 * known.again_s, LOOKED_AGAIN_S_MAX)
+                self._looked[key] = await _aside(functools.partial(_look, neighbour, memory, hash, again_s))
+                return
+            except OSError as error:  # the next one may be readable
+                log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+
+    async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
+        """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
+        await asyncio.to_thread(self.store.drop, tenant.project, LEFT, vm)
+        if CHECKPOINT not in self._reuse:
+            return
+        memory = await _memory(machine, memory_bytes)
+        layer = machine.directory / DISK_LAYER
+        hash = PageHash(tenant.key)
+        kinds: dict[str, Iterable[bytes]] = {}
+        if memory is not None:
+            kinds[CHECKPOINT] = (page for _, page in memory.pages())
+        if layer.exists():
+            kinds[DISK] = pages_of(layer)
+        if not kinds:
+            return
+        try:
+            await asyncio.sleep(KEEP_AFTER_S)
+            for kind, pages in kinds.items():
+                count = await _aside(functools.partial(self.store.save, tenant.project, kind, vm, hash, pages))
+                log.info("kept what a VM left behind", vm=vm, what=kind, pages=count)
+        except OSError as error:
+            log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
+
+    async def forget(self, vm: str, tenant: Tenant, *, deleted: bool = False) -> None:
+        """The VM is here again, or deleted: what it left behind before is of no more use."""
+        for kind in (CHECKPOINT, DISK, LEFT) if deleted else (CHECKPOINT, DISK):
+            await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
+
+
+def _look(
+    neighbour: Neighbour, memory: GuestMemory, hash: PageHash, again_s: float = LOOKED_AGAIN_S
+) -> _Looked:  # fmt: skip
+    """Return which pages a running VM has. Raises OSError when its QEMU is gone."""
+    pid = neighbour.machine.pid
+    known: dict[bytes, int] = {}
+    for offset, page in memory.pages():
+        if page != ZERO_PAGE:
+            known.setdefault(hash.digest(page), offset)
+        if len(known) >= SIBLING_PAGES_MAX:
+            break
+    again_at = time.monotonic() + again_s
+    return _Looked(neighbour.vm, pid, again_at, again_s, array("Q", known.values()), b"".join(known))
+
+
+def _is_of(looked: _Looked | None, neighbour: Neighbour) -> bool:
+    return looked is not None and (looked.vm, looked.pid) == (neighbour.vm, neighbour.machine.pid)
+
+
+def _files(image: Image) -> list[Path]:
+    return [path for path in (image.initrd, image.disk) if path is not None]
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """Do work in a thread that leaves the processor to all others: guests, and migrations on their way."""
+
+    def low() -> T:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        return work()
+
+    thread = ThreadPoolExecutor(1, "aside")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, low)
+    finally:
+        thread.shutdown(wait=False)
+
+
+async def _memory(machine: Machine, size: int) -> GuestMemory | None:
+    if machine.monitor is None or machine.pid is None:
+        return None
+    try:
+        return await GuestMemory.of(machine.monitor, machine.pid, size)
+    except (MonitorFailed, OSError) as error:
+        log.warning("a VM's memory can't be read", vm=machine.id, error=str(error))
+        return None
+
+
+class _File:
+    """A file that is read at any place, for as long as somebody holds this."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._descriptor)

@@ -1,0 +1,240 @@
+"""Follows a live migration at its source: tells how it stands, foresees the rest, and decides when the guest stops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from novacron.agent.migration.disk_mirror import Leaving
+from novacron.dwcp.page_ring import PAGE
+from novacron.dwcp.sender import Sender
+from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecast
+from novacron.model.migration import Policy, Progress, Savings
+from novacron.qemu import transfer
+from novacron.qemu.monitor import Monitor
+from novacron.qemu.stream import Splitter
+from novacron.qemu.transfer import TransferStatus
+from novacron.telemetry import logs
+
+PROGRESS_INTERVAL_S = 0.5
+LOOK_S, LOOK_CLOSELY_S = 0.1, 0.02
+"""How often QEMU is asked how it stands: in the first pass, and after it."""
+NEAR_END_S = 0.15
+"""So near to the end of the first pass, at the pace that it had when it did not wait for the link, nothing may queue
+up any more."""
+NEAR_END_BYTES = 96 << 20
+"""With so little of the first pass left, nothing may queue up any more."""
+RATIO_AFTER_BYTES, RATIO_GUESS = 16 << 20, 0.4
+KINDS = ("zero", "session", "image", "sibling", "checkpoint", "difference")
+PUMP_ENDS_S = 0.5
+FOLLOWING_SHARE = 0.5
+"""With only one pass, so much of a guest's memory may follow it (post-copy)."""
+STUCK_PASSES = 4
+AIM, SETTLED_PASSES = 0.6, 5
+"""The first passes are to bring the downtime below this share of its limit; after so many the limit is enough."""
+
+log = logs.get(__name__)
+
+
+class TransferFailed(Exception):
+    """The memory could not be sent: says on whose side, and why. The guest goes on at the source."""
+
+
+class Follower:
+    """Watches one migration at its source: tells how it stands, and decides when the guest stops."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        downtime_limit_s: float,
+        passes_max: int,
+        report: Callable[[Progress], Awaitable[None]],
+        disk: Leaving | None,
+        policy: Policy,
+        promise: Callable[[bool], None],
+        near_end: Callable[[], None],
+    ) -> None:
+        """``near_end`` is called again and again while the guest may stop at any moment."""
+        self.splitter = Splitter()
+        self._policy = policy
+        self._promise = promise
+        self._near_end = near_end
+        self._monitor = monitor
+        self._sender: Sender | None = None
+        self._disk = disk
+        self._report = report
+        self._reported_at = 0.0
+        self._limit_s = downtime_limit_s
+        self._passes_max = passes_max
+        self._started = self._pass_at = self._last_at = self._first_at = time.monotonic()
+        self._passes = self._last_wire = 0
+        self._first: Forecast | None = None
+        self._forecast: Forecast | None = None
+        self._switching = self._throttling = self._disk_finished = False
+        self._left_at_pass: list[int] = []
+        self._dirty_rate = 0.0
+
+    async def report(self, status: TransferStatus | None = None) -> None:
+        """Tell how it stands, if that was not told just before or this is the end of the memory's."""
+        now = time.monotonic()
+        status = status or TransferStatus("none")
+        if status.status == "completed" or now - self._reported_at > PROGRESS_INTERVAL_S:
+            self._reported_at = now
+            await self._report(self._progress(status, now))
+
+    async def run(self, sender: Sender, pump: asyncio.Task[None], status_changed: asyncio.Event) -> None:
+        """Follow the memory until QEMU has completed. Raises TransferFailed when it fails, or a session breaks."""
+        self._sender = sender
+        self._pass_at = time.monotonic()
+        while True:
+            status_changed.clear()
+            status = await transfer.status(self._monitor)
+            now = time.monotonic()
+            ended = status.status in transfer.ENDED
+            if self._disk is not None and not ended:
+                await self._mind_disk(self._disk, status)
+            if not ended and not self._switching:
+                await self._steer(sender, status, now)
+            await self.report(status)
+            if status.status == "completed":
+                return
+            if status.status == transfer.POST_COPY and self.splitter.packaged:
+                self._promise(True)  # QEMU does not let the guest go on here by itself any more
+            if status.status == transfer.INTERRUPTED:
+                if pump.done():
+                    pump.result()
+                raise TransferFailed("QEMU's post-copy was interrupted")
+            if ended and status.status != "none":
+                await asyncio.wait({pump}, timeout=PUMP_ENDS_S)
+                if pump.done():
+                    pump.result()  # why QEMU could go no further
+                raise TransferFailed(f"QEMU gave up: {status.error or status.status}")
+            if pump.done() and pump.exception() is not None:
+                pump.result()
+            changed = asyncio.create_task(status_changed.wait())
+            waiting = {changed} if pump.done() else {changed, pump}
+            close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
+            if close and not ended:
+                self._near_end()
+            pause_s = LOOK_CLOSELY_S if close and not self._switching else LOOK_S
+            await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+
+    async def _mind_disk(self, disk: Leaving, status: TransferStatus) -> None:
+        """See how the disk stands; hand its rest on when the guest has stopped."""
+        if self._disk_finished:
+            if disk.sent.done():
+                disk.sent.result()
+            return
+        await disk.look()
+        if status.passes > 1 or 0 < status.remaining_bytes < NEAR_END_BYTES:
+            disk.sender.shallow()
+        if status.status == transfer.PAUSED:
+            await disk.finish()
+            self._disk_finished = True
+            await transfer.go_on(self._monitor)
+
+    async def _steer(self, sender: Sender, status: TransferStatus, now: float) -> None:
+        """Foresee the rest; stop the guest once that is short enough, slow it down if it would never be."""
+        if status.passes > 1:
+            sender.shallow()
+        elif status.remaining_bytes > 0:
+            self._narrow(sender, status, now)
+        if status.passes != self._passes:
+            if self._passes > 0:  # what a pass begins with was written in the one before
+                self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
+            self._passes, self._pass_at = status.passes, now
+            self._left_at_pass.append(status.remaining_bytes)
+        dirty_rate = max(self._dirty_rate, status.dirty_bytes_per_s)
+        counters = sender.counters
+        ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
+        backlog = sender.backlog_bytes
+        if self._disk is not None:
+            backlog += self._disk.sender.backlog_bytes + self._disk.status.left_bytes * ratio
+        path = Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, backlog)
+        left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
+        self._forecast = forecast(left, dirty_rate, path, self._limit_s, self._passes_max)
+        if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
+            self._first, self._first_at = self._forecast, now
+        if self._policy is Policy.POST_COPY and self._passes_max == 1:
+            sender.shallow(urgent=True)  # what waits is sent before the devices, while the guest stands still
+        if self._policy is Policy.POST_COPY and self._must_follow(status):
+            log.info("the guest writes too fast: its memory will follow it", dirty=status.dirty_bytes_per_s)
+            self._switching = True
+            await transfer.start_post_copy(self._monitor)
+            return
+        if status.passes <= 1:
+            return
+        down_s = downtime_s(left, path)
+        settled = self._throttling or status.passes >= SETTLED_PASSES
+        if down_s <= (self._limit_s if settled else self._limit_s * AIM):
+            self._forecast = Forecast(True, 0.0, round(down_s * 1e3, 1))
+            self._switching = True
+            await transfer.switch(self._monitor)
+        elif self._policy is Policy.THROTTLE and not self._throttling and self._stuck():
+            self._throttling = True
+            log.info(
+                "the guest writes faster than the link takes it: it is slowed down", dirty=status.dirty_bytes_per_s
+            )
+            await transfer.throttle(self._monitor)
+
+    def _narrow(self, sender: Sender, status: TransferStatus, now: float) -> None:
+        """In the first pass: let wait only what can be sent until its end, and nothing near it."""
+        left = status.remaining_bytes
+        working_s = now - self._pass_at - sender.counters.blocked_s
+        left_s = working_s * left / max(1, status.total_bytes - left)
+        if left_s < NEAR_END_S and left < NEAR_END_BYTES:
+            sender.shallow()
+        else:
+            sender.narrow(max(0.0, left_s - NEAR_END_S))
+
+    def _must_follow(self, status: TransferStatus) -> bool:
+        """Say whether the guest has to run at the target before its memory is there."""
+        if self._passes_max == 1:  # what is written in the one pass could only be sent while the guest stands still
+            return 0 < status.remaining_bytes < status.total_bytes * FOLLOWING_SHARE
+        return status.passes > 1 and self._forecast is not None and not self._forecast.converges
+
+    def _stuck(self) -> bool:
+        """Say whether the last passes did not become shorter."""
+        last = self._left_at_pass[-STUCK_PASSES:]
+        return len(last) == STUCK_PASSES and last[-1] > last[0] * SHRINKS
+
+    def _progress(self, status: TransferStatus, now: float) -> Progress:
+        senders = [] if self._disk is None else [self._disk.sender]
+        if self._sender is not None:
+            senders.append(self._sender)
+        all_counters = [sender.counters for sender in senders]
+        wire_bytes = sum(each.wire_bytes for each in all_counters)
+        rate = int((wire_bytes - self._last_wire) / max(now - self._last_at, 1e-3))
+        self._last_wire, self._last_at = wire_bytes, now
+        disk = None if self._disk is None else self._disk.status
+        return Progress(
+            total_bytes=status.total_bytes,
+            remaining_bytes=status.remaining_bytes,
+            disk_bytes=0 if disk is None else disk.total_bytes,
+            disk_remaining_bytes=0 if disk is None else disk.left_bytes,
+            raw_bytes=sum(each.raw_bytes for each in all_counters),
+            wire_bytes=wire_bytes,
+            dirty_bytes_per_s=status.dirty_bytes_per_s,
+            rate_bytes_per_s=rate,
+            passes=status.passes,
+            streams=sum(each.streams for each in all_counters),
+            rtt_ms=max(each.rtt_ms for each in all_counters),
+            retransmits=sum(each.retransmits for each in all_counters),
+            resumed=sum(each.resumed for each in all_counters),
+            repaired_pages=sum(each.repaired_pages for each in all_counters),
+            savings=_savings(senders),
+            elapsed_s=round(now - self._started, 3),
+            throttle_percent=status.throttle_percent,
+            first_forecast=self._first,
+            first_forecast_at_s=round(self._first_at - self._started, 3),
+            forecast=self._forecast,
+        )
+
+
+def _savings(senders: Sequence[Sender]) -> Savings:
+    told = [sender.savings for sender in senders]
+    pages = {kind: sum(getattr(each, kind) for each in told) * PAGE for kind in KINDS}
+    compressed = sum(max(0, each.before_compression - each.after_compression) for each in told)
+    return Savings(**pages, compression=compressed)

@@ -1,0 +1,73 @@
+"""How what a VM's firmware and TPM remember becomes part of an export, and of a VM that is made from one."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+from novacron.agent.vm.directory import Home
+from novacron.disk.files import is_plain, open_plain
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.limits import FIRMWARE_STATE_BYTES_MAX
+from novacron.model.vm import Firmware, VmSpec
+from novacron.qemu import firmware
+
+FILE_BYTES_MAX = 1 << 20
+
+
+class BadState(Exception):
+    """A firmware or a TPM can't begin with this."""
+
+
+def pack(directory: Path) -> FirmwareState:
+    """Return what the firmware and the TPM of the VM in ``directory`` remember. Raises BadState, OSError."""
+    return FirmwareState(_packed(directory / firmware.NVRAM), _packed(directory / firmware.TPM_FILE))
+
+
+def _packed(path: Path) -> bytes | None:
+    if not is_plain(path):
+        return None
+    with open_plain(path) as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    packed = zlib.compress(data, 9)
+    if len(data) > FILE_BYTES_MAX or len(packed) > FIRMWARE_STATE_BYTES_MAX:
+        raise BadState(f"{path.name} is larger than a VM's may be")
+    return packed
+
+
+def unpack(home: Home, spec: VmSpec, state: FirmwareState) -> None:
+    """Let a VM that has not run yet begin with ``state``. Raises BadState, OSError."""
+    if state.nvram is not None and spec.firmware is not Firmware.BIOS:
+        data = _unpacked(state.nvram, "nvram")
+        found = firmware.files(spec.firmware)
+        if found is not None and len(data) != found[1].stat().st_size:
+            raise BadState(f"the variables of its firmware have {len(data)} bytes, not {found[1].stat().st_size}")
+        _begin(home, firmware.NVRAM, data)
+    if state.tpm is not None and spec.tpm:
+        home.give_directory(firmware.TPM_STATE)
+        _begin(home, firmware.TPM_FILE, _unpacked(state.tpm, "tpm"))
+
+
+def _unpacked(packed: bytes, field: str) -> bytes:
+    decompressor = zlib.decompressobj()
+    try:
+        data = decompressor.decompress(packed, FILE_BYTES_MAX)
+    except zlib.error as error:
+        raise BadState(f"firmware_state.{field} is damaged: {error}") from error
+    if not decompressor.eof:
+        raise BadState(f"firmware_state.{field} is damaged, or has more than {FILE_BYTES_MAX} bytes")
+    return data
+
+
+def _begin(home: Home, name: str, data: bytes) -> None:
+    path = home.path / name
+    if os.path.lexists(path):
+        return
+    scratch = home.path / "firmware.new"
+    scratch.write_bytes(data)
+    scratch.chmod(0o600)
+    uid = home.uid()
+    if uid is not None:
+        os.chown(scratch, uid, uid)
+    scratch.rename(path)

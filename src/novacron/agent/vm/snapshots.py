@@ -1,0 +1,99 @@
+"""What a VM's worker does about its snapshots. Each step may be done again: the disk itself says which there are."""
+
+from __future__ import annotations
+
+import time
+
+from novacron.agent.vm.directory import DISK_LAYER
+from novacron.agent.vm.machine import Machine, MachineFailed
+from novacron.disk.overlay import OverlayFailed
+from novacron.disk.overlay import Snapshots as InFile
+from novacron.model.snapshot import SnapshotPhase
+from novacron.qemu import confine, snapshots
+from novacron.qemu.guest import GuestSilent
+from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+
+class SnapshotFailed(Exception):
+    """It was not done: says why. The VM is as it was."""
+
+
+async def work(machine: Machine, wanted: wire.SnapshotWanted, run_state: str) -> float | None:
+    """Do what there is to do about a snapshot; return for how long the guest stood still, in ms, if it did.
+
+    To go back to a snapshot without memory, QEMU is ended: whoever calls starts it again. Raises SnapshotFailed.
+    """
+    try:
+        if machine.monitor is not None and run_state != "absent":
+            if wanted.phase is not SnapshotPhase.REVERTING or wanted.memory:
+                return await _running(machine, machine.monitor, wanted)
+            await machine.kill()
+        elif wanted.memory and wanted.phase is not SnapshotPhase.DELETING:
+            raise SnapshotFailed("the VM does not run any more")
+        await _stopped(machine, wanted)
+        return None
+    except (MonitorFailed, MachineFailed, OverlayFailed, GuestSilent, OSError, TimeoutError) as error:
+        raise SnapshotFailed(str(error) or type(error).__name__) from error
+
+
+async def _running(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float | None:
+    await snapshots.settle(monitor)
+    there = wanted.id in await snapshots.names(monitor)
+    match wanted.phase:
+        case SnapshotPhase.CREATING if wanted.quiesce:
+            await _thaw(machine)  # an earlier agent may have been killed in between
+            if there:
+                return None
+            try:
+                await machine.guest.freeze()
+                return await _create(machine, monitor, wanted)
+            finally:
+                await _thaw(machine)
+        case SnapshotPhase.CREATING if not there:
+            return await _create(machine, monitor, wanted)
+        case SnapshotPhase.REVERTING:
+            if not there:
+                raise SnapshotFailed("it is not in the VM's disk")
+            await snapshots.load(monitor, wanted.id)
+        case SnapshotPhase.DELETING if there:
+            await snapshots.delete(monitor, wanted.id)
+    return None
+
+
+async def _thaw(machine: Machine) -> None:
+    """Let the guest write again; what its agent says to that changes nothing about the snapshot."""
+    try:
+        await machine.guest.thaw()
+    except GuestSilent as error:
+        log.warning("a guest may not write to its disks", vm=machine.id, error=str(error))
+
+
+async def _create(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float:
+    machine.stood_still_s = 0.0
+    started = time.monotonic()
+    await snapshots.create(monitor, wanted.id, memory=wanted.memory)
+    took_s = time.monotonic() - started
+    return 1e3 * (machine.stood_still_s if wanted.memory else took_s)
+
+
+async def _stopped(machine: Machine, wanted: wire.SnapshotWanted) -> None:
+    path = machine.directory / DISK_LAYER
+    if not path.exists():
+        raise SnapshotFailed("the VM has never run: there is nothing that a snapshot could keep")
+    uid = machine.home.make()
+    machine.home.give(DISK_LAYER)
+    inside = InFile(path, lambda command: command if uid is None else confine.confined(command, confine.Account(uid)))
+    there = wanted.id in await inside.names()
+    match wanted.phase:
+        case SnapshotPhase.CREATING if not there:
+            await inside.create(wanted.id)
+        case SnapshotPhase.REVERTING:
+            if not there:
+                raise SnapshotFailed("it is not in the VM's disk")
+            await inside.apply(wanted.id)
+        case SnapshotPhase.DELETING if there:
+            await inside.delete(wanted.id)

@@ -1,0 +1,66 @@
+"""Who calls: a bearer token, or a browser's session, checked against the watch cache: a revocation counts at once."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
+
+from novacron.api.access.sessions import COOKIE
+from novacron.api.context import services
+from novacron.api.edge.recorder import UNSAFE, address_of
+from novacron.api.read_model.principals import Caller
+from novacron.model.errors import Forbidden, Unauthenticated, Unavailable
+from novacron.model.token import TokenKind, csrf_of, hash_secret
+
+
+class Authentication(AbstractAuthenticationMiddleware):
+    """Admits requests with a valid token or session; all routes but those marked ``exclude_from_auth`` need one."""
+
+    async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
+        if not services(connection).cache.ready:
+            raise Unavailable("this server has lost the database and will not answer from old data", hint="try again")
+        header = connection.headers.get("authorization")
+        caller = _by_header(connection, header) if header is not None else _by_cookie(connection)
+        services(connection).recorder.used(caller.id, address_of(connection))
+        return AuthenticationResult(user=caller, auth=caller.id)
+
+
+def _by_header(connection: ASGIConnection[Any, Any, Any, Any], header: str) -> Caller:
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthenticated(
+            "no API token was sent", field="Authorization", hint="send the header: Authorization: Bearer TOKEN"
+        )
+    caller = _caller(connection, secret.strip())
+    if caller is None or caller.kind is not TokenKind.API:
+        raise Unauthenticated(
+            "the API token is wrong, has expired or was revoked",
+            field="Authorization",
+            hint="make a new one, or ask an administrator for it",
+        )
+    return caller
+
+
+def _by_cookie(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    secret = connection.cookies.get(COOKIE)
+    if not secret:
+        raise Unauthenticated(
+            "no API token was sent", field="Authorization", hint="send the header: Authorization: Bearer TOKEN"
+        )
+    caller = _caller(connection, secret)
+    if caller is None or caller.kind is not TokenKind.SESSION:
+        raise Unauthenticated("the session has ended", hint="log in again")
+    if connection.scope.get("method") in UNSAFE:
+        sent = connection.headers.get("x-csrf-token", "")
+        if not hmac.compare_digest(sent, csrf_of(secret)):
+            raise Forbidden("a change from a browser needs the session's token", field="X-CSRF-Token")
+    return caller
+
+
+def _caller(connection: ASGIConnection[Any, Any, Any, Any], secret: str) -> Caller | None:
+    caller = services(connection).cache.callers.get(hash_secret(secret).hex())
+    return None if caller is None or caller.expires_at_s <= time.time() else caller

@@ -1,0 +1,200 @@
+"""Where each route works, and what its callers need there: said by the route, checked before it.
+
+A route says its scope in ``opt`` (its router may say it for all). The guard checks what can be known before the route
+runs; in a project's scope the route itself asks for objects and projects with the functions below, and gets only what
+its caller may have: what a caller may not even see is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.params import QueryParameter
+
+from novacron.api.context import ApiRequest, services
+from novacron.api.read_model.principals import Caller
+from novacron.api.read_model.watch_cache import NAMED, Entry
+from novacron.model.access import Right
+from novacron.model.errors import Conflict, Forbidden, NotFound
+from novacron.store import tenancy_lookup
+
+SCOPE, RIGHT = "scope", "right"
+REF = re.compile(r"[a-z0-9.:-]{1,80}\Z")
+LISTED_BY = {
+    "import": "image imports", "export": "vm exports", "security-group": "security-group list",
+    "floating-address": "floating-address list",
+}  # fmt: skip
+
+
+class Scope(StrEnum):
+    PUBLIC = "public"
+    """Anybody, without a token."""
+    SELF = "self"
+    """Anybody who is known: what is the caller's own, or is checked by the route."""
+    PROJECT = "project"
+    FLEET = "fleet"
+
+
+def in_project(right: Right | None = None) -> dict[str, Any]:
+    """Return the ``opt`` of a route on a project's objects; without a right: to read, or to write."""
+    return {SCOPE: Scope.PROJECT, **({} if right is None else {RIGHT: right})}
+
+
+def in_fleet(right: Right | None = None) -> dict[str, Any]:
+    """Return the ``opt`` of a route on the fleet; without a right: to read, or to operate."""
+    return {SCOPE: Scope.FLEET, **({} if right is None else {RIGHT: right})}
+
+
+PROJECT = QueryParameter(
+    annotation=str | None, name="project", required=False,
+    description="work in this project; else new objects are made in the caller's own, and all that they see is listed",
+)  # fmt: skip
+"""What every request may say."""
+SELF = {SCOPE: Scope.SELF}
+PUBLIC = {SCOPE: Scope.PUBLIC}
+
+
+def scope_of(handler: BaseRouteHandler) -> Scope | None:
+    """Return where a route works; None: it does not say so, and is served to nobody."""
+    if handler.opt.get("exclude_from_auth"):
+        return Scope.PUBLIC
+    found = handler.opt.get(SCOPE)
+    return None if found is None else Scope(found)
+
+
+def right_of(handler: BaseRouteHandler, method: str) -> Right:
+    """Return which right a route needs."""
+    if RIGHT in handler.opt:
+        return Right(handler.opt[RIGHT])
+    if method in ("GET", "HEAD"):
+        return Right.READ
+    return Right.OPERATE if scope_of(handler) is Scope.FLEET else Right.WRITE
+
+
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Let through who may use a route. Raises Forbidden, NotFound."""
+    scope = scope_of(handler)
+    if scope is Scope.PUBLIC or connection.scope.get("method") == "OPTIONS":  # that says which methods there are
+        return
+    if scope is None:
+        raise Forbidden("this route does not say who may use it")
+    caller: Caller = connection.user
+    right = right_of(handler, str(connection.scope.get("method", "GET")))
+    if scope is Scope.FLEET and not caller.access.allows(right, None):
+        raise Forbidden(
+            f"{caller.name} may not {right} the fleet", hint="ask an administrator for a role that is good everywhere"
+        )
+    if scope is Scope.PROJECT:
+        _named(connection)
+
+
+def _named(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """Return the project that a request names, if the caller sees it. Raises NotFound."""
+    name: str | None = connection.query_params.get("project")
+    if name is None or name == "*":
+        return None
+    caller: Caller = connection.user
+    if not caller.access.sees(name) or services(connection).cache.get("project", name) is None:
+        raise NotFound(f"there is no project {name!r}", field="project", hint="see: novacron project list")
+    return name
+
+
+def _right(request: ApiRequest) -> Right:
+    return right_of(request.route_handler, request.method)
+
+
+def check(request: ApiRequest, project: str | None, right: Right | None = None) -> None:
+    """Raise Forbidden unless the caller has the route's right, or another one, in a project; None: in the fleet."""
+    wanted = right or _right(request)
+    if not request.user.access.allows(wanted, project):
+        where = "the fleet" if project is None else f"in project {project}"
+        raise Forbidden(
+            f"{request.user.name} may not {wanted} {where}", hint="ask an administrator for a role that allows it"
+        )
+
+
+def project_for_new(request: ApiRequest, right: Right | None = None) -> str:
+    """Return the project in which something is to be made: the one that is named, else the caller's own.
+
+    Raises NotFound, Forbidden.
+    """
+    name = _named(request) or request.user.project
+    check(request, name, right)
+    return name
+
+
+def seer(request: ApiRequest, kind: str) -> Callable[[dict[str, Any]], bool] | None:
+    """Return what says of an object of a kind whether the caller wants it and may see it; None: all of them."""
+    if scope_of(request.route_handler) is Scope.FLEET:
+        return None
+    owner = "name" if kind == "project" else "project"
+    name, access = _named(request), request.user.access
+    if name is not None:
+        return lambda body: body[owner] == name
+    if access.sees_all:
+        return None
+    return lambda body: access.sees(body[owner])
+
+
+def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:
+    """Yield what the caller may see and ``ref`` may mean: one object with that key, else those of that name."""
+    cache, named, access = services(request).cache, _named(request), request.user.access
+    entry = cache.get(kind, ref)
+    for found in [entry] if entry is not None else cache.named(kind, ref):
+        if access.sees(found.body["project"]) and named in (None, found.body["project"]):
+            yield found
+
+
+def no_such(kind: str, ref: str, field: str | None = None) -> NotFound:
+    what = {"vm": "VM"}.get(kind, kind.replace("-", " "))
+    return NotFound(
+        f"there is no {what} {ref!r}", field=field, hint=f"see: novacron {LISTED_BY.get(kind, f'{kind} list')}"
+    )
+
+
+def find(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> Entry | None:
+    """Return the object that the caller means, if this replica knows one that they may see. Raises Conflict."""
+    found = list(_find(request, kind, ref))
+    if len(found) > 1:
+        own = [entry for entry in found if entry.body["project"] == request.user.project]
+        if len(own) != 1:
+            where = ", ".join(sorted(entry.body["project"] for entry in found))
+            raise Conflict(f"{ref} is in several projects: {where}", field=field or "project", hint="say ?project=")
+        return own[0]
+    return found[0] if found else None
+
+
+def seen(request: ApiRequest, kind: str, ref: str) -> Entry:
+    """Return the object that the caller means. Raises NotFound, Conflict."""
+    entry = find(request, kind, ref)
+    if entry is None:
+        raise no_such(kind, ref)
+    check(request, entry.body["project"])
+    return entry
+
+
+async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> str:
+    """Return the key of the object that the caller means, with which they may do what the route does: also of one that
+    this replica has not heard of yet. Raises NotFound, Forbidden, Conflict."""
+    entry = find(request, kind, ref, field)
+    if entry is not None:
+        check(request, entry.body["project"])
+        return str(
+            entry.body["name" if kind in tenancy_lookup.BY_NAME else "address" if kind == "floating-address" else "id"]
+        )
+    if not REF.match(ref):  # nothing is called so
+        raise no_such(kind, ref[:80], field)
+    named, access = _named(request), request.user.access
+    async with services(request).database.connection() as connection:
+        rows = await tenancy_lookup.find(connection, kind, ref, by_name=kind in NAMED)
+    rows = [(key, project) for key, project in rows if access.sees(project) and named in (None, project)]
+    if len(rows) != 1:
+        raise no_such(kind, ref, field)
+    key, project = rows[0]
+    check(request, project)
+    return key

@@ -1,0 +1,112 @@
+"""Routes for logins: with a password, or through an OpenID Connect provider. A session is a cookie that scripts can't
+read, and a value (``csrf``) that pages send with each change."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.datastructures import Cookie
+from litestar.params import FromQuery, JSONBody, QueryParameter
+from msgspec import Meta
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.edge.recorder import address_of
+from novacron.model import limits
+from novacron.model.errors import NotFound, Unauthenticated
+from novacron.model.oidc import roles_of, user_name
+from novacron.model.token import csrf_of
+from novacron.model.user import User, UserKind
+from novacron.store import events, tokens, users
+
+COOKIE = "__Host-novacron-session"
+STEP_COOKIE = "__Host-novacron-login"
+
+
+class Login(msgspec.Struct, forbid_unknown_fields=True):
+    user: Annotated[str, Meta(max_length=limits.NAME_LENGTH_MAX)]
+    password: Annotated[str, Meta(max_length=1024)]
+
+
+class LoggedIn(msgspec.Struct):
+    """Who has logged in; ``csrf`` goes with each change as the header ``X-CSRF-Token``."""
+
+    user: str
+    csrf: str
+    expires_at: datetime | None
+
+
+@post("/login", summary="Log in with a password; the answer sets a cookie", status_code=201, opt=authorization.PUBLIC,
+      exclude_from_auth=True)  # fmt: skip
+async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
+    context = services(request)
+    async with context.database.connection() as connection:
+        known = await users.password_of(connection, data.user)
+    hash = None if known is None else known[1]
+    if not await context.passwords.verify(data.user, address_of(request), hash, data.password) or known is None:
+        raise Unauthenticated("the name or the password is wrong")
+    return await _session(request, known[0])
+
+
+async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
+    async with replies.change(request, user) as connection:
+        token, secret = await tokens.create(
+            connection, user, "session", user.name, session=True, expires_in_s=limits.SESSION_S
+        )
+    cookie = Cookie(
+        COOKIE, value=secret, path="/", httponly=True, secure=True, samesite="strict", max_age=limits.SESSION_S
+    )
+    body = LoggedIn(user.name, csrf_of(secret), token.expires_at)
+    if to is None:
+        return Response(body, status_code=201, cookies=[cookie], headers={"Cache-Control": "no-store"})
+    return Response(body, status_code=303, cookies=[cookie], headers={"Cache-Control": "no-store", "Location": to})
+
+
+@post("/logout", summary="End this session", status_code=204, opt=authorization.SELF)
+async def logout(request: ApiRequest) -> Response[None]:
+    async with replies.change(request) as connection:
+        await tokens.revoke(connection, request.user.id, request.user.name)
+    gone = Cookie(COOKIE, value="", path="/", httponly=True, secure=True, samesite="strict", max_age=0)
+    return Response(None, status_code=204, cookies=[gone])
+
+
+@get("/oidc/login", summary="Log in through the provider: goes there", status_code=302, opt=authorization.PUBLIC,
+     exclude_from_auth=True)  # fmt: skip
+async def oidc_login(request: ApiRequest) -> Response[None]:
+    oidc = services(request).oidc
+    if oidc is None:
+        raise NotFound("this installation has no provider of logins", hint="see: novacron server --oidc")
+    where, step = await oidc.begin()
+    # Lax: the provider's page leads back here.
+    cookie = Cookie(STEP_COOKIE, value=step, path="/", httponly=True, secure=True, samesite="lax", max_age=600)
+    return Response(None, status_code=302, headers={"Location": where, "Cache-Control": "no-store"}, cookies=[cookie])
+
+
+@get("/oidc/callback", summary="Come back from the provider", status_code=303, opt=authorization.PUBLIC,
+     exclude_from_auth=True)  # fmt: skip
+async def oidc_callback(
+    request: ApiRequest, said: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""
+) -> Response[LoggedIn]:
+    oidc = services(request).oidc
+    if oidc is None:
+        raise NotFound("this installation has no provider of logins")
+    claims = await oidc.end(request.cookies.get(STEP_COOKIE, ""), said, code)
+    provider = oidc.provider
+    async with services(request).database.transaction() as connection:
+        user = await users.by_identity(connection, provider.issuer, str(claims["sub"]))
+        if user is None:
+            name = await users.free_name(connection, user_name(claims, provider.name_claim))
+            identity = (provider.issuer, str(claims["sub"]))
+            user = await users.create(connection, name, UserKind.PERSON, None, events.SYSTEM, identity=identity)
+        if user.disabled:
+            raise Unauthenticated(f"user {user.name} is disabled")
+        if provider.roles:
+            await users.set_roles(connection, user, roles_of(provider, claims))
+    return await _session(request, user, to="/")
+
+
+router = Router("/", route_handlers=[login, logout, oidc_login, oidc_callback], tags=["access"])

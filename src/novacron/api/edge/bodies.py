@@ -1,0 +1,80 @@
+"""Request bodies: checked strictly, before a route sees them, so that an error names the field."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from litestar import Response
+from litestar.exceptions import HTTPException
+
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import problems
+from novacron.model import limits
+from novacron.model.errors import InvalidInput, Unavailable
+from novacron.store import feed
+
+REACH_S, REVISION_DIGITS_MAX = 5.0, 19
+DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
+FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
+
+
+async def check(request: ApiRequest) -> Response[None] | None:
+    """Take what every request may ask; raise InvalidInput unless the body is what the route's ``data`` asks for, with
+    no conversion of types. Answers OPTIONS, which all routes do alike.
+
+    Runs before the framework's own parser, which would take "128" for 128.
+    """
+    if request.method == "OPTIONS":
+        return Response(None, status_code=204, headers={"Allow": ", ".join(problems.allowed(request))})
+    await _reach(request)
+    field = request.route_handler.parsed_data_field
+    if field is None:
+        return None
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limits.REQUEST_BODY_BYTES_MAX:
+        await _drain(request)
+        raise HTTPException(
+            status_code=413, detail=f"a body of {length} bytes; at most {limits.REQUEST_BODY_BYTES_MAX} are allowed"
+        )
+    raw = await request.body()
+    if not raw and field.is_optional:
+        return None
+    try:
+        msgspec.json.decode(raw, type=field.annotation)
+    except msgspec.ValidationError as error:
+        found = FIELD.search(str(error))
+        name = found[1].partition("[")[0] if found else None
+        raise InvalidInput(
+            str(error).partition(" - at ")[0], field=name or None, hint="the fields and their rules are in /schema"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
+    return None
+
+
+async def _reach(request: ApiRequest) -> None:
+    """Wait until this replica has what ``?min_revision=`` asks for. Raises InvalidInput, Unavailable."""
+    text = request.query_params.get("min_revision")
+    if text is None:
+        return
+    if not text.isdecimal() or len(text) > REVISION_DIGITS_MAX:
+        raise InvalidInput(f"{text!r} is not a revision", field="min_revision", hint="send one that an answer had")
+    cache = services(request).cache
+    if not await cache.reached(int(text), REACH_S):
+        async with services(request).database.connection() as connection:
+            newest = await feed.newest(connection)
+        if int(text) > newest:
+            raise InvalidInput(f"there is no revision {text}", field="min_revision", hint="send one that an answer had")
+        raise Unavailable(f"this server is at revision {cache.revision}, not {text}", hint="try again")
+
+
+async def _drain(request: ApiRequest) -> None:
+    """Take in what the caller is still sending, within limits, so that it gets to read the answer."""
+    taken = 0
+    while taken < DRAIN_BYTES_MAX:
+        message: Any = await request.receive()
+        taken += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return

@@ -1,0 +1,70 @@
+"""The OpenAPI document: what the framework says of the routes, and what it can't know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+
+from novacron.api.access.authorization import Scope, scope_of
+from novacron.api.edge import problems
+
+PROBLEM = {"$ref": "#/components/responses/Problem"}
+NOT_MODIFIED = {"description": "It is as the If-None-Match says."}
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
+
+
+def describe(app: Litestar) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of an application."""
+    schema: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema()))
+    components = schema["components"]
+    (_,), found = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
+    components["schemas"] |= found
+    components.setdefault("responses", {})["Problem"] = {
+        "description": "It was not done, and why: a problem document (RFC 9457).",
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    public = _public(app)
+    for path, method, operation in _operations(schema):
+        responses = operation["responses"]
+        responses.pop("400", None)
+        responses["default"] = PROBLEM
+        if method == "get":
+            responses["304"] = NOT_MODIFIED
+        if path in public:
+            operation["security"] = []
+        parameters = operation.get("parameters", [])
+        if any(parameter["name"] == "fields" for parameter in parameters):
+            _only_some_fields(responses["200"])
+    return schema
+
+
+def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in schema["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def _public(app: Litestar) -> set[str]:
+    """Return the routes that need no token."""
+    return {
+        route.path_format
+        for route in app.routes
+        for handler in getattr(route, "route_handlers", ())
+        if isinstance(handler, HTTPRouteHandler) and scope_of(handler) is Scope.PUBLIC
+    }
+
+
+def _only_some_fields(response: dict[str, Any]) -> None:
+    """Say that with ``fields`` objects have only those."""
+    for content in response.get("content", {}).values():
+        some = {
+            "type": "object",
+            "properties": {"items": {"type": "array", "items": {"type": "object"}}},
+            "required": ["items", "next", "revision"],
+        }
+        content["schema"] = {"anyOf": [content["schema"], some]}

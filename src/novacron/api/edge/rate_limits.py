@@ -1,0 +1,99 @@
+"""How often callers may ask: a token bucket for each token, and for each address of those that are not known, in this
+process. Where several processes share a cache (Redis), each hears what the others have spent, a few times a second."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from novacron.api.edge.recorder import UNSAFE
+from novacron.api.read_model.principals import Caller
+
+Header = tuple[bytes, bytes]
+KEPT_MAX = 50_000
+BURST_S = 2.0
+
+
+class RateSettings(msgspec.Struct, frozen=True):
+    """Requests a second: of one token, of these those that change something, and from one address without a token."""
+
+    reads: float = 5000.0
+    writes: float = 500.0
+    strangers: float = 100.0
+
+
+class Limit(NamedTuple):
+    """What a request has left, as headers say it (draft-ietf-httpapi-ratelimit-headers)."""
+
+    exceeded: bool
+    most: int
+    retry_s: int
+    headers: list[Header]
+
+
+class _Bucket:
+    __slots__ = ("at_s", "has")
+
+    def __init__(self, has: float, at_s: float) -> None:
+        self.has, self.at_s = has, at_s
+
+
+class Rates:
+    """All buckets of this process."""
+
+    def __init__(self, settings: RateSettings | None = None) -> None:
+        self.settings = settings or RateSettings()
+        self.spent: dict[str, int] = {}
+        """Since it was last collected, for those who share it."""
+        self._buckets: dict[str, _Bucket] = {}
+        self._headers: dict[tuple[str, int], list[Header]] = {}
+
+    def take(self, caller: Caller | None, address: str, method: str) -> Limit:
+        """Take one request out of who sends it."""
+        if caller is None:
+            return self._take(f"a:{address}", "address", self.settings.strangers)
+        if method in UNSAFE:
+            return self._take(f"w:{caller.id}", "writes", self.settings.writes)
+        return self._take(f"r:{caller.id}", "reads", self.settings.reads)
+
+    def spend(self, key: str, count: int) -> None:
+        """Take what was asked for elsewhere."""
+        found = self._buckets.get(key)
+        if found is not None:
+            found.has -= count
+
+    def _take(self, key: str, policy: str, rate: float) -> Limit:
+        now, burst = time.monotonic(), rate * BURST_S
+        found = self._buckets.get(key)
+        if found is None:
+            if len(self._buckets) >= KEPT_MAX:
+                self._forget(now)
+            found = self._buckets[key] = _Bucket(burst, now)
+        has = min(burst, found.has + (now - found.at_s) * rate)
+        found.at_s = now
+        if has < 1:
+            found.has = has
+            return Limit(True, int(rate), max(1, int((1 - has) / rate + 0.999)), self._said(policy, rate, 0))
+        found.has = has - 1
+        self.spent[key] = self.spent.get(key, 0) + 1
+        return Limit(False, int(rate), 0, self._said(policy, rate, int(has - 1)))
+
+    def _said(self, policy: str, rate: float, left: int) -> list[Header]:
+        """Return the headers; what is left is rounded down to tenths of a burst, so that they are made once."""
+        step = max(1, int(rate * BURST_S / 10))
+        left = left // step * step if left > 10 else left
+        found = self._headers.get((policy, left))
+        if found is None:
+            found = self._headers[policy, left] = [
+                (b"ratelimit-policy", f'"{policy}";q={int(rate * BURST_S)};w={BURST_S:.0f}'.encode()),
+                (b"ratelimit", f'"{policy}";r={left};t={BURST_S:.0f}'.encode()),
+            ]
+        return found
+
+    def _forget(self, now: float) -> None:
+        """Forget who has not asked for a while: their buckets are full."""
+        self._buckets = {key: one for key, one in self._buckets.items() if now - one.at_s < BURST_S}
+        if len(self._buckets) >= KEPT_MAX:
+            self._buckets.clear()

@@ -1,0 +1,1 @@
+"""What reads are answered from: memory, fed by the change feed."""

@@ -1,0 +1,65 @@
+"""``?wait=``: a request that changes something answers when that has come about, or when the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from novacron.api.context import ApiRequest
+from novacron.api.read_model.watch_cache import Cache
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.export import Export
+from novacron.model.image import Import
+from novacron.model.migration import Migration
+from novacron.model.snapshot import Snapshot
+from novacron.model.vm import Vm
+from novacron.model.volume import Volume
+
+Object = dict[str, Any]
+
+
+def _vm_settled(vm: Object) -> bool:
+    """Say whether a VM is as it should be, or will not get there by itself."""
+    power, state = vm["spec"]["power"], vm["status"]["state"]
+    if vm["deleting"] or vm["migration"] is not None or vm["clone_of"] is not None:
+        return False
+    return bool(state == {"running": "running", "stopped": "stopped", "paused": "paused"}[power] or state == "failed")
+
+
+SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
+    Vm: ("vm", _vm_settled),
+    Migration: ("migration", lambda one: one["finished_at"] is not None),
+    Import: ("import", lambda one: one["finished_at"] is not None),
+    Export: ("export", lambda one: one["phase"] in ("ready", "failed")),
+    Snapshot: ("snapshot", lambda one: one["phase"] in ("ready", "failed")),
+    Volume: ("volume", lambda one: one["phase"] in ("ready", "failed") and not one["detaching"]),
+}
+
+
+def asked(request: ApiRequest) -> float:
+    """Return how many seconds a caller waits, 0 by default. Raises InvalidInput."""
+    text = request.query_params.get("wait")
+    if text is None:
+        return 0.0
+    if not text.isdecimal() or int(text) > limits.LONG_POLL_S_MAX:
+        raise InvalidInput(f"{text!r} is no time to wait", field="wait", hint=f"0 to {limits.LONG_POLL_S_MAX} seconds")
+    return float(text)
+
+
+async def settled(cache: Cache, result: Any, body: bytes, etag: str, wait_s: float) -> tuple[bytes, str]:
+    """Return an object, and its ETag, as it is when it is as it should be, or when the time is over."""
+    if type(result) not in SETTLED:
+        return body, etag
+    kind, is_settled = SETTLED[type(result)]
+    deadline, revision = time.monotonic() + wait_s, 0
+    while True:
+        entry = cache.get(kind, result.id)
+        if entry is None:  # it is deleted, which is what was asked for
+            return body, etag
+        body, etag, revision = entry.json, f'"{entry.revision}"', entry.revision
+        left_s = deadline - time.monotonic()
+        if is_settled(entry.body) or left_s <= 0:
+            return body, etag
+        await cache.changed(kind, result.id, revision, left_s)

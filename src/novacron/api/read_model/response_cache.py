@@ -1,0 +1,151 @@
+"""Answers to hot reads, made once: single objects as the cache has them, and lists as they were answered last, until an
+object of their kind changes. What clients can decompress is compressed once, too, when it is asked for again."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from typing import Any
+
+import brotli
+import zstandard
+
+from novacron.api.read_model.principals import Caller
+from novacron.api.read_model.watch_cache import Cache
+
+Header = tuple[bytes, bytes]
+Answer = tuple[int, list[Header], bytes, str]
+"""Status, headers, body, and the route that would have made it."""
+
+KINDS = {
+    "/api/v1/vms": "vm", "/api/v1/nodes": "node", "/api/v1/migrations": "migration", "/api/v1/networks": "network",
+    "/api/v1/volumes": "volume", "/api/v1/security-groups": "security-group", "/api/v1/events": "event",
+}  # fmt: skip
+OWNED = ("vm", "migration", "volume")
+"""Kinds of which one object is answered here, by id."""
+ROUTES = {parent: f"{parent}/{{ref:str}}" for parent in KINDS}
+LISTS_MAX = 1000
+BODY_BYTES_MAX = 1 << 20
+COMPRESS_BYTES_MIN = 1024
+WAITS = (b"newer_than", b"min_revision")
+ENCODERS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"zstd": lambda body: zstandard.ZstdCompressor(9).compress(body),
+    b"br": lambda body: brotli.compress(body, quality=5),
+    b"gzip": lambda body: gzip.compress(body, 6),
+}
+"""By preference."""
+JSON: list[Header] = [
+    (b"content-type", b"application/json"), (b"cache-control", b"no-cache"), (b"vary", b"accept-encoding"),
+]  # fmt: skip
+
+
+class _List:
+    """A list as it was answered."""
+
+    __slots__ = ("body", "etag", "hits", "packed", "version")
+
+    def __init__(self, version: int, body: bytes, etag: bytes) -> None:
+        self.version, self.body, self.etag = version, body, etag
+        self.packed: dict[bytes, tuple[list[Header], bytes]] = {}
+        self.hits = 0
+
+
+class Capture:
+    """Takes an answer that is on its way out, to give it again."""
+
+    def __init__(self, keep: Callable[[bytes], None]) -> None:
+        self._keep = keep
+        self._good = False
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._good = message["status"] == 200
+        elif self._good and self._size <= BODY_BYTES_MAX:
+            self._parts.append(message.get("body", b""))
+            self._size += len(self._parts[-1])
+            if not message.get("more_body", False) and self._size <= BODY_BYTES_MAX:
+                self._keep(b"".join(self._parts))
+
+
+class Hot:
+    """What of a cache is answered without asking any route."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._lists: dict[tuple[str, bytes, str], _List] = {}
+
+    def answer(self, path: str, query: bytes, headers: dict[bytes, bytes], caller: Caller) -> Answer | None:
+        """Return the answer to a GET, or None where a route has to make it."""
+        kind = KINDS.get(path.rstrip("/"))
+        if kind is not None:
+            return self._list(path, kind, query, headers, caller)
+        parent, _, id = path.rpartition("/")
+        kind = KINDS.get(parent)
+        if kind not in OWNED or query:
+            return None
+        entry = self._cache.get(kind, id)
+        if entry is None or not caller.access.sees(entry.body["project"]):
+            return None
+        etag = b'"%d"' % entry.revision
+        if headers.get(b"if-none-match") == etag:
+            return 304, [(b"etag", etag), *JSON[1:]], b"", ROUTES[parent]
+        return 200, [(b"etag", etag), (b"content-length", b"%d" % len(entry.json)), *JSON], entry.json, ROUTES[parent]
+
+    def _list(self, path: str, kind: str, query: bytes, headers: dict[bytes, bytes], caller: Caller) -> Answer | None:
+        if b"text/event-stream" in headers.get(b"accept", b""):
+            return None
+        found = self._lists.get((path, query, caller.view))
+        if found is None or found.version != self._cache.version(kind):
+            return None
+        found.hits += 1
+        if headers.get(b"if-none-match") == found.etag:
+            return 304, [(b"etag", found.etag), *JSON[1:]], b"", path.rstrip("/")
+        coding = _coding(headers.get(b"accept-encoding", b"")) if len(found.body) >= COMPRESS_BYTES_MIN else b""
+        fields, body = self._packed(found, coding)
+        return 200, fields, body, path.rstrip("/")
+
+    def _packed(self, found: _List, coding: bytes) -> tuple[list[Header], bytes]:
+        known = found.packed.get(coding)
+        if known is not None:
+            return known
+        if coding and found.hits < 2:  # it may change before anybody asks again
+            coding = b""
+        body = ENCODERS[coding](found.body) if coding else found.body
+        fields = [(b"etag", found.etag), (b"content-length", b"%d" % len(body)), *JSON]
+        if coding:
+            fields.append((b"content-encoding", coding))
+        found.packed[coding] = fields, body
+        return fields, body
+
+    def capture(
+        self, path: str, query: bytes, headers: dict[bytes, bytes], caller: Caller | None, method: str
+    ) -> Capture | None:
+        """Return what takes the answer of a list on its way out, or None where that is of no use."""
+        kind = KINDS.get(path.rstrip("/"))
+        if kind is None or caller is None or method != "GET" or any(word in query for word in WAITS):
+            return None
+        if b"text/event-stream" in headers.get(b"accept", b""):
+            return None
+        version, key = self._cache.version(kind), (path, query, caller.view)
+
+        def keep(body: bytes) -> None:
+            if self._cache.version(kind) != version:
+                return
+            if len(self._lists) >= LISTS_MAX:
+                self._lists.clear()
+            self._lists[key] = _List(version, body, b'W/"%s-%d-%x"' % (kind.encode(), version, hash(key) & 0xFFFFFFFF))
+
+        return Capture(keep)
+
+
+def _coding(accepted: bytes) -> bytes:
+    """Return the best coding that a client takes, b"" for none."""
+    if not accepted:
+        return b""
+    said = {}
+    for part in accepted.split(b","):
+        name, _, rest = part.strip().partition(b";")
+        said[name.strip()] = b"q=0" not in rest.replace(b" ", b"") or b"q=0." in rest.replace(b" ", b"")
+    return next((coding for coding in ENCODERS if said.get(coding)), b"")

@@ -1,0 +1,318 @@
+"""The watch cache: every hot object with its JSON already encoded, fed by the change feed.
+
+A read costs no query and is never older than the feed's lag. ``revision`` tells up to which transaction the cache is
+complete, so a client can wait for its own write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from novacron.api.read_model.principals import KINDS as CALLERS
+from novacron.api.read_model.principals import Callers
+from novacron.model import limits
+from novacron.model.errors import Gone, Unavailable
+from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
+from novacron.telemetry.values import counter
+
+PUBLIC = (
+    "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
+    "security-group", "floating-address", "forward", "project",
+)  # fmt: skip
+PRIVATE = (*CALLERS, "image-owner")
+NAMED = ("vm", "volume")
+"""Whose names are good in their project only."""
+SUBSCRIBER_QUEUE_MAX = 10_000
+
+T = TypeVar("T")
+
+
+HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped")}
+"""Columns that are not for users."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One object: its values, and its JSON as it goes over the network."""
+
+    revision: int
+    body: dict[str, Any]
+    json: bytes
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Return the values that users see."""
+        found: dict[str, Any] = msgspec.json.decode(self.json)
+        return found
+
+
+def order_of(kind: str, body: dict[str, Any]) -> str:
+    """Return by what a kind's objects are listed: by time, by name, or by their key."""
+    match kind:
+        case "event":
+            return f"{body['id']:020d}"
+        case "migration" | "import" | "export" | "drain" | "snapshot":
+            return f"{body['created_at']} {body['id']}"
+        case "floating-address":
+            return str(body["address"])
+        case _:
+            return " ".join(str(body[field]) for field in ("name", "id") if field in body)
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One change as a subscriber gets it. ``last`` marks the last one of its revision."""
+
+    revision: int
+    kind: str
+    key: str
+    json: bytes | None
+    last: bool
+    project: str | None = None
+    """Whose it is; None: the fleet's."""
+
+
+def encoded(kind: str, body: dict[str, Any]) -> bytes:
+    """Return an object's JSON as users see it."""
+    hidden = HIDDEN.get(kind)
+    if hidden is not None:
+        body = {key: value for key, value in body.items() if key not in hidden}
+    return msgspec.json.encode(body)
+
+
+def _deliveries(changes: list[Change]) -> Iterator[Delivery]:
+    """Yield each change as followers get it."""
+    last_of = {c.revision: position for position, c in enumerate(changes) if c.kind in PUBLIC}
+    for position, change in enumerate(changes):
+        json = None if change.body is None else encoded(change.kind, change.body)
+        last = last_of.get(change.revision) == position
+        yield Delivery(change.revision, change.kind, change.key, json, last, change.project)
+
+
+class Cache:
+    """All objects of one replica."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.ready = False
+        self._kinds: dict[str, dict[str, Entry]] = {}
+        self.callers = Callers()
+        self._names: dict[tuple[str, str], dict[str, str]] = {}
+        self._versions: dict[str, int] = {}
+        self._derived: dict[str, tuple[int, Any]] = {}
+        self._order: dict[str, tuple[list[str], dict[str, Entry]]] = {}
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """Who waits, and for what."""
+        self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
+        self._history_from = 0
+        self._subscribers: set[asyncio.Queue[Delivery | None]] = set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._kinds = {kind: {} for kind in (*PUBLIC, *PRIVATE)}
+        for kind in self._kinds:
+            self._versions[kind] = self.version(kind) + 1
+        self._order = {kind: ([], {}) for kind in (*PUBLIC, "user", "grant")}
+        self._names.clear()
+        self.callers.clear()
+
+    # what readers use
+
+    def get(self, kind: str, ref: str) -> Entry | None:
+        """Return an object by its key: its id, or its name where that is good everywhere."""
+        return self._kinds[kind].get(ref)
+
+    def ordered(self, kind: str) -> tuple[list[str], dict[str, Entry]]:
+        """Return the objects of a kind by their place in lists, and these places in order."""
+        return self._order[kind]
+
+    def derived(self, kind: str, make: Callable[[], T]) -> T:
+        """Return what ``make`` makes of the objects of a kind, made once until one of them changes."""
+        name, version = f"{kind} {make.__qualname__}", self.version(kind)
+        known = self._derived.get(name)
+        if known is None or known[0] != version:
+            known = self._derived[name] = version, make()
+        found: T = known[1]
+        return found
+
+    def version(self, kind: str) -> int:
+        """Return a number that grows whenever an object of a kind changes."""
+        return self._versions.get(kind, 0)
+
+    def named(self, kind: str, name: str) -> list[Entry]:
+        """Return the objects of this name, of whichever project."""
+        return [self._kinds[kind][id] for id in self._names.get((kind, name), {}).values()]
+
+    def kinds(self) -> tuple[str, ...]:
+        """Return every kind of object that is here."""
+        return tuple(self._kinds)
+
+    def all(self, kind: str) -> dict[str, Entry]:
+        """Return every object of a kind by its key, oldest first."""
+        return self._kinds[kind]
+
+    async def reached(self, revision: int, timeout_s: float) -> bool:
+        """Wait until the cache is complete up to ``revision``; say whether it is."""
+        await self._until(lambda: self.revision >= revision, timeout_s)
+        return self.revision >= revision
+
+    async def _until(self, true: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something is true of what is here, or the time is over.
+
+        All who wait for the same are woken at once: a condition's lock would let them through one by one.
+        """
+        if true():
+            return
+        came = asyncio.get_running_loop().create_future()
+        self._waiting[came] = true
+        try:
+            async with asyncio.timeout(timeout_s):
+                await came
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.pop(came, None)
+
+    async def changed(self, kind: str, ref: str, revision: int, timeout_s: float) -> Entry | None:
+        """Wait until the object is newer than ``revision`` or gone, or the time is over; return it as it then is."""
+
+        def newer() -> bool:
+            entry = self.get(kind, ref)
+            return entry is None or entry.revision > revision
+
+        await self._until(newer, timeout_s)
+        return self.get(kind, ref)
+
+    def followers(self) -> int:
+        """Return how many follow the changes."""
+        return len(self._subscribers)
+
+    async def follow(self, after: int | None) -> AsyncIterator[Delivery]:
+        """Yield every change after revision ``after`` (or from now on). Raises Gone, or Unavailable on overrun."""
+        queue: asyncio.Queue[Delivery | None] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        if after is not None:
+            if after < self._history_from:
+                raise Gone(
+                    f"changes after revision {after} are no longer kept here",
+                    field="Last-Event-ID",
+                    hint=f"list the objects again and resume from revision {self.revision}",
+                )
+            backlog = [delivery for delivery in self._history if delivery.revision > after]
+        else:
+            backlog = []
+        self._subscribers.add(queue)
+        try:
+            for delivery in backlog:
+                yield delivery
+            while True:
+                next_delivery = await queue.get()
+                if next_delivery is None:
+                    raise Unavailable("the feed was interrupted", hint="connect again with Last-Event-ID")
+                yield next_delivery
+        finally:
+            self._subscribers.discard(queue)
+
+    # what the feed uses
+
+    async def reset(self, snapshot: Snapshot) -> None:
+        """Begin anew with everything there is. Followers are cut off and resume after what they had."""
+        self._clear()
+        self._history.clear()
+        self._history_from = snapshot.history_after
+        for queue in self._subscribers:
+            self._cut(queue)
+        for delivery in _deliveries(snapshot.history):
+            self._remember(delivery)
+        for change in snapshot.batch.changes:
+            self._apply(change)
+        await self._advance(snapshot.batch.revision)
+
+    async def apply(self, batch: Batch) -> None:
+        """Take whole transactions in order."""
+        for change, delivery in zip(batch.changes, _deliveries(batch.changes), strict=True):
+            # A deletion of what is not here was in the snapshot already, and so in the history.
+            if self._apply(change) and change.kind in PUBLIC:
+                self._remember(delivery)
+                for queue in list(self._subscribers):
+                    try:
+                        queue.put_nowait(delivery)
+                    except asyncio.QueueFull:
+                        counter("novacron_api_followers_cut_total").add()
+                        self._cut(queue)
+        await self._advance(batch.revision)
+
+    async def _advance(self, revision: int) -> None:
+        self.revision = max(self.revision, revision)
+        self.ready = True
+        for came in [came for came, true in self._waiting.items() if not came.done() and true()]:
+            came.set_result(None)
+
+    def lost(self) -> None:
+        """The feed is away: reads would grow old."""
+        self.ready = False
+
+    def _apply(self, change: Change) -> bool:
+        self._versions[change.kind] = self._versions.get(change.kind, 0) + 1
+        objects = self._kinds[change.kind]
+        old = objects.get(change.key)
+        if change.body is None:
+            if old is not None:
+                del objects[change.key]
+                self._place(change.kind, old, None)
+                self._forget_name(change.kind, old)
+                if change.kind in CALLERS:
+                    self.callers.change(change.kind, change.key, None)
+            return old is not None
+        if old is not None and old.revision > change.revision:
+            return False
+        body = change.body
+        if change.kind in CALLERS:
+            self.callers.change(change.kind, change.key, body)
+        if change.kind in NAMED:
+            if old is not None:
+                self._forget_name(change.kind, old)
+            self._names.setdefault((change.kind, body["name"]), {})[body["project"]] = body["id"]
+        entry = objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
+        self._place(change.kind, old, entry)
+        if change.kind == "event" and len(objects) > limits.EVENTS_KEPT_IN_MEMORY:
+            self._place("event", objects.pop(next(iter(objects))), None)
+        return True
+
+    def _place(self, kind: str, old: Entry | None, new: Entry | None) -> None:
+        """Keep an object's place in lists."""
+        if kind not in self._order:
+            return
+        keys, entries = self._order[kind]
+        was = None if old is None else order_of(kind, old.body)
+        now = None if new is None else order_of(kind, new.body)
+        if was is not None and was != now:
+            del entries[was]
+            del keys[bisect.bisect_left(keys, was)]
+        if now is not None:
+            assert new is not None
+            if now not in entries:
+                bisect.insort(keys, now)
+            entries[now] = new
+
+    def _forget_name(self, kind: str, old: Entry) -> None:
+        named = self._names.get((kind, old.body.get("name", "")), {})
+        if kind in NAMED and named.get(old.body["project"]) == old.body["id"]:
+            del named[old.body["project"]]
+            if not named:
+                del self._names[kind, old.body["name"]]
+
+    def _remember(self, delivery: Delivery) -> None:
+        if delivery.kind not in PUBLIC:
+            return
+        if len(self._history) == HISTORY_MAX:
+            self._history_from = self._history[0].revision
+        self._history.append(delivery)
+
+    def _cut(self, queue: asyncio.Queue[Delivery | None]) -> None:
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)

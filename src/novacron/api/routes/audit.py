@@ -1,0 +1,80 @@
+"""Routes for what was done by whom: ``/api/v1/audit``, and the API's own log, ``/api/v1/api-log``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from litestar import Router, get
+from litestar.params import FromQuery, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.audit import ApiCall, Outcome, Record
+from novacron.model.errors import InvalidInput
+from novacron.store import audit
+
+Limit = Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX)]
+
+
+class Records(msgspec.Struct):
+    items: list[Record]
+    next: str | None
+
+
+class Calls(msgspec.Struct):
+    items: list[ApiCall]
+
+
+def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime | None:
+    """Return a time that was asked for; one without a zone is UTC. Raises InvalidInput for a bare number."""
+    if value is None:
+        return None
+    text = str(request.query_params[field])
+    if "-" not in text.lstrip("-"):
+        raise InvalidInput(f"{text!r} is not a time", field=field, hint="write it like 2026-11-27T08:00:00Z")
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+
+
+@get("/audit", summary="Search the audit log, newest first: of a project, or of everything", opt=authorization.SELF)
+async def search_audit(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    cursor: FromQuery[str | None] = None,
+    actor: FromQuery[str | None] = None,
+    object: FromQuery[str | None] = None,
+    project: Annotated[str | None, authorization.PROJECT] = None,
+    action: FromQuery[str | None] = None,
+    outcome: FromQuery[Outcome | None] = None,
+    address: FromQuery[str | None] = None,
+    since: FromQuery[datetime | None] = None,
+    until: FromQuery[datetime | None] = None,
+) -> Records:
+    authorization.check(request, project, Right.MANAGE)
+    if cursor is not None and not cursor.isdecimal():
+        raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
+    since, until = _moment(request, "since", since), _moment(request, "until", until)
+    wanted = audit.Wanted(actor, object, project, action, outcome, address, since, until)
+    async with services(request).database.connection() as connection:
+        found = await audit.search(connection, wanted, None if cursor is None else int(cursor), limit + 1)
+    return Records(found[:limit], str(found[limit - 1].id) if len(found) > limit else None)
+
+
+@get("/api-log", summary="Show calls of the API, newest first", opt=authorization.in_fleet(Right.MANAGE))
+async def show_calls(
+    request: ApiRequest,
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    user: FromQuery[str | None] = None,
+    route: FromQuery[str | None] = None,
+    errors: FromQuery[bool] = False,
+    since: FromQuery[datetime | None] = None,
+) -> Calls:
+    since = _moment(request, "since", since)
+    async with services(request).database.connection() as connection:
+        return Calls(await audit.calls(connection, user, route, errors, since, limit))
+
+
+router = Router("/", route_handlers=[search_audit, show_calls], tags=["access"])

@@ -1,0 +1,118 @@
+"""Routes for drains of nodes and sites: ``/api/v1/drains``, ``/api/v1/sites``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.api.routes.nodes import DrainNode, Uncordon
+from novacron.model import limits
+from novacron.model.drain import Drain, DrainPolicy
+from novacron.model.node import Node
+from novacron.store import nodes
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class DrainList(msgspec.Struct):
+    items: list[Drain]
+    next: str | None
+    revision: int
+
+
+class Site(msgspec.Struct):
+    """Where nodes stand."""
+
+    name: str
+    nodes: list[str]
+    ready: int
+    cordoned: int
+
+
+class SiteList(msgspec.Struct):
+    items: list[Site]
+
+
+class SiteNodes(msgspec.Struct):
+    items: list[Node]
+
+    @property
+    def revision(self) -> int:
+        return max(node.revision for node in self.items)
+
+
+@get("/drains", summary="List drains, newest first")
+async def list_drains(
+    request: ApiRequest, wanted: NamedDependency[Paging], node: FromQuery[str | None] = None
+) -> Response[DrainList]:
+    return paging.answer(request, "drain", wanted, lambda drain: node in (None, drain["node"]), newest_first=True)
+
+
+@get("/drains/{id:str}", summary="Show how far a drain is")
+async def show_drain(
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Drain]:
+    return await replies.one(request, "drain", id, newer_than, timeout_s)
+
+
+@get("/sites", summary="List sites by name")
+async def list_sites(request: ApiRequest) -> Response[SiteList]:
+    found: dict[str, Site] = {}
+    for name, entry in sorted(services(request).cache.all("node").items()):
+        spec = entry.body["spec"]
+        site = found.setdefault(spec["site"], Site(spec["site"], [], 0, 0))
+        site.nodes.append(name)
+        site.ready += entry.body["status"]["ready"]
+        site.cordoned += spec["cordoned"]
+    return Response(SiteList([found[name] for name in sorted(found)]))
+
+
+@post(
+    "/sites/{site:str}/actions/drain", summary="Cordon all nodes of a site, and move its VMs to others", status_code=202
+)
+async def drain_site(
+    request: ApiRequest, site: FromPath[str], data: JSONBody[DrainNode | None] = None
+) -> Response[SiteNodes]:
+    policy = DrainPolicy.THROTTLE if data is None else data.policy
+    site = replies.check_ref("site", site)
+
+    async def work(connection: Connection) -> SiteNodes:
+        names = await nodes.of_site(connection, site)
+        return SiteNodes([await nodes.drain(connection, name, policy, None, request.user.name) for name in names])
+
+    return await replies.write(request, work, status=202)
+
+
+@post("/sites/{site:str}/actions/uncordon", summary="Place VMs on all nodes of a site again", status_code=200)
+async def uncordon_site(
+    request: ApiRequest, site: FromPath[str], data: JSONBody[Uncordon | None] = None
+) -> Response[SiteNodes]:
+    bring_back = data is not None and data.bring_back
+    site = replies.check_ref("site", site)
+
+    async def work(connection: Connection) -> SiteNodes:
+        names = await nodes.of_site(connection, site)
+        done = [
+            await nodes.uncordon(connection, name, None, request.user.name, bring_back=bring_back) for name in names
+        ]
+        return SiteNodes(done)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/",
+    route_handlers=[list_drains, show_drain, list_sites, drain_site, uncordon_site],
+    tags=["nodes"],
+    opt=authorization.in_fleet(),
+)

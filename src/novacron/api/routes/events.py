@@ -1,0 +1,108 @@
+"""Routes for events: the log that people read, and every change as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, get
+from litestar.connection import ASGIConnection
+from litestar.di import NamedDependency
+from litestar.params import FromQuery, QueryParameter
+from litestar.response import Stream
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.principals import Caller
+from novacron.api.read_model.watch_cache import PUBLIC, Cache, Delivery
+from novacron.model.access import Access
+from novacron.model.errors import InvalidInput, Unavailable
+from novacron.model.event import Event
+
+KEEPALIVE_S = 15.0
+
+
+class EventList(msgspec.Struct):
+    items: list[Event]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
+async def list_events(
+    request: ApiRequest,
+    wanted: NamedDependency[Paging],
+    object: FromQuery[str | None] = None,
+    kinds: Annotated[str | None, QueryParameter(description="for the stream: vm, node, migration, event")] = None,
+) -> Response[EventList] | Stream:
+    cache = services(request).cache
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return _stream(request, cache, kinds)
+    return paging.answer(
+        request, "event", wanted, lambda event: object in (None, event["object"], event["name"]), newest_first=True
+    )
+
+
+def kinds_of(text: str | None) -> frozenset[str]:
+    """Return which kinds of objects a stream is about. Raises InvalidInput."""
+    found = frozenset(PUBLIC if text is None else text.split(","))
+    if not found <= frozenset(PUBLIC):
+        raise InvalidInput(f"unknown kind in {text!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
+    return found
+
+
+def _stream(request: ApiRequest, cache: Cache, kinds: str | None) -> Stream:
+    wanted = kinds_of(kinds)
+    resume = request.headers.get("last-event-id") or request.query_params.get("after")
+    if resume is not None and not resume.isdecimal():
+        raise InvalidInput(f"{resume!r} is not a revision", field="Last-Event-ID", hint="send the last id received")
+    changes = cache.follow(None if resume is None else int(resume))
+    return Stream(
+        _encode(changes, wanted, cache.revision, lambda: access_of(request, request.user)),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+def access_of(connection: ASGIConnection[Any, Any, Any, Any], known: Caller) -> Access:
+    """Return what a caller may see now: a role or a token that is taken away counts in streams, too."""
+    caller = services(connection).cache.callers.by_id(known.id)
+    return Access() if caller is None or caller.expires_at_s <= time.time() else caller.access
+
+
+async def _encode(
+    changes: AsyncIterator[Delivery], wanted: frozenset[str], revision: int, access: Callable[[], Access]
+) -> AsyncIterator[bytes]:
+    yield f": revision {revision}\n\n".encode()
+    waiting: asyncio.Future[Delivery] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(changes))
+            done, _ = await asyncio.wait({waiting}, timeout=KEEPALIVE_S)
+            if not done:
+                yield b": still here\n\n"
+                continue
+            delivery = waiting.result()
+            waiting = None
+            lines = b""
+            if delivery.kind in wanted and access().sees(delivery.project):
+                data = delivery.json or msgspec.json.encode({"id": delivery.key, "deleted": True})
+                lines = b"event: %s\ndata: %s\n" % (delivery.kind.encode(), data)
+            if delivery.last:
+                # Only a whole revision can be resumed after.
+                lines += b"id: %d\n" % delivery.revision
+            if lines:
+                yield lines + b"\n"
+    except Unavailable as error:
+        yield b"event: interrupted\ndata: %s\n\n" % msgspec.json.encode({"detail": error.detail})
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+
+
+router = Router("/events", route_handlers=[list_events], tags=["events"], opt=authorization.in_project())

@@ -1,0 +1,107 @@
+"""Routes for exports of VMs: ``/api/v1/exports``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.errors import IllegalState, InvalidInput
+from novacron.model.export import Export, ExportPhase
+from novacron.model.firmware_state import FirmwareState
+from novacron.store import exports
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
+
+
+class ExportList(msgspec.Struct):
+    items: list[Export]
+    next: str | None
+    revision: int
+
+
+@post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
+async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]:
+    id = await authorization.resolve(request, "vm", ref)
+
+    async def work(connection: Connection) -> Export:
+        return await exports.create(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202, location=lambda made: f"/api/v1/exports/{made.id}")
+
+
+@get("/", summary="List exports, newest first")
+async def list_exports(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ExportList]:
+    return paging.answer(request, "export", wanted, newest_first=True)
+
+
+@get("/{id:str}", summary="Show an export")
+async def show_export(
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Export]:
+    return await replies.one(request, "export", id, newer_than, timeout_s)
+
+
+@get(
+    "/{id:str}/data",
+    summary="Fetch a piece of the file (qcow2)",
+    media_type="application/octet-stream",
+    opt=authorization.in_project(Right.WRITE),
+)
+async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> Response[bytes]:
+    context, found = services(request), await _ready(request, id)
+    if offset >= found.size_bytes:
+        raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
+    return Response(
+        await context.agents.read_export(found.node, found.id, offset, limits.UPLOAD_PIECE_BYTES_MAX),
+        media_type="application/octet-stream",
+    )
+
+
+@get(
+    "/{id:str}/firmware-state",
+    summary="Fetch what the VM's firmware and TPM remembered; it is secret",
+    opt=authorization.in_project(Right.WRITE),
+)
+async def fetch_firmware_state(request: ApiRequest, id: FromPath[str]) -> FirmwareState:
+    found = await _ready(request, id)
+    return await services(request).agents.read_firmware_state(found.node, found.id)
+
+
+async def _ready(request: ApiRequest, id: str) -> Export:
+    id = await authorization.resolve(request, "export", replies.check_ref("export", id))
+    async with services(request).database.connection() as connection:
+        found = await exports.get(connection, id)
+    if found.phase is not ExportPhase.READY:
+        raise IllegalState(f"export {id} is {found.phase}" + (f": {found.error}" if found.error else ""))
+    return found
+
+
+@delete("/{id:str}", summary="Remove an export and its file", status_code=200)
+async def delete_export(request: ApiRequest, id: FromPath[str]) -> Response[Export]:
+    id = await authorization.resolve(request, "export", replies.check_ref("export", id))
+
+    async def work(connection: Connection) -> Export:
+        return await exports.delete(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/exports",
+    route_handlers=[list_exports, show_export, fetch, fetch_firmware_state, delete_export],
+    tags=["vms"],
+    opt=authorization.in_project(),
+)

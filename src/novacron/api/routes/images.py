@@ -1,0 +1,129 @@
+"""Routes for images: ``/api/v1/images``, as the nodes report them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Router, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model.watch_cache import Entry
+from novacron.model.access import Right
+from novacron.model.errors import Conflict, InvalidInput, NotFound
+from novacron.model.event import Image, ImageCopy
+from novacron.model.node import NodeName
+from novacron.store import events, imports, vms
+
+
+class ImageList(msgspec.Struct):
+    items: list[Image]
+    next: str | None
+    revision: int
+
+
+def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
+    """Return the images that nodes hold, by name; the same name with another digest is another image."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for name in sorted(nodes):
+        inventory = nodes[name].body["status"]["inventory"]
+        for image in inventory["images"] if inventory else ():
+            owner = owners.get(image["name"])
+            fields = {**image, "nodes": [], "project": None if owner is None else owner.body["project"]}
+            merged = found.setdefault((image["name"], image["digest"]), fields)
+            merged["nodes"].append(name)
+    return [msgspec.convert(found[key], Image) for key in sorted(found)]
+
+
+def visible(request: ApiRequest) -> list[Image]:
+    """Return the images that the caller may see."""
+    cache, access = services(request).cache, request.user.access
+    return [
+        image
+        for image in merge(cache.all("node"), cache.all("image-owner"))
+        if image.project is None or access.sees(image.project)
+    ]
+
+
+def disks_mib(request: ApiRequest) -> dict[str, int]:
+    """Return the size of the disk that VMs of each image have, 0 for none."""
+    cache = services(request).cache
+
+    def sizes() -> dict[str, int]:
+        found: dict[str, int] = {}
+        for entry in cache.all("node").values():
+            for image in (entry.body["status"]["inventory"] or {}).get("images", ()):
+                size_mib = -(-image.get("disk_bytes", 0) >> 20)
+                found[image["name"]] = max(found.get(image["name"], 0), size_mib)
+        return found
+
+    return cache.derived("node", sizes)
+
+
+def check_held(request: ApiRequest, name: str) -> None:
+    """Raise InvalidInput when no node holds an image of this name that the caller may see."""
+    owner = services(request).cache.get("image-owner", name)
+    hidden = owner is not None and not request.user.access.sees(owner.body["project"])
+    if hidden or name not in disks_mib(request):
+        raise InvalidInput(f"no node holds an image named {name!r}", field="image", hint="see: novacron image list")
+
+
+@get("/", summary="List images and the nodes that hold them", opt=authorization.SELF)
+async def list_images(request: ApiRequest) -> ImageList:
+    return ImageList(visible(request), None, services(request).cache.revision)
+
+
+@get("/{name:str}", summary="Show an image", opt=authorization.SELF)
+async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
+    for image in visible(request):
+        if image.name == name:
+            return image
+    raise NotFound(f"there is no image {name!r}", hint="see: novacron image list")
+
+
+@delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=authorization.SELF)
+async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery[str | None] = None) -> None:
+    name, context = replies.check_ref("image", name), services(request)
+    found = [image for image in visible(request) if image.name == name]
+    for image in found:
+        authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)
+    holders = [(holder, image.digest) for image in found for holder in image.nodes if node in (None, holder)]
+    if not holders:
+        raise NotFound(f"there is no image {name!r}" + (f" on {node}" if node else ""), hint="see: novacron image list")
+    async with context.database.connection() as connection:
+        using = await vms.made_of(connection, name, node)
+    if using:
+        raise Conflict(f"VMs are made of image {name}: {', '.join(using)}", hint="delete them first")
+    for holder, digest in holders:
+        await context.agents.remove_image(holder, name, digest)
+        async with replies.change(request) as connection:
+            await events.record(connection, "node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
+    if node is None:
+        async with replies.change(request) as connection:
+            await imports.disown(connection, name)
+
+
+class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an image is to go, and which node gives it: by default the nearest that has it."""
+
+    target: NodeName
+    source: NodeName | None = None
+
+
+@post("/{name:str}/actions/copy", summary="Copy an image to another node; events say how that ended", status_code=202)
+async def copy_image(request: ApiRequest, name: FromPath[str], data: JSONBody[CopyImage]) -> ImageCopy:
+    async with replies.change(request):
+        pass
+    agents = services(request).agents
+    return await agents.copy_image(replies.check_ref("image", name), data.source, data.target, request.user.name)
+
+
+router = Router(
+    "/images",
+    route_handlers=[list_images, show_image, copy_image, delete_image],
+    tags=["images"],
+    opt=authorization.in_fleet(),
+)

@@ -1,0 +1,142 @@
+"""Routes for imports of images: ``/api/v1/imports``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import Meta
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.errors import InvalidInput
+from novacron.model.image import Format, Import, ImportSpec, Phase, Sha256, SizeBytes, Source, check_path, check_url
+from novacron.model.node import NodeName
+from novacron.model.vm import Name, check_name
+from novacron.store import imports
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Offset = Annotated[
+    int, QueryParameter(ge=0, le=limits.IMAGE_FILE_BYTES_MAX, description="where the piece begins, in bytes")
+]
+
+
+class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
+    """A disk that becomes an image. Just one of ``url``, ``path`` and ``size_bytes`` says where it comes from: fetched
+    over HTTP, found below the node's directory for imports, or uploaded in pieces."""
+
+    name: Name
+    url: str | None = None
+    path: str | None = None
+    size_bytes: SizeBytes | None = None
+    sha256: Sha256 | None = None
+    format: Format | None = None
+    description: Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)] = ""
+    node: NodeName | None = None
+    shared: bool | None = None
+    """Every project may use the image, which takes a role that is good everywhere; by default if the caller has one."""
+
+
+class ImportList(msgspec.Struct):
+    items: list[Import]
+    next: str | None
+    revision: int
+
+
+class Held(msgspec.Struct):
+    """How much of an upload is there: the next piece begins here."""
+
+    held_bytes: int
+
+
+@get("/", summary="List imports, newest first")
+async def list_imports(
+    request: ApiRequest,
+    wanted: NamedDependency[Paging],
+    phase: FromQuery[Phase | None] = None,
+) -> Response[ImportList]:
+    return paging.answer(request, "import", wanted, lambda one: phase in (None, one["phase"]), newest_first=True)
+
+
+@get("/{id:str}", summary="Show an import")
+async def show_import(
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Import]:
+    return await replies.one(request, "import", id, newer_than, timeout_s)
+
+
+@post("/", summary="Begin to import an image", status_code=201)
+async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Response[Import]:
+    check_name(data.name)
+    given = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
+    if len(given) != 1:
+        raise InvalidInput(
+            "say where the disk comes from" if not given else f"{' and '.join(given)} are too many sources",
+            field="url" if not given else given[1],
+            hint="give one of url, path, and size_bytes for an upload",
+        )
+    shared = {"sha256": data.sha256, "format": data.format, "description": data.description}
+    if data.url is not None:
+        spec = ImportSpec(data.name, Source.URL, check_url(data.url), **shared)  # type: ignore[arg-type]
+    elif data.path is not None:
+        spec = ImportSpec(data.name, Source.PATH, check_path(data.path), **shared)  # type: ignore[arg-type]
+    else:
+        spec = ImportSpec(data.name, Source.UPLOAD, "", data.size_bytes or 0, **shared)  # type: ignore[arg-type]
+
+    operates = request.user.access.allows(Right.OPERATE, None)
+    shared_with_all = operates if data.shared is None else data.shared
+    if shared_with_all or spec.source is Source.PATH:  # a path names a file of the host's
+        authorization.check(request, None, Right.OPERATE)
+    project = None if shared_with_all else authorization.project_for_new(request)
+
+    async def work(connection: Connection) -> Import:
+        return await imports.create(connection, project, spec, data.node, request.user.name)
+
+    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/imports/{made.id}")
+
+
+@put(
+    "/{id:str}/data",
+    summary="Upload a piece of the file; the answer says where the next one begins",
+    status_code=200,
+    request_max_body_size=limits.UPLOAD_PIECE_BYTES_MAX,
+)
+async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held:
+    id, context, piece = await _own(request, id), services(request), await request.body()
+    if not piece:
+        raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
+    async with context.database.connection() as connection:
+        found = await imports.expected(connection, id, offset, len(piece))
+    return Held(await context.agents.take_piece(found.node, id, offset, piece))
+
+
+async def _own(request: ApiRequest, id: str) -> str:
+    """Return the import's id, if the caller may do anything about it."""
+    return await authorization.resolve(request, "import", replies.check_ref("import", id))
+
+
+@delete("/{id:str}", summary="End an import; nothing of it stays", status_code=200)
+async def abort_import(request: ApiRequest, id: FromPath[str]) -> Response[Import]:
+    id = await _own(request, id)
+
+    async def work(connection: Connection) -> Import:
+        return await imports.abort(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/imports",
+    route_handlers=[list_imports, show_import, create_import, upload, abort_import],
+    tags=["images"],
+    opt=authorization.in_project(),
+)

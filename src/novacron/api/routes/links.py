@@ -1,0 +1,73 @@
+"""Routes for what migrations between sites may use: ``/api/v1/links``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model.link_sharing import Link, LinkSpec
+from novacron.model.node import NodeName
+from novacron.model.probe import SECONDS_MAX, PathMeasured
+from novacron.model.vm import check_name
+from novacron.store import links
+from novacron.store.database import Connection
+
+
+class LinkList(msgspec.Struct):
+    items: list[Link]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List the links between sites that have a limit")
+async def list_links(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[LinkList]:
+    return paging.answer(request, "link", wanted)
+
+
+@put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)
+async def put_link(
+    request: ApiRequest, one: FromPath[str], other: FromPath[str], data: JSONBody[LinkSpec]
+) -> Response[Link]:
+    one, other, revision = check_name(one), check_name(other), replies.if_match(request)
+
+    async def work(connection: Connection) -> Link:
+        return await links.put(connection, one, other, data, revision, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@delete("/{one:str}/{other:str}", summary="Let migrations between two sites use all there is", status_code=204)
+async def remove_link(request: ApiRequest, one: FromPath[str], other: FromPath[str]) -> None:
+    one, other = replies.check_ref("site", one), replies.check_ref("site", other)
+    async with replies.change(request) as connection:
+        await links.remove(connection, one, other, request.user.name)
+
+
+class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):
+    """Two nodes, and for how long data flows from one to the other: that uses all of the link."""
+
+    source: NodeName
+    target: NodeName
+    seconds: Annotated[float, msgspec.Meta(ge=0.5, le=SECONDS_MAX)] = 3.0
+
+
+@post("/actions/probe", summary="Measure the path between two nodes", status_code=200)
+async def probe_link(request: ApiRequest, data: JSONBody[ProbeLink]) -> PathMeasured:
+    return await services(request).agents.probe(data.source, data.target, data.seconds)
+
+
+router = Router(
+    "/links",
+    route_handlers=[list_links, put_link, remove_link, probe_link],
+    tags=["links"],
+    opt=authorization.in_fleet(),
+)

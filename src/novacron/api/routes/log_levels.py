@@ -1,0 +1,62 @@
+"""Routes for what is logged: of this server, all of its processes, and of each node's agent; no restart is needed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+from litestar import get, put
+from litestar.params import FromPath, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.routes.metrics import known_node
+from novacron.model.errors import Unavailable
+from novacron.telemetry import logs
+
+
+class Level(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
+    """What is logged: this, and what is worse."""
+
+    level: Level
+
+
+@get("/api/v1/log-level", summary="Say what this server logs", opt=authorization.in_fleet(), tags=["diagnosis"])
+async def show() -> LogLevel:
+    return LogLevel(Level(logs.level()))
+
+
+@put(
+    "/api/v1/log-level", summary="Let this server log more, or less, until it ends", opt=authorization.in_fleet(),
+    tags=["diagnosis"],
+)  # fmt: skip
+async def change(request: ApiRequest, data: JSONBody[LogLevel]) -> LogLevel:
+    file = services(request).log_level
+    async with replies.change(request):
+        try:
+            new = file.with_suffix(".new")
+            new.write_text(data.level)
+            new.replace(file)  # other processes of the server read it at any moment
+        except OSError as error:
+            raise Unavailable(f"the level can't be kept: {error}", hint="look at the server's disk") from error
+        logs.set_level(data.level)
+    return data
+
+
+@put(
+    "/api/v1/nodes/{name:str}/log-level", summary="Let a node's agent log more, or less, until it ends",
+    opt=authorization.in_fleet(), tags=["nodes"],
+)  # fmt: skip
+async def change_node(request: ApiRequest, name: FromPath[str], data: JSONBody[LogLevel]) -> LogLevel:
+    name = known_node(request, name)
+    async with replies.change(request):
+        await services(request).agents.set_log_level(name, data.level)
+    return data

@@ -1,0 +1,176 @@
+"""The route that Prometheus asks: ``/metrics``, with a token like all others; and what of the fleet the cache tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import starmap
+from typing import Any
+
+import msgspec
+from litestar import Response, get
+from litestar.params import FromPath
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model.watch_cache import Cache
+from novacron.model.drain import DrainPhase
+from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
+from novacron.telemetry.values import Labels
+
+Body = dict[str, Any]
+Value = tuple[str, Labels, float]
+
+PHASES = ("pending", "preparing", "transferring")
+LINKS = (
+    ("novacron_dwcp_rate_bytes_per_second", "rate_bytes_per_s", 1.0, sum),
+    ("novacron_dwcp_streams", "streams", 1.0, sum),
+    ("novacron_dwcp_round_trip_seconds", "rtt_ms", 1e-3, max),
+    ("novacron_migration_remaining_bytes", "remaining_bytes", 1.0, sum),
+    ("novacron_migration_disk_remaining_bytes", "disk_remaining_bytes", 1.0, sum),
+)
+"""Names, and the fields of a migration's progress that they are made of."""
+
+
+class Target(msgspec.Struct):
+    """An agent as Prometheus finds it: it is reached through the server that it is connected to."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+@get(
+    "/metrics",
+    summary="What this server counts and measures, in Prometheus' text format",
+    media_type="text/plain",
+    opt=authorization.in_fleet(),
+)
+async def metrics(request: ApiRequest) -> Response[bytes]:
+    open_metrics, media_type = _wanted(request)
+    return Response(await services(request).metrics.render(open_metrics=open_metrics), media_type=media_type)
+
+
+@get(
+    "/metrics/targets",
+    summary="The agents that are connected to this server, for Prometheus' HTTP service discovery",
+    opt=authorization.in_fleet(),
+)
+async def targets(request: ApiRequest) -> list[Target]:
+    context = services(request)
+    address, nodes = context.api_url.removeprefix("https://"), context.cache.all("node")
+    sites = {entry.body["name"]: entry.body["spec"]["site"] for entry in nodes.values()}
+    return [
+        Target([address], {"__metrics_path__": f"/api/v1/nodes/{node}/metrics", "instance": node, "node": node,
+                           "site": sites.get(node, "")})
+        for node in await context.agents.connected()
+    ]  # fmt: skip
+
+
+@get(
+    "/api/v1/nodes/{name:str}/metrics",
+    summary="What a node's agent counts and measures of itself, its host and its VMs, in Prometheus' text format",
+    media_type="text/plain",
+    opt=authorization.in_fleet(),
+    tags=["nodes"],
+)
+async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
+    open_metrics, media_type = _wanted(request)
+    found = await services(request).agents.node_metrics(known_node(request, name), open_metrics)
+    return Response(found, media_type=media_type)
+
+
+def known_node(request: ApiRequest, name: str) -> str:
+    """Return the name of a node. Raises NotFound if there is none of that name."""
+    if services(request).cache.get("node", replies.check_ref("node", name)) is None:
+        raise authorization.no_such("node", name)
+    return name
+
+
+def _wanted(request: ApiRequest) -> tuple[bool, str]:
+    """Say whether who asks takes OpenMetrics, and which type of content it gets."""
+    open_metrics = "application/openmetrics-text" in request.headers.get("accept", "")
+    return open_metrics, OPEN_CONTENT_TYPE if open_metrics else CONTENT_TYPE
+
+
+def seen(cache: Cache) -> Iterator[Value]:
+    """Yield what a cache tells of the fleet."""
+
+    def bodies(kind: str) -> Iterator[Body]:
+        return (entry.body for entry in cache.all(kind).values())
+
+    def by(name: str, kind: str, of: Callable[[Body], str]) -> Iterator[Value]:
+        return starmap(lambda label, count: (name, (label,), count), Counter(map(of, bodies(kind))).items())
+
+    for kind in cache.kinds():
+        yield "novacron_cache_objects", (kind,), len(cache.all(kind))
+    yield from _migrations(bodies("migration"))
+    yield from _vms_and_nodes(list(bodies("vm")), bodies("node"))
+    for name, kind in (("volumes", "volume"), ("snapshots", "snapshot"), ("imports", "import"), ("exports", "export")):
+        yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
+    yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
+    yield "novacron_drains_active", (), sum(body["phase"] != DrainPhase.ENDED for body in bodies("drain"))
+    yield from by(
+        "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
+    )  # fmt: skip
+    yield from by("novacron_users", "user", lambda body: str(body["kind"]))
+    yield from by("novacron_tokens", "token", lambda body: str(body["kind"]))
+    for name, kind in (
+        ("networks", "network"), ("security_groups", "security-group"), ("forwards", "forward"), ("projects", "project")
+    ):  # fmt: skip
+        yield f"novacron_{name}", (), len(cache.all(kind))
+
+
+def _migrations(bodies: Iterator[Body]) -> Iterator[Value]:
+    phases, links = dict.fromkeys(PHASES, 0), dict[Labels, list[Body]]()
+    for body in bodies:
+        if body["phase"] in phases:
+            phases[body["phase"]] += 1
+            if body["phase"] == "transferring":
+                links.setdefault((body["source"], body["target"]), []).append(body["progress"])
+    for phase, count in phases.items():
+        yield "novacron_migrations_active", (phase,), count
+    for name, field, factor, together in LINKS:
+        for link, found in links.items():
+            yield name, link, together(each[field] for each in found) * factor
+
+
+def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
+    states, count, vcpus, memory = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    projects = dict[str, list[int]]()
+    available = unplaced = crashes = 0
+    for vm in vms:
+        spec, status, node = vm["spec"], vm["status"], vm["node"]
+        states[status["state"]] += 1
+        of_project = projects.setdefault(vm["project"], [0, 0, 0])
+        of_project[0] += 1
+        of_project[1] += spec.get("vcpus", 1)
+        of_project[2] += spec.get("memory_mib", 256) << 20
+        available += spec.get("ha", False)
+        crashes += status.get("crashes", 0)
+        if node is None:
+            unplaced += 1
+            continue
+        count[node] += 1
+        vcpus[node] += spec.get("vcpus", 1)
+        memory[node] += spec.get("memory_mib", 256) << 20
+    for project, has in projects.items():
+        for name, value in zip(("vms", "vcpus", "memory_bytes"), has, strict=True):
+            yield f"novacron_project_{name}", (project,), value
+    for state, number in states.items():
+        yield "novacron_vms", (state,), number
+    yield "novacron_vms_highly_available", (), available
+    yield "novacron_vms_unplaced", (), unplaced
+    yield "novacron_vm_crashes", (), crashes
+    for body in nodes:
+        name, spec, status = body["name"], body["spec"], body["status"]
+        inventory = status["inventory"] or {}
+        yield "novacron_node_ready", (name, spec["site"]), status["ready"]
+        yield "novacron_node_schedulable", (name,), not spec["cordoned"]
+        yield "novacron_node_cpus", (name,), inventory.get("cpus", 0)
+        yield "novacron_node_memory_bytes", (name,), inventory.get("memory_mib", 0) << 20
+        yield "novacron_node_images", (name,), len(inventory.get("images", ()))
+        yield "novacron_node_clock_skew_seconds", (name,), status.get("clock_skew_s", 0.0)
+        yield "novacron_node_vms", (name,), count[name]
+        yield "novacron_node_vcpus_allocated", (name,), vcpus[name]
+        yield "novacron_node_memory_allocated_bytes", (name,), memory[name]

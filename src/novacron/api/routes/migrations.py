@@ -1,0 +1,75 @@
+"""Routes for migrations: ``/api/v1/migrations``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.migration import Migration, Phase
+from novacron.store import migrations
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class MigrationList(msgspec.Struct):
+    items: list[Migration]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List migrations, newest first")
+async def list_migrations(
+    request: ApiRequest,
+    wanted: NamedDependency[Paging],
+    vm: FromQuery[str | None] = None,
+    phase: FromQuery[Phase | None] = None,
+) -> Response[MigrationList]:
+    return paging.answer(
+        request,
+        "migration",
+        wanted,
+        lambda one: vm in (None, one["vm"], one["vm_name"]) and phase in (None, one["phase"]),
+        newest_first=True,
+    )
+
+
+@get("/{id:str}", summary="Show a migration")
+async def show_migration(
+    request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Migration]:
+    return await replies.one(request, "migration", id, newer_than, timeout_s)
+
+
+@post(
+    "/{id:str}/actions/abort",
+    summary="End a migration; the VM stays where it was",
+    status_code=200,
+    opt=authorization.in_project(Right.OPERATE),
+)
+async def abort_migration(request: ApiRequest, id: FromPath[str]) -> Response[Migration]:
+    id = await authorization.resolve(request, "migration", replies.check_ref("migration", id))
+
+    async def work(connection: Connection) -> Migration:
+        return await migrations.abort(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/migrations",
+    route_handlers=[list_migrations, show_migration, abort_migration],
+    tags=["migrations"],
+    opt=authorization.in_project(),
+)

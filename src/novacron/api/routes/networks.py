@@ -1,0 +1,305 @@
+"""Routes for networks and what belongs to them: ``/api/v1/networks``, ``security-groups``, ``floating-addresses`` and
+``forwards``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.network import (
+    Encryption,
+    FloatingAddress,
+    Forward,
+    InterfaceName,
+    Network,
+    NetworkKind,
+    NetworkSpec,
+    Port,
+    Protocol,
+    Rules,
+    SecurityGroup,
+    VlanId,
+)
+from novacron.model.vm import Name, check_name
+from novacron.store import ingress, networks, security_groups
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
+    """A new network: its own, ``overlay``, or a ``bridge`` that hosts have. ``mtu``: what all nodes carry if not
+    given."""
+
+    name: Name
+    kind: NetworkKind = NetworkKind.OVERLAY
+    subnet: str | None = None
+    nat: bool = True
+    nameservers: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.NAMESERVERS_MAX)] = ()
+    bridge: InterfaceName | None = None
+    vlan: VlanId | None = None
+    mtu: int | None = None
+    encryption: Encryption = Encryption.BETWEEN_SITES
+
+    def spec(self) -> NetworkSpec:
+        return NetworkSpec(self.kind, self.subnet, self.nat, self.nameservers, self.encryption, self.bridge, self.vlan)
+
+
+class CreateSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
+    """A new security group. What no rule lets in stays out of the interfaces that have it."""
+
+    name: Name
+    rules: Rules = ()
+
+
+class ConfigureSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
+    """All rules that it is to have."""
+
+    rules: Rules
+
+
+class AddFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
+    """An address of the hosts' network that nobody else has."""
+
+    address: str
+
+
+class AttachFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
+    """Which VM it leads to; ``network``: through which of its overlays, if it is in several."""
+
+    vm: str
+    network: Name | None = None
+
+
+class CreateForward(msgspec.Struct, forbid_unknown_fields=True):
+    """A port that leads to ``vm_port`` of a VM. ``address``: a floating one; those of the gateway's host if not
+    given."""
+
+    vm: str
+    vm_port: Port
+    port: Port
+    protocol: Protocol = Protocol.TCP
+    address: str | None = None
+    network: Name | None = None
+
+
+class NetworkList(msgspec.Struct):
+    items: list[Network]
+    next: str | None
+    revision: int
+
+
+class SecurityGroupList(msgspec.Struct):
+    items: list[SecurityGroup]
+    next: str | None
+    revision: int
+
+
+class FloatingAddressList(msgspec.Struct):
+    items: list[FloatingAddress]
+    next: str | None
+    revision: int
+
+
+class ForwardList(msgspec.Struct):
+    items: list[Forward]
+    next: str | None
+    revision: int
+
+
+@get("/networks", summary="List networks by name")
+async def list_networks(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NetworkList]:
+    return paging.answer(request, "network", wanted)
+
+
+@get("/networks/{name:str}", summary="Show a network")
+async def show_network(
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Network]:
+    return await replies.one(request, "network", name, newer_than, timeout_s)
+
+
+@post("/networks", summary="Create a network", status_code=201)
+async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> Response[Network]:
+    check_name(data.name)
+    project = authorization.project_for_new(request)
+    if data.kind is NetworkKind.BRIDGE:  # whoever is on it is in the hosts' network
+        authorization.check(request, None, Right.OPERATE)
+
+    async def work(connection: Connection) -> Network:
+        return await networks.create(connection, project, data.name, data.spec(), data.mtu, request.user.name)
+
+    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/networks/{made.name}")
+
+
+@delete("/networks/{name:str}", summary="Delete a network that no VM has", status_code=200)
+async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[Network]:
+    name = await authorization.resolve(request, "network", name)
+
+    async def work(connection: Connection) -> Network:
+        return await networks.delete(connection, name, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@get("/security-groups", summary="List security groups by name")
+async def list_groups(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[SecurityGroupList]:
+    return paging.answer(request, "security-group", wanted)
+
+
+@get("/security-groups/{name:str}", summary="Show a security group and its rules")
+async def show_group(
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[SecurityGroup]:
+    return await replies.one(request, "security-group", name, newer_than, timeout_s)
+
+
+@post("/security-groups", summary="Create a security group", status_code=201)
+async def create_group(request: ApiRequest, data: JSONBody[CreateSecurityGroup]) -> Response[SecurityGroup]:
+    check_name(data.name)
+    project = authorization.project_for_new(request)
+
+    async def work(connection: Connection) -> SecurityGroup:
+        return await security_groups.create(connection, project, data.name, data.rules, request.user.name)
+
+    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/security-groups/{made.name}")
+
+
+@patch("/security-groups/{name:str}", summary="Give a security group other rules", status_code=200)
+async def configure_group(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureSecurityGroup]
+) -> Response[SecurityGroup]:
+    name = await authorization.resolve(request, "security-group", name)
+
+    async def work(connection: Connection) -> SecurityGroup:
+        return await security_groups.configure(connection, name, data.rules, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@delete("/security-groups/{name:str}", summary="Delete a security group that nothing uses", status_code=200)
+async def delete_group(request: ApiRequest, name: FromPath[str]) -> Response[SecurityGroup]:
+    name = await authorization.resolve(request, "security-group", name)
+
+    async def work(connection: Connection) -> SecurityGroup:
+        return await security_groups.delete(connection, name, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@get("/floating-addresses", summary="List floating addresses")
+async def list_addresses(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[FloatingAddressList]:
+    return paging.answer(request, "floating-address", wanted)
+
+
+@get("/floating-addresses/{address:str}", summary="Show where a floating address leads")
+async def show_address(
+    request: ApiRequest, address: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[FloatingAddress]:
+    return await replies.one(request, "floating-address", address, newer_than, timeout_s)
+
+
+@post(
+    "/floating-addresses",
+    summary="Give a project an address that can lead to its VMs",
+    status_code=201,
+    opt=authorization.in_fleet(),
+)
+async def add_address(request: ApiRequest, data: JSONBody[AddFloatingAddress]) -> Response[FloatingAddress]:
+    project = authorization.project_for_new(request, Right.OPERATE)
+
+    async def work(connection: Connection) -> FloatingAddress:
+        return await ingress.add_address(connection, project, data.address, request.user.name)
+
+    return await replies.write(
+        request, work, status=201, location=lambda made: f"/api/v1/floating-addresses/{made.address}"
+    )
+
+
+@delete(
+    "/floating-addresses/{address:str}",
+    summary="Remove a floating address that leads nowhere",
+    status_code=200,
+    opt=authorization.in_fleet(),
+)
+async def remove_address(request: ApiRequest, address: FromPath[str]) -> Response[FloatingAddress]:
+    async def work(connection: Connection) -> FloatingAddress:
+        return await ingress.remove_address(connection, address, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@post("/floating-addresses/{address:str}/actions/attach", summary="Let it lead to a VM", status_code=200)
+async def attach_address(
+    request: ApiRequest, address: FromPath[str], data: JSONBody[AttachFloatingAddress]
+) -> Response[FloatingAddress]:
+    address = await authorization.resolve(request, "floating-address", address)
+    vm = await authorization.resolve(request, "vm", data.vm, "vm")
+
+    async def work(connection: Connection) -> FloatingAddress:
+        return await ingress.attach(connection, address, vm, data.network, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@post("/floating-addresses/{address:str}/actions/detach", summary="Let it lead nowhere", status_code=200)
+async def detach_address(request: ApiRequest, address: FromPath[str]) -> Response[FloatingAddress]:
+    address = await authorization.resolve(request, "floating-address", address)
+
+    async def work(connection: Connection) -> FloatingAddress:
+        return await ingress.detach(connection, address, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@get("/forwards", summary="List ports that lead to VMs")
+async def list_forwards(
+    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+) -> Response[ForwardList]:
+    return paging.answer(request, "forward", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
+
+
+@post("/forwards", summary="Let a port lead to one of a VM", status_code=201)
+async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> Response[Forward]:
+    vm = await authorization.resolve(request, "vm", data.vm, "vm")
+
+    async def work(connection: Connection) -> Forward:
+        return await ingress.forward(
+            connection, vm, data.vm_port, data.protocol, data.port, data.address, data.network, request.user.name
+        )
+
+    return await replies.write(request, work, status=201)
+
+
+@delete("/forwards/{id:str}", summary="Let a port lead nowhere", status_code=200)
+async def remove_forward(request: ApiRequest, id: FromPath[str]) -> Response[Forward]:
+    id = await authorization.resolve(request, "forward", replies.check_ref("forward", id))
+
+    async def work(connection: Connection) -> Forward:
+        return await ingress.remove_forward(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/",
+    route_handlers=[
+        list_networks, show_network, create_network, delete_network,
+        list_groups, show_group, create_group, configure_group, delete_group,
+        list_addresses, show_address, add_address, remove_address, attach_address, detach_address,
+        list_forwards, create_forward, remove_forward,
+    ],
+    tags=["networks"],
+    opt=authorization.in_project(),
+)  # fmt: skip

@@ -1,0 +1,212 @@
+"""Routes for nodes: ``/api/v1/nodes``, and how a host joins."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from cryptography import x509
+from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec import UNSET, UnsetType
+
+from novacron import pki
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.constraints import Labels, Overcommit, Taints
+from novacron.model.drain import DrainPolicy
+from novacron.model.errors import InvalidInput
+from novacron.model.hardware import PciAddress
+from novacron.model.link_sharing import Rate, SiteName
+from novacron.model.node import Node, NodeName
+from novacron.model.token import JoinTicket, encode_ticket
+from novacron.model.vm import check_name
+from novacron.store import identities, nodes, tokens
+from novacron.store.database import Connection
+
+JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
+
+
+class NodeList(msgspec.Struct):
+    items: list[Node]
+    next: str | None
+    revision: int
+
+
+MigrationsAtOnce = Annotated[int, msgspec.Meta(ge=1, le=limits.MIGRATIONS_PER_NODE_MAX)]
+Passthrough = Annotated[tuple[PciAddress, ...], msgspec.Meta(max_length=limits.PASSTHROUGH_MAX)]
+
+
+class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
+    """What is not given stays as it is; null takes the limit away."""
+
+    site: SiteName | UnsetType = UNSET
+    zone: SiteName | UnsetType = UNSET
+    labels: Labels | UnsetType = UNSET
+    """All of them: what is not named is taken away."""
+    taints: Taints | UnsetType = UNSET
+    vcpu_overcommit: Overcommit | UnsetType = UNSET
+    memory_overcommit: Overcommit | UnsetType = UNSET
+    passthrough: Passthrough | UnsetType = UNSET
+    """All PCI devices that guests may have."""
+    migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
+    migrations_at_once: MigrationsAtOnce | UnsetType | None = UNSET
+
+
+class DrainNode(msgspec.Struct, forbid_unknown_fields=True):
+    """What to do with guests that write faster than the link takes it."""
+
+    policy: DrainPolicy = DrainPolicy.THROTTLE
+
+
+class Uncordon(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether the VMs that the node's last drain has moved away come back."""
+
+    bring_back: bool = False
+
+
+class RenameNode(msgspec.Struct, forbid_unknown_fields=True):
+    """Its new name; its agent takes it over by itself."""
+
+    name: NodeName
+
+
+class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
+    """A one-time token; with ``node`` only that host can use it."""
+
+    node: NodeName | None = None
+    ttl_s: JoinTtl = 3600
+
+
+class JoinToken(msgspec.Struct):
+    token: str
+    ttl_s: int
+
+
+class Join(msgspec.Struct, forbid_unknown_fields=True):
+    """A host that joins: its name, the secret of its join token, and a certificate request (PEM)."""
+
+    name: NodeName
+    secret: Annotated[str, msgspec.Meta(max_length=200)]
+    csr: Annotated[str, msgspec.Meta(max_length=8000)]
+
+
+class Joined(msgspec.Struct):
+    """The host's certificate and the CA that it trusts from now on (PEM)."""
+
+    certificate: str
+    ca: str
+
+
+@get("/", summary="List nodes by name")
+async def list_nodes(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NodeList]:
+    return paging.answer(request, "node", wanted)
+
+
+@get("/{name:str}", summary="Show a node")
+async def show_node(
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: FromQuery[int] = 30
+) -> Response[Node]:
+    return await replies.one(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
+
+
+@post("/{name:str}/actions/cordon", summary="Place nothing new on the node", status_code=200)
+async def cordon(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
+    return await _set(request, name, cordoned=True, draining=False)
+
+
+@post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
+async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Uncordon | None] = None) -> Response[Node]:
+    name, revision = replies.check_ref("node", name), replies.if_match(request)
+    bring_back = data is not None and data.bring_back
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.uncordon(connection, name, revision, request.user.name, bring_back=bring_back)
+
+    return await replies.write(request, work)
+
+
+@post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
+async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNode | None] = None) -> Response[Node]:
+    name, revision = replies.check_ref("node", name), replies.if_match(request)
+    policy = DrainPolicy.THROTTLE if data is None else data.policy
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.drain(connection, name, policy, revision, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)
+async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNode]) -> Response[Node]:
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    return await _set(request, name, **given)
+
+
+async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any) -> Response[Any]:
+    name, revision = replies.check_ref("node", name), replies.if_match(request)
+
+    async def work(connection: Connection) -> Node:
+        node = await nodes.get(connection, name, lock=True)
+        spec = msgspec.structs.replace(node.spec, **changes)
+        return await nodes.set_spec(connection, name, spec, revision, request.user.name)
+
+    return await replies.write(request, work, status=status)
+
+
+@delete(
+    "/{name:str}",
+    summary="Forget a node that holds no VMs; its certificate is worth nothing then",
+    status_code=204,
+)
+async def remove_node(request: ApiRequest, name: FromPath[str]) -> None:
+    async with replies.change(request) as connection:
+        await nodes.remove(connection, replies.check_ref("node", name), request.user.name)
+
+
+@post("/{name:str}/actions/rename", summary="Give a node another name", status_code=200)
+async def rename(request: ApiRequest, name: FromPath[str], data: JSONBody[RenameNode]) -> Response[Node]:
+    name = replies.check_ref("node", name)
+    check_name(data.name)
+
+    async def work(connection: Connection) -> Node:
+        return await identities.rename(connection, name, data.name, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
+async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]) -> JoinToken:
+    context = services(request)
+    async with replies.change(request) as connection:
+        secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name)
+    ticket = JoinTicket(context.api_url, context.link_url, context.authority.pem.decode(), secret)
+    return JoinToken(encode_ticket(ticket), data.ttl_s)
+
+
+@post("/api/v1/join", summary="Join as a node, with a one-time secret", status_code=201, exclude_from_auth=True)
+async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
+    context = services(request)
+    check_name(data.name)
+    try:
+        certificate = context.authority.issue_node(data.csr.encode(), data.name)
+        key_hash = pki.key_hash(x509.load_pem_x509_csr(data.csr.encode()))
+    except ValueError as error:
+        raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
+    async with replies.change(request) as connection:
+        await tokens.use_join(connection, data.secret, data.name)
+        await identities.join(connection, data.name, key_hash)
+    return Joined(certificate.decode(), context.authority.pem.decode())
+
+
+router = Router(
+    "/nodes",
+    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, rename, remove_node, create_join_token],
+    tags=["nodes"],
+    opt=authorization.in_fleet(),
+)

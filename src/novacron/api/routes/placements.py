@@ -1,0 +1,45 @@
+"""Routes that say where a VM would go, and why not elsewhere: nothing is changed."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Response, Router, get, post
+from litestar.params import FromPath, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.routes.vms import CreateVm, spec_of
+from novacron.model.access import Right
+from novacron.model.placement import Verdict, Wish
+from novacron.store import fleet, migrations
+
+
+class Foreseen(msgspec.Struct):
+    """What is said of each node: the best first, those that can't take the VM last."""
+
+    items: list[Verdict]
+
+
+@post(
+    "/placements",
+    summary="Say where a VM would be placed, without creating it",
+    status_code=200,
+    opt=authorization.in_fleet(Right.READ),
+)
+async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Foreseen]:
+    spec = fleet.of_project(spec_of(request, data), authorization.project_for_new(request, Right.READ))
+    async with services(request).database.connection() as connection:
+        found = (await fleet.load(connection)).explain(Wish("", spec))
+    return Response(Foreseen([verdict for verdict in found if data.node in (None, verdict.node)]))
+
+
+@get(
+    "/vms/{ref:str}/placement", summary="Say where a VM could be moved now", opt=authorization.in_project(Right.OPERATE)
+)
+async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[Foreseen]:
+    id = await authorization.resolve(request, "vm", ref)
+    async with services(request).database.connection() as connection:
+        return Response(Foreseen(await migrations.explain(connection, id)))
+
+
+router = Router("/", route_handlers=[foresee_placement, placement], tags=["vms"])

@@ -1,0 +1,132 @@
+"""Routes for projects: ``/api/v1/projects``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import UNSET, Meta, UnsetType
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.errors import InvalidInput
+from novacron.model.project import Project, Quota, Usage
+from novacron.model.vm import Name, check_name
+from novacron.store import projects
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)]
+
+
+class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
+    """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own."""
+
+    name: Name
+    description: Description = ""
+    quota: Quota = msgspec.field(default_factory=Quota)
+    host_network: bool = False
+
+
+class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays, and of a quota that is given, what it leaves out has no limit."""
+
+    name: Name | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    quota: Quota | UnsetType = UNSET
+    host_network: bool | UnsetType = UNSET
+
+
+class ProjectList(msgspec.Struct):
+    items: list[Project]
+    next: str | None
+    revision: int
+
+
+class ProjectUsage(msgspec.Struct):
+    """What a project has, and may have."""
+
+    usage: Usage
+    quota: Quota
+
+
+@get("/", summary="List projects by name", opt=authorization.SELF)
+async def list_projects(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ProjectList]:
+    return paging.answer(request, "project", wanted)
+
+
+@get("/{name:str}", summary="Show a project", opt=authorization.SELF)
+async def show_project(
+    request: ApiRequest, name: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Project]:
+    _check_seen(request, name)
+    return await replies.one(request, "project", name, newer_than, timeout_s)
+
+
+@get("/{name:str}/usage", summary="Show what a project has, and may have", opt=authorization.SELF)
+async def show_usage(request: ApiRequest, name: FromPath[str]) -> ProjectUsage:
+    _check_seen(request, name)
+    async with services(request).database.connection() as connection:
+        return ProjectUsage(
+            await projects.usage(connection, name), (await projects.get(connection, name)).quota
+        )  # fmt: skip
+
+
+def _check_seen(request: ApiRequest, name: str) -> None:
+    if not request.user.access.sees(name):
+        raise authorization.no_such("project", name)
+
+
+@post("/", summary="Create a project", status_code=201)
+async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> Response[Project]:
+    check_name(data.name)
+
+    async def work(connection: Connection) -> Project:
+        return await projects.create(
+            connection, data.name, data.description, data.quota, data.host_network, request.user.name
+        )
+
+    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/projects/{made.name}")
+
+
+@patch("/{name:str}", summary="Rename a project, or say what it may have", status_code=200)
+async def configure_project(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureProject]
+) -> Response[Project]:
+    name = replies.check_ref("project", name)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    if "name" in given:
+        check_name(given["name"])
+
+    async def work(connection: Connection) -> Project:
+        return await projects.configure(connection, name, given, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@delete("/{name:str}", summary="Delete a project that has nothing left", status_code=200)
+async def delete_project(request: ApiRequest, name: FromPath[str]) -> Response[Project]:
+    name = replies.check_ref("project", name)
+
+    async def work(connection: Connection) -> Project:
+        return await projects.delete(connection, name, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/projects",
+    route_handlers=[list_projects, show_project, show_usage, create_project, configure_project, delete_project],
+    tags=["access"],
+    opt=authorization.in_fleet(Right.MANAGE),
+)

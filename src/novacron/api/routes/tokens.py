@@ -1,0 +1,129 @@
+"""Routes for API tokens: ``/api/v1/tokens``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from litestar import Router, delete, get, post
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model.watch_cache import Entry
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.errors import Forbidden, InvalidInput
+from novacron.model.token import Token, TokenKind
+from novacron.model.vm import Name
+from novacron.store import tokens, users
+
+Lifetime = Annotated[int, msgspec.Meta(ge=60, le=limits.TOKEN_S_MAX)]
+
+
+class CreateToken(msgspec.Struct, forbid_unknown_fields=True):
+    """A token of the caller's own, or of another ``user`` whom the caller manages. It does what its user may, within
+    ``scopes`` and in one ``project``, if those are given, until it expires."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+    user: str | None = None
+    scopes: Annotated[tuple[Right, ...], msgspec.Meta(min_length=1)] | None = None
+    project: Name | None = None
+    expires_in_s: Lifetime | None = None
+
+
+class CreatedToken(msgspec.Struct):
+    """A new token. The secret is shown here and never again."""
+
+    id: str
+    name: str
+    secret: str
+    expires_at: datetime | None
+
+
+class ShownToken(Token, frozen=True):
+    """A token, and when and from where it was used last, to the minute."""
+
+    used_at: datetime | None = None
+    used_from: str | None = None
+
+
+class TokenList(msgspec.Struct):
+    items: list[ShownToken]
+    next: str | None
+    revision: int
+
+
+def _managed(request: ApiRequest, user: str) -> bool:
+    """Say whether the caller sees to a user's tokens."""
+    entry = services(request).cache.get("user", user)
+    project = None if entry is None else entry.body["project"]
+    return user == request.user.user or request.user.access.allows(Right.MANAGE, project)
+
+
+@get("/", summary="List API tokens and sessions, never their secrets")
+async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -> TokenList:
+    context = services(request)
+    found = [
+        entry.body
+        for entry in context.cache.all("token").values()
+        if _managed(request, entry.body["user"]) and user in (None, entry.body["user"], entry.body["user_name"])
+    ]
+    async with context.database.connection() as connection:
+        used = await tokens.uses(connection, [body["id"] for body in found])
+    items = [
+        msgspec.convert({**body, **dict(zip(("used_at", "used_from"), used.get(body["id"], ()), strict=False))},
+                        ShownToken)
+        for body in found
+    ]  # fmt: skip
+    return TokenList(sorted(items, key=lambda token: token.created_at), None, context.cache.revision)
+
+
+@post("/", summary="Create an API token", status_code=201)
+async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> CreatedToken:
+    context, caller = services(request), request.user
+    async with replies.change(request) as connection:
+        ref = caller.user if data.user is None else data.user
+        user = await users.get(connection, ref, field="user")
+        if not _managed(request, user.id):
+            raise authorization.no_such("user", ref, "user")
+        if user.id == caller.user:
+            _check_no_more(request, data)
+        if data.project is not None and context.cache.get("project", data.project) is None:
+            raise InvalidInput(f"there is no project {data.project!r}", field="project")
+        token, secret = await tokens.create(
+            connection, user, data.name, caller.name, scopes=data.scopes, project=data.project,
+            expires_in_s=data.expires_in_s,
+        )  # fmt: skip
+    return CreatedToken(token.id, token.name, secret, token.expires_at)
+
+
+def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
+    """A token makes none that may more than it, or for longer. Raises Forbidden."""
+    own = services(request).cache.get("token", request.user.id)
+    assert own is not None
+    has = own.body
+    if has["scopes"] is not None and (data.scopes is None or not set(data.scopes) <= set(has["scopes"])):
+        raise Forbidden("a token makes none that may more than it", field="scopes")
+    if has["project"] is not None and data.project != has["project"]:
+        raise Forbidden("a token makes none that is good elsewhere", field="project")
+    if has["expires_at"] is not None and has["kind"] == TokenKind.API:
+        left_s = request.user.expires_at_s - datetime.now().timestamp()
+        if data.expires_in_s is None or data.expires_in_s > left_s:
+            raise Forbidden("a token makes none that is good for longer", field="expires_in_s")
+
+
+@delete("/{id:str}", summary="Revoke an API token, or end a session, at once and for good", status_code=204)
+async def revoke_token(request: ApiRequest, id: FromPath[str]) -> None:
+    found: Entry | None = services(request).cache.get("token", replies.check_ref("token", id))
+    if found is None or not _managed(request, found.body["user"]):
+        raise authorization.no_such("token", id)
+    async with replies.change(request) as connection:
+        await tokens.revoke(connection, id, request.user.name)
+
+
+router = Router(
+    "/tokens", route_handlers=[list_tokens, create_token, revoke_token], tags=["access"], opt=authorization.SELF
+)  # fmt: skip

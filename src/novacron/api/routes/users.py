@@ -1,0 +1,224 @@
+"""Routes for users and their roles: ``/api/v1/users``, ``/api/v1/grants``, ``/api/v1/me``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.edge.recorder import address_of
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.watch_cache import Entry
+from novacron.model.access import Right, Role
+from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
+from novacron.model.token import TokenKind
+from novacron.model.user import Grant, Password, User, UserKind, UserName
+from novacron.model.vm import Name
+from novacron.store import users
+from novacron.store.database import Connection
+
+
+class CreateUser(msgspec.Struct, forbid_unknown_fields=True):
+    """A new user: a person, with a password or none yet; or a service account, of one project or (null) of none."""
+
+    name: UserName
+    kind: UserKind = UserKind.PERSON
+    password: Password | None = None
+    project: Name | None = None
+
+
+class ConfigureUser(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether the user may do nothing any more."""
+
+    disabled: bool
+
+
+class SetPassword(msgspec.Struct, forbid_unknown_fields=True):
+    """A new password. Who changes their own proves that they know the present one, if there is one."""
+
+    password: Password
+    present: str | None = None
+
+
+class CreateGrant(msgspec.Struct, forbid_unknown_fields=True):
+    """A role for a user, in a project or (null) everywhere, in place of the one that they had there."""
+
+    user: str
+    role: Role
+    project: Name | None = None
+
+
+class UserList(msgspec.Struct):
+    items: list[User]
+    next: str | None
+    revision: int
+
+
+class GrantList(msgspec.Struct):
+    items: list[Grant]
+    next: str | None
+    revision: int
+
+
+class Me(msgspec.Struct):
+    """Who calls, and what they may do: everywhere, and in projects."""
+
+    user: str
+    token: str
+    kind: TokenKind
+    project: str
+    everywhere: list[Right]
+    projects: dict[str, list[Right]]
+
+
+@get("/me", summary="Show who calls, and what they may do")
+async def show_me(request: ApiRequest) -> Me:
+    caller = request.user
+    rights = {name: sorted(has) for name, has in caller.access.projects.items()}
+    return Me(caller.name, caller.id, caller.kind, caller.project, sorted(caller.access.everywhere), rights)
+
+
+def _managed(request: ApiRequest, body: dict[str, Any]) -> bool:
+    """Say whether the caller sees to a user: themselves, a service account of their project, or anybody."""
+    access, project = request.user.access, body["project"]
+    return body["id"] == request.user.user or access.allows(Right.MANAGE, project)
+
+
+def _user(request: ApiRequest, ref: str) -> Entry:
+    every = services(request).cache.all("user").values()
+    for entry in every:
+        if ref in (entry.body["id"], entry.body["name"]) and _managed(request, entry.body):
+            return entry
+    raise authorization.no_such("user", ref)
+
+
+@get("/users", summary="List users by name: all, those of projects that the caller manages, or the caller")
+async def list_users(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[UserList]:
+    return paging.answer(request, "user", wanted, lambda body: _managed(request, body), mine=True)
+
+
+@get("/users/{ref:str}", summary="Show a user by id or name")
+async def show_user(request: ApiRequest, ref: FromPath[str]) -> User:
+    return msgspec.convert(_user(request, ref).body, User)
+
+
+@post("/users", summary="Create a user", status_code=201)
+async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Response[User]:
+    authorization.check(request, data.project, Right.MANAGE)
+    if data.kind is UserKind.SERVICE and data.password is not None:
+        raise InvalidInput("service accounts have tokens, and no password", field="password")
+    if data.kind is UserKind.PERSON and data.project is not None:
+        raise InvalidInput("people are of no project; give them a role in it", field="project")
+    context = services(request)
+    hash = None if data.password is None else await context.passwords.hash(data.password)
+
+    async def work(connection: Connection) -> User:
+        made = await users.create(connection, data.name, data.kind, data.project, request.user.name)
+        return made if hash is None else await users.set_password(connection, made, hash, request.user.name)
+
+    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/users/{made.id}")
+
+
+@patch("/users/{ref:str}", summary="Let a user do nothing any more, or again", status_code=200)
+async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
+    found = _user(request, ref).body
+    authorization.check(request, found["project"], Right.MANAGE)
+
+    async def work(connection: Connection) -> User:
+        return await users.disable(connection, found["id"], data.disabled, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@put("/users/{ref:str}/password", summary="Set a password; the user's sessions end", status_code=200)
+async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[SetPassword]) -> Response[User]:
+    found, context = _user(request, ref).body, services(request)
+    own = context.cache.get("token", request.user.id)
+    if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
+        raise Forbidden("a token that is limited sets no passwords", hint="use one without scopes and project")
+    if not request.user.access.allows(Right.MANAGE, None):
+        if found["id"] != request.user.user:
+            raise Forbidden(f"{request.user.name} may not set others' passwords")
+        async with context.database.connection() as connection:
+            known = await users.password_of(connection, found["name"])
+        if known is not None and not await context.passwords.verify(
+            found["name"], address_of(request), known[1], data.present or ""
+        ):
+            raise Unauthenticated("the present password is another one", field="present")
+    hash = await context.passwords.hash(data.password)
+
+    async def work(connection: Connection) -> User:
+        return await users.set_password(connection, await users.get(connection, found["id"]), hash, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@delete("/users/{ref:str}", summary="Delete a user, with all tokens and roles", status_code=200)
+async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]:
+    found = _user(request, ref).body
+    authorization.check(request, found["project"], Right.MANAGE)
+
+    async def work(connection: Connection) -> User:
+        return await users.delete(connection, found["id"], request.user.name)
+
+    return await replies.write(request, work)
+
+
+@get("/grants", summary="List roles of users that the caller may know of")
+async def list_grants(
+    request: ApiRequest,
+    wanted: NamedDependency[Paging],
+    user: FromQuery[str | None] = None,
+    project: Annotated[str | None, authorization.PROJECT] = None,
+) -> Response[GrantList]:
+    access = request.user.access
+
+    def keep(grant: dict[str, Any]) -> bool:
+        return (
+            (grant["user"] == request.user.user or access.allows(Right.MANAGE, grant["project"]))
+            and user in (None, grant["user"], grant["user_name"])
+            and project in (None, grant["project"])
+        )
+
+    return paging.answer(request, "grant", wanted, keep, mine=True)
+
+
+@post("/grants", summary="Give a user a role", status_code=201)
+async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
+    authorization.check(request, data.project, Right.MANAGE)
+
+    async def work(connection: Connection) -> Grant:
+        return await users.grant(connection, data.user, data.project, data.role, request.user.name)
+
+    return await replies.write(request, work, status=201)
+
+
+@delete("/grants/{id:str}", summary="Take a role from a user", status_code=200)
+async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
+    id = replies.check_ref("grant", id)
+
+    async def work(connection: Connection) -> Grant:
+        found = await users.get_grant(connection, id)
+        if not request.user.access.allows(Right.MANAGE, found.project):
+            raise authorization.no_such("grant", id)
+        return await users.revoke(connection, id, request.user.name)
+
+    return await replies.write(request, work)
+
+
+router = Router(
+    "/",
+    route_handlers=[
+        show_me, list_users, show_user, create_user, configure_user, set_password, delete_user, list_grants,
+        create_grant, delete_grant,
+    ],
+    tags=["access"],
+    opt=authorization.SELF,
+)  # fmt: skip

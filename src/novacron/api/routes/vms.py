@@ -1,0 +1,395 @@
+"""Routes for VMs: ``/api/v1/vms``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import UNSET, UnsetType
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.api.routes import consoles, exports, images, snapshots
+from novacron.model import limits
+from novacron.model.access import Right
+from novacron.model.cloud_init import Seed, check_seed
+from novacron.model.constraints import Placement
+from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
+from novacron.model.errors import IllegalState, InvalidInput, NovaError
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
+from novacron.model.link_sharing import Rate, Weight
+from novacron.model.migration import Migration, Policy
+from novacron.model.network import NicSpec, SecurityGroups
+from novacron.model.probe import MoveForeseen
+from novacron.model.vm import (
+    Action,
+    BytesPerS,
+    DiskMib,
+    Display,
+    Firmware,
+    HaPriority,
+    Iops,
+    MemoryMib,
+    Name,
+    Power,
+    Restart,
+    StartOrder,
+    StopTimeout,
+    Vcpus,
+    Vm,
+    VmSpec,
+    VmState,
+    check_address,
+    check_name,
+)
+from novacron.store import clones, migrations, projects, vms
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
+
+
+class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
+    """A new VM. ``node`` is chosen by the platform if it is not named."""
+
+    name: Name
+    image: Name
+    vcpus: Vcpus = 1
+    memory_mib: MemoryMib = 256
+    vcpus_max: Vcpus | None = None
+    memory_max_mib: MemoryMib | None = None
+    node: Name | None = None
+    address: str | None = None
+    power: Power = Power.RUNNING
+    restart: Restart = Restart.ON_FAILURE
+    start_order: StartOrder = limits.START_ORDER_DEFAULT
+    protected: bool = False
+    display: Display = Display.VGA
+    firmware: Firmware = Firmware.BIOS
+    tpm: bool = False
+    disk_mib: DiskMib | None = None
+    disk_iops: Iops | None = None
+    disk_bytes_per_s: BytesPerS | None = None
+    cloud_init: Seed | None = None
+    firmware_state: FirmwareState | None = None
+    placement: Placement = msgspec.field(default_factory=Placement)
+    ha: bool = False
+    ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
+    own_disk: bool = True
+    cpu: CpuKind = CpuKind.BASELINE
+    cpu_flags: Annotated[tuple[CpuFlag, ...], msgspec.Meta(max_length=FLAGS_MAX)] = ()
+    devices: Annotated[tuple[PciId, ...], msgspec.Meta(max_length=DEVICES_PER_VM_MAX)] = ()
+    nics: Annotated[tuple[NicSpec, ...], msgspec.Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
+
+
+class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays. The size changes while the VM is off; it grows up to its maxima while it
+    runs."""
+
+    name: Name | UnsetType = UNSET
+    vcpus: Vcpus | UnsetType = UNSET
+    memory_mib: MemoryMib | UnsetType = UNSET
+    vcpus_max: Vcpus | UnsetType | None = UNSET
+    memory_max_mib: MemoryMib | UnsetType | None = UNSET
+    restart: Restart | UnsetType = UNSET
+    start_order: StartOrder | UnsetType = UNSET
+    protected: bool | UnsetType = UNSET
+    disk_mib: DiskMib | UnsetType = UNSET
+    disk_iops: Iops | UnsetType | None = UNSET
+    disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
+    placement: Placement | UnsetType = UNSET
+    """From its next move on; where it is it stays."""
+    ha: bool | UnsetType = UNSET
+    ha_priority: HaPriority | UnsetType = UNSET
+    security_groups: SecurityGroups | UnsetType = UNSET
+    """Of all its interfaces, from now on."""
+
+
+class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
+    """A new VM like another, with what that has written to its disk so far: a copy, or ``linked``, shared."""
+
+    name: Name
+    linked: bool = False
+    address: str | None = None
+    power: Power = Power.RUNNING
+
+
+class StopVm(msgspec.Struct, forbid_unknown_fields=True):
+    """How to stop: the guest has ``timeout_s`` seconds to power off before it is forced to; 0 forces at once."""
+
+    timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
+
+
+class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to move the VM; without ``target`` the platform chooses. What it may use of the link: at most a rate, and
+    where several migrations share one, as much as its weight is to theirs. And what to do with a guest that writes
+    faster than the link takes it."""
+
+    target: Name | None = None
+    weight: Weight = 1
+    rate_limit_bytes_per_s: Rate | None = None
+    policy: Policy = Policy.THROTTLE
+    warm: bool = False
+    """The guest stands still meanwhile, and takes its snapshots along."""
+
+
+class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the VM might be moved; without ``target`` the platform chooses."""
+
+    target: Name | None = None
+
+
+class Foreseen(msgspec.Struct):
+    vm_name: str
+    source: str
+    target: str
+    move: MoveForeseen
+
+
+class VmList(msgspec.Struct):
+    items: list[Vm]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List VMs by name")
+async def list_vms(
+    request: ApiRequest,
+    wanted: NamedDependency[Paging],
+    node: FromQuery[str | None] = None,
+    in_state: Annotated[VmState | None, QueryParameter(name="state", description="only VMs in this state")] = None,
+    image: FromQuery[str | None] = None,
+    name: Annotated[str | None, QueryParameter(description="only this one; web*: those whose names begin so")] = None,
+) -> Response[VmList]:
+    prefix = name[:-1] if name is not None and name.endswith("*") else None
+    exactly = None if prefix is not None else name
+
+    def keep(vm: dict[str, Any]) -> bool:
+        return (
+            node in (None, vm["node"])
+            and in_state in (None, vm["status"]["state"])
+            and image in (None, vm["spec"]["image"])
+            and exactly in (None, vm["name"])
+            and (prefix is None or vm["name"].startswith(prefix))
+        )
+
+    begins = f"{exactly} " if exactly is not None else prefix
+    return paging.answer(request, "vm", wanted, keep, prefix=begins)
+
+
+@get("/{ref:str}", summary="Show a VM by id or name")
+async def show_vm(
+    request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Vm]:
+    return await replies.one(request, "vm", ref, newer_than, timeout_s)
+
+
+def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
+    """Return what a VM that is to be created should be. Raises InvalidInput, Forbidden."""
+    check_name(data.name)
+    if data.devices:
+        authorization.check(request, None, Right.OPERATE)
+    address = None if data.address is None else check_address(data.address)
+    images.check_held(request, data.image)
+    given = {field: getattr(data, field) for field in data.__struct_fields__ if field in VmSpec.__struct_fields__}
+    return VmSpec(**{**given, "address": address})
+
+
+@post("/", summary="Create a VM", status_code=201)
+async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Vm]:
+    project, spec = authorization.project_for_new(request), spec_of(request, data)
+    seed = None if data.cloud_init is None else check_seed(data.cloud_init)
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.create(
+            connection, await projects.making(connection, project), data.name, spec, data.node, request.user.name, seed,
+            firmware_state=data.firmware_state, image_mib=images.disks_mib(request).get(spec.image),
+        )  # fmt: skip
+
+    quick, home = None, services(request).cache.get("project", project)
+    if home is not None and (data.node, seed, data.firmware_state) == (None, None, None):
+        size_mib = images.disks_mib(request).get(spec.image)
+        with contextlib.suppress(NovaError):
+            quick = vms.quick_create(home.body, data.name, spec, size_mib, request.user.name)
+    return await replies.write(
+        request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", quick=quick
+    )  # fmt: skip
+
+
+@patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
+async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
+    id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    name = None if data.name is UNSET else check_name(given.pop("name"))
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.configure(connection, id, name, given, revision, request.user.name)
+
+    quick = None
+    if name is None:
+        quick = _quick(request, id, lambda vm: vms.quick_configure(vm, given, revision, request.user.name))
+    return await replies.write(request, work, status=200, quick=quick)
+
+
+def _quick(request: ApiRequest, id: str, make: Callable[[Vm], vms.Quick | None]) -> vms.Quick | None:
+    """Return a change of a VM as the cache knows it, if that alone tells that it can be made."""
+    entry = services(request).cache.get("vm", id)
+    if entry is None:
+        return None
+    with contextlib.suppress(NovaError):  # the cache may be behind: what is refused is refused by the database
+        return make(msgspec.convert(entry.body, Vm))
+    return None
+
+
+@delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
+async def delete_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.DELETE, status=202)
+
+
+@post("/{ref:str}/actions/start", summary="Start", status_code=202)
+async def start_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.START)
+
+
+@post("/{ref:str}/actions/stop", summary="Power off, by force after a time-out", status_code=202)
+async def stop_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[StopVm | None] = None) -> Response[Vm]:
+    return await _act(request, ref, Action.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
+
+
+@post("/{ref:str}/actions/pause", summary="Stop the guest's processors, keep its memory", status_code=202)
+async def pause_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.PAUSE)
+
+
+@post("/{ref:str}/actions/resume", summary="Let a paused guest go on", status_code=202)
+async def resume_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.RESUME)
+
+
+@post("/{ref:str}/actions/reboot", summary="Let the guest boot again; without a guest agent: reset", status_code=202)
+async def reboot_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.REBOOT)
+
+
+@post("/{ref:str}/actions/reset", summary="Reset the guest, as its reset button would", status_code=202)
+async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
+    return await _act(request, ref, Action.RESET)
+
+
+@post("/{ref:str}/actions/clone", summary="Create a VM like this one, on its node", status_code=201)
+async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[CloneVm]) -> Response[Vm]:
+    id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
+    check_name(data.name)
+    address = None if data.address is None else check_address(data.address)
+    changes = {"address": address, "power": data.power}
+
+    async def work(connection: Connection) -> Vm:
+        return await clones.create(
+            connection, id, data.name, changes, revision, request.user.name, linked=data.linked
+        )  # fmt: skip
+
+    return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
+
+
+@post(
+    "/{ref:str}/actions/migrate",
+    summary="Move the VM to another node",
+    status_code=202,
+    opt=authorization.in_project(Right.OPERATE),
+)
+async def migrate_vm(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[MigrateVm | None] = None
+) -> Response[Migration]:
+    id, wanted, revision = (
+        await authorization.resolve(request, "vm", ref),
+        data or MigrateVm(),
+        replies.if_match(request),
+    )
+
+    async def work(connection: Connection) -> Migration:
+        return await migrations.create(
+            connection,
+            id,
+            wanted.target,
+            revision,
+            request.user.name,
+            weight=wanted.weight,
+            rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
+            policy=wanted.policy,
+            warm=wanted.warm,
+        )
+
+    return await replies.write(
+        request, work, status=202, location=lambda migration: f"/api/v1/migrations/{migration.id}"
+    )
+
+
+@post(
+    "/{ref:str}/actions/foresee-migration",
+    summary="Measure how a move to another node would go; nothing moves",
+    status_code=200,
+    opt=authorization.in_project(Right.OPERATE),
+)
+async def foresee_migration(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[ForeseeMigration | None] = None
+) -> Foreseen:
+    id, context = await authorization.resolve(request, "vm", ref), services(request)
+    async with context.database.transaction() as connection:
+        vm, target = await migrations.choose(connection, id, (data or ForeseeMigration()).target, None)
+    if vm.status.state is not VmState.RUNNING:
+        raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
+    assert vm.node is not None
+    foreseen = await context.agents.foresee(vm.id, vm.node, target)
+    return Foreseen(vm.name, vm.node, target, foreseen)
+
+
+async def _act(
+    request: ApiRequest, ref: str, action: Action, *, status: int = 202, stop_timeout_s: int | None = None
+) -> Response[Any]:
+    id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
+
+    async def work(connection: Connection) -> Vm:
+        return await vms.act(connection, id, action, revision, request.user.name, stop_timeout_s)
+
+    quick = _quick(
+        request, id, lambda vm: vms.quick_act(vm, action, revision, request.user.name, stop_timeout_s)
+    )  # fmt: skip
+    return await replies.write(request, work, status=status, quick=quick)
+
+
+router = Router(
+    "/vms",
+    route_handlers=[
+        list_vms,
+        show_vm,
+        create_vm,
+        configure_vm,
+        delete_vm,
+        start_vm,
+        stop_vm,
+        pause_vm,
+        resume_vm,
+        reboot_vm,
+        reset_vm,
+        clone_vm,
+        exports.export_vm,
+        migrate_vm,
+        foresee_migration,
+        consoles.open_console,
+        consoles.console_log,
+        consoles.screenshot,
+        *snapshots.ROUTES,
+    ],
+    tags=["vms"],
+    opt=authorization.in_project(),
+)

@@ -1,0 +1,200 @@
+"""Routes for volumes and the pools that they are in: ``/api/v1/volumes``, ``/api/v1/pools``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import UNSET, UnsetType
+
+from novacron.api.access import authorization
+from novacron.api.context import ApiRequest, services
+from novacron.api.edge import replies
+from novacron.api.read_model import paging
+from novacron.api.read_model.paging import Paging
+from novacron.api.routes import images
+from novacron.model import limits
+from novacron.model.errors import InvalidInput
+from novacron.model.node import NodeName
+from novacron.model.vm import BytesPerS, DiskMib, Iops, Name, check_name
+from novacron.model.volume import BootOrder, PoolKind, Volume
+from novacron.store import volumes
+from novacron.store.database import Connection
+
+Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
+
+
+class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """A new volume, empty or a copy of an image's disk. ``node``: the one with most room in the pool if not given."""
+
+    name: Name
+    size_mib: DiskMib
+    pool: Name = "local"
+    node: NodeName | None = None
+    image: Name | None = None
+    iops: Iops | None = None
+    bytes_per_s: BytesPerS | None = None
+
+
+class ConfigureVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change; what is left out stays. It only grows, also while it is used; a limit of null is none."""
+
+    name: Name | UnsetType = UNSET
+    size_mib: DiskMib | UnsetType = UNSET
+    iops: Iops | UnsetType | None = UNSET
+    bytes_per_s: BytesPerS | UnsetType | None = UNSET
+
+
+class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
+    """Which VM gets it, and how. Firmware tries the lowest ``boot_order`` first; the VM's own disk has 1."""
+
+    vm: str
+    read_only: bool = False
+    boot_order: BootOrder | None = None
+
+
+class VolumeList(msgspec.Struct):
+    items: list[Volume]
+    next: str | None
+    revision: int
+
+
+class PoolOnNode(msgspec.Struct):
+    """A pool as one node sees it, and what is promised of it there. Sizes in bytes."""
+
+    name: str
+    kind: PoolKind
+    node: str
+    bytes_total: int
+    bytes_free: int
+    volumes: int
+    promised_bytes: int
+    used_bytes: int
+
+
+class PoolList(msgspec.Struct):
+    items: list[PoolOnNode]
+    next: str | None
+    revision: int
+
+
+@get("/", summary="List pools, once for each node that has them")
+async def list_pools(request: ApiRequest) -> PoolList:
+    cache = services(request).cache
+    every = [entry.body for entry in cache.all("volume").values()]
+    items = []
+    for node in cache.all("node").values():
+        for pool in (node.body["status"]["inventory"] or {}).get("pools", ()):
+            inside = [
+                volume for volume in every
+                if volume["pool"] == pool["name"]
+                and (pool["kind"] == PoolKind.SHARED or volume["node"] == node.body["name"])
+            ]  # fmt: skip
+            items.append(
+                PoolOnNode(
+                    pool["name"],
+                    PoolKind(pool["kind"]),
+                    node.body["name"],
+                    pool["bytes_total"],
+                    pool["bytes_free"],
+                    len(inside),
+                    sum(one["size_mib"] << 20 for one in inside),
+                    sum(one["used_bytes"] for one in inside),
+                )
+            )
+    return PoolList(sorted(items, key=lambda one: (one.name, one.node)), None, cache.revision)
+
+
+@get("/", summary="List volumes by name")
+async def list_volumes(
+    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+) -> Response[VolumeList]:
+    return paging.answer(request, "volume", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
+
+
+@get("/{ref:str}", summary="Show a volume by id or name")
+async def show_volume(
+    request: ApiRequest, ref: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
+) -> Response[Volume]:
+    return await replies.one(request, "volume", ref, newer_than, timeout_s)
+
+
+@post("/", summary="Create a volume", status_code=201)
+async def create_volume(request: ApiRequest, data: JSONBody[CreateVolume]) -> Response[Volume]:
+    check_name(data.name)
+    if data.image is not None:
+        images.check_held(request, data.image)
+    project, limited = authorization.project_for_new(request), {"iops": data.iops, "bytes_per_s": data.bytes_per_s}
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.create(
+            connection, project, data.name, data.pool, data.size_mib, data.node, limited, request.user.name, data.image
+        )  # fmt: skip
+
+    return await replies.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
+
+
+@patch("/{ref:str}", summary="Rename, grow or limit a volume", status_code=200)
+async def configure_volume(
+    request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVolume]
+) -> Response[Volume]:
+    id = await authorization.resolve(request, "volume", ref)
+    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not given:
+        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+    if data.name is not UNSET:
+        check_name(given["name"])
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.configure(connection, id, given, request.user.name)
+
+    return await replies.write(request, work)
+
+
+@delete("/{ref:str}", summary="Delete a volume and all that is in it", status_code=202)
+async def delete_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
+    id = await authorization.resolve(request, "volume", ref)
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.delete(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@post("/{ref:str}/actions/attach", summary="Give a volume to a VM, at once if that runs", status_code=202)
+async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[AttachVolume]) -> Response[Volume]:
+    id, vm = (
+        await authorization.resolve(request, "volume", ref),
+        await authorization.resolve(request, "vm", data.vm, "vm"),
+    )
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.attach(
+            connection, id, vm, data.read_only, data.boot_order, request.user.name
+        )  # fmt: skip
+
+    return await replies.write(request, work, status=202)
+
+
+@post("/{ref:str}/actions/detach", summary="Take a volume from its VM, also while that runs", status_code=202)
+async def detach_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
+    id = await authorization.resolve(request, "volume", ref)
+
+    async def work(connection: Connection) -> Volume:
+        return await volumes.detach(connection, id, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+router = Router(
+    "/volumes",
+    route_handlers=[
+        list_volumes, show_volume, create_volume, configure_volume, delete_volume, attach_volume, detach_volume
+    ],
+    tags=["volumes"],
+    opt=authorization.in_project(),
+)  # fmt: skip
+pools = Router("/pools", route_handlers=[list_pools], tags=["volumes"], opt=authorization.in_fleet())

@@ -1,0 +1,130 @@
+"""How a session's stream becomes pieces: one thread reads and looks pages up, another compresses."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import msgspec
+
+from novacron.dwcp.compression import FIRST, LIGHT, Chooser, Compressor, Marks
+from novacron.dwcp.frames import End
+from novacron.dwcp.page_codec import CHECK_BYTES, Encoder, Op, Piece, Run
+from novacron.dwcp.pipes import Handover, Source, Stages
+from novacron.dwcp.receiver_index import Theirs
+
+PATIENCE_S = 3.0
+"""How long pages may wait for digests that are still being told."""
+LOOK_AGAIN_S = 0.002
+
+
+class Splitter(Protocol):
+    """Cuts a stream into runs."""
+
+    def split(self, data: bytes) -> tuple[bytes, list[Run]]:
+        """Take the next bytes; return what can be told by now, and its runs."""
+        ...
+
+    def finish(self) -> tuple[bytes, list[Run]]:
+        """Return what is left at the stream's end."""
+        ...
+
+
+class Counters(msgspec.Struct):
+    """What a session has carried so far."""
+
+    raw_bytes: int = 0
+    wire_bytes: int = 0
+    delivered_bytes: int = 0
+    """What the peer has confirmed."""
+    streams: int = 0
+    resumed: int = 0
+    """Connections that were opened in place of lost ones."""
+    resent_frames: int = 0
+    repaired_pages: int = 0
+    retransmits: int = 0
+    rtt_ms: float = 0.0
+    method: int = FIRST
+    blocked_s: float = 0.0
+    """Time in which what was ready waited for the link."""
+
+
+class Encoding:
+    """Encodes one stream. ``queue`` takes each piece and the bytes to send for it, and waits until there is room."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        theirs: Theirs,
+        counters: Counters,
+        queue: Callable[[Piece, bytes], Coroutine[Any, Any, None]],
+        *,
+        fixed: bool,
+    ) -> None:
+        self._encoder, self._theirs, self._counters, self._queue = encoder, theirs, counters, queue
+        self._compressor = Compressor(counters.method, fixed=fixed)
+        self._looking_up_s = 0.0
+        self._stop = threading.Event()
+
+    async def run(self, source: Source, splitter: Splitter, over: Callable[[], None]) -> End:
+        """Encode all that ``source`` has; return what the receiver can check it against. Calls ``over`` when nothing
+        more will be queued, whatever the reason. Raises OSError, and what ``queue`` raises."""
+        pieces: Handover[Piece | None] = Handover(2, self._stop)
+        stages = Stages(2, "dwcp-send")
+        self._end = End(0, 0, 0)
+        running = [
+            stages.start(self._look_up, source, splitter, pieces),
+            stages.start(self._compress, pieces, asyncio.get_running_loop()),
+        ]
+        try:
+            for stage in asyncio.as_completed(running):
+                await stage
+            return self._end
+        finally:
+            self._stop.set()
+            over()
+            source.abort()
+            await stages.end()
+
+    def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
+        pages, patient_until = 0, time.monotonic() + PATIENCE_S
+        while True:
+            data = source.read()
+            started = time.monotonic()
+            part, runs = splitter.split(data) if data else splitter.finish()
+            self._encoder.light = self._compressor.method == LIGHT
+            pages += sum(count for kind, _, count, *_ in runs if kind == Op.LITERAL)
+            while not self._theirs.covers(pages) and time.monotonic() < patient_until and not self._stop.is_set():
+                time.sleep(LOOK_AGAIN_S)
+            piece = self._encoder.encode(part, runs) if part else None
+            self._looking_up_s += time.monotonic() - started
+            if piece is not None:
+                pieces.put(piece)
+            if not data:
+                pieces.put(None)
+                return
+
+    def _compress(self, pieces: Handover[Piece | None], loop: asyncio.AbstractEventLoop) -> None:
+        compressor, savings = self._compressor, self._encoder.savings
+        crc = count = raw_bytes = 0
+        chooser = Chooser(self._marks())
+        while (piece := pieces.get()) is not None:
+            chosen = compressor.compress(piece.body)
+            savings.before_compression += len(piece.body)
+            savings.after_compression += len(chosen[2])
+            crc = zlib.crc32(piece.check.to_bytes(CHECK_BYTES, "big"), crc)
+            raw_bytes += piece.raw_bytes
+            count += 1
+            asyncio.run_coroutine_threadsafe(self._queue(piece, piece.finish(*chosen)), loop).result()
+            compressor.switch(chooser.choose(self._marks(), compressor.method))
+            self._counters.method = compressor.method
+        self._end = End(raw_bytes, count, crc)
+
+    def _marks(self) -> Marks:
+        counters = self._counters
+        busy_s = self._compressor.busy_s
+        return Marks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.delivered_bytes)

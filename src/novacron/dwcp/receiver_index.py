@@ -1,0 +1,80 @@
+"""What the receiver of a session has, as its sender knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
+from novacron.dwcp.page_codec import DIGEST_BYTES, Base, Encoder, PageHash
+from novacron.dwcp.page_ring import PAGE
+
+IN_ORDER = "checkpoint"
+"""Kind of base whose pages come in the stream in the order in which their digests are told, more or less."""
+AHEAD_DIGESTS = 4096
+"""So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
+
+
+class Damaged(Exception):
+    """A page can't be had on either node: says which."""
+
+
+class Theirs:
+    """The receiver's bases. ``own`` are those that this end has too, ``known`` digests of others by their names."""
+
+    def __init__(self, hash: PageHash, own: Sequence[Base], known: Mapping[str, Sequence[bytes]]) -> None:
+        self._hash = hash
+        self._own = {base.name: base for base in own}
+        self._known = known
+        self._shared: dict[int, Base] = {}
+        self._kinds: list[str] = []
+        self._told = 0
+        """Digests that the receiver has told."""
+        self._untold: list[int] = []
+        """Digests that it has yet to tell, by base."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the bases whose digests need not be told."""
+        return (*self._own, *self._known)
+
+    def meet(self, bases: Sequence[BaseInfo], encoder: Encoder) -> None:
+        """Learn which bases the receiver has."""
+        for number, info in enumerate(bases):
+            own = self._own.get(info.name)
+            if info.told == 0 and own is not None and len(own.digests) == info.count:
+                encoder.add_base(number, info.kind, 0, own.digests, own=True)
+                self._shared[number] = own
+            elif info.told == 0:
+                encoder.add_base(number, info.kind, 0, self._known.get(info.name, ())[: info.count])
+        self._encoder = encoder
+        self._kinds = [info.kind for info in bases]
+        self._untold = [info.told for info in bases]
+
+    def take(self, frame: Frame) -> None:
+        """Learn digests. Raises ProtocolError."""
+        number, first = frame.sequence >> 40, frame.sequence & (1 << 40) - 1
+        if frame.type is not FrameType.BASE or number >= len(self._kinds) or len(frame.payload) % DIGEST_BYTES:
+            raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
+        payload = frame.payload
+        digests = [payload[at : at + DIGEST_BYTES] for at in range(0, len(payload), DIGEST_BYTES)]
+        self._encoder.add_base(number, self._kinds[number], first, digests)
+        self._told += len(digests)
+        self._untold[number] -= len(digests)
+
+    def can_begin(self) -> bool:
+        """Say whether what is not told yet can be waited for while the stream goes on."""
+        return all(left <= 0 or kind == IN_ORDER for left, kind in zip(self._untold, self._kinds, strict=True))
+
+    def covers(self, pages: int) -> bool:
+        """Say whether enough is told to look up the stream's first ``pages``."""
+        return sum(self._untold) <= 0 or self._told >= pages + AHEAD_DIGESTS
+
+    def page(self, referred: bytes | int) -> bytes:
+        """Return a page that the encoder referred to. Raises Damaged."""
+        if isinstance(referred, bytes):
+            return referred
+        base, index = self._shared[referred >> 40], referred & (1 << 40) - 1
+        page = base.read(index, 1)
+        if len(page) != PAGE or self._hash.digest(page) != base.digests[index]:
+            raise Damaged(f"page {index} of {base.name} is damaged on both nodes")
+        return page

@@ -1,0 +1,142 @@
+"""What a node knows of the memory of VMs that run on it, before one like them comes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from novacron.agent.migration import known_pages
+from novacron.agent.migration.known_pages import Neighbour, Pages, Tenant
+from novacron.dwcp.page_codec import PageHash
+from novacron.qemu.memory import PAGE
+
+KEY = Tenant("p", b"k" * 32)
+
+
+class Memory:
+    """A guest's pages, and how often they were looked at as a whole."""
+
+    looks = 0
+
+    def __init__(self, *contents: bytes) -> None:
+        self.contents = [one * PAGE for one in contents]
+
+    def pages(self) -> Iterator[tuple[int, bytes]]:
+        Memory.looks += 1
+        yield from ((number * PAGE, page) for number, page in enumerate(self.contents))
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"".join(self.contents)[offset : offset + length]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(known_pages, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    async def memory_of(machine: Any, size: int) -> Any:
+        return machine.memory
+
+    monkeypatch.setattr(known_pages, "_memory", memory_of)
+    Memory.looks = 0
+    return now
+
+
+def neighbour(vm: str, *contents: bytes, image: str = "debian", tenant: Tenant = KEY) -> Neighbour:
+    machine = SimpleNamespace(pid=hash(vm), memory=Memory(*contents))
+    return Neighbour(vm, tenant, image, cast(Any, machine), len(contents) * PAGE)
+
+
+def here(tmp_path: Path) -> Pages:
+    return Pages(cast(Any, SimpleNamespace(pages_dir=tmp_path, pages_bytes_max=1 << 30, reuse=("sibling",))))
+
+
+def arrive(node: Pages, *neighbours: Neighbour, tenant: Tenant = KEY) -> list[tuple[str, list[bytes]]]:
+    image = SimpleNamespace(info=SimpleNamespace(name="debian", digest="d"))
+    bases = asyncio.run(node.for_arrival("comes", cast(Any, image), tenant, list(neighbours)))
+    return [(base.name, list(base.digests)) for base in bases]
+
+
+def digests(*contents: bytes) -> list[bytes]:
+    return [PageHash(KEY.key).digest(one * PAGE) for one in contents]
+
+
+def test_a_vm_that_was_looked_at_is_not_looked_at_again_when_one_comes(tmp_path: Path, clock: list[float]) -> None:
+    node, one = here(tmp_path), neighbour("one", b"a", b"\0", b"b", b"a")
+    asyncio.run(node.look_around([one]))
+    assert Memory.looks == 1
+    assert arrive(node, one) == [("sibling:one", digests(b"a", b"b"))]
+    assert Memory.looks == 1
+
+
+def test_of_two_the_one_that_was_looked_at_serves(tmp_path: Path, clock: list[float]) -> None:
+    node, one, two = here(tmp_path), neighbour("one", b"a"), neighbour("two", b"b")
+    asyncio.run(node.look_around([two]))
+    assert arrive(node, one, two) == [("sibling:two", digests(b"b"))]
+    assert Memory.looks == 1
+
+
+def test_without_it_a_vm_is_looked_at_when_another_comes(tmp_path: Path, clock: list[float]) -> None:
+    node, one = here(tmp_path), neighbour("one", b"a")
+    assert arrive(node, one) == [("sibling:one", digests(b"a"))]
+    assert Memory.looks == 1
+
+
+def test_it_is_looked_at_again_later_and_later(tmp_path: Path, clock: list[float]) -> None:
+    node, one = here(tmp_path), neighbour("one", b"a")
+    times = []
+    for _ in range(3600):
+        before = Memory.looks
+        asyncio.run(node.look_around([one]))
+        if Memory.looks > before:
+            times.append(clock[0] - 1000)
+        clock[0] += 1
+    assert times[:5] == [0, 20, 60, 140, 300]
+    assert max(b - a for a, b in itertools.pairwise(times)) == known_pages.LOOKED_AGAIN_S_MAX
+
+
+def test_one_vm_of_each_image_and_project_is_looked_at_and_no_more_than_a_few(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    node = here(tmp_path)
+    others = Tenant("q", b"q" * 32)
+    every = [neighbour("one", b"a"), neighbour("two", b"a"), neighbour("three", b"a", tenant=others)]
+    every += [neighbour(f"vm-{number}", b"a", image=f"image-{number}") for number in range(20)]
+    for _ in range(50):
+        asyncio.run(node.look_around(every))
+    assert Memory.looks == known_pages.LOOKED_MAX
+
+
+def test_what_was_seen_of_a_vm_that_is_gone_or_started_anew_is_forgotten(tmp_path: Path, clock: list[float]) -> None:
+    node, one = here(tmp_path), neighbour("one", b"a")
+    asyncio.run(node.look_around([one]))
+    again = neighbour("one", b"b")
+    cast(Any, again.machine).pid = -1
+    assert arrive(node, again) == [("sibling:one", digests(b"b"))]
+    asyncio.run(node.look_around([]))
+    assert not node._looked
+
+
+def test_a_vm_of_another_project_serves_nobody(tmp_path: Path, clock: list[float]) -> None:
+    node, one = here(tmp_path), neighbour("one", b"a")
+    asyncio.run(node.look_around([one]))
+    assert arrive(node, one, tenant=Tenant("q", b"q" * 32)) == []
+
+
+def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_looked_at(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    class Gone(Memory):
+        def pages(self) -> Iterator[tuple[int, bytes]]:
+            raise OSError("gone")
+
+    node, gone, one = here(tmp_path), neighbour("gone", b"a"), neighbour("one", b"b", image="other")
+    cast(Any, gone.machine).memory = Gone(b"a")
+    asyncio.run(node.look_around([gone, one]))
+    assert list(node._looked) == [(KEY, "other")]

@@ -1,0 +1,77 @@
+"""The way back: in order, once, whatever connections do with its frames."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.dwcp.frames import Frame, FrameType, ProtocolError
+from novacron.dwcp.return_channel import AGAIN_S, BYTES_MAX, UNTAKEN_MAX, BackReceiver, BackSender
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=30), st.randoms(use_true_random=False))
+def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: object) -> None:
+    assert hasattr(chance, "random") and hasattr(chance, "shuffle")
+    on_their_way: list[Frame] = []
+    sender = BackSender(lambda frame: on_their_way.append(frame) is None)
+    receiver, got = BackReceiver(), b""
+    for data in said:
+        asyncio.run(sender.send(data))
+        sender.repeat(at_once=chance.random() < 0.3)
+        chance.shuffle(on_their_way)
+        while on_their_way and chance.random() < 0.6:
+            frame = on_their_way.pop()
+            if chance.random() < 0.7:  # else it is lost
+                got += receiver.take(frame)
+        if chance.random() < 0.5:
+            sender.taken(receiver.next)
+    for _ in range(2):
+        sender.repeat(at_once=True)
+    for frame in on_their_way:
+        got += receiver.take(frame)
+    assert got == b"".join(said)
+    sender.taken(receiver.next)
+    on_their_way.clear()
+    sender.repeat(at_once=True)
+    assert not on_their_way
+
+
+def test_long_messages_go_in_frames_of_a_bounded_size() -> None:
+    frames: list[Frame] = []
+    sender = BackSender(lambda frame: frames.append(frame) is None)
+    asyncio.run(sender.send(b"x" * (2 * BYTES_MAX + 1)))
+    assert [len(frame.payload) for frame in frames] == [BYTES_MAX, BYTES_MAX, 1]
+
+
+async def test_too_much_that_is_not_taken_waits() -> None:
+    sender = BackSender(lambda _: True)
+    for _ in range(UNTAKEN_MAX):
+        await sender.send(b"x")
+    waiting = asyncio.create_task(sender.send(b"y"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    sender.taken(1)
+    await waiting
+
+
+async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[Frame] = []
+    sender = BackSender(lambda frame: frames.append(frame) is None)
+    await sender.send(b"x")
+    sender.repeat()
+    assert len(frames) == 1
+    monkeypatch.setattr("time.monotonic", lambda: sender._said_at + AGAIN_S + 0.1)
+    sender.repeat()
+    assert len(frames) == 2 and frames[0] == frames[1]
+
+
+def test_what_the_protocol_does_not_allow_is_refused() -> None:
+    receiver, sender = BackReceiver(), BackSender(lambda _: True)
+    for frame in (Frame(FrameType.BACK, UNTAKEN_MAX, b"x"), Frame(FrameType.BACK, 0, b"x" * (BYTES_MAX + 1))):
+        with pytest.raises(ProtocolError):
+            receiver.take(frame)
+    with pytest.raises(ProtocolError):
+        sender.taken(1)
