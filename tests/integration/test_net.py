@@ -7,13 +7,17 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from lab.hosts import Lab, run
 from lab.platform import until
-from novacron.net import namespace, overlay, router, tap
+from novacron.agent.host.networks import Networks
+from novacron.agent.settings import Settings
+from novacron.model.network import Direction, Interface, Passing, Protocol
+from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
 from novacron.net.in_flight_frames import LateFrames
 from novacron.net.tap import NetworkFailed, tap_address
@@ -137,3 +141,55 @@ def _read(device: int) -> bytes:
         except BlockingIOError:
             break
     return found
+
+
+def interface(vm: str, address: str, *, cidr: str = "192.0.2.0/24") -> Interface:
+    passing = (Passing(Direction.IN, Protocol.TCP, (22, 22), (cidr,)),)
+    return Interface(vm, 0, "52:54:00:00:00:01", address, passing)
+
+
+@pytest.fixture
+def rules_of(wan: Lab) -> Iterator[Callable[[], str]]:
+    """The rules of a table ``nvtest`` on host-b, which is removed afterwards."""
+    host = wan.hosts[1]
+    yield lambda: run(*host.prefix, "nft", "list", "table", "bridge", "nvtest")
+    host.within(lambda: firewall.remove("nvtest"))
+
+
+@pytest.mark.parametrize("remaining_s", [0.2, 59.7, 60.0, 3600.0])
+def test_rules_load_while_a_guest_arrives(wan: Lab, rules_of: Callable[[], str], remaining_s: float) -> None:
+    nics = [interface("aaaaaaaaaaaa", "10.20.0.3")]
+    for _ in range(2):  # again: the address is there already
+        refused = wan.hosts[1].within(lambda: firewall.load("nvtest", nics, "10.20.0.2", {"10.20.0.3": remaining_s}))
+        assert refused == {}
+    assert "10.20.0.3 timeout" in rules_of()
+
+
+def test_an_interface_with_refused_rules_is_closed_and_the_others_work(wan: Lab, rules_of: Callable[[], str]) -> None:
+    good = interface("aaaaaaaaaaaa", "10.20.0.3")
+    bad = interface("bbbbbbbbbbbb", "10.20.0.4", cidr="198.51.100.0/0.0.0.255")
+    arrived = {"10.20.0.3": 30.0, "10.20.0.4": 30.0}
+    refused = wan.hosts[1].within(lambda: firewall.load("nvtest", [bad, good], "10.20.0.2", arrived))
+    assert list(refused) == [firewall.key_of(bad)] and "nft refuses" in refused[firewall.key_of(bad)]
+    rules = rules_of()
+    assert "ip saddr 192.0.2.0/24" in rules and "10.20.0.3 timeout" in rules, "the good one has its rules"
+    assert rules.count('"nvbbbbbbbbbbbb" : jump') == 2, "both directions of the bad one"
+    for chain in ("spoofing_nvbbbbbbbbbbbb", "to_nvbbbbbbbbbbbb"):
+        assert re.search(rf"chain {chain} \{{\s+drop\s+\}}", rules), f"{chain} lets something pass"
+    mended = interface("bbbbbbbbbbbb", "10.20.0.4")
+    assert wan.hosts[1].within(lambda: firewall.load("nvtest", [mended, good], "10.20.0.2", arrived)) == {}
+    assert "flows_nvbbbbbbbbbbbb" in rules_of()
+
+
+def test_one_network_that_the_hosts_rules_refuse_does_not_open_or_stop_the_others(wan: Lab, tmp_path: Path) -> None:
+    host = wan.hosts[1]
+    networks = Networks(Settings(tmp_path, tmp_path, ""))
+    table = f"novacron_{networks.instance}"
+    try:
+        refused = host.within(lambda: networks._settle_host([], {5: ["198.18.0.1"], 6: ["nonsense"]}, whole=True))
+        assert list(refused) == [6]
+        rules = run(*host.prefix, "nft", "list", "table", "ip", table)
+        assert rules.count("198.18.0.1") == 2, "the good one has its rules"
+        assert re.search(r"96,24 (0x)?0*6 drop", rules), "and nothing of the bad one passes"
+    finally:
+        host.within(lambda: firewall.nft(f"table ip {table}\ndelete table ip {table}\n"))

@@ -139,7 +139,24 @@ def test_what_is_not_wanted_any_more_is_deleted_after_what_speaks_of_it() -> Non
     text = firewall.script("t", [NIC], "10.20.0.2", {"10.20.0.3": 12.7}, ["set flows_x", "chain to_x", "chain before"])
     lines = [line for line in text.splitlines() if line.startswith("delete")]
     assert lines == ["delete chain bridge t to_x", "delete set bridge t flows_x"]
-    assert "expires 12s" in text
+    assert "10.20.0.3 timeout 13s" in text
+
+
+def test_a_range_is_stored_in_the_form_that_nftables_reads() -> None:
+    for written, stored in (
+        ("198.51.100.0/0.0.0.255", "198.51.100.0/24"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ):
+        assert check_rule(RuleSpec(cidr=written)).cidr == stored
+
+
+def test_nothing_passes_through_a_closed_interface() -> None:
+    nic = Interface(NIC.vm, 0, NIC.mac, NIC.address, (Passing(Direction.IN, Protocol.ANY, None, None),))
+    chains = firewall.chains([nic], "10.20.0.2", closed={firewall.key_of(nic)})
+    assert chains["spoofing_nvaaaaaaaaaaaa"] == chains["to_nvaaaaaaaaaaaa"] == ["drop"]
+    assert '"nvaaaaaaaaaaaa" : jump to_nvaaaaaaaaaaaa' in chains["after"][0]
 
 
 def test_names_and_ways_in_are_told() -> None:

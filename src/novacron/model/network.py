@@ -209,8 +209,13 @@ def check_spec(spec: NetworkSpec) -> None:
         check_address(one, "nameservers")
 
 
-def check_rule(rule: RuleSpec) -> None:
-    """Raise InvalidInput unless the fields of a rule belong together."""
+def check_rule(rule: RuleSpec) -> RuleSpec:
+    """Return a rule as it is stored, with its range in canonical form. Raises InvalidInput unless its fields belong
+    together.
+
+    Python reads ``198.51.100.0/0.0.0.255`` as a range (a host mask); nftables does not, and would refuse all rules of
+    the network.
+    """
     if rule.ports is not None and rule.protocol not in (Protocol.TCP, Protocol.UDP):
         raise InvalidInput(f"{rule.protocol} has no ports", field="ports", hint="protocol: tcp or udp")
     if rule.port_range is not None:
@@ -221,9 +226,11 @@ def check_rule(rule: RuleSpec) -> None:
         raise InvalidInput("a rule has a cidr or a group, not both", field="group", hint="make two rules")
     if rule.cidr is not None:
         try:
-            ipaddress.IPv4Network(rule.cidr)
+            network = ipaddress.IPv4Network(rule.cidr)
         except ValueError as error:
             raise InvalidInput(f"{rule.cidr!r} is no IPv4 range: {error}", field="cidr") from None
+        return msgspec.structs.replace(rule, cidr=str(network))
+    return rule
 
 
 def gateway_address(subnet: str) -> str:

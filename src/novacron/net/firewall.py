@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from novacron.model.network import Direction, Interface, Passing, Protocol
 from novacron.model.vm import tap_name
 from novacron.net.tap import NetworkFailed
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 SERVICE_MAC = "02:4e:4f:56:00:02"
 GATEWAY_MAC = "02:4e:4f:56:00:01"
@@ -36,6 +40,21 @@ HOOKS = {
 }
 RARP = "0x8035"
 """QEMU announces a guest that has moved with it."""
+
+
+class RulesRefused(NetworkFailed):
+    """nft(8) works, and does not accept a script."""
+
+
+class NicKey(NamedTuple):
+    """Which interface of which VM."""
+
+    vm: str
+    number: int
+
+
+def key_of(nic: Interface) -> NicKey:
+    return NicKey(nic.vm, nic.number)
 
 
 def _spoofing(nic: Interface) -> Iterator[str]:
@@ -116,14 +135,19 @@ def _vmap(end: str, jumps: Mapping[str, str]) -> str:
     return f"{end} vmap {{ {pairs} }}"
 
 
-def chains(nics: Iterable[Interface], service: str | None) -> dict[str, list[str]]:
+def chains(nics: Iterable[Interface], service: str | None, closed: Collection[NicKey] = ()) -> dict[str, list[str]]:
     """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
-    node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours."""
+    node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours. Nothing
+    passes to or from ``closed`` interfaces."""
     found: dict[str, list[str]] = {name: [] for name in HOOKS}
     taps, inward, outward = {}, {}, {}
     for nic in nics:
         tap = tap_name(nic.vm, nic.number)
         taps[tap] = f"spoofing_{tap}"
+        if key_of(nic) in closed:
+            inward[tap] = f"to_{tap}"
+            found[taps[tap]] = found[inward[tap]] = ["drop"]
+            continue
         found[taps[tap]] = list(_spoofing(nic))
         if nic.passing is not None:
             inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
@@ -146,21 +170,25 @@ def chains(nics: Iterable[Interface], service: str | None) -> dict[str, list[str
         found["before"].append(f"{unknown} drop")
     if inward:
         # In chains of their own: what one guest may send, another on this node need not take.
-        found["between"].append(_vmap("iifname", outward))
+        if outward:
+            found["between"].append(_vmap("iifname", outward))
         found["after"].append(_vmap("oifname", inward))
     return found
 
 
 def script(
     table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float], stale: Iterable[str] = (),
+    closed: Collection[NicKey] = (),
 ) -> str:  # fmt: skip
     """Return what makes a table of family ``bridge`` be as it should, in one transaction.
 
     ``arrived``: addresses of guests that came lately, and for how many seconds that still counts. ``stale``: names of
-    chains and sets that are there, as ``chain NAME`` and ``set NAME``.
+    chains and sets that are there, as ``chain NAME`` and ``set NAME``. ``closed``: interfaces through which nothing
+    passes.
     """
-    wanted = chains(nics, service)
-    flows = [f"flows_{tap_name(nic.vm, nic.number)}" for nic in nics if nic.passing is not None]
+    wanted = chains(nics, service, closed)
+    guarded = [nic for nic in nics if nic.passing is not None and key_of(nic) not in closed]
+    flows = [f"flows_{tap_name(nic.vm, nic.number)}" for nic in guarded]
     lines = [f"table bridge {table} {{", " set arrived { type ipv4_addr; flags timeout; }"]
     key = "type ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service"
     lines += [
@@ -174,8 +202,8 @@ def script(
     lines += [f"flush chain bridge {table} {name}" for name in wanted if name not in HOOKS]
     lines += [f"delete {one.replace(' ', f' bridge {table} ', 1)}" for one in gone]
     lines += [
-        f"add element bridge {table} arrived {{ {address} timeout {ARRIVED_S}s expires {max(1, int(left))}s }}"
-        for address, left in sorted(arrived.items())
+        f"add element bridge {table} arrived {{ {address} timeout {max(1, round(remaining_s))}s }}"
+        for address, remaining_s in sorted(arrived.items())
     ]
     lines.append(f"table bridge {table} {{")
     for name, rules in wanted.items():
@@ -183,11 +211,14 @@ def script(
     return "\n".join([*lines, "}", ""])
 
 
-def nft(text: str) -> None:
-    """Let nft(8) do what ``text`` says, all or nothing. Raises NetworkFailed."""
-    done = _run(["nft", "-f", "-"], text)
+def nft(text: str, *, check: bool = False) -> None:
+    """Let nft(8) do what ``text`` says, all or nothing; with ``check``, only ask the kernel whether it would.
+
+    Raises RulesRefused, NetworkFailed.
+    """
+    done = _run(["nft", *(["--check"] if check else []), "-f", "-"], text)
     if done.returncode != 0:
-        raise NetworkFailed(f"nft refuses the rules: {done.stderr.strip()[:500]}")
+        raise RulesRefused(f"nft refuses the rules: {done.stderr.strip()[:500]}")
 
 
 def _run(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
@@ -208,9 +239,39 @@ def present(table: str) -> list[str]:
     return found
 
 
-def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]) -> None:
-    """Let the rules of this namespace be these; flows go on. Raises NetworkFailed."""
-    nft(script(table, nics, service, arrived, present(table)))
+def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]) -> dict[NicKey, str]:
+    """Let the rules of this namespace be these; flows go on.
+
+    An interface whose own rules nft refuses is closed, and the others get theirs: return why, for each that is closed.
+    Raises RulesRefused when the fault is in no interface, NetworkFailed when nft does not work.
+    """
+    stale = present(table)
+    try:
+        nft(script(table, nics, service, arrived, stale))
+        return {}
+    except RulesRefused as error:
+        refused = _refused(f"{table}_check", nics, service, arrived)
+        if not refused:
+            raise
+        log.warning("rules of interfaces are refused", table=table, interfaces=len(refused), error=str(error))
+    addresses = {nic.address for nic in nics if key_of(nic) in refused}
+    accepted = {address: remaining_s for address, remaining_s in arrived.items() if address not in addresses}
+    nft(script(table, nics, service, accepted, stale, closed=refused))
+    return refused
+
+
+def _refused(
+    table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]
+) -> dict[NicKey, str]:
+    """Return the interfaces whose rules nft refuses when they stand alone, and why. Raises NetworkFailed."""
+    refused = {}
+    for nic in nics:
+        own = {address: remaining_s for address, remaining_s in arrived.items() if address == nic.address}
+        try:
+            nft(script(table, [nic], service, own), check=True)
+        except RulesRefused as error:
+            refused[key_of(nic)] = str(error)
+    return refused
 
 
 def remove(table: str) -> None:

@@ -18,9 +18,9 @@ def _group(row: Any) -> SecurityGroup:
     return msgspec.convert(dict(row), SecurityGroup)
 
 
-async def _check(connection: Connection, project: str, name: str, rules: Sequence[RuleSpec]) -> None:
-    for rule in rules:
-        check_rule(rule)
+async def _checked(connection: Connection, project: str, name: str, rules: Sequence[RuleSpec]) -> tuple[RuleSpec, ...]:
+    """Return rules in canonical form. Raises InvalidInput, NotFound."""
+    rules = tuple(check_rule(rule) for rule in rules)
     others = {rule.group for rule in rules if rule.group not in (None, name)}
     rows = await connection.fetch(
         "SELECT name FROM security_groups WHERE name = ANY($1) AND project = $2 FOR SHARE", sorted(others), project
@@ -28,6 +28,7 @@ async def _check(connection: Connection, project: str, name: str, rules: Sequenc
     missing = others - {row["name"] for row in rows}
     if missing:
         raise NotFound(f"there is no security group {min(missing)!r}", field="rules")
+    return rules
 
 
 async def get(connection: Connection, name: str) -> SecurityGroup:
@@ -42,7 +43,7 @@ async def create(
     connection: Connection, project: str, name: str, rules: Sequence[RuleSpec], actor: str
 ) -> SecurityGroup:
     """Make a security group of a project. Raises Conflict, InvalidInput, NotFound."""
-    await _check(connection, project, name, rules)
+    rules = await _checked(connection, project, name, rules)
     try:
         row = await connection.fetchrow(
             "INSERT INTO security_groups (name, rules, project) VALUES ($1, $2, $3) RETURNING *",
@@ -56,7 +57,7 @@ async def create(
 
 async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec], actor: str) -> SecurityGroup:
     """Give a security group other rules, at once wherever it is used. Raises NotFound, InvalidInput."""
-    await _check(connection, (await get(connection, name)).project, name, rules)
+    rules = await _checked(connection, (await get(connection, name)).project, name, rules)
     row = await connection.fetchrow(
         "UPDATE security_groups SET rules = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(rules)
     )

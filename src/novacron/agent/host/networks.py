@@ -105,6 +105,8 @@ class Networks:
         self._wanted: tuple[NetworkOnNode, ...] | None = None
         self._settled: dict[str, NetworkOnNode] = {}
         self._failed: dict[str, str] = {}
+        self._closed: dict[str, dict[firewall.NicKey, str]] = {}
+        """Interfaces in each network that are closed, and why nft refuses their rules."""
         self._arriving: set[str] = set()
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
@@ -162,6 +164,9 @@ class Networks:
         except TimeoutError:
             why = self._failed.get(network, "the control plane has not said what it is")
             raise NetworkFailed(f"network {network} is not ready: {why}") from None
+        why_closed = self._closed.get(network, {}).get(firewall.NicKey(vm, number))
+        if why_closed is not None:
+            raise NetworkFailed(f"interface {number} in network {network} is closed: {why_closed}")
         place = self._place(self._settled[network])
         return Wired(tap_name(vm, number), mac_address(vm, number), place.bridge, place.netns, vlan=place.vlan)
 
@@ -224,7 +229,9 @@ class Networks:
             failed[""] = str(error)
         try:
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
-            self._settle_host(gateways, [(told.vni, peers[told.name]) for told in overlays], whole=whole)
+            tunnels = {told.vni: peers[told.name] for told in overlays}
+            refused = self._settle_host(gateways, tunnels, whole=whole)
+            failed |= {told.name: refused[told.vni] for told in overlays if told.vni in refused}
         except NetworkFailed as error:
             failed |= {told.name: str(error) for told in overlays} or {"": str(error)}
         for told in overlays:
@@ -239,11 +246,17 @@ class Networks:
                 failed[told.name] = str(error)
         try:
             self._settle_gateways(gateways, failed, whole=whole)
+        except NetworkFailed as error:
+            failed |= {told.name: str(error) for told in gateways} or {"": str(error)}
+        try:
             self._settle_bridges(on_bridges, arrived, whole=whole)
             self._settled |= {told.name: told for told in on_bridges}
-            self._remove_others({told.name for told in wanted})
         except NetworkFailed as error:
             failed |= {told.name: str(error) for told in on_bridges} or {"": str(error)}
+        try:
+            self._remove_others({told.name for told in wanted})
+        except NetworkFailed as error:
+            failed.setdefault("", str(error))
         for name, why in failed.items():
             if self._failed.get(name) != why:
                 log.warning("a network is not as it should be", network=name, error=why)
@@ -270,23 +283,63 @@ class Networks:
         if whole or self._settled.get(told.name) != told or not namespace.exists(name) or arrived:
             overlay.settle(name, told, local, peers)
             service = service_address(told.spec.subnet)
-            namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
+            closed = namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
+            self._close(told, closed)
         servers = told.spec.nameservers or dnsmasq.host_nameservers()
         first = told.name not in self._settled
         dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else (), first=first)
 
-    def _settle_host(self, gateways: list[NetworkOnNode], tunnels: list[tuple[int, list[str]]], *, whole: bool) -> None:
-        """Load the rules of this host."""
+    def _close(self, network: NetworkOnNode, closed: dict[firewall.NicKey, str]) -> None:
+        """Remember which interfaces of a network are closed because their rules are refused, and why."""
+        before = self._closed.pop(network.name, {})
+        for key, why in closed.items():
+            if before.get(key) != why:
+                log.error("an interface is closed", network=network.name, vm=key.vm, number=key.number, error=why)
+        if closed:
+            self._closed[network.name] = closed
+
+    def _settle_host(
+        self, gateways: list[NetworkOnNode], tunnels: dict[int, list[str]], *, whole: bool
+    ) -> dict[int, str]:
+        """Load the rules of this host. ``tunnels``: the hosts that have each network, by its VXLAN identifier.
+
+        A network whose part nft refuses is left out, its tunnel closed; return why, by the network's identifier.
+        Raises NetworkFailed.
+        """
         if not tunnels and not gateways:
             if self._rules.pop("host", None) is not None:
                 firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
-            return
+            return {}
         forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
         only_between = None if forwarded else tap.bridges()
-        rules = router.host_script(self._table, gateways, tunnels, only_between=only_between)
-        if whole or self._rules.get("host") != rules:
+        rules = router.host_script(self._table, gateways, list(tunnels.items()), only_between=only_between)
+        if not whole and self._rules.get("host") == rules:
+            return {}
+        try:
             firewall.nft(rules)
             self._rules["host"] = rules
+            return {}
+        except firewall.RulesRefused:
+            refused = self._refused_of_host(gateways, tunnels)
+            if not refused:
+                raise
+        accepted = {vni: [] if vni in refused else peers for vni, peers in tunnels.items()}
+        open_ = [told for told in gateways if told.vni not in refused]
+        firewall.nft(router.host_script(self._table, open_, list(accepted.items()), only_between=only_between))
+        self._rules["host"] = ""
+        return refused
+
+    def _refused_of_host(self, gateways: list[NetworkOnNode], tunnels: dict[int, list[str]]) -> dict[int, str]:
+        """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""
+        refused = {}
+        for vni, peers in tunnels.items():
+            own = [told for told in gateways if told.vni == vni]
+            try:
+                script = router.host_script(f"{self._table}_check", own, [(vni, peers)], only_between=None)
+                firewall.nft(script, check=True)
+            except firewall.RulesRefused as error:
+                refused[vni] = str(error)
+        return refused
 
     def _settle_gateways(self, gateways: list[NetworkOnNode], failed: dict[str, str], *, whole: bool) -> None:
         """Have the ways in and out of the networks whose gateway is here, and no others."""
@@ -313,10 +366,14 @@ class Networks:
             except NetworkFailed as error:
                 failed[told.name] = str(error)
 
-    def _settle_bridges(self, networks: Iterable[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
+    def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
         nics = [nic for told in networks for nic in told.interfaces]
         if nics:
-            firewall.load(self._table, nics, None, arrived)
+            closed = firewall.load(self._table, nics, None, arrived)
+            for told in networks:
+                self._close(
+                    told, {key: why for key, why in closed.items() if key in map(firewall.key_of, told.interfaces)}
+                )
             self._rules["bridges"] = ""
         elif self._rules.pop("bridges", None) is not None or whole:
             firewall.remove(self._table)
@@ -328,6 +385,7 @@ class Networks:
             if network in wanted or (namespace.exists(name) and overlay.taps(name)):
                 continue
             self._settled.pop(network, None)
+            self._closed.pop(network, None)
             dnsmasq.end(self.directory(network))
             namespace.delete(name)
             shutil.rmtree(self.directory(network), ignore_errors=True)
