@@ -10,23 +10,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import tarfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import defusedxml
+from defusedxml import ElementTree
 
 from novacron.client.api import Client
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 FORMAT = 1
 ABOUT, DISK = "vm.json", "disk.qcow2"
 ABOUT_BYTES_MAX = 1 << 20
 MEMBERS_MAX = 64
+READ_BYTES_MAX = ABOUT_BYTES_MAX + tarfile.BLOCKSIZE
 DISKS_MAX = 8
 NAME_SHARE = 56
 """Of a VM's name, what those of its images and volumes begin with."""
@@ -174,10 +181,12 @@ def _patiently(fetch: Callable[[], T]) -> T:
 def read(file: Path) -> Machine:
     """Return the VM in an archive or an OVA. Raises ArchiveError, OSError."""
     try:
-        with tarfile.open(file, mode="r:") as opened:
+        with file.open("rb") as raw, tarfile.open(fileobj=cast("IO[bytes]", _SmallReads(raw)), mode="r:") as opened:
             members: dict[str, tarfile.TarInfo] = {}
-            while (member := opened.next()) is not None:
-                if len(members) >= MEMBERS_MAX:
+            for count in itertools.count(1):
+                if (member := opened.next()) is None:
+                    break
+                if count > MEMBERS_MAX:  # of any kind: a negative size lets older Pythons loop for ever
                     raise ArchiveError(f"{file} has more than {MEMBERS_MAX} members")
                 if member.isreg() and not member.issparse():
                     members[member.name] = member
@@ -200,6 +209,19 @@ def read(file: Path) -> Machine:
         raise ArchiveError(f"{file} is no tar archive: {error}") from error
 
 
+class _SmallReads:
+    """A file for tarfile, which reads extended headers whole, however large they say they are. Raises ArchiveError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.name, self.seek, self.tell = file.name, file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= READ_BYTES_MAX:
+            raise ArchiveError(f"a header in {self.name} has more than {READ_BYTES_MAX} bytes")
+        return self._file.read(count)
+
+
 def _own(file: Path, text: bytes, member: tarfile.TarInfo) -> Machine:
     try:
         about = json.loads(text)
@@ -210,16 +232,16 @@ def _own(file: Path, text: bytes, member: tarfile.TarInfo) -> Machine:
             fields["firmware_state"] = about["firmware_state"]
         disk = Part(file, member.offset_data, member.size, "qcow2", str(about["sha256"]))
         return Machine(str(about["name"]), fields, disk)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{ABOUT} in {file} is damaged: {error!r}") from error
 
 
 def _ova(file: Path, text: bytes, sums: bytes, members: dict[str, tarfile.TarInfo]) -> Machine:
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise ArchiveError(f"the description in {file} defines entities, which no OVA needs")
     try:
-        root = ElementTree.fromstring(text)  # noqa: S314 - bounded, and without entities
-    except ElementTree.ParseError as error:
+        root = ElementTree.fromstring(text, forbid_dtd=True)
+    except defusedxml.DefusedXmlException:
+        raise ArchiveError(f"the description in {file} defines entities, which no OVA needs") from None
+    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding that Python does not know
         raise ArchiveError(f"the description in {file} is no XML: {error}") from error
     systems = root.findall(f".//{OVF}VirtualSystem")
     if len(systems) != 1:
@@ -254,14 +276,14 @@ def _ova(file: Path, text: bytes, sums: bytes, members: dict[str, tarfile.TarInf
     return Machine(re.sub("[^a-z0-9]+", "-", called.lower()).strip("-")[:63], fields, parts[0], tuple(parts[1:]))
 
 
-def _number(item: ElementTree.Element, field: str) -> int:
+def _number(item: Element, field: str) -> int:
     text = item.findtext(f"{RASD}{field}", "")
     if not re.fullmatch("[0-9]{1,12}", text):
         raise ArchiveError(f"{field} of the VM is {text!r}, not a number")
     return int(text)
 
 
-def _unit(item: ElementTree.Element) -> int:
+def _unit(item: Element) -> int:
     """Return how many bytes a unit of memory has: OVF writes ``byte * 2^20``."""
     found = re.fullmatch(r"\s*byte\s*\*\s*2\s*\^\s*([0-9]{1,2})\s*", item.findtext(f"{RASD}AllocationUnits", ""))
     return 1 << (int(found[1]) if found else 20)

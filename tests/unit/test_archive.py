@@ -1,0 +1,79 @@
+"""Archives of VMs that somebody made to do harm: refused before they cost memory, time or a secret."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from novacron.client import archive
+from novacron.client.errors import ArchiveError
+
+ENVELOPE = '<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"/>'
+BOMB = """<!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;">
+<!ENTITY c "&b;&b;&b;&b;&b;&b;">]>
+<bomb>&c;</bomb>"""
+EXTERNAL = '<!DOCTYPE x [<!ENTITY secret SYSTEM "file://{secret}">]><x>&secret;</x>'
+EXTERNAL_DTD = '<!DOCTYPE x SYSTEM "file://{secret}"><x/>'
+PARAMETER = '<!DOCTYPE x [<!ENTITY % all SYSTEM "file://{secret}"> %all;]><x/>'
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive_file:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive_file.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("document", [BOMB, EXTERNAL, EXTERNAL_DTD, PARAMETER])
+def test_a_description_with_entities_is_refused_in_every_encoding(tmp_path: Path, document: str, encoding: str) -> None:
+    (tmp_path / "secret").write_text("<!ENTITY known 'known'>")
+    declared = "UTF-16" if encoding.startswith("utf-16") else "ISO-8859-1" if encoding == "latin-1" else "UTF-8"
+    text = f'<?xml version="1.0" encoding="{declared}"?>' + document.replace("{secret}", str(tmp_path / "secret"))
+    with pytest.raises(ArchiveError, match="defines entities"):
+        archive.read(tar(tmp_path / "vm.ova", {"vm.ovf": text.encode(encoding)}))
+
+
+def test_a_description_in_utf_16_without_entities_is_read(tmp_path: Path) -> None:
+    text = f'<?xml version="1.0" encoding="UTF-16"?>{ENVELOPE}'
+    with pytest.raises(ArchiveError, match="holds 0 VMs"):
+        archive.read(tar(tmp_path / "vm.ova", {"vm.ovf": text.encode("utf-16")}))
+
+
+@pytest.mark.parametrize("text", ["<x", "", '<?xml version="1.0" encoding="klingon"?><x/>'])
+def test_a_description_that_is_no_xml_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ArchiveError, match="is no XML"):
+        archive.read(tar(tmp_path / "vm.ova", {"vm.ovf": text.encode()}))
+
+
+def test_json_that_nests_too_deep_is_refused(tmp_path: Path) -> None:
+    members = {"vm.json": b"[" * 500_000, "disk.qcow2": b""}
+    with pytest.raises(ArchiveError, match="is damaged"):
+        archive.read(tar(tmp_path / "vm.tar", members))
+
+
+def test_an_extended_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "vm.tar"
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 4 << 30
+    path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT))
+    with path.open("r+b") as file:
+        file.truncate(5 << 30)  # sparse: it takes no room
+    with pytest.raises(ArchiveError, match=r"a header in .* has more than"):
+        archive.read(path)
+
+
+def test_members_of_all_kinds_count_towards_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "vm.tar"
+    with tarfile.open(path, "w") as archive_file:
+        for number in range(archive.MEMBERS_MAX + 1):
+            directory = tarfile.TarInfo(str(number))
+            directory.type = tarfile.DIRTYPE
+            archive_file.addfile(directory)
+    with pytest.raises(ArchiveError, match="more than 64 members"):
+        archive.read(path)
