@@ -20,7 +20,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.control import queries
 from novacron.agent.control.link import Link, Renamed
 from novacron.agent.control.peers import Peers
-from novacron.agent.control.queries import Asked
+from novacron.agent.control.queries import Subjects
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
@@ -115,8 +115,8 @@ class Agent:
         self._volumes = Volumes(host.pools, host.images, self._link.send)
         self._exports = Exports(settings, self._workers.get, self._link.send)
         self._looking = asyncio.Lock()
-        metrics = AgentMetrics(host, self._workers, self._link)
-        self._asked_of = Asked(self._imports, self._exports, host, self._workers, self._look_at_images, metrics)
+        metrics = AgentMetrics(host, self._workers, lambda: self._link.connected)
+        self._subjects = Subjects(self._imports, self._exports, host, self._workers, self._look_at_images, metrics)
         host.send = self._link.send
         host.aside = self._start_aside
         host.neighbours = self._neighbours
@@ -231,14 +231,14 @@ class Agent:
             case wire.ProbeWanted():
                 self._probes.start(self._probe(message))
             case wire.CopyExpected() | wire.CopyWanted() if self._copies.full():
-                self._link.send(wire.Copied(message.copy, "it takes part in too many copies already"))
+                self._link.send(wire.Copied(message.copy, error="it takes part in too many copies already"))
             case wire.CopyExpected():
                 self._copies.start(self._take_copy(message))
             case wire.CopyWanted():
                 self._copies.start(self._give_copy(message))
 
     async def _answer(self, message: wire.Ask) -> None:
-        self._link.send(await queries.answer(message, self._asked_of))
+        self._link.send(await queries.answer(message, self._subjects))
 
     async def _expect(self, wanted: wire.ProbeExpected) -> None:
         listener, rings_dir = self._host.listener, self._settings.rings_dir
@@ -279,7 +279,7 @@ class Agent:
             self._link.send(wire.Copied(wanted.copy))
         except copies.CopyFailed as error:
             log.warning("an image did not arrive", image=wanted.image.name, source=wanted.peer, error=str(error))
-            self._link.send(wire.Copied(wanted.copy, str(error)))
+            self._link.send(wire.Copied(wanted.copy, error=str(error)))
 
     async def _give_copy(self, wanted: wire.CopyWanted) -> None:
         image = self._host.images.get(wanted.image.name)
@@ -290,7 +290,7 @@ class Agent:
                 await copies.give(self._host.pool, wanted, image, self._settings)
         except copies.CopyFailed as error:
             log.warning("an image could not be sent", image=wanted.image.name, target=wanted.peer, error=str(error))
-            self._link.send(wire.Copied(wanted.copy, str(error)))
+            self._link.send(wire.Copied(wanted.copy, error=str(error)))
 
     async def _watch_images(self) -> None:
         """Tell the server about images that come and go."""

@@ -6,12 +6,12 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from novacron.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.link_sharing import lowest
 from novacron.model.node import ImageInfo, Node
+from novacron.server.questions import Questions
 from novacron.store import events, links, nodes
 from novacron.store.database import Database
 from novacron.telemetry import logs
@@ -27,24 +27,14 @@ Send = Callable[[str, wire.Message], Awaitable[None]]
 """Sends a message to a node by name. Raises Unavailable."""
 
 
-class _Copy:
-    """A copy that is under way."""
-
-    def __init__(self, copy: ImageCopy, image: ImageInfo) -> None:
-        loop = asyncio.get_running_loop()
-        self.copy, self.image = copy, image
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.over: asyncio.Future[str] = loop.create_future()
-        """Why it failed, or nothing."""
-
-
 class Copies:
     """Begins copies, follows them, and writes down how they ended."""
 
-    def __init__(self, database: Database, send: Send) -> None:
+    def __init__(self, database: Database, questions: Questions, send: Send) -> None:
         self._database = database
+        self._questions = questions
         self._send = send
-        self._copies: dict[str, _Copy] = {}
+        self._copies: dict[str, ImageCopy] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
@@ -62,60 +52,56 @@ class Copies:
             endpoint = await nodes.dwcp_endpoint(connection, target)
         if endpoint is None:
             raise Unavailable(f"node {target} is not connected", hint="see: novacron node list")
-        if any((c.copy.image, c.copy.target) == (name, target) for c in self._copies.values()):
+        if any((c.image, c.target) == (name, target) for c in self._copies.values()):
             raise Conflict(f"image {name} is on its way to node {target} already", hint="see: novacron events")
         if len(self._copies) >= COPIES_MAX:
             raise Unavailable(f"{len(self._copies)} copies are under way", hint="try again when one has ended")
         copy = ImageCopy(f"copy-{secrets.token_hex(8)}", name, giver.name, target, image.size_bytes)
-        self._copies[copy.id] = _Copy(copy, image)
-        task = asyncio.create_task(self._carry_out(copy.id, endpoint, rate, actor))
+        self._copies[copy.id] = copy
+        expected = wire.CopyExpected(copy.id, copy.source, image, actor == events.SYSTEM)
+        wanted = wire.CopyWanted(copy.id, target, endpoint, image, rate)
+        task = asyncio.create_task(self._carry_out(copy, expected, wanted, actor), name=copy.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return copy
 
-    def is_ready(self, node: str, id: str) -> None:
-        found = self._copies.get(id)
-        if found is not None and found.copy.target == node and not found.ready.done():
-            found.ready.set_result(None)
-
-    def is_over(self, node: str, id: str, error: str) -> None:
-        """A node says how its part ended; the source's success is not the end."""
-        found = self._copies.get(id)
-        if found is None or found.over.done():
-            return
-        if node == found.copy.target or (error and node == found.copy.source):
-            found.over.set_result(f"node {node}: {error}" if error else "")
-
-    async def _carry_out(self, id: str, endpoint: str, rate: int | None, actor: str) -> None:
-        found = self._copies[id]
-        copy = found.copy
+    async def _carry_out(
+        self, copy: ImageCopy, expected: wire.CopyExpected, wanted: wire.CopyWanted, actor: str
+    ) -> None:
         try:
-            why = await self._follow(found, endpoint, rate, actor)
+            why = await self._follow(copy, expected, wanted)
         except (Unavailable, TimeoutError) as error:
             why = str(error) or "the nodes do not answer"
         finally:
-            del self._copies[id]
+            del self._copies[copy.id]
         reason, message = "ImageCopied", f"image {copy.image} has arrived from node {copy.source}"
         if why:
             reason, message = "ImageCopyFailed", f"image {copy.image} did not arrive from node {copy.source}: {why}"
-        log.info("a copy has ended", copy=id, image=copy.image, target=copy.target, error=why)
+        log.info("a copy has ended", copy=copy.id, image=copy.image, target=copy.target, error=why)
         try:
             async with self._database.transaction() as connection:
-                await events.record(connection, "node", copy.target, copy.target, reason, f"{message} ({id})", actor)
+                await events.record(
+                    connection, "node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor
+                )
         except Unavailable as error:
-            log.warning("the end of a copy can't be written down", copy=id, error=str(error))
+            log.warning("the end of a copy can't be written down", copy=copy.id, error=str(error))
 
-    async def _follow(self, found: _Copy, endpoint: str, rate: int | None, actor: str) -> str:
-        """Return why the copy failed, or nothing."""
-        copy = found.copy
-        await self._send(copy.target, wire.CopyExpected(copy.id, copy.source, found.image, actor == events.SYSTEM))
-        async with asyncio.timeout(READY_S_MAX):
-            waiting: set[asyncio.Future[Any]] = {found.ready, found.over}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not found.over.done():
-            await self._send(copy.source, wire.CopyWanted(copy.id, copy.target, endpoint, found.image, rate))
-        async with asyncio.timeout(COPY_S_MAX):
-            return await found.over
+    async def _follow(self, copy: ImageCopy, expected: wire.CopyExpected, wanted: wire.CopyWanted) -> str:
+        """Return why the copy failed, or nothing. Raises Unavailable, TimeoutError."""
+        # It goes on between the nodes, whether or not they are connected here meanwhile.
+        of_any = self._questions.expect_over_any_connection
+        with of_any(copy.target, wanted.reply_key) as arrived, of_any(copy.source, wanted.reply_key) as sent:
+            async with asyncio.timeout(READY_S_MAX):
+                ready = await self._questions.request(copy.target, expected)
+            if ready.error:
+                return f"node {copy.target}: {ready.error}"
+            await self._send(copy.source, wanted)
+            async with asyncio.timeout(COPY_S_MAX):
+                await asyncio.wait({arrived, sent}, return_when=asyncio.FIRST_COMPLETED)
+                if sent.done() and sent.result().error:
+                    return f"node {copy.source}: {sent.result().error}"
+                error = (await arrived).error  # the source's success is not the end
+            return f"node {copy.target}: {error}" if error else ""
 
 
 def _giver(name: str, source: str | None, target: Node, every: list[Node]) -> tuple[Node, ImageInfo]:

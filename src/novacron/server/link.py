@@ -8,7 +8,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import structlog
@@ -20,7 +20,6 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
-from novacron.model.firmware_state import FirmwareState
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.server.copies import Copies
@@ -51,16 +50,17 @@ from novacron.store.leases import Beat
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, gauge
 from novacron.wire import messages as wire
-from novacron.wire import questions
+from novacron.wire.questions import Question, RemoveImage
 
 log = logs.get(__name__)
 
 MESSAGES = counter("novacron_link_messages_total")
 CONNECTIONS = counter("novacron_link_connections_total")
 
+A = TypeVar("A")
+
 MARKS_MAX = 1000
 FORESEE_S = 1.0
-METRICS_S = 8.0
 SEEN_MAX = 16
 GREETED_MAX = 6
 """So many nodes that connect are looked up at once, at most: all of them come when the server has started."""
@@ -88,8 +88,8 @@ class Link:
         self._sessions: dict[str, Session] = {}
         self._stopped_at: dict[str, float] = {}
         self._questions = Questions(self._session)
-        self._probes = Probes(database, self._session)
-        self._copies = Copies(database, self._send)
+        self._probes = Probes(database, self._questions)
+        self._copies = Copies(database, self._questions, self._send)
         self._collecting: set[asyncio.Task[None]] = set()
         self._peers_changed = asyncio.Event()
         self._greeting = asyncio.Semaphore(GREETED_MAX)
@@ -158,21 +158,9 @@ class Link:
     async def _send(self, node: str, message: wire.Message) -> None:
         await self._session(node).send(message)
 
-    async def take_piece(self, node: str, import_: str, offset: int, data: bytes) -> int:
-        """Give a node a piece of an upload; return how much of it the node holds. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.TakePiece(import_, offset, data), int)
-
-    async def read_export(self, node: str, export: str, offset: int, bytes_max: int) -> bytes:
-        """Return a piece of an export. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.ReadExport(export, offset, bytes_max), bytes)
-
-    async def read_firmware_state(self, node: str, export: str) -> FirmwareState:
-        """Return what firmware and TPM of an exported VM remembered. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.ReadFirmwareState(export), FirmwareState)
-
-    async def remove_image(self, node: str, name: str, digest: str) -> None:
-        """Let a node remove an image. Raises Unavailable, InvalidInput."""
-        await self._questions.ask(node, questions.RemoveImage(name, digest), type(None))
+    async def ask(self, node: str, question: Question[A]) -> A:
+        """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
+        return await self._questions.ask(node, question)
 
     async def _collect(self, node: str, name: str, digest: str) -> None:
         """Let a node remove an image that no VM there needs, if another node has it."""
@@ -180,7 +168,7 @@ class Link:
             async with self._database.connection() as connection:
                 if await vms.made_of(connection, name, node) or not await nodes.others_hold(connection, node, digest):
                     return
-            await self.remove_image(node, name, digest)
+            await self.ask(node, RemoveImage(name, digest))
             async with self._database.transaction() as connection:
                 message = f"image {name}, of which no VM there is made"
                 await events.record(connection, "node", node, node, "ImageRemoved", message)
@@ -194,25 +182,9 @@ class Link:
         """
         return await self._copies.begin(name, source, target, actor)
 
-    async def console_log(self, node: str, vm: str, bytes_max: int) -> bytes:
-        """Return the end of what a VM printed on its serial line. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.ReadConsoleLog(vm, bytes_max), bytes)
-
-    async def node_metrics(self, node: str, open_metrics: bool) -> bytes:
-        """Return what a node's agent has counted, in a format of Prometheus'. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.ReadMetrics(open_metrics), bytes, METRICS_S)
-
-    async def set_log_level(self, node: str, level: str) -> None:
-        """Let a node's agent log more, or less, until it ends. Raises Unavailable, InvalidInput."""
-        await self._questions.ask(node, questions.SetLogLevel(level), type(None))
-
     async def connected(self) -> list[str]:
         """Return the nodes that are connected to this server."""
         return sorted(self._sessions)
-
-    async def screenshot(self, node: str, vm: str) -> bytes:
-        """Return what a VM's display shows, as a PNG file. Raises Unavailable, InvalidInput."""
-        return await self._questions.ask(node, questions.TakeScreenshot(vm), bytes)
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleChannel:
         """Open the console of a VM on a node. Raises Unavailable when its agent is not connected here."""
@@ -289,7 +261,7 @@ class Link:
                 channel.end(f"node {node} disconnected")
             for vm in list(session.held):
                 self._teller.let_go(session, vm)
-            self._questions.lost(session)
+            self._questions.disconnected(session)
             if self._sessions.get(node) is session:
                 del self._sessions[node]
                 log.info("agent disconnected", node=node)
@@ -337,14 +309,8 @@ class Link:
             case wire.RenewCertificate(csr=csr):
                 await session.send(wire.CertificateIssued(self._authority.issue_node(csr, node)))
                 return
-            case wire.ProbeReady(probe=id):
-                self._probes.is_ready(node, id)
-                return
-            case wire.Probed():
-                self._probes.is_over(node, message)
-                return
-            case wire.Answered():
-                self._questions.answered(session, message)
+            case wire.Reply():
+                self._questions.take_reply(session, message)
                 return
             case wire.ImageMissing(name=name):
                 with contextlib.suppress(NovaError):  # it is on its way, or nobody has it: the VM's reason says so
@@ -354,12 +320,6 @@ class Link:
                 task = asyncio.create_task(self._collect(node, name, digest))
                 self._collecting.add(task)
                 task.add_done_callback(self._collecting.discard)
-                return
-            case wire.CopyReady(copy=id):
-                self._copies.is_ready(node, id)
-                return
-            case wire.Copied(copy=id, error=error):
-                self._copies.is_over(node, id, error)
                 return
             case wire.Stopped(migration=id):
                 if len(self._stopped_at) >= MARKS_MAX:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.link_sharing import lowest
 from novacron.model.probe import MoveForeseen, PathMeasured
-from novacron.server.session import Session
+from novacron.server.questions import Questions
 from novacron.store import links, nodes
 from novacron.store.database import Database
 from novacron.wire import messages as wire
@@ -22,24 +21,13 @@ Found = tuple[PathMeasured, MoveForeseen | None]
 """What was measured, and what a VM's move over it would be like, where that was asked for and its agent can tell."""
 
 
-class _Probe:
-    """A probe that somebody waits for."""
-
-    def __init__(self, nodes: tuple[str, str]) -> None:
-        loop = asyncio.get_running_loop()
-        self.nodes = nodes
-        self.ready: asyncio.Future[None] = loop.create_future()
-        self.found: asyncio.Future[Found] = loop.create_future()
-
-
 class Probes:
-    """Lets nodes measure, and gives what they found to who waits for it."""
+    """Lets one node measure the path to another."""
 
-    def __init__(self, database: Database, find: Callable[[str], Session]) -> None:
-        """``find``: returns the session of a node by name. Raises Unavailable."""
+    def __init__(self, database: Database, questions: Questions) -> None:
         self._database = database
-        self._find = find
-        self._probes: dict[str, _Probe] = {}
+        self._questions = questions
+        self._running = 0
 
     async def measure(self, source: str, target: str, seconds: float, vm: str | None = None) -> Found:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
@@ -49,37 +37,27 @@ class Probes:
             ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
             rate = None if vm is None else lowest(ends[0], ends[1], await links.all(connection), datetime.now(UTC))
             endpoint = await nodes.dwcp_endpoint(connection, target)
-        sender, receiver = self._find(source), self._find(target)
         if endpoint is None:
             raise Unavailable(f"node {target} is not connected", hint="see: novacron node list")
-        if len(self._probes) >= PROBES_MAX:
-            raise Unavailable(f"{len(self._probes)} probes are under way", hint="try again in a moment")
+        if self._running >= PROBES_MAX:
+            raise Unavailable(f"{self._running} probes are under way", hint="try again in a moment")
         id = f"probe-{secrets.token_hex(8)}"
-        asked = self._probes[id] = _Probe((source, target))
+        self._running += 1
         try:
             async with asyncio.timeout(PROBE_S_MAX + seconds):
-                await receiver.send(wire.ProbeExpected(id, source, seconds))
-                await asked.ready
-                await sender.send(wire.ProbeWanted(id, target, endpoint, seconds, vm, rate))
-                return await asked.found
+                await self._request(target, wire.ProbeExpected(id, source, seconds))
+                over = await self._request(source, wire.ProbeWanted(id, target, endpoint, seconds, vm, rate))
         except TimeoutError:
             raise Unavailable(f"nodes {source} and {target} do not answer", hint="see their agents' logs") from None
         finally:
-            del self._probes[id]
+            self._running -= 1
+        if not isinstance(over, wire.Probed) or over.found is None:
+            raise Unavailable(f"node {source} has measured nothing", hint="see its agent's log")
+        return over.found, over.foreseen
 
-    def is_ready(self, node: str, id: str) -> None:
-        """The target waits for the source, if somebody still waits for both."""
-        found = self._probes.get(id)
-        if found is not None and node == found.nodes[1] and not found.ready.done():
-            found.ready.set_result(None)
-
-    def is_over(self, node: str, said: wire.Probed) -> None:
-        """One of the two has found something, or why it can't."""
-        found = self._probes.get(said.probe)
-        if found is None or node not in found.nodes or found.found.done():
-            return
-        if said.found is not None:
-            found.found.set_result((said.found, said.foreseen))
-            return
-        why = Unavailable(f"node {node}: {said.error}", hint="see its agent's log")
-        (found.found if found.ready.done() else found.ready).set_exception(why)
+    async def _request(self, node: str, request: wire.Request) -> wire.Reply:
+        """Return the reply of a node that did its part. Raises Unavailable."""
+        reply = await self._questions.request(node, request)
+        if reply.error:
+            raise Unavailable(f"node {node}: {reply.error}", hint="see its agent's log")
+        return reply

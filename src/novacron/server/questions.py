@@ -1,73 +1,86 @@
-"""Questions to nodes that wait for their answers."""
+"""What nodes are asked: questions, and the other requests that nodes reply to."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
+from novacron.server.pending import Pending
 from novacron.server.session import Session
 from novacron.telemetry import traces
 from novacron.telemetry.values import counter, histogram
 from novacron.wire import messages as wire
-from novacron.wire.questions import Question
+from novacron.wire.questions import Question, answer_type
 
-T = TypeVar("T")
+A = TypeVar("A")
 
-ASK_S = 30.0
-ASKED_MAX = 256
+IN_FLIGHT_MAX, IN_FLIGHT_PER_NODE_MAX = 256, 64
+"""Requests that wait for a reply, in all and of one node. An agent works on as many at once."""
 
 
 class Questions:
-    """Asks, and gives answers to who waits for them."""
+    """Sends requests to nodes and gives the replies to whoever waits for them."""
 
     def __init__(self, find: Callable[[str], Session]) -> None:
         """``find``: returns the session of a node by name. Raises Unavailable."""
         self._find = find
-        self._asked: dict[int, tuple[Session, asyncio.Future[msgspec.Raw]]] = {}
-        self._next = 1
+        self._pending = Pending[wire.Reply]("questions", IN_FLIGHT_MAX, IN_FLIGHT_PER_NODE_MAX)
+        self._numbers = itertools.count(1)
 
-    async def ask(self, node: str, question: Question, answer: type[T], timeout_s: float = ASK_S) -> T:
+    async def ask(self, node: str, question: Question[A]) -> A:
         """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
-        if len(self._asked) >= ASKED_MAX:
-            raise Unavailable(f"{len(self._asked)} questions wait for an answer", hint="try again in a moment")
-        session = self._find(node)
-        number, self._next = self._next, self._next + 1
-        waiting: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._asked[number] = (session, waiting)
         kind, outcome, began = type(question).__name__, "failed", time.perf_counter()
+        request = wire.Ask(next(self._numbers), msgspec.Raw(wire.encoder.encode(question)))
         try:
             with traces.span(f"server asks {kind}", kind=traces.SpanKind.CLIENT, node=node):
-                await session.send(wire.Ask(number, question))
-                async with asyncio.timeout(timeout_s):
-                    found = msgspec.msgpack.decode(await waiting, type=answer)
+                async with asyncio.timeout(question.time_limit_s):
+                    reply = await self.request(node, request)
+            if reply.error:
+                field = reply.field if isinstance(reply, wire.Answered) else None
+                raise InvalidInput(f"node {node}: {reply.error}", field=field)
+            assert isinstance(reply, wire.Answered)
+            answer = msgspec.msgpack.decode(reply.value, type=answer_type(type(question)))
             outcome = "answered"
-            return found
+            return answer
+        except msgspec.DecodeError as error:
+            raise Unavailable(f"node {node} answers {kind} with something else: {error}", hint="update it") from error
         except TimeoutError:
             outcome = "timeout"
             raise Unavailable(f"node {node} does not answer", hint="see its agent's log") from None
         finally:
             counter("novacron_link_questions_total").add(kind, outcome)
             histogram("novacron_link_question_duration_seconds").observe(time.perf_counter() - began, kind)
-            del self._asked[number]
 
-    def answered(self, session: Session, said: wire.Answered) -> None:
-        """Give an answer to who waits for it, if somebody does, and asked this node."""
-        asked, waiting = self._asked.get(said.ask, (None, None))
-        if waiting is None or asked is not session or waiting.done():
-            return
-        if said.error:
-            waiting.set_exception(InvalidInput(f"node {session.node}: {said.error}", field=said.field))
-        else:
-            waiting.set_result(msgspec.Raw(bytes(said.value)))
+    async def request(self, node: str, request: wire.Request) -> wire.Reply:
+        """Send a request and return the node's reply, whatever it says.
 
-    def lost(self, session: Session) -> None:
-        """Tell who waits for answers over a session that there will be none."""
-        for asked, waiting in self._asked.values():
-            if asked is session and not waiting.done():
-                why = f"node {session.node} disconnected before it answered"
-                waiting.set_exception(Unavailable(why, hint="try again when it is back"))
+        Raises Unavailable, also when the node disconnects. The caller limits the time.
+        """
+        session = self._find(node)
+        with self._pending.expect(session, request.reply_key) as future:
+            await session.send(request)
+            return await future
+
+    @contextlib.contextmanager
+    def expect_over_any_connection(self, node: str, key: str) -> Iterator[asyncio.Future[wire.Reply]]:
+        """Give a future of a node's reply that may also come after the node connected again. Raises Unavailable."""
+        with self._pending.expect(node, key) as future:
+            yield future
+
+    def take_reply(self, session: Session, reply: wire.Reply) -> None:
+        """Give a reply to whoever waits for it; a reply that nobody waits for is dropped."""
+        for key in reply.replies_to:
+            self._pending.settle(session, key, reply)
+            self._pending.settle(session.node, key, reply)
+
+    def disconnected(self, session: Session) -> None:
+        """Let everybody fail who waits for a reply over this connection."""
+        why = f"node {session.node} disconnected before it answered"
+        self._pending.fail(session, why, "try again when it is back")

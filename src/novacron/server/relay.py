@@ -1,7 +1,7 @@
 """What worker processes ask of the process that has the agents' links: calls and answers over a Unix socket.
 
 Each is a length (4 bytes, big-endian) and a MessagePack array. The socket is in the server's own directory, which is
-its user's alone.
+its user's alone. Any question to a node passes (``AskNode``); what the server itself is asked is a ``Call`` of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -20,26 +20,115 @@ from novacron.api.context import Agents, Console
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
-from novacron.model.firmware_state import FirmwareState
 from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.server.pending import Pending
 from novacron.telemetry import logs, traces
+from novacron.wire import questions
+from novacron.wire.questions import A_co, Answerable, Question
 
 log = logs.get(__name__)
+
+A = TypeVar("A")
 
 FRAME_BYTES_MAX = 16 << 20
 CALLS_MAX = 256
 """Of one worker, under way."""
-PLAIN = ("console_log", "screenshot", "probe", "foresee", "take_piece", "read_export", "read_firmware_state",
-         "remove_image", "copy_image", "node_metrics", "set_log_level",
-         "connected")  # fmt: skip
 
 
-class Call(msgspec.Struct, frozen=True, array_like=True):
+class Call(Answerable[A_co], frozen=True):
+    """Base of what a worker may ask for."""
+
+
+class AskNode(Call[msgspec.Raw], frozen=True, tag=True):
+    """Ask a node a question: any of ``wire/questions.py``. The answer is as the question declares it."""
+
+    node: str
+    question: msgspec.Raw
+
+
+class ListConnected(Call[list[str]], frozen=True, tag=True):
+    """The nodes that are connected."""
+
+
+class ProbePath(Call[PathMeasured], frozen=True, tag=True):
+    """Let one node measure the path to another."""
+
+    source: str
+    target: str
+    seconds: float
+
+
+class ForeseeMove(Call[MoveForeseen], frozen=True, tag=True):
+    """Let a VM's node measure how its move to another node would go."""
+
+    vm: str
+    source: str
+    target: str
+
+
+class CopyImage(Call[ImageCopy], frozen=True, tag=True):
+    """Begin to copy an image to a node."""
+
+    name: str
+    source: str | None
+    target: str
+    actor: str
+
+
+class OpenConsole(Call[int], frozen=True, tag=True):
+    """Open a VM's console. The answer is its number among the worker's consoles."""
+
+    node: str
+    vm: str
+    kind: ConsoleKind
+
+
+class ConsoleRead(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of a console, or at its end None and the reason."""
+
+    data: bytes | None
+    reason: str
+
+
+class ReadConsole(Call[ConsoleRead], frozen=True, tag=True):
+    """Wait for bytes of a console."""
+
+    console: int
+
+
+class WriteConsole(Call[None], frozen=True, tag=True):
+    """Send bytes to a console."""
+
+    console: int
+    data: bytes
+
+
+class CloseConsole(Call[None], frozen=True, tag=True):
+    """Close a console."""
+
+    console: int
+
+
+AnyCall = (
+    AskNode
+    | ListConnected
+    | ProbePath
+    | ForeseeMove
+    | CopyImage
+    | OpenConsole
+    | ReadConsole
+    | WriteConsole
+    | CloseConsole
+)
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """A call on its way."""
+
     id: int
-    method: str
-    arguments: list[Any]
+    call: AnyCall
     trace: str = ""
-    """To which trace it belongs (W3C Trace Context: traceparent)."""
+    """The trace to which it belongs (W3C Trace Context: traceparent)."""
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -52,29 +141,29 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What came of a call."""
+
     id: int
     result: msgspec.Raw
     failure: Failure | None = None
 
 
-class ConsoleRead(msgspec.Struct, frozen=True, array_like=True):
-    data: bytes | None
-    reason: str
-
-
+NOTHING = msgspec.Raw(b"\xc0")
 _encode = msgspec.msgpack.Encoder().encode
+_calls = msgspec.msgpack.Decoder(Envelope)
+_answers = msgspec.msgpack.Decoder(Answer)
 
 
-def _errors() -> dict[str, type[NovaError]]:
-    found, left = {}, [NovaError]
-    while left:
-        one = left.pop()
-        found[one.code] = one
-        left += one.__subclasses__()
-    return found
+def _error_classes() -> dict[str, type[NovaError]]:
+    classes, unvisited = {}, [NovaError]
+    while unvisited:
+        error = unvisited.pop()
+        classes[error.code] = error
+        unvisited += error.__subclasses__()
+    return classes
 
 
-ERRORS = _errors()
+ERRORS = _error_classes()
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -84,7 +173,7 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(size)
 
 
-def _frame(message: Call | Answer) -> bytes:
+def _frame(message: Envelope | Answer) -> bytes:
     data = _encode(message)
     return len(data).to_bytes(4, "big") + data
 
@@ -110,15 +199,14 @@ class _Desk:
         self._reader, self._writer = reader, writer
         self._consoles: dict[int, Console] = {}
         self._numbers = itertools.count(1)
-        self._turns = asyncio.Semaphore(CALLS_MAX)
+        self._free_calls = asyncio.Semaphore(CALLS_MAX)
 
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
-                    await self._turns.acquire()
-                    call = msgspec.msgpack.decode(await _read(self._reader), type=Call)
-                    group.create_task(self._answer(call))
+                    await self._free_calls.acquire()
+                    group.create_task(self._answer(_calls.decode(await _read(self._reader))))
         except* (asyncio.IncompleteReadError, ConnectionError, ValueError) as errors:
             log.info("a worker has gone", error=str(errors.exceptions[0]))
         finally:
@@ -126,39 +214,46 @@ class _Desk:
                 await console.close()
             self._writer.close()
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, envelope: Envelope) -> None:
+        kind, trace, result, failure = type(envelope.call).__name__, envelope.trace, NOTHING, None
         try:
-            with traces.span(f"server does {call.method}", parent=call.trace) if call.trace else nullcontext():
-                answer = Answer(call.id, msgspec.Raw(_encode(await self._do(call.method, call.arguments))))
+            with traces.span(f"server does {kind}", parent=trace) if trace else nullcontext():
+                result = msgspec.Raw(_encode(await self._do(envelope.call)))
         except NovaError as error:
             failure = Failure(error.code, error.detail, error.field, error.hint)
-            answer = Answer(call.id, msgspec.Raw(_encode(None)), failure)
         except Exception:  # a defect met by one request is that request's
-            log.exception("defect while a worker is answered", method=call.method)
+            log.exception("defect while a worker is answered", call=kind)
             failure = Failure("internal-error", "something went wrong here, not with the request", None, "try again")
-            answer = Answer(call.id, msgspec.Raw(_encode(None)), failure)
         finally:
-            self._turns.release()
-        self._writer.write(_frame(answer))
+            self._free_calls.release()
+        self._writer.write(_frame(Answer(envelope.id, result, failure)))
         await self._writer.drain()
 
-    async def _do(self, method: str, arguments: list[Any]) -> Any:
-        match method:
-            case "open_console":
-                node, vm, kind = arguments
+    async def _do(self, call: AnyCall) -> object:
+        match call:
+            case AskNode():
+                return await self._agents.ask(call.node, questions.decode(call.question))
+            case ListConnected():
+                return await self._agents.connected()
+            case ProbePath():
+                return await self._agents.probe(call.source, call.target, call.seconds)
+            case ForeseeMove():
+                return await self._agents.foresee(call.vm, call.source, call.target)
+            case CopyImage():
+                return await self._agents.copy_image(call.name, call.source, call.target, call.actor)
+            case OpenConsole():
                 number = next(self._numbers)
-                self._consoles[number] = await self._agents.open_console(node, vm, ConsoleKind(kind))
+                self._consoles[number] = await self._agents.open_console(call.node, call.vm, call.kind)
                 return number
-            case "read_console":
-                console = self._consoles[arguments[0]]
+            case ReadConsole():
+                console = self._consoles[call.console]
                 return ConsoleRead(await console.read(), console.reason)
-            case "write_console":
-                return await self._consoles[arguments[0]].write(arguments[1])
-            case "close_console":
-                return await self._consoles.pop(arguments[0]).close()
-            case _ if method in PLAIN:
-                return await getattr(self._agents, method)(*arguments)
-        raise ValueError(f"workers ask nothing called {method!r}")
+            case WriteConsole():
+                await self._consoles[call.console].write(call.data)
+                return None
+            case CloseConsole():
+                await self._consoles.pop(call.console).close()
+                return None
 
 
 class Relay:
@@ -168,7 +263,7 @@ class Relay:
         self.gone = asyncio.Event()
         """The process that has the links has ended."""
         self._writer = writer
-        self._waiting: dict[int, asyncio.Future[msgspec.Raw]] = {}
+        self._pending = Pending[Answer]("calls", CALLS_MAX, CALLS_MAX)
         self._numbers = itertools.count(1)
         self._listening = asyncio.create_task(self._listen(reader), name="relay")
 
@@ -185,75 +280,46 @@ class Relay:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                answer = msgspec.msgpack.decode(await _read(reader), type=Answer)
-                waiting = self._waiting.pop(answer.id, None)
-                if waiting is None or waiting.done():
-                    continue
-                if answer.failure is None:
-                    waiting.set_result(answer.result)
-                else:
-                    said = answer.failure
-                    waiting.set_exception(ERRORS[said.code](said.detail, field=said.field, hint=said.hint))
+                answer = _answers.decode(await _read(reader))
+                self._pending.settle(None, answer.id, answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             self.gone.set()
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(Unavailable("this server is about to end", hint="try again"))
+            self._pending.fail(None, "this server is about to end", "try again")
 
-    async def _call(self, method: str, *arguments: Any) -> msgspec.Raw:
+    async def call(self, call: Call[A]) -> A:
+        """Return the answer to a call. Raises NovaError."""
         if self.gone.is_set():
             raise Unavailable("this server is about to end", hint="try again")
         id = next(self._numbers)
-        waiting = self._waiting[id] = asyncio.get_running_loop().create_future()
-        try:
-            self._writer.write(_frame(Call(id, method, list(arguments), traces.carry())))
+        with self._pending.expect(None, id) as future:
+            self._writer.write(_frame(Envelope(id, cast("AnyCall", call), traces.carry())))
             await self._writer.drain()
-            result: msgspec.Raw = await waiting
-            return result
-        finally:
-            self._waiting.pop(id, None)
+            answer = await future
+        if answer.failure is not None:
+            failure = answer.failure
+            raise ERRORS[failure.code](failure.detail, field=failure.field, hint=failure.hint)
+        return msgspec.msgpack.decode(answer.result, type=questions.answer_type(type(call)))
+
+    async def ask(self, node: str, question: Question[A]) -> A:
+        raw = await self.call(AskNode(node, msgspec.Raw(_encode(question))))
+        return msgspec.msgpack.decode(raw, type=questions.answer_type(type(question)))
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> Console:
-        number = msgspec.msgpack.decode(await self._call("open_console", node, vm, kind), type=int)
-        return _RelayedConsole(self, number)
-
-    async def console_log(self, node: str, vm: str, bytes_max: int) -> bytes:
-        return msgspec.msgpack.decode(await self._call("console_log", node, vm, bytes_max), type=bytes)
-
-    async def screenshot(self, node: str, vm: str) -> bytes:
-        return msgspec.msgpack.decode(await self._call("screenshot", node, vm), type=bytes)
-
-    async def node_metrics(self, node: str, open_metrics: bool) -> bytes:
-        return msgspec.msgpack.decode(await self._call("node_metrics", node, open_metrics), type=bytes)
-
-    async def set_log_level(self, node: str, level: str) -> None:
-        await self._call("set_log_level", node, level)
+        return _RelayedConsole(self, await self.call(OpenConsole(node, vm, kind)))
 
     async def connected(self) -> list[str]:
-        return msgspec.msgpack.decode(await self._call("connected"), type=list[str])
+        return await self.call(ListConnected())
 
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured:
-        return msgspec.msgpack.decode(await self._call("probe", source, target, seconds), type=PathMeasured)
+        return await self.call(ProbePath(source, target, seconds))
 
     async def foresee(self, vm: str, source: str, target: str) -> MoveForeseen:
-        return msgspec.msgpack.decode(await self._call("foresee", vm, source, target), type=MoveForeseen)
-
-    async def take_piece(self, node: str, import_: str, offset: int, data: bytes) -> int:
-        return msgspec.msgpack.decode(await self._call("take_piece", node, import_, offset, data), type=int)
-
-    async def read_export(self, node: str, export: str, offset: int, bytes_max: int) -> bytes:
-        return msgspec.msgpack.decode(await self._call("read_export", node, export, offset, bytes_max), type=bytes)
-
-    async def read_firmware_state(self, node: str, export: str) -> FirmwareState:
-        return msgspec.msgpack.decode(await self._call("read_firmware_state", node, export), type=FirmwareState)
-
-    async def remove_image(self, node: str, name: str, digest: str) -> None:
-        await self._call("remove_image", node, name, digest)
+        return await self.call(ForeseeMove(vm, source, target))
 
     async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
-        return msgspec.msgpack.decode(await self._call("copy_image", name, source, target, actor), type=ImageCopy)
+        return await self.call(CopyImage(name, source, target, actor))
 
 
 class _RelayedConsole:
@@ -264,13 +330,13 @@ class _RelayedConsole:
         self._relay, self._number = relay, number
 
     async def read(self) -> bytes | None:
-        found = msgspec.msgpack.decode(await self._relay._call("read_console", self._number), type=ConsoleRead)
-        self.reason = found.reason
-        return found.data
+        piece = await self._relay.call(ReadConsole(self._number))
+        self.reason = piece.reason
+        return piece.data
 
     async def write(self, data: bytes) -> None:
-        await self._relay._call("write_console", self._number, data)
+        await self._relay.call(WriteConsole(self._number, data))
 
     async def close(self) -> None:
         with contextlib.suppress(NovaError):
-            await self._relay._call("close_console", self._number)
+            await self._relay.call(CloseConsole(self._number))

@@ -19,7 +19,6 @@ from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
 from novacron.model.volume import VolumePhase
-from novacron.wire.questions import Question
 
 PROTOCOL = 6
 
@@ -29,6 +28,39 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, kw_o
 
     trace: str = ""
     """To which trace belongs what is said (W3C Trace Context: traceparent)."""
+
+
+class Request(Message, frozen=True):
+    """Base of the server's messages that a node replies to."""
+
+    @property
+    def reply_key(self) -> str:
+        """What tells the reply from others."""
+        raise NotImplementedError
+
+
+class Reply(Message, frozen=True, kw_only=True):
+    """Base of a node's messages that reply to a request. ``error`` says why there is no result."""
+
+    error: str = ""
+
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        """The keys of the requests that this settles."""
+        raise NotImplementedError
+
+
+def _ready(exchange: str) -> str:
+    return f"{exchange} is ready"
+
+
+def _over(exchange: str) -> str:
+    return f"{exchange} is over"
+
+
+def _settles(exchange: str, error: str) -> tuple[str, ...]:
+    """Return what the end of an exchange settles: a node that failed will not become ready either."""
+    return (_ready(exchange), _over(exchange)) if error else (_over(exchange),)
 
 
 # agent to server
@@ -151,20 +183,27 @@ class ConsoleClosed(Message, frozen=True):
     reason: str
 
 
-class ProbeReady(Message, frozen=True):
+class ProbeReady(Reply, frozen=True):
     """This node expects the probe."""
 
     probe: str
 
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        return (_ready(self.probe),)
 
-class Probed(Message, frozen=True):
+
+class Probed(Reply, frozen=True):
     """What a probe found, or why it found nothing."""
 
     probe: str
     found: PathMeasured | None
     foreseen: MoveForeseen | None = None
     """If the move of a VM was to be foreseen."""
-    error: str = ""
+
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        return _settles(self.probe, self.error)
 
 
 class ImageMissing(Message, frozen=True):
@@ -180,17 +219,24 @@ class ImageIdle(Message, frozen=True):
     digest: str
 
 
-class CopyReady(Message, frozen=True):
+class CopyReady(Reply, frozen=True):
     """This node expects the copy of an image."""
 
     copy: str
 
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        return (_ready(self.copy),)
 
-class Copied(Message, frozen=True):
+
+class Copied(Reply, frozen=True):
     """The image is here, or it is known why it will not come."""
 
     copy: str
-    error: str = ""
+
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        return _settles(self.copy, self.error)
 
 
 class SnapshotStands(Message, frozen=True):
@@ -243,13 +289,16 @@ class ImportStands(Message, frozen=True):
     error: str = ""
 
 
-class Answered(Message, frozen=True):
+class Answered(Reply, frozen=True):
     """What came of a question: a value, whose form follows from the question, or what was wrong."""
 
     ask: int
     value: msgspec.Raw = msgspec.Raw(b"\xc0")
-    error: str = ""
     field: str | None = None
+
+    @property
+    def replies_to(self) -> tuple[str, ...]:
+        return (str(self.ask),)
 
 
 class RenewCertificate(Message, frozen=True):
@@ -421,15 +470,19 @@ class ConsoleClose(Message, frozen=True):
     channel: int
 
 
-class ProbeExpected(Message, frozen=True):
+class ProbeExpected(Request, frozen=True):
     """Another node will send a probe here."""
 
     probe: str
     peer: str
     seconds: float
 
+    @property
+    def reply_key(self) -> str:
+        return _ready(self.probe)
 
-class ProbeWanted(Message, frozen=True):
+
+class ProbeWanted(Request, frozen=True):
     """Measure the path to another node, which waits at ``endpoint``."""
 
     probe: str
@@ -441,8 +494,12 @@ class ProbeWanted(Message, frozen=True):
     rate_bytes_per_s: int | None = None
     """Use no more of the link than so much."""
 
+    @property
+    def reply_key(self) -> str:
+        return _over(self.probe)
 
-class CopyExpected(Message, frozen=True):
+
+class CopyExpected(Request, frozen=True):
     """Another node will send this image."""
 
     copy: str
@@ -451,8 +508,12 @@ class CopyExpected(Message, frozen=True):
     on_demand: bool
     """A VM needs it: it need not stay when no VM does."""
 
+    @property
+    def reply_key(self) -> str:
+        return _ready(self.copy)
 
-class CopyWanted(Message, frozen=True):
+
+class CopyWanted(Request, frozen=True):
     """Send this image to another node, which waits at ``endpoint``."""
 
     copy: str
@@ -461,6 +522,10 @@ class CopyWanted(Message, frozen=True):
     image: ImageInfo
     rate_bytes_per_s: int | None = None
     """Use no more of the link than so much."""
+
+    @property
+    def reply_key(self) -> str:
+        return _over(self.copy)
 
 
 class ImportWanted(msgspec.Struct, frozen=True):
@@ -516,11 +581,16 @@ class Imports(Message, frozen=True):
     imports: tuple[ImportWanted, ...]
 
 
-class Ask(Message, frozen=True):
-    """Something that is answered once, by ``Answered``."""
+class Ask(Request, frozen=True):
+    """A question (``wire/questions.py``), answered once, by ``Answered``."""
 
     ask: int
-    question: Question
+    question: msgspec.Raw
+    """Decoded apart, so that a question which this agent does not know is answered, too."""
+
+    @property
+    def reply_key(self) -> str:
+        return str(self.ask)
 
 
 class Rename(Message, frozen=True):

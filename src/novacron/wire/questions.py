@@ -1,71 +1,102 @@
-"""What a server asks a node, and gets one answer to."""
+"""What a server asks a node: one struct per question, which declares its answer's type and time limit.
+
+To add a question: a struct here, a handler in ``agent/control/queries.py``, and a call of ``ask``. An older agent
+answers a question that it does not know with an error.
+"""
 
 from __future__ import annotations
 
+import functools
+import operator
+from typing import ClassVar, Generic, TypeVar, get_args
+
 import msgspec
 
+from novacron.model.firmware_state import FirmwareState
 
-class TakePiece(msgspec.Struct, frozen=True, tag=True):
-    """Bytes of an upload, which begin at ``offset``. The answer is how many of it the node holds."""
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+
+
+class Answerable(msgspec.Struct, Generic[A_co], frozen=True):
+    """Something that is answered once. ``A_co`` is the type of the answer."""
+
+
+class Question(Answerable[A_co], frozen=True):
+    """Base of all questions to a node."""
+
+    time_limit_s: ClassVar[float] = 30.0
+    """How long the server waits for the answer."""
+
+
+class TakePiece(Question[int], frozen=True, tag=True):
+    """Bytes of an upload that begin at ``offset``. The answer is how many bytes of the upload the node holds."""
 
     id: str
     offset: int
     data: bytes
 
 
-class RemoveImage(msgspec.Struct, frozen=True, tag=True):
-    """Remove an image; no VM is made of it any more. The answer is empty."""
+class RemoveImage(Question[None], frozen=True, tag=True):
+    """Remove an image of which no VM is made any more."""
 
     name: str
     digest: str
 
 
-class ReadConsoleLog(msgspec.Struct, frozen=True, tag=True):
-    """The end of what a VM printed on its serial line. The answer is bytes."""
+class ReadConsoleLog(Question[bytes], frozen=True, tag=True):
+    """The end of what a VM printed on its serial line."""
 
     vm: str
     bytes_max: int
 
 
-class TakeScreenshot(msgspec.Struct, frozen=True, tag=True):
+class TakeScreenshot(Question[bytes], frozen=True, tag=True):
     """What a VM's display shows. The answer is a PNG file."""
 
     vm: str
 
 
-class ReadExport(msgspec.Struct, frozen=True, tag=True):
-    """A piece of an export. The answer is bytes."""
+class ReadExport(Question[bytes], frozen=True, tag=True):
+    """A piece of an export."""
 
     id: str
     offset: int
     bytes_max: int
 
 
-class ReadFirmwareState(msgspec.Struct, frozen=True, tag=True):
-    """What firmware and TPM of an exported VM remembered. The answer is a FirmwareState."""
+class ReadFirmwareState(Question[FirmwareState], frozen=True, tag=True):
+    """The state of the firmware and TPM of an exported VM."""
 
     id: str
 
 
-class ReadMetrics(msgspec.Struct, frozen=True, tag=True):
-    """What the agent, its host and its VMs have counted and use, in a format of Prometheus'. The answer is bytes."""
+class ReadMetrics(Question[bytes], frozen=True, tag=True):
+    """The metrics of the agent, its host and its VMs, in one of Prometheus' formats."""
+
+    time_limit_s: ClassVar[float] = 8.0
 
     open_metrics: bool
 
 
-class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
-    """Log more, or less, until the agent ends. The answer is empty."""
+class SetLogLevel(Question[None], frozen=True, tag=True):
+    """Change the agent's log level until it ends."""
 
     level: str
 
 
-Question = (
-    ReadMetrics
-    | SetLogLevel
-    | ReadExport
-    | ReadFirmwareState
-    | TakePiece
-    | RemoveImage
-    | ReadConsoleLog
-    | TakeScreenshot
-)
+ALL: tuple[type[Question[object]], ...] = tuple(Question.__subclasses__())
+
+_decoder: msgspec.msgpack.Decoder[Question[object]] = msgspec.msgpack.Decoder(functools.reduce(operator.or_, ALL))
+
+
+def decode(raw: bytes | msgspec.Raw) -> Question[object]:
+    """Return the question that ``raw`` holds. Raises msgspec.DecodeError."""
+    return _decoder.decode(raw)
+
+
+def answer_type(asked: type[Answerable[A]]) -> type[A]:
+    """Return the type of the answer, as its struct declares it."""
+    (base,) = asked.__orig_bases__  # type: ignore[attr-defined] # each names its answer there
+    declared: type[A] = get_args(base)[0]
+    return declared

@@ -1,11 +1,11 @@
-"""What the server asks this node, once, and what it is answered."""
+"""The server's questions to this node, and what answers each of them."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -18,23 +18,28 @@ from novacron.agent.vm.machine import Machine
 from novacron.agent.worker import Host, Worker
 from novacron.disk.formats import Unacceptable
 from novacron.model.errors import InvalidInput
+from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 from novacron.wire import questions
+from novacron.wire.questions import Question
 
 log = logs.get(__name__)
 
+A = TypeVar("A")
+Q = TypeVar("Q", bound=Question[object])
 
-class Asked(msgspec.Struct, frozen=True):
-    """Of what the node is asked. ``look`` looks at its images again."""
+
+class Subjects(msgspec.Struct, frozen=True):
+    """What questions are about. ``rescan_images`` looks at the node's images again."""
 
     imports: Imports
     exports: Exports
     host: Host
     workers: Mapping[str, Worker]
-    look: Callable[[], Awaitable[None]]
+    rescan_images: Callable[[], Awaitable[None]]
     metrics: AgentMetrics
 
     def machine(self, vm: str) -> Machine:
@@ -45,64 +50,104 @@ class Asked(msgspec.Struct, frozen=True):
         return worker.machine
 
 
-async def answer(message: wire.Ask, of: Asked) -> wire.Answered:
+Handler = Callable[[Q, Subjects], Awaitable[object]]
+
+HANDLERS: dict[type[Question[object]], Handler[Question[object]]] = {}
+"""What answers each question: handlers enter themselves with ``answers``."""
+
+
+def answers(
+    question: type[Question[A]],
+) -> Callable[[Callable[[Q, Subjects], Awaitable[A]]], Callable[[Q, Subjects], Awaitable[A]]]:
+    """Let a function answer a question; its result is of the type that the question declares."""
+
+    def enter(handler: Callable[[Q, Subjects], Awaitable[A]]) -> Callable[[Q, Subjects], Awaitable[A]]:
+        HANDLERS[cast("type[Question[object]]", question)] = cast("Handler[Question[object]]", handler)
+        return handler
+
+    return enter
+
+
+async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
     """Return the answer to a question, whatever happens."""
-    outcome = "refused"
+    kind, outcome = "unknown", "refused"
     try:
-        value = await _value(message.question, of)
+        question = questions.decode(message.question)
+        kind = type(question).__name__
+        value = await HANDLERS[type(question)](question, about)
         outcome = "answered"
+    except msgspec.DecodeError as error:
+        return wire.Answered(message.ask, error=f"its agent does not know this question: {error}")
     except InvalidInput as error:
         return wire.Answered(message.ask, error=error.detail, field=error.field)
     except (Unacceptable, MonitorFailed, OSError, TimeoutError) as error:
         outcome = "failed"
         return wire.Answered(message.ask, error=str(error) or type(error).__name__)
-    except Exception as error:  # a defect: who asked must not wait for it in vain
+    except Exception as error:  # a defect: whoever asked must not wait in vain
         outcome = "failed"
-        log.exception("defect in an answer")
+        log.exception("defect in an answer", question=kind)
         return wire.Answered(message.ask, error=f"its agent has a defect: {type(error).__name__}; see its log")
     finally:
-        counter("novacron_agent_questions_total").add(type(message.question).__name__, outcome)
+        counter("novacron_agent_questions_total").add(kind, outcome)
     return wire.Answered(message.ask, msgspec.Raw(wire.encoder.encode(value)))
 
 
-async def _value(question: questions.Question, of: Asked) -> Any:
-    match question:
-        case questions.ReadMetrics(open_metrics=open_metrics):
-            return await of.metrics.render(open_metrics=open_metrics)
-        case questions.SetLogLevel(level=level):
-            try:
-                logs.set_level(level)
-            except ValueError as error:
-                raise InvalidInput(str(error), field="level") from error
-            log.warning("the log's level is another now", level=level)
-            return None
-        case questions.TakePiece(id=id, offset=offset, data=data):
-            return await of.imports.take(id, offset, data)
-        case questions.ReadExport(id=id, offset=offset, bytes_max=bytes_max):
-            return await asyncio.to_thread(of.exports.read, id, offset, bytes_max)
-        case questions.ReadFirmwareState(id=id):
-            return await asyncio.to_thread(of.exports.read_firmware_state, id)
-        case questions.ReadConsoleLog(vm=vm, bytes_max=bytes_max):
-            return await asyncio.to_thread(console_log.read, of.machine(vm).directory, bytes_max)
-        case questions.TakeScreenshot(vm=vm):
-            return await of.machine(vm).screenshot()
-        case questions.RemoveImage(name=name, digest=digest):
-            image = of.host.images.get(name)
-            if image is not None and image.info.digest == digest:
-                await asyncio.to_thread(_remove, of.host, name)
-                await of.look()
-            return None
+@answers(questions.ReadMetrics)
+async def _read_metrics(question: questions.ReadMetrics, about: Subjects) -> bytes:
+    return await about.metrics.render(open_metrics=question.open_metrics)
+
+
+@answers(questions.SetLogLevel)
+async def _set_log_level(question: questions.SetLogLevel, _about: Subjects) -> None:
+    try:
+        logs.set_level(question.level)
+    except ValueError as error:
+        raise InvalidInput(str(error), field="level") from error
+    log.warning("the log level has changed", level=question.level)
+
+
+@answers(questions.TakePiece)
+async def _take_piece(question: questions.TakePiece, about: Subjects) -> int:
+    return await about.imports.take(question.id, question.offset, question.data)
+
+
+@answers(questions.ReadExport)
+async def _read_export(question: questions.ReadExport, about: Subjects) -> bytes:
+    return await asyncio.to_thread(about.exports.read, question.id, question.offset, question.bytes_max)
+
+
+@answers(questions.ReadFirmwareState)
+async def _read_firmware_state(question: questions.ReadFirmwareState, about: Subjects) -> FirmwareState:
+    return await asyncio.to_thread(about.exports.read_firmware_state, question.id)
+
+
+@answers(questions.ReadConsoleLog)
+async def _read_console_log(question: questions.ReadConsoleLog, about: Subjects) -> bytes:
+    return await asyncio.to_thread(console_log.read, about.machine(question.vm).directory, question.bytes_max)
+
+
+@answers(questions.TakeScreenshot)
+async def _take_screenshot(question: questions.TakeScreenshot, about: Subjects) -> bytes:
+    return await about.machine(question.vm).screenshot()
+
+
+@answers(questions.RemoveImage)
+async def _remove_image(question: questions.RemoveImage, about: Subjects) -> None:
+    image = about.host.images.get(question.name)
+    if image is not None and image.info.digest == question.digest:
+        await asyncio.to_thread(_remove, about.host, question.name)
+        await about.rescan_images()
 
 
 def _remove(host: Host, name: str) -> None:
     """Remove an image, whole or not at all: it is out of sight before its files go."""
     root = host.settings.images_dir
     unused.forget(host.settings, name)
-    gone = root / f".removed-{host.settings.name}-{name}"
-    shutil.rmtree(gone, ignore_errors=True)
+    removed = root / f".removed-{host.settings.name}-{name}"
+    shutil.rmtree(removed, ignore_errors=True)
     place = root / name
     if place.is_symlink():
         place.unlink()
         return
-    place.rename(gone)
-    shutil.rmtree(gone)
+    place.rename(removed)
+    shutil.rmtree(removed)

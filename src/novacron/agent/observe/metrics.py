@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from novacron.agent.control.link import Link
 from novacron.agent.observe import usage
 from novacron.agent.worker import Host, Worker
 from novacron.pki import expires_at_s
@@ -16,11 +15,11 @@ from novacron.telemetry.values import Cells, counted, gauge
 class AgentMetrics:
     """All of an agent's."""
 
-    def __init__(self, host: Host, workers: Mapping[str, Worker], link: Link) -> None:
+    def __init__(self, host: Host, workers: Mapping[str, Worker], connected: Callable[[], bool]) -> None:
         self._workers = workers
         self._filesystems = usage.Filesystems(host.settings, host.pools.directories)
         pages, pool, certificate = host.pages.store, host.pool, host.identity.certificate
-        gauge("novacron_agent_link_connected").read = lambda: {(): link.connected}
+        gauge("novacron_agent_link_connected").read = lambda: {(): connected()}
         gauge("novacron_agent_workers").read = lambda: {(): len(workers)}
         gauge("novacron_agent_images").read = lambda: {(): len(host.images)}
         gauge("novacron_agent_lease_remaining_seconds").read = lambda: {(): host.lease.remaining_s()}

@@ -20,6 +20,7 @@ from novacron.model.console import ConsoleKind, Ticket
 from novacron.model.errors import IllegalState, NovaError
 from novacron.model.vm import Display
 from novacron.store import tickets
+from novacron.wire.questions import ReadConsoleLog, TakeScreenshot
 
 INPUT_BYTES_MAX = 64 * 1024
 CLOSE_REFUSED = 4409
@@ -65,7 +66,7 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
 )
 async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 * 1024) -> Response[bytes]:
     node, id = _place(request, ref)
-    return Response(await services(request).agents.console_log(node, id, tail), media_type=OCTETS)
+    return Response(await services(request).agents.ask(node, ReadConsoleLog(id, tail)), media_type=OCTETS)
 
 
 @get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
@@ -75,7 +76,8 @@ async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]
     if found is not None and found.body["spec"].get("display") == Display.NONE:
         raise IllegalState(f"VM {ref} has no display", hint=f"novacron vm console {ref}")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-    return Response(await services(request).agents.screenshot(node, id), media_type="image/png", headers=headers)
+    image = await services(request).agents.ask(node, TakeScreenshot(id))
+    return Response(image, media_type="image/png", headers=headers)
 
 
 @websocket("/api/v1/console", exclude_from_auth=True)

@@ -21,6 +21,7 @@ from novacron.model.export import Export, ExportPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.store import exports
 from novacron.store.database import Connection
+from novacron.wire.questions import ReadExport, ReadFirmwareState
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
@@ -65,7 +66,7 @@ async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> R
     if offset >= found.size_bytes:
         raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
     return Response(
-        await context.agents.read_export(found.node, found.id, offset, limits.UPLOAD_PIECE_BYTES_MAX),
+        await context.agents.ask(found.node, ReadExport(found.id, offset, limits.UPLOAD_PIECE_BYTES_MAX)),
         media_type="application/octet-stream",
     )
 
@@ -77,7 +78,7 @@ async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> R
 )
 async def fetch_firmware_state(request: ApiRequest, id: FromPath[str]) -> FirmwareState:
     found = await _ready(request, id)
-    return await services(request).agents.read_firmware_state(found.node, found.id)
+    return await services(request).agents.ask(found.node, ReadFirmwareState(found.id))
 
 
 async def _ready(request: ApiRequest, id: str) -> Export:

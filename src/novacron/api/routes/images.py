@@ -17,6 +17,7 @@ from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.event import Image, ImageCopy
 from novacron.model.node import NodeName
 from novacron.store import events, imports, vms
+from novacron.wire.questions import RemoveImage
 
 
 class ImageList(msgspec.Struct):
@@ -98,7 +99,7 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
     if using:
         raise Conflict(f"VMs are made of image {name}: {', '.join(using)}", hint="delete them first")
     for holder, digest in holders:
-        await context.agents.remove_image(holder, name, digest)
+        await context.agents.ask(holder, RemoveImage(name, digest))
         async with replies.change(request) as connection:
             await events.record(connection, "node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
     if node is None:

@@ -23,6 +23,7 @@ from novacron.model.node import NodeName
 from novacron.model.vm import Name, check_name
 from novacron.store import imports
 from novacron.store.database import Connection
+from novacron.wire.questions import TakePiece
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[
@@ -116,7 +117,7 @@ async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held
         raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
     async with context.database.connection() as connection:
         found = await imports.expected(connection, id, offset, len(piece))
-    return Held(await context.agents.take_piece(found.node, id, offset, piece))
+    return Held(await context.agents.ask(found.node, TakePiece(id, offset, piece)))
 
 
 async def _own(request: ApiRequest, id: str) -> str:

@@ -14,6 +14,7 @@ from novacron.api.edge import replies
 from novacron.api.routes.metrics import known_node
 from novacron.model.errors import Unavailable
 from novacron.telemetry import logs
+from novacron.wire.questions import SetLogLevel
 
 
 class Level(StrEnum):
@@ -58,5 +59,5 @@ async def change(request: ApiRequest, data: JSONBody[LogLevel]) -> LogLevel:
 async def change_node(request: ApiRequest, name: FromPath[str], data: JSONBody[LogLevel]) -> LogLevel:
     name = known_node(request, name)
     async with replies.change(request):
-        await services(request).agents.set_log_level(name, data.level)
+        await services(request).agents.ask(name, SetLogLevel(data.level))
     return data

@@ -18,6 +18,7 @@ from novacron.api.read_model.watch_cache import Cache
 from novacron.model.drain import DrainPhase
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
+from novacron.wire.questions import ReadMetrics
 
 Body = dict[str, Any]
 Value = tuple[str, Labels, float]
@@ -76,7 +77,7 @@ async def targets(request: ApiRequest) -> list[Target]:
 )
 async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
     open_metrics, media_type = _wanted(request)
-    found = await services(request).agents.node_metrics(known_node(request, name), open_metrics)
+    found = await services(request).agents.ask(known_node(request, name), ReadMetrics(open_metrics))
     return Response(found, media_type=media_type)
 
 
