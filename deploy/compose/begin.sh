@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes what agent and Prometheus begin with, once.
+# Create the join token of the agent and the token of Prometheus, once.
 set -eu
 if [ ! -s /shared/join ]; then
     novacron node join-token --node node-1 > /shared/.join

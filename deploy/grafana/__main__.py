@@ -1,4 +1,4 @@
-"""Writes every dashboard as Grafana reads it, and its page of the documentation."""
+"""Write every dashboard as Grafana's JSON, and its documentation page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API: what is asked, how fast it is answered, what is refused."""
+"""The API dashboard: requests, response times, rejections and the watch cache."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def api() -> Dashboard:
         board(
             "novacron-api",
             "API",
-            "What is asked, how fast it is answered, what is refused.",
+            "Requests, response times, rejections and the watch cache.",
             variable("route", "Route", "novacron_api_requests_total"),
         )
         .with_panel(number("Requests", "reqps", rate("novacron_api_requests_total")))
-        .with_panel(number("That fail", "percentunit", "novacron:api_errors:ratio5m", warn=0.001, bad=0.01))
-        .with_panel(number("95 % are answered within", "s", quantile(0.95, durations), warn=0.1, bad=0.5))
+        .with_panel(number("Error rate", "percentunit", "novacron:api_errors:ratio5m", warn=0.001, bad=0.01))
+        .with_panel(number("Response time, p95", "s", quantile(0.95, durations), warn=0.1, bad=0.5))
         .with_panel(
             number(
                 "Answered from memory",
@@ -29,8 +29,8 @@ def api() -> Dashboard:
                 f"{rate('novacron_api_cached_answers_total')} / {rate('novacron_api_requests_total')}",
             )
         )
-        .with_panel(number("Reads are as old as", "s", "max(novacron_feed_lag_seconds)", warn=1, bad=5))
-        .with_panel(number("Streams of changes", "none", "sum(novacron_api_followers)"))
+        .with_panel(number("Read lag", "s", "max(novacron_feed_lag_seconds)", warn=1, bad=5))
+        .with_panel(number("Event streams", "none", "sum(novacron_api_followers)"))
         .with_row(row("Requests"))
         .with_panel(
             graph(
@@ -51,16 +51,16 @@ def api() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Time to an answer",
+                "Response time",
                 "s",
                 {
-                    "half": quantile(0.5, durations, where=ROUTES),
+                    "p50": quantile(0.5, durations, where=ROUTES),
                     "95 %": quantile(0.95, durations, where=ROUTES),
                     "99 %": quantile(0.99, durations, where=ROUTES),
                 },
                 width=12,
                 exemplars=True,
-                about="A point is one request: it leads to its trace.",
+                about="Each point is a request and links to its trace.",
             )
         )
         .with_panel(
@@ -73,26 +73,24 @@ def api() -> Dashboard:
         )
         .with_row(row("Limits"))
         .with_panel(
-            graph("Worked on now", "none", {"{{instance}}": "sum by (instance) (novacron_api_requests_in_progress)"})
+            graph("In progress", "none", {"{{instance}}": "sum by (instance) (novacron_api_requests_in_progress)"})
         )
         .with_panel(
-            graph(
-                "Turned away", "reqps", {"{{reason}}": f"{rate('novacron_api_refused_total', 'reason')} or vector(0)"}
-            )
+            graph("Rejected", "reqps", {"{{reason}}": f"{rate('novacron_api_refused_total', 'reason')} or vector(0)"})
         )
         .with_panel(
-            graph("Lost to the records", "ops", {"refusals and calls": rate("novacron_api_records_lost_total")})
+            graph("Audit and API log records lost", "ops", {"records": rate("novacron_api_records_lost_total")})
         )
-        .with_row(row("The cache that answers"))
+        .with_row(row("Watch cache"))
         .with_panel(graph("Objects", "none", {"{{kind}}": "max by (kind) (novacron_cache_objects)"}))
         .with_panel(graph("Changes", "ops", {"{{kind}}": rate("novacron_feed_changes_total", "kind")}, stacked=True))
         .with_panel(
             graph(
-                "Taking changes in",
+                "Applying changes",
                 "s",
                 {
                     "95 % of batches": quantile(0.95, "novacron_feed_apply_duration_seconds"),
-                    "lag of {{instance}}": "max by (instance) (novacron_feed_lag_seconds)",
+                    "lag {{instance}}": "max by (instance) (novacron_feed_lag_seconds)",
                 },
             )
         )
@@ -100,7 +98,7 @@ def api() -> Dashboard:
         .with_panel(graph("Feed lost", "ops", {"{{instance}}": rate("novacron_feed_losses_total", "instance")}))
         .with_panel(
             graph(
-                "Collections of cycles",
+                "Garbage collections",
                 "ops",
                 {"generation {{generation}}": rate("novacron_gc_collections_total", "generation", SERVER)},
             )

@@ -1,4 +1,4 @@
-"""PostgreSQL as servers meet it, and as it sees itself; Redis."""
+"""The database dashboard: PostgreSQL as seen by servers and by itself; Redis."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from deploy.grafana.panels import board, graph, number, quantile, rate, row
 def database() -> Dashboard:
     queries = "novacron_database_query_duration_seconds"
     return (
-        board("novacron-database", "database", "PostgreSQL as servers meet it, and as it sees itself; Redis.")
+        board("novacron-database", "database", "PostgreSQL as seen by servers and by itself; Redis.")
         .with_panel(
             number(
                 "Connections used", "percentunit", "max(novacron:database_connections_used:ratio)", warn=0.7, bad=0.9
             )
         )
-        .with_panel(number("95 % of queries take", "s", quantile(0.95, queries), warn=0.05, bad=0.1))
+        .with_panel(number("Query time, p95", "s", quantile(0.95, queries), warn=0.05, bad=0.1))
         .with_panel(number("Queries", "ops", f"sum(rate({queries}_count[$__rate_interval]))"))
         .with_panel(number("Size", "bytes", "max(novacron_database_size_bytes)"))
         .with_panel(
             number("Oldest transaction", "s", "max(novacron_database_longest_transaction_seconds)", warn=15, bad=120)
         )
         .with_panel(number("Replicas", "none", "max(novacron_database_replicas)"))
-        .with_row(row("As servers meet it"))
+        .with_row(row("Seen by servers"))
         .with_panel(
             graph(
                 "Connections",
                 "none",
                 {
                     "{{state}} {{instance}}": "sum by (state, instance) (novacron_database_connections)",
-                    "most {{instance}}": "sum by (instance) (novacron_database_connections_max)",
+                    "limit {{instance}}": "sum by (instance) (novacron_database_connections_max)",
                 },
             )
         )
@@ -54,10 +54,10 @@ def database() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Time of queries",
+                "Query time",
                 "s",
                 {"{{operation}}": quantile(0.95, queries, "operation")},
-                about="95 % take no longer.",
+                about="95th percentile.",
             )
         )
         .with_panel(
@@ -69,23 +69,23 @@ def database() -> Dashboard:
             )
         )
         .with_panel(
-            graph("Not reached", "ops", {"{{instance}}": rate("novacron_database_unavailable_total", "instance")})
+            graph("Unavailable", "ops", {"{{instance}}": rate("novacron_database_unavailable_total", "instance")})
         )
-        .with_row(row("As it sees itself"))
+        .with_row(row("Seen by PostgreSQL and Redis"))
         .with_panel(
             graph(
                 "Sessions",
                 "none",
-                {"sessions": "max(novacron_database_sessions)", "most": "max(novacron_database_sessions_max)"},
+                {"sessions": "max(novacron_database_sessions)", "limit": "max(novacron_database_sessions_max)"},
             )
         )
-        .with_panel(graph("Rows that wait for vacuum", "none", {"dead rows": "max(novacron_database_dead_rows)"}))
+        .with_panel(graph("Rows waiting for vacuum", "none", {"dead rows": "max(novacron_database_dead_rows)"}))
         .with_panel(
             graph(
                 "Archiving",
                 "none",
                 {"on": "max(novacron_database_archiving)", "failures": "max(novacron_database_archive_failures)"},
-                about="Pieces of the log that go to the backup.",
+                about="WAL segments sent to the backup.",
             )
         )
         .with_panel(

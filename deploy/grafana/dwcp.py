@@ -1,4 +1,4 @@
-"""How VMs move: how long, over which links, what is saved."""
+"""The migration dashboard: duration, downtime, links and savings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from deploy.grafana.panels import board, graph, number, rate, row
 
 def dwcp() -> Dashboard:
     return (
-        board("novacron-dwcp", "DWCP and migrations", "How VMs move: how long, over which links, what is saved.")
+        board("novacron-dwcp", "DWCP and migrations", "Migrations: duration, downtime, links and savings.")
         .with_panel(
             number(
-                "Migrations in an hour", "none", "sum(max by (kind, outcome) (increase(novacron_migrations_total[1h])))"
+                "Migrations per hour", "none", "sum(max by (kind, outcome) (increase(novacron_migrations_total[1h])))"
             )
         )
         .with_panel(
             number(
-                "That complete",
+                "Completed",
                 "percentunit",
                 'sum(max by (kind) (novacron_migrations_total{outcome="completed"}))'
                 " / sum(max by (kind, outcome) (novacron_migrations_total))",
@@ -28,12 +28,14 @@ def dwcp() -> Dashboard:
         )
         .with_panel(
             number(
-                "95 % take", "s", "histogram_quantile(0.95, sum by (le) (novacron_migration_duration_seconds_bucket))"
+                "Duration, p95",
+                "s",
+                "histogram_quantile(0.95, sum by (le) (novacron_migration_duration_seconds_bucket))",
             )
         )
         .with_panel(
             number(
-                "95 % stand still for",
+                "Downtime, p95",
                 "s",
                 "histogram_quantile(0.95, sum by (le) (novacron_migration_downtime_seconds_bucket))",
                 warn=0.5,
@@ -42,12 +44,12 @@ def dwcp() -> Dashboard:
         )
         .with_panel(
             number(
-                "Sent of what QEMU gave",
+                "Sent share of QEMU's stream",
                 "percentunit",
                 "max(novacron_dwcp_wire_bytes_total) / max(novacron_dwcp_stream_bytes_total)",
             )
         )
-        .with_panel(number("Under way", "none", "sum(max by (phase) (novacron_migrations_active))"))
+        .with_panel(number("Active", "none", "sum(max by (phase) (novacron_migrations_active))"))
         .with_row(row("Migrations"))
         .with_panel(
             graph(
@@ -57,16 +59,14 @@ def dwcp() -> Dashboard:
                 stacked=True,
             )
         )
-        .with_panel(
-            graph("Under way", "none", {"{{phase}}": "max by (phase) (novacron_migrations_active)"}, stacked=True)
-        )
+        .with_panel(graph("Active", "none", {"{{phase}}": "max by (phase) (novacron_migrations_active)"}, stacked=True))
         .with_panel(
             graph(
                 "Saved",
                 "bytes",
                 {"{{by}}": "max by (by) (novacron_dwcp_saved_bytes_total)"},
                 stacked=True,
-                about="What did not have to be sent as it is.",
+                about="Bytes that did not have to be sent, by reason.",
             )
         )
         .with_row(row("Links"))
@@ -82,7 +82,7 @@ def dwcp() -> Dashboard:
                     "{{source}} to {{target}}": "max by (source, target) (novacron_dwcp_round_trip_seconds)",
                     "now": "max(novacron_dwcp_round_trip_seconds) or vector(0)",
                 },
-                about="As TCP sees it, queues included, of migrations under way.",
+                about="As measured by TCP, including queues, of active migrations.",
             )
         )
         .with_panel(
@@ -90,11 +90,11 @@ def dwcp() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Sent again",
+                "Retransmissions and repairs",
                 "none",
                 {
                     "segments": "max(novacron_dwcp_retransmits_total)",
-                    "sessions that went on": "max(novacron_dwcp_resumed_sessions_total)",
+                    "resumed sessions": "max(novacron_dwcp_resumed_sessions_total)",
                     "damaged pages": "max(novacron_dwcp_repaired_pages_total)",
                 },
             )
@@ -109,28 +109,28 @@ def dwcp() -> Dashboard:
                 },
             )
         )
-        .with_row(row("What nodes remember"))
+        .with_row(row("Page stores"))
         .with_panel(
             graph(
-                "Pages of VMs that left",
+                "Checkpoints of VMs that left",
                 "bytes",
                 {
                     "{{node}}": "sum by (node) (novacron_dwcp_page_store_bytes)",
-                    "most {{node}}": "sum by (node) (novacron_dwcp_page_store_bytes_max)",
+                    "limit {{node}}": "sum by (node) (novacron_dwcp_page_store_bytes_max)",
                 },
                 width=12,
             )
         )
         .with_panel(
             graph(
-                "Agents' actions of migrations",
+                "Duration of agents' migration actions",
                 "s",
                 {
                     "{{action}}": "histogram_quantile(0.95, sum by (le, action) (novacron_agent_action_duration_seconds_bucket"
                     '{action=~"send|receive|pull|serve"}))'
                 },
                 width=12,
-                about="95 % have taken no longer.",
+                about="95th percentile.",
             )
         )
     )

@@ -1,4 +1,4 @@
-"""Hosts, site by site: are they there, what do they have left."""
+"""The node dashboard: availability, capacity and agents, by site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def nodes() -> Dashboard:
         board(
             "novacron-nodes",
             "nodes and sites",
-            "Hosts, site by site: are they there, what do they have left.",
+            "Nodes by site: availability, capacity and agents.",
             variable("site", "Site", "novacron_node_ready"),
             variable("node", "Node", "novacron_node_ready"),
         )
@@ -34,10 +34,10 @@ def nodes() -> Dashboard:
                 {"{{site}} ready": 'sum by (site) (max by (site, node) (novacron_node_ready{site=~"$site"}))'},
             )
         )
-        .with_row(row("What they have, and use"))
+        .with_row(row("Capacity and use"))
         .with_panel(
             graph(
-                "Processors used",
+                "CPU used",
                 "percentunit",
                 {
                     "{{node}}": f'sum by (node) (rate(novacron_host_cpu_seconds_total{{mode!~"idle|iowait", {NODES}}}[$__rate_interval]))'
@@ -59,7 +59,7 @@ def nodes() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Memory promised",
+                "Memory allocated",
                 "percentunit",
                 {
                     "{{node}}": f"max by (node) (novacron_node_memory_allocated_bytes{{{NODES}}}) / max by (node) (novacron_node_memory_bytes{{{NODES}}})"
@@ -68,7 +68,7 @@ def nodes() -> Dashboard:
         )
         .with_panel(
             graph(
-                "vCPUs promised for each processor",
+                "vCPUs allocated per CPU",
                 "none",
                 {
                     "{{node}}": f"max by (node) (novacron_node_vcpus_allocated{{{NODES}}}) / max by (node) (novacron_node_cpus{{{NODES}}})"
@@ -77,15 +77,15 @@ def nodes() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Waiting",
+                "Pressure",
                 "percentunit",
                 {"{{node}} {{resource}}": rate("novacron_host_pressure_seconds_total", "node, resource", NODES)},
-                about="Share of time in which something waits for a resource (PSI).",
+                about="Share of time in which a task waits for the resource (PSI).",
             )
         )
         .with_panel(
             graph(
-                "Disks used",
+                "Disk space used",
                 "percentunit",
                 {
                     "{{node}} {{place}}": f"1 - novacron_host_filesystem_free_bytes{{{NODES}}} / novacron_host_filesystem_bytes{{{NODES}}}"
@@ -109,17 +109,25 @@ def nodes() -> Dashboard:
         .with_row(row("Agents"))
         .with_panel(graph("Link", "none", {"{{node}}": f"max by (node) (novacron_agent_link_connected{{{NODES}}})"}))
         .with_panel(
-            graph("Lease left", "s", {"{{node}}": f"max by (node) (novacron_agent_lease_remaining_seconds{{{NODES}}})"})
+            graph(
+                "Lease remaining",
+                "s",
+                {"{{node}}": f"max by (node) (novacron_agent_lease_remaining_seconds{{{NODES}}})"},
+            )
         )
         .with_panel(
-            graph("Clocks", "s", {"{{node}}": f"max by (node) (abs(novacron_node_clock_skew_seconds{{{NODES}}}))"})
-        )
-        .with_panel(
-            graph("Steps", "ops", {"{{node}} {{outcome}}": rate("novacron_agent_steps_total", "node, outcome", NODES)})
+            graph("Clock skew", "s", {"{{node}}": f"max by (node) (abs(novacron_node_clock_skew_seconds{{{NODES}}}))"})
         )
         .with_panel(
             graph(
-                "Commands to QEMUs",
+                "Worker steps",
+                "ops",
+                {"{{node}} {{outcome}}": rate("novacron_agent_steps_total", "node, outcome", NODES)},
+            )
+        )
+        .with_panel(
+            graph(
+                "QMP commands",
                 "ops",
                 {
                     "{{command}} {{outcome}}": "topk(10, "
@@ -130,17 +138,17 @@ def nodes() -> Dashboard:
         )
         .with_panel(
             graph(
-                "QEMUs answer within",
+                "QMP response time, p95",
                 "s",
                 {"{{node}}": quantile(0.95, "novacron_qmp_command_duration_seconds", "node", NODES)},
             )
         )
         .with_panel(
-            graph("Messages of agents", "ops", {"{{type}}": rate("novacron_link_messages_total", "type")}, stacked=True)
+            graph("Agent messages", "ops", {"{{type}}": rate("novacron_link_messages_total", "type")}, stacked=True)
         )
         .with_panel(
             graph(
-                "Heartbeats and reports",
+                "Heartbeats and observations",
                 "ops",
                 {
                     "heartbeats {{outcome}}": rate("novacron_link_heartbeats_total", "outcome"),
@@ -153,7 +161,7 @@ def nodes() -> Dashboard:
                 "Questions to agents",
                 "s",
                 {"{{question}}": quantile(0.95, "novacron_link_question_duration_seconds", "question")},
-                about="95 % are answered within.",
+                about="Response time, 95th percentile.",
             )
         )
     )

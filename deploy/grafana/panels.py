@@ -1,4 +1,4 @@
-"""What dashboards are made of: panels of a few kinds, variables, and what all dashboards have in common."""
+"""Panels, variables, and what all dashboards have in common."""
 
 from __future__ import annotations
 

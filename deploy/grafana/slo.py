@@ -1,4 +1,4 @@
-"""What was promised, and how much of what may go wrong is left."""
+"""The dashboard of service level objectives and the remaining error budget."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from deploy.grafana.panels import board, graph, list_of, number, row
 
 def slo() -> Dashboard:
     return (
-        board(
-            "novacron-slo", "service level objectives", "What was promised, and how much of what may go wrong is left."
-        )
+        board("novacron-slo", "service level objectives", "Service level objectives and the remaining error budget.")
         .with_panel(
             number(
-                "Requests that succeed (99.9 %)",
+                "Successful requests (99.9 %)",
                 "percentunit",
                 "novacron:slo_api:ratio30d",
                 warn=0.999,
@@ -25,7 +23,7 @@ def slo() -> Dashboard:
         )
         .with_panel(
             number(
-                "Error budget left",
+                "Error budget remaining",
                 "percentunit",
                 "1 - (1 - novacron:slo_api:ratio30d) / 0.001",
                 warn=0.25,
@@ -47,7 +45,7 @@ def slo() -> Dashboard:
         )
         .with_panel(
             number(
-                "Migrations that complete (99 %)",
+                "Completed migrations (99 %)",
                 "percentunit",
                 "novacron:slo_migrations:ratio30d",
                 warn=0.99,
@@ -56,7 +54,7 @@ def slo() -> Dashboard:
                 width=6,
             )
         )
-        .with_row(row("How fast the budget burns: 1 is as fast as it may"))
+        .with_row(row("Burn rate (1 uses up the budget in 30 days)"))
         .with_panel(
             graph(
                 "API",
@@ -82,7 +80,7 @@ def slo() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Guests that stood still for less than 0.5 s",
+                "Migrations with a downtime below 0.5 s",
                 "percentunit",
                 {
                     "of all migrations": 'sum(novacron_migration_downtime_seconds_bucket{le="0.5"})'
@@ -94,7 +92,7 @@ def slo() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Nodes that are ready",
+                "Ready nodes",
                 "percentunit",
                 {"of all": "avg(max by (node) (novacron_node_ready))"},
                 width=12,

@@ -1,4 +1,4 @@
-"""What VMs use, what is done to them, what goes wrong."""
+"""The VM dashboard: resource use, actions and failures."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def vms() -> Dashboard:
         board(
             "novacron-vms",
             "VM lifecycle",
-            "What VMs use, what is done to them, what goes wrong.",
+            "What VMs use, actions on them, and failures.",
             variable("project", "Project", "novacron_vm_running"),
             variable("name", "VM", "novacron_vm_running"),
         )
-        .with_panel(number("Run", "none", 'max(novacron_vms{state="running"})'))
-        .with_panel(number("Have failed", "none", 'max(novacron_vms{state="failed"}) or vector(0)', warn=1, bad=5))
-        .with_panel(number("Have no node", "none", "max(novacron_vms_unplaced)", warn=1))
-        .with_panel(number("Crashes so far", "none", "max(novacron_vm_crashes)", warn=1))
+        .with_panel(number("Running", "none", 'max(novacron_vms{state="running"})'))
+        .with_panel(number("Failed", "none", 'max(novacron_vms{state="failed"}) or vector(0)', warn=1, bad=5))
+        .with_panel(number("Unplaced", "none", "max(novacron_vms_unplaced)", warn=1))
+        .with_panel(number("Crashes in total", "none", "max(novacron_vm_crashes)", warn=1))
         .with_panel(number("Highly available", "none", "max(novacron_vms_highly_available)"))
         .with_panel(
             number(
-                "Actions that fail",
+                "Failed actions",
                 "percentunit",
                 f"({failed} or vector(0)) / ({rate('novacron_agent_actions_total')} > 0) or vector(0)",
                 warn=0.01,
                 bad=0.1,
             )
         )
-        .with_row(row("What they use"))
+        .with_row(row("Resource use"))
         .with_panel(graph("Processors", "none", {"{{name}}": rate("novacron_vm_cpu_seconds_total", "name", VMS)}))
         .with_panel(
             graph(
@@ -47,8 +47,8 @@ def vms() -> Dashboard:
                 "bytes",
                 {
                     "{{name}} has": f"sum by (name) (novacron_vm_memory_bytes{{{VMS}}})",
-                    "{{name}} balloon leaves": f"sum by (name) (novacron_vm_memory_balloon_bytes{{{VMS}}})",
-                    "{{name}} of the host": f"sum by (name) (novacron_vm_memory_resident_bytes{{{VMS}}})",
+                    "{{name}} balloon": f"sum by (name) (novacron_vm_memory_balloon_bytes{{{VMS}}})",
+                    "{{name}} resident on the host": f"sum by (name) (novacron_vm_memory_resident_bytes{{{VMS}}})",
                 },
             )
         )
@@ -77,7 +77,7 @@ def vms() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Disks: busy",
+                "Disks: busy time",
                 "percentunit",
                 {"{{name}} {{operation}}": rate("novacron_vm_disk_seconds_total", "name, operation", VMS)},
             )
@@ -99,19 +99,19 @@ def vms() -> Dashboard:
                 },
             )
         )
-        .with_row(row("What is done to them"))
+        .with_row(row("States and actions"))
         .with_panel(graph("States", "none", {"{{state}}": "max by (state) (novacron_vms)"}, stacked=True))
         .with_panel(
             graph("Actions", "ops", {"{{action}} {{outcome}}": rate("novacron_agent_actions_total", "action, outcome")})
         )
         .with_panel(
             graph(
-                "Time of actions",
+                "Action duration",
                 "s",
                 {
                     "{{action}}": "histogram_quantile(0.95, sum by (le, action) (novacron_agent_action_duration_seconds_bucket))"
                 },
-                about="95 % have taken no longer. A point leads to its trace.",
+                about="95th percentile. Each point links to its trace.",
                 exemplars=True,
             )
         )
@@ -132,9 +132,9 @@ def vms() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Started",
+                "Uptime",
                 "s",
-                {"{{name}} has run for": f"time() - max by (name) (novacron_vm_start_timestamp_seconds{{{VMS}}})"},
+                {"{{name}}": f"time() - max by (name) (novacron_vm_start_timestamp_seconds{{{VMS}}})"},
             )
         )
     )
