@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from lab.platform import open_directory
 from novacron.control import migration as controller
+from novacron.control.objects import Objects
 from novacron.local.postgres import Postgres
 from novacron.model.errors import NovaError
 from novacron.model.migration import Kind, Side
@@ -180,7 +181,7 @@ class Ownership(RuleBasedStateMachine):
             await migrations.create(connection, VM[0], where, None, "test")
 
         with_refusal(lambda: self.do(work))
-        self.runner.run(controller.step(self.database))
+        self.runner.run(controller.step(self.database, Objects("migration")))
 
     @rule()
     def operator_aborts(self) -> None:
@@ -203,7 +204,7 @@ class Ownership(RuleBasedStateMachine):
             )
 
         self.do(step)
-        self.runner.run(controller.step(self.database))
+        self.runner.run(controller.step(self.database, Objects("migration")))
         self.do(self._renew)
 
     async def _renew(self, connection: Connection) -> None:

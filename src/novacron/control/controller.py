@@ -1,11 +1,14 @@
-"""How a controller runs: led by one process, woken by changes, again after a while, for ever."""
+"""How a controller runs: led by one process, woken by changes, again after a while, for ever.
+
+A *pass* looks at all of a controller's objects; ``objects`` says what the reconciler of each has to keep to.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -14,6 +17,7 @@ import msgspec
 from novacron.control import garbage, gateways, health, migration, placement
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
+from novacron.control.objects import Objects
 from novacron.control.rebalance import Rebalance
 from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
@@ -26,7 +30,8 @@ log = logs.get(__name__)
 
 BACKOFF_S_MAX = 5.0
 
-Step = Callable[[Database], Awaitable[None]]
+Step = Callable[[Database, Objects], Awaitable[None]]
+"""One pass: finds what there is to do, and has ``Objects`` reconcile each object."""
 
 
 class Controller(msgspec.Struct, frozen=True):
@@ -37,7 +42,7 @@ class Controller(msgspec.Struct, frozen=True):
     interval_s: float
     wakes_on: frozenset[str]
     pause_s: float = 0.02
-    """Between two steps, at least: what changes meanwhile is seen to at once."""
+    """Least time between two steps: changes that arrive meanwhile are handled together."""
 
 
 ALL = (
@@ -62,8 +67,10 @@ class Controllers:
             Controller("rebalance", Rebalance(foresee).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}
+        self._objects = {controller.name: Objects(controller.name) for controller in self._all}
 
     def changed(self, change: Change) -> None:
+        """Wake the controllers that a change concerns."""
         for controller in self._all:
             if change.kind in controller.wakes_on:
                 self._wake[controller.name].set()
@@ -75,28 +82,16 @@ class Controllers:
                 group.create_task(self._run(controller), name=f"controller-{controller.name}")
 
     async def _run(self, controller: Controller) -> None:
-        backoff_s, wake = 0.1, self._wake[controller.name]
-        steps, took = counter("novacron_controller_steps_total"), histogram("novacron_controller_step_duration_seconds")
-        leading, last = gauge("novacron_controller_leading"), gauge("novacron_controller_last_step_timestamp_seconds")
+        backoff_s = 0.1
+        steps, leading = counter("novacron_controller_steps_total"), gauge("novacron_controller_leading")
         leading.set(0, controller.name)
         while True:
             try:
                 async with leadership(self._database.url, controller.name) as lock:
                     log.info("leading", controller=controller.name)
                     leading.set(1, controller.name)
-                    while True:
-                        wake.clear()
-                        await lock.execute("SELECT 1")
-                        began = time.perf_counter()
-                        with traces.span(f"controller {controller.name}", parent=""):
-                            await controller.step(self._database)
-                        took.observe(time.perf_counter() - began, controller.name)
-                        steps.add(controller.name, "done")
-                        last.set(time.time(), controller.name)
+                    async for _ in self._passes(controller, lock):
                         backoff_s = 0.1
-                        await asyncio.sleep(controller.pause_s)
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(wake.wait(), controller.interval_s)
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
                 steps.add(controller.name, "failed")
                 log.warning("controller pauses", controller=controller.name, error=str(error), retry_s=backoff_s)
@@ -106,3 +101,26 @@ class Controllers:
             leading.set(0, controller.name)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)
+
+    async def _passes(self, controller: Controller, lock: asyncpg.Connection) -> AsyncIterator[None]:
+        """Make one pass after another while this process leads; yield after each."""
+        wake, objects = self._wake[controller.name], self._objects[controller.name]
+        took, steps = histogram("novacron_controller_step_duration_seconds"), counter("novacron_controller_steps_total")
+        while True:
+            wake.clear()
+            await lock.execute("SELECT 1")
+            began = time.perf_counter()
+            try:
+                with traces.span(f"controller {controller.name}", parent=""):
+                    await controller.step(self._database, objects)
+            finally:
+                objects.end_pass()
+            took.observe(time.perf_counter() - began, controller.name)
+            steps.add(controller.name, "done")
+            gauge("novacron_controller_last_step_timestamp_seconds").set(time.time(), controller.name)
+            yield
+            await asyncio.sleep(controller.pause_s)
+            due_in_s = objects.due_in_s()
+            with contextlib.suppress(TimeoutError):
+                timeout_s = controller.interval_s if due_in_s is None else min(due_in_s, controller.interval_s)
+                await asyncio.wait_for(wake.wait(), timeout_s)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.model.errors import NovaError
+from novacron.control.objects import Objects
 from novacron.model.lease import Sign, may_take_over
 from novacron.store import events, failover, leases
 from novacron.store.database import Database
@@ -20,6 +20,10 @@ log = logs.get(__name__)
 FENCE_S_MAX = 30.0
 FENCE_TRIES_MAX = 3
 FENCE_PAUSE_S = 2.0
+NODES_AT_ONCE = 8
+"""Nodes that are fenced side by side: one whose fence command hangs must not hold up the others."""
+TAKE_OVER_S_MAX = 600.0
+"""Time limit of fencing a node and asking for all of its VMs to be started elsewhere."""
 MEANS = {
     Sign.DEAD: "nobody hears it",
     Sign.ISOLATED: "other nodes hear it, and it says that it hears nothing from here",
@@ -28,48 +32,56 @@ MEANS = {
 
 
 class Failover(msgspec.Struct):
-    """``fence`` is a program that cuts a node off, given its name: it exits with 0 once that is done."""
+    """``fence`` is a program that cuts a node off, given its name: it exits with 0 once that is dnode."""
 
     fence: Path | None = None
     decided: dict[str, str] = {}
-    """What was decided about nodes that are silent now: it is said when it changes."""
+    """What was decided about nodes that are silent now: it is recorded when it changes."""
 
-    async def step(self, database: Database) -> None:
+    async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
-            silent = await leases.over(connection)
+            silent = {node.node: node for node in await leases.over(connection)}
             steady = await leases.steady(connection) if silent else set()
-        self.decided = {node: what for node, what in self.decided.items() if any(s.node == node for s in silent)}
-        for one in silent:
-            why = f"node {one.node} is silent for {one.silent_s:.0f} s; {MEANS[one.sign]}"
-            if not may_take_over(steady, one.voters):
-                heard = sorted(steady & set(one.voters))
-                await self._decide(
-                    database, one, "FailoverHeld",
-                    f"{one.sign}: {MEANS[one.sign]}; but only {len(heard)} of {len(one.voters)} voters hear this server"
-                    " for long enough, so its VMs may still run: nothing is started elsewhere",
-                )  # fmt: skip
-                continue
+        self.decided = {node: message for node, message in self.decided.items() if node in silent}
+
+        async def take_over(name: str) -> None:
+            node = silent[name]
+            if await self._may_take_over(database, node, steady):
+                await _restart(database, node, objects)
+
+        await objects.each(silent, take_over, at_once=NODES_AT_ONCE, limit_s=TAKE_OVER_S_MAX)
+
+    async def _may_take_over(self, database: Database, node: Silent, steady: set[str]) -> bool:
+        """Decide whether a silent node's VMs may be started elsewhere; if so, fence it."""
+        if not may_take_over(steady, node.voters):
+            heard = sorted(steady & set(node.voters))
             await self._decide(
-                database, one, "Failed", f"{one.sign}: {MEANS[one.sign]}; its highly available VMs start elsewhere"
-            )
-            if not one.fenced:
-                await self._fence(database, one)
-            await self._restart(database, one, why)
+                database, node, "FailoverHeld",
+                f"{node.sign}: {MEANS[node.sign]}; but only {len(heard)} of {len(node.voters)} voters hear this server"
+                " for long enough, so its VMs may still run: nothing is started elsewhere",
+            )  # fmt: skip
+            return False
+        await self._decide(
+            database, node, "Failed", f"{node.sign}: {MEANS[node.sign]}; its highly available VMs start elsewhere"
+        )
+        if not node.fenced:
+            await self._fence(database, node)
+        return True
 
-    async def _decide(self, database: Database, one: Silent, reason: str, message: str) -> None:
-        if self.decided.get(one.node) == message:
+    async def _decide(self, database: Database, node: Silent, reason: str, message: str) -> None:
+        if self.decided.get(node.node) == message:
             return
-        self.decided[one.node] = message
-        log.warning("a node has failed", node=one.node, sign=one.sign, decided=message)
+        self.decided[node.node] = message
+        log.warning("a node has failed", node=node.node, sign=node.sign, decided=message)
         async with database.transaction() as connection:
-            await events.record(connection, "node", one.node, one.node, reason, message)
+            await events.record(connection, "node", node.node, node.node, reason, message)
 
-    async def _fence(self, database: Database, one: Silent) -> None:
+    async def _fence(self, database: Database, node: Silent) -> None:
         """Cut a node off, if there is a way. If that fails, its lease is over all the same."""
         said, reason = "", "Fenced"
         if self.fence is not None:
             for again in range(FENCE_TRIES_MAX):
-                error = await _run(self.fence, one.node)
+                error = await _run(self.fence, node.node)
                 said = "the fence command has cut it off" if error is None else f"the fence command failed: {error}"
                 if error is None:
                     break
@@ -80,22 +92,24 @@ class Failover(msgspec.Struct):
             if "failed" not in said:
                 reason = "Fenced"
         async with database.transaction() as connection:
-            await leases.fenced(connection, one.node)
+            await leases.fenced(connection, node.node)
             if said:
-                await events.record(connection, "node", one.node, one.node, reason, said)
+                await events.record(connection, "node", node.node, node.node, reason, said)
 
-    async def _restart(self, database: Database, one: Silent, why: str) -> None:
-        async with database.connection() as connection:
-            waiting = await failover.waiting(connection, one.node)
-        for id in waiting:
-            try:
-                async with database.transaction() as connection:
-                    chosen = await failover.restart_elsewhere(connection, id, one.node, why)
-            except NovaError as error:
-                log.warning("a VM can't be started elsewhere", vm=id, error=str(error))
-            else:
-                if chosen is not None:
-                    log.warning("a VM is started elsewhere", vm=id, node=one.node, target=chosen)
+
+async def _restart(database: Database, node: Silent, objects: Objects) -> None:
+    """Start the highly available VMs of a failed node elsewhere, the most important first."""
+    why = f"node {node.node} is silent for {node.silent_s:.0f} s; {MEANS[node.sign]}"
+
+    async def restart(vm: str) -> None:
+        async with database.transaction() as connection:
+            target = await failover.restart_elsewhere(connection, vm, node.node, why)
+        if target is not None:
+            log.warning("a VM is started elsewhere", vm=vm, node=node.node, target=target)
+
+    async with database.connection() as connection:
+        vms = await failover.waiting(connection, node.node)
+    await objects.each(vms, restart)
 
 
 async def _run(program: Path, node: str) -> str | None:

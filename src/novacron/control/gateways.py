@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from novacron.control.objects import Objects
 from novacron.model.network import choose_gateway
 from novacron.store import leases, network_members, networks, nodes
 from novacron.store.database import Database
 
 
-async def step(database: Database) -> None:
-    async with database.transaction() as connection:
-        overlays = await network_members.overlays(connection)
+async def step(database: Database, objects: Objects) -> None:
+    async with database.connection() as connection:
+        overlays = {overlay.name: overlay for overlay in await network_members.overlays(connection)}
         if not overlays:
             return
-        every = await nodes.all(connection)
-        able = {
-            node.name
-            for node in every
-            if node.status.ready and not node.spec.cordoned and node.status.inventory and node.status.inventory.networks
-        }
-        there = {node.name for node in every} - await leases.dead(connection)
-        # One that is silent, but not dead, goes on: two at once would be worse than one that hears of no changes.
-        cordoned = {node.name: node.spec.cordoned for node in every}
-        counts = dict.fromkeys(able, 0)
-        for _, gateway, _ in overlays:
-            if gateway in counts:
-                counts[gateway] += 1
-        for name, gateway, having in overlays:
-            if gateway in there - able and not cordoned.get(gateway, False):
-                continue
-            chosen = choose_gateway(gateway, having, counts, there)
-            if chosen != gateway:
+        all_nodes = await nodes.all(connection)
+        alive = {node.name for node in all_nodes} - await leases.dead(connection)
+    able = {
+        node.name
+        for node in all_nodes
+        if node.status.ready and not node.spec.cordoned and node.status.inventory and node.status.inventory.networks
+    }
+    # A gateway that is silent, but not dead, stays: two at once would be worse than one that hears of no changes.
+    cordoned = {node.name for node in all_nodes if node.spec.cordoned}
+    counts = dict.fromkeys(able, 0)
+    for overlay in overlays.values():
+        if overlay.gateway in counts:
+            counts[overlay.gateway] += 1
+
+    async def choose(name: str) -> None:
+        gateway = overlays[name].gateway
+        if gateway in alive - able and gateway not in cordoned:
+            return
+        chosen = choose_gateway(gateway, overlays[name].nodes, counts, alive)
+        if chosen != gateway:
+            async with database.transaction() as connection:
                 await networks.move_gateway(connection, name, gateway, chosen)
+
+    await objects.each(overlays, choose)

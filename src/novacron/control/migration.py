@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from novacron.control.objects import Objects
 from novacron.model.link_sharing import Demand, allot, budgets, crowding, uses
 from novacron.model.migration import Migration, Phase
 from novacron.store import links, migrations, nodes
@@ -53,29 +54,59 @@ def plan(
     return Plan(begin, rates, waits_for)
 
 
-async def step(database: Database) -> None:
-    async with database.connection() as connection:
-        active = await migrations.active(connection)
-        if not active:
-            return
-        stalled = await migrations.stalled(connection)
-        known = await nodes.all(connection)
-        limited = budgets(known, await links.all(connection), datetime.now(UTC))
-    belongs = {m.id: m.trace for m in active}
-    for id, why in stalled:
-        with traces.span("migration is given up", parent=belongs[id], migration=id):
-            async with database.transaction() as connection:
-                await migrations.fail(connection, id, why)
-    lost = {id for id, _ in stalled}
-    found = plan(
-        [m for m in active if m.id not in lost],
-        {node.name: node.spec.site for node in known},
-        limited,
-        {node.name: node.migrations_at_once for node in known},
-    )
-    async with database.transaction() as connection:
-        await migrations.share(connection, found.rates, found.waits_for)
-    for id in found.begin:
-        with traces.span("migration begins", parent=belongs[id], migration=id):
-            async with database.transaction() as connection:
+class _Pass(msgspec.Struct, frozen=True):
+    """What one pass has found: the migrations that have not ended, why some must end, and what the others get."""
+
+    active: Mapping[str, Migration]
+    stalled: Mapping[str, str]
+    plan: Plan
+
+
+async def step(database: Database, objects: Objects) -> None:
+    now = await _look(database)
+    if not now.active:
+        return
+
+    async def share(ids: Sequence[str], *, begins: bool = False) -> None:
+        async with database.transaction() as connection:
+            await migrations.share(
+                connection,
+                {id: now.plan.rates[id] for id in ids if id in now.plan.rates},
+                {id: now.plan.waits_for[id] for id in ids if id in now.plan.waits_for},
+            )
+            for id in ids if begins else ():
                 await migrations.begin(connection, id)
+
+    async def begin(id: str) -> None:
+        with traces.span("migration begins", parent=now.active[id].trace, migration=id):
+            await share([id], begins=True)
+
+    async def give_up(id: str) -> None:
+        with traces.span("migration is given up", parent=now.active[id].trace, migration=id):
+            async with database.transaction() as connection:
+                await migrations.fail(connection, id, now.stalled[id])
+
+    await objects.each(now.stalled, give_up)
+    shared = (now.plan.rates.keys() | now.plan.waits_for.keys()) - set(now.plan.begin)
+    await objects.together(sorted(shared), share, lambda id: share([id]))
+    await objects.each(now.plan.begin, begin)
+
+
+async def _look(database: Database) -> _Pass:
+    async with database.connection() as connection:
+        active = {m.id: m for m in await migrations.active(connection)}
+        if not active:
+            return _Pass({}, {}, Plan([], {}, {}))
+        stalled = {id: reason for id, reason in await migrations.stalled(connection) if id in active}
+        all_nodes = await nodes.all(connection)
+        limited = budgets(all_nodes, await links.all(connection), datetime.now(UTC))
+    return _Pass(
+        active,
+        stalled,
+        plan(
+            [m for m in active.values() if m.id not in stalled],
+            {node.name: node.spec.site for node in all_nodes},
+            limited,
+            {node.name: node.migrations_at_once for node in all_nodes},
+        ),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from novacron.control.drain import Foresee
+from novacron.control.objects import Objects
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
 from novacron.model.rebalance import Decision, Mode, Move, decide
@@ -14,13 +15,16 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
+MOVE_S_MAX = 60.0
+"""Time limit of measuring what a move would be like, and of asking for it."""
+
 
 class Rebalance(msgspec.Struct):
     """``foresee`` is DWCP's forecast of a move."""
 
     foresee: Foresee
 
-    async def step(self, database: Database) -> None:
+    async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
             now = await rebalancing.get(connection)
             if now.settings.mode is Mode.OFF:
@@ -31,8 +35,15 @@ class Rebalance(msgspec.Struct):
         decision = decide(known, vms, now.settings, now.rounds, under_way)
         if now.settings.mode is Mode.AUTO:
             worth = {vm.wish.id: vm.move_s for vm in vms}
-            moves = [await self._move(database, move, worth[move.vm], now) for move in decision.moves]
-            begun = [move for move in moves if move is not None]
+            planned = {move.vm: move for move in decision.moves}
+            begun: list[Move] = []
+
+            async def begin(vm: str) -> None:
+                move = await self._move(database, planned[vm], worth[vm], now)
+                if move is not None:
+                    begun.append(move)
+
+            await objects.each(planned, begin, limit_s=MOVE_S_MAX)
             decision = msgspec.structs.replace(decision, moves=tuple(begun))
         async with database.transaction() as connection:
             known_already = now.decision is not None and _same(now.decision, decision)
@@ -61,5 +72,5 @@ class Rebalance(msgspec.Struct):
         return msgspec.structs.replace(move, why=f"{move.why}; foreseen: {foreseen.total_s:.0f} s")
 
 
-def _same(one: Decision, other: Decision) -> bool:
-    return {(move.vm, move.target) for move in one.moves} == {(move.vm, move.target) for move in other.moves}
+def _same(before: Decision, now: Decision) -> bool:
+    return {(move.vm, move.target) for move in before.moves} == {(move.vm, move.target) for move in now.moves}

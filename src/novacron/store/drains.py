@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,7 @@ from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, estimate
 from novacron.model.errors import NotFound
 from novacron.store import events, nodes
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each, report_bad_row
 
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 30.0, 600.0
 """A VM whose move has failed is moved again after this, after twice as long the next time, and so on."""
@@ -80,7 +81,11 @@ async def get(connection: Connection, id: str) -> Drain:
 async def active(connection: Connection) -> list[Drain]:
     """Return the drains that have not ended, oldest first."""
     rows = await connection.fetch("SELECT * FROM drains WHERE finished_at IS NULL ORDER BY created_at")
-    return [_drain(row) for row in rows]
+    return decode_each("drains", rows, _drain)
+
+
+UNREADABLE = "unreadable"
+"""State of a VM whose row can't be decoded: it can't be moved, but it is there."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -110,7 +115,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 WAITING = """
-    SELECT v.id, v.name, v.status ->> 'state' AS state, (v.spec ->> 'memory_mib')::bigint AS memory_mib, v.migration,
+    SELECT v.id, v.name, v.status -> 'state' AS state, v.spec -> 'memory_mib' AS memory_mib, v.migration,
            coalesce(f.failures, 0) AS failures, f.failed_s, f.error
     FROM vms v LEFT JOIN LATERAL (
         SELECT count(*) AS failures,
@@ -136,8 +141,15 @@ async def to_return(connection: Connection, drain: Drain) -> list[Waiting]:
 
 
 def _longest_first(rows: Sequence[Any]) -> list[Waiting]:
-    found = [msgspec.convert(dict(row), Waiting) for row in rows]
-    return sorted(found, key=lambda vm: (-vm.cost_mib, vm.id))
+    return sorted(map(_waiting, rows), key=lambda vm: (-vm.cost_mib, vm.id))
+
+
+def _waiting(row: Any) -> Waiting:
+    try:
+        return msgspec.convert(dict(row), Waiting)
+    except msgspec.ValidationError as error:  # the drain must not end as if the VM were gone
+        report_bad_row("vms", row["id"], error)
+        return Waiting(row["id"], row["name"], UNREADABLE, 0, row["migration"], 0, None, None)
 
 
 async def has_moved(connection: Connection, drain: Drain) -> list[str]:
@@ -159,20 +171,28 @@ async def _under_way(connection: Connection, node: str) -> int:
     return count
 
 
-async def hopeless(connection: Connection, drain: Drain) -> list[tuple[str, str, str]]:
-    """Return ``(migration, VM, why)`` of moves whose guests write too fast for too long: they do not converge, or would
-    stand still for long."""
+class Hopeless(NamedTuple):
+    """A move that does not come to an end, or only with a long downtime."""
+
+    migration: str
+    vm: str
+    why: str
+
+
+async def hopeless(connection: Connection, drain: Drain) -> list[Hopeless]:
+    """Return the moves whose guests have written too fast for too long: they do not converge, or their downtime would
+    be too long."""
     rows = await connection.fetch(
         "SELECT id, vm, progress -> 'forecast' ->> 'reason' AS why,"
-        " (progress -> 'forecast' ->> 'downtime_ms')::float AS downtime_ms FROM migrations"
+        " progress -> 'forecast' -> 'downtime_ms' AS downtime_ms FROM migrations"
         " WHERE finished_at IS NULL AND source = $1 AND cause = 'drain' AND phase = 'transferring'"
-        " AND ((progress -> 'forecast' ->> 'converges')::bool IS FALSE"
-        " OR (progress -> 'forecast' ->> 'downtime_ms')::float > $3)"
-        " AND (progress ->> 'elapsed_s')::float > $2",
+        " AND (progress -> 'forecast' -> 'converges' = 'false'"
+        " OR progress -> 'forecast' -> 'downtime_ms' > to_jsonb($3::float))"
+        " AND progress -> 'elapsed_s' > to_jsonb($2::float)",
         drain.node, LEAVE_AFTER_S, DOWNTIME_MS_MAX,
     )  # fmt: skip
     return [
-        (row["id"], row["vm"], row["why"] or f"it would stand still for {(row['downtime_ms'] or 0) / 1e3:.1f} s")
+        Hopeless(row["id"], row["vm"], row["why"] or f"its downtime would be {(row['downtime_ms'] or 0) / 1e3:.1f} s")
         for row in rows
     ]
 
@@ -187,25 +207,32 @@ async def give_up(connection: Connection, drain: Drain, vm: str) -> None:
     )
 
 
-async def report(
-    connection: Connection, drain: Drain, moved: list[str], left: list[Waiting], stays: list[Stays], done_mib: int
-) -> None:
+class DrainProgress(NamedTuple):
+    """How far a drain is: VMs that have moved, those that wait, those that can't leave now, and what moved in MiB."""
+
+    moved: list[str]
+    waiting: list[Waiting]
+    stays: list[Stays]
+    done_mib: int
+
+
+async def report(connection: Connection, drain: Drain, progress: DrainProgress) -> None:
     """Store how far a drain is, if that has changed."""
     passed_s: float = await connection.fetchval(
         "SELECT extract(epoch FROM clock_timestamp() - created_at)::float FROM drains WHERE id = $1", drain.id
     )
     now = msgspec.structs.replace(
         drain,
-        total=max(drain.total, len(moved) + len(left)),
-        moved=tuple(moved),
-        moving=tuple(vm.id for vm in left if vm.migration is not None),
-        stays=tuple(stays),
+        total=max(drain.total, len(progress.moved) + len(progress.waiting)),
+        moved=tuple(progress.moved),
+        moving=tuple(vm.id for vm in progress.waiting if vm.migration is not None),
+        stays=tuple(progress.stays),
     )
     if now != drain:  # the controller is woken by what it writes here
-        left_s = estimate_s(done_mib, sum(vm.cost_mib for vm in left), passed_s)
+        rest_s = estimate_s(progress.done_mib, sum(vm.cost_mib for vm in progress.waiting), passed_s)
         await connection.execute(
             "UPDATE drains SET total = $2, moved = $3, moving = $4, stays = $5, estimate_s = $6 WHERE id = $1",
-            drain.id, now.total, now.moved, now.moving, msgspec.to_builtins(now.stays), left_s,
+            drain.id, now.total, now.moved, now.moving, msgspec.to_builtins(now.stays), rest_s,
         )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ async def waiting(connection: Connection, node: str) -> list[str]:
     """Return the VMs of a node that are to be started elsewhere, the most important first."""
     rows = await connection.fetch(
         "SELECT id FROM vms WHERE node = $1 AND (spec ->> 'ha')::bool AND NOT deleting"
-        " AND spec ->> 'power' <> 'stopped' AND clone_of IS NULL"
-        " ORDER BY (spec ->> 'ha_priority')::int DESC, (spec ->> 'start_order')::int, id",
+        " AND spec -> 'power' <> '\"stopped\"' AND clone_of IS NULL"
+        " ORDER BY spec -> 'ha_priority' DESC, spec -> 'start_order', id",
         node,
     )
     return [row["id"] for row in rows]

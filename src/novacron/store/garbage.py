@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from novacron.model import limits
 from novacron.store import audit, feed, tokens
 from novacron.store.database import Connection
 
+RETENTION_S = {
+    "idempotency": ("created_at", limits.IDEMPOTENCY_RETENTION_S),
+    "events": ("at", limits.EVENTS_RETENTION_S),
+    "vm_tombstones": ("deleted_at", limits.TOMBSTONE_RETENTION_S),
+    "join_tokens": ("expires_at", limits.IDEMPOTENCY_RETENTION_S),
+    "tickets": ("expires_at", limits.TICKET_S),
+    "migrations": ("finished_at", limits.EVENTS_RETENTION_S),
+    "imports": ("finished_at", limits.EVENTS_RETENTION_S),
+    "exports": ("created_at", limits.EXPORT_RETENTION_S),
+}
+"""Of each table: the column that says how old a row is, and the age at which it goes."""
 
-async def collect(connection: Connection) -> None:
-    """Delete records past their retention."""
+
+async def _changes(connection: Connection) -> None:
     await feed.prune(connection, limits.CHANGES_RETENTION_S)
-    await tokens.prune(connection)
+
+
+async def _audit(connection: Connection) -> None:
     await audit.prune(connection, limits.AUDIT_RETENTION_S, limits.API_LOG_RETENTION_S)
+
+
+async def _uploads(connection: Connection) -> None:
+    """End imports whose upload was never finished."""
     await connection.execute(
         "UPDATE imports SET aborting = true, phase = 'failed', error = 'its upload was not finished',"
         " finished_at = now() WHERE finished_at IS NULL AND phase = 'receiving' AND spec ->> 'source' = 'upload'"
         " AND created_at < now() - make_interval(secs => $1)",
         float(limits.UPLOAD_S_MAX),
     )
-    for table, column, seconds in (
-        ("idempotency", "created_at", limits.IDEMPOTENCY_RETENTION_S),
-        ("events", "at", limits.EVENTS_RETENTION_S),
-        ("vm_tombstones", "deleted_at", limits.TOMBSTONE_RETENTION_S),
-        ("join_tokens", "expires_at", limits.IDEMPOTENCY_RETENTION_S),
-        ("tickets", "expires_at", limits.TICKET_S),
-        ("migrations", "finished_at", limits.EVENTS_RETENTION_S),
-        ("imports", "finished_at", limits.EVENTS_RETENTION_S),
-        ("exports", "created_at", limits.EXPORT_RETENTION_S),
-    ):
-        await connection.execute(
-            f"DELETE FROM {table} WHERE {column} < now() - make_interval(secs => $1)",
-            float(seconds),
-        )
+
+
+async def _old_rows(connection: Connection, table: str) -> None:
+    column, age_s = RETENTION_S[table]
+    await connection.execute(
+        f"DELETE FROM {table} WHERE {column} < now() - make_interval(secs => $1)",
+        float(age_s),
+    )
+
+
+COLLECTORS: dict[str, Callable[[Connection], Awaitable[object]]] = {
+    "changes": _changes,
+    "tokens": tokens.prune,
+    "audit": _audit,
+    "uploads": _uploads,
+    **{table: partial(_old_rows, table=table) for table in RETENTION_S},
+}
+"""How records of each kind past their retention are deleted."""

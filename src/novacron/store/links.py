@@ -10,6 +10,7 @@ from novacron.model.errors import NotFound, PreconditionFailed
 from novacron.model.link_sharing import Link, LinkSpec, link_id
 from novacron.store import events
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each
 
 
 def _link(row: Any) -> Link:
@@ -17,7 +18,8 @@ def _link(row: Any) -> Link:
 
 
 async def all(connection: Connection) -> list[Link]:
-    return [_link(row) for row in await connection.fetch("SELECT * FROM links ORDER BY id")]
+    """Return the budgets of all links. One that can't be decoded is left out: its link has no limit."""
+    return decode_each("links", await connection.fetch("SELECT * FROM links ORDER BY id"), _link)
 
 
 async def put(connection: Connection, one: str, other: str, spec: LinkSpec, if_match: int | None, actor: str) -> Link:

@@ -28,6 +28,7 @@ from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each
 from novacron.telemetry import traces
 
 MEGABYTE = 1_000_000
@@ -218,7 +219,7 @@ def _advance(migration: Migration, phase: Phase) -> None:
 async def active(connection: Connection) -> list[Migration]:
     """Return the migrations that have not ended, oldest first."""
     rows = await connection.fetch(f"SELECT {COLUMNS} FROM migrations WHERE finished_at IS NULL ORDER BY created_at")
-    return [_migration(row) for row in rows]
+    return decode_each("migrations", rows, _migration)
 
 
 async def touching(connection: Connection, node: str) -> list[Migration]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -150,12 +150,20 @@ async def _ways_in(connection: Connection, network: str) -> tuple[tuple[tuple[st
     )
 
 
-async def overlays(connection: Connection) -> list[tuple[str, str | None, frozenset[str]]]:
-    """Return the name of every overlay, its gateway, and the nodes where its VMs are."""
+class Overlay(NamedTuple):
+    """An overlay network: its gateway, and the nodes where its VMs are."""
+
+    name: str
+    gateway: str | None
+    nodes: frozenset[str]
+
+
+async def overlays(connection: Connection) -> list[Overlay]:
+    """Return every overlay network, by name."""
     rows = await connection.fetch(
         f"SELECT name, gateway, (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
         f" ON placed.id = nics.vm WHERE nics.network = networks.name) AS nodes FROM networks"
         f" WHERE spec ->> 'kind' = $1 ORDER BY name",
         NetworkKind.OVERLAY,
     )
-    return [(row["name"], row["gateway"], frozenset(row["nodes"] or ())) for row in rows]
+    return [Overlay(row["name"], row["gateway"], frozenset(row["nodes"] or ())) for row in rows]

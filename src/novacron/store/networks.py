@@ -29,6 +29,7 @@ from novacron.model.node import Node
 from novacron.model.vm import VmSpec, mac_address
 from novacron.store import events, nodes, projects
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each
 
 LOCK = "networks"
 """Numbers and subnets are given out by one transaction at a time."""
@@ -40,7 +41,9 @@ def network_of(row: Any) -> Network:
 
 
 async def all(connection: Connection) -> list[Network]:
-    return [network_of(row) for row in await connection.fetch("SELECT * FROM networks ORDER BY name")]
+    """Return all networks, by name. VMs of one that can't be decoded are placed nowhere."""
+    rows = await connection.fetch("SELECT * FROM networks ORDER BY name")
+    return decode_each("networks", rows, network_of, key="name")
 
 
 async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Network:

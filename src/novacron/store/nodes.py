@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.store import drains, events
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each
 
 
 def _node(row: Any) -> Node:
@@ -34,9 +36,8 @@ async def get(connection: Connection, name: str, *, lock: bool = False, field: s
 
 
 async def all(connection: Connection) -> list[Node]:
-    """Return all nodes, by name."""
-    rows = await connection.fetch("SELECT * FROM nodes ORDER BY name")
-    return [_node(row) for row in rows]
+    """Return all nodes, by name. One that can't be decoded is left out: nothing is placed on it or moved to it."""
+    return decode_each("nodes", await connection.fetch("SELECT * FROM nodes ORDER BY name"), _node, key="name")
 
 
 async def dwcp_endpoint(connection: Connection, name: str) -> str | None:
@@ -95,16 +96,30 @@ async def _set_status(connection: Connection, name: str, status: NodeStatus) -> 
     await connection.execute("UPDATE nodes SET status = $2 WHERE name = $1", name, msgspec.to_builtins(status))
 
 
-async def mark_lost(connection: Connection, after_s: float) -> list[str]:
-    """Mark nodes without a heartbeat for ``after_s`` seconds as not ready, and ones with one as ready again."""
+SILENT = "l.renewed_at < clock_timestamp() - make_interval(secs => $1)"
+
+
+async def lost_or_back(connection: Connection, after_s: float) -> list[str]:
+    """Return the nodes that are ready without a heartbeat for ``after_s`` seconds, or not ready with one."""
     rows = await connection.fetch(
-        """
+        f"SELECT n.name FROM nodes n JOIN node_leases l ON l.node = n.name"
+        f" WHERE n.status -> 'ready' = to_jsonb({SILENT}) ORDER BY n.name",
+        after_s,
+    )
+    return [row["name"] for row in rows]
+
+
+async def mark_lost(connection: Connection, names: Sequence[str], after_s: float) -> None:
+    """Mark those of the nodes without a heartbeat for ``after_s`` seconds as not ready, and those with one as ready."""
+    rows = await connection.fetch(
+        f"""
         SELECT n.name, n.status, extract(epoch FROM clock_timestamp() - l.renewed_at)::float AS age_s
         FROM nodes n JOIN node_leases l ON l.node = n.name
-        WHERE (n.status ->> 'ready')::bool = (l.renewed_at < clock_timestamp() - make_interval(secs => $1))
-        FOR UPDATE OF n
+        WHERE n.status -> 'ready' = to_jsonb({SILENT}) AND n.name = ANY($2)
+        ORDER BY n.name FOR UPDATE OF n
         """,
         after_s,
+        names,
     )
     for row in rows:
         status = msgspec.convert(row["status"], NodeStatus)
@@ -113,15 +128,6 @@ async def mark_lost(connection: Connection, after_s: float) -> list[str]:
         await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
         message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
         await events.record(connection, "node", row["name"], row["name"], "Lost" if lost else "Ready", message)
-    return [row["name"] for row in rows]
-
-
-async def lease_ages(connection: Connection) -> dict[str, float]:
-    """Return for each node how many seconds ago its last heartbeat came."""
-    rows = await connection.fetch(
-        "SELECT node, extract(epoch FROM clock_timestamp() - renewed_at)::float AS age_s FROM node_leases"
-    )
-    return {row["node"]: row["age_s"] for row in rows}
 
 
 async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:

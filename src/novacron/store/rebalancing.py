@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -13,6 +14,7 @@ from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, smoothed
 from novacron.model.vm import VmSpec
 from novacron.store import events, fleet
 from novacron.store.database import Connection
+from novacron.store.rows import decode_each
 
 MEASURED_S_MAX = 600.0
 """A VM that was not measured for so long is taken to use what was measured last, and is not moved."""
@@ -77,7 +79,7 @@ async def measured(connection: Connection, node: str, used: Sequence[tuple[str, 
 
 
 async def loads(connection: Connection) -> list[VmLoad]:
-    """Return what is known of every VM that is on a node."""
+    """Return what is known of every VM that is on a node. One that can't be decoded is left out: it is not moved."""
     rows = await connection.fetch(
         """
         SELECT v.id, v.name, v.project, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
@@ -87,24 +89,24 @@ async def loads(connection: Connection) -> list[VmLoad]:
                AND NOT EXISTS (SELECT FROM snapshots s WHERE s.vm = v.id) AS movable,
                extract(epoch FROM clock_timestamp() - m.finished_at)::float AS moved_s, m.elapsed_s
         FROM vms v LEFT JOIN vm_loads l ON l.vm = v.id LEFT JOIN LATERAL (
-            SELECT finished_at, (progress ->> 'elapsed_s')::float AS elapsed_s FROM migrations
+            SELECT finished_at, progress -> 'elapsed_s' AS elapsed_s FROM migrations
             WHERE vm = v.id AND phase = 'completed' ORDER BY finished_at DESC LIMIT 1
         ) m ON true
         WHERE v.node IS NOT NULL
         """,
         MEASURED_S_MAX,
     )
-    found = []
-    for row in rows:
-        spec = fleet.of_project(msgspec.convert(row["spec"], VmSpec), row["project"])
-        found.append(
-            VmLoad(
-                Wish(row["id"], spec, row["node"]), row["name"], row["cpus"],
-                math.inf if row["moved_s"] is None else row["moved_s"], row["movable"],
-                row["elapsed_s"] or spec.memory_mib * 2**20 / RATE_BYTES_PER_S,
-            )
-        )  # fmt: skip
-    return found
+    return decode_each("vms", rows, _load)
+
+
+def _load(row: Any) -> VmLoad:
+    spec = fleet.of_project(msgspec.convert(row["spec"], VmSpec), row["project"])
+    elapsed_s = row["elapsed_s"]
+    return VmLoad(
+        Wish(row["id"], spec, row["node"]), row["name"], row["cpus"],
+        math.inf if row["moved_s"] is None else row["moved_s"], row["movable"],
+        float(elapsed_s) if elapsed_s else spec.memory_mib * 2**20 / RATE_BYTES_PER_S,
+    )  # fmt: skip
 
 
 async def under_way(connection: Connection) -> int:

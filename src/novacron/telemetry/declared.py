@@ -103,6 +103,8 @@ DATABASE = (
         " failed.", "outcome",
     ),
     _counter("novacron_database_unavailable_total", "How often the database could not be reached or did not answer."),
+    _counter("novacron_database_bad_rows_total", "Rows that could not be decoded and were left out, each time.",
+             "table"),
     _gauge("novacron_database_size_bytes", "Size of the database.", together=Together.MAX),
     _gauge("novacron_database_sessions", "Sessions that PostgreSQL has, from everywhere.", together=Together.MAX),
     _gauge("novacron_database_sessions_max", "Sessions that PostgreSQL may have.", together=Together.MAX),
@@ -121,6 +123,12 @@ CONTROLLERS = (
     _histogram(
         "novacron_controller_step_duration_seconds", "A controller's step.", "controller", buckets=STEPS_S
     ),
+    _counter(
+        "novacron_controller_objects_total", "Objects that controllers have reconciled, by how that ended: done,"
+        " failed, timeout or defect.", "controller", "outcome",
+    ),
+    _gauge("novacron_controller_failing_objects", "Objects that failed last time, and wait to be tried again.",
+           "controller"),
     _gauge("novacron_controller_leading", "1 where a controller runs.", "controller"),
     _gauge(
         "novacron_controller_last_step_timestamp_seconds", "When a controller's last good step ended.", "controller",

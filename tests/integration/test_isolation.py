@@ -1,0 +1,215 @@
+"""One bad VM, node, migration or drain stops no other: real controllers, real PostgreSQL, a poisoned row first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from novacron.control import gateways, health, migration, placement
+from novacron.control.drain import Drains
+from novacron.control.failover import Failover
+from novacron.control.objects import BACKOFF_S_MAX, Objects
+from novacron.model.drain import DrainPhase, DrainPolicy
+from novacron.model.probe import MoveForeseen
+from novacron.model.vm import Power, VmSpec, VmState, VmStatus
+from novacron.store import drains, nodes
+from novacron.store.database import Connection, Database
+from tests.unit.test_objects import Clock
+from tests.unit.test_placement import node
+
+POISON = {"power": "teleport"}
+"""Passes every check of the database, and no decoder's."""
+
+
+@pytest.fixture
+async def fleet(database: Database) -> Database:
+    """Nodes a, b and c, which are ready and heard."""
+    async with database.transaction() as connection:
+        for name in "abc":
+            await add_node(connection, name)
+    return database
+
+
+async def add_node(connection: Connection, name: str, **status: Any) -> None:
+    made = node(name)
+    await connection.execute(
+        "INSERT INTO nodes (name, spec, status) VALUES ($1, $2, $3)",
+        name, msgspec.to_builtins(made.spec), msgspec.to_builtins(made.status) | status,
+    )  # fmt: skip
+    await connection.execute(
+        "INSERT INTO node_leases (node, renewed_at, hears_until) VALUES ($1, now(), now() + interval '1 h')", name
+    )
+
+
+async def add_vm(connection: Connection, name: str, at: str | None = None, **spec: Any) -> str:
+    """Store a VM; later ones count as younger."""
+    fields = msgspec.to_builtins(VmSpec(image="tiny", memory_mib=64, power=Power.RUNNING)) | spec
+    status = VmStatus(state=VmState.PENDING if at is None else VmState.RUNNING, kept=True)
+    await connection.execute(
+        "INSERT INTO vms (id, name, spec, status, node, epoch, project, created_at)"
+        " VALUES ($1, $1, $2, $3, $4, ($4::text IS NOT NULL)::int, 'default', clock_timestamp())",
+        name, fields, msgspec.to_builtins(status), at,
+    )  # fmt: skip
+    return name
+
+
+async def where(database: Database) -> dict[str, str | None]:
+    async with database.connection() as connection:
+        return {row["id"]: row["node"] for row in await connection.fetch("SELECT id, node FROM vms ORDER BY id")}
+
+
+async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
+    raise AssertionError("no move is measured here")
+
+
+async def test_placement_goes_on_past_a_vm_that_cant_be_decoded_and_tries_it_again(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "bad", **POISON)
+        await add_vm(connection, "good-1")
+        await add_vm(connection, "good-2")
+    clock = Clock()
+    objects = Objects("placement", clock=clock)
+    await placement.step(fleet, objects)
+    objects.end_pass()
+    found = await where(fleet)
+    assert found["good-1"] and found["good-2"] and found["bad"] is None
+    assert objects.failure("bad") is not None and objects.due_in_s() is not None
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET spec = spec || '{\"power\": \"running\"}' WHERE id = 'bad'")
+    await placement.step(fleet, objects)
+    objects.end_pass()
+    assert (await where(fleet))["bad"] is None, "it rests"
+    clock.now_s += BACKOFF_S_MAX
+    await placement.step(fleet, objects)
+    assert (await where(fleet))["bad"] is not None
+
+
+async def test_more_bad_vms_than_a_batch_has_room_for_stop_no_placement(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        for number in range(placement.BATCH_MAX):
+            await add_vm(connection, f"bad-{number}", **POISON)
+        await add_vm(connection, "good")
+    objects = Objects("placement", clock=Clock())
+    for _ in range(2):
+        await placement.step(fleet, objects)
+        objects.end_pass()
+    assert (await where(fleet))["good"] is not None
+
+
+async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "bad")
+        await add_vm(connection, "good")
+        await connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'this one is broken'; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW WHEN (OLD.id = 'bad') EXECUTE FUNCTION refuse()"
+        )
+    await placement.step(fleet, Objects("placement"))
+    found = await where(fleet)
+    assert found["good"] is not None and found["bad"] is None
+
+
+async def test_failover_starts_the_others_past_a_vm_that_cant_be_decoded(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "bad", "a", ha=True, ha_priority=100, **POISON)
+        for name in ("good-1", "good-2"):
+            await add_vm(connection, name, "a", ha=True, ha_priority=1)
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
+    await Failover().step(fleet, Objects("failover"))
+    found = await where(fleet)
+    assert found["bad"] == "a" and {found["good-1"], found["good-2"]} <= {"b", "c"}
+
+
+async def test_failover_goes_on_past_a_node_whose_fencing_fails(fleet: Database, monkeypatch: Any) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "bad", "a", ha=True)
+        await add_vm(connection, "good", "b", ha=True)
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node <> 'c'")
+
+    async def fence(self: Failover, database: Database, node: Any) -> None:
+        if node.node == "a":
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Failover, "_fence", fence)
+    await Failover().step(fleet, Objects("failover"))
+    assert await where(fleet) == {"bad": "a", "good": "c"}
+
+
+async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "bad", "a", memory_mib=4096, **POISON)
+        await add_vm(connection, "good", "a")
+        drain = await drains.begin(connection, "a", DrainPolicy.THROTTLE, "test")
+    await Drains(foresee).step(fleet, Objects("drain"))
+    async with fleet.connection() as connection:
+        moved = [row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")]
+        now = await drains.get(connection, drain.id)
+    assert moved == ["good"] and now.phase is DrainPhase.DRAINING
+    assert [(stay.vm, "it can't be moved now" in stay.why) for stay in now.stays] == [("bad", True)]
+
+
+async def test_a_bad_drain_stops_no_other_drain(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        for name in "ab":
+            await add_vm(connection, f"vm-{name}", name)
+            await drains.begin(connection, name, DrainPolicy.THROTTLE, "test")
+        await connection.execute("UPDATE drains SET policy = 'teleport' WHERE node = 'a'")
+    await Drains(foresee).step(fleet, Objects("drain"))
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT array_agg(vm) FROM migrations") == ["vm-b"]
+
+
+async def test_a_migration_that_cant_be_ended_stops_no_other(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        for name in ("bad", "good-1", "good-2"):
+            await add_vm(connection, name, "a")
+            await connection.execute(
+                "INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, created_at)"
+                " VALUES ('m-' || $1, $1, $1, 'live', 'a', 'b', 1, 'preparing', '{}', clock_timestamp())",
+                name,
+            )
+            await connection.execute("UPDATE vms SET migration = 'm-' || id WHERE id = $1", name)
+        await connection.execute("UPDATE migrations SET moved_at = now() - interval '1 day' WHERE vm <> 'good-2'")
+        await connection.execute("UPDATE migrations SET epoch = 7 WHERE vm = 'bad'")
+        await connection.execute("UPDATE migrations SET phase = 'pending' WHERE vm = 'good-2'")
+    objects = Objects("migration")
+    await migration.step(fleet, objects)
+    async with fleet.connection() as connection:
+        phases = {row["vm"]: row["phase"] for row in await connection.fetch("SELECT vm, phase FROM migrations")}
+    assert phases == {"bad": "preparing", "good-1": "failed", "good-2": "preparing"}
+    assert "AssertionError" in str(objects.failure("m-bad"))
+
+
+async def test_a_migration_that_cant_be_decoded_stops_no_other(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        for name in ("bad", "good"):
+            await add_vm(connection, name, "a")
+            await connection.execute(
+                "INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, created_at)"
+                " VALUES ('m-' || $1, $1, $1, 'live', 'a', 'b', 1, 'pending', '{}', clock_timestamp())",
+                name,
+            )
+        await connection.execute("UPDATE migrations SET policy = 'teleport' WHERE vm = 'bad'")
+    await migration.step(fleet, Objects("migration"))
+    async with fleet.connection() as connection:
+        assert await connection.fetchval("SELECT phase FROM migrations WHERE vm = 'good'") == "preparing"
+
+
+async def test_a_node_that_cant_be_decoded_gets_nothing_and_stops_nothing(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_node(connection, "Bad", inventory={"cpus": "many"})
+        await add_vm(connection, "good")
+        await connection.execute(
+            "UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node IN ('Bad', 'c')"
+        )
+    await placement.step(fleet, Objects("placement"))
+    assert (await where(fleet))["good"] in {"a", "b", "c"}
+    await health.step(fleet, Objects("health"))
+    await gateways.step(fleet, Objects("gateways"))
+    async with fleet.connection() as connection:
+        ready = {known.name: known.status.ready for known in await nodes.all(connection)}
+    assert ready == {"a": True, "b": True, "c": False}
