@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -12,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.report import Figure, median, report
+from bench.report import Figure, median, parser, report
 from lab.hosts import lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
@@ -32,16 +31,32 @@ from novacron.qemu.guest import GuestAgent, GuestSilent
 
 NODE = "host-a"
 READY = "tiny guest: ready"
-MANY, MANY_MIB, MANY_OVER_BARE = 50, 96, 1.3
+MANY_MIB, MANY_OVER_BARE = 96, 1.3
 """Debian's kernel does not boot with 64 MiB, nor with 72."""
 TOGETHER = 8
 """How many VMs are asked for at once; bare QEMUs are started by as many."""
-IDLE_S, IDLE_PERCENT, AGENT_MIB = 20.0, 3.0, 200.0
-SNAPSHOTS, DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 5, 100.0, 1500.0, 256
+IDLE_PERCENT, AGENT_MIB = 3.0, 200.0
+DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 100.0, 1500.0, 256
 CLONE_S = 1.0
 DEBIAN_MIB, DEBIAN_OVER_BARE, DEBIAN_S_MAX = 1024, 1.1, 300.0
-IMPORT_BYTES, IMPORT_SHARE = 1_500_000_000, 0.6
+IMPORT_SHARE = 0.6
 MAC = "52:54:00:ba:5e:00"
+PARTS = ("many", "snapshots", "clones", "imports", "debian")
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    vms: int
+    rounds: int
+    """Of snapshots and clones."""
+    imports: int
+    import_bytes: int = 1_500_000_000
+    settle_s: float = 10.0
+    idle_s: float = 20.0
+
+
+FULL, QUICK, SMOKE = Size(50, 5, 3), Size(10, 3, 1), Size(2, 1, 1, 10_000_000, 0.5, 1.0)
 
 
 @contextlib.contextmanager
@@ -89,8 +104,9 @@ def booted(logs: list[Path], count: int) -> None:
     )  # fmt: skip
 
 
-def many_figures(p: Platform, directory: Path, image: Image, count: int) -> list[Figure]:
+def many_figures(p: Platform, directory: Path, image: Image, size: Size) -> list[Figure]:
     """Many VMs on one node, against as many bare QEMUs; and what the agent uses while they idle."""
+    count = size.vms
     started = time.monotonic()
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(TOGETHER) as together:
         places = [directory / f"bare{number}" for number in range(count)]
@@ -110,8 +126,10 @@ def many_figures(p: Platform, directory: Path, image: Image, count: int) -> list
         ids = list(together.map(create, range(count)))
     booted([vms / id / "console.log" for id in ids], count)
     own = time.monotonic() - started
-    time.sleep(10)
-    percent, mib = usage(p.agents[NODE].process.pid)  # type: ignore[union-attr]
+    time.sleep(size.settle_s)
+    agent = p.agents[NODE].process
+    assert agent is not None
+    percent, mib = usage(agent.pid, size.idle_s)
     for id in ids:
         p.client.delete("vms", id)
     until(lambda: not list(p.client.list("vms")), "the VMs are deleted", 120)
@@ -129,7 +147,7 @@ def _entered(opened: Any) -> Any:
     return opened
 
 
-def usage(pid: int) -> tuple[float, float]:
+def usage(pid: int, idle_s: float) -> tuple[float, float]:
     """Return the share of a core (percent) and the memory (MiB) that a process uses while nothing is asked of it."""
 
     def ticks() -> int:
@@ -137,8 +155,8 @@ def usage(pid: int) -> tuple[float, float]:
         return int(fields[11]) + int(fields[12])
 
     before = ticks()
-    time.sleep(IDLE_S)
-    percent = 100 * (ticks() - before) / os.sysconf("SC_CLK_TCK") / IDLE_S
+    time.sleep(idle_s)
+    percent = 100 * (ticks() - before) / os.sysconf("SC_CLK_TCK") / idle_s
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     pss_kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return percent, pss_kib / 1024
@@ -215,35 +233,35 @@ async def _answers(path: Path) -> None:
             await asyncio.sleep(0.2)
 
 
-def import_figures(p: Platform, rounds: int) -> list[Figure]:
+def import_figures(p: Platform, size: Size) -> list[Figure]:
     """A raw disk becomes an image, its checksum proved, against ``qemu-img convert`` alone."""
     root = p.directory / NODE / "imports"
     root.mkdir(exist_ok=True)
     source, target = root / "large.raw", root / "converted.raw"
     digest = hashlib.sha256()
     with source.open("wb") as file:
-        for _ in range(IMPORT_BYTES // 1_000_000):
+        for _ in range(size.import_bytes // 1_000_000):
             piece = os.urandom(1_000_000)
             file.write(piece)
             digest.update(piece)
     own, peer = [], []
-    for number in range(rounds):
+    for number in range(size.imports):
         os.sync()
         started = time.monotonic()
         subprocess.run(
             ["qemu-img", "convert", "-f", "raw", "-O", "raw", "-t", "writeback", str(source), str(target)], check=True
         )
-        peer.append(IMPORT_BYTES / 1e6 / (time.monotonic() - started))
+        peer.append(size.import_bytes / 1e6 / (time.monotonic() - started))
         target.unlink()
         os.sync()
         started = time.monotonic()
         begun = p.client.import_image(f"large-{number}", path="large.raw", sha256=digest.hexdigest(), node=NODE)
         done = p.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 300)
-        own.append(IMPORT_BYTES / 1e6 / (time.monotonic() - started))
+        own.append(size.import_bytes / 1e6 / (time.monotonic() - started))
         assert done is not None and done["phase"] == "done", done
         p.client.delete_image(f"large-{number}")
     return [
-        median("qemu-img convert of a 1.5 GB raw image", peer, "MB/s"),
+        median(f"qemu-img convert of a {size.import_bytes / 1e9:g} GB raw image", peer, "MB/s"),
         median("import of it, with its checksum", own, "MB/s"),
         median("  ... of qemu-img's speed", [a / b for a, b in zip(own, peer, strict=True)], "x", IMPORT_SHARE,
                at_least=True),
@@ -251,43 +269,38 @@ def import_figures(p: Platform, rounds: int) -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/bench machines", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and VMs, without Debian")
-    parser.add_argument("--only", nargs="*", choices=("many", "snapshots", "clones", "imports", "debian"))
-    parser.add_argument("--rounds", type=int, default=3, help="of Debian")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
+    line = parser("machines", __doc__, "fewer rounds and VMs, without Debian")
+    line.add_argument("--only", nargs="*", choices=PARTS)
+    line.add_argument("--rounds", type=int, default=3, help="of Debian")
+    options = line.parse_args()
     clean_up_when_ended()
     if lacking := missing():
         sys.exit(f"this machine can't emulate hosts: {', '.join(lacking)}")
-    wanted = set(options.only or ("many", "snapshots", "clones", "imports", *(() if options.quick else ("debian",))))
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    parts = options.only or (PARTS if size is FULL else PARTS[:-1])
     images = images_dir()
-    if "debian" in wanted and not (images / "debian").exists():
+    if "debian" in parts and not (images / "debian").exists():
         print("building the Debian image", flush=True)
         debian.build(images / "debian")
-    held = scan(images)[0]
-    figures = []
+    scanned = scan(images)[0]
+    figures: list[Figure] = []
     with (
         open_directory("nvb-") as directory,
         lab(f"nvb{os.getpid()}", default_cache()) as hosts,
         platform(directory / "p", hosts, images) as p,
     ):
-        if "many" in wanted:
-            figures += many_figures(p, directory, held["tiny"], 10 if options.quick else MANY)
-            print("many: done", flush=True)
-        if "snapshots" in wanted:
-            figures += snapshot_figures(p, 3 if options.quick else SNAPSHOTS)
-            print("snapshots: done", flush=True)
-        if "clones" in wanted:
-            figures += clone_figures(p, 3 if options.quick else SNAPSHOTS)
-            print("clones: done", flush=True)
-        if "imports" in wanted:
-            figures += import_figures(p, 1 if options.quick else 3)
-            print("imports: done", flush=True)
-        if "debian" in wanted:
-            figures += debian_figures(p, directory, held["debian"], options.rounds)
-            print("debian: done", flush=True)
-    report("machines", figures, options.json)
+        measure: dict[str, Callable[[], list[Figure]]] = {
+            "many": lambda: many_figures(p, directory, scanned["tiny"], size),
+            "snapshots": lambda: snapshot_figures(p, size.rounds),
+            "clones": lambda: clone_figures(p, size.rounds),
+            "imports": lambda: import_figures(p, size),
+            "debian": lambda: debian_figures(p, directory, scanned["debian"], options.rounds),
+        }
+        for part in PARTS:
+            if part in parts:
+                figures += measure[part]()
+                print(f"{part}: done", flush=True)
+    report("machines", figures, options.json, smoke=options.smoke)
 
 
 if __name__ == "__main__":

@@ -7,27 +7,37 @@ said is the median of the pairs, and between what 95 % of medians lie that such 
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
-from pathlib import Path
+from typing import NamedTuple
 
 from bench.api import LIST, PACKED, _mixed
-from bench.api_load import Stand, timed
-from bench.report import Figure, median, report
+from bench.api_load import Load, Stand, timed
+from bench.report import Figure, median, parser, report
 from lab.observers import serving
 from lab.platform import clean_up_when_ended, free_ports, open_directory
 from novacron.client import Client
 from novacron.telemetry.declared import FAMILIES
 
-VMS, NODES = 2000, 100
-SCRAPES = 50
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    vms: int = 2000
+    nodes: int = 100
+    scrapes: int = 50
+
+
+FULL, QUICK, SMOKE = Size(60), Size(12), Size(1, 400, 2, 2)
+FAILED_SHARE_MAX = 0.055
+"""Of the requests: one in twenty is a write, which another server may have overtaken; reads never fail."""
 LOADS, SHORT_S = ("lists", "mixed"), 1.0
 
 
-def figures_of(stand: Stand, rounds: int) -> list[Figure]:
+def figures_of(stand: Stand, size: Size) -> list[Figure]:
     scraper = Client(stand.client.config)
-    scrapes = [1e3 * timed(scraper.metrics) for _ in range(SCRAPES)]
+    scrapes = [1e3 * timed(scraper.metrics) for _ in range(size.scrapes)]
     text = scraper.metrics()
     mixed = _mixed(stand)
     kinds = ("uncounted", "counted", "traced")
@@ -38,26 +48,34 @@ def figures_of(stand: Stand, rounds: int) -> list[Figure]:
         stand.replica() as counted,
         stand.replica(environment={"OTEL_EXPORTER_OTLP_ENDPOINT": sent}) as traced,
     ):
-        urls = {kind: one.config.url for kind, one in zip(kinds, (uncounted, counted, traced), strict=True)}
-        for number in range(rounds + 1):
+        urls = {kind: client.config.url for kind, client in zip(kinds, (uncounted, counted, traced), strict=True)}
+        for number in range(size.rounds + 1):
             for load in LOADS:
                 rates = {}
                 for kind in kinds[number % 3 :] + kinds[: number % 3]:
                     path, script = (LIST, "") if load == "lists" else ("/", mixed)
                     headers = PACKED if load == "lists" else ()
-                    rates[kind] = stand.load(path, 100, SHORT_S, headers=headers, script=script, url=urls[kind]).rate
+                    done = stand.load(path, 100, SHORT_S, headers=headers, script=script, url=urls[kind])
+                    rates[kind] = _rate_of(done)
                 if number:  # the first one warms
                     slower[f"counted {load}"].append(100 * (1 - rates["counted"] / rates["uncounted"]))
                     slower[f"traced {load}"].append(100 * (1 - rates["traced"] / rates["counted"]))
     return [
         Figure("metrics that are declared", len(FAMILIES), "", 120, at_least=True),
-        median(f"scrape with {VMS:,} VMs and {NODES} nodes, over TLS", scrapes, "ms", 30),
+        median(f"scrape with {size.vms:,} VMs and {size.nodes} nodes, over TLS", scrapes, "ms", 30),
         Figure("  ... size", len(text) / 1e3, "kB"),
         *_paired("throughput that counting takes: lists, 100 connections", slower["counted lists"], 3),
         *_paired("  ... 95 % reads, 5 % writes", slower["counted mixed"], 3),
         *_paired("throughput that sending traces takes beyond it: lists", slower["traced lists"]),
         *_paired("  ... 95 % reads, 5 % writes", slower["traced mixed"]),
     ]
+
+
+def _rate_of(load: Load) -> float:
+    """Return the requests a second. Raises RuntimeError if reads failed: refusals would be measured as answers."""
+    if load.failed_share > FAILED_SHARE_MAX:
+        raise RuntimeError(f"requests failed: {load}")
+    return load.rate
 
 
 def _paired(name: str, samples: list[float], bound: float | None = None) -> list[Figure]:
@@ -67,14 +85,12 @@ def _paired(name: str, samples: list[float], bound: float | None = None) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/bench observability", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
+    options = parser("observability", __doc__, "fewer rounds").parse_args()
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
     clean_up_when_ended()
-    with open_directory("nvo-") as directory, Stand(directory, NODES).run() as stand:
-        stand.fill(VMS)
-        report("observability", figures_of(stand, 12 if options.quick else 60), options.json)
+    with open_directory("nvo-") as directory, Stand(directory, size.nodes).run() as stand:
+        stand.fill(size.vms)
+        report("observability", figures_of(stand, size), options.json, smoke=options.smoke)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -37,6 +39,18 @@ def median(name: str, samples: list[float], unit: str, bound: float | None = Non
     return Figure(name, statistics.median(samples), unit, bound, tuple(samples), at_least)
 
 
+def parser(bench: str, description: str | None, quick: str) -> argparse.ArgumentParser:
+    """Return the command line that all benchmarks share; ``quick`` says what ``--quick`` leaves out."""
+    made = argparse.ArgumentParser(prog=f"script/bench {bench}", description=description)
+    extent = made.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help=quick)
+    extent.add_argument(
+        "--smoke", action="store_true", help="only show that it runs: seconds, a tiny load, no bounds, useless figures"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return made
+
+
 def machine() -> dict[str, str | int]:
     """Return what the figures depend on."""
     model = "unknown"
@@ -53,8 +67,31 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def report(bench: str, figures: list[Figure], json_path: Path | None) -> None:
-    """Print the table, say which bounds do not hold, and write the JSON file if one is wanted."""
+def report(bench: str, figures: list[Figure], json_path: Path | None, *, smoke: bool = False) -> None:
+    """Print the table, say which bounds do not hold, and write the JSON file if one is wanted. With ``smoke`` the
+    figures have no bounds."""
+    if smoke:
+        figures = [figure._replace(bound=None) for figure in figures]
+    if not all(math.isfinite(figure.value) for figure in figures):
+        raise ValueError(f"script/bench {bench}: a figure is not a number: {figures}")
+    console = Console(width=120)
+    _print(console, bench, figures, smoke=smoke)
+    if json_path is not None:
+        document = {
+            "bench": bench,
+            "smoke": smoke,
+            "machine": machine(),
+            "figures": [
+                {"name": f.name, "value": f.value, "unit": f.unit, "bound": f.bound,
+                 "at_least": f.at_least, "holds": f.holds,
+                 "samples": f.samples} for f in figures
+            ],
+        }  # fmt: skip
+        json_path.write_text(json.dumps(document, indent=2) + "\n")
+        console.print(f"written to {json_path}")
+
+
+def _print(console: Console, bench: str, figures: list[Figure], *, smoke: bool) -> None:
     table = Table(title=f"\nscript/bench {bench}", title_justify="left")
     for column, justify in (
         ("figure", "left"),
@@ -69,24 +106,13 @@ def report(bench: str, figures: list[Figure], json_path: Path | None) -> None:
         bound = "" if figure.bound is None else f"{'>=' if figure.at_least else '<='} {figure.bound:g} {figure.unit}"
         verdict = {None: "", True: "holds", False: "MISSED"}[figure.holds]
         table.add_row(figure.name, f"{figure.value:.3g} {figure.unit}", spread, bound, verdict)
-    console = Console(width=120)
     console.print(table)
-    here = machine()
-    console.print(", ".join(f"{key}: {value}" for key, value in here.items()), highlight=False)
+    console.print(", ".join(f"{key}: {value}" for key, value in machine().items()), highlight=False)
     missed = [figure.name for figure in figures if figure.holds is False]
-    console.print("every bound holds" if not missed else "missed: " + "; ".join(missed))
-    if json_path is not None:
-        document = {
-            "bench": bench,
-            "machine": here,
-            "figures": [
-                {"name": f.name, "value": f.value, "unit": f.unit, "bound": f.bound,
-                 "at_least": f.at_least, "holds": f.holds,
-                 "samples": f.samples} for f in figures
-            ],
-        }  # fmt: skip
-        json_path.write_text(json.dumps(document, indent=2) + "\n")
-        console.print(f"written to {json_path}")
+    if smoke:
+        console.print("a smoke run: it shows that the benchmark runs; do not quote its figures")
+    else:
+        console.print("every bound holds" if not missed else "missed: " + "; ".join(missed))
 
 
 def plot(figures: list[Figure], path: Path) -> None:

@@ -17,7 +17,8 @@ def _called(
 ) -> None:  # fmt: skip
     who = scope.get("user") if caller is None else caller
     name = who.name if isinstance(who, Caller) else "-"
-    self._services.recorder.called(method, route, status, time.perf_counter() - started, name, address, id)
+    took_s = time.perf_counter() - started
+    self._services.recorder.called(method, route, status, took_s, name, address, id, scope["path"])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rich.table import Table
 from lab.guest import CounterClient
 from lab.hosts import GUEST_NETWORK, Lab, LabFailed, Wan, missing, remove_namespace
 from lab.images import images_dir
-from lab.platform import SOCKET_PATH_MAX, Platform, are_free, clean_up_when_ended, default_cache
+from lab.platform import SOCKET_PATH_MAX, Platform, PlatformOptions, are_free, clean_up_when_ended, default_cache
 from novacron.local.postgres import PostgresFailed
 
 PORTS = (7443, 7444)
@@ -59,7 +59,9 @@ class Demo:
     def __init__(self, directory: Path, lacks: list[str]) -> None:
         self.lacks = lacks
         self.lab = Lab(prefix(directory), namespaces=not lacks)
-        self.platform = Platform(directory, self.lab, images_dir(), PORTS if are_free(PORTS) else None)
+        self.platform = Platform(
+            directory, self.lab, images_dir(), PlatformOptions(ports=PORTS if are_free(PORTS) else None)
+        )
 
     def up(self) -> None:
         directory = self.platform.directory

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 SOCKET_PATH_MAX = 60
 """Longest state directory: the paths of Unix sockets below it must stay under 108 bytes."""
+
+NO_LIMIT = "1000000000"
+NO_RATE_LIMITS = ("--reads-per-s", NO_LIMIT, "--writes-per-s", NO_LIMIT)
+"""Server options for benchmarks: they measure what the server can do, not what one token may ask of it."""
 
 Object = dict[str, Any]
 
@@ -134,26 +139,37 @@ class Service:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
+@dataclass(frozen=True)
+class PlatformOptions:
+    """What a platform is started with beyond its defaults."""
+
+    agent: tuple[str, ...] = ()
+    """Further options of every agent."""
+    server: tuple[str, ...] = ()
+    """Further options of the server."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables of all processes."""
+    reachable_ports: tuple[int, ...] = ()
+    """Further loopback ports of this machine that the hosts can reach."""
+    ports: tuple[int, int] | None = None
+    """The server's ports for the API and for the agents; free ones if None."""
+
+
 class Platform:
     """One installation. ``directory`` must be short and enterable by others."""
 
-    def __init__(
-        self, directory: Path, lab: Lab, images_dir: Path, ports: tuple[int, int] | None = None,
-        agent_options: tuple[str, ...] = (), environment: Mapping[str, str] | None = None,
-        reached: tuple[int, ...] = (),
-    ) -> None:  # fmt: skip
-        """``environment``: of all processes; ``reached``: further ports of this machine that hosts reach."""
+    def __init__(self, directory: Path, lab: Lab, images_dir: Path, options: PlatformOptions | None = None) -> None:
+        options = options or PlatformOptions()
         if len(str(directory)) > SOCKET_PATH_MAX:
             raise ValueError(f"{directory}: longer than {SOCKET_PATH_MAX} bytes")
         self.directory = directory
         self.lab = lab
         self.config = directory / "cli.json"
-        self.ports = ports or tuple(free_ports(2))
+        self.ports = options.ports or tuple(free_ports(2))
         self.postgres = Postgres(directory / "pg")
         self._images_dir = images_dir
-        self._agent_options = agent_options
-        self._env = {"NOVACRON_CONFIG": str(self.config), **(environment or {})}
-        self._reached = reached
+        self._options = options
+        self._env = {"NOVACRON_CONFIG": str(self.config), **options.environment}
         self.server: Service
         self.agents: dict[str, Service] = {}
         self._client: Client | None = None
@@ -168,13 +184,13 @@ class Platform:
         self.server = Service(
             "server",
             ["server", "--database", url, "--state-dir", str(self.directory / "s"),
-             "--port", str(self.ports[0]), "--link-port", str(self.ports[1])],
+             "--port", str(self.ports[0]), "--link-port", str(self.ports[1]), *self._options.server],
             self.directory / "server.log", [], self._env,
         )  # fmt: skip
         self.server.start()
         self.wait_ready()
         if self.lab.namespaces:
-            self.lab.connect_management((*self.ports, *self._reached))
+            self.lab.connect_management((*self.ports, *self._options.reachable_ports))
         dwcp_ports = [7445] * len(self.lab.hosts) if self.lab.namespaces else free_ports(len(self.lab.hosts))
         for host, dwcp_port in zip(self.lab.hosts, dwcp_ports, strict=True):
             arguments = [
@@ -183,7 +199,7 @@ class Platform:
                 *("--dwcp-port", str(dwcp_port)),
                 *(("--bridge", "br0") if self.lab.namespaces else ()),
                 *("--pool", f"small={self._pool(host.name)}", "--shared-pool", f"nfs={self.shared_pool}"),
-                *self._agent_options,
+                *self._options.agent,
             ]
             agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.enter, self._env)
             self.agents[host.name] = agent
@@ -367,14 +383,11 @@ class Platform:
 
 
 @contextlib.contextmanager
-def platform(
-    directory: Path, lab: Lab, images_dir: Path, agent_options: tuple[str, ...] = (),
-    environment: Mapping[str, str] | None = None, reached: tuple[int, ...] = (),
-) -> Iterator[Platform]:  # fmt: skip
+def platform(directory: Path, lab: Lab, images_dir: Path, options: PlatformOptions | None = None) -> Iterator[Platform]:
     """Run a platform for as long as the block runs."""
-    made = Platform(directory, lab, images_dir, agent_options=agent_options, environment=environment, reached=reached)
+    started = Platform(directory, lab, images_dir, options)
     try:
-        made.up()
-        yield made
+        started.up()
+        yield started
     finally:
-        made.down()
+        started.down()

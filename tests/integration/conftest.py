@@ -17,7 +17,7 @@ import zstandard
 
 from lab.hosts import lab
 from lab.observers import Collector
-from lab.platform import Platform, default_cache, open_directory, platform, until
+from lab.platform import Platform, PlatformOptions, default_cache, open_directory, platform, until
 from novacron.client import Client
 
 _numbers = itertools.count(1)
@@ -109,10 +109,11 @@ def collector() -> Iterator[Collector]:
 def sending(collector: Collector, share: float, prefix: str, images: Path, lacks: list[str]) -> Iterator[Platform]:
     """Run a platform of two hosts whose processes send a share of their traces to a collector."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER_ARG": str(share)}
+    options = PlatformOptions(environment=environment, reachable_ports=(collector.port,))
     with (
         open_directory(f"{prefix}-") as directory,
         lab(f"{prefix}{os.getpid()}", default_cache(), namespaces=not lacks) as hosts,
-        platform(directory / "p", hosts, images, environment=environment, reached=(collector.port,)) as running,
+        platform(directory / "p", hosts, images, options) as running,
     ):
         yield running
 

@@ -1,0 +1,70 @@
+"""Every benchmark program runs: with ``--smoke`` it takes the paths of a measurement with a tiny load."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import main
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "main": (),
+    "machines": (),
+    "dwcp": ("--only", "data-path", "--only", "situations"),  # the whole of it takes three minutes
+    "observability": (),
+}
+"""All programs, with the arguments that keep them short."""
+TIMEOUT_S = 230.0
+NEEDS_NAMESPACES = ("main", "machines", "dwcp", "fleet")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path, lacks: list[str]) -> None:
+    run(name, BENCHMARKS[name], tmp_path, lacks)
+
+
+@pytest.mark.slow
+def test_every_section_of_the_migration_benchmark_runs(tmp_path: Path, lacks: list[str]) -> None:
+    run("dwcp", (), tmp_path, lacks)
+
+
+def run(name: str, arguments: tuple[str, ...], tmp_path: Path, lacks: list[str]) -> None:
+    """Run a benchmark with a tiny load and check the form of what it writes."""
+    if lacks and name in NEEDS_NAMESPACES:
+        pytest.skip("; ".join(lacks))
+    if shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed: script/setup wrk installs it")
+    written = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{name}", "--smoke", "--json", str(written), *arguments],
+        check=False, capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(written.read_text())
+    assert (document["bench"], document["smoke"]) == (name, True)
+    assert set(document["machine"]) == {"cpu", "cores", "memory_mib", "kernel", "python"}
+    assert document["figures"]
+    for figure in document["figures"]:
+        assert set(figure) == {"name", "value", "unit", "bound", "at_least", "holds", "samples"}
+        assert math.isfinite(figure["value"]), figure
+        assert figure["bound"] is None and figure["holds"] is None, "a smoke run promises nothing"
+
+
+def test_a_load_that_was_refused_gives_no_figure() -> None:
+    with pytest.raises(RuntimeError, match="requests failed"):
+        main.parse_wrk("RESULT p95_us=900 rate=12811.8 bad=29223\n")
+
+
+def test_a_load_that_got_no_answer_gives_no_figure() -> None:
+    with pytest.raises(RuntimeError, match="requests failed"):
+        main.parse_wrk("RESULT p95_us=0 rate=0.000000 bad=0\n")
+
+
+def test_a_load_that_was_answered_gives_its_latency_and_rate() -> None:
+    assert main.parse_wrk("RESULT p95_us=2500 rate=20000.5 bad=0\n") == (2.5, 20000.5)
