@@ -1,0 +1,121 @@
+"""The documentation: its links lead somewhere, and the files and tests that it names exist."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+INLINE_CODE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+NAMED_PATH = re.compile(
+    r"`((?:src/novacron|tests|docs|deploy|lab|bench|script|model|store|wire|api|control|server|agent|qemu|dwcp|disk|net"
+    r"|client|cli|local|telemetry)/[\w./-]+)`"
+)
+PACKAGE = ROOT / "src/novacron"
+TEST_NAME = re.compile(r"\btest_\w+")
+HISTORY = {"CHANGELOG.md"}
+"""Pages that tell of what was: the files that they name may be gone."""
+
+
+@functools.cache
+def pages() -> tuple[Path, ...]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True,
+        text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    return tuple(ROOT / name for name in listed if (ROOT / name).exists())
+
+
+@functools.cache
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    found: dict[str, int] = {}
+    for heading in HEADING.findall(prose(page)):
+        name = anchor(heading.strip())
+        found[name] = found.get(name, 0) + 1
+    return frozenset(name if n == 0 else f"{name}-{n}" for name, count in found.items() for n in range(count))
+
+
+def links(page: Path) -> Iterator[str]:
+    for target in LINK.findall(INLINE_CODE.sub("", prose(page))):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def named_files(page: Path) -> Iterator[str]:
+    """Yield the files of the repository that a page names, without those that stand for several."""
+    for name in NAMED_PATH.findall(prose(page)):
+        if not re.search(r"[A-Z]{2}", Path(name).name) or (ROOT / name).exists():
+            yield name
+
+
+@functools.cache
+def defined_tests() -> frozenset[str]:
+    names: set[str] = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        names.add(path.stem)
+        names.update(re.findall(r"\bdef (test_\w+)", path.read_text()))
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (fragment and file.suffix == ".md" and fragment not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    if page.name in HISTORY:
+        return
+    missing = [name for name in named_files(page) if not any((base / name).exists() for base in (ROOT, PACKAGE))]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    if page.name in HISTORY:
+        return
+    assert [name for name in TEST_NAME.findall(page.read_text()) if name not in defined_tests()] == []
+
+
+def test_every_decision_is_in_the_index_with_its_title_and_has_a_status() -> None:
+    index = (ROOT / "docs/adr/README.md").read_text()
+    for record in sorted((ROOT / "docs/adr").glob("[0-9]*.md")):
+        text = record.read_text()
+        title = text.partition("\n")[0].partition(". ")[2]
+        assert f"]({record.name}) | {title} |" in index, record.name
+        for part in ("Status", "Context", "Decision", "Cost"):
+            assert f"**{part}.**" in text, f"{record.name} has no {part.lower()}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs/README.md").read_text()
+    listed_elsewhere = {"adr", "dashboards"}
+    for page in pages():
+        inside = page.relative_to(ROOT)
+        if inside.parts[0] == "docs" and inside.parts[1] not in listed_elsewhere | {"README.md"}:
+            assert f"]({inside.relative_to('docs')})" in contents, str(inside)
