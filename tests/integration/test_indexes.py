@@ -19,6 +19,7 @@ from novacron.store import (
     fleet,
     leases,
     migrations,
+    new_vms,
     owned,
     projects,
     tenancy_lookup,
@@ -120,9 +121,8 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         user = await users.create(connection, "ann", users.UserKind.PERSON, None, events.SYSTEM)
         token, _ = await tokens.create(connection, user, "t", "ann", scopes=[Right.READ])
         await vms.get(connection, "vm-5")
-        made = await vms.create(
-            connection, await projects.making(connection, "default"), "new", VmSpec(image="x"), None, "ann"
-        )
+        making = await projects.making(connection, "default")
+        made = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")
         await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")

@@ -33,7 +33,7 @@ from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Invento
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.server.node_statements import Basis, Some, statements
-from novacron.store import identities, leases, migrations, nodes, owned, projects, vms
+from novacron.store import identities, leases, migrations, new_vms, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -152,7 +152,7 @@ class Ownership(RuleBasedStateMachine):
                 await identities.join(connection, name, "")
                 await nodes.connected(connection, name, inventory)
             making = await projects.making(connection, "default")
-            vm = await vms.create(connection, making, "web", VmSpec(image="tiny"), "a", "test")
+            vm = await new_vms.create(connection, making, new_vms.NewVm("web", VmSpec(image="tiny"), node="a"), "test")
             VM[0] = vm.id
 
         self.do(work)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import types
+import typing
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novacron.api.routes.vms import CreateVm
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
-from novacron.model.vm import VmSpec, check_address, check_name, mac_address, tap_name, vm_id
+from novacron.model.vm import VmChanges, VmFields, VmSpec, check_address, check_name, mac_address, tap_name, vm_id
 
 
 @pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
@@ -63,3 +66,20 @@ def test_what_follows_from_an_id_fits_where_it_goes(random: bytes) -> None:
     assert len(tap_name(id)) <= 15  # IFNAMSIZ - 1
     assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", mac_address(id))
     assert mac_address(id) == mac_address(id)
+
+
+def _alternatives(annotation: object) -> set[object]:
+    found = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return set(typing.get_args(annotation)) - {msgspec.UnsetType, type(None)} if found else {annotation}
+
+
+def test_what_can_change_of_a_vm_has_the_types_of_what_can_be_set() -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(VmFields)}
+    for change in msgspec.structs.fields(VmChanges):
+        assert change.default is msgspec.UNSET, f"{change.name} must stay as it is by default"
+        assert _alternatives(change.type) == _alternatives(fields[change.name].type), change.name
+
+
+def test_a_spec_and_a_request_to_create_a_vm_have_every_field_that_users_set() -> None:
+    assert set(VmFields.__struct_fields__) < set(VmSpec.__struct_fields__)
+    assert set(VmFields.__struct_fields__) < set(CreateVm.__struct_fields__)

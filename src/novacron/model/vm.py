@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from novacron.model import limits
 from novacron.model.constraints import Placement
@@ -89,55 +89,91 @@ class Display(StrEnum):
     NONE = "none"
 
 
-class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user asked for. Only the user changes it."""
+# How to add a field that users set on a VM:
+#   1. Add it to VmFields, with its type, default and a docstring. VmSpec (what is stored) and the API's CreateVm then
+#      have it, and so do the OpenAPI document and whatever reads the list from it.
+#   2. If it can change later, add it to VmChanges too, with the same type.
+#   3. It is stored inside ``vms.spec`` (JSON; an old row has the default). Only a field that queries need as a column
+#      of its own takes a schema migration (store/schema/versions).
+#   4. Let the agent act on it (agent/vm), and check combinations that make no sense in store/sizes.py.
 
-    image: str
+
+class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fields of a VM that its user sets when creating it: the one list of them."""
+
+    image: Name
     vcpus: Vcpus = 1
     memory_mib: MemoryMib = 256
-    power: Power = Power.RUNNING
+    vcpus_max: Vcpus | None = None
+    """Limit to which the virtual CPUs can grow while the VM runs; None: they cannot."""
+    memory_max_mib: MemoryMib | None = None
+    """Limit to which the memory can grow while the VM runs; None: it cannot."""
     address: str | None = None
     """IPv4 address with prefix length for the guest's interface, for example ``10.77.0.10/24``."""
-    starts: int = 0
-    """How often a start was asked for: a guest that powered itself off stays off until this grows."""
-    reboots: int = 0
-    """How often a reboot was asked for; the agent has done ``status.reboots`` of them."""
-    resets: int = 0
-    """How often a reset was asked for; the agent has done ``status.resets`` of them."""
-    stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
-    """How long the guest may take to power off before it is forced to; 0 forces at once."""
+    power: Power = Power.RUNNING
     restart: Restart = Restart.ON_FAILURE
     start_order: StartOrder = limits.START_ORDER_DEFAULT
-    """Of VMs that start at once on a node, those with the lowest go first."""
+    """VMs that start at the same time on a node start in this order, lowest first."""
     protected: bool = False
-    """It can't be deleted until this is taken away."""
+    """The VM cannot be deleted while this is set."""
     display: Display = Display.VGA
     firmware: Firmware = Firmware.BIOS
     tpm: bool = False
-    """It has a TPM 2.0."""
+    """The VM has a TPM 2.0."""
     disk_mib: DiskMib | None = None
-    """Size of its disk; None: its image's. It only grows."""
-    vcpus_max: Vcpus | None = None
-    """To how many its virtual CPUs may grow while it runs; None: they do not."""
-    memory_max_mib: MemoryMib | None = None
-    """To what its memory may grow while it runs; None: it does not."""
+    """Size of the disk; None: the size of the image's. A disk only grows."""
     disk_iops: Iops | None = None
-    """Reads and writes a second at most, of its disk."""
+    """Limit of reads and writes a second on the VM's disk."""
     disk_bytes_per_s: BytesPerS | None = None
+    """Limit of bytes a second read from and written to the VM's disk."""
     placement: Placement = msgspec.field(default_factory=Placement)
     ha: bool = False
-    """It is started elsewhere when its node fails. From its next start on, it ends with its node's lease."""
+    """Restart the VM on another node when its node fails. From its next start on, it stops when its node's lease
+    ends."""
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
-    """Of VMs whose node has failed, those with the highest are started first."""
+    """After a node failed, its VMs restart in this order, highest first."""
     own_disk: bool = True
-    """It has a disk made of its image; else it boots from a volume, or from its image's kernel."""
+    """The VM has a disk made from its image; otherwise it boots from a volume, or from its image's kernel."""
     cpu: CpuKind = CpuKind.BASELINE
     cpu_flags: Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)] = ()
-    """What its processor has beyond that, by QEMU's names: it can only be where there is that."""
+    """CPU features beyond those of ``cpu``, by QEMU's names. The VM only runs on nodes that have them."""
     devices: Annotated[tuple[PciId, ...], Meta(max_length=DEVICES_PER_VM_MAX)] = ()
-    """PCI devices of its node's, by vendor and device, that it has while it runs: then it can't be moved."""
+    """PCI devices of the node, by vendor and device, passed through while the VM runs. Such a VM cannot migrate."""
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
-    """Its interfaces. None: it has one, on its node's bridge, or in QEMU's user mode where its node has none."""
+    """Network interfaces. Without any, the VM has one on its node's bridge, or QEMU's user-mode network where the node
+    has no bridge."""
+
+
+class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of ``VmFields`` that can change later; what is left out stays as it is."""
+
+    vcpus: Vcpus | UnsetType = UNSET
+    memory_mib: MemoryMib | UnsetType = UNSET
+    vcpus_max: Vcpus | UnsetType | None = UNSET
+    memory_max_mib: MemoryMib | UnsetType | None = UNSET
+    restart: Restart | UnsetType = UNSET
+    start_order: StartOrder | UnsetType = UNSET
+    protected: bool | UnsetType = UNSET
+    disk_mib: DiskMib | UnsetType = UNSET
+    disk_iops: Iops | UnsetType | None = UNSET
+    disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
+    placement: Placement | UnsetType = UNSET
+    """Takes effect the next time the VM moves."""
+    ha: bool | UnsetType = UNSET
+    ha_priority: HaPriority | UnsetType = UNSET
+
+
+class VmSpec(VmFields, frozen=True):
+    """What the user asked for. Only the user changes it."""
+
+    starts: int = 0
+    """How often a start was requested: a guest that powered itself off stays off until this grows."""
+    reboots: int = 0
+    """How often a reboot was requested; the agent has done ``status.reboots`` of them."""
+    resets: int = 0
+    """How often a reset was requested; the agent has done ``status.resets`` of them."""
+    stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
+    """How long the guest may take to power off before it is forced to; 0 forces at once."""
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given that of its image's disk; 0 for none."""

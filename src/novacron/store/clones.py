@@ -8,7 +8,7 @@ import msgspec
 
 from novacron.model.errors import Conflict, IllegalState
 from novacron.model.vm import Action, CloneOf, Power, Vm
-from novacron.store import events, projects, snapshots, vms
+from novacron.store import events, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 
 
@@ -47,17 +47,8 @@ async def create(
     seed = await vms.seed_of(connection, source.id)
     begins = await vms.firmware_state_of(connection, source.id)
     of = CloneOf(source.id, source.name, linked)
-    clone = await vms.create(
-        connection,
-        await projects.making(connection, source.project),
-        name,
-        spec,
-        source.node,
-        actor,
-        seed,
-        clone_of=of,
-        firmware_state=begins,
-    )
+    new = new_vms.NewVm(name, spec, None, source.node, seed, begins, of)
+    clone = await new_vms.create(connection, await projects.making(connection, source.project), new, actor)
     await events.record(connection, "vm", source.id, source.name, "CloneAsked", f"clone {name}", actor)
     return clone
 

@@ -251,13 +251,15 @@ class Database:
             return await work(connection)
 
     async def at_once(
-        self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]]
+        self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]],
+        answer: tuple[str, Sequence[Any]] | None = None,
     ) -> Any:  # fmt: skip
         """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
 
-        Raises Unavailable.
+        ``answer``: a statement, with its arguments, that stores what is made of that row (``done``) and returns columns
+        that are added to the row. Raises Unavailable.
         """
-        text, values = deferred_writes.all_at_once(statement, arguments, rows)
+        text, values = deferred_writes.all_at_once(statement, arguments, rows, answer)
         try:
             async with self.connection() as connection:
                 return await connection.fetchrow(text, *values)

@@ -74,15 +74,21 @@ def undone_with_block() -> Iterator[None]:
 
 
 def all_at_once(
-    statement: str, arguments: Sequence[Any], rows: dict[Table, list[Sequence[Any]]]
-) -> tuple[str, list[Any]]:
-    """Return one statement, with its arguments, that does ``statement``, and if that returns a row, adds ``rows``."""
+    statement: str, arguments: Sequence[Any], rows: dict[Table, list[Sequence[Any]]],
+    answer: tuple[str, Sequence[Any]] | None = None,
+) -> tuple[str, list[Any]]:  # fmt: skip
+    """Return one statement, with its arguments, that does ``statement``, and if that returns a row, adds ``rows`` and
+    does ``answer``, which reads the row from ``done`` and returns columns that are added to it."""
     texts, values = [f"done AS ({statement})"], list(arguments)
     for n, (table, added) in enumerate(rows.items()):
         insert = f"{_numbered(table.insert, len(values))} WHERE EXISTS (SELECT FROM done)"
         texts.append(f"w{n} AS ({insert})")
         values += map(list, zip(*added, strict=True))
-    return f"WITH {', '.join(texts)} SELECT * FROM done", values
+    if answer is None:
+        return f"WITH {', '.join(texts)} SELECT * FROM done", values
+    texts.append(f"answer AS ({_numbered(answer[0], len(values))})")
+    values += answer[1]
+    return f"WITH {', '.join(texts)} SELECT * FROM done, answer", values
 
 
 def _numbered(statement: str, after: int) -> str:

@@ -1,12 +1,41 @@
-"""Idempotency keys: the same request twice has one effect and one answer."""
+"""Idempotency keys: the same request sent twice has one effect and one answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
 import msgspec
 
 from novacron.model.errors import IdempotencyMismatch
-from novacron.store import deferred_writes
-from novacron.store.database import Connection
+from novacron.model.vm import Vm
+from novacron.store import deferred_writes, vms
+from novacron.store.database import Connection, Database
+
+_COLUMNS = ", ".join(
+    "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS created_at"
+    if field == "created_at"
+    else field
+    for field in Vm.__struct_fields__
+)
+STORE_VM = f"""
+    INSERT INTO idempotency (token, key, request, status, body, headers)
+    SELECT $1::text, $2::text, $3::bytea, $4::int, convert_to(row_to_json(vm)::text, 'UTF8'),
+           jsonb_build_object('ETag', '"' || vm.revision || '"') || $5::jsonb
+    FROM (SELECT {_COLUMNS} FROM done) vm RETURNING body AS answer_body
+"""
+"""Stores the answer to a request that created or changed one VM, made of that VM's row."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A key that a caller sent with a request."""
+
+    token: str
+    """Keys of different tokens do not meet."""
+    key: str
+    request: bytes
+    """Digest of method, path and body."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -17,38 +46,49 @@ class Answer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-async def claim(connection: Connection, token: str, key: str, request: bytes) -> Answer | None:
+async def claim(connection: Connection, wanted: Claim) -> Answer | None:
     """Take the key in this transaction, or return the answer that its first request got.
 
     Of two requests at once, the second waits here for the first one's transaction. Raises IdempotencyMismatch when
-    the key was used for another request (``request`` is a digest of method, path and body).
+    the key was used for another request.
     """
     row = await connection.fetchrow(
         "INSERT INTO idempotency (token, key, request) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING key",
-        token,
-        key,
-        request,
-    )
+        wanted.token, wanted.key, wanted.request,
+    )  # fmt: skip
     if row is not None:
         return None
     row = await connection.fetchrow(
-        "SELECT request, status, body, headers FROM idempotency WHERE token = $1 AND key = $2", token, key
+        "SELECT request, status, body, headers FROM idempotency WHERE token = $1 AND key = $2", wanted.token, wanted.key
     )
-    if row is None or row["request"] != request:
+    if row is None or row["request"] != wanted.request:
         raise IdempotencyMismatch(
-            f"the key {key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
+            f"the key {wanted.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
         )
     return Answer(row["status"], row["body"], row["headers"])
 
 
-async def settle(connection: Connection, token: str, key: str, answer: Answer) -> None:
+async def settle(connection: Connection, claimed: Claim, answer: Answer) -> None:
     """Store the answer, in the transaction that did the work."""
     await deferred_writes.execute(
         connection,
         "UPDATE idempotency SET status = $3, body = $4, headers = $5 WHERE token = $1 AND key = $2",
-        token,
-        key,
-        answer.status,
-        answer.body,
-        answer.headers,
-    )
+        claimed.token, claimed.key, answer.status, answer.body, answer.headers,
+    )  # fmt: skip
+
+
+async def change_vm_at_once(
+    database: Database, change: vms.Quick, rows: dict[deferred_writes.Table, list[Sequence[Any]]], claimed: Claim,
+    status: int, headers: dict[str, str],
+) -> tuple[Vm, bytes] | None:  # fmt: skip
+    """Create or change a VM in one round trip, with its key and the answer; return the VM and the answer's body.
+
+    None, and nothing has changed, if the statement returns no row or the key was used before: of two such requests at
+    once, the second waits for the first. ``headers``: of the answer, besides its ETag. Raises Unavailable.
+    """
+    store = (STORE_VM, [claimed.token, claimed.key, claimed.request, status, headers])
+    try:
+        row = await database.at_once(change.statement, change.arguments, rows, store)
+    except asyncpg.UniqueViolationError:
+        return None
+    return None if row is None else (msgspec.convert(dict(row), Vm), row["answer_body"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,25 +15,20 @@ from novacron.model.errors import (
     IllegalState,
     InvalidInput,
     NotFound,
-    NovaError,
     PreconditionFailed,
 )
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.network import NicSpec
-from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
     DISTURB_CLONING,
     Action,
-    CloneOf,
     Power,
     Vm,
     VmSpec,
-    VmStatus,
-    vm_id,
 )
-from novacron.store import events, fleet, imports, networks, projects, sizes
+from novacron.store import events, networks, projects, sizes
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -47,122 +41,8 @@ def of_row(row: Any) -> Vm:
     return msgspec.convert(dict(row), Vm)
 
 
-async def _prepared(
-    connection: Connection, making: projects.Making, spec: VmSpec, image_mib: int | None
-) -> tuple[VmSpec, int, Usage]:
-    """Check what a new VM is to be; return that, the size of its disk, and what its project has with it."""
-    sizes.check_maxima(spec)
-    project = making.project.name
-    if spec.image not in making.usable:
-        await imports.check_usable(connection, spec.image, project)
-        making.usable.add(spec.image)
-    if not spec.nics and not making.project.host_network:
-        raise InvalidInput(
-            f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
-        )
-    await _check_available(connection, None, spec)
-    disk_mib = 0
-    if spec.own_disk:
-        of_image_mib = await sizes.image_disk_mib(connection, spec.image) if image_mib is None else image_mib
-        disk_mib = spec.disk_mib or of_image_mib or 0
-    after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
-    if spec.disk_mib is not None:
-        await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
-    return await networks.give_addresses(connection, spec, project), disk_mib, after
-
-
-async def create(
-    connection: Connection, making: projects.Making, name: str, spec: VmSpec, node: str | None, actor: str,
-    seed: Seed | None = None, *, clone_of: CloneOf | None = None, firmware_state: FirmwareState | None = None,
-    image_mib: int | None = None,
-) -> Vm:  # fmt: skip
-    """Store a new VM of a project, placed on ``node`` if one is named. ``image_mib``: the size of its image's disk,
-    where that is known.
-
-    Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
-    """
-    spec, disk_mib, after = await _prepared(connection, making, spec, image_mib)
-    project = making.project.name
-    if node is not None:
-        await fleet.check(connection, node, spec, project)
-    row = await connection.fetchrow(
-        "INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (project, name) DO NOTHING RETURNING *",
-        vm_id(secrets.token_bytes(10)),
-        name,
-        msgspec.to_builtins(spec),
-        msgspec.to_builtins(VmStatus()),
-        node,
-        0 if node is None else 1,
-        None if clone_of is None else msgspec.to_builtins(clone_of),
-        project,
-        disk_mib,
-        traces.carry(),
-    )
-    if row is None:
-        raise _exists(name)
-    making.has = after
-    vm = of_row(row)
-    await networks.attach(connection, vm.id, spec.nics)
-    made_from = f"image {spec.image}" if clone_of is None else f"VM {clone_of.source_name}"
-    if seed is not None:
-        await connection.execute(
-            "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(seed)
-        )  # fmt: skip
-    if firmware_state is not None:
-        await connection.execute(
-            "INSERT INTO vm_firmware_states (vm, state) VALUES ($1, $2)", vm.id, msgspec.to_builtins(firmware_state)
-        )
-    await events.record(connection, "vm", vm.id, name, "Created", f"created from {made_from}", actor, project=project)
-    return vm
-
-
-class Plain(NamedTuple):
-    """A new VM that needs nothing stored but itself: no addresses, no seed, no node of its choice."""
-
-    name: str
-    spec: VmSpec
-    image_mib: int | None
-
-
-async def create_plain(
-    connection: Connection, making: projects.Making, wanted: Sequence[Plain], actor: str
-) -> list[Vm | NovaError]:
-    """Store new VMs in one statement; return, in their order, each or why it can't be.
-
-    Only for projects without a quota, which could be reached between two of them. Raises Unavailable.
-    """
-    rows, refused, names = list[tuple[Any, ...]](), dict[int, NovaError](), set[str]()
-    status = msgspec.to_builtins(VmStatus())
-    for number, (name, spec, image_mib) in enumerate(wanted):
-        try:
-            spec, disk_mib, _ = await _prepared(connection, making, spec, image_mib)
-            if name in names:
-                raise _exists(name)
-        except NovaError as error:
-            refused[number] = error
-            continue
-        names.add(name)
-        rows.append((vm_id(secrets.token_bytes(10)), name, msgspec.to_builtins(spec), disk_mib))
-    found = await connection.fetch(
-        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib, trace)"
-        " SELECT id, name, spec, $5, 0, $6, disk_mib, $7 FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::bigint[])"
-        " AS w (id, name, spec, disk_mib) ON CONFLICT (project, name) DO NOTHING RETURNING *",
-        *(list(map(list, zip(*rows, strict=True))) or ([], [], [], [])), status, making.project.name,
-        traces.carry(),
-    )  # fmt: skip
-    made = {row["name"]: of_row(row) for row in found}
-    await events.record_all(
-        connection,
-        [
-            events.Event("vm", vm.id, vm.name, "Created", f"created from image {vm.spec.image}", actor, vm.project)
-            for vm in made.values()
-        ],
-    )
-    return [refused.get(number) or made.get(one.name) or _exists(one.name) for number, one in enumerate(wanted)]
-
-
-def _exists(name: str) -> Conflict:
+def name_taken(name: str) -> Conflict:
+    """Return the error for a name that another VM of the project has."""
     return Conflict(f"a VM named {name!r} exists", field="name", hint="choose another name")
 
 
@@ -268,32 +148,6 @@ def quick(vm: Vm, changes: dict[str, Any], event: events.Event) -> Quick:
     return Quick(Subject(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision, traces.carry()), event)
 
 
-def quick_create(known: dict[str, Any], name: str, spec: VmSpec, image_mib: int | None, actor: str) -> Quick | None:
-    """Return what ``create`` would do in one statement, or None where it takes more: a project with a quota, addresses,
-    or what only nodes know. ``known``: the project's row. Raises as that does."""
-    sizes.check_maxima(spec)
-    project = msgspec.convert(known, Project)
-    if project.quota != Quota() or not project.host_network or spec.nics or spec.ha or spec.disk_mib is not None:
-        return None
-    if spec.own_disk and image_mib is None:
-        return None
-    of = Subject(vm_id(secrets.token_bytes(10)), name, project.name)
-    values = (
-        of.id, name, msgspec.to_builtins(spec), msgspec.to_builtins(VmStatus()), project.name,
-        image_mib if spec.own_disk else 0, known["quota"], spec.image,
-        traces.carry(),
-    )  # fmt: skip
-    statement = (
-        "INSERT INTO vms (id, name, spec, status, epoch, project, disk_mib, trace)"
-        " SELECT $1::text, $2::text, $3::jsonb, $4::jsonb, 0, $5::text, $6::bigint, $9::text"
-        " WHERE EXISTS (SELECT FROM projects WHERE name = $5 AND quota = $7::jsonb AND host_network)"
-        " AND NOT EXISTS (SELECT FROM image_owners WHERE name = $8::text AND project <> $5)"
-        " ON CONFLICT (project, name) DO NOTHING RETURNING *"
-    )
-    event = events.Event("vm", of.id, name, "Created", f"created from image {spec.image}", actor, project.name)
-    return Quick(of, statement, values, event)
-
-
 def quick_configure(vm: Vm, changes: dict[str, Any], if_match: int | None, actor: str) -> Quick | None:
     """Return what ``configure`` would do in one statement, or None where it takes more. Raises as that does."""
     check_action(vm, Action.CONFIGURE, if_match)
@@ -355,7 +209,7 @@ async def configure(
     spec = msgspec.structs.replace(vm.spec, **changes)
     sizes.check_maxima(spec)
     if spec.ha and not vm.spec.ha:
-        await _check_available(connection, vm.id, spec)
+        await check_available(connection, vm.id, spec)
     has_more = "disk_mib" in changes or sizes.of(spec) != sizes.of(vm.spec)
     before = await projects.lock_usage(connection, vm.project) if has_more else None
     if sizes.of(spec) != sizes.of(vm.spec):
@@ -372,7 +226,7 @@ async def configure(
             vm.id, name or vm.name, msgspec.to_builtins(spec), changes.get("disk_mib", 0), traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
-        raise _exists(str(name)) from None
+        raise name_taken(str(name)) from None
     if before is not None:
         await projects.check_quota(connection, vm.project, before)
     changed_vm = of_row(row)
@@ -401,7 +255,7 @@ def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
+async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
     """Raise InvalidInput when a VM is to be highly available, and something of it is on one node only."""
     if not spec.own_disk and spec.disk_mib is not None:
         raise InvalidInput("a VM without a disk of its own has none to size", field="disk_mib", hint="leave it out")

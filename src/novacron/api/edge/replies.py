@@ -34,7 +34,13 @@ class Resource(Protocol):
     def revision(self) -> int: ...
 
 
-T = TypeVar("T", bound=Resource)
+T = TypeVar("T", bound=Resource, covariant=True)
+
+
+class Work(Protocol[T]):
+    """Does what a request asks for in a transaction, and returns the object that it made or changed."""
+
+    def __call__(self, connection: Connection, /) -> Awaitable[T]: ...
 
 
 class Done(NamedTuple):
@@ -104,20 +110,85 @@ async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Conne
     await context.cache.reached(revision, OWN_WRITE_WAIT_S)
 
 
-async def _quickly(request: ApiRequest, quick: Quick, status: int) -> Vm | None:
-    """Do a change in one statement, which is written down with it; None where it can't be done so."""
+async def _claim(request: ApiRequest) -> idempotency.Claim | None:
+    """Return the idempotency key that the request carries, or None. Raises InvalidInput."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= limits.IDEMPOTENCY_KEY_LENGTH_MAX:
+        raise InvalidInput(
+            f"the key must have 1 to {limits.IDEMPOTENCY_KEY_LENGTH_MAX} characters", field="Idempotency-Key"
+        )
+    content = b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
+    # With a secret, because a body may hold a password.
+    secret = services(request).authority.derive("idempotency keys")
+    return idempotency.Claim(
+        request.user.id, key, hashlib.blake2b(content, key=secret, digest_size=32).digest()
+    )  # fmt: skip
+
+
+async def _in_one_statement(
+    request: ApiRequest, change: Quick, claim: idempotency.Claim | None, status: int, headers: dict[str, str]
+) -> Done | None:
+    """Do a change in one statement, with its key, events and audit record; None where that is not possible."""
     context = services(request)
     rows = {
-        events.EVENTS: events.rows_of([quick.event]),
-        audit.AUDIT: audit.rows_of(context.recorder.records(request, status, [quick.of])),
+        events.EVENTS: events.rows_of([change.event]),
+        audit.AUDIT: audit.rows_of(context.recorder.records(request, status, [change.of])),
     }
-    row = await context.database.at_once(quick.statement, quick.arguments, rows)
-    return None if row is None else msgspec.convert(dict(row), Vm)
+    if claim is None:
+        row = await context.database.at_once(change.statement, change.arguments, rows)
+        if row is None:
+            return None
+        vm = msgspec.convert(dict(row), Vm)
+        body = msgspec.json.encode(vm)
+    else:
+        made = await idempotency.change_vm_at_once(context.database, change, rows, claim, status, headers)
+        if made is None:
+            return None
+        vm, body = made
+    return Done(vm, body, {"ETag": etag(vm.revision), **headers}, vm.revision)
+
+
+class Writing(NamedTuple):
+    """How a write is answered."""
+
+    status: int = 200
+    location: Callable[[Any], str] | None = None
+    """Makes the Location header from the object."""
+    recorded: bool = False
+    """The work writes into the audit log itself."""
+
+    def headers(self, made: Any) -> dict[str, str]:
+        """Return the headers that go with an object, besides its ETag."""
+        return {} if self.location is None else {"Location": self.location(made)}
+
+
+async def _once(
+    request: ApiRequest, connection: Connection, work: Work[T], writing: Writing, claim: idempotency.Claim | None
+) -> idempotency.Answer | Done:
+    """Do ``work`` in a transaction unless its key was used; return what it made, or the first answer."""
+    if claim is not None:
+        answer = await idempotency.claim(connection, claim)
+        if answer is not None:
+            return answer
+    result = await work(connection)
+    if not writing.recorded:
+        await services(request).recorder.done(connection, request, writing.status, result)
+    revision = result.revision
+    if request.method == "DELETE":  # what is gone has its last revision but one
+        revision = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
+    headers = {"ETag": etag(result.revision), **writing.headers(result)}
+    done = Done(result, msgspec.json.encode(result), headers, revision)
+    if claim is not None:
+        answer = idempotency.Answer(writing.status, done.body, done.headers)
+        await idempotency.settle(connection, claim, answer)
+    return done
 
 
 async def write(
     request: ApiRequest,
-    work: Callable[[Connection], Awaitable[T]],
+    work: Work[T],
     *,
     status: int = 200,
     location: Callable[[Any], str] | None = None,
@@ -126,59 +197,23 @@ async def write(
 ) -> Response[Any]:
     """Do ``work`` in one transaction and answer with what it returns.
 
-    ``work`` may be done again from the beginning, when another transaction came between. With an ``Idempotency-Key``
-    the request is done once; repeated, it gets the first answer again. Returns when this replica's cache has the write,
-    so that the caller reads it; with ``?wait=`` so many seconds, when what was asked for has come about, or the time is
-    over. ``recorded``: ``work`` writes into the audit log itself. ``quick`` is tried before ``work``: the same in one
-    statement, which does nothing where what the cache knows is not so any more.
+    ``work`` may run again from the beginning, when another transaction came between. With an ``Idempotency-Key`` the
+    request is done once; repeated, it gets the first answer again. Returns when this replica's cache has the write, so
+    that the caller can read it; with ``?wait=`` so many seconds, when the VM or other object has settled, or the time
+    is over. ``recorded``: ``work`` writes into the audit log itself. ``quick`` is tried before ``work``: the same
+    change in one statement, which does nothing if what the cache knows is out of date.
     """
-    context = services(request)
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= limits.IDEMPOTENCY_KEY_LENGTH_MAX:
-        raise InvalidInput(
-            f"the key must have 1 to {limits.IDEMPOTENCY_KEY_LENGTH_MAX} characters", field="Idempotency-Key"
-        )
-    said = b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
-
-    def done_with(result: Resource, revision: int) -> Done:
-        headers = {"ETag": etag(result.revision)}
-        if location is not None:
-            headers["Location"] = location(result)
-        return Done(result, msgspec.json.encode(result), headers, revision)
-
-    async def once(connection: Connection) -> idempotency.Answer | Done:
-        if key is not None:
-            # Keyed, for a body may hold a password.
-            secret = context.authority.derive("idempotency keys")
-            digest = hashlib.blake2b(said, key=secret, digest_size=32).digest()
-            answer = await idempotency.claim(connection, request.user.id, key, digest)
-            if answer is not None:
-                return answer
-        result = await work(connection)
-        if not recorded:
-            await context.recorder.done(connection, request, status, result)
-        revision = result.revision
-        if request.method == "DELETE":  # what is gone has its last revision but one
-            revision = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
-        made = done_with(result, revision)
-        if key is not None:
-            answer = idempotency.Answer(status, made.body, made.headers)
-            await idempotency.settle(connection, request.user.id, key, answer)
-        return made
-
+    context, writing, claim = services(request), Writing(status, location, recorded), await _claim(request)
     done: idempotency.Answer | Done | None = None
-    if quick is not None and key is None:
-        vm = await _quickly(request, quick, status)
-        done = None if vm is None else done_with(vm, vm.revision)
+    if quick is not None:
+        done = await _in_one_statement(request, quick, claim, status, writing.headers(quick.of))
     if done is None:
-        done = await context.database.transact(once)
+        done = await context.database.transact(
+            lambda connection: _once(request, connection, work, writing, claim)
+        )  # fmt: skip
     if isinstance(done, idempotency.Answer):
-        return Response(
-            done.body,
-            status_code=done.status,
-            media_type=MediaType.JSON,
-            headers={**done.headers, "Idempotency-Replayed": "true"},
-        )
+        headers = {**done.headers, "Idempotency-Replayed": "true"}
+        return Response(done.body, status_code=done.status, media_type=MediaType.JSON, headers=headers)
     result, body, headers, revision = done
     if not await context.cache.reached(revision, OWN_WRITE_WAIT_S):
         log.warning("the feed lags behind a write", write=revision, feed=context.cache.revision)

@@ -13,13 +13,11 @@ from msgspec import UNSET
 from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import problems, replies
-from novacron.api.routes import images
-from novacron.api.routes.vms import ConfigureVm, CreateVm, spec_of
+from novacron.api.routes.vms import ConfigureVm, CreateVm, new_vm
 from novacron.model import limits
-from novacron.model.cloud_init import check_seed
 from novacron.model.errors import InvalidInput, NovaError
-from novacron.model.vm import Action, Vm, VmSpec, check_name
-from novacron.store import deferred_writes, projects, vms
+from novacron.model.vm import Action, Vm, check_name
+from novacron.store import deferred_writes, new_vms, projects, vms
 from novacron.store.database import Connection
 
 Refs = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=limits.BATCH_MAX)]
@@ -102,41 +100,18 @@ async def _write(
 
 @post("/vms/batch", summary="Create VMs", status_code=200)
 async def create_vms(request: ApiRequest, data: JSONBody[CreateVms]) -> Response[Results]:
-    project, sizes, actor = authorization.project_for_new(request), images.disks_mib(request), request.user.name
-    specs: list[VmSpec | NovaError] = []
-    for item in data.items:
+    project, actor = authorization.project_for_new(request), request.user.name
+    new, refused = list[new_vms.NewVm](), dict[int, NovaError]()
+    for number, item in enumerate(data.items):
         try:
-            if item.cloud_init is not None:
-                check_seed(item.cloud_init)
-            specs.append(spec_of(request, item))
+            new.append(new_vm(request, item))
         except NovaError as error:
-            specs.append(error)
+            refused[number] = error
 
     async def work(connection: Connection) -> list[Vm | NovaError]:
-        making = await projects.making(connection, project)
-        plain, others = list[tuple[int, vms.Plain]](), list[tuple[int, Work | NovaError]]()
-        for number, (item, spec) in enumerate(zip(data.items, specs, strict=True)):
-            needs_more = (item.nics, item.node, item.cloud_init, item.firmware_state)
-            if isinstance(spec, NovaError):
-                others.append((number, spec))
-            elif making.limited or any(needs_more):
-                others.append((number, creating(making, item, spec)))
-            else:
-                plain.append((number, vms.Plain(item.name, spec, sizes.get(spec.image))))
-        made = await vms.create_plain(connection, making, [one for _, one in plain], actor)
-        found = dict(zip([number for number, _ in plain], made, strict=True))
-        made = await _one_by_one(connection, [one for _, one in others])
-        found |= dict(zip([number for number, _ in others], made, strict=True))
-        return [found[number] for number in range(len(data.items))]
-
-    def creating(making: projects.Making, item: CreateVm, spec: VmSpec) -> Work:
-        async def create(connection: Connection) -> Vm:
-            return await vms.create(
-                connection, making, item.name, spec, item.node, actor, item.cloud_init,
-                firmware_state=item.firmware_state, image_mib=sizes.get(spec.image),
-            )  # fmt: skip
-
-        return create
+        created = await new_vms.create_all(connection, await projects.making(connection, project), new, actor)
+        rest = iter(created)
+        return [refused[number] if number in refused else next(rest) for number in range(len(data.items))]
 
     return await _write(request, work, 201)
 

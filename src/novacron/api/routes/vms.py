@@ -21,96 +21,47 @@ from novacron.api.routes import consoles, exports, images, snapshots
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, check_seed
-from novacron.model.constraints import Placement
-from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind
 from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
-from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.link_sharing import Rate, Weight
 from novacron.model.migration import Migration, Policy
-from novacron.model.network import NicSpec, SecurityGroups
+from novacron.model.network import SecurityGroups
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import (
     Action,
-    BytesPerS,
-    DiskMib,
-    Display,
-    Firmware,
-    HaPriority,
-    Iops,
-    MemoryMib,
     Name,
     Power,
-    Restart,
-    StartOrder,
     StopTimeout,
-    Vcpus,
     Vm,
+    VmChanges,
+    VmFields,
     VmSpec,
     VmState,
     check_address,
     check_name,
 )
-from novacron.store import clones, migrations, projects, vms
+from novacron.store import clones, migrations, new_vms, projects, vms
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
 
 
-class CreateVm(msgspec.Struct, forbid_unknown_fields=True):
-    """A new VM. ``node`` is chosen by the platform if it is not named."""
+class CreateVm(VmFields, frozen=True, kw_only=True):
+    """A new VM. The platform chooses a node unless ``node`` names one."""
 
     name: Name
-    image: Name
-    vcpus: Vcpus = 1
-    memory_mib: MemoryMib = 256
-    vcpus_max: Vcpus | None = None
-    memory_max_mib: MemoryMib | None = None
     node: Name | None = None
-    address: str | None = None
-    power: Power = Power.RUNNING
-    restart: Restart = Restart.ON_FAILURE
-    start_order: StartOrder = limits.START_ORDER_DEFAULT
-    protected: bool = False
-    display: Display = Display.VGA
-    firmware: Firmware = Firmware.BIOS
-    tpm: bool = False
-    disk_mib: DiskMib | None = None
-    disk_iops: Iops | None = None
-    disk_bytes_per_s: BytesPerS | None = None
     cloud_init: Seed | None = None
     firmware_state: FirmwareState | None = None
-    placement: Placement = msgspec.field(default_factory=Placement)
-    ha: bool = False
-    ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
-    own_disk: bool = True
-    cpu: CpuKind = CpuKind.BASELINE
-    cpu_flags: Annotated[tuple[CpuFlag, ...], msgspec.Meta(max_length=FLAGS_MAX)] = ()
-    devices: Annotated[tuple[PciId, ...], msgspec.Meta(max_length=DEVICES_PER_VM_MAX)] = ()
-    nics: Annotated[tuple[NicSpec, ...], msgspec.Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
 
 
-class ConfigureVm(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change; what is left out stays. The size changes while the VM is off; it grows up to its maxima while it
-    runs."""
+class ConfigureVm(VmChanges):
+    """What to change; what is left out stays. The size changes while the VM is off; while the VM runs it grows up to
+    its maxima."""
 
     name: Name | UnsetType = UNSET
-    vcpus: Vcpus | UnsetType = UNSET
-    memory_mib: MemoryMib | UnsetType = UNSET
-    vcpus_max: Vcpus | UnsetType | None = UNSET
-    memory_max_mib: MemoryMib | UnsetType | None = UNSET
-    restart: Restart | UnsetType = UNSET
-    start_order: StartOrder | UnsetType = UNSET
-    protected: bool | UnsetType = UNSET
-    disk_mib: DiskMib | UnsetType = UNSET
-    disk_iops: Iops | UnsetType | None = UNSET
-    disk_bytes_per_s: BytesPerS | UnsetType | None = UNSET
-    placement: Placement | UnsetType = UNSET
-    """From its next move on; where it is it stays."""
-    ha: bool | UnsetType = UNSET
-    ha_priority: HaPriority | UnsetType = UNSET
     security_groups: SecurityGroups | UnsetType = UNSET
-    """Of all its interfaces, from now on."""
+    """Of all interfaces of the VM, from now on."""
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -192,33 +143,35 @@ async def show_vm(
     return await replies.one(request, "vm", ref, newer_than, timeout_s)
 
 
+def new_vm(request: ApiRequest, data: CreateVm) -> new_vms.NewVm:
+    """Return the VM that a caller wants to create. Raises InvalidInput, Forbidden."""
+    spec, size_mib = spec_of(request, data), images.disks_mib(request).get(data.image)
+    seed = None if data.cloud_init is None else check_seed(data.cloud_init)
+    return new_vms.NewVm(data.name, spec, size_mib, data.node, seed, data.firmware_state)
+
+
 def spec_of(request: ApiRequest, data: CreateVm) -> VmSpec:
-    """Return what a VM that is to be created should be. Raises InvalidInput, Forbidden."""
+    """Return the spec of a VM that a caller wants to create. Raises InvalidInput, Forbidden."""
     check_name(data.name)
     if data.devices:
         authorization.check(request, None, Right.OPERATE)
     address = None if data.address is None else check_address(data.address)
     images.check_held(request, data.image)
-    given = {field: getattr(data, field) for field in data.__struct_fields__ if field in VmSpec.__struct_fields__}
-    return VmSpec(**{**given, "address": address})
+    fields = {field: getattr(data, field) for field in VmFields.__struct_fields__}
+    return VmSpec(**{**fields, "address": address})
 
 
 @post("/", summary="Create a VM", status_code=201)
 async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Vm]:
-    project, spec = authorization.project_for_new(request), spec_of(request, data)
-    seed = None if data.cloud_init is None else check_seed(data.cloud_init)
+    project, new, actor = authorization.project_for_new(request), new_vm(request, data), request.user.name
 
     async def work(connection: Connection) -> Vm:
-        return await vms.create(
-            connection, await projects.making(connection, project), data.name, spec, data.node, request.user.name, seed,
-            firmware_state=data.firmware_state, image_mib=images.disks_mib(request).get(spec.image),
-        )  # fmt: skip
+        return await new_vms.create(connection, await projects.making(connection, project), new, actor)
 
     quick, home = None, services(request).cache.get("project", project)
-    if home is not None and (data.node, seed, data.firmware_state) == (None, None, None):
-        size_mib = images.disks_mib(request).get(spec.image)
-        with contextlib.suppress(NovaError):
-            quick = vms.quick_create(home.body, data.name, spec, size_mib, request.user.name)
+    if home is not None:
+        with contextlib.suppress(NovaError):  # what is refused is refused by ``work``
+            quick = new_vms.in_one_statement(home.body, new, actor)
     return await replies.write(
         request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", quick=quick
     )  # fmt: skip

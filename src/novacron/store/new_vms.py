@@ -1,0 +1,188 @@
+"""New VMs: the one way to create them, alone, many at once, as clones, or in one round trip."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from novacron.model.cloud_init import Seed
+from novacron.model.errors import InvalidInput, NovaError
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.project import Project, Quota, Usage
+from novacron.model.vm import CloneOf, Vm, VmSpec, VmStatus, vm_id
+from novacron.store import deferred_writes, events, fleet, imports, networks, projects, sizes, vms
+from novacron.store.database import Connection
+from novacron.telemetry import traces
+
+INSERT = """
+    INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace)
+    SELECT new.id, new.name, new.spec, $7::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $8::text,
+           new.disk_mib, $9::text
+    FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[])
+         AS new (id, name, spec, node, clone_of, disk_mib)
+    WHERE $10::jsonb IS NULL
+          OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network)
+             AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8)
+    ON CONFLICT (project, name) DO NOTHING RETURNING *
+"""
+"""The only insert of VMs. With a quota ($10) it checks by itself what ``_checked`` does for others: the project still
+has that quota and may use the hosts' network, and the image belongs to no other project."""
+
+
+class NewVm(NamedTuple):
+    """A VM that is to be created."""
+
+    name: str
+    spec: VmSpec
+    image_mib: int | None = None
+    """Size of its image's disk; None: not known yet."""
+    node: str | None = None
+    """None: the platform chooses."""
+    seed: Seed | None = None
+    firmware_state: FirmwareState | None = None
+    clone_of: CloneOf | None = None
+
+    @property
+    def needs_only_its_row(self) -> bool:
+        """Say whether nothing else is stored with it, and nothing locked for it."""
+        return not any((self.spec.nics, self.node, self.seed, self.firmware_state, self.clone_of))
+
+
+class _Row(NamedTuple):
+    """What ``INSERT`` takes of each VM."""
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    node: str | None
+    clone_of: dict[str, Any] | None
+    disk_mib: int
+
+
+def _row(new: NewVm, spec: VmSpec, disk_mib: int) -> _Row:
+    clone_of = None if new.clone_of is None else msgspec.to_builtins(new.clone_of)
+    return _Row(vm_id(secrets.token_bytes(10)), new.name, msgspec.to_builtins(spec), new.node, clone_of, disk_mib)
+
+
+def _arguments(rows: Sequence[_Row], project: str, quota: dict[str, Any] | None = None) -> list[Any]:
+    columns = list(map(list, zip(*rows, strict=True)))
+    return [*columns, msgspec.to_builtins(VmStatus()), project, traces.carry(), quota]
+
+
+async def create(connection: Connection, making: projects.Making, new: NewVm, actor: str) -> Vm:
+    """Store a new VM of a project, placed on a node if one is named.
+
+    Raises Conflict, NotFound, NoCapacity, InvalidInput, QuotaExceeded.
+    """
+    row, after = await _checked(connection, making, new)
+    stored = await connection.fetchrow(INSERT, *_arguments([row], making.project.name))
+    if stored is None:
+        raise vms.name_taken(new.name)
+    making.has = after
+    vm = vms.of_row(stored)
+    await networks.attach(connection, vm.id, vm.spec.nics)
+    if new.seed is not None:
+        await connection.execute(
+            "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(new.seed)
+        )  # fmt: skip
+    if new.firmware_state is not None:
+        await connection.execute(
+            "INSERT INTO vm_firmware_states (vm, state) VALUES ($1, $2)", vm.id, msgspec.to_builtins(new.firmware_state)
+        )
+    await events.record_all(connection, [_created(vm, actor)])
+    return vm
+
+
+async def create_all(
+    connection: Connection, making: projects.Making, new: Sequence[NewVm], actor: str
+) -> list[Vm | NovaError]:
+    """Store new VMs; return, in their order, each VM or why it could not be created. Raises Unavailable.
+
+    VMs that need only their row are stored in one statement, unless the project has a quota, which might be reached
+    between two of them.
+    """
+    at_once = [number for number, vm in enumerate(new) if vm.needs_only_its_row and not making.limited]
+    results = dict(zip(at_once, await _insert_all(connection, making, [new[n] for n in at_once], actor), strict=True))
+    for number, vm in enumerate(new):
+        if number in results:
+            continue
+        try:
+            with deferred_writes.undone_with_block():
+                async with connection.transaction():
+                    results[number] = await create(connection, making, vm, actor)
+        except NovaError as error:
+            results[number] = error
+    return [results[number] for number in range(len(new))]
+
+
+async def _insert_all(
+    connection: Connection, making: projects.Making, new: Sequence[NewVm], actor: str
+) -> list[Vm | NovaError]:
+    rows, refused, names = list[_Row](), dict[int, NovaError](), set[str]()
+    for number, vm in enumerate(new):
+        try:
+            row, _ = await _checked(connection, making, vm)
+            if vm.name in names:
+                raise vms.name_taken(vm.name)
+        except NovaError as error:
+            refused[number] = error
+            continue
+        names.add(vm.name)
+        rows.append(row)
+    if not rows:
+        return list(refused.values())
+    stored = await connection.fetch(INSERT, *_arguments(rows, making.project.name))
+    made = {row["name"]: vms.of_row(row) for row in stored}
+    await events.record_all(connection, [_created(vm, actor) for vm in made.values()])
+    return [refused.get(number) or made.get(vm.name) or vms.name_taken(vm.name) for number, vm in enumerate(new)]
+
+
+def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms.Quick | None:
+    """Return what ``create`` does as one statement, which changes nothing if the project has changed meanwhile; None
+    where it takes more: a project with a quota, addresses, or what only nodes know. Raises InvalidInput."""
+    spec, project = new.spec, msgspec.convert(project_row, Project)
+    sizes.check_maxima(spec)
+    if project.quota != Quota() or not project.host_network or spec.ha or spec.disk_mib is not None:
+        return None
+    if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
+        return None
+    row = _row(new, spec, (new.image_mib or 0) if spec.own_disk else 0)
+    event = events.Event("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
+    arguments = tuple(_arguments([row], project.name, project_row["quota"]))
+    return vms.Quick(vms.Subject(row.id, new.name, project.name), INSERT, arguments, event)
+
+
+async def _checked(connection: Connection, making: projects.Making, new: NewVm) -> tuple[_Row, Usage]:
+    """Check that a VM can be created, and return its row and what its project uses with it.
+
+    Raises NotFound, NoCapacity, InvalidInput, QuotaExceeded.
+    """
+    spec, project = new.spec, making.project.name
+    sizes.check_maxima(spec)
+    if spec.image not in making.usable:
+        await imports.check_usable(connection, spec.image, project)
+        making.usable.add(spec.image)
+    if not spec.nics and not making.project.host_network:
+        raise InvalidInput(
+            f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
+        )
+    await vms.check_available(connection, None, spec)
+    disk_mib = 0
+    if spec.own_disk:
+        image_mib = await sizes.image_disk_mib(connection, spec.image) if new.image_mib is None else new.image_mib
+        disk_mib = spec.disk_mib or image_mib or 0
+    after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
+    if spec.disk_mib is not None:
+        await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
+    spec = await networks.give_addresses(connection, spec, project)
+    if new.node is not None:
+        await fleet.check(connection, new.node, spec, project)
+    return _row(new, spec, disk_mib), after
+
+
+def _created(vm: Vm, actor: str) -> events.Event:
+    source = f"image {vm.spec.image}" if vm.clone_of is None else f"VM {vm.clone_of.source_name}"
+    return events.Event("vm", vm.id, vm.name, "Created", f"created from {source}", actor, vm.project)
