@@ -63,10 +63,17 @@ def test_nothing_is_moved_without_a_good_reason() -> None:
     assert "no move would be worth its cost" in decided(slow).why
 
 
-def test_nothing_is_moved_while_a_node_is_lost_nor_to_one_that_is_cordoned_or_full() -> None:
+def test_a_lost_node_stops_no_moves_between_the_others() -> None:
     lost = msgspec.structs.replace(NODES[2], status=msgspec.structs.replace(NODES[2].status, ready=False))
-    found = decide(fleet(CROWD, [*NODES[:2], lost]), CROWD, AUTO, 5, 0)
-    assert not found.moves and "node c is lost" in found.why
+    on_lost = running("on-lost", "c", 6.0)
+    decision = decide(fleet([*CROWD, on_lost], [*NODES[:2], lost]), [*CROWD, on_lost], AUTO, 5, 0)
+    assert {(move.source, move.target) for move in decision.moves} == {("a", "b")}
+    assert "lost nodes left out: 1" in decision.why
+    even = [running(name, name, 2.0) for name in "ab"]
+    assert not decide(fleet([*even, on_lost], [*NODES[:2], lost]), [*even, on_lost], AUTO, 5, 0).moves
+
+
+def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
     cordoned = [NODES[0], node("b", cpus=8, cordoned=True), node("c", cpus=8)]
     assert {m.target for m in decide(fleet(CROWD, cordoned), CROWD, AUTO, 5, 0).moves} == {"c"}
     small = [NODES[0], node("b", cpus=8, memory_mib=700), node("c", cpus=8, memory_mib=700)]

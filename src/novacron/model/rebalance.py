@@ -112,7 +112,11 @@ def _part(fleet: Fleet, node: str, cpus: float, memory_mib: float) -> float:
 
 
 def loads_of(fleet: Fleet, vms: Sequence[VmLoad]) -> dict[str, float]:
-    """Return the load of every node that VMs may be on."""
+    """Return the load of every node that is well: ready and not cordoned.
+
+    Others count for nothing here, and nothing is moved from or to them: what they do now, and what they will have to
+    take back, is unsure.
+    """
     loads = {name: 0.0 for name, node in fleet.nodes.items() if node.status.ready and not node.spec.cordoned}
     for vm in vms:
         if vm.wish.at in loads:
@@ -125,14 +129,13 @@ def decide(fleet: Fleet, vms: Sequence[VmLoad], settings: Settings, rounds: int,
     are under way. ``fleet`` is changed: it has the moves done."""
     loads = loads_of(fleet, vms)
     imbalance = round(deviation(loads), 4)
-    lost = [name for name, node in fleet.nodes.items() if not node.status.ready]
-    if lost:
-        return Decision(imbalance, 0, (), f"node {lost[0]} is lost: nothing is moved until all nodes are well")
+    lost = sum(not node.status.ready for node in fleet.nodes.values())
+    aside = f" (lost nodes left out: {lost})" if lost else ""
     if imbalance <= settings.imbalance_min:
-        return Decision(imbalance, 0, (), f"the loads of nodes deviate by {imbalance:.3f}: even enough")
+        return Decision(imbalance, 0, (), f"the loads of nodes deviate by {imbalance:.3f}: even enough{aside}")
     rounds += 1
     if rounds < settings.rounds:
-        return Decision(imbalance, rounds, (), f"the loads deviate by {imbalance:.3f}, for {rounds} rounds by now")
+        return Decision(imbalance, rounds, (), f"the loads deviate by {imbalance:.3f} for {rounds} rounds{aside}")
     room = settings.concurrency - under_way
     if room <= 0:
         return Decision(imbalance, rounds, (), f"{under_way} moves are under way already")
@@ -151,7 +154,7 @@ def decide(fleet: Fleet, vms: Sequence[VmLoad], settings: Settings, rounds: int,
         loads[move.source] -= _part(fleet, move.source, vm.cpus, vm.wish.spec.memory_mib)
         loads[move.target] += _part(fleet, move.target, vm.cpus, vm.wish.spec.memory_mib)
         fleet.take(vm.wish, move.target)
-    why = f"the loads deviate by {imbalance:.3f} for {rounds} rounds"
+    why = f"the loads deviate by {imbalance:.3f} for {rounds} rounds{aside}"
     return Decision(imbalance, rounds, tuple(moves), why + ("" if moves else "; no move would be worth its cost"))
 
 
