@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,15 @@ from novacron.api.edge import problems
 
 PROBLEM = {"$ref": "#/components/responses/Problem"}
 NOT_MODIFIED = {"description": "It is as the If-None-Match says."}
+PAGE = re.compile(r"Page\[(\w+)\]")
+LISTS = {"ShownToken": "TokenList", "PoolOnNode": "PoolList"}
+"""Lists that are not called after the struct of their items."""
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 
 
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
-    schema: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema()))
+    schema = _with_named_pages(msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema())))
     components = schema["components"]
     (_,), found = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
     components["schemas"] |= found
@@ -40,6 +44,30 @@ def describe(app: Litestar) -> dict[str, Any]:
         if any(parameter["name"] == "fields" for parameter in parameters):
             _only_some_fields(responses["200"])
     return schema
+
+
+def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with each ``Page[Vm]`` called VmList: generated clients name their types after it."""
+    schemas = schema["components"]["schemas"]
+    names = {
+        f"#/components/schemas/{key}": LISTS.get(page[1], f"{page[1]}List")
+        for key, value in schemas.items()
+        if (page := PAGE.fullmatch(value.get("title", "")))
+    }
+    for ref, name in names.items():
+        schemas[name] = {**schemas.pop(ref.rpartition("/")[2]), "title": name}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("$ref") in names:
+            return {"$ref": f"#/components/schemas/{names[value['$ref']]}"}
+        return {key: renamed(item) for key, item in value.items()}
+
+    named: dict[str, Any] = renamed(schema)
+    return named
 
 
 def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

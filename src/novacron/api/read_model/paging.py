@@ -8,7 +8,7 @@ import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, takewhile
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from litestar import Response
@@ -33,6 +33,18 @@ SORTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 SORTS_OF_ALL = ("created_at", "revision")
 FIELDS = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}(,[a-z_]+(\.[a-z_]+){0,3}){0,49}\Z")
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T]):
+    """A page of a list."""
+
+    items: list[T]
+    next: str | None
+    """``cursor`` of the next page; None: this is the last."""
+    revision: int
 
 
 class Paging(msgspec.Struct, frozen=True):

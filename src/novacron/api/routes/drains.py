@@ -13,7 +13,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.api.routes.nodes import DrainNode, Uncordon
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPolicy
@@ -22,12 +22,6 @@ from novacron.store import nodes
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
-
-
-class DrainList(msgspec.Struct):
-    items: list[Drain]
-    next: str | None
-    revision: int
 
 
 class Site(msgspec.Struct):
@@ -54,7 +48,7 @@ class SiteNodes(msgspec.Struct):
 @get("/drains", summary="List drains, newest first")
 async def list_drains(
     request: ApiRequest, wanted: NamedDependency[Paging], node: FromQuery[str | None] = None
-) -> Response[DrainList]:
+) -> Response[Page[Drain]]:
     return paging.answer(request, "drain", wanted, lambda drain: node in (None, drain["node"]), newest_first=True)
 
 

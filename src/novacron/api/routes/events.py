@@ -17,7 +17,7 @@ from litestar.response import Stream
 from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import PUBLIC, Cache, Delivery
 from novacron.model.access import Access
@@ -27,19 +27,13 @@ from novacron.model.event import Event
 KEEPALIVE_S = 15.0
 
 
-class EventList(msgspec.Struct):
-    items: list[Event]
-    next: str | None
-    revision: int
-
-
 @get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
 async def list_events(
     request: ApiRequest,
     wanted: NamedDependency[Paging],
     object: FromQuery[str | None] = None,
     kinds: Annotated[str | None, QueryParameter(description="for the stream: vm, node, migration, event")] = None,
-) -> Response[EventList] | Stream:
+) -> Response[Page[Event]] | Stream:
     cache = services(request).cache
     if "text/event-stream" in request.headers.get("accept", ""):
         return _stream(request, cache, kinds)

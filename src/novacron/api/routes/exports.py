@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from litestar import Response, Router, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
@@ -13,7 +12,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import IllegalState, InvalidInput
@@ -27,12 +26,6 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
 
 
-class ExportList(msgspec.Struct):
-    items: list[Export]
-    next: str | None
-    revision: int
-
-
 @post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
 async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]:
     id = await authorization.resolve(request, "vm", ref)
@@ -44,7 +37,7 @@ async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]
 
 
 @get("/", summary="List exports, newest first")
-async def list_exports(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ExportList]:
+async def list_exports(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Export]]:
     return paging.answer(request, "export", wanted, newest_first=True)
 
 

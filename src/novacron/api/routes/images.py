@@ -11,6 +11,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.read_model.paging import Page
 from novacron.api.read_model.watch_cache import Entry
 from novacron.model.access import Right
 from novacron.model.errors import Conflict, InvalidInput, NotFound
@@ -18,12 +19,6 @@ from novacron.model.event import Image, ImageCopy
 from novacron.model.node import NodeName
 from novacron.store import events, imports, vms
 from novacron.wire.questions import RemoveImage
-
-
-class ImageList(msgspec.Struct):
-    items: list[Image]
-    next: str | None
-    revision: int
 
 
 def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
@@ -73,8 +68,8 @@ def check_held(request: ApiRequest, name: str) -> None:
 
 
 @get("/", summary="List images and the nodes that hold them", opt=authorization.SELF)
-async def list_images(request: ApiRequest) -> ImageList:
-    return ImageList(visible(request), None, services(request).cache.revision)
+async def list_images(request: ApiRequest) -> Page[Image]:
+    return Page[Image](visible(request), None, services(request).cache.revision)
 
 
 @get("/{name:str}", summary="Show an image", opt=authorization.SELF)

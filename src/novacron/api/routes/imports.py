@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
@@ -47,12 +47,6 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     """Every project may use the image, which takes a role that is good everywhere; by default if the caller has one."""
 
 
-class ImportList(msgspec.Struct):
-    items: list[Import]
-    next: str | None
-    revision: int
-
-
 class Held(msgspec.Struct):
     """How much of an upload is there: the next piece begins here."""
 
@@ -64,7 +58,7 @@ async def list_imports(
     request: ApiRequest,
     wanted: NamedDependency[Paging],
     phase: FromQuery[Phase | None] = None,
-) -> Response[ImportList]:
+) -> Response[Page[Import]]:
     return paging.answer(request, "import", wanted, lambda one: phase in (None, one["phase"]), newest_first=True)
 
 

@@ -13,7 +13,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model.link_sharing import Link, LinkSpec
 from novacron.model.node import NodeName
 from novacron.model.probe import SECONDS_MAX, PathMeasured
@@ -22,14 +22,8 @@ from novacron.store import links
 from novacron.store.database import Connection
 
 
-class LinkList(msgspec.Struct):
-    items: list[Link]
-    next: str | None
-    revision: int
-
-
 @get("/", summary="List the links between sites that have a limit")
-async def list_links(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[LinkList]:
+async def list_links(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Link]]:
     return paging.answer(request, "link", wanted)
 
 

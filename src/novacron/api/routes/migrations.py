@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
@@ -13,7 +12,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.migration import Migration, Phase
@@ -23,19 +22,13 @@ from novacron.store.database import Connection
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
-class MigrationList(msgspec.Struct):
-    items: list[Migration]
-    next: str | None
-    revision: int
-
-
 @get("/", summary="List migrations, newest first")
 async def list_migrations(
     request: ApiRequest,
     wanted: NamedDependency[Paging],
     vm: FromQuery[str | None] = None,
     phase: FromQuery[Phase | None] = None,
-) -> Response[MigrationList]:
+) -> Response[Page[Migration]]:
     return paging.answer(
         request,
         "migration",

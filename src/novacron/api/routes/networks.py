@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.network import (
@@ -94,32 +94,8 @@ class CreateForward(msgspec.Struct, forbid_unknown_fields=True):
     network: Name | None = None
 
 
-class NetworkList(msgspec.Struct):
-    items: list[Network]
-    next: str | None
-    revision: int
-
-
-class SecurityGroupList(msgspec.Struct):
-    items: list[SecurityGroup]
-    next: str | None
-    revision: int
-
-
-class FloatingAddressList(msgspec.Struct):
-    items: list[FloatingAddress]
-    next: str | None
-    revision: int
-
-
-class ForwardList(msgspec.Struct):
-    items: list[Forward]
-    next: str | None
-    revision: int
-
-
 @get("/networks", summary="List networks by name")
-async def list_networks(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NetworkList]:
+async def list_networks(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Network]]:
     return paging.answer(request, "network", wanted)
 
 
@@ -154,7 +130,7 @@ async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[N
 
 
 @get("/security-groups", summary="List security groups by name")
-async def list_groups(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[SecurityGroupList]:
+async def list_groups(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[SecurityGroup]]:
     return paging.answer(request, "security-group", wanted)
 
 
@@ -199,7 +175,7 @@ async def delete_group(request: ApiRequest, name: FromPath[str]) -> Response[Sec
 
 
 @get("/floating-addresses", summary="List floating addresses")
-async def list_addresses(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[FloatingAddressList]:
+async def list_addresses(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[FloatingAddress]]:
     return paging.answer(request, "floating-address", wanted)
 
 
@@ -266,7 +242,7 @@ async def detach_address(request: ApiRequest, address: FromPath[str]) -> Respons
 @get("/forwards", summary="List ports that lead to VMs")
 async def list_forwards(
     request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
-) -> Response[ForwardList]:
+) -> Response[Page[Forward]]:
     return paging.answer(request, "forward", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 

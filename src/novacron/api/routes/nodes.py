@@ -16,7 +16,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.drain import DrainPolicy
@@ -30,12 +30,6 @@ from novacron.store import identities, nodes, tokens
 from novacron.store.database import Connection
 
 JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
-
-
-class NodeList(msgspec.Struct):
-    items: list[Node]
-    next: str | None
-    revision: int
 
 
 MigrationsAtOnce = Annotated[int, msgspec.Meta(ge=1, le=limits.MIGRATIONS_PER_NODE_MAX)]
@@ -104,7 +98,7 @@ class Joined(msgspec.Struct):
 
 
 @get("/", summary="List nodes by name")
-async def list_nodes(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[NodeList]:
+async def list_nodes(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Node]]:
     return paging.answer(request, "node", wanted)
 
 

@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
@@ -45,12 +45,6 @@ class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
     host_network: bool | UnsetType = UNSET
 
 
-class ProjectList(msgspec.Struct):
-    items: list[Project]
-    next: str | None
-    revision: int
-
-
 class ProjectUsage(msgspec.Struct):
     """What a project has, and may have."""
 
@@ -59,7 +53,7 @@ class ProjectUsage(msgspec.Struct):
 
 
 @get("/", summary="List projects by name", opt=authorization.SELF)
-async def list_projects(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[ProjectList]:
+async def list_projects(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Project]]:
     return paging.answer(request, "project", wanted)
 
 

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.read_model.paging import Page
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import Name, check_name
 from novacron.store import snapshots
@@ -24,18 +25,12 @@ class CreateSnapshot(msgspec.Struct, forbid_unknown_fields=True):
     quiesce: bool = False
 
 
-class SnapshotList(msgspec.Struct):
-    items: list[Snapshot]
-    next: str | None
-    revision: int
-
-
 @get("/{ref:str}/snapshots", summary="List a VM's snapshots, oldest first; each names the one before it")
-async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> SnapshotList:
+async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> Page[Snapshot]:
     context, id = services(request), await authorization.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
         found = await snapshots.of_vm(connection, id)
-    return SnapshotList(found, None, context.cache.revision)
+    return Page[Snapshot](found, None, context.cache.revision)
 
 
 @post("/{ref:str}/snapshots", summary="Make a snapshot", status_code=202)

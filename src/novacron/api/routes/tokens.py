@@ -12,6 +12,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.read_model.paging import Page
 from novacron.api.read_model.watch_cache import Entry
 from novacron.model import limits
 from novacron.model.access import Right
@@ -50,12 +51,6 @@ class ShownToken(Token, frozen=True):
     used_from: str | None = None
 
 
-class TokenList(msgspec.Struct):
-    items: list[ShownToken]
-    next: str | None
-    revision: int
-
-
 def _managed(request: ApiRequest, user: str) -> bool:
     """Say whether the caller sees to a user's tokens."""
     entry = services(request).cache.get("user", user)
@@ -64,7 +59,7 @@ def _managed(request: ApiRequest, user: str) -> bool:
 
 
 @get("/", summary="List API tokens and sessions, never their secrets")
-async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -> TokenList:
+async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -> Page[ShownToken]:
     context = services(request)
     found = [
         entry.body
@@ -78,7 +73,7 @@ async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -
                         ShownToken)
         for body in found
     ]  # fmt: skip
-    return TokenList(sorted(items, key=lambda token: token.created_at), None, context.cache.revision)
+    return Page[ShownToken](sorted(items, key=lambda token: token.created_at), None, context.cache.revision)
 
 
 @post("/", summary="Create an API token", status_code=201)

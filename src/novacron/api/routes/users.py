@@ -14,7 +14,7 @@ from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.edge.recorder import address_of
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.api.read_model.watch_cache import Entry
 from novacron.model.access import Right, Role
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
@@ -55,18 +55,6 @@ class CreateGrant(msgspec.Struct, forbid_unknown_fields=True):
     project: Name | None = None
 
 
-class UserList(msgspec.Struct):
-    items: list[User]
-    next: str | None
-    revision: int
-
-
-class GrantList(msgspec.Struct):
-    items: list[Grant]
-    next: str | None
-    revision: int
-
-
 class Me(msgspec.Struct):
     """Who calls, and what they may do: everywhere, and in projects."""
 
@@ -100,7 +88,7 @@ def _user(request: ApiRequest, ref: str) -> Entry:
 
 
 @get("/users", summary="List users by name: all, those of projects that the caller manages, or the caller")
-async def list_users(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[UserList]:
+async def list_users(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[User]]:
     return paging.answer(request, "user", wanted, lambda body: _managed(request, body), mine=True)
 
 
@@ -177,7 +165,7 @@ async def list_grants(
     wanted: NamedDependency[Paging],
     user: FromQuery[str | None] = None,
     project: Annotated[str | None, authorization.PROJECT] = None,
-) -> Response[GrantList]:
+) -> Response[Page[Grant]]:
     access = request.user.access
 
     def keep(grant: dict[str, Any]) -> bool:

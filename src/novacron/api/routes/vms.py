@@ -16,7 +16,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.api.routes import consoles, exports, images, snapshots
 from novacron.model import limits
 from novacron.model.access import Right
@@ -105,12 +105,6 @@ class Foreseen(msgspec.Struct):
     move: MoveForeseen
 
 
-class VmList(msgspec.Struct):
-    items: list[Vm]
-    next: str | None
-    revision: int
-
-
 @get("/", summary="List VMs by name")
 async def list_vms(
     request: ApiRequest,
@@ -119,7 +113,7 @@ async def list_vms(
     in_state: Annotated[VmState | None, QueryParameter(name="state", description="only VMs in this state")] = None,
     image: FromQuery[str | None] = None,
     name: Annotated[str | None, QueryParameter(description="only this one; web*: those whose names begin so")] = None,
-) -> Response[VmList]:
+) -> Response[Page[Vm]]:
     prefix = name[:-1] if name is not None and name.endswith("*") else None
     exactly = None if prefix is not None else name
 

@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Paging
+from novacron.api.read_model.paging import Page, Paging
 from novacron.api.routes import images
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
@@ -56,12 +56,6 @@ class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
     boot_order: BootOrder | None = None
 
 
-class VolumeList(msgspec.Struct):
-    items: list[Volume]
-    next: str | None
-    revision: int
-
-
 class PoolOnNode(msgspec.Struct):
     """A pool as one node sees it, and what is promised of it there. Sizes in bytes."""
 
@@ -75,14 +69,8 @@ class PoolOnNode(msgspec.Struct):
     used_bytes: int
 
 
-class PoolList(msgspec.Struct):
-    items: list[PoolOnNode]
-    next: str | None
-    revision: int
-
-
 @get("/", summary="List pools, once for each node that has them")
-async def list_pools(request: ApiRequest) -> PoolList:
+async def list_pools(request: ApiRequest) -> Page[PoolOnNode]:
     cache = services(request).cache
     every = [entry.body for entry in cache.all("volume").values()]
     items = []
@@ -105,13 +93,13 @@ async def list_pools(request: ApiRequest) -> PoolList:
                     sum(one["used_bytes"] for one in inside),
                 )
             )
-    return PoolList(sorted(items, key=lambda one: (one.name, one.node)), None, cache.revision)
+    return Page[PoolOnNode](sorted(items, key=lambda one: (one.name, one.node)), None, cache.revision)
 
 
 @get("/", summary="List volumes by name")
 async def list_volumes(
     request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
-) -> Response[VolumeList]:
+) -> Response[Page[Volume]]:
     return paging.answer(request, "volume", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
 
 
