@@ -60,6 +60,7 @@ function request()
     items[n] = string.format('{"name":"w-%s-%d-%d","image":"IMAGE","memory_mib":64,"power":"stopped"}', run, turn, n)
   end
   wrk.headers["Content-Type"] = "application/json"
+  if keyed then wrk.headers["Idempotency-Key"] = run .. "-" .. number .. "-" .. turn end
   local body = items[1]
   if size > 1 then body = '{"items":[' .. table.concat(items, ",") .. ']}' end
   return wrk.format("POST", path, nil, body)
@@ -228,8 +229,9 @@ def _statements_ms(log: str) -> list[float]:
 
 
 def write_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
-    """How fast VMs are created: asked for one by one over several connections, and in batches of 100."""
-    ratios, batched, singles = list[float](), list[float](), list[float]()
+    """How fast VMs are created: one by one over several connections, without and with idempotency keys as clients send
+    them, and in batches of 100."""
+    ratios, loads = list[float](), dict[str, list[Load]]()
     for _ in range(rounds):
         made = 60
         for _ in range(3):
@@ -237,19 +239,41 @@ def write_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
             batch = {"items": [_item() for _ in range(10)]}
             ratios.append(ten / timed(lambda batch=batch: stand.client.request("POST", "/api/v1/vms/batch", batch)))
         _settled(stand)
-        for size, connections, rates in ((1, 16, singles), (100, 4, batched)):
-            path = "/api/v1/vms" if size == 1 else "/api/v1/vms/batch"
-            script = f'size, path, run = {size}, "{path}", "{uuid.uuid4().hex[:8]}"\n' + CREATES
-            load = stand.load("/", connections, seconds, script=script)
+        for name, size, connections, keyed in (
+            ("single", 1, 16, False), ("keyed", 1, 16, True), ("batch", 100, 4, True),
+        ):  # fmt: skip
+            path, run = "/api/v1/vms" if size == 1 else "/api/v1/vms/batch", uuid.uuid4().hex[:8]
+            settings = f'size, path, run, keyed = {size}, "{path}", "{run}", {str(keyed).lower()}\n'
+            load = stand.load("/", connections, seconds, script=settings + CREATES)
             _check([load])
-            rates.append(load.rate * size)
+            loads.setdefault(name, []).append(load)
             made += load.ok * size
             _settled(stand)
         _delete_made(stand, made)
     return [
         median("10 creates one after the other, over a batch of 10", ratios, "x", 5.6, at_least=True),
-        median("creates a second, in batches of 100", batched, "1/s", 1000, at_least=True),
-        median("creates a second, one by one, 16 connections", singles, "1/s", 400, at_least=True),
+        median(
+            "creates a second, in batches of 100",
+            [100 * load.rate for load in loads["batch"]],
+            "1/s",
+            1000,
+            at_least=True,
+        ),
+        median(
+            "creates a second, one by one, 16 connections",
+            [load.rate for load in loads["single"]],
+            "1/s",
+            400,
+            at_least=True,
+        ),
+        median(
+            "creates a second with idempotency keys, 16 connections",
+            [load.rate for load in loads["keyed"]],
+            "1/s",
+            400,
+            at_least=True,
+        ),
+        median("  ... p99", [load.p99_ms for load in loads["keyed"]], "ms"),
     ]
 
 
