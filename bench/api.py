@@ -138,7 +138,7 @@ def overload_figures(stand: Stand, seconds: float) -> list[Figure]:
     noticed = {
         "an operator's read": lambda mine, _: mine.get("vms", vm),
         "an operator's write": lambda mine, number: mine.configure_vm(vm, start_order=number % 1000),
-        "/healthz": lambda mine, _: mine._fetch("/healthz"),
+        "/healthz": lambda mine, _: mine.fetch("/healthz"),
         "an operator's list of nodes": look,
     }
     with contextlib.ExitStack() as stack:

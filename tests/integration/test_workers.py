@@ -113,20 +113,29 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
 
 
 async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:
-    client, _ = served
-    many = AsyncClient(client.config)
+    config = served[0].config
     names = {f"many-{number}" for number in range(20)}
-    made = await asyncio.gather(*(many.create_project(name) for name in names))
-    newest = str(max(project["revision"] for project in made))  # whichever process is asked: it may not be that new yet
-    assert names <= {project["name"] async for project in many.list("projects", min_revision=newest)}
-    assert (await many.me())["user"] == "administrator"
-    assert names <= {project.name async for project in many.every(Project, min_revision=newest)}
-    assert (await many.one(Project, "many-0")).quota == Quota()
-    with pytest.raises(AttributeError, match="no method"):
-        _ = many.no_such_method
-    with pytest.raises(ApiError):
-        await many.get("projects", "none")
-    await asyncio.gather(*(many.delete("projects", name) for name in names))
+    async with AsyncClient(config) as client:
+        projects = await asyncio.gather(*(client.create_project(name) for name in names))
+        # Each process answers: one of them may not have seen the newest project yet.
+        newest = str(max(project["revision"] for project in projects))
+        assert names <= {project["name"] async for project in client.list("projects", min_revision=newest)}
+        assert (await client.me())["user"] == "administrator"
+        assert names <= {project.name async for project in client.every(Project, min_revision=newest)}
+        assert (await client.one(Project, "many-0")).quota == Quota()
+        assert await client.do(lambda blocking: blocking.me()["user"]) == "administrator"
+        assert "novacron_" in await client.metrics()
+        with pytest.raises(ApiError):
+            await client.get("projects", "none")
+        changes = client.stream(after=int(newest), kinds="project")
+        await asyncio.gather(*(client.delete("projects", name) for name in names))
+        deleted: set[str] = set()
+        async with asyncio.timeout(10):
+            async for kind, project in changes:
+                assert kind == "project"
+                deleted.add(project.get("name") or project["id"])
+                if len(deleted) == len(names):
+                    break
 
 
 def test_a_server_that_is_told_to_end_says_so_first_and_takes_its_workers_along(

@@ -1,10 +1,11 @@
-"""The Python SDK: what the API offers, as functions; for asyncio, ``AsyncClient``."""
+"""The Python SDK: ``Client`` for threads, ``AsyncClient`` for asyncio."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from novacron.client.api import Client, Config, load_config
+from novacron.client.api import Client
+from novacron.client.config import Config, load_config
 from novacron.client.errors import ApiError, Unreachable
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["ApiError", "AsyncClient", "Client", "Config", "Unreachable", "load_config"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[AsyncClient]:
     """Load what the command line does not need only when somebody asks for it."""
     if name == "AsyncClient":
         from novacron.client.aio import AsyncClient

@@ -1,0 +1,71 @@
+"""Calls about nodes, the links between sites, and the control plane itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from novacron.client import protocol
+from novacron.client.aio.connection import AsyncConnection
+from novacron.client.protocol import Object, quoted
+
+
+class AsyncNodeCalls(AsyncConnection):
+    """Nodes, links between sites, rebalancing, and what the server says of itself."""
+
+    async def configure_node(self, name: str, **changes: object) -> Object:
+        """Change a node; fields as in ``PATCH /api/v1/nodes/{name}``; None removes a limit."""
+        return await self._object("PATCH", f"/api/v1/nodes/{quoted(name)}", changes)
+
+    async def rename_node(self, name: str, new: str) -> Object:
+        """Rename a node; its agent takes the new name over by itself."""
+        return await self.act("nodes", name, "rename", {"name": new})
+
+    async def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
+        """Return a one-time token with which a host joins."""
+        return str((await self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])
+
+    async def limit_link(
+        self, site: str, other_site: str, rate_bytes_per_s: int, schedule: Sequence[Object] = ()
+    ) -> Object:
+        """Limit what migrations between two sites may use together; fields as in ``PUT /api/v1/links``."""
+        body = {"rate_bytes_per_s": rate_bytes_per_s, "schedule": list(schedule)}
+        return await self._object("PUT", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}", body)
+
+    async def unlimit_link(self, site: str, other_site: str) -> None:
+        """Remove the limit of a link between two sites."""
+        await self.request("DELETE", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}")
+
+    async def probe_link(self, source: str, target: str, seconds: float = 3.0) -> Object:
+        """Measure the path from one node to another, while data flows for ``seconds``."""
+        body = {"source": source, "target": target, "seconds": seconds}
+        return await self._object("POST", "/api/v1/links/actions/probe", body)
+
+    async def rebalancing(self) -> Object:
+        """Return how the fleet is rebalanced, and the last decision."""
+        return await self._object("GET", "/api/v1/rebalancing")
+
+    async def configure_rebalancing(self, **settings: object) -> Object:
+        """Set how the fleet is rebalanced: ``mode``, ``imbalance_min``, ``rounds``, ``cool_down_s`` and others."""
+        return await self._object("PUT", "/api/v1/rebalancing", settings)
+
+    async def metrics(self, node: str | None = None) -> str:
+        """Return the metrics of the server, or of a node's agent, in Prometheus' text format.
+
+        Raises ApiError, Unreachable.
+        """
+        path = "/metrics" if node is None else f"/api/v1/nodes/{quoted(node)}/metrics"
+        return (await self.fetch(path)).decode()
+
+    async def ready(self) -> tuple[bool, str]:
+        """Return whether the server can serve, and if not, why. Raises Unreachable."""
+        answer = await self._transport.send("GET", "/readyz", {}, timeout_s=protocol.PROBE_TIMEOUT_S)
+        return answer.status == 200, answer.body.decode(errors="replace").strip()
+
+    async def log_level(self) -> str:
+        """Return the server's log level."""
+        return str((await self._object("GET", "/api/v1/log-level"))["level"])
+
+    async def set_log_level(self, level: str, node: str | None = None) -> None:
+        """Set the log level of the server, or of a node's agent, until it ends."""
+        of_node = "" if node is None else f"/nodes/{quoted(node)}"
+        await self.request("PUT", f"/api/v1{of_node}/log-level", {"level": level})

@@ -1,0 +1,90 @@
+"""Calls about VMs and their snapshots, consoles and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from novacron.client.aio.connection import AsyncConnection
+from novacron.client.protocol import Object, quoted, without_none
+
+if TYPE_CHECKING:
+    from novacron.client.console import Console
+
+
+class AsyncVmCalls(AsyncConnection):
+    """VMs: create, change, snapshot, look at and export them."""
+
+    async def create_vm(self, **fields: object) -> Object:
+        """Create a VM; fields as in ``POST /api/v1/vms``, those that are None left out."""
+        return await self._object("POST", "/api/v1/vms", without_none(fields))
+
+    async def create_vms(self, items: Sequence[Object]) -> Object:
+        """Create up to 100 VMs at once; ``items`` of the answer has the result of each, in order."""
+        return await self._object("POST", "/api/v1/vms/batch", {"items": items})
+
+    async def configure_vm(self, ref: str, **changes: object) -> Object:
+        """Change a VM; fields as in ``PATCH /api/v1/vms/{ref}``."""
+        return await self._object("PATCH", f"/api/v1/vms/{quoted(ref)}", changes)
+
+    async def configure_vms(self, items: Sequence[Object]) -> Object:
+        """Change up to 100 VMs at once: each item has ``vm`` and ``changes``."""
+        return await self._object("PUT", "/api/v1/vms/batch", {"items": items})
+
+    async def delete_vms(self, refs: Sequence[str]) -> Object:
+        """Delete up to 100 VMs at once."""
+        return await self._object("DELETE", "/api/v1/vms/batch", {"vms": list(refs)})
+
+    async def clone_vm(self, ref: str, name: str, **fields: object) -> Object:
+        """Create a VM like another; fields as in ``POST /api/v1/vms/{ref}/actions/clone``."""
+        return await self.act("vms", ref, "clone", {"name": name, **without_none(fields)})
+
+    async def placement(self, ref: str) -> Sequence[Object]:
+        """Return a verdict on each node to which a VM could be moved now, the best first."""
+        verdicts: Sequence[Object] = (await self._object("GET", f"/api/v1/vms/{quoted(ref)}/placement"))["items"]
+        return verdicts
+
+    async def foresee_placement(self, **fields: object) -> Sequence[Object]:
+        """Return a verdict on each node where ``create_vm`` could place a VM with these fields, the best first."""
+        verdicts: Sequence[Object] = (await self._object("POST", "/api/v1/placements", fields))["items"]
+        return verdicts
+
+    async def open_console(self, ref: str, kind: str = "serial") -> Console:
+        """Open a VM's console: its serial line, or its ``display`` (VNC). Raises ApiError, Unreachable.
+
+        A console runs in a thread of its own, and its methods block.
+        """
+        from novacron.client.console import Console
+
+        ticket = await self.act("vms", ref, "open-console", {"kind": kind})
+        url = self.config.url.replace("https://", "wss://") + ticket["path"]
+        return await self._transport.run(Console, url, self.config.ca)
+
+    async def console_log(self, vm: str, bytes_max: int = 64 * 1024) -> bytes:
+        """Return the end of what a VM printed on its serial line. It comes from the guest: it may hold anything."""
+        return await self.fetch(f"/api/v1/vms/{quoted(vm)}/console-log?bytes={bytes_max}")
+
+    async def screenshot(self, vm: str) -> bytes:
+        """Return what a VM's display shows, as a PNG file."""
+        return await self.fetch(f"/api/v1/vms/{quoted(vm)}/screenshot")
+
+    async def create_snapshot(self, vm: str, name: str, memory: bool = False, quiesce: bool = False) -> Object:
+        """Begin to take a snapshot. ``wait("snapshots", id, ...)`` waits until it is ``ready`` or ``failed``."""
+        body = {"name": name, "memory": memory, "quiesce": quiesce}
+        return await self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots", body)
+
+    async def revert_snapshot(self, vm: str, name: str) -> Object:
+        """Begin to revert a VM to a snapshot; the snapshot is ``ready`` again once that is done."""
+        return await self._object("POST", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}/actions/revert")
+
+    async def delete_snapshot(self, vm: str, name: str) -> Object:
+        """Begin to delete a snapshot; it is gone once that is done."""
+        return await self._object("DELETE", f"/api/v1/vms/{quoted(vm)}/snapshots/{quoted(name)}")
+
+    async def export_data(self, id: str, offset: int) -> bytes:
+        """Return a piece of an export's file. ``archive.export`` fetches it whole."""
+        return await self.fetch(f"/api/v1/exports/{quoted(id)}/data?offset={offset}")
+
+    async def export_firmware_state(self, id: str) -> Object:
+        """Return the state of an exported VM's firmware and TPM; ``create_vm`` takes it. It is secret."""
+        return await self._object("GET", f"/api/v1/exports/{quoted(id)}/firmware-state")

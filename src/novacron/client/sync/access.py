@@ -1,0 +1,51 @@
+# Made of aio/access.py by script/generate: change that, and run it.
+"""Calls about projects, users, grants and tokens."""
+
+from __future__ import annotations
+
+from novacron.client.protocol import Object, quoted, without_none
+from novacron.client.sync.connection import Connection
+
+
+class AccessCalls(Connection):
+    """Projects, users, grants and tokens."""
+
+    def me(self) -> Object:
+        """Return who calls, and what they may do."""
+        return self._object("GET", "/api/v1/me")
+
+    def create_project(self, name: str, **fields: object) -> Object:
+        """Create a project; fields as in ``POST /api/v1/projects``."""
+        return self._object("POST", "/api/v1/projects", {"name": name, **fields})
+
+    def configure_project(self, project: str, /, **changes: object) -> Object:
+        """Change a project's ``name``, ``description``, ``quota`` or ``host_network``."""
+        return self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
+
+    def usage(self, project: str) -> Object:
+        """Return what a project uses (``usage``) and may use (``quota``)."""
+        return self._object("GET", f"/api/v1/projects/{quoted(project)}/usage")
+
+    def create_user(self, name: str, **fields: object) -> Object:
+        """Create a user; fields as in ``POST /api/v1/users``, those that are None left out."""
+        return self._object("POST", "/api/v1/users", {"name": name, **without_none(fields)})
+
+    def configure_user(self, ref: str, disabled: bool) -> Object:
+        """Disable a user, or enable them again."""
+        return self._object("PATCH", f"/api/v1/users/{quoted(ref)}", {"disabled": disabled})
+
+    def set_password(self, ref: str, password: str, present: str | None = None) -> None:
+        """Set a user's password; to change one's own takes the ``present`` one."""
+        body: Object = {"password": password, "present": present}
+        self.request("PUT", f"/api/v1/users/{quoted(ref)}/password", body)
+
+    def grant(self, user: str, role: str, project: str | None) -> Object:
+        """Give a user a role in a project, or everywhere (None)."""
+        return self._object("POST", "/api/v1/grants", {"user": user, "role": role, "project": project})
+
+    def create_token(self, name: str, **fields: object) -> Object:
+        """Create a token; fields as in ``POST /api/v1/tokens``, those that are None left out.
+
+        Its ``secret`` is in this answer only.
+        """
+        return self._object("POST", "/api/v1/tokens", {"name": name, **without_none(fields)})

@@ -1,0 +1,187 @@
+# Made of aio/connection.py by script/generate: change that, and run it.
+"""What all calls are made of: a request, lists page by page, waiting for a change, the stream of changes."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from novacron.client import protocol
+from novacron.client.config import Config
+from novacron.client.errors import ApiError, Unreachable
+from novacron.client.protocol import Answer, EventParser, Object, quoted
+
+if TYPE_CHECKING:
+    from novacron.client.sync.transport import Transport
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Requests to one API, and what holds for every kind of object."""
+
+    config: Config
+    _transport: Transport
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def request(
+        self, method: str, path: str, body: Object | None = None, raw: bytes | None = None, **headers: str
+    ) -> Any:
+        """Send a request, with an object or ``raw`` bytes, and return the decoded answer. Raises ApiError, Unreachable.
+
+        A POST carries an Idempotency-Key, so trying it again after a lost connection is harmless.
+        """
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None or raw is not None:
+            sent.setdefault("Content-Type", "application/json" if raw is None else "application/octet-stream")
+        if method == "POST":
+            sent.setdefault("Idempotency-Key", str(uuid.uuid4()))
+        content = raw if body is None else json.dumps(body).encode()
+        answer = self._send(method, protocol.in_project(path, self.config.project), sent, content)
+        return protocol.decode(answer, self.config.url)
+
+    def fetch(self, path: str) -> bytes:
+        """Return an answer that is not JSON, as bytes. Raises ApiError, Unreachable."""
+        answer = self._send("GET", path, {}, None)
+        if answer.status != 200:
+            protocol.decode(answer, self.config.url)
+        return answer.body
+
+    def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> Answer:
+        headers = {**protocol.authorization(self.config), **headers}
+        attempt = 1
+        while True:
+            answer: Answer | None = None
+            try:
+                answer = self._transport.send(method, path, headers, content)
+            except Unreachable:
+                delay_s = protocol.retry_delay_s(attempt, None)
+                if delay_s is None:
+                    raise
+            else:
+                delay_s = protocol.retry_delay_s(attempt, answer.status)
+                if delay_s is None:
+                    return answer
+            self._transport.pause(delay_s)
+            attempt += 1
+
+    def _object(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Object:
+        answered: Object = self.request(method, path, None if body is None else dict(body))
+        return answered
+
+    def list(self, kind: str, limit: int | None = None, **filters: str) -> Iterator[Object]:
+        """Yield the objects of a kind, for example ``vms``, ``nodes``, ``migrations``, ``links`` or ``events``."""
+        cursor = None
+        for _ in range(protocol.PAGES_MAX):
+            query = dict(filters)
+            if kind not in protocol.UNPAGED:
+                query["limit"] = str(min(limit or protocol.PAGE_SIZE, protocol.PAGE_SIZE))
+            if cursor:
+                query["cursor"] = cursor
+            page = self._object("GET", f"/api/v1/{kind}?{protocol.query(query)}")
+            for item in page["items"]:
+                yield item
+                if limit is not None:
+                    limit -= 1
+                    if limit == 0:
+                        return
+            cursor = page.get("next")
+            if cursor is None:
+                return
+
+    def get(self, kind: str, ref: str) -> Object:
+        """Return one object by id or name."""
+        return self._object("GET", f"/api/v1/{kind}/{quoted(ref)}")
+
+    def one(self, type_: type[T], ref: str) -> T:
+        """Return one object by id or name as a value of its type, for example of ``novacron.model.vm.Vm``.
+
+        Raises TypeError for a type of which the API has no objects.
+        """
+        from novacron.client import typed
+
+        return typed.read(type_, self.get(typed.kind_of(type_), ref))
+
+    def every(self, type_: type[T], limit: int | None = None, **filters: str) -> Iterator[T]:
+        """Yield the objects of a type as values of it, for example ``every(Vm, state="running")``."""
+        from novacron.client import typed
+
+        for item in self.list(typed.kind_of(type_), limit, **filters):
+            yield typed.read(type_, item)
+
+    def act(self, kind: str, ref: str, action: str, body: Object | None = None) -> Object:
+        """Do an action, for example ``act("vms", "web", "stop", {"timeout_s": 5})``."""
+        return self._object("POST", f"/api/v1/{kind}/{quoted(ref)}/actions/{action}", body)
+
+    def delete(self, kind: str, ref: str) -> None:
+        """Delete an object, for example ``delete("vms", "web")``."""
+        self.request("DELETE", f"/api/v1/{kind}/{quoted(ref)}")
+
+    def wait(
+        self, kind: str, ref: str, until: Callable[[Object | None], bool], timeout_s: float,
+        poll_s: float = protocol.LONG_POLL_S,
+    ) -> Object | None:  # fmt: skip
+        """Wait until ``until(object)`` is true and return the object; None stands for one that is gone.
+
+        Waits on the server, so a change is seen within milliseconds. Raises TimeoutError.
+        """
+        deadline = time.monotonic() + timeout_s
+        revision = 0
+        while True:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise TimeoutError(f"{kind} {ref}: not there after {timeout_s:.0f} s")
+            current = self._newer(kind, ref, revision, max(1, int(min(remaining_s, poll_s))))
+            if until(current):
+                return current
+            if current is None:
+                raise TimeoutError(f"{kind} {ref} is gone")
+            revision = current["revision"]
+
+    def _newer(self, kind: str, ref: str, revision: int, timeout_s: int) -> Object | None:
+        """Return an object, after its next change if it is not newer than a revision; None: it is gone."""
+        query = protocol.query({"newer_than": str(revision), "timeout_s": str(timeout_s)})
+        try:
+            return self._object("GET", f"/api/v1/{kind}/{quoted(ref)}?{query}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def stream(self, after: int | None = None, kinds: str | None = None) -> Iterator[tuple[str, Object]]:
+        """Yield ``(kind, object)`` for every change from now on, or after a revision; resumes when cut off.
+
+        Raises ApiError; Unreachable when it can't be resumed.
+        """
+        parser, failures = EventParser(after), 0
+        path = "/api/v1/events?" + protocol.query({"kinds": kinds} if kinds else {})
+        while True:
+            headers = {**protocol.authorization(self.config), "Accept": "text/event-stream"}
+            if parser.last_id is not None:
+                headers["Last-Event-ID"] = str(parser.last_id)
+            parser.reset()
+            try:
+                for chunk in self._transport.stream(path, headers):
+                    failures = 0
+                    for change in parser.feed(chunk):
+                        yield change
+            except Unreachable:
+                failures += 1
+                if failures > protocol.ATTEMPTS:
+                    raise
+                self._transport.pause(failures)

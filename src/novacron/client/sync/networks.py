@@ -1,0 +1,38 @@
+# Made of aio/networks.py by script/generate: change that, and run it.
+"""Calls about networks, security groups, floating addresses and forwarded ports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from novacron.client.protocol import Object, quoted, without_none
+from novacron.client.sync.connection import Connection
+
+
+class NetworkCalls(Connection):
+    """Networks, and what may reach the VMs in them."""
+
+    def create_network(self, name: str, **fields: object) -> Object:
+        """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
+        return self._object("POST", "/api/v1/networks", {"name": name, **without_none(fields)})
+
+    def create_security_group(self, name: str, rules: Sequence[Object]) -> Object:
+        """Create a security group; rules as in ``POST /api/v1/security-groups``."""
+        return self._object("POST", "/api/v1/security-groups", {"name": name, "rules": [*rules]})
+
+    def configure_security_group(self, name: str, rules: Sequence[Object]) -> Object:
+        """Replace a security group's rules."""
+        return self._object("PATCH", f"/api/v1/security-groups/{quoted(name)}", {"rules": [*rules]})
+
+    def add_floating_address(self, address: str) -> Object:
+        """Add an address that can lead to VMs; ``delete("floating-addresses", address)`` removes it."""
+        return self._object("POST", "/api/v1/floating-addresses", {"address": address})
+
+    def attach_floating_address(self, address: str, vm: str, network: str | None = None) -> Object:
+        """Let a floating address lead to a VM; ``act("floating-addresses", address, "detach")`` undoes that."""
+        return self.act("floating-addresses", address, "attach", {"vm": vm, "network": network})
+
+    def create_forward(self, vm: str, vm_port: int, port: int, **fields: object) -> Object:
+        """Forward a port to one of a VM; fields as in ``POST /api/v1/forwards``, those that are None left out."""
+        body = {"vm": vm, "vm_port": vm_port, "port": port, **without_none(fields)}
+        return self._object("POST", "/api/v1/forwards", body)

@@ -1,0 +1,70 @@
+# Made of aio/nodes.py by script/generate: change that, and run it.
+"""Calls about nodes, the links between sites, and the control plane itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from novacron.client import protocol
+from novacron.client.protocol import Object, quoted
+from novacron.client.sync.connection import Connection
+
+
+class NodeCalls(Connection):
+    """Nodes, links between sites, rebalancing, and what the server says of itself."""
+
+    def configure_node(self, name: str, **changes: object) -> Object:
+        """Change a node; fields as in ``PATCH /api/v1/nodes/{name}``; None removes a limit."""
+        return self._object("PATCH", f"/api/v1/nodes/{quoted(name)}", changes)
+
+    def rename_node(self, name: str, new: str) -> Object:
+        """Rename a node; its agent takes the new name over by itself."""
+        return self.act("nodes", name, "rename", {"name": new})
+
+    def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
+        """Return a one-time token with which a host joins."""
+        return str((self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])
+
+    def limit_link(self, site: str, other_site: str, rate_bytes_per_s: int, schedule: Sequence[Object] = ()) -> Object:
+        """Limit what migrations between two sites may use together; fields as in ``PUT /api/v1/links``."""
+        body = {"rate_bytes_per_s": rate_bytes_per_s, "schedule": list(schedule)}
+        return self._object("PUT", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}", body)
+
+    def unlimit_link(self, site: str, other_site: str) -> None:
+        """Remove the limit of a link between two sites."""
+        self.request("DELETE", f"/api/v1/links/{quoted(site)}/{quoted(other_site)}")
+
+    def probe_link(self, source: str, target: str, seconds: float = 3.0) -> Object:
+        """Measure the path from one node to another, while data flows for ``seconds``."""
+        body = {"source": source, "target": target, "seconds": seconds}
+        return self._object("POST", "/api/v1/links/actions/probe", body)
+
+    def rebalancing(self) -> Object:
+        """Return how the fleet is rebalanced, and the last decision."""
+        return self._object("GET", "/api/v1/rebalancing")
+
+    def configure_rebalancing(self, **settings: object) -> Object:
+        """Set how the fleet is rebalanced: ``mode``, ``imbalance_min``, ``rounds``, ``cool_down_s`` and others."""
+        return self._object("PUT", "/api/v1/rebalancing", settings)
+
+    def metrics(self, node: str | None = None) -> str:
+        """Return the metrics of the server, or of a node's agent, in Prometheus' text format.
+
+        Raises ApiError, Unreachable.
+        """
+        path = "/metrics" if node is None else f"/api/v1/nodes/{quoted(node)}/metrics"
+        return (self.fetch(path)).decode()
+
+    def ready(self) -> tuple[bool, str]:
+        """Return whether the server can serve, and if not, why. Raises Unreachable."""
+        answer = self._transport.send("GET", "/readyz", {}, timeout_s=protocol.PROBE_TIMEOUT_S)
+        return answer.status == 200, answer.body.decode(errors="replace").strip()
+
+    def log_level(self) -> str:
+        """Return the server's log level."""
+        return str((self._object("GET", "/api/v1/log-level"))["level"])
+
+    def set_log_level(self, level: str, node: str | None = None) -> None:
+        """Set the log level of the server, or of a node's agent, until it ends."""
+        of_node = "" if node is None else f"/nodes/{quoted(node)}"
+        self.request("PUT", f"/api/v1{of_node}/log-level", {"level": level})

@@ -1,0 +1,23 @@
+# Made of aio/volumes.py by script/generate: change that, and run it.
+"""Calls about volumes."""
+
+from __future__ import annotations
+
+from novacron.client.protocol import Object, quoted, without_none
+from novacron.client.sync.connection import Connection
+
+
+class VolumeCalls(Connection):
+    """Volumes: create, change and attach them."""
+
+    def create_volume(self, name: str, **fields: object) -> Object:
+        """Begin to create a volume; fields as in ``POST /api/v1/volumes``, those that are None left out."""
+        return self._object("POST", "/api/v1/volumes", {"name": name, **without_none(fields)})
+
+    def configure_volume(self, ref: str, **changes: object) -> Object:
+        """Change a volume's ``name``, ``size_mib``, ``iops`` or ``bytes_per_s``."""
+        return self._object("PATCH", f"/api/v1/volumes/{quoted(ref)}", changes)
+
+    def attach_volume(self, ref: str, vm: str, read_only: bool = False, boot_order: int | None = None) -> Object:
+        """Attach a volume to a VM. ``act("volumes", ref, "detach")`` detaches it."""
+        return self.act("volumes", ref, "attach", {"vm": vm, "read_only": read_only, "boot_order": boot_order})
