@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from novacron.agent.migration import known_pages
-from novacron.agent.migration.known_pages import Neighbour, Pages, Tenant
+from novacron.agent.migration.known_pages import ImageBases, Neighbour, Pages, Tenant
 from novacron.dwcp.page_codec import PageHash
 from novacron.qemu.memory import PAGE
 
@@ -140,3 +140,23 @@ def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_looked_at(
     cast(Any, gone.machine).memory = Gone(b"a")
     asyncio.run(node.look_around([gone, one]))
     assert list(node._looked) == [(KEY, "other")]
+
+
+def image_base(pages: int) -> Any:
+    return SimpleNamespace(digests=range(pages))
+
+
+def test_digests_of_images_stay_within_their_limit_and_the_least_recently_used_go() -> None:
+    size = known_pages.BYTES_PER_IMAGE_PAGE
+    bases = ImageBases(bytes_max=100 * size)
+    keys = [(f"image-{number}", "disk", KEY) for number in range(4)]
+    for key in keys[:2]:
+        bases.put(key, image_base(50))
+    assert bases.get(keys[0]) is not None, "used again: the other one goes first"
+    bases.put(keys[2], image_base(30))
+    assert bases.get(keys[1]) is None and bases.get(keys[0]) is not None and bases.get(keys[2]) is not None
+    assert bases.bytes == 80 * size
+    bases.put(keys[3], image_base(101))
+    assert bases.get(keys[3]) is None and bases.bytes == 80 * size, "what has no room at all empties nothing"
+    bases.put(keys[2], image_base(40))
+    assert bases.bytes == 90 * size, "what takes another's place is counted once"

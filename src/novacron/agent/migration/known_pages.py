@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,11 @@ LOOKED_MAX = 8
 LOOKED_AGAIN_S, LOOKED_AGAIN_S_MAX = 20.0, 600.0
 """After which time a VM is looked at again: a guest that has just booted is not yet what it will be."""
 OTHER_CHECKPOINTS_MAX = 1
+IMAGE_DIGESTS_BYTES_MAX = 256 * 1024**2
+"""Memory for the digests of images, each for a project: 7 GiB of images. The least recently used go first; they are
+read from their files again."""
+BYTES_PER_IMAGE_PAGE = 152
+"""Measured: 76 MiB for 2 GiB."""
 KEEP_AFTER_S = 1.0
 """A guest that has just arrived somewhere else, perhaps on the same machine, needs the processor more."""
 LOWEST_PRIORITY = 19
@@ -84,13 +90,44 @@ class _Looked(NamedTuple):
         )  # fmt: skip
 
 
+class ImageBases:
+    """Pages of images that were looked up lately, within a limit of memory. A base that is let go lives on in the
+    sessions that use it."""
+
+    def __init__(self, bytes_max: int = IMAGE_DIGESTS_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bases: OrderedDict[tuple[str, str, Tenant], Base] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, key: tuple[str, str, Tenant]) -> Base | None:
+        """Return a base that is held, the most recently used from now on."""
+        base = self._bases.get(key)
+        if base is not None:
+            self._bases.move_to_end(key)
+        return base
+
+    def put(self, key: tuple[str, str, Tenant], base: Base) -> None:
+        """Hold a base and let the least recently used go; one that is larger than the limit is not held."""
+        size = _size_of(base)
+        if size > self._bytes_max:
+            return
+        self.bytes += size - (_size_of(self._bases.pop(key)) if key in self._bases else 0)
+        self._bases[key] = base
+        while self.bytes > self._bytes_max:
+            self.bytes -= _size_of(self._bases.popitem(last=False)[1])
+
+
+def _size_of(base: Base) -> int:
+    return len(base.digests) * BYTES_PER_IMAGE_PAGE
+
+
 class Pages:
     """This node's page stores and what else can stand in for sending pages."""
 
     def __init__(self, settings: Settings) -> None:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
-        self._images: dict[tuple[str, str, Tenant], Base] = {}
+        self._images = ImageBases()
         self._looked: dict[tuple[Tenant, str], _Looked] = {}
         self._lock = asyncio.Lock()
 
@@ -113,7 +150,8 @@ class Pages:
             key = (image.info.digest, path.name, tenant)
             base = self._images.get(key)
             if base is None:
-                base = self._images[key] = await asyncio.to_thread(self._hash_file, image, path, tenant)
+                base = await asyncio.to_thread(self._hash_file, image, path, tenant)
+                self._images.put(key, base)
             return base
 
     def _index(self, image: Image, path: Path, tenant: Tenant) -> Path:
