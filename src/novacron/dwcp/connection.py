@@ -18,6 +18,8 @@ CONNECT_TIMEOUT_S = 3.0
 WRITE_BUFFER_BYTES, WRITE_BUFFER_DEEP_BYTES = 64 * 1024, 1024 * 1024
 """What may wait in a connection, and what may where nobody waits for the last of it."""
 READ_AHEAD_BYTES = 1024 * 1024
+UNREAD_BYTES_MAX = 16 * 1024 * 1024
+"""A peer that lets so much wait for it reads nothing, and asks on: the connection is dropped."""
 POOL_MAX = 50
 """Connections that wait in one node's pool."""
 POOL_IDLE_S = 720.0
@@ -46,9 +48,13 @@ class Connection:
         return frame
 
     def put(self, frame: Frame) -> int:
-        """Queue a frame; return its bytes. Raises ConnectionResetError when the connection is lost."""
+        """Queue a frame; return its bytes. Raises ConnectionResetError when the connection is lost, or drops it when
+        the peer reads nothing."""
         if self._writer.is_closing():
             raise ConnectionResetError("the connection is lost")
+        if self.unsent_bytes > UNREAD_BYTES_MAX:
+            self.abort()
+            raise ConnectionResetError(f"the peer does not read: more than {UNREAD_BYTES_MAX} bytes wait for it")
         header, payload = frames.encode(frame)
         SENT[0] += len(header) + len(payload)
         self._writer.writelines((header, payload))
@@ -58,6 +64,11 @@ class Connection:
     async def drain(self) -> None:
         """Wait until there is room for more. Raises OSError when the connection is lost."""
         await self._writer.drain()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait in this process."""
+        return self._writer.transport.get_write_buffer_size()
 
     def deepen(self, deep: bool) -> None:
         """Let much wait in this connection, or little."""

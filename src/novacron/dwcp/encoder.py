@@ -44,7 +44,6 @@ class Counters(msgspec.Struct):
     streams: int = 0
     resumed: int = 0
     """Connections that were opened in place of lost ones."""
-    resent_frames: int = 0
     repaired_pages: int = 0
     retransmits: int = 0
     rtt_ms: float = 0.0

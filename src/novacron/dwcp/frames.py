@@ -6,6 +6,7 @@ import asyncio
 import struct
 import zlib
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
 
@@ -13,6 +14,9 @@ VERSION = 3
 HEADER = struct.Struct("!BBHIQI")
 CHECKED = HEADER.size - 4
 PAYLOAD_BYTES_MAX = 64 * 1024
+MISSING_MAX = 1024
+"""Pages that one MISSING frame may ask for: the answer is 4 MiB."""
+ERROR_TEXT_BYTES_MAX = 1000
 MORE = 1
 """Flag of a DATA frame: its piece goes on in the next one."""
 
@@ -38,6 +42,31 @@ class FrameType(IntEnum):
     BACK = 12
     BACK_TAKEN = 13
     VITALS = 14
+
+
+class ErrorCode(IntEnum):
+    """Why a session ends: the sequence field of an ERROR frame. docs/dwcp.md, "Errors".
+
+    Decisions are made by the code, never by the text. UNSPECIFIED is what a peer says that knows no codes, and what a
+    code that this end does not know is taken for.
+    """
+
+    UNSPECIFIED = 0
+    PROTOCOL = 1
+    NOT_EXPECTED = 2
+    REPLACED = 3
+    CANCELLED = 4
+    TIMED_OUT = 5
+    LOCAL_FAILURE = 6
+    SHUTTING_DOWN = 7
+    TOO_MANY_CONNECTIONS = 8
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode | None:
+        return cls.UNSPECIFIED if isinstance(value, int) else None
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -66,18 +95,18 @@ class BaseInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: str
     name: str
-    count: int
-    told: int
+    count: Count
+    told: Count
 
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Payload of WELCOME: the first frame that was not taken yet, the later ones that are held all the same, the bases,
     and how many slots its ring has (0: none, a session then has no references to its own pages)."""
 
-    next: int
-    held: tuple[int, ...]
+    next: Count
+    held: tuple[Count, ...]
     bases: tuple[BaseInfo, ...]
-    slots: int
+    slots: Count
 
 
 class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,20 +120,35 @@ class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MissingPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Payload of MISSING: the piece, counted from 0, and which of the pages that it takes from bases."""
 
-    piece: int
-    ordinals: tuple[int, ...]
+    piece: Count
+    ordinals: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MISSING_MAX)]
 
 
 class RepairedPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Payload of REPAIR: some of what was missing."""
 
-    piece: int
-    ordinals: tuple[int, ...]
+    piece: Count
+    ordinals: tuple[Count, ...]
     pages: bytes
 
 
 class ProtocolError(Exception):
-    """The peer sent what the protocol does not allow: says what, and what was expected."""
+    """The peer sent what the protocol does not allow, or the session can't go on: says what was found and what was
+    expected. ``code`` is what the peer is told."""
+
+    def __init__(self, text: str, code: ErrorCode = ErrorCode.PROTOCOL) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def error_frame(text: str, code: ErrorCode) -> Frame:
+    """Return the ERROR frame that ends a session; a long text is cut."""
+    return Frame(FrameType.ERROR, code, text.encode()[:ERROR_TEXT_BYTES_MAX])
+
+
+def read_error(frame: Frame) -> tuple[ErrorCode, str]:
+    """Return the code and the text of an ERROR frame, whatever the peer put into it."""
+    return ErrorCode(frame.sequence), frame.payload[:ERROR_TEXT_BYTES_MAX].decode(errors="replace")
 
 
 def encode(frame: Frame) -> tuple[bytes, bytes]:

@@ -258,8 +258,13 @@ class Encoder:
     def _count(self, op: int, count: int, argument: int) -> None:
         savings = self.savings
         if op == Op.BASE:
-            kind = self._kinds[argument >> 40]
-            setattr(savings, kind, getattr(savings, kind) + count)
+            match self._kinds[argument >> 40]:
+                case "image":
+                    savings.image += count
+                case "checkpoint":
+                    savings.checkpoint += count
+                case _:  # a kind that a newer peer has: its pages are of another VM, or as good as
+                    savings.sibling += count
         elif op == Op.SLOT:
             savings.session += count
         elif op == Op.DELTA:

@@ -27,7 +27,7 @@ class Ring:
     @property
     def oldest(self) -> int:
         """The first slot that may still be named."""
-        return max(0, self.next - self._slots + MARGIN)
+        return min(self.next, max(0, self.next - self._slots + MARGIN))
 
     def append(self, pages: list[bytes]) -> None:
         """Give ``pages`` the next slots. Raises OSError when the disk is full."""

@@ -24,7 +24,6 @@ from novacron.dwcp.page_ring import PAGE
 
 MAGIC = b"NVPAGES3"
 HEAD = struct.Struct("!8s16sQ")
-BATCH = 1024
 SUM_BYTES = 32
 NAME = re.compile(r"^[a-z0-9][a-z0-9:.-]{0,127}$")
 ZERO_PAGE = bytes(PAGE)

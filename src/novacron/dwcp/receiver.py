@@ -8,7 +8,8 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,10 @@ from novacron.dwcp import frames, sockets
 from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
 from novacron.dwcp.connection_count import STREAMS_MAX
 from novacron.dwcp.frames import (
+    MISSING_MAX,
     BaseInfo,
     End,
+    ErrorCode,
     Frame,
     FrameType,
     Hello,
@@ -28,7 +31,7 @@ from novacron.dwcp.frames import (
     Welcome,
 )
 from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
-from novacron.dwcp.page_ring import SLOTS, Ring
+from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.return_channel import BackSender
 from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
@@ -44,19 +47,29 @@ ANNOUNCED_S = 4.0
 GRACE_S = 0.2
 LOOK_S = 0.005
 CONNECTIONS_MAX = 256
+CONNECTIONS_PER_PEER_MAX = 128
+"""One node can't keep all others out."""
+WAITING_BYTES_MAX = 8 * 1024 * 1024
+"""A connection on which so much waits is passed over for what is repeated anyhow."""
 ACK_INTERVAL_S = 0.01
 REPAIR_AGAIN_S = 2.0
 SILENCE_S = 20.0
 """A connection of a session on which nothing came for so long is closed: its sender pings every second."""
+SESSION_SHOWN = 200
+"""Characters of an unknown session's name that are repeated."""
 BASE_DIGESTS = 512
 """Digests in one BASE frame: the first ones arrive with the first packets of a connection."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
-MISSING_MAX = 1024
 FAILURES = (ProtocolError, OSError, msgspec.DecodeError, Stopped)
 
 
 class ReceiveFailed(Exception):
-    """The session broke before its end: says why. What was written so far must be thrown away."""
+    """The session broke before its end: says why, in words and as a ``code``. What was written so far must be thrown
+    away."""
+
+    def __init__(self, text: str, code: ErrorCode = ErrorCode.UNSPECIFIED) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -78,7 +91,6 @@ class Incoming:
         self.session = session
         self.peer = peer
         self.raw_bytes = 0
-        self.damaged_pages = 0
         self._terms = terms
         self._hash = PageHash(terms.key)
         self._ring: Ring | None = None
@@ -86,6 +98,8 @@ class Incoming:
             self._ring = Ring(terms.ring_dir, terms.slots)
         self._instance: bytes | None = None
         self._connections: list[Connection] = []
+        """Those that have been told what is to be told, and can carry more."""
+        self._serving = 0
         self._next = 0
         """The first frame that the decoder has not been given."""
         self._taken = 0
@@ -94,7 +108,10 @@ class Incoming:
         self._arrived = asyncio.Event()
         self._repaired: dict[int, bytes] = {}
         self._repairing: int | None = None
-        self._failure: str | None = None
+        """The piece that waits for pages."""
+        self._requested: frozenset[int] = frozenset()
+        """Their ordinals: no others are taken."""
+        self._failure: tuple[str, ErrorCode] | None = None
         self._over = asyncio.Event()
         self.back = BackSender(self._say)
         """Carries bytes the other way, if the peer takes them."""
@@ -102,9 +119,9 @@ class Incoming:
         self._begin_by: float | None = None
         self._heard_at = time.monotonic()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, code: ErrorCode = ErrorCode.UNSPECIFIED) -> None:
         """End the session: its reader and its connections learn why."""
-        self._failure = self._failure or reason
+        self._failure = self._failure or (reason, code)
         self._over.set()
         self._arrived.set()
 
@@ -127,8 +144,11 @@ class Incoming:
             except asyncio.CancelledError:
                 outcome = "cancelled"
                 raise
-            except FAILURES as error:
-                raise ReceiveFailed(self._failure) from error
+            except Exception as error:
+                if not isinstance(error, FAILURES):
+                    # A defect of ours ends this session as a failed link would, so that whoever retries backs off.
+                    log.error("a session met an unforeseen error", peer=self.peer, exc_info=error)
+                raise ReceiveFailed(*(self._failure or (repr(error), ErrorCode.LOCAL_FAILURE))) from error
             finally:
                 self._over.set()
                 SESSIONS.add("receiver", outcome)
@@ -146,7 +166,8 @@ class Incoming:
         written: Handover[tuple[bytes, int] | None] = Handover(2, stop)
         stages = Stages(2, "dwcp-receive")
         running = [stages.start(self._decode, frames_, written, loop), stages.start(self._write, written, sink)]
-        taking = asyncio.ensure_future(self._order(frames_))
+        taking = asyncio.create_task(self._order(frames_))
+        taking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # the first failure is enough
         acknowledging = asyncio.create_task(self._acknowledge())
         try:
             for stage in asyncio.as_completed([taking, *running]):
@@ -155,8 +176,8 @@ class Incoming:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.put(Frame(FrameType.DONE))
-        except FAILURES as error:
-            self.fail(str(error) or type(error).__name__)
+        except Exception as error:
+            self.fail(str(error) or type(error).__name__, _code_of(error))
             raise
         finally:
             stop.set()
@@ -164,7 +185,7 @@ class Incoming:
             taking.cancel()
             sink.abort()
             if not self._done:
-                self.fail("the receiver gave up")
+                self.fail("the receiver gave up", ErrorCode.CANCELLED)
             await stages.end()
 
     async def _order(self, frames_: Handover[Frame]) -> None:
@@ -180,16 +201,17 @@ class Incoming:
         while (frame := self._frames.pop(self._next, None)) is None:
             self._arrived.clear()
             if self._failure is not None:
-                raise ProtocolError(self._failure)
+                raise ProtocolError(*self._failure)
             now, left_s = time.monotonic(), SILENCE_S
             if self._instance is not None:
                 left_s = self._heard_at + self._terms.outage_s - now
                 if left_s <= 0:
-                    raise ProtocolError(f"nothing was heard from the peer for {self._terms.outage_s:.0f} s")
+                    silent_s = self._terms.outage_s
+                    raise ProtocolError(f"nothing was heard from the peer for {silent_s:.0f} s", ErrorCode.TIMED_OUT)
             elif self._begin_by is not None:
                 left_s = self._begin_by - now
                 if left_s <= 0:
-                    raise ProtocolError("the peer did not begin")
+                    raise ProtocolError("the peer did not begin", ErrorCode.TIMED_OUT)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left_s)
         self._next += 1
@@ -220,7 +242,6 @@ class Incoming:
             raw = decoder.decode(b"".join(parts))
             parts = []
             if isinstance(raw, Missing):
-                self.damaged_pages = decoder.damaged
                 asking = asyncio.run_coroutine_threadsafe(self._repair(pieces, raw.ordinals), loop)
                 raw = decoder.repair(raw, asking.result())
             crc = zlib.crc32(decoder.check.to_bytes(CHECK_BYTES, "big"), crc)
@@ -248,6 +269,8 @@ class Incoming:
     def _say(self, frame: Frame) -> bool:
         """Send a frame on the connection that was heard last; say whether there is one."""
         for connection in sorted(self._connections, key=lambda connection: -connection.heard_at):
+            if connection.unsent_bytes > WAITING_BYTES_MAX:
+                continue
             with contextlib.suppress(OSError):
                 connection.put(frame)
                 return True
@@ -255,14 +278,14 @@ class Incoming:
 
     async def _repair(self, piece: int, ordinals: list[int]) -> list[bytes]:
         """Ask for pages that a base turned out not to have, until they have come."""
-        self._repairing, self._repaired = piece, {}
+        self._repairing, self._repaired, self._requested = piece, {}, frozenset(ordinals)
         asked_at = 0.0
         while left := [ordinal for ordinal in ordinals if ordinal not in self._repaired]:
             now = time.monotonic()
             if self._failure is not None:
-                raise ProtocolError(self._failure)
+                raise ProtocolError(*self._failure)
             if now - self._heard_at > self._terms.outage_s:
-                raise ProtocolError("the peer does not send pages that are damaged here")
+                raise ProtocolError("the peer does not send pages that are damaged here", ErrorCode.TIMED_OUT)
             if now - asked_at > REPAIR_AGAIN_S:
                 asked = MissingPages(piece, tuple(left[:MISSING_MAX]))
                 if self._say(Frame(FrameType.MISSING, payload=msgspec.msgpack.encode(asked))):
@@ -272,30 +295,38 @@ class Incoming:
                 await asyncio.wait_for(self._arrived.wait(), REPAIR_AGAIN_S)
             if len(left) > MISSING_MAX and all(ordinal in self._repaired for ordinal in left[:MISSING_MAX]):
                 asked_at = 0.0
-        self._repairing = None
-        return [self._repaired[ordinal] for ordinal in ordinals]
+        pages = [self._repaired[ordinal] for ordinal in ordinals]
+        self._repairing, self._repaired, self._requested = None, {}, frozenset()
+        return pages
 
-    def _welcome(self, hello: Hello) -> tuple[Welcome, list[Frame]]:
-        """Return the answer to a HELLO, and on the first one the digests to tell."""
+    def _welcome(self, hello: Hello) -> tuple[Welcome, list[int]]:
+        """Return the answer to a HELLO, and on the first one the numbers of the bases whose digests are to be told."""
         first = self._instance is None
         if first:
             self._instance = hello.instance
         elif self._instance != hello.instance:
             if self._terms.replaceable:
-                self.fail("its sender begins anew")
-            raise ProtocolError("another sender has begun this session")
-        infos, told = [], []
+                self.fail("its sender begins anew", ErrorCode.REPLACED)
+            raise ProtocolError("another sender has begun this session", ErrorCode.REPLACED)
+        infos, untold = [], []
         same_key = hello.key_check == self._hash.digest(b"key check")
         for number, base in enumerate(self._terms.bases if first and same_key else ()):
             digests = base.digests
             known = base.name in hello.bases
             infos.append(BaseInfo(base.kind, base.name, len(digests), 0 if known else len(digests)))
-            for start in range(0, 0 if known else len(digests), BASE_DIGESTS):
-                payload = b"".join(digests[start : start + BASE_DIGESTS])
-                told.append(Frame(FrameType.BASE, number << 40 | start, payload))
+            if not known:
+                untold.append(number)
         slots = self._terms.slots if self._ring is not None else 0
         held = (*range(self._taken, self._next), *sorted(self._frames))
-        return Welcome(self._taken, held, tuple(infos), slots), told
+        return Welcome(self._taken, held, tuple(infos), slots), untold
+
+    def _digests(self, numbers: list[int]) -> Iterator[Frame]:
+        """Return what tells the digests of these bases."""
+        for number in numbers:
+            digests = self._terms.bases[number].digests
+            for start in range(0, len(digests), BASE_DIGESTS):
+                payload = b"".join(digests[start : start + BASE_DIGESTS])
+                yield Frame(FrameType.BASE, number << 40 | start, payload)
 
     async def serve(self, hello: Hello, connection: Connection) -> bool:
         """Take frames from one connection until the session is over or the connection is lost.
@@ -303,34 +334,41 @@ class Incoming:
         Returns whether the connection can carry another session.
         """
         if self._failure is not None:
-            raise ProtocolError(self._failure)
-        if len(self._connections) >= STREAMS_MAX:
-            raise ProtocolError(f"a session has at most {STREAMS_MAX} connections")
-        welcome, told = self._welcome(hello)
+            raise ProtocolError(*self._failure)
+        if self._serving >= STREAMS_MAX:
+            raise ProtocolError(f"a session has at most {STREAMS_MAX} connections", ErrorCode.TOO_MANY_CONNECTIONS)
+        welcome, untold = self._welcome(hello)
         connection.put(Frame(FrameType.WELCOME, payload=msgspec.msgpack.encode(welcome)))
-        for frame in told:
-            connection.put(frame)
-            await connection.drain()
-        self._connections.append(connection)
-        self.back.repeat(at_once=True)
-        if self._done:
-            connection.put(Frame(FrameType.DONE))
-        taking = asyncio.create_task(self._take_from(connection))
+        self._serving += 1
+        taking = asyncio.create_task(self._take_after_telling(connection, untold))
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait({taking, over}, return_when=asyncio.FIRST_COMPLETED)
             if self._done:
                 return not taking.done()
             if self._failure is not None:
-                payload = self._failure.encode()[:1000]
-                connection.put(Frame(FrameType.ERROR, payload=payload))
-                await connection.drain()
+                connection.put(frames.error_frame(*self._failure))
+                async with asyncio.timeout(SILENCE_S):
+                    await connection.drain()
             return False
         finally:
             taking.cancel()
             over.cancel()
             await asyncio.gather(taking, over, return_exceptions=True)
-            self._connections.remove(connection)
+            self._serving -= 1
+            if connection in self._connections:
+                self._connections.remove(connection)
+
+    async def _take_after_telling(self, connection: Connection, untold: list[int]) -> None:
+        """Tell the digests of bases, then take frames until the connection is lost."""
+        for frame in self._digests(untold):
+            connection.put(frame)
+            await connection.drain()
+        self._connections.append(connection)
+        self.back.repeat(at_once=True)
+        if self._done:
+            connection.put(Frame(FrameType.DONE))
+        await self._take_from(connection)
 
     async def _take_from(self, connection: Connection) -> None:
         while True:
@@ -346,28 +384,39 @@ class Incoming:
                 case FrameType.BACK_TAKEN:
                     self.back.taken(frame.sequence)
                 case FrameType.ERROR:
-                    self.fail(frame.payload.decode(errors="replace")[:1000])
+                    code, why = frames.read_error(frame)
+                    self.fail(why, code)
                     return
                 case _:
-                    self.fail(f"unexpected {frame.type.name} frame")
+                    self.fail(f"unexpected {frame.type.name} frame", ErrorCode.PROTOCOL)
                     return
 
     def _accept(self, frame: Frame) -> None:
         """Keep a frame; one that came before is dropped."""
         if frame.sequence >= self._taken + WINDOW_FRAMES:
-            self.fail(f"frame {frame.sequence} is too far ahead of {self._taken}")
+            self.fail(f"frame {frame.sequence} is too far ahead of {self._taken}", ErrorCode.PROTOCOL)
         elif frame.sequence >= self._next:
             self._frames.setdefault(frame.sequence, frame)
             if frame.sequence == self._next:
                 self._arrived.set()
 
     def _take_repair(self, repaired: RepairedPages) -> None:
+        """Keep pages that were asked for, and no others."""
         if repaired.piece != self._repairing:
             return
-        size = len(repaired.pages) // max(1, len(repaired.ordinals))
+        if len(repaired.pages) != len(repaired.ordinals) * PAGE:
+            self.fail(f"{len(repaired.ordinals)} pages came in {len(repaired.pages)} bytes", ErrorCode.PROTOCOL)
+            return
         for number, ordinal in enumerate(repaired.ordinals):
-            self._repaired[ordinal] = repaired.pages[number * size : (number + 1) * size]
+            if ordinal in self._requested:
+                self._repaired[ordinal] = repaired.pages[number * PAGE : (number + 1) * PAGE]
         self._arrived.set()
+
+
+def _code_of(error: Exception) -> ErrorCode:
+    if isinstance(error, ProtocolError):
+        return error.code
+    return ErrorCode.PROTOCOL if isinstance(error, msgspec.DecodeError) else ErrorCode.LOCAL_FAILURE
 
 
 class Listener:
@@ -383,6 +432,8 @@ class Listener:
         self._expected: dict[str, Incoming] = {}
         self._announced: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._by_peer: Counter[str] = Counter()
+        """How many connections each node has."""
 
     @contextlib.asynccontextmanager
     async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
@@ -396,7 +447,7 @@ class Listener:
             yield server.sockets[0].getsockname()[1]
         finally:
             for incoming in list(self._expected.values()):
-                incoming.fail("the receiving node is shutting down")
+                incoming.fail("the receiving node is shutting down", ErrorCode.SHUTTING_DOWN)
             server.close()
             await asyncio.sleep(0)
             for task in self._tasks:
@@ -422,7 +473,7 @@ class Listener:
         try:
             yield incoming
         finally:
-            incoming.fail("the receiver gave up")
+            incoming.fail("the receiver gave up", ErrorCode.CANCELLED)
             incoming.close()
             del self._expected[session]
 
@@ -434,14 +485,26 @@ class Listener:
             if len(self._tasks) > CONNECTIONS_MAX:
                 return
             peer = self._name_of(writer.get_extra_info("ssl_object"))
-            connection = Connection(reader, writer)
-            while await self._session(connection, peer):
-                pass
+            with self._counted(peer) as few:
+                connection = Connection(reader, writer)
+                while few and await self._session(connection, peer):
+                    pass
         except CONNECTION_LOST:
             pass  # the peer is gone; its session waits for it to come back
         finally:
             self._tasks.discard(task)
             writer.close()
+
+    @contextlib.contextmanager
+    def _counted(self, peer: str) -> Iterator[bool]:
+        """Count a connection of a node's for as long as the block runs; yields whether it may have one more."""
+        self._by_peer[peer] += 1
+        try:
+            yield self._by_peer[peer] <= CONNECTIONS_PER_PEER_MAX
+        finally:
+            self._by_peer[peer] -= 1
+            if not self._by_peer[peer]:
+                del self._by_peer[peer]
 
     async def _find(self, session: str, peer: str) -> Incoming | None:
         """Return an expected session; wait for one that will be expected soon, or may be: a sender is told of it at
@@ -462,7 +525,8 @@ class Listener:
                 return True  # said before the peer knew that its last session was over
             if frame.type is FrameType.VITALS:
                 connection.put(Frame(FrameType.VITALS, payload=self.vitals()))
-                await connection.drain()
+                async with asyncio.timeout(SILENCE_S):
+                    await connection.drain()
                 return True
             if frame.type is not FrameType.HELLO:
                 raise ProtocolError(f"expected HELLO, got {frame.type.name}")
@@ -471,9 +535,11 @@ class Listener:
                 self.on_knock(hello.session, peer)
             incoming = await self._find(hello.session, peer)
             if incoming is None or incoming.peer != peer:
-                raise ProtocolError(f"no session {hello.session!r} is expected from {peer}")
+                text = f"no session {hello.session[:SESSION_SHOWN]!r} is expected from {peer}"
+                raise ProtocolError(text, ErrorCode.NOT_EXPECTED)
             return await incoming.serve(hello, connection)
         except (ProtocolError, msgspec.DecodeError) as error:
-            connection.put(Frame(FrameType.ERROR, payload=str(error).encode()[:1000]))
-            await connection.drain()
+            connection.put(frames.error_frame(str(error), _code_of(error)))
+            async with asyncio.timeout(SILENCE_S):
+                await connection.drain()
             return False

@@ -10,6 +10,8 @@ from novacron.dwcp.page_ring import PAGE
 
 IN_ORDER = "checkpoint"
 """Kind of base whose pages come in the stream in the order in which their digests are told, more or less."""
+DIGESTS_MAX = 2_097_152
+"""Digests that are kept of one peer: 8 GiB of pages, about 400 MB here. Pages beyond them are sent."""
 AHEAD_DIGESTS = 4096
 """So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
 
@@ -29,6 +31,8 @@ class Theirs:
         self._kinds: list[str] = []
         self._told = 0
         """Digests that the receiver has told."""
+        self._counts: list[int] = []
+        """Pages that each base has."""
         self._untold: list[int] = []
         """Digests that it has yet to tell, by base."""
 
@@ -48,6 +52,7 @@ class Theirs:
                 encoder.add_base(number, info.kind, 0, self._known.get(info.name, ())[: info.count])
         self._encoder = encoder
         self._kinds = [info.kind for info in bases]
+        self._counts = [info.count for info in bases]
         self._untold = [info.told for info in bases]
 
     def take(self, frame: Frame) -> None:
@@ -56,10 +61,14 @@ class Theirs:
         if frame.type is not FrameType.BASE or number >= len(self._kinds) or len(frame.payload) % DIGEST_BYTES:
             raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
         payload = frame.payload
-        digests = [payload[at : at + DIGEST_BYTES] for at in range(0, len(payload), DIGEST_BYTES)]
+        count = len(payload) // DIGEST_BYTES
+        if count > self._untold[number] or first + count > self._counts[number]:
+            raise ProtocolError(f"base {number}: more digests than the {self._counts[number]} announced")
+        room = max(0, DIGESTS_MAX - self._told)
+        digests = [payload[at : at + DIGEST_BYTES] for at in range(0, min(count, room) * DIGEST_BYTES, DIGEST_BYTES)]
         self._encoder.add_base(number, self._kinds[number], first, digests)
-        self._told += len(digests)
-        self._untold[number] -= len(digests)
+        self._told += count
+        self._untold[number] -= count
 
     def can_begin(self) -> bool:
         """Say whether what is not told yet can be waited for while the stream goes on."""

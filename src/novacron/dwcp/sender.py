@@ -15,13 +15,23 @@ from typing import NamedTuple
 import msgspec
 
 from novacron.dwcp import frames, sockets
+from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.compression import FIRST
 from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
 from novacron.dwcp.connection_count import STREAMS_MAX, StreamCount
 from novacron.dwcp.encoder import Counters, Encoding, Splitter
-from novacron.dwcp.frames import Frame, FrameType, Hello, MissingPages, ProtocolError, RepairedPages, Welcome
+from novacron.dwcp.frames import (
+    ErrorCode,
+    Frame,
+    FrameType,
+    Hello,
+    MissingPages,
+    ProtocolError,
+    RepairedPages,
+    Welcome,
+)
 from novacron.dwcp.page_codec import Base, Encoder, PageHash, Piece, Savings
-from novacron.dwcp.page_ring import PAGE, Ring
+from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
 from novacron.dwcp.receiver_index import Damaged, Theirs
 from novacron.dwcp.return_channel import BackReceiver
@@ -55,11 +65,16 @@ BASES_TIMEOUT_S = 3.0
 PING_INTERVAL_S = 1.0
 SILENCE_S = 5.0
 """A connection on which nothing came back for so long is given up."""
-RECONNECT_PAUSE_S = 0.2
+LOOK_INTERVAL_S = 0.2
+"""How often connections are looked after."""
+RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX = 0.2, 1.0
+"""Between attempts to open a connection. It adds to an outage, so it stays short."""
 OUTAGE_S = 60.0
 STUCK_S = 120.0
 """A peer that answers and takes nothing for so long is given up."""
 REPAIR_PAGES = 15
+REPAIR_WAITING_BYTES_MAX = 2 * 1024 * 1024
+"""While so much waits for a connection, requests for pages are passed over: the peer repeats them."""
 TOLD = ("raw_bytes", "wire_bytes", "retransmits", "resumed", "repaired_pages", "streams")
 """What traces and the log tell of a session."""
 SESSIONS = counter("novacron_dwcp_sessions_total")
@@ -103,7 +118,11 @@ class _OnItsWay(NamedTuple):
 
 
 class SendFailed(Exception):
-    """The session broke: says where, and what was found."""
+    """The session broke: says where, and what was found. ``code`` is what the peer said; None if it said nothing."""
+
+    def __init__(self, text: str, code: ErrorCode | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class _Link:
@@ -121,6 +140,11 @@ class _Link:
         """Bytes a second that the path delivered at its best."""
         self.idle = False
         """Frames are given to the others."""
+
+    def forget_acknowledged(self, frames_: Mapping[int, Frame]) -> None:
+        """Keep only numbers of frames that the peer has not taken."""
+        while self.given and self.given[0] not in frames_:
+            self.given.popleft()
 
 
 class Sender:
@@ -218,19 +242,20 @@ class Sender:
     async def _open(self) -> None:
         host, port = self._endpoint
         deadline = time.monotonic() + OPEN_TIMEOUT_S
-        while True:
-            try:
-                self._links.append(await self._join())
-                return
-            except CONNECTION_LOST as error:
-                self._close_ring()
-                if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
-                    why = error or type(error).__name__
-                    raise SendFailed(f"can't open a session to {host}:{port}: {why}") from error
-            except SendFailed:
-                self._close_ring()
-                raise
-            await asyncio.sleep(RECONNECT_PAUSE_S)
+        backoff = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX)
+        try:
+            while True:
+                try:
+                    self._links.append(await self._join())
+                    return
+                except CONNECTION_LOST as error:
+                    if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
+                        why = error or type(error).__name__
+                        raise SendFailed(f"can't open a session to {host}:{port}: {why}") from error
+                await asyncio.sleep(backoff.next_s())
+        except BaseException:  # until then the encoder goes on with its ring, on whichever connection
+            self._close_ring()
+            raise
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         self._close_ring()
@@ -245,7 +270,7 @@ class Sender:
     async def _take_leave(self, connection: Connection) -> None:
         """Tell the peer that no more comes, and wait a moment until it has heard."""
         async with asyncio.timeout(LEAVE_TIMEOUT_S):
-            connection.put(Frame(FrameType.ERROR, payload=b"the sender gave up"))
+            connection.put(frames.error_frame("the sender gave up", ErrorCode.CANCELLED))
             while (await connection.read()).type not in (FrameType.ERROR, FrameType.DONE):
                 pass
 
@@ -265,7 +290,8 @@ class Sender:
                 while answer.type in (FrameType.ACK, FrameType.DONE):  # of the connection's last session
                     answer = await connection.read()
             if answer.type is FrameType.ERROR:
-                raise SendFailed(f"refused: {answer.payload.decode(errors='replace')}")
+                code, why = frames.read_error(answer)
+                raise SendFailed(f"refused: {why}", code)
             if answer.type is not FrameType.WELCOME:
                 raise ProtocolError(f"expected WELCOME, got {answer.type.name}")
             welcome = msgspec.msgpack.decode(answer.payload, type=Welcome)
@@ -288,7 +314,7 @@ class Sender:
         """Take what the receiver has: digests that this end has too, and those that it tells."""
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
-                self._ring = Ring(self._options.ring_dir, welcome.slots)
+                self._ring = Ring(self._options.ring_dir, min(welcome.slots, SLOTS))
         self._encoder = Encoder(self._hash, self._ring)
         self._theirs.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # what comes later counts from then on
@@ -327,7 +353,6 @@ class Sender:
             self._links.remove(link)
         self._retransmits_lost += link.retransmits
         again = [number for number in link.given if number in self._frames]
-        self.counters.resent_frames += len(again)
         self._unsent.extendleft(reversed(again))
         self._tick.set()
 
@@ -339,6 +364,7 @@ class Sender:
                 frame = self._frames.get(number)
                 if frame is None:
                     continue
+                link.forget_acknowledged(self._frames)
                 link.given.append(number)
                 self.counters.wire_bytes += link.connection.put(frame)
                 self._tick.set()
@@ -351,8 +377,7 @@ class Sender:
             match frame.type:
                 case FrameType.ACK:
                     self._acknowledge(frame.sequence)
-                    while link.given and link.given[0] not in self._frames:
-                        link.given.popleft()
+                    link.forget_acknowledged(self._frames)
                 case FrameType.DONE:
                     link.done = True
                     self._done.set()
@@ -367,7 +392,8 @@ class Sender:
                         self.on_back(data)
                     link.connection.put(Frame(FrameType.BACK_TAKEN, self._back.next))
                 case FrameType.ERROR:
-                    raise SendFailed(f"the peer gave up: {frame.payload.decode(errors='replace')}")
+                    code, why = frames.read_error(frame)
+                    raise SendFailed(f"the peer gave up: {why}", code)
                 case _:
                     raise ProtocolError(f"unexpected {frame.type.name} frame")
 
@@ -390,19 +416,20 @@ class Sender:
 
     def _repair(self, link: _Link, missing: MissingPages) -> None:
         """Send pages whose base turned out to be damaged."""
-        for piece, pages in ((each.number, each.referenced) for each in self._on_way):
-            if piece != missing.piece:
-                continue
-            if any(ordinal >= len(pages) for ordinal in missing.ordinals):
-                raise SendFailed(f"the peer asks for pages that piece {piece} does not have")
-            for start in range(0, len(missing.ordinals), REPAIR_PAGES):
-                part = missing.ordinals[start : start + REPAIR_PAGES]
-                data = b"".join(self._theirs.page(pages[ordinal]) for ordinal in part)
-                payload = msgspec.msgpack.encode(RepairedPages(piece, part, data))
-                self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
-                self.counters.repaired_pages += len(part)
-                log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=len(part))
-                traces.note("dwcp repaired", pages=len(part))
+        pages = next((piece.referenced for piece in self._on_way if piece.number == missing.piece), None)
+        if pages is None or link.connection.unsent_bytes > REPAIR_WAITING_BYTES_MAX:
+            return
+        if any(ordinal >= len(pages) for ordinal in missing.ordinals):
+            raise SendFailed(f"the peer asks for pages that piece {missing.piece} does not have")
+        for start in range(0, len(missing.ordinals), REPAIR_PAGES):
+            part = missing.ordinals[start : start + REPAIR_PAGES]
+            data = b"".join(self._theirs.page(pages[ordinal]) for ordinal in part)
+            payload = msgspec.msgpack.encode(RepairedPages(missing.piece, part, data))
+            self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
+        count = len(missing.ordinals)
+        self.counters.repaired_pages += count
+        log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=count)
+        traces.note("dwcp repaired", pages=count)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -456,7 +483,9 @@ class Sender:
                 raise first from first.__cause__
             if isinstance(first, OSError | ProtocolError | Damaged | msgspec.DecodeError):
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
-            raise
+            # A defect of ours ends this session as a failed link would, so that whoever retries backs off as usual.
+            log.error("a session met an unforeseen error", peer=self._peer_host, exc_info=first)
+            raise SendFailed(f"the session met an unforeseen error: {first!r}") from group_error
 
     async def _encode(self, source: Source, splitter: Splitter) -> None:
         """Encode the stream, and queue its end."""
@@ -515,6 +544,7 @@ class Sender:
         """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""
         assert self._group is not None
         lost = False
+        backoff, join_at, acked = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX), 0.0, self._acked
         count = StreamCount(self._wanted, fixed=self._options.streams is not None)
         while True:
             now = time.monotonic()
@@ -539,7 +569,10 @@ class Sender:
             for number, link in enumerate(self._links):
                 link.idle = number >= self._wanted
             self._tick.set()
-            joining = [self._join() for _ in range(self._wanted - len(self._links))]
+            if self._acked != acked:
+                acked = self._acked
+                backoff.reset()
+            joining = [self._join() for _ in range(self._wanted - len(self._links))] if now >= join_at else []
             for joined in await asyncio.gather(*joining, return_exceptions=True):
                 if isinstance(joined, _Link):
                     if lost:
@@ -552,8 +585,9 @@ class Sender:
                 elif not isinstance(joined, CONNECTION_LOST):
                     raise joined
             if joining:
+                join_at = time.monotonic() + backoff.next_s()
                 self._pace()
-            await asyncio.sleep(RECONNECT_PAUSE_S)
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
     @property
     def path_s(self) -> tuple[float, float]:

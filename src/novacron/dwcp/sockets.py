@@ -33,7 +33,6 @@ class Measured(msgspec.Struct, frozen=True):
     rtt_min_s: float
     retransmits: int
     delivery_rate: int
-    in_flight_bytes: int
 
 
 def tune(sock: socket.socket) -> None:
@@ -74,8 +73,8 @@ def measured(sock: socket.socket) -> Measured | None:
     if len(raw) < _TCP_INFO.size:
         return None
     fields = _TCP_INFO.unpack_from(raw)
-    segment, unacked, rtt_us, retransmits, rtt_min_us, rate = (fields[i] for i in (2, 4, 15, 23, 31, 34))
-    return Measured(rtt_us / 1e6, rtt_min_us / 1e6, retransmits, rate, unacked * segment)
+    rtt_us, retransmits, rtt_min_us, rate = (fields[i] for i in (15, 23, 31, 34))
+    return Measured(rtt_us / 1e6, rtt_min_us / 1e6, retransmits, rate)
 
 
 def streams_default() -> int:
