@@ -18,7 +18,9 @@ from novacron.agent.settings import Settings
 from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import Machine
+from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.connection import Pool
+from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
 from novacron.dwcp.sender import Options, Sender, SendFailed
@@ -28,14 +30,14 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
-AGAIN_S = 1.0
+AGAIN_S, AGAIN_S_MAX = 1.0, 5.0
+"""Between attempts. The guest stands still meanwhile wherever it needs memory, so the pause stays short."""
 LOOK_S = 0.2
 INTERRUPT_S = 2.0
 """So long QEMU may take to notice by itself."""
 UNKNOWN_S = 300.0
 """A target that answers for so long that it expects nothing has all it needs, or the VM is gone."""
 BEGIN_S_MAX = 600.0
-UNKNOWN = "is expected from"
 
 
 def _key(moving: PostCopy) -> bytes:
@@ -72,7 +74,8 @@ async def _interrupted(machine: Machine) -> bool:
 
 async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Settings) -> None:
     """Send the rest of the memory until the target has it all, or is known to need no more. Raises MonitorFailed."""
-    unknown_since: float | None = None
+    refusals = Refusals()
+    backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
     loop = asyncio.get_running_loop()
     while await _interrupted(machine):
         assert machine.monitor is not None
@@ -82,21 +85,40 @@ async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Se
         try:
             with listening(machine.home) as server:
                 async with sender:
-                    unknown_since = None
+                    refusals.end()
+                    backoff.reset()
                     sender.shallow(urgent=True)
                     await transfer.resume(machine.monitor, Path(OUTGOING_SOCKET))
                     log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
                     await pump(server, sender, back=True)
         except (SendFailed, OSError, TimeoutError) as error:
             log.warning("a guest's memory can't follow it just now", vm=machine.id, error=str(error))
-            if UNKNOWN not in str(error):
-                unknown_since = None
-            else:
-                unknown_since = unknown_since or loop.time()
-                if loop.time() - unknown_since > UNKNOWN_S:
-                    log.warning("the target needs no more of the memory", vm=machine.id, migration=moving.migration)
-                    return
-        await asyncio.sleep(AGAIN_S)
+            if refusals.are_final(error.code if isinstance(error, SendFailed) else None, loop.time()):
+                log.warning("the target needs no more of the memory", vm=machine.id, migration=moving.migration)
+                return
+        await asyncio.sleep(backoff.next_s())
+
+
+class Refusals:
+    """Tells from a target's answers when it needs no more memory: only if it has said for ``UNKNOWN_S``, without an
+    exception, that it expects no such session. A target that says so in words alone (it knows no codes) is tried on:
+    to stop too early would lose the guest."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def end(self) -> None:
+        """The target took the session."""
+        self._since = None
+
+    def are_final(self, code: ErrorCode | None, now: float) -> bool:
+        """Take the target's answer, None if it gave none, at ``now`` (seconds); say whether to stop."""
+        if code is not ErrorCode.NOT_EXPECTED:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since > UNKNOWN_S
 
 
 async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, settings: Settings) -> None:
@@ -104,6 +126,7 @@ async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, sett
     path = machine.directory / INCOMING_SOCKET
     loop = asyncio.get_running_loop()
     terms = Terms(_key(moving), settings.rings_dir, outage_s=settings.outage_s, replaceable=True)
+    backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
     while await _interrupted(machine):
         assert machine.monitor is not None
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -117,8 +140,10 @@ async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, sett
                 async with BackPipe(connection, session):
                     await session.receive(SocketPipe(connection), BEGIN_S_MAX)
         except (ReceiveFailed, OSError, TimeoutError) as error:
+            if isinstance(error, ReceiveFailed) and error.code is ErrorCode.REPLACED:
+                backoff.reset()  # the source is there and begins anew: be ready for it
             log.warning("a guest's memory does not come just now", vm=machine.id, error=str(error))
         finally:
             connection.close()
             path.unlink(missing_ok=True)
-        await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(backoff.next_s())
