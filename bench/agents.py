@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 
 from novacron.agent import identity
-from novacron.agent.control.link import Link
+from novacron.agent.control.link import LinkClient
 from novacron.client import Client, load_config
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
@@ -33,7 +33,7 @@ class SimulatedAgent:
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
         self._told: dict[str, VmStatus] = {}
-        self._link = Link(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
+        self._link = LinkClient(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
         self._name = who.name
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class SimulatedAgent:
             self._number, self._acknowledged, time.monotonic() - self._since, (), clock=time.time()
         )  # fmt: skip
 
-    async def _receive(self, message: wire.Message) -> None:
+    def _receive(self, message: wire.Message) -> None:
         if isinstance(message, wire.Beaten):
             self._acknowledged = message.number
         elif isinstance(message, wire.Desired):

@@ -9,7 +9,7 @@ import msgspec
 from novacron.model.cpu import CpuModel
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.server.cpu_baseline import Processors
-from novacron.server.link import _after
+from novacron.server.peers import watched_by
 from novacron.store.feed import Change
 
 MANY, FEW = ("aes", "avx", "avx2"), ("aes", "avx")
@@ -85,7 +85,7 @@ def test_a_node_that_has_not_said_its_processor_has_nothing_in_common() -> None:
 
 def test_each_node_watches_the_next_ones_by_name() -> None:
     def names(node: str, *ring: str) -> list[str]:
-        return [name for name, _ in _after([(one, "endpoint") for one in ring], node)]
+        return [name for name, _ in watched_by([(one, "endpoint") for one in ring], node)]
 
     assert names("a", "a", "b", "c", "d") == ["b", "c"]
     assert names("c", "a", "b", "c", "d") == ["d", "a"]

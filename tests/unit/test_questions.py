@@ -14,8 +14,8 @@ from novacron.model.node import ImageInfo
 from novacron.server.pending import Pending
 from novacron.server.questions import IN_FLIGHT_PER_NODE_MAX, Questions
 from novacron.server.session import Session
+from novacron.wire import codec, questions
 from novacron.wire import messages as wire
-from novacron.wire import questions
 
 
 class Node:
@@ -29,7 +29,7 @@ class Node:
 
     async def send(self, raw: bytes) -> None:
         async with self._asked_more:
-            self.asked.append(wire.from_server.decode(raw))
+            self.asked.append(codec.decode_from_server(raw)[0])
             self._asked_more.notify_all()
 
     async def is_asked(self, count: int) -> None:
@@ -41,7 +41,7 @@ class Node:
 
 
 def encoded(value: object) -> msgspec.Raw:
-    return msgspec.Raw(wire.encoder.encode(value))
+    return msgspec.Raw(codec.encoder.encode(value))
 
 
 def test_each_question_has_one_handler_whose_result_is_what_the_question_declares() -> None:
@@ -53,12 +53,12 @@ def test_each_question_has_one_handler_whose_result_is_what_the_question_declare
 
 def test_questions_look_on_the_wire_as_agents_of_this_protocol_know_them() -> None:
     ask = wire.Ask(3, encoded(questions.RemoveImage("debian", "ab")), trace="00-1")
-    assert msgspec.msgpack.decode(wire.encoder.encode(ask)) == {
+    assert msgspec.msgpack.decode(codec.encode(ask)) == {
         "type": "ask", "trace": "00-1", "ask": 3,
         "question": {"type": "RemoveImage", "name": "debian", "digest": "ab"},
     }  # fmt: skip
     answered = {"type": "answered", "ask": 3, "value": 7, "error": "full", "field": "name"}
-    said = wire.from_agent.decode(msgspec.msgpack.encode(answered))
+    said = codec.decode_from_agent(msgspec.msgpack.encode(answered))
     assert said == wire.Answered(3, said.value, "name", error="full")  # type: ignore[union-attr]
     assert msgspec.to_builtins(wire.Copied("copy-1", error="full")) == {
         "type": "copied", "copy": "copy-1", "error": "full",

@@ -8,7 +8,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import msgspec
 
 from novacron import pki
 from novacron.agent import identity as identities
-from novacron.agent.actions import Action, doing
-from novacron.agent.control import queries
-from novacron.agent.control.link import Link, Renamed
+from novacron.agent.control.consoles import ConsoleRequests
+from novacron.agent.control.dispatch import Dispatcher, Parts
+from novacron.agent.control.link import LinkClient, Renamed
 from novacron.agent.control.peers import Peers
 from novacron.agent.control.queries import Subjects
+from novacron.agent.control.transfers import Transfers
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
@@ -28,10 +29,10 @@ from novacron.agent.host.networks import Networks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.volumes import Pools, Volumes
 from novacron.agent.identity import Identity
-from novacron.agent.images import copies, unused
+from novacron.agent.images import copies
 from novacron.agent.images.exports import Exports
 from novacron.agent.images.imports import Imports
-from novacron.agent.migration import estimate, path_probe
+from novacron.agent.images.watcher import ImageWatcher
 from novacron.agent.migration.known_pages import Neighbour, Pages
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import Settings
@@ -40,7 +41,6 @@ from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import Turns
 from novacron.agent.worker import Host, Worker
-from novacron.disk.images import scan
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model.errors import InvalidInput
@@ -49,50 +49,21 @@ from novacron.model.ownership import Claim
 from novacron.model.token import decode_ticket
 from novacron.net import tap
 from novacron.qemu import userfaults
+from novacron.supervise import FewTasks, supervise
 from novacron.telemetry import logs, traces
 from novacron.telemetry import process as telemetry
-from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-MESSAGES = counter("novacron_agent_messages_total")
-IMAGES_CHECK_S = 5.0
 CONSOLE_LOGS_CHECK_S = 2.0
 LOADS_S = 30.0
 LOOK_AROUND_S = 10.0
-PROBES_MAX = 4
-COPIES_MAX = 4
 ASIDE_MAX = 32
 STARTS_AT_ONCE = 4
 """QEMUs of a node that start at once; more only wait for each other."""
-QUESTIONS_MAX = 64
 SWITCH_INTERVAL_S = 0.0005
 """DWCP's threads mostly work without the interpreter's lock: they should not wait for it long."""
-
-
-class _Few:
-    """Tasks of the agent's of which there may be only a few at once."""
-
-    def __init__(self, count: int) -> None:
-        self.tasks: asyncio.TaskGroup | None = None
-        self._count = count
-        self._running: set[asyncio.Task[None]] = set()
-
-    def full(self) -> bool:
-        return len(self._running) >= self._count
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self.tasks is not None
-        task = self.tasks.create_task(self._guard(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:  # a defect met in one must not take the agent, and its VMs' workers, away
-            log.exception("defect in work that is done aside")
 
 
 class Agent:
@@ -102,22 +73,33 @@ class Agent:
         self, settings: Settings, identity: Identity, inventory: Inventory, host: Host, renewed: Callable[[], None]
     ) -> None:
         self._settings = settings
-        self._inventory = inventory
         self._host = host
         self._workers: dict[str, Worker] = {}
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks = asyncio.TaskGroup()
         self._peers = Peers(settings.state_dir / "peers.json", identity.name, host.pool, host.lease, self._lease_over)
-        self._link = Link(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
-        self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
-        self._probes, self._copies, self._aside = _Few(PROBES_MAX), _Few(COPIES_MAX), _Few(ASIDE_MAX)
-        self._questions = _Few(QUESTIONS_MAX)
-        self._imports = Imports(settings, self._link.send, self._look_at_images)
-        self._volumes = Volumes(host.pools, host.images, self._link.send)
-        self._exports = Exports(settings, self._workers.get, self._link.send)
-        self._looking = asyncio.Lock()
-        metrics = AgentMetrics(host, self._workers, lambda: self._link.connected)
-        self._subjects = Subjects(self._imports, self._exports, host, self._workers, self._look_at_images, metrics)
+        self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
+        self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
+        self._console_requests = ConsoleRequests(self._consoles, self._link.send)
+        self._aside = FewTasks("aside", ASIDE_MAX)
+        self._images = ImageWatcher(settings, host, inventory, self._images_in_use)
+        self._volumes = Volumes(host.pools, host.images, self._link.send)
+        self._transfers = Transfers(settings, host, self._workers, self._images.rescan)
+        subjects = Subjects(
+            Imports(settings, self._link.send, self._images.rescan),
+            Exports(settings, self._workers.get, self._link.send),
+            host,
+            self._workers,
+            self._images.rescan,
+            AgentMetrics(host, self._workers, lambda: self._link.connected),
+        )
+        self._dispatcher = Dispatcher(
+            Parts(
+                host, self._workers, self._add_worker, self._peers, self._volumes, self._console_requests,
+                self._transfers, subjects,
+            ),
+            self._tasks,
+        )  # fmt: skip
         host.aside = self._start_aside
         host.neighbours = self._neighbours
         host.worker = self._workers.get
@@ -125,33 +107,42 @@ class Agent:
         host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
 
     async def run(self) -> None:
-        """Work until cancelled. VMs go on running afterwards."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            for vm, record in self._host.journal.load().items():
-                if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
-                    self._add(vm, record)
-            tasks.create_task(self._link.run(), name="link")
-            tasks.create_task(self._peers.run(), name="peers")
-            if self._settings.bridge is not None or self._inventory.networks:
-                tasks.create_task(asyncio.to_thread(tap.load), name="netlink")
-            tasks.create_task(self._host.networks.run(), name="networks")
-            tasks.create_task(self._watch_images(), name="images")
-            tasks.create_task(self._volumes.run(), name="volumes")
-            tasks.create_task(self._watch_console_logs(), name="console-logs")
-            tasks.create_task(self._measure(), name="loads")
-            tasks.create_task(self._look_around(), name="neighbours")
-            tasks.create_task(telemetry.watch(), name="process")
-            self._probes.tasks = self._copies.tasks = self._aside.tasks = self._questions.tasks = tasks
+        """Work until cancelled. VMs go on running afterwards. Raises Renamed, in a group."""
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "peers": self._peers.run,
+            "networks": self._host.networks.run,
+            "images": self._images.run,
+            "volumes": self._volumes.run,
+            "console-logs": self._watch_console_logs,
+            "loads": self._measure_loads,
+            "neighbours": self._look_around,
+            "process": telemetry.watch,
+            "statements": self._dispatcher.retry,
+        }
+        if self._settings.bridge is not None or self._images.inventory.networks:
+            works["netlink"] = _load_netlink
+        try:
+            async with self._tasks as tasks:
+                for vm, record in self._host.journal.load().items():
+                    if record.held.claim is not Claim.NONE or (self._settings.vms_dir / vm).exists():
+                        self._add(vm, record)
+                tasks.create_task(supervise("link", self._link.run, passes=(Renamed,)), name="link")
+                for name, work in works.items():
+                    tasks.create_task(supervise(name, work), name=name)
+        finally:
+            for few in (self._aside, self._transfers, self._dispatcher, self._console_requests):
+                await few.end()
+
+    def _add_worker(self, vm: str) -> Worker:
+        return self._add(vm, self._host.journal.load_one(vm))
 
     def _add(self, vm: str, record: Record) -> Worker:
-        assert self._tasks is not None
         worker = self._workers[vm] = Worker(vm, record, self._host)
         self._tasks.create_task(self._work(worker), name=f"worker-{vm}")
         return worker
 
     async def _work(self, worker: Worker) -> None:
-        await worker.run()
+        await supervise("worker", worker.run)
         if self._workers.get(worker.vm) is worker:
             del self._workers[worker.vm]
 
@@ -160,13 +151,13 @@ class Agent:
         return None if worker is None else worker.machine.pid
 
     def _neighbours(self) -> list[Neighbour]:
-        return [found for worker in self._workers.values() if (found := worker.neighbour()) is not None]
+        return [neighbour for worker in self._workers.values() if (neighbour := worker.neighbour()) is not None]
+
+    def _images_in_use(self) -> list[str]:
+        return [image for worker in self._workers.values() if (image := worker.image_name()) is not None]
 
     def _start_aside(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._aside.full():
-            work.close()
-        else:
-            self._aside.start(work)
+        self._aside.start(work)
 
     def _knocked(self, session: str, peer: str) -> None:
         for worker in self._workers.values():
@@ -176,7 +167,10 @@ class Agent:
         self._host.lease.rule.connected()
         for worker in self._workers.values():
             worker.resync()
-        return wire.Hello(wire.PROTOCOL, self._inventory, tuple(self._workers))
+        return wire.Hello(wire.PROTOCOL, self._images.inventory, tuple(self._workers))
+
+    def _receive(self, message: wire.Message) -> None:
+        self._dispatcher.take(message)
 
     def _lease_over(self) -> None:
         """What was said before may not be true any more: highly available VMs are others' until we are told again."""
@@ -185,161 +179,44 @@ class Agent:
         self._link.restart()
 
     def _lost(self) -> None:
+        self._dispatcher.forget()
+        self._console_requests.close_all()
         self._consoles.close_all()
-
-    async def _receive(self, message: wire.Message) -> None:
-        MESSAGES.add(type(message).__name__)
-        match message:
-            case wire.Desired(statements=statements, whole=whole):
-                for statement in statements:
-                    worker = self._workers.get(statement.vm)
-                    if worker is None or worker.finished:
-                        record = self._host.journal.load_one(statement.vm)
-                        worker = self._add(statement.vm, record)
-                    worker.tell(statement)
-                told = {statement.vm for statement in statements}
-                for vm in self._workers.keys() - told if whole else ():
-                    log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
-            case wire.Beaten(number=number):
-                self._host.lease.beaten(number)
-            case wire.Peers():
-                self._peers.tell(message)
-            case wire.Imports(imports=imports):
-                assert self._tasks is not None
-                self._imports.tell(imports, self._tasks)
-            case wire.Exports(exports=exports):
-                assert self._tasks is not None
-                self._exports.tell(exports, self._tasks)
-            case wire.Networks(networks=networks):
-                self._host.networks.tell(networks)
-            case wire.Volumes(volumes=volumes):
-                self._volumes.tell(volumes)
-            case wire.Ask(ask=ask) if self._questions.full():
-                self._link.send(wire.Answered(ask, error="it is asked too much already"))
-            case wire.Ask():
-                self._questions.start(self._answer(message))
-            case wire.ConsoleOpen(channel=channel, vm=vm, kind=kind):
-                await self._consoles.open(channel, vm, kind)
-            case wire.ConsoleInput(channel=channel, data=data):
-                await self._consoles.write(channel, data)
-            case wire.ConsoleClose(channel=channel):
-                self._consoles.close(channel)
-            case wire.ProbeExpected() | wire.ProbeWanted() if self._probes.full():
-                self._link.send(wire.Probed(message.probe, None, error="it takes part in too many probes already"))
-            case wire.ProbeExpected():
-                self._probes.start(self._expect(message))
-            case wire.ProbeWanted():
-                self._probes.start(self._probe(message))
-            case wire.CopyExpected() | wire.CopyWanted() if self._copies.full():
-                self._link.send(wire.Copied(message.copy, error="it takes part in too many copies already"))
-            case wire.CopyExpected():
-                self._copies.start(self._take_copy(message))
-            case wire.CopyWanted():
-                self._copies.start(self._give_copy(message))
-
-    async def _answer(self, message: wire.Ask) -> None:
-        self._link.send(await queries.answer(message, self._subjects))
-
-    async def _expect(self, wanted: wire.ProbeExpected) -> None:
-        listener, rings_dir = self._host.listener, self._settings.rings_dir
-        self._link.send(wire.ProbeReady(wanted.probe))
-        with doing(Action.PROBE, source=wanted.peer):
-            await path_probe.receive(listener, wanted.probe, wanted.peer, rings_dir, wanted.seconds)
-
-    async def _probe(self, wanted: wire.ProbeWanted) -> None:
-        name, rings_dir = self._host.identity.name, self._settings.rings_dir
-        try:
-            looking = None
-            if wanted.vm is not None:
-                worker = self._workers.get(wanted.vm)
-                neighbour = None if worker is None else worker.neighbour()
-                if worker is None or neighbour is None:
-                    raise estimate.ForeseeFailed("the VM does not run here")
-                looking = await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
-            with doing(Action.PROBE, target=wanted.peer):
-                found = await path_probe.measure(
-                    self._host.pool, wanted.probe, name, wanted.peer, wanted.endpoint, rings_dir, wanted.seconds,
-                    wanted.rate_bytes_per_s,
-                )  # fmt: skip
-            limit_s = self._settings.downtime_limit_ms / 1e3
-            foreseen = None if looking is None else estimate.foresee(looking, found, limit_s)
-            self._link.send(wire.Probed(wanted.probe, found, foreseen))
-        except (path_probe.ProbeFailed, estimate.ForeseeFailed) as error:
-            self._link.send(wire.Probed(wanted.probe, None, error=str(error)))
-
-    async def _take_copy(self, wanted: wire.CopyExpected) -> None:
-        self._link.send(wire.CopyReady(wanted.copy))
-        try:
-            with doing(Action.COPY_IN, image=wanted.image.name, source=wanted.peer):
-                await copies.take(self._host.listener, wanted, self._settings)
-            if wanted.on_demand:
-                await asyncio.to_thread(unused.mark, self._settings, wanted.image.name)
-            log.info("an image has arrived", image=wanted.image.name, source=wanted.peer)
-            await self._look_at_images()
-            self._link.send(wire.Copied(wanted.copy))
-        except copies.CopyFailed as error:
-            log.warning("an image did not arrive", image=wanted.image.name, source=wanted.peer, error=str(error))
-            self._link.send(wire.Copied(wanted.copy, error=str(error)))
-
-    async def _give_copy(self, wanted: wire.CopyWanted) -> None:
-        image = self._host.images.get(wanted.image.name)
-        try:
-            if image is None or image.info != wanted.image:
-                raise copies.CopyFailed(f"this node does not hold that image {wanted.image.name}")
-            with doing(Action.COPY_OUT, image=wanted.image.name, target=wanted.peer):
-                await copies.give(self._host.pool, wanted, image, self._settings)
-        except copies.CopyFailed as error:
-            log.warning("an image could not be sent", image=wanted.image.name, target=wanted.peer, error=str(error))
-            self._link.send(wire.Copied(wanted.copy, error=str(error)))
-
-    async def _watch_images(self) -> None:
-        """Tell the server about images that come and go."""
-        while True:
-            await asyncio.sleep(IMAGES_CHECK_S)
-            await self._look_at_images()
-            used = [image for worker in self._workers.values() if (image := worker.image_name()) is not None]
-            try:
-                await asyncio.to_thread(unused.look, self._settings, dict(self._host.images), used, self._link.send)
-            except OSError as error:
-                log.warning("can't see which images are used", error=str(error))
 
     async def _look_around(self) -> None:
         """Know what pages of running VMs there are here before a VM comes that has the same ones."""
         while True:
             await asyncio.sleep(LOOK_AROUND_S)
-            try:
-                await self._host.pages.look_around(self._neighbours())
-            except Exception:  # it only spares time later: no defect of it may end the agent
-                log.exception("defect while looking at running VMs")
+            await self._host.pages.look_around(self._neighbours())
 
-    async def _measure(self) -> None:
+    async def _measure_loads(self) -> None:
         """Tell the server what VMs use of the processors."""
         loads = Loads()
         while True:
-            running = [(vm, worker.machine.pid) for vm, worker in self._workers.items()]
-            found = loads.look((vm, pid) for vm, pid in running if pid is not None)
-            if found:
-                self._link.send(wire.Measured(tuple(found)))
+            pids = [(vm, worker.machine.pid) for vm, worker in self._workers.items()]
+            running = [(vm, pid) for vm, pid in pids if pid is not None]
+            used = await asyncio.to_thread(loads.look, running)
+            if used:
+                self._link.send(wire.Measured(tuple(used)))
             await asyncio.sleep(LOADS_S)
 
     async def _watch_console_logs(self) -> None:
         """Keep what guests print within limits, however fast they do."""
         while True:
             await asyncio.sleep(CONSOLE_LOGS_CHECK_S)
-            for worker in list(self._workers.values()):
-                with contextlib.suppress(OSError):  # looked at again
-                    console_log.bound(worker.machine.directory)
+            directories = [worker.machine.directory for worker in self._workers.values()]
+            await asyncio.to_thread(_bound_console_logs, directories)
 
-    async def _look_at_images(self) -> None:
-        async with self._looking:
-            images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
-            self._host.images.clear()
-            self._host.images.update(images)
-            infos = tuple(image.info for image in images.values())
-            pools, _ = await asyncio.to_thread(self._host.pools.look)
-            if (infos, pools) != (self._inventory.images, self._inventory.pools):
-                self._inventory = msgspec.structs.replace(self._inventory, images=infos, pools=pools)
-                self._link.send(wire.InventoryChanged(self._inventory))
+
+def _bound_console_logs(directories: list[Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # looked at again
+            console_log.bound(directory)
+
+
+async def _load_netlink() -> None:
+    """Load what netlink needs before the first VM starts: that takes a while."""
+    await asyncio.to_thread(tap.load)
 
 
 async def _run(settings: Settings, identity: Identity) -> None:

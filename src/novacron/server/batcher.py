@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeAlias, TypeVar
 
 from novacron.model.errors import Unavailable
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
 
 T = TypeVar("T")
+Batch: TypeAlias = list[tuple[T, asyncio.Future[None]]]
+"""Items in the order in which they came, each with the future of whoever waits for it."""
 
 
-class Gathering(Generic[T]):
+class Batcher(Generic[T]):
     """Gathers for ``gather_s`` seconds, at most ``at_once_max`` at a time; at most ``waiting_max`` wait."""
 
     def __init__(self, what: str, gather_s: float, at_once_max: int, waiting_max: int) -> None:
         self._what, self._gather_s = what, gather_s
         self._at_once_max, self._waiting_max = at_once_max, waiting_max
-        self._waiting: list[tuple[T, asyncio.Future[None]]] = []
-        self._taken: list[tuple[T, asyncio.Future[None]]] = []
+        self._waiting: Batch[T] = []
         self._over = False
         self._wake = asyncio.Event()
 
@@ -36,18 +41,31 @@ class Gathering(Generic[T]):
         self._wake.set()
         return done
 
-    async def take(self) -> list[tuple[T, asyncio.Future[None]]]:
-        """Wait for something, and for what else comes with it; return it, in its order."""
+    async def run(self, store: Callable[[Batch[T]], Awaitable[None]]) -> None:
+        """Give batches to ``store``, which settles their futures, until cancelled."""
+        batch: Batch[T] = []
+        try:
+            while True:
+                batch = await self._take()
+                try:
+                    await store(batch)
+                except Exception as error:  # a defect met with one batch must not keep the next ones waiting for ever
+                    log.exception("a batch can't be stored", what=self._what, count=len(batch))
+                    _fail(batch, f"{self._what} can't be stored: {error}")
+        finally:
+            self._over = True
+            _fail([*batch, *self._waiting], "this server is about to end")
+
+    async def _take(self) -> Batch[T]:
         await self._wake.wait()
         await asyncio.sleep(self._gather_s)
-        self._taken, self._waiting = self._waiting[: self._at_once_max], self._waiting[self._at_once_max :]
+        batch, self._waiting = self._waiting[: self._at_once_max], self._waiting[self._at_once_max :]
         if not self._waiting:
             self._wake.clear()
-        return self._taken
+        return batch
 
-    def end(self) -> None:
-        """Nothing is stored any more: who waits is told so, or would wait for ever."""
-        self._over = True
-        for _, done in (*self._taken, *self._waiting):
-            if not done.done():
-                done.set_exception(Unavailable("this server is about to end"))
+
+def _fail(batch: Batch[T], why: str) -> None:
+    for _, done in batch:
+        if not done.done():
+            done.set_exception(Unavailable(why))

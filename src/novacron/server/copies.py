@@ -14,6 +14,7 @@ from novacron.model.node import ImageInfo, Node
 from novacron.server.questions import Questions
 from novacron.store import events, links, nodes
 from novacron.store.database import Database
+from novacron.supervise import FewTasks
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -35,7 +36,7 @@ class Copies:
         self._questions = questions
         self._send = send
         self._copies: dict[str, ImageCopy] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = FewTasks("image-copy", COPIES_MAX)
 
     async def begin(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
         """Begin to copy an image to a node, from ``source`` or whichever node is nearest.
@@ -54,16 +55,18 @@ class Copies:
             raise Unavailable(f"node {target} is not connected", hint="see: novacron node list")
         if any((c.image, c.target) == (name, target) for c in self._copies.values()):
             raise Conflict(f"image {name} is on its way to node {target} already", hint="see: novacron events")
-        if len(self._copies) >= COPIES_MAX:
+        if self._tasks.full:
             raise Unavailable(f"{len(self._copies)} copies are under way", hint="try again when one has ended")
         copy = ImageCopy(f"copy-{secrets.token_hex(8)}", name, giver.name, target, image.size_bytes)
         self._copies[copy.id] = copy
         expected = wire.CopyExpected(copy.id, copy.source, image, actor == events.SYSTEM)
         wanted = wire.CopyWanted(copy.id, target, endpoint, image, rate)
-        task = asyncio.create_task(self._carry_out(copy, expected, wanted, actor), name=copy.id)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._carry_out(copy, expected, wanted, actor))
         return copy
+
+    async def end(self) -> None:
+        """Follow no copy any more."""
+        await self._tasks.end()
 
     async def _carry_out(
         self, copy: ImageCopy, expected: wire.CopyExpected, wanted: wire.CopyWanted, actor: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
 import asyncpg
 
 from novacron.model.errors import Conflict, NovaError, Unavailable
-from novacron.server.batcher import Gathering
+from novacron.server.batcher import Batch, Batcher
 from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.store.leases import Beat
@@ -28,38 +27,34 @@ class Heartbeats:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._gathering = Gathering[Beat]("heartbeats", GATHER_S, AT_ONCE_MAX, AT_ONCE_MAX)
+        self._batcher = Batcher[Beat]("heartbeats", GATHER_S, AT_ONCE_MAX, AT_ONCE_MAX)
 
     async def store(self, beat: Beat) -> None:
         """Return once a heartbeat is stored. Raises Conflict when the node has to begin anew, and Unavailable."""
-        await self._gathering.add(beat)
+        await self._batcher.add(beat)
 
     async def run(self) -> None:
         """Store what comes, until cancelled."""
-        try:
-            while True:
-                await self._store(await self._gathering.take())
-        finally:
-            self._gathering.end()
+        await self._batcher.run(self._store)
 
-    async def _store(self, taken: list[tuple[Beat, asyncio.Future[None]]]) -> None:
+    async def _store(self, batch: Batch[Beat]) -> None:
         counted = counter("novacron_link_heartbeats_total")
         began = time.perf_counter()
         try:
             async with self._database.transaction() as connection:
-                renewed = await leases.renew(connection, [beat for beat, _ in taken], self._clock())
+                renewed = await leases.renew(connection, [beat for beat, _ in batch], self._clock())
         except Exception as error:  # also a defect: the next ones may be stored
-            counted.add("failed", count=len(taken))
-            foreseen = isinstance(error, (NovaError, asyncpg.PostgresError, *LOST))
-            say = log.warning if foreseen else log.exception
-            say("heartbeats can't be stored", count=len(taken), error=str(error))
-            for _, done in taken:
+            counted.add("failed", count=len(batch))
+            expected = isinstance(error, (NovaError, asyncpg.PostgresError, *LOST))
+            say = log.warning if expected else log.exception
+            say("heartbeats can't be stored", count=len(batch), error=str(error))
+            for _, done in batch:
                 if not done.done():
                     done.set_exception(Unavailable(f"a heartbeat can't be stored: {error}"))
             return
         histogram("novacron_link_heartbeats_store_duration_seconds").observe(time.perf_counter() - began)
-        counted.add("stored", count=len(taken))
-        for beat, done in taken:
+        counted.add("stored", count=len(batch))
+        for beat, done in batch:
             if done.done():
                 continue
             if beat.node in renewed:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from novacron.model.errors import InvalidInput
 from novacron.model.oidc import Provider
 from novacron.server.settings import Settings
 from novacron.store.database import LOST, Database
-from novacron.store.feed import Change, Feed, Snapshot
+from novacron.store.feed import Batch, Change, Feed, Snapshot
+from novacron.supervise import RESTARTS, Rarely, supervise
 from novacron.telemetry import logs, process
 from novacron.telemetry.declared import SERVERS
 from novacron.telemetry.metrics import Metrics
@@ -64,6 +65,7 @@ class Front:
         self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
         self._processes = Processes(settings.state_dir / "metrics")
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
+        self._log_now = Rarely()
         self._measure(database)
         self._recorder = Recorder(database)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
@@ -77,18 +79,21 @@ class Front:
 
     async def run(self) -> None:
         """Answer until cancelled, or until ``leave`` is over."""
+        works: dict[str, Callable[[], Awaitable[None]]] = {
+            "feed": self._follow,
+            "recorder": self._recorder.run,
+            "rates": lambda: share_rates(self._shared, self._rates),
+            "metrics": self._processes.run,
+            "process": process.watch,
+            "log-level": lambda: logs.follow(self._settings.log_level, logs.level()),
+        }
         async with asyncio.TaskGroup() as group:
-            others = [
-                group.create_task(self._follow(), name="feed"),
-                group.create_task(self._recorder.run(), name="recorder"),
-                group.create_task(share_rates(self._shared, self._rates), name="rates"),
-                group.create_task(self._processes.run(), name="metrics"),
-                group.create_task(process.watch(), name="process"),
-                group.create_task(logs.follow(self._settings.log_level, logs.level()), name="log-level"),
-            ]
-            await self._http.serve()
-            for task in others:
-                task.cancel()
+            others = [group.create_task(supervise(name, work), name=name) for name, work in works.items()]
+            try:
+                await self._http.serve()
+            finally:
+                for task in others:
+                    task.cancel()
         await self._shared.close()
 
     async def leave(self) -> None:
@@ -107,33 +112,50 @@ class Front:
         gauge("novacron_database_connections_max").read = lambda: {(): database.connections_max}
 
     async def _follow(self) -> None:
-        batches, taken = counter("novacron_feed_batches_total"), counter("novacron_feed_changes_total")
-        applying = histogram("novacron_feed_apply_duration_seconds")
+        """Take changes in until cancelled. After a defect the feed begins anew, with everything."""
         while True:
             try:
                 async for item in self._feed.batches():
-                    began = time.perf_counter()
-                    if isinstance(item, Snapshot):
-                        gc.unfreeze()
-                        await self.cache.reset(item)
-                        _keep_what_is_here()
-                        for resync in self.resync:
-                            resync()
-                        changes = item.batch.changes
-                    else:
-                        await self.cache.apply(item)
-                        changes = item.changes
-                    batches.add()
-                    applying.observe(time.perf_counter() - began)
-                    for change in changes:
-                        taken.add(change.kind)
-                        for heard in self.changed:
-                            heard(change)
+                    await self._take(item)
             except (asyncpg.PostgresError, *LOST) as error:
-                self.cache.lost()
-                counter("novacron_feed_losses_total").add()
-                log.warning("the change feed is away", error=str(error) or type(error).__name__)
+                self._lost(error)
                 await asyncio.sleep(FEED_RETRY_S)
+            except Exception as error:
+                self._lost(error)
+                raise
+
+    def _lost(self, error: Exception) -> None:
+        self.cache.lost()
+        counter("novacron_feed_losses_total").add()
+        log.warning("the change feed is away", error=str(error) or type(error).__name__)
+
+    async def _take(self, item: Snapshot | Batch) -> None:
+        began = time.perf_counter()
+        if isinstance(item, Snapshot):
+            gc.unfreeze()
+            await self.cache.reset(item)
+            _keep_what_is_here()
+            for resync in self.resync:
+                resync()
+            changes = item.batch.changes
+        else:
+            await self.cache.apply(item)
+            changes = item.changes
+        counter("novacron_feed_batches_total").add()
+        histogram("novacron_feed_apply_duration_seconds").observe(time.perf_counter() - began)
+        for change in changes:
+            counter("novacron_feed_changes_total").add(change.kind)
+            for heard in self.changed:
+                self._tell(heard, change)
+
+    def _tell(self, heard: Heard, change: Change) -> None:
+        """Tell one listener of a change; a defect met with one object holds up neither the next nor the others."""
+        try:
+            heard(change)
+        except Exception:
+            RESTARTS.add("change")
+            if self._log_now.due(change.kind):
+                log.exception("defect while a change was taken in", kind=change.kind, key=change.key)
 
 
 def _keep_what_is_here() -> None:

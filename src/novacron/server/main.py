@@ -19,11 +19,12 @@ from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput
 from novacron.server import relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
-from novacron.server.link import Link
+from novacron.server.link import LinkServer
 from novacron.server.settings import Settings
 from novacron.store import statistics, tokens
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
+from novacron.supervise import supervise
 from novacron.telemetry import logs, traces
 from novacron.telemetry.metrics import MigrationMetrics
 from novacron.telemetry.shared import Processes
@@ -91,7 +92,7 @@ async def serve(settings: Settings) -> None:
     database = await _open_database(settings.database_url, settings.pool)
     try:
         await _welcome(settings, database, authority)
-        link = Link(database, authority)
+        link = LinkServer(database, authority)
         controllers = Controllers(database, link.foresee, settings.fence)
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
         Processes(settings.state_dir / "metrics").begin()
@@ -108,11 +109,15 @@ async def serve(settings: Settings) -> None:
             relay.listen(settings.relay, link),
         ):
             answering = asyncio.create_task(front.run(), name="front")
+            keepers = [
+                asyncio.create_task(supervise("workers", lambda: workers.keep(settings, stop)), name="workers")
+                for _ in range(settings.workers - 1)
+            ]
             work = [
                 answering,
-                asyncio.create_task(controllers.run(), name="controllers"),
-                asyncio.create_task(statistics.watch(database), name="statistics"),
-                *(asyncio.create_task(workers.keep(settings, stop)) for _ in range(settings.workers - 1)),
+                asyncio.create_task(supervise("controllers", controllers.run), name="controllers"),
+                asyncio.create_task(supervise("statistics", lambda: statistics.watch(database)), name="statistics"),
+                *keepers,
             ]
             stopped = asyncio.create_task(stop.wait())
             try:
@@ -121,7 +126,7 @@ async def serve(settings: Settings) -> None:
                 for task in done - {stopped}:
                     task.result()
                 await front.leave()
-                await asyncio.wait([answering, *work[3:]], timeout=LEAVE_S_MAX)
+                await asyncio.wait([answering, *keepers], timeout=LEAVE_S_MAX)
             finally:
                 for task in (*work, stopped):
                     task.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from novacron.model.errors import NovaError, Unavailable
-from novacron.server.batcher import Gathering
+from novacron.server.batcher import Batch, Batcher
 from novacron.store import owned
 from novacron.store.database import LOST, Database
 from novacron.store.owned import Report
@@ -24,27 +24,25 @@ class Observations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._gathering = Gathering[Report]("reports", GATHER_S, AT_ONCE_MAX, WAITING_MAX)
-        gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._gathering)}
+        self._batcher = Batcher[Report]("reports", GATHER_S, AT_ONCE_MAX, WAITING_MAX)
+        gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._batcher)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
         """Take a report; the future is done once it is stored, or fails with Unavailable. Raises Unavailable."""
-        return self._gathering.add(report)
+        return self._batcher.add(report)
 
     async def run(self) -> None:
         """Store what comes, until cancelled."""
-        try:
-            while True:
-                taken = await self._gathering.take()
-                if not await self._store(taken):
-                    for one in taken:  # one of them may be what the database does not take: the others are stored
-                        await self._store([one], last=True)
-        finally:
-            self._gathering.end()
+        await self._batcher.run(self._store_batch)
 
-    async def _store(self, taken: list[tuple[Report, asyncio.Future[None]]], *, last: bool = False) -> bool:
+    async def _store_batch(self, batch: Batch[Report]) -> None:
+        if not await self._store(batch):
+            for item in batch:  # one of them may be what the database does not take: the others are stored
+                await self._store([item], last=True)
+
+    async def _store(self, batch: Batch[Report], *, last: bool = False) -> bool:
         """Store reports; say whether they need not be tried again one by one."""
-        reports, failed = [report for report, _ in taken], None
+        reports, failed = [report for report, _ in batch], None
         try:
             await self._database.transact(lambda connection: owned.observe(connection, reports))
         except (NovaError, *LOST) as error:
@@ -55,9 +53,9 @@ class Observations:
             log.exception("a report can't be stored", vm=reports[0].vm, node=reports[0].node)
             failed = Unavailable(f"a report can't be stored: {error}")
         if failed is not None:
-            log.warning("what nodes report can't be stored", count=len(taken), error=failed.detail)
-        counter("novacron_link_reports_total").add("stored" if failed is None else "failed", count=len(taken))
-        for _, done in taken:
+            log.warning("what nodes report can't be stored", count=len(batch), error=failed.detail)
+        counter("novacron_link_reports_total").add("stored" if failed is None else "failed", count=len(batch))
+        for _, done in batch:
             if not done.done():
                 done.set_result(None) if failed is None else done.set_exception(failed)
         return True

@@ -16,6 +16,7 @@ from novacron.server.pending import Pending
 from novacron.server.session import Session
 from novacron.telemetry import traces
 from novacron.telemetry.values import counter, histogram
+from novacron.wire import codec
 from novacron.wire import messages as wire
 from novacron.wire.questions import Question, answer_type
 
@@ -37,7 +38,7 @@ class Questions:
     async def ask(self, node: str, question: Question[A]) -> A:
         """Ask a node something and return the answer. Raises Unavailable, InvalidInput."""
         kind, outcome, began = type(question).__name__, "failed", time.perf_counter()
-        request = wire.Ask(next(self._numbers), msgspec.Raw(wire.encoder.encode(question)))
+        request = wire.Ask(next(self._numbers), msgspec.Raw(codec.encode(question)))
         try:
             with traces.span(f"server asks {kind}", kind=traces.SpanKind.CLIENT, node=node):
                 async with asyncio.timeout(question.time_limit_s):

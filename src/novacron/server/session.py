@@ -17,6 +17,7 @@ from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
 from novacron.server.node_statements import Basis
 from novacron.telemetry import traces
+from novacron.wire import codec
 from novacron.wire import messages as wire
 
 
@@ -81,7 +82,7 @@ class Telling:
         """Return those that are not what was told last, and take them for told. ``whole``: these are all there are."""
         found, told = [], {} if whole else self._told
         for one in statements:
-            digest = hashlib.blake2b(wire.encoder.encode(one), digest_size=16).digest()
+            digest = hashlib.blake2b(codec.encode(one), digest_size=16).digest()
             if self._told.get(one.vm) != digest:
                 found.append(one)
             told[one.vm] = digest
@@ -135,7 +136,7 @@ class Session:
         if trace and not message.trace:
             message = msgspec.structs.replace(message, trace=trace)
         try:
-            await self._socket.send(wire.encoder.encode(message))
+            await self._socket.send(codec.encode(message))
         except websockets.ConnectionClosed:
             raise Unavailable(f"node {self.node} is not connected", hint="try again when it is back") from None
 
@@ -150,3 +151,7 @@ class Session:
 
     async def close(self, reason: str) -> None:
         await self._socket.close(code=1008, reason=reason)
+
+    def abort(self) -> None:
+        """Cut the connection off without a word."""
+        self._socket.transport.abort()

@@ -156,6 +156,8 @@ LINK = (
     _counter("novacron_link_reports_total", "Reports of VMs, by whether they were stored.", "outcome"),
     _gauge("novacron_link_reports_waiting", "Reports of VMs that wait to be stored."),
     _gauge("novacron_link_consoles", "Consoles that are open."),
+    _counter("novacron_link_skipped_messages_total", "Messages of nodes that were skipped: not understood"
+             " (undecodable), or met a defect (defect).", "reason"),
     _counter("novacron_link_breaks_total", "Connections of nodes that were given up because of an error."),
 )  # fmt: skip
 MIGRATIONS = (
@@ -232,6 +234,8 @@ PROCESS = (
            together=Together.MAX),
     _histogram("novacron_loop_lag_seconds", "By how much what was due came late in a process' loop.",
                buckets=QUERIES_S),
+    _counter("novacron_work_restarts_total", "How often long-running work failed and was begun again, or a task failed,"
+             " by what it does.", "work"),
     _counter("novacron_gc_collections_total", "Collections of cycles, by generation.", "generation"),
     _counter("novacron_traces_spans_total", "Spans: sent, failed to be sent, or dropped because too many waited.",
              "outcome"),
@@ -245,6 +249,8 @@ AGENT = (
     _gauge("novacron_agent_link_connected", "1 while the agent is connected to a server."),
     _counter("novacron_agent_link_connections_total", "Connections to a server, by how the attempt ended.", "outcome"),
     _counter("novacron_agent_messages_total", "Messages of the server, by type.", "type"),
+    _counter("novacron_agent_skipped_messages_total", "Messages of the server, or parts of them, that were skipped: not"
+             " understood (undecodable), or met a defect (defect).", "reason"),
     _gauge("novacron_agent_lease_remaining_seconds", "For how long highly available VMs may still run without the"
            " control plane."),
     _gauge("novacron_agent_workers", "VMs of which the agent has anything."),

@@ -624,7 +624,3 @@ FromServer = (
     | CertificateIssued
     | Rename
 )
-
-encoder = msgspec.msgpack.Encoder()
-from_agent = msgspec.msgpack.Decoder(FromAgent)
-from_server = msgspec.msgpack.Decoder(FromServer)

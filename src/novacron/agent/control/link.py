@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 import msgspec
 import websockets
@@ -13,32 +16,42 @@ from websockets.asyncio.client import ClientConnection, connect
 from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.model import limits
+from novacron.supervise import Backoff, Rarely, supervise, until_one_ends
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
+from novacron.wire import codec
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
 CONNECTIONS = counter("novacron_agent_link_connections_total")
+SKIPPED = counter("novacron_agent_skipped_messages_total")
 
-BULK_MAX, BULK_LOOK_S = 64, 0.005
-RETRY_S_MIN = 0.2
-RETRY_S_MAX = 5.0
+BULK_MAX = 64
+"""Messages in the queue beyond which those of consoles wait."""
+RETRY = Backoff(first_s=0.2, most_s=5.0, steady_s=10.0)
+AFTER_DEFECT = Backoff(first_s=5.0, most_s=300.0, steady_s=600.0)
+"""After a message met a defect everything is asked for again: by a new connection, no sooner than this."""
 RENEWAL_CHECK_S = 3600.0
+CERTIFICATES_MAX = 8
 
 
 class Renamed(Exception):
     """This node has another name, and a certificate that says so: its agent has to begin anew."""
 
 
-class Link:
-    """Keeps one connection to the server. ``hello`` makes the first message of each, ``receive`` takes the others."""
+class LinkClient:
+    """Keeps one connection to the server.
+
+    ``hello`` makes the first message of each connection. ``receive`` takes the others; it must not wait, for there is
+    one reader. ``send`` may be called from any thread.
+    """
 
     def __init__(
         self,
         identity: Identity,
         hello: Callable[[], wire.Hello],
-        receive: Callable[[wire.Message], Awaitable[None]],
+        receive: Callable[[wire.Message], None],
         lost: Callable[[], None],
         beat: Callable[[], wire.Heartbeat],
         renewed: Callable[[], None],
@@ -50,25 +63,43 @@ class Link:
         self._beat_now = beat
         self._renewed = renewed
         self._queue: asyncio.Queue[wire.Message] | None = None
+        self._room = asyncio.Event()
+        """There is room in the queue for messages of consoles."""
+        self._certificates: asyncio.Queue[wire.CertificateIssued | wire.Rename] = asyncio.Queue(CERTIFICATES_MAX)
         self._socket: ClientConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._log_now = Rarely()
+        self._defect_at = -AFTER_DEFECT.steady_s
+        self._defect_pause_s = 0.0
+        self._anew: asyncio.TimerHandle | None = None
 
     def send(self, message: wire.Message) -> None:
         """Queue a message; without a connection it is dropped, for the next one begins with everything."""
-        if self._queue is None:
-            return
         trace = traces.carry()
         if trace and not message.trace:
             message = msgspec.structs.replace(message, trace=trace)
+        if threading.get_ident() == self._thread:
+            self._enqueue(message)
+        elif self._loop is not None:
+            with suppress(RuntimeError):  # the agent has ended meanwhile
+                self._loop.call_soon_threadsafe(self._enqueue, message)
+
+    def _enqueue(self, message: wire.Message) -> None:
+        if self._queue is None:
+            return
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
             log.warning("the link can't keep up: it starts anew")
             self._queue = None
+            self.restart()
 
     async def send_bulk(self, message: wire.Message) -> None:
         """Queue one of many messages, once there is room among those that matter more."""
-        while self._queue is not None and self._queue.qsize() >= BULK_MAX:  # noqa: ASYNC110 (no event tells)
-            await asyncio.sleep(BULK_LOOK_S)
+        while self._queue is not None and self._queue.qsize() >= BULK_MAX:
+            self._room.clear()
+            await self._room.wait()
         self.send(message)
 
     @property
@@ -81,85 +112,123 @@ class Link:
             self._socket.transport.abort()
 
     async def run(self) -> None:
-        """Connect, and connect again, until cancelled."""
-        pause_s = RETRY_S_MIN
+        """Connect, and connect again, until cancelled. Raises Renamed."""
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        pause_s = 0.0
         while True:
+            began = time.monotonic()
             try:
-                async with connect(
-                    self._identity.link_url.replace("https://", "wss://"),
-                    ssl=self._identity.tls(server=False),
-                    max_size=limits.LINK_MESSAGE_BYTES_MAX,
-                    compression=None,
-                    open_timeout=10,
-                    ping_interval=10,
-                    ping_timeout=20,
-                    close_timeout=2,
-                    proxy=None,
-                ) as socket:
-                    log.info("connected", url=self._identity.link_url)
-                    CONNECTIONS.add("connected")
-                    pause_s = RETRY_S_MIN
-                    await self._serve(socket)
-            except (OSError, TimeoutError, websockets.WebSocketException) as error:
-                CONNECTIONS.add("lost")
-                log.warning("the link is down", error=str(error) or type(error).__name__, retry_s=round(pause_s, 1))
-            self._queue = self._socket = None
-            self._lost()
+                await self._connect()
+                error = "it was closed"
+            except (OSError, TimeoutError, websockets.WebSocketException) as lost:
+                error = str(lost) or type(lost).__name__
+            finally:
+                self._queue = self._socket = None
+                self._room.set()
+                if self._anew is not None:
+                    self._anew.cancel()
+                    self._anew = None
+                self._lost()
+            pause_s = RETRY.after(pause_s, time.monotonic() - began)
+            CONNECTIONS.add("lost")
+            log.warning("the link is down", error=error, retry_s=round(pause_s, 1))
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (spreads the reconnects)
-            pause_s = min(pause_s * 2, RETRY_S_MAX)
 
-    async def _serve(self, socket: ClientConnection) -> None:
-        queue = self._queue = asyncio.Queue(limits.LINK_QUEUE_MAX)
-        self._socket = socket
-        await socket.send(wire.encoder.encode(self._hello()))
-        tasks = [
-            asyncio.create_task(self._write(socket, queue)),
-            asyncio.create_task(self._read(socket)),
-            asyncio.create_task(self._beat()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def _connect(self) -> None:
+        """Serve one connection until it ends. Raises OSError, TimeoutError, WebSocketException, Renamed."""
+        async with connect(
+            self._identity.link_url.replace("https://", "wss://"),
+            ssl=self._identity.tls(server=False),
+            max_size=limits.LINK_MESSAGE_BYTES_MAX,
+            compression=None,
+            open_timeout=10,
+            ping_interval=10,
+            ping_timeout=20,
+            close_timeout=2,
+            proxy=None,
+        ) as socket:
+            log.info("connected", url=self._identity.link_url)
+            CONNECTIONS.add("connected")
+            queue = self._queue = asyncio.Queue(limits.LINK_QUEUE_MAX)
+            self._socket = socket
+            await socket.send(codec.encode(self._hello()))
+            await until_one_ends(
+                self._write(socket, queue),
+                self._read(socket),
+                self._beat(),
+                supervise("certificate-renewal", self._renew),
+                supervise("certificates", self._take_certificates, passes=(Renamed,)),
+            )
 
     async def _write(self, socket: ClientConnection, queue: asyncio.Queue[wire.Message]) -> None:
         while self._queue is queue:
-            await socket.send(wire.encoder.encode(await queue.get()))
+            message = await queue.get()
+            if queue.qsize() < BULK_MAX:
+                self._room.set()
+            await socket.send(codec.encode(message))
 
     async def _read(self, socket: ClientConnection) -> None:
+        """Take messages; one that can't be taken is skipped, so that those after it are not lost."""
         async for raw in socket:
-            message = wire.from_server.decode(raw if isinstance(raw, bytes) else raw.encode())
-            if isinstance(message, wire.CertificateIssued):
-                pki.write_secret(self._identity.certificate, message.certificate)
-                name = pki.common_name(message.certificate)
-                if name != self._identity.name:
-                    raise Renamed(name)
-                self._renewed()
-                log.info("the node's certificate was renewed")
-            elif isinstance(message, wire.Rename):
+            try:
+                message, left_out = codec.decode_from_server(raw if isinstance(raw, bytes) else raw.encode())
+            except codec.Undecodable as error:
+                self._skip("undecodable", error.kind, error)
+                continue
+            for part in left_out:
+                self._skip("undecodable", part.kind, part)
+            kind = type(message).__name__
+            try:
+                with traces.span(f"agent hears {kind}", parent=message.trace) if message.trace else nullcontext():
+                    self._take(message)
+            except Exception as error:  # a defect met with one message must not take the node's agent away
+                self._skip("defect", kind, error)
+                self._ask_anew()
+
+    def _take(self, message: wire.Message) -> None:
+        if isinstance(message, wire.CertificateIssued | wire.Rename):
+            self._certificates.put_nowait(message)
+        else:
+            self._receive(message)
+
+    def _skip(self, reason: str, kind: str, error: Exception) -> None:
+        SKIPPED.add(reason)
+        if self._log_now.due(f"{reason} {kind}"):
+            log.error("a message of the server was skipped", kind=kind, reason=reason, error=str(error),
+                      exc_info=error if reason == "defect" else None)  # fmt: skip
+
+    def _ask_anew(self) -> None:
+        """Let everything be said again after a while, for what was skipped is not."""
+        if self._anew is not None:
+            return
+        now = time.monotonic()
+        self._defect_pause_s = AFTER_DEFECT.after(self._defect_pause_s, now - self._defect_at)
+        self._defect_at = now
+        self._anew = asyncio.get_running_loop().call_later(self._defect_pause_s, self.restart)
+
+    async def _take_certificates(self) -> None:
+        """Keep certificates that come. Raises Renamed, OSError."""
+        while True:
+            message = await self._certificates.get()
+            if isinstance(message, wire.Rename):
                 self.send(wire.RenewCertificate(self._identity.request(message.name)))
-            else:
-                try:
-                    if message.trace:
-                        with traces.span(f"agent hears {type(message).__name__}", parent=message.trace):
-                            await self._receive(message)
-                    else:
-                        await self._receive(message)
-                except Exception:  # a defect met with one message must not take the node's agent away
-                    log.exception("defect while a message was taken", message=type(message).__name__)
-                    self.restart()
+                continue
+            await asyncio.to_thread(pki.write_secret, self._identity.certificate, message.certificate)
+            name = pki.common_name(message.certificate)
+            if name != self._identity.name:
+                raise Renamed(name)
+            self._renewed()
+            log.info("the node's certificate was renewed")
+
+    async def _renew(self) -> None:
+        """Ask for a new certificate in time."""
+        while True:
+            csr = await asyncio.to_thread(self._identity.renewal)
+            if csr is not None:
+                self.send(wire.RenewCertificate(csr))
+            await asyncio.sleep(RENEWAL_CHECK_S)
 
     async def _beat(self) -> None:
-        beats = 0
         while True:
-            if beats % int(RENEWAL_CHECK_S / limits.HEARTBEAT_INTERVAL_S) == 0:
-                csr = self._identity.renewal()
-                if csr is not None:
-                    self.send(wire.RenewCertificate(csr))
-            beats += 1
             self.send(self._beat_now())
             await asyncio.sleep(limits.HEARTBEAT_INTERVAL_S)

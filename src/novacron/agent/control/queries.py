@@ -22,8 +22,8 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter
+from novacron.wire import codec, questions
 from novacron.wire import messages as wire
-from novacron.wire import questions
 from novacron.wire.questions import Question
 
 log = logs.get(__name__)
@@ -89,7 +89,7 @@ async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
         return wire.Answered(message.ask, error=f"its agent has a defect: {type(error).__name__}; see its log")
     finally:
         counter("novacron_agent_questions_total").add(kind, outcome)
-    return wire.Answered(message.ask, msgspec.Raw(wire.encoder.encode(value)))
+    return wire.Answered(message.ask, msgspec.Raw(codec.encoder.encode(value)))
 
 
 @answers(questions.ReadMetrics)

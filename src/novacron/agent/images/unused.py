@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Set
 from pathlib import Path
 
 from novacron.agent.settings import Settings
 from novacron.disk.images import Image
-from novacron.wire import messages as wire
+from novacron.model.node import ImageInfo
 
 MARK = ".fetched-"
 """Before the name of an image: a file, touched whenever a VM here is made of it."""
@@ -28,16 +28,15 @@ def _path(root: Path, image: str) -> Path:
     return root / f"{MARK}{image}"
 
 
-def look(
-    settings: Settings, images: dict[str, Image], used: Iterable[str], send: Callable[[wire.Message], None]
-) -> None:
-    """Tell of images that came for VMs of which none is here any more. Raises OSError."""
-    used = set(used)
+def idle(settings: Settings, images: dict[str, Image], in_use: Set[str]) -> list[ImageInfo]:
+    """Return the images that came for VMs of which none has been here for ``keep_images_s``. Raises OSError."""
+    idle_images = []
     for path in settings.images_dir.glob(f"{MARK}*"):
         name = path.name.removeprefix(MARK)
         if name not in images:
             path.unlink(missing_ok=True)
-        elif name in used:
+        elif name in in_use:
             path.touch()
         elif time.time() - path.stat().st_mtime > settings.keep_images_s:
-            send(wire.ImageIdle(name, images[name].info.digest))
+            idle_images.append(images[name].info)
+    return idle_images

@@ -1,0 +1,84 @@
+"""Consoles as the server opens, writes to and closes them: each in a task of its own, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from novacron.agent.vm.console import Consoles
+from novacron.model import limits
+from novacron.supervise import FewTasks, until_one_ends
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+INPUTS_MAX = 256
+"""Pieces of input of one console that wait until it is open, or takes them."""
+
+Inputs = asyncio.Queue[bytes]
+
+
+class ConsoleRequests:
+    """Hands requests on to ``Consoles``; none of its methods wait."""
+
+    def __init__(self, consoles: Consoles, send: Callable[[wire.Message], None]) -> None:
+        self._consoles = consoles
+        self._send = send
+        self._tasks = FewTasks("console", limits.CONSOLE_CHANNELS_PER_NODE_MAX)
+        self._inputs: dict[int, Inputs] = {}
+        self._closed: dict[int, asyncio.Event] = {}
+
+    def open(self, request: wire.ConsoleOpen) -> None:
+        """Begin to open a console."""
+        channel, inputs, closed = request.channel, Inputs(INPUTS_MAX), asyncio.Event()
+        if not self._tasks.start(self._serve(request, inputs, closed)):
+            self._send(wire.ConsoleClosed(channel, "the node has too many consoles open"))
+            return
+        self._inputs[channel], self._closed[channel] = inputs, closed
+
+    def write(self, channel: int, data: bytes) -> None:
+        """Let a console have input."""
+        inputs = self._inputs.get(channel)
+        if inputs is None:
+            return
+        try:
+            inputs.put_nowait(data)
+        except asyncio.QueueFull:
+            self._send(wire.ConsoleClosed(channel, "the console takes no input"))
+            self.close(channel)
+
+    def close(self, channel: int) -> None:
+        """Close a console, also one that is still being opened."""
+        closed = self._closed.get(channel)
+        if closed is not None:
+            closed.set()
+
+    def close_all(self) -> None:
+        """The link is gone, and with it everybody who looked."""
+        for closed in self._closed.values():
+            closed.set()
+
+    async def end(self) -> None:
+        await self._tasks.end()
+
+    async def _serve(self, request: wire.ConsoleOpen, inputs: Inputs, closed: asyncio.Event) -> None:
+        channel = request.channel
+        try:
+            await until_one_ends(_until(closed), self._carry(request, inputs))
+        except Exception as error:  # a defect: whoever looks must not wait in vain
+            log.exception("defect with a console", vm=request.vm)
+            self._send(wire.ConsoleClosed(channel, f"its agent has a defect: {type(error).__name__}"))
+        finally:
+            self._consoles.close(channel)
+            if self._inputs.get(channel) is inputs:
+                del self._inputs[channel], self._closed[channel]
+
+    async def _carry(self, request: wire.ConsoleOpen, inputs: Inputs) -> None:
+        await self._consoles.open(request.channel, request.vm, request.kind)
+        while True:
+            await self._consoles.write(request.channel, await inputs.get())
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()

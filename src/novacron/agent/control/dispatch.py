@@ -1,0 +1,124 @@
+"""What the server's messages set in motion on this node. Nothing here waits: there is one reader of the link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+
+import msgspec
+
+from novacron.agent.control import queries
+from novacron.agent.control.consoles import ConsoleRequests
+from novacron.agent.control.peers import Peers
+from novacron.agent.control.queries import Subjects
+from novacron.agent.control.transfers import Transfers
+from novacron.agent.host.volumes import Volumes
+from novacron.agent.worker import Host, Worker
+from novacron.supervise import FewTasks, Rarely
+from novacron.telemetry import logs
+from novacron.telemetry.values import counter
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+MESSAGES = counter("novacron_agent_messages_total")
+SKIPPED = counter("novacron_agent_skipped_messages_total")
+
+QUESTIONS_MAX = 64
+UNTAKEN_RETRY_S = 5.0
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The parts of the agent that messages are for."""
+
+    host: Host
+    workers: MutableMapping[str, Worker]
+    add_worker: Callable[[str], Worker]
+    """Begin to look after a VM, as the journal knows it."""
+    peers: Peers
+    volumes: Volumes
+    consoles: ConsoleRequests
+    transfers: Transfers
+    subjects: Subjects
+
+
+class Dispatcher:
+    """Gives each message to the part of the agent that it is for."""
+
+    def __init__(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
+        """``tasks`` owns imports and exports."""
+        self._parts = parts
+        self._tasks = tasks
+        self._questions = FewTasks("question", QUESTIONS_MAX)
+        self._untaken: dict[str, wire.Statement] = {}
+        """Statements that met a defect, to be taken again."""
+        self._log_now = Rarely()
+
+    async def end(self) -> None:
+        await self._questions.end()
+
+    def take(self, message: wire.Message) -> None:
+        """Take a message of the server."""
+        MESSAGES.add(type(message).__name__)
+        parts = self._parts
+        match message:
+            case wire.Desired(statements=statements, whole=whole):
+                self._take_statements(statements, whole=whole)
+            case wire.Beaten(number=number):
+                parts.host.lease.beaten(number)
+            case wire.Peers():
+                parts.peers.tell(message)
+            case wire.Imports(imports=imports):
+                parts.subjects.imports.tell(imports, self._tasks)
+            case wire.Exports(exports=exports):
+                parts.subjects.exports.tell(exports, self._tasks)
+            case wire.Networks(networks=networks):
+                parts.host.networks.tell(networks)
+            case wire.Volumes(volumes=volumes):
+                parts.volumes.tell(volumes)
+            case wire.Ask():
+                if not self._questions.start(self._answer(message)):
+                    parts.host.send(wire.Answered(message.ask, error="it is asked too much already"))
+            case wire.ConsoleOpen():
+                parts.consoles.open(message)
+            case wire.ConsoleInput(channel=channel, data=data):
+                parts.consoles.write(channel, data)
+            case wire.ConsoleClose(channel=channel):
+                parts.consoles.close(channel)
+            case wire.ProbeExpected() | wire.ProbeWanted() | wire.CopyExpected() | wire.CopyWanted():
+                parts.transfers.begin(message)
+
+    async def _answer(self, message: wire.Ask) -> None:
+        self._parts.host.send(await queries.answer(message, self._parts.subjects))
+
+    def _take_statements(self, statements: tuple[wire.Statement, ...], *, whole: bool) -> None:
+        for statement in statements:
+            self._take_statement(statement)
+        stated = {statement.vm for statement in statements}
+        for vm in self._parts.workers.keys() - stated if whole else ():
+            log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
+
+    def _take_statement(self, statement: wire.Statement) -> None:
+        """Tell a VM's worker; a defect met with one VM is tried again later, and holds up no other."""
+        try:
+            worker = self._parts.workers.get(statement.vm)
+            if worker is None or worker.finished:
+                worker = self._parts.add_worker(statement.vm)
+            worker.tell(statement)
+            self._untaken.pop(statement.vm, None)
+        except Exception:
+            self._untaken[statement.vm] = statement
+            SKIPPED.add("defect")
+            if self._log_now.due(statement.vm):
+                log.exception("a VM can't be told what to be; it is tried again", vm=statement.vm)
+
+    async def retry(self) -> None:
+        """Take again, now and then, what met a defect, until cancelled."""
+        while True:
+            await asyncio.sleep(UNTAKEN_RETRY_S)
+            for statement in list(self._untaken.values()):
+                self._take_statement(statement)
+
+    def forget(self) -> None:
+        """The link is gone: the next connection says everything again."""
+        self._untaken.clear()

@@ -1,0 +1,59 @@
+"""Which images and pools this node has: looked at now and then, and told to the server when that changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from novacron.agent.images import unused
+from novacron.agent.settings import Settings
+from novacron.agent.worker import Host
+from novacron.disk.images import scan
+from novacron.model.node import Inventory
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+CHECK_S = 5.0
+
+
+class ImageWatcher:
+    """Keeps the inventory, of which images and pools are a part. ``images_in_use`` names those that VMs here have."""
+
+    def __init__(
+        self, settings: Settings, host: Host, inventory: Inventory, images_in_use: Callable[[], Iterable[str]]
+    ) -> None:
+        self.inventory = inventory
+        self._settings = settings
+        self._host = host
+        self._images_in_use = images_in_use
+        self._scanning = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Tell the server of images that come and go, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            await self.rescan()
+            in_use = set(self._images_in_use())
+            try:
+                idle = await asyncio.to_thread(unused.idle, self._settings, dict(self._host.images), in_use)
+            except OSError as error:
+                log.warning("can't see which images are used", error=str(error))
+                continue
+            for image in idle:
+                self._host.send(wire.ImageIdle(image.name, image.digest))
+
+    async def rescan(self) -> None:
+        """Look at the images and pools now. Raises OSError."""
+        async with self._scanning:
+            images, _ = await asyncio.to_thread(scan, self._settings.images_dir)
+            self._host.images.clear()
+            self._host.images.update(images)
+            infos = tuple(image.info for image in images.values())
+            pools, _ = await asyncio.to_thread(self._host.pools.look)
+            if (infos, pools) != (self.inventory.images, self.inventory.pools):
+                self.inventory = msgspec.structs.replace(self.inventory, images=infos, pools=pools)
+                self._host.send(wire.InventoryChanged(self.inventory))

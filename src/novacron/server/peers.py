@@ -1,0 +1,80 @@
+"""Which other nodes each node looks after, and who votes when the control plane is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+
+from novacron.model import limits
+from novacron.model.errors import NovaError, Unavailable
+from novacron.server.session import Session
+from novacron.store import leases
+from novacron.store.database import LOST, Database
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+PAUSE_S = 1.0
+"""Between two announcements, at least."""
+SEND_S_MAX = 5.0
+"""A node that takes no message for so long is disconnected."""
+
+
+def watched_by(ring: Sequence[tuple[str, str]], node: str) -> list[tuple[str, str]]:
+    """Return the nodes that ``node`` watches: the next ones by name, the first following the last."""
+    at = bisect.bisect_left(ring, (node, ""))
+    following = [
+        peer for peer in (*ring[at : at + limits.WATCHED_BY + 1], *ring[: limits.WATCHED_BY]) if peer[0] != node
+    ]
+    return list(dict.fromkeys(following))[: limits.WATCHED_BY]
+
+
+class PeerAnnouncer:
+    """Tells the connected nodes, ``sessions``, of each other when that changes; ``run`` must run."""
+
+    def __init__(self, database: Database, sessions: Mapping[str, Session]) -> None:
+        self._database = database
+        self._sessions = sessions
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Announce changes until cancelled."""
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            try:
+                async with self._database.connection() as connection:
+                    every = await leases.neighbours(connection)
+            except (NovaError, asyncpg.PostgresError, *LOST) as error:
+                log.warning("can't tell nodes of each other", error=str(error))
+                self.changed.set()
+            else:
+                await self._announce(every)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _announce(self, every: list[tuple[str, str]]) -> None:
+        ring = sorted(every)
+        voters = tuple(wire.Peer(*peer) for peer in leases.voters_of(every))
+        tellings = []
+        for session in self._sessions.values():
+            watched = tuple(wire.Peer(*peer) for peer in watched_by(ring, session.node))
+            tellings.append(self._tell(session, wire.Peers(voters, watched)))
+        await asyncio.gather(*tellings)
+
+    async def _tell(self, session: Session, peers: wire.Peers) -> None:
+        """Tell one node, unless it was told so before; one that does not read holds up no other."""
+        if peers == session.peers:
+            return
+        session.peers = peers
+        try:
+            async with asyncio.timeout(SEND_S_MAX):
+                await session.send(peers)
+        except Unavailable:
+            pass  # when it is back it is told
+        except TimeoutError:
+            log.warning("a node takes no messages: its link is closed", node=session.node)
+            session.abort()

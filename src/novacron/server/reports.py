@@ -1,0 +1,85 @@
+"""What a node's messages change in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from novacron.store import clones, exports, imports, migrations, nodes, rebalancing, snapshots, volumes
+from novacron.store.database import Connection, Database
+from novacron.wire import messages as wire
+
+STOPPED_MAX = 1000
+"""Migrations whose guest stands still, of which this process remembers since when."""
+
+
+class Reports:
+    """Stores reports of nodes, each in a transaction of its own."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._stopped_at: dict[str, float] = {}
+
+    def guest_stopped(self, migration: str) -> None:
+        """Note that a migrating guest stands still from now on."""
+        if len(self._stopped_at) >= STOPPED_MAX:
+            del self._stopped_at[next(iter(self._stopped_at))]
+        self._stopped_at[migration] = self._clock()
+
+    async def store(self, node: str, message: wire.Message) -> None:
+        """Store one report. Raises NovaError, and ValueError for a message that is none."""
+        await self._database.transact(lambda connection: self._apply(connection, node, message))
+        if isinstance(message, wire.Resumed):
+            self._stopped_at.pop(message.migration, None)
+
+    async def _apply(self, connection: Connection, node: str, message: wire.Message) -> None:
+        match message:
+            case wire.TargetReady() | wire.Progressed() | wire.Resumed() | wire.Voted() | wire.MigrationFailed():
+                await self._apply_to_migration(connection, node, message)
+            case wire.Measured(cpus=cpus):
+                await rebalancing.measured(connection, node, cpus)
+            case wire.InventoryChanged(inventory=inventory):
+                await nodes.connected(connection, node, inventory)
+            case wire.ExportStands() as export:
+                await exports.report(
+                    connection, node, export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256,
+                    export.error,
+                )  # fmt: skip
+            case wire.VolumeStands() as volume:
+                await volumes.report(connection, node, volume.id, volume.phase, volume.used_bytes, volume.error)
+            case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error):
+                await volumes.handled(connection, node, vm, epoch, id, released, error)
+            case wire.Cloned(vm=vm, epoch=epoch):
+                await clones.made(connection, node, vm, epoch)
+            case wire.ImportStands(id=id, phase=phase, held_bytes=held_bytes, error=error):
+                await imports.report(connection, node, id, phase, held_bytes, error)
+            case wire.SnapshotStands() as snapshot:
+                await snapshots.report(
+                    connection, node, snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error,
+                    snapshot.pause_ms,
+                )  # fmt: skip
+            case _:
+                raise ValueError(f"unexpected message {type(message).__name__}")
+
+    async def _apply_to_migration(
+        self,
+        connection: Connection,
+        node: str,
+        message: wire.TargetReady | wire.Progressed | wire.Resumed | wire.Voted | wire.MigrationFailed,
+    ) -> None:
+        id = message.migration
+        match message:
+            case wire.TargetReady(endpoint=endpoint):
+                await migrations.target_ready(connection, id, node, endpoint)
+            case wire.Progressed(progress=progress):
+                await migrations.progressed(connection, id, node, progress)
+            case wire.Resumed():
+                stopped_at = self._stopped_at.get(id)
+                if stopped_at is not None:
+                    await migrations.record_downtime(connection, id, (self._clock() - stopped_at) * 1000)
+            case wire.Voted(side=side, epoch=epoch):
+                await migrations.vote(connection, id, node, side, epoch)
+            case wire.MigrationFailed(reason=reason):
+                self._stopped_at.pop(id, None)
+                await migrations.fail(connection, id, f"node {node}: {reason}", node)
