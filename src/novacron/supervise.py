@@ -96,6 +96,7 @@ class FewTasks:
         task = asyncio.create_task(self._guard(work), name=self._name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: work.close())  # it was not begun, if the task was cancelled before
         return True
 
     async def _guard(self, work: Coroutine[None, None, None]) -> None:

@@ -13,6 +13,8 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+AT_ONCE_MAX = limits.CONSOLE_CHANNELS_PER_NODE_MAX + 16
+"""More than the server opens: those that are being closed count, too."""
 INPUTS_MAX = 256
 """Pieces of input of one console that wait until it is open, or takes them."""
 
@@ -25,7 +27,7 @@ class ConsoleRequests:
     def __init__(self, consoles: Consoles, send: Callable[[wire.Message], None]) -> None:
         self._consoles = consoles
         self._send = send
-        self._tasks = FewTasks("console", limits.CONSOLE_CHANNELS_PER_NODE_MAX)
+        self._tasks = FewTasks("console", AT_ONCE_MAX)
         self._inputs: dict[int, Inputs] = {}
         self._closed: dict[int, asyncio.Event] = {}
 

@@ -1,0 +1,234 @@
+"""The agent link over real sockets: what one side can't take costs neither side the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+
+from lab.replicas import serving
+from novacron import pki
+from novacron.agent import identity as identities
+from novacron.agent.control.link import SKIPPED, LinkClient, Renamed
+from novacron.agent.identity import Identity
+from novacron.client import Client
+from novacron.model.node import Accelerator, AcceleratorKind, Inventory
+from novacron.model.token import decode_ticket
+from novacron.wire import codec
+from novacron.wire import messages as wire
+
+INVENTORY = Inventory(
+    cpus=2, memory_mib=4096, architecture="x86_64", kernel="6.1", qemu_version="7.2",
+    accelerator=Accelerator(AcceleratorKind.TCG, ""), images=(), bridge=None, dwcp_endpoint="127.0.0.1:1",
+    agent_version="0",
+)  # fmt: skip
+
+
+class Server:
+    """A control plane that says what the test tells it to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = pki.Authority.open(directory / "server")
+        self._certificate = self.authority.issue_server(directory / "server", ["127.0.0.1"])
+        self._ca = directory / "server" / "ca.crt"
+        self.connected: asyncio.Queue[ServerConnection] = asyncio.Queue()
+        self.heard: asyncio.Queue[wire.Message] = asyncio.Queue()
+        self.url = ""
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        context = pki.mutual_tls(self._ca, *self._certificate, server=True)
+        async with serve(self._serve, "127.0.0.1", 0, ssl=context, compression=None) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            self.url = f"https://127.0.0.1:{port}"
+            yield
+
+    async def _serve(self, socket: ServerConnection) -> None:
+        self.connected.put_nowait(socket)
+        with contextlib.suppress(websockets.ConnectionClosed):
+            async for raw in socket:
+                assert isinstance(raw, bytes)
+                self.heard.put_nowait(codec.decode_from_agent(raw))
+
+    def identity(self, directory: Path) -> Identity:
+        key = pki.new_key()
+        pki.write_secret(directory / "node.key", pki.key_pem(key))
+        pki.write_secret(directory / "ca.crt", self.authority.pem)
+        certificate = self.authority.issue_node(pki.certificate_request(key, "host-a"), "host-a")
+        pki.write_secret(directory / "node.crt", certificate)
+        return Identity(directory, self.url, "host-a")
+
+    async def hears(self, type: type[wire.Message]) -> wire.Message:
+        while not isinstance(message := await self.heard.get(), type):
+            pass
+        return message
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    server = Server(tmp_path)
+    async with server.listening():
+        yield server
+
+
+class Node:
+    """An agent's end of the link."""
+
+    def __init__(self, identity: Identity, receive: Callable[[wire.Message], None] | None = None) -> None:
+        self.taken: asyncio.Queue[wire.Message] = asyncio.Queue()
+        self.identity = identity
+        self.link = LinkClient(
+            identity, lambda: wire.Hello(wire.PROTOCOL, INVENTORY, ()), receive or self.taken.put_nowait, lambda: None,
+            lambda: wire.Heartbeat(1, 0, 0.0, ()), lambda: None,
+        )  # fmt: skip
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.link.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_agent_skips_what_it_cannot_decode_and_takes_what_comes_after_it(
+    server: Server, tmp_path: Path
+) -> None:
+    before = SKIPPED.cell("undecodable")[0]
+    node = Node(server.identity(tmp_path / "node"))
+    async with asyncio.timeout(30), node.running():
+        socket = await server.connected.get()
+        for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), b""):
+            await socket.send(raw)
+        await socket.send("text, where bytes should be")
+        await socket.send(codec.encode(wire.Beaten(7)))
+        assert await node.taken.get() == wire.Beaten(7)
+        assert SKIPPED.cell("undecodable")[0] - before == 4
+        assert server.connected.empty(), "it is the same connection"
+
+
+async def test_a_defect_with_one_message_costs_neither_the_link_nor_the_next_message(
+    server: Server, tmp_path: Path
+) -> None:
+    taken: asyncio.Queue[int] = asyncio.Queue()
+
+    def receive(message: wire.Message) -> None:
+        assert isinstance(message, wire.Beaten)
+        if message.number == 1:
+            raise KeyError("a defect")
+        taken.put_nowait(message.number)
+
+    async with asyncio.timeout(30), Node(server.identity(tmp_path / "node"), receive).running():
+        socket = await server.connected.get()
+        for number in (1, 2):
+            await socket.send(codec.encode(wire.Beaten(number)))
+        assert await taken.get() == 2
+        assert server.connected.empty()
+
+
+async def test_a_message_that_a_thread_sends_arrives_at_once(server: Server, tmp_path: Path) -> None:
+    node = Node(server.identity(tmp_path / "node"))
+    async with asyncio.timeout(30), node.running():
+        await server.hears(wire.Heartbeat)  # the next one is seconds away: nothing else wakes the link
+        await asyncio.to_thread(node.link.send, wire.Removed("vm-1"))
+        async with asyncio.timeout(1.5):
+            assert await server.hears(wire.Removed) == wire.Removed("vm-1")
+
+
+async def test_a_link_that_breaks_again_and_again_is_tried_more_and_more_rarely(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("novacron.agent.control.link.random.uniform", lambda _low, _high: 1.0)
+    sleep = asyncio.sleep
+
+    async def note(pause_s: float) -> None:
+        if pause_s < 3:  # not those between heartbeats
+            pauses.append(round(pause_s, 3))
+            await sleep(0)
+        else:
+            await sleep(pause_s)
+
+    monkeypatch.setattr("novacron.agent.control.link.asyncio.sleep", note)
+    async with asyncio.timeout(30), Node(server.identity(tmp_path / "node")).running():
+        for _ in range(4):
+            (await server.connected.get()).transport.abort()
+        while len(pauses) < 4:
+            await sleep(0.01)
+    assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]
+
+
+async def test_an_agent_with_another_name_begins_anew(server: Server, tmp_path: Path) -> None:
+    node = Node(server.identity(tmp_path / "node"))
+    async with asyncio.timeout(30), node.running() as task:
+        socket = await server.connected.get()
+        await socket.send(codec.encode(wire.Rename("host-b")))
+        request = await server.hears(wire.RenewCertificate)
+        assert isinstance(request, wire.RenewCertificate)
+        certificate = server.authority.issue_node(request.csr, "host-b")
+        await socket.send(codec.encode(wire.CertificateIssued(certificate)))
+        with pytest.raises(Renamed):
+            await task
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving() as found:
+        yield found.client
+
+
+@contextlib.asynccontextmanager
+async def connected(client: Client, directory: Path, name: str) -> AsyncIterator[ClientConnection]:
+    """Connect to a real server as a node does that has just joined."""
+    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name))
+    identity = await asyncio.to_thread(identities.join, directory, ticket, name)
+    url = identity.link_url.replace("https://", "wss://")
+    async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as socket:
+        await socket.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))
+        yield socket
+
+
+async def acknowledged(socket: ClientConnection) -> int:
+    """Return the number of the next heartbeat that is acknowledged."""
+    while True:
+        message, _ = codec.decode_from_server(await socket.recv(decode=False))
+        if isinstance(message, wire.Beaten):
+            return message.number
+
+
+async def test_a_server_skips_what_it_cannot_decode_and_takes_what_comes_after_it(
+    client: Client, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(30), connected(client, tmp_path, "host-odd") as socket:
+        known = codec.encode(wire.Removed("vm-1"))
+        for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), known[:-2]):
+            await socket.send(raw)
+        await socket.send("text, where bytes should be")
+        await socket.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(socket) == 1
+    assert 'novacron_link_skipped_messages_total{reason="undecodable"} 4' in client.metrics()
+
+
+async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_next_report(
+    client: Client, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(30), connected(client, tmp_path, "host-faulty") as socket:
+        await socket.send(codec.encode(wire.RenewCertificate(b"no request")))
+        await socket.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))  # said once, and not now
+        key = pki.new_key()
+        await socket.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
+        while True:
+            message, _ = codec.decode_from_server(await socket.recv(decode=False))
+            if isinstance(message, wire.CertificateIssued):
+                break
+        await socket.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(socket) == 1
+    assert 'novacron_link_skipped_messages_total{reason="defect"} 2' in client.metrics()
