@@ -255,7 +255,9 @@ def import_figures(p: Platform, size: Size) -> list[Figure]:
         target.unlink()
         os.sync()
         started = time.monotonic()
-        begun = p.client.import_image(f"large-{number}", path="large.raw", sha256=digest.hexdigest(), node=NODE)
+        begun = p.client.import_image(
+            f"large-{number}", path="large.raw", format="raw", sha256=digest.hexdigest(), node=NODE
+        )
         done = p.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 300)
         own.append(size.import_bytes / 1e6 / (time.monotonic() - started))
         assert done is not None and done["phase"] == "done", done

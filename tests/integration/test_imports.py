@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
+import io
+import lzma
 import os
 import subprocess
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from lab.platform import Platform, until
 from novacron.client import ApiError
@@ -35,11 +40,13 @@ def name(site: Platform, new_name: Callable[[], str]) -> Iterator[str]:
 
 
 def disk(path: Path) -> Path:
-    """Write a disk of numbered blocks with a hole in it."""
+    """Write a disk of numbered blocks with a hole in it, and a boot sector's signature."""
     with path.open("wb") as file:
         for number in range(256):
             file.write(hashlib.sha256(number.to_bytes(4, "big")).digest() * 128)
         file.truncate(SIZE)
+        file.seek(510)
+        file.write(b"\x55\xaa")
     return path
 
 
@@ -53,10 +60,24 @@ def held_as(site: Platform, node: str, name: str) -> Path:
     return site.images_of(node) / name / "disk.raw"
 
 
-@pytest.mark.parametrize("format", ["raw", "qcow2", "vmdk", "vdi", "vhdx"])
+@pytest.mark.parametrize(
+    "format",
+    ["raw", "qcow2", "vmdk", "vmdk -o subformat=streamOptimized", "vdi", "vhdx", "vpc -o force_size=on",
+     "vpc -o subformat=fixed,force_size=on", "gzip", "xz", "zstd", "zip", "qcow2.xz"],
+)  # fmt: skip
 def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str, tmp_path: Path, format: str) -> None:
     raw, file = disk(tmp_path / "raw"), tmp_path / "disk"
-    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(file)], check=True)
+    packed = {
+        "gzip": gzip.compress, "xz": lzma.compress, "zstd": zstandard.compress, "qcow2.xz": lzma.compress,
+        "zip": zipped,
+    }  # fmt: skip
+    if format in packed:
+        kind = format.partition(".")[0] if "." in format else "raw"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, str(raw), str(file)], check=True)
+        file.write_bytes(packed[format](file.read_bytes()))
+    else:
+        kind, *options = format.split()
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *options, str(raw), str(file)], check=True)
     said = site.cli("image", "import", name, str(file), "--description", "of a test").stdout
     assert said.startswith(f"image {name} is on host-")
     image = site.client.get("images", name)
@@ -151,6 +172,13 @@ def test_a_link_out_of_the_nodes_directory_is_not_followed(site: Platform, name:
         (root / left).unlink()
 
 
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/disk.img", data)
+    return out.getvalue()
+
+
 def hostile(path: Path, kind: str) -> Path:
     """Write a file that would do harm, or can't be what it says."""
     create = ["qemu-img", "create", "-q", "-f", "qcow2"]
@@ -167,8 +195,19 @@ def hostile(path: Path, kind: str) -> Path:
             data = bytearray(path.read_bytes())
             data[40:64] = b"\xff" * 24  # where its tables are, and how large
             path.write_bytes(data)
-        case "a zip bomb":
-            path.write_bytes(b"PK\x03\x04" + bytes(1000))
+        case "two disks in a zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("a", b"1")
+                archive.writestr("b", b"2")
+        case "a web page":
+            path.write_bytes(b"<!DOCTYPE html>\n<title>Not found</title>")
+        case "a qcow2 that was cut off":
+            subprocess.run(
+                ["qemu-img", "convert", "-O", "qcow2", str(disk(path.with_suffix(".raw"))), path], check=True
+            )
+            os.truncate(path, path.stat().st_size - 300_000)
+        case "noise":
+            path.write_bytes(b"noise" * 10_000)
         case "nothing":
             path.write_bytes(b"\0")
             os.truncate(path, 1)
@@ -181,8 +220,11 @@ def hostile(path: Path, kind: str) -> Path:
         ("a backing file", "lies over another disk"),
         ("an external data file", "data is in another file"),
         ("10 TB", "its disk has 10995116277760 bytes"),
-        ("a broken header", "can't be read as a disk"),
-        ("a zip bomb", "it is zip, not a disk"),
+        ("a broken header", "it is cut off: its L1 table"),
+        ("two disks in a zip", "a zip of 2 files"),
+        ("a web page", "a web page or XML, not a disk"),
+        ("a qcow2 that was cut off", "it is cut off"),
+        ("noise", "does not look like a disk"),
     ],
 )
 def test_a_hostile_image_is_refused_with_its_reason(
@@ -229,7 +271,7 @@ def test_a_disk_whose_last_page_is_not_whole_is_described_as_it_is_kept(site: Pl
     data = os.urandom((5 << 20) + 1000)
     (root / "odd.raw").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    done = finished(site, site.client.import_image(name, path="odd.raw", sha256=digest, node="host-a"))
+    done = finished(site, site.client.import_image(name, path="odd.raw", format="raw", sha256=digest, node="host-a"))
     assert done["phase"] == "done", done
     (root / "odd.raw").unlink()
     kept = held_as(site, "host-a", name).read_bytes()
@@ -245,7 +287,7 @@ def test_a_kill_while_an_upload_is_converted_costs_nothing(
     raw.write_bytes(os.urandom((64 << 20) - 512))
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", format, str(raw), str(file)], check=True)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    begun = site.client.begin_import(name, size_bytes=file.stat().st_size, sha256=digest, node="host-a")
+    begun = site.client.begin_import(name, size_bytes=file.stat().st_size, sha256=digest, format=format, node="host-a")
     scratch = site.images_of("host-a") / f".importing-host-a.{begun['id']}"
     killed = threading.Thread(
         target=kill_once_there, args=(site, scratch / "disk.raw", site.images_of("host-a") / name)

@@ -12,28 +12,74 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.disk.formats import OTHERS, Unacceptable, check, detect
+from novacron.disk.convert import DRIVERS
+from novacron.disk.errors import Unacceptable
+from novacron.disk.formats import DISK_SIGNS, OTHERS, check, detect
 from novacron.model.image import Format
 
 SIZE = 8 << 20
 
 
 def made(path: Path, format: Format, *options: str) -> Path:
-    subprocess.run(["qemu-img", "create", "-q", "-f", format, *options, str(path), str(SIZE)], check=True)
+    driver = DRIVERS.get(format, format.value)
+    subprocess.run(["qemu-img", "create", "-q", "-f", driver, *options, str(path), str(SIZE)], check=True)
     return path
 
 
 @pytest.mark.parametrize("format", list(Format))
-def test_each_format_is_told_by_how_it_begins(tmp_path: Path, format: Format) -> None:
+def test_each_format_is_recognised(tmp_path: Path, format: Format) -> None:
     with made(tmp_path / "disk", format).open("rb") as file:
         assert detect(file) is format
-        assert check(file, format) in ((SIZE,) if format is not Format.VHDX else (None,))
+        size = check(file, format)
+        assert size is None if format is Format.VHDX else size == SIZE or (format is Format.VHD and size > SIZE)
+
+
+def test_a_fixed_vhd_is_recognised_by_its_footer(tmp_path: Path) -> None:
+    path = made(tmp_path / "disk", Format.VHD, "-o", "subformat=fixed,force_size=on")
+    with path.open("rb") as file:
+        assert detect(file) is Format.VHD and check(file, Format.VHD) == SIZE
 
 
 @pytest.mark.parametrize("magic", list(OTHERS))
-def test_what_is_no_disk_is_named(magic: bytes) -> None:
+def test_other_kinds_of_file_are_named(magic: bytes) -> None:
     with pytest.raises(Unacceptable, match=OTHERS[magic]):
         detect(io.BytesIO(magic + bytes(600)))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"<!DOCTYPE html><html><title>404</title></html>" + bytes(2000), "web page"),
+        (b"\n  <html>" + bytes(2000), "web page"),
+        (b"<?xml version='1.0'?><Envelope/>" + bytes(2000), "web page or XML"),
+        (b"disk.vmdk".ljust(257, b"\0") + b"ustar\0" + bytes(9000), "tar archive"),
+        (b"\x01" * 4096 + b"koly" + bytes(508), "Apple disk image"),
+        (b"\0", "does not look like a disk"),
+        (bytes(511), "does not look like a disk"),
+        (b"GIF89a" + bytes(5000), "does not look like a disk"),
+        (
+            os.urandom(70_000).replace(b"\x55\xaa", b"00").replace(b"H+", b"00").replace(b"HX", b"00"),
+            "look like a disk",
+        ),
+    ],
+)
+def test_files_that_are_no_disk_are_refused_and_named(data: bytes, why: str) -> None:
+    with pytest.raises(Unacceptable, match=why):
+        detect(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("at", "sign"), DISK_SIGNS)
+def test_a_raw_disk_is_recognised_by_what_is_on_it(at: int, sign: bytes) -> None:
+    assert detect(io.BytesIO(b"\x01" * at + sign + bytes(70_000))) is Format.RAW
+
+
+def test_a_blank_disk_is_a_raw_one(tmp_path: Path) -> None:
+    assert detect(io.BytesIO(bytes(1 << 20))) is Format.RAW
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 35)  # 32 GiB of nothing cost nothing
+    with path.open("rb") as file:
+        assert detect(file) is Format.RAW
 
 
 def test_a_qcow2_over_another_file_is_refused(tmp_path: Path) -> None:
@@ -61,6 +107,25 @@ def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
     flat = made(tmp_path / "flat", Format.VMDK, "-o", "subformat=monolithicFlat")
     with flat.open("rb") as file, pytest.raises(Unacceptable, match="VMDK of several files"):
         detect(file)
+
+
+def test_blanks_after_a_value_of_a_vmdk_mean_nothing(tmp_path: Path) -> None:
+    sparse = made(tmp_path / "disk", Format.VMDK).read_bytes()
+    for blank in (b" ", b"\t", b" \r"):
+        written = sparse.replace(b"parentCID=ffffffff\n", b"parentCID=ffffffff" + blank + b"\n", 1)
+        assert check(io.BytesIO(written[: len(sparse)]), Format.VMDK) == SIZE
+
+
+def test_a_vhd_with_a_parent_or_a_damaged_footer_is_refused(tmp_path: Path) -> None:
+    data = bytearray(made(tmp_path / "disk", Format.VHD).read_bytes())
+    data[-512 + 70] ^= 1
+    with pytest.raises(Unacceptable, match="checksum"):
+        check(io.BytesIO(bytes(data)), Format.VHD)
+    data[-512 + 70] ^= 1
+    data[-512 + 63] += 1  # type 4
+    struct.pack_into(">I", data, len(data) - 448, struct.unpack_from(">I", data, len(data) - 448)[0] - 1)
+    with pytest.raises(Unacceptable, match="difference"):
+        check(io.BytesIO(bytes(data)), Format.VHD)
 
 
 def test_a_vmdk_whose_descriptor_is_nowhere_is_refused(tmp_path: Path) -> None:

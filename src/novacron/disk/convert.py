@@ -11,14 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from novacron.disk import qemu_img
-from novacron.disk.formats import Unacceptable
+from novacron.disk.errors import Unacceptable
 from novacron.disk.qemu_img import ImgFailed, Wrap
 from novacron.model.image import Format
 
 MEMORY_BYTES_MAX = 2 << 30
 CPU_S_MAX = 3600
 FILES_MAX = 64
+LIMITS = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0"]
 CONVERT_S_MAX = 2 * 3600.0
+CHECK_LEAKS = 3
+"""With what ``qemu-img check`` ends when nothing but space is lost."""
+DRIVERS = {Format.VHD: "vpc"}
+"""QEMU's names of formats, where they are others."""
 
 
 async def convert(
@@ -32,6 +37,8 @@ async def convert(
     """
     with contextlib.ExitStack() as stack:
         readable = _open(source, os.O_RDONLY, owner, stack)
+        if format is Format.QCOW2:
+            await _check(readable, format, confined)
         if size_bytes is None:
             size_bytes = await _size(readable, format, confined)
         writable = _open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, owner, stack)
@@ -102,16 +109,29 @@ def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack
 
 def _named(descriptor: int, format: Format) -> str:
     """Return how a disk is named to the tool: in this format, and with nothing under it, whatever its header says."""
-    node: dict[str, object] = {"driver": format.value, "read-only": True}
+    node: dict[str, object] = {"driver": DRIVERS.get(format, format.value), "read-only": True}
     node["file"] = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
     if format in (Format.QCOW2, Format.VMDK):
         node["backing"] = None
+    if format is Format.VHD:
+        node["force_size_calc"] = "current_size"  # what its geometry says is less than the disk has
     return f"json:{json.dumps(node)}"
 
 
 def _room(path: Path, spare_bytes: int, before: int) -> str | None:
     free = shutil.disk_usage(path).free
     return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
+
+
+async def _check(descriptor: int, format: Format, confined: Wrap) -> None:
+    """Raise Unacceptable when the tool finds a disk's tables damaged. Space that is lost does no harm."""
+    arguments = ["check", "-q", "--output", "json", _named(descriptor, format)]
+    limits = [*LIMITS, "--fsize=0"]
+    try:
+        await qemu_img.run(arguments, CONVERT_S_MAX, wrap=confined, limits=limits, descriptors=(descriptor,))
+    except ImgFailed as error:
+        if error.code != CHECK_LEAKS:
+            raise Unacceptable(f"its tables are damaged (qemu-img check): {error}") from error
 
 
 async def _size(descriptor: int, format: Format, confined: Wrap) -> int:
@@ -127,10 +147,9 @@ async def _run(
     arguments: list[str], limits: list[str], descriptors: tuple[int, ...], confined: Wrap,
     wrong: Callable[[], str | None],
 ) -> bytes:  # fmt: skip
-    limits = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MAX}", "--core=0", *limits]
     try:
         return await qemu_img.run(
-            arguments, CONVERT_S_MAX, wrap=confined, limits=limits, descriptors=descriptors, wrong=wrong
+            arguments, CONVERT_S_MAX, wrap=confined, limits=[*LIMITS, *limits], descriptors=descriptors, wrong=wrong
         )
     except ImgFailed as error:
         raise Unacceptable(f"it can't be read as a disk: {error}") from error

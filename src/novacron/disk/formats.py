@@ -1,15 +1,19 @@
 """What a file that claims to be a disk really is, read by ourselves before any tool opens it.
 
 Its header may name other files: a lower layer, the file with the data, a parent. None is ever followed.
-Sources: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 1.1, VirtualBox' VDICore.h, Microsoft's [MS-VHDX].
+Sources: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 1.1, VirtualBox' VDICore.h, Microsoft's Virtual
+Hard Disk Image Format Specification and [MS-VHDX].
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
+from novacron.disk.blocks import data_ranges
+from novacron.disk.errors import Unacceptable
 from novacron.model.image import Format
 
 SECTOR = 512
@@ -24,32 +28,85 @@ VMDK_NO_PARENT = "ffffffff"
 VDI_MAGIC_AT, VDI_MAGIC = 0x40, 0xBEDA107F
 VDI_DYNAMIC, VDI_FIXED = 1, 2
 VHDX_MAGIC = b"vhdxfile"
+VHD_MAGIC, VHD_FIXED, VHD_DYNAMIC, VHD_DIFFERENCING = b"conectix", 2, 3, 4
+QED_MAGIC, PARALLELS_MAGICS = b"QED\0", (b"WithoutFreeSpace", b"WithouFreSpacExt")
 OTHERS = {
-    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd",
-    b"7z\xbc\xaf": "7-Zip", VMDK_TEXT: "a VMDK of several files", b"conectix": "VHD",
+    b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive", VMDK_TEXT: "a VMDK of several files",
+    b"COWD": "a VMDK of VMware ESX 2", QED_MAGIC: "QED", PARALLELS_MAGICS[0]: "a Parallels disk",
+    PARALLELS_MAGICS[1]: "a Parallels disk", b"Bochs Virtual HD Image": "a Bochs disk",
+    b"#!/bin/sh\n#V2.0 Format": "a cloop file", b"EVF\x09": "an EWF image of evidence", b"MSWIM": "a WIM archive",
+    b"QFI\xfb\0\0\0\x01": "qcow of version 1",
 }  # fmt: skip
 """What comes in place of a disk, by mistake or not, and how it begins."""
-
-
-class Unacceptable(Exception):
-    """The file is no disk that can be taken: says why."""
+TAR_MAGIC_AT, TAR_MAGIC, DMG_TRAILER = 257, b"ustar", b"koly"
+PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+DISK_SIGNS = (
+    (510, b"\x55\xaa"), (512, b"EFI PART"), (4096, b"EFI PART"), (508, b"\xda\xbe"), (512, b"PM\0\0"),
+    (512, b"\x57\x45\x56\x82"), (0, b"LABELONE"), (512, b"LABELONE"), (0, b"LUKS\xba\xbe"),
+    (4096, b"\xfc\x4e\x2b\xa9"), (0, b"\xfc\x4e\x2b\xa9"), (0x438, b"\x53\xef"), (0, b"XFSB"), (0x10040, b"_BHRfS_M"),
+    (0x400, b"\x10\x20\xf5\xf2"), (4086, b"SWAPSPACE2"), (32769, b"CD001"), (32769, b"BEA01"), (0, b"hsqs"),
+    (0x400, b"\xe2\xe1\xf5\xe0"), (0, b"\x45\x3d\xcd\x28"), (0, b"-rom1fs-"), (32, b"NXSB"), (1024, b"H+"),
+    (1024, b"HX"), (8192 + 0x55C, b"\x54\x19\x01\0"),
+    (65536 + 0x55C, b"\x19\x01\x54\x19"), (0x10034, b"ReIsEr"), (32768, b"JFS1"),
+    (3, b"NTFS    "), (3, b"EXFAT   "), (3, b"-FVE-FS-"),
+)  # fmt: skip
+"""How a raw disk is recognised, and where: partition tables (MBR, GPT, Sun, Apple, BSD), volumes (LVM, LUKS, MD RAID),
+file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS, cramfs, romfs, APFS, HFS+, UFS, ReiserFS,
+JFS, NTFS, exFAT, BitLocker)."""
 
 
 def detect(file: BinaryIO) -> Format:
-    """Return the format in which a file seems to be. Raises Unacceptable for what is known to be something else."""
-    head = _read(file, 0, SECTOR)
-    if head.startswith(QCOW2_MAGIC):
-        return Format.QCOW2
-    if head.startswith(VMDK_MAGIC):
-        return Format.VMDK
-    if head.startswith(VHDX_MAGIC):
-        return Format.VHDX
-    if len(head) == SECTOR and struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] == VDI_MAGIC:
-        return Format.VDI
+    """Return the format in which a file seems to be. Raises Unacceptable for what is something else than a disk, or
+    nothing that is known: a raw disk has a partition table, a file system, or nothing but zeros."""
+    head = _read(file, 0, 1024)
     for magic, name in OTHERS.items():
         if head.startswith(magic):
-            raise Unacceptable(f"it is {name}, not a disk: unpack or convert it first")
+            raise Unacceptable(f"it is {name}, not a disk that can be taken: convert it first, for example to qcow2")
+    for magic, format in ((QCOW2_MAGIC, Format.QCOW2), (VMDK_MAGIC, Format.VMDK), (VHDX_MAGIC, Format.VHDX)):
+        if head.startswith(magic):
+            return format
+    if len(head) >= SECTOR and struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] == VDI_MAGIC:
+        return Format.VDI
+    if head.startswith(VHD_MAGIC):
+        return Format.VHD
+    size = file.seek(0, 2)
+    tail = _read(file, max(0, size - SECTOR), SECTOR)
+    if tail.startswith(VHD_MAGIC):
+        return Format.VHD
+    if tail.startswith(DMG_TRAILER):
+        raise Unacceptable("it is an Apple disk image (DMG), not a disk that can be taken: convert it first")
+    if head.lstrip().lower().startswith(PAGES):
+        raise Unacceptable("it is a web page or XML, not a disk: look at it, and check where it came from")
+    if head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+        raise Unacceptable("it is a tar archive, not a disk: unpack it first; an OVA comes in with: novacron vm import")
+    if size < SECTOR or not (_is_known_disk(file) or _is_blank(file, size)):
+        raise Unacceptable(
+            "it does not look like a disk: it has no known format, partition table or file system; if it is a raw disk"
+            " all the same, say so: --format raw"
+        )
     return Format.RAW
+
+
+def _is_known_disk(file: BinaryIO) -> bool:
+    return any(_read(file, at, len(magic)) == magic for at, magic in DISK_SIGNS)
+
+
+def _is_blank(file: BinaryIO, size: int) -> bool:
+    """Say whether a file is nothing but zeros, as a new disk is."""
+    if size % SECTOR:
+        return False
+    return all(not any(_read(file, start, min(end - start, HEAD_BYTES))) for start, end in _pieces(file, size))
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that are no holes, in pieces."""
+    try:
+        ranges = data_ranges(file.fileno(), size)
+    except (OSError, ValueError):  # it is no file of a file system
+        ranges = iter([(0, size)])
+    for start, end in ranges:
+        for at in range(start, end, HEAD_BYTES):
+            yield at, min(end, at + HEAD_BYTES)
 
 
 def check(file: BinaryIO, format: Format) -> int | None:
@@ -66,6 +123,8 @@ def check(file: BinaryIO, format: Format) -> int | None:
             return _check_vmdk(file)
         case Format.VDI:
             return _check_vdi(file)
+        case Format.VHD:
+            return _check_vhd(file)
         case Format.VHDX:
             if not _read(file, 0, 8).startswith(VHDX_MAGIC):
                 raise Unacceptable("it does not begin as a VHDX does")
@@ -108,8 +167,9 @@ def _check_vmdk(file: BinaryIO) -> int:
     if not 0 < at * SECTOR < HEAD_BYTES or not 0 < sectors * SECTOR <= VMDK_DESCRIPTOR_BYTES_MAX:
         raise Unacceptable("its descriptor is missing or too large")
     text = _read(file, at * SECTOR, sectors * SECTOR).split(b"\0")[0].decode("utf-8", "replace")
-    values = {name.lower(): value for name, value in re.findall(r'^\s*(\w+)\s*=\s*"?([^"\r\n]*)"?\s*$', text, re.M)}
-    if values.get("parentcid", VMDK_NO_PARENT).lower() != VMDK_NO_PARENT or "parentfilenamehint" in values:
+    lines = re.findall(r'^\s*(\w+)\s*=\s*"?([^"\r\n]*)"?\s*$', text, re.M)
+    values = {name.lower(): value.strip() for name, value in lines}
+    if values.get("parentcid", VMDK_NO_PARENT).lower() != VMDK_NO_PARENT or values.get("parentfilenamehint"):
         raise Unacceptable("it lies over another disk (a parent); convert it to one without")
     if values.get("createtype") not in VMDK_TYPES:
         raise Unacceptable(f"its data is in other files (type {values.get('createtype', 'unknown')[:40]!r})")
@@ -124,3 +184,19 @@ def _check_vdi(file: BinaryIO) -> int:
     if kind not in (VDI_DYNAMIC, VDI_FIXED):
         raise Unacceptable("it is a difference to another disk; convert it to a whole one")
     return int(struct.unpack_from("<Q", head, 0x170)[0])
+
+
+def _check_vhd(file: BinaryIO) -> int:
+    size = file.seek(0, 2)
+    footer = _read(file, max(0, size - SECTOR), SECTOR)
+    if len(footer) < SECTOR or not footer.startswith(VHD_MAGIC):
+        raise Unacceptable("it is cut off, or no VHD: the footer that ends one is missing")
+    checksum = struct.unpack_from(">I", footer, 64)[0]
+    if checksum != ~(sum(footer) - sum(footer[64:68])) & 0xFFFFFFFF:
+        raise Unacceptable("its footer is damaged: the checksum is wrong")
+    kind = struct.unpack_from(">I", footer, 60)[0]
+    if kind == VHD_DIFFERENCING:
+        raise Unacceptable("it is a difference to another disk (a parent); convert it to a whole one")
+    if kind not in (VHD_FIXED, VHD_DYNAMIC):
+        raise Unacceptable(f"it is a VHD of type {kind}; 2 (fixed) and 3 (dynamic) are taken")
+    return int(struct.unpack_from(">Q", footer, 48)[0])

@@ -17,7 +17,11 @@ Wrap = Callable[[list[str]], list[str]]
 
 
 class ImgFailed(Exception):
-    """The tool did not do it: says why."""
+    """The tool did not do it: says why. ``code``: with what it ended, None when it did not end by itself."""
+
+    def __init__(self, why: str, code: int | None = None) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 def as_it_is(arguments: list[str]) -> list[str]:
@@ -55,5 +59,5 @@ async def run(
         out, said = await talking
     if process.returncode:
         words = said[-SAID_BYTES_MAX:].decode(errors="replace").strip()
-        raise ImgFailed(words or f"{IMG} ended with {process.returncode}")
+        raise ImgFailed(words or f"{IMG} ended with {process.returncode}", process.returncode)
     return out

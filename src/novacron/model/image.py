@@ -23,6 +23,7 @@ class Format(StrEnum):
     QCOW2 = "qcow2"
     VMDK = "vmdk"
     VDI = "vdi"
+    VHD = "vhd"
     VHDX = "vhdx"
 
 

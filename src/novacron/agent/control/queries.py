@@ -16,7 +16,7 @@ from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.vm import console_log
 from novacron.agent.vm.machine import Machine
 from novacron.agent.worker import Host, Worker
-from novacron.disk.formats import Unacceptable
+from novacron.disk.errors import Unacceptable
 from novacron.model.errors import InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.monitor import MonitorFailed

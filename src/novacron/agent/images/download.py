@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
-from novacron.disk.formats import Unacceptable
+from novacron.disk.errors import Unacceptable
 from novacron.model.errors import InvalidInput
 from novacron.model.image import check_url
 

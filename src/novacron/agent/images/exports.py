@@ -24,8 +24,8 @@ from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.worker import Worker
 from novacron.disk import convert, overlay
+from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
-from novacron.disk.formats import Unacceptable
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.export import ExportPhase
 from novacron.model.firmware_state import FirmwareState

@@ -24,10 +24,10 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.images.download import Fetch, open_beneath
 from novacron.agent.settings import Settings
 from novacron.agent.vm.directory import UIDS_MAX
-from novacron.disk import convert, formats
+from novacron.disk import convert, extent_maps, formats, unpack
 from novacron.disk.blocks import data_ranges
+from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
-from novacron.disk.formats import Unacceptable
 from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
 from novacron.model.image import Format, Phase, Source
@@ -38,7 +38,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 SCRATCH = ".importing-"
-SOURCE, DISK = "source", "disk.raw"
+SOURCE, UNPACKED, DISK = "source", "unpacked", "disk.raw"
 SPARE_BYTES = 1 << 30
 """Room that stays free on the disk with the images."""
 Hash: TypeAlias = "hashlib._Hash"
@@ -243,7 +243,8 @@ class Imports:
 
     async def _finish(self, scratch: Path, target: Path, held: int) -> int:
         """Let an image be seen of which everything is there."""
-        (scratch / SOURCE).unlink(missing_ok=True)
+        for name in (SOURCE, UNPACKED):
+            (scratch / name).unlink(missing_ok=True)
         scratch.chmod(0o755)
         scratch.rename(target)
         await asyncio.to_thread(make_durable, target)
@@ -299,11 +300,10 @@ class Imports:
     async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
         with source.open("rb") as file:
-            found = await asyncio.to_thread(formats.detect, file)
-            format = one.spec.format or found
-            if found not in (format, Format.RAW) and format is not Format.RAW:
-                raise Unacceptable(f"it is {found}, not {format} as was said")
-            size = await asyncio.to_thread(formats.check, file, format)
+            packed = unpack.detect(file)
+        if packed is not None:
+            source, read = await self._unpack(source, packed)
+        format, size = await asyncio.to_thread(_examine, source, one.spec.format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
         target.unlink(missing_ok=True)
@@ -328,6 +328,47 @@ class Imports:
         if read is None:
             read = await asyncio.to_thread(_sha256, target)
         return ImageFile(DISK, read.hexdigest(), length)
+
+    async def _unpack(self, source: Path, kind: unpack.Compression) -> tuple[Path, Hash]:
+        """Unpack a compressed file beside it; return where, and its SHA-256. Raises Unacceptable, OSError."""
+        unpacked, aborted = source.with_name(UNPACKED), threading.Event()
+        unpacked.unlink(missing_ok=True)
+        writer = Writer(unpacked)
+        looked_at = 0
+
+        def write(piece: bytes) -> None:
+            nonlocal looked_at
+            if aborted.is_set():
+                raise Unacceptable("it was aborted")
+            if writer.held_bytes >= looked_at:
+                _check_room(self._settings.images_dir, PIECE_BYTES)
+                looked_at = writer.held_bytes + 16 * PIECE_BYTES
+            writer.write(piece)
+
+        def work() -> Hash:
+            with source.open("rb") as file:
+                unpack.unpack(file, kind, write, limits.IMAGE_FILE_BYTES_MAX)
+            with unpacked.open("rb") as file:
+                if unpack.detect(file) is not None:
+                    raise Unacceptable("it is compressed twice: unpack it first")
+            return writer.close()
+
+        working = asyncio.create_task(asyncio.to_thread(work))
+        try:
+            return unpacked, await asyncio.shield(working)
+        finally:
+            aborted.set()
+            await asyncio.gather(working, return_exceptions=True)
+            await asyncio.to_thread(writer.abandon)
+
+
+def _examine(source: Path, said: Format | None) -> tuple[Format, int | None]:
+    """Return in which format a disk is, and how many bytes it has as far as its header says. Raises Unacceptable."""
+    with source.open("rb") as file:
+        format = said or formats.detect(file)
+        size = formats.check(file, format)
+        extent_maps.check_whole(file, format)
+    return format, size
 
 
 def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:

@@ -1,0 +1,111 @@
+"""A disk's file that was cut off is refused, wherever it was cut."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from novacron.disk.convert import DRIVERS
+from novacron.disk.errors import Unacceptable
+from novacron.disk.extent_maps import bytes_needed, check_whole
+from novacron.disk.formats import check, detect
+from novacron.model.image import Format
+
+SIZE = 8 << 20
+KINDS = (
+    ("qcow2", ""), ("qcow2", "compat=0.10"), ("qcow2", "extended_l2=on,cluster_size=128k"),
+    ("qcow2", "cluster_size=512"), ("vmdk", ""), ("vmdk", "subformat=streamOptimized"), ("vdi", ""),
+    ("vdi", "static=on"), ("vpc", ""),
+    ("vpc", "subformat=fixed"), ("vhdx", ""), ("vhdx", "subformat=fixed"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk with data at its beginning, in its middle and at its end."""
+    path = tmp_path_factory.mktemp("raw") / "disk"
+    with path.open("wb") as file:
+        for start in (0, 4 << 20, SIZE - (1 << 20)):
+            file.seek(start)
+            for number in range(256):
+                file.write(hashlib.sha256(b"%d %d" % (start, number)).digest() * 128)
+        file.truncate(SIZE)
+    return path
+
+
+def converted(raw: Path, path: Path, kind: str, options: str) -> Path:
+    arguments = ["-o", options] if options else []
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", kind, *arguments, str(raw), str(path)], check=True)
+    return path
+
+
+def refused(path: Path, format: Format) -> bool:
+    try:
+        with path.open("rb") as file:
+            check(file, detect(file))
+            check_whole(file, format)
+    except Unacceptable:
+        return True
+    return False
+
+
+def same_as(raw: Path, path: Path, format: Format) -> bool | None:
+    """Say whether qemu-img reads this disk's content as that of ``raw``; None if it does not read it at all."""
+    driver, copy = DRIVERS.get(format, format.value), path.with_suffix(".copy")
+    command = ["qemu-img", "convert", "-f", driver, "-O", "raw", str(path), str(copy)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        return None
+    data = copy.read_bytes()
+    return data[:SIZE] == raw.read_bytes() and not any(data[SIZE:])
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_whole_disk_is_taken_and_no_disk_that_lost_something_is(
+    raw: Path, tmp_path: Path, kind: str, options: str
+) -> None:
+    path = converted(raw, tmp_path / "disk", kind, options)
+    with path.open("rb") as file:
+        format = detect(file)
+    assert not refused(path, format) and same_as(raw, path, format)
+    size, refusals = path.stat().st_size, 0
+    for length in (size - 1, size - 512, size - 4096, size - 65536, size * 3 // 4, size // 2, size // 10, 600):
+        os.truncate(path, length)
+        if refused(path, format):
+            refusals += 1
+        else:
+            assert same_as(raw, path, format) is not False, f"{length} of {size} bytes were taken for the whole disk"
+    assert refusals >= 4
+
+
+def test_a_raw_disk_needs_nothing_but_itself() -> None:
+    assert bytes_needed(io.BytesIO(b"x"), Format.RAW) == 0
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_damaged_map_is_refused_or_read_and_never_more(raw: Path, tmp_path: Path, kind: str, options: str) -> None:
+    data = converted(raw, tmp_path / "disk", kind, options).read_bytes()
+    with (tmp_path / "disk").open("rb") as file:
+        format = detect(file)
+    heads = [at for start in (0, 512, 65536, 192 << 10, 1 << 20, len(data) - 512) for at in range(start, start + 128)]
+
+    @settings(deadline=None, max_examples=20)
+    @given(st.lists(st.tuples(st.sampled_from(heads), st.integers(0, 255)), min_size=1, max_size=8))
+    def damage(changes: list[tuple[int, int]]) -> None:
+        damaged = bytearray(data)
+        for at, value in changes:
+            if at < len(damaged):
+                damaged[at] = value
+        try:
+            check(io.BytesIO(damaged), format)
+            assert bytes_needed(io.BytesIO(damaged), format) >= 0
+        except Unacceptable as error:
+            assert str(error)
+
+    damage()
