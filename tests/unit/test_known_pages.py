@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from novacron.agent.migration import known_pages
-from novacron.agent.migration.known_pages import ImageBases, Neighbour, Pages, Tenant
+from novacron.agent.migration.known_pages import ImageBases, Neighbour, Pages
+from novacron.agent.vm.tenant import Tenant
 from novacron.dwcp.page_codec import PageHash
 from novacron.qemu.memory import PAGE
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from novacron.agent.vm.start_queue import Turns
+from novacron.agent.vm.start_queue import StartQueue
 
 
 async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() -> None:
-    turns, started, now, most = Turns(2), [], 0, 0
+    queue, started, now, most = StartQueue(2), [], 0, 0
 
     async def start(order: int) -> None:
         nonlocal now, most
-        async with turns.turn(order):
+        async with queue.slot(order):
             started.append(order)
             now += 1
             most = max(most, now)
@@ -24,16 +24,16 @@ async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() 
 
 
 async def test_who_does_not_wait_any_more_takes_nobodys_turn() -> None:
-    turns = Turns(1)
+    queue = StartQueue(1)
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
-        async with turns.turn(0):
+        async with queue.slot(0):
             entered.set()
             await leave.wait()
 
     async def want() -> None:
-        async with turns.turn(1):
+        async with queue.slot(1):
             pass
 
     holding = asyncio.create_task(hold())

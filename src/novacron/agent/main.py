@@ -34,13 +34,15 @@ from novacron.agent.images.exports import Exports
 from novacron.agent.images.imports import Imports
 from novacron.agent.images.watcher import ImageWatcher
 from novacron.agent.migration.known_pages import Neighbour, Pages
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import Settings
 from novacron.agent.vm import console_log
 from novacron.agent.vm.console import Consoles
+from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
-from novacron.agent.vm.start_queue import Turns
-from novacron.agent.worker import Host, Worker
+from novacron.agent.vm.start_queue import StartQueue
+from novacron.agent.worker import Worker
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.receiver import Listener
 from novacron.model.errors import InvalidInput
@@ -70,24 +72,31 @@ class Agent:
     """One node."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, inventory: Inventory, host: Host, renewed: Callable[[], None]
+        self,
+        settings: Settings,
+        identity: Identity,
+        inventory: Inventory,
+        host: NodeServices,
+        renewed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._host = host
         self._workers: dict[str, Worker] = {}
         self._tasks = asyncio.TaskGroup()
-        self._peers = Peers(settings.state_dir / "peers.json", identity.name, host.pool, host.lease, self._lease_over)
+        self._peers = Peers(
+            settings.state_dir / "peers.json", identity.name, host.connections, host.lease, self._lease_over
+        )
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
         self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
         self._console_requests = ConsoleRequests(self._consoles, self._link.send)
         self._aside = FewTasks("aside", ASIDE_MAX)
         self._images = ImageWatcher(settings, host, inventory, self._images_in_use)
-        self._volumes = Volumes(host.pools, host.images, self._link.send)
+        self._volumes = Volumes(host.storage_pools, host.images, self._link.send)
         self._transfers = Transfers(settings, host, self._workers, self._images.rescan)
         subjects = Subjects(
             Imports(settings, self._link.send, self._images.rescan),
-            Exports(settings, self._workers.get, self._link.send),
+            Exports(settings, self._find_vm, self._link.send),
             host,
             self._workers,
             self._images.rescan,
@@ -100,9 +109,9 @@ class Agent:
             ),
             self._tasks,
         )  # fmt: skip
-        host.aside = self._start_aside
+        host.run_in_background = self._start_aside
         host.neighbours = self._neighbours
-        host.worker = self._workers.get
+        host.find_vm = self._find_vm
         host.listener.on_knock = self._knocked
         host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
 
@@ -150,18 +159,22 @@ class Agent:
         worker = self._workers.get(vm)
         return None if worker is None else worker.machine.pid
 
+    def _find_vm(self, vm: str) -> VmContext | None:
+        worker = self._workers.get(vm)
+        return None if worker is None else worker.context
+
     def _neighbours(self) -> list[Neighbour]:
         return [neighbour for worker in self._workers.values() if (neighbour := worker.neighbour()) is not None]
 
     def _images_in_use(self) -> list[str]:
-        return [image for worker in self._workers.values() if (image := worker.image_name()) is not None]
+        return [image for worker in self._workers.values() if (image := worker.context.image_name()) is not None]
 
     def _start_aside(self, work: Coroutine[Any, Any, None]) -> None:
         self._aside.start(work)
 
     def _knocked(self, session: str, peer: str) -> None:
         for worker in self._workers.values():
-            worker.is_knocked(session, peer)
+            worker.on_unexpected_session(session, peer)
 
     def _hello(self) -> wire.Hello:
         self._host.lease.rule.connected()
@@ -175,7 +188,7 @@ class Agent:
     def _lease_over(self) -> None:
         """What was said before may not be true any more: highly available VMs are others' until we are told again."""
         for worker in self._workers.values():
-            worker.lease_is_over()
+            worker.on_lease_lost()
         self._link.restart()
 
     def _lost(self) -> None:
@@ -238,7 +251,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
         pools = Pools(settings)
         inventory, images = await inventories.take(settings, endpoint, pools)
         log.info("agent is up", node=identity.name, accelerator=inventory.accelerator.kind, dwcp=endpoint)
-        host = Host(
+        host = NodeServices(
             settings=settings,
             identity=identity,
             journal=Journal(settings.journal_dir),
@@ -247,13 +260,13 @@ async def _run(settings: Settings, identity: Identity) -> None:
             accelerator=inventory.accelerator.kind,
             cpu=inventory.cpu,
             endpoint=endpoint,
-            pool=pool,
+            connections=pool,
             pages=pages,
-            worker=lambda _: None,
+            find_vm=lambda _: None,
             neighbours=list,
-            aside=lambda work: work.close(),
-            pools=pools,
-            turns=Turns(STARTS_AT_ONCE),
+            run_in_background=lambda work: work.close(),
+            storage_pools=pools,
+            start_queue=StartQueue(STARTS_AT_ONCE),
             lease=NodeLease(settings.lease_path),
             networks=Networks(settings),
             passthrough=Passthrough(),

@@ -13,7 +13,8 @@ from novacron.agent.control.peers import Peers
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
 from novacron.agent.host.volumes import Volumes
-from novacron.agent.worker import Host, Worker
+from novacron.agent.migration.services import NodeServices
+from novacron.agent.worker import Worker
 from novacron.supervise import FewTasks, Rarely
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter
@@ -31,7 +32,7 @@ UNTAKEN_RETRY_S = 5.0
 class Parts(msgspec.Struct, frozen=True):
     """The parts of the agent that messages are for."""
 
-    host: Host
+    host: NodeServices
     workers: MutableMapping[str, Worker]
     add_worker: Callable[[str], Worker]
     """Begin to look after a VM, as the journal knows it."""
@@ -104,7 +105,7 @@ class Dispatcher:
             worker = self._parts.workers.get(statement.vm)
             if worker is None or worker.finished:
                 worker = self._parts.add_worker(statement.vm)
-            worker.tell(statement)
+            worker.set_desired(statement)
             self._untaken.pop(statement.vm, None)
         except Exception:
             self._untaken[statement.vm] = statement

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from novacron import pki
+from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.host.lease import NodeLease, now
-from novacron.agent.migration.source_stream import address
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
@@ -93,7 +93,7 @@ class Peers:
 
     async def _ask(self, peer: wire.Peer) -> Vitals | None:
         """Ask one node; None if it does not answer soon."""
-        endpoint, host = address(peer.endpoint), pki.node_host(peer.name)
+        endpoint, host = parse_endpoint(peer.endpoint), pki.node_host(peer.name)
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 connection = await self._pool.take(endpoint, host)

@@ -12,10 +12,11 @@ import msgspec
 from novacron.agent.images import unused
 from novacron.agent.images.exports import Exports
 from novacron.agent.images.imports import Imports
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.vm import console_log
 from novacron.agent.vm.machine import Machine
-from novacron.agent.worker import Host, Worker
+from novacron.agent.worker import Worker
 from novacron.disk.errors import Unacceptable
 from novacron.model.errors import InvalidInput
 from novacron.model.firmware_state import FirmwareState
@@ -37,7 +38,7 @@ class Subjects(msgspec.Struct, frozen=True):
 
     imports: Imports
     exports: Exports
-    host: Host
+    host: NodeServices
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]
     metrics: AgentMetrics
@@ -139,7 +140,7 @@ async def _remove_image(question: questions.RemoveImage, about: Subjects) -> Non
         await about.rescan_images()
 
 
-def _remove(host: Host, name: str) -> None:
+def _remove(host: NodeServices, name: str) -> None:
     """Remove an image, whole or not at all: it is out of sight before its files go."""
     root = host.settings.images_dir
     unused.forget(host.settings, name)

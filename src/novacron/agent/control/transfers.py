@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from novacron.agent.actions import Action, doing
 from novacron.agent.images import copies, unused
 from novacron.agent.migration import estimate, path_probe
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.settings import Settings
-from novacron.agent.worker import Host, Worker
+from novacron.agent.worker import Worker
 from novacron.supervise import FewTasks
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -24,7 +25,7 @@ class Transfers:
     """Takes part in a few probes and copies at once. ``rescan_images`` looks at the node's images again."""
 
     def __init__(
-        self, settings: Settings, host: Host, workers: Mapping[str, Worker],
+        self, settings: Settings, host: NodeServices, workers: Mapping[str, Worker],
         rescan_images: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._settings = settings
@@ -68,8 +69,8 @@ class Transfers:
             guest = None if request.vm is None else await self._look_at(request.vm)
             with doing(Action.PROBE, target=request.peer):
                 path = await path_probe.measure(
-                    self._host.pool, request.probe, name, request.peer, request.endpoint, rings_dir, request.seconds,
-                    request.rate_bytes_per_s,
+                    self._host.connections, request.probe, name, request.peer, request.endpoint, rings_dir,
+                    request.seconds, request.rate_bytes_per_s,
                 )  # fmt: skip
             limit_s = self._settings.downtime_limit_ms / 1e3
             foreseen = None if guest is None else estimate.foresee(guest, path, limit_s)
@@ -83,7 +84,7 @@ class Transfers:
         neighbour = None if worker is None else worker.neighbour()
         if worker is None or neighbour is None:
             raise estimate.ForeseeFailed("the VM does not run here")
-        return await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.moving_files())
+        return await estimate.look(neighbour.machine, neighbour.memory_bytes, worker.context.files_to_move())
 
     async def _take_copy(self, request: wire.CopyExpected) -> None:
         self._host.send(wire.CopyReady(request.copy))
@@ -105,7 +106,7 @@ class Transfers:
             if image is None or image.info != request.image:
                 raise copies.CopyFailed(f"this node does not hold that image {request.image.name}")
             with doing(Action.COPY_OUT, image=request.image.name, target=request.peer):
-                await copies.give(self._host.pool, request, image, self._settings)
+                await copies.give(self._host.connections, request, image, self._settings)
         except copies.CopyFailed as error:
             log.warning("an image could not be sent", image=request.image.name, target=request.peer, error=str(error))
             self._host.send(wire.Copied(request.copy, error=str(error)))

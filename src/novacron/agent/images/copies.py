@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from novacron import pki
+from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import disk_mirror
-from novacron.agent.migration.source_stream import address
 from novacron.agent.settings import Settings
 from novacron.disk.files import NewFile, make_durable
 from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
@@ -41,7 +41,7 @@ async def give(pool: Pool, wanted: wire.CopyWanted, image: Image, settings: Sett
     options = Options(
         _key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=wanted.rate_bytes_per_s
     )
-    sender = Sender(address(wanted.endpoint), pki.node_host(wanted.peer), wanted.copy, pool, options)
+    sender = Sender(parse_endpoint(wanted.endpoint), pki.node_host(wanted.peer), wanted.copy, pool, options)
     named = [(path.name, path) for path in image.files]
     try:
         async with sender:

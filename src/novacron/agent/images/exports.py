@@ -19,10 +19,10 @@ import msgspec
 from novacron.agent.actions import Action, doing
 from novacron.agent.settings import Settings
 from novacron.agent.vm import clone_disk, firmware_state
-from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, Home, NoAccount
+from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.machine import MachineFailed
-from novacron.agent.worker import Worker
 from novacron.disk import convert, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
@@ -45,12 +45,12 @@ class Exports:
     """All exports of this node."""
 
     def __init__(
-        self, settings: Settings, workers: Callable[[str], Worker | None], send: Callable[[wire.Message], None]
+        self, settings: Settings, find_vm: Callable[[str], VmContext | None], send: Callable[[wire.Message], None]
     ) -> None:
         self._directory = settings.exports_dir
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._uid = None if settings.uid_base is None else settings.uid_base + UIDS_MAX - 1
-        self._worker = workers
+        self._find_vm = find_vm
         self._send = send
         self._running: dict[str, asyncio.Task[None]] = {}
         self._told: set[str] = set()
@@ -129,18 +129,18 @@ class Exports:
 
     async def _make(self, one: wire.ExportWanted, path: Path) -> None:
         """Have the file at ``path``, whole or not at all."""
-        worker = self._worker(one.vm)
-        if worker is None:
+        vm = self._find_vm(one.vm)
+        if vm is None:
             raise Unacceptable("the VM is not here any more")
-        await worker.known()
+        await vm.wait_until_known()
         self._clear(one.id)
-        scratch = Home(self._directory / f"{one.id}{PART}", None)
-        image = worker.image()
+        scratch = VmDirectory(self._directory / f"{one.id}{PART}", None)
+        image = vm.image()
         assert image.disk is not None
-        await clone_disk.copy(worker.machine, scratch, worker.lock)
+        await clone_disk.copy(vm.machine, scratch, vm.lock)
         layer = scratch.path / DISK_LAYER
         if not layer.exists():  # it has never run
-            await overlay.create_blank(layer, worker.disk_bytes(image))
+            await overlay.create_blank(layer, vm.disk_bytes(image))
         target = path.with_suffix(".new")
         await convert.flatten(
             [image.disk, *scratch.shared(), layer], target, SPARE_BYTES,

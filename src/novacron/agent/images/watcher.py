@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from novacron.agent.images import unused
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.settings import Settings
-from novacron.agent.worker import Host
 from novacron.disk.images import scan
 from novacron.model.node import Inventory
 from novacron.telemetry import logs
@@ -24,7 +24,7 @@ class ImageWatcher:
     """Keeps the inventory, of which images and pools are a part. ``images_in_use`` names those that VMs here have."""
 
     def __init__(
-        self, settings: Settings, host: Host, inventory: Inventory, images_in_use: Callable[[], Iterable[str]]
+        self, settings: Settings, host: NodeServices, inventory: Inventory, images_in_use: Callable[[], Iterable[str]]
     ) -> None:
         self.inventory = inventory
         self._settings = settings
@@ -53,7 +53,7 @@ class ImageWatcher:
             self._host.images.clear()
             self._host.images.update(images)
             infos = tuple(image.info for image in images.values())
-            pools, _ = await asyncio.to_thread(self._host.pools.look)
+            pools, _ = await asyncio.to_thread(self._host.storage_pools.look)
             if (infos, pools) != (self.inventory.images, self.inventory.pools):
                 self.inventory = msgspec.structs.replace(self.inventory, images=infos, pools=pools)
                 self._host.send(wire.InventoryChanged(self.inventory))

@@ -10,9 +10,10 @@ import functools
 from collections.abc import Callable
 
 from novacron import pki
-from novacron.agent.migration.known_pages import CHECKPOINT, LEFT, Tenant
-from novacron.agent.migration.source_stream import address
+from novacron.agent.host.endpoint import parse_endpoint
+from novacron.agent.migration.known_pages import CHECKPOINT, LEFT
 from novacron.agent.settings import Settings
+from novacron.agent.vm.tenant import Tenant
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
 from novacron.dwcp.page_ring import PAGE
@@ -43,7 +44,7 @@ async def tell(store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool:
     options = Options(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
     session = session_of(task.migration)
     try:
-        async with Sender(address(task.endpoint), pki.node_host(task.peer), session, pool, options) as sender:
+        async with Sender(parse_endpoint(task.endpoint), pki.node_host(task.peer), session, pool, options) as sender:
             await sender.send(Given(raw), Plain())
     except (SendFailed, OSError, TimeoutError) as error:
         log.info("what a VM left behind is not told ahead", vm=vm, peer=task.peer, error=str(error))

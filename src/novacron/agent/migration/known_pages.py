@@ -20,6 +20,7 @@ import msgspec
 from novacron.agent.settings import Settings
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.tenant import Tenant
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image
 from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
@@ -53,13 +54,6 @@ KEEP_AFTER_S = 1.0
 LOWEST_PRIORITY = 19
 
 T = TypeVar("T")
-
-
-class Tenant(msgspec.Struct, frozen=True):
-    """To whom pages belong: nothing is shared beyond a project, and its key makes their digests."""
-
-    project: str
-    key: bytes
 
 
 class Neighbour(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from novacron import pki
-from novacron.agent.migration.source_stream import address
+from novacron.agent.host.endpoint import parse_endpoint
 from novacron.dwcp.compression import LIGHT
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import PIECE_BYTES, Plain
@@ -83,7 +83,7 @@ async def measure(
 ) -> PathMeasured:
     """Send to ``target``, which must expect the probe, for ``seconds``. Raises ProbeFailed."""
     options = Options(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=rate_bytes_per_s)
-    sender = Sender(address(endpoint), pki.node_host(target), probe, pool, options)
+    sender = Sender(parse_endpoint(endpoint), pki.node_host(target), probe, pool, options)
     opening = time.monotonic()
     try:
         async with asyncio.timeout(READY_S_MAX):

@@ -12,7 +12,8 @@ import socket
 from pathlib import Path
 
 from novacron import pki
-from novacron.agent.migration.source_stream import address, listening, pump
+from novacron.agent.host.endpoint import parse_endpoint
+from novacron.agent.migration.source_stream import listening, pump
 from novacron.agent.migration.target_stream import BackPipe
 from novacron.agent.settings import Settings
 from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
@@ -81,7 +82,7 @@ async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Se
         assert machine.monitor is not None
         options = Options(_key(moving), settings.rings_dir, outage_s=settings.outage_s)
         peer = pki.node_host(moving.peer)
-        sender = Sender(address(moving.endpoint), peer, session_of(moving), pool, options)
+        sender = Sender(parse_endpoint(moving.endpoint), peer, session_of(moving), pool, options)
         try:
             with listening(machine.home) as server:
                 async with sender:

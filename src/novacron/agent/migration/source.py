@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from novacron import pki
 from novacron.agent.actions import Action, doing
+from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy, source_stream
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.pre_copy import TransferFailed
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.source_stream import Opening
+from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import MachineFailed
@@ -28,19 +31,17 @@ from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
-if TYPE_CHECKING:
-    from novacron.agent.worker import Worker
-
 log = logs.get(__name__)
 
-AGAIN_S = 2.0
+RETRY_S = 2.0
 
 
-class Giving:
-    """Sends a VM away, as its worker is told."""
+class MigrationSource:
+    """Sends a VM away, as the server says."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    def __init__(self, context: VmContext, services: NodeServices) -> None:
+        self._context = context
+        self._services = services
         self._transfer: asyncio.Task[None] | None = None
         self._sending: str | None = None
         self._sender: Sender | None = None
@@ -48,30 +49,30 @@ class Giving:
         self._opening: Opening | None = None
         self._memory_moves = False
         self._failure: str | None = None
-        self._gave: wire.Task | None = None
+        self._sent_task: wire.Task | None = None
         """The migration that the VM left by."""
 
     async def step(self, task: wire.Task) -> bool:
         """Do the next step; say whether QEMU must be left alone meanwhile."""
-        worker = self._worker
+        context = self._context
         if task.endpoint is None:
-            early = task.kind is Kind.LIVE and worker.record.migration != task.migration
+            early = task.kind is Kind.LIVE and context.record.migration != task.migration
             if task.warm is not None and early and not self._has_disks():  # their mirror comes first
                 self._open(task, task.warm, early=True)
             return False
         if self._transfer is not None:
             self._limit(task.rate_bytes_per_s)
             return True
-        if worker.record.post_copy is not None:
-            moving = worker.record.post_copy
+        if context.record.post_copy is not None:
+            moving = context.record.post_copy
             await self.fail(task.migration, f"the VM's memory is still on its way here from node {moving.peer}")
             return False
-        if worker.record.migration == task.migration:
+        if context.record.migration == task.migration:
             # It was begun before and nothing was promised: it is lost, and the guest goes on here.
             why = self._failure or "the agent restarted while it was sending"
-            worker.host.send(wire.MigrationFailed(task.migration, why))
+            self._services.send(wire.MigrationFailed(task.migration, why))
             return False
-        run_state = await worker.machine.status()
+        run_state = await context.machine.status()
         wanted = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
         if run_state not in wanted:
             needs = "stopped" if task.kind is Kind.COLD else "running"
@@ -83,34 +84,34 @@ class Giving:
             await self.fail(task.migration, str(error))
             return False
         if task.kind is Kind.WARM and run_state == "running":
-            await worker.machine.execute("stop")
-            worker.host.send(wire.Stopped(task.migration))
+            await context.machine.execute("stop")
+            self._services.send(wire.Stopped(task.migration))
         if task.kind is Kind.COLD and image is None:
             self._promise(task, follows=False)
             return True
-        worker.store(migration=task.migration)
+        context.store(migration=task.migration)
         self._failure = None
-        self._transfer = asyncio.create_task(self._send(task, image), name=f"send-{worker.vm}")
+        self._transfer = asyncio.create_task(self._send(task, image), name=f"send-{context.vm}")
         return True
 
     def _has_layer(self) -> bool:
-        return (self._worker.machine.directory / DISK_LAYER).exists()
+        return (self._context.machine.directory / DISK_LAYER).exists()
 
     def _has_disks(self) -> bool:
-        return self._has_layer() or any(one.moves for one in self._worker.volumes())
+        return self._has_layer() or any(one.moves for one in self._context.volumes())
 
     def _image_to_send(self, *, cold: bool) -> Image | None:
         """Return the image of a VM of which more than memory is to be sent, else None. Raises TransferFailed."""
-        worker = self._worker
+        context = self._context
         try:
-            image = worker.image()
+            image = context.image()
         except MachineFailed as error:
             if self._has_disks():
                 raise TransferFailed(f"the VM's disk can't be sent: {error}") from error
             return None
         if cold:
-            return image if disk_mirror.keeps_files(worker.spec(), image, worker.volumes()) else None
-        return image if disk_mirror.told_of(image, worker.disk_bytes(image), worker.volumes()) else None
+            return image if disk_mirror.keeps_files(context.spec(), image, context.volumes()) else None
+        return image if disk_mirror.told_of(image, context.disk_bytes(image), context.volumes()) else None
 
     def _limit(self, rate_bytes_per_s: int | None) -> None:
         """Use so much of the link from now on, or all there is."""
@@ -122,23 +123,25 @@ class Giving:
     def _open(self, task: wire.Task, endpoint: str, *, early: bool) -> Opening:
         """Begin to open the session of a migration, if that was not begun before."""
         if self._opening is None or self._opening.migration != task.migration:
-            self._opening = Opening(task, endpoint, self._worker.host.pool, self._options, early=early)
+            self._opening = Opening(task, endpoint, self._services.connections, self._options, early=early)
         return self._opening
 
     async def _options(self) -> Options:
-        known = await self._worker.host.pages.left_elsewhere(self._worker.vm, self._worker.tenant())
+        known = await self._services.pages.left_elsewhere(self._context.vm, self._context.tenant())
         return self._options_with(await self._bases(of_disk=False), known)
 
     def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> Options:
-        worker, settings = self._worker, self._worker.host.settings
-        return Options(worker.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams, known=known)
+        context, settings = self._context, self._services.settings
+        return Options(
+            context.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams, known=known
+        )
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:
         """Return pages whose digests need not be told; without them they are told."""
-        worker = self._worker
+        context = self._context
         with contextlib.suppress(OSError, MachineFailed):
-            pages, image = worker.host.pages, worker.image()
-            return await (pages.of_disk if of_disk else pages.of_image)(image, worker.tenant())
+            pages, image = self._services.pages, context.image()
+            return await (pages.of_disk if of_disk else pages.of_image)(image, context.tenant())
         return []
 
     async def _session(self, task: wire.Task) -> Sender:
@@ -154,26 +157,26 @@ class Giving:
             self._opening = None
 
     async def _send(self, task: wire.Task, image: Image | None) -> None:
-        worker = self._worker
+        context = self._context
         self._sending = task.migration
         try:
-            with doing(Action.SEND, trace=task.trace, vm=worker.vm, migration=task.migration, target=task.peer):
+            with doing(Action.SEND, trace=task.trace, vm=context.vm, migration=task.migration, target=task.peer):
                 await self._send_all(task, image)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
-            log.warning("migration failed at the source", vm=worker.vm, migration=task.migration, error=str(error))
+            log.warning("migration failed at the source", vm=context.vm, migration=task.migration, error=str(error))
             self._failure = str(error) or type(error).__name__
-            worker.host.send(wire.MigrationFailed(task.migration, self._failure))
+            self._services.send(wire.MigrationFailed(task.migration, self._failure))
         except Exception as error:  # a defect met with one VM must not take the others' worker away
-            log.exception("defect while sending a VM", vm=worker.vm, migration=task.migration)
+            log.exception("defect while sending a VM", vm=context.vm, migration=task.migration)
             self._failure = f"a defect in its agent: {error!r}"
-            worker.host.send(wire.MigrationFailed(task.migration, self._failure))
+            self._services.send(wire.MigrationFailed(task.migration, self._failure))
         finally:
             self._sending = None
             self._transfer = self._sender = self._disk = None
-            worker.wake()
+            context.wake()
 
     async def _send_all(self, task: wire.Task, image: Image | None) -> None:
-        worker = self._worker
+        context = self._context
         if image is None:
             await self._send_memory(task, None)
             return
@@ -181,22 +184,22 @@ class Giving:
         options = self._options_with(await self._bases(of_disk=True), {})
         session = disk_mirror.session_of(task.migration)
         peer = pki.node_host(task.peer)
-        sender = Sender(source_stream.address(task.endpoint), peer, session, worker.host.pool, options)
+        sender = Sender(parse_endpoint(task.endpoint), peer, session, self._services.connections, options)
         async with sender:
             if task.kind is not Kind.LIVE:
-                await self._send_layer(task, sender, image)
+                await self._send_stopped(task, sender, image)
             else:
-                parts = disk_mirror.parts_of(worker.machine, image, worker.disk_bytes(image), worker.volumes())
-                self._disk = Leaving(worker.machine, sender, parts)
+                parts = disk_mirror.parts_of(context.machine, image, context.disk_bytes(image), context.volumes())
+                self._disk = Leaving(context.machine, sender, parts)
                 await self._send_memory(task, self._disk)
         if task.kind is Kind.WARM:
             await self._send_memory(task, None)
 
     async def _send_memory(self, task: wire.Task, disk: Leaving | None) -> None:
-        worker = self._worker
+        context = self._context
 
         async def report(progress: Progress) -> None:
-            worker.host.send(wire.Progressed(task.migration, progress))
+            self._services.send(wire.Progressed(task.migration, progress))
 
         async def open_() -> Sender:
             self._sender = await self._session(task)
@@ -205,94 +208,94 @@ class Giving:
 
         self._limit(self._rate_now(task))
         await source_stream.send(
-            worker.machine, open_, worker.host.settings.downtime_limit_ms, report,
-            worker.migration_changed, lambda follows: self._promise(task, follows), disk, task.policy,
+            context.machine, open_, self._services.settings.downtime_limit_ms, report,
+            context.migration_changed, lambda follows: self._promise(task, follows), disk, task.policy,
         )  # fmt: skip
         await self._give_rest()
 
     @property
-    def serves(self) -> bool:
+    def serves_memory(self) -> bool:
         """The guest has left, and its memory is still here, or may be."""
-        moving = self._worker.record.post_copy
+        moving = self._context.record.post_copy
         return moving is not None and moving.side is Side.SOURCE
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Go on with memory that an earlier agent was giving to a guest that has left."""
-        if self.serves and self._transfer is None:
-            self._transfer = asyncio.create_task(self._serve(), name=f"serve-{self._worker.vm}")
+        if self.serves_memory and self._transfer is None:
+            self._transfer = asyncio.create_task(self._serve(), name=f"serve-{self._context.vm}")
 
     async def _serve(self) -> None:
         try:
-            with doing(Action.SERVE, trace=self._worker.trace, vm=self._worker.vm):
+            with doing(Action.SERVE, trace=self._context.trace, vm=self._context.vm):
                 await self._give_rest()
         except (MonitorFailed, OSError) as error:
-            log.warning("the rest of a guest's memory can't be given", vm=self._worker.vm, error=str(error))
-            await asyncio.sleep(AGAIN_S)
+            log.warning("the rest of a guest's memory can't be given", vm=self._context.vm, error=str(error))
+            await asyncio.sleep(RETRY_S)
         finally:
             self._transfer = None
-            self._worker.wake()
+            self._context.wake()
 
     async def _give_rest(self) -> None:
         """Return when a guest that was let go needs no more of its memory here."""
-        worker = self._worker
-        moving = worker.record.post_copy
-        if moving is not None and self.serves:
-            await post_copy.give_rest(worker.machine, moving, worker.host.pool, worker.host.settings)
-            worker.store(post_copy=None)
+        context = self._context
+        moving = context.record.post_copy
+        if moving is not None and self.serves_memory:
+            await post_copy.give_rest(context.machine, moving, self._services.connections, self._services.settings)
+            context.store(post_copy=None)
 
-    async def take_back(self) -> None:
+    async def take_guest_back(self) -> None:
         """The migration ended before the switch: the guest goes on here, where all of its memory still is."""
-        await source_stream.cancel(self._worker.machine)  # as long as its connection lives
+        await source_stream.cancel(self._context.machine)  # as long as its connection lives
         await self.cancel()
-        self._worker.store(post_copy=None)
+        self._context.store(post_copy=None)
 
-    async def _send_layer(self, task: wire.Task, sender: Sender, image: Image) -> None:
+    async def _send_stopped(self, task: wire.Task, sender: Sender, image: Image) -> None:
         """Send what a VM whose guest does not run consists of, but for memory."""
-        directory = self._worker.machine.directory
+        directory = self._context.machine.directory
         directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
-            await overlay.create(directory / DISK_LAYER, image.disk, self._worker.disk_bytes(image))
+            await overlay.create(directory / DISK_LAYER, image.disk, self._context.disk_bytes(image))
         sender.limit(self._rate_now(task))
-        pools = self._worker.host.pools
-        volumes = {one.id: pools.path(one.pool, one.id) for one in self._worker.volumes() if one.moves}
+        pools = self._services.storage_pools
+        volumes = {one.id: pools.path(one.pool, one.id) for one in self._context.volumes() if one.moves}
         await disk_mirror.send_state(directory, sender, image, volumes)
         if task.kind is Kind.COLD:
             self._promise(task, follows=False)
 
     def _rate_now(self, task: wire.Task) -> int | None:
-        statement = self._worker.statement
+        statement = self._context.statement
         return (task if statement is None or statement.task is None else statement.task).rate_bytes_per_s
 
     def _promise(self, task: wire.Task, follows: bool) -> None:
         """The guest stands still and all was given, or all but memory that ``follows``: promise, durably, not to run it
         at this epoch."""
-        worker = self._worker
+        context = self._context
         moving = None
         if follows:
             moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
-        self._gave = task
-        worker.store(held=release(worker.record.held, task.epoch), migration=task.migration, post_copy=moving)
-        log.info("everything is sent: promised not to run it", vm=worker.vm, migration=task.migration)
-        worker.host.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+        self._sent_task = task
+        context.store(held=release(context.record.held, task.epoch), migration=task.migration, post_copy=moving)
+        log.info("everything is sent: promised not to run it", vm=context.vm, migration=task.migration)
+        self._services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
 
-    def gave(self, migration: str) -> bool:
+    def has_sent_all(self, migration: str) -> bool:
         """Say whether this agent, and none before it, has sent everything."""
-        return self._gave is not None and self._gave.migration == migration
+        return self._sent_task is not None and self._sent_task.migration == migration
 
-    def tell_left(self) -> None:
+    def send_checkpoint_index(self) -> None:
         """Tell the node that the VM went to what is kept of it here."""
-        host = self._worker.host
-        if self._gave is not None:
-            host.aside(
+        context, services, task = self._context, self._services, self._sent_task
+        if task is not None:
+            services.run_in_background(
                 checkpoint_index.tell(
-                    host.pages.store, self._worker.vm, self._worker.tenant(), self._gave, host.pool, host.settings
+                    services.pages.store, context.vm, context.tenant(), task, services.connections, services.settings
                 )
             )
 
     async def fail(self, migration: str, why: str) -> None:
         """This side can't go on."""
         await self.cancel()
-        self._worker.host.send(wire.MigrationFailed(migration, why))
+        self._services.send(wire.MigrationFailed(migration, why))
 
     async def cancel(self) -> None:
         """End what is being sent, if anything is; the guest goes on here if nothing was promised."""
@@ -306,13 +309,13 @@ class Giving:
 
     def on_event(self, name: str, data: dict[str, Any]) -> None:
         """Notice the guest's stop: what comes for it from now on is kept, and downtime is told."""
-        worker = self._worker
+        context = self._context
         if name == "MIGRATION":
             self._memory_moves = data["status"] in ("active", transfer.POST_COPY)
         if name == "STOP" and self._sending is not None and self._memory_moves:
-            log.info("guest stands still", vm=worker.vm, migration=self._sending)
-            worker.host.send(wire.Stopped(self._sending))
+            log.info("guest stands still", vm=context.vm, migration=self._sending)
+            self._services.send(wire.Stopped(self._sending))
             try:
-                worker.machine.keep_late_frames()
+                context.machine.keep_late_frames()
             except NetworkFailed as error:
-                log.warning("what comes for the guest from now on is lost", vm=worker.vm, error=str(error))
+                log.warning("what comes for the guest from now on is lost", vm=context.vm, error=str(error))

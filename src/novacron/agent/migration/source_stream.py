@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from novacron import pki
+from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.pre_copy import Follower, TransferFailed
-from novacron.agent.vm.directory import OUTGOING_SOCKET, Home
+from novacron.agent.vm.directory import OUTGOING_SOCKET, VmDirectory
 from novacron.agent.vm.machine import Machine
 from novacron.dwcp.connection import Pool
 from novacron.dwcp.pipes import SocketPipe
@@ -48,7 +49,7 @@ class Opening:
     async def _open(self, peer_host: str, pool: Pool, options: Callable[[], Awaitable[Options]]) -> Sender:
         wanted = await options()
         while True:
-            sender = Sender(address(self.endpoint), peer_host, self.migration, pool, wanted)
+            sender = Sender(parse_endpoint(self.endpoint), peer_host, self.migration, pool, wanted)
             try:
                 with traces.span("migration's session is opened", parent=self._trace, migration=self.migration):
                     return await sender.__aenter__()
@@ -142,7 +143,7 @@ async def send(
 
 
 @contextlib.contextmanager
-def listening(home: Home) -> Iterator[socket.socket]:
+def listening(home: VmDirectory) -> Iterator[socket.socket]:
     """Listen for one connection of QEMU's, which brings its memory."""
     with home.listen(OUTGOING_SOCKET) as server:
         server.setblocking(False)
@@ -150,12 +151,6 @@ def listening(home: Home) -> Iterator[socket.socket]:
             yield server
         finally:
             (home.path / OUTGOING_SOCKET).unlink(missing_ok=True)
-
-
-def address(endpoint: str) -> tuple[str, int]:
-    """Return host and port of ``host:port`` or ``[address]:port``."""
-    host, _, port = endpoint.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 async def pump(server: socket.socket, sender: Sender, *, back: bool = False, splitter: Splitter | None = None) -> None:

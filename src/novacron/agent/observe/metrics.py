@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe import usage
-from novacron.agent.worker import Host, Worker
+from novacron.agent.worker import Worker
 from novacron.pki import expires_at_s
 from novacron.telemetry.metrics import text
 from novacron.telemetry.values import Cells, counted, gauge
@@ -15,10 +16,10 @@ from novacron.telemetry.values import Cells, counted, gauge
 class AgentMetrics:
     """All of an agent's."""
 
-    def __init__(self, host: Host, workers: Mapping[str, Worker], connected: Callable[[], bool]) -> None:
+    def __init__(self, host: NodeServices, workers: Mapping[str, Worker], connected: Callable[[], bool]) -> None:
         self._workers = workers
-        self._filesystems = usage.Filesystems(host.settings, host.pools.directories)
-        pages, pool, certificate = host.pages.store, host.pool, host.identity.certificate
+        self._filesystems = usage.Filesystems(host.settings, host.storage_pools.directories)
+        pages, pool, certificate = host.pages.store, host.connections, host.identity.certificate
         gauge("novacron_agent_link_connected").read = lambda: {(): connected()}
         gauge("novacron_agent_workers").read = lambda: {(): len(workers)}
         gauge("novacron_agent_images").read = lambda: {(): len(host.images)}
@@ -35,6 +36,6 @@ class AgentMetrics:
         """Return everything in one of Prometheus' formats."""
         found: dict[str, Cells] = {name: dict(cells) for name, cells in counted().items()}
         of_host = [*usage.host(), *await self._filesystems.look()]
-        for name, labels, value in (*of_host, *await usage.vms(list(self._workers.values()))):
+        for name, labels, value in (*of_host, *await usage.vms([worker.context for worker in self._workers.values()])):
             found.setdefault(name, {})[labels] = [value]
         return await asyncio.to_thread(text, found, open_metrics=open_metrics)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from novacron.agent.host.networks import Wired
 from novacron.agent.settings import Settings
-from novacron.agent.worker import Worker
+from novacron.agent.vm.context import VmContext
 from novacron.net import namespace, tap
 from novacron.net.tap import Carried, NetworkFailed
 from novacron.qemu import process, usage
@@ -79,24 +79,24 @@ def host() -> Iterator[Value]:
     yield "novacron_host_boot_timestamp_seconds", (), time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def vms(workers: Iterable[Worker]) -> list[Value]:
+async def vms(running: Iterable[VmContext]) -> list[Value]:
     """Return what each VM that runs here uses."""
     turns = asyncio.Semaphore(AT_ONCE_MAX)
 
-    async def look(worker: Worker) -> list[Value]:
+    async def look(vm: VmContext) -> list[Value]:
         async with turns:
-            return await _vm(worker)
+            return await _vm(vm)
 
-    found = await asyncio.gather(*(look(worker) for worker in workers if worker.machine.pid is not None))
+    found = await asyncio.gather(*(look(vm) for vm in running if vm.machine.pid is not None))
     return [value for values in found for value in values]
 
 
-async def _vm(worker: Worker) -> list[Value]:
-    machine, pid, hardware = worker.machine, worker.machine.pid, worker.machine.hardware
+async def _vm(vm: VmContext) -> list[Value]:
+    machine, pid, hardware = vm.machine, vm.machine.pid, vm.machine.hardware
     if pid is None:
         return []
-    name, project = worker.called()
-    labels = (worker.vm, name, project)
+    name, project = vm.name_and_project()
+    labels = (vm.vm, name, project)
     values: list[Value] = [
         ("novacron_vm_running", labels, 1),
         ("novacron_vm_guest_agent", labels, machine.guest_listens),
@@ -115,14 +115,14 @@ async def _vm(worker: Worker) -> list[Value]:
         values.append(("novacron_vm_network_drops_total", on, carried.dropped))
     with contextlib.suppress(MonitorFailed, TimeoutError, KeyError):
         async with asyncio.timeout(LOOK_S_MAX):
-            values += await _asked(worker, labels)
+            values += await _asked(vm, labels)
     return values
 
 
-async def _asked(worker: Worker, labels: Labels) -> list[Value]:
+async def _asked(vm: VmContext, labels: Labels) -> list[Value]:
     """Return what QEMU itself has to be asked for. Raises MonitorFailed, TimeoutError."""
-    monitor, values = worker.machine.monitor, list[Value]()
-    if monitor is None or worker.record.post_copy is not None:  # there QEMU may wait for memory, and answers nobody
+    monitor, values = vm.machine.monitor, list[Value]()
+    if monitor is None or vm.record.post_copy is not None:  # there QEMU may wait for memory, and answers nobody
         return values
     for disk in await usage.disks(monitor):
         on = (*labels, disk.disk)
@@ -134,7 +134,7 @@ async def _asked(worker: Worker, labels: Labels) -> list[Value]:
         for operation, took_s in (("read", disk.read_s), ("write", disk.write_s), ("flush", disk.flush_s)):
             values.append(("novacron_vm_disk_seconds_total", (*on, operation), took_s))
         values.append(("novacron_vm_disk_errors_total", on, disk.failed))
-    hardware = worker.machine.hardware
+    hardware = vm.machine.hardware
     if hardware is not None and hardware.balloon:
         found = await usage.balloon(monitor)
         values.append(("novacron_vm_memory_balloon_bytes", labels, found.actual_bytes))

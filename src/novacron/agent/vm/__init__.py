@@ -1,1 +1,8 @@
-"""One VM on this node."""
+"""One VM on this node. It may import ``host`` and nothing else of the agent.
+
+What is shared     ``context`` (what all parts of a VM's worker take), ``tenant``, ``directory`` (files), ``journal``
+Running it         ``reconciler`` (spec to reality), ``power`` (the decision), ``machine`` (the QEMU process),
+                   ``devices`` (volumes and limits), ``start_queue``
+Its disk           ``clone_reconciler``, ``clone_disk``, ``snapshots``
+Its guest          ``guest_agent``, ``console``, ``console_log``, ``firmware_state``
+"""

@@ -11,7 +11,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from novacron.agent.vm.directory import DISK_LAYER, STATE, Home, next_name, shared_name
+from novacron.agent.vm.directory import DISK_LAYER, STATE, VmDirectory, next_name, shared_name
 from novacron.agent.vm.machine import Machine
 from novacron.disk import overlay
 from novacron.disk.files import is_plain, make_durable, open_plain
@@ -29,7 +29,7 @@ UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
 
-async def share(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
+async def share(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None:
     """Give ``clone`` what ``source`` has written so far, shared. ``lock`` keeps everybody else from its disk.
 
     Raises OverlayFailed, MonitorFailed, OSError.
@@ -44,7 +44,7 @@ async def share(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
     await asyncio.to_thread(_finish, source, clone)
 
 
-async def copy(source: Machine, clone: Home, lock: asyncio.Lock) -> None:
+async def copy(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None:
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
     ``lock`` keeps a source from being started. Raises OverlayFailed, MonitorFailed, OSError.
@@ -72,7 +72,7 @@ async def abandon(machine: Machine) -> None:
     (machine.directory / COPY).unlink(missing_ok=True)
 
 
-async def _forget_snapshots(clone: Home) -> None:
+async def _forget_snapshots(clone: VmDirectory) -> None:
     """A copy has its source's, which mean nothing here."""
     uid = clone.uid()
     clone.give(UNFINISHED)
@@ -85,7 +85,7 @@ async def _forget_snapshots(clone: Home) -> None:
         await inside.delete(name)
 
 
-async def _copy_running(source: Machine, clone: Home) -> None:
+async def _copy_running(source: Machine, clone: VmDirectory) -> None:
     assert source.monitor is not None
     await block.clear_copy(source.monitor)
     scratch = source.directory / COPY
@@ -98,13 +98,13 @@ async def _copy_running(source: Machine, clone: Home) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _link_shared(source: Machine, clone: Home) -> None:
+def _link_shared(source: Machine, clone: VmDirectory) -> None:
     for path in source.home.shared():
         with contextlib.suppress(FileExistsError):
             os.link(path, clone.path / path.name)
 
 
-def _finish(source: Machine, clone: Home) -> None:
+def _finish(source: Machine, clone: VmDirectory) -> None:
     """Take over what else a VM consists of; the layer comes last, and says that all is there."""
     for name, place in STATE.items():
         kept = source.directory / place

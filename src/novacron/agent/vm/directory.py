@@ -64,7 +64,7 @@ class NoAccount(Exception):
     """Every user number that VMs may have is taken."""
 
 
-class Home:
+class VmDirectory:
     """One VM's directory. ``uid_base`` is the first of the user numbers that VMs may have; None: all are the agent's
     own."""
 

@@ -6,7 +6,7 @@ import os
 import zlib
 from pathlib import Path
 
-from novacron.agent.vm.directory import Home
+from novacron.agent.vm.directory import VmDirectory
 from novacron.disk.files import is_plain, open_plain
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.limits import FIRMWARE_STATE_BYTES_MAX
@@ -36,7 +36,7 @@ def _packed(path: Path) -> bytes | None:
     return packed
 
 
-def unpack(home: Home, spec: VmSpec, state: FirmwareState) -> None:
+def unpack(home: VmDirectory, spec: VmSpec, state: FirmwareState) -> None:
     """Let a VM that has not run yet begin with ``state``. Raises BadState, OSError."""
     if state.nvram is not None and spec.firmware is not Firmware.BIOS:
         data = _unpacked(state.nvram, "nvram")
@@ -60,7 +60,7 @@ def _unpacked(packed: bytes, field: str) -> bytes:
     return data
 
 
-def _begin(home: Home, name: str, data: bytes) -> None:
+def _begin(home: VmDirectory, name: str, data: bytes) -> None:
     path = home.path / name
     if os.path.lexists(path):
         return

@@ -20,7 +20,7 @@ from novacron.agent.host.networks import Networks, Wired
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import Settings
 from novacron.agent.vm import firmware_state
-from novacron.agent.vm.directory import DISK_LAYER, Home, NoAccount
+from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.disk import overlay
 from novacron.disk.cloud_init import build as build_seed
 from novacron.disk.images import Image
@@ -71,7 +71,7 @@ class Machine:
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self.id = id
-        self.home = Home(settings.vms_dir / id, settings.uid_base)
+        self.home = VmDirectory(settings.vms_dir / id, settings.uid_base)
         self.directory = self.home.path
         self.pid: int | None = None
         self.monitor: Monitor | None = None

@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
 from novacron.agent.actions import Action
 from novacron.agent.vm import guest_agent, snapshots
+from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
-from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.power import STATES, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
+from novacron.agent.vm.tenant import Tenant
+from novacron.disk.images import Image
 from novacron.model import limits
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
-
-if TYPE_CHECKING:
-    from novacron.agent.worker import Worker
 
 log = logs.get(__name__)
 
@@ -36,14 +36,14 @@ STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
 
 
-class Owning:
-    """Lets the VM be as its spec says."""
+class Reconciler:
+    """Lets the VM be as its spec says. ``prepare_pages`` makes what a migration will need of an image."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._host, self._machine = worker.host, worker.machine
-        self.guest = GuestWatch(self._machine, worker.wake)
-        self._devices = Devices(self._machine, self._host.pools, worker.doing, self._volume_handled)
+    def __init__(self, context: VmContext, prepare_pages: Callable[[Image, Tenant], Awaitable[None]]) -> None:
+        self._context = context
+        self._services, self._machine = context.services, context.machine
+        self._prepare_pages = prepare_pages
+        self._devices = Devices(self._machine, self._services.storage_pools, context.doing, self._volume_handled)
         self._stopping_at: float | None = None
         self._resetting_at: float | None = None
         """When the guest was asked to begin anew."""
@@ -60,7 +60,7 @@ class Owning:
 
     def stop(self) -> None:
         """The worker ends."""
-        self.guest.stop()
+        self._context.guest.stop()
         if self._preparing is not None:
             self._preparing.cancel()
 
@@ -71,73 +71,73 @@ class Owning:
 
     def count_crash(self, what: str) -> None:
         """A VM that ends unasked again soon is started again later, or never."""
-        worker = self._worker
+        context = self._context
         stable = time.monotonic() - self._started_at > STABLE_S
-        changes: dict[str, Any] = {"crashes": 1 if stable else worker.record.crashes + 1}
-        wanted = worker.assignment
+        changes: dict[str, Any] = {"crashes": 1 if stable else context.record.crashes + 1}
+        wanted = context.assignment
         if wanted is not None and wanted.spec.restart is Restart.NEVER:
             changes["halted_at_start"] = wanted.spec.starts
         try:
-            worker.store(**changes)
+            context.store(**changes)
         except OSError as error:
             # No promise hangs on this, so it may live in memory alone.
-            worker.record = msgspec.structs.replace(worker.record, **changes)
-            log.error("a crash can't be written down", vm=worker.vm, error=str(error))
-        log.warning("a VM crashed", vm=worker.vm, what=what, crashes=worker.record.crashes)
+            context.record = msgspec.structs.replace(context.record, **changes)
+            log.error("a crash can't be written down", vm=context.vm, error=str(error))
+        log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
 
     async def step(self, wanted: wire.Assignment) -> float:
         """Do the next step; return when to look again. Raises MachineFailed, MonitorFailed, NetworkFailed, OSError."""
-        worker = self._worker
+        context = self._context
         try:
             run_state = await self._machine.status()
         except MonitorFailed as error:
             if wanted.spec.power is not Power.STOPPED:
                 raise
             # It hangs and is to be off: nothing that could be asked of it is worth waiting for.
-            log.warning("a QEMU that does not answer is killed to stop it", vm=worker.vm, error=str(error))
+            log.warning("a QEMU that does not answer is killed to stop it", vm=context.vm, error=str(error))
             run_state = "unresponsive"
         if run_state == "running" and self._preparing is None:
-            self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{worker.vm}")
-        if run_state == "running" and worker.taking.arriving is not None:
-            self._host.send(wire.Resumed(worker.taking.arriving))
-            self._host.networks.arrived(worker.vm)
-            worker.taking.arriving = None
+            self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{context.vm}")
+        if run_state == "running" and context.arrived_by is not None:
+            self._services.send(wire.Resumed(context.arrived_by))
+            self._services.networks.arrived(context.vm)
+            context.arrived_by = None
         if run_state == "absent":  # also of a VM that can't start for one
             await self._devices.settle(wanted)
-        self.guest.look(run_state)
+        self._context.guest.look(run_state)
         now = time.monotonic()
         step = decide(
             wanted.spec,
             run_state,
-            halted_at_start=worker.record.halted_at_start,
-            reboots=worker.record.reboots,
-            resets=worker.record.resets,
+            halted_at_start=context.record.halted_at_start,
+            reboots=context.record.reboots,
+            resets=context.record.resets,
             rebooting_s=None if self._resetting_at is None else now - self._resetting_at,
             stopping_s=None if self._stopping_at is None else now - self._stopping_at,
         )
         if step is not Step.NOTHING:
-            log.info("step", vm=worker.vm, step=step, run_state=run_state)
-            with worker.doing(Action(step)):
+            log.info("step", vm=context.vm, step=step, run_state=run_state)
+            with context.doing(Action(step)):
                 pause_s = await self._do(step, wanted, run_state, now)
             if pause_s is not None:
                 return pause_s
         if run_state in ("running", "paused"):
             await self._devices.settle(wanted)
             self._grow_error = await self._grow(wanted)
-        if run_state in ("running", "paused") and (image := self._host.images.get(wanted.spec.image)) is not None:
-            await self._machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes), worker.doing)
+        if run_state in ("running", "paused") and (image := self._services.images.get(wanted.spec.image)) is not None:
+            await self._machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes), context.doing)
         if wanted.snapshots and self._stopping_at is None and await self._work_on(wanted.snapshots[0], run_state):
             return 0
         if run_state == "absent":
             self._stopping_at = None
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
-        halted = state is VmState.STOPPED and worker.record.halted_at_start == wanted.spec.starts
+        halted = state is VmState.STOPPED and context.record.halted_at_start == wanted.spec.starts
         reason = ""
         if halted and wanted.spec.power is Power.RUNNING:
-            reason = "crashed, and is not to be started again" if worker.record.crashes else "powered off by the guest"
-        if worker.record.post_copy is not None:
-            reason = worker.follows()
-        worker.report(state, reason or (self._grow_error if run_state == "running" else ""))
+            reason = "crashed, and is not to be started again" if context.record.crashes else "powered off by the guest"
+        if context.record.post_copy is not None:
+            reason = context.missing_memory_reason()
+        context.report(state, reason or (self._grow_error if run_state == "running" else ""))
         if self._resetting_at is not None:
             return max(0.05, limits.REBOOT_S_MAX - (now - self._resetting_at))
         if self._stopping_at is not None:
@@ -146,25 +146,25 @@ class Owning:
 
     async def _do(self, step: Step, wanted: wire.Assignment, run_state: str, now: float) -> float | None:
         """Do a step; return when to look again, or None where there may be more to do at once."""
-        worker = self._worker
+        context = self._context
         match step:
             case Step.START:
-                wait_s = backoff_s(worker.record.crashes) - (now - self._started_at)
+                wait_s = backoff_s(context.record.crashes) - (now - self._started_at)
                 if self._started_at and wait_s > 0:
-                    worker.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
+                    context.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
                     return wait_s
                 return await self._start(wanted)
             case Step.CONTINUE:
                 self._machine.drop_late_frames()
                 await self._machine.execute("cont")
                 if run_state == "paused":
-                    self._host.aside(guest_agent.set_time(self._machine))
+                    self._services.run_in_background(guest_agent.set_time(self._machine))
                 return 0
             case Step.PAUSE:
                 await self._machine.execute("stop")
                 return 0
             case Step.REBOOT:
-                worker.store(reboots=wanted.spec.reboots)
+                context.store(reboots=wanted.spec.reboots)
                 if await guest_agent.ask_to_end(self._machine, "reboot"):
                     self._resetting_at = now
                 else:
@@ -172,97 +172,97 @@ class Owning:
                 return 0
             case Step.RESET:
                 self._resetting_at = None
-                worker.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+                context.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
                 await self._machine.execute("system_reset")
                 return 0
             case Step.POWER_DOWN:
                 self._stopping_at = now
-                self._host.aside(guest_agent.power_off(self._machine))
+                self._services.run_in_background(guest_agent.power_off(self._machine))
                 await self._machine.execute("system_powerdown")
-                worker.report(VmState.STOPPING)
+                context.report(VmState.STOPPING)
                 return wanted.spec.stop_timeout_s
             case Step.KILL:
                 if not self._is_to_be_off(wanted) and run_state != "inmigrate":
                     self.count_crash(f"QEMU is in state {run_state}")
-                worker.expected_exit = True
+                context.exit_expected = True
                 await self._machine.kill()
                 self._stopping_at = None
                 return 0
             case Step.MAKE_ROOM:
                 if (full := self._devices.full(wanted, ROOM_BYTES)) is not None:
-                    worker.report(VmState.PAUSED, full)
+                    context.report(VmState.PAUSED, full)
                     return RETRY_S
                 await self._machine.execute("cont")
                 return 0
             case Step.MARK_HALTED:
-                worker.store(halted_at_start=wanted.spec.starts, crashes=0)
+                context.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
         return None
 
     async def _work_on(self, wanted: wire.SnapshotWanted, run_state: str) -> bool:
         """Do what there is to do about a snapshot, once; say whether there was anything."""
-        worker = self._worker
+        context = self._context
         if self._snapshot_done == wanted:
             return False
         error, pause_ms = "", None
-        worker.expected_exit = wanted.phase is SnapshotPhase.REVERTING and not wanted.memory
+        context.exit_expected = wanted.phase is SnapshotPhase.REVERTING and not wanted.memory
         try:
-            with worker.doing(Action.SNAPSHOT, snapshot=wanted.id, phase=wanted.phase):
+            with context.doing(Action.SNAPSHOT, snapshot=wanted.id, phase=wanted.phase):
                 pause_ms = await snapshots.work(self._machine, wanted, run_state)
         except SnapshotFailed as failure:
             error = str(failure)
         self._snapshot_done = wanted
-        log.info("a snapshot was worked on", vm=worker.vm, snapshot=wanted.id, phase=wanted.phase, error=error)
-        self._host.send(
-            wire.SnapshotStands(worker.vm, worker.record.held.epoch, wanted.id, wanted.phase, error, pause_ms)
+        log.info("a snapshot was worked on", vm=context.vm, snapshot=wanted.id, phase=wanted.phase, error=error)
+        self._services.send(
+            wire.SnapshotStands(context.vm, context.record.held.epoch, wanted.id, wanted.phase, error, pause_ms)
         )
         return True
 
     async def _grow(self, wanted: wire.Assignment) -> str:
         """Give the guest what it should have of processors and memory; return why it does not get it."""
         try:
-            if await self._machine.grow_hardware(wanted.spec, self._host.accelerator, self._worker.doing):
-                self._host.aside(guest_agent.take_hardware(self._machine))
+            if await self._machine.grow_hardware(wanted.spec, self._services.accelerator, self._context.doing):
+                self._services.run_in_background(guest_agent.take_hardware(self._machine))
         except MonitorFailed as error:
-            log.warning("a guest can't grow", vm=self._worker.vm, error=str(error))
+            log.warning("a guest can't grow", vm=self._context.vm, error=str(error))
             return f"it can't grow while it runs: {error}"
         return ""
 
     def _is_to_be_off(self, wanted: wire.Assignment) -> bool:
-        return wanted.spec.power is Power.STOPPED or self._worker.record.halted_at_start == wanted.spec.starts
+        return wanted.spec.power is Power.STOPPED or self._context.record.halted_at_start == wanted.spec.starts
 
     async def _start(self, wanted: wire.Assignment) -> float:
-        worker = self._worker
-        if wanted.spec.image not in self._host.images:
-            self._host.send(wire.ImageMissing(wanted.spec.image))
-            worker.report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
+        context = self._context
+        if wanted.spec.image not in self._services.images:
+            self._services.send(wire.ImageMissing(wanted.spec.image))
+            context.report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
             return RETRY_S
-        if wanted.spec.ha and not self._host.lease.valid():
-            worker.report(VmState.STARTING, "waits for this node's lease")
+        if wanted.spec.ha and not self._services.lease.valid():
+            context.report(VmState.STARTING, "waits for this node's lease")
             return RETRY_S
-        image = worker.image()
-        if wanted.machine and not worker.record.machine and image.disk is not None and not self._machine.has_disk():
-            worker.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
+        image = context.image()
+        if wanted.machine and not context.record.machine and image.disk is not None and not self._machine.has_disk():
+            context.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
             return RETRY_S
-        worker.report(VmState.STARTING)
-        worker.expected_exit = False
+        context.report(VmState.STARTING)
+        context.exit_expected = False
         self._started_at = time.monotonic()
-        wanted = msgspec.structs.replace(wanted, cpu=wanted.cpu or worker.record.cpu or self._host.cpu)
-        async with self._host.turns.turn(wanted.spec.start_order):
+        wanted = msgspec.structs.replace(wanted, cpu=wanted.cpu or context.record.cpu or self._services.cpu)
+        async with self._services.start_queue.slot(wanted.spec.start_order):
             machine_type = await self._machine.start(
-                wanted, image, self._host.accelerator, worker.record.machine or wanted.machine,
-                lambda: opened(self._host.pools, wanted.volumes), incoming=False,
+                wanted, image, self._services.accelerator, context.record.machine or wanted.machine,
+                lambda: opened(self._services.storage_pools, wanted.volumes), incoming=False,
             )  # fmt: skip
-        worker.store(
+        context.store(
             machine=machine_type, cpu=wanted.cpu, halted_at_start=None, reboots=wanted.spec.reboots,
             resets=wanted.spec.resets,
         )  # fmt: skip
         return 0
 
     def _volume_handled(self, id: str, released: bool, error: str) -> None:
-        self._host.send(wire.VolumeHandled(self._worker.vm, self._worker.record.held.epoch, id, released, error))
+        self._services.send(wire.VolumeHandled(self._context.vm, self._context.record.held.epoch, id, released, error))
 
     async def _prepare(self) -> None:
         """Make what a migration of this VM will need of its image."""
         with contextlib.suppress(MachineFailed, OSError):  # it is made then
-            await self._host.pages.prepare(self._worker.image(), self._worker.tenant())
+            await self._prepare_pages(self._context.image(), self._context.tenant())

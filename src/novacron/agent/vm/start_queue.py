@@ -9,26 +9,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 GATHER_S = 0.01
-"""So long others may come that go first."""
+"""How long the queue waits for others that go first."""
 
 
-class Turns:
-    """Lets at most ``count`` go at once, those with the lowest order first, and among them who came first."""
+class StartQueue:
+    """Lets at most ``slots`` VMs start at once: the lowest order first, among equals the first to ask."""
 
-    def __init__(self, count: int) -> None:
-        self._free = count
+    def __init__(self, slots: int) -> None:
+        self._free = slots
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._grant: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def turn(self, order: int) -> AsyncIterator[None]:
-        """Wait for a turn, and have it for as long as the block runs."""
+    async def slot(self, order: int) -> AsyncIterator[None]:
+        """Wait for a start slot, and hold it for as long as the block runs."""
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (order, next(self._numbers), granted))
         if self._grant is None:
-            self._grant = loop.call_later(GATHER_S, self._grant_turns)
+            self._grant = loop.call_later(GATHER_S, self._grant_next)
         try:
             await granted
         except asyncio.CancelledError:
@@ -42,9 +42,9 @@ class Turns:
 
     def _give_back(self) -> None:
         self._free += 1
-        self._grant_turns()
+        self._grant_next()
 
-    def _grant_turns(self) -> None:
+    def _grant_next(self) -> None:
         self._grant = None
         while self._free and self._waiting:
             _, _, granted = heapq.heappop(self._waiting)

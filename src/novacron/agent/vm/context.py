@@ -1,0 +1,214 @@
+"""What the parts of one VM's worker share: the VM's record, its machine, and what the server says of it.
+
+The reconciler, the clone reconciler and both sides of migrations take a context. Only the worker composes them; none of
+them knows the worker or another part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from novacron.agent.actions import Action, doing
+from novacron.agent.host.lease import NodeLease
+from novacron.agent.host.networks import Networks
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.volumes import Pools
+from novacron.agent.identity import Identity
+from novacron.agent.settings import Settings
+from novacron.agent.vm.directory import DISK_LAYER
+from novacron.agent.vm.guest_agent import GuestWatch
+from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.machine import Machine, MachineFailed
+from novacron.agent.vm.start_queue import StartQueue
+from novacron.agent.vm.tenant import Tenant
+from novacron.disk.images import Image
+from novacron.model.cpu import CpuModel
+from novacron.model.node import AcceleratorKind
+from novacron.model.ownership import Claim
+from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.wire import messages as wire
+
+WAIT_KNOWN_S_MAX = 30.0
+"""How long others wait until it is known whether a VM runs here."""
+REASON_CHARS_MAX = 500
+
+
+class VmServices(msgspec.Struct):
+    """What a node offers to each of its VMs."""
+
+    settings: Settings
+    identity: Identity
+    journal: Journal
+    images: dict[str, Image]
+    accelerator: AcceleratorKind
+    cpu: CpuModel | None
+    storage_pools: Pools
+    start_queue: StartQueue
+    lease: NodeLease
+    networks: Networks
+    passthrough: Passthrough
+    find_vm: Callable[[str], VmContext | None]
+    """Return another VM of this node."""
+    run_in_background: Callable[[Coroutine[Any, Any, None]], None]
+    """Start work that nobody waits for; it is dropped when too much of it runs already."""
+    send: Callable[[wire.Message], None]
+    """Queue a message for the server; it is dropped while there is no connection."""
+
+
+class VmContext:
+    """One VM as its worker's parts see it. ``wake`` makes the worker look again."""
+
+    def __init__(
+        self,
+        vm: str,
+        record: Record,
+        services: VmServices,
+        wake: Callable[[], None],
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self.vm = vm
+        self.record = record
+        self.services = services
+        self.wake = wake
+        self.machine = Machine(vm, services.settings, services.networks, services.passthrough, on_event)
+        self.guest = GuestWatch(self.machine, wake)
+        self.statement: wire.Statement | None = None
+        """The server's latest word about this VM."""
+        self.assignment: wire.Assignment | None = None
+        """How the VM is to be, as far as the worker has looked at it."""
+        self.lock = asyncio.Lock()
+        """Held while a step is done: the disk is in nobody else's hands then."""
+        self.migration_changed = asyncio.Event()
+        """Set whenever QEMU says something about its migration."""
+        self.is_known = asyncio.Event()
+        """Set once a QEMU that an earlier agent left has been found, and the server has said what is to be."""
+        self.exit_expected = False
+        """QEMU's end, when it comes, was asked for."""
+        self.trace = ""
+        """The trace to which the present work belongs, until the VM is as it was asked for."""
+        self.arrived_by: str | None = None
+        """The migration that brought everything, until the guest goes on here."""
+        self._reported: wire.Observed | None = None
+
+    async def wait_until_known(self) -> None:
+        """Return once it is known whether the VM runs. Raises MachineFailed when that takes long."""
+        try:
+            await asyncio.wait_for(self.is_known.wait(), WAIT_KNOWN_S_MAX)
+        except TimeoutError:
+            raise MachineFailed(f"it is not known yet whether VM {self.vm} runs") from None
+
+    def name_and_project(self) -> tuple[str, str]:
+        """Return the VM's name and project, empty while they are not known."""
+        assignment = self.assignment or (self.statement.assignment if self.statement is not None else None)
+        return ("", "") if assignment is None else (assignment.name, assignment.project)
+
+    def doing(self, action: Action, **about: Any) -> contextlib.AbstractContextManager[None]:
+        """Do something that was asked for, or that follows from what the VM should be."""
+        name, project = self.name_and_project()
+        return doing(action, trace=self.trace, vm=self.vm, vm_name=name, project=project, **about)
+
+    def store(self, **changes: Any) -> None:
+        """Remember durably; what could not be written, on a full disk for example, is not remembered at all."""
+        record = msgspec.structs.replace(self.record, **changes)
+        self.services.journal.store(self.vm, record)
+        self.record = record
+
+    def owns(self) -> bool:
+        """Say whether this node owns the VM."""
+        return self.record.held.claim is Claim.OWNER
+
+    # what the VM consists of
+
+    def assigned(self) -> wire.Assignment:
+        """Return how the VM is to be; only to be asked while it has been assigned."""
+        assert self.assignment is not None
+        return self.assignment
+
+    def spec(self) -> VmSpec:
+        """Return what the VM is to be."""
+        return self.assigned().spec
+
+    def image(self) -> Image:
+        """Return the VM's image. Raises MachineFailed when this node does not hold it."""
+        name = self.spec().image
+        image = self.services.images.get(name)
+        if image is None:
+            raise MachineFailed(f"this node does not hold image {name}")
+        return image if self.spec().own_disk else image.without_disk()
+
+    def image_name(self) -> str | None:
+        """Return the name of the VM's image, as far as this node has been told."""
+        assignment = self.statement.assignment if self.statement is not None else None
+        return None if assignment is None else assignment.spec.image
+
+    def disk_bytes(self, image: Image) -> int:
+        """Return the size of the VM's disk, 0 for none."""
+        return self.spec().disk_bytes(image.info.disk_bytes)
+
+    def memory_bytes(self) -> int:
+        """Return the size of the memory with which the guest was started."""
+        hardware = self.machine.hardware
+        return (hardware.memory_mib if hardware is not None else self.spec().memory_mib) << 20
+
+    def volumes(self) -> tuple[wire.VolumeAttached, ...]:
+        """Return the volumes that the VM has."""
+        return () if self.assignment is None else self.assignment.volumes
+
+    def files_to_move(self) -> list[Path]:
+        """Return the files of the disks that move with the VM, as they lie here."""
+        own = [self.machine.directory / DISK_LAYER, *self.machine.home.shared()]
+        pools = self.services.storage_pools
+        volumes = [pools.path(volume.pool, volume.id) for volume in self.volumes() if volume.moves]
+        return [path for path in own + volumes if path.exists()]
+
+    def tenant(self) -> Tenant:
+        """Return to whom the VM's pages belong."""
+        assignment = self.assigned()
+        return Tenant(assignment.project, assignment.page_key)
+
+    # reports
+
+    def missing_memory_reason(self) -> str:
+        """Say where memory of the VM still is, or nothing when all of it is here."""
+        moving = self.record.post_copy
+        return "" if moving is None else f"its memory is still on its way from node {moving.peer}"
+
+    def forget_reports(self) -> None:
+        """Report the VM's state again even where it has not changed: the link is new."""
+        self._reported = None
+
+    def report(self, state: VmState, reason: str = "") -> None:
+        """Tell the server how the VM is, unless that is what it was told last."""
+        assignment = self.statement.assignment if self.statement is not None else None
+        started_as = "" if assignment is None else assignment.machine  # by a host whose place this one has taken
+        status = VmStatus(
+            state=state,
+            reason=reason[:REASON_CHARS_MAX],
+            accelerator=self.services.accelerator,
+            machine=self.record.machine or started_as,
+            cpu=self.record.cpu,
+            pid=self.machine.pid or 0,
+            reboots=self.record.reboots,
+            halted_at_start=self.record.halted_at_start,
+            crashes=self.record.crashes,
+            resets=self.record.resets,
+            guest=self.guest.known,
+            hardware=self.machine.hardware,
+            kept=self._ends_with_lease(),
+        )
+        # With the epoch: the server ignores what is reported at an earlier one.
+        report = wire.Observed(self.vm, self.record.held.epoch, status)
+        if report != self._reported:
+            self._reported = report
+            self.services.send(report)
+
+    def _ends_with_lease(self) -> bool:
+        if self.machine.pid is not None:
+            return self.machine.kept
+        return self.assignment is not None and self.assignment.spec.ha
