@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -20,12 +21,19 @@ from novacron.store.database import Database, migrate
 
 _numbers = itertools.count(1)
 
+hypothesis.settings.register_profile(
+    "novacron",
+    deadline=None,  # a wall clock says more about what else the machine does than about the code
+    print_blob=True,  # a failure says how to reproduce it
+)
+hypothesis.settings.load_profile("novacron")
+
 
 WITH_MOVES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("outages", "up", "workers")))
 """What uses no platform that the others share, and takes about half of the time."""
 
 
-class Halves(LoadScopeScheduling):  # type: ignore[misc]
+class Halves(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """With ``-n 2``, moves of VMs in one process and most else in the other: what tests share is made once."""
 
     def _split_scope(self, nodeid: str) -> str:

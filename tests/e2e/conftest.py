@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lab.guest import CounterClient
@@ -130,6 +131,11 @@ def until_logged(victim: Platform, service: str, text: str, since: int, timeout_
     """Wait until a process has logged ``text`` after byte ``since`` of its log."""
     log = victim.agents[service].log
     until(lambda: text in log.read_text(errors="replace")[since:], f"{service} says {text!r}", timeout_s)
+
+
+def has_text(log: Path, text: str) -> bool:
+    """Say whether a log has ``text`` in it by now."""
+    return text in log.read_text(errors="replace")
 
 
 def kill(victim: Platform, what: str, vm: Object, source: str, target: str) -> None:

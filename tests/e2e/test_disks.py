@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import subprocess
 import time
@@ -15,6 +16,7 @@ from tests.e2e.conftest import (
     Object,
     boot,
     delete,
+    has_text,
     kill,
     pause,
     revive,
@@ -61,7 +63,8 @@ def test_a_running_vm_moves_with_its_disk_and_back(victim: Platform) -> None:
             progress = ended["progress"]
             assert progress["disk_bytes"] >= 4 * MIB and progress["disk_remaining_bytes"] == 0
             sent.append(progress["wire_bytes"])
-            until(lambda t=migration["source"]: '"what": "disk"' in victim.agents[t].log.read_text(), "it is kept", 20)
+            log = victim.agents[migration["source"]].log
+            until(functools.partial(has_text, log, '"what": "disk"'), "it is kept", 20)
             pause(1.5)
     assert sent[1] < 3 * MIB < 4 * MIB < sent[0], "random data goes over the link once"
     delete(victim, vm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from tests.e2e.conftest import (
     Object,
     boot,
     delete,
+    has_text,
     pause,
     typed,
     until_counts_on,
@@ -28,7 +30,7 @@ def metrics(victim: Platform) -> Counter[tuple[str, str]]:
     found = Counter[tuple[str, str]]()
     for family in text_string_to_metric_families(victim.client.metrics()):
         for sample in family.samples:
-            found[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += sample.value
+            found[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += int(sample.value)
     return found
 
 
@@ -53,7 +55,8 @@ def test_going_back_costs_next_to_nothing_and_memory_is_what_it_was(victim: Plat
             assert found["wire_bytes"] > 40_000_000, "the first time, random data has to be sent"
         else:
             assert found["wire_bytes"] < 4_000_000 and found["savings"]["checkpoint"] > 40_000_000
-        until(lambda t=migration["source"]: "kept what a VM left" in victim.agents[t].log.read_text(), "it is kept", 20)
+        log = victim.agents[migration["source"]].log
+        until(functools.partial(has_text, log, "kept what a VM left"), "it is kept", 20)
         ahead = victim.directory / target / "agent" / "pages" / "default" / f"left-{vm['id']}" / "index"
         until(ahead.exists, "the node that it is on knows what the other keeps", 20)
         pause(1.5)

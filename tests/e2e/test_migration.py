@@ -160,10 +160,10 @@ def test_guests_have_what_every_node_can_give_or_move_only_to_where_there_is_wha
     assert "avx2" not in has["common"] and "bmi2" not in has["common"] and "sse4-2" in has["common"]
     assert {"avx2", "bmi2"} <= set(has["all"]) and "avx2" in has["more"] and "bmi2" not in has["more"]
     assert typed(victim, common, "grep -c avx2 /proc/cpuinfo", "0").strip() == "0", "its guest sees none"
-    for vm, lacks in (("all", "avx2, bmi2"), ("more", "avx2")):
-        refused = victim.cli("vm", "migrate", vm, "--to", "host-b", check=False)
+    for name, lacks in (("all", "avx2, bmi2"), ("more", "avx2")):
+        refused = victim.cli("vm", "migrate", name, "--to", "host-b", check=False)
         assert refused.returncode == 4 and lacks in refused.stderr
-        assert victim.client.get("vms", vm)["migration"] is None
+        assert victim.client.get("vms", name)["migration"] is None
     verdicts = victim.cli("vm", "create", "x", "--image", "tiny", "--cpu-flag", "bmi2", "--dry-run").stdout
     assert "no processor with bmi2" in verdicts
     victim.cli("vm", "migrate", "common", "--to", "host-b", "--wait")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -264,7 +265,7 @@ def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: 
     try:
         with listening(host_a, "198.18.0.1", 9003) as came:
             for vm in (a, b):
-                until(lambda vm=vm: connects(victim, vm, "198.18.0.1", 9003), "it is used")
+                until(functools.partial(connects, victim, vm, "198.18.0.1", 9003), "it is used")
             assert set(came) == {"198.18.0.2"}
         until(lambda: "novagw" not in run(*host_a.prefix, "ls", NET), "host-a is it no more")
     finally:

@@ -189,7 +189,7 @@ def test_a_body_over_the_limit_is_refused(api: Api) -> None:
 )  # fmt: skip
 def test_what_does_not_exist_or_make_sense_is_a_problem(api: Api, method: str, path: str, status: int) -> None:
     headers = {"Accept": "text/event-stream"} if "kinds" in path else {}
-    assert api(method, path, **headers).problem["status"] == status
+    assert api(method, path, raw=None, token="", **headers).problem["status"] == status
 
 
 def test_a_name_in_use_is_refused(api: Api, new_vm: NewVm) -> None:

@@ -134,12 +134,12 @@ def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm
     agent.process.send_signal(signal.SIGSTOP)
     try:
         clone(vm)
-        for refused in (
+        for answer in (
             api("DELETE", f"/api/v1/vms/{vm['id']}"),
             api("POST", f"/api/v1/vms/{vm['id']}/actions/migrate"),
             api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "t"}),
         ):
-            assert refused.status == 409 and "is being cloned from it" in refused.problem["detail"]
+            assert answer.status == 409 and "is being cloned from it" in answer.problem["detail"]
     finally:
         agent.process.send_signal(signal.SIGCONT)
 

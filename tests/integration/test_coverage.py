@@ -97,7 +97,7 @@ def of_routes(traced: Platform, collector: Collector) -> list[Seen]:
     api = Api(traced.client)
     wanted = routes()
     for number, (method, path) in enumerate(wanted):
-        body = {} if method in ("POST", "PUT", "PATCH") else None
+        body: dict[str, object] | None = {} if method in ("POST", "PUT", "PATCH") else None
         trace = f"00-{number + 1:032x}-{number + 1:016x}-01"
         api(method, re.sub(r"\{[^}]*\}", "none", path), body, traceparent=trace, Accept="application/json")
         time.sleep(0.06)  # of reads that succeed, twenty a second are written down

@@ -159,7 +159,7 @@ def test_a_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle.tarfile.TarFile, "addfile", full)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with pytest.raises(OSError, match="space"):
         bundle.write(tmp_path / "bundle.tar.gz", tmp_path, [])
     assert list(tmp_path.iterdir()) == []

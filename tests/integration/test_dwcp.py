@@ -8,7 +8,7 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,13 +47,13 @@ class Plain:
 class Held:
     """A base in memory."""
 
-    kind = "sibling"
+    kind: str = "sibling"
 
     def __init__(self, name: str, pages: list[bytes], *, sealed: bool = False) -> None:
         self.name = name
         self.sealed = sealed
         self.pages = pages
-        self.digests = [PageHash(KEY).digest(page) for page in pages]
+        self.digests: Sequence[bytes] = [PageHash(KEY).digest(page) for page in pages]
 
     def read(self, index: int, count: int) -> bytes:
         return b"".join(self.pages[index : index + count])

@@ -135,7 +135,7 @@ def web(tmp_path: Path) -> Iterator[str]:
     """A server of the files in ``tmp_path``, on this machine."""
     server = http.server.ThreadingHTTPServer(
         ("0.0.0.0", 0),
-        lambda *args: _Server(*args, directory=str(tmp_path)),  # type: ignore[arg-type]
+        lambda *args: _Server(*args, directory=str(tmp_path)),
     )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

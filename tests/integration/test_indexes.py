@@ -10,6 +10,7 @@ import pytest
 
 from novacron.model.access import Right
 from novacron.model.audit import Outcome
+from novacron.model.user import UserKind
 from novacron.model.vm import Action, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
 from novacron.store import (
@@ -118,7 +119,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         transaction = real.transaction(isolation="repeatable_read")
         await transaction.start()
         connection: Any = Recording(real)
-        user = await users.create(connection, "ann", users.UserKind.PERSON, None, events.SYSTEM)
+        user = await users.create(connection, "ann", UserKind.PERSON, None, events.SYSTEM)
         token, _ = await tokens.create(connection, user, "t", "ann", scopes=[Right.READ])
         await vms.get(connection, "vm-5")
         making = await projects.making(connection, "default")

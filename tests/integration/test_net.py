@@ -84,7 +84,7 @@ def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device
     heard.bind(("vx0", 0x0003))
     heard.settimeout(20)
     assert here.within(lambda: kept.send_after("br0", MAC)) == 3
-    frames = []
+    frames: list[bytes] = []
     while len(frames) < 3:
         frame = heard.recv(2000)
         if b"late-" in frame:

@@ -36,7 +36,7 @@ def said(found: Samples, family: declared.Family) -> list[Any]:
 
 
 def scraped(asked: Api, path: str, **headers: str) -> str:
-    answer = asked("GET", path, **headers)
+    answer = asked("GET", path, raw=None, token="", **headers)
     assert answer.status == 200, answer.body
     return str(answer.body)
 

@@ -194,7 +194,7 @@ def test_who_is_vouched_for_gets_a_session_and_the_roles_of_their_groups(provide
         lambda claims: {**claims, "nonce": "another login's"},
         lambda claims: {key: value for key, value in claims.items() if key != "sub"},
         lambda claims: jwt.encode(claims, "x" * 32, "HS256", headers={"kid": "k"}),
-        lambda claims: jwt.encode(claims, None, "none"),
+        lambda claims: jwt.encode(claims, "", "none"),
         lambda claims: jwt.encode(
             claims, rsa.generate_private_key(public_exponent=65537, key_size=2048), "RS256", headers={"kid": "k"}
         ),

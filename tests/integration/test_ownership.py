@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -279,7 +280,7 @@ class Ownership(RuleBasedStateMachine):
         def target_hears_first() -> None:
             self.links_work(sorted(HOSTS, key=lambda name: self.hosts[name].qemu != "loaded"), answers=True)
 
-        way = (
+        way: tuple[Callable[[], object], ...] = (
             lambda: self.links_work(list(HOSTS), answers=True),
             lambda: self.operator_migrates(None),
             lambda: self.links_work(list(HOSTS), answers=True),
@@ -400,7 +401,6 @@ def check(examples: int) -> None:
                 settings=settings(
                     max_examples=examples,
                     stateful_step_count=30,
-                    deadline=None,
                     database=None,
                     print_blob=True,
                     phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes: a history is short enough

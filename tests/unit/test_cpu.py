@@ -37,14 +37,15 @@ def test_processors_of_others_do_not_count_and_take_no_guests() -> None:
 
 def test_a_node_that_can_not_run_a_vm_as_it_was_started_is_named_with_the_reason() -> None:
     one = node("a")
-    assert one.status.inventory is not None
+    plain = one.status.inventory
+    assert plain is not None
 
     def has(**fields: object) -> dict[str, str]:
-        inventory = msgspec.structs.replace(one.status.inventory, **fields)
+        inventory = msgspec.structs.replace(plain, **fields)
         other = msgspec.structs.replace(one, status=msgspec.structs.replace(one.status, inventory=inventory))
         return unlike([other], VmStatus(accelerator="tcg", machine="pc-q35-7.2", cpu=INTEL), runs=True)
 
-    kind = one.status.inventory.accelerator.kind
+    kind = plain.accelerator.kind
     status = VmStatus(accelerator=kind, machine="pc-q35-7.2", cpu=INTEL)
     assert unlike([one], status, runs=True) == {}, "what it has not said is not held against it"
     assert "no machine type pc-q35-7.2" in has(machines=("pc-q35-5.2",))["a"]
@@ -52,12 +53,12 @@ def test_a_node_that_can_not_run_a_vm_as_it_was_started_is_named_with_the_reason
         "lacks avx2"
         in has(
             cpu=INTEL.without(["avx2"]),
-            accelerator=msgspec.structs.replace(one.status.inventory.accelerator, kind=AcceleratorKind.TCG),
+            accelerator=msgspec.structs.replace(plain.accelerator, kind=AcceleratorKind.TCG),
         )["a"]
     )
     assert (
         "under kvm, not tcg"
-        in has(accelerator=msgspec.structs.replace(one.status.inventory.accelerator, kind=AcceleratorKind.KVM))["a"]
+        in has(accelerator=msgspec.structs.replace(plain.accelerator, kind=AcceleratorKind.KVM))["a"]
     )
 
 

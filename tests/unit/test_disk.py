@@ -48,7 +48,7 @@ class Kept:
         self.data = bytearray(b"\xff" * size)
         self.flushed = False
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         self.data[offset : offset + len(data)] = data
 
     def zero(self, offset: int, length: int) -> None:
@@ -72,7 +72,7 @@ steps = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps)
 def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[tuple[int, str, int, int, int]]) -> None:
     infos = [INFO, VolumeInfo("disk1", SIZE)]
@@ -153,7 +153,7 @@ def test_a_hostile_stream_writes_nothing_outside_its_volumes(stream: bytes, why:
     assert volume.data == b"\xff" * SIZE
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_stream_does_anything_but_raise_or_write_within(tail: bytes) -> None:
     volume = Kept()
@@ -267,7 +267,7 @@ def test_qemus_client_writes_to_the_export(tmp_path: Path) -> None:
 
 def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: Path) -> None:
     class Full(Kept):
-        def write(self, offset: int, data: bytes) -> None:
+        def write(self, offset: int, data: bytes | memoryview) -> None:
             raise OSError("no room")
 
     source, path = tmp_path / "source", tmp_path / "nbd.sock"

@@ -12,7 +12,7 @@ from novacron.agent.images.imports import HOLE_BYTES, Writer, _filled
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, HOLE_BYTES)), max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_no_hole_is_all_that_is_not_zero(parts: list[tuple[bool, int]]) -> None:
     piece = b"".join((b"x" if full else b"\0") * count for full, count in parts)
     found = list(_filled(piece))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,26 @@ TICK_S = 0.25
 KEEPER_S = 0.25
 
 
+Session = tuple[int, Beats]
+
+
+class Beat(NamedTuple):
+    """A heartbeat on its way, with the session that it belongs to."""
+
+    number: int
+    acknowledged: int
+    steady_s: float
+    voters: tuple[str, ...]
+    session: Session | None
+
+
+class Ack(NamedTuple):
+    """The answer to a heartbeat on its way."""
+
+    number: int
+    session: Session
+
+
 class World:
     """Nodes, a control plane, and links that fail in any direction. ``owner`` may run the one VM."""
 
@@ -114,7 +135,7 @@ class World:
     def beat(self, name: str) -> None:
         lease = self.leases[name]
         number = lease.beat(self.now)
-        said = number, lease.acknowledged, lease.steady_s(self.now), lease.voters_next, self.session.get(name)
+        said = Beat(number, lease.acknowledged, lease.steady_s(self.now), lease.voters_next, self.session.get(name))
         if self.can(name, "server"):
             self.mail.append((self.now + self.delay(), ("beat", name, said)))
 
@@ -122,11 +143,12 @@ class World:
         kind, name, said = item
         assert isinstance(name, str)
         if kind == "ack":
-            number, session = said  # type: ignore[misc]
-            if self.session.get(name) is session and self.can("server", name):
-                self.leases[name].beaten(number, self.now)
+            assert isinstance(said, Ack)
+            if self.session.get(name) is said.session and self.can("server", name):
+                self.leases[name].beaten(said.number, self.now)
             return
-        number, acknowledged, steady_s, voters, session = said  # type: ignore[misc]
+        assert isinstance(said, Beat)
+        number, acknowledged, steady_s, voters, session = said
         if not self.server_up or session is None or self.session.get(name) is not session:
             return
         generation, beats = session
@@ -135,7 +157,7 @@ class World:
             return
         self.stored[name] = self.now, beats.hears_until(acknowledged), self.now - steady_s, voters
         beats.acknowledge(number, acknowledged, self.now)
-        self.mail.append((self.now + self.delay(), ("ack", name, (number, session))))
+        self.mail.append((self.now + self.delay(), ("ack", name, Ack(number, session))))
 
     def poll(self, name: str) -> None:
         lease = self.leases[name]
@@ -227,7 +249,7 @@ class World:
                 self.fail()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 @example(1, 3)
 def test_whatever_fails_a_vm_never_runs_twice(seed: int, count: int) -> None:

@@ -261,7 +261,7 @@ async def test_a_file_system_that_does_not_answer_holds_nobody_up(
         return real(tmp_path)
 
     monkeypatch.setattr(usage, "LOOK_S_MAX", 0.05)
-    monkeypatch.setattr(usage.shutil, "disk_usage", stuck)
+    monkeypatch.setattr(shutil, "disk_usage", stuck)
     settings = Settings(state_dir=tmp_path, images_dir=tmp_path, name="n")
     filesystems = usage.Filesystems(settings, lambda: {"away": tmp_path / "away"})
     try:

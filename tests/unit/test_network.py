@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -160,7 +161,7 @@ def test_nothing_passes_through_a_closed_interface() -> None:
 
 
 def test_names_and_ways_in_are_told() -> None:
-    files = dnsmasq.config(told(), dnsmasq.Path("/run/x"), ["9.9.9.9"])
+    files = dnsmasq.config(told(), Path("/run/x"), ["9.9.9.9"])
     assert files["hosts"] == "52:54:00:00:00:01,10.20.0.3,web\n" and files["names"] == "10.20.0.3 web\n"
     for line in ("server=9.9.9.9", "domain=lan.internal", "dhcp-option=option:mtu,1450", "dhcp-range=10.20.0.0,static"):
         assert line in files["dnsmasq.conf"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,21 @@ from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.dwcp.return_channel import AGAIN_S, BYTES_MAX, UNTAKEN_MAX, BackReceiver, BackSender
 
 
+def accepting(frames: list[Frame]) -> Callable[[Frame], bool]:
+    """Return a connection that takes every frame."""
+
+    def take(frame: Frame) -> bool:
+        frames.append(frame)
+        return True
+
+    return take
+
+
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=30), st.randoms(use_true_random=False))
 def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: object) -> None:
     assert hasattr(chance, "random") and hasattr(chance, "shuffle")
     on_their_way: list[Frame] = []
-    sender = BackSender(lambda frame: on_their_way.append(frame) is None)
+    sender = BackSender(accepting(on_their_way))
     receiver, got = BackReceiver(), b""
     for data in said:
         asyncio.run(sender.send(data))
@@ -41,7 +52,7 @@ def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: objec
 
 def test_long_messages_go_in_frames_of_a_bounded_size() -> None:
     frames: list[Frame] = []
-    sender = BackSender(lambda frame: frames.append(frame) is None)
+    sender = BackSender(accepting(frames))
     asyncio.run(sender.send(b"x" * (2 * BYTES_MAX + 1)))
     assert [len(frame.payload) for frame in frames] == [BYTES_MAX, BYTES_MAX, 1]
 
@@ -59,7 +70,7 @@ async def test_too_much_that_is_not_taken_waits() -> None:
 
 async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[Frame] = []
-    sender = BackSender(lambda frame: frames.append(frame) is None)
+    sender = BackSender(accepting(frames))
     await sender.send(b"x")
     sender.repeat()
     assert len(frames) == 1

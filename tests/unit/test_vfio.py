@@ -107,6 +107,7 @@ def test_qemu_is_told_of_devices_by_their_addresses() -> None:
 
 def with_devices(name: str, listed: tuple[str, ...], group: int | None = 12) -> Node:
     one = node(name)
+    assert one.status.inventory is not None
     devices = tuple(PciDevice(address, "8086:10fb", "0200", "ixgbe", group) for address in (NIC, TWIN))
     inventory = msgspec.structs.replace(one.status.inventory, hardware=Hardware("", (), (), (), devices))
     return msgspec.structs.replace(
