@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from novacron.dwcp import connection as connection_module
-from novacron.dwcp import receiver_index
+from novacron.dwcp import receiver_index, sockets
 from novacron.dwcp.connection import Connection
 from novacron.dwcp.frames import (
     MISSING_MAX,
@@ -149,7 +149,7 @@ class Transport:
 
 
 def test_a_peer_that_asks_on_and_reads_nothing_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module.sockets, "tune", lambda _: None)
+    monkeypatch.setattr(sockets, "tune", lambda _: None)
     transport = Transport()
 
     def write(parts: tuple[bytes, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from novacron.client import AsyncClient, Client
 
 
 @pytest.mark.parametrize("path", generate.generated(), ids=lambda path: str(path.relative_to(generate.ROOT)))
-def test_a_generated_file_is_up_to_date(path: generate.Path) -> None:
+def test_a_generated_file_is_up_to_date(path: Path) -> None:
     assert path.read_text() == generate.generated()[path], "run: script/generate"
 
 
