@@ -67,7 +67,7 @@ def held_as(site: Platform, node: str, name: str) -> Path:
 )  # fmt: skip
 def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str, tmp_path: Path, format: str) -> None:
     raw, file = disk(tmp_path / "raw"), tmp_path / "disk"
-    packed = {
+    packed: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress, "xz": lzma.compress, "zstd": zstandard.compress, "qcow2.xz": lzma.compress,
         "zip": zipped,
     }  # fmt: skip
