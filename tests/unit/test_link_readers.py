@@ -37,7 +37,7 @@ class Workers:
     def add(self, vm: str) -> Any:
         if vm in self.broken:
             raise ValueError("its record is damaged")
-        return SimpleNamespace(finished=False, tell=lambda statement: self.stated.append(statement.vm))
+        return SimpleNamespace(finished=False, set_desired=lambda statement: self.stated.append(statement.vm))
 
 
 async def test_a_vm_that_cannot_be_told_what_to_be_is_tried_again_and_holds_up_no_other(
