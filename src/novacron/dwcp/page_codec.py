@@ -52,7 +52,6 @@ class Op(IntEnum):
 
 
 BARE = 0x80
-NEW_SLOTS = (Op.LITERAL, Op.STORED, Op.DELTA)
 
 
 Run = tuple[int, int, int, int, int, bool]

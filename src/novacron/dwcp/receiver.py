@@ -41,7 +41,6 @@ from novacron.telemetry.values import counter
 log = logs.get(__name__)
 
 SESSIONS = counter("novacron_dwcp_sessions_total")
-HELLO_TIMEOUT_S = 10.0
 ANNOUNCED_S = 4.0
 """How long a sender may wait for a session that was announced: less than it waits for an answer."""
 GRACE_S = 0.2

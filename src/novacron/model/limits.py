@@ -107,6 +107,4 @@ NETWORKS_MAX = 16_000
 GROUPS_PER_NIC_MAX = 8
 RULES_PER_GROUP_MAX = 128
 FORWARDS_PER_NETWORK_MAX = 256
-NODE_NUMBER_MAX = 65_000
-"""Of nodes that were ever there: it makes a node's own address in every network."""
 PASSTHROUGH_MAX = 64

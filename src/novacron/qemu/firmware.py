@@ -18,7 +18,7 @@ FILES = {
 }
 """Where distributions have the code, and the variables that a new VM begins with."""
 PACKAGE = "ovmf"
-NVRAM, NVRAM_BYTES_MAX = "nvram.fd", 1 << 20
+NVRAM = "nvram.fd"
 TPM, TPM_SOCKET, TPM_STATE = "swtpm", "run/tpm.sock", "tpm"
 TPM_FILE = f"{TPM_STATE}/tpm2-00.permall"
 """What a TPM 2.0 remembers."""
