@@ -19,6 +19,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.images import Image
 from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -115,64 +116,99 @@ class Volumes:
         self._pools = pools
         self._images = images
         self._send = send
-        self._wanted: tuple[wire.VolumeWanted, ...] = ()
-        self._said: dict[str, wire.VolumeStands] = {}
-        self._told = asyncio.Event()
+        self._log_now = Rarely()
+        self._desired: tuple[wire.VolumeWanted, ...] = ()
+        self._reported: dict[str, wire.VolumeStands] = {}
+        self._look_now = asyncio.Event()
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        """Pools of which the volumes are being seen to."""
+        self._again: set[str] = set()
+        """Pools to look at once more when they are no longer busy."""
 
-    def tell(self, wanted: tuple[wire.VolumeWanted, ...]) -> None:
-        self._wanted = wanted
-        self._said = {}  # whoever tells this may not have heard it
-        self._told.set()
+    def tell(self, desired: tuple[wire.VolumeWanted, ...]) -> None:
+        """Take how all volumes of this node are to be."""
+        self._desired = desired
+        self._reported = {}  # whoever tells this may not have heard it
+        self._look_now.set()
 
     async def run(self) -> None:
-        """See to them until cancelled."""
-        while True:
-            self._told.clear()
-            for one in self._wanted:
-                stands = await self._see_to(one)
-                if self._said.get(one.id) != stands:
-                    self._said[one.id] = stands
-                    self._send(stands)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), LOOK_S)
+        """See to the volumes until cancelled. A pool that does not answer holds up no other."""
+        try:
+            while True:
+                self._look_now.clear()
+                for pool in {volume.pool for volume in self._desired}:
+                    self._begin(pool)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._look_now.wait(), LOOK_S)
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+            await asyncio.gather(*self._busy.values(), return_exceptions=True)
 
-    async def _see_to(self, one: wire.VolumeWanted) -> wire.VolumeStands:
-        """Let a volume be as it should be, and say how it is."""
-        begins = one.phase in BEGIN and one.id not in self._said
-        about = {"trace": one.trace, "volume": one.id, "phase": one.phase}
+    def _begin(self, pool: str) -> None:
+        """Begin to see to a pool's volumes, or do so once more after those that are being seen to."""
+        if pool in self._busy:
+            self._again.add(pool)
+            return
+        volumes = [volume for volume in self._desired if volume.pool == pool]
+        task = self._busy[pool] = asyncio.create_task(self._see_to_all(volumes), name=f"volumes of pool {pool}")
+        task.add_done_callback(lambda _: self._end(pool))
+
+    def _end(self, pool: str) -> None:
+        del self._busy[pool]
+        if pool in self._again:
+            self._again.discard(pool)
+            self._look_now.set()
+
+    async def _see_to_all(self, volumes: list[wire.VolumeWanted]) -> None:
+        for volume in volumes:
+            report = await self._see_to(volume)
+            if self._reported.get(volume.id) != report:
+                self._reported[volume.id] = report
+                self._send(report)
+
+    async def _see_to(self, volume: wire.VolumeWanted) -> wire.VolumeStands:
+        """Let a volume be as it should be, and return how it is."""
+        begins = volume.phase in BEGIN and volume.id not in self._reported
+        about = {"trace": volume.trace, "volume": volume.id, "phase": volume.phase}
         try:
             with doing(Action.VOLUME, **about) if begins else contextlib.nullcontext():
-                return await asyncio.to_thread(self._settle, one)
+                return await asyncio.to_thread(self._settle, volume)
         except OSError as error:
-            log.warning("a volume is not as it should be", volume=one.id, error=str(error))
-            phase = VolumePhase.FAILED if one.phase is VolumePhase.CREATING else one.phase
-            return wire.VolumeStands(one.id, phase, error=str(error) or type(error).__name__)
+            log.warning("a volume is not as it should be", volume=volume.id, error=str(error))
+            why = str(error) or type(error).__name__
+        except Exception as error:  # a defect met with one volume must not keep the others from being seen to
+            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            if self._log_now.due(volume.id):
+                log.exception("defect with a volume", volume=volume.id)
+        phase = VolumePhase.FAILED if volume.phase is VolumePhase.CREATING else volume.phase
+        return wire.VolumeStands(volume.id, phase, error=why)
 
     def _disk_of(self, image: str | None) -> Path | None:
         """Return the disk of an image. Raises FileNotFoundError."""
         if image is None:
             return None
-        found = self._images.get(image)
-        if found is None or found.disk is None:
+        held = self._images.get(image)
+        if held is None or held.disk is None:
             raise FileNotFoundError(f"this node does not hold image {image}, or that has no disk")
-        return found.disk
+        return held.disk
 
-    def _settle(self, one: wire.VolumeWanted) -> wire.VolumeStands:
-        """Let a volume be as it should be, and say how it is. Raises OSError."""
-        path = self._pools.path(one.pool, one.id)
-        if one.phase is VolumePhase.DELETING:
+    def _settle(self, volume: wire.VolumeWanted) -> wire.VolumeStands:
+        """Let a volume be as it should be, and return how it is. Raises OSError."""
+        path = self._pools.path(volume.pool, volume.id)
+        if volume.phase is VolumePhase.DELETING:
             path.unlink(missing_ok=True)
             make_durable(path.parent)
-            return wire.VolumeStands(one.id, VolumePhase.DELETED)
+            return wire.VolumeStands(volume.id, VolumePhase.DELETED)
         if not path.exists():
-            if one.phase is not VolumePhase.CREATING:
-                return wire.VolumeStands(one.id, one.phase, error=f"{path} is gone")
-            _create(path, one.size_mib << 20, self._disk_of(one.image))
-            log.info("a volume is made", volume=one.id, path=str(path))
-        found = path.stat()
-        if found.st_size < one.size_mib << 20:
-            os.truncate(path, one.size_mib << 20)
-        return wire.VolumeStands(one.id, VolumePhase.READY, found.st_blocks * 512)
+            if volume.phase is not VolumePhase.CREATING:
+                return wire.VolumeStands(volume.id, volume.phase, error=f"{path} is gone")
+            _create(path, volume.size_mib << 20, self._disk_of(volume.image))
+            log.info("a volume is made", volume=volume.id, path=str(path))
+        status = path.stat()
+        if status.st_size < volume.size_mib << 20:
+            os.truncate(path, volume.size_mib << 20)
+        return wire.VolumeStands(volume.id, VolumePhase.READY, status.st_blocks * 512)
 
 
 def _create(path: Path, size_bytes: int, begins_as: Path | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -53,28 +54,40 @@ class Exports:
         self._find_vm = find_vm
         self._send = send
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._told: set[str] = set()
+        self._desired: set[str] = set()
+        self._clearing = self._clear_due = False
         self._one_by_one = asyncio.Lock()
 
-    def tell(self, wanted: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup) -> None:
+    def tell(self, desired: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep, or make, these and no others."""
-        self._told = {one.id for one in wanted}
+        self._desired = {export.id for export in desired}
         for id, task in self._running.items():
-            if id not in self._told:
+            if id not in self._desired:
                 task.cancel()
-        for path in self._directory.iterdir():
-            id = path.name.partition(".")[0]
-            if id not in self._told and id not in self._running:
-                _remove(path)
-        for one in wanted:
-            if one.id not in self._running:
-                task = self._running[one.id] = tasks.create_task(self._see_to(one), name=f"export-{one.id}")
-                task.add_done_callback(lambda _, id=one.id: self._over(id))  # type: ignore[misc]
+        self._clear_due = True
+        if not self._clearing:
+            self._clearing = True
+            tasks.create_task(self._clear_others(), name="exports-clear")
+        for export in desired:
+            if export.id not in self._running:
+                task = tasks.create_task(self._see_to(export), name=f"export-{export.id}")
+                self._running[export.id] = task
+                task.add_done_callback(functools.partial(self._over, export.id))
 
-    def _over(self, id: str) -> None:
+    def _over(self, id: str, _task: asyncio.Task[None]) -> None:
         del self._running[id]
-        if id not in self._told:  # it was given up when it was all but done
-            self._clear(id)
+
+    async def _clear_others(self) -> None:
+        """Remove what is left of exports that are neither to be kept nor being made."""
+        try:
+            while self._clear_due:
+                self._clear_due = False
+                await asyncio.to_thread(_remove_others, self._directory, self._is_kept)
+        finally:
+            self._clearing = False
+
+    def _is_kept(self, id: str) -> bool:
+        return id in self._desired or id in self._running
 
     def read(self, id: str, offset: int, bytes_max: int) -> bytes:
         """Return a piece of an export. Raises OSError."""
@@ -94,47 +107,58 @@ class Exports:
     def _path(self, id: str) -> Path:
         return self._directory / f"{id}.qcow2"
 
-    async def _see_to(self, one: wire.ExportWanted) -> None:
-        path = self._path(one.id)
+    async def _see_to(self, export: wire.ExportWanted) -> None:
         try:
-            if one.phase is ExportPhase.READY:
-                if not path.exists():
-                    raise Unacceptable("its file is gone")
-                return
-            async with self._one_by_one:
-                if not path.exists():
-                    with doing(Action.EXPORT, trace=one.trace, vm=one.vm, export=one.id):
-                        await self._make(one, path)
-                digest, disk_bytes = await asyncio.to_thread(_sha256, path), overlay.size_bytes(path)
-            log.info("exported", vm=one.vm, export=one.id)
-            stands = wire.ExportStands(one.id, ExportPhase.READY, path.stat().st_size, disk_bytes, digest)
+            report = await self._have(export)
         except asyncio.CancelledError:
-            self._clear(one.id)
+            await asyncio.shield(asyncio.to_thread(self._clear, export.id))
             raise
         except (
             Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, OSError,
             TimeoutError,
         ) as error:  # fmt: skip
-            log.warning("a VM could not be exported", vm=one.vm, error=str(error))
-            self._clear(one.id)
-            stands = wire.ExportStands(one.id, ExportPhase.FAILED, error=str(error) or type(error).__name__)
+            log.warning("a VM could not be exported", vm=export.vm, error=str(error))
+            await asyncio.to_thread(self._clear, export.id)
+            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=str(error) or type(error).__name__)
         except Exception as error:  # a defect met with one must not take the agent away
-            log.exception("defect in an export", vm=one.vm)
-            stands = wire.ExportStands(one.id, ExportPhase.FAILED, error=f"a defect: {type(error).__name__}")
-        self._send(stands)
+            log.exception("defect in an export", vm=export.vm)
+            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=f"a defect: {type(error).__name__}")
+        if export.id not in self._desired:  # it was given up when it was all but done
+            await asyncio.to_thread(self._clear, export.id)
+        elif report is not None:
+            self._send(report)
+
+    async def _have(self, export: wire.ExportWanted) -> wire.ExportStands | None:
+        """Have an export's file and return what to report of it, if anything.
+
+        Raises Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, OSError, TimeoutError.
+        """
+        path = self._path(export.id)
+        if export.phase is ExportPhase.READY:
+            if not path.exists():
+                raise Unacceptable("its file is gone")
+            return None
+        async with self._one_by_one:
+            if not path.exists():
+                with doing(Action.EXPORT, trace=export.trace, vm=export.vm, export=export.id):
+                    await self._make(export, path)
+            digest = await asyncio.to_thread(_sha256, path)
+            disk_bytes = await asyncio.to_thread(overlay.size_bytes, path)
+        log.info("exported", vm=export.vm, export=export.id)
+        return wire.ExportStands(export.id, ExportPhase.READY, path.stat().st_size, disk_bytes, digest)
 
     def _clear(self, id: str) -> None:
         for path in self._directory.glob(f"{id}.*"):
             _remove(path)
 
-    async def _make(self, one: wire.ExportWanted, path: Path) -> None:
+    async def _make(self, export: wire.ExportWanted, path: Path) -> None:
         """Have the file at ``path``, whole or not at all."""
-        vm = self._find_vm(one.vm)
+        vm = self._find_vm(export.vm)
         if vm is None:
             raise Unacceptable("the VM is not here any more")
         await vm.wait_until_known()
-        self._clear(one.id)
-        scratch = VmDirectory(self._directory / f"{one.id}{PART}", None)
+        await asyncio.to_thread(self._clear, export.id)
+        scratch = VmDirectory(self._directory / f"{export.id}{PART}", None)
         image = vm.image()
         assert image.disk is not None
         await clone_disk.copy(vm.machine, scratch, vm.lock)
@@ -146,13 +170,23 @@ class Exports:
             [image.disk, *scratch.shared(), layer], target, SPARE_BYTES,
             lambda arguments: arguments if self._uid is None else confined(arguments, Account(self._uid)), self._uid,
         )  # fmt: skip
+        await asyncio.to_thread(self._finish, export.id, scratch.path, target, path)
+
+    def _finish(self, id: str, scratch: Path, target: Path, path: Path) -> None:
+        """Let an export be seen of which everything is there. Raises BadState, OSError."""
         os.chown(target, os.geteuid(), os.getegid())
-        state = await asyncio.to_thread(firmware_state.pack, scratch.path)
-        self._state(one.id).touch(0o600)
-        self._state(one.id).write_bytes(msgspec.msgpack.encode(state))
+        state = firmware_state.pack(scratch)
+        self._state(id).touch(0o600)
+        self._state(id).write_bytes(msgspec.msgpack.encode(state))
         target.rename(path)
-        await asyncio.to_thread(make_durable, self._directory)
-        _remove(scratch.path)
+        make_durable(self._directory)
+        _remove(scratch)
+
+
+def _remove_others(directory: Path, is_kept: Callable[[str], bool]) -> None:
+    for path in directory.iterdir():
+        if not is_kept(path.name.partition(".")[0]):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
