@@ -61,6 +61,15 @@ async def supervise(
         await asyncio.sleep(pause_s)
 
 
+async def guard(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something once; a defect in it is logged and counted, and ends nothing else."""
+    try:
+        await work()
+    except Exception:
+        RESTARTS.add(name)
+        log.exception("a task failed", work=name)
+
+
 async def until_one_ends(*works: Coroutine[None, None, None]) -> None:
     """Do several things at once until the first ends, cancel the others, and raise what that one raised."""
     tasks = [asyncio.create_task(work) for work in works]
@@ -93,18 +102,11 @@ class FewTasks:
         if self.full:
             work.close()
             return False
-        task = asyncio.create_task(self._guard(work), name=self._name)
+        task = asyncio.create_task(guard(self._name, lambda: work), name=self._name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         task.add_done_callback(lambda _: work.close())  # it was not begun, if the task was cancelled before
         return True
-
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except Exception:
-            RESTARTS.add(self._name)
-            log.exception("a task failed", work=self._name)
 
     async def end(self) -> None:
         """Cancel all tasks and wait for their ends."""

@@ -32,6 +32,7 @@ from novacron.model.export import ExportPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
+from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -67,10 +68,12 @@ class Exports:
         self._clear_due = True
         if not self._clearing:
             self._clearing = True
-            tasks.create_task(self._clear_others(), name="exports-clear")
+            tasks.create_task(guard("exports-clear", self._clear_others), name="exports-clear")
         for export in desired:
             if export.id not in self._running:
-                task = tasks.create_task(self._see_to(export), name=f"export-{export.id}")
+                task = tasks.create_task(
+                    guard("export", functools.partial(self._see_to, export)), name=f"export-{export.id}"
+                )
                 self._running[export.id] = task
                 task.add_done_callback(functools.partial(self._over, export.id))
 

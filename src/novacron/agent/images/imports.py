@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import queue
@@ -32,6 +33,7 @@ from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
 from novacron.model.image import Format, Phase, Source
 from novacron.qemu.confine import Account, confined
+from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -140,102 +142,129 @@ class Imports:
         self._send = send
         self._arrived = arrived
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._told: dict[str, wire.ImportWanted] = {}
-        self._told_of = asyncio.Event()
+        self._desired: dict[str, wire.ImportWanted] = {}
+        self._told = asyncio.Event()
+        self._clearing = self._clear_due = False
         self._more: dict[str, asyncio.Event] = {}
         self._writing = asyncio.Lock()
         self._reported_at = 0.0
 
-    def tell(self, wanted: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
+    def tell(self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Work on these imports and on no others; what is left of others goes."""
-        self._told = {one.id: one for one in wanted}
-        self._told_of.set()
+        self._desired = {import_.id: import_ for import_ in desired}
+        self._told.set()
         for id, task in self._running.items():
-            if id not in self._told:
+            if id not in self._desired:
                 task.cancel()
-        for one in wanted:
-            if one.id not in self._running:
-                self._more[one.id] = asyncio.Event()
-                task = self._running[one.id] = tasks.create_task(self._work(one), name=f"import-{one.id}")
-                task.add_done_callback(lambda _, id=one.id: self._running.pop(id, None))  # type: ignore[misc]
-        root = self._settings.images_dir
-        for scratch in root.glob(f"{SCRATCH}{self._settings.name}.*"):
+        for import_ in desired:
+            if import_.id not in self._running:
+                self._more[import_.id] = asyncio.Event()
+                task = tasks.create_task(
+                    guard("import", functools.partial(self._work, import_)), name=f"import-{import_.id}"
+                )
+                self._running[import_.id] = task
+                task.add_done_callback(functools.partial(self._over, import_.id))
+        self._clear_due = True
+        if not self._clearing:
+            self._clearing = True
+            tasks.create_task(guard("imports-clear", self._clear_others), name="imports-clear")
+
+    def _over(self, id: str, _task: asyncio.Task[None]) -> None:
+        del self._running[id], self._more[id]
+
+    async def _clear_others(self) -> None:
+        """Remove what is left of imports on which nobody works any more."""
+        try:
+            while self._clear_due:
+                self._clear_due = False
+                await asyncio.to_thread(self._remove_others)
+        finally:
+            self._clearing = False
+
+    def _remove_others(self) -> None:
+        for scratch in self._settings.images_dir.glob(f"{SCRATCH}{self._settings.name}.*"):
             id = scratch.name.rpartition(".")[2]
-            if id not in self._told and id not in self._running:
+            if id not in self._desired and id not in self._running:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     async def take(self, id: str, offset: int, data: bytes) -> int:
         """Take a piece of an upload and return how much of it is here. Raises Unacceptable, OSError."""
         with contextlib.suppress(TimeoutError):  # its first piece may come before the word of it
             async with asyncio.timeout(TOLD_S_MAX):
-                while id not in self._told:
-                    self._told_of.clear()
-                    await self._told_of.wait()
-        one = self._told.get(id)
-        if one is None or one.spec.source is not Source.UPLOAD:
+                while id not in self._desired:
+                    self._told.clear()
+                    await self._told.wait()
+        import_ = self._desired.get(id)
+        if import_ is None or id not in self._more or import_.spec.source is not Source.UPLOAD:
             raise Unacceptable("this node does not expect that upload")
-        path = self._scratch(one) / SOURCE
+        path = self._scratch(import_) / SOURCE
         async with self._writing:
-            held = await asyncio.to_thread(_append, path, offset, data, one.spec.size_bytes)
-        self._report(one, Phase.RECEIVING, held, soon=held < one.spec.size_bytes)
-        self._more[id].set()
+            held = await asyncio.to_thread(_append, path, offset, data, import_.spec.size_bytes)
+        self._report(import_, Phase.RECEIVING, held, soon=held < import_.spec.size_bytes)
+        if id in self._more:
+            self._more[id].set()
         return held
 
-    def _scratch(self, one: wire.ImportWanted) -> Path:
-        return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{one.id}"
+    def _scratch(self, import_: wire.ImportWanted) -> Path:
+        return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{import_.id}"
 
-    def _report(self, one: wire.ImportWanted, phase: Phase, held: int, error: str = "", *, soon: bool = False) -> None:
+    def _report(
+        self, import_: wire.ImportWanted, phase: Phase, held: int, error: str = "", *, soon: bool = False
+    ) -> None:
         if soon and time.monotonic() - self._reported_at < REPORT_S:
             return
         self._reported_at = time.monotonic()
-        self._send(wire.ImportStands(one.id, phase, held, error))
+        self._send(wire.ImportStands(import_.id, phase, held, error))
 
-    async def _work(self, one: wire.ImportWanted) -> None:
-        scratch = self._scratch(one)
-        log.info("an import begins", image=one.spec.name, source=one.spec.source)
+    async def _work(self, import_: wire.ImportWanted) -> None:
+        scratch = self._scratch(import_)
+        log.info("an import begins", image=import_.spec.name, source=import_.spec.source)
         try:
-            with doing(Action.IMPORT, trace=one.trace, image=one.spec.name):
-                held = await self._import(one, scratch)
+            with doing(Action.IMPORT, trace=import_.trace, image=import_.spec.name):
+                held = await self._import(import_, scratch)
         except asyncio.CancelledError:
-            if one.id not in self._told:
+            if import_.id not in self._desired:
                 await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
             raise
         except (Unacceptable, OSError, TimeoutError) as error:
-            log.warning("an image could not be imported", image=one.spec.name, error=str(error))
+            log.warning("an image could not be imported", image=import_.spec.name, error=str(error))
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(one, Phase.FAILED, 0, str(error) or type(error).__name__)
-        except Exception as error:  # a defect met with one file must not take the agent away
-            log.exception("defect in an import", image=one.spec.name)
+            self._report(import_, Phase.FAILED, 0, str(error) or type(error).__name__)
+        except Exception as error:  # a defect met with import_ file must not take the agent away
+            log.exception("defect in an import", image=import_.spec.name)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(one, Phase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
+            self._report(import_, Phase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
         else:
-            log.info("an image was imported", image=one.spec.name)
-            await self._arrived()
-            self._report(one, Phase.DONE, held)
+            log.info("an image was imported", image=import_.spec.name)
+            try:
+                await self._arrived()
+            except OSError as error:  # the images are looked at again soon
+                log.warning("can't look at the images", error=str(error))
+            self._report(import_, Phase.DONE, held)
 
-    async def _import(self, one: wire.ImportWanted, scratch: Path) -> int:
+    async def _import(self, import_: wire.ImportWanted, scratch: Path) -> int:
         """Bring the image here and return how many bytes its file had. Raises Unacceptable, OSError, TimeoutError."""
-        target = self._settings.images_dir / one.spec.name
+        target = self._settings.images_dir / import_.spec.name
         if target.exists():
             manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
-            if manifest.origin == one.id:
-                return one.spec.size_bytes  # it was done when an earlier agent was killed
-            raise Unacceptable(f"there is an image {one.spec.name} already")
+            if manifest.origin == import_.id:
+                return import_.spec.size_bytes  # it was done when an earlier agent was killed
+            raise Unacceptable(f"there is an image {import_.spec.name} already")
         source = scratch / SOURCE
         if (scratch / MANIFEST).exists():  # an earlier agent was killed just before it was done
-            return await self._finish(scratch, target, one.spec.size_bytes)
+            return await self._finish(scratch, target, import_.spec.size_bytes)
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        read = await self._receive(one, source)
+        read = await self._receive(import_, source)
         held = source.stat().st_size
-        self._report(one, Phase.CONVERTING, held)
-        if one.spec.sha256 is not None:
+        self._report(import_, Phase.CONVERTING, held)
+        if import_.spec.sha256 is not None:
             if read is None:
                 read = await asyncio.to_thread(_sha256, source)
-            if read.hexdigest() != one.spec.sha256:
-                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the one that was given")
+            if read.hexdigest() != import_.spec.sha256:
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the import_ that was given")
         scratch.chmod(0o711)
-        described = await self._convert(one, source, scratch / DISK, read)
-        manifest = Manifest("disk", description=one.spec.description, disk=described, origin=one.id)
+        described = await self._convert(import_, source, scratch / DISK, read)
+        manifest = Manifest("disk", description=import_.spec.description, disk=described, origin=import_.id)
         new = scratch / f"{MANIFEST}.new"
         new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         new.rename(scratch / MANIFEST)
@@ -243,30 +272,26 @@ class Imports:
 
     async def _finish(self, scratch: Path, target: Path, held: int) -> int:
         """Let an image be seen of which everything is there."""
-        for name in (SOURCE, UNPACKED):
-            (scratch / name).unlink(missing_ok=True)
-        scratch.chmod(0o755)
-        scratch.rename(target)
-        await asyncio.to_thread(make_durable, target)
+        await asyncio.to_thread(_put_in_place, scratch, target)
         return held
 
-    async def _receive(self, one: wire.ImportWanted, source: Path) -> Hash | None:
+    async def _receive(self, import_: wire.ImportWanted, source: Path) -> Hash | None:
         """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
-        if one.spec.source is Source.UPLOAD:
-            while not source.exists() or source.stat().st_size < one.spec.size_bytes:
-                self._more[one.id].clear()
-                await self._more[one.id].wait()
-            if source.stat().st_size > one.spec.size_bytes:  # an earlier agent had filled its last page
-                os.truncate(source, one.spec.size_bytes)
+        if import_.spec.source is Source.UPLOAD:
+            while not source.exists() or source.stat().st_size < import_.spec.size_bytes:
+                self._more[import_.id].clear()
+                await self._more[import_.id].wait()
+            if source.stat().st_size > import_.spec.size_bytes:  # an earlier agent had filled its last page
+                os.truncate(source, import_.spec.size_bytes)
             return None
         source.unlink(missing_ok=True)
         over = threading.Event()
         writer = Writer(source)
-        copying = asyncio.create_task(asyncio.to_thread(self._copy, one, writer, over))
+        copying = asyncio.create_task(asyncio.to_thread(self._copy, import_, writer, over))
         try:
             while not copying.done():
                 await asyncio.wait({copying}, timeout=REPORT_S)
-                self._report(one, Phase.RECEIVING, writer.held_bytes, soon=True)
+                self._report(import_, Phase.RECEIVING, writer.held_bytes, soon=True)
             copying.result()
             return await asyncio.to_thread(writer.close)
         finally:
@@ -274,15 +299,15 @@ class Imports:
             await asyncio.gather(copying, return_exceptions=True)
             await asyncio.to_thread(writer.abandon)
 
-    def _copy(self, one: wire.ImportWanted, writer: Writer, over: threading.Event) -> None:
+    def _copy(self, import_: wire.ImportWanted, writer: Writer, over: threading.Event) -> None:
         """Copy what is fetched, or found here, to its end."""
         with contextlib.ExitStack() as stack:
-            if one.spec.source is Source.URL:
+            if import_.spec.source is Source.URL:
                 read: Callable[[int], bytes] = stack.enter_context(
-                    Fetch(one.spec.location, self._settings.imports_local)
+                    Fetch(import_.spec.location, self._settings.imports_local)
                 ).read
             else:
-                file = stack.enter_context(open_beneath(self._settings.imports_dir, one.spec.location))
+                file = stack.enter_context(open_beneath(self._settings.imports_dir, import_.spec.location))
                 read = file.read
             looked_at = 0
             while piece := read(PIECE_BYTES):
@@ -297,13 +322,13 @@ class Imports:
         if not writer.held_bytes:
             raise Unacceptable("the file is empty")
 
-    async def _convert(self, one: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
+    async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
         with source.open("rb") as file:
             packed = unpack.detect(file)
         if packed is not None:
             source, read = await self._unpack(source, packed)
-        format, size = await asyncio.to_thread(_examine, source, one.spec.format)
+        format, size = await asyncio.to_thread(_examine, source, import_.spec.format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
         target.unlink(missing_ok=True)
@@ -369,6 +394,15 @@ def _examine(source: Path, said: Format | None) -> tuple[Format, int | None]:
         size = formats.check(file, format)
         extent_maps.check_whole(file, format)
     return format, size
+
+
+def _put_in_place(scratch: Path, target: Path) -> None:
+    """Let an image be seen, durably. Raises OSError."""
+    for name in (SOURCE, UNPACKED):
+        (scratch / name).unlink(missing_ok=True)
+    scratch.chmod(0o755)
+    scratch.rename(target)
+    make_durable(target)
 
 
 def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
