@@ -1,0 +1,12 @@
+"""Messages about networks."""
+
+from __future__ import annotations
+
+from novacron.model.network import NetworkOnNode
+from novacron.wire.base import Message
+
+
+class Networks(Message, frozen=True):
+    """All networks that this node is to have, and no others."""
+
+    networks: tuple[NetworkOnNode, ...]

@@ -1,0 +1,86 @@
+"""Messages about nodes: hello, heartbeats, inventory, peers and certificates."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.node import Inventory
+from novacron.wire.base import Message
+
+
+class Hello(Message, frozen=True):
+    """First message: what the host has, and each VM of which it holds anything."""
+
+    protocol: int
+    inventory: Inventory
+    held: tuple[str, ...]
+
+
+class PeerSeen(msgspec.Struct, frozen=True):
+    """Another node answered lately. ``silent``: it hears nothing from the control plane."""
+
+    name: str
+    silent: bool
+
+
+class Heartbeat(Message, frozen=True):
+    """Still here. ``number`` counts those of a connection from 1; ``acknowledged`` is the last one of which the
+    acknowledgement has come; ``steady_s`` is for how long they have come without a pause. See docs/adr/0023."""
+
+    number: int
+    acknowledged: int
+    steady_s: float
+    voters: tuple[str, ...]
+    """By whose word the node would go on without the control plane, once this is acknowledged."""
+    seen: tuple[PeerSeen, ...] = ()
+    clock: float = 0.0
+    """What the node's clock said, in seconds since 1970."""
+
+
+class Beaten(Message, frozen=True):
+    """A heartbeat was taken: the node's lease begins anew with when it was sent."""
+
+    number: int
+
+
+class Measured(Message, frozen=True):
+    """How many processors each VM has used lately."""
+
+    cpus: tuple[tuple[str, float], ...]
+
+
+class InventoryChanged(Message, frozen=True):
+    """The host's inventory is now this one."""
+
+    inventory: Inventory
+
+
+class Peer(msgspec.Struct, frozen=True):
+    name: str
+    endpoint: str
+    """Where it takes DWCP connections."""
+
+
+class Peers(Message, frozen=True):
+    """Other nodes: by whose word this one may go on when the server is silent, and those that it looks after."""
+
+    voters: tuple[Peer, ...]
+    watched: tuple[Peer, ...]
+
+
+class Rename(Message, frozen=True):
+    """The node has another name now: it asks for a certificate, and begins anew under it."""
+
+    name: str
+
+
+class RenewCertificate(Message, frozen=True):
+    """The node asks for a certificate for the key of this request (PEM)."""
+
+    csr: bytes
+
+
+class CertificateIssued(Message, frozen=True):
+    """The certificate (PEM) for the node's last request."""
+
+    certificate: bytes

@@ -1,0 +1,141 @@
+"""Messages about VMs: how each is to be on a node, and how it is."""
+
+from __future__ import annotations
+
+import msgspec
+
+from novacron.model.cloud_init import Seed
+from novacron.model.cpu import CpuModel
+from novacron.model.firmware_state import FirmwareState
+from novacron.model.migration import Kind, Policy, Side
+from novacron.model.ownership import Order
+from novacron.model.snapshot import SnapshotPhase
+from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
+from novacron.wire.base import Message
+
+
+class SnapshotWanted(msgspec.Struct, frozen=True):
+    """A snapshot on which there is something to do."""
+
+    id: str
+    phase: SnapshotPhase
+    memory: bool
+    quiesce: bool
+    asked: int
+    """Another number each time that it is asked for: going back twice is to be done twice."""
+
+
+class VolumeAttached(msgspec.Struct, frozen=True):
+    """A volume that a VM has, or, ``detaching``, should not have any more."""
+
+    id: str
+    pool: str
+    lun: int
+    size_mib: int
+    read_only: bool
+    boot_order: int | None
+    iops: int | None
+    bytes_per_s: int | None
+    detaching: bool
+    moves: bool
+    """It is on the VM's node only, and moves with it."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """A VM that the node owns, or is to receive."""
+
+    vm: str
+    name: str
+    spec: VmSpec
+    deleting: bool
+    machine: str
+    reboots: int
+    halted_at_start: int | None
+    project: str
+    page_key: bytes
+    """Makes the digests of the project's pages: 32 bytes, secret, the same on every node."""
+    seed: Seed | None = None
+    resets: int = 0
+    snapshots: tuple[SnapshotWanted, ...] = ()
+    clone_of: CloneOf | None = None
+    """Its disk is to be made from this VM's, before anything else."""
+    volumes: tuple[VolumeAttached, ...] = ()
+    hardware: Hardware | None = None
+    """Of a guest that is to come here while it runs."""
+    passthrough: tuple[str, ...] = ()
+    """Devices of the node's that VMs may have."""
+    cpu: CpuModel | None = None
+    """The processor that its guest has, or is to have; None: all that the node can give."""
+    firmware_state: FirmwareState | None = None
+    """What firmware and TPM of a VM that has not run yet begin with."""
+    trace: str = ""
+    """To which trace belongs what was last asked of it."""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """The node's part in an active migration."""
+
+    migration: str
+    side: Side
+    kind: Kind
+    peer: str
+    epoch: int
+    endpoint: str | None
+    """Where the source sends, once the target waits there."""
+    warm: str | None = None
+    """Where the target will wait: the source may open connections already. To the target: where the VM came from."""
+    rate_bytes_per_s: int | None = None
+    """What the source may use of the link now."""
+    policy: Policy = Policy.THROTTLE
+    trace: str = ""
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """All that the server says about one VM to one node."""
+
+    vm: str
+    order: Order
+    assignment: Assignment | None = None
+    task: Task | None = None
+    deleted: bool = False
+    """The VM is nowhere any more: nobody needs memory of it."""
+
+
+class Desired(Message, frozen=True):
+    """How things are to be on this node: of every VM that it owns, receives, or should no longer hold, or, if it is not
+    the ``whole``, of those of which something else is to be now."""
+
+    statements: tuple[Statement, ...]
+    whole: bool = True
+
+
+class Observed(Message, frozen=True):
+    """What a VM is on this node, at the epoch that the node knows."""
+
+    vm: str
+    epoch: int
+    status: VmStatus
+
+
+class Cloned(Message, frozen=True):
+    """A VM that was to become a clone has its disk."""
+
+    vm: str
+    epoch: int
+
+
+class Removed(Message, frozen=True):
+    """Nothing of this VM is left on this node."""
+
+    vm: str
+
+
+class SnapshotStands(Message, frozen=True):
+    """What became of a snapshot that this node was to work on: ``done`` is the phase that it was told of."""
+
+    vm: str
+    epoch: int
+    id: str
+    done: SnapshotPhase
+    error: str = ""
+    pause_ms: float | None = None
