@@ -6,9 +6,19 @@ import functools
 import re
 import subprocess
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from novacron.agent.vm.journal import Record
+from novacron.agent.vm.power import Step
+from novacron.model.migration import Phase
+from novacron.model.ownership import Claim
+from novacron.model.snapshot import SnapshotPhase
+from novacron.model.vm import VmState
+from novacron.wire import messages, questions
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -119,3 +129,45 @@ def test_every_page_is_in_the_table_of_contents() -> None:
         inside = page.relative_to(ROOT)
         if inside.parts[0] == "docs" and inside.parts[1] not in listed_elsewhere | {"README.md"}:
             assert f"]({inside.relative_to('docs')})" in contents, str(inside)
+
+
+def _row_of(name: str) -> str:
+    """Return the row about a message or a question on the page of the agent link."""
+    page = (ROOT / "docs/reference/agent-link.md").read_text()
+    rows = [
+        line
+        for line in page.splitlines()
+        if re.match(r"\| `\w+`(, `\w+`)* \|", line) and f"`{name}`" in line[: line.index("|", 1)]
+    ]
+    assert len(rows) == 1, f"{name} is in {len(rows)} rows"
+    return rows[0]
+
+
+@pytest.mark.parametrize("message", get_args(messages.FromAgent | messages.FromServer), ids=lambda kind: kind.__name__)
+def test_every_message_of_the_agent_link_is_described_with_its_fields(message: type[messages.Message]) -> None:
+    row = _row_of(message.__name__.lower())
+    own = [field for field in message.__struct_fields__ if field not in messages.Message.__struct_fields__]
+    assert [field for field in own if f"`{field}`" not in row] == []
+
+
+@pytest.mark.parametrize("question", questions.ALL, ids=lambda kind: kind.__name__)
+def test_every_question_is_described_with_its_fields_and_time_limit(question: type[questions.Question[object]]) -> None:
+    row = _row_of(question.__name__)
+    assert [field for field in question.__struct_fields__ if f"`{field}`" not in row] == []
+    assert row.endswith(f"| {question.time_limit_s:.0f} s |")
+
+
+def test_the_page_of_the_agent_link_is_about_the_protocol_that_is_spoken() -> None:
+    title = (ROOT / "docs/reference/agent-link.md").read_text().partition("\n")[0]
+    assert title == f"# The agent link, protocol {messages.PROTOCOL}"
+
+
+@pytest.mark.parametrize("machine", [VmState, Phase, SnapshotPhase, Claim, Step], ids=lambda machine: machine.__name__)
+def test_every_state_is_on_the_page_of_state_machines(machine: type[StrEnum]) -> None:
+    page = (ROOT / "docs/reference/state-machines.md").read_text()
+    assert [state for state in machine if not re.search(rf"\b{state.replace('-', '[- ]')}", page)] == []
+
+
+def test_every_journal_field_is_on_the_page_of_on_disk_formats() -> None:
+    page = (ROOT / "docs/reference/on-disk-formats.md").read_text()
+    assert [field for field in Record.__struct_fields__ if f"`{field}`" not in page] == []
