@@ -13,7 +13,7 @@ from pathlib import Path
 
 from novacron.disk import qemu_img
 from novacron.disk.files import make_durable
-from novacron.disk.qemu_img import ImgFailed, Wrap
+from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
 
 TIMEOUT_S = 60.0
 COPY_S_MAX = 6 * 3600.0
@@ -25,9 +25,9 @@ class OverlayFailed(Exception):
     """The layer could not be made, or changed: says why."""
 
 
-async def _img(*arguments: str, wrap: Wrap = qemu_img.as_it_is, directory: Path | None = None) -> bytes:
+async def _img(*arguments: str, wrap: Wrap = qemu_img.unchanged, directory: Path | None = None) -> bytes:
     try:
-        return await qemu_img.run(arguments, TIMEOUT_S, wrap=wrap, directory=directory)
+        return await qemu_img.run(arguments, TIMEOUT_S, Invocation(wrap, directory=directory))
     except ImgFailed as error:
         raise OverlayFailed(str(error)) from error
 

@@ -6,58 +6,70 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 IMG = "qemu-img"
 LOOK_S = 0.1
-SAID_BYTES_MAX = 500
-OUT_BYTES_MAX = 4 << 20
+ERROR_BYTES_MAX = 500
 
 Wrap = Callable[[list[str]], list[str]]
 """Makes a command one of another user's."""
 
 
 class ImgFailed(Exception):
-    """The tool did not do it: says why. ``code``: with what it ended, None when it did not end by itself."""
+    """``qemu-img`` failed: says why. ``code`` is its exit status, or None if it was killed or not started."""
 
     def __init__(self, why: str, code: int | None = None) -> None:
         super().__init__(why)
         self.code = code
 
 
-def as_it_is(arguments: list[str]) -> list[str]:
-    return arguments
+def unchanged(command: list[str]) -> list[str]:
+    return command
+
+
+class Invocation(NamedTuple):
+    """As whom the tool runs, and with what."""
+
+    wrap: Wrap = unchanged
+    limits: Sequence[str] = ()
+    """Options of prlimit(1)."""
+    descriptors: Sequence[int] = ()
+    """Files that it inherits."""
+    directory: Path | None = None
+    """Its working directory; this process's if None."""
 
 
 async def run(
-    arguments: Sequence[str], time_s_max: float, *, wrap: Wrap = as_it_is, limits: Sequence[str] = (),
-    descriptors: Sequence[int] = (), directory: Path | None = None, wrong: Callable[[], str | None] = lambda: None,
+    arguments: Sequence[str], time_s_max: float, invocation: Invocation = Invocation(),
+    stop_reason: Callable[[], str | None] = lambda: None,
 ) -> bytes:  # fmt: skip
-    """Run the tool and return what it printed. ``limits`` are prlimit(1)'s; ``wrong`` is asked meanwhile, and ends it
-    with what it returns. Raises ImgFailed."""
+    """Run the tool and return what it printed. ``stop_reason`` is asked every 0.1 s: once it returns a reason, the tool
+    is killed and the reason is the error. Raises ImgFailed."""
     command = [IMG, *arguments]
-    if limits:
-        command = ["prlimit", *limits, "--", *command]
+    if invocation.limits:
+        command = ["prlimit", *invocation.limits, "--", *command]
     try:
         process = await asyncio.create_subprocess_exec(
-            *wrap(command), pass_fds=descriptors, cwd=directory, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            *invocation.wrap(command), pass_fds=invocation.descriptors, cwd=invocation.directory,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
     except OSError as error:
         raise ImgFailed(f"can't run {IMG}: {error}; install qemu-utils") from error
-    talking = asyncio.create_task(process.communicate())
+    communication = asyncio.create_task(process.communicate())
     try:
         async with asyncio.timeout(time_s_max):
-            while not talking.done():
-                await asyncio.wait({talking}, timeout=LOOK_S)
-                if (why := wrong()) is not None:
-                    raise ImgFailed(why)
+            while not communication.done():
+                await asyncio.wait({communication}, timeout=LOOK_S)
+                if (reason := stop_reason()) is not None:
+                    raise ImgFailed(reason)
     except TimeoutError:
         raise ImgFailed(f"{IMG} took longer than {time_s_max:.0f} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        out, said = await talking
+        output, errors = await communication
     if process.returncode:
-        words = said[-SAID_BYTES_MAX:].decode(errors="replace").strip()
-        raise ImgFailed(words or f"{IMG} ended with {process.returncode}", process.returncode)
-    return out
+        message = errors[-ERROR_BYTES_MAX:].decode(errors="replace").strip()
+        raise ImgFailed(message or f"{IMG} ended with {process.returncode}", process.returncode)
+    return output

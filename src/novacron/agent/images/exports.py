@@ -171,7 +171,9 @@ class Exports:
         target = path.with_suffix(".new")
         await convert.flatten(
             [image.disk, *scratch.shared(), layer], target, SPARE_BYTES,
-            lambda arguments: arguments if self._uid is None else confined(arguments, Account(self._uid)), self._uid,
+            convert.ToolUser(
+                lambda command: command if self._uid is None else confined(command, Account(self._uid)), self._uid
+            ),
         )  # fmt: skip
         await asyncio.to_thread(self._finish, export.id, scratch.path, target, path)
 

@@ -338,7 +338,7 @@ class Imports:
             uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
             await convert.convert(
                 source, format, target, size, SPARE_BYTES,
-                lambda arguments: arguments if uid is None else confined(arguments, Account(uid)), uid,
+                convert.ToolUser(lambda command: command if uid is None else confined(command, Account(uid)), uid),
             )  # fmt: skip
             read = None
         length = target.stat().st_size
