@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import re
@@ -11,23 +10,35 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import uvloop
 
 from bench.agents import IMAGE
 from bench.api_load import Load, Stand, timed
-from bench.report import Figure, median, report
+from bench.report import Figure, median, parser, report
 from lab.platform import clean_up_when_ended, open_directory, until
 from novacron.client import Client
 
-STORED, NODES = 1000, 20
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    load_s: int
+    """How long each load lasts."""
+    stored: int = 1000
+    nodes: int = 20
+    ramp: tuple[tuple[int, float | None], ...] = ((1000, 100), (10_000, 1000))
+    """How many connections read at once, and the most milliseconds that their 95th percentile may be."""
+    overload: int = 2000
+    """Connections that write at once: 400 requests are worked on."""
+
+
+FULL, QUICK, SMOKE = Size(5, 8), Size(2, 3), Size(1, 1, 200, 2, ((50, None),), 50)
 LIST = "/api/v1/vms?limit=20"
 PACKED = ("Accept-Encoding: zstd",)
-OVERLOAD = 2000
-"""Connections that write at once: 400 requests are worked on."""
 SOAK_SHARE, SOAK_WARM = 0.7, 4
 """Of the highest rate; minutes after which the server's memory may not grow."""
 MIXED = """
@@ -85,11 +96,11 @@ def read_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
     return figures
 
 
-def ramp_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
+def ramp_figures(stand: Stand, size: Size) -> list[Figure]:
     figures = []
-    for connections, p95 in ((1000, 100), (10_000, 1000)):
-        lasts = seconds if connections < 5000 else 30  # their handshakes alone take a while
-        found = [stand.load(LIST, connections, lasts, headers=PACKED) for _ in range(rounds)]
+    for connections, p95 in size.ramp:
+        lasts = size.load_s if connections < 5000 else 30  # their handshakes alone take a while
+        found = [stand.load(LIST, connections, lasts, headers=PACKED) for _ in range(size.rounds)]
         figures += [
             median(f"list of 20 VMs, {connections:,} connections", [load.rate for load in found], "1/s", 12_000,
                    at_least=True),
@@ -122,7 +133,7 @@ def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
     ]
 
 
-def overload_figures(stand: Stand, seconds: float) -> list[Figure]:
+def overload_figures(stand: Stand, connections: int, seconds: float) -> list[Figure]:
     """Let a member write over far more connections than is worked on at once: what operators, those who ask how the
     server is, and nodes notice of it."""
     client = stand.client
@@ -143,9 +154,9 @@ def overload_figures(stand: Stand, seconds: float) -> list[Figure]:
     }
     with contextlib.ExitStack() as stack:
         took = {name: stack.enter_context(_again_and_again(client, ask)) for name, ask in noticed.items()}
-        load = stand.load("/", OVERLOAD, seconds, script=_with_ids(stand, WRITES), token=secret)
+        load = stand.load("/", connections, seconds, script=_with_ids(stand, WRITES), token=secret)
     return [
-        Figure(f"overload, {OVERLOAD:,} connections of a member write: done", load.ok / seconds, "1/s"),
+        Figure(f"overload, {connections:,} connections of a member write: done", load.ok / seconds, "1/s"),
         Figure("  ... turned away, or not answered in 10 s", 100 * load.failed_share, "%"),
         *(
             Figure(f"  ... {name}, p99 (of {len(each)})", statistics.quantiles(each, n=100)[98], "ms", 2000)
@@ -338,38 +349,34 @@ def _check(found: list[Load]) -> None:
         raise RuntimeError(f"requests failed: {found}")
 
 
+PARTS: dict[str, Callable[[Stand, Size], list[Figure]]] = {
+    "reads": lambda stand, size: read_figures(stand, size.rounds, size.load_s),
+    "ramp": ramp_figures,
+    "mixed": lambda stand, size: mixed_figures(stand, size.rounds, size.load_s),
+    "writes": lambda stand, size: write_figures(stand, size.rounds, size.load_s),
+    "overload": lambda stand, size: overload_figures(stand, size.overload, 2 * size.load_s),
+}
+
+
 def main() -> None:
-    parts = ("reads", "ramp", "mixed", "writes", "overload")
-    parser = argparse.ArgumentParser(prog="script/bench api", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", nargs="*", choices=(*parts, "soak"))
-    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
+    line = parser("api", __doc__, "fewer and shorter rounds")
+    line.add_argument("--only", nargs="*", choices=(*PARTS, "soak"))
+    line.add_argument("--minutes", type=float, default=30, help="of the soak")
+    options = line.parse_args()
     clean_up_when_ended()
-    wanted, rounds, seconds = set(options.only or parts), (2 if options.quick else 5), (3 if options.quick else 8)
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    parts = options.only or list(PARTS)
     figures: list[Figure] = []
-    with open_directory("nva-") as directory, Stand(directory, NODES).run() as stand:
-        stand.fill(STORED)
-        print(f"{STORED} VMs are stored", flush=True)
-        if "reads" in wanted:
-            figures += read_figures(stand, rounds, seconds)
-            print("reads: done", flush=True)
-        if "ramp" in wanted:
-            figures += ramp_figures(stand, rounds, seconds)
-            print("ramp: done", flush=True)
-        if "mixed" in wanted:
-            figures += mixed_figures(stand, rounds, seconds)
-            print("mixed: done", flush=True)
-        if "writes" in wanted:
-            figures += write_figures(stand, rounds, seconds)
-            print("writes: done", flush=True)
-        if "overload" in wanted:
-            figures += overload_figures(stand, 2 * seconds)
-            print("overload: done", flush=True)
-        if "soak" in wanted:
-            figures += soak_figures(stand, options.minutes, seconds)
-    report("api", figures, options.json)
+    with open_directory("nva-") as directory, Stand(directory, size.nodes).run() as stand:
+        stand.fill(size.stored)
+        print(f"{size.stored} VMs are stored", flush=True)
+        for name, measure in PARTS.items():
+            if name in parts:
+                figures += measure(stand, size)
+                print(f"{name}: done", flush=True)
+        if "soak" in parts:
+            figures += soak_figures(stand, options.minutes, size.load_s)
+    report("api", figures, options.json, smoke=options.smoke)
 
 
 if __name__ == "__main__":

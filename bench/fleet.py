@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -11,13 +10,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from bench import overlay
 from bench.fleet_load import node, simulate
-from bench.report import Figure, median, report
+from bench.report import Figure, median, parser, report
 from lab.guest import EchoClient
 from lab.hosts import Wan, lab, missing
 from lab.images import images_dir
@@ -29,13 +28,32 @@ from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
 
 READY = "tiny guest: ready"
-DRAINED, DRAINED_MIB, DRAIN_OVER_SINGLE, DOWNTIME_MS = 10, 128, 1.2, 300.0
+DRAINED_MIB, DRAIN_OVER_SINGLE, DOWNTIME_MS = 128, 1.2, 300.0
 LINK = Wan(1_000_000_000, 1.0, 0.0)
 BACK_S = 30.0
 STEADY_S = 14.0
+"""After so long without a loss a node counts as steady: its VMs may fail over."""
 GAP_BEYOND_MS = 100.0
-PLACED, PLACED_S = 1000, 2.0
-SIMULATED_NODES, SIMULATED_VMS, HALVED, MOVES_A_DAY = 100, 5000, 0.5, 2.0
+PLACED_S = 2.0
+HALVED, MOVES_A_DAY = 0.5, 2.0
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    drained: int = 10
+    moves: int = 6
+    failovers: int = 3
+    placed: int = 1000
+    placements: int = 5
+    simulated_nodes: int = 100
+    simulated_vms: int = 5000
+    overlay_rounds: int = 9
+
+
+FULL = Size()
+QUICK = Size(4, 2, 1, 1000, 1, 20, 600, 2)
+SMOKE = Size(2, 1, 1, 50, 1, 4, 40, 1)
 
 Object = dict[str, Any]
 
@@ -168,10 +186,10 @@ def lose_power(p: Platform, host: str) -> None:
                 continue
 
 
-def placement_figures(rounds: int) -> list[Figure]:
+def placement_figures(count: int, rounds: int) -> list[Figure]:
     """Placing many VMs on many nodes, with labels and groups."""
     rng = random.Random(1)
-    nodes = [node(f"n{n:04}", 65536 * rng.choice([1, 2, 4]), 64, f"s{n % 5}") for n in range(PLACED)]
+    nodes = [node(f"n{n:04}", 65536 * rng.choice([1, 2, 4]), 64, f"s{n % 5}") for n in range(count)]
 
     def spec(number: int) -> VmSpec:
         where = Placement()
@@ -186,7 +204,7 @@ def placement_figures(rounds: int) -> list[Figure]:
             "debian", rng.choice([1, 2, 4, 8]), rng.choice([512, 1024, 2048, 4096, 8192]), placement=where
         )  # fmt: skip
 
-    specs = [spec(number) for number in range(PLACED)]
+    specs = [spec(number) for number in range(count)]
     took = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -194,7 +212,7 @@ def placement_figures(rounds: int) -> list[Figure]:
         places = [fleet.place(Wish(str(number), one)) for number, one in enumerate(specs)]
         took.append(time.perf_counter() - started)
         assert None not in places
-    return [median(f"placement of {PLACED:,} VMs on {PLACED:,} nodes", took, "s", PLACED_S)]
+    return [median(f"placement of {count:,} VMs on {count:,} nodes", took, "s", PLACED_S)]
 
 
 def rebalancing_figures(nodes: int, vms: int) -> list[Figure]:
@@ -210,42 +228,47 @@ def rebalancing_figures(nodes: int, vms: int) -> list[Figure]:
     ]
 
 
+PARTS = ("drain", "connection", "failover", "placement", "rebalancing", "overlay")
+
+
 def main() -> None:
-    parts = ("drain", "connection", "failover", "placement", "rebalancing", "overlay")
-    parser = argparse.ArgumentParser(prog="script/bench fleet", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and VMs")
-    parser.add_argument("--only", nargs="*", choices=parts)
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
+    line = parser("fleet", __doc__, "fewer rounds and VMs")
+    line.add_argument("--only", nargs="*", choices=PARTS)
+    options = line.parse_args()
     clean_up_when_ended()
-    wanted = set(options.only or parts)
-    figures = []
-    if "placement" in wanted:
-        figures += placement_figures(1 if options.quick else 5)
-    if "rebalancing" in wanted:
-        quick = (20, 600) if options.quick else (SIMULATED_NODES, SIMULATED_VMS)
-        figures += rebalancing_figures(*quick)
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    parts = set(options.only or PARTS)
+    figures: list[Figure] = []
+    if "placement" in parts:
+        figures += placement_figures(size.placed, size.placements)
+    if "rebalancing" in parts:
+        figures += rebalancing_figures(size.simulated_nodes, size.simulated_vms)
         print("rebalancing: done", flush=True)
-    if wanted & {"drain", "connection", "failover"}:
-        if lacking := missing():
-            sys.exit(f"this machine can't emulate hosts: {', '.join(lacking)}")
-        with (
-            open_directory("nvb-") as directory,
-            lab(f"nvb{os.getpid()}", default_cache(), LINK) as hosts,
-            platform(directory / "p", hosts, images_dir()) as p,
-        ):
-            if "drain" in wanted:
-                figures += drain_figures(p, 4 if options.quick else DRAINED)
-                print("drain: done", flush=True)
-            if "connection" in wanted:
-                figures += connection_figures(p, 2 if options.quick else 6)
-                print("connection: done", flush=True)
-            if "failover" in wanted:
-                figures += failover_figures(p, 1 if options.quick else 3)
-                print("failover: done", flush=True)
-    if "overlay" in wanted:
-        figures += overlay.figures(2 if options.quick else 9)
-    report("fleet", figures, options.json)
+    if parts & {"drain", "connection", "failover"}:
+        figures += _platform_figures(size, parts)
+    if "overlay" in parts:
+        figures += overlay.figures(size.overlay_rounds)
+    report("fleet", figures, options.json, smoke=options.smoke)
+
+
+def _platform_figures(size: Size, parts: set[str]) -> list[Figure]:
+    """Measure what needs a platform on two hosts."""
+    if lacking := missing():
+        sys.exit(f"this machine can't emulate hosts: {', '.join(lacking)}")
+    figures: list[Figure] = []
+    with (
+        open_directory("nvb-") as directory,
+        lab(f"nvb{os.getpid()}", default_cache(), LINK) as hosts,
+        platform(directory / "p", hosts, images_dir()) as p,
+    ):
+        for name, measure, count in (
+            ("drain", drain_figures, size.drained), ("connection", connection_figures, size.moves),
+            ("failover", failover_figures, size.failovers),
+        ):  # fmt: skip
+            if name in parts:
+                figures += measure(p, count)
+                print(f"{name}: done", flush=True)
+    return figures
 
 
 if __name__ == "__main__":

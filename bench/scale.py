@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
+from typing import NamedTuple
 
 from bench.api_load import Stand, timed
-from bench.report import Figure, median, report
+from bench.report import Figure, median, parser, report
 from lab.platform import clean_up_when_ended, open_directory
 
-NODES, VMS = 2000, 100_000
-PAGES = 40
-QUIET_S = 30.0
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    nodes: int
+    vms: int
+    rounds: int
+    load_s: int = 5
+    quiet_s: float = 30.0
 
 
-def figures_of(stand: Stand, vms: int, rounds: int) -> list[Figure]:
+FULL, QUICK, SMOKE = Size(2000, 100_000, 5), Size(200, 10_000, 2), Size(2, 100, 1, 1, 1.0)
+
+
+def figures_of(stand: Stand, size: Size) -> list[Figure]:
+    vms = size.vms
     filled = timed(lambda: stand.fill(vms))
     print(f"{vms} VMs are there, after {filled:.0f} s", flush=True)
     latencies = []
-    for _ in range(rounds):
-        load = stand.load("/api/v1/vms?limit=20", 20, 5, script=PAGES_SCRIPT)
+    for _ in range(size.rounds):
+        load = stand.load("/api/v1/vms?limit=20", 20, size.load_s, script=PAGES_SCRIPT)
         if load.bad or load.errors:
             raise RuntimeError(f"requests failed: {load}")
         latencies.append(load.p95_ms)
     began, used = time.monotonic(), stand.cpu_s()
-    time.sleep(QUIET_S)
+    time.sleep(size.quiet_s)
     share = 100 * (stand.cpu_s() - used) / (time.monotonic() - began)
     return [
         Figure(f"{vms:,} VMs on {stand.nodes:,} nodes: created and running", filled, "s"),
@@ -44,15 +53,12 @@ end
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/bench scale", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of it")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    options = parser.parse_args()
+    options = parser("scale", __doc__, "a tenth of it").parse_args()
     clean_up_when_ended()
-    nodes, vms = (NODES // 10, VMS // 10) if options.quick else (NODES, VMS)
-    with open_directory("nvc-") as directory, Stand(directory, nodes).run() as stand:
-        print(f"{nodes} nodes are ready", flush=True)
-        report("scale", figures_of(stand, vms, 2 if options.quick else 5), options.json)
+    size = SMOKE if options.smoke else QUICK if options.quick else FULL
+    with open_directory("nvc-") as directory, Stand(directory, size.nodes).run() as stand:
+        print(f"{size.nodes} nodes are ready", flush=True)
+        report("scale", figures_of(stand, size), options.json, smoke=options.smoke)
 
 
 if __name__ == "__main__":
