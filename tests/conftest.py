@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import operator
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +22,9 @@ from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
 
 _numbers = itertools.count(1)
+
+SLOW_FILES = 20
+BLOCKED_LOOPS_MAX = 200
 
 hypothesis.settings.register_profile(
     "novacron",
@@ -44,12 +49,46 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
     return Halves(config, log)
 
 
+class BlockedLoops(logging.Handler):
+    """Keeps what asyncio's debug mode says of callbacks that blocked an event loop of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Executing") and len(self.messages) < BLOCKED_LOOPS_MAX:
+            self.messages.append(message)
+
+
+blocked_loops = BlockedLoops()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("PYTHONASYNCIODEBUG"):
+        logging.getLogger("asyncio").addHandler(blocked_loops)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have recorded as properties."""
+    """Print how long each file took, what tests have recorded as properties, and what blocked event loops."""
+    took_s: dict[str, float] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            path = report.nodeid.partition("::")[0]
+            took_s[path] = took_s.get(path, 0.0) + report.duration
+    if took_s:
+        terminalreporter.section(f"the {SLOW_FILES} slowest files, with what they set up")
+        for path, seconds in sorted(took_s.items(), key=operator.itemgetter(1), reverse=True)[:SLOW_FILES]:
+            terminalreporter.write_line(f"{seconds:8.1f} s  {path}")
     for report in itertools.chain(terminalreporter.getreports("passed"), terminalreporter.getreports("failed")):
         for name, text in report.user_properties:
             terminalreporter.section(name)
             terminalreporter.write_line(str(text))
+    if blocked_loops.messages:
+        terminalreporter.section("callbacks that blocked an event loop")
+        for message in blocked_loops.messages:
+            terminalreporter.write_line(message)
 
 
 @pytest.hookimpl(wrapper=True)
