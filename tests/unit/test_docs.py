@@ -30,6 +30,7 @@ NAMED_PATH = re.compile(
     r"|client|cli|local|telemetry)/[\w./-]+)`"
 )
 PACKAGE = ROOT / "src/novacron"
+DIAGRAM = re.compile(r"^```mermaid\n((?:stateDiagram-v2|sequenceDiagram)\n.*?)^```", re.MULTILINE | re.DOTALL)
 TEST_NAME = re.compile(r"\btest_\w+")
 HISTORY = {"CHANGELOG.md"}
 """Pages that tell of what was: the files that they name may be gone."""
@@ -171,3 +172,9 @@ def test_every_state_is_on_the_page_of_state_machines(machine: type[StrEnum]) ->
 def test_every_journal_field_is_on_the_page_of_on_disk_formats() -> None:
     page = (ROOT / "docs/reference/on-disk-formats.md").read_text()
     assert [field for field in Record.__struct_fields__ if f"`{field}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_diagrams_hold_no_character_that_ends_a_label(page: Path) -> None:
+    lines = [line for diagram in DIAGRAM.findall(page.read_text()) for line in diagram.splitlines()]
+    assert [line for line in lines if re.search(r"[;#]", line)] == []
