@@ -15,7 +15,8 @@ from lab.hosts import Host
 from novacron import pki
 from novacron.dwcp.compression import FIRST, Compressor
 from novacron.dwcp.connection import Pool
-from novacron.dwcp.page_codec import Encoder, PageHash
+from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import Ring
 from novacron.dwcp.receiver import Listener, Terms
 from novacron.dwcp.sender import Options, Sender

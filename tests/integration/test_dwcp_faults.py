@@ -18,7 +18,8 @@ from novacron import pki
 from novacron.dwcp import frames
 from novacron.dwcp.compression import METHODS, Compressor
 from novacron.dwcp.frames import End, Frame, FrameType, Hello, Welcome
-from novacron.dwcp.page_codec import Encoder, PageHash
+from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.receiver import Listener, ReceiveFailed
 from novacron.dwcp.sender import Sender, SendFailed

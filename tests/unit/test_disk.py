@@ -32,7 +32,9 @@ from novacron.disk.stream import (
     _range,
     _word,
 )
-from novacron.dwcp.page_codec import Decoder, Encoder, PageHash
+from novacron.dwcp.page_codec import PageHash
+from novacron.dwcp.page_decoder import Decoder
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import Ring
 
 PAGES = 64

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from novacron.dwcp import compression, frames
 from novacron.dwcp.compression import METHODS, Chooser, Compressor, Decompressor, Marks
 from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
-from novacron.dwcp.page_codec import BARE, OP, Decoder, Encoder, Missing, Op, PageHash, Run, check_of
+from novacron.dwcp.page_codec import BARE, OP, Op, PageHash, Run, check_of
+from novacron.dwcp.page_decoder import Decoder, Missing
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE, Ring
 from novacron.dwcp.page_store import PageStore, ScatteredBase, read_index
 from novacron.dwcp.receiver_index import Damaged, Theirs

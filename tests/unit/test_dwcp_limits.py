@@ -26,7 +26,8 @@ from novacron.dwcp.frames import (
     error_frame,
     read_error,
 )
-from novacron.dwcp.page_codec import DIGEST_BYTES, Encoder, PageHash
+from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE, Ring
 from novacron.dwcp.receiver import Incoming, Terms
 from novacron.dwcp.receiver_index import Theirs

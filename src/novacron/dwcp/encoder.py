@@ -13,7 +13,8 @@ import msgspec
 
 from novacron.dwcp.compression import FIRST, LIGHT, Chooser, Compressor, Marks
 from novacron.dwcp.frames import End
-from novacron.dwcp.page_codec import CHECK_BYTES, Encoder, Op, Piece, Run
+from novacron.dwcp.page_codec import CHECK_BYTES, Op, Piece, Run
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.pipes import Handover, Source, Stages
 from novacron.dwcp.receiver_index import Theirs
 

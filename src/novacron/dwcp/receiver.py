@@ -30,7 +30,8 @@ from novacron.dwcp.frames import (
     RepairedPages,
     Welcome,
 )
-from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, Decoder, Missing, PageHash
+from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, PageHash
+from novacron.dwcp.page_decoder import Decoder, Missing
 from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.return_channel import BackSender

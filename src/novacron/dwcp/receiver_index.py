@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
-from novacron.dwcp.page_codec import DIGEST_BYTES, Base, Encoder, PageHash
+from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE
 
 IN_ORDER = "checkpoint"

@@ -30,7 +30,8 @@ from novacron.dwcp.frames import (
     RepairedPages,
     Welcome,
 )
-from novacron.dwcp.page_codec import Base, Encoder, PageHash, Piece, Savings
+from novacron.dwcp.page_codec import Base, PageHash, Piece, Savings
+from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
 from novacron.dwcp.receiver_index import Damaged, Theirs

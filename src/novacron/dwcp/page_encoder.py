@@ -1,0 +1,195 @@
+"""The sending end of the page codec. docs/dwcp.md, "Pieces"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blake3 import blake3
+
+from novacron.dwcp.page_codec import (
+    BARE,
+    DIGEST_BYTES,
+    OP,
+    RECORD,
+    Op,
+    PageHash,
+    Piece,
+    Run,
+    Savings,
+    check_of,
+    xor,
+)
+from novacron.dwcp.page_ring import PAGE, Ring
+
+DELTA_ZEROS_MIN = PAGE // 2
+"""A page is sent as a difference when at least so many bytes of it did not change."""
+SAMPLE_STRIDE = 64
+SAMPLE_DISTINCT_MIN = 54
+"""A page whose 64 sampled bytes have so many different values is taken for incompressible (random bytes: 56.6)."""
+
+
+class _Draft:
+    """One piece while it is encoded: its columns, in the order of the stream."""
+
+    __slots__ = ("deltas", "fresh", "literals", "oldest", "opaque", "ops", "referenced", "stored")
+
+    def __init__(self, oldest: int) -> None:
+        self.oldest = oldest
+        """The first slot that may be named."""
+        self.ops: list[bytes] = []
+        self.opaque: list[bytes] = []
+        self.literals: list[bytes] = []
+        self.stored: list[bytes] = []
+        self.deltas: list[bytes] = []
+        self.fresh: list[bytes] = []
+        """Pages that get the next slots."""
+        self.referenced: list[bytes | int] = []
+
+    def tell_opaque(self, data: bytes) -> None:
+        self.opaque.append(data)
+        self.ops.append(OP.pack(Op.OPAQUE, len(data), 0, 0))
+
+    def piece(self, data: bytes) -> Piece:
+        """Return the piece that stands for ``data``."""
+        body = b"".join((*self.ops, *self.opaque, *self.literals, *self.deltas))
+        return Piece(
+            body, b"".join(self.stored), len(self.ops), sum(map(len, self.opaque)), len(self.literals),
+            len(self.deltas), len(data), check_of(data), self.referenced,
+        )  # fmt: skip
+
+
+class Encoder:
+    """Encodes pieces of one session in order. ``bases`` are the receiver's, in its order."""
+
+    def __init__(self, hash: PageHash, ring: Ring | None) -> None:
+        self.savings = Savings()
+        self.light = False
+        """Tell pages as they are, without a look at them."""
+        self._hash = hash
+        self._ring = ring
+        self._bases: dict[bytes, int] = {}
+        self._kinds: list[str] = []
+        self._own: list[bool] = []
+        self._slots: dict[bytes, int] = {}
+        self._versions: dict[int, int] = {}
+        self._held: dict[int, tuple[bytes, int]] = {}
+        self._forgotten = 0
+
+    def add_base(
+        self, number: int, kind: str, first: int, digests: Sequence[bytes], *, own: bool = False
+    ) -> None:  # fmt: skip
+        """Learn that the receiver's base ``number`` holds pages of these digests from index ``first`` on; ``own`` says
+        that this end can read them, too."""
+        while len(self._kinds) <= number:
+            self._kinds.append("")
+            self._own.append(False)
+        self._kinds[number], self._own[number] = kind, own
+        start = number << 40 | first
+        known = self._bases
+        for index, digest in enumerate(digests, start):
+            known.setdefault(digest, index)
+
+    def encode(self, data: bytes, runs: list[Run]) -> Piece:
+        """Encode ``data``, all of which ``runs`` describe."""
+        ring = self._ring
+        draft = _Draft(ring.oldest if ring is not None else 0)
+        for run in runs:
+            kind, at, length, header, _, bare = run
+            if kind == Op.OPAQUE:
+                draft.tell_opaque(data[at : at + length])
+            elif kind == Op.ZERO:
+                self.savings.zero += length
+                draft.ops.append(OP.pack(Op.ZERO, length, header, 0))
+            elif self.light:
+                self.savings.literal += length
+                draft.tell_opaque(data[at : at + (PAGE if bare else length * RECORD)])
+            else:
+                self._encode_pages(data, run, draft)
+        if ring is not None and draft.fresh:
+            ring.append(draft.fresh)
+            self._forget(ring.oldest)
+        return draft.piece(data)
+
+    def _encode_pages(self, data: bytes, run: Run, draft: _Draft) -> None:
+        """Encode a run of pages: neighbours that are told alike share one op. Names are bound here, and ops are plain
+        numbers, because the loop runs for every page of a guest."""
+        _, at, length, header, space, bare = run
+        flag = BARE if bare else 0
+        at += 0 if bare else 8
+        place = space << 52 | header >> 12
+        page_key, in_base, in_slot = self._hash.key, self._bases.get, self._slots.get
+        own, oldest, pack = self._own, draft.oldest, OP.pack
+        run_op, run_length, run_header, run_argument = -1, 0, header, 0
+        for number in range(length):
+            page = data[at : at + PAGE]
+            at += RECORD
+            digest = blake3(page, key=page_key).digest(DIGEST_BYTES)
+            argument = in_base(digest, -1)
+            if argument >= 0:
+                op = 6
+                draft.referenced.append(argument if own[argument >> 40] else page)
+            else:
+                argument = in_slot(digest, -1)
+                if argument >= oldest:
+                    op = 5
+                    self._versions[place + number] = argument
+                else:
+                    op, argument = self._encode_new_page(page, digest, place + number, draft)
+            if op == run_op and (op < 4 or argument == run_argument + run_length):
+                run_length += 1
+                continue
+            if run_length:
+                draft.ops.append(pack(run_op | flag, run_length, run_header, run_argument))
+                self._count(run_op, run_length, run_argument)
+            run_op, run_length, run_header, run_argument = op, 1, header + number * PAGE, argument
+        draft.ops.append(pack(run_op | flag, run_length, run_header, run_argument))
+        self._count(run_op, run_length, run_argument)
+
+    def _encode_new_page(self, page: bytes, digest: bytes, place: int, draft: _Draft) -> tuple[int, int]:
+        """Encode a page that the receiver does not have, at this place of the guest's; return its op and argument."""
+        ring = self._ring
+        if ring is not None:
+            before = self._versions.get(place, -1)
+            slot = ring.next + len(draft.fresh)
+            self._slots[digest] = self._versions[place] = slot
+            self._held[slot] = (digest, place)
+            draft.fresh.append(page)
+            if draft.oldest <= before < ring.next:
+                difference = xor(page, ring.read(before))
+                if difference.count(0) >= DELTA_ZEROS_MIN:
+                    draft.deltas.append(difference)
+                    return 4, before
+        if len(set(page[::SAMPLE_STRIDE])) >= SAMPLE_DISTINCT_MIN:
+            draft.stored.append(page)
+            return 3, 0
+        draft.literals.append(page)
+        return 2, 0
+
+    def _count(self, op: int, count: int, argument: int) -> None:
+        savings = self.savings
+        if op == Op.BASE:
+            match self._kinds[argument >> 40]:
+                case "image":
+                    savings.image += count
+                case "checkpoint":
+                    savings.checkpoint += count
+                case _:  # a kind that a newer peer has: its pages are of another VM, or as good as
+                    savings.sibling += count
+        elif op == Op.SLOT:
+            savings.session += count
+        elif op == Op.DELTA:
+            savings.difference += count
+        elif op == Op.STORED:
+            savings.incompressible += count
+        else:
+            savings.literal += count
+
+    def _forget(self, oldest: int) -> None:
+        """Drop what names slots that the ring does not hold any more."""
+        for slot in range(self._forgotten, oldest):
+            digest, key = self._held.pop(slot)
+            if self._slots.get(digest) == slot:
+                del self._slots[digest]
+            if self._versions.get(key) == slot:
+                del self._versions[key]
+        self._forgotten = max(self._forgotten, oldest)
