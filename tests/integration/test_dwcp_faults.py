@@ -251,7 +251,7 @@ async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothin
             await sender.send(source(os.urandom(80_000_000)), Plain())
 
     sending = asyncio.create_task(send())
-    await until(lambda: sender.counters.blocked_s > 0 or sender._next - sender._acked > 400)
+    await until(lambda: sender.counters.blocked_s > 0 or sender._window.next - sender._window.acknowledged > 400)
     await asyncio.sleep(0.5)
     for _ in range(5):
         sending.cancel()

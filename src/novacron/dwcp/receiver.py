@@ -35,7 +35,8 @@ from novacron.dwcp.page_decoder import Decoder, Missing
 from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
 from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
 from novacron.dwcp.return_channel import BackSender
-from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S, WINDOW_FRAMES
+from novacron.dwcp.send_window import WINDOW_FRAMES
+from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 

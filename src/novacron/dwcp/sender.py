@@ -7,10 +7,8 @@ import contextlib
 import os
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,19 +30,17 @@ from novacron.dwcp.frames import (
 )
 from novacron.dwcp.page_codec import Base, PageHash, Piece, Savings
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
+from novacron.dwcp.page_ring import SLOTS, Ring
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
 from novacron.dwcp.receiver_index import Damaged, Theirs
 from novacron.dwcp.return_channel import BackReceiver
+from novacron.dwcp.send_paths import SendPath, SendPaths
+from novacron.dwcp.send_window import SendWindow
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 
 log = logs.get(__name__)
 
-WINDOW_FRAMES = 512
-"""Frames that may be on their way: 32 MiB."""
-RETAINED_BYTES_MAX = 96 * 1024 * 1024
-"""Pages told by reference that are kept until the peer has found them all."""
 UNSENT_FRAMES_DEEP = 192
 """What may wait for a connection while no one waits for the stream's end: 12 MiB, so that the link is busy while there
 is much to look at and little to send."""
@@ -54,11 +50,6 @@ RAW_AHEAD_BYTES = 24 * 1024 * 1024
 """How much of the stream the receiver may have to decode yet when its end may come soon: that is downtime, too. It may
 be more where the receiver is fast and the round trip long."""
 RAW_AHEAD_S = 0.06
-RATE_GUESS_BYTES_PER_S = 12_500_000.0
-SHALLOW_SHARE = 0.9
-"""Share of what a path can deliver that is used when nothing may wait in it."""
-KNOWN_AFTER_BYTES = 4 * 1024 * 1024
-"""What a path can deliver is not known before so much was: pacing to less would keep it from ever being seen."""
 ANSWER_TIMEOUT_S = 5.0
 OPEN_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
@@ -101,51 +92,12 @@ class Options(msgspec.Struct, frozen=True):
     """Digests of bases, by name, that the peer may have and this end can't read."""
 
 
-class _Taken(NamedTuple):
-    """How much of the stream the receiver had taken at one moment."""
-
-    at: float
-    raw_bytes: int
-
-
-class _OnItsWay(NamedTuple):
-    """A piece that the receiver has not taken yet."""
-
-    last_frame: int
-    number: int
-    raw_bytes: int
-    retained_bytes: int
-    referenced: list[bytes | int]
-
-
 class SendFailed(Exception):
     """The session broke: says where, and what was found. ``code`` is what the peer said; None if it said nothing."""
 
     def __init__(self, text: str, code: ErrorCode | None = None) -> None:
         super().__init__(text)
         self.code = code
-
-
-class _Link:
-    """One connection of the session, and the frames that it was given and that are not acknowledged."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.given: deque[int] = deque()
-        self.task: asyncio.Task[None] | None = None
-        self.lost = False
-        self.done = False
-        self.pinged_at = 0.0
-        self.retransmits = 0
-        self.best_rate = 0
-        """Bytes a second that the path delivered at its best."""
-        self.idle = False
-        """Frames are given to the others."""
-
-    def forget_acknowledged(self, frames_: Mapping[int, Frame]) -> None:
-        """Keep only numbers of frames that the peer has not taken."""
-        while self.given and self.given[0] not in frames_:
-            self.given.popleft()
 
 
 class Sender:
@@ -165,25 +117,13 @@ class Sender:
         self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, self._theirs.names))
         self._encoder: Encoder | None = None
         self._ring: Ring | None = None
-        self._links: list[_Link] = []
-        self._wanted = options.streams or sockets.streams_default()
-        self._frames: dict[int, Frame] = {}
-        self._unsent: deque[int] = deque()
-        self._next = self._acked = 0
-        self._on_way: deque[_OnItsWay] = deque()
-        self._raw_on_way = self._retained_bytes = 0
-        self._pieces = 0
-        self._raw_rate = 0.0
-        """Bytes of the stream a second that the receiver took at best."""
-        self._raw_measured = _Taken(time.monotonic(), 0)
+        self._paths = SendPaths(self.counters, options.streams or sockets.streams_default(), options.rate_bytes_per_s)
+        self._window = SendWindow(self.counters)
         self._tick = asyncio.Event()
         self._done = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
-        self._heard_at = self._moved_at = time.monotonic()
-        self._retransmits_lost = 0
+        self._heard_at = time.monotonic()
         self._unsent_max = UNSENT_FRAMES_DEEP
-        self._rate_max = options.rate_bytes_per_s
-        self._measured_from = 0
         self._stopped = False
         self._source: Source | None = None
         self._piece_bytes: int | None = None
@@ -194,40 +134,34 @@ class Sender:
     @property
     def rate_bytes_per_s(self) -> float:
         """What the path delivers at its best, as far as it was seen and may be used; a guess before anything was."""
-        seen = sum(link.best_rate for link in self._links) or RATE_GUESS_BYTES_PER_S
-        return seen if self._rate_max is None else min(seen, self._rate_max)
+        return self._paths.rate_bytes_per_s
 
     @property
     def backlog_bytes(self) -> float:
         """Bytes that wait, here or in the path, beyond those that are on their way anyhow."""
-        waiting = sum(len(frame.payload) for frame in self._frames.values())
-        return max(0.0, waiting - self.rate_bytes_per_s * self.path_s[1])
+        return max(0.0, self._window.bytes_waiting() - self.rate_bytes_per_s * self.path_s[1])
 
     def limit(self, rate_bytes_per_s: int | None) -> None:
         """Use so much of the path from now on, or all there is."""
-        if rate_bytes_per_s != self._rate_max:
-            self._rate_max = rate_bytes_per_s
-            for link in self._links:
-                link.best_rate = 0  # it was measured under the old limit: the path may carry more
-            self._measured_from = self.counters.delivered_bytes
-            self._pace()
+        if rate_bytes_per_s != self._paths.rate_max:
+            self._paths.limit(rate_bytes_per_s)
 
     def narrow(self, left_s: float) -> None:
         """The stream may end in ``left_s`` seconds, not sooner: let no more wait here than can be sent by then."""
-        known = self.counters.delivered_bytes - self._measured_from >= KNOWN_AFTER_BYTES
-        if known and self._unsent_max != UNSENT_FRAMES_SHALLOW:
+        if self._paths.rate_is_known and not self._paths.shallow:
             frames_ = int(left_s * self.rate_bytes_per_s / frames.PAYLOAD_BYTES_MAX)
             self._unsent_max = max(UNSENT_FRAMES_SHALLOW + 1, min(UNSENT_FRAMES_DEEP, frames_))
 
     def shallow(self, *, urgent: bool = False) -> None:
         """The stream's end may come soon, or somebody waits for every page (``urgent``): let little wait from now on,
         here and in the path."""
-        if self._unsent_max != UNSENT_FRAMES_SHALLOW:
+        if not self._paths.shallow:
+            self._paths.shallow = True
             self._unsent_max = UNSENT_FRAMES_SHALLOW
             self._piece_bytes = PIECE_URGENT_BYTES if urgent else PIECE_SHALLOW_BYTES
             if self._source is not None:
                 self._source.piece_bytes = self._piece_bytes
-            self._pace()
+            self._paths.pace()
 
     @property
     def savings(self) -> Savings:
@@ -247,7 +181,7 @@ class Sender:
         try:
             while True:
                 try:
-                    self._links.append(await self._join())
+                    self._paths.live.append(await self._join())
                     return
                 except CONNECTION_LOST as error:
                     if isinstance(error, ssl.SSLCertVerificationError) or time.monotonic() > deadline:
@@ -261,12 +195,14 @@ class Sender:
     async def __aexit__(self, kind: object, *_: object) -> None:
         self._close_ring()
         if kind is not None:
-            await asyncio.gather(*(self._take_leave(link.connection) for link in self._links), return_exceptions=True)
-        for link in self._links:
-            if link.done and kind is None:
-                self._pool.give(self._endpoint, self._peer_host, link.connection)
+            await asyncio.gather(
+                *(self._take_leave(path.connection) for path in self._paths.live), return_exceptions=True
+            )
+        for path in self._paths.live:
+            if path.done and kind is None:
+                self._pool.give(self._endpoint, self._peer_host, path.connection)
             else:
-                link.connection.close()
+                path.connection.close()
 
     async def _take_leave(self, connection: Connection) -> None:
         """Tell the peer that no more comes, and wait a moment until it has heard."""
@@ -280,9 +216,7 @@ class Sender:
             self._ring.close()
             self._ring = None
 
-    # connections
-
-    async def _join(self) -> _Link:
+    async def _join(self) -> SendPath:
         connection = await self._pool.take(self._endpoint, self._peer_host)
         try:
             connection.put(Frame(FrameType.HELLO, payload=self._hello))
@@ -299,11 +233,9 @@ class Sender:
             if self._encoder is None:
                 await self._learn(connection, welcome)
             else:
-                self._acknowledge(welcome.next)
-                for number in welcome.held:
-                    self._frames.pop(number, None)
+                self._acknowledge(welcome.next, welcome.held)
             self._heard_at = time.monotonic()
-            return _Link(connection)
+            return SendPath(connection)
         except msgspec.DecodeError as error:
             connection.abort()
             raise ProtocolError(f"a WELCOME that can't be read: {error}") from error
@@ -323,102 +255,68 @@ class Sender:
                 while not self._theirs.can_begin():
                     self._theirs.take(await connection.read())
 
-    def _pace(self) -> None:
-        """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
-        rate = self._rate_max
-        each = None if rate is None else max(1, rate // max(1, self._wanted))
-        known = self.counters.delivered_bytes - self._measured_from >= KNOWN_AFTER_BYTES
-        for link in self._links:
-            wanted = each
-            if self._unsent_max == UNSENT_FRAMES_SHALLOW and known and link.best_rate > 0:
-                free = int(link.best_rate * SHALLOW_SHARE)
-                wanted = free if each is None else min(each, free)
-            link.connection.deepen(self._unsent_max != UNSENT_FRAMES_SHALLOW)
-            link.connection.pace(wanted)
-
-    async def _serve(self, link: _Link) -> None:
+    async def _serve(self, path: SendPath) -> None:
         """Give frames to a connection and hear it until it is lost or done. Raises SendFailed if the peer gives up."""
-        writing = asyncio.create_task(self._write(link))
+        writing = asyncio.create_task(self._write(path))
         try:
-            await self._read(link)
+            await self._read(path)
         except CONNECTION_LOST:
-            self._lose(link)
+            self._paths.remove(path)
+            self._window.give_back(path.given)
+            self._tick.set()
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
-    def _lose(self, link: _Link) -> None:
-        link.lost = True
-        link.connection.abort()
-        if link in self._links:
-            self._links.remove(link)
-        self._retransmits_lost += link.retransmits
-        again = [number for number in link.given if number in self._frames]
-        self._unsent.extendleft(reversed(again))
-        self._tick.set()
-
-    async def _write(self, link: _Link) -> None:
+    async def _write(self, path: SendPath) -> None:
         with contextlib.suppress(*CONNECTION_LOST):  # `_read` sees it too
             while True:
-                await self._until(lambda: bool(self._unsent) and not link.idle)
-                number = self._unsent.popleft()
-                frame = self._frames.get(number)
+                await self._until(lambda: bool(self._window.unsent) and not path.idle)
+                frame = self._window.take_unsent()
                 if frame is None:
                     continue
-                link.forget_acknowledged(self._frames)
-                link.given.append(number)
-                self.counters.wire_bytes += link.connection.put(frame)
+                path.forget_acknowledged(self._window)
+                path.given.append(frame.sequence)
+                self.counters.wire_bytes += path.connection.put(frame)
                 self._tick.set()
-                await link.connection.drain()
+                await path.connection.drain()
 
-    async def _read(self, link: _Link) -> None:
+    async def _read(self, path: SendPath) -> None:
         while True:
-            frame = await link.connection.read()
-            self._heard_at = link.connection.heard_at
+            frame = await path.connection.read()
+            self._heard_at = path.connection.heard_at
             match frame.type:
                 case FrameType.ACK:
                     self._acknowledge(frame.sequence)
-                    link.forget_acknowledged(self._frames)
+                    path.forget_acknowledged(self._window)
                 case FrameType.DONE:
-                    link.done = True
+                    path.done = True
                     self._done.set()
                     return
                 case FrameType.MISSING:
-                    self._repair(link, msgspec.msgpack.decode(frame.payload, type=MissingPages))
+                    self._repair(path.connection, msgspec.msgpack.decode(frame.payload, type=MissingPages))
                 case FrameType.BASE:
                     self._theirs.take(frame)
                 case FrameType.BACK if self.on_back is not None:
                     data = self._back.take(frame)
                     if data:
                         self.on_back(data)
-                    link.connection.put(Frame(FrameType.BACK_TAKEN, self._back.next))
+                    path.connection.put(Frame(FrameType.BACK_TAKEN, self._back.next))
                 case FrameType.ERROR:
                     code, why = frames.read_error(frame)
                     raise SendFailed(f"the peer gave up: {why}", code)
                 case _:
                     raise ProtocolError(f"unexpected {frame.type.name} frame")
 
-    def _acknowledge(self, number: int) -> None:
+    def _acknowledge(self, number: int, held: Sequence[int] = ()) -> None:
         """The peer has taken every frame before ``number``."""
-        if number > self._next:
-            raise ProtocolError(f"frame {number - 1} is acknowledged and was never sent")
-        if number <= self._acked:
-            return
-        for taken in range(self._acked, number):
-            frame = self._frames.pop(taken, None)
-            self.counters.delivered_bytes += 0 if frame is None else len(frame.payload)
-        self._acked = number
-        self._moved_at = time.monotonic()
-        while self._on_way and self._on_way[0].last_frame < number:
-            piece = self._on_way.popleft()
-            self._retained_bytes -= piece.retained_bytes
-            self._raw_on_way -= piece.raw_bytes
-        self._tick.set()
+        if self._window.acknowledge(number, held):
+            self._tick.set()
 
-    def _repair(self, link: _Link, missing: MissingPages) -> None:
+    def _repair(self, connection: Connection, missing: MissingPages) -> None:
         """Send pages whose base turned out to be damaged."""
-        pages = next((piece.referenced for piece in self._on_way if piece.number == missing.piece), None)
-        if pages is None or link.connection.unsent_bytes > REPAIR_WAITING_BYTES_MAX:
+        pages = self._window.pages_of(missing.piece)
+        if pages is None or connection.unsent_bytes > REPAIR_WAITING_BYTES_MAX:
             return
         if any(ordinal >= len(pages) for ordinal in missing.ordinals):
             raise SendFailed(f"the peer asks for pages that piece {missing.piece} does not have")
@@ -426,7 +324,7 @@ class Sender:
             part = missing.ordinals[start : start + REPAIR_PAGES]
             data = b"".join(self._theirs.page(pages[ordinal]) for ordinal in part)
             payload = msgspec.msgpack.encode(RepairedPages(missing.piece, part, data))
-            self.counters.wire_bytes += link.connection.put(Frame(FrameType.REPAIR, payload=payload))
+            self.counters.wire_bytes += connection.put(Frame(FrameType.REPAIR, payload=payload))
         count = len(missing.ordinals)
         self.counters.repaired_pages += count
         log.warning("pages are sent again: the peer's were damaged", peer=self._peer_host, pages=count)
@@ -436,8 +334,6 @@ class Sender:
         while not condition():
             self._tick.clear()
             await self._tick.wait()
-
-    # the stream
 
     async def send(self, source: Source, splitter: Splitter) -> None:
         """Send all that ``source`` has, and wait until the peer has it all.
@@ -463,18 +359,17 @@ class Sender:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                self._heard_at = self._moved_at = time.monotonic()
-                for link in self._links:
-                    link.connection.heard_at = self._heard_at
-                self._pace()
-                for link in self._links:
-                    link.task = group.create_task(self._serve(link))
+                self._heard_at = self._window.moved_at = time.monotonic()
+                self._paths.pace()
+                for path in self._paths.live:
+                    path.connection.heard_at = self._heard_at
+                    path.task = group.create_task(self._serve(path))
                 supervisor = group.create_task(self._supervise())
                 await self._encode(source, splitter)
                 await self._done.wait()
                 supervisor.cancel()
                 # The others have theirs on the way; one that has not is not worth keeping.
-                tasks = [link.task for link in self._links if link.task is not None]
+                tasks = [path.task for path in self._paths.live if path.task is not None]
                 await asyncio.wait(tasks, timeout=PING_INTERVAL_S)
                 for task in tasks:
                     task.cancel()
@@ -497,7 +392,8 @@ class Sender:
         fixed = self._options.method is not None
         encoding = Encoding(self._encoder, self._theirs, self.counters, self._queue, fixed=fixed)
         end = await encoding.run(source, splitter, self._stop)
-        self._put(Frame(FrameType.END, self._next, msgspec.msgpack.encode(end)))
+        self._window.add(FrameType.END, msgspec.msgpack.encode(end))
+        self._tick.set()
 
     def _stop(self) -> None:
         """Nothing more is queued: who waits to do it gives up."""
@@ -513,100 +409,87 @@ class Sender:
             self.counters.blocked_s += time.monotonic() - started
             part = data[start : start + frames.PAYLOAD_BYTES_MAX]
             more = start + len(part) < len(data)
-            self._put(Frame(FrameType.DATA, self._next, part, frames.MORE if more else 0))
-        size = sum(PAGE for page in piece.referenced if isinstance(page, bytes))
-        self._on_way.append(_OnItsWay(self._next - 1, self._pieces, piece.raw_bytes, size, piece.referenced))
-        self._retained_bytes += size
-        self._raw_on_way += piece.raw_bytes
-        self._pieces += 1
+            self._window.add(FrameType.DATA, part, frames.MORE if more else 0)
+            self._tick.set()
+        self._window.add_piece(piece)
         self.counters.raw_bytes += piece.raw_bytes
 
     def _has_room(self) -> bool:
+        window = self._window
         return (
-            len(self._unsent) < self._unsent_max
-            and self._next - self._acked < WINDOW_FRAMES
-            and self._retained_bytes < RETAINED_BYTES_MAX
-            and (self._unsent_max != UNSENT_FRAMES_SHALLOW or self._raw_on_way < self._raw_ahead)
+            window.unsent < self._unsent_max
+            and window.has_room()
+            and (not self._paths.shallow or window.raw_bytes < self._raw_ahead)
         )
 
     @property
     def _raw_ahead(self) -> float:
-        return max(RAW_AHEAD_BYTES, self._raw_rate * (self.path_s[1] + RAW_AHEAD_S))
-
-    def _put(self, frame: Frame) -> None:
-        self._frames[self._next] = frame
-        self._unsent.append(self._next)
-        self._next += 1
-        self._tick.set()
-
-    # health
+        return max(RAW_AHEAD_BYTES, self._paths.raw_rate * (self.path_s[1] + RAW_AHEAD_S))
 
     async def _supervise(self) -> None:
         """Keep connections open, as many as the path wants, until the link was dead for too long. Raises SendFailed."""
-        assert self._group is not None
+        paths = self._paths
         lost = False
-        backoff, join_at, acked = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX), 0.0, self._acked
-        count = StreamCount(self._wanted, fixed=self._options.streams is not None)
+        backoff, join_at, acknowledged = Backoff(RECONNECT_PAUSE_S, RECONNECT_PAUSE_S_MAX), 0.0, 0
+        count = StreamCount(paths.count, fixed=self._options.streams is not None)
         while True:
             now = time.monotonic()
-            if now - self._heard_at > self._options.outage_s:
-                raise SendFailed(f"nothing was heard from the peer for {self._options.outage_s:.0f} s")
-            if self._frames and now - max(self._moved_at, self._heard_at - STUCK_S) > STUCK_S + self._options.outage_s:
-                raise SendFailed(f"the peer took nothing for {now - self._moved_at:.0f} s")
-            for link in self._links:
-                if now - link.connection.heard_at > SILENCE_S:
-                    link.connection.abort()
-                elif now - link.pinged_at > PING_INTERVAL_S:
-                    link.pinged_at = now
-                    with contextlib.suppress(OSError):
-                        link.connection.put(PING)
-            lost = lost or not self._links
-            self._measure()
-            if self._unsent_max == UNSENT_FRAMES_SHALLOW:
-                self._pace()
-            paths = [measured for link in self._links if (measured := link.connection.measured()) is not None]
-            if self._unsent_max != UNSENT_FRAMES_SHALLOW:
-                self._wanted = count.step(now, self.counters.blocked_s, paths)
-            for number, link in enumerate(self._links):
-                link.idle = number >= self._wanted
+            self._check_peer(now)
+            self._ping(now)
+            lost = lost or not paths.live
+            paths.measure(self.counters.raw_bytes - self._window.raw_bytes)
+            if paths.shallow:
+                paths.pace()
+            else:
+                paths.count = count.step(now, self.counters.blocked_s, paths.measured())
+            for number, path in enumerate(paths.live):
+                path.idle = number >= paths.count
             self._tick.set()
-            if self._acked != acked:
-                acked = self._acked
+            if self._window.acknowledged != acknowledged:
+                acknowledged = self._window.acknowledged
                 backoff.reset()
-            joining = [self._join() for _ in range(self._wanted - len(self._links))] if now >= join_at else []
-            for joined in await asyncio.gather(*joining, return_exceptions=True):
-                if isinstance(joined, _Link):
-                    if lost:
-                        self.counters.resumed += 1
-                        log.warning("a session goes on: all its connections had been lost", peer=self._peer_host)
-                        traces.note("dwcp resumed")
-                    lost = False
-                    self._links.append(joined)
-                    joined.task = self._group.create_task(self._serve(joined))
-                elif not isinstance(joined, CONNECTION_LOST):
-                    raise joined
-            if joining:
+            if len(paths.live) < paths.count and now >= join_at:
+                lost = not await self._join_more(paths.count - len(paths.live), resumes=lost) and lost
                 join_at = time.monotonic() + backoff.next_s()
-                self._pace()
             await asyncio.sleep(LOOK_INTERVAL_S)
+
+    def _check_peer(self, now: float) -> None:
+        """Raises SendFailed when the peer was silent, or took nothing, for too long."""
+        outage_s, moved_at = self._options.outage_s, self._window.moved_at
+        if now - self._heard_at > outage_s:
+            raise SendFailed(f"nothing was heard from the peer for {outage_s:.0f} s")
+        if not self._window.is_empty and now - max(moved_at, self._heard_at - STUCK_S) > STUCK_S + outage_s:
+            raise SendFailed(f"the peer took nothing for {now - moved_at:.0f} s")
+
+    def _ping(self, now: float) -> None:
+        """Ask each connection for a sign of life, and drop those that gave none for long."""
+        for path in self._paths.live:
+            if now - path.connection.heard_at > SILENCE_S:
+                path.connection.abort()
+            elif now - path.pinged_at > PING_INTERVAL_S:
+                path.pinged_at = now
+                with contextlib.suppress(OSError):
+                    path.connection.put(PING)
+
+    async def _join_more(self, count: int, *, resumes: bool) -> bool:
+        """Open ``count`` connections more; say whether any could be. ``resumes`` says that none is left."""
+        assert self._group is not None
+        joined = False
+        for path in await asyncio.gather(*(self._join() for _ in range(count)), return_exceptions=True):
+            if isinstance(path, SendPath):
+                if resumes and not joined:
+                    self.counters.resumed += 1
+                    log.warning("a session goes on: all its connections had been lost", peer=self._peer_host)
+                    traces.note("dwcp resumed")
+                joined = True
+                self._paths.live.append(path)
+                path.task = self._group.create_task(self._serve(path))
+            elif not isinstance(path, CONNECTION_LOST):
+                raise path
+        self._paths.pace()
+        return joined
 
     @property
     def path_s(self) -> tuple[float, float]:
         """Return the round trip now and at its best, in seconds."""
-        measured = [m for link in self._links if (m := link.connection.measured()) is not None]
-        if not measured:
-            return 0.0, 0.0
-        return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
-
-    def _measure(self) -> None:
-        taken = _Taken(time.monotonic(), self.counters.raw_bytes - self._raw_on_way)
-        before, self._raw_measured = self._raw_measured, taken
-        self._raw_rate = max(self._raw_rate, (taken.raw_bytes - before.raw_bytes) / (taken.at - before.at))
-        self.counters.streams = sum(not link.idle for link in self._links)
-        for link in self._links:
-            measured = link.connection.measured()
-            if measured is not None:
-                link.retransmits = measured.retransmits
-                link.best_rate = max(link.best_rate, measured.delivery_rate)
-                self.counters.rtt_ms = round(measured.rtt_s * 1e3, 1)
-        self.counters.retransmits = self._retransmits_lost + sum(link.retransmits for link in self._links)
+        return self._paths.round_trip_s
