@@ -14,12 +14,13 @@ from pathlib import Path
 from lab.hosts import Host
 from novacron import pki
 from novacron.dwcp.compression import FIRST, Compressor
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import Ring
-from novacron.dwcp.receiver import Listener, Terms
-from novacron.dwcp.sender import Options, Sender
+from novacron.dwcp.page_ring import PageRing
+from novacron.dwcp.receiver import ReceiveOptions
+from novacron.dwcp.sender import Sender, SendOptions
 from novacron.qemu.stream import Splitter
 
 KEY = b"k" * 32
@@ -58,7 +59,11 @@ class Nowhere:
 
 def codec(stream: Path, directory: Path, method: int = FIRST) -> tuple[float, int]:
     """Encode and compress a stream in one thread; return the seconds that took, and the bytes that came out."""
-    encoder, compressor, splitter = Encoder(PageHash(KEY), Ring(directory)), Compressor(method, fixed=True), Splitter()
+    encoder, compressor, splitter = (
+        Encoder(PageHash(KEY), PageRing(directory)),
+        Compressor(method, fixed=True),
+        Splitter(),
+    )
     source, sent = Recorded(stream), 0
     started = time.monotonic()
     while True:
@@ -85,16 +90,16 @@ def _listener(directory: Path) -> Listener:
     return Listener(pki.mutual_tls(*files, server=True), pki.peer_name)
 
 
-def _pool(directory: Path) -> Pool:
+def _pool(directory: Path) -> ConnectionPool:
     files = (directory / "ca" / "ca.crt", directory / "a.crt", directory / "a.key")
-    return Pool(lambda: pki.mutual_tls(*files, server=False))
+    return ConnectionPool(lambda: pki.mutual_tls(*files, server=False))
 
 
 def _receive(directory: Path, channel: Channel) -> None:
     async def serve() -> None:
         listener = _listener(directory)
         async with listener.listen("127.0.0.1", 0) as port:
-            with listener.expect("s", "a", Terms(KEY, directory / "rings")) as incoming:
+            with listener.expect("s", "a", ReceiveOptions(KEY, directory / "rings")) as incoming:
                 channel.send(port)
                 sink = Nowhere()
                 await incoming.receive(sink)
@@ -125,7 +130,7 @@ def loopback(stream: Path, directory: Path) -> float:
 
     async def send() -> None:
         nonlocal took
-        options = Options(KEY, directory / "rings")
+        options = SendOptions(KEY, directory / "rings")
         async with Sender(("127.0.0.1", port), pki.node_host("b"), "s", _pool(directory), options) as sender:
             started = time.monotonic()
             await sender.send(Recorded(stream), Splitter())
@@ -152,7 +157,9 @@ def handshakes(hosts: list[Host], directory: Path, rounds: int) -> tuple[list[fl
         async with listener.listen("0.0.0.0", port):
             with contextlib.ExitStack() as expected:
                 for number in range(2 * rounds):
-                    expected.enter_context(listener.expect(f"s{number}", "a", Terms(KEY, directory / "rings", slots=1)))
+                    expected.enter_context(
+                        listener.expect(f"s{number}", "a", ReceiveOptions(KEY, directory / "rings", slots=1))
+                    )
                 ready.set()
                 while not stop.is_set():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
@@ -163,7 +170,7 @@ def handshakes(hosts: list[Host], directory: Path, rounds: int) -> tuple[list[fl
     async def measure() -> None:
         pool = _pool(directory)
         endpoint, peer = (hosts[1].address, port), pki.node_host("b")
-        options = Options(KEY, directory / "rings")
+        options = SendOptions(KEY, directory / "rings")
         for number in range(2 * rounds):
             if number % 2:
                 pool.warm(endpoint, peer, 1)

@@ -17,11 +17,12 @@ import uvloop
 from novacron import pki
 from novacron.dwcp import sender as sender_module
 from novacron.dwcp import sockets
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import Base, PageHash, Run
 from novacron.dwcp.page_ring import PAGE
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 
 SIZE = 3_000_000
 KEY = b"k" * 32
@@ -81,20 +82,20 @@ class Ends:
             server=server,
         )  # fmt: skip
 
-    def pool(self, name: str = "a") -> Pool:
-        return Pool(lambda: self.tls(name, server=False))
+    def pool(self, name: str = "a") -> ConnectionPool:
+        return ConnectionPool(lambda: self.tls(name, server=False))
 
     def sender(
         self, port: int, name: str = "a", session: str = "s", streams: int | None = 1, peer: str = "b",
-        pool: Pool | None = None, bases: tuple[Base, ...] = (), method: int | None = None,
+        pool: ConnectionPool | None = None, bases: tuple[Base, ...] = (), method: int | None = None,
     ) -> Sender:  # fmt: skip
-        options = Options(KEY, self.directory / "rings", bases, OUTAGE_S, streams, None, method)
+        options = SendOptions(KEY, self.directory / "rings", bases, OUTAGE_S, streams, None, method)
         return Sender(
             ("127.0.0.1", port), pki.node_host(peer), session, self.pool(name) if pool is None else pool, options
         )
 
-    def terms(self, bases: tuple[Base, ...] = ()) -> Terms:
-        return Terms(KEY, self.directory / "rings", bases, OUTAGE_S)
+    def terms(self, bases: tuple[Base, ...] = ()) -> ReceiveOptions:
+        return ReceiveOptions(KEY, self.directory / "rings", bases, OUTAGE_S)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ class Kept:
         pass
 
 
-async def receive(listener: Listener, terms: Terms, session: str = "s") -> bytes:
+async def receive(listener: Listener, terms: ReceiveOptions, session: str = "s") -> bytes:
     kept = Kept()
     with listener.expect(session, "a", terms) as incoming:
         await incoming.receive(kept)
@@ -147,8 +148,9 @@ async def receive(listener: Listener, terms: Terms, session: str = "s") -> bytes
 
 
 async def carry(
-    ends: Ends, listener: Listener, port: int, data: bytes, *, bases: tuple[Base, ...] = (), pool: Pool | None = None,
-    session: str = "s", streams: int | None = 1, own: tuple[Base, ...] = (), method: int | None = 1,
+    ends: Ends, listener: Listener, port: int, data: bytes, *, bases: tuple[Base, ...] = (),
+    pool: ConnectionPool | None = None, session: str = "s", streams: int | None = 1, own: tuple[Base, ...] = (),
+    method: int | None = 1,
 ) -> Sender:  # fmt: skip
     """Carry ``data`` over a session and see that it arrives; return the sender with its counters."""
     receiving = asyncio.create_task(receive(listener, ends.terms(bases), session))
@@ -210,7 +212,7 @@ async def test_a_context_below_tls_13_or_without_proof_is_not_taken(ends: Ends) 
     context = ends.tls("a", server=False)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ValueError, match=r"TLS 1\.3"):
-        await Pool(lambda: context).take(("127.0.0.1", 1), "x")
+        await ConnectionPool(lambda: context).take(("127.0.0.1", 1), "x")
 
 
 async def test_the_sender_learns_why_the_receiver_gave_up(ends: Ends, listening: tuple[Listener, int]) -> None:

@@ -17,11 +17,12 @@ from structlog.testing import capture_logs
 from novacron import pki
 from novacron.dwcp import frames
 from novacron.dwcp.compression import METHODS, Compressor
-from novacron.dwcp.frames import End, Frame, FrameType, Hello, Welcome
+from novacron.dwcp.frames import End, Frame, FrameType, SessionHello, Welcome
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE
-from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import Sender, SendFailed
 from novacron.telemetry import traces
 from tests.integration.test_dwcp import (
@@ -427,7 +428,7 @@ async def by_hand(ends: Ends, port: int) -> tuple[asyncio.StreamReader, asyncio.
         "127.0.0.1", port, ssl=ends.tls("a", server=False), server_hostname=pki.node_host("b")
     )
     check = PageHash(KEY).digest(b"key check")
-    hello = msgspec.msgpack.encode(Hello(frames.VERSION, "s", b"i" * 16, check))
+    hello = msgspec.msgpack.encode(SessionHello(frames.VERSION, "s", b"i" * 16, check))
     writer.writelines(frames.encode(Frame(FrameType.HELLO, payload=hello)))
     answer = await frames.read(reader)
     assert answer.type is FrameType.WELCOME

@@ -11,18 +11,19 @@ import pytest
 
 from novacron import pki
 from novacron.dwcp import frames
-from novacron.dwcp import receiver as receiver_module
-from novacron.dwcp.frames import BaseInfo, ErrorCode, Frame, FrameType, Hello, Welcome
+from novacron.dwcp import listener as listener_module
+from novacron.dwcp.frames import BaseInfo, ErrorCode, Frame, FrameType, SessionHello, Welcome
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import DIGEST_BYTES
 from novacron.dwcp.page_ring import SLOTS
-from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
 from tests.integration.test_dwcp import Ends, Kept, Plain, ends, listening, receive, source
 from tests.integration.test_dwcp_faults import by_hand
 
 __all__ = ["ends", "listening"]
 
-Answer = Callable[[Hello, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Answer = Callable[[SessionHello, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
@@ -32,7 +33,7 @@ async def peer(ends: Ends, answer: Answer) -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError):
             frame = await frames.read(reader)
-            await answer(msgspec.msgpack.decode(frame.payload, type=Hello), reader, writer)
+            await answer(msgspec.msgpack.decode(frame.payload, type=SessionHello), reader, writer)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ends.tls("b", server=True))
@@ -47,7 +48,7 @@ def welcome(*bases: BaseInfo, slots: int = 0) -> tuple[bytes, bytes]:
 async def test_a_receiver_that_tells_more_digests_than_it_announced_is_left(ends: Ends) -> None:
     hellos = 0
 
-    async def answer(_: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal hellos
         hellos += 1
         writer.writelines(welcome(BaseInfo("sibling", "s", 10, 10), BaseInfo("sibling", "other", 5, 5)))
@@ -63,7 +64,7 @@ async def test_a_receiver_that_tells_more_digests_than_it_announced_is_left(ends
 
 
 async def test_a_receiver_does_not_decide_how_much_disk_the_sender_fills(ends: Ends) -> None:
-    async def answer(_: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.writelines(welcome(slots=2**40))
         await reader.read()
 
@@ -80,7 +81,7 @@ async def test_a_receiver_does_not_decide_how_much_disk_the_sender_fills(ends: E
 async def test_a_sender_goes_by_the_code_of_a_refusal_and_not_by_its_text(
     ends: Ends, number: int, code: ErrorCode
 ) -> None:
-    async def answer(_: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.writelines(frames.encode(Frame(FrameType.ERROR, number, b"no session 's' is expected from a")))
         await reader.read()
 
@@ -157,7 +158,7 @@ async def test_a_connection_that_is_lost_while_digests_are_told_costs_no_more_th
     """The encoder went on with a ring that was closed."""
     hellos = 0
 
-    async def answer(_: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal hellos
         hellos += 1
         if hellos == 1:
@@ -175,7 +176,7 @@ async def test_a_connection_that_is_lost_while_digests_are_told_costs_no_more_th
 async def test_a_node_has_so_many_connections_and_no_more_and_others_still_come_in(
     ends: Ends, listening: tuple[Listener, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver_module, "CONNECTIONS_PER_PEER_MAX", 3)
+    monkeypatch.setattr(listener_module, "CONNECTIONS_PER_PEER_MAX", 3)
     listener, port = listening
     writers = []
 

@@ -9,7 +9,8 @@ import threading
 import msgspec
 import pytest
 
-from novacron.dwcp.receiver import Listener, ReceiveFailed
+from novacron.dwcp.listener import Listener
+from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
 from tests.integration.test_dwcp import Ends, Kept, Plain, ends, listening
 from tests.integration.test_dwcp_faults import Middle, until

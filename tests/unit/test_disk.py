@@ -35,7 +35,7 @@ from novacron.disk.stream import (
 from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.page_decoder import Decoder
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import Ring
+from novacron.dwcp.page_ring import PageRing
 
 PAGES = 64
 SIZE = PAGES * PAGE
@@ -115,7 +115,7 @@ def test_pages_of_zeros_and_pages_sent_before_cost_next_to_nothing(tmp_path: Pat
     recorder.write(0, page * 8 + bytes(8 * PAGE))
     recorder.zero(16 * PAGE, 40 * PAGE)
     recorder._put(b"")
-    encoder = Encoder(PageHash(KEY), Ring(tmp_path))
+    encoder = Encoder(PageHash(KEY), PageRing(tmp_path))
     sizes = [len(encoder.encode(*splitter.split(chunk)).body) for chunk in recorded(recorder)]
     assert sum(sizes) < PAGE + 1000, "a page, if it did not look random"
     assert encoder.savings.zero == 8 and encoder.savings.session == 7

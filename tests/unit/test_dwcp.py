@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novacron.dwcp import compression, frames
-from novacron.dwcp.compression import METHODS, Chooser, Compressor, Decompressor, Marks
+from novacron.dwcp.compression import METHODS, Compressor, Decompressor, MethodChooser, StageClocks
 from novacron.dwcp.frames import BaseInfo, Frame, FrameType, ProtocolError
 from novacron.dwcp.page_codec import BARE, OP, Op, PageHash, Run, check_of
 from novacron.dwcp.page_decoder import Decoder, Missing
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import PAGE, Ring
+from novacron.dwcp.page_ring import PAGE, PageRing
 from novacron.dwcp.page_store import PageStore, ScatteredBase, read_index
-from novacron.dwcp.receiver_index import Damaged, Theirs
+from novacron.dwcp.receiver_index import PageDamaged, ReceiverIndex
 
 HASH = PageHash(b"k" * 32)
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,19 +45,19 @@ def test_nothing_of_a_piece_waits_for_the_next_one() -> None:
 
 def test_the_method_follows_what_is_scarce() -> None:
     compressor, decompressor = Compressor(), Decompressor()
-    now = Marks(0.0)
-    chooser = Chooser(now)
-    link_is_scarce = Marks(1.1, 0.1, 0.1, 0.9, 12_000_000)
-    processor_is_scarce = Marks(0.2, 0.1, 0.18, 0.0, 40_000_000)
-    nothing_to_send = Marks(0.2, 0.18, 0.1, 0.0, 20_000)
-    too_soon = Marks(0.05, 0.05, 0.05, 0.0, 0)
+    now = StageClocks(0.0)
+    chooser = MethodChooser(now)
+    link_is_scarce = StageClocks(1.1, 0.1, 0.1, 0.9, 12_000_000)
+    processor_is_scarce = StageClocks(0.2, 0.1, 0.18, 0.0, 40_000_000)
+    nothing_to_send = StageClocks(0.2, 0.18, 0.1, 0.0, 20_000)
+    too_soon = StageClocks(0.05, 0.05, 0.05, 0.0, 0)
     seen = []
     for passed, count in (
         (link_is_scarce, 2), (too_soon, 1), (nothing_to_send, 2), (processor_is_scarce, 4), (link_is_scarce, 2),
         (nothing_to_send, 1),
     ):  # fmt: skip
         for _ in range(count):
-            now = Marks(
+            now = StageClocks(
                 now.at + passed.at, now.looking_up_s + passed.looking_up_s, now.compressing_s + passed.compressing_s,
                 now.blocked_s + passed.blocked_s, now.delivered_bytes + passed.delivered_bytes,
             )  # fmt: skip
@@ -93,10 +93,10 @@ def records(pages: list[bytes], header: int = 0x28) -> tuple[bytes, list[Run]]:
 
 
 def both(tmp_path: Path, *bases: ScatteredBase, slots: int = 20_000) -> tuple[Encoder, Decoder]:
-    encoder = Encoder(HASH, Ring(tmp_path, slots))
+    encoder = Encoder(HASH, PageRing(tmp_path, slots))
     for number, base in enumerate(bases):
         encoder.add_base(number, base.kind, 0, base.digests)
-    return encoder, Decoder(HASH, Ring(tmp_path, slots), bases)
+    return encoder, Decoder(HASH, PageRing(tmp_path, slots), bases)
 
 
 def carry(encoder: Encoder, decoder: Decoder, data: bytes, runs: list[Run]) -> int:
@@ -235,7 +235,7 @@ def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: i
 )
 def test_pieces_that_are_not_allowed_are_named(tmp_path: Path, piece: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
-        Decoder(HASH, Ring(tmp_path, 9000), ()).decode(piece)
+        Decoder(HASH, PageRing(tmp_path, 9000), ()).decode(piece)
 
 
 @settings(max_examples=150)
@@ -263,7 +263,9 @@ def test_a_digest_needs_the_project_s_key() -> None:
 def test_golden_vectors() -> None:
     """What is on the wire must not change unnoticed; docs/dwcp.md explains these bytes."""
     assert HASH.digest(bytes(PAGE)).hex() == (GOLDEN / "digest.hex").read_text().strip()
-    hello = frames.Hello(frames.VERSION, "mig-golden", b"0123456789abcdef", HASH.digest(b"key check"), ("image:1",))
+    hello = frames.SessionHello(
+        frames.VERSION, "mig-golden", b"0123456789abcdef", HASH.digest(b"key check"), ("image:1",)
+    )
     import msgspec
 
     frame = b"".join(frames.encode(Frame(FrameType.HELLO, payload=msgspec.msgpack.encode(hello))))
@@ -323,7 +325,7 @@ def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its
     def frame(number: int, first: int, count: int) -> Frame:
         return Frame(FrameType.BASE, number << 40 | first, b"".join(told[first : first + count]))
 
-    theirs = Theirs(HASH, (base_of([page(1)]),), {})
+    theirs = ReceiverIndex(HASH, (base_of([page(1)]),), {})
     infos = [BaseInfo("sibling", "s", 20, 20), BaseInfo("checkpoint", "c", 10_000, 10_000)]
     theirs.meet(infos, encoder)
     assert not theirs.can_begin()
@@ -340,11 +342,11 @@ def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its
 
 def test_a_page_that_is_damaged_on_both_nodes_is_named() -> None:
     base = base_of([page(1), page(2)])
-    theirs = Theirs(HASH, (base,), {})
+    theirs = ReceiverIndex(HASH, (base,), {})
     theirs.meet([BaseInfo(base.kind, base.name, 2, 0)], Encoder(HASH, None))
     assert theirs.page(page(7)) == page(7) and theirs.page(1) == page(2)
     base.digests = [HASH.digest(page(1)), HASH.digest(page(3))]
-    with pytest.raises(Damaged, match="page 1 of"):
+    with pytest.raises(PageDamaged, match="page 1 of"):
         theirs.page(1)
 
 

@@ -28,15 +28,15 @@ from novacron.dwcp.frames import (
 )
 from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import PAGE, Ring
-from novacron.dwcp.receiver import Incoming, Terms
-from novacron.dwcp.receiver_index import Theirs
+from novacron.dwcp.page_ring import PAGE, PageRing
+from novacron.dwcp.receiver import ReceiveOptions, ReceiveSession
+from novacron.dwcp.receiver_index import ReceiverIndex
 
 HASH = PageHash(b"k" * 32)
 
 
-def index(*infos: BaseInfo) -> tuple[Theirs, Encoder]:
-    encoder, theirs = Encoder(HASH, None), Theirs(HASH, (), {})
+def index(*infos: BaseInfo) -> tuple[ReceiverIndex, Encoder]:
+    encoder, theirs = Encoder(HASH, None), ReceiverIndex(HASH, (), {})
     theirs.meet(infos, encoder)
     return theirs, encoder
 
@@ -81,7 +81,7 @@ def test_a_kind_of_base_from_the_wire_names_no_attribute() -> None:
 
 
 def test_a_ring_smaller_than_its_margin_names_no_slots(tmp_path: Path) -> None:
-    encoder = Encoder(HASH, Ring(tmp_path, 1))
+    encoder = Encoder(HASH, PageRing(tmp_path, 1))
     page = random.Random(1).randbytes(PAGE)
     for _ in range(3):
         encoder.encode(bytes(8) + page, [(2, 0, 1, 0, 0, False)])
@@ -109,8 +109,8 @@ def test_a_request_for_too_many_pages_or_none_that_is_there_is_refused(ordinals:
         msgspec.msgpack.decode(raw, type=MissingPages)
 
 
-def repairing(tmp_path: Path, *ordinals: int) -> Incoming:
-    incoming = Incoming("s", "a", Terms(b"k" * 32, tmp_path, slots=1))
+def repairing(tmp_path: Path, *ordinals: int) -> ReceiveSession:
+    incoming = ReceiveSession("s", "a", ReceiveOptions(b"k" * 32, tmp_path, slots=1))
     incoming._repairing, incoming._requested = 3, frozenset(ordinals)
     return incoming
 

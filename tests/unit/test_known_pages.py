@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from novacron.agent.migration import known_pages
-from novacron.agent.migration.known_pages import ImageBases, Neighbour, Pages
+from novacron.agent.migration.known_pages import ImageBases, KnownPages, LocalVm
 from novacron.agent.vm.tenant import Tenant
 from novacron.dwcp.page_codec import PageHash
 from novacron.qemu.memory import PAGE
@@ -49,16 +49,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def neighbour(vm: str, *contents: bytes, image: str = "debian", tenant: Tenant = KEY) -> Neighbour:
+def neighbour(vm: str, *contents: bytes, image: str = "debian", tenant: Tenant = KEY) -> LocalVm:
     machine = SimpleNamespace(pid=hash(vm), memory=Memory(*contents))
-    return Neighbour(vm, tenant, image, cast(Any, machine), len(contents) * PAGE)
+    return LocalVm(vm, tenant, image, cast(Any, machine), len(contents) * PAGE)
 
 
-def here(tmp_path: Path) -> Pages:
-    return Pages(cast(Any, SimpleNamespace(pages_dir=tmp_path, pages_bytes_max=1 << 30, reuse=("sibling",))))
+def here(tmp_path: Path) -> KnownPages:
+    return KnownPages(cast(Any, SimpleNamespace(pages_dir=tmp_path, pages_bytes_max=1 << 30, reuse=("sibling",))))
 
 
-def arrive(node: Pages, *neighbours: Neighbour, tenant: Tenant = KEY) -> list[tuple[str, list[bytes]]]:
+def arrive(node: KnownPages, *neighbours: LocalVm, tenant: Tenant = KEY) -> list[tuple[str, list[bytes]]]:
     image = SimpleNamespace(info=SimpleNamespace(name="debian", digest="d"))
     bases = asyncio.run(node.for_arrival("comes", cast(Any, image), tenant, list(neighbours)))
     return [(base.name, list(base.digests)) for base in bases]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
-from novacron.dwcp.return_channel import AGAIN_S, BYTES_MAX, UNTAKEN_MAX, BackReceiver, BackSender
+from novacron.dwcp.return_channel import AGAIN_S, BYTES_MAX, FRAMES_MAX, ReturnReceiver, ReturnSender
 
 
 def accepting(frames: list[Frame]) -> Callable[[Frame], bool]:
@@ -27,8 +27,8 @@ def accepting(frames: list[Frame]) -> Callable[[Frame], bool]:
 def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: object) -> None:
     assert hasattr(chance, "random") and hasattr(chance, "shuffle")
     on_their_way: list[Frame] = []
-    sender = BackSender(accepting(on_their_way))
-    receiver, got = BackReceiver(), b""
+    sender = ReturnSender(accepting(on_their_way))
+    receiver, got = ReturnReceiver(), b""
     for data in said:
         asyncio.run(sender.send(data))
         sender.repeat(at_once=chance.random() < 0.3)
@@ -52,14 +52,14 @@ def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: objec
 
 def test_long_messages_go_in_frames_of_a_bounded_size() -> None:
     frames: list[Frame] = []
-    sender = BackSender(accepting(frames))
+    sender = ReturnSender(accepting(frames))
     asyncio.run(sender.send(b"x" * (2 * BYTES_MAX + 1)))
     assert [len(frame.payload) for frame in frames] == [BYTES_MAX, BYTES_MAX, 1]
 
 
 async def test_too_much_that_is_not_taken_waits() -> None:
-    sender = BackSender(lambda _: True)
-    for _ in range(UNTAKEN_MAX):
+    sender = ReturnSender(lambda _: True)
+    for _ in range(FRAMES_MAX):
         await sender.send(b"x")
     waiting = asyncio.create_task(sender.send(b"y"))
     await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def test_too_much_that_is_not_taken_waits() -> None:
 
 async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[Frame] = []
-    sender = BackSender(accepting(frames))
+    sender = ReturnSender(accepting(frames))
     await sender.send(b"x")
     sender.repeat()
     assert len(frames) == 1
@@ -80,8 +80,8 @@ async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest
 
 
 def test_what_the_protocol_does_not_allow_is_refused() -> None:
-    receiver, sender = BackReceiver(), BackSender(lambda _: True)
-    for frame in (Frame(FrameType.BACK, UNTAKEN_MAX, b"x"), Frame(FrameType.BACK, 0, b"x" * (BYTES_MAX + 1))):
+    receiver, sender = ReturnReceiver(), ReturnSender(lambda _: True)
+    for frame in (Frame(FrameType.BACK, FRAMES_MAX, b"x"), Frame(FrameType.BACK, 0, b"x" * (BYTES_MAX + 1))):
         with pytest.raises(ProtocolError):
             receiver.take(frame)
     with pytest.raises(ProtocolError):

@@ -33,7 +33,7 @@ from novacron.agent.images import copies
 from novacron.agent.images.exports import Exports
 from novacron.agent.images.imports import Imports
 from novacron.agent.images.watcher import ImageWatcher
-from novacron.agent.migration.known_pages import Neighbour, Pages
+from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import Settings
@@ -43,8 +43,8 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
-from novacron.dwcp.connection import Pool
-from novacron.dwcp.receiver import Listener
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
 from novacron.model.ownership import Claim
@@ -163,7 +163,7 @@ class Agent:
         worker = self._workers.get(vm)
         return None if worker is None else worker.context
 
-    def _neighbours(self) -> list[Neighbour]:
+    def _neighbours(self) -> list[LocalVm]:
         return [neighbour for worker in self._workers.values() if (neighbour := worker.neighbour()) is not None]
 
     def _images_in_use(self) -> list[str]:
@@ -241,8 +241,8 @@ async def _run(settings: Settings, identity: Identity) -> None:
     settings.vms_dir.mkdir(parents=True, exist_ok=True)
     context = identity.tls(server=True)
     listener = Listener(context, pki.peer_name)
-    pool = Pool(lambda: identity.tls(server=False))
-    pages = Pages(settings)
+    pool = ConnectionPool(lambda: identity.tls(server=False))
+    pages = KnownPages(settings)
     await asyncio.to_thread(pages.store.clean)
     await asyncio.to_thread(copies.clean, settings)
     userfaults.restore(settings.state_dir)

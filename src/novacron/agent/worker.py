@@ -16,7 +16,7 @@ import structlog
 
 from novacron.agent.actions import Action
 from novacron.agent.migration import source_stream
-from novacron.agent.migration.known_pages import Neighbour
+from novacron.agent.migration.known_pages import LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.source import MigrationSource
 from novacron.agent.migration.target import MigrationTarget
@@ -80,7 +80,7 @@ class Worker:
             self.context.trace = trace
         self.wake()
 
-    def neighbour(self) -> Neighbour | None:
+    def neighbour(self) -> LocalVm | None:
         """Return the VM as others see it, if it runs here."""
         context = self.context
         if context.assignment is None or not context.owns() or self.machine.pid is None:
@@ -88,7 +88,7 @@ class Worker:
         if context.record.post_copy is not None:  # whoever reads a page that is not there yet would wait for it
             return None
         image = context.assignment.spec.image
-        return Neighbour(self.vm, context.tenant(), image, self.machine, context.memory_bytes())
+        return LocalVm(self.vm, context.tenant(), image, self.machine, context.memory_bytes())
 
     def on_unexpected_session(self, session: str, peer: str) -> None:
         """A node wants to begin a session with this one that is not expected."""

@@ -18,16 +18,17 @@ SLICE_BYTES = 1024
 """Compressed bytes decoded at once: a hostile peer's few bytes can become 32 MiB at most before they are counted."""
 
 
-class Method(msgspec.Struct, frozen=True):
+class CompressionMethod(msgspec.Struct, frozen=True):
     level: int
     window_log: int | None
 
 
 METHODS = (
-    Method(0, None),  # as it is, and pages are not looked up either: for links that are faster than this processor
-    Method(1, 23),
-    Method(3, 27),
-    Method(5, 27),
+    # As it is, and pages are not looked up either: for links that are faster than this processor.
+    CompressionMethod(0, None),
+    CompressionMethod(1, 23),
+    CompressionMethod(3, 27),
+    CompressionMethod(5, 27),
 )
 LIGHTER_AFTER_S = 0.05
 DENSER_AFTER_S = 1.0
@@ -73,7 +74,7 @@ class Compressor:
             self._stream = self._open(method)
 
 
-class Marks(NamedTuple):
+class StageClocks(NamedTuple):
     """Where a session's clocks and counters stood at one moment."""
 
     at: float
@@ -84,26 +85,26 @@ class Marks(NamedTuple):
     delivered_bytes: int = 0
     """What the peer has confirmed: what was only given to a connection says nothing about the link."""
 
-    def working(self, since: Marks) -> float:
+    def working(self, since: StageClocks) -> float:
         """Return the share of the time that the busier of the two stages took, looking pages up or compressing."""
         passed = self.at - since.at
         return max(self.looking_up_s - since.looking_up_s, self.compressing_s - since.compressing_s) / passed
 
-    def blocked(self, since: Marks) -> float:
+    def blocked(self, since: StageClocks) -> float:
         return (self.blocked_s - since.blocked_s) / (self.at - since.at)
 
-    def rate(self, since: Marks) -> float:
+    def rate(self, since: StageClocks) -> float:
         """Return delivered bytes a second."""
         return (self.delivered_bytes - since.delivered_bytes) / (self.at - since.at)
 
 
-class Chooser:
+class MethodChooser:
     """Chooses how to compress from what is scarce: quickly lighter when the link has nothing to do, slowly denser."""
 
-    def __init__(self, now: Marks) -> None:
+    def __init__(self, now: StageClocks) -> None:
         self._before = self._since = self._lately = now
 
-    def choose(self, now: Marks, method: int) -> int:
+    def choose(self, now: StageClocks, method: int) -> int:
         """Return the method to go on with."""
         if now.at - self._lately.at < LIGHTER_AFTER_S:
             return method

@@ -78,7 +78,7 @@ class Connection:
     def pace(self, bytes_per_s: int | None) -> None:
         sockets.pace(self._socket, bytes_per_s)
 
-    def measured(self) -> sockets.Measured | None:
+    def measured(self) -> sockets.PathMetrics | None:
         return sockets.measured(self._socket)
 
     @property
@@ -104,7 +104,7 @@ async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -
     return Connection(reader, writer)
 
 
-class Pool:
+class ConnectionPool:
     """Connections that are open and authenticated before they are needed, at most ``POOL_MAX``."""
 
     def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:

@@ -28,7 +28,7 @@ class StreamCount:
         self._probing = False
         self._not_before = 0.0
 
-    def step(self, now: float, blocked_s: float, paths: Sequence[sockets.Measured]) -> int:
+    def step(self, now: float, blocked_s: float, paths: Sequence[sockets.PathMetrics]) -> int:
         """Return how many connections there should be. ``blocked_s`` is the time in which data waited so far."""
         passed = now - self._at
         if self._fixed or passed < PROBE_S or not paths:

@@ -79,7 +79,7 @@ class Frame(msgspec.Struct, frozen=True):
     flags: int = 0
 
 
-class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SessionHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Payload of HELLO. ``instance`` is random, made once by the sender: another one can't go on with its session.
     ``bases`` names what the sender holds itself, so that the receiver need not tell its digests."""
 

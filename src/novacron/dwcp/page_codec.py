@@ -88,7 +88,7 @@ def check_of(data: bytes) -> int:
     return int.from_bytes(blake3(data).digest(length=CHECK_BYTES), "big")
 
 
-class Savings(msgspec.Struct):
+class PageSavings(msgspec.Struct):
     """How a session's pages were told, in pages; and bytes before and after compression."""
 
     zero: int = 0

@@ -24,7 +24,7 @@ from novacron.dwcp.page_codec import (
     check_of,
     xor,
 )
-from novacron.dwcp.page_ring import PAGE, Ring
+from novacron.dwcp.page_ring import PAGE, PageRing
 
 MISMATCH = "a piece does not decode to what was encoded: its checksum does not match"
 _ZERO_RECORD = struct.Struct("!QB")
@@ -94,7 +94,7 @@ class PieceHeader(NamedTuple):
 class Decoder:
     """Decodes what an Encoder made, in order."""
 
-    def __init__(self, hash: PageHash, ring: Ring | None, bases: Sequence[Base]) -> None:
+    def __init__(self, hash: PageHash, ring: PageRing | None, bases: Sequence[Base]) -> None:
         self._hash = hash
         self._ring = ring
         self._bases = bases
@@ -160,7 +160,7 @@ class _Building:
     """One piece while it is decoded, from its ops."""
 
     def __init__(
-        self, header: PieceHeader, body: bytes, stored: memoryview, ring: Ring | None, bases: Sequence[Base]
+        self, header: PieceHeader, body: bytes, stored: memoryview, ring: PageRing | None, bases: Sequence[Base]
     ) -> None:
         ops_end = header.ops * OP.size
         opaque_end = ops_end + header.opaque

@@ -13,13 +13,13 @@ from novacron.dwcp.page_codec import (
     RECORD,
     Op,
     PageHash,
+    PageSavings,
     Piece,
     Run,
-    Savings,
     check_of,
     xor,
 )
-from novacron.dwcp.page_ring import PAGE, Ring
+from novacron.dwcp.page_ring import PAGE, PageRing
 
 DELTA_ZEROS_MIN = PAGE // 2
 """A page is sent as a difference when at least so many bytes of it did not change."""
@@ -61,8 +61,8 @@ class _Draft:
 class Encoder:
     """Encodes pieces of one session in order. ``bases`` are the receiver's, in its order."""
 
-    def __init__(self, hash: PageHash, ring: Ring | None) -> None:
-        self.savings = Savings()
+    def __init__(self, hash: PageHash, ring: PageRing | None) -> None:
+        self.savings = PageSavings()
         self.light = False
         """Tell pages as they are, without a look at them."""
         self._hash = hash

@@ -13,7 +13,7 @@ MARGIN = 8192
 """The oldest slots are not named any more: the piece that names them may itself overwrite them."""
 
 
-class Ring:
+class PageRing:
     """Slots are numbered from 0 without end; the file holds the last ``slots`` of them. It has no name on disk."""
 
     def __init__(self, directory: Path, slots: int = SLOTS) -> None:

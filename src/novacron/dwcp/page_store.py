@@ -65,7 +65,7 @@ class ScatteredBase:
         return b"".join(self._read(*place).ljust(PAGE, b"\0") for place in places)
 
 
-class Index(NamedTuple):
+class StoredIndex(NamedTuple):
     """Digests in a file, in the order of the pages."""
 
     digests: list[bytes]
@@ -79,7 +79,7 @@ def index_of(hash: PageHash, digests: Sequence[bytes]) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def parse_index(raw: bytes, hash: PageHash) -> Index | None:
+def parse_index(raw: bytes, hash: PageHash) -> StoredIndex | None:
     """Return what an index holds, or None for one that is damaged, or made with another key."""
     body = raw[:-SUM_BYTES]
     if len(body) < HEAD.size or hashlib.sha256(body).digest() != raw[-SUM_BYTES:]:
@@ -88,10 +88,10 @@ def parse_index(raw: bytes, hash: PageHash) -> Index | None:
     if magic != MAGIC or check != hash.digest(b"key check") or len(body) != HEAD.size + count * DIGEST_BYTES:
         return None
     digests = [body[at : at + DIGEST_BYTES] for at in range(HEAD.size, len(body), DIGEST_BYTES)]
-    return Index(digests, raw[-SUM_BYTES:].hex())
+    return StoredIndex(digests, raw[-SUM_BYTES:].hex())
 
 
-def read_index(path: Path, hash: PageHash) -> Index | None:
+def read_index(path: Path, hash: PageHash) -> StoredIndex | None:
     """Return what an index in a file holds; None if it is not there, too."""
     try:
         return parse_index(path.read_bytes(), hash)
@@ -211,7 +211,7 @@ class PageStore:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _name(kind: str, index: Index) -> str:
+def _name(kind: str, index: StoredIndex) -> str:
     return f"{kind}:{index.sum}"
 
 

@@ -27,7 +27,7 @@ CHECK_S = 0.2
 JOIN_INTERVAL_S = 0.005
 
 
-class Source(Protocol):
+class StreamSource(Protocol):
     """Where a stream comes from."""
 
     piece_bytes: int
@@ -42,7 +42,7 @@ class Source(Protocol):
         ...
 
 
-class Sink(Protocol):
+class StreamSink(Protocol):
     """Where a stream goes."""
 
     def write(self, data: bytes) -> None:
@@ -58,7 +58,7 @@ class Sink(Protocol):
         ...
 
 
-class Given:
+class BytesSource:
     """Bytes that are there already, as a source."""
 
     def __init__(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ class Given:
         self._data = b""
 
 
-class Taken:
+class BytesSink:
     """A sink that keeps what comes, up to a limit."""
 
     def __init__(self, bytes_max: int) -> None:
@@ -93,7 +93,7 @@ class Taken:
         pass
 
 
-class Plain:
+class OpaqueSplitter:
     """Cuts a stream of which nothing is known: it is told as it is, compressed."""
 
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
@@ -168,7 +168,7 @@ class Stages:
             raise asyncio.CancelledError
 
 
-class Stopped(Exception):
+class PipelineStopped(Exception):
     """The other threads of a stream have ended: nobody takes or gives any more."""
 
 
@@ -185,11 +185,11 @@ class Handover(Generic[T]):
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=CHECK_S)
                 return
-        raise Stopped
+        raise PipelineStopped
 
     def get(self) -> T:
         """Wait for the next item. Raises Stopped."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=CHECK_S)
-        raise Stopped
+        raise PipelineStopped

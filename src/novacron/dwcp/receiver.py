@@ -1,21 +1,19 @@
-"""The receiving end: a listener, and the sessions that it expects."""
+"""The receiving end of a session."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from novacron.dwcp import frames, sockets
-from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
+from novacron.dwcp import frames
+from novacron.dwcp.connection import Connection
 from novacron.dwcp.connection_count import STREAMS_MAX
 from novacron.dwcp.frames import (
     MISSING_MAX,
@@ -24,44 +22,35 @@ from novacron.dwcp.frames import (
     ErrorCode,
     Frame,
     FrameType,
-    Hello,
     MissingPages,
     ProtocolError,
     RepairedPages,
+    SessionHello,
     Welcome,
 )
 from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, PageHash
 from novacron.dwcp.page_decoder import Decoder, Missing
-from novacron.dwcp.page_ring import PAGE, SLOTS, Ring
-from novacron.dwcp.pipes import Handover, Sink, Stages, Stopped
-from novacron.dwcp.return_channel import BackSender
+from novacron.dwcp.page_ring import PAGE, SLOTS, PageRing
+from novacron.dwcp.pipes import Handover, PipelineStopped, Stages, StreamSink
+from novacron.dwcp.return_channel import ReturnSender
 from novacron.dwcp.send_window import WINDOW_FRAMES
-from novacron.dwcp.sender import CONNECTION_LOST, OUTAGE_S
+from novacron.dwcp.sender import OUTAGE_S
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 
 log = logs.get(__name__)
 
 SESSIONS = counter("novacron_dwcp_sessions_total")
-ANNOUNCED_S = 4.0
-"""How long a sender may wait for a session that was announced: less than it waits for an answer."""
-GRACE_S = 0.2
-LOOK_S = 0.005
-CONNECTIONS_MAX = 256
-CONNECTIONS_PER_PEER_MAX = 128
-"""One node can't keep all others out."""
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 """A connection on which so much waits is passed over for what is repeated anyhow."""
 ACK_INTERVAL_S = 0.01
 REPAIR_AGAIN_S = 2.0
 SILENCE_S = 20.0
 """A connection of a session on which nothing came for so long is closed: its sender pings every second."""
-SESSION_SHOWN = 200
-"""Characters of an unknown session's name that are repeated."""
 BASE_DIGESTS = 512
 """Digests in one BASE frame: the first ones arrive with the first packets of a connection."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
-FAILURES = (ProtocolError, OSError, msgspec.DecodeError, Stopped)
+FAILURES = (ProtocolError, OSError, msgspec.DecodeError, PipelineStopped)
 
 
 class ReceiveFailed(Exception):
@@ -73,7 +62,7 @@ class ReceiveFailed(Exception):
         self.code = code
 
 
-class Terms(msgspec.Struct, frozen=True):
+class ReceiveOptions(msgspec.Struct, frozen=True):
     """What the receiving end brings to a session. Both ends must have the same ``key``."""
 
     key: bytes
@@ -85,18 +74,18 @@ class Terms(msgspec.Struct, frozen=True):
     """A sender that begins anew ends the session at once, and finds the next one: its peer starts over, too."""
 
 
-class Incoming:
+class ReceiveSession:
     """One expected session: puts frames in order again, decodes them, and writes the stream out."""
 
-    def __init__(self, session: str, peer: str, terms: Terms) -> None:
+    def __init__(self, session: str, peer: str, terms: ReceiveOptions) -> None:
         self.session = session
         self.peer = peer
         self.raw_bytes = 0
         self._terms = terms
         self._hash = PageHash(terms.key)
-        self._ring: Ring | None = None
+        self._ring: PageRing | None = None
         with contextlib.suppress(OSError):  # a full disk: the sender then has to send every page anew
-            self._ring = Ring(terms.ring_dir, terms.slots)
+            self._ring = PageRing(terms.ring_dir, terms.slots)
         self._instance: bytes | None = None
         self._connections: list[Connection] = []
         """Those that have been told what is to be told, and can carry more."""
@@ -114,7 +103,7 @@ class Incoming:
         """Their ordinals: no others are taken."""
         self._failure: tuple[str, ErrorCode] | None = None
         self._over = asyncio.Event()
-        self.back = BackSender(self._say)
+        self.back = ReturnSender(self._say)
         """Carries bytes the other way, if the peer takes them."""
         self._done = False
         self._begin_by: float | None = None
@@ -131,7 +120,7 @@ class Incoming:
             self._ring.close()
             self._ring = None
 
-    async def receive(self, sink: Sink, begin_s: float | None = None) -> None:
+    async def receive(self, sink: StreamSink, begin_s: float | None = None) -> None:
         """Write the whole stream out, then confirm it to the peer. Raises ReceiveFailed.
 
         The sender may begin when it likes, but for ``begin_s`` at most if that is given.
@@ -159,7 +148,7 @@ class Incoming:
                     "a session was received", outcome=outcome, peer=self.peer, took_s=took_s, raw_bytes=self.raw_bytes
                 )
 
-    async def _receive(self, sink: Sink) -> None:
+    async def _receive(self, sink: StreamSink) -> None:
         """Put frames in order here, decode pieces in one thread, write them out in another."""
         loop = asyncio.get_running_loop()
         stop = threading.Event()
@@ -178,7 +167,7 @@ class Incoming:
                 with contextlib.suppress(OSError):
                     connection.put(Frame(FrameType.DONE))
         except Exception as error:
-            self.fail(str(error) or type(error).__name__, _code_of(error))
+            self.fail(str(error) or type(error).__name__, code_of(error))
             raise
         finally:
             stop.set()
@@ -250,7 +239,7 @@ class Incoming:
             raw_bytes += len(raw)
             written.put((raw, frame.sequence + 1))
 
-    def _write(self, written: Handover[tuple[bytes, int] | None], sink: Sink) -> None:
+    def _write(self, written: Handover[tuple[bytes, int] | None], sink: StreamSink) -> None:
         while (piece := written.get()) is not None:
             raw, following = piece
             sink.write(raw)
@@ -300,7 +289,7 @@ class Incoming:
         self._repairing, self._repaired, self._requested = None, {}, frozenset()
         return pages
 
-    def _welcome(self, hello: Hello) -> tuple[Welcome, list[int]]:
+    def _welcome(self, hello: SessionHello) -> tuple[Welcome, list[int]]:
         """Return the answer to a HELLO, and on the first one the numbers of the bases whose digests are to be told."""
         first = self._instance is None
         if first:
@@ -329,7 +318,7 @@ class Incoming:
                 payload = b"".join(digests[start : start + BASE_DIGESTS])
                 yield Frame(FrameType.BASE, number << 40 | start, payload)
 
-    async def serve(self, hello: Hello, connection: Connection) -> bool:
+    async def serve(self, hello: SessionHello, connection: Connection) -> bool:
         """Take frames from one connection until the session is over or the connection is lost.
 
         Returns whether the connection can carry another session.
@@ -414,133 +403,8 @@ class Incoming:
         self._arrived.set()
 
 
-def _code_of(error: Exception) -> ErrorCode:
+def code_of(error: Exception) -> ErrorCode:
+    """Return what the peer is told of an error."""
     if isinstance(error, ProtocolError):
         return error.code
     return ErrorCode.PROTOCOL if isinstance(error, msgspec.DecodeError) else ErrorCode.LOCAL_FAILURE
-
-
-class Listener:
-    """Accepts connections of expected sessions, each from the one node that may open it."""
-
-    def __init__(self, context: ssl.SSLContext, name_of: Callable[[ssl.SSLObject], str]) -> None:
-        self._context = sockets.require_tls13(context)
-        self._name_of = name_of
-        self.on_knock: Callable[[str, str], None] | None = None
-        """Called with a session that is not expected, and the node that would begin it: it is refused soon."""
-        self.vitals: Callable[[], bytes] = bytes
-        """Says how this node is, to any other that asks."""
-        self._expected: dict[str, Incoming] = {}
-        self._announced: set[tuple[str, str]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._by_peer: Counter[str] = Counter()
-        """How many connections each node has."""
-
-    @contextlib.asynccontextmanager
-    async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
-        """Listen for as long as the block runs; yields the port."""
-        server = await asyncio.start_server(
-            self._serve, host, port, ssl=self._context, backlog=64, limit=READ_AHEAD_BYTES
-        )
-        for sock in server.sockets:
-            sockets.enlarge(sock)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            for incoming in list(self._expected.values()):
-                incoming.fail("the receiving node is shutting down", ErrorCode.SHUTTING_DOWN)
-            server.close()
-            await asyncio.sleep(0)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @contextlib.contextmanager
-    def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
-        """A node's session will be expected before this block ends: whoever opens it early waits until it is."""
-        self._announced.add((session, peer))
-        try:
-            yield
-        finally:
-            self._announced.discard((session, peer))
-
-    @contextlib.contextmanager
-    def expect(self, session: str, peer: str, terms: Terms):  # type: ignore[no-untyped-def]
-        """Expect a session from a node, for as long as the block runs; yields its ``Incoming``."""
-        if session in self._expected:
-            raise ValueError(f"session {session} is expected already")
-        incoming = Incoming(session, peer, terms)
-        self._expected[session] = incoming
-        try:
-            yield incoming
-        finally:
-            incoming.fail("the receiver gave up", ErrorCode.CANCELLED)
-            incoming.close()
-            del self._expected[session]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if len(self._tasks) > CONNECTIONS_MAX:
-                return
-            peer = self._name_of(writer.get_extra_info("ssl_object"))
-            with self._counted(peer) as few:
-                connection = Connection(reader, writer)
-                while few and await self._session(connection, peer):
-                    pass
-        except CONNECTION_LOST:
-            pass  # the peer is gone; its session waits for it to come back
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-
-    @contextlib.contextmanager
-    def _counted(self, peer: str) -> Iterator[bool]:
-        """Count a connection of a node's for as long as the block runs; yields whether it may have one more."""
-        self._by_peer[peer] += 1
-        try:
-            yield self._by_peer[peer] <= CONNECTIONS_PER_PEER_MAX
-        finally:
-            self._by_peer[peer] -= 1
-            if not self._by_peer[peer]:
-                del self._by_peer[peer]
-
-    async def _find(self, session: str, peer: str) -> Incoming | None:
-        """Return an expected session; wait for one that will be expected soon, or may be: a sender is told of it at
-        the same time as this end."""
-        started = time.monotonic()
-        while (found := self._expected.get(session)) is None:
-            limit_s = ANNOUNCED_S if (session, peer) in self._announced else GRACE_S
-            if time.monotonic() > started + limit_s:
-                return None
-            await asyncio.sleep(LOOK_S)
-        return found
-
-    async def _session(self, connection: Connection, peer: str) -> bool:
-        """Serve the next session of a connection; say whether it can carry another one."""
-        frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
-        try:
-            if frame.type in (FrameType.PING, FrameType.ERROR):
-                return True  # said before the peer knew that its last session was over
-            if frame.type is FrameType.VITALS:
-                connection.put(Frame(FrameType.VITALS, payload=self.vitals()))
-                async with asyncio.timeout(SILENCE_S):
-                    await connection.drain()
-                return True
-            if frame.type is not FrameType.HELLO:
-                raise ProtocolError(f"expected HELLO, got {frame.type.name}")
-            hello = msgspec.msgpack.decode(frame.payload, type=Hello)
-            if hello.session not in self._expected and self.on_knock is not None:
-                self.on_knock(hello.session, peer)
-            incoming = await self._find(hello.session, peer)
-            if incoming is None or incoming.peer != peer:
-                text = f"no session {hello.session[:SESSION_SHOWN]!r} is expected from {peer}"
-                raise ProtocolError(text, ErrorCode.NOT_EXPECTED)
-            return await incoming.serve(hello, connection)
-        except (ProtocolError, msgspec.DecodeError) as error:
-            connection.put(frames.error_frame(str(error), _code_of(error)))
-            async with asyncio.timeout(SILENCE_S):
-                await connection.drain()
-            return False

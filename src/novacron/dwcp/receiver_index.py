@@ -17,11 +17,11 @@ AHEAD_DIGESTS = 4096
 """So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
 
 
-class Damaged(Exception):
+class PageDamaged(Exception):
     """A page can't be had on either node: says which."""
 
 
-class Theirs:
+class ReceiverIndex:
     """The receiver's bases. ``own`` are those that this end has too, ``known`` digests of others by their names."""
 
     def __init__(self, hash: PageHash, own: Sequence[Base], known: Mapping[str, Sequence[bytes]]) -> None:
@@ -86,5 +86,5 @@ class Theirs:
         base, index = self._shared[referred >> 40], referred & (1 << 40) - 1
         page = base.read(index, 1)
         if len(page) != PAGE or self._hash.digest(page) != base.digests[index]:
-            raise Damaged(f"page {index} of {base.name} is damaged on both nodes")
+            raise PageDamaged(f"page {index} of {base.name} is damaged on both nodes")
         return page

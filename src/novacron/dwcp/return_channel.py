@@ -13,11 +13,11 @@ from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 
 BYTES_MAX = 16 * 1024
 """In one frame."""
-UNTAKEN_MAX = 256
+FRAMES_MAX = 256
 AGAIN_S = 1.0
 
 
-class BackSender:
+class ReturnSender:
     """The receiving end's part. ``say`` puts a frame on a connection that lives, if there is one."""
 
     def __init__(self, say: Callable[[Frame], bool]) -> None:
@@ -30,7 +30,7 @@ class BackSender:
     async def send(self, data: bytes) -> None:
         """Send some bytes; waits while too many have not been taken."""
         for start in range(0, len(data), BYTES_MAX):
-            while len(self._untaken) >= UNTAKEN_MAX:
+            while len(self._untaken) >= FRAMES_MAX:
                 self._room.clear()
                 await self._room.wait()
             frame = Frame(FrameType.BACK, self._next, data[start : start + BYTES_MAX])
@@ -56,7 +56,7 @@ class BackSender:
                 self._say(frame)
 
 
-class BackReceiver:
+class ReturnReceiver:
     """The sending end's part."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class BackReceiver:
 
     def take(self, frame: Frame) -> bytes:
         """Return what a frame makes complete, in order; nothing if it came before, or early. Raises ProtocolError."""
-        if frame.sequence >= self.next + UNTAKEN_MAX or len(frame.payload) > BYTES_MAX:
+        if frame.sequence >= self.next + FRAMES_MAX or len(frame.payload) > BYTES_MAX:
             raise ProtocolError(f"way back: frame {frame.sequence} is too far ahead of {self.next}, or too long")
         if frame.sequence >= self.next:
             self._held[frame.sequence] = frame.payload

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from novacron.dwcp import sockets
 from novacron.dwcp.connection import Connection
-from novacron.dwcp.encoder import Counters
+from novacron.dwcp.send_pipeline import Counters
 from novacron.dwcp.send_window import SendWindow
 
 RATE_GUESS_BYTES_PER_S = 12_500_000.0
@@ -85,7 +85,7 @@ class SendPaths:
             return 0.0, 0.0
         return max(m.rtt_s for m in measured), min(m.rtt_min_s for m in measured)
 
-    def measured(self) -> list[sockets.Measured]:
+    def measured(self) -> list[sockets.PathMetrics]:
         """Return what the kernel knows of each connection."""
         return [m for path in self.live if (m := path.connection.measured()) is not None]
 

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from novacron.dwcp.encoder import Counters
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.dwcp.page_codec import Piece
 from novacron.dwcp.page_ring import PAGE
+from novacron.dwcp.send_pipeline import Counters
 
 WINDOW_FRAMES = 512
 """Frames that may be on their way: 32 MiB."""

@@ -15,26 +15,26 @@ import msgspec
 from novacron.dwcp import frames, sockets
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.compression import FIRST
-from novacron.dwcp.connection import PING, Connection, Endpoint, Pool
+from novacron.dwcp.connection import PING, Connection, ConnectionPool, Endpoint
 from novacron.dwcp.connection_count import STREAMS_MAX, StreamCount
-from novacron.dwcp.encoder import Counters, Encoding, Splitter
 from novacron.dwcp.frames import (
     ErrorCode,
     Frame,
     FrameType,
-    Hello,
     MissingPages,
     ProtocolError,
     RepairedPages,
+    SessionHello,
     Welcome,
 )
-from novacron.dwcp.page_codec import Base, PageHash, Piece, Savings
+from novacron.dwcp.page_codec import Base, PageHash, PageSavings, Piece
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import SLOTS, Ring
-from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, Source, Stopped
-from novacron.dwcp.receiver_index import Damaged, Theirs
-from novacron.dwcp.return_channel import BackReceiver
+from novacron.dwcp.page_ring import SLOTS, PageRing
+from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, PipelineStopped, StreamSource
+from novacron.dwcp.receiver_index import PageDamaged, ReceiverIndex
+from novacron.dwcp.return_channel import ReturnReceiver
 from novacron.dwcp.send_paths import SendPath, SendPaths
+from novacron.dwcp.send_pipeline import Counters, SendPipeline, StreamSplitter
 from novacron.dwcp.send_window import SendWindow
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
@@ -74,7 +74,7 @@ SESSIONS = counter("novacron_dwcp_sessions_total")
 CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
 
-class Options(msgspec.Struct, frozen=True):
+class SendOptions(msgspec.Struct, frozen=True):
     """How a session is to be carried. Both ends must have the same ``key``."""
 
     key: bytes
@@ -106,17 +106,21 @@ class Sender:
     ``peer_host`` is the name that the peer's certificate must carry.
     """
 
-    def __init__(self, endpoint: Endpoint, peer_host: str, session: str, pool: Pool, options: Options) -> None:
+    def __init__(
+        self, endpoint: Endpoint, peer_host: str, session: str, pool: ConnectionPool, options: SendOptions
+    ) -> None:
         if options.streams is not None and not 1 <= options.streams <= STREAMS_MAX:
             raise ValueError(f"streams: {options.streams} is not between 1 and {STREAMS_MAX}")
         self.counters = Counters(method=FIRST if options.method is None else options.method)
         self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
-        self._theirs = Theirs(self._hash, options.bases, options.known)
-        self._hello = msgspec.msgpack.encode(Hello(frames.VERSION, session, os.urandom(16), check, self._theirs.names))
+        self._theirs = ReceiverIndex(self._hash, options.bases, options.known)
+        self._hello = msgspec.msgpack.encode(
+            SessionHello(frames.VERSION, session, os.urandom(16), check, self._theirs.names)
+        )
         self._encoder: Encoder | None = None
-        self._ring: Ring | None = None
+        self._ring: PageRing | None = None
         self._paths = SendPaths(self.counters, options.streams or sockets.streams_default(), options.rate_bytes_per_s)
         self._window = SendWindow(self.counters)
         self._tick = asyncio.Event()
@@ -125,9 +129,9 @@ class Sender:
         self._heard_at = time.monotonic()
         self._unsent_max = UNSENT_FRAMES_DEEP
         self._stopped = False
-        self._source: Source | None = None
+        self._source: StreamSource | None = None
         self._piece_bytes: int | None = None
-        self._back = BackReceiver()
+        self._back = ReturnReceiver()
         self.on_back: Callable[[bytes], None] | None = None
         """Called with what comes the other way. May raise OSError, which ends the session."""
 
@@ -164,8 +168,8 @@ class Sender:
             self._paths.pace()
 
     @property
-    def savings(self) -> Savings:
-        return self._encoder.savings if self._encoder is not None else Savings()
+    def savings(self) -> PageSavings:
+        return self._encoder.savings if self._encoder is not None else PageSavings()
 
     async def __aenter__(self) -> Sender:
         """Open the session: the peer says what it has. Raises SendFailed."""
@@ -247,7 +251,7 @@ class Sender:
         """Take what the receiver has: digests that this end has too, and those that it tells."""
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
-                self._ring = Ring(self._options.ring_dir, min(welcome.slots, SLOTS))
+                self._ring = PageRing(self._options.ring_dir, min(welcome.slots, SLOTS))
         self._encoder = Encoder(self._hash, self._ring)
         self._theirs.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # what comes later counts from then on
@@ -335,7 +339,7 @@ class Sender:
             self._tick.clear()
             await self._tick.wait()
 
-    async def send(self, source: Source, splitter: Splitter) -> None:
+    async def send(self, source: StreamSource, splitter: StreamSplitter) -> None:
         """Send all that ``source`` has, and wait until the peer has it all.
 
         Raises SendFailed; the caller must then treat the whole stream as lost.
@@ -355,7 +359,7 @@ class Sender:
                 took_s = round(time.monotonic() - began, 3)
                 log.info("a session was sent", outcome=outcome, peer=self._peer_host, took_s=took_s, **carried)
 
-    async def _send(self, source: Source, splitter: Splitter) -> None:
+    async def _send(self, source: StreamSource, splitter: StreamSplitter) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -377,20 +381,20 @@ class Sender:
             first = group_error.exceptions[0]
             if isinstance(first, SendFailed):
                 raise first from first.__cause__
-            if isinstance(first, OSError | ProtocolError | Damaged | msgspec.DecodeError):
+            if isinstance(first, OSError | ProtocolError | PageDamaged | msgspec.DecodeError):
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
             # A defect of ours ends this session as a failed link would, so that whoever retries backs off as usual.
             log.error("a session met an unforeseen error", peer=self._peer_host, exc_info=first)
             raise SendFailed(f"the session met an unforeseen error: {first!r}") from group_error
 
-    async def _encode(self, source: Source, splitter: Splitter) -> None:
+    async def _encode(self, source: StreamSource, splitter: StreamSplitter) -> None:
         """Encode the stream, and queue its end."""
         assert self._encoder is not None
         self._source = source
         if self._piece_bytes is not None:
             source.piece_bytes = self._piece_bytes
         fixed = self._options.method is not None
-        encoding = Encoding(self._encoder, self._theirs, self.counters, self._queue, fixed=fixed)
+        encoding = SendPipeline(self._encoder, self._theirs, self.counters, self._queue, fixed=fixed)
         end = await encoding.run(source, splitter, self._stop)
         self._window.add(FrameType.END, msgspec.msgpack.encode(end))
         self._tick.set()
@@ -405,7 +409,7 @@ class Sender:
             started = time.monotonic()
             await self._until(lambda: self._stopped or self._has_room())
             if self._stopped:
-                raise Stopped
+                raise PipelineStopped
             self.counters.blocked_s += time.monotonic() - started
             part = data[start : start + frames.PAYLOAD_BYTES_MAX]
             more = start + len(part) < len(data)

@@ -26,7 +26,7 @@ _TCP_INFO = struct.Struct("=8x24I4Q6IQ")
 """The head of ``struct tcp_info`` (linux/tcp.h), up to the delivery rate."""
 
 
-class Measured(msgspec.Struct, frozen=True):
+class PathMetrics(msgspec.Struct, frozen=True):
     """What the kernel measured on a connection. Times in seconds, rates in bytes a second."""
 
     rtt_s: float
@@ -64,7 +64,7 @@ def pace(sock: socket.socket, bytes_per_s: int | None) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", bytes_per_s or UNLIMITED))
 
 
-def measured(sock: socket.socket) -> Measured | None:
+def measured(sock: socket.socket) -> PathMetrics | None:
     """Return what the kernel knows, or None where it tells less."""
     try:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
@@ -74,7 +74,7 @@ def measured(sock: socket.socket) -> Measured | None:
         return None
     fields = _TCP_INFO.unpack_from(raw)
     rtt_us, retransmits, rtt_min_us, rate = (fields[i] for i in (15, 23, 31, 34))
-    return Measured(rtt_us / 1e6, rtt_min_us / 1e6, retransmits, rate)
+    return PathMetrics(rtt_us / 1e6, rtt_min_us / 1e6, retransmits, rate)
 
 
 def streams_default() -> int:

@@ -14,7 +14,7 @@ import msgspec
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.host.lease import NodeLease, now
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
 from novacron.model.lease import ANSWER_S_MAX, POLL_S, Vitals
@@ -29,7 +29,9 @@ FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.Incomple
 class Peers:
     """Asks other nodes how they are: always those that this one watches, and the voters when the server is silent."""
 
-    def __init__(self, path: Path, name: str, pool: Pool, lease: NodeLease, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, name: str, pool: ConnectionPool, lease: NodeLease, ended: Callable[[], None]
+    ) -> None:
         """``ended`` is called when the lease is over."""
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
         self._known = wire.Peers((), ())

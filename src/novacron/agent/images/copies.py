@@ -15,9 +15,10 @@ from novacron.agent.settings import Settings
 from novacron.disk.files import NewFile, make_durable
 from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
 from novacron.disk.stream import Head, Player, StreamError, Volume
-from novacron.dwcp.connection import Pool
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.wire import messages as wire
 
 BEGIN_S_MAX = 60.0
@@ -36,9 +37,9 @@ def _key(copy: str) -> bytes:
     return hashlib.sha256(copy.encode()).digest()
 
 
-async def give(pool: Pool, wanted: wire.CopyWanted, image: Image, settings: Settings) -> None:
+async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, settings: Settings) -> None:
     """Send an image to the node that expects it. Raises CopyFailed."""
-    options = Options(
+    options = SendOptions(
         _key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=wanted.rate_bytes_per_s
     )
     sender = Sender(parse_endpoint(wanted.endpoint), pki.node_host(wanted.peer), wanted.copy, pool, options)
@@ -66,7 +67,7 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: Settings
             raise StreamError(f"there is no room for {size} bytes: {free} are free in {settings.images_dir}")
         return [NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 
-    terms = Terms(_key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s)
+    terms = ReceiveOptions(_key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
     try:
         with listener.expect(wanted.copy, wanted.peer, terms) as session:

@@ -6,21 +6,21 @@ Going back then begins at once: neither end has to tell the other what is there.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
 
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
-from novacron.agent.migration.known_pages import CHECKPOINT, LEFT
+from novacron.agent.migration.known_pages import CHECKPOINT, CHECKPOINT_INDEX
 from novacron.agent.settings import Settings
 from novacron.agent.vm.tenant import Tenant
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
 from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.page_store import PageStore
-from novacron.dwcp.pipes import Given, Plain, Taken
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.pipes import BytesSink, BytesSource, OpaqueSplitter
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -36,16 +36,18 @@ def session_of(migration: str) -> str:
     return f"{migration}.left"
 
 
-async def tell(store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: Pool, settings: Settings) -> None:
+async def tell(
+    store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: ConnectionPool, settings: Settings
+) -> None:
     """Tell the node that a VM went to what is kept of it here; if that fails, it is told when the VM comes back."""
     raw = await asyncio.to_thread(store.raw_index, tenant.project, CHECKPOINT, vm)
     if raw is None or task.endpoint is None:
         return
-    options = Options(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
+    options = SendOptions(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
     session = session_of(task.migration)
     try:
         async with Sender(parse_endpoint(task.endpoint), pki.node_host(task.peer), session, pool, options) as sender:
-            await sender.send(Given(raw), Plain())
+            await sender.send(BytesSource(raw), OpaqueSplitter())
     except (SendFailed, OSError, TimeoutError) as error:
         log.info("what a VM left behind is not told ahead", vm=vm, peer=task.peer, error=str(error))
 
@@ -60,14 +62,14 @@ async def learn(
     is_here: Callable[[], bool],
 ) -> None:
     """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""
-    terms = Terms(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
-    taken = Taken(settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
+    terms = ReceiveOptions(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
+    received = BytesSink(settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
     try:
         with listener.expect(session_of(task.migration), task.peer, terms) as session:
-            await session.receive(taken, BEGIN_S_MAX)
+            await session.receive(received, BEGIN_S_MAX)
         if not is_here():
             return
-        save = functools.partial(store.save_index, tenant.project, LEFT, vm, PageHash(tenant.key), bytes(taken.data))
-        await asyncio.to_thread(save)
+        hash = PageHash(tenant.key)
+        await asyncio.to_thread(store.save_index, tenant.project, CHECKPOINT_INDEX, vm, hash, bytes(received.data))
     except (ReceiveFailed, OSError, ValueError, TimeoutError) as error:
         log.info("what a VM left behind is not known ahead", vm=vm, peer=task.peer, error=str(error))

@@ -26,7 +26,7 @@ from novacron.disk import files
 from novacron.disk.images import Image
 from novacron.disk.nbd import Client, Export
 from novacron.disk.stream import Head, Player, Recorder, Splitter, StreamError, Volume, VolumeInfo
-from novacron.dwcp.receiver import Incoming
+from novacron.dwcp.receiver import ReceiveSession
 from novacron.dwcp.sender import Sender
 from novacron.model.vm import Firmware, VmSpec
 from novacron.qemu import mirror
@@ -188,7 +188,7 @@ class Leaving:
 class Coming(msgspec.Struct, frozen=True):
     """The disks of a VM that is to come here while it runs: ``paths`` are where its volumes are, by their ids."""
 
-    session: Incoming
+    session: ReceiveSession
     image: Image
     infos: Sequence[VolumeInfo]
     paths: Mapping[str, Path]
@@ -301,7 +301,7 @@ async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str =
 
 
 async def receive_state(
-    session: Incoming, directory: Path, image: Image, bytes_max: int, volumes: Mapping[str, tuple[Path, int]]
+    session: ReceiveSession, directory: Path, image: Image, bytes_max: int, volumes: Mapping[str, tuple[Path, int]]
 ) -> None:
     """Receive what a VM consists of into ``directory``, whole or not at all; its disk may have ``bytes_max``.
     ``volumes`` are where those are to be, and their sizes.

@@ -34,7 +34,7 @@ log = logs.get(__name__)
 IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
 DISK = "disk"
 """Kind of store in which a VM's own layer of its disk is kept."""
-LEFT = "left"
+CHECKPOINT_INDEX = "left"
 """Kind of store with only an index: of what a VM left behind on the node that it came from."""
 SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
@@ -56,7 +56,7 @@ LOWEST_PRIORITY = 19
 T = TypeVar("T")
 
 
-class Neighbour(msgspec.Struct, frozen=True):
+class LocalVm(msgspec.Struct, frozen=True):
     """A VM that runs on this node."""
 
     vm: str
@@ -66,7 +66,7 @@ class Neighbour(msgspec.Struct, frozen=True):
     memory_bytes: int
 
 
-class _Looked(NamedTuple):
+class _Survey(NamedTuple):
     """Which pages a running VM had when it was looked at: the place and the digest of each that is like no other."""
 
     vm: str
@@ -115,14 +115,14 @@ def _size_of(base: Base) -> int:
     return len(base.digests) * BYTES_PER_IMAGE_PAGE
 
 
-class Pages:
+class KnownPages:
     """This node's page stores and what else can stand in for sending pages."""
 
     def __init__(self, settings: Settings) -> None:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
         self._images = ImageBases()
-        self._looked: dict[tuple[Tenant, str], _Looked] = {}
+        self._looked: dict[tuple[Tenant, str], _Survey] = {}
         self._lock = asyncio.Lock()
 
     async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
@@ -154,7 +154,7 @@ class Pages:
     def _hash_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
         hash = PageHash(tenant.key)
         name = f"{IMAGE}:{image.info.digest}-{path.name}"
-        file = _File(path)
+        file = _OpenFile(path)
         all_places = data_places(path) if path == image.disk else places(path)
         index = self._index(image, path, tenant)
         known = read_index(index, hash)
@@ -166,7 +166,7 @@ class Pages:
                 index.write_bytes(index_of(hash, digests))
         return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
 
-    async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[Neighbour]) -> tuple[Base, ...]:
+    async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[LocalVm]) -> tuple[Base, ...]:
         """Return what may spare a VM that comes here sending pages, the most likely first."""
         hash = PageHash(tenant.key)
         if CHECKPOINT in self._reuse:
@@ -197,7 +197,7 @@ class Pages:
     async def left_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
         """Return digests of what a VM left on the node that it came from, by the name of that base."""
         return await asyncio.to_thread(
-            self.store.load_index, tenant.project, LEFT, vm, CHECKPOINT, PageHash(tenant.key)
+            self.store.load_index, tenant.project, CHECKPOINT_INDEX, vm, CHECKPOINT, PageHash(tenant.key)
         )  # fmt: skip
 
     async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
@@ -213,7 +213,7 @@ class Pages:
                 found.append(own)
         return tuple(found)
 
-    async def _of_neighbour(self, neighbour: Neighbour, hash: PageHash, looked: _Looked | None) -> Base | None:
+    async def _of_neighbour(self, neighbour: LocalVm, hash: PageHash, looked: _Survey | None) -> Base | None:
         """Return the pages of a running VM, as they were when it was looked at, or are now; what changes after that is
         found out when it is read."""
         memory = await _memory(neighbour.machine, neighbour.memory_bytes)
@@ -227,7 +227,7 @@ class Pages:
             log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
             return None
 
-    async def look_around(self, neighbours: list[Neighbour]) -> None:
+    async def look_around(self, neighbours: list[LocalVm]) -> None:
         """Look at a VM that runs here, if it may serve one of its image and project that will come: at the next one
         that was not looked at lately. The processor is others'."""
         if SIBLING not in self._reuse:
@@ -254,7 +254,7 @@ class Pages:
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
-        await asyncio.to_thread(self.store.drop, tenant.project, LEFT, vm)
+        await asyncio.to_thread(self.store.drop, tenant.project, CHECKPOINT_INDEX, vm)
         if CHECKPOINT not in self._reuse:
             return
         memory = await _memory(machine, memory_bytes)
@@ -277,13 +277,13 @@ class Pages:
 
     async def forget(self, vm: str, tenant: Tenant, *, deleted: bool = False) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
-        for kind in (CHECKPOINT, DISK, LEFT) if deleted else (CHECKPOINT, DISK):
+        for kind in (CHECKPOINT, DISK, CHECKPOINT_INDEX) if deleted else (CHECKPOINT, DISK):
             await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
 
 
 def _look(
-    neighbour: Neighbour, memory: GuestMemory, hash: PageHash, again_s: float = LOOKED_AGAIN_S
-) -> _Looked:  # fmt: skip
+    neighbour: LocalVm, memory: GuestMemory, hash: PageHash, again_s: float = LOOKED_AGAIN_S
+) -> _Survey:  # fmt: skip
     """Return which pages a running VM has. Raises OSError when its QEMU is gone."""
     pid = neighbour.machine.pid
     known: dict[bytes, int] = {}
@@ -293,10 +293,10 @@ def _look(
         if len(known) >= SIBLING_PAGES_MAX:
             break
     again_at = time.monotonic() + again_s
-    return _Looked(neighbour.vm, pid, again_at, again_s, array("Q", known.values()), b"".join(known))
+    return _Survey(neighbour.vm, pid, again_at, again_s, array("Q", known.values()), b"".join(known))
 
 
-def _is_of(looked: _Looked | None, neighbour: Neighbour) -> bool:
+def _is_of(looked: _Survey | None, neighbour: LocalVm) -> bool:
     return looked is not None and (looked.vm, looked.pid) == (neighbour.vm, neighbour.machine.pid)
 
 
@@ -328,7 +328,7 @@ async def _memory(machine: Machine, size: int) -> GuestMemory | None:
         return None
 
 
-class _File:
+class _OpenFile:
     """A file that is read at any place, for as long as somebody holds this."""
 
     def __init__(self, path: Path) -> None:

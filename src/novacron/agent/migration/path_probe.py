@@ -12,10 +12,11 @@ from pathlib import Path
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.dwcp.compression import LIGHT
-from novacron.dwcp.connection import Pool
-from novacron.dwcp.pipes import PIECE_BYTES, Plain
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
+from novacron.dwcp.pipes import PIECE_BYTES, OpaqueSplitter
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.model.probe import PathMeasured
 
 NOISE_BYTES = 8 << 20
@@ -64,7 +65,7 @@ def _key(probe: str) -> bytes:
 
 async def receive(listener: Listener, probe: str, peer: str, rings_dir: Path, seconds: float) -> None:
     """Take what ``peer`` sends for this probe, and forget it."""
-    terms = Terms(_key(probe), rings_dir, outage_s=SLACK_S)
+    terms = ReceiveOptions(_key(probe), rings_dir, outage_s=SLACK_S)
     # The sender leaves when it knows enough.
     with listener.expect(probe, peer, terms) as session, contextlib.suppress(ReceiveFailed, TimeoutError):
         async with asyncio.timeout(READY_S_MAX + seconds + SLACK_S):
@@ -72,7 +73,7 @@ async def receive(listener: Listener, probe: str, peer: str, rings_dir: Path, se
 
 
 async def measure(
-    pool: Pool,
+    pool: ConnectionPool,
     probe: str,
     source: str,
     target: str,
@@ -82,14 +83,14 @@ async def measure(
     rate_bytes_per_s: int | None = None,
 ) -> PathMeasured:
     """Send to ``target``, which must expect the probe, for ``seconds``. Raises ProbeFailed."""
-    options = Options(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=rate_bytes_per_s)
+    options = SendOptions(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=rate_bytes_per_s)
     sender = Sender(parse_endpoint(endpoint), pki.node_host(target), probe, pool, options)
     opening = time.monotonic()
     try:
         async with asyncio.timeout(READY_S_MAX):
             await sender.__aenter__()
         started = time.monotonic()
-        sending = asyncio.create_task(sender.send(_Noise(), Plain()))
+        sending = asyncio.create_task(sender.send(_Noise(), OpaqueSplitter()))
         rtts: list[float] = []
         try:
             while time.monotonic() - started < seconds:

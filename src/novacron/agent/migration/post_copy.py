@@ -20,11 +20,12 @@ from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import Machine
 from novacron.dwcp.backoff import Backoff
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import ErrorCode
+from novacron.dwcp.listener import Listener
 from novacron.dwcp.pipes import SocketPipe
-from novacron.dwcp.receiver import Listener, ReceiveFailed, Terms
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -73,14 +74,14 @@ async def _interrupted(machine: Machine) -> bool:
         waited_s += LOOK_S
 
 
-async def give_rest(machine: Machine, moving: PostCopy, pool: Pool, settings: Settings) -> None:
+async def give_rest(machine: Machine, moving: PostCopy, pool: ConnectionPool, settings: Settings) -> None:
     """Send the rest of the memory until the target has it all, or is known to need no more. Raises MonitorFailed."""
     refusals = Refusals()
     backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
     loop = asyncio.get_running_loop()
     while await _interrupted(machine):
         assert machine.monitor is not None
-        options = Options(_key(moving), settings.rings_dir, outage_s=settings.outage_s)
+        options = SendOptions(_key(moving), settings.rings_dir, outage_s=settings.outage_s)
         peer = pki.node_host(moving.peer)
         sender = Sender(parse_endpoint(moving.endpoint), peer, session_of(moving), pool, options)
         try:
@@ -126,7 +127,7 @@ async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, sett
     """Receive the rest of the memory until QEMU has it all, or has ended. Raises MonitorFailed."""
     path = machine.directory / INCOMING_SOCKET
     loop = asyncio.get_running_loop()
-    terms = Terms(_key(moving), settings.rings_dir, outage_s=settings.outage_s, replaceable=True)
+    terms = ReceiveOptions(_key(moving), settings.rings_dir, outage_s=settings.outage_s, replaceable=True)
     backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
     while await _interrupted(machine):
         assert machine.monitor is not None

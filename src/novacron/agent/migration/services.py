@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from novacron.agent.migration.known_pages import Neighbour, Pages
+from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.vm.context import VmServices
-from novacron.dwcp.connection import Pool
-from novacron.dwcp.receiver import Listener
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.listener import Listener
 
 
 class NodeServices(VmServices):
@@ -17,8 +17,8 @@ class NodeServices(VmServices):
     """Accepts the DWCP sessions of other nodes."""
     endpoint: str
     """Where the listener is reached: ``host:port``."""
-    connections: Pool
+    connections: ConnectionPool
     """Open DWCP connections to other nodes."""
-    pages: Pages
-    neighbours: Callable[[], list[Neighbour]]
+    pages: KnownPages
+    neighbours: Callable[[], list[LocalVm]]
     """The VMs that run on this node."""

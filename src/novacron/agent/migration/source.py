@@ -22,7 +22,7 @@ from novacron.disk import overlay
 from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.page_codec import Base
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.model.migration import Kind, Progress, Side
 from novacron.model.ownership import release
 from novacron.net.tap import NetworkFailed
@@ -126,13 +126,13 @@ class MigrationSource:
             self._opening = Opening(task, endpoint, self._services.connections, self._options, early=early)
         return self._opening
 
-    async def _options(self) -> Options:
+    async def _options(self) -> SendOptions:
         known = await self._services.pages.left_elsewhere(self._context.vm, self._context.tenant())
         return self._options_with(await self._bases(of_disk=False), known)
 
-    def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> Options:
+    def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> SendOptions:
         context, settings = self._context, self._services.settings
-        return Options(
+        return SendOptions(
             context.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams, known=known
         )
 

@@ -14,9 +14,9 @@ from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.pre_copy import Follower, TransferFailed
 from novacron.agent.vm.directory import OUTGOING_SOCKET, VmDirectory
 from novacron.agent.vm.machine import Machine
-from novacron.dwcp.connection import Pool
+from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.pipes import SocketPipe
-from novacron.dwcp.sender import Options, Sender, SendFailed
+from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.model.forecast import PASSES_MAX
 from novacron.model.migration import Policy, Progress
 from novacron.net.tap import NetworkFailed
@@ -40,13 +40,21 @@ class Opening:
     has to tell cost no time of their own."""
 
     def __init__(
-        self, task: Task, endpoint: str, pool: Pool, options: Callable[[], Awaitable[Options]], *, early: bool
+        self,
+        task: Task,
+        endpoint: str,
+        pool: ConnectionPool,
+        options: Callable[[], Awaitable[SendOptions]],
+        *,
+        early: bool,
     ) -> None:
         self.migration, self.endpoint = task.migration, endpoint
         self._early, self._trace = early, task.trace
         self._task = asyncio.create_task(self._open(pki.node_host(task.peer), pool, options))
 
-    async def _open(self, peer_host: str, pool: Pool, options: Callable[[], Awaitable[Options]]) -> Sender:
+    async def _open(
+        self, peer_host: str, pool: ConnectionPool, options: Callable[[], Awaitable[SendOptions]]
+    ) -> Sender:
         wanted = await options()
         while True:
             sender = Sender(parse_endpoint(self.endpoint), peer_host, self.migration, pool, wanted)

@@ -19,7 +19,7 @@ from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
 from novacron.disk.stream import VolumeInfo
-from novacron.dwcp.receiver import Incoming, ReceiveFailed, Terms
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions, ReceiveSession
 from novacron.model import limits
 from novacron.model.migration import Kind, Policy, Side
 from novacron.qemu import userfaults
@@ -43,7 +43,7 @@ class MigrationTarget:
         self._destroy = destroy
         self._transfer: asyncio.Task[None] | None = None
         self._awaiting: str | None = None
-        self._session: Incoming | None = None
+        self._session: ReceiveSession | None = None
 
     async def step(self, task: wire.Task, wanted: wire.Assignment) -> None:
         """Do the next step."""
@@ -114,13 +114,13 @@ class MigrationTarget:
         log.info("everything is loaded", vm=self._context.vm, migration=task.migration, memory_follows=follows)
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
-    async def _terms(self, wanted: wire.Assignment, image: Image, *, of_disk: bool) -> Terms:
+    async def _terms(self, wanted: wire.Assignment, image: Image, *, of_disk: bool) -> ReceiveOptions:
         host, tenant = self._services, Tenant(wanted.project, wanted.page_key)
         if of_disk:
             bases = await host.pages.for_disk(self._context.vm, image, tenant)
         else:
             bases = await host.pages.for_arrival(self._context.vm, image, tenant, host.neighbours())
-        return Terms(wanted.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
+        return ReceiveOptions(wanted.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
 
     async def _load(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
         context = self._context
@@ -225,7 +225,7 @@ class MigrationTarget:
         finally:
             self._end()
 
-    async def _load_from(self, task: wire.Task, session: Incoming, disk: disk_mirror.Coming | None) -> None:
+    async def _load_from(self, task: wire.Task, session: ReceiveSession, disk: disk_mirror.Coming | None) -> None:
         context = self._context
         self._session = session
         await target_stream.load(

@@ -14,7 +14,7 @@ from novacron.agent.migration import disk_mirror
 from novacron.agent.vm.directory import INCOMING_SOCKET
 from novacron.agent.vm.machine import Machine
 from novacron.dwcp.pipes import SocketPipe
-from novacron.dwcp.receiver import Incoming, ReceiveFailed
+from novacron.dwcp.receiver import ReceiveFailed, ReceiveSession
 from novacron.dwcp.return_channel import BYTES_MAX
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
@@ -30,7 +30,7 @@ class BackPipe:
     In a thread: an event loop that watches a socket makes it non-blocking, for the thread that writes to it, too.
     """
 
-    def __init__(self, connection: socket.socket, incoming: Incoming) -> None:
+    def __init__(self, connection: socket.socket, incoming: ReceiveSession) -> None:
         self._connection, self._incoming = connection, incoming
         self._over = threading.Event()
 
@@ -64,7 +64,7 @@ class LoadFailed(Exception):
 
 async def load(
     machine: Machine,
-    incoming: Incoming,
+    incoming: ReceiveSession,
     ready: Callable[[], Awaitable[None]],
     status_changed: asyncio.Event,
     loaded: Callable[[bool], Awaitable[None]],

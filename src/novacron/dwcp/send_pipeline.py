@@ -11,19 +11,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from novacron.dwcp.compression import FIRST, LIGHT, Chooser, Compressor, Marks
+from novacron.dwcp.compression import FIRST, LIGHT, Compressor, MethodChooser, StageClocks
 from novacron.dwcp.frames import End
 from novacron.dwcp.page_codec import CHECK_BYTES, Op, Piece, Run
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.pipes import Handover, Source, Stages
-from novacron.dwcp.receiver_index import Theirs
+from novacron.dwcp.pipes import Handover, Stages, StreamSource
+from novacron.dwcp.receiver_index import ReceiverIndex
 
 PATIENCE_S = 3.0
 """How long pages may wait for digests that are still being told."""
 LOOK_AGAIN_S = 0.002
 
 
-class Splitter(Protocol):
+class StreamSplitter(Protocol):
     """Cuts a stream into runs."""
 
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
@@ -53,13 +53,13 @@ class Counters(msgspec.Struct):
     """Time in which what was ready waited for the link."""
 
 
-class Encoding:
+class SendPipeline:
     """Encodes one stream. ``queue`` takes each piece and the bytes to send for it, and waits until there is room."""
 
     def __init__(
         self,
         encoder: Encoder,
-        theirs: Theirs,
+        theirs: ReceiverIndex,
         counters: Counters,
         queue: Callable[[Piece, bytes], Coroutine[Any, Any, None]],
         *,
@@ -70,7 +70,7 @@ class Encoding:
         self._looking_up_s = 0.0
         self._stop = threading.Event()
 
-    async def run(self, source: Source, splitter: Splitter, over: Callable[[], None]) -> End:
+    async def run(self, source: StreamSource, splitter: StreamSplitter, over: Callable[[], None]) -> End:
         """Encode all that ``source`` has; return what the receiver can check it against. Calls ``over`` when nothing
         more will be queued, whatever the reason. Raises OSError, and what ``queue`` raises."""
         pieces: Handover[Piece | None] = Handover(2, self._stop)
@@ -90,7 +90,7 @@ class Encoding:
             source.abort()
             await stages.end()
 
-    def _look_up(self, source: Source, splitter: Splitter, pieces: Handover[Piece | None]) -> None:
+    def _look_up(self, source: StreamSource, splitter: StreamSplitter, pieces: Handover[Piece | None]) -> None:
         pages, patient_until = 0, time.monotonic() + PATIENCE_S
         while True:
             data = source.read()
@@ -111,7 +111,7 @@ class Encoding:
     def _compress(self, pieces: Handover[Piece | None], loop: asyncio.AbstractEventLoop) -> None:
         compressor, savings = self._compressor, self._encoder.savings
         crc = count = raw_bytes = 0
-        chooser = Chooser(self._marks())
+        chooser = MethodChooser(self._marks())
         while (piece := pieces.get()) is not None:
             chosen = compressor.compress(piece.body)
             savings.before_compression += len(piece.body)
@@ -124,7 +124,7 @@ class Encoding:
             self._counters.method = compressor.method
         self._end = End(raw_bytes, count, crc)
 
-    def _marks(self) -> Marks:
+    def _marks(self) -> StageClocks:
         counters = self._counters
         busy_s = self._compressor.busy_s
-        return Marks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.delivered_bytes)
+        return StageClocks(time.monotonic(), self._looking_up_s, busy_s, counters.blocked_s, counters.delivered_bytes)

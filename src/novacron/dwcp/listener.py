@@ -1,0 +1,154 @@
+"""Accepts connections from other nodes, and gives each to the session that it opens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from novacron.dwcp import frames, sockets
+from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
+from novacron.dwcp.frames import ErrorCode, Frame, FrameType, ProtocolError, SessionHello
+from novacron.dwcp.receiver import SILENCE_S, ReceiveOptions, ReceiveSession, code_of
+from novacron.dwcp.sender import CONNECTION_LOST
+
+ANNOUNCED_S = 4.0
+"""How long a sender may wait for a session that was announced: less than it waits for an answer."""
+GRACE_S = 0.2
+LOOK_S = 0.005
+CONNECTIONS_MAX = 256
+CONNECTIONS_PER_PEER_MAX = 128
+"""One node can't keep all others out."""
+SESSION_SHOWN = 200
+"""Characters of an unknown session's name that are repeated."""
+
+
+class Listener:
+    """Accepts connections of expected sessions, each from the one node that may open it."""
+
+    def __init__(self, context: ssl.SSLContext, name_of: Callable[[ssl.SSLObject], str]) -> None:
+        self._context = sockets.require_tls13(context)
+        self._name_of = name_of
+        self.on_knock: Callable[[str, str], None] | None = None
+        """Called with a session that is not expected, and the node that would begin it: it is refused soon."""
+        self.vitals: Callable[[], bytes] = bytes
+        """Says how this node is, to any other that asks."""
+        self._expected: dict[str, ReceiveSession] = {}
+        self._announced: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_peer: Counter[str] = Counter()
+        """How many connections each node has."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
+        """Listen for as long as the block runs; yields the port."""
+        server = await asyncio.start_server(
+            self._serve, host, port, ssl=self._context, backlog=64, limit=READ_AHEAD_BYTES
+        )
+        for sock in server.sockets:
+            sockets.enlarge(sock)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            for incoming in list(self._expected.values()):
+                incoming.fail("the receiving node is shutting down", ErrorCode.SHUTTING_DOWN)
+            server.close()
+            await asyncio.sleep(0)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
+        """A node's session will be expected before this block ends: whoever opens it early waits until it is."""
+        self._announced.add((session, peer))
+        try:
+            yield
+        finally:
+            self._announced.discard((session, peer))
+
+    @contextlib.contextmanager
+    def expect(self, session: str, peer: str, terms: ReceiveOptions):  # type: ignore[no-untyped-def]
+        """Expect a session from a node, for as long as the block runs; yields its ``Incoming``."""
+        if session in self._expected:
+            raise ValueError(f"session {session} is expected already")
+        incoming = ReceiveSession(session, peer, terms)
+        self._expected[session] = incoming
+        try:
+            yield incoming
+        finally:
+            incoming.fail("the receiver gave up", ErrorCode.CANCELLED)
+            incoming.close()
+            del self._expected[session]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if len(self._tasks) > CONNECTIONS_MAX:
+                return
+            peer = self._name_of(writer.get_extra_info("ssl_object"))
+            with self._counted(peer) as few:
+                connection = Connection(reader, writer)
+                while few and await self._session(connection, peer):
+                    pass
+        except CONNECTION_LOST:
+            pass  # the peer is gone; its session waits for it to come back
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    @contextlib.contextmanager
+    def _counted(self, peer: str) -> Iterator[bool]:
+        """Count a connection of a node's for as long as the block runs; yields whether it may have one more."""
+        self._by_peer[peer] += 1
+        try:
+            yield self._by_peer[peer] <= CONNECTIONS_PER_PEER_MAX
+        finally:
+            self._by_peer[peer] -= 1
+            if not self._by_peer[peer]:
+                del self._by_peer[peer]
+
+    async def _find(self, session: str, peer: str) -> ReceiveSession | None:
+        """Return an expected session; wait for one that will be expected soon, or may be: a sender is told of it at
+        the same time as this end."""
+        started = time.monotonic()
+        while (found := self._expected.get(session)) is None:
+            limit_s = ANNOUNCED_S if (session, peer) in self._announced else GRACE_S
+            if time.monotonic() > started + limit_s:
+                return None
+            await asyncio.sleep(LOOK_S)
+        return found
+
+    async def _session(self, connection: Connection, peer: str) -> bool:
+        """Serve the next session of a connection; say whether it can carry another one."""
+        frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
+        try:
+            if frame.type in (FrameType.PING, FrameType.ERROR):
+                return True  # said before the peer knew that its last session was over
+            if frame.type is FrameType.VITALS:
+                connection.put(Frame(FrameType.VITALS, payload=self.vitals()))
+                async with asyncio.timeout(SILENCE_S):
+                    await connection.drain()
+                return True
+            if frame.type is not FrameType.HELLO:
+                raise ProtocolError(f"expected HELLO, got {frame.type.name}")
+            hello = msgspec.msgpack.decode(frame.payload, type=SessionHello)
+            if hello.session not in self._expected and self.on_knock is not None:
+                self.on_knock(hello.session, peer)
+            incoming = await self._find(hello.session, peer)
+            if incoming is None or incoming.peer != peer:
+                text = f"no session {hello.session[:SESSION_SHOWN]!r} is expected from {peer}"
+                raise ProtocolError(text, ErrorCode.NOT_EXPECTED)
+            return await incoming.serve(hello, connection)
+        except (ProtocolError, msgspec.DecodeError) as error:
+            connection.put(frames.error_frame(str(error), code_of(error)))
+            async with asyncio.timeout(SILENCE_S):
+                await connection.drain()
+            return False
