@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from enum import Enum, StrEnum
 from pathlib import Path
+
+import msgspec
+import msgspec.inspect
+
+from novacron.model import audit, constraints, cpu, drain, image, migration, network, rebalance, vm
 
 ROOT = Path(__file__).parents[1]
 CLIENT = ROOT / "src/novacron/client"
@@ -17,6 +24,43 @@ TO_SYNC = (
     (r"\bclient\.aio\b", "client.sync"),
 )
 """What a call for asyncio has that a blocking one has not."""
+CHOICES: dict[str, type[StrEnum]] = {
+    "AntiAffinityScope": constraints.Scope,
+    "AuditOutcome": audit.Outcome,
+    "CpuKind": cpu.CpuKind,
+    "Display": vm.Display,
+    "DrainPolicy": drain.DrainPolicy,
+    "Encryption": network.Encryption,
+    "Firmware": vm.Firmware,
+    "ImageFormat": image.Format,
+    "MigrationPolicy": migration.Policy,
+    "Power": vm.Power,
+    "RebalanceMode": rebalance.Mode,
+    "Restart": vm.Restart,
+}
+"""Enums of the model under the names that the client gives them."""
+CHOICES_HEAD = '''"""The model's enums and a VM's fields, for programs that can't wait for the model to load.
+
+Made of ``novacron.model`` by script/generate: change that, and run it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class VmField(NamedTuple):
+    """A field of ``POST /api/v1/vms``."""
+
+    type: type
+    default: object
+    changeable: bool
+    """``PATCH`` takes it too."""
+    clearable: bool
+    """... and null, which removes a limit."""
+
+'''
 
 
 def sync_client() -> dict[Path, str]:
@@ -33,9 +77,64 @@ def sync_client() -> dict[Path, str]:
     return files
 
 
+def choices() -> str:
+    """Return a module with the model's enums and a VM's fields that the client can load fast."""
+    lines = [CHOICES_HEAD]
+    for name, enum in CHOICES.items():
+        lines += [f"class {name}(StrEnum):", f'    """{(enum.__doc__ or name).splitlines()[0]}"""', ""]
+        lines += [f'    {member.name} = "{member.value}"' for member in enum] + ["", ""]
+    lines.append("VM_FIELDS: dict[str, VmField] = {")
+    changes = {field.name: field for field in msgspec.structs.fields(vm.VmChanges)}
+    for field in msgspec.structs.fields(vm.VmFields):
+        type_ = _type(field.type)
+        if type_ is not None and field.default is not msgspec.NODEFAULT:
+            changeable = field.name in changes
+            clearable = changeable and type(None) in _members(changes[field.name].type)
+            default = () if type_ == "list" else field.default
+            value = f"{_name(type(default))}.{default.name}" if isinstance(default, Enum) else repr(default)
+            lines.append(f'    "{field.name}": VmField({type_}, {value}, {changeable}, {clearable}),')
+    return _formatted("\n".join([*lines, "}", '"""Those with a default and of a simple type."""', ""]))
+
+
+def _name(enum: type) -> str:
+    return next(name for name, choice in CHOICES.items() if choice is enum)
+
+
+def _members(annotation: object) -> set[object]:
+    return set(getattr(annotation, "__args__", (annotation,)))
+
+
+def _type(annotation: object) -> str | None:
+    """Return the name of the type that a command's option has; None: it takes more than an option."""
+    kinds = {type(kind): kind for kind in _kinds(msgspec.inspect.type_info(annotation))}
+    for simple, name in ((msgspec.inspect.IntType, "int"), (msgspec.inspect.BoolType, "bool")):
+        if simple in kinds:
+            return name
+    enum = kinds.get(msgspec.inspect.EnumType)
+    if isinstance(enum, msgspec.inspect.EnumType):
+        return _name(enum.cls)
+    array = kinds.get(msgspec.inspect.VarTupleType)
+    if isinstance(array, msgspec.inspect.VarTupleType):
+        return "list" if isinstance(array.item_type, msgspec.inspect.StrType) else None
+    return "str" if msgspec.inspect.StrType in kinds else None
+
+
+def _kinds(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    return list(kind.types) if isinstance(kind, msgspec.inspect.UnionType) else [kind]
+
+
 def generated() -> dict[Path, str]:
     """Return all generated files with their text."""
-    return sync_client()
+    return {**sync_client(), CLIENT / "choices.py": choices(), ROOT / "docs/reference/cli.md": commands()}
+
+
+def commands() -> str:
+    """Return the reference of all commands."""
+    arguments = ["novacron.__main__", "utils", "docs", "--name", "novacron", "--title", "The novacron command"]
+    command = [sys.executable, "-m", "typer", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOVACRON_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    return done.stdout.strip() + "\n"
 
 
 def _formatted(text: str) -> str:
@@ -47,10 +146,11 @@ def _formatted(text: str) -> str:
 
 
 def main() -> None:
-    for path, text in generated().items():
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
-            print(f"wrote {path.relative_to(ROOT)}")
+    for _ in range(2):  # the reference of the commands shows enums that the first round may have changed
+        for path, text in generated().items():
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
+                print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

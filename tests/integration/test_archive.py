@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from lab.platform import Platform, until
-from novacron.client import ApiError, Unreachable, archive
+from novacron.client import ApiError, Unreachable, archive, archive_format
 from novacron.client.errors import ArchiveError
 from tests.integration.conftest import Api
 from tests.integration.test_snapshots import NewVm, Object, directory
@@ -200,7 +200,7 @@ def test_an_export_goes_on_whatever_is_killed(
     site.wait_node(vm["node"])
     kept = [one["id"] for one in site.client.list("exports")]
     assert [archive.export(site.client, vm["id"], file, 60)["id"]] == kept, "it is that one which is gone on with"
-    assert archive.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
+    assert archive_format.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
 
 
 def test_an_export_for_which_there_is_no_room_is_said_to_be_none(site: Platform, boots: str, new_vm: NewVm) -> None:
@@ -304,21 +304,21 @@ def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) 
 )
 def test_a_hostile_description_is_refused(tmp_path: Path, ovf: str, why: str) -> None:
     with pytest.raises(ArchiveError, match=why):
-        archive.read(ova(tmp_path / "vm.ova", b"x", ovf=ovf))
+        archive_format.read(ova(tmp_path / "vm.ova", b"x", ovf=ovf))
 
 
 def test_a_hostile_archive_is_refused(site: Platform, api: Api, new_vm: NewVm, tmp_path: Path) -> None:
     no_tar = tmp_path / "no.tar"
     no_tar.write_bytes(b"x" * 2000)
     with pytest.raises(ArchiveError, match="no tar archive"):
-        archive.read(no_tar)
+        archive_format.read(no_tar)
     with tarfile.open(tmp_path / "link.tar", "w") as made:
         for name in ("vm.json", "disk.qcow2"):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/shadow"
             made.addfile(member)
-    with pytest.raises(ArchiveError, match="holds neither"):
-        archive.read(tmp_path / "link.tar")
+    with pytest.raises(ArchiveError, match="has neither"):
+        archive_format.read(tmp_path / "link.tar")
     damaged = ova(tmp_path / "damaged.ova", b"KDMV" + bytes(2000))
     done = site.cli("vm", "import", str(damaged), check=False)
     assert done.returncode == 1 and "was not taken" in done.stderr

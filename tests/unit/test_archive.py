@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from novacron.client import archive
+from novacron.client import archive_format as archive
 from novacron.client.errors import ArchiveError
 
 ENVELOPE = '<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"/>'

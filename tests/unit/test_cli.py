@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from novacron.cli import output
+from novacron.cli import app, images, networks, nodes, options, output, vm_create, vms, volumes
+from novacron.cli.output import Object
 from novacron.cli.progress import share_done
 from novacron.client import ApiError, Unreachable
 
@@ -51,3 +58,105 @@ def test_the_bar_stays_between_nothing_and_all() -> None:
     progress = {"total_bytes": 100, "remaining_bytes": 150}
     assert share_done({"phase": "transferring", "progress": progress}) == 0.0
     assert share_done({"phase": "completed", "progress": progress}) == 1.0
+
+
+SHARED = (options.option("spec.size_mib", int, "--size", help="size"), options.option("name", str, help="name"))
+
+
+class Calls:
+    """Stands for the client: notes each call, and answers with an object that has everything a command prints."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, tuple[Any, ...], Object]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Object]:
+        def call(*arguments: Any, **fields: Any) -> Object:
+            self.made.append((name, arguments, fields))
+            spec = {"labels": {"a": "1"}, "taints": [], "passthrough": ["0000:00:02.0"], "subnet": "10.0.0.0/24"}
+            return {
+                "id": "id-1", "name": "web", "node": None, "deleting": False, "migration": None, "mtu": 1500,
+                "status": {"state": "pending"}, "spec": spec, "size_bytes": 1, "source": "a",
+            }  # fmt: skip
+
+        return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    made = Calls()
+    for module in (vm_create, vms, volumes, networks, nodes, images):
+        monkeypatch.setattr(module, "Client", lambda: made)
+    monkeypatch.setattr(output, "fields", lambda *_: None)
+    return made
+
+
+def run(*arguments: str) -> None:
+    done = CliRunner().invoke(app.app, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
+def test_creating_a_vm_sends_defaults_and_what_was_given(calls: Calls, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# mine\nssh-ed25519 AAAA\n\n")
+    run("vm", "create", "web", "--image", "tiny", "--memory", "512", "--no-start", "--cpu-flag", "avx2", "--ha",
+        "--firmware", "uefi", "--no-display", "--require-label", "disk=ssd", "--network", "blue=10.0.0.5",
+        "--network", "red", "--security-group", "open", "--ssh-key", str(keys))  # fmt: skip
+    assert calls.made == [("create_vm", (), {
+        "name": "web", "image": "tiny", "vcpus": 1, "memory_mib": 512, "power": "stopped", "restart": "on-failure",
+        "start_order": 500, "protected": False, "ha": True, "ha_priority": 500, "firmware": "uefi", "tpm": False,
+        "display": "none", "own_disk": True, "cpu": "baseline", "cpu_flags": ["avx2"],
+        "placement": {"labels": {"disk": "ssd"}, "anti_affinity_scope": "node"},
+        "nics": [{"network": "blue", "address": "10.0.0.5", "groups": ["open"]},
+                 {"network": "red", "address": None, "groups": ["open"]}],
+        "cloud_init": {"ssh_keys": ["ssh-ed25519 AAAA"]},
+    })]  # fmt: skip
+
+
+def test_changing_a_vm_sends_only_what_was_given(calls: Calls) -> None:
+    run("vm", "set", "web", "--no-protect", "--disk-iops", "0", "--vcpus-max", "8", "--restart", "never")
+    changes: Object = {"protected": False, "disk_iops": None, "vcpus_max": 8, "restart": "never"}
+    assert calls.made == [("configure_vm", ("web",), changes)]
+
+
+def test_security_groups_can_be_removed_all(calls: Calls) -> None:
+    run("vm", "set", "web", "--no-security-group")
+    assert calls.made == [("configure_vm", ("web",), {"security_groups": []})]
+
+
+def test_a_migration_takes_a_rate_as_people_write_it(calls: Calls) -> None:
+    run("vm", "migrate", "web", "--to", "b", "--max-rate", "80Mbit", "--policy", "post-copy", "--no-wait")
+    fields = {"target": "b", "rate_limit_bytes_per_s": 10_000_000, "weight": 1, "policy": "post-copy", "warm": False}
+    assert calls.made == [("act", ("vms", "web", "migrate", fields), {})]
+
+
+def test_labels_and_devices_of_a_node_are_added_and_removed(calls: Calls) -> None:
+    run("node", "set", "a", "--label", "b=2", "--label", "a-", "--passthrough", "0000:00:02.0-", "--migrations", "3",
+        "--migration-rate", "none")  # fmt: skip
+    changes: Object = {"migration_rate_bytes_per_s": None, "migrations_at_once": 3, "labels": {"b": "2"}, "taints": [],
+               "passthrough": []}  # fmt: skip
+    assert calls.made[-1] == ("configure_node", ("a",), changes)
+
+
+def test_a_limit_of_a_volume_is_removed_with_0(calls: Calls) -> None:
+    run("volume", "set", "data", "--iops", "0", "--throughput", "1000000")
+    assert calls.made == [("configure_volume", ("data",), {"iops": None, "bytes_per_s": 1_000_000})]
+
+
+def test_a_network_on_a_bridge_is_of_that_kind(calls: Calls) -> None:
+    run("network", "create", "blue", "--bridge", "br0", "--vlan", "5", "--no-nat")
+    fields = {"kind": "bridge", "bridge": "br0", "vlan": 5, "nat": False, "encryption": "between-sites"}
+    assert calls.made == [("create_network", ("blue",), fields)]
+
+
+def test_expanded_options_are_parameters_that_typer_sees() -> None:
+    seen: list[tuple[str, Object, options.QuietWait]] = []
+
+    @options.expand
+    def command(
+        ref: str, fields: Annotated[Object, SHARED], wait: options.QuietWait = options.QuietWait(timeout_s=5)
+    ) -> None:
+        seen.append((ref, fields, wait))
+
+    assert list(inspect.signature(command).parameters) == ["ref", "spec_size_mib", "name", "wait", "timeout_s"]
+    command(ref="web", spec_size_mib=3, name=None, wait=False, timeout_s=9)
+    assert seen == [("web", {"spec": {"size_mib": 3}}, options.QuietWait(False, 9))]

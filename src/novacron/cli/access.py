@@ -1,4 +1,4 @@
-"""``novacron project``, ``user``, ``grant``, ``audit`` and ``whoami``: whose things are whose, and who may do what."""
+"""``novacron project``, ``user``, ``grant``, ``audit`` and ``whoami``: ownership and permissions."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import output
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli import options, output
+from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
+from novacron.client.choices import AuditOutcome
 
-projects = typer.Typer(no_args_is_help=True, help="Say whose VMs, volumes and networks are whose, and how many.")
-users = typer.Typer(no_args_is_help=True, help="Say who there is: people, and service accounts.")
-grants = typer.Typer(no_args_is_help=True, help="Say who may do what, where.")
+projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quotas.")
+users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
+grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
 
 QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks", "migrations")
-Project = Annotated[str, typer.Argument(help="name of the project", show_default=False)]
-User = Annotated[str, typer.Argument(help="name or id of the user", show_default=False)]
-Quota = Annotated[
+ProjectName = Annotated[str, typer.Argument(help="name of the project", show_default=False)]
+UserRef = Annotated[str, typer.Argument(help="name or id of the user", show_default=False)]
+QuotaTexts = Annotated[
     list[str] | None,
     typer.Option(help=f"KEY=NUMBER or KEY=none, of {', '.join(QUOTAS)}; can be repeated"),
 ]
 HostNetwork = Annotated[
-    bool | None, typer.Option("--host-network/--no-host-network", help="VMs without a network are on the hosts' own")
+    bool | None,
+    typer.Option("--host-network/--no-host-network", help="put VMs without a network on the hosts' own network"),
 ]
 Password = Annotated[bool, typer.Option("--password", help="ask for a password, or read it from standard input")]
 
@@ -74,14 +76,14 @@ ME: Columns = {
 }
 
 
-def _quota(given: list[str] | None, before: dict[str, Any]) -> dict[str, Any]:
-    found = dict(before)
-    for text in given or ():
+def _quota(texts: list[str] | None, current: dict[str, Any]) -> dict[str, Any]:
+    quota = dict(current)
+    for text in texts or ():
         key, _, value = text.partition("=")
         if key not in QUOTAS or not (value.isdecimal() or value == "none"):
             raise typer.BadParameter(f"{text!r}: write KEY=NUMBER or KEY=none", param_hint="--quota")
-        found[key] = None if value == "none" else int(value)
-    return found
+        quota[key] = None if value == "none" else int(value)
+    return quota
 
 
 def _asked_password() -> str:
@@ -89,34 +91,34 @@ def _asked_password() -> str:
         return sys.stdin.readline().rstrip("\n")
     first = getpass.getpass("password: ")
     if getpass.getpass("once more: ") != first:
-        raise output.fail("these are two passwords", output.EXIT_USAGE)
+        raise output.fail("the passwords differ", output.EXIT_USAGE)
     return first
 
 
 @projects.command("list")
 def list_projects(output_: Output = Format.TABLE) -> None:
-    """List the projects that you see."""
+    """List the projects that you can see."""
     with output.errors():
         output.rows(Client().list("projects"), PROJECTS, output_)
 
 
 @projects.command("show")
-def show_project(project: Project, output_: Output = Format.TABLE) -> None:
-    """Show what a project has, and may have."""
+def show_project(project: ProjectName, output_: Output = Format.TABLE) -> None:
+    """Show a project's usage and quota."""
     with output.errors():
-        found = Client().usage(project)
+        usage = Client().usage(project)
         if output_ is Format.JSON:
-            output.show_json(found)
+            output.show_json(usage)
             return
-        rows = [{"what": key, "has": found["usage"][key], "may": found["quota"][key]} for key in QUOTAS]
+        rows = [{"what": key, "has": usage["usage"][key], "may": usage["quota"][key]} for key in QUOTAS]
         output.table(rows, {"WHAT": lambda r: r["what"], "HAS": lambda r: r["has"], "MAY HAVE": lambda r: r["may"]})
 
 
 @projects.command("create")
 def create_project(
-    project: Project,
+    project: ProjectName,
     description: Annotated[str, typer.Option(help="what it is for")] = "",
-    quota: Quota = None,
+    quota: QuotaTexts = None,
     host_network: HostNetwork = False,
     output_: Output = Format.TABLE,
 ) -> None:
@@ -130,16 +132,16 @@ def create_project(
 
 @projects.command("set")
 def set_project(
-    project: Project,
+    project: ProjectName,
     name: Annotated[str | None, typer.Option(help="its new name")] = None,
     description: Annotated[str | None, typer.Option(help="what it is for")] = None,
-    quota: Quota = None,
+    quota: QuotaTexts = None,
     host_network: HostNetwork = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Rename a project, or say what it may have."""
-    given = {"name": name, "description": description, "host_network": host_network}
-    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    """Change a project's name, description or quota."""
+    options_ = {"name": name, "description": description, "host_network": host_network}
+    changes: dict[str, Any] = {field: value for field, value in options_.items() if value is not None}
     with output.errors():
         client = Client()
         if quota:
@@ -150,8 +152,8 @@ def set_project(
 
 
 @projects.command("delete")
-def delete_project(project: Project) -> None:
-    """Delete a project that has nothing left."""
+def delete_project(project: ProjectName) -> None:
+    """Delete an empty project."""
     with output.errors():
         Client().delete("projects", project)
         print(f"{project}: deleted")
@@ -166,50 +168,52 @@ def list_users(output_: Output = Format.TABLE) -> None:
 
 @users.command("create")
 def create_user(
-    user: User,
-    service: Annotated[bool, typer.Option("--service", help="a program: it gets tokens, and no password")] = False,
-    project: Annotated[str | None, typer.Option(help="of a service account: whose administrators see to it")] = None,
+    user: UserRef,
+    service: Annotated[
+        bool, typer.Option("--service", help="create a service account: it has tokens but no password")
+    ] = False,
+    project: Annotated[str | None, typer.Option(help="project whose administrators manage the service account")] = None,
     password: Password = False,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Create a user, who may do nothing yet: see novacron grant."""
+    """Create a user, without any permission yet: see novacron grant."""
     with output.errors():
-        given = _asked_password() if password else None
+        secret = _asked_password() if password else None
         kind = "service" if service else "person"
-        output.fields(Client().create_user(user, kind=kind, project=project, password=given), USERS, output_)
+        output.fields(Client().create_user(user, kind=kind, project=project, password=secret), USERS, output_)
 
 
 @users.command("set-password")
-def set_password(user: User) -> None:
-    """Set a password; asks, or reads it from standard input. The user's sessions end."""
+def set_password(user: UserRef) -> None:
+    """Set a password, asked for or read from standard input. The user's sessions end."""
     with output.errors():
         client = Client()
         present = None
         if sys.stdin.isatty() and client.me()["user"] == user:
-            present = getpass.getpass("present password (empty if there is none): ")
+            present = getpass.getpass("current password (empty if there is none): ")
         client.set_password(user, _asked_password(), present)
-        print(f"{user}: has a new password")
+        print(f"{user}: the password is changed")
 
 
 @users.command("disable")
-def disable(user: User) -> None:
-    """Let a user do nothing any more, at once."""
+def disable(user: UserRef) -> None:
+    """Disable a user, at once."""
     with output.errors():
         Client().configure_user(user, disabled=True)
         print(f"{user}: disabled")
 
 
 @users.command("enable")
-def enable(user: User) -> None:
-    """Let a user do again what their roles allow."""
+def enable(user: UserRef) -> None:
+    """Enable a user again."""
     with output.errors():
         Client().configure_user(user, disabled=False)
         print(f"{user}: enabled")
 
 
 @users.command("delete")
-def delete_user(user: User) -> None:
-    """Delete a user, with all tokens and roles."""
+def delete_user(user: UserRef) -> None:
+    """Delete a user with all tokens and roles."""
     with output.errors():
         Client().delete("users", user)
         print(f"{user}: deleted")
@@ -217,52 +221,56 @@ def delete_user(user: User) -> None:
 
 @grants.command("list")
 def list_grants(
-    user: Annotated[str | None, typer.Option(help="only of this user")] = None,
+    user: Annotated[str | None, typer.Option(help="only roles of this user")] = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """List who has which role where."""
+    """List which user has which role where."""
     with output.errors():
-        found = (grant for grant in Client().list("grants") if user in (None, grant["user"], grant["user_name"]))
-        output.rows(found, GRANTS, output_)
+        grants_ = (grant for grant in Client().list("grants") if user in (None, grant["user"], grant["user_name"]))
+        output.rows(grants_, GRANTS, output_)
 
 
 @grants.command("create")
 def create_grant(
-    user: User,
+    user: UserRef,
     role: Annotated[str, typer.Argument(help="viewer, member, operator or administrator", show_default=False)],
-    project: Annotated[str | None, typer.Option(help="where; everywhere if not given")] = None,
+    project: Annotated[str | None, typer.Option(help="project; everywhere if not given")] = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Give a user a role, in place of the one that they had there."""
+    """Give a user a role, instead of the one that they have there."""
     with output.errors():
         output.fields(Client().grant(user, role, project), GRANTS, output_)
 
 
 @grants.command("delete")
 def delete_grant(id: Annotated[str, typer.Argument(help="id of the grant", show_default=False)]) -> None:
-    """Take a role from a user, at once."""
+    """Revoke a user's role, at once."""
     with output.errors():
         Client().delete("grants", id)
         print(f"{id}: deleted")
 
 
 def whoami(output_: Output = Format.TABLE) -> None:
-    """Show who you are to the API, and what you may do."""
+    """Show who you are to the API, and your permissions."""
     with output.errors():
         output.fields(Client().me(), ME, output_)
 
 
+AUDIT_OPTIONS = (
+    options.option("actor", str, help="only entries by this user"),
+    options.option("object", str, help="only entries about this object, by id or name"),
+    options.option("project", str, help="only entries of this project; required unless you have a role everywhere"),
+    options.option("outcome", AuditOutcome, help="only entries with this outcome"),
+    options.option("since", str, help="only entries after this time, like 2026-11-27T08:00:00Z"),
+)  # fmt: skip
+
+
+@options.expand
 def audit(
-    actor: Annotated[str | None, typer.Option(help="only by this user")] = None,
-    object: Annotated[str | None, typer.Option(help="only about this object, by id or name")] = None,
-    project: Annotated[str | None, typer.Option(help="only in this project; needed without a role everywhere")] = None,
-    outcome: Annotated[str | None, typer.Option(help="done, refused or failed")] = None,
-    since: Annotated[str | None, typer.Option(help="only after this moment, like 2026-11-27T08:00:00Z")] = None,
-    limit: Annotated[int, typer.Option(help="at most so many")] = 50,
+    filters: Annotated[Object, AUDIT_OPTIONS],
+    limit: Annotated[int, typer.Option(help="how many entries, newest first")] = 50,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Show who did what, from where, and what came of it, newest first; refusals, too."""
-    given = {"actor": actor, "object": object, "project": project, "outcome": outcome, "since": since}
+    """Show the audit log: who did what from where, and with what outcome."""
     with output.errors():
-        filters = {key: value for key, value in given.items() if value is not None}
         output.rows(Client().list("audit", limit=limit, **filters), AUDIT, output_)

@@ -74,7 +74,10 @@ def _show_version(wanted: bool) -> None:
 def root(
     project: Annotated[
         str | None,
-        typer.Option(envvar="NOVACRON_PROJECT", help="work in this project; else in your own, and list all you see"),
+        typer.Option(
+            envvar="NOVACRON_PROJECT",
+            help="project to work in; by default your own, and lists show all that you can see",
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")

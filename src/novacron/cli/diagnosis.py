@@ -1,4 +1,4 @@
-"""Commands for who looks for a cause."""
+"""Commands that help to find the cause of a problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from novacron.cli import output
 from novacron.client.api import Client
 
 
-class Level(StrEnum):
+class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
@@ -19,13 +19,13 @@ class Level(StrEnum):
 
 
 def log_level(
-    level: Annotated[Level | None, typer.Argument(help="what to log, and what is worse", show_default=False)] = None,
-    node: Annotated[str | None, typer.Option(help="of this node's agent, not of the server")] = None,
+    level: Annotated[LogLevel | None, typer.Argument(help="lowest level to log", show_default=False)] = None,
+    node: Annotated[str | None, typer.Option(help="change the agent on this node instead of the server")] = None,
 ) -> None:
-    """Show what the server logs, or let it, or a node's agent, log more or less until it ends."""
+    """Show the server's log level, or change it, or that of a node's agent, until it restarts."""
     with output.errors():
         if level is None:
             print(Client().log_level())
             return
         Client().set_log_level(level.value, node)
-        print(f"{node or 'the server'} logs {level.value} and worse, until it ends")
+        print(f"{node or 'the server'} logs {level.value} and above, until it restarts")

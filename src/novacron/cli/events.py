@@ -1,4 +1,4 @@
-"""``novacron events``: what happened, and what happens."""
+"""``novacron events``: what happened, and what is happening."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLUMNS: Columns = {
 
 
 def events(
-    object: Annotated[str | None, typer.Option(help="only events of this name or id")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until interrupted")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
+    object: Annotated[str | None, typer.Option(help="only events of the object with this name or id")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep showing events until interrupted")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="how many events")] = 50,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Show what happened, newest first; with --follow, what happens."""
+    """Show events, newest first; with --follow, new ones as they happen."""
     with output.errors():
         client = Client()
         if not follow:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
+from novacron.cli import options, output, progress
 from novacron.cli.output import Columns, Object, Output
 from novacron.client import Client
+from novacron.client.choices import ImageFormat
 
-app = typer.Typer(no_args_is_help=True, help="What VMs boot from: import, copy, look at and delete it.")
+app = typer.Typer(no_args_is_help=True, help="Manage the images that VMs are made from.")
 
 COLUMNS: Columns = {
     "NAME": lambda i: i["name"],
@@ -45,78 +45,66 @@ IMPORTS: Columns = {
 }
 
 
-class Format(StrEnum):
-    """How a disk is written down in a file."""
-
-    RAW = "raw"
-    QCOW2 = "qcow2"
-    VMDK = "vmdk"
-    VDI = "vdi"
-    VHD = "vhd"
-    VHDX = "vhdx"
+IMPORT_OPTIONS = (
+    options.option("sha256", str, help="SHA-256 digest that the file must have"),
+    options.option("format", ImageFormat, help="format of the file; detected if not given"),
+    options.option("description", str, help="text to show with the image"),
+    options.option("node", str, help="node that receives the image; others fetch it from there"),
+)  # fmt: skip
 
 
 @app.command("import")
+@options.expand
 def import_(
-    name: Annotated[str, typer.Argument(help="of the new image", show_default=False)],
-    source: Annotated[str, typer.Argument(help="file, or URL of HTTP", show_default=False)],
+    name: Annotated[str, typer.Argument(help="name of the new image", show_default=False)],
+    source: Annotated[str, typer.Argument(help="file, or HTTP URL", show_default=False)],
+    fields: Annotated[Object, IMPORT_OPTIONS],
     on_node: Annotated[
         bool, typer.Option("--on-node", help="the file is on the node, below its directory for imports")
     ] = False,
-    sha256: Annotated[str | None, typer.Option(help="that the file must have")] = None,
-    format_: Annotated[
-        Format | None, typer.Option("--format", help="of the file; told by how it begins if not given")
-    ] = None,
-    description: Annotated[str, typer.Option(help="shown with the image")] = "",
-    node: Annotated[str | None, typer.Option(help="which node takes it; others fetch it from there")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="until the image is there")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the image is there")] = True,
     timeout: Annotated[
-        float, typer.Option(min=1, help="seconds to wait at most; the import goes on after them")
+        float, typer.Option(min=1, help="longest wait, in seconds; the import continues after it")
     ] = 7200,
 ) -> None:
-    """Make an image of a disk: raw, qcow2, VMDK, VDI or VHDX.
+    """Import an image from a disk: raw, qcow2, VMDK, VDI, VHD or VHDX, also compressed.
 
-    An upload that broke off goes on where it was when the same command is given again.
+    Run it again to resume an interrupted upload.
     """
     with output.errors():
         client = Client()
-        fields: Object = {
-            "sha256": sha256, "format": None if format_ is None else format_.value,
-            "description": description or None, "node": node,
-        }  # fmt: skip
         if on_node:
-            begun = client.import_image(name, path=source, **fields)
+            image_import = client.import_image(name, path=source, **fields)
         elif source.startswith(("http://", "https://")):
-            begun = client.import_image(name, url=source, **fields)
+            image_import = client.import_image(name, url=source, **fields)
         else:
-            begun = _upload(client, name, Path(source), fields)
+            image_import = _upload(client, name, Path(source), fields)
         if not wait:
             print(f"importing image {name}; see: novacron image imports")
             return
         done = progress.waiting(
-            client, "imports", begun["id"], f"importing image {name}",
+            client, "imports", image_import["id"], f"importing image {name}",
             lambda now: now is None or now["finished_at"] is not None, timeout,
         )  # fmt: skip
         if done is None or done["phase"] != "done":
-            raise output.fail(
-                f"image {name} was not imported: {done['error'] if done else 'it is gone'}", output.EXIT_FAILED
-            )
+            reason = done["error"] if done else "it is gone"
+            raise output.fail(f"image {name} was not imported: {reason}", output.EXIT_FAILED)
         print(f"image {name} is on {done['node']}")
 
 
 def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:
-    """Upload a file, or go on with an upload of this name that broke off."""
+    """Upload a file, or resume an interrupted upload of this name."""
     if not file.is_file():
         raise output.fail(f"there is no file {file}", output.EXIT_USAGE)
     unfinished = next(
         (
-            one for one in client.list("imports", phase="receiving")
-            if one["spec"]["name"] == name and one["spec"]["size_bytes"] == file.stat().st_size
+            entry for entry in client.list("imports", phase="receiving")
+            if entry["spec"]["name"] == name and entry["spec"]["size_bytes"] == file.stat().st_size
         ),
         None,
     )  # fmt: skip
     if unfinished is not None:
-        print(f"going on with {unfinished['id']}", file=sys.stderr)
+        print(f"resuming {unfinished['id']}", file=sys.stderr)
         return client.upload(unfinished, file)
     return client.import_image(name, file, **fields)
 
@@ -129,8 +117,8 @@ def imports(output_: Output = output.Format.TABLE) -> None:
 
 
 @app.command()
-def abort(id: Annotated[str, typer.Argument(help="import", show_default=False)]) -> None:
-    """End an import; nothing of it stays."""
+def abort(id: Annotated[str, typer.Argument(help="id of the import", show_default=False)]) -> None:
+    """Abort an import and remove what it has stored."""
     with output.errors():
         Client().delete("imports", id)
         print(f"{id}: aborted")
@@ -138,32 +126,32 @@ def abort(id: Annotated[str, typer.Argument(help="import", show_default=False)])
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="image", show_default=False)],
-    node: Annotated[str | None, typer.Option(help="only on this node")] = None,
+    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
+    node: Annotated[str | None, typer.Option(help="remove it from this node only")] = None,
 ) -> None:
-    """Remove an image of which no VM is made."""
+    """Delete an image that no VM uses."""
     with output.errors():
         Client().delete_image(name, node)
         print(f"{name}: deleted")
 
 
-@app.command()
-def copy(
-    name: Annotated[str, typer.Argument(help="image", show_default=False)],
-    target: Annotated[str, typer.Argument(help="node that is to have it", show_default=False)],
+@app.command("copy")
+def copy_(
+    name: Annotated[str, typer.Argument(help="name of the image", show_default=False)],
+    target: Annotated[str, typer.Argument(help="node to copy it to", show_default=False)],
     source: Annotated[
-        str | None, typer.Option("--from", help="node that gives it; the nearest that has it if not said")
+        str | None, typer.Option("--from", help="node to copy it from; by default the nearest that has it")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="until it has arrived")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait at most; the copy goes on after them")] = 3600,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it has arrived")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds; the copy continues after it")] = 3600,
 ) -> None:
-    """Copy an image to a node, from one that has it."""
+    """Copy an image from one node to another."""
     with output.errors():
         client = Client()
-        begun = client.copy_image(name, target, source)
-        print(f"copying image {name} ({output.size(begun['size_bytes'])}) from {begun['source']} to {target}")
+        copy = client.copy_image(name, target, source)
+        print(f"copying image {name} ({output.size(copy['size_bytes'])}) from {copy['source']} to {target}")
         if wait:
-            event = client.wait_for_copy(begun, timeout)
+            event = client.wait_for_copy(copy, timeout)
             print(event["message"])
             if event["reason"] != "ImageCopied":
                 raise typer.Exit(1)

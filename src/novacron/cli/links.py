@@ -1,4 +1,4 @@
-"""``novacron link``: what migrations between sites may use."""
+"""``novacron link``: the bandwidth of migrations between sites."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from novacron.cli import output
 from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Limit what migrations between sites use of their links.")
+app = typer.Typer(no_args_is_help=True, help="Limit the bandwidth of migrations between sites.")
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 WINDOW = re.compile(r"(?:([a-z,]+) )?([0-9]{2}:[0-9]{2})-([0-9]{2}:[0-9]{2})=(.+)")
 
-One = Annotated[str, typer.Argument(help="a site", show_default=False)]
-Other = Annotated[str, typer.Argument(help="the other site; the same for a limit within it", show_default=False)]
+Site = Annotated[str, typer.Argument(metavar="site", help="a site", show_default=False)]
+OtherSite = Annotated[
+    str,
+    typer.Argument(metavar="other", help="the other site, or the same one for a limit within it", show_default=False),
+]
 
 
 def parse_window(text: str) -> Object:
     """Return a window of ``[mon,tue ]08:00-18:00=20Mbit``. Raises typer.BadParameter."""
-    found = WINDOW.fullmatch(text.strip().lower())
-    days = DAYS if found is None or found[1] is None else found[1].split(",")
-    if found is None or not set(days) <= set(DAYS):
+    match = WINDOW.fullmatch(text.strip().lower())
+    days = DAYS if match is None or match[1] is None else match[1].split(",")
+    if match is None or not set(days) <= set(DAYS):
         raise typer.BadParameter(
             f"{text!r} is no window: write it like 08:00-18:00=20Mbit or sat,sun 00:00-06:00=1Gbit"
         )
     return {
-        "start": found[2],
-        "end": found[3],
-        "rate_bytes_per_s": output.parse_rate(found[4]),
+        "start": match[2],
+        "end": match[3],
+        "rate_bytes_per_s": output.parse_rate(match[4]),
         "days": [DAYS.index(day) + 1 for day in days],
     }
 
@@ -61,31 +64,31 @@ def list_(output_: Output = Format.TABLE) -> None:
 
 @app.command("set")
 def set_(
-    one: One,
-    other: Other,
-    rate: Annotated[str, typer.Option(help="what all migrations between them may use together, like 100Mbit")],
+    site: Site,
+    other: OtherSite,
+    rate: Annotated[str, typer.Option(help="limit of all migrations between them together, such as 100Mbit")],
     less: Annotated[
-        list[str] | None, typer.Option(help="a window in which it is less, in UTC: [mon,tue ]08:00-18:00=20Mbit")
+        list[str] | None, typer.Option(help="time window with a lower limit, in UTC: [mon,tue ]08:00-18:00=20Mbit")
     ] = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Limit what migrations between two sites use. Those that run change their rate at once."""
+    """Limit the bandwidth of migrations between two sites, also of those under way."""
     schedule = [parse_window(text) for text in less or ()]
     with output.errors():
-        output.fields(Client().limit_link(one, other, output.parse_rate(rate), schedule), COLUMNS, output_)
+        output.fields(Client().limit_link(site, other, output.parse_rate(rate), schedule), COLUMNS, output_)
 
 
 PROBE: Columns = {
-    "FROM": lambda found: found["source"],
-    "TO": lambda found: found["target"],
-    "RATE": lambda found: mbit(found["rate_bytes_per_s"]),
-    "AT ITS BEST": lambda found: mbit(found["best_rate_bytes_per_s"]),
-    "ROUND TRIP": lambda found: f"{found['rtt_ms']:.1f} ms",
-    "UNDER LOAD": lambda found: f"{found['loaded_rtt_ms']:.1f} ms",
-    "SESSION OPEN AFTER": lambda found: f"{found['open_ms']:.0f} ms",
-    "RETRANSMITS": lambda found: found["retransmits"],
-    "STREAMS": lambda found: found["streams"],
-    "DELIVERED": lambda found: f"{output.size(found['delivered_bytes'])} in {found['seconds']:.1f} s",
+    "FROM": lambda path: path["source"],
+    "TO": lambda path: path["target"],
+    "RATE": lambda path: mbit(path["rate_bytes_per_s"]),
+    "AT ITS BEST": lambda path: mbit(path["best_rate_bytes_per_s"]),
+    "ROUND TRIP": lambda path: f"{path['rtt_ms']:.1f} ms",
+    "UNDER LOAD": lambda path: f"{path['loaded_rtt_ms']:.1f} ms",
+    "SESSION OPEN AFTER": lambda path: f"{path['open_ms']:.0f} ms",
+    "RETRANSMITS": lambda path: path["retransmits"],
+    "STREAMS": lambda path: path["streams"],
+    "DELIVERED": lambda path: f"{output.size(path['delivered_bytes'])} in {path['seconds']:.1f} s",
 }
 
 
@@ -97,17 +100,19 @@ def mbit(bytes_per_s: float) -> str:
 def probe(
     source: Annotated[str, typer.Argument(help="node that sends", show_default=False)],
     target: Annotated[str, typer.Argument(help="node that receives", show_default=False)],
-    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="how long data flows; it uses all of the link")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, max=30, help="seconds to send data for; it uses the whole link")
+    ] = 3.0,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Measure the path from one node to another, as a migration would meet it."""
+    """Measure the path from one node to another, as a migration would use it."""
     with output.errors():
         output.fields(Client().probe_link(source, target, seconds), PROBE, output_)
 
 
 @app.command()
-def remove(one: One, other: Other) -> None:
-    """Let migrations between two sites use all there is."""
+def remove(site: Site, other: OtherSite) -> None:
+    """Remove the limit between two sites."""
     with output.errors():
-        Client().unlimit_link(one, other)
-        print(f"{one} and {other}: no limit any more")
+        Client().unlimit_link(site, other)
+        print(f"{site} and {other}: the limit is removed")

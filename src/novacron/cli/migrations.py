@@ -1,16 +1,18 @@
-"""``novacron migration``: look at moves and end them."""
+"""``novacron migration``: show migrations and abort them."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
 
 from novacron.cli import output, progress
+from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Look at moves of VMs, and end them.")
+app = typer.Typer(no_args_is_help=True, help="Show migrations of VMs, and abort them.")
 
 Id = Annotated[str, typer.Argument(help="id of the migration", show_default=False)]
 
@@ -25,24 +27,24 @@ def downtime(m: Object) -> str | None:
     return None if value is None else f"{value:.0f} ms"
 
 
-def forecast(found: Object | None) -> str | None:
-    """Return what was foreseen, in words."""
-    if found is None:
+def forecast(estimate: Object | None) -> str | None:
+    """Return a forecast in words."""
+    if estimate is None:
         return None
-    if not found["converges"]:
-        return f"does not converge: {found['reason']}"
-    return f"converges in {found['total_s']:.1f} s with {found['downtime_ms']:.0f} ms of downtime"
+    if not estimate["converges"]:
+        return f"does not converge: {estimate['reason']}"
+    return f"converges in {estimate['total_s']:.1f} s with {estimate['downtime_ms']:.0f} ms of downtime"
 
 
-def forecast_error(found: Object | None) -> str | None:
+def forecast_error(error: Object | None) -> str | None:
     """Return how far off the first forecast was, in words."""
-    if found is None:
+    if error is None:
         return None
-    return f"{found['total_s']:+.1f} s, {found['downtime_ms']:+.0f} ms of downtime against the first forecast"
+    return f"{error['total_s']:+.1f} s, {error['downtime_ms']:+.0f} ms of downtime against the first forecast"
 
 
 SAVINGS = ("zero", "session", "image", "sibling", "checkpoint", "difference", "compression")
-"""What pages were told as instead of being sent as they are."""
+"""Ways in which pages are sent other than as they are."""
 COLUMNS: Columns = {
     "ID": lambda m: m["id"],
     "VM": lambda m: m["vm_name"],
@@ -86,7 +88,7 @@ DETAILS: Columns = {
 }
 
 
-FORESEEN: Columns = {
+ESTIMATE: Columns = {
     "VM": lambda f: f["vm_name"],
     "FROM": lambda f: f["source"],
     "TO": lambda f: f["target"],
@@ -101,27 +103,13 @@ FORESEEN: Columns = {
 }
 
 
-def finish(client: Client, migration: Object, wait: bool, timeout_s: float, out: Format) -> None:
+def finish(client: Client, migration: Object, wait: Wait) -> None:
     """Follow a migration if asked to, and say how it ended."""
-    if wait:
-        migration = progress.migration(client, migration["id"], timeout_s)
-        if migration["phase"] != "completed":
-            if out is Format.JSON:
-                output.show_json(migration)
-            raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
-        if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
-            # The target's word that the guest executes comes a moment after the switch.
-            try:
-                found = client.wait(
-                    "migrations", migration["id"],
-                    lambda m: m is None or m["progress"]["downtime_ms"] is not None, 3,
-                )  # fmt: skip
-                migration = found or migration
-            except TimeoutError:
-                pass
-    if out is Format.JSON:
+    if wait.wait:
+        migration = _followed(client, migration["id"], wait)
+    if wait.output is Format.JSON:
         output.show_json(migration)
-    elif wait:
+    elif wait.wait:
         name, target = migration["vm_name"], migration["target"]
         print(
             f"{name}: on {target} after {migration['progress']['elapsed_s']:.1f} s, downtime "
@@ -129,6 +117,22 @@ def finish(client: Client, migration: Object, wait: bool, timeout_s: float, out:
         )
     else:
         print(f"{migration['id']}: follow it with: novacron migration show {migration['id']}")
+
+
+def _followed(client: Client, id: str, wait: Wait) -> Object:
+    migration = progress.migration(client, id, wait.timeout_s)
+    if migration["phase"] != "completed":
+        if wait.output is Format.JSON:
+            output.show_json(migration)
+        raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
+    if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
+        # The target reports that the guest runs a moment after the switchover.
+        with contextlib.suppress(TimeoutError):
+            migration = (
+                client.wait("migrations", id, lambda m: m is None or m["progress"]["downtime_ms"] is not None, 3)
+                or migration
+            )
+    return migration
 
 
 @app.command("list")
@@ -145,14 +149,14 @@ def list_(
 
 @app.command()
 def show(id: Id, output_: Output = Format.TABLE) -> None:
-    """Show all about a migration."""
+    """Show a migration in detail."""
     with output.errors():
         output.fields(Client().get("migrations", id), DETAILS, output_)
 
 
 @app.command()
 def abort(id: Id, output_: Output = Format.TABLE) -> None:
-    """End a migration; the VM goes on where it was."""
+    """Abort a migration; the VM stays on its source node."""
     with output.errors():
         migration = Client().act("migrations", id, "abort")
         if output_ is Format.JSON:

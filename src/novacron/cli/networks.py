@@ -7,23 +7,26 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
 from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
+from novacron.client.choices import Encryption
 
-app = typer.Typer(no_args_is_help=True, help="Networks of VMs, over all nodes.")
-groups = typer.Typer(no_args_is_help=True, help="Rules about what may reach VMs.")
-floating = typer.Typer(no_args_is_help=True, help="Addresses of the hosts' network that lead to VMs.")
-forwards = typer.Typer(no_args_is_help=True, help="Ports that lead to those of VMs.")
+app = typer.Typer(no_args_is_help=True, help="Manage the networks of VMs.")
+groups = typer.Typer(no_args_is_help=True, help="Manage security groups: rules for what can reach VMs.")
+floating = typer.Typer(
+    no_args_is_help=True, help="Manage floating addresses: addresses of the hosts' network that lead to VMs."
+)
+forwards = typer.Typer(no_args_is_help=True, help="Manage forwarded ports.")
 
-Network = Annotated[str, typer.Argument(help="name of the network", show_default=False)]
-Group = Annotated[str, typer.Argument(help="name of the security group", show_default=False)]
+NetworkName = Annotated[str, typer.Argument(help="name of the network", show_default=False)]
+GroupName = Annotated[str, typer.Argument(help="name of the security group", show_default=False)]
 Address = Annotated[str, typer.Argument(help="IPv4 address", show_default=False)]
-Rule = Annotated[
+RuleTexts = Annotated[
     list[str] | None,
     typer.Option(
         "--rule",
-        help="what may pass: in:tcp:443, in:tcp:8000-8099:10.0.0.0/8, in:any::@GROUP, out:udp:53; can be repeated",
+        help="allowed traffic: in:tcp:443, in:tcp:8000-8099:10.0.0.0/8, in:any::@GROUP, out:udp:53; can be repeated",
         show_default=False,
     ),
 ]
@@ -46,7 +49,7 @@ DETAILS: Columns = {
 }
 GROUPS: Columns = {
     "NAME": lambda g: g["name"],
-    "RULES": lambda g: [_told(rule) for rule in g["rules"]],
+    "RULES": lambda g: [_rule_text(rule) for rule in g["rules"]],
     "AGE": lambda g: output.age(g["created_at"]),
 }
 FLOATING: Columns = {
@@ -69,7 +72,7 @@ def _bridge(spec: Object) -> str:
     return f"{spec['bridge']}, VLAN {spec['vlan']}" if spec["vlan"] else str(spec["bridge"])
 
 
-def _told(rule: Object) -> str:
+def _rule_text(rule: Object) -> str:
     where = f"@{rule['group']}" if rule["group"] else rule["cidr"] or ""
     return ":".join((rule["direction"], rule["protocol"], rule["ports"] or "", where)).rstrip(":")
 
@@ -95,37 +98,40 @@ def list_(output_: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def show(network: Network, output_: Output = Format.TABLE) -> None:
+def show(network: NetworkName, output_: Output = Format.TABLE) -> None:
     """Show a network."""
     with output.errors():
         output.fields(Client().get("networks", network), DETAILS, output_)
 
 
+CREATE_OPTIONS = (
+    options.option("subnet", str, help="subnet, such as 10.20.0.0/24; a free one if not given"),
+    options.option("nat", bool, "--nat/--no-nat", default=True, help="translate guests' addresses at the gateway"),
+    options.option("nameservers", list[str], "--nameserver", help="name server to forward to; can be repeated"),
+    options.option("bridge", str, help="use this bridge of the hosts instead of an overlay"),
+    options.option("vlan", int, help="VLAN tag on that bridge"),
+    options.option(
+        "encryption", Encryption, default=Encryption.BETWEEN_SITES, help="when to encrypt the traffic between nodes"
+    ),
+    options.option("mtu", int, help="MTU in bytes; by default the largest that all nodes can carry"),
+)  # fmt: skip
+
+
 @app.command()
+@options.expand
 def create(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
-    subnet: Annotated[str | None, typer.Option(help="such as 10.20.0.0/24; a free one if not given")] = None,
-    nat: Annotated[bool, typer.Option("--nat/--no-nat", help="guests reach others through the gateway")] = True,
-    nameserver: Annotated[list[str] | None, typer.Option(help="for names outside of it; can be repeated")] = None,
-    bridge: Annotated[str | None, typer.Option(help="use this bridge of the hosts instead")] = None,
-    vlan: Annotated[int | None, typer.Option(help="tag of its frames on that bridge")] = None,
-    encryption: Annotated[
-        str, typer.Option(help="of what goes between nodes: between-sites, always or never")
-    ] = "between-sites",
-    mtu: Annotated[int | None, typer.Option(help="in bytes; what all nodes carry if not given")] = None,
+    fields: Annotated[Object, CREATE_OPTIONS],
 ) -> None:
-    """Create a network: one of its own over all nodes, or one that is on a bridge of the hosts."""
+    """Create a network: an overlay over all nodes, or one on a bridge of the hosts."""
     with output.errors():
-        made = Client().create_network(
-            name, kind="overlay" if bridge is None else "bridge", subnet=subnet, nat=nat, nameservers=nameserver,
-            encryption=encryption, bridge=bridge, vlan=vlan, mtu=mtu,
-        )  # fmt: skip
-        print(f"{made['name']}: {made['spec']['subnet'] or _bridge(made['spec'])}, MTU {made['mtu']}")
+        network = Client().create_network(name, kind="bridge" if "bridge" in fields else "overlay", **fields)
+        print(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
 
 
 @app.command()
-def delete(network: Network) -> None:
-    """Delete a network that no VM has."""
+def delete(network: NetworkName) -> None:
+    """Delete a network that no VM uses."""
     with output.errors():
         Client().delete("networks", network)
         print(f"{network}: deleted")
@@ -139,23 +145,23 @@ def list_groups(output_: Output = Format.TABLE) -> None:
 
 
 @groups.command("create")
-def create_group(name: Group, rule: Rule = None) -> None:
-    """Create a security group. What no rule lets in stays out; all goes out, unless there is a rule for that."""
+def create_group(name: GroupName, rule: RuleTexts = None) -> None:
+    """Create a security group. Only what a rule allows comes in; everything goes out unless a rule limits it."""
     with output.errors():
         made = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
         print(f"{made['name']}: {len(made['rules'])} rules")
 
 
 @groups.command("set")
-def set_group(name: Group, rule: Rule = None) -> None:
-    """Give a security group these rules and no others, at once wherever it is used."""
+def set_group(name: GroupName, rule: RuleTexts = None) -> None:
+    """Replace the rules of a security group, at once wherever it is used."""
     with output.errors():
         changed = Client().configure_security_group(name, [parse_rule(text) for text in rule or ()])
         print(f"{changed['name']}: {len(changed['rules'])} rules")
 
 
 @groups.command("delete")
-def delete_group(name: Group) -> None:
+def delete_group(name: GroupName) -> None:
     """Delete a security group that nothing uses."""
     with output.errors():
         Client().delete("security-groups", name)
@@ -171,14 +177,14 @@ def list_floating(output_: Output = Format.TABLE) -> None:
 
 @floating.command("add")
 def add(address: Address) -> None:
-    """Add an address of the hosts' network that nobody else has."""
+    """Add an unused address of the hosts' network."""
     with output.errors():
         print(f"{Client().add_floating_address(address)['address']}: free")
 
 
 @floating.command("remove")
 def remove(address: Address) -> None:
-    """Forget an address that leads nowhere."""
+    """Remove an address that is not attached."""
     with output.errors():
         Client().delete("floating-addresses", address)
         print(f"{address}: removed")
@@ -188,16 +194,16 @@ def remove(address: Address) -> None:
 def attach(
     address: Address,
     vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
-    network: Annotated[str | None, typer.Option(help="through which, if the VM is in several")] = None,
+    network: Annotated[str | None, typer.Option(help="network to use, if the VM is in several")] = None,
 ) -> None:
-    """Let an address lead to a VM, wherever that is."""
+    """Attach an address to a VM, wherever it runs."""
     with output.errors():
         print(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
 
 
 @floating.command("detach")
 def detach(address: Address) -> None:
-    """Let an address, and all its ports, lead nowhere."""
+    """Detach an address, with all its forwarded ports."""
     with output.errors():
         Client().act("floating-addresses", address, "detach")
         print(f"{address}: free")
@@ -205,9 +211,9 @@ def detach(address: Address) -> None:
 
 @forwards.command("list")
 def list_forwards(
-    vm: Annotated[str | None, typer.Option(help="only those to this VM")] = None, output_: Output = Format.TABLE
+    vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None, output_: Output = Format.TABLE
 ) -> None:
-    """List ports that lead to VMs."""
+    """List forwarded ports."""
     with output.errors():
         filters: Object = {"vm": vm} if vm else {}
         output.rows(Client().list("forwards", **filters), FORWARDS, output_)
@@ -216,13 +222,13 @@ def list_forwards(
 @forwards.command("create")
 def create_forward(
     vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
-    vm_port: Annotated[int, typer.Argument(help="its port", show_default=False)],
-    port: Annotated[int, typer.Option(help="the port that leads there; the same if not given")] = 0,
+    vm_port: Annotated[int, typer.Argument(help="port of the VM", show_default=False)],
+    port: Annotated[int, typer.Option(help="port to forward; by default the same number")] = 0,
     protocol: Annotated[str, typer.Option(help="tcp or udp")] = "tcp",
-    address: Annotated[str | None, typer.Option(help="a floating one; the gateway's host's if not given")] = None,
-    network: Annotated[str | None, typer.Option(help="through which, if the VM is in several")] = None,
+    address: Annotated[str | None, typer.Option(help="floating address; by default the gateway host's own")] = None,
+    network: Annotated[str | None, typer.Option(help="network to use, if the VM is in several")] = None,
 ) -> None:
-    """Let a port lead to one of a VM."""
+    """Forward a port to a VM."""
     with output.errors():
         made = Client().create_forward(
             vm, vm_port, port or vm_port, protocol=protocol, address=address, network=network
@@ -232,7 +238,7 @@ def create_forward(
 
 @forwards.command("delete")
 def delete_forward(id: Annotated[str, typer.Argument(help="see: novacron forward list", show_default=False)]) -> None:
-    """Let a port lead nowhere."""
+    """Stop forwarding a port."""
     with output.errors():
         Client().delete("forwards", id)
         print(f"{id}: deleted")

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
 from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
+from novacron.client.choices import DrainPolicy
 
-app = typer.Typer(no_args_is_help=True, help="Look at the hosts that run VMs, and empty them.")
+POLL_S = 0.5
 
-
-class DrainPolicy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it."""
-
-    THROTTLE = "throttle"
-    POST_COPY = "post-copy"
-    LEAVE = "leave"
+app = typer.Typer(no_args_is_help=True, help="Manage nodes: the hosts that run VMs.")
 
 
-Policy = Annotated[
+DrainPolicyOption = Annotated[
     DrainPolicy,
-    typer.Option(help="when a guest writes too fast: slow it down, move it before its memory, or leave it and say so"),
+    typer.Option(
+        "--policy",
+        help="when a guest writes memory too fast: throttle it, switch to post-copy, or leave it on the node",
+    ),
 ]
-BringBack = Annotated[bool, typer.Option("--bring-back", help="get back the VMs that its last drain has moved away")]
-Node = Annotated[str, typer.Argument(help="name of the node", show_default=False)]
+BringBack = Annotated[bool, typer.Option("--bring-back", help="move the VMs that the last drain moved away back here")]
+NodeName = Annotated[str, typer.Argument(metavar="node", help="name of the node", show_default=False)]
 
 
 def state(node: Object) -> str:
@@ -76,11 +73,11 @@ DETAILS: Columns = {
     "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
     "ZONE": lambda n: n["spec"]["zone"],
     "LABELS": lambda n: [f"{key}={value}" for key, value in n["spec"]["labels"].items()],
-    "TAINTS": lambda n: [f"{one['key']}={one['effect']}" for one in n["spec"]["taints"]],
+    "TAINTS": lambda n: [f"{taint['key']}={taint['effect']}" for taint in n["spec"]["taints"]],
     "OVERCOMMIT": lambda n: f"vCPUs {n['spec']['vcpu_overcommit']:g}, memory {n['spec']['memory_overcommit']:g}",
     "CLOCK": lambda n: _clock(n["status"]["clock_skew_s"]),
-    "NUMA": lambda n: [f"{one['cpus']} CPUs, {one['memory_mib']} MiB" for one in _hardware(n, "numa")],
-    "DISKS": lambda n: [f"{one['name']} {output.size(one['size_bytes'])}" for one in _hardware(n, "disks")],
+    "NUMA": lambda n: [f"{cell['cpus']} CPUs, {cell['memory_mib']} MiB" for cell in _hardware(n, "numa")],
+    "DISKS": lambda n: [f"{disk['name']} {output.size(disk['size_bytes'])}" for disk in _hardware(n, "disks")],
     "INTERFACES": lambda n: [
         f"{i['name']} {i['mtu']}{'' if i['up'] else ' (down)'}" for i in _hardware(n, "interfaces")
     ],
@@ -107,7 +104,7 @@ DRAINS: Columns = {
     "MOVED": lambda d: f"{len(d['moved'])} of {d['total']}",
     "MOVING": lambda d: len(d["moving"]),
     "LEFT": lambda d: None if d["estimate_s"] is None or d["finished_at"] else f"about {d['estimate_s']:.0f} s",
-    "STAYS": lambda d: [f"{one['vm_name']}: {one['why']}" for one in d["stays"]],
+    "STAYS": lambda d: [f"{vm['vm_name']}: {vm['why']}" for vm in d["stays"]],
     "AGE": lambda d: output.age(d["created_at"]),
 }
 
@@ -120,8 +117,8 @@ def list_(output_: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def show(node: Node, output_: Output = Format.TABLE) -> None:
-    """Show all about a node: what it has, which accelerator its probe chose and why, which VMs are there."""
+def show(node: NodeName, output_: Output = Format.TABLE) -> None:
+    """Show a node in detail: its hardware, which accelerator it uses and why, and its VMs."""
     with output.errors():
         client = Client()
         output.fields(client.get("nodes", node), DETAILS, output_)
@@ -141,91 +138,105 @@ def _set(node: str, action: str, out: Format) -> None:
             print(f"{node}: {state(found)}")
 
 
+def _migrations_at_once(text: str) -> int | None:
+    if text == "default":
+        return None
+    if not text.isdecimal():
+        raise typer.BadParameter("give a number, or default", param_hint="--migrations")
+    return int(text)
+
+
+SET_OPTIONS = (
+    options.option("site", str, help="site that the node is in"),
+    options.option("zone", str, help="failure domain within the site, such as a rack"),
+    options.option("vcpu_overcommit", float, help="vCPUs that VMs can have for each of its CPUs"),
+    options.option("memory_overcommit", float, help="memory that VMs can have, relative to what the node has"),
+    options.option(
+        "migration_rate_bytes_per_s", str, "--migration-rate",
+        help="limit of the bandwidth of all its migrations together, such as 500Mbit; none removes it",
+        convert=lambda text: None if text == "none" else output.parse_rate(text),
+    ),
+    options.option(
+        "migrations_at_once", str, "--migrations", convert=_migrations_at_once,
+        help="how many migrations it takes part in at once; default: as its CPUs allow, up to 2",
+    ),
+)  # fmt: skip
+
+
 @app.command("set")
+@options.expand
 def set_(
-    node: Node,
-    site: Annotated[str | None, typer.Option(help="where it stands")] = None,
-    zone: Annotated[str | None, typer.Option(help="what of its site fails with it, such as a rack")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; KEY- takes it away; can be repeated")] = None,
+    node: NodeName,
+    changes: Annotated[Object, SET_OPTIONS],
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE sets it, KEY- removes it; can be repeated")] = None,
     taint: Annotated[
         list[str] | None,
         typer.Option(help="KEY keeps VMs away that do not tolerate it, KEY=avoid if others have room; KEY- removes it"),
     ] = None,
-    vcpu_overcommit: Annotated[float | None, typer.Option(help="vCPUs for each of its CPUs")] = None,
-    memory_overcommit: Annotated[float | None, typer.Option(help="memory for VMs, against what it has")] = None,
     passthrough: Annotated[
         list[str] | None,
-        typer.Option(help="address of a PCI device that VMs may have; ADDRESS- takes it back; can be repeated"),
-    ] = None,
-    migration_rate: Annotated[
-        str | None, typer.Option(help="what migrations from and to it may use together, like 500Mbit; none: no limit")
-    ] = None,
-    migrations: Annotated[
-        str | None, typer.Option(help="how many may touch it at once; default: as its CPUs allow, 2 at most")
+        typer.Option(help="address of a PCI device that VMs can use; ADDRESS- takes it back; can be repeated"),
     ] = None,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Say where a node stands, what it is for, and what migrations may use of its network."""
-    given = {
-        "site": site, "zone": zone, "vcpu_overcommit": vcpu_overcommit, "memory_overcommit": memory_overcommit,
-    }  # fmt: skip
-    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
-    with output.errors():
-        if passthrough is not None:
-            now = set(Client().get("nodes", node)["spec"]["passthrough"])
-            gone = {one[:-1] for one in passthrough if one.endswith("-")}
-            changes["passthrough"] = sorted((now | {one for one in passthrough if not one.endswith("-")}) - gone)
-    if migration_rate is not None:
-        changes["migration_rate_bytes_per_s"] = None if migration_rate == "none" else output.parse_rate(migration_rate)
-    if migrations is not None:
-        if not migrations.isdecimal() and migrations != "default":
-            raise typer.BadParameter("give a number, or default", param_hint="--migrations")
-        changes["migrations_at_once"] = None if migrations == "default" else int(migrations)
-    if not changes and not label and not taint:
+    """Change a node's site, labels and taints, its overcommit, and the limits of its migrations."""
+    if not changes and not label and not taint and passthrough is None:
         raise typer.BadParameter("nothing to change: give an option")
     with output.errors():
         client = Client()
-        if label or taint:
+        if label or taint or passthrough is not None:
             spec = client.get("nodes", node)["spec"]
-            changes["labels"] = _changed(spec["labels"], label or (), "")
-            taints = _changed({one["key"]: one["effect"] for one in spec["taints"]}, taint or (), "no-schedule")
-            changes["taints"] = [{"key": key, "effect": effect} for key, effect in taints.items()]
+            changes |= _list_changes(spec, label or (), taint or (), passthrough)
         output.fields(client.configure_node(node, **changes), DETAILS, output_)
 
 
+def _list_changes(spec: Object, labels: Iterable[str], taints: Iterable[str], devices: list[str] | None) -> Object:
+    """Return the new lists of a node, of which the options name only what is added and removed."""
+    changes: Object = {}
+    if labels or taints:
+        changes["labels"] = _merged(spec["labels"], labels, "")
+        effects = _merged({taint["key"]: taint["effect"] for taint in spec["taints"]}, taints, "no-schedule")
+        changes["taints"] = [{"key": key, "effect": effect} for key, effect in effects.items()]
+    if devices is not None:
+        removed = {text[:-1] for text in devices if text.endswith("-")}
+        added = {text for text in devices if not text.endswith("-")}
+        changes["passthrough"] = sorted((set(spec["passthrough"]) | added) - removed)
+    return changes
+
+
 @app.command()
-def rename(node: Node, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
-    """Give a node another name; its agent takes it over by itself, and its VMs go on."""
+def rename(node: NodeName, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
+    """Rename a node. Its agent takes the new name over by itself, and its VMs keep running."""
     with output.errors():
         print(f"{node}: is called {Client().rename_node(node, new)['name']}")
 
 
-def _changed(has: dict[str, str], changes: Iterable[str], default: str) -> dict[str, str]:
-    found = dict(has)
+def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> dict[str, str]:
+    merged = dict(current)
     for change in changes:
         if change.endswith("-") and "=" not in change:
-            found.pop(change[:-1], None)
+            merged.pop(change[:-1], None)
         else:
             key, _, value = change.partition("=")
-            found[key] = value or default
-    return found
+            merged[key] = value or default
+    return merged
 
 
 @app.command()
-def cordon(node: Node, output_: Output = Format.TABLE) -> None:
-    """Place nothing new on a node."""
+def cordon(node: NodeName, output_: Output = Format.TABLE) -> None:
+    """Cordon a node: place no new VMs on it."""
     _set(node, "cordon", output_)
 
 
 @app.command()
 def uncordon(
-    node: Node,
+    node: NodeName,
     bring_back: BringBack = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until they are back")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Place VMs on a node again, and end its draining."""
+    """Uncordon a node: place VMs on it again, and end its drain."""
     with output.errors():
         client = Client()
         found = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
@@ -239,13 +250,13 @@ def uncordon(
 
 @app.command()
 def drain(
-    node: Node,
-    policy: Policy = DrainPolicy.THROTTLE,
+    node: NodeName,
+    policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
     output_: Output = Format.TABLE,
 ) -> None:
-    """Move every VM away from a node and place nothing new there. No VM is stopped for it."""
+    """Drain a node: move its VMs to other nodes and place no new ones on it. No VM is stopped."""
     with output.errors():
         client = Client()
         found = client.act("nodes", node, "drain", {"policy": policy.value})
@@ -259,63 +270,69 @@ def drain(
 
 @app.command()
 def drains(
-    node: Annotated[str | None, typer.Option(help="only of this node")] = None, output_: Output = Format.TABLE
+    node: Annotated[str | None, typer.Option(help="only drains of this node")] = None, output_: Output = Format.TABLE
 ) -> None:
-    """List drains, newest first: how far each is, and which VMs stay."""
+    """List drains, newest first: their progress, and which VMs stay."""
     with output.errors():
         filters = {"node": node} if node else {}
         output.rows(Client().list("drains", limit=50, **filters), DRAINS, output_)
 
 
 def follow(client: Client, names: list[str], timeout_s: float) -> None:
-    """Say how far drains of nodes are until these are empty, or all that is left has been given up.
+    """Report the progress of drains until the nodes are empty, or nothing more will move.
 
     Raises TimeoutError.
     """
     deadline, last = time.monotonic() + timeout_s, ""
     while True:
-        found = [one for name in names if (one := _latest(client, name)) is not None]
-        going = [one for one in found if one["phase"] == "draining"]
-        text = "; ".join(_told(one) for one in going)
-        if text != last and text:
+        latest = (_latest(client, name) for name in names)
+        active = [drain for drain in latest if drain is not None and drain["phase"] == "draining"]
+        text = "; ".join(_progress(drain) for drain in active)
+        if text not in ("", last):
             typer.echo(text, err=True)
             last = text
-        if not going:
+        if not active:
             return
-        stuck = [one for one in going if not one["moving"] and len(one["stays"]) == one["total"] - len(one["moved"])]
-        if stuck == going and all(set(one["given_up"]) >= {vm["vm"] for vm in one["stays"]} for one in going):
+        if all(_gave_up(drain) for drain in active):
             raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
         if time.monotonic() > deadline:
-            left = sum(one["total"] - len(one["moved"]) for one in going)
-            raise TimeoutError(f"{left} VMs are still on {', '.join(one['node'] for one in going)}; draining goes on")
-        time.sleep(0.5)
+            remaining = sum(drain["total"] - len(drain["moved"]) for drain in active)
+            nodes = ", ".join(drain["node"] for drain in active)
+            raise TimeoutError(f"{remaining} VMs are still on {nodes}; the drain continues")
+        time.sleep(POLL_S)
+
+
+def _gave_up(drain: Object) -> bool:
+    """Say whether nothing moves, and all that is left has been given up."""
+    nothing_moves = not drain["moving"] and len(drain["stays"]) == drain["total"] - len(drain["moved"])
+    return nothing_moves and set(drain["given_up"]) >= {vm["vm"] for vm in drain["stays"]}
 
 
 def follow_back(client: Client, names: list[str], timeout_s: float) -> None:
     """Wait until VMs are back on their nodes. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_s
-    while any(one is not None and one["phase"] == "returning" for one in (_latest(client, name) for name in names)):
+    while any((drain := _latest(client, name)) is not None and drain["phase"] == "returning" for name in names):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"VMs are on their way back to {', '.join(names)} yet\nsee: novacron node drains")
-        time.sleep(0.5)
+            raise TimeoutError(f"VMs are still on their way back to {', '.join(names)}\nsee: novacron node drains")
+        time.sleep(POLL_S)
 
 
 def _latest(client: Client, node: str) -> Object | None:
     return next(iter(client.list("drains", limit=1, node=node)), None)
 
 
-def _told(drain: Object) -> str:
-    left, estimate = drain["total"] - len(drain["moved"]), drain["estimate_s"]
-    text = f"{drain['node']}: {left} to go"
-    if estimate is not None and left:
+def _progress(drain: Object) -> str:
+    remaining, estimate = drain["total"] - len(drain["moved"]), drain["estimate_s"]
+    text = f"{drain['node']}: {remaining} to go"
+    if estimate is not None and remaining:
         text += f", about {estimate:.0f} s"
-    return text + "".join(f"; {one['vm_name']} stays: {one['why']}" for one in drain["stays"][:5])
+    return text + "".join(f"; {vm['vm_name']} stays: {vm['why']}" for vm in drain["stays"][:5])
 
 
 @app.command("join-token")
 def join_token(
-    node: Annotated[str | None, typer.Option(help="only this host may use it")] = None,
-    ttl: Annotated[int, typer.Option(min=60, help="seconds that it is valid")] = 3600,
+    node: Annotated[str | None, typer.Option(help="name of the only host that can use it")] = None,
+    ttl: Annotated[int, typer.Option(min=60, help="seconds until it expires")] = 3600,
 ) -> None:
     """Print a one-time token with which a host joins: novacron agent --join TOKEN."""
     with output.errors():
@@ -323,8 +340,8 @@ def join_token(
 
 
 @app.command()
-def remove(node: Node) -> None:
-    """Forget an empty node; its certificate is worth nothing from then on."""
+def remove(node: NodeName) -> None:
+    """Remove an empty node and revoke its certificate."""
     with output.errors():
         Client().delete("nodes", node)
         print(f"{node}: removed")

@@ -1,23 +1,17 @@
-"""``novacron rebalance``: let the load of nodes be evened out."""
+"""``novacron rebalance``: rebalance the load of nodes."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from novacron.cli import output
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli import options, output
+from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
+from novacron.client.choices import RebalanceMode
 
-app = typer.Typer(no_args_is_help=True, help="Let the load of nodes be evened out.")
-
-
-class Mode(StrEnum):
-    OFF = "off"
-    ADVISE = "advise"
-    AUTO = "auto"
+app = typer.Typer(no_args_is_help=True, help="Rebalance the load of nodes.")
 
 
 DETAILS: Columns = {
@@ -35,27 +29,25 @@ DETAILS: Columns = {
 
 @app.command()
 def show(output_: Output = Format.TABLE) -> None:
-    """Show how the fleet is rebalanced, and what was decided last, with its reasons."""
+    """Show how the fleet is rebalanced, and the last decision with its reasons."""
     with output.errors():
         output.fields(Client().rebalancing(), DETAILS, output_)
 
 
+SET_OPTIONS = (
+    options.option("mode", RebalanceMode, help="off; advise: only report what it would move; auto: move VMs"),
+    options.option("imbalance_min", float, "--imbalance", help="imbalance of loads above which VMs move"),
+    options.option("rounds", int, help="minutes for which the imbalance must last"),
+    options.option("cool_down_s", int, "--cool-down", help="seconds before a VM moves again"),
+    options.option("concurrency", int, help="limit of concurrent moves"),
+)  # fmt: skip
+
+
 @app.command("set")
-def set_(
-    mode: Annotated[Mode | None, typer.Option(help="off; advise: only say what would be moved; auto: move it")] = None,
-    imbalance: Annotated[float | None, typer.Option(help="deviation of loads below which nothing is done")] = None,
-    rounds: Annotated[int | None, typer.Option(help="for how many minutes it must have been above that")] = None,
-    cool_down: Annotated[int | None, typer.Option(help="seconds for which a VM is not moved again")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="moves under way at most")] = None,
-    output_: Output = Format.TABLE,
-) -> None:
-    """Say how the fleet is rebalanced."""
-    given: dict[str, Any] = {
-        "mode": None if mode is None else mode.value, "imbalance_min": imbalance, "rounds": rounds,
-        "cool_down_s": cool_down, "concurrency": concurrency,
-    }  # fmt: skip
+@options.expand
+def set_(changes: Annotated[Object, SET_OPTIONS], output_: Output = Format.TABLE) -> None:
+    """Change how the fleet is rebalanced."""
     with output.errors():
         client = Client()
         settings = client.rebalancing()["settings"]
-        changes = {field: value for field, value in given.items() if value is not None}
         output.fields(client.configure_rebalancing(**{**settings, **changes}), DETAILS, output_)

@@ -1,4 +1,4 @@
-"""``novacron site``: where nodes stand, and how all of a site are emptied."""
+"""``novacron site``: sites, and how to drain one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.nodes import BringBack, DrainPolicy, Policy, follow, follow_back
+from novacron.cli.nodes import BringBack, DrainPolicyOption, follow, follow_back
 from novacron.cli.output import Columns, Format, Output
 from novacron.client import Client
+from novacron.client.choices import DrainPolicy
 
-app = typer.Typer(no_args_is_help=True, help="Look at sites, and empty them.")
+app = typer.Typer(no_args_is_help=True, help="Show sites, and drain them.")
 
-Site = Annotated[str, typer.Argument(help="name of the site", show_default=False)]
+SiteName = Annotated[str, typer.Argument(help="name of the site", show_default=False)]
 
 COLUMNS: Columns = {
     "SITE": lambda s: s["name"],
@@ -25,19 +26,19 @@ COLUMNS: Columns = {
 
 @app.command("list")
 def list_(output_: Output = Format.TABLE) -> None:
-    """List sites, and their nodes."""
+    """List sites with the numbers of their nodes."""
     with output.errors():
         output.rows(Client().list("sites"), COLUMNS, output_)
 
 
 @app.command()
 def drain(
-    site: Site,
-    policy: Policy = DrainPolicy.THROTTLE,
+    site: SiteName,
+    policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
 ) -> None:
-    """Move every VM of a site to other sites, and place nothing new there."""
+    """Drain a site: move its VMs to other sites and place no new ones on it."""
     with output.errors():
         client = Client()
         names = [node["name"] for node in client.act("sites", site, "drain", {"policy": policy.value})["items"]]
@@ -48,12 +49,12 @@ def drain(
 
 @app.command()
 def uncordon(
-    site: Site,
+    site: SiteName,
     bring_back: BringBack = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until they are back")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
 ) -> None:
-    """Place VMs on all nodes of a site again."""
+    """Uncordon a site: place VMs on all its nodes again."""
     with output.errors():
         client = Client()
         names = [node["name"] for node in client.act("sites", site, "uncordon", {"bring_back": bring_back})["items"]]

@@ -1,4 +1,4 @@
-"""``novacron snapshot``: keep a VM as it is, and go back to it."""
+"""``novacron snapshot``: take snapshots of VMs, and revert to them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
+from novacron.cli import options, output, progress
+from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.vms import VmRef
 from novacron.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Keep a VM as it is, and go back to it.")
+app = typer.Typer(no_args_is_help=True, help="Take snapshots of VMs, and revert to them.")
 
-Vm = Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)]
-Name = Annotated[str, typer.Argument(help="of the snapshot", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="until it is done")]
-Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
+Name = Annotated[str, typer.Argument(help="name of the snapshot", show_default=False)]
 
 COLUMNS: Columns = {
     "SNAPSHOT": lambda s: s.get("label", s["name"]),
@@ -43,14 +42,14 @@ def tree(snapshots: list[Object], current: str | None) -> Iterator[Object]:
         waiting += [(depth + 1, child) for child in reversed(children.get(snapshot["id"], []))]
 
 
-def _finish(client: Client, snapshot: Object, what: str, wait: bool, timeout_s: float) -> None:
+def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> None:
     name, vm = snapshot["name"], snapshot["vm_name"]
-    if not wait:
+    if not wait.wait:
         print(f"{name} of {vm}: {snapshot['phase']}")
         return
     last = progress.waiting(
         client, "snapshots", snapshot["id"], f"{what} snapshot {name}",
-        lambda now: now is None or now["phase"] in ("ready", "failed"), timeout_s,
+        lambda now: now is None or now["phase"] in ("ready", "failed"), wait.timeout_s,
     )  # fmt: skip
     if last is not None and last["error"]:
         raise output.fail(f"snapshot {name} of {vm}: {last['error']}", output.EXIT_FAILED)
@@ -58,40 +57,44 @@ def _finish(client: Client, snapshot: Object, what: str, wait: bool, timeout_s: 
 
 
 @app.command("list")
-def list_(vm: Vm, output_: Output = Format.TABLE) -> None:
-    """List a VM's snapshots as a tree; a star marks the one that the VM made, or went back to, last."""
+def list_(vm: VmRef, output_: Output = Format.TABLE) -> None:
+    """List a VM's snapshots as a tree; a star marks the one that the VM took, or reverted to, last."""
     with output.errors():
         client = Client()
-        found = list(client.list(f"vms/{client.get('vms', vm)['id']}/snapshots"))
-        output.rows(tree(found, client.get("vms", vm)["snapshot"]), COLUMNS, output_)
+        snapshots = list(client.list(f"vms/{client.get('vms', vm)['id']}/snapshots"))
+        output.rows(tree(snapshots, client.get("vms", vm)["snapshot"]), COLUMNS, output_)
 
 
 @app.command()
+@options.expand
 def create(
-    vm: Vm,
+    vm: VmRef,
     name: Name,
-    memory: Annotated[bool, typer.Option("--memory", help="keep its memory, too")] = False,
-    quiesce: Annotated[bool, typer.Option("--quiesce", help="let its guest agent write out everything first")] = False,
-    wait: Wait = True,
-    timeout: Timeout = 900,
+    memory: Annotated[bool, typer.Option("--memory", help="include its memory")] = False,
+    quiesce: Annotated[
+        bool, typer.Option("--quiesce", help="let the guest agent flush the guest's file systems first")
+    ] = False,
+    wait: QuietWait = QuietWait(timeout_s=900),
 ) -> None:
-    """Keep a VM as it is now."""
+    """Take a snapshot of a VM."""
     with output.errors():
         client = Client()
-        _finish(client, client.create_snapshot(vm, name, memory, quiesce), "making", wait, timeout)
+        _finish(client, client.create_snapshot(vm, name, memory, quiesce), "taking", wait)
 
 
 @app.command()
-def revert(vm: Vm, name: Name, wait: Wait = True, timeout: Timeout = 900) -> None:
-    """Let a VM be as it was; what it wrote since is lost."""
+@options.expand
+def revert(vm: VmRef, name: Name, wait: QuietWait = QuietWait(timeout_s=900)) -> None:
+    """Revert a VM to a snapshot; what it wrote since is lost."""
     with output.errors():
         client = Client()
-        _finish(client, client.revert_snapshot(vm, name), "going back to", wait, timeout)
+        _finish(client, client.revert_snapshot(vm, name), "reverting to", wait)
 
 
 @app.command()
-def delete(vm: Vm, name: Name, wait: Wait = True, timeout: Timeout = 900) -> None:
-    """Let go of a snapshot; the VM stays as it is, and goes on running."""
+@options.expand
+def delete(vm: VmRef, name: Name, wait: QuietWait = QuietWait(timeout_s=900)) -> None:
+    """Delete a snapshot; the VM stays as it is, and keeps running."""
     with output.errors():
         client = Client()
-        _finish(client, client.delete_snapshot(vm, name), "deleting", wait, timeout)
+        _finish(client, client.delete_snapshot(vm, name), "deleting", wait)

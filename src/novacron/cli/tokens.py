@@ -1,4 +1,4 @@
-"""``novacron token``: who may call the API."""
+"""``novacron token``: API tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from novacron.cli import output
 from novacron.cli.output import Columns, Format, Output
 from novacron.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Say who may call the API.")
+app = typer.Typer(no_args_is_help=True, help="Manage API tokens.")
 
 COLUMNS: Columns = {
     "ID": lambda t: t["id"],
@@ -30,33 +30,33 @@ COLUMNS: Columns = {
 def list_(
     output_: Output = Format.TABLE,
 ) -> None:
-    """List API tokens, never their secrets."""
+    """List API tokens, without their secrets."""
     with output.errors():
         output.rows(Client().list("tokens"), COLUMNS, output_)
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="what it is for", show_default=False)],
-    user: Annotated[str | None, typer.Option(help="whose; your own if not given")] = None,
+    name: Annotated[str, typer.Argument(help="name of the token", show_default=False)],
+    user: Annotated[str | None, typer.Option(help="user of the token; you if not given")] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(help="only for this: read, write, operate or manage; can be repeated")
+        list[str] | None, typer.Option(help="limit it to read, write, operate or manage; can be repeated")
     ] = None,
-    only_in: Annotated[str | None, typer.Option(help="good in this project only")] = None,
-    days: Annotated[float | None, typer.Option(help="good for so long; for ever if not given")] = None,
+    only_in: Annotated[str | None, typer.Option(help="limit it to this project")] = None,
+    days: Annotated[float | None, typer.Option(help="days until it expires; never if not given")] = None,
 ) -> None:
-    """Create an API token and print its secret, this once."""
+    """Create an API token and print its secret, which is not shown again."""
     with output.errors():
-        made = Client().create_token(
+        token = Client().create_token(
             name, user=user, scopes=scope or None, project=only_in,
             expires_in_s=None if days is None else int(days * 86400),
         )  # fmt: skip
-        print(made["secret"])
+        print(token["secret"])
 
 
 @app.command()
 def revoke(id: Annotated[str, typer.Argument(help="id of the token", show_default=False)]) -> None:
-    """Revoke an API token, at once and for good."""
+    """Revoke an API token, at once."""
     with output.errors():
         Client().delete("tokens", id)
         print(f"{id}: revoked")

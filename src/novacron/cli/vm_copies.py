@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
-from novacron.cli.output import Columns, Format, Output
-from novacron.cli.vms import Timeout, Vm, Wait, finish
+from novacron.cli import options, output, progress
+from novacron.cli.options import Wait
+from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 
 EXPORTS: Columns = {
@@ -24,71 +25,77 @@ EXPORTS: Columns = {
 }
 
 
+CLONE_OPTIONS = (
+    options.option(
+        "linked", bool, "--linked", default=False, help="share what the VM has written so far instead of copying it"
+    ),
+    options.option("address", str, help="the new guest's IPv4 address; by default it has none"),
+    options.option(
+        "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
+        convert=lambda start: "running" if start else "stopped",
+    ),
+)  # fmt: skip
+
+
+@options.expand
 def clone(
-    vm: Vm,
-    name: Annotated[str, typer.Argument(help="of the new VM", show_default=False)],
-    linked: Annotated[
-        bool, typer.Option("--linked", help="share what the VM has written so far, rather than copy it: at once")
-    ] = False,
-    address: Annotated[str | None, typer.Option(help="the new guest's IPv4 address; the VM's own is not taken")] = None,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
-    wait: Wait = True,
-    timeout: Timeout = 3600,
-    output_: Output = Format.TABLE,
+    vm: VmRef,
+    name: Annotated[str, typer.Argument(help="name of the new VM", show_default=False)],
+    fields: Annotated[Object, CLONE_OPTIONS],
+    wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
-    """Create a VM like another, on its node, with what that has on its disk now. The other goes on running."""
+    """Clone a VM, with what is on its disk now, on its node. The original keeps running."""
     with output.errors():
         client = Client()
-        made = client.clone_vm(vm, name, linked=linked, address=address, power="running" if start else "stopped")
-        finish(client, made, ("running",) if start else ("stopped",), wait, timeout, output_)
+        finish(client, client.clone_vm(vm, name, **fields), (fields["power"],), wait)
 
 
 def export(
-    vm: Vm,
+    vm: VmRef,
     file: Annotated[Path, typer.Argument(help="archive to write", show_default=False)],
-    timeout: Timeout = 7200,
+    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 7200,
 ) -> None:
-    """Write a VM as it is now, running or not, into one file. What broke off goes on when it is called again."""
+    """Export a VM, running or not, as it is now, to one file. Run it again to resume an interrupted export."""
     from novacron.client import archive
 
     with output.errors():
         done = progress.carrying(
-            f"exporting {vm}", lambda told: archive.export(Client(), vm, file, timeout, told)
+            f"exporting {vm}", lambda on_progress: archive.export(Client(), vm, file, timeout, on_progress)
         )  # fmt: skip
         print(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
         if done["spec"]["tpm"]:
-            print("it holds what the VM's TPM remembers: keep it as secret as the VM", file=sys.stderr)
+            print("it contains the state of the VM's TPM: keep it as secret as the VM", file=sys.stderr)
 
 
+@options.expand
 def import_(
-    file: Annotated[Path, typer.Argument(help="archive of novacron vm export, or an OVA", show_default=False)],
-    name: Annotated[str | None, typer.Argument(help="of the new VM; the archive's if not given")] = None,
-    node: Annotated[str | None, typer.Option(help="where; chosen if not given")] = None,
-    pool: Annotated[str | None, typer.Option(help="for further disks of an OVA")] = None,
+    file: Annotated[Path, typer.Argument(help="archive made by novacron vm export, or an OVA", show_default=False)],
+    name: Annotated[str | None, typer.Argument(help="name of the new VM; by default the archive's")] = None,
+    node: Annotated[str | None, typer.Option(help="node to run on; chosen by the platform if not given")] = None,
+    pool: Annotated[str | None, typer.Option(help="pool for the further disks of an OVA")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
-    wait: Wait = True,
-    timeout: Timeout = 7200,
-    output_: Output = Format.TABLE,
+    wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
-    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk, further ones the volumes
+    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk, further disks the volumes
     NAME-disk-2 and so on."""
     from novacron.client import archive
 
+    order = archive.Order(name, node, pool, start, wait.timeout_s)
     with output.errors():
         client = Client()
-        made = progress.carrying(
-            f"importing {file}", lambda told: archive.import_(client, file, name, node, timeout, start, told, pool)
+        vm = progress.carrying(
+            f"importing {file}", lambda on_progress: archive.import_(client, file, order, on_progress)
         )  # fmt: skip
-        finish(client, made, ("running",) if start else ("stopped", "pending"), wait, timeout, output_)
+        finish(client, vm, ("running",) if start else ("stopped", "pending"), wait)
 
 
 def exports(output_: Output = Format.TABLE) -> None:
-    """List exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
+    """List the exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
     with output.errors():
         output.rows(Client().list("exports"), EXPORTS, output_)
 
 
-def delete_export(id: Annotated[str, typer.Argument(help="export", show_default=False)]) -> None:
+def delete_export(id: Annotated[str, typer.Argument(help="id of the export", show_default=False)]) -> None:
     """Remove an export from its node."""
     with output.errors():
         Client().delete("exports", id)

@@ -1,4 +1,4 @@
-"""``novacron vm``: create, look at and run virtual machines."""
+"""``novacron vm``: create and run virtual machines."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
+from novacron.cli import options, output, progress
+from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.vm_options import NoSecurityGroup, VmChanges
 from novacron.client import Client
+from novacron.client.choices import MigrationPolicy
 
-app = typer.Typer(no_args_is_help=True, help="Create, look at and run virtual machines.")
+app = typer.Typer(no_args_is_help=True, help="Create and run virtual machines.")
 
-Vm = Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is done")]
-Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
-
-
-class Restart(StrEnum):
-    """When a VM that ended without being asked to is started again."""
-
-    ALWAYS = "always"
-    ON_FAILURE = "on-failure"
-    NEVER = "never"
+VmRef = Annotated[str, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)]
 
 
 class WaitFor(StrEnum):
@@ -34,27 +27,10 @@ class WaitFor(StrEnum):
     AGENT = "agent"
 
 
-SecurityGroup = Annotated[
-    list[str] | None, typer.Option(help="of its interfaces in networks; can be repeated", show_default=False)
-]
-VCPUS_MAX_HELP = "to how many its virtual CPUs may grow while it runs"
-MEMORY_MAX_HELP = "to how many MiB its memory may grow while it runs"
-HA_PRIORITY_HELP = "of VMs whose node has failed, the highest is started first"
-ORDER_HELP = "of VMs that start at once on a node, the lowest goes first"
-RESTART_HELP = "start it again when it ended unasked: always, when it crashed, or never"
-
-
 def state(vm: Object) -> str:
     if vm["deleting"]:
         return "deleting"
     return f"{vm['status']['state']} (migrating)" if vm["migration"] else str(vm["status"]["state"])
-
-
-VERDICTS: Columns = {
-    "NODE": lambda v: v["node"],
-    "SCORE": lambda v: None if v["refusal"] else f"{v['score']:.2f}",
-    "WHY": lambda v: v["refusal"] or ", ".join(f"{name} {weight:+.2f}" for name, weight in v["weights"].items()),
-}
 
 
 def availability(vm: Object) -> str:
@@ -64,16 +40,16 @@ def availability(vm: Object) -> str:
 
 
 def address(vm: Object) -> str | None:
-    given = [nic["address"] for nic in vm["spec"]["nics"] if nic["address"]]
-    return ", ".join(given) or vm["spec"]["address"]
+    addresses = [nic["address"] for nic in vm["spec"]["nics"] if nic["address"]]
+    return ", ".join(addresses) or vm["spec"]["address"]
 
 
 def interfaces(vm: Object) -> list[str]:
-    found = []
+    texts = []
     for nic in vm["spec"]["nics"]:
         groups = f" ({', '.join(nic['groups'])})" if nic["groups"] else ""
-        found.append(f"{nic['network']} {nic['address'] or ''}".strip() + groups)
-    return found
+        texts.append(f"{nic['network']} {nic['address'] or ''}".strip() + groups)
+    return texts
 
 
 COLUMNS: Columns = {
@@ -108,80 +84,50 @@ DETAILS: Columns = {
 }
 
 
-def finish(
-    client: Client, vm: Object, wanted: tuple[str, ...], wait: bool, timeout_s: float, out: Format,
-    for_: WaitFor | None = None,
-) -> None:  # fmt: skip
-    """Wait until the VM is in one of the wanted states, or its guest agent answers, and show it."""
-    if wait:
-
-        def until(found: Object | None) -> bool:
-            if found is None or found["status"]["state"] == "failed":
-                return True
-            if for_ is WaitFor.AGENT:
-                return found["status"]["guest"] is not None
-            return found["status"]["state"] in wanted
-
-        try:
-            last = progress.waiting(client, "vms", vm["id"], f"{vm['name']}: until {wanted[0]}", until, timeout_s)
-        except TimeoutError:
-            found = client.get("vms", vm["id"])
-            why = found["status"]["reason"]
-            raise TimeoutError(
-                f"VM {vm['name']} is {state(found)}{': ' + why if why else ''}\n"
-                f"it is still being worked on; see: novacron vm show {vm['name']}"
-            ) from None
-        if last is None:
-            raise output.fail(f"VM {vm['name']} was deleted meanwhile", output.EXIT_FAILED)
-        vm = last
-        if vm["status"]["state"] == "failed":
-            raise output.fail(f"VM {vm['name']} failed: {vm['status']['reason']}", output.EXIT_FAILED)
-    if out is Format.JSON:
+def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait_for: WaitFor | None = None) -> None:
+    """Wait, if asked to, until the VM is in one of the states, or its guest agent answers, and show it."""
+    if wait.wait or wait_for is not None:
+        vm = _waited(client, vm, states, wait.timeout_s, wait_for)
+    if wait.output is Format.JSON:
         output.show_json(vm)
     else:
         print(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
 
 
+def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: float, wait_for: WaitFor | None) -> Object:
+    def until(current: Object | None) -> bool:
+        if current is None or current["status"]["state"] == "failed":
+            return True
+        if wait_for is WaitFor.AGENT:
+            return current["status"]["guest"] is not None
+        return current["status"]["state"] in states
+
+    try:
+        last = progress.waiting(client, "vms", vm["id"], f"{vm['name']}: until {states[0]}", until, timeout_s)
+    except TimeoutError:
+        current = client.get("vms", vm["id"])
+        reason = current["status"]["reason"]
+        raise TimeoutError(
+            f"VM {vm['name']} is {state(current)}{': ' + reason if reason else ''}\n"
+            f"it is still being worked on; see: novacron vm show {vm['name']}"
+        ) from None
+    if last is None:
+        raise output.fail(f"VM {vm['name']} was deleted meanwhile", output.EXIT_FAILED)
+    if last["status"]["state"] == "failed":
+        raise output.fail(f"VM {vm['name']} failed: {last['status']['reason']}", output.EXIT_FAILED)
+    return last
+
+
 @app.command("set")
+@options.expand
 def set_(
-    vm: Vm,
-    name: Annotated[str | None, typer.Option(help="a new name")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="virtual CPUs; while it runs, only more, up to the most")] = None,
-    memory: Annotated[int | None, typer.Option(help="memory in MiB; while it runs, only more, up to the most")] = None,
-    vcpus_max: Annotated[int | None, typer.Option(help=f"{VCPUS_MAX_HELP}; 0: they do not")] = None,
-    memory_max: Annotated[int | None, typer.Option(help=f"{MEMORY_MAX_HELP}; 0: it does not")] = None,
-    restart: Annotated[Restart | None, typer.Option(help=RESTART_HELP)] = None,
-    start_order: Annotated[int | None, typer.Option(help=ORDER_HELP)] = None,
-    protect: Annotated[bool | None, typer.Option("--protect/--no-protect", help="refuse to delete it")] = None,
-    ha: Annotated[bool | None, typer.Option("--ha/--no-ha", help="start it elsewhere when its node fails")] = None,
-    ha_priority: Annotated[int | None, typer.Option(help=HA_PRIORITY_HELP)] = None,
-    security_group: SecurityGroup = None,
-    no_security_group: Annotated[bool, typer.Option("--no-security-group", help="have none any more")] = False,
-    disk: Annotated[int | None, typer.Option(help="a larger size of its disk in MiB; also while it runs")] = None,
-    disk_iops: Annotated[
-        int | None, typer.Option(help="reads and writes a second at most, of its disk; 0: no limit")
-    ] = None,
-    disk_throughput: Annotated[
-        int | None, typer.Option(help="bytes a second at most, of its disk; 0: no limit")
-    ] = None,
-    output_: Output = Format.TABLE,
+    vm: VmRef, changes: VmChanges, no_security_group: NoSecurityGroup = False, output_: Output = Format.TABLE
 ) -> None:
-    """Rename a VM, resize it, protect it, or say when it is started again."""
-    given = {
-        "name": name, "vcpus": vcpus, "memory_mib": memory,
-        "restart": None if restart is None else restart.value, "start_order": start_order, "protected": protect,
-        "ha": ha, "ha_priority": ha_priority, "security_groups": [] if no_security_group else security_group,
-        "disk_mib": disk,
-    }  # fmt: skip
-    changes: Object = {key: value for key, value in given.items() if value is not None}
-    limited = {
-        "disk_iops": disk_iops, "disk_bytes_per_s": disk_throughput, "vcpus_max": vcpus_max,
-        "memory_max_mib": memory_max,
-    }  # fmt: skip
-    changes |= {key: value or None for key, value in limited.items() if value is not None}
+    """Change a VM: its name, size, availability or protection."""
+    if no_security_group:
+        changes["security_groups"] = []
     with output.errors():
-        changed = Client().configure_vm(vm, **changes)
-        output.fields(changed, DETAILS, output_)
+        output.fields(Client().configure_vm(vm, **changes), DETAILS, output_)
 
 
 @app.command("list")
@@ -197,22 +143,22 @@ def list_(
 
 
 @app.command()
-def show(vm: Vm, output_: Output = Format.TABLE) -> None:
-    """Show all about a VM, and what happened to it last."""
+def show(vm: VmRef, output_: Output = Format.TABLE) -> None:
+    """Show a VM in detail, with its latest events."""
     with output.errors():
         client = Client()
-        found = client.get("vms", vm)
-        output.fields(found, DETAILS, output_)
+        details = client.get("vms", vm)
+        output.fields(details, DETAILS, output_)
         if output_ is Format.TABLE:
             from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 
             print()
-            output.table(client.list("events", limit=8, object=found["id"]), EVENT_COLUMNS)
+            output.table(client.list("events", limit=8, object=details["id"]), EVENT_COLUMNS)
 
 
 @app.command()
-def history(vm: Vm, output_: Output = Format.TABLE) -> None:
-    """Show what happened to a VM: who did what, and what came of it."""
+def history(vm: VmRef, output_: Output = Format.TABLE) -> None:
+    """Show the events of a VM."""
     from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 
     with output.errors():
@@ -220,91 +166,95 @@ def history(vm: Vm, output_: Output = Format.TABLE) -> None:
         output.rows(client.list("events", object=client.get("vms", vm)["id"]), EVENT_COLUMNS, output_)
 
 
-def _action(
-    vm: str, action: str, wanted: str, wait: bool, timeout: float, out: Format, body: Object | None = None
-) -> None:
+def _act(vm: str, action: str, state_after: str, wait: Wait, body: Object | None = None) -> None:
     with output.errors():
         client = Client()
-        finish(client, client.act("vms", vm, action, body), (wanted,), wait, timeout, out)
+        finish(client, client.act("vms", vm, action, body), (state_after,), wait)
 
 
 @app.command()
-def start(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+@options.expand
+def start(vm: VmRef, wait: Wait = Wait()) -> None:
     """Start a stopped VM."""
-    _action(vm, "start", "running", wait, timeout, output_)
+    _act(vm, "start", "running", wait)
 
 
 @app.command()
+@options.expand
 def stop(
-    vm: Vm,
-    force: Annotated[bool, typer.Option("--force", help="pull the plug")] = False,
+    vm: VmRef,
+    force: Annotated[bool, typer.Option("--force", help="power off at once, without asking the guest")] = False,
     grace: Annotated[int, typer.Option(help="seconds that the guest gets to power off")] = 15,
-    wait: Wait = False,
-    timeout: Timeout = 120,
-    output_: Output = Format.TABLE,
+    wait: Wait = Wait(),
 ) -> None:
-    """Power a VM off: by ACPI, and by force when that takes too long."""
-    _action(vm, "stop", "stopped", wait, timeout, output_, {"timeout_s": 0 if force else grace})
+    """Shut a VM down by ACPI, and power it off when that takes too long."""
+    _act(vm, "stop", "stopped", wait, {"timeout_s": 0 if force else grace})
 
 
 @app.command()
-def pause(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
-    """Stop the guest's processors; its memory stays."""
-    _action(vm, "pause", "paused", wait, timeout, output_)
+@options.expand
+def pause(vm: VmRef, wait: Wait = Wait()) -> None:
+    """Pause the guest's processors; its memory stays."""
+    _act(vm, "pause", "paused", wait)
 
 
 @app.command()
-def resume(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
-    """Let a paused VM go on."""
-    _action(vm, "resume", "running", wait, timeout, output_)
+@options.expand
+def resume(vm: VmRef, wait: Wait = Wait()) -> None:
+    """Resume a paused VM."""
+    _act(vm, "resume", "running", wait)
 
 
 @app.command()
-def reboot(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
-    """Let the guest boot again: by its agent; without one, or after a minute, by a reset."""
-    _again(vm, "reboot", wait, timeout, output_)
+@options.expand
+def reboot(vm: VmRef, wait: Wait = Wait()) -> None:
+    """Reboot the guest by its agent; without one, or after a minute, reset it."""
+    _restart(vm, "reboot", wait)
 
 
 @app.command()
-def reset(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
+@options.expand
+def reset(vm: VmRef, wait: Wait = Wait()) -> None:
     """Reset the guest, as its reset button would."""
-    _again(vm, "reset", wait, timeout, output_)
+    _restart(vm, "reset", wait)
 
 
-def _again(vm: str, action: str, wait: bool, timeout: float, out: Format) -> None:
+def _restart(vm_ref: str, action: str, wait: Wait) -> None:
     with output.errors():
         client = Client()
-        found = client.act("vms", vm, action)
-        if wait:
-            count = found["spec"][f"{action}s"]
+        vm = client.act("vms", vm_ref, action)
+        if wait.wait:
+            count = vm["spec"][f"{action}s"]
             progress.waiting(
-                client, "vms", found["id"], action,
-                lambda now: now is None or now["status"][f"{action}s"] >= count, timeout,
+                client, "vms", vm["id"], action,
+                lambda current: current is None or current["status"][f"{action}s"] >= count, wait.timeout_s,
             )  # fmt: skip
-        finish(client, found, ("running",), wait, timeout, out)
+        finish(client, vm, ("running",), wait)
 
 
 @app.command()
-def kill(vm: Vm, wait: Wait = False, timeout: Timeout = 120, output_: Output = Format.TABLE) -> None:
-    """Pull a VM's plug: what its guest has not written is lost."""
-    _action(vm, "stop", "stopped", wait, timeout, output_, {"timeout_s": 0})
+@options.expand
+def kill(vm: VmRef, wait: Wait = Wait()) -> None:
+    """Power a VM off at once: what its guest has not written to disk is lost."""
+    _act(vm, "stop", "stopped", wait, {"timeout_s": 0})
 
 
 @app.command()
-def delete(vm: Vm, wait: Wait = False, timeout: Timeout = 120) -> None:
-    """Delete a VM and all that belongs to it."""
+@options.expand
+def delete(vm: VmRef, wait: QuietWait = QuietWait(wait=False, timeout_s=120)) -> None:
+    """Delete a VM with its disk and snapshots."""
     with output.errors():
         client = Client()
         id = client.get("vms", vm)["id"]
         client.delete("vms", id)
-        if wait:
-            progress.waiting(client, "vms", id, f"deleting {vm}", lambda found: found is None, timeout)
-        print(f"{vm}: {'deleted' if wait else 'deleting'}")
+        if wait.wait:
+            progress.waiting(client, "vms", id, f"deleting {vm}", lambda current: current is None, wait.timeout_s)
+        print(f"{vm}: {'deleted' if wait.wait else 'deleting'}")
 
 
 @app.command()
-def console(vm: Vm) -> None:
-    """Connect this terminal to the VM's serial console; Ctrl-] q leaves it, Ctrl-] ? shows the other keys."""
+def console(vm: VmRef) -> None:
+    """Connect this terminal to the VM's serial console; Ctrl-] q leaves, Ctrl-] ? shows more keys."""
     from novacron.cli.console import attach
 
     with output.errors():
@@ -313,9 +263,9 @@ def console(vm: Vm) -> None:
 
 @app.command()
 def display(
-    vm: Vm, port: Annotated[int, typer.Option(min=0, max=65535, help="of this machine; a free one if not given")] = 0
+    vm: VmRef, port: Annotated[int, typer.Option(min=0, max=65535, help="local port; a free one if not given")] = 0
 ) -> None:
-    """Let VNC viewers of this machine see and use the VM's display."""
+    """Serve the VM's display to VNC viewers on this machine."""
     from novacron.cli.console import serve_display
 
     with output.errors():
@@ -323,58 +273,57 @@ def display(
 
 
 @app.command()
-def screenshot(vm: Vm, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]) -> None:
-    """Save what the VM's display shows."""
+def screenshot(vm: VmRef, file: Annotated[Path, typer.Argument(help="PNG file to write", show_default=False)]) -> None:
+    """Save a screenshot of the VM's display."""
     with output.errors():
         file.write_bytes(Client().screenshot(vm))
         print(f"{vm}: {file}")
 
 
 @app.command()
-def log(vm: Vm, size: Annotated[int, typer.Option(min=1, max=1024, help="KiB from the end, at most")] = 64) -> None:
-    """Show the end of what the guest printed on its serial console, also after it has crashed."""
+def log(vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="how many KiB from the end")] = 64) -> None:
+    """Show the end of the guest's serial console log, also after a crash."""
     with output.errors():
         text = Client().console_log(vm, size << 10).decode(errors="replace")
         kept = "".join(c for c in text if c.isprintable() or c in "\n\t")
         print(kept, end="" if kept.endswith("\n") else "\n")
 
 
-class Policy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it."""
-
-    THROTTLE = "throttle"
-    GO_ON = "go-on"
-    POST_COPY = "post-copy"
+MIGRATE_OPTIONS = (
+    options.option("target", str, "--to", help="target node; chosen by the platform if not given"),
+    options.option(
+        "rate_limit_bytes_per_s", str, "--max-rate", convert=output.parse_rate,
+        help="limit of the migration's bandwidth, such as 50Mbit",
+    ),
+    options.option(
+        "weight", int, default=1, min=1, max=100,
+        help="share of the link's bandwidth, relative to other migrations on it",
+    ),
+    options.option(
+        "policy", MigrationPolicy, default=MigrationPolicy.THROTTLE,
+        help="when the guest writes memory too fast: throttle it, keep copying (go-on), or switch to post-copy",
+    ),
+    options.option(
+        "warm", bool, "--warm", default=False, help="pause the VM meanwhile, and move its snapshots too"
+    ),
+)  # fmt: skip
 
 
 @app.command()
+@options.expand
 def migrate(
-    vm: Vm,
-    to: Annotated[str | None, typer.Option(help="target node; chosen if not given")] = None,
-    max_rate: Annotated[str | None, typer.Option(help="what it may use of the link at most, like 50Mbit")] = None,
-    weight: Annotated[int, typer.Option(min=1, max=100, help="its share beside other migrations, against theirs")] = 1,
-    policy: Annotated[
-        Policy, typer.Option(help="when the guest writes too fast: slow it down, wait, or move it before its memory")
-    ] = Policy.THROTTLE,
-    warm: Annotated[
-        bool, typer.Option("--warm", help="let it stand still meanwhile, and take its snapshots along")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only measure how it would go")] = False,
-    wait: Wait = True,
-    timeout: Timeout = 3600,
-    output_: Output = Format.TABLE,
+    vm: VmRef,
+    fields: Annotated[Object, MIGRATE_OPTIONS],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only estimate how long it would take")] = False,
+    wait: Wait = Wait(wait=True, timeout_s=3600),
 ) -> None:
     """Move a VM to another node: live if it runs."""
-    from novacron.cli.migrations import FORESEEN, finish
+    from novacron.cli.migrations import ESTIMATE, finish
 
     with output.errors():
         client = Client()
         if dry_run:
-            output.fields(client.act("vms", vm, "foresee-migration", {"target": to}), FORESEEN, output_)
+            target = {"target": fields.get("target")}
+            output.fields(client.act("vms", vm, "foresee-migration", target), ESTIMATE, wait.output)
             return
-        limit = None if max_rate is None else output.parse_rate(max_rate)
-        wanted = {
-            "target": to, "weight": weight, "rate_limit_bytes_per_s": limit, "policy": policy.value, "warm": warm
-        }  # fmt: skip
-        migration = client.act("vms", vm, "migrate", wanted)
-        finish(client, migration, wait, timeout, output_)
+        finish(client, client.act("vms", vm, "migrate", fields), wait)

@@ -1,4 +1,4 @@
-"""``novacron volume`` and ``novacron pool``: disks that outlive VMs, and where they are."""
+"""``novacron volume`` and ``novacron pool``: disks that outlive VMs, and the pools that hold them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from typing import Annotated
 
 import typer
 
-from novacron.cli import output, progress
+from novacron.cli import options, output, progress
+from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Format, Object, Output
 from novacron.client import Client
 
-app = typer.Typer(no_args_is_help=True, help="Disks that outlive VMs: create, attach, grow, detach.")
-pools = typer.Typer(no_args_is_help=True, help="Where volumes are.")
+app = typer.Typer(no_args_is_help=True, help="Manage volumes: disks that outlive VMs.")
+pools = typer.Typer(no_args_is_help=True, help="Show the pools that hold volumes.")
 
-Volume = Annotated[str, typer.Argument(help="name or id of the volume", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="until it is done")]
-Timeout = Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")]
-Iops = Annotated[int | None, typer.Option(help="reads and writes a second at most")]
-Throughput = Annotated[int | None, typer.Option("--throughput", help="bytes a second at most")]
+VolumeRef = Annotated[str, typer.Argument(metavar="volume", help="name or id of the volume", show_default=False)]
+Size = Annotated[int, typer.Option(help="size in MiB", show_default=False)]
 
 COLUMNS: Columns = {
     "NAME": lambda v: v["name"],
@@ -51,26 +49,25 @@ POOLS: Columns = {
 }
 
 
-def _finish(client: Client, volume: Object, what: str, wait: bool, timeout_s: float) -> None:
+def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
     name = volume["name"]
-    if wait:
-        done = {
-            "creating": lambda now: now is None or now["phase"] != "creating",
-            "attaching": lambda now: True,
-            "detaching": lambda now: now is None or not now["detaching"],
-            "deleting": lambda now: now is None,
-        }[what]
-        last = progress.waiting(client, "volumes", volume["id"], f"{what} volume {name}", done, timeout_s)
-        if last is not None and last["error"]:
-            raise output.fail(f"volume {name}: {last['error']}", output.EXIT_FAILED)
-        print(f"{name}: {'deleted' if last is None else last['phase']}")
-    else:
+    if not wait.wait:
         print(f"{name}: {what}")
+        return
+    done = {
+        "creating": lambda now: now is None or now["phase"] != "creating",
+        "detaching": lambda now: now is None or not now["detaching"],
+        "deleting": lambda now: now is None,
+    }[what]
+    last = progress.waiting(client, "volumes", volume["id"], f"{what} volume {name}", done, wait.timeout_s)
+    if last is not None and last["error"]:
+        raise output.fail(f"volume {name}: {last['error']}", output.EXIT_FAILED)
+    print(f"{name}: {'deleted' if last is None else last['phase']}")
 
 
 @app.command("list")
 def list_(
-    vm: Annotated[str | None, typer.Option(help="only those of this VM")] = None, output_: Output = Format.TABLE
+    vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None, output_: Output = Format.TABLE
 ) -> None:
     """List volumes."""
     with output.errors():
@@ -79,84 +76,90 @@ def list_(
 
 
 @app.command()
-def show(volume: Volume, output_: Output = Format.TABLE) -> None:
+def show(volume: VolumeRef, output_: Output = Format.TABLE) -> None:
     """Show a volume."""
     with output.errors():
         output.fields(Client().get("volumes", volume), DETAILS, output_)
 
 
+CREATE_OPTIONS = (
+    options.option("pool", str, default="local", help="see: novacron pool list"),
+    options.option("node", str, help="node to create it on; by default the one with most room"),
+    options.option("image", str, help="image whose disk it begins as a copy of"),
+    options.option("iops", int, help="limit of reads and writes a second"),
+    options.option("bytes_per_s", int, "--throughput", help="limit of bytes a second"),
+)  # fmt: skip
+CHANGE_OPTIONS = (
+    options.option("name", str, help="a new name"),
+    options.option("size_mib", int, "--size", help="size in MiB; it can only grow, also while it is in use"),
+    options.option("iops", int, help="limit of reads and writes a second; 0 removes it", convert=options.zero_removes),
+    options.option(
+        "bytes_per_s", int, "--throughput", help="limit of bytes a second; 0 removes it",
+        convert=options.zero_removes,
+    ),
+)  # fmt: skip
+
+
 @app.command()
+@options.expand
 def create(
     name: Annotated[str, typer.Argument(help="lower-case letters, digits and hyphens", show_default=False)],
-    size: Annotated[int, typer.Option(help="in MiB", show_default=False)],
-    pool: Annotated[str, typer.Option(help="see: novacron pool list")] = "local",
-    node: Annotated[str | None, typer.Option(help="where; the one with most room if not given")] = None,
-    image: Annotated[str | None, typer.Option(help="image whose disk it begins as a copy of")] = None,
-    iops: Iops = None,
-    throughput: Throughput = None,
-    wait: Wait = True,
-    timeout: Timeout = 600,
+    size: Size,
+    fields: Annotated[Object, CREATE_OPTIONS],
+    wait: QuietWait = QuietWait(),
 ) -> None:
-    """Create a volume, empty or a copy of an image's disk. It takes only the space of what is written to it."""
+    """Create a volume, empty or as a copy of an image's disk. It takes only the space of what is written to it."""
     with output.errors():
         client = Client()
-        made = client.create_volume(
-            name, size_mib=size, pool=pool, node=node, image=image, iops=iops, bytes_per_s=throughput
-        )  # fmt: skip
-        _finish(client, made, "creating", wait, timeout)
+        _finish(client, client.create_volume(name, size_mib=size, **fields), "creating", wait)
 
 
 @app.command("set")
-def set_(
-    volume: Volume,
-    name: Annotated[str | None, typer.Option(help="new name")] = None,
-    size: Annotated[int | None, typer.Option(help="in MiB; it only grows, also while it is used")] = None,
-    iops: Annotated[int | None, typer.Option(help="reads and writes a second at most; 0: no limit")] = None,
-    throughput: Annotated[int | None, typer.Option(help="bytes a second at most; 0: no limit")] = None,
-) -> None:
+@options.expand
+def set_(volume: VolumeRef, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
     """Rename, grow or limit a volume."""
     with output.errors():
-        given = {"name": name, "size_mib": size, "iops": iops, "bytes_per_s": throughput}
-        changes = {field: value or None for field, value in given.items() if value is not None}
         print(f"{Client().configure_volume(volume, **changes)['name']}: changed")
 
 
 @app.command()
 def attach(
-    volume: Volume,
+    volume: VolumeRef,
     vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
-    read_only: Annotated[bool, typer.Option("--read-only", help="the guest can't write to it")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="attach it read-only")] = False,
     boot_order: Annotated[
-        int | None, typer.Option(help="firmware tries the lowest first; the VM's own disk has 1")
+        int | None, typer.Option(help="place in the firmware's boot order, lowest first; the VM's own disk has 1")
     ] = None,
 ) -> None:
-    """Give a volume to a VM, at once if that runs. The guest finds it as a SCSI disk whose serial is its id."""
+    """Attach a volume to a VM, also while it runs. The guest sees a SCSI disk with the volume's id as serial."""
     with output.errors():
         client = Client()
-        given = client.attach_volume(volume, vm, read_only=read_only, boot_order=boot_order)
-        print(f"{given['name']}: attached to {given['vm_name']}")
+        attached = client.attach_volume(volume, vm, read_only=read_only, boot_order=boot_order)
+        print(f"{attached['name']}: attached to {attached['vm_name']}")
 
 
 @app.command()
-def detach(volume: Volume, wait: Wait = True, timeout: Timeout = 60) -> None:
-    """Take a volume from its VM, also while that runs. Let the guest unmount it first."""
+@options.expand
+def detach(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None:
+    """Detach a volume from its VM, also while it runs. Unmount it in the guest first."""
     with output.errors():
         client = Client()
-        _finish(client, client.act("volumes", volume, "detach"), "detaching", wait, timeout)
+        _finish(client, client.act("volumes", volume, "detach"), "detaching", wait)
 
 
 @app.command()
-def delete(volume: Volume, wait: Wait = True, timeout: Timeout = 60) -> None:
-    """Delete a volume and all that is in it."""
+@options.expand
+def delete(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None:
+    """Delete a volume with its data."""
     with output.errors():
         client = Client()
         found = client.get("volumes", volume)
         client.delete("volumes", found["id"])
-        _finish(client, found, "deleting", wait, timeout)
+        _finish(client, found, "deleting", wait)
 
 
 @pools.command("list")
 def list_pools(output_: Output = Format.TABLE) -> None:
-    """List pools, once for each node that has them."""
+    """List the pools of each node."""
     with output.errors():
         output.rows(Client().list("pools"), POOLS, output_)

@@ -1,0 +1,150 @@
+"""The options of ``novacron vm create`` and ``vm set``: one line for each field of a VM.
+
+Type, default and whether a field can change come from the model, by ``novacron.client.choices``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from novacron.cli import output
+from novacron.cli.options import Option, option, zero_removes
+from novacron.cli.output import Object
+from novacron.client.choices import VM_FIELDS, AntiAffinityScope, Display, Power
+
+SIZE, RUN, GUEST, PLACE, NET, SEED = "Size", "Start and availability", "Hardware", "Placement", "Network", "cloud-init"
+
+
+class VmOption(NamedTuple):
+    """An option for a field of a VM."""
+
+    field: str
+    panel: str
+    help: str
+    flag: str | None = None
+    change_help: str | None = None
+    """Help of ``vm set``, where it differs."""
+    yes_no: Callable[[bool], str] | None = None
+    """The option is a switch for a field that is not: makes the field's value of it."""
+
+
+VM_OPTIONS = (
+    VmOption("vcpus", SIZE, "virtual CPUs", None, "virtual CPUs; a running VM can only get more, up to its maximum"),
+    VmOption(
+        "memory_mib", SIZE, "memory in MiB", "--memory",
+        "memory in MiB; a running VM can only get more, up to its maximum",
+    ),
+    VmOption("vcpus_max", SIZE, "how many virtual CPUs the VM can grow to while it runs"),
+    VmOption("memory_max_mib", SIZE, "how many MiB its memory can grow to while it runs", "--memory-max"),
+    VmOption(
+        "disk_mib", SIZE, "size of its disk in MiB; by default the image's", "--disk",
+        "size of its disk in MiB; it can only grow, also while the VM runs",
+    ),
+    VmOption("disk_iops", SIZE, "limit of reads and writes a second on its disk"),
+    VmOption("disk_bytes_per_s", SIZE, "limit of bytes a second on its disk", "--disk-throughput"),
+    VmOption("power", RUN, "start the VM at once", "--start/--no-start", None, lambda start: _power(start).value),
+    VmOption("restart", RUN, "restart the VM when it ends unasked: always, when it crashed, or never"),
+    VmOption("start_order", RUN, "VMs that start together on a node start in this order, lowest first"),
+    VmOption("protected", RUN, "refuse to delete the VM", "--protect"),
+    VmOption("ha", RUN, "restart the VM on another node when its node fails"),
+    VmOption("ha_priority", RUN, "VMs of a failed node restart in this order, highest first"),
+    VmOption("firmware", GUEST, "firmware that boots the VM"),
+    VmOption("tpm", GUEST, "add a TPM 2.0"),
+    VmOption("display", GUEST, "add a VGA display", "--display/--no-display", None, lambda vga: _display(vga).value),
+    VmOption("own_disk", GUEST, "make the VM's disk from its image, or give it none", "--disk-of-image/--no-disk"),
+    VmOption("cpu", GUEST, "processor: one that every node can run, or the node's own"),
+    VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
+    VmOption("devices", GUEST, "PCI device of the node to pass through, like 8086:10fb; can be repeated", "--device"),
+    VmOption("address", NET, "the guest's IPv4 address, such as 10.77.0.10/24"),
+)  # fmt: skip
+
+
+def _power(start: bool) -> Power:
+    return Power.RUNNING if start else Power.STOPPED
+
+
+def _display(vga: bool) -> Display:
+    return Display.VGA if vga else Display.NONE
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _create_option(entry: VmOption) -> Option:
+    field = VM_FIELDS[entry.field]
+    if entry.yes_no is not None:
+        return option(entry.field, bool, entry.flag, help=entry.help, default=True, panel=entry.panel,
+                      convert=entry.yes_no)  # fmt: skip
+    type_: Any = list[str] if field.type is list else field.type
+    default = None if field.type is list else field.default
+    flag = entry.flag
+    if field.type is bool and flag is None:
+        flag = f"--{entry.field.replace('_', '-')}"
+    return option(entry.field, type_, flag, help=entry.help, default=default, panel=entry.panel)
+
+
+def _change_option(entry: VmOption) -> Option:
+    field = VM_FIELDS[entry.field]
+    text, convert = entry.change_help or entry.help, _same
+    if field.clearable:
+        text, convert = f"{text}; 0 removes it", zero_removes
+    flag = entry.flag
+    if field.type is bool:
+        name = (flag or f"--{entry.field.replace('_', '-')}").removeprefix("--")
+        flag = f"--{name}/--no-{name}"
+    return option(entry.field, field.type, flag, help=text, panel=entry.panel, convert=convert)
+
+
+def lines_of(paths: list[Path]) -> list[str]:
+    """Return the lines of files, without empty ones and comments."""
+    lines = [line for path in paths for line in path.read_text().splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def interfaces(networks: list[str]) -> list[Object]:
+    """Return the interfaces that ``NETWORK`` and ``NETWORK=ADDRESS`` ask for."""
+    parts = [text.partition("=") for text in networks]
+    return [{"network": name, "address": address or None, "groups": []} for name, _, address in parts]
+
+
+CREATE_OPTIONS = (
+    option("image", str, help="see: novacron image list", default=...),
+    option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
+    *(_create_option(entry) for entry in VM_OPTIONS),
+    option("placement.labels", list[str], "--require-label", panel=PLACE, convert=output.parse_labels,
+           help="KEY=VALUE that the node must have as a label; can be repeated"),
+    option("placement.tolerations", list[str], "--tolerate", panel=PLACE,
+           help="node taint to tolerate; can be repeated"),
+    option("placement.affinity", str, help="group whose VMs run on the same node", panel=PLACE),
+    option("placement.anti_affinity", str, help="group whose VMs run apart from each other", panel=PLACE),
+    option("placement.anti_affinity_scope", AntiAffinityScope, default=AntiAffinityScope.NODE, panel=PLACE,
+           help="how far apart VMs of an anti-affinity group run"),
+    option("placement.spread", str, help="group whose VMs are spread over sites, zones and nodes", panel=PLACE),
+    option("nics", list[str], "--network", panel=NET, convert=interfaces,
+           help="network to attach, as NETWORK or NETWORK=ADDRESS; can be repeated"),
+    option("security_groups", list[str], "--security-group", panel=NET,
+           help="security group of its network interfaces; can be repeated"),
+    option("cloud_init.hostname", str, help="host name; by default the VM's name", panel=SEED),
+    option("cloud_init.ssh_keys", list[Path], "--ssh-key", panel=SEED, convert=lines_of,
+           help="file with public SSH keys; can be repeated"),
+    option("cloud_init.user_data", Path, help="file with user data", panel=SEED, convert=Path.read_text),
+    option("cloud_init.gateway", str, help="default gateway of a VM with --address", panel=SEED),
+    option("cloud_init.nameservers", list[str], "--nameserver", help="name server; can be repeated", panel=SEED),
+)  # fmt: skip
+CHANGE_OPTIONS = (
+    option("name", str, help="a new name"),
+    *(_change_option(entry) for entry in VM_OPTIONS if VM_FIELDS[entry.field].changeable),
+    option("security_groups", list[str], "--security-group", panel=NET,
+           help="security group of its network interfaces, instead of those it has; can be repeated"),
+)  # fmt: skip
+
+NewVm = Annotated[Object, CREATE_OPTIONS]
+VmChanges = Annotated[Object, CHANGE_OPTIONS]
+NoSecurityGroup = Annotated[
+    bool, typer.Option("--no-security-group", help="remove all security groups", rich_help_panel=NET)
+]

@@ -1,0 +1,143 @@
+"""The model's enums and a VM's fields, for programs that can't wait for the model to load.
+
+Made of ``novacron.model`` by script/generate: change that, and run it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class VmField(NamedTuple):
+    """A field of ``POST /api/v1/vms``."""
+
+    type: type
+    default: object
+    changeable: bool
+    """``PATCH`` takes it too."""
+    clearable: bool
+    """... and null, which removes a limit."""
+
+
+class AntiAffinityScope(StrEnum):
+    """Within what VMs of an anti-affinity group are never together."""
+
+    NODE = "node"
+    ZONE = "zone"
+    SITE = "site"
+
+
+class AuditOutcome(StrEnum):
+    """AuditOutcome"""
+
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class CpuKind(StrEnum):
+    """Which processor a guest has, from its first start on."""
+
+    BASELINE = "baseline"
+    HOST = "host"
+
+
+class Display(StrEnum):
+    """What the guest has for a display."""
+
+    VGA = "vga"
+    NONE = "none"
+
+
+class DrainPolicy(StrEnum):
+    """What to do with a guest that writes faster than the link takes it."""
+
+    THROTTLE = "throttle"
+    POST_COPY = "post-copy"
+    LEAVE = "leave"
+
+
+class Encryption(StrEnum):
+    """What of an overlay is encrypted on its way between nodes."""
+
+    BETWEEN_SITES = "between-sites"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Firmware(StrEnum):
+    """What the guest boots with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+    UEFI_SECURE = "uefi-secure"
+
+
+class ImageFormat(StrEnum):
+    """How a disk is written down in a file."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VDI = "vdi"
+    VHD = "vhd"
+    VHDX = "vhdx"
+
+
+class MigrationPolicy(StrEnum):
+    """What to do with a guest that writes faster than the link takes it."""
+
+    THROTTLE = "throttle"
+    GO_ON = "go-on"
+    POST_COPY = "post-copy"
+
+
+class Power(StrEnum):
+    """What the user wants the VM to be."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class RebalanceMode(StrEnum):
+    """RebalanceMode"""
+
+    OFF = "off"
+    ADVISE = "advise"
+    AUTO = "auto"
+
+
+class Restart(StrEnum):
+    """When a VM that ended without being asked to is started again; each time soon after the last, later."""
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+VM_FIELDS: dict[str, VmField] = {
+    "vcpus": VmField(int, 1, True, False),
+    "memory_mib": VmField(int, 256, True, False),
+    "vcpus_max": VmField(int, None, True, True),
+    "memory_max_mib": VmField(int, None, True, True),
+    "address": VmField(str, None, False, False),
+    "power": VmField(Power, Power.RUNNING, False, False),
+    "restart": VmField(Restart, Restart.ON_FAILURE, True, False),
+    "start_order": VmField(int, 500, True, False),
+    "protected": VmField(bool, False, True, False),
+    "display": VmField(Display, Display.VGA, False, False),
+    "firmware": VmField(Firmware, Firmware.BIOS, False, False),
+    "tpm": VmField(bool, False, False, False),
+    "disk_mib": VmField(int, None, True, False),
+    "disk_iops": VmField(int, None, True, True),
+    "disk_bytes_per_s": VmField(int, None, True, True),
+    "ha": VmField(bool, False, True, False),
+    "ha_priority": VmField(int, 500, True, False),
+    "own_disk": VmField(bool, True, False, False),
+    "cpu": VmField(CpuKind, CpuKind.BASELINE, False, False),
+    "cpu_flags": VmField(list, (), False, False),
+    "devices": VmField(list, (), False, False),
+}
+"""Those with a default and of a simple type."""
