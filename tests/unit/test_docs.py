@@ -178,3 +178,35 @@ def test_every_journal_field_is_on_the_page_of_on_disk_formats() -> None:
 def test_diagrams_hold_no_character_that_ends_a_label(page: Path) -> None:
     lines = [line for diagram in DIAGRAM.findall(page.read_text()) for line in diagram.splitlines()]
     assert [line for line in lines if re.search(r"[;#]", line)] == []
+
+
+@functools.cache
+def commands() -> dict[str, str]:
+    """Return what the reference says of each command."""
+    parts = re.split(r"^#+ ", (ROOT / "docs/reference/cli.md").read_text(), flags=re.MULTILINE)[1:]
+    heads = {part.partition("\n")[0].strip("`").removeprefix("The ").removesuffix(" command"): part for part in parts}
+    return {head: part for head, part in heads.items() if head.startswith("novacron")}
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    """Yield the command lines that a page shows."""
+    text = page.read_text().replace("\\\n", " ")
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^[#$] (novacron .*)$", block, re.MULTILINE):
+            yield re.split(r"\s{2,}#| +\(", line)[0]
+    yield from re.findall(r"`(novacron [^`]*)`", prose(page))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
+    if page.name in {*HISTORY, "cli.md"}:
+        return
+    unknown = []
+    for line in command_lines(page):
+        line = re.split(r"[|>;]", line)[0]
+        words = re.sub(r"^novacron( --project \S+)?", "novacron", line).split()
+        known = next(" ".join(words[:n]) for n in range(len(words), 0, -1) if " ".join(words[:n]) in commands())
+        options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
+        is_group = known == "novacron" and len(words) > 1
+        unknown += [line] if is_group or any(option not in commands()[known] for option in options) else []
+    assert unknown == []
