@@ -15,6 +15,7 @@ from typing import Any
 
 from lab.guest import CounterClient
 from lab.platform import Platform, until
+from tests.waiting import pause
 
 ENDED = ("completed", "failed", "aborted")
 
@@ -78,7 +79,7 @@ def typed(victim: Platform, vm: Object, command: str, answer: str, timeout_s: fl
             console.stdin.write(f"\n{command}\n".encode())
             console.stdin.flush()
             for _ in range(20):
-                time.sleep(0.25)
+                pause(0.25)
                 now = victim.client.get("vms", vm["id"])
                 for line in reversed(victim.console_log(now).splitlines(keepends=True)):
                     if line.startswith(answer) and line.endswith("\n"):  # else more of it is to come
@@ -166,8 +167,3 @@ def revive(victim: Platform) -> None:
     victim.wait_ready()
     for name in victim.agents:
         victim.wait_node(name)
-
-
-def pause(seconds: float) -> None:
-    """Let the system under test go on for a while: a moment of a fault, never a wait for a result."""
-    time.sleep(seconds)

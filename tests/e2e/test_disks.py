@@ -18,7 +18,6 @@ from tests.e2e.conftest import (
     delete,
     has_text,
     kill,
-    pause,
     revive,
     typed,
     until_counts_on,
@@ -26,6 +25,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
+from tests.waiting import pause
 
 MIB = 1 << 20
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
-from tests.e2e.conftest import boot, delete, pause, revive, typed, until_settled
+from tests.e2e.conftest import boot, delete, revive, typed, until_settled
+from tests.waiting import pause
 
 
 def latest(victim: Platform, node: str) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from tests.e2e.conftest import (
     boot,
     delete,
     has_text,
-    pause,
     typed,
     until_counts_on,
     until_ended,
     until_settled,
     watching,
 )
+from tests.waiting import pause
 
 
 def metrics(victim: Platform) -> Counter[tuple[str, str]]:

@@ -13,7 +13,8 @@ import pytest
 from lab.platform import Platform, until
 from novacron.client import ApiError
 from novacron.model.lease import LEASE_S
-from tests.e2e.conftest import Object, delete, pause, revive, typed, until_settled
+from tests.e2e.conftest import Object, delete, revive, typed, until_settled
+from tests.waiting import pause
 
 BACK_S_MAX = 90.0
 

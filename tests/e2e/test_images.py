@@ -10,7 +10,8 @@ import pytest
 
 from lab.platform import Platform, default_cache, until
 from novacron.disk.images import MANIFEST, Manifest, describe
-from tests.e2e.conftest import boot, delete, pause
+from tests.e2e.conftest import boot, delete
+from tests.waiting import pause
 
 FILES = ("vmlinuz", "initrd.img", "disk.raw", MANIFEST)
 

@@ -12,7 +12,6 @@ from tests.e2e.conftest import (
     boot,
     delete,
     kill,
-    pause,
     revive,
     until_counts_on,
     until_ended,
@@ -20,6 +19,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
+from tests.waiting import pause
 
 VICTIMS = ("server", "postgres", "source agent", "target agent", "source qemu", "target qemu")
 MOMENTS = {

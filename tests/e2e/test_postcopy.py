@@ -13,7 +13,6 @@ from tests.e2e.conftest import (
     boot,
     delete,
     kill,
-    pause,
     revive,
     until_counts_on,
     until_ended,
@@ -21,6 +20,7 @@ from tests.e2e.conftest import (
     watching,
 )
 from tests.e2e.test_dwcp import checksum
+from tests.waiting import pause
 
 SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 4_000_000}
 FOLLOWS = "its memory is still on its way"

@@ -10,7 +10,6 @@ from tests.e2e.conftest import (
     boot,
     delete,
     kill,
-    pause,
     revive,
     until_counts_on,
     until_ended,
@@ -20,6 +19,7 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.test_disks import run, written
 from tests.e2e.test_dwcp import checksum
+from tests.waiting import pause
 
 SLOWLY = {"target": "host-b", "warm": True, "rate_limit_bytes_per_s": 8_000_000}
 MOMENTS = ("the disk flows", "memory flows", "the source has promised")

@@ -18,6 +18,7 @@ from novacron.api.access.authorization import Scope, right_of, scope_of
 from novacron.api.app import create_app
 from novacron.model.access import RIGHTS, Right, Role
 from tests.integration.conftest import Answer, Api
+from tests.waiting import pause
 
 Object = dict[str, Any]
 NAMES = {"ours": "acc-ours", "theirs": "acc-theirs"}
@@ -127,7 +128,7 @@ def test_each_route_serves_whom_it_should_and_nobody_else(api: Api, tenants: Ten
             address = re.sub(r"(vms|networks|security-groups|volumes|floating-addresses)/[^/]+", r"\1/none", address)
         answer = api(method, address, body, token=token, if_match='"1"')
         if answer.status == 429:  # so many wrong tokens from one address
-            time.sleep(float(answer.headers["retry-after"]))
+            pause(float(answer.headers["retry-after"]))
             answer = api(method, address, body, token=token, if_match='"1"')
         wrong += _judge(who, scope, right, method, address, answer, tenants)
     assert not wrong, "\n".join(wrong)

@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from lab.platform import Platform, until
 from novacron.client.console import Console, ConsoleClosed
 from tests.integration.conftest import Api
 from tests.integration.test_lifecycle import ready
+from tests.waiting import pause
 
 NewVm = Callable[..., dict[str, Any]]
 
@@ -73,7 +73,7 @@ def test_the_console_is_a_terminal_with_escape_keys_and_a_size(site: Platform, n
     ready(site, vm)
     terminal = Terminal(vm["name"])
     terminal.until_saw(b"press Ctrl-] q to leave")
-    time.sleep(0.2)
+    pause(0.2)
     terminal.type(b"\recho $((6*7))\r")
     terminal.until_saw(b"42")
     terminal.type(b"\x1d?")
@@ -152,7 +152,7 @@ def test_a_question_to_an_agent_that_is_killed_is_answered_at_once(site: Platfor
     agent.process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as aside:
         answer = aside.submit(api, "GET", f"/api/v1/vms/{vm['id']}/console-log")
-        time.sleep(0.5)  # it is on its way to the agent; where it is not yet, the answer is the same
+        pause(0.5)  # it is on its way to the agent; where it is not yet, the answer is the same
         agent.kill()
         said = answer.result(10)
     agent.start()

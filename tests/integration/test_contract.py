@@ -7,7 +7,6 @@ import contextlib
 import json
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -22,6 +21,7 @@ from novacron.client import ApiError
 from novacron.client.typed import KINDS
 from novacron.model.vm import Power, Vm
 from tests.integration.conftest import Api
+from tests.waiting import pause
 
 Object = dict[str, Any]
 OFF = {"image": "tiny", "memory_mib": 64, "power": "stopped"}
@@ -193,7 +193,7 @@ def test_who_asks_too_often_is_told_when_to_go_on() -> None:
             refused = next(answer for answer in asked if answer.status == 429)
             assert refused.problem["code"] == "too-many-requests"
             assert api("GET", "/api/v1/projects").status == 200, "others are not concerned"
-            time.sleep(int(refused.headers["retry-after"]))
+            pause(int(refused.headers["retry-after"]))
             assert api(method, "/api/v1/projects", {}, token=token).status == served_as, "it is served when told"
         assert api("GET", "/healthz", token=None).status == 200
 
@@ -213,7 +213,7 @@ def test_a_refusal_costs_no_connection_unless_it_says_so(site: Platform, late_s:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.sendall(b"POST /api/v1/projects HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + more + b"\r\n")
         if late_s is not None:
-            time.sleep(late_s)
+            pause(late_s)
             client.sendall(b"{}")
         refused = client.recv(65536).lower()
         assert refused.startswith(b"http/1.1 401")

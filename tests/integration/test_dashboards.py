@@ -28,6 +28,7 @@ from deploy.grafana.pages import pages
 from lab.observers import DEPLOYED, Alertmanager, Exporter, Prometheus, Webhook
 from lab.platform import Platform, free_ports, open_directory, until
 from tests.integration.conftest import Api
+from tests.waiting import pause
 
 TIMES = 60.0
 VARIABLES = {"$__rate_interval": "10s", "$__range": "60s"}
@@ -186,7 +187,7 @@ def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None
 def quiet(watch: Watch, alert: str) -> None:
     """Wait until an alert that may have fired before does not, and forget what was told of it."""
     until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 90)
-    time.sleep(2)
+    pause(2)
     watch.webhook.told.clear()
 
 
@@ -282,7 +283,7 @@ def test_a_database_that_is_slow_is_told_to_the_webhook(watch: Watch, watched: P
                 for pid in stopped:
                     with suppress(ProcessLookupError):
                         os.kill(pid, number)
-                time.sleep(pause_s)
+                pause(pause_s)
 
     slowing = threading.Thread(target=slow)
     slowing.start()

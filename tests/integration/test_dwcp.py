@@ -23,6 +23,7 @@ from novacron.dwcp.page_codec import Base, PageHash, Run
 from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
+from tests.waiting import pause_async
 
 SIZE = 3_000_000
 KEY = b"k" * 32
@@ -255,7 +256,7 @@ async def test_a_slow_receiver_holds_the_sender_back(ends: Ends, listening: tupl
         last = -1
         while sender.counters.raw_bytes != last:
             last = sender.counters.raw_bytes
-            await asyncio.sleep(0.5)
+            await pause_async(0.5)
         assert last < 50_000_000
         gate.set()
         await asyncio.wait_for(sending, 30)
@@ -272,7 +273,7 @@ def test_a_connection_that_was_dropped_a_moment_ago_can_still_be_asked() -> None
             sock = writer.get_extra_info("socket")
             assert sockets.measured(sock) is not None
             writer.transport.abort()
-            await asyncio.sleep(0.1)
+            await pause_async(0.1)
             assert sockets.measured(sock) is None
             sockets.pace(sock, 1_000_000)
 

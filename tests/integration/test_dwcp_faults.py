@@ -40,6 +40,7 @@ from tests.integration.test_dwcp import (
     source,
 )
 from tests.unit.test_traces import recording
+from tests.waiting import eventually, pause_async
 
 __all__ = ["ends", "listening"]
 
@@ -78,7 +79,7 @@ class Middle:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.dead:
-            await asyncio.sleep(30)  # a SYN that nobody answers
+            await pause_async(30)  # a SYN that nobody answers
             return
         self.connections += 1
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
@@ -96,7 +97,7 @@ class Middle:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, outward: bool) -> None:
         while data := await reader.read(16 * 1024):
             while self.dead:
-                await asyncio.sleep(0.05)
+                await pause_async(0.05)
                 if writer.is_closing():
                     return
             if outward and self.passed > 50_000:
@@ -109,11 +110,13 @@ class Middle:
             self.passed += len(data)
             writer.write(data)
             await writer.drain()
-            await asyncio.sleep(0.002)
+            await pause_async(0.002)
         writer.close()
 
 
-async def through(ends: Ends, listener: Listener, middle: Middle, data: bytes, streams: int = 1):  # type: ignore[no-untyped-def]
+async def through(
+    ends: Ends, listener: Listener, middle: Middle, data: bytes, streams: int = 1
+) -> tuple[asyncio.Task[None], Sender, asyncio.Task[bytes]]:
     """Start a session through the middle; return its sender's task, the sender, and the receiver's task."""
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)
@@ -124,12 +127,6 @@ async def through(ends: Ends, listener: Listener, middle: Middle, data: bytes, s
             await sender.send(source(data), Plain())
 
     return asyncio.create_task(send()), sender, receiving
-
-
-async def until(condition, timeout_s: float = 20) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -154,7 +151,7 @@ async def test_a_reset_of_every_connection_costs_a_moment(
     async with Middle(port).run() as middle:
         with seen("a session goes on: all its connections had been lost", "dwcp resumed"):
             sending, sender, receiving = await through(ends, listener, middle, DATA, streams)
-            await until(lambda: middle.passed > at)
+            await eventually(lambda: middle.passed > at)
             middle.cut()
             await asyncio.wait_for(sending, 30)
         assert await receiving == DATA
@@ -165,7 +162,7 @@ async def test_one_connection_of_several_is_cut(ends: Ends, listening: tuple[Lis
     listener, port = listening
     async with Middle(port).run() as middle:
         sending, sender, receiving = await through(ends, listener, middle, DATA, 4)
-        await until(lambda: middle.connections == 4 and middle.passed > 1_000_000)
+        await eventually(lambda: middle.connections == 4 and middle.passed > 1_000_000)
         middle.cut(1)
         await asyncio.wait_for(sending, 30)
         assert await receiving == DATA
@@ -191,9 +188,9 @@ async def test_a_dead_link_costs_the_outage(ends: Ends, listening: tuple[Listene
     listener, port = listening
     async with Middle(port).run() as middle:
         sending, sender, receiving = await through(ends, listener, middle, DATA)
-        await until(lambda: middle.passed > 2_000_000)
+        await eventually(lambda: middle.passed > 2_000_000)
         middle.dead = True
-        await asyncio.sleep(OUTAGE_S * 0.4)
+        await pause_async(OUTAGE_S * 0.4)
         middle.dead = False
         await asyncio.wait_for(sending, 30)
         assert await receiving == DATA
@@ -206,7 +203,7 @@ async def test_a_link_that_stays_dead_ends_the_session_at_both_ends(
     listener, port = listening
     async with Middle(port).run() as middle:
         sending, _, receiving = await through(ends, listener, middle, DATA)
-        await until(lambda: middle.passed > 1_000_000)
+        await eventually(lambda: middle.passed > 1_000_000)
         middle.dead = True
         with pytest.raises(SendFailed, match="nothing was heard from the peer for 6 s"):
             await asyncio.wait_for(sending, OUTAGE_S + 10)
@@ -218,7 +215,7 @@ async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, lis
     listener, port = listening
     async with Middle(port).run() as middle:
         sending, _, receiving = await through(ends, listener, middle, DATA)
-        await until(lambda: middle.passed > 1_000_000)
+        await eventually(lambda: middle.passed > 1_000_000)
         sending.cancel()
         with pytest.raises(ReceiveFailed, match="the sender gave up"):
             await asyncio.wait_for(receiving, OUTAGE_S - 1)
@@ -252,12 +249,12 @@ async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothin
             await sender.send(source(os.urandom(80_000_000)), Plain())
 
     sending = asyncio.create_task(send())
-    await until(lambda: sender.counters.blocked_s > 0 or sender._window.next - sender._window.acknowledged > 400)
-    await asyncio.sleep(0.5)
+    await eventually(lambda: sender.counters.blocked_s > 0 or sender._window.next - sender._window.acknowledged > 400)
+    await pause_async(0.5)
     for _ in range(5):
         sending.cancel()
         receiving.cancel()
-        await asyncio.sleep(0.01)
+        await pause_async(0.01)
     done, _ = await asyncio.wait({sending, receiving}, timeout=20)
     assert len(done) == 2
 
@@ -330,7 +327,7 @@ async def test_a_session_that_is_announced_waits_until_it_is_expected(
     listener, port = listening
     with listener.announce("s", "a"):
         opening = asyncio.create_task(ends.sender(port).__aenter__())
-        await asyncio.sleep(0.5)
+        await pause_async(0.5)
         assert not opening.done()
         receiving = asyncio.create_task(receive(listener, ends.terms()))
         async with asyncio.timeout(20):
@@ -413,7 +410,7 @@ async def test_a_warm_connection_that_died_is_replaced(ends: Ends, listening: tu
     async with Middle(port).run() as middle:
         pool = ends.pool()
         pool.warm(("127.0.0.1", middle.port), pki.node_host("b"), 2)
-        await until(lambda: pool.idle == 2)
+        await eventually(lambda: pool.idle == 2)
         middle.cut()
         await carry(ends, listener, middle.port, sample(), pool=pool)
         pool.close()

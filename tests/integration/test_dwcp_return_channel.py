@@ -13,7 +13,8 @@ from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
 from tests.integration.test_dwcp import Ends, Kept, Plain, ends, listening
-from tests.integration.test_dwcp_faults import Middle, until
+from tests.integration.test_dwcp_faults import Middle
+from tests.waiting import eventually, pause_async
 
 __all__ = ["ends", "listening"]
 
@@ -55,8 +56,8 @@ async def test_bytes_go_the_other_way_in_order_and_once_over_resets(
                     await incoming.back.send(data)
                     if number % 20 == 10:
                         middle.cut()
-                    await asyncio.sleep(0.005)
-                await until(lambda: len(got) >= sum(map(len, said)))
+                    await pause_async(0.005)
+                await eventually(lambda: len(got) >= sum(map(len, said)))
                 stream.over.set()
                 await asyncio.gather(sending, receiving)
     assert bytes(got) == b"".join(said) and kept.data == b"x" * 5000
@@ -73,7 +74,7 @@ async def test_a_sender_that_begins_anew_ends_a_session_that_may_be_replaced(
         async with ends.sender(port) as first:
             stream = Open(b"x" * 5000)
             sending = asyncio.create_task(first.send(stream, Plain()))
-            await until(lambda: first.counters.delivered_bytes > 0)
+            await eventually(lambda: first.counters.delivered_bytes > 0)
             with pytest.raises(SendFailed, match="another sender"):
                 await ends.sender(port).__aenter__()
             with pytest.raises(ReceiveFailed, match="begins anew"):

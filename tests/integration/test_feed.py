@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -14,6 +13,7 @@ from novacron.model import limits
 from novacron.store import feed, garbage
 from novacron.store.database import Connection, Database, Overtaken, connect
 from novacron.store.feed import Batch, Change, Feed, Snapshot
+from tests.waiting import eventually, pause_async
 
 WRITERS = 8
 WRITES = 60
@@ -36,9 +36,7 @@ async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
 
 async def began(seen: list[Change]) -> None:
     """Wait until a follower has what was there before: a database begins with a project."""
-    async with asyncio.timeout(20):
-        while not seen:  # noqa: ASYNC110 (no event tells)
-            await asyncio.sleep(0.01)
+    await eventually(lambda: seen, "the follower has what was there before")
 
 
 async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database) -> None:
@@ -60,7 +58,7 @@ async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database
                 " ON CONFLICT (id) DO UPDATE SET name = excluded.name",
                 id, name,
             )  # fmt: skip
-            await asyncio.sleep(rng.choice((0, 0, 0.001, 0.02)))  # transactions overlap and commit out of order
+            await pause_async(rng.choice((0, 0, 0.001, 0.02)))  # transactions overlap and commit out of order
             if rng.random() < 0.15:
                 await transaction.rollback()
             else:
@@ -118,7 +116,7 @@ async def test_rows_end_in_the_feed_as_they_are_in_the_database(database: Databa
                 nonlocal tries
                 tries += 1
                 await connection.fetchval("SELECT pg_current_xact_id()::text")
-                await asyncio.sleep(rng.choice((0, 0, 0.002)))
+                await pause_async(rng.choice((0, 0, 0.002)))
                 row = f"u{rng.randrange(3)}"
                 await connection.execute("UPDATE users SET name = $2 WHERE id = $1", row, f"{row}.{number}.{turn}")
 
@@ -127,17 +125,17 @@ async def test_rows_end_in_the_feed_as_they_are_in_the_database(database: Databa
                     await database.transact(work)
                     break
                 except Overtaken:
-                    await asyncio.sleep(rng.random() / 50)
+                    await pause_async(rng.random() / 50)
 
     await asyncio.wait_for(asyncio.gather(*(writer(number) for number in range(WRITERS))), 60)
     async with database.connection() as connection:
         rows = {row["id"]: row["name"] for row in await connection.fetch("SELECT id, name FROM users")}
         horizon = int(await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text"))
 
-    for _ in range(1000):
-        if {change.key: change.body["name"] for change in _users(seen) if change.body} == rows:
-            break
-        await asyncio.sleep(0.01)
+    await eventually(
+        lambda: {change.key: change.body["name"] for change in _users(seen) if change.body} == rows,
+        "the follower has every row",
+    )
     following.cancel()
     assert {change.key: change.body["name"] for change in _users(seen) if change.body} == rows
     assert max(change.revision for change in seen) < horizon
@@ -217,23 +215,18 @@ async def test_a_reader_lags_while_something_committed_is_kept_from_it(database:
         async for item in reader.batches():
             seen.extend(item.batch.changes if isinstance(item, Snapshot) else item.changes)
 
-    async def until(true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not true():  # noqa: ASYNC110 (no event tells)
-                await asyncio.sleep(0.01)
-
     following = asyncio.create_task(follow())
     slow, fast = await connect(database.url), await connect(database.url)
     try:
-        await until(lambda: reader.lag_s() == 0)
+        await eventually(lambda: reader.lag_s() == 0)
         begun = slow.transaction()
         await begun.start()
         await slow.execute(INSERT_USER, "tok-slow", "slow")
         await fast.execute(INSERT_USER, "tok-fast", "fast")
-        await until(lambda: reader.lag_s() > 0.3)
+        await eventually(lambda: reader.lag_s() > 0.3)
         assert _users(seen) == []
         await begun.commit()
-        await until(lambda: reader.lag_s() == 0)
+        await eventually(lambda: reader.lag_s() == 0)
         assert len(_users(seen)) == 2
     finally:
         following.cancel()

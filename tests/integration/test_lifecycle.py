@@ -19,6 +19,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import probe
+from tests.waiting import pause
 
 NewVm = Callable[..., dict[str, Any]]
 
@@ -96,7 +97,7 @@ def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[],
         with contextlib.suppress(OSError):  # the console has ended, and with it the guest
             console.stdin.write(b"\npoweroff -f\n")  # type: ignore[union-attr]
             console.stdin.flush()  # type: ignore[union-attr]
-        time.sleep(0.5)
+        pause(0.5)
         return done()
 
     until(typed, "the guest has powered itself off", 60)

@@ -22,6 +22,7 @@ import urllib3
 from lab.platform import until
 from lab.replicas import Replica, Served, serving
 from tests.integration.test_shared import Redis
+from tests.waiting import pause
 
 LOADED_S = 3.0
 GRACE_S = 1.0
@@ -84,7 +85,7 @@ class Load:
                 name = f"load-{os.urandom(4).hex()}-{number}-{turn}"
                 replicas = self._choose()
                 if not replicas:
-                    time.sleep(0.05)
+                    pause(0.05)
                     continue
                 url = f"{replicas[turn % len(replicas)].url}/api/v1/projects"
                 made = self._ask(pool, "POST", url, name, json.dumps({"name": name}))
@@ -92,7 +93,7 @@ class Load:
                     self.made.add(name)
                     # Over a new connection another process may answer.
                     self._ask(pool, "GET", f"{url}/{name}?min_revision={made.json()['revision']}", name)
-                time.sleep(0.01)
+                pause(0.01)
 
     def _ask(
         self, pool: urllib3.PoolManager, method: str, url: str, name: str, body: str | None = None
@@ -138,13 +139,13 @@ def test_a_rolling_restart_under_load_fails_no_request(served: Served) -> None:
     balancer.start()
     try:
         with Load(served, lambda: list(ready)) as load:
-            time.sleep(1)
+            pause(1)
             for replica in served.replicas:
                 assert replica.server.process is not None
                 replica.server.process.terminate()
                 assert replica.server.process.wait(30) == 0
                 replica.start()
-                time.sleep(1)
+                pause(1)
     finally:
         over.set()
         balancer.join()
@@ -155,11 +156,11 @@ def test_a_rolling_restart_under_load_fails_no_request(served: Served) -> None:
 
 def test_losing_redis_under_load_fails_no_request(served: Served, redis: Redis) -> None:
     with Load(served, lambda: served.replicas) as load:
-        time.sleep(1)
+        pause(1)
         redis.stop()
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
         redis.start()
-        time.sleep(1)
+        pause(1)
     assert not load.failed(), load.failed()[:5]
     kept(served, load)
     no_defects(served)
@@ -167,15 +168,15 @@ def test_losing_redis_under_load_fails_no_request(served: Served, redis: Redis) 
 
 def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_accepted(served: Served) -> None:
     with Load(served, lambda: served.replicas) as load:
-        time.sleep(1)
+        pause(1)
         lost_at = time.monotonic()
         served.postgres.kill()
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
         served.postgres.start()
         back_at = time.monotonic()
         until(lambda: all(replica.is_ready() for replica in served.replicas), "they are ready again", 30)
         ready_at = time.monotonic()
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
     assert {one.status for one in load.failed()} == {503}, "what can't be done now is said so"
     assert all(lost_at <= one.at and one.began <= ready_at + GRACE_S for one in load.failed()), "and only then"
     assert ready_at - back_at < 20
@@ -186,13 +187,13 @@ def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_a
 def test_a_replica_that_is_killed_under_load_takes_its_own_connections_along_and_no_write(served: Served) -> None:
     first, second = served.replicas
     with Load(served, lambda: served.replicas) as load:
-        time.sleep(1)
+        pause(1)
         second.server.kill()
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
         others = [one for one in load.seen[-10:] if one.status == 201]
         second.start()
         back_at = time.monotonic()
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
     assert others, "the other one goes on"
     # Not connected, or, while it starts, not ready: never an answer that is wrong.
     assert {one.status for one in load.failed()} <= {0, 503}
@@ -239,7 +240,7 @@ def test_many_who_only_connect_and_some_who_send_slowly_keep_nobody_from_being_s
                     pass
                 except OSError:
                     slow.remove(one)
-            time.sleep(0.5)
+            pause(0.5)
         assert not slow, f"{len(slow)} that send slowly are still connected"
         assert max(_took_s(served) for _ in range(20)) < HELD_UP_S
     no_defects(served)
@@ -280,9 +281,9 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(served: Served) -
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"server.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     with Load(served, lambda: served.replicas[:1]) as load:
-        time.sleep(1)
+        pause(1)
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(LOADED_S)
+        pause(LOADED_S)
     assert {one.status for one in load.failed()} <= {0}
     kept(served, load)

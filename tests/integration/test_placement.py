@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.client import ApiError
 from tests.integration.conftest import Api
+from tests.waiting import pause
 
 NewVm = Callable[..., dict[str, Any]]
 WATCHED_S = 3.0
@@ -108,13 +108,13 @@ def test_what_waits_writes_nothing_meanwhile(site: Platform, new_vm: NewVm) -> N
 
     def same_for_a_second() -> bool:
         before = written()
-        time.sleep(1)
+        pause(1)
         return written() == before
 
     try:
         until(same_for_a_second, "what the drain changes is written")
         before = written()
-        time.sleep(WATCHED_S)
+        pause(WATCHED_S)
         assert written() == before, "each would wake the controller that wrote it, without an end"
     finally:
         site.client.act("nodes", "host-a", "uncordon")

@@ -14,6 +14,7 @@ from novacron.api.access.passwords import TRIES, Passwords
 from novacron.api.edge.rate_limits import Rates, RateSettings
 from novacron.api.edge.shared_limits import Shared, share_rates
 from novacron.model.errors import TooManyRequests
+from tests.waiting import pause_async
 
 
 class Redis:
@@ -59,7 +60,7 @@ async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
 
         async def spent() -> bool:
             there.take(None, "192.0.2.1", "GET")
-            await asyncio.sleep(0.05)
+            await pause_async(0.05)
             return there.take(None, "192.0.2.1", "GET").exceeded
 
         async with asyncio.timeout(20):

@@ -15,6 +15,7 @@ from novacron.qemu import transfer
 from novacron.qemu.command import Config, Nic, command, console_log_path, monitor_path
 from novacron.qemu.memory import GuestMemory
 from novacron.qemu.monitor import Monitor
+from tests.waiting import eventually
 
 MEMORY_MIB = 256
 CHURN = b"""#!/bin/busybox sh
@@ -61,9 +62,7 @@ async def test_memory_arrives_as_it_is_when_the_guest_stops(tmp_path: Path) -> N
         qemu(tmp_path / "b", images, incoming=True) as (target, target_pid),
     ):
         log = console_log_path(tmp_path / "a")
-        async with asyncio.timeout(100):
-            while "tiny guest: ready" not in log.read_text(errors="replace"):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await eventually(lambda: "tiny guest: ready" in log.read_text(errors="replace"), "the guest has booted", 100)
         await transfer.receive(target, tmp_path / "in.sock")
         server = socket.socket(socket.AF_UNIX)
         server.bind(str(tmp_path / "out.sock"))
@@ -71,15 +70,20 @@ async def test_memory_arrives_as_it_is_when_the_guest_stops(tmp_path: Path) -> N
         await transfer.send(source, tmp_path / "out.sock")
         assert await source.status() == "running", "it stood still only while the log began"
         carrying = asyncio.create_task(asyncio.to_thread(carry, server, tmp_path / "in.sock"))
-        async with asyncio.timeout(100):
-            while (status := await transfer.status(source)).status != "completed":
-                assert status.status == "active", status
-                if status.passes >= PASSES:
-                    await transfer.switch(source)
-                await asyncio.sleep(0.02)
-            await carrying
-            while await target.status() == "inmigrate":  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+
+        async def completed() -> bool:
+            status = await transfer.status(source)
+            assert status.status in ("active", "completed"), status
+            if status.status == "active" and status.passes >= PASSES:
+                await transfer.switch(source)
+            return status.status == "completed"
+
+        async def arrived() -> bool:
+            return await target.status() != "inmigrate"
+
+        await eventually(completed, "the memory is sent", 100)
+        await carrying
+        await eventually(arrived, "the memory is there", 100)
         size = MEMORY_MIB * MIB
         sent = await GuestMemory.of(source, source_pid, size)
         got = await GuestMemory.of(target, target_pid, size)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import ssl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from lab.replicas import serving
 from novacron.client import ApiError, AsyncClient, Client
 from novacron.model.project import Project, Quota
 from novacron.telemetry.shared import WRITE_S
+from tests.waiting import pause
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
 
     def all_were_counted() -> bool:
         seen.append(counted(client)[requests])
-        time.sleep(2 * WRITE_S)
+        pause(2 * WRITE_S)
         return counted(client)[requests] == seen[-1]
 
     until(all_were_counted, "what was asked before is counted")

@@ -18,6 +18,7 @@ from novacron.server.session import Session
 from novacron.store import owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
+from tests.waiting import pause_async
 
 
 class Stored:
@@ -63,7 +64,7 @@ async def test_who_waits_when_the_server_ends_is_told_so() -> None:
     status, beat = VmStatus(state=VmState.RUNNING), Beat("a", 1, None, 0.0, (), ())
     running = [asyncio.create_task(observations.run()), asyncio.create_task(heartbeats.run())]
     taken = [observations.add(owned.Report("a", "one", 1, status)), asyncio.create_task(heartbeats.store(beat))]
-    await asyncio.sleep(0.1)
+    await pause_async(0.1)
     waiting = [observations.add(owned.Report("a", "two", 1, status)), asyncio.create_task(heartbeats.store(beat))]
     await asyncio.sleep(0)
     for task in running:

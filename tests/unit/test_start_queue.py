@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from novacron.agent.vm.start_queue import StartQueue
+from tests.waiting import pause_async
 
 
 async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() -> None:
@@ -16,7 +17,7 @@ async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() 
             started.append(order)
             now += 1
             most = max(most, now)
-            await asyncio.sleep(0.001)
+            await pause_async(0.001)
             now -= 1
 
     await asyncio.wait_for(asyncio.gather(*(start(order) for order in (5, 3, 9, 1, 3, 0, 7))), 20)
