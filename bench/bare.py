@@ -15,7 +15,7 @@ from typing import Any
 from lab.hosts import BRIDGE, GUEST_MTU, Host, run
 from novacron.disk.images import scan
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import DISK, Config, Nic, command, console_log_path, monitor_path
+from novacron.qemu.command import DISK, QemuConfig, QemuNic, command, console_log_path, monitor_path
 from novacron.qemu.monitor import Monitor
 
 FIRST_LINE = "tiny guest: up"
@@ -52,11 +52,11 @@ class Bare:
         image_ = scan(images)[0][image]
         self.image_disk = image_.disk
         self._tap = TAP if address is not None else None
-        self.config = Config(
+        self.config = QemuConfig(
             id="bare", directory=directory, vcpus=1, memory_mib=memory_mib, machine="pc",
             accelerator=AcceleratorKind.TCG, kernel=image_.kernel, initrd=image_.initrd,
             cmdline=image_.cmdline + (f" novacron.address={address}" if address else ""),
-            nics=(Nic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),),
+            nics=(QemuNic("52:54:00:ba:5e:00", self._tap, GUEST_MTU if self._tap else None),),
             disk=None if image_.disk is None else directory / "disk.qcow2",
             display=True,
         )  # fmt: skip

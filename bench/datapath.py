@@ -21,7 +21,7 @@ from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PageRing
 from novacron.dwcp.receiver import ReceiveOptions
 from novacron.dwcp.sender import Sender, SendOptions
-from novacron.qemu.stream import Splitter
+from novacron.qemu.stream import RamSplitter
 
 KEY = b"k" * 32
 PIECE_BYTES = 512 * 1024
@@ -62,7 +62,7 @@ def codec(stream: Path, directory: Path, method: int = FIRST) -> tuple[float, in
     encoder, compressor, splitter = (
         Encoder(PageHash(KEY), PageRing(directory)),
         Compressor(method, fixed=True),
-        Splitter(),
+        RamSplitter(),
     )
     source, sent = Recorded(stream), 0
     started = time.monotonic()
@@ -133,7 +133,7 @@ def loopback(stream: Path, directory: Path) -> float:
         options = SendOptions(KEY, directory / "rings")
         async with Sender(("127.0.0.1", port), pki.node_host("b"), "s", _pool(directory), options) as sender:
             started = time.monotonic()
-            await sender.send(Recorded(stream), Splitter())
+            await sender.send(Recorded(stream), RamSplitter())
             took = time.monotonic() - started
 
     try:

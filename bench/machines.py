@@ -26,7 +26,7 @@ from novacron.disk.cloud_init import build as build_seed
 from novacron.disk.images import Image, scan
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import Config, Nic, command, console_log_path
+from novacron.qemu.command import QemuConfig, QemuNic, command, console_log_path
 from novacron.qemu.guest import GuestAgent, GuestSilent
 
 NODE = "host-a"
@@ -79,9 +79,9 @@ def bare(directory: Path, image: Image, memory_mib: int, *, agent: bool = False)
         build_seed(directory / "seed.iso", Seed(), id="bare", name="bare", macs=[MAC], address=None)
         seed = os.open(directory / "seed.iso", os.O_RDONLY)
         descriptors = [guest, seed]
-    config = Config(
+    config = QemuConfig(
         "bare", directory, 1, memory_mib, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
-        (Nic(MAC, None),), disk, guest=guest, seed=seed, display=not agent,
+        (QemuNic(MAC, None),), disk, guest=guest, seed=seed, display=not agent,
     )  # fmt: skip
     process = subprocess.Popen(
         command(config, incoming=False), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors

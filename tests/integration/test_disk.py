@@ -12,7 +12,7 @@ from novacron.disk.images import scan
 from novacron.disk.nbd import Client
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import mirror
-from novacron.qemu.command import Config, Nic, command, monitor_path
+from novacron.qemu.command import QemuConfig, QemuNic, command, monitor_path
 from novacron.qemu.monitor import Monitor
 
 PAGE = 4096
@@ -26,9 +26,9 @@ async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_c
     assert image.disk is not None
     layer, data = tmp_path / "disk.qcow2", os.urandom(4 * PAGE)
     await overlay.create(layer, image.disk, image.info.disk_bytes)
-    config = Config(
+    config = QemuConfig(
         "waits", tmp_path, 1, 128, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
-        (Nic("52:54:00:00:00:02", None),), layer,
+        (QemuNic("52:54:00:00:00:02", None),), layer,
     )  # fmt: skip
     process = subprocess.Popen(command(config, incoming=True))  # noqa: ASYNC220
     monitor = await Monitor.connect(monitor_path(tmp_path), lambda *_: None, lambda: process.poll() is None)

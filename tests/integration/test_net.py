@@ -19,7 +19,7 @@ from novacron.agent.settings import Settings
 from novacron.model.network import Direction, Interface, Passing, Protocol
 from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
-from novacron.net.in_flight_frames import LateFrames
+from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
 from tests.unit.test_network import told
 
@@ -68,7 +68,7 @@ def test_a_bridge_that_is_not_there_is_named(wan: Lab) -> None:
 def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device: int) -> None:
     here, there = wan.hosts[1], wan.hosts[0]
     run(*there.prefix, "ip", "neigh", "replace", ADDRESS, "lladdr", MAC, "dev", "br0")
-    kept = here.within(lambda: LateFrames("nvtest"))
+    kept = here.within(lambda: InFlightFrames("nvtest"))
     sender = there.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     for number in range(3):
         sender.sendto(b"late-%d" % number, (ADDRESS, 5555))

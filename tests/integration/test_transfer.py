@@ -12,7 +12,7 @@ from pathlib import Path
 from novacron.disk import tiny
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import transfer
-from novacron.qemu.command import Config, Nic, command, console_log_path, monitor_path
+from novacron.qemu.command import QemuConfig, QemuNic, command, console_log_path, monitor_path
 from novacron.qemu.memory import GuestMemory
 from novacron.qemu.monitor import Monitor
 from tests.waiting import eventually
@@ -31,8 +31,8 @@ async def qemu(directory: Path, images: Path, *, incoming: bool) -> AsyncIterato
     directory.mkdir()
     kernel, initrd = images / "vmlinuz", images / "initrd.img"
     cmdline = "console=ttyS0 quiet panic=-1 random.trust_cpu=on"
-    nic = Nic("52:54:00:00:00:01", None)
-    config = Config(
+    nic = QemuNic("52:54:00:00:00:01", None)
+    config = QemuConfig(
         "busy", directory, 1, MEMORY_MIB, "pc", AcceleratorKind.TCG, kernel, initrd, cmdline, (nic,)
     )  # fmt: skip
     process = subprocess.Popen(command(config, incoming=incoming))  # noqa: ASYNC220

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from novacron.model.node import AcceleratorKind
-from novacron.qemu.command import Config, Nic, Volume, command, quoted
+from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume, command, quoted
 from novacron.qemu.probe import boot_sector
 
-CONFIG = Config(
+CONFIG = QemuConfig(
     id="vm-aaaaaaaaaaaaaaaa",
     directory=Path("/vms/a,b"),
     vcpus=2,
@@ -22,7 +22,7 @@ CONFIG = Config(
     kernel=Path("/images/tiny/vmlinuz"),
     initrd=Path("/images/tiny/initrd.img"),
     cmdline="console=ttyS0",
-    nics=(Nic("52:54:00:00:00:01", "nvtap", 1450),),
+    nics=(QemuNic("52:54:00:00:00:01", "nvtap", 1450),),
 )
 
 
@@ -53,7 +53,7 @@ def test_the_boot_sector_is_one_that_a_bios_boots() -> None:
 def test_no_two_disks_have_the_same_place_at_boot() -> None:
     """QEMU does not start with a bootindex twice, and has 0 for a kernel of its own."""
     orders = (0, 0, 1, 1, None, 99)
-    volumes = tuple(Volume(f"vol-{lun}", lun, 10 + lun, boot_order=order) for lun, order in enumerate(orders))
+    volumes = tuple(QemuVolume(f"vol-{lun}", lun, 10 + lun, boot_order=order) for lun, order in enumerate(orders))
     config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), volumes=volumes)
     text = " ".join(command(config, incoming=False))
     found = [int(place) for place in re.findall(r'bootindex"?[=:] ?(\d+)', text)]

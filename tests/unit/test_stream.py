@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.qemu.stream import OPAQUE_RUN, PAGE, PAGES_RUN, RAM_START, ZERO_RUN, Splitter
+from novacron.qemu.stream import OPAQUE_RUN, PAGE, PAGES_RUN, RAM_START, ZERO_RUN, RamSplitter
 
 RAM_ID = struct.pack("!I", 2)
 CONFIGURATION = b"QEVM\0\0\0\3\x07\0\0\0\x0dpc-i440fx-7.2"
@@ -48,7 +48,7 @@ SECOND = word(3 * PAGE, 0x08) + named(b"pc.ram") + page(9)
 
 
 def split(raw: bytes, cuts: list[int]) -> tuple[bytes, list[tuple[int, bytes]]]:
-    splitter, back, found = Splitter(), b"", []
+    splitter, back, found = RamSplitter(), b"", []
     edges = [0, *sorted(cut % (len(raw) + 1) for cut in cuts), len(raw)]
     for start, end in itertools.pairwise(edges):
         data, runs = splitter.split(raw[start:end])
@@ -78,7 +78,7 @@ def test_nothing_is_lost_and_pages_are_found_however_the_stream_is_cut(cuts: lis
 
 
 def test_one_page_is_one_place_in_its_block_whichever_way_it_is_told() -> None:
-    _, runs = Splitter().split(stream([FIRST, SECOND]))
+    _, runs = RamSplitter().split(stream([FIRST, SECOND]))
     spaces = {(run[3] >> 12, run[4], run[5]) for run in runs if run[0] == PAGES_RUN}
     assert spaces == {(0, 0, True), (1, 0, False), (3, 0, True)}
 

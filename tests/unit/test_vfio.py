@@ -49,8 +49,8 @@ class Kernel(Vfio):
             (self.root / "drivers" / driver).mkdir(parents=True, exist_ok=True)
             link.symlink_to(self.root / "drivers" / driver)
 
-    def _give(self, address: str, driver: str) -> None:
-        super()._give(address, driver)
+    def _set_driver(self, address: str, driver: str) -> None:
+        super()._set_driver(address, driver)
         if self.obeys:
             self._take(address, driver or self._homes[address])
 
@@ -88,12 +88,12 @@ def test_what_was_not_listed_is_nobodys(kernel: Kernel) -> None:
         Passthrough(kernel).choose("a", ["8086:10fb"], ["0000:09:00.0"])
 
 
-def test_a_device_that_can_not_be_kept_within_its_guest_is_not_handed_out(kernel: Kernel) -> None:
+def test_a_device_that_can_not_be_isolated_is_not_passed_through(kernel: Kernel) -> None:
     kernel.add("0000:03:00.0", "8086:1533", "igb", "")
     with pytest.raises(DeviceFailed, match="no IOMMU group"):
         kernel.bind(["0000:03:00.0"], None)
     kernel._take(DISK, "ahci")
-    with pytest.raises(DeviceFailed, match=f"can't be kept from {DISK}"):
+    with pytest.raises(DeviceFailed, match=f"can't be isolated from {DISK}"):
         kernel.bind([NIC], None)
     assert kernel.driver(NIC) == "ixgbe", "it was left alone"
     kernel.obeys = False

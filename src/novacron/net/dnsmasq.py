@@ -25,11 +25,11 @@ DOMAIN = "internal"
 """Kept for such use by ICANN; a network's names end in its own name and this."""
 
 
-def config(told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> dict[str, str]:
+def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> dict[str, str]:
     """Return the files of a network's server. ``nameservers``: where other names are looked up."""
-    assert told.spec.subnet is not None
-    subnet, service = ipaddress.IPv4Network(told.spec.subnet), service_address(told.spec.subnet)
-    domain = f"{told.name}.{DOMAIN}"
+    assert network.spec.subnet is not None
+    subnet, service = ipaddress.IPv4Network(network.spec.subnet), service_address(network.spec.subnet)
+    domain = f"{network.name}.{DOMAIN}"
     lines = [
         "no-resolv",
         "no-hosts",
@@ -52,15 +52,15 @@ def config(told: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> 
         "bogus-priv",
         f"cache-size={CACHE_ENTRIES}",
         f"dns-forward-max={QUERIES_MAX}",
-        f"dhcp-option=option:router,{gateway_address(told.spec.subnet)}",
+        f"dhcp-option=option:router,{gateway_address(network.spec.subnet)}",
         f"dhcp-option=option:dns-server,{service}",
-        f"dhcp-option=option:mtu,{told.mtu}",
-        *(f"server={one}" for one in nameservers),
+        f"dhcp-option=option:mtu,{network.mtu}",
+        *(f"server={server}" for server in nameservers),
     ]
     return {
         CONFIG: "\n".join(lines) + "\n",
-        HOSTS: "".join(f"{mac},{address},{name}\n" for mac, address, name in told.names),
-        NAMES: "".join(f"{address} {name}\n" for _, address, name in told.names),
+        HOSTS: "".join(f"{mac},{address},{name}\n" for mac, address, name in network.names),
+        NAMES: "".join(f"{address} {name}\n" for _, address, name in network.names),
     }
 
 
@@ -73,10 +73,12 @@ def running(directory: Path) -> int | None:
     return None
 
 
-def settle(name: str, told: NetworkOnNode, directory: Path, nameservers: Sequence[str], *, first: bool = False) -> None:
+def settle(
+    name: str, network: NetworkOnNode, directory: Path, nameservers: Sequence[str], *, first: bool = False
+) -> None:
     """Have the server of a network run, with what it has to know. ``first``: whoever wrote its files last may have been
     killed before it was told of them, so it begins anew. Raises NetworkFailed."""
-    files = config(told, directory, nameservers)
+    files = config(network, directory, nameservers)
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         before = {file: _text(directory / file) for file in files}
@@ -135,12 +137,12 @@ def end(directory: Path) -> None:
 
 def host_nameservers(path: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
     """Return the nameservers of this host that its networks can reach, too."""
-    found = []
+    addresses = []
     with contextlib.suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
             words = line.split()
             if len(words) >= 2 and words[0] == "nameserver":
                 with contextlib.suppress(ValueError):
                     if not ipaddress.IPv4Address(words[1]).is_loopback:
-                        found.append(words[1])
-    return tuple(found[:3])
+                        addresses.append(words[1])
+    return tuple(addresses[:3])

@@ -139,41 +139,41 @@ def chains(nics: Iterable[Interface], service: str | None, closed: Collection[Ni
     """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
     node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours. Nothing
     passes to or from ``closed`` interfaces."""
-    found: dict[str, list[str]] = {name: [] for name in HOOKS}
+    rules: dict[str, list[str]] = {name: [] for name in HOOKS}
     taps, inward, outward = {}, {}, {}
     for nic in nics:
         tap = tap_name(nic.vm, nic.number)
         taps[tap] = f"spoofing_{tap}"
         if key_of(nic) in closed:
             inward[tap] = f"to_{tap}"
-            found[taps[tap]] = found[inward[tap]] = ["drop"]
+            rules[taps[tap]] = rules[inward[tap]] = ["drop"]
             continue
-        found[taps[tap]] = list(_spoofing(nic))
+        rules[taps[tap]] = list(_spoofing(nic))
         if nic.passing is not None:
             inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
-            found[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
-            found[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
-            found[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
+            rules[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
+            rules[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
+            rules[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
     if service is not None:
         for end, address in (("saddr", SERVICE_MAC), ("daddr", SERVICE_MAC)):
-            found["before"].append(f'iifname "{TUNNEL}" ether {end} {address} drop')
-            found["between"].append(f'oifname "{TUNNEL}" ether {end} {address} drop')
-        found["before"].append(f'iifname "{TUNNEL}" arp daddr ip {service} drop')
-        found["between"].append(f'oifname "{TUNNEL}" arp daddr ip {service} drop')
-        found["between"].append(f'oifname "{TUNNEL}" udp dport 67 drop')
-        found["own"].append(f'iifname "{TAPS}" drop')
+            rules["before"].append(f'iifname "{TUNNEL}" ether {end} {address} drop')
+            rules["between"].append(f'oifname "{TUNNEL}" ether {end} {address} drop')
+        rules["before"].append(f'iifname "{TUNNEL}" arp daddr ip {service} drop')
+        rules["between"].append(f'oifname "{TUNNEL}" arp daddr ip {service} drop')
+        rules["between"].append(f'oifname "{TUNNEL}" udp dport 67 drop')
+        rules["own"].append(f'iifname "{TAPS}" drop')
     if taps:
-        found["before"].append(_vmap("iifname", taps))
+        rules["before"].append(_vmap("iifname", taps))
     if service is not None:
-        known = "".join(f', "{tap}"' for tap in sorted(taps))[2:]
-        unknown = f'iifname "{TAPS}"' + (f" iifname != {{ {known} }}" if known else "")
-        found["before"].append(f"{unknown} drop")
+        tap_names = "".join(f', "{tap}"' for tap in sorted(taps))[2:]
+        foreign_tap = f'iifname "{TAPS}"' + (f" iifname != {{ {tap_names} }}" if tap_names else "")
+        rules["before"].append(f"{foreign_tap} drop")
     if inward:
         # In chains of their own: what one guest may send, another on this node need not take.
         if outward:
-            found["between"].append(_vmap("iifname", outward))
-        found["after"].append(_vmap("oifname", inward))
-    return found
+            rules["between"].append(_vmap("iifname", outward))
+        rules["after"].append(_vmap("oifname", inward))
+    return rules
 
 
 def script(
@@ -200,7 +200,7 @@ def script(
     kept = {f"chain {name}" for name in wanted} | {f"set {name}" for name in (*flows, "arrived")}
     gone = sorted(set(stale) - kept)  # chains before sets, of which they speak
     lines += [f"flush chain bridge {table} {name}" for name in wanted if name not in HOOKS]
-    lines += [f"delete {one.replace(' ', f' bridge {table} ', 1)}" for one in gone]
+    lines += [f"delete {entry.replace(' ', f' bridge {table} ', 1)}" for entry in gone]
     lines += [
         f"add element bridge {table} arrived {{ {address} timeout {max(1, round(remaining_s))}s }}"
         for address, remaining_s in sorted(arrived.items())

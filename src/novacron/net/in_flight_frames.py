@@ -1,4 +1,4 @@
-"""Frames that come for a guest while it stands still: kept, and sent after it once it runs elsewhere.
+"""Frames that arrive for a guest while a migration has paused it: kept, and sent after it once it runs elsewhere.
 
 A frame that reaches the source of a migration after the guest stopped would be lost with its tap; its sender then
 waits for its retransmission time-out, several times the downtime. Needs CAP_NET_RAW.
@@ -24,30 +24,30 @@ KEPT_BYTES_MAX = 1024 * 1024
 FRAME_BYTES_MAX = 65536 + 64
 FRAMES_MAX = 4096
 BATCHES = 2
-"""Of those that were looked at before a guest's stop was noticed, so many are kept."""
+"""How many of the batches read before a guest's stop was noticed are kept."""
 
 
 def _open(device: str, protocol: int) -> socket.socket:
     """Return a packet socket on a device. Raises NetworkFailed."""
     try:
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     except OSError as error:
         raise NetworkFailed(f"can't open a packet socket: {error}") from error
     try:
-        opened.setblocking(False)
-        opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        opened.bind((device, protocol))
+        packet_socket.setblocking(False)
+        packet_socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        packet_socket.bind((device, protocol))
     except OSError as error:
-        opened.close()
+        packet_socket.close()
         raise NetworkFailed(f"can't open a packet socket on {device}: {error}") from error
-    return opened
+    return packet_socket
 
 
-class LateFrames:
-    """Keeps what is sent to a tap from now on, in the kernel's buffer, up to ``KEPT_BYTES_MAX``.
+class InFlightFrames:
+    """Keeps the frames sent to a tap from now on, in the kernel's buffer, up to ``KEPT_BYTES_MAX``.
 
-    A guest's stop is noticed when it has stood still for a moment: who begins before it, and forgets until then what
-    is older than a moment, has what came in between, too.
+    The agent notices a guest's stop only a moment later. So it starts this before the stop, and calls ``forget_old``
+    until it has noticed it: the frames that arrived in between are then kept too.
     """
 
     def __init__(self, tap: str) -> None:
@@ -59,34 +59,33 @@ class LateFrames:
         """Forget what came before the last few calls of this. Raises NetworkFailed."""
         self._recent.append(self._read())
 
-    def _taken(self, mac: bytes) -> list[bytes]:
-        """Return the kept frames that are for ``mac`` alone; others have reached everybody already."""
+    def _unicast(self, mac: bytes) -> list[bytes]:
+        """Return the kept frames for ``mac`` alone; all others have reached the target already."""
         frames = [frame for batch in (*self._recent, self._read()) for frame in batch]
         return [data for kind, data in frames if kind == PACKET_OUTGOING and data[VNET_HEADER_BYTES:SOURCE_AT] == mac]
 
     def _read(self) -> list[tuple[int, bytes]]:
-        """Return the frames that have come, and of which kind each is."""
-        found = []
+        """Return the frames that have arrived, each with its packet type."""
+        frames = []
         for _ in range(FRAMES_MAX):
             try:
                 data, (_, _, kind, *_) = self._socket.recvfrom(FRAME_BYTES_MAX)
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno == errno.ENETDOWN:  # said once, when the tap goes; the frames come after it
+                if error.errno == errno.ENETDOWN:  # reported once, when the tap goes; the frames follow it
                     continue
                 raise NetworkFailed(f"can't read kept frames: {error}") from error
-            found.append((kind, data))
-        return found
+            frames.append((kind, data))
+        return frames
 
     def send_after(self, bridge: str, mac: str) -> int:
-        """Send what was kept for ``mac`` over the bridge, which by now knows another way to it; return how many.
+        """Send the frames kept for ``mac`` over the bridge, which by now has another path to it; return how many.
 
-        They are sent under the tap's address: under their own, bridges on the way would learn that their senders have
-        moved here.
+        Their source address is the tap's: with their own, bridges on the way would learn that their senders are here.
         """
         guest, own = (bytes.fromhex(address.replace(":", "")) for address in (mac, tap_address(mac)))
-        frames = [frame[:SOURCE_AT] + own + frame[SOURCE_AT + 6 :] for frame in self._taken(guest)]
+        frames = [frame[:SOURCE_AT] + own + frame[SOURCE_AT + 6 :] for frame in self._unicast(guest)]
         if frames:
             with contextlib.closing(_open(bridge, 0)) as out:
                 for frame in frames:

@@ -67,17 +67,17 @@ def sysctl(name: str, value: int) -> None:
 
 def index(ip: Any, name: str) -> int | None:
     """Return the number of an interface, None if it is not there."""
-    found = ip.link_lookup(ifname=name)
-    return int(found[0]) if found else None
+    indexes = ip.link_lookup(ifname=name)
+    return int(indexes[0]) if indexes else None
 
 
 def _bridge(ip: Any, mtu: int) -> int:
     if index(ip, BRIDGE) is None:
         ip.link("add", ifname=BRIDGE, kind="bridge", br_forward_delay=0, br_mcast_snooping=0)
-    found = index(ip, BRIDGE)
-    assert found is not None
-    ip.link("set", index=found, mtu=mtu, state="up")
-    return found
+    bridge = index(ip, BRIDGE)
+    assert bridge is not None
+    ip.link("set", index=bridge, mtu=mtu, state="up")
+    return bridge
 
 
 def _pair(ip: Any, inner: str, port: str, mac: str, bridge: int, mtu: int) -> int:
@@ -102,10 +102,10 @@ def _own_mac(number: int) -> str:
     return f"02:4e:4f:57:{number >> 8:02x}:{number & 255:02x}"
 
 
-def _inside(told: NetworkOnNode) -> None:
+def _inside(network: NetworkOnNode) -> None:
     """Make the bridge, and what is this node's own on it."""
-    assert told.spec.subnet is not None
-    subnet = ipaddress.IPv4Network(told.spec.subnet)
+    assert network.spec.subnet is not None
+    subnet = ipaddress.IPv4Network(network.spec.subnet)
     for setting in ("arp_ignore", "arp_announce", "rp_filter"):
         # Several interfaces are on one bridge: each answers for its own address only.
         value = {"arp_ignore": 1, "arp_announce": 2, "rp_filter": 0}[setting]
@@ -119,22 +119,22 @@ def _inside(told: NetworkOnNode) -> None:
     with netlink() as ip:
         lo = index(ip, "lo")
         ip.link("set", index=lo, state="up")
-        bridge = _bridge(ip, told.mtu)
-        ip.link("set", index=bridge, address=_own_mac(told.node_number))
-        _address(ip, bridge, node_address(told.node_number), LINK_LOCAL, 1)
-        service = _pair(ip, SERVICE, SERVICE_PORT, SERVICE_MAC, bridge, told.mtu)
-        _address(ip, service, service_address(told.spec.subnet), subnet, 2)
+        bridge = _bridge(ip, network.mtu)
+        ip.link("set", index=bridge, address=_own_mac(network.node_number))
+        _address(ip, bridge, node_address(network.node_number), LINK_LOCAL, 1)
+        service = _pair(ip, SERVICE, SERVICE_PORT, SERVICE_MAC, bridge, network.mtu)
+        _address(ip, service, service_address(network.spec.subnet), subnet, 2)
         tunnel = index(ip, TUNNEL)
         if tunnel is not None:
-            ip.link("set", index=tunnel, master=bridge, mtu=told.mtu, state="up")
-        if told.is_gateway:
-            gateway = _pair(ip, GATEWAY, GATEWAY_PORT, GATEWAY_MAC, bridge, told.mtu)
-            _address(ip, gateway, gateway_address(told.spec.subnet), subnet, 1)
+            ip.link("set", index=tunnel, master=bridge, mtu=network.mtu, state="up")
+        if network.is_gateway:
+            gateway = _pair(ip, GATEWAY, GATEWAY_PORT, GATEWAY_MAC, bridge, network.mtu)
+            _address(ip, gateway, gateway_address(network.spec.subnet), subnet, 1)
         else:
             _without_gateway(ip)
             ip.route(
-                "replace", dst="default", gateway=gateway_address(told.spec.subnet), oif=bridge, flags=["onlink"],
-                prefsrc=node_address(told.node_number),
+                "replace", dst="default", gateway=gateway_address(network.spec.subnet), oif=bridge, flags=["onlink"],
+                prefsrc=node_address(network.node_number),
             )  # fmt: skip
 
 
@@ -168,14 +168,14 @@ def _reach(peers: Iterable[str]) -> None:
                     ip.fdb("del", ifindex=tunnel, lladdr=mac, dst=peer)
 
 
-def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
+def _tunnel(name: str, network: NetworkOnNode, local: str | None) -> None:
     """Make this host's end of the tunnel: its packets are the host's, its frames are in the namespace."""
     if namespace.within(name, lambda: _has_tunnel(local)):
         return
     with (namespace.ROOT / name).open() as file, netlink() as ip:
         here = {} if local is None else {"vxlan_local": local}
         ip.link(
-            "add", ifname=TUNNEL, kind="vxlan", vxlan_id=told.vni, vxlan_port=VXLAN_PORT, vxlan_learning=True,
+            "add", ifname=TUNNEL, kind="vxlan", vxlan_id=network.vni, vxlan_port=VXLAN_PORT, vxlan_learning=True,
             vxlan_ttl=TTL, net_ns_fd=file.fileno(), **here,
         )  # fmt: skip
 
@@ -183,32 +183,32 @@ def _tunnel(name: str, told: NetworkOnNode, local: str | None) -> None:
 def _has_tunnel(local: str | None) -> bool:
     """Say whether the tunnel's end is there as it should be; one that is not is taken away."""
     with netlink() as ip:
-        found = index(ip, TUNNEL)
-        if found is None:
+        tunnel = index(ip, TUNNEL)
+        if tunnel is None:
             return False
-        data = ip.get_links(found)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+        data = ip.get_links(tunnel)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
         if data.get_attr("IFLA_VXLAN_LOCAL") == local:
             return True
-        ip.link("del", index=found)
+        ip.link("del", index=tunnel)
         return False
 
 
-def settle(name: str, told: NetworkOnNode, local: str | None, peers: Iterable[str]) -> None:
+def settle(name: str, network: NetworkOnNode, local: str | None, peers: Iterable[str]) -> None:
     """Have an overlay as it should be in its namespace. ``local`` is this host's address for other nodes; ``peers``
     are theirs. Raises NetworkFailed."""
-    with refusals(f"can't set network {told.name} up"):
+    with refusals(f"can't set network {network.name} up"):
         namespace.create(name)
-        _tunnel(name, told, local)
-        namespace.within(name, lambda: _inside(told))
+        _tunnel(name, network, local)
+        namespace.within(name, lambda: _inside(network))
         namespace.within(name, lambda: _reach(peers))
 
 
 def taps(name: str) -> list[str]:
     """Return the taps that are in a namespace. Raises NetworkFailed."""
 
-    def look() -> list[str]:
+    def tap_names() -> list[str]:
         with netlink() as ip:
             names = [link.get_attr("IFLA_IFNAME") for link in ip.get_links()]
-        return [one for one in names if one.startswith("nv")]
+        return [link_name for link_name in names if link_name.startswith("nv")]
 
-    return namespace.within(name, look)
+    return namespace.within(name, tap_names)

@@ -45,23 +45,24 @@ def outside(number: int) -> str:
     return f"{OUTSIDE[:-1]}{number}"
 
 
-def inside_script(told: NetworkOnNode) -> str:
+def inside_script(network: NetworkOnNode) -> str:
     """Return the rules of the namespace of a network whose gateway is here."""
-    subnet, transit = told.spec.subnet, transit_address(told.number)
-    into = [f"  ip daddr {address} dnat to {guest}" for address, guest in told.floating]
+    subnet, transit = network.spec.subnet, transit_address(network.number)
+    into = [f"  ip daddr {address} dnat to {guest}" for address, guest in network.floating]
     into += [
-        f"  ip daddr {one.address or transit} {one.protocol} dport {one.port} dnat to {one.guest}:{one.guest_port}"
-        for one in told.entrances
+        f"  ip daddr {entrance.address or transit} {entrance.protocol} dport {entrance.port} dnat to "
+        f"{entrance.guest}:{entrance.guest_port}"
+        for entrance in network.entrances
     ]
-    out = [f'  oifname "{UPLINK}" ip saddr {guest} snat to {address}' for address, guest in told.floating]
+    out = [f'  oifname "{UPLINK}" ip saddr {guest} snat to {address}' for address, guest in network.floating]
     out.append(f'  oifname "{UPLINK}" masquerade')
     out.append(f'  oifname "{GATEWAY}" ip saddr {subnet} ct status dnat masquerade')  # it came from there, too
-    leaving = [f'  iifname "{GATEWAY}" oifname "{UPLINK}" ip saddr {guest} accept' for _, guest in told.floating]
-    if told.spec.nat:
+    leaving = [f'  iifname "{GATEWAY}" oifname "{UPLINK}" ip saddr {guest} accept' for _, guest in network.floating]
+    if network.spec.nat:
         leaving.append(f'  iifname "{GATEWAY}" oifname "{UPLINK}" accept')
     arriving = [
         f'  iifname "{UPLINK}" ip daddr {guest} accept'
-        for _, guest in told.floating  # also in the midst of things
+        for _, guest in network.floating  # also in the midst of things
     ]
     return "\n".join(
         [
@@ -102,10 +103,11 @@ def host_script(
     for guests only, and where they are none of its packets: ``only_between`` the ports of each of these bridges. None:
     it forwards whatever it did."""
     into = [
-        f"  fib daddr type local {one.protocol} dport {one.port} dnat to {transit_address(told.number)}:{one.port}"
-        for told in gateways
-        for one in told.entrances
-        if one.address is None
+        f"  fib daddr type local {entrance.protocol} dport {entrance.port} dnat to {transit_address(network.number)}:"
+        f"{entrance.port}"
+        for network in gateways
+        for entrance in network.entrances
+        if entrance.address is None
     ]
     foreign, astray = ([_but(vni, side, peers) for vni, peers in tunnels] for side in ("saddr", "daddr"))
     return "\n".join(
@@ -140,31 +142,31 @@ def host_script(
     )
 
 
-def _uplink_inside(told: NetworkOnNode) -> None:
+def _uplink_inside(network: NetworkOnNode) -> None:
     sysctl("ipv4/ip_forward", 1)
     with netlink() as ip:
         up = index(ip, UPLINK)
         ip.link("set", index=up, state="up")
         if not list(ip.get_addr(index=up, family=socket.AF_INET)):
-            ip.addr("add", index=up, address=transit_address(told.number), prefixlen=32)
+            ip.addr("add", index=up, address=transit_address(network.number), prefixlen=32)
         ip.route("replace", dst="default", gateway=NEXT_HOP, oif=up, flags=["onlink"])
-    nft(inside_script(told))
+    nft(inside_script(network))
 
 
-def open_(name: str, told: NetworkOnNode) -> None:
+def open_(name: str, network: NetworkOnNode) -> None:
     """Have the way out of a network, whose gateway is on this host. Raises NetworkFailed."""
-    with refusals(f"can't be the gateway of network {told.name}"):
-        near = outside(told.number)
+    with refusals(f"can't be the gateway of network {network.name}"):
+        near = outside(network.number)
         with (namespace.ROOT / name).open() as file, netlink() as ip:
             if index(ip, near) is None:
                 ip.link("add", ifname=near, kind="veth", peer={"ifname": UPLINK, "net_ns_fd": file.fileno()})
-            found = index(ip, near)
-            ip.link("set", index=found, state="up")
+            near_index = index(ip, near)
+            ip.link("set", index=near_index, state="up")
             sysctl(f"ipv4/conf/{near}/rp_filter", 0)
-            if not list(ip.get_addr(index=found, family=socket.AF_INET)):
-                ip.addr("add", index=found, address=NEXT_HOP, prefixlen=32)
-            ip.route("replace", dst=f"{transit_address(told.number)}/32", oif=found, scope=RT_SCOPE_LINK)
-        namespace.within(name, lambda: _uplink_inside(told))
+            if not list(ip.get_addr(index=near_index, family=socket.AF_INET)):
+                ip.addr("add", index=near_index, address=NEXT_HOP, prefixlen=32)
+            ip.route("replace", dst=f"{transit_address(network.number)}/32", oif=near_index, scope=RT_SCOPE_LINK)
+        namespace.within(name, lambda: _uplink_inside(network))
 
 
 def held() -> set[str]:
@@ -174,25 +176,27 @@ def held() -> set[str]:
     """
     with refusals("can't see the ways into networks"), netlink() as ip:
         near = [link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME").startswith(OUTSIDE[:-1])]
-        found = {
+        addresses = {
             route.get_attr("RTA_DST")
             for route in ip.get_routes(family=socket.AF_INET)
             if route["dst_len"] == 32 and route.get_attr("RTA_OIF") in near
         }
-    return {address for address in found if ipaddress.IPv4Address(address) not in TRANSIT}
+    return {address for address in addresses if ipaddress.IPv4Address(address) not in TRANSIT}
 
 
-def floating_of(told: NetworkOnNode) -> set[str]:
+def floating_of(network: NetworkOnNode) -> set[str]:
     """Return the floating addresses that lead into a network."""
-    return {address for address, _ in told.floating} | {one.address for one in told.entrances if one.address}
+    return {address for address, _ in network.floating} | {
+        entrance.address for entrance in network.entrances if entrance.address
+    }
 
 
-def lead(told: NetworkOnNode) -> None:
+def lead(network: NetworkOnNode) -> None:
     """Let the floating addresses of a network lead to it. Raises NetworkFailed."""
-    with refusals(f"can't have the floating addresses of network {told.name}"), netlink() as ip:
-        near = index(ip, outside(told.number))
-        for address in sorted(floating_of(told)):
-            inside = transit_address(told.number)
+    with refusals(f"can't have the floating addresses of network {network.name}"), netlink() as ip:
+        near = index(ip, outside(network.number))
+        for address in sorted(floating_of(network)):
+            inside = transit_address(network.number)
             ip.route("replace", dst=f"{address}/32", gateway=inside, oif=near, flags=["onlink"])
 
 
@@ -209,18 +213,18 @@ def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:
 def announce(addresses: Iterable[str]) -> list[str]:
     """Answer for floating addresses on the wires that they belong to, and say there that they are here now; return
     those that are on none: others have to route them to this host. Raises NetworkFailed."""
-    lost = []
+    unannounced = []
     with refusals("can't announce floating addresses"), netlink() as ip:
         for address in addresses:
-            found = _wire_of(ip, address)
-            if found is None:
-                lost.append(address)
+            wire = _wire_of(ip, address)
+            if wire is None:
+                unannounced.append(address)
                 continue
-            name, number = found
+            name, number = wire
             ip.neigh("replace", dst=address, ifindex=number, flags=NTF_PROXY)
             mac = ip.get_links(number)[0].get_attr("IFLA_ADDRESS")
             _gratuitous(name, mac, address)
-    return lost
+    return unannounced
 
 
 def forward(marker: Path) -> bool:
@@ -253,10 +257,10 @@ def silence(addresses: Iterable[str]) -> None:
 
     with refusals("can't give floating addresses up"), netlink() as ip:
         for address in addresses:
-            found = _wire_of(ip, address)
-            if found is not None:
+            wire = _wire_of(ip, address)
+            if wire is not None:
                 with contextlib.suppress(NetlinkError):  # it was not answered for
-                    ip.neigh("del", dst=address, ifindex=found[1], flags=NTF_PROXY)
+                    ip.neigh("del", dst=address, ifindex=wire[1], flags=NTF_PROXY)
 
 
 def greet(name: str, address: str) -> None:

@@ -33,12 +33,12 @@ class Carried(NamedTuple):
 
 def carried() -> dict[str, Carried]:
     """Return what each interface has carried, of the namespace in which the calling thread is (proc_pid_net(5))."""
-    found = {}
+    counters = {}
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
         name, _, rest = line.partition(":")
         values = [int(value) for value in rest.split()]
-        found[name.strip()] = Carried(values[0], values[1], values[8], values[9], values[3] + values[11])
-    return found
+        counters[name.strip()] = Carried(values[0], values[1], values[8], values[9], values[3] + values[11])
+    return counters
 
 
 def load() -> None:
@@ -55,14 +55,14 @@ def netlink() -> Any:
 
 def is_bridge(name: str) -> bool:
     """Say whether an interface with this name is there, and a bridge (ethtool(7): ETHTOOL_GDRVINFO)."""
-    said = array.array("B", struct.pack("I", ETHTOOL_GDRVINFO).ljust(DRVINFO_BYTES, b"\0"))
-    request = struct.pack("16sP16x", name.encode(), said.buffer_info()[0])
+    driver_info = array.array("B", struct.pack("I", ETHTOOL_GDRVINFO).ljust(DRVINFO_BYTES, b"\0"))
+    request = struct.pack("16sP16x", name.encode(), driver_info.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
         try:
             fcntl.ioctl(any_, SIOCETHTOOL, request)
         except OSError:
             return False
-    return said.tobytes()[4:36].rstrip(b"\0") == b"bridge"
+    return driver_info.tobytes()[4:36].rstrip(b"\0") == b"bridge"
 
 
 def tap_address(guest_mac: str) -> str:
@@ -82,18 +82,18 @@ def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> i
     from pyroute2.netlink.exceptions import NetlinkError
 
     with netlink() as ip:
-        found = ip.link_lookup(ifname=bridge)
-        if not found:
+        bridge_indexes = ip.link_lookup(ifname=bridge)
+        if not bridge_indexes:
             raise NetworkFailed(f"there is no bridge {bridge!r} on this host")
-        mtu = int(ip.get_links(found[0])[0].get_attr("IFLA_MTU"))
+        mtu = int(ip.get_links(bridge_indexes[0])[0].get_attr("IFLA_MTU"))
         try:
             if not ip.link_lookup(ifname=name):
                 ip.link("add", ifname=name, kind="tuntap", mode="tap")
             index = ip.link_lookup(ifname=name)[0]
             ip.link("set", index=index, address=tap_address(guest_mac), mtu=mtu)
-            ip.link("set", index=index, master=found[0])
+            ip.link("set", index=index, master=bridge_indexes[0])
             if vlan is not None:
-                _tag(ip, index, found[0], bridge, vlan)
+                _tag(ip, index, bridge_indexes[0], bridge, vlan)
             ip.link("set", index=index, state="up")
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error

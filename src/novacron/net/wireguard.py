@@ -1,4 +1,4 @@
-"""What encrypts networks between nodes: one WireGuard interface a host, in the kernel or by wireguard-go(8).
+"""Encryption of networks between nodes: one WireGuard interface for each host, in the kernel or by wireguard-go(8).
 
 The keys of peers come from the control plane. A peer may send under its own address in ``RANGE`` alone.
 """
@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -40,7 +41,7 @@ def _in_kernel() -> bool:
 
 
 def lacks() -> str | None:
-    """Say why networks between sites can't be encrypted here, or None if they can."""
+    """Return why networks between sites can't be encrypted here, or None if they can."""
     if shutil.which(TOOL) is None:
         return "networks between sites are not encrypted: apt-get install wireguard-tools"
     if shutil.which(DAEMON) is None and not _in_kernel():
@@ -49,7 +50,7 @@ def lacks() -> str | None:
 
 
 def public_key(path: Path) -> str:
-    """Return the public key of this host, whose private key is in a file that only root reads; made if need be."""
+    """Return this host's public key. Its private key is in a file that only root reads, created if missing."""
     if not path.exists():
         raw = X25519PrivateKey.generate().private_bytes(
             serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
@@ -67,7 +68,7 @@ def public_key(path: Path) -> str:
 
 
 def config(private: str, peers: Sequence[NetworkPeer], addresses: dict[str, str]) -> str:
-    """Return what wg(8) is told. ``addresses`` are those of the peers' hosts."""
+    """Return the configuration for wg(8). ``addresses`` are those of the peers' hosts."""
     lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {PORT}"]
     for peer in peers:
         if peer.host in addresses:
@@ -78,27 +79,39 @@ def config(private: str, peers: Sequence[NetworkPeer], addresses: dict[str, str]
     return "\n".join(lines) + "\n"
 
 
-def settle(
-    name: str, key: Path, number: int, peers: Sequence[NetworkPeer], addresses: dict[str, str], mtu: int, file: Path
-) -> None:
-    """Have the interface ``name`` with these peers. ``mtu``: of the way to them. Raises NetworkFailed."""
+class WireguardInterface(NamedTuple):
+    """This host's interface: its name, the file with its private key, and the MTU of the way to its peers, in bytes."""
+
+    name: str
+    key: Path
+    node_number: int
+    mtu: int
+    config: Path
+    """Scratch file, which only root reads."""
+
+
+def settle(interface: WireguardInterface, peers: Sequence[NetworkPeer], addresses: dict[str, str]) -> None:
+    """Create the interface unless it exists, and give it these peers. Raises NetworkFailed."""
+    name, file = interface.name, interface.config
     with refusals("can't encrypt networks"):
         with netlink() as ip:
-            made = index(ip, name) is not None
-        if not made:
+            exists = index(ip, name) is not None
+        if not exists:
             _make(name)
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-        try:  # told each time: what an agent that was killed had written says nothing of what the interface knows
+        try:  # each time: a file that a killed agent left does not prove that the interface has these peers
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-                out.write(config(key.read_text(), peers, addresses))
+                out.write(config(interface.key.read_text(), peers, addresses))
             _run([TOOL, "syncconf", name, str(file)])
         finally:
             file.unlink(missing_ok=True)
         with netlink() as ip:
             device = index(ip, name)
-            ip.link("set", index=device, mtu=mtu - WIREGUARD_BYTES, state="up")
-            ip.addr("replace", index=device, address=encrypted_address(number), prefixlen=RANGE.prefixlen)
+            ip.link("set", index=device, mtu=interface.mtu - WIREGUARD_BYTES, state="up")
+            ip.addr(
+                "replace", index=device, address=encrypted_address(interface.node_number), prefixlen=RANGE.prefixlen
+            )
 
 
 def _make(name: str) -> None:
@@ -120,7 +133,7 @@ def _make(name: str) -> None:
             if index(ip, name) is not None and Path(f"/var/run/wireguard/{name}.sock").exists():
                 return
         time.sleep(LOOK_S)
-    raise NetworkFailed(f"{DAEMON} has made no interface within {APPEAR_S:.0f} s")
+    raise NetworkFailed(f"{DAEMON} made no interface within {APPEAR_S:.0f} s")
 
 
 def _run(arguments: list[str]) -> None:
@@ -133,8 +146,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def remove(name: str) -> None:
-    """Take the interface away; its daemon ends with it. One that is not there is no error. Raises NetworkFailed."""
-    with refusals("can't take WireGuard's interface away"), netlink() as ip:
-        found = index(ip, name)
-        if found is not None:
-            ip.link("del", index=found)
+    """Remove the interface; its daemon ends with it. It is no error if there is none. Raises NetworkFailed."""
+    with refusals("can't remove WireGuard's interface"), netlink() as ip:
+        link_index = index(ip, name)
+        if link_index is not None:
+            ip.link("del", index=link_index)

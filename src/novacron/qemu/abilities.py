@@ -48,7 +48,7 @@ async def look(binary: str, kind: AcceleratorKind) -> Abilities:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    names = tuple(sorted(one["name"] for one in machines or () if re.search(r"-\d+\.\d+$", one["name"])))
+    names = tuple(sorted(machine["name"] for machine in machines or () if re.search(r"-\d+\.\d+$", machine["name"])))
     return Abilities(_cpu(full, bare), names)
 
 
@@ -67,8 +67,8 @@ async def _execute(process: asyncio.subprocess.Process, command: str, **argument
 
 
 async def _model(process: asyncio.subprocess.Process, name: str) -> dict[str, Any]:
-    found = await _execute(process, "query-cpu-model-expansion", type="full", model={"name": name})
-    return {} if found is None else dict(found["model"]["props"])
+    expansion = await _execute(process, "query-cpu-model-expansion", type="full", model={"name": name})
+    return {} if expansion is None else dict(expansion["model"]["props"])
 
 
 def _cpu(full: dict[str, Any], bare: dict[str, Any]) -> CpuModel | None:

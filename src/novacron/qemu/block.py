@@ -14,16 +14,16 @@ LOOK_S, COPY_S_MAX = 0.1, 6 * 3600.0
 
 async def top(monitor: Monitor, device: str = DISK) -> str:
     """Return the node that a device of the guest's has: its own layer. Raises MonitorFailed when there is none."""
-    found = await _inserted(monitor, device)
-    if found is None:
+    inserted = await _inserted(monitor, device)
+    if inserted is None:
         raise MonitorFailed(f"QEMU has no disk {device}")
-    return str(found["node-name"])
+    return str(inserted["node-name"])
 
 
 async def size_bytes(monitor: Monitor, device: str = DISK) -> int:
     """Return how large the guest sees the disk, 0 if it has none. Raises MonitorFailed."""
-    found = await _inserted(monitor, device)
-    return 0 if found is None else int(found["image"]["virtual-size"])
+    inserted = await _inserted(monitor, device)
+    return 0 if inserted is None else int(inserted["image"]["virtual-size"])
 
 
 async def _inserted(monitor: Monitor, device: str) -> Any:
@@ -39,13 +39,13 @@ async def put_over(monitor: Monitor, number: int, file: str) -> None:
 
     Raises MonitorFailed.
     """
-    now, node = await top(monitor), node_behind(number)
-    if now == node:
+    current, node = await top(monitor), node_behind(number)
+    if current == node:
         return
     if node not in await nodes(monitor):
         layer = {"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": file}, "backing": None}
         await monitor.execute("blockdev-add", {**layer, **DISK_OPTIONS})
-    await monitor.execute("blockdev-snapshot", {"node": now, "overlay": node})
+    await monitor.execute("blockdev-snapshot", {"node": current, "overlay": node})
 
 
 async def nodes(monitor: Monitor) -> set[str]:
@@ -62,12 +62,12 @@ async def copy(monitor: Monitor, file: str) -> None:
         job = {"job-id": COPY_JOB, "device": await top(monitor), "target": COPY, "sync": "top", "auto-dismiss": False}
         await monitor.execute("blockdev-backup", job)
         async with asyncio.timeout(COPY_S_MAX):
-            while (found := await _job(monitor)) is None or found["status"] != "concluded":
-                if found is None:
+            while (job_status := await _job(monitor)) is None or job_status["status"] != "concluded":
+                if job_status is None:
                     raise MonitorFailed("QEMU does not copy the disk any more")
                 await asyncio.sleep(LOOK_S)
-        if found.get("error"):
-            raise MonitorFailed(f"the disk can't be copied: {found['error']}")
+        if job_status.get("error"):
+            raise MonitorFailed(f"the disk can't be copied: {job_status['error']}")
     finally:
         await clear_copy(monitor)
 
@@ -75,8 +75,8 @@ async def copy(monitor: Monitor, file: str) -> None:
 async def clear_copy(monitor: Monitor) -> None:
     """Leave nothing of a copy behind, finished or not. Raises MonitorFailed, TimeoutError."""
     async with asyncio.timeout(10):
-        while (found := await _job(monitor)) is not None:
-            if found["status"] == "concluded":
+        while (job := await _job(monitor)) is not None:
+            if job["status"] == "concluded":
                 await monitor.execute("job-dismiss", {"id": COPY_JOB})
                 continue
             await monitor.execute("job-cancel", {"id": COPY_JOB})

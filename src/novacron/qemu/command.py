@@ -29,7 +29,7 @@ GUEST_PORT = "org.qemu.guest_agent.0"
 NAMESPACE = uuid.UUID("5f0ac0de-0000-4000-8000-6e6f7661766d")
 
 
-class Nic(msgspec.Struct, frozen=True):
+class QemuNic(msgspec.Struct, frozen=True):
     """A network interface: on a tap, or in QEMU's user mode when ``tap`` is None."""
 
     mac: str
@@ -39,7 +39,7 @@ class Nic(msgspec.Struct, frozen=True):
     """The tap, open: QEMU needs no right to open it."""
 
 
-class Volume(msgspec.Struct, frozen=True):
+class QemuVolume(msgspec.Struct, frozen=True):
     """A disk of a VM's that outlives it: a raw file, open."""
 
     id: str
@@ -49,7 +49,7 @@ class Volume(msgspec.Struct, frozen=True):
     boot_order: int | None = None
 
 
-class Config(msgspec.Struct, frozen=True):
+class QemuConfig(msgspec.Struct, frozen=True):
     """All that QEMU needs to run one VM.
 
     Files are named as QEMU sees them, and what it inherits is named by number: listening sockets, and the disk of the
@@ -65,7 +65,7 @@ class Config(msgspec.Struct, frozen=True):
     kernel: Path | None
     initrd: Path | None
     cmdline: str
-    nics: tuple[Nic, ...]
+    nics: tuple[QemuNic, ...]
     disk: Path | None = None
     """The VM's own layer, qcow2, over the disk of its image."""
     binary: str = "qemu-system-x86_64"
@@ -84,7 +84,7 @@ class Config(msgspec.Struct, frozen=True):
     """The raw disk under ``disk``, whatever that file says."""
     shared: tuple[int, ...] = ()
     """The layers between the two, which other VMs may have too, from the lowest up."""
-    volumes: tuple[Volume, ...] = ()
+    volumes: tuple[QemuVolume, ...] = ()
     vcpus_max: int | None = None
     memory_max_mib: int | None = None
     cpu: CpuModel | None = None
@@ -135,13 +135,13 @@ def _server(descriptor: int | None, path: Path) -> str:
     return f"{where},server=on,wait=off"
 
 
-def _firmware_of(config: Config) -> str:
+def _firmware_of(config: QemuConfig) -> str:
     if config.firmware is None:
         return ""
     return ",pflash0=code0,pflash1=vars0" + (",smm=on" if config.secure else "")
 
 
-def _firmware(config: Config) -> list[str]:
+def _firmware(config: QemuConfig) -> list[str]:
     arguments = []
     if config.firmware is not None:
         code = _read_only(FIRMWARE_FDSET)
@@ -161,13 +161,13 @@ def _firmware(config: Config) -> list[str]:
     return arguments
 
 
-def _memory(config: Config) -> str:
+def _memory(config: QemuConfig) -> str:
     if config.memory_max_mib is None:
         return f"{config.memory_mib}M"
     return f"size={config.memory_mib}M,slots={MEMORY_SLOTS},maxmem={config.memory_max_mib}M"
 
 
-def _disk(config: Config) -> list[str]:
+def _disk(config: QemuConfig) -> list[str]:
     """Return the disk: the VM's own layer, over those that it shares, over its image's disk."""
     if config.disk is None:
         return []
@@ -189,19 +189,19 @@ def _read_only(fdset: int) -> dict[str, object]:
     return {"driver": "file", "filename": f"/dev/fdset/{fdset}", "read-only": True}
 
 
-def fdset_of(volume: Volume | int) -> int:
+def fdset_of(volume: QemuVolume | int) -> int:
     """Return the number of QEMU's set of descriptors for the volume at a place."""
     return VOLUME_FDSET + (volume if isinstance(volume, int) else volume.lun)
 
 
-def volume_node(volume: Volume) -> dict[str, object]:
+def volume_node(volume: QemuVolume) -> dict[str, object]:
     """Return a volume as a node of QEMU's block layer, named after it."""
     file = {"driver": "file", "filename": f"/dev/fdset/{fdset_of(volume)}", "read-only": volume.read_only}
     options: dict[str, object] = {} if volume.read_only else dict(DISK_OPTIONS)
     return {"driver": "raw", "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
 
 
-def volume_device(volume: Volume) -> dict[str, object]:
+def volume_device(volume: QemuVolume) -> dict[str, object]:
     """Return a volume as a SCSI disk, whose serial is its id."""
     device: dict[str, object] = {"driver": "scsi-hd", "id": f"{volume.id}-device", "bus": f"{SCSI}.0"}
     device |= {"channel": 0, "scsi-id": 0, "lun": volume.lun, "drive": volume.id, "serial": volume.id}
@@ -210,7 +210,7 @@ def volume_device(volume: Volume) -> dict[str, object]:
     return device
 
 
-def _volumes(volumes: tuple[Volume, ...]) -> list[str]:
+def _volumes(volumes: tuple[QemuVolume, ...]) -> list[str]:
     arguments = ["-device", f"virtio-scsi-pci,id={SCSI}"]
     for volume in volumes:
         arguments += ["-add-fd", f"set={fdset_of(volume)},fd={volume.descriptor}"]
@@ -236,7 +236,7 @@ def _guest(descriptor: int | None) -> list[str]:
     ]
 
 
-def _nic(number: int, nic: Nic) -> list[str]:
+def _nic(number: int, nic: QemuNic) -> list[str]:
     netdev = f"user,id=net{number},restrict=on"
     if nic.descriptor is not None:
         netdev = f"tap,id=net{number},fd={nic.descriptor}"
@@ -248,7 +248,7 @@ def _nic(number: int, nic: Nic) -> list[str]:
     return ["-netdev", netdev, "-device", device]
 
 
-def command(config: Config, *, incoming: bool) -> list[str]:
+def command(config: QemuConfig, *, incoming: bool) -> list[str]:
     """Return QEMU's arguments. With ``incoming`` it waits for a migration and stays paused after it."""
     directory = config.directory
     arguments = [

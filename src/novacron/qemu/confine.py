@@ -71,9 +71,9 @@ def check_peer(connection: socket.socket, pid: int) -> None:
 
     What lies in a directory of QEMU's may be a link to another VM's socket.
     """
-    found, _, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
-    if found != pid:
-        raise OSError(f"a socket is process {found}'s, not QEMU's ({pid})")
+    peer_pid, _, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    if peer_pid != pid:
+        raise OSError(f"a socket is process {peer_pid}'s, not QEMU's ({pid})")
 
 
 class Cgroup:
@@ -135,8 +135,8 @@ class Cgroup:
 
     def throttled_s(self) -> float:
         """Return for how long its processes were held back. Raises OSError where this host does not count it."""
-        found = dict(line.split() for line in (self._directory("cpu") / "cpu.stat").read_text().splitlines())
-        return int(found["throttled_usec"]) / 1e6 if self._unified else int(found["throttled_time"]) / 1e9
+        stat = dict(line.split() for line in (self._directory("cpu") / "cpu.stat").read_text().splitlines())
+        return int(stat["throttled_usec"]) / 1e6 if self._unified else int(stat["throttled_time"]) / 1e9
 
     def remove(self) -> None:
         """Take it away, once it is empty; one that does not exist is no error."""
@@ -154,8 +154,8 @@ def _disk_of(path: Path) -> str | None:
     entry = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     if not entry.exists():
         return None
-    found = entry.resolve()
-    return ((found.parent if (found / "partition").exists() else found) / "dev").read_text().strip()
+    device = entry.resolve()
+    return ((device.parent if (device / "partition").exists() else device) / "dev").read_text().strip()
 
 
 def can_confine() -> bool:

@@ -8,13 +8,13 @@ import contextlib
 import msgspec
 
 from novacron.qemu import block
-from novacron.qemu.command import DISK, Volume, fdset_of, volume_device, volume_node
+from novacron.qemu.command import DISK, QemuVolume, fdset_of, volume_device, volume_node
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
 GONE_S_MAX, LOOK_S = 5.0, 0.05
 
 
-class Limits(msgspec.Struct, frozen=True):
+class DiskLimits(msgspec.Struct, frozen=True):
     """What a disk may do in a second; None: whatever it can."""
 
     iops: int | None = None
@@ -23,15 +23,15 @@ class Limits(msgspec.Struct, frozen=True):
 
 async def plugged(monitor: Monitor) -> dict[str, int]:
     """Return the volumes that the guest has, and their sizes in bytes. Raises MonitorFailed."""
-    found = {}
+    sizes = {}
     for device in await monitor.execute("query-block"):
         names = [part for part in str(device.get("qdev", "")).split("/") if part.startswith("vol-")]
         if names and device.get("inserted"):
-            found[names[0].removesuffix("-device")] = int(device["inserted"]["image"]["virtual-size"])
-    return found
+            sizes[names[0].removesuffix("-device")] = int(device["inserted"]["image"]["virtual-size"])
+    return sizes
 
 
-async def plug(monitor: Monitor, volume: Volume) -> None:
+async def plug(monitor: Monitor, volume: QemuVolume) -> None:
     """Give a running guest a volume; its descriptor is still the caller's. Raises MonitorFailed."""
     await _forget(monitor, volume.id, volume.lun)
     await monitor.add_fd(fdset_of(volume), volume.descriptor)
@@ -69,7 +69,7 @@ async def resize(monitor: Monitor, id: str, size_bytes: int) -> None:
     await monitor.execute("block_resize", {"node-name": id, "size": size_bytes})
 
 
-async def limit(monitor: Monitor, id: str, limits: Limits) -> None:
+async def limit(monitor: Monitor, id: str, limits: DiskLimits) -> None:
     """Bound what a volume, or the VM's own disk, may do in a second. Raises MonitorFailed."""
     values = {"bps": limits.bytes_per_s or 0, "iops": limits.iops or 0}
     none = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)

@@ -63,14 +63,14 @@ class GuestAgent:
             interfaces = msgspec.json.decode(raw, type=list[_Interface])
         except msgspec.DecodeError as error:
             raise GuestSilent(f"the guest agent talks nonsense: {error}") from None
-        found = []
+        texts = []
         for interface in interfaces[:INTERFACES_MAX]:
             for address in interface.addresses[:ADDRESSES_MAX]:
                 with contextlib.suppress(ValueError):
                     parsed = ipaddress.ip_address(address.address)
                     if not parsed.is_loopback and not parsed.is_link_local:
-                        found.append(str(parsed))
-        return tuple(dict.fromkeys(found))[:ADDRESSES_MAX]
+                        texts.append(str(parsed))
+        return tuple(dict.fromkeys(texts))[:ADDRESSES_MAX]
 
     async def name(self) -> str:
         """Return the guest's host name, as it tells it. Raises GuestSilent."""
@@ -91,16 +91,16 @@ class GuestAgent:
     async def use_all(self) -> None:
         """Let the guest use all of its processors and memory. Raises GuestSilent."""
         await asyncio.sleep(SETTLE_S)  # until its kernel has seen them
-        for thing, wanted in (("vcpus", "logical-id"), ("memory-blocks", "phys-index")):
-            raw = await self._ask(f"guest-get-{thing}")
+        for kind, key in (("vcpus", "logical-id"), ("memory-blocks", "phys-index")):
+            raw = await self._ask(f"guest-get-{kind}")
             try:
-                found = msgspec.json.decode(raw, type=list[dict[str, Any]])[:THINGS_MAX]
-                off = [{wanted: int(one[wanted]), "online": True} for one in found if not one["online"]]
+                units = msgspec.json.decode(raw, type=list[dict[str, Any]])[:THINGS_MAX]
+                offline = [{key: int(unit[key]), "online": True} for unit in units if not unit["online"]]
             except (msgspec.DecodeError, KeyError, ValueError, TypeError):
                 raise GuestSilent("the guest agent talks nonsense") from None
-            if off:
-                name = "mem-blks" if thing == "memory-blocks" else thing
-                await self._ask(f"guest-set-{thing}", {name: off})
+            if offline:
+                name = "mem-blks" if kind == "memory-blocks" else kind
+                await self._ask(f"guest-set-{kind}", {name: offline})
 
     async def freeze(self) -> int:
         """Let the guest write out and stop writing to its file systems; return how many. Raises GuestSilent."""

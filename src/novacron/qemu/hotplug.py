@@ -16,8 +16,8 @@ async def look(monitor: Monitor) -> Hardware:
     """Return what the guest has now. Raises MonitorFailed."""
     sizes = await monitor.execute("query-memory-size-summary")
     devices = await monitor.execute("query-memory-devices")
-    dimms = sorted((one["data"]["slot"], one["data"]["size"]) for one in devices if one["type"] == "dimm")
-    places = [one["qom-path"] for one in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in one]
+    dimms = sorted((entry["data"]["slot"], entry["data"]["size"]) for entry in devices if entry["type"] == "dimm")
+    places = [entry["qom-path"] for entry in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in entry]
     added = sum(place.startswith("/machine/peripheral") for place in places)
     dimms_mib = tuple(size >> 20 for _, size in dimms)
     return Hardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, await has_balloon(monitor))
@@ -33,15 +33,15 @@ async def replay(monitor: Monitor, hardware: Hardware) -> None:
 
 async def add_cpus(monitor: Monitor, count: int) -> None:
     """Give the guest so many processors more. Raises MonitorFailed."""
-    found = await monitor.execute("query-hotpluggable-cpus")
-    free = [one for one in found if "qom-path" not in one]
+    slots = await monitor.execute("query-hotpluggable-cpus")
+    free = [slot for slot in slots if "qom-path" not in slot]
     if len(free) < count:
         raise MonitorFailed(f"it was started with room for {len(free)} processors more, not {count}")
     places = ("node-id", "socket-id", "die-id", "core-id", "thread-id")
-    free.sort(key=lambda one: [one["props"].get(place, 0) for place in places])
-    for one in free[:count]:
-        id = "cpu-" + "-".join(str(one["props"].get(place, 0)) for place in places)
-        await monitor.execute("device_add", {"driver": one["type"], "id": id, **one["props"]})
+    free.sort(key=lambda slot: [slot["props"].get(place, 0) for place in places])
+    for slot in free[:count]:
+        id = "cpu-" + "-".join(str(slot["props"].get(place, 0)) for place in places)
+        await monitor.execute("device_add", {"driver": slot["type"], "id": id, **slot["props"]})
 
 
 async def add_memory(monitor: Monitor, mib: int) -> None:

@@ -1,6 +1,6 @@
-"""Starts QEMU for a highly available VM, and kills it when its node's lease is over, or when it is killed itself.
+"""Starts QEMU for a highly available VM, and kills it when the node's lease ends, or when this process is killed.
 
-Run by itself, with nothing but the standard library: ``python -I -S keeper.py LEASE``. It reads QEMU's
+Run by itself, with nothing but the standard library: ``python -I -S lease_guard.py LEASE``. It reads QEMU's
 command from standard input, one argument after another, each ended by a zero byte, and writes QEMU's process id to
 standard output. The kernel kills QEMU when this process ends, whatever ends it.
 """
@@ -18,16 +18,16 @@ PR_SET_PDEATHSIG = 1
 
 
 def boot_id() -> str:
-    """Return what tells this start of the kernel from others."""
+    """Return an id that the kernel makes anew at every boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def valid(lease: str) -> bool:
     """Say whether the lease holds now: a file of the boot's id and when it ends (CLOCK_BOOTTIME, seconds)."""
-    for _ in range(READS):  # it is written in place: what is half written is read again
+    for _ in range(READS):  # the agent writes it in place: read again what is half written
         try:
-            boot, deadline, _ = Path(lease).read_text().split()
-            return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline)
+            boot, deadline_s, _ = Path(lease).read_text().split()
+            return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline_s)
         except (OSError, ValueError):
             time.sleep(READ_AGAIN_S)
     return False
@@ -39,14 +39,14 @@ def main() -> int:
     if not valid(lease):
         print("this node's lease is over", file=sys.stderr)
         return 1
-    keeper = os.getpid()
+    guard = os.getpid()
     child = os.fork()
     if child == 0:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(2, 1)
-        if os.getppid() != keeper:
+        if os.getppid() != guard:
             os._exit(1)
         try:
             os.execvp(arguments[0], arguments)  # noqa: S606 - the agent's own command
@@ -56,10 +56,10 @@ def main() -> int:
     sys.stdout.write(f"{child}\n")
     sys.stdout.flush()
     os.close(1)
-    os.closerange(3, 4096)  # what was handed to QEMU alone
+    os.closerange(3, 4096)  # meant for QEMU alone
     while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
+        ended_pid, status = os.waitpid(child, os.WNOHANG)
+        if ended_pid:
             return os.waitstatus_to_exitcode(status) & 0x7F
         if not valid(lease):
             os.kill(child, signal.SIGKILL)

@@ -27,11 +27,11 @@ class GuestMemory:
     @classmethod
     async def of(cls, monitor: Monitor, pid: int, size: int) -> GuestMemory:
         """Find where QEMU has the guest's ``size`` bytes. Raises MonitorFailed; OSError without the right to look."""
-        said = await monitor.execute("human-monitor-command", {"command-line": "gpa2hva 0"})
-        found = re.search(r"is (0x[0-9a-f]+)", str(said))
-        if found is None:
-            raise MonitorFailed(f"QEMU does not say where the guest's memory is: {said}")
-        return cls(pid, int(found[1], 16), size)
+        output = await monitor.execute("human-monitor-command", {"command-line": "gpa2hva 0"})
+        address = re.search(r"is (0x[0-9a-f]+)", str(output))
+        if address is None:
+            raise MonitorFailed(f"QEMU does not say where the guest's memory is: {output}")
+        return cls(pid, int(address[1], 16), size)
 
     def __del__(self) -> None:
         for descriptor in (getattr(self, "_memory", None), getattr(self, "_map", None)):

@@ -51,14 +51,14 @@ async def start(monitor: Monitor, number: int, path: Path, node: str, *, whole: 
 
 async def status(monitor: Monitor, count: int) -> MirrorStatus:
     """Return how the first ``count`` jobs stand, together. Raises MonitorFailed when one is gone."""
-    found = {job["device"]: job for job in await monitor.execute("query-block-jobs")}
-    jobs = [found.get(f"{JOBS}{number}") for number in range(count)]
+    by_device = {job["device"]: job for job in await monitor.execute("query-block-jobs")}
+    jobs = [by_device.get(f"{JOBS}{number}") for number in range(count)]
     if None in jobs:
         raise MonitorFailed("QEMU does not mirror the disk any more")
-    known = [job for job in jobs if job is not None]
-    errors = (job.get("error", "") or _failed(job.get("io-status", "ok")) for job in known)
+    present = [job for job in jobs if job is not None]
+    errors = (job.get("error", "") or _failed(job.get("io-status", "ok")) for job in present)
     return MirrorStatus(
-        all(job["ready"] for job in known), sum(job["len"] for job in known), sum(job["offset"] for job in known),
+        all(job["ready"] for job in present), sum(job["len"] for job in present), sum(job["offset"] for job in present),
         next((error for error in errors if error), ""),
     )  # fmt: skip
 
@@ -76,11 +76,11 @@ async def finish(monitor: Monitor, count: int) -> None:
     for number in range(count):
         await monitor.execute("block-job-cancel", {"device": f"{JOBS}{number}"})
     async with asyncio.timeout(GONE_S_MAX):
-        found = await _jobs(monitor)
-        while any(job["status"] != "concluded" for job in found.values()):
+        jobs = await _jobs(monitor)
+        while any(job["status"] != "concluded" for job in jobs.values()):
             await asyncio.sleep(LOOK_S)
-            found = await _jobs(monitor)
-    failed = next((job["error"] for job in found.values() if job.get("error")), None)
+            jobs = await _jobs(monitor)
+    failed = next((job["error"] for job in jobs.values() if job.get("error")), None)
     if failed is not None:
         raise MonitorFailed(f"the disk was not mirrored to its end: {failed}")
 
@@ -88,8 +88,8 @@ async def finish(monitor: Monitor, count: int) -> None:
 async def clear(monitor: Monitor) -> None:
     """Leave nothing of mirrors behind, finished or not. Raises MonitorFailed, TimeoutError."""
     async with asyncio.timeout(GONE_S_MAX):
-        while found := await _jobs(monitor):
-            for id, job in found.items():
+        while jobs := await _jobs(monitor):
+            for id, job in jobs.items():
                 with contextlib.suppress(MonitorFailed):  # it may be between two states
                     if job["status"] == "concluded":
                         await monitor.execute("job-dismiss", {"id": id})

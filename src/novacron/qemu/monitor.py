@@ -73,10 +73,10 @@ class Monitor:
     async def _execute(self, name: str, arguments: dict[str, Any] | None, *, out_of_band: bool) -> Any:
         began, outcome = time.perf_counter(), "unanswered"
         try:
-            found = await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)
+            result = await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)
             outcome = "done"
             log.debug("qmp", command=name)
-            return found
+            return result
         except ExecuteError as error:
             outcome = "refused"
             raise MonitorFailed(f"QEMU refused {name}: {error}") from error
@@ -101,8 +101,8 @@ class Monitor:
         writer = self._client._writer
         if writer is None:
             raise OSError("its monitor is closed")
-        found: int = writer.get_extra_info("socket").fileno()
-        return found
+        descriptor: int = writer.get_extra_info("socket").fileno()
+        return descriptor
 
     async def status(self) -> str:
         """Return QEMU's run state, for example ``running`` (QMP RunState)."""

@@ -100,8 +100,8 @@ class _Answer(msgspec.Struct):
 
 def _cpu() -> str:
     """Return the processor's name: a host that is a VM itself may wake up on another."""
-    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else "unknown"
+    model_name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return model_name[1] if model_name else "unknown"
 
 
 async def remembered(binary: str, version: str, path: Path, uid: int | None = None) -> Accelerator:

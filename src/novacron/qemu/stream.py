@@ -2,7 +2,8 @@
 
 The format is that of QEMU's ``migration/savevm.c`` and ``migration/ram.c`` (docs/devel/migration): a header, a
 configuration, sections. The section ``ram`` holds records: a 64-bit word, which is a page's address with flags in its
-low 12 bits, and what the flags say. What this module does not know, it calls opaque, for the rest of the stream.
+low 12 bits, and what the flags say. From the first thing that this module does not know, the rest of the stream is
+opaque.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Run = tuple[int, int, int, int, int, bool]
 """``(kind, at, count, header, space, bare)``: see the page codec."""
 
 
-class Splitter:
+class RamSplitter:
     """Cuts the stream into runs of zero pages, of other pages, and of opaque bytes."""
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Splitter:
         self._block = 0
 
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
-        """Take the stream's next bytes; return what can be told of it by now, and the runs that it consists of."""
+        """Take the stream's next bytes; return those that are understood by now, and the runs that they consist of."""
         data = self._rest + data
         runs: list[Run] = []
         at = 0
@@ -54,22 +55,22 @@ class Splitter:
         return data[:at], _merged(runs)
 
     def finish(self) -> tuple[bytes, list[Run]]:
-        """The stream has ended, perhaps in the middle of something: return what is left of it."""
+        """Return the rest of a stream that has ended, perhaps in the middle of a record."""
         rest, self._rest = self._rest, b""
         return rest, [(OPAQUE_RUN, 0, len(rest), 0, 0, False)] if rest else []
 
-    # Each looks at the data from `at` on, appends what it finds, and returns where it ends: `at` if it needs more.
+    # Each parses the data from `at` on, appends runs, and returns where they end: `at` if it needs more data.
 
     def _preamble(self, data: bytes, at: int, runs: list[Run]) -> int:
-        """All up to the start of the memory's section; what was passed on already is searched again."""
+        """All up to the start of the memory's section, which may begin in bytes that were passed on before."""
         seen = self._seen + data[at:]
-        found = seen.find(RAM_START)
-        if found < 5 or seen[found - 5] != SECTION_START:
+        start = seen.find(RAM_START)
+        if start < 5 or seen[start - 5] != SECTION_START:
             self._seen = seen[-len(RAM_START) - 5 :]
             end = len(data)
         else:
-            end = at + found + len(RAM_START) - len(self._seen)
-            self._section = seen[found - 4 : found]
+            end = at + start + len(RAM_START) - len(self._seen)
+            self._section = seen[start - 4 : start]
             self._find = self._records
         runs.append((OPAQUE_RUN, at, end - at, 0, 0, False))
         return end
@@ -87,43 +88,43 @@ class Splitter:
         while at + 9 <= end:
             header = _word(data, at)[0]
             flags = header & FLAGS
-            begin, expected = at, header
+            begin = at
             if flags == ZERO_AGAIN and data[at + 8] == 0:
-                at, expected = at + 9, header + PAGE
-                while at + 9 <= end and _word(data, at)[0] == expected and data[at + 8] == 0:
-                    at, expected = at + 9, expected + PAGE
+                at = _zero_run_end(data, at, header)
                 runs.append((ZERO_RUN, begin, (at - begin) // 9, header, self._block, False))
             elif flags == PLAIN_AGAIN:
-                while at + RECORD <= end and _word(data, at)[0] == expected:
-                    at, expected = at + RECORD, expected + PAGE
+                at = _page_run_end(data, at, header)
                 if at == begin:
                     return at
                 runs.append((PAGES_RUN, begin, (at - begin) // RECORD, header, self._block, False))
-            elif flags & END:
-                if flags != END:
-                    return self._give_up(data, at, runs)
-                if at + 13 > end:
-                    return at
-                if data[at + 8] != FOOTER or data[at + 9 : at + 13] != self._section:
-                    return self._give_up(data, at, runs)
-                runs.append((OPAQUE_RUN, at, 13, 0, 0, False))
-                self._find = self._between
-                return at + 13
             else:
-                at = self._other(data, at, header, flags, runs)
+                read = self._section_end if flags & END else self._other
+                at = read(data, at, header, flags, runs)
                 if at == begin or self._find != self._records:
                     return at
         return at
+
+    def _section_end(self, data: bytes, at: int, header: int, flags: int, runs: list[Run]) -> int:
+        """A record that ends a section, and the section's footer."""
+        if flags != END:
+            return self._give_up(data, at, runs)
+        if at + 13 > len(data):
+            return at
+        if data[at + 8] != FOOTER or data[at + 9 : at + 13] != self._section:
+            return self._give_up(data, at, runs)
+        runs.append((OPAQUE_RUN, at, 13, 0, 0, False))
+        self._find = self._between
+        return at + 13
 
     def _other(self, data: bytes, at: int, header: int, flags: int, runs: list[Run]) -> int:
         """A record that names its block, has another fill byte, or lists the blocks' sizes."""
         end = len(data)
         if flags == SIZES:
-            left, stop = header & ~FLAGS, at + 8
-            while left > 0:
+            remaining_bytes, stop = header & ~FLAGS, at + 8
+            while remaining_bytes > 0:
                 if stop >= end or stop + 9 + data[stop] > end:
                     return at
-                left -= _word(data, stop + 1 + data[stop])[0]
+                remaining_bytes -= _word(data, stop + 1 + data[stop])[0]
                 stop += 9 + data[stop]
             runs.append((OPAQUE_RUN, at, stop - at, 0, 0, False))
             return stop
@@ -170,6 +171,22 @@ class Splitter:
             self.packaged = self.packaged or number == COMMAND_PACKAGED
             return stop
         return self._give_up(data, at, runs)
+
+
+def _zero_run_end(data: bytes, at: int, header: int) -> int:
+    """Return where a run of records of zero pages ends, whose addresses follow each other."""
+    end, expected = len(data), header
+    while at + 9 <= end and _word(data, at)[0] == expected and data[at + 8] == 0:
+        at, expected = at + 9, expected + PAGE
+    return at
+
+
+def _page_run_end(data: bytes, at: int, header: int) -> int:
+    """Return where a run of records with pages ends, whose addresses follow each other."""
+    end, expected = len(data), header
+    while at + RECORD <= end and _word(data, at)[0] == expected:
+        at, expected = at + RECORD, expected + PAGE
+    return at
 
 
 def _merged(runs: list[Run]) -> list[Run]:

@@ -135,9 +135,9 @@ async def dirty_rate(monitor: Monitor, memory_bytes: int) -> int:
     async with asyncio.timeout(DIRTY_RATE_S + DIRTY_RATE_SLACK_S):
         while True:
             await asyncio.sleep(DIRTY_RATE_LOOK_S)
-            found = await monitor.execute("query-dirty-rate")
-            if found["status"] == "measured":
-                return int(found["dirty-rate"]) << 20
+            measurement = await monitor.execute("query-dirty-rate")
+            if measurement["status"] == "measured":
+                return int(measurement["dirty-rate"]) << 20
 
 
 async def status(monitor: Monitor) -> TransferStatus:

@@ -39,19 +39,19 @@ class Balloon(msgspec.Struct, frozen=True):
 
 async def disks(monitor: Monitor) -> list[DiskUse]:
     """Return what the guest did with each disk. Raises MonitorFailed."""
-    return [_disk(one) for one in await monitor.execute("query-blockstats") if _name(one)]
+    return [_disk(entry) for entry in await monitor.execute("query-blockstats") if _name(entry)]
 
 
-def _name(found: Any) -> str:
+def _name(entry: Any) -> str:
     """Return the name of a disk's device: QEMU gives its path, or that of what is in it."""
-    places = [place for place in str(found.get("qdev", "")).split("/") if place.endswith("-device")]
+    places = [place for place in str(entry.get("qdev", "")).split("/") if place.endswith("-device")]
     return places[0].removesuffix("-device") if places else ""
 
 
-def _disk(found: Any) -> DiskUse:
-    stats = found["stats"]
+def _disk(entry: Any) -> DiskUse:
+    stats = entry["stats"]
     return DiskUse(
-        _name(found),
+        _name(entry),
         stats["rd_bytes"], stats["wr_bytes"], stats["rd_operations"], stats["wr_operations"], stats["flush_operations"],
         stats["rd_total_time_ns"] * NS, stats["wr_total_time_ns"] * NS, stats["flush_total_time_ns"] * NS,
         stats["failed_rd_operations"] + stats["failed_wr_operations"] + stats["failed_flush_operations"],
@@ -69,8 +69,8 @@ async def has_balloon(monitor: Monitor) -> bool:
 
 async def watch_balloon(monitor: Monitor) -> None:
     """Have the guest's driver, if it has one, say from time to time what memory it has left. Raises MonitorFailed."""
-    asked = {"path": f"/machine/peripheral/{BALLOON}", "property": "guest-stats-polling-interval", "value": STATS_S}
-    await monitor.execute("qom-set", asked)
+    property_ = {"path": f"/machine/peripheral/{BALLOON}", "property": "guest-stats-polling-interval", "value": STATS_S}
+    await monitor.execute("qom-set", property_)
 
 
 async def balloon(monitor: Monitor) -> Balloon:
@@ -78,7 +78,7 @@ async def balloon(monitor: Monitor) -> Balloon:
     actual = int((await monitor.execute("query-balloon"))["actual"])
     available = None
     with contextlib.suppress(MonitorFailed):
-        asked = {"path": f"/machine/peripheral/{BALLOON}", "property": "guest-stats"}
-        said = (await monitor.execute("qom-get", asked))["stats"]["stat-available-memory"]
-        available = said if 0 <= said < 1 << 63 else None  # the guest's word; all ones: none
+        property_ = {"path": f"/machine/peripheral/{BALLOON}", "property": "guest-stats"}
+        available_memory = (await monitor.execute("qom-get", property_))["stats"]["stat-available-memory"]
+        available = available_memory if 0 <= available_memory < 1 << 63 else None  # the guest's word; all ones: none
     return Balloon(actual, available)

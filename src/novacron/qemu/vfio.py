@@ -1,7 +1,7 @@
-"""PCI devices of this host that are handed to guests (Linux: Documentation/driver-api/vfio.rst).
+"""PCI devices of this host that are passed through to guests (Linux: Documentation/driver-api/vfio.rst).
 
-The IOMMU keeps a device's memory accesses within its guest; devices of one group are not kept from each other, so all
-of a group's are handed out together or none.
+The IOMMU keeps a device's memory accesses within its guest; devices of one group can reach each other's memory, so a
+group is passed through whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 DRIVER = "vfio-pci"
 MEMLOCK_BESIDE_BYTES = 1 << 30
-"""What QEMU locks besides the guest's memory."""
+"""How much QEMU locks besides the guest's memory."""
 BRIDGES = "0x06"
 
 
 class DeviceFailed(Exception):
-    """A device can't be handed out: says which, and why."""
+    """A device can't be passed through: says which, and why."""
 
 
 class Vfio:
@@ -43,48 +43,50 @@ class Vfio:
         return link.resolve() if link.exists() else None
 
     def bind(self, addresses: Collection[str], uid: int | None) -> list[Path]:
-        """Take devices from the host, for QEMU as user ``uid``; return what it opens. Raises DeviceFailed."""
-        groups = []
-        for address in addresses:
-            group = self.group(address)
-            if group is None:
-                raise DeviceFailed(f"device {address} has no IOMMU group: is the IOMMU on?")
-            for other in self._beside(group):
-                if other not in addresses and self._driver(other) not in ("", DRIVER):
-                    raise DeviceFailed(f"device {address} can't be kept from {other}, which the host uses")
-            groups.append(self._dev / group.name)
+        """Take devices from the host for a QEMU of user ``uid``; return what it opens. Raises DeviceFailed."""
+        groups = [self._isolated_group(address, addresses) for address in addresses]
         try:
             for address in addresses:
-                self._give(address, DRIVER)
+                self._set_driver(address, DRIVER)
                 if self._driver(address) != DRIVER:
                     raise DeviceFailed(f"driver {DRIVER} does not take device {address}: modprobe {DRIVER}")
             for path in groups:
                 if uid is not None:
                     os.chown(path, uid, uid)
         except OSError as error:
-            raise DeviceFailed(f"devices {', '.join(addresses)} can't be handed out: {error}") from error
+            raise DeviceFailed(f"devices {', '.join(addresses)} can't be passed through: {error}") from error
         return groups
+
+    def _isolated_group(self, address: str, addresses: Collection[str]) -> Path:
+        """Return what QEMU opens for a device, if the host uses nothing else of its group. Raises DeviceFailed."""
+        group = self.group(address)
+        if group is None:
+            raise DeviceFailed(f"device {address} has no IOMMU group: is the IOMMU on?")
+        for other in self._beside(group):
+            if other not in addresses and self._driver(other) not in ("", DRIVER):
+                raise DeviceFailed(f"device {address} can't be isolated from {other}, which the host uses")
+        return self._dev / group.name
 
     def release(self, addresses: Iterable[str]) -> None:
         """Give devices back to the host."""
         for address in addresses:
             with contextlib.suppress(OSError):  # it may have been taken out
-                self._give(address, "")
+                self._set_driver(address, "")
 
     def _beside(self, group: Path) -> list[str]:
         """Return the devices of a group that are no bridges."""
         return [
-            one.name
-            for one in sorted((group / "devices").iterdir())
-            if not (self._device(one.name) / "class").read_text().startswith(BRIDGES)
+            entry.name
+            for entry in sorted((group / "devices").iterdir())
+            if not (self._device(entry.name) / "class").read_text().startswith(BRIDGES)
         ]
 
     def _driver(self, address: str) -> str:
         link = self._device(address) / "driver"
         return link.resolve().name if link.exists() else ""
 
-    def _give(self, address: str, driver: str) -> None:
-        """Let a device have this driver, or, ``""``, the one that the host has for it. Raises OSError."""
+    def _set_driver(self, address: str, driver: str) -> None:
+        """Bind a device to this driver, or, for ``""``, to the host's own. Raises OSError."""
         if driver and self._driver(address) == driver:
             return
         (self._device(address) / "driver_override").write_text(f"{driver}\n")

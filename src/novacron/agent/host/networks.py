@@ -268,10 +268,10 @@ class Networks:
         peers = sorted({peer for told in wanted for peer in told.peers if peer.key}, key=lambda peer: peer.number)
         if peers:
             mtu = (None if own is None else tap.mtu_at(own)) or MTU_DEFAULT
-            wireguard.settle(
-                name, self._settings.wireguard_key, wanted[0].node_number, peers, addresses, mtu,
-                RUN_DIR / f"{self.instance}.wireguard",
-            )  # fmt: skip
+            interface = wireguard.WireguardInterface(
+                name, self._settings.wireguard_key, wanted[0].node_number, mtu, RUN_DIR / f"{self.instance}.wireguard"
+            )
+            wireguard.settle(interface, peers, addresses)
         else:
             wireguard.remove(name)
 

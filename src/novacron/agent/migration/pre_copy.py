@@ -13,7 +13,7 @@ from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecas
 from novacron.model.migration import Policy, Progress, Savings
 from novacron.qemu import transfer
 from novacron.qemu.monitor import Monitor
-from novacron.qemu.stream import Splitter
+from novacron.qemu.stream import RamSplitter
 from novacron.qemu.transfer import TransferStatus
 from novacron.telemetry import logs
 
@@ -56,7 +56,7 @@ class Follower:
         near_end: Callable[[], None],
     ) -> None:
         """``near_end`` is called again and again while the guest may stop at any moment."""
-        self.splitter = Splitter()
+        self.splitter = RamSplitter()
         self._policy = policy
         self._promise = promise
         self._near_end = near_end

@@ -22,7 +22,7 @@ from novacron.model.migration import Policy, Progress
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import mirror, transfer
 from novacron.qemu.monitor import MonitorFailed
-from novacron.qemu.stream import Splitter
+from novacron.qemu.stream import RamSplitter
 from novacron.telemetry import logs, traces
 from novacron.wire.messages import Task
 
@@ -161,7 +161,9 @@ def listening(home: VmDirectory) -> Iterator[socket.socket]:
             (home.path / OUTGOING_SOCKET).unlink(missing_ok=True)
 
 
-async def pump(server: socket.socket, sender: Sender, *, back: bool = False, splitter: Splitter | None = None) -> None:
+async def pump(
+    server: socket.socket, sender: Sender, *, back: bool = False, splitter: RamSplitter | None = None
+) -> None:
     """Send what QEMU gives, and if ``back`` give it what the target's says.
 
     Raises SendFailed, OSError, TimeoutError.
@@ -176,7 +178,7 @@ async def pump(server: socket.socket, sender: Sender, *, back: bool = False, spl
     with connection:
         if back:
             sender.on_back = give_back
-        await sender.send(SocketPipe(connection), splitter or Splitter())
+        await sender.send(SocketPipe(connection), splitter or RamSplitter())
 
 
 async def abandon(machine: Machine) -> None:

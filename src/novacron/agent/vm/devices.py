@@ -13,8 +13,8 @@ from novacron.agent.host.volumes import Pools
 from novacron.agent.vm.machine import Machine
 from novacron.model.vm import VmSpec
 from novacron.qemu import disks
-from novacron.qemu.command import Volume
-from novacron.qemu.disks import Limits
+from novacron.qemu.command import QemuVolume
+from novacron.qemu.disks import DiskLimits
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -25,13 +25,13 @@ Handled = Callable[[str, bool, str], None]
 """Called with a volume's id, whether QEMU does not have it, and what is wrong."""
 
 
-def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[Volume]:
+def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuVolume]:
     """Return the volumes with which a VM starts, open. Raises OSError."""
-    found: list[Volume] = []
+    found: list[QemuVolume] = []
     try:
         for one in volumes:
             if not one.detaching:
-                found.append(Volume(one.id, one.lun, pools.open(one), one.read_only, one.boot_order))
+                found.append(QemuVolume(one.id, one.lun, pools.open(one), one.read_only, one.boot_order))
     except OSError:
         for volume in found:
             os.close(volume.descriptor)
@@ -76,7 +76,7 @@ class Devices:
 
     def _bound(self, wanted: wire.Assignment) -> None:
         """Let the cgroup bound QEMU where all of its disks are: to what they may do together."""
-        every = [_own(wanted.spec), *(Limits(one.iops, one.bytes_per_s) for one in wanted.volumes)]
+        every = [_own(wanted.spec), *(DiskLimits(one.iops, one.bytes_per_s) for one in wanted.volumes)]
         self._machine.bound_io(_sum(one.bytes_per_s for one in every), _sum(one.iops for one in every))
 
     async def _one(self, monitor: Monitor, one: wire.VolumeAttached, has: dict[str, int]) -> None:
@@ -94,7 +94,7 @@ class Devices:
             elif has[one.id] < one.size_mib << 20:
                 with self._doing(Action.GROW, volume=one.id):
                     await disks.resize(monitor, one.id, one.size_mib << 20)
-            await disks.limit(monitor, one.id, Limits(one.iops, one.bytes_per_s))
+            await disks.limit(monitor, one.id, DiskLimits(one.iops, one.bytes_per_s))
         except (MonitorFailed, OSError) as failure:
             error = str(failure) or type(failure).__name__
             log.warning("a volume is not as it should be", vm=self._machine.id, volume=one.id, error=error)
@@ -125,5 +125,5 @@ def _sum(limits: Iterable[int | None]) -> int | None:
     return None if None in found else sum(one for one in found if one is not None)
 
 
-def _own(spec: VmSpec) -> Limits:
-    return Limits(spec.disk_iops, spec.disk_bytes_per_s)
+def _own(spec: VmSpec) -> DiskLimits:
+    return DiskLimits(spec.disk_iops, spec.disk_bytes_per_s)

@@ -29,10 +29,10 @@ from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Display, Firmware, Hardware, VmSpec, mac_address, tap_name
 from novacron.net import namespace
-from novacron.net.in_flight_frames import LateFrames
+from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import block, command, confine, firmware, hotplug, process, usage
-from novacron.qemu.command import Config, Nic, Volume
+from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.guest import GuestAgent
@@ -96,7 +96,7 @@ class Machine:
         self._cgroup = Cgroup(f"{settings.name}.{id}")
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
-        self._late: list[LateFrames] = []
+        self._late: list[InFlightFrames] = []
         self._networks = networks
         self._passthrough = passthrough
         self._wired: tuple[Wired, ...] | None = None
@@ -132,7 +132,7 @@ class Machine:
 
     async def start(
         self, wanted: wire.Assignment, image: Image, kind: AcceleratorKind, machine: str,
-        volumes: Callable[[], list[Volume]], *, incoming: bool,
+        volumes: Callable[[], list[QemuVolume]], *, incoming: bool,
     ) -> str:  # fmt: skip
         """Start QEMU and return the machine type that it runs. Raises MachineFailed.
 
@@ -179,7 +179,7 @@ class Machine:
         kind: AcceleratorKind,
         machine: str,
         uid: int | None,
-        volumes: Callable[[], list[Volume]],
+        volumes: Callable[[], list[QemuVolume]],
         *,
         incoming: bool,
     ) -> None:
@@ -207,13 +207,13 @@ class Machine:
             self.home.give(command.console_log_path(self.directory).name)
             if image.disk is not None:
                 self.home.give(DISK_LAYER)
-            nics = [Nic(mac_address(self.id), None)]
+            nics = [QemuNic(mac_address(self.id), None)]
             wired = self._wired_to(await self._where_wired(wanted.spec))
             if wired:
                 nics = []
                 for one in wired:
                     mtu, descriptor = await asyncio.to_thread(one.create)
-                    nics.append(Nic(one.mac, one.tap, mtu, hand(descriptor)))
+                    nics.append(QemuNic(one.mac, one.tap, mtu, hand(descriptor)))
             seed = None
             if image.kernel is None or wanted.seed is not None:
                 path = self.directory / SEED
@@ -238,7 +238,7 @@ class Machine:
             code = await asyncio.to_thread(self._have_nvram, spec.firmware)
             if spec.tpm:
                 await self._start_tpm(uid, kind)
-            config = Config(
+            config = QemuConfig(
                 id=self.id,
                 directory=Path(),
                 vcpus=hardware.vcpus,
@@ -531,7 +531,7 @@ class Machine:
 
     def _listen_late(self) -> None:
         if not self._late:
-            self._late = [namespace.within(one.netns, functools.partial(LateFrames, one.tap)) for one in self.wired]
+            self._late = [namespace.within(one.netns, functools.partial(InFlightFrames, one.tap)) for one in self.wired]
 
     def drop_late_frames(self) -> None:
         """The guest goes on here: its tap has what came meanwhile."""
