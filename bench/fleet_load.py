@@ -18,7 +18,7 @@ from novacron.model.node import (
     NodeStatus,
 )
 from novacron.model.placement import Fleet, Wish
-from novacron.model.rebalance import Settings, VmLoad, decide, deviation, loads_of, smoothed
+from novacron.model.rebalance import Settings, Since, VmLoad, decide, deviation, loads_of, smoothed, uses_of
 from novacron.model.vm import VmSpec
 
 DAY_S = 24 * 3600
@@ -105,9 +105,10 @@ def simulate(seed: int, nodes: int, vms: int, settings: Settings | None = None) 
                 for number in range(vms)
             ]  # fmt: skip
 
-        with_.append(deviation(loads_of(fleet, seen(where, used))))
-        without.append(deviation(loads_of(fleet, seen(begun, used))))
-        decision = decide(fleet, seen(where, [value or 0.0 for value in average]), settings, rounds, 0)
+        with_.append(deviation(loads_of(fleet, uses_of(seen(where, used)))))
+        without.append(deviation(loads_of(fleet, uses_of(seen(begun, used)))))
+        vm_loads = seen(where, [value or 0.0 for value in average])
+        decision = decide(fleet, uses_of(vm_loads), vm_loads, settings, Since(rounds, 0))
         rounds = decision.rounds
         for move in decision.moves:
             number = int(move.vm)

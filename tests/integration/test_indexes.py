@@ -140,7 +140,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await audit.search(connection, Wanted(), 4000, 50)
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
-        await fleet.place_waiting(connection, await fleet.waiting(connection, 10))
+        await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])
         assert token.user == user.id and Outcome.DONE
         read: dict[str, list[str]] = {}
         for query, arguments in connection.asked:

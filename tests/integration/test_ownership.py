@@ -179,7 +179,7 @@ class Ownership(RuleBasedStateMachine):
     @rule(where=st.none() | st.sampled_from(HOSTS))
     def operator_migrates(self, where: str | None) -> None:
         async def work(connection: Connection) -> None:
-            await migrations.create(connection, VM[0], where, None, "test")
+            await migrations.create(connection, VM[0], migrations.MoveRequest(actor="test", target=where))
 
         with_refusal(lambda: self.do(work))
         self.runner.run(controller.step(self.database, Objects("migration")))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.model.cpu import CpuModel, baseline
+from novacron.model.fit import unlike
 from novacron.model.node import AcceleratorKind
-from novacron.model.placement import unlike
 from novacron.model.vm import VmStatus
 from novacron.qemu.abilities import argument
 from tests.unit.test_placement import node

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.model.constraints import Effect, Placement, Scope, Taint
+from novacron.model.fit import capacity
 from novacron.model.node import (
     Accelerator,
     AcceleratorKind,
@@ -22,7 +23,7 @@ from novacron.model.node import (
     NodeSpec,
     NodeStatus,
 )
-from novacron.model.placement import Fleet, Member, Wish, capacity
+from novacron.model.placement import Fleet, Member, Wish
 from novacron.model.vm import VmSpec
 from novacron.model.volume import Pool, PoolKind
 from novacron.store.fleet import of_project
@@ -83,8 +84,9 @@ def test_a_node_with_the_image_the_pages_or_the_space_is_better() -> None:
     assert Fleet([node("a"), node("b", image="other")], {}).choose(Wish("1", vm(image="other"))) == "b"
     assert Fleet([node("a"), node("b")], {}).choose(Wish("1", vm(), been=frozenset({"a"}))) == "a"
     assert Fleet([node("a", free=0.9), node("b")], {}).choose(Wish("1", vm())) == "a"
-    lacks = Fleet([node("a"), node("b", image="other")], {}, images_come=False)
-    assert "does not hold image other" in str(lacks.judge(Wish("1", vm(image="other")), "a").refusal)
+    lacks = Fleet([node("a"), node("b", image="other")], {})
+    moves = Wish("1", vm(image="other"), images_come=False)
+    assert "does not hold image other" in str(lacks.judge(moves, "a").refusal)
 
 
 def test_a_group_stays_together_or_apart() -> None:

@@ -14,7 +14,7 @@ from novacron.agent.host.loads import Loads
 from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Wish
-from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, decide, deviation, smoothed
+from novacron.model.rebalance import Decision, Mode, Settings, Since, VmLoad, decide, deviation, smoothed, uses_of
 from tests.unit.test_placement import node, vm
 
 AUTO = Settings(mode=Mode.AUTO, rounds=2)
@@ -33,8 +33,10 @@ def running(name: str, at: str, cpus: float, **more: object) -> VmLoad:
     return VmLoad(Wish(name, vm(memory_mib=256), at), name, cpus, **more)  # type: ignore[arg-type]
 
 
-def decided(vms: list[VmLoad], *, rounds: int = 5, under_way: int = 0, settings: Settings = AUTO) -> Decision:
-    return decide(fleet(vms), vms, settings, rounds, under_way)
+def decided(
+    vms: list[VmLoad], *, rounds: int = 5, under_way: int = 0, settings: Settings = AUTO, nodes: list[Node] = NODES
+) -> Decision:
+    return decide(fleet(vms, nodes), uses_of(vms), vms, settings, Since(rounds, under_way))
 
 
 CROWD = [running(f"vm-{number}", "a", 1.5) for number in range(4)]
@@ -66,18 +68,18 @@ def test_nothing_is_moved_without_a_good_reason() -> None:
 def test_a_lost_node_stops_no_moves_between_the_others() -> None:
     lost = msgspec.structs.replace(NODES[2], status=msgspec.structs.replace(NODES[2].status, ready=False))
     on_lost = running("on-lost", "c", 6.0)
-    decision = decide(fleet([*CROWD, on_lost], [*NODES[:2], lost]), [*CROWD, on_lost], AUTO, 5, 0)
+    decision = decided([*CROWD, on_lost], nodes=[*NODES[:2], lost])
     assert {(move.source, move.target) for move in decision.moves} == {("a", "b")}
     assert "lost nodes left out: 1" in decision.why
     even = [running(name, name, 2.0) for name in "ab"]
-    assert not decide(fleet([*even, on_lost], [*NODES[:2], lost]), [*even, on_lost], AUTO, 5, 0).moves
+    assert not decided([*even, on_lost], nodes=[*NODES[:2], lost]).moves
 
 
 def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
     cordoned = [NODES[0], node("b", cpus=8, cordoned=True), node("c", cpus=8)]
-    assert {m.target for m in decide(fleet(CROWD, cordoned), CROWD, AUTO, 5, 0).moves} == {"c"}
+    assert {m.target for m in decided(CROWD, nodes=cordoned).moves} == {"c"}
     small = [NODES[0], node("b", cpus=8, memory_mib=700), node("c", cpus=8, memory_mib=700)]
-    assert not decide(fleet(CROWD, small), CROWD, AUTO, 5, 0).moves
+    assert not decided(CROWD, nodes=small).moves
 
 
 def test_a_group_that_is_apart_stays_so() -> None:
@@ -85,7 +87,7 @@ def test_a_group_that_is_apart_stays_so() -> None:
     known = Fleet(NODES, {})
     for one in apart:
         known.take(one.wish._replace(at=None), str(one.wish.at))
-    assert not decide(known, apart, AUTO, 5, 0).moves
+    assert not decide(known, uses_of(apart), apart, AUTO, Since(5, 0)).moves
 
 
 def test_a_peak_moves_an_average_little() -> None:

@@ -19,6 +19,7 @@ from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.pki import Authority
 from novacron.store.database import Database
+from novacron.store.fleet_index import FleetIndex
 from novacron.telemetry.metrics import Metrics
 from novacron.wire.questions import Question
 
@@ -51,6 +52,7 @@ class Services(msgspec.Struct):
 
     database: Database
     cache: Cache
+    fleet: FleetIndex
     authority: Authority
     agents: Agents
     metrics: Metrics

@@ -14,14 +14,16 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from novacron.control import garbage, gateways, health, migration, placement
+from novacron.control import garbage, gateways, health, migration
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
+from novacron.control.placement import Placement
 from novacron.control.rebalance import Rebalance
 from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
+from novacron.store.fleet_index import FleetIndex
 from novacron.store.leader import leadership
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, gauge, histogram
@@ -46,7 +48,6 @@ class Controller(msgspec.Struct, frozen=True):
 
 
 ALL = (
-    Controller("placement", placement.step, 10, frozenset({"vm", "node"}), pause_s=0.05),
     Controller("migration", migration.step, 2, frozenset({"migration", "link"}), pause_s=0),
     Controller("health", health.step, 2, frozenset()),
     Controller("gateways", gateways.step, 3, frozenset({"network", "node"})),
@@ -57,14 +58,16 @@ ALL = (
 class Controllers:
     """All controllers of this process."""
 
-    def __init__(self, database: Database, foresee: Foresee, fence: Path | None = None) -> None:
-        """``foresee`` measures what a move would be like; ``fence`` is a program that cuts a node off."""
+    def __init__(self, database: Database, index: FleetIndex, foresee: Foresee, fence: Path | None = None) -> None:
+        """``index`` has the fleet in memory; ``foresee`` measures what a move would be like; ``fence`` is a program
+        that cuts a node off."""
         self._database = database
         self._all = (
             *ALL,
-            Controller("failover", Failover(fence).step, 1, frozenset({"node"})),
-            Controller("drain", Drains(foresee).step, 5, frozenset({"node", "vm", "migration", "drain"})),
-            Controller("rebalance", Rebalance(foresee).step, 60, frozenset()),
+            Controller("placement", Placement(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
+            Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
+            Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
+            Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}
         self._objects = {controller.name: Objects(controller.name) for controller in self._all}

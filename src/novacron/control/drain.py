@@ -14,6 +14,7 @@ from novacron.model.probe import MoveForeseen
 from novacron.store import drains, migrations, vms
 from novacron.store.database import Database
 from novacron.store.drains import Waiting
+from novacron.store.fleet_index import FleetIndex
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -28,9 +29,10 @@ Foresee = Callable[[str, str, str], Awaitable[MoveForeseen]]
 
 
 class Drains(msgspec.Struct, frozen=True):
-    """``foresee`` is DWCP's forecast of a move."""
+    """``foresee`` is DWCP's forecast of a move; ``index`` has the fleet in memory."""
 
     foresee: Foresee
+    index: FleetIndex | None = None
 
     async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
@@ -40,7 +42,7 @@ class Drains(msgspec.Struct, frozen=True):
             drain = active[id]
             if drain.policy is DrainPolicy.LEAVE and drain.phase is DrainPhase.DRAINING:
                 await _leave(database, drain, objects)
-            await _Round(database, drain.id, self.foresee, objects).run()
+            await _Round(database, drain.id, self, objects).run()
 
         await objects.each(active, advance, at_once=DRAINS_AT_ONCE, limit_s=DRAIN_S_MAX)
 
@@ -64,7 +66,7 @@ class _Round(msgspec.Struct):
 
     database: Database
     id: str
-    foresee: Foresee
+    by: Drains
     objects: Objects
 
     async def run(self) -> None:
@@ -106,7 +108,7 @@ class _Round(msgspec.Struct):
 
     async def _move(self, drain: Drain, vm: Waiting) -> str | None:
         """Begin to move a VM; return why it can't be moved, if so: it stays where it is and as it is."""
-        why = await self.objects.reconcile(vm.id, lambda _: _move(self.database, drain, vm, self.foresee))
+        why = await self.objects.reconcile(vm.id, lambda _: _move(self.database, drain, vm, self.by))
         failure = self.objects.failure(vm.id)
         return why if failure is None else f"it can't be moved now: {failure}"
 
@@ -120,15 +122,15 @@ def _rests(vm: Waiting, drain: Drain) -> str | None:
     return vm.error if vm.rests_s > 0 else None
 
 
-async def _move(database: Database, drain: Drain, vm: Waiting, foresee: Foresee) -> str | None:
+async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> str | None:
     """Begin to move a VM; return why it can't be moved, if so: it stays where it is and as it is."""
     leaves = drain.phase is DrainPhase.DRAINING
     target, cause = (None, Cause.DRAIN) if leaves else (drain.node, Cause.RETURN)
     try:
         if leaves and drain.policy is DrainPolicy.LEAVE and vm.state == "running":
             async with database.transaction() as connection:
-                _, target = await migrations.choose(connection, vm.id, None, None)
-            forecast = (await foresee(vm.id, drain.node, target)).forecast
+                _, target = await migrations.choose(connection, vm.id, None, None, index=by.index)
+            forecast = (await by.foresee(vm.id, drain.node, target)).forecast
             if not forecast.converges and forecast.downtime_ms > drains.DOWNTIME_MS_MAX:
                 async with database.transaction() as connection:
                     await drains.give_up(connection, drain, vm.id)
@@ -136,10 +138,10 @@ async def _move(database: Database, drain: Drain, vm: Waiting, foresee: Foresee)
         async with database.transaction() as connection:
             current = await vms.get(connection, vm.id)
             if (current.node == drain.node) is leaves:
-                await migrations.create(
-                    connection, vm.id, target, None, f"drain of {drain.node}", policy=drain.policy.of_migrations,
-                    cause=cause,
-                )  # fmt: skip
+                request = migrations.MoveRequest(
+                    actor=f"drain of {drain.node}", target=target, policy=drain.policy.of_migrations, cause=cause
+                )
+                await migrations.create(connection, vm.id, request, by.index)
     except NovaError as error:
         return error.detail
     return None

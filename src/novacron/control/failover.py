@@ -12,6 +12,7 @@ from novacron.control.objects import Objects
 from novacron.model.lease import Sign, may_take_over
 from novacron.store import events, failover, leases
 from novacron.store.database import Database
+from novacron.store.fleet_index import FleetIndex
 from novacron.store.leases import Silent
 from novacron.telemetry import logs
 
@@ -35,6 +36,8 @@ class Failover(msgspec.Struct):
     """``fence`` is a program that cuts a node off, given its name: it exits with 0 once that is dnode."""
 
     fence: Path | None = None
+    index: FleetIndex | None = None
+    """The fleet in memory."""
     decided: dict[str, str] = {}
     """What was decided about nodes that are silent now: it is recorded when it changes."""
 
@@ -47,7 +50,7 @@ class Failover(msgspec.Struct):
         async def take_over(name: str) -> None:
             node = silent[name]
             if await self._may_take_over(database, node, steady):
-                await _restart(database, node, objects)
+                await _restart(database, node, objects, self.index)
 
         await objects.each(silent, take_over, at_once=NODES_AT_ONCE, limit_s=TAKE_OVER_S_MAX)
 
@@ -97,13 +100,13 @@ class Failover(msgspec.Struct):
                 await events.record(connection, "node", node.node, node.node, reason, said)
 
 
-async def _restart(database: Database, node: Silent, objects: Objects) -> None:
+async def _restart(database: Database, node: Silent, objects: Objects, index: FleetIndex | None) -> None:
     """Start the highly available VMs of a failed node elsewhere, the most important first."""
     why = f"node {node.node} is silent for {node.silent_s:.0f} s; {MEANS[node.sign]}"
 
     async def restart(vm: str) -> None:
         async with database.transaction() as connection:
-            target = await failover.restart_elsewhere(connection, vm, node.node, why)
+            target = await failover.restart_elsewhere(connection, vm, node.node, why, index)
         if target is not None:
             log.warning("a VM is started elsewhere", vm=vm, node=node.node, target=target)
 

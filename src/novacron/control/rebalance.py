@@ -8,9 +8,10 @@ from novacron.control.drain import Foresee
 from novacron.control.objects import Objects
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
-from novacron.model.rebalance import Decision, Mode, Move, decide
+from novacron.model.rebalance import Decision, Mode, Move, Since, decide, sources
 from novacron.store import fleet, migrations, rebalancing
 from novacron.store.database import Database
+from novacron.store.fleet_index import FleetIndex
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -20,19 +21,21 @@ MOVE_S_MAX = 60.0
 
 
 class Rebalance(msgspec.Struct):
-    """``foresee`` is DWCP's forecast of a move."""
+    """``foresee`` is DWCP's forecast of a move; ``index`` has the fleet in memory."""
 
     foresee: Foresee
+    index: FleetIndex | None = None
 
     async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
             now = await rebalancing.get(connection)
             if now.settings.mode is Mode.OFF:
                 return
-            known = await fleet.load(connection, images_come=False)
-            vms = await rebalancing.loads(connection)
-            under_way = await rebalancing.under_way(connection)
-        decision = decide(known, vms, now.settings, now.rounds, under_way)
+            known = await fleet.load(connection) if self.index is None or not self.index.ready else self.index.fleet
+            uses = await rebalancing.uses(connection)
+            since = Since(now.rounds, await rebalancing.under_way(connection))
+            vms = await rebalancing.loads(connection, sources(known, uses, now.settings.concurrency))
+        decision = decide(known, uses, vms, now.settings, since)
         if now.settings.mode is Mode.AUTO:
             worth = {vm.wish.id: vm.move_s for vm in vms}
             planned = {move.vm: move for move in decision.moves}
@@ -63,9 +66,8 @@ class Rebalance(msgspec.Struct):
                 log.info("a move is not worth its cost", vm=move.vm_name, target=move.target, why=why)
                 return None
             async with database.transaction() as connection:
-                await migrations.create(
-                    connection, move.vm, move.target, None, "rebalancing", cause=Cause.REBALANCE
-                )  # fmt: skip
+                request = migrations.MoveRequest(actor="rebalancing", target=move.target, cause=Cause.REBALANCE)
+                await migrations.create(connection, move.vm, request)
         except NovaError as error:
             log.info("a move could not begin", vm=move.vm_name, target=move.target, why=error.detail)
             return None

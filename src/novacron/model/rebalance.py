@@ -8,14 +8,15 @@ squares is. What a guest used just now counts little: loads are averages over an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from novacron.model.placement import Fleet, Wish, capacity
+from novacron.model.fit import capacity
+from novacron.model.placement import Fleet, Wish
 
 CPU_SHARE, MEMORY_SHARE = 0.7, 0.3
 """What of a node's load its processors and its memory are."""
@@ -111,23 +112,55 @@ def _part(fleet: Fleet, node: str, cpus: float, memory_mib: float) -> float:
     return CPU_SHARE * cpus / max(1, inventory.cpus) + MEMORY_SHARE * memory_mib / max(1.0, memory)
 
 
-def loads_of(fleet: Fleet, vms: Sequence[VmLoad]) -> dict[str, float]:
+class NodeUse(NamedTuple):
+    """What a node's VMs use together, on average."""
+
+    cpus: float = 0.0
+    memory_mib: int = 0
+
+
+def uses_of(vms: Iterable[VmLoad]) -> dict[str, NodeUse]:
+    """Return what the VMs of each node use together."""
+    uses: dict[str, NodeUse] = {}
+    for vm in vms:
+        if vm.wish.at is not None:
+            before = uses.get(vm.wish.at, NodeUse())
+            uses[vm.wish.at] = NodeUse(before.cpus + vm.cpus, before.memory_mib + vm.wish.spec.memory_mib)
+    return uses
+
+
+def loads_of(fleet: Fleet, uses: Mapping[str, NodeUse]) -> dict[str, float]:
     """Return the load of every node that is well: ready and not cordoned.
 
     Others count for nothing here, and nothing is moved from or to them: what they do now, and what they will have to
     take back, is unsure.
     """
-    loads = {name: 0.0 for name, node in fleet.nodes.items() if node.status.ready and not node.spec.cordoned}
-    for vm in vms:
-        if vm.wish.at in loads:
-            loads[vm.wish.at] += _part(fleet, vm.wish.at, vm.cpus, vm.wish.spec.memory_mib)
-    return loads
+    return {
+        name: _part(fleet, name, *uses.get(name, NodeUse()))
+        for name, node in fleet.nodes.items()
+        if node.status.ready and not node.spec.cordoned
+    }
 
 
-def decide(fleet: Fleet, vms: Sequence[VmLoad], settings: Settings, rounds: int, under_way: int) -> Decision:
-    """Return what to move now, given in how many rounds before this one the loads were too uneven, and how many moves
-    are under way. ``fleet`` is changed: it has the moves done."""
-    loads = loads_of(fleet, vms)
+def sources(fleet: Fleet, uses: Mapping[str, NodeUse], moves_max: int) -> list[str]:
+    """Return the most loaded nodes: all those whose VMs ``decide`` may look at, for so many moves."""
+    loads = loads_of(fleet, uses)
+    return sorted(loads, key=lambda name: (loads[name], name))[-(SOURCES_MAX + moves_max) :]
+
+
+class Since(NamedTuple):
+    """In how many rounds before this one the loads were too uneven, and how many moves are under way."""
+
+    rounds: int
+    under_way: int
+
+
+def decide(
+    fleet: Fleet, uses: Mapping[str, NodeUse], vms: Sequence[VmLoad], settings: Settings, since: Since
+) -> Decision:
+    """Return what to move now. ``uses``: of all nodes; ``vms``: at least those of the ``sources``."""
+    rounds, under_way = since
+    loads = loads_of(fleet, uses)
     imbalance = round(deviation(loads), 4)
     lost = sum(not node.status.ready for node in fleet.nodes.values())
     aside = f" (lost nodes left out: {lost})" if lost else ""
@@ -144,16 +177,22 @@ def decide(fleet: Fleet, vms: Sequence[VmLoad], settings: Settings, rounds: int,
         if vm.wish.at is not None and vm.movable and vm.moved_s >= settings.cool_down_s:
             there.setdefault(vm.wish.at, []).append(vm)
     moves: list[Move] = []
-    while len(moves) < room and deviation(loads) > settings.imbalance_min:
-        found = _best(fleet, there, loads, settings)
-        if found is None:
-            break
-        vm, move = found
-        moves.append(move)
-        there[move.source].remove(vm)
-        loads[move.source] -= _part(fleet, move.source, vm.cpus, vm.wish.spec.memory_mib)
-        loads[move.target] += _part(fleet, move.target, vm.cpus, vm.wish.spec.memory_mib)
-        fleet.take(vm.wish, move.target)
+    taken: list[tuple[VmLoad, str]] = []
+    try:
+        while len(moves) < room and deviation(loads) > settings.imbalance_min:
+            best = _best(fleet, there, loads, settings)
+            if best is None:
+                break
+            vm, move = best
+            moves.append(move)
+            there[move.source].remove(vm)
+            loads[move.source] -= _part(fleet, move.source, vm.cpus, vm.wish.spec.memory_mib)
+            loads[move.target] += _part(fleet, move.target, vm.cpus, vm.wish.spec.memory_mib)
+            fleet.take(vm.wish, move.target)
+            taken.append((vm, move.target))
+    finally:  # the fleet is as it was: the moves have yet to be asked for
+        for vm, target in reversed(taken):
+            fleet.take(vm.wish._replace(at=target), str(vm.wish.at))
     why = f"the loads deviate by {imbalance:.3f} for {rounds} rounds{aside}"
     return Decision(imbalance, rounds, tuple(moves), why + ("" if moves else "; no move would be worth its cost"))
 

@@ -33,6 +33,7 @@ from novacron.model.oidc import Provider
 from novacron.server.settings import Settings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Batch, Change, Feed, Snapshot
+from novacron.store.fleet_index import FleetIndex
 from novacron.supervise import RESTARTS, Rarely, supervise
 from novacron.telemetry import logs, process
 from novacron.telemetry.declared import SERVERS
@@ -58,9 +59,9 @@ class Front:
         self, settings: Settings, database: Database, authority: pki.Authority, agents: Agents,
         certificate: tuple[Path, Path],
     ) -> None:  # fmt: skip
-        self.cache = Cache()
-        self.changed: list[Heard] = []
-        self.resync: list[Callable[[], None]] = []
+        self.cache, self.fleet = Cache(), FleetIndex()
+        self.changed: list[Heard] = [self.fleet.changed]
+        self.resync: list[Callable[[], None]] = [self.fleet.clear]
         self._settings = settings
         self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
         self._processes = Processes(settings.state_dir / "metrics")
@@ -70,7 +71,7 @@ class Front:
         self._recorder = Recorder(database)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
-            database, self.cache, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
+            database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
             _oidc(settings, authority), settings.url(settings.port), settings.url(settings.link_port),
             settings.log_level,
         )  # fmt: skip

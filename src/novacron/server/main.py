@@ -93,7 +93,6 @@ async def serve(settings: Settings) -> None:
     try:
         await _welcome(settings, database, authority)
         link = LinkServer(database, authority)
-        controllers = Controllers(database, link.foresee, settings.fence)
         context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
@@ -102,6 +101,7 @@ async def serve(settings: Settings) -> None:
             (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
         }
         front = Front(settings, database, authority, link, (certificate, key))
+        controllers = Controllers(database, front.fleet, link.foresee, settings.fence)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
         async with (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from novacron.model.placement import Wish, unlike
+from novacron.model.fit import cannot_run
+from novacron.model.node import Node
+from novacron.model.placement import Wish
 from novacron.model.vm import Power, Vm, VmState, VmStatus
 from novacron.store import events, fleet, leases, migrations, nodes, vms, volumes
 from novacron.store.database import Connection
+from novacron.store.fleet_index import FleetIndex
 
 SAID_AGAIN_AFTER_S = 300.0
 
@@ -23,7 +26,9 @@ async def waiting(connection: Connection, node: str) -> list[str]:
     return [row["id"] for row in rows]
 
 
-async def restart_elsewhere(connection: Connection, id: str, node: str, why: str) -> str | None:
+async def restart_elsewhere(
+    connection: Connection, id: str, node: str, why: str, index: FleetIndex | None = None
+) -> str | None:
     """Give a VM to another node, which starts it; return that, or None if none takes it now.
 
     Must run in one transaction. Its node's lease must be over, and is seen to not to be renewed as it was.
@@ -40,27 +45,30 @@ async def restart_elsewhere(connection: Connection, id: str, node: str, why: str
         await migrations.fail(connection, vm.migration, f"node {node} is lost")
         vm = await vms.get(connection, id, lock=True)
     await nodes.take_turn(connection)
-    known = await fleet.load(connection)
-    taken = await volumes.of_vm(connection, vm.id)
-    elsewhere = {**unlike(known.nodes.values(), vm.status, runs=False), **volumes.lacking(known.nodes, taken)}
-    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, elsewhere)
-    chosen = known.choose(wish)
-    if chosen is None:
-        reasons = fleet.summary([verdict for verdict in known.explain(wish) if verdict.node != node])
+    status, attached = vm.status, await volumes.of_vm(connection, vm.id)
+    sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}
+
+    def refuses(other: Node) -> str | None:
+        return cannot_run(other, status, runs=False) or volumes.cannot_carry(other, sources, attached)
+
+    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), node, refuses=refuses)
+    choice = await fleet.choose(connection, wish, index)
+    if choice.node is None:
+        reasons = fleet.why_not(choice.fleet, wish)
         await said(connection, vm, "FailoverWaits", f"no other node can take it: {reasons}")
         return None
     if not await leases.take_over(connection, node):
         return None
     status = VmStatus(
-        reason=f"starts on {chosen}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
+        reason=f"starts on {choice.node}: {why}", machine=vm.status.machine, halted_at_start=vm.status.halted_at_start,
         reboots=vm.status.reboots, resets=vm.status.resets,
     )  # fmt: skip
     await connection.execute(
         "UPDATE vms SET node = $2, epoch = epoch + 1, status = $3 WHERE id = $1",
-        vm.id, chosen, msgspec.to_builtins(status),
+        vm.id, choice.node, msgspec.to_builtins(status),
     )  # fmt: skip
-    await events.record(connection, "vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {chosen}: {why}")
-    return chosen
+    await events.record(connection, "vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {choice.node}: {why}")
+    return choice.node
 
 
 async def said(connection: Connection, vm: Vm, reason: str, message: str) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
 from novacron.model.constraints import Placement
 from novacron.model.errors import NoCapacity
+from novacron.model.groups import groups_of_project, is_grouped
 from novacron.model.node import Load
 from novacron.model.placement import Fleet, Member, Verdict, Wish
-from novacron.model.project import DEFAULT
 from novacron.model.vm import VmSpec, VmStatus
 from novacron.store import events, networks, nodes
 from novacron.store.database import Connection
+from novacron.store.fleet_index import FleetIndex, Size
 from novacron.store.rows import decode_each
 from novacron.telemetry import traces
+from novacron.telemetry.values import counter
 
 REASON_LENGTH_MAX = 500
 
@@ -37,79 +40,153 @@ LOADS = """
 """
 
 
-async def load(connection: Connection, *, images_come: bool = True) -> Fleet:
-    """Return all nodes and what is placed on them: as it stays, for those whose turn it is (``nodes.take_turn``)."""
-    every = await nodes.all(connection)
-    rows = await connection.fetch(LOADS)
-    grouped = await connection.fetch(
-        "SELECT id, node, spec -> 'placement' AS placement, spec -> 'devices' AS devices, project FROM vms"
-        " WHERE grouped AND node IS NOT NULL UNION ALL"
-        " SELECT v.id, m.target, v.spec -> 'placement', v.spec -> 'devices', v.project"
-        " FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL AND v.grouped"
-    )
+GROUPED = """
+    SELECT id, node, spec -> 'placement' AS placement, spec -> 'devices' AS devices, project FROM vms
+    WHERE grouped AND node IS NOT NULL
+    UNION ALL SELECT v.id, m.target, v.spec -> 'placement', v.spec -> 'devices', v.project
+    FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL AND v.grouped
+"""
+"""VMs that concern others: members of groups, and those that have devices of their nodes."""
+
+
+async def load(connection: Connection) -> Fleet:
+    """Return all nodes and what is placed on them: as it stays, for those whose turn it is (``nodes.take_turn``).
+
+    This reads and decodes every node: see ``FleetIndex`` for what is done often.
+    """
     return Fleet(
-        every,
-        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in rows},
-        decode_each("vms", grouped, _member),
+        await nodes.all(connection),
+        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in await connection.fetch(LOADS)},
+        decode_each("vms", await connection.fetch(GROUPED), _member),
         await networks.all(connection),
-        images_come=images_come,
     )
+
+
+async def load_some(
+    connection: Connection, names: Collection[str], wishes: Sequence[Wish], held: Iterable[str] = ()
+) -> Fleet:
+    """Return some nodes with all that decides whether these VMs may be on them, as ``load`` does. ``held``: images that
+    other nodes hold."""
+    members = await _members(connection, names, wishes)
+    every = set(names) | {member.node for member in members}
+    loads = await connection.fetch(f"SELECT * FROM ({LOADS}) loads WHERE node = ANY($1)", list(names))
+    wanted = {nic.network for wish in wishes for nic in wish.spec.nics}
+    return Fleet(
+        await nodes.some(connection, every),
+        {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in loads},
+        members,
+        await networks.all(connection) if wanted else (),
+        held,
+    )
+
+
+async def _members(connection: Connection, names: Collection[str], wishes: Sequence[Wish]) -> list[Member]:
+    """Return the VMs that are in a group with one of these, and those that have devices of these nodes."""
+    grouped = [wish.spec for wish in wishes if is_grouped(wish.spec)]
+    if not grouped:
+        return []
+    places = [spec.placement for spec in grouped]
+    groups = [{group for group in named if group is not None} for named in (
+        [where.affinity for where in places], [where.anti_affinity for where in places],
+    )]  # fmt: skip
+    rows = await connection.fetch(
+        f"SELECT * FROM ({GROUPED}) g WHERE placement ->> 'affinity' = ANY($1)"
+        " OR placement ->> 'anti_affinity' = ANY($2) OR (devices <> '[]' AND node = ANY($3))",
+        *[[group.rsplit("/", 1)[-1] for group in named] for named in groups], list(names),
+    )  # fmt: skip
+    return decode_each("vms", rows, _member)
 
 
 def _member(row: Any) -> Member:
     """Return a VM with what of it concerns others: its groups and devices count even if the rest can't be decoded."""
     placement = msgspec.convert(row["placement"] or {}, Placement)
     devices = msgspec.convert(row["devices"] or (), tuple[str, ...])
-    return Member(
-        row["id"], row["node"], of_project(VmSpec(image="", placement=placement, devices=devices), row["project"])
-    )
+    return Member(row["id"], row["node"], Size(0, 0, groups_of_project(placement, row["project"]), devices))
 
 
 def of_project(spec: VmSpec, project: str) -> VmSpec:
     """Return a spec whose groups are told from those that others call the same."""
-    if project == DEFAULT:
-        return spec
-    where = spec.placement
-    groups = {
-        field: f"{project}/{name}"
-        for field in ("affinity", "anti_affinity", "spread")
-        if (name := getattr(where, field)) is not None
-    }
-    return msgspec.structs.replace(spec, placement=msgspec.structs.replace(where, **groups)) if groups else spec
+    where = groups_of_project(spec.placement, project)
+    return spec if where is spec.placement else msgspec.structs.replace(spec, placement=where)
 
 
 async def check(connection: Connection, name: str, spec: VmSpec, project: str) -> None:
     """Raise unless a new VM has room on a node, until the transaction ends. Raises NotFound, NoCapacity."""
     await nodes.take_turn(connection)
     await nodes.get(connection, name, field="node")
-    verdict = (await load(connection)).judge(Wish("", of_project(spec, project)), name)
+    wish = Wish("", of_project(spec, project))
+    held = await nodes.others_hold_image(connection, name, spec.image)
+    verdict = (await load_some(connection, [name], [wish], [spec.image] if held else [])).judge(wish, name)
     if verdict.refusal is not None:
         raise NoCapacity(verdict.refusal, field="node", hint="see: novacron node list")
+
+
+class Choice(NamedTuple):
+    """Where a VM goes, None: nowhere; and the fleet that says so."""
+
+    node: str | None
+    fleet: Fleet
+
+
+async def choose(connection: Connection, wish: Wish, index: FleetIndex | None) -> Choice:
+    """Choose the best node for a VM, for those whose turn it is: from the index, and true in this transaction."""
+    if index is not None and index.ready:
+        node = index.fleet.choose(wish)
+        if node is None:
+            return Choice(None, index.fleet)
+        exact = await load_some(connection, [node], [wish], index.fleet.held())
+        if node in exact.nodes and exact.judge(wish, node).refusal is None:
+            return Choice(node, exact)
+        counter("novacron_placement_index_misses_total").add()
+    exact = await load(connection)
+    return Choice(exact.choose(wish), exact)
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """Say in a sentence or two why no node can take a VM."""
     reasons = [verdict.refusal for verdict in verdicts if verdict.refusal is not None]
+    return _summary(reasons, len(reasons))
+
+
+def why_not(fleet: Fleet, wish: Wish) -> str:
+    """Say in a sentence or two why no node can take a VM, other than the one where it is."""
+    others = len(fleet.nodes) - (wish.at in fleet.nodes)
+    return _summary(fleet.refusals(wish, REASON_LENGTH_MAX), others)
+
+
+def _summary(reasons: Sequence[str], count: int) -> str:
     text = "; ".join(reasons)
     if len(text) > REASON_LENGTH_MAX:
-        text = f"{len(reasons)} nodes can't take it: {text[: REASON_LENGTH_MAX - 60]}..."
+        text = f"{count} nodes can't take it: {text[: REASON_LENGTH_MAX - 60]}..."
     return text or "there are no nodes"
 
 
-async def waiting(connection: Connection, limit: int, *, leave_out: Sequence[str] = ()) -> list[str]:
-    """Return up to ``limit`` VMs that wait for a node, oldest first."""
+class WaitingVm(msgspec.Struct, frozen=True):
+    """A VM that waits for a node. ``wish`` is None if it can't be decoded."""
+
+    id: str
+    created_at: datetime
+    wish: Wish | None
+
+
+async def waiting(
+    connection: Connection, limit: int, after: WaitingVm | None = None, *, leave_out: Sequence[str] = ()
+) -> list[WaitingVm]:
+    """Return up to ``limit`` VMs that wait for a node, oldest first, from the one after ``after`` on."""
     rows = await connection.fetch(
-        "SELECT id FROM vms WHERE node IS NULL AND NOT deleting AND id <> ALL($2) ORDER BY created_at, id LIMIT $1",
-        limit,
-        leave_out,
-    )
-    return [row["id"] for row in rows]
+        "SELECT id, spec, project, created_at FROM vms WHERE node IS NULL AND NOT deleting AND id <> ALL($2)"
+        " AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4)) ORDER BY created_at, id LIMIT $1",
+        limit, leave_out, after and after.created_at, after and after.id,
+    )  # fmt: skip
+    return [
+        WaitingVm(row["id"], row["created_at"], next(iter(decode_each("vms", [row], wish_of)), None)) for row in rows
+    ]
 
 
-async def place_waiting(connection: Connection, ids: Sequence[str]) -> None:
+async def place_waiting(connection: Connection, ids: Sequence[str], index: FleetIndex | None = None) -> list[str]:
     """Give each of these VMs that waits for a node, oldest first, the best one; store why none can take it.
 
-    Nothing is locked and nothing written until it is known where all of them go.
+    Nothing is locked and nothing written until it is known where all of them go. Returns those that were placed.
     """
     began = time.perf_counter()
     await nodes.take_turn(connection)
@@ -118,18 +195,58 @@ async def place_waiting(connection: Connection, ids: Sequence[str]) -> None:
         " WHERE node IS NULL AND NOT deleting AND id = ANY($1) ORDER BY created_at, id",
         ids,
     )
-    fleet, placed, unplaced = await load(connection), list[tuple[Any, str]](), list[tuple[Any, VmStatus]]()
+    wishes = {row["id"]: wish_of(row) for row in rows}
+    chosen = await _choose_all(connection, list(wishes.values()), index)
+    placed = [(row, node) for row in rows if (node := chosen[row["id"]].node) is not None]
+    unplaced = list[tuple[Any, VmStatus]]()
     for row in rows:
-        wish = Wish(row["id"], of_project(msgspec.convert(row["spec"], VmSpec), row["project"]))
-        chosen = fleet.place(wish)
-        if chosen is not None:
-            placed.append((row, chosen))
-            continue
-        status = VmStatus(reason=summary(fleet.explain(wish)))
-        if status != msgspec.convert(row["status"], VmStatus):  # the controller is woken by what it writes here
-            unplaced.append((row, status))
+        choice = chosen[row["id"]]
+        if choice.node is None:
+            status = VmStatus(reason=why_not(choice.fleet, wishes[row["id"]]))
+            if status != msgspec.convert(row["status"], VmStatus):  # the controller is woken by what it writes here
+                unplaced.append((row, status))
     happened = await _store_placed(connection, placed, began) + await _store_unplaced(connection, unplaced)
     await events.record_all(connection, happened)
+    return [row["id"] for row, _ in placed]
+
+
+def wish_of(row: Any) -> Wish:
+    """Return a VM that waits for a node as placement sees it."""
+    return Wish(row["id"], of_project(msgspec.convert(row["spec"], VmSpec), row["project"]))
+
+
+async def _choose_all(connection: Connection, wishes: Sequence[Wish], index: FleetIndex | None) -> dict[str, Choice]:
+    """Choose a node for each VM, one after another: what one takes, the next does not get."""
+    if index is None or not index.ready:
+        fleet = await load(connection)
+        return {wish.id: Choice(fleet.place(wish), fleet) for wish in wishes}
+    chosen: dict[str, Choice] = {}
+    for wish in wishes:
+        node = index.fleet.choose(wish)
+        chosen[wish.id] = Choice(node, index.fleet)
+        index.assume(wish.id, node)
+    names = {choice.node for choice in chosen.values() if choice.node is not None}
+    exact = await load_some(connection, names, wishes, index.fleet.held()) if names else Fleet()
+    missed = []
+    for wish in wishes:
+        node = chosen[wish.id].node
+        if node is None:
+            continue
+        if node in exact.nodes and exact.judge(wish, node).refusal is None:
+            exact.take(wish, node)
+        else:
+            missed.append(wish)
+    if missed:  # the index lags behind
+        counter("novacron_placement_index_misses_total").add(count=len(missed))
+        fleet = await load(connection)
+        for wish in wishes:
+            node = chosen[wish.id].node
+            if wish not in missed and node is not None and node in fleet.nodes:
+                fleet.take(wish, node)
+        for wish in missed:
+            chosen[wish.id] = Choice(fleet.place(wish), fleet)
+            index.assume(wish.id, chosen[wish.id].node)
+    return chosen
 
 
 async def _store_placed(connection: Connection, placed: Sequence[tuple[Any, str]], began: float) -> list[events.Event]:

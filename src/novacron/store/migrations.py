@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -10,6 +11,7 @@ import msgspec
 
 from novacron.model import forecast, limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
+from novacron.model.fit import cannot_run
 from novacron.model.migration import (
     ACTIVE,
     TRANSITIONS,
@@ -23,11 +25,13 @@ from novacron.model.migration import (
     migration_id,
     switches,
 )
-from novacron.model.placement import Fleet, Verdict, Wish, unlike
+from novacron.model.node import Node
+from novacron.model.placement import Verdict, Wish
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
+from novacron.store.fleet_index import FleetIndex
 from novacron.store.rows import decode_each
 from novacron.telemetry import traces
 
@@ -43,62 +47,60 @@ def _migration(row: Any) -> Migration:
     return msgspec.convert(dict(row), Migration)
 
 
-async def create(
-    connection: Connection,
-    ref: str,
-    target: str | None,
-    if_match: int | None,
-    actor: str,
-    *,
-    weight: int = 1,
-    rate_limit_bytes_per_s: int | None = None,
-    policy: Policy = Policy.THROTTLE,
-    cause: Cause = Cause.REQUEST,
-    warm: bool = False,
-) -> Migration:
-    """Ask for a VM to be moved, to ``target`` or to the node with most room.
+class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VM is to be moved. ``target`` None: to the best node. ``if_match``: only at that revision of the VM."""
+
+    actor: str
+    target: str | None = None
+    if_match: int | None = None
+    weight: int = 1
+    rate_limit_bytes_per_s: int | None = None
+    policy: Policy = Policy.THROTTLE
+    cause: Cause = Cause.REQUEST
+    warm: bool = False
+
+
+async def create(connection: Connection, ref: str, request: MoveRequest, index: FleetIndex | None = None) -> Migration:
+    """Ask for a VM to be moved.
 
     Raises NotFound, NoCapacity, Conflict, IllegalState, InvalidInput, PreconditionFailed; then nothing has changed.
     """
-    vm, target = await choose(connection, ref, target, if_match, warm=warm)
+    vm, target = await choose(connection, ref, request.target, request.if_match, warm=request.warm, index=index)
     assert vm.node is not None
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
     before = await projects.lock_usage(connection, vm.project)
-    with traces.span("migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=cause):
+    with traces.span(
+        "migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=request.cause
+    ):
         trace = traces.carry()  # all that is done for it is recorded, whoever asks for it
+    migration = await _insert(connection, vm, target, request, trace)
+    if request.cause is Cause.REQUEST:
+        await projects.check_quota(connection, vm.project, before)
+    await connection.execute(
+        "UPDATE vms SET migration = $2, trace = $3 WHERE id = $1", vm.id, migration.id, migration.trace
+    )
+    message = f"{migration.kind} migration from {vm.node} to {target}"
+    await _event(connection, migration, "Requested", message, request.actor)
+    return migration
+
+
+async def _insert(connection: Connection, vm: Vm, target: str, request: MoveRequest, trace: str) -> Migration:
+    """Store a new migration. Raises Conflict when the VM has one."""
     try:
         row = await connection.fetchrow(
             f"INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress, weight,"
             f" rate_limit_bytes_per_s, policy, cause, trace)"
             f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
             f" RETURNING {COLUMNS}",
-            migration_id(secrets.token_bytes(10)),
-            vm.id,
-            vm.name,
-            kind_of(vm, warm=warm),
-            vm.node,
-            target,
-            vm.epoch,
-            Phase.PENDING,
-            msgspec.to_builtins(Progress()),
-            weight,
-            rate_limit_bytes_per_s,
-            policy,
-            cause,
-            trace,
-        )
+            migration_id(secrets.token_bytes(10)), vm.id, vm.name, kind_of(vm, warm=request.warm), vm.node, target,
+            vm.epoch, Phase.PENDING, msgspec.to_builtins(Progress()), request.weight,
+            request.rate_limit_bytes_per_s, request.policy, request.cause, trace,
+        )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} is being migrated already") from None
-    if cause is Cause.REQUEST:
-        await projects.check_quota(connection, vm.project, before)
-    migration = _migration(row)
-    await connection.execute(
-        "UPDATE vms SET migration = $2, trace = $3 WHERE id = $1", vm.id, migration.id, migration.trace
-    )
-    await _event(connection, migration, "Requested", f"{migration.kind} migration from {vm.node} to {target}", actor)
-    return migration
+    return _migration(row)
 
 
 def is_live(vm: Vm) -> bool:
@@ -112,8 +114,9 @@ def kind_of(vm: Vm, *, warm: bool) -> Kind:
 
 
 async def choose(
-    connection: Connection, ref: str, target: str | None, if_match: int | None, *, warm: bool = False
-) -> tuple[Vm, str]:
+    connection: Connection, ref: str, target: str | None, if_match: int | None, *, warm: bool = False,
+    index: FleetIndex | None = None,
+) -> tuple[Vm, str]:  # fmt: skip
     """Return the VM and where it would be moved. Raises what ``create`` does."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, Action.MIGRATE, if_match)
@@ -126,52 +129,49 @@ async def choose(
             hint=f"stop it first: novacron vm stop {vm.name} --wait",
         )
     await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is Kind.LIVE)
-    return vm, await _choose(connection, vm, target, await volumes.check_movable(connection, vm))
-
-
-async def _choose(connection: Connection, vm: Vm, target: str | None, taken: list[Volume]) -> str:
+    attached = await volumes.check_movable(connection, vm)
     await nodes.take_turn(connection)
-    wish = Wish(vm.id, fleet.of_project(vm.spec, vm.project), vm.node, been=await been(connection, vm.id))
+    wish = await _wish(connection, vm, attached)
     if target is not None:
-        if target == vm.node:
-            raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
-        node = await nodes.get(connection, target, field="target")
-        known = await fleet.load(connection, images_come=False)
-        wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
-        why = known.judge(wish, node.name).refusal
-        if why is not None:
-            raise NoCapacity(why, field="target", hint="see: novacron node list")
-        return target
-    known = await fleet.load(connection, images_come=False)
-    wish = wish._replace(elsewhere=await _lacking(connection, known, vm, taken))
-    chosen = known.choose(wish)
-    if chosen is None:
-        others = [verdict for verdict in known.explain(wish) if verdict.node != vm.node]
-        raise NoCapacity(
-            "no other node can take it: " + (fleet.summary(others) if others else "there is none"),
-            field="target",
-            hint="see: novacron node list",
-        )
-    return chosen
+        await _check_target(connection, vm, wish, target)
+        return vm, target
+    choice = await fleet.choose(connection, wish, index)
+    if choice.node is None:
+        is_alone = not choice.fleet.nodes.keys() - {vm.node}
+        reasons = "there is none" if is_alone else fleet.why_not(choice.fleet, wish)
+        raise NoCapacity(f"no other node can take it: {reasons}", field="target", hint="see: novacron node list")
+    return vm, choice.node
 
 
-async def _lacking(connection: Connection, known: Fleet, vm: Vm, taken: list[Volume]) -> dict[str, str]:
-    """Return the nodes that a VM can't be moved to for reasons of its own, and these."""
-    return {
-        **unlike(known.nodes.values(), vm.status, runs=is_live(vm)),
-        **volumes.lacking(known.nodes, taken),
-        **await volumes.not_yet(connection, vm.id),
-    }
+async def _check_target(connection: Connection, vm: Vm, wish: Wish, target: str) -> None:
+    """Raise InvalidInput, NotFound or NoCapacity unless a VM may be moved to a node."""
+    if target == vm.node:
+        raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
+    await nodes.get(connection, target, field="target")
+    refusal = (await fleet.load_some(connection, [target], [wish])).judge(wish, target).refusal
+    if refusal is not None:
+        raise NoCapacity(refusal, field="target", hint="see: novacron node list")
+
+
+async def _wish(connection: Connection, vm: Vm, attached: Sequence[Volume]) -> Wish:
+    """Return a VM that is to be moved as placement sees it."""
+    sources = {node.name: node for node in await nodes.some(connection, volumes.local_nodes(attached))}
+    runs = is_live(vm)
+
+    def refuses(node: Node) -> str | None:
+        return cannot_run(node, vm.status, runs=runs) or volumes.cannot_carry(node, sources, attached)
+
+    return Wish(
+        vm.id, fleet.of_project(vm.spec, vm.project), vm.node, await volumes.not_yet(connection, vm.id),
+        await been(connection, vm.id), images_come=False, refuses=refuses,
+    )  # fmt: skip
 
 
 async def explain(connection: Connection, ref: str) -> list[Verdict]:
     """Say of each node whether the VM could be moved there now. Raises NotFound."""
     vm = await vms.get(connection, ref)
-    known = await fleet.load(connection, images_come=False)
-    taken = await volumes.of_vm(connection, vm.id)
-    lacking = await _lacking(connection, known, vm, taken)
-    spec = fleet.of_project(vm.spec, vm.project)
-    return known.explain(Wish(vm.id, spec, vm.node, lacking, await been(connection, vm.id)))
+    wish = await _wish(connection, vm, await volumes.of_vm(connection, vm.id))
+    return (await fleet.load(connection)).explain(wish)
 
 
 async def been(connection: Connection, vm: str) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +38,22 @@ async def get(connection: Connection, name: str, *, lock: bool = False, field: s
 async def all(connection: Connection) -> list[Node]:
     """Return all nodes, by name. One that can't be decoded is left out: nothing is placed on it or moved to it."""
     return decode_each("nodes", await connection.fetch("SELECT * FROM nodes ORDER BY name"), _node, key="name")
+
+
+async def some(connection: Connection, names: Collection[str]) -> list[Node]:
+    """Return those of these nodes that there are, as ``all`` does."""
+    rows = await connection.fetch("SELECT * FROM nodes WHERE name = ANY($1) ORDER BY name", list(names))
+    return decode_each("nodes", rows, _node, key="name")
+
+
+async def others_hold_image(connection: Connection, name: str, image: str) -> bool:
+    """Say whether a node other than ``name``, which is ready, holds an image, and can give it to others."""
+    held: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM nodes WHERE name <> $1 AND status -> 'ready' = 'true'"
+        " AND status -> 'inventory' -> 'images' @> jsonb_build_array(jsonb_build_object('name', $2::text)))",
+        name, image,
+    )  # fmt: skip
+    return held
 
 
 async def dwcp_endpoint(connection: Connection, name: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from novacron.model.placement import Wish
-from novacron.model.rebalance import Decision, Mode, Settings, VmLoad, smoothed
+from novacron.model.rebalance import Decision, Mode, NodeUse, Settings, VmLoad, smoothed
 from novacron.model.vm import VmSpec
 from novacron.store import events, fleet
 from novacron.store.database import Connection
@@ -78,8 +78,18 @@ async def measured(connection: Connection, node: str, used: Sequence[tuple[str, 
     )
 
 
-async def loads(connection: Connection) -> list[VmLoad]:
-    """Return what is known of every VM that is on a node. One that can't be decoded is left out: it is not moved."""
+async def uses(connection: Connection) -> dict[str, NodeUse]:
+    """Return what the VMs of each node use together."""
+    rows = await connection.fetch(
+        "SELECT n.node, n.memory_mib, coalesce(c.cpus, 0)::float AS cpus FROM node_loads n LEFT JOIN"
+        " (SELECT v.node, sum(l.cpus) AS cpus FROM vm_loads l JOIN vms v ON v.id = l.vm GROUP BY v.node) c"
+        " ON c.node = n.node"
+    )
+    return {row["node"]: NodeUse(row["cpus"], row["memory_mib"]) for row in rows}
+
+
+async def loads(connection: Connection, nodes: Sequence[str]) -> list[VmLoad]:
+    """Return what is known of every VM on these nodes. One that can't be decoded is left out: it is not moved."""
     rows = await connection.fetch(
         """
         SELECT v.id, v.name, v.project, v.spec, v.node, coalesce(l.cpus, 0) AS cpus,
@@ -92,9 +102,10 @@ async def loads(connection: Connection) -> list[VmLoad]:
             SELECT finished_at, progress -> 'elapsed_s' AS elapsed_s FROM migrations
             WHERE vm = v.id AND phase = 'completed' ORDER BY finished_at DESC LIMIT 1
         ) m ON true
-        WHERE v.node IS NOT NULL
+        WHERE v.node = ANY($2)
         """,
         MEASURED_S_MAX,
+        nodes,
     )
     return decode_each("vms", rows, _load)
 
@@ -103,7 +114,7 @@ def _load(row: Any) -> VmLoad:
     spec = fleet.of_project(msgspec.convert(row["spec"], VmSpec), row["project"])
     elapsed_s = row["elapsed_s"]
     return VmLoad(
-        Wish(row["id"], spec, row["node"]), row["name"], row["cpus"],
+        Wish(row["id"], spec, row["node"], images_come=False), row["name"], row["cpus"],
         math.inf if row["moved_s"] is None else row["moved_s"], row["movable"],
         float(elapsed_s) if elapsed_s else spec.memory_mib * 2**20 / RATE_BYTES_PER_S,
     )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from novacron.model import limits
 from novacron.model.errors import IllegalState, InvalidInput, NoCapacity
+from novacron.model.fit import no_room
 from novacron.model.node import Load
-from novacron.model.placement import no_room
 from novacron.model.vm import Power, Vm, VmSpec, VmState
 from novacron.store import nodes
 from novacron.store.database import Connection

@@ -173,16 +173,22 @@ def _local(node: Node, volume: Volume) -> Pool | None:
     return next((one for one in pools_of(node) if one.name == volume.pool and one.kind is PoolKind.LOCAL), None)
 
 
-def lacking(every: Mapping[str, Node], taken: Sequence[Volume]) -> dict[str, str]:
+def local_nodes(volumes: Sequence[Volume]) -> set[str]:
+    """Return the nodes that hold these volumes, of those that are on one node only."""
+    return {volume.node for volume in volumes if volume.kind is PoolKind.LOCAL and volume.node is not None}
+
+
+def cannot_carry(node: Node, sources: Mapping[str, Node], volumes: Sequence[Volume]) -> str | None:
+    """Say why a VM with these volumes can't be moved to ``node``, or None if it can. ``sources``: nodes that hold local
+    ones."""
+    reasons = (_uncarriable(node, sources.get(volume.node or ""), volume) for volume in volumes)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def lacking(nodes: Mapping[str, Node], volumes: Sequence[Volume]) -> dict[str, str]:
     """Return the nodes, of all, to which a VM with these volumes could not be moved, and why."""
-    found = {}
-    for node in every.values():
-        for volume in taken:
-            why = _uncarriable(node, every.get(volume.node), volume)
-            if why is not None:
-                found[node.name] = why
-                break
-    return found
+    reasons = {name: cannot_carry(node, nodes, volumes) for name, node in nodes.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 async def detach(connection: Connection, ref: str, actor: str) -> Volume:

@@ -127,6 +127,8 @@ CONTROLLERS = (
         "novacron_controller_objects_total", "Objects that controllers have reconciled, by how that ended: done,"
         " failed, timeout or defect.", "controller", "outcome",
     ),
+    _counter("novacron_placement_index_misses_total", "Placements that the index in memory, which lags behind the"
+             " database, decided wrongly, and that were decided anew before they were stored."),
     _gauge("novacron_controller_failing_objects", "Objects that failed last time, and wait to be tried again.",
            "controller"),
     _gauge("novacron_controller_leading", "1 where a controller runs.", "controller"),

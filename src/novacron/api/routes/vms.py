@@ -267,13 +267,16 @@ async def migrate_vm(
         return await migrations.create(
             connection,
             id,
-            wanted.target,
-            revision,
-            request.user.name,
-            weight=wanted.weight,
-            rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
-            policy=wanted.policy,
-            warm=wanted.warm,
+            migrations.MoveRequest(
+                actor=request.user.name,
+                target=wanted.target,
+                if_match=revision,
+                weight=wanted.weight,
+                rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
+                policy=wanted.policy,
+                warm=wanted.warm,
+            ),
+            services(request).fleet,
         )
 
     return await replies.write(
@@ -292,7 +295,9 @@ async def foresee_migration(
 ) -> Foreseen:
     id, context = await authorization.resolve(request, "vm", ref), services(request)
     async with context.database.transaction() as connection:
-        vm, target = await migrations.choose(connection, id, (data or ForeseeMigration()).target, None)
+        vm, target = await migrations.choose(
+            connection, id, (data or ForeseeMigration()).target, None, index=context.fleet
+        )
     if vm.status.state is not VmState.RUNNING:
         raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
     assert vm.node is not None

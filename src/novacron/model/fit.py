@@ -1,0 +1,119 @@
+"""Whether a VM fits on a node, and if not, why. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from novacron.model import limits
+from novacron.model.constraints import Effect
+from novacron.model.cpu import named
+from novacron.model.network import TUNNEL_BYTES, Encryption, Network, NetworkKind
+from novacron.model.node import Inventory, Load, Node, holds
+from novacron.model.vm import VmSpec, VmStatus
+
+NO_NETWORKS: Mapping[str, Network] = {}
+
+
+def free_share(node: Node) -> float:
+    """Return the share of a node's local pool that is free, from 0 to 1."""
+    pools = () if node.status.inventory is None else node.status.inventory.pools
+    local = next((pool for pool in pools if pool.name == limits.LOCAL_POOL), None)
+    return 0.0 if local is None else local.bytes_free / max(1, local.bytes_total)
+
+
+def capacity(node: Node) -> tuple[float, float]:
+    """Return how many MiB of memory and how many vCPUs may be placed on a node."""
+    inventory = node.status.inventory
+    if inventory is None:
+        return 0.0, 0.0
+    memory_mib = (inventory.memory_mib - limits.NODE_MEMORY_RESERVE_MIB) * node.spec.memory_overcommit
+    return memory_mib, inventory.cpus * node.spec.vcpu_overcommit
+
+
+def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Network] = NO_NETWORKS) -> str | None:
+    """Say why a VM can't be placed on a node, however much room it has, or None if it can. ``image_comes``: another
+    node has its image. ``networks`` are all that there are."""
+    inventory = node.status.inventory
+    if not node.status.ready or inventory is None:
+        return f"node {node.name} is not ready: {node.status.reason}"
+    if node.spec.cordoned:
+        return f"node {node.name} is cordoned"
+    where = vm.placement
+    for key, value in where.labels.items():
+        if node.spec.labels.get(key) != value:
+            return f"node {node.name} does not have the label {key}={value}"
+    for taint in node.spec.taints:
+        if taint.effect is Effect.NO_SCHEDULE and taint.key not in where.tolerations:
+            return f"node {node.name} has the taint {taint.key}, which the VM does not tolerate"
+    if not image_comes and not holds(node, vm.image):
+        return f"node {node.name} does not hold image {vm.image}"
+    if vm.firmware not in inventory.firmware:
+        return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
+    if vm.tpm and not inventory.tpm:
+        return f"node {node.name} has no TPM for VMs: apt-get install swtpm"
+    missing = [] if inventory.cpu is None else inventory.cpu.lacks(vm.cpu_flags)
+    if missing:
+        return f"node {node.name} has no processor with {named(missing)}"
+    gives = given_devices(node)
+    for id, count in Counter(vm.devices).items():
+        if count > gives[id]:
+            return f"node {node.name} gives {gives[id] or 'no'} devices {id} to VMs, {count} needed"
+    for nic in vm.nics:
+        why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
+        if why is not None:
+            return f"node {node.name} can't have network {nic.network}: {why}"
+    return None
+
+
+def given_devices(node: Node) -> Counter[str]:
+    """Return how many devices of each id a node gives to VMs: those that are listed, and kept within their guests."""
+    has = node.status.inventory
+    devices = () if has is None or has.hardware is None else has.hardware.devices
+    return Counter(one.id for one in devices if one.address in node.spec.passthrough and one.iommu_group is not None)
+
+
+def _lacks(has: Inventory, network: Network) -> str | None:
+    """Say why a node can't have a network, or None if it can."""
+    if not has.networks:
+        return "it lacks what networks need, see what it misses"
+    if network.spec.kind is NetworkKind.BRIDGE:
+        return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
+    if network.spec.encryption is Encryption.ALWAYS and not has.wireguard:
+        return "it can't encrypt it, see what it misses"
+    carries = has.tunnel_mtu - TUNNEL_BYTES
+    return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None
+
+
+def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
+    """Say why a VM would overfill a node that carries ``load``, or None if it would not."""
+    if node.status.inventory is None:
+        return f"node {node.name} has not said what it has"
+    memory_mib, vcpus = capacity(node)
+    room_mib = int(memory_mib) - load.memory_mib
+    if vm.memory_mib > room_mib:
+        return f"node {node.name} is full: {max(room_mib, 0)} MiB of memory free, {vm.memory_mib} MiB needed"
+    if vm.vcpus > vcpus - load.vcpus:
+        return f"node {node.name} is full: {load.vcpus} of {vcpus:g} vCPUs placed, {vm.vcpus} needed"
+    return None
+
+
+def unlike(nodes: Iterable[Node], status: VmStatus, *, runs: bool) -> dict[str, str]:
+    """Return the nodes that can't give a VM what it was started with, and why. ``runs``: it moves while it does."""
+    reasons = ((node.name, cannot_run(node, status, runs=runs)) for node in nodes)
+    return {name: reason for name, reason in reasons if reason is not None}
+
+
+def cannot_run(node: Node, status: VmStatus, *, runs: bool) -> str | None:
+    """Say why a node can't give a VM what it was started with, or None if it can. ``runs``: it moves while it does."""
+    inventory = node.status.inventory
+    if inventory is None:
+        return None
+    reason = None
+    if status.machine and inventory.machines and status.machine not in inventory.machines:
+        reason = f"its QEMU {inventory.qemu_version} has no machine type {status.machine}"
+    elif runs and status.accelerator and status.accelerator != inventory.accelerator.kind:
+        reason = f"it runs guests under {inventory.accelerator.kind}, not {status.accelerator}"
+    elif status.cpu is not None and inventory.cpu is not None:
+        reason = inventory.cpu.cannot_be(status.cpu)
+    return None if reason is None else f"node {node.name} can't run it as it was started: {reason}"

@@ -1,0 +1,92 @@
+"""Which VMs are to be together, apart or spread, and where those of each group are. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from novacron.model.constraints import Placement, Scope
+from novacron.model.node import Node
+from novacron.model.project import DEFAULT
+
+Places = Mapping[Scope, str]
+
+
+class Occupant(Protocol):
+    """What of a VM takes room on a node, or concerns other VMs. A ``VmSpec`` is one."""
+
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def placement(self) -> Placement: ...
+    @property
+    def devices(self) -> tuple[str, ...]: ...
+
+
+def is_grouped(spec: Occupant) -> bool:
+    """Say whether other VMs' places depend on where this one is."""
+    where = spec.placement
+    return (where.affinity, where.anti_affinity, where.spread) != (None, None, None) or bool(spec.devices)
+
+
+def places_of(node: Node) -> dict[Scope, str]:
+    """Return the names under which a node's places are counted: a zone is one of its site."""
+    site = node.spec.site
+    return {Scope.SITE: site, Scope.ZONE: f"{site}/{node.spec.zone}", Scope.NODE: node.name}
+
+
+def groups_of_project(where: Placement, project: str) -> Placement:
+    """Return a placement whose groups are told from those that other projects call the same."""
+    names = {field: getattr(where, field) for field in ("affinity", "anti_affinity", "spread")}
+    groups = {field: f"{project}/{name}" for field, name in names.items() if name is not None}
+    return msgspec.structs.replace(where, **groups) if groups and project != DEFAULT else where
+
+
+class Groups:
+    """How many VMs of each group are in each place."""
+
+    def __init__(self) -> None:
+        self._affinity: dict[str, dict[str, str]] = {}
+        """Of each group: the members, and their nodes."""
+        self._anti: dict[str, Counter[tuple[Scope, str]]] = {}
+        self._spread: dict[str, Counter[tuple[Scope, str]]] = {}
+
+    def count(self, id: str, where: Placement, node: str, places: Places, by: int) -> None:
+        """Count a VM on a node (``by`` 1), or no longer (-1)."""
+        if where.affinity is not None:
+            members = self._affinity.setdefault(where.affinity, {})
+            if by > 0:
+                members[id] = node
+            elif members.get(id) == node:
+                del members[id]
+        for group, counts in ((where.anti_affinity, self._anti), (where.spread, self._spread)):
+            if group is not None:
+                counter = counts.setdefault(group, Counter())
+                for scope, place in places.items():
+                    counter[scope, place] += by
+
+    def together(self, id: str, where: Placement) -> Iterable[str]:
+        """Yield the nodes of the other VMs of a VM's affinity group."""
+        members = self._affinity.get(where.affinity or "", {})
+        return (node for member, node in members.items() if member != id)
+
+    def taken(self, where: Placement, own: Places) -> set[str]:
+        """Return the places where another VM of an anti-affinity group is; ``own``: those of the VM itself, if any."""
+        counts = self._anti.get(where.anti_affinity or "")
+        if counts is None:
+            return set()
+        scope = where.anti_affinity_scope
+        itself = own.get(scope)
+        return {place for (kind, place), count in counts.items() if kind is scope and count > (place == itself)}
+
+    def spread(self, where: Placement, places: Places) -> tuple[int, ...]:
+        """Return how many VMs of a spread group are in a node's site, in its zone and on it; empty without a group."""
+        if where.spread is None:
+            return ()
+        counts = self._spread.get(where.spread, Counter[tuple[Scope, str]]())
+        return tuple([counts[scope, places[scope]] for scope in (Scope.SITE, Scope.ZONE, Scope.NODE)])
