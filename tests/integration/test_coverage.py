@@ -165,7 +165,7 @@ def steps_of(traced: Platform) -> list[dict[str, str]]:
 
 
 def of_controllers(traced: Platform, collector: Collector) -> list[Seen]:
-    names = [one.name for one in Controllers(None, None)._all]  # type: ignore[arg-type]
+    names = [one.name for one in Controllers(None, None, None)._all]  # type: ignore[arg-type]
 
     found: list[Seen] = []
 
