@@ -12,19 +12,7 @@ import typer
 from novacron.cli import images, output
 from novacron.cli.app import app
 from novacron.client.api import config_path
-
-STATE_DIR = Path("/var/lib/novacron")
-
-
-def _state_dir() -> Path:
-    import os
-
-    base = STATE_DIR if os.geteuid() == 0 else Path.home() / ".local" / "share" / "novacron"
-    return Path(os.environ.get("NOVACRON_STATE_DIR") or base)
-
-
-StateDir = Annotated[Path | None, typer.Option(help="where its files are; default: /var/lib/novacron as root")]
-Advertise = Annotated[str | None, typer.Option(help="name or address by which others reach this host")]
+from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir, takes_options
 
 
 class Recipe(StrEnum):
@@ -46,7 +34,7 @@ def build(
     from novacron.model.vm import check_name
 
     try:
-        target = (images_dir or _state_dir() / "images") / check_name(name or recipe.value)
+        target = (images_dir or default_state_dir() / "images") / check_name(name or recipe.value)
         (tiny.build if recipe is Recipe.TINY else debian.build)(target)
     except (NovaError, debian.BuildFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,7 +52,7 @@ def up(
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
     from novacron.local import up as local
 
-    state = state_dir or _state_dir()
+    state = state_dir or default_state_dir()
     sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path()))
 
 
@@ -83,7 +71,7 @@ def doctor(
 
     from novacron.local import doctor as doctors
 
-    found = asyncio.run(doctors.examine(doctors.Subject(state_dir or _state_dir(), database)))
+    found = asyncio.run(doctors.examine(doctors.Subject(state_dir or default_state_dir(), database)))
     columns: output.Columns = {
         "": lambda one: {"ok": "ok", "warning": "!", "bad": "BAD"}[one["grade"]],
         "ABOUT": lambda one: one["about"],
@@ -111,7 +99,7 @@ def support_bundle(
     from novacron.local import bundle
 
     try:
-        path, kept = bundle.write(file, state_dir or _state_dir(), log or [])
+        path, kept = bundle.write(file, state_dir or default_state_dir(), log or [])
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -121,70 +109,20 @@ def support_bundle(
 
 
 @app.command()
-def server(
-    database: Annotated[
-        str | None,
-        typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of PostgreSQL 15 or later; default: an embedded one"),
-    ] = None,
-    state_dir: StateDir = None,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the API")] = 7443,
-    link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444,
-    advertise: Advertise = None,
-    reads_per_s: Annotated[float, typer.Option(min=0.5, help="requests that read, of one token")] = 5000,
-    writes_per_s: Annotated[float, typer.Option(min=0.5, help="requests that change something, of one token")] = 500,
-    strangers_per_s: Annotated[
-        float, typer.Option(min=0.5, help="requests without a valid token, from one address")
-    ] = 100,
-    redis: Annotated[
-        str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer people")] = 1,
-    pool: Annotated[int, typer.Option(min=5, max=100, help="connections of each process to the database")] = 25,
-    leave_s: Annotated[
-        float,
-        typer.Option("--leave-after", help="seconds to serve on, not ready, when told to end: for rolling restarts"),
-    ] = 0,
-    oidc: Annotated[
-        Path | None,
-        typer.Option(help="file that names who vouches for people (OpenID Connect); see docs/how-to/access.md"),
-    ] = None,
-    fence: Annotated[
-        Path | None, typer.Option(help="program that cuts off the node that it is given, when that has failed")
-    ] = None,
-) -> None:
+@takes_options(ServerOptions)
+def server(options: ServerOptions) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
-    from novacron.api.edge.rate_limits import RateSettings
     from novacron.local.postgres import Postgres
     from novacron.model.errors import NovaError
     from novacron.server.main import run
-    from novacron.server.settings import Settings
 
-    state = (state_dir or _state_dir()) / "server"
-    postgres = None
+    state_dir = options.state_dir or default_state_dir()
+    postgres, database = None, options.database
     if database is None:
-        postgres = Postgres(state.parent / "postgres")
+        postgres = Postgres(state_dir / "postgres")
         database = postgres.start()
     try:
-        rates = RateSettings(reads_per_s, writes_per_s, strangers_per_s)
-        run(
-            Settings(
-                database,
-                state,
-                host,
-                port,
-                link_port,
-                advertise,
-                rates,
-                leave_s,
-                workers,
-                pool,
-                redis,
-                oidc,
-                fence,
-                config_path(),
-            )
-        )
+        run(options.settings(database, state_dir / "server", config_path()))
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -194,95 +132,17 @@ def server(
 
 
 @app.command()
-def agent(
-    join: Annotated[str | None, typer.Option(help="join token, or @FILE with it; needed once")] = None,
-    state_dir: StateDir = None,
-    images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
-    name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None,
-    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None,
-    advertise: Advertise = None,
-    dwcp_port: Annotated[int, typer.Option(help="port on which other nodes' migrations arrive")] = 7445,
-    outage: Annotated[float, typer.Option(help="seconds that a link may be dead before migrations over it fail")] = 60,
-    reuse: Annotated[
-        str, typer.Option(help="which pages that are here need not be sent: of images, running VMs, VMs that left")
-    ] = "image,sibling,checkpoint",
-    pages_limit: Annotated[int, typer.Option(help="MiB on disk for what VMs that left had in memory")] = 8192,
-    imports_dir: Annotated[
-        Path | None, typer.Option(help="files that may be imported by path; by default imports beside the images")
-    ] = None,
-    imports_local: Annotated[
-        bool, typer.Option("--imports-local", help="let images be fetched from this host and its own link, too")
-    ] = False,
-    pool: Annotated[list[str] | None, typer.Option(help="directory for volumes, as NAME=PATH; can be repeated")] = None,
-    shared_pool: Annotated[
-        list[str] | None, typer.Option(help="directory for volumes that other nodes have too, as NAME=PATH")
-    ] = None,
-    keep_images: Annotated[
-        float, typer.Option(min=0, help="hours for which an image that came for a VM stays when no VM here has it")
-    ] = 24,
-    mask_cpu_flag: Annotated[
-        list[str] | None, typer.Option(help="what guests' processors shall not have here; can be repeated")
-    ] = None,
-    uid_base: Annotated[
-        int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
-    ] = 1_879_048_192,
-) -> None:
+@takes_options(AgentOptions)
+def agent(options: AgentOptions) -> None:
     """Run this host's VMs as the control plane says."""
-    from novacron.agent.host.inventory import default_name
     from novacron.agent.main import run
-    from novacron.agent.settings import Settings
     from novacron.model.errors import NovaError
-    from novacron.qemu.confine import can_confine
 
-    state = (state_dir or _state_dir()) / "agent"
-    settings = Settings(
-        state_dir=state,
-        images_dir=images_dir or state.parent / "images",
-        name=name or default_name(),
-        bridge=bridge,
-        advertise=advertise,
-        dwcp_port=dwcp_port,
-        outage_s=outage,
-        reuse=frozenset(reuse.split(",")) - {"none", ""},
-        pages_bytes_max=pages_limit << 20,
-        imports=imports_dir,
-        imports_local=imports_local,
-        keep_images_s=3600 * keep_images,
-        pools=_pools(pool, "--pool"),
-        shared_pools=_pools(shared_pool, "--shared-pool"),
-        masked_cpu_flags=frozenset(mask_cpu_flag or ()),
-        uid_base=uid_base if can_confine() else None,
-    )
-    unknown = settings.reuse - {"image", "sibling", "checkpoint"}
-    if unknown:
-        raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: not image, sibling or checkpoint", param_hint="--reuse"
-        )
     try:
-        run(settings, join)
+        run(options.settings(), options.join)
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _pools(given: list[str] | None, option: str) -> dict[str, Path]:
-    from novacron.model.errors import InvalidInput
-    from novacron.model.limits import LOCAL_POOL
-    from novacron.model.vm import check_name
-
-    found = {}
-    for one in given or ():
-        name, _, path = one.partition("=")
-        try:
-            check_name(name)
-        except InvalidInput as error:
-            raise typer.BadParameter(error.detail, param_hint=option) from None
-        if not Path(path).is_absolute() or not Path(path).is_dir():
-            raise typer.BadParameter(f"{path!r} is no directory; write it like data=/srv/volumes", param_hint=option)
-        if name == LOCAL_POOL or name in found:
-            raise typer.BadParameter(f"pool {name} is there already", param_hint=option)
-        found[name] = Path(path)
-    return found
 
 
 def main() -> None:
