@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
 import typer
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
-    from novacron.agent.settings import Settings as AgentSettings
-    from novacron.server.settings import Settings as ServerSettings
+    from novacron.agent.settings import AgentSettings
+    from novacron.server.settings import ServerSettings
 
 STATE_DIR = Path("/var/lib/novacron")
 REUSABLE = frozenset({"image", "sibling", "checkpoint"})
@@ -90,10 +90,10 @@ class ServerOptions:
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
         from novacron.api.edge.rate_limits import RateSettings
-        from novacron.server.settings import Settings
+        from novacron.server.settings import ServerSettings
 
         same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence")
-        return Settings(
+        return ServerSettings(
             database_url=database,
             state_dir=state_dir,
             rates=RateSettings(self.reads_per_s, self.writes_per_s, self.strangers_per_s),
@@ -142,11 +142,11 @@ class AgentOptions:
     def settings(self) -> AgentSettings:
         """Return the agent's settings. Raises BadParameter."""
         from novacron.agent.host.inventory import default_name
-        from novacron.agent.settings import Settings
+        from novacron.agent.settings import AgentSettings
         from novacron.qemu.confine import can_confine
 
         state_dir = (self.state_dir or default_state_dir()) / "agent"
-        return Settings(
+        return AgentSettings(
             state_dir=state_dir,
             images_dir=self.images_dir or state_dir.parent / "images",
             name=self.name or default_name(),

@@ -19,8 +19,8 @@ import pytest
 from lab.guest import CounterClient
 from lab.hosts import WAN_DEVICE, Host, run
 from lab.platform import Platform, until
-from novacron.agent.host.networks import Networks
-from novacron.agent.settings import Settings
+from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.settings import AgentSettings
 from novacron.model.network import VNI_BASE
 from novacron.net import dnsmasq, wireguard
 from novacron.net.overlay import VXLAN_PORT
@@ -92,7 +92,7 @@ def until_grows(number: Callable[[], int], what: str) -> None:
 def dnsmasqs(victim: Platform, network: str) -> list[int]:
     found = []
     for host in victim.lab.hosts:
-        directory = Networks(Settings(victim.directory / host.name / "agent", Path(), "")).directory(network)
+        directory = NodeNetworks(AgentSettings(victim.directory / host.name / "agent", Path(), "")).directory(network)
         pid = dnsmasq.running(directory)
         found += [] if pid is None else [pid]
     return found

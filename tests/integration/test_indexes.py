@@ -127,8 +127,10 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")
-        await node_statements.messages(connection, "n7", {"vm-9"}, lambda _: b"k" * 32, node_statements.Basis(None, ()))
-        await node_statements.Some.read(connection, ["vm-9", "vm-10"])
+        await node_statements.messages(
+            connection, "n7", {"vm-9"}, lambda _: b"k" * 32, node_statements.NodeBasis(None, ())
+        )
+        await node_statements.VmReadings.read(connection, ["vm-9", "vm-10"])
         await migrations.active(connection)
         await leases.renew(connection, [Beat("n1", 0), Beat("n2", 0)], 0.0)
         await leases.over(connection)

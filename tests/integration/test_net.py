@@ -14,8 +14,8 @@ import pytest
 
 from lab.hosts import Lab, run
 from lab.platform import until
-from novacron.agent.host.networks import Networks
-from novacron.agent.settings import Settings
+from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.settings import AgentSettings
 from novacron.model.network import Direction, Interface, Passing, Protocol
 from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
@@ -183,7 +183,7 @@ def test_an_interface_with_refused_rules_is_closed_and_the_others_work(wan: Lab,
 
 def test_one_network_that_the_hosts_rules_refuse_does_not_open_or_stop_the_others(wan: Lab, tmp_path: Path) -> None:
     host = wan.hosts[1]
-    networks = Networks(Settings(tmp_path, tmp_path, ""))
+    networks = NodeNetworks(AgentSettings(tmp_path, tmp_path, ""))
     table = f"novacron_{networks.instance}"
     try:
         refused = host.within(lambda: networks._settle_host([], {5: ["198.18.0.1"], 6: ["nonsense"]}, whole=True))

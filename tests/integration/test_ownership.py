@@ -33,14 +33,14 @@ from novacron.model.migration import Kind, Side
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.ownership import Claim, Held, Verdict, may_run, obey, release
 from novacron.model.vm import VmSpec, VmState, VmStatus
-from novacron.server.node_statements import Basis, Some, statements
+from novacron.server.node_statements import NodeBasis, VmReadings, statements
 from novacron.store import identities, leases, migrations, new_vms, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
 HOSTS = ("a", "b", "c")
 MESSAGES_MAX = 30
-NO_BASIS = Basis(None, ())
+NO_BASIS = NodeBasis(None, ())
 
 
 def page_key(project: str) -> bytes:
@@ -168,7 +168,7 @@ class Ownership(RuleBasedStateMachine):
         async def work() -> Any:
             async with self.database.transaction(isolation="repeatable_read") as connection:
                 told = await statements(connection, host, {VM[0]}, page_key, NO_BASIS)
-                briefly = (await Some.read(connection, [VM[0]])).on(host, VM[0], page_key, NO_BASIS)
+                briefly = (await VmReadings.read(connection, [VM[0]])).on(host, VM[0], page_key, NO_BASIS)
                 assert briefly is None or briefly in told, "what is read of one VM says the same"
                 return told
 

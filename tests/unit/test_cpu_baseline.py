@@ -8,7 +8,7 @@ import msgspec
 
 from novacron.model.cpu import CpuModel
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
-from novacron.server.cpu_baseline import Processors
+from novacron.server.cpu_baseline import CpuBaselines
 from novacron.server.peers import watched_by
 from novacron.store.feed import Change
 
@@ -33,14 +33,14 @@ def said(node: str, has: Inventory, passthrough: tuple[str, ...] = ()) -> Change
 
 
 def test_nothing_is_known_before_the_feed_has_begun() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     assert not processors.known
     processors.reset()
     assert processors.known
 
 
 def test_a_lesser_node_concerns_those_that_run_guests_as_it_does() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     assert processors.changed(said("a", inventory(MANY))) == {"a"}
     assert processors.changed(said("b", inventory(MANY))) == {"b"}
     assert processors.changed(said("slow", inventory(MANY, AcceleratorKind.TCG))) == {"slow"}
@@ -52,14 +52,14 @@ def test_a_lesser_node_concerns_those_that_run_guests_as_it_does() -> None:
 
 
 def test_what_a_node_says_again_concerns_nobody() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     processors.changed(said("a", inventory(MANY)))
     assert processors.changed(said("a", inventory(MANY))) == set()
     assert processors.changed(said("a", inventory(MANY), ("0000:01:00.0",))) == {"a"}
 
 
 def test_the_last_node_of_a_kind_takes_its_limits_along() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     for node, flags in (("a", MANY), ("b", FEW), ("c", FEW)):
         processors.changed(said(node, inventory(flags)))
     assert processors.changed(Change(2, "node", "b", None)) == set()
@@ -69,7 +69,7 @@ def test_the_last_node_of_a_kind_takes_its_limits_along() -> None:
 
 
 def test_a_node_whose_processor_changes_is_counted_once() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     processors.changed(said("a", inventory(MANY)))
     processors.changed(said("b", inventory(FEW)))
     assert processors.changed(said("b", inventory(MANY))) == {"a", "b"}
@@ -77,7 +77,7 @@ def test_a_node_whose_processor_changes_is_counted_once() -> None:
 
 
 def test_a_node_that_has_not_said_its_processor_has_nothing_in_common() -> None:
-    processors = Processors()
+    processors = CpuBaselines()
     processors.changed(said("a", inventory(None)))
     assert processors.common(inventory(None)) is None
     assert processors.common(None) is None

@@ -17,7 +17,7 @@ from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.ownership import Order, OrderKind
 from novacron.server.reader import Reader, Takers
-from novacron.server.session import ConsoleChannel, Session
+from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.supervise import Rarely
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -128,8 +128,8 @@ class SlowStore:
         self.stored.append(what)
 
 
-def reader(socket: Socket, store: SlowStore) -> tuple[Reader, Session]:
-    session, none = Session("host-a", cast(Any, socket)), cast(Any, None)
+def reader(socket: Socket, store: SlowStore) -> tuple[Reader, NodeSession]:
+    session, none = NodeSession("host-a", cast(Any, socket)), cast(Any, None)
     takers = Takers(none, none, time.monotonic, none, none, none, cast(Any, store), none, cast(Any, store), Rarely())
     return Reader(session, takers), session
 

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from novacron.agent.observe import usage
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
 from novacron.model.migration import Progress, Savings
@@ -262,7 +262,7 @@ async def test_a_file_system_that_does_not_answer_holds_nobody_up(
 
     monkeypatch.setattr(usage, "LOOK_S_MAX", 0.05)
     monkeypatch.setattr(shutil, "disk_usage", stuck)
-    settings = Settings(state_dir=tmp_path, images_dir=tmp_path, name="n")
+    settings = AgentSettings(state_dir=tmp_path, images_dir=tmp_path, name="n")
     filesystems = usage.Filesystems(settings, lambda: {"away": tmp_path / "away"})
     try:
         for _ in range(5):

@@ -14,7 +14,7 @@ from novacron.model.errors import Unavailable
 from novacron.model.vm import VmState, VmStatus
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.observations import Observations
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.store import owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
@@ -38,7 +38,7 @@ async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypa
     observations = Observations(cast(Database, Stored()))
     running = asyncio.create_task(observations.run())
     status = VmStatus(state=VmState.RUNNING)
-    hurt, well = (Session(name, cast(Any, None)) for name in ("a", "b"))
+    hurt, well = (NodeSession(name, cast(Any, None)) for name in ("a", "b"))
     hurt.watch(observations.add(owned.Report("a", "bad", 1, status)))
     hurt.watch(observations.add(owned.Report("a", "later", 1, status)))
     well.watch(observations.add(owned.Report("b", "good", 1, status)))

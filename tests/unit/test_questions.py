@@ -13,7 +13,7 @@ from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.node import ImageInfo
 from novacron.server.pending import Pending
 from novacron.server.questions import IN_FLIGHT_PER_NODE_MAX, Questions
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.wire import codec, questions
 from novacron.wire import messages as wire
 
@@ -24,7 +24,7 @@ class Node:
     def __init__(self) -> None:
         self.asked: list[wire.Message] = []
         self._asked_more = asyncio.Condition()
-        self.session = Session("host-a", cast(Any, self))
+        self.session = NodeSession("host-a", cast(Any, self))
         self.questions = Questions(lambda _: self.session)
 
     async def send(self, raw: bytes) -> None:

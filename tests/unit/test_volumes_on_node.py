@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from novacron.agent.host import volumes
-from novacron.agent.host.volumes import Pools, Volumes
+from novacron.agent.host.volumes import NodeVolumes, Pools
 from novacron.model.volume import VolumePhase
 from novacron.wire import messages as wire
 
@@ -40,7 +40,7 @@ async def test_a_volume_with_a_defect_and_a_pool_that_does_not_answer_hold_up_no
     monkeypatch.setattr(volumes, "make_durable", lambda _: None)
     said: asyncio.Queue[wire.VolumeStands] = asyncio.Queue()
     pools = SomePools(tmp_path)
-    seen_to = Volumes(cast(Pools, pools), {}, cast(Any, said.put_nowait))
+    seen_to = NodeVolumes(cast(Pools, pools), {}, cast(Any, said.put_nowait))
     running = asyncio.create_task(seen_to.run())
     seen_to.tell((creating("volume-a", "dead"), creating("volume-odd", "local"), creating("volume-b", "local")))
     async with asyncio.timeout(20):

@@ -9,11 +9,11 @@ from unittest.mock import Mock
 import pytest
 
 from novacron.agent.host.lease import NodeLease
-from novacron.agent.host.networks import Networks
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
@@ -28,7 +28,7 @@ said: list[Any] = []
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     said.clear()
-    settings = Settings(tmp_path, tmp_path / "images", "host-a")
+    settings = AgentSettings(tmp_path, tmp_path / "images", "host-a")
     services = NodeServices(
         settings=settings,
         identity=cast(Any, None),
@@ -46,7 +46,7 @@ def worker(tmp_path: Path) -> Worker:
         storage_pools=Pools(settings),
         start_queue=StartQueue(4),
         lease=NodeLease(settings.lease_path),
-        networks=Networks(settings),
+        networks=NodeNetworks(settings),
         passthrough=Passthrough(),
         send=said.append,
     )

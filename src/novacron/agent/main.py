@@ -19,24 +19,24 @@ from novacron.agent import identity as identities
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.link import LinkClient, Renamed
-from novacron.agent.control.peers import Peers
+from novacron.agent.control.peers import PeerWatch
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
-from novacron.agent.host.networks import Networks
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.host.volumes import Pools, Volumes
+from novacron.agent.host.volumes import NodeVolumes, Pools
 from novacron.agent.identity import Identity
 from novacron.agent.images import copies
-from novacron.agent.images.exports import Exports
-from novacron.agent.images.imports import Imports
+from novacron.agent.images.exports import VmExports
+from novacron.agent.images.imports import ImageImports
 from novacron.agent.images.watcher import ImageWatcher
 from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import console_log
 from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.context import VmContext
@@ -73,7 +73,7 @@ class Agent:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: AgentSettings,
         identity: Identity,
         inventory: Inventory,
         host: NodeServices,
@@ -83,7 +83,7 @@ class Agent:
         self._host = host
         self._workers: dict[str, Worker] = {}
         self._tasks = asyncio.TaskGroup()
-        self._peers = Peers(
+        self._peers = PeerWatch(
             settings.state_dir / "peers.json", identity.name, host.connections, host.lease, self._lease_over
         )
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
@@ -92,11 +92,11 @@ class Agent:
         self._console_requests = ConsoleRequests(self._consoles, self._link.send)
         self._aside = FewTasks("aside", ASIDE_MAX)
         self._images = ImageWatcher(settings, host, inventory, self._images_in_use)
-        self._volumes = Volumes(host.storage_pools, host.images, self._link.send)
+        self._volumes = NodeVolumes(host.storage_pools, host.images, self._link.send)
         self._transfers = Transfers(settings, host, self._workers, self._images.rescan)
         subjects = Subjects(
-            Imports(settings, self._link.send, self._images.rescan),
-            Exports(settings, self._find_vm, self._link.send),
+            ImageImports(settings, self._link.send, self._images.rescan),
+            VmExports(settings, self._find_vm, self._link.send),
             host,
             self._workers,
             self._images.rescan,
@@ -232,7 +232,7 @@ async def _load_netlink() -> None:
     await asyncio.to_thread(tap.load)
 
 
-async def _run(settings: Settings, identity: Identity) -> None:
+async def _run(settings: AgentSettings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
@@ -268,7 +268,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             storage_pools=pools,
             start_queue=StartQueue(STARTS_AT_ONCE),
             lease=NodeLease(settings.lease_path),
-            networks=Networks(settings),
+            networks=NodeNetworks(settings),
             passthrough=Passthrough(),
             send=lambda _: None,
         )
@@ -278,7 +278,7 @@ async def _run(settings: Settings, identity: Identity) -> None:
             pool.close()
 
 
-def identify(settings: Settings, join: str | None) -> Identity:
+def identify(settings: AgentSettings, join: str | None) -> Identity:
     """Return this node's identity, joining first if it has none. Raises InvalidInput."""
     directory = settings.state_dir / "identity"
     identity = identities.load(directory)
@@ -308,7 +308,7 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def run(settings: Settings, join: str | None) -> None:
+def run(settings: AgentSettings, join: str | None) -> None:
     """Run an agent in this process until it is told to stop. Raises InvalidInput when it can't begin."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
@@ -326,7 +326,7 @@ def run(settings: Settings, join: str | None) -> None:
         os.close(lock)
 
 
-def _until_renamed(settings: Settings, identity: Identity) -> bool:
+def _until_renamed(settings: AgentSettings, identity: Identity) -> bool:
     """Run until this node has another name. Raises CancelledError when it is told to stop."""
     import uvloop
 

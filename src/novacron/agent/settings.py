@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 
-class Settings(msgspec.Struct, frozen=True):
+class AgentSettings(msgspec.Struct, frozen=True):
     """An agent's settings. ``state_dir`` holds its identity, its journal and its VMs."""
 
     state_dir: Path

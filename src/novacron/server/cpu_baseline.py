@@ -25,7 +25,7 @@ class _Has(NamedTuple):
     passthrough: Any
 
 
-class Processors:
+class CpuBaselines:
     """The processors of all nodes, as the feed says: thousands of nodes share a few models, so each is kept once.
 
     Nothing is known before ``reset`` was called the first time.

@@ -9,9 +9,9 @@ import asyncpg
 
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server import node_statements
-from novacron.server.cpu_baseline import Processors
-from novacron.server.network_audience import Wiring
-from novacron.server.session import Session
+from novacron.server.cpu_baseline import CpuBaselines
+from novacron.server.network_audience import NetworkAudience
+from novacron.server.session import NodeSession
 from novacron.store import nodes
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -28,24 +28,26 @@ TOUCHED_GATHER_S = 0.003
 DEFECT_RETRY_S = 5.0
 
 
-class Teller:
+class DesiredStateSender:
     """Tells all connected nodes, ``sessions``, by name."""
 
-    def __init__(self, database: Database, sessions: Mapping[str, Session], page_key: node_statements.PageKey) -> None:
+    def __init__(
+        self, database: Database, sessions: Mapping[str, NodeSession], page_key: node_statements.PageKey
+    ) -> None:
         self._database = database
         self._sessions = sessions
         self._page_key = page_key
-        self._wiring = Wiring()
-        self._processors = Processors()
+        self._network_audience = NetworkAudience()
+        self._cpu_baselines = CpuBaselines()
         self._reading = asyncio.Semaphore(ANEW_MAX)
-        self._holders: dict[str, set[Session]] = {}
+        self._holders: dict[str, set[NodeSession]] = {}
         """Who holds something of each VM, or owns it."""
         self._touched: set[str] = set()
         self._some_touched = asyncio.Event()
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
-        self._wiring.changed(change, self._sessions)
+        self._network_audience.changed(change, self._sessions)
         if change.kind == "vm":
             owner = None if change.body is None else self._sessions.get(change.body["node"])
             if owner is not None:
@@ -60,13 +62,13 @@ class Teller:
         elif change.kind in ("import", "volume", "export") and change.body is not None:
             self._wake(change.body["node"])
         elif change.kind == "node":
-            for node in self._processors.changed(change):
+            for node in self._cpu_baselines.changed(change):
                 if node in self._sessions:
-                    self._sessions[node].telling.basis = None
+                    self._sessions[node].sent_state.basis = None
 
     def resync(self) -> None:
         """The feed was away: everything that there is is heard of anew, from here on."""
-        self._processors.reset()
+        self._cpu_baselines.reset()
         self._wake_all()
 
     def _wake(self, node: str) -> None:
@@ -77,15 +79,15 @@ class Teller:
         for session in self._sessions.values():
             session.look_anew()
 
-    def hold(self, session: Session, vm: str) -> None:
+    def hold(self, session: NodeSession, vm: str) -> None:
         """Something of a VM is on a node, or is to be."""
         self._holders.setdefault(vm, set()).add(session)
         session.held.add(vm)
 
-    def let_go(self, session: Session, vm: str) -> None:
+    def let_go(self, session: NodeSession, vm: str) -> None:
         """Nothing of a VM is on a node any more, or the node is not connected."""
         session.held.discard(vm)
-        session.telling.forget(vm)
+        session.sent_state.forget(vm)
         holders = self._holders.get(vm, set())
         holders.discard(session)
         if not holders:
@@ -95,20 +97,20 @@ class Teller:
         self._touched.update(vms)
         self._some_touched.set()
 
-    async def tell(self, session: Session) -> None:
+    async def tell(self, session: NodeSession) -> None:
         """Tell a node, for as long as it is connected, what has changed for it."""
         last: dict[type[wire.Message], wire.Message] = {}
-        telling = session.telling
+        sent_state = session.sent_state
         while True:
-            await telling.wake.wait()
-            telling.wake.clear()
+            await sent_state.wake.wait()
+            sent_state.wake.clear()
             try:
-                if telling.anew and self._processors.known:  # if not, the feed's beginning wakes all
+                if sent_state.anew and self._cpu_baselines.known:  # if not, the feed's beginning wakes all
                     counter("novacron_link_readings_total").add("all")
                     async with self._reading:
                         told = await self._read_anew(session)
                     await self._tell_anew(session, told, last)
-                found, telling.statements = telling.differ(telling.statements, whole=False), []
+                found, sent_state.statements = sent_state.differ(sent_state.statements, whole=False), []
                 if found:
                     counter("novacron_link_statements_total").add(count=len(found))
                     await session.send(wire.Desired(found, whole=False))
@@ -117,34 +119,34 @@ class Teller:
                 session.look_anew()
                 await asyncio.sleep(1)
             except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
-                log.exception("defect while telling a node what to do", node=session.node)
+                log.exception("defect while sent_state a node what to do", node=session.node)
                 session.look_anew()
                 await asyncio.sleep(DEFECT_RETRY_S)
 
-    async def _read_anew(self, session: Session) -> tuple[wire.Message, ...]:
-        telling = session.telling
-        telling.anew, telling.statements = False, []
-        telling.reads += 1
+    async def _read_anew(self, session: NodeSession) -> tuple[wire.Message, ...]:
+        sent_state = session.sent_state
+        sent_state.anew, sent_state.statements = False, []
+        sent_state.reads += 1
         try:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 node = await nodes.get(connection, session.node)
-                telling.basis = basis = node_statements.Basis(
-                    self._processors.common(node.status.inventory), node.spec.passthrough
+                sent_state.basis = basis = node_statements.NodeBasis(
+                    self._cpu_baselines.common(node.status.inventory), node.spec.passthrough
                 )
                 return await node_statements.messages(connection, session.node, session.held, self._page_key, basis)
         finally:
-            telling.reads += 1
+            sent_state.reads += 1
 
     async def _tell_anew(
-        self, session: Session, told: tuple[wire.Message, ...], last: dict[type[wire.Message], wire.Message]
+        self, session: NodeSession, told: tuple[wire.Message, ...], last: dict[type[wire.Message], wire.Message]
     ) -> None:
-        telling = session.telling
-        first, telling.begun = not telling.begun, True
+        sent_state = session.sent_state
+        first, sent_state.begun = not sent_state.begun, True
         for message in told:
             if isinstance(message, wire.Desired):
                 for statement in message.statements:
                     self.hold(session, statement.vm)
-                found = telling.differ(message.statements, whole=True)
+                found = sent_state.differ(message.statements, whole=True)
                 counter("novacron_link_statements_total").add(count=len(found))
                 if found or first:
                     await session.send(wire.Desired(found, whole=first))
@@ -163,16 +165,16 @@ class Teller:
             self._some_touched.clear()
             touched, self._touched = self._touched, set()
             counter("novacron_link_readings_total").add("changed")
-            begun = {session: session.telling.reads for vm in touched for session in self._holders.get(vm, ())}
+            begun = {session: session.sent_state.reads for vm in touched for session in self._holders.get(vm, ())}
             try:
                 async with self._database.transaction(isolation="repeatable_read") as connection:
-                    some = await node_statements.Some.read(connection, list(touched))
+                    some = await node_statements.VmReadings.read(connection, list(touched))
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
                 log.warning("nodes can't be told of what has changed", vms=len(touched), error=str(error))
                 self._touch(*touched)
                 await asyncio.sleep(1)
                 continue
-            except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
+            except Exception:  # a defect met with one VM: each node's own sent_state meets it, or does not
                 log.exception("defect while reading what has changed", vms=len(touched))
                 for session in begun:
                     session.look_anew()
@@ -181,15 +183,15 @@ class Teller:
                 for session in self._holders.get(vm, ()):
                     self._say(session, vm, some, begun.get(session, -1))
 
-    def _say(self, session: Session, vm: str, some: node_statements.Some, begun: int) -> None:
-        telling = session.telling
-        if begun != telling.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
+    def _say(self, session: NodeSession, vm: str, some: node_statements.VmReadings, begun: int) -> None:
+        sent_state = session.sent_state
+        if begun != sent_state.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
             self._touch(vm)
             return
-        basis = telling.basis
+        basis = sent_state.basis
         statement = None if basis is None else some.on(session.node, vm, self._page_key, basis)
         if statement is None:
             session.look_anew()
         else:
-            telling.statements.append(statement)
-            telling.wake.set()
+            sent_state.statements.append(statement)
+            sent_state.wake.set()

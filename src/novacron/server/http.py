@@ -30,7 +30,7 @@ from novacron.api.routes.metrics import seen
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 from novacron.model.oidc import Provider
-from novacron.server.settings import Settings
+from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Batch, Change, Feed, Snapshot
 from novacron.store.fleet_index import FleetIndex
@@ -56,7 +56,7 @@ class Front:
     """Answers people. ``changed`` hears of every change, ``resync`` when some may have been missed."""
 
     def __init__(
-        self, settings: Settings, database: Database, authority: pki.Authority, agents: Agents,
+        self, settings: ServerSettings, database: Database, authority: pki.Authority, agents: Agents,
         certificate: tuple[Path, Path],
     ) -> None:  # fmt: skip
         self.cache, self.fleet = Cache(), FleetIndex()
@@ -166,7 +166,7 @@ def _keep_what_is_here() -> None:
     gc.freeze()
 
 
-def _oidc(settings: Settings, authority: pki.Authority) -> Oidc | None:
+def _oidc(settings: ServerSettings, authority: pki.Authority) -> Oidc | None:
     """Return the provider of logins, if there is one. Raises InvalidInput."""
     if settings.oidc is None:
         return None
@@ -178,7 +178,7 @@ def _oidc(settings: Settings, authority: pki.Authority) -> Oidc | None:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 
 
-def _granian(settings: Settings, door: Door, certificate: Path, key: Path) -> Any:
+def _granian(settings: ServerSettings, door: Door, certificate: Path, key: Path) -> Any:
     return Granian(
         door,
         address=settings.host,

@@ -21,7 +21,7 @@ from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.server.copies import Copies
-from novacron.server.desired_state import Teller
+from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.images import ImageUpkeep
 from novacron.server.observations import Observations
@@ -30,7 +30,7 @@ from novacron.server.probes import Probes
 from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
-from novacron.server.session import ConsoleChannel, Session
+from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.store import identities, leases, nodes
 from novacron.store.database import Database
 from novacron.store.feed import Change
@@ -64,7 +64,7 @@ class LinkServer:
     ) -> None:
         self._database = database
         self._authority = authority
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, NodeSession] = {}
         self._questions = Questions(self._session)
         self._probes = Probes(database, self._questions)
         self._copies = Copies(database, self._questions, self._send)
@@ -72,11 +72,13 @@ class LinkServer:
         self._closing = FewTasks("closing links", CLOSING_MAX)
         self._peers = PeerAnnouncer(database, self._sessions)
         self._greeting = asyncio.Semaphore(GREETED_MAX)
-        self._teller = Teller(database, self._sessions, lambda project: authority.derive(f"pages of project {project}"))
+        self._desired_state = DesiredStateSender(
+            database, self._sessions, lambda project: authority.derive(f"pages of project {project}")
+        )
         self._heartbeats = Heartbeats(database, clock)
         self._observations = Observations(database)
         self._takers = Takers(
-            database, authority, clock, self._questions, self._images, self._teller, self._heartbeats,
+            database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
             self._observations, Reports(database, clock), Rarely(),
         )  # fmt: skip
         gauge("novacron_link_nodes").read = lambda: {(): len(self._sessions)}
@@ -101,7 +103,7 @@ class LinkServer:
         )
         works = {
             "peers": self._peers.run,
-            "desired state": self._teller.run,
+            "desired state": self._desired_state.run,
             "heartbeats": self._heartbeats.run,
             "observations": self._observations.run,
         }
@@ -123,7 +125,7 @@ class LinkServer:
 
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
-        self._teller.changed(change)
+        self._desired_state.changed(change)
         if change.kind == "node":
             self._peers.changed.set()
             if change.body is None and change.key in self._sessions:  # removed, or renamed
@@ -131,9 +133,9 @@ class LinkServer:
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
-        self._teller.resync()
+        self._desired_state.resync()
 
-    def _session(self, node: str) -> Session:
+    def _session(self, node: str) -> NodeSession:
         session = self._sessions.get(node)
         if session is None:
             raise Unavailable(f"node {node} is not connected", hint="see: novacron node list")
@@ -176,10 +178,10 @@ class LinkServer:
         return foreseen
 
     async def _serve(self, socket: ServerConnection) -> None:
-        session = Session(pki.peer_name(socket.transport.get_extra_info("ssl_object")), socket)
+        session = NodeSession(pki.peer_name(socket.transport.get_extra_info("ssl_object")), socket)
         try:
             if await self._admit(session, socket):
-                await until_one_ends(Reader(session, self._takers).run(socket), self._teller.tell(session))
+                await until_one_ends(Reader(session, self._takers).run(socket), self._desired_state.tell(session))
         except (websockets.ConnectionClosed, TimeoutError):
             pass  # the agent dials again
         except NovaError as error:
@@ -190,13 +192,13 @@ class LinkServer:
         finally:
             self._clear_up(session)
 
-    async def _break(self, session: Session, why: str) -> None:
+    async def _break(self, session: NodeSession, why: str) -> None:
         """End a connection; the agent dials again, and the next one begins with everything."""
         BREAKS.add()
         log.warning("agent link broke off", node=session.node, error=why)
         await session.close("internal")
 
-    async def _admit(self, session: Session, socket: ServerConnection) -> bool:
+    async def _admit(self, session: NodeSession, socket: ServerConnection) -> bool:
         """Take a node's hello and say whether the node may stay. Raises NovaError, TimeoutError, ConnectionClosed."""
         hello = await self._hello(socket)
         if hello is None:
@@ -232,7 +234,7 @@ class LinkServer:
             return None
         return hello if isinstance(hello, wire.Hello) and hello.protocol == wire.PROTOCOL else None
 
-    async def _welcome(self, session: Session, hello: wire.Hello) -> None:
+    async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
         async with self._greeting, self._database.transaction() as connection:
@@ -240,7 +242,7 @@ class LinkServer:
             session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
             await nodes.connected(connection, node, hello.inventory)
         for vm in hello.held:
-            self._teller.hold(session, vm)
+            self._desired_state.hold(session, vm)
         earlier, self._sessions[node] = self._sessions.get(node), session
         if earlier is not None:
             await earlier.close("the node connected again")
@@ -250,18 +252,18 @@ class LinkServer:
         session.look_anew()
         self._peers.changed.set()
 
-    def _clear_up(self, session: Session) -> None:
+    def _clear_up(self, session: NodeSession) -> None:
         """Let go of everything that belonged to a connection."""
         for channel in list(session.channels.values()):
             channel.end(f"node {session.node} disconnected")
         for vm in list(session.held):
-            self._teller.let_go(session, vm)
+            self._desired_state.let_go(session, vm)
         self._questions.disconnected(session)
         if self._sessions.get(session.node) is session:
             del self._sessions[session.node]
             log.info("agent disconnected", node=session.node)
 
-    async def _rename(self, session: Session, socket: ServerConnection) -> None:
+    async def _rename(self, session: NodeSession, socket: ServerConnection) -> None:
         """Give a node that comes under its old name a certificate for the new one, with which it comes again."""
         await session.send(wire.Rename(session.node))
         async with asyncio.timeout(HELLO_S_MAX):

@@ -20,7 +20,7 @@ from novacron.model.errors import InvalidInput
 from novacron.server import relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import LinkServer
-from novacron.server.settings import Settings
+from novacron.server.settings import ServerSettings
 from novacron.store import statistics, tokens
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -51,7 +51,7 @@ async def _open_database(url: str, connections: int) -> Database:
     raise AssertionError("unreachable")
 
 
-async def _welcome(settings: Settings, database: Database, authority: pki.Authority) -> None:
+async def _welcome(settings: ServerSettings, database: Database, authority: pki.Authority) -> None:
     async with database.transaction() as connection:
         secret = await tokens.first(connection)
         if secret is None:
@@ -65,7 +65,7 @@ async def _welcome(settings: Settings, database: Database, authority: pki.Author
         print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}", file=sys.stderr, flush=True)
 
 
-def _check_free(settings: Settings) -> None:
+def _check_free(settings: ServerSettings) -> None:
     """Raise InvalidInput when a port is taken: the HTTP server would share it silently."""
     for field, port in (("port", settings.port), ("link-port", settings.link_port)):
         try:
@@ -78,7 +78,7 @@ def _check_free(settings: Settings) -> None:
             ) from None
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: ServerSettings) -> None:
     """Run until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -146,7 +146,7 @@ def _count_migrations() -> Callable[[Change], None]:
     return heard
 
 
-def run(settings: Settings) -> None:
+def run(settings: ServerSettings) -> None:
     """Run a server in this process until it is told to stop. Raises NovaError when it can't begin."""
     import uvloop
 

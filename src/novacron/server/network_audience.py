@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.store.feed import Change
 
 
@@ -18,7 +18,7 @@ class _Wired(NamedTuple):
     nics: str
 
 
-class Wiring:
+class NetworkAudience:
     """What is known of VMs, nodes and migrations since this process began: most of their changes concern no network."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Wiring:
         self._phases: dict[str, str] = {}
         """Of migrations."""
 
-    def changed(self, change: Change, sessions: Mapping[str, Session]) -> None:
+    def changed(self, change: Change, sessions: Mapping[str, NodeSession]) -> None:
         """Wake the sessions of nodes that have a network of which something has changed."""
         if change.kind == "network" and change.body is not None and change.body["gateway"] in sessions:
             sessions[change.body["gateway"]].look_anew()  # it may not have it yet

@@ -31,7 +31,7 @@ PageKey = Callable[[str], bytes]
 """Gives the key of a project's pages."""
 
 
-class Basis(NamedTuple):
+class NodeBasis(NamedTuple):
     """What of nodes the statements of a node's VMs depend on."""
 
     cpu: CpuModel | None
@@ -40,7 +40,7 @@ class Basis(NamedTuple):
 
 
 async def messages(
-    connection: Connection, node: str, held: set[str], page_key: PageKey, of: Basis
+    connection: Connection, node: str, held: set[str], page_key: PageKey, of: NodeBasis
 ) -> tuple[wire.Message, ...]:
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``."""
     return (
@@ -87,7 +87,7 @@ def _owned(
     working: Sequence[Snapshot],
     has: Sequence[Volume],
     page_key: PageKey,
-    of: Basis,
+    of: NodeBasis,
 ) -> wire.Statement:
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
@@ -100,7 +100,7 @@ def _owned(
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
 
-class Some:
+class VmReadings:
     """How some VMs are to be, wherever they are: read at once, for all nodes that they concern."""
 
     def __init__(
@@ -110,13 +110,13 @@ class Some:
         self._owned, self._working, self._having, self._epochs = own, working, having, epochs
 
     @classmethod
-    async def read(cls, connection: Connection, ids: Sequence[str]) -> Some:
+    async def read(cls, connection: Connection, ids: Sequence[str]) -> VmReadings:
         """Must run in a REPEATABLE READ transaction."""
         own = {vm.id: vm for vm in await owned.all(connection, ids=ids)}
         working, having = await snapshots.working(connection, ids), await volumes.of_vms(connection, ids)
         return cls(own, working, having, await owned.epochs(connection, ids))
 
-    def on(self, node: str, id: str, page_key: PageKey, of: Basis) -> wire.Statement | None:
+    def on(self, node: str, id: str, page_key: PageKey, of: NodeBasis) -> wire.Statement | None:
         """Return what a node is to be told of a VM that is there, or was; None: more has to be read for that."""
         vm = self._owned.get(id)
         if vm is not None and vm.migration is not None:
@@ -130,7 +130,7 @@ class Some:
 
 
 async def statements(
-    connection: Connection, node: str, held: set[str], page_key: PageKey, of: Basis
+    connection: Connection, node: str, held: set[str], page_key: PageKey, of: NodeBasis
 ) -> tuple[wire.Statement, ...]:
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 

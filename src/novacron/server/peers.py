@@ -10,7 +10,7 @@ import asyncpg
 
 from novacron.model import limits
 from novacron.model.errors import NovaError, Unavailable
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.telemetry import logs
@@ -36,7 +36,7 @@ def watched_by(ring: Sequence[tuple[str, str]], node: str) -> list[tuple[str, st
 class PeerAnnouncer:
     """Tells the connected nodes, ``sessions``, of each other when that changes; ``run`` must run."""
 
-    def __init__(self, database: Database, sessions: Mapping[str, Session]) -> None:
+    def __init__(self, database: Database, sessions: Mapping[str, NodeSession]) -> None:
         self._database = database
         self._sessions = sessions
         self.changed = asyncio.Event()
@@ -65,7 +65,7 @@ class PeerAnnouncer:
             tellings.append(self._tell(session, wire.Peers(voters, watched)))
         await asyncio.gather(*tellings)
 
-    async def _tell(self, session: Session, peers: wire.Peers) -> None:
+    async def _tell(self, session: NodeSession, peers: wire.Peers) -> None:
         """Tell one node, unless it was told so before; one that does not read holds up no other."""
         if peers == session.peers:
             return

@@ -13,7 +13,7 @@ import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.server.pending import Pending
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.telemetry import traces
 from novacron.telemetry.values import counter, histogram
 from novacron.wire import codec
@@ -29,7 +29,7 @@ IN_FLIGHT_MAX, IN_FLIGHT_PER_NODE_MAX = 256, 64
 class Questions:
     """Sends requests to nodes and gives the replies to whoever waits for them."""
 
-    def __init__(self, find: Callable[[str], Session]) -> None:
+    def __init__(self, find: Callable[[str], NodeSession]) -> None:
         """``find``: returns the session of a node by name. Raises Unavailable."""
         self._find = find
         self._pending = Pending[wire.Reply]("questions", IN_FLIGHT_MAX, IN_FLIGHT_PER_NODE_MAX)
@@ -75,13 +75,13 @@ class Questions:
         with self._pending.expect(node, key) as future:
             yield future
 
-    def take_reply(self, session: Session, reply: wire.Reply) -> None:
+    def take_reply(self, session: NodeSession, reply: wire.Reply) -> None:
         """Give a reply to whoever waits for it; a reply that nobody waits for is dropped."""
         for key in reply.replies_to:
             self._pending.settle(session, key, reply)
             self._pending.settle(session.node, key, reply)
 
-    def disconnected(self, session: Session) -> None:
+    def disconnected(self, session: NodeSession) -> None:
         """Let everybody fail who waits for a reply over this connection."""
         why = f"node {session.node} disconnected before it answered"
         self._pending.fail(session, why, "try again when it is back")

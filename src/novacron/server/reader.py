@@ -14,13 +14,13 @@ from websockets.asyncio.server import ServerConnection
 from novacron import pki
 from novacron.model import limits
 from novacron.model.errors import NovaError, Unavailable
-from novacron.server.desired_state import Teller
+from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.images import ImageUpkeep
 from novacron.server.observations import Observations
 from novacron.server.questions import Questions
 from novacron.server.reports import Reports
-from novacron.server.session import Session
+from novacron.server.session import NodeSession
 from novacron.store import nodes, owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
@@ -47,7 +47,7 @@ class Takers(msgspec.Struct, frozen=True):
     clock: Callable[[], float]
     questions: Questions
     images: ImageUpkeep
-    teller: Teller
+    desired_state: DesiredStateSender
     heartbeats: Heartbeats
     observations: Observations
     reports: Reports
@@ -58,7 +58,7 @@ class Takers(msgspec.Struct, frozen=True):
 class Reader:
     """Reads one node's messages until the connection ends."""
 
-    def __init__(self, session: Session, takers: Takers) -> None:
+    def __init__(self, session: NodeSession, takers: Takers) -> None:
         self._session = session
         self._takers = takers
         self._heartbeat: wire.Heartbeat | None = None
@@ -126,7 +126,7 @@ class Reader:
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 session.watch(takers.observations.add(owned.Report(session.node, vm, epoch, status)))
             case wire.Removed(vm=vm):
-                takers.teller.let_go(session, vm)
+                takers.desired_state.let_go(session, vm)
             case wire.Reply():
                 takers.questions.take_reply(session, message)
             case wire.ImageMissing(name=name):

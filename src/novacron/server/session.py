@@ -15,7 +15,7 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
-from novacron.server.node_statements import Basis
+from novacron.server.node_statements import NodeBasis
 from novacron.telemetry import traces
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -24,7 +24,7 @@ from novacron.wire import messages as wire
 class ConsoleChannel:
     """One open console: bytes of the guest in order, until the agent closes it."""
 
-    def __init__(self, number: int, session: Session) -> None:
+    def __init__(self, number: int, session: NodeSession) -> None:
         self.number = number
         self._session = session
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
@@ -58,7 +58,7 @@ class ConsoleChannel:
         self._queue.put_nowait(None)
 
 
-class Telling:
+class SentState:
     """What one node was told of VMs, and what it is to be told next."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Telling:
         """Everything has to be read again."""
         self.reads = 0
         """Counts when that begins, and when it ends: what was read of some VMs meanwhile may be older."""
-        self.basis: Basis | None = None
+        self.basis: NodeBasis | None = None
         """None before everything was read, and when it may be another."""
         self.statements: list[wire.Statement] = []
         """To be told next."""
@@ -94,14 +94,14 @@ class Telling:
         self._told.pop(vm, None)
 
 
-class Session:
+class NodeSession:
     """One connected agent."""
 
     def __init__(self, node: str, socket: ServerConnection) -> None:
         self.node = node
         self.held: set[str] = set()
         self.channels: dict[int, ConsoleChannel] = {}
-        self.telling = Telling()
+        self.sent_state = SentState()
         self.generation = 0
         """Of the node's lease, when it connected."""
         self.clock = ClockSkew(0.0)
@@ -129,7 +129,7 @@ class Session:
 
     def look_anew(self) -> None:
         """Something that concerns this node has changed: read all that it is to be told."""
-        self.telling.look_anew()
+        self.sent_state.look_anew()
 
     async def send(self, message: wire.Message) -> None:
         trace = traces.carry()

@@ -12,7 +12,7 @@ from novacron.api.edge.rate_limits import RateSettings
 from novacron.store.database import POOL_DEFAULT
 
 
-class Settings(msgspec.Struct, frozen=True):
+class ServerSettings(msgspec.Struct, frozen=True):
     """How one server is set up, its workers included."""
 
     database_url: str

@@ -15,7 +15,7 @@ from novacron import pki
 from novacron.model.errors import NovaError
 from novacron.server.http import Front
 from novacron.server.relay import Relay
-from novacron.server.settings import Settings
+from novacron.server.settings import ServerSettings
 from novacron.store.database import Database
 from novacron.telemetry import logs, traces
 
@@ -27,7 +27,7 @@ BACKOFF_S, BACKOFF_S_MAX, STEADY_S = 0.5, 30.0, 60.0
 END_S_MAX = 15.0
 
 
-async def keep(settings: Settings, stop: asyncio.Event) -> None:
+async def keep(settings: ServerSettings, stop: asyncio.Event) -> None:
     """Run one worker, and another when it has ended, until ``stop``."""
     pause_s = BACKOFF_S
     while not stop.is_set():
@@ -60,7 +60,7 @@ async def _end(process: asyncio.subprocess.Process, leave_s: float) -> None:
             await process.wait()
 
 
-async def work(settings: Settings) -> None:
+async def work(settings: ServerSettings) -> None:
     """Answer people until told to end, or until the server has ended."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +88,9 @@ async def work(settings: Settings) -> None:
 def main() -> None:
     import uvloop
 
-    settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=Settings, dec_hook=lambda type, text: type(text))
+    settings = msgspec.json.decode(
+        os.environ.pop(SETTINGS), type=ServerSettings, dec_hook=lambda type, text: type(text)
+    )
     logs.set_up("worker", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     traces.set_up("server", f"{settings.public_host}/{os.getpid()}")
     try:

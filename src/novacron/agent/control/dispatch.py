@@ -9,10 +9,10 @@ import msgspec
 
 from novacron.agent.control import queries
 from novacron.agent.control.consoles import ConsoleRequests
-from novacron.agent.control.peers import Peers
+from novacron.agent.control.peers import PeerWatch
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
-from novacron.agent.host.volumes import Volumes
+from novacron.agent.host.volumes import NodeVolumes
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.worker import Worker
 from novacron.supervise import FewTasks, Rarely
@@ -36,8 +36,8 @@ class Parts(msgspec.Struct, frozen=True):
     workers: MutableMapping[str, Worker]
     add_worker: Callable[[str], Worker]
     """Begin to look after a VM, as the journal knows it."""
-    peers: Peers
-    volumes: Volumes
+    peers: PeerWatch
+    volumes: NodeVolumes
     consoles: ConsoleRequests
     transfers: Transfers
     subjects: Subjects

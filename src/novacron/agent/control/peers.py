@@ -26,7 +26,7 @@ log = logs.get(__name__)
 FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.IncompleteReadError, msgspec.DecodeError)
 
 
-class Peers:
+class PeerWatch:
     """Asks other nodes how they are: always those that this one watches, and the voters when the server is silent."""
 
     def __init__(

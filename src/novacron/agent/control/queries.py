@@ -10,8 +10,8 @@ from typing import TypeVar, cast
 import msgspec
 
 from novacron.agent.images import unused
-from novacron.agent.images.exports import Exports
-from novacron.agent.images.imports import Imports
+from novacron.agent.images.exports import VmExports
+from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.vm import console_log
@@ -36,8 +36,8 @@ Q = TypeVar("Q", bound=Question[object])
 class Subjects(msgspec.Struct, frozen=True):
     """What questions are about. ``rescan_images`` looks at the node's images again."""
 
-    imports: Imports
-    exports: Exports
+    imports: ImageImports
+    exports: VmExports
     host: NodeServices
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]

@@ -9,7 +9,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.images import copies, unused
 from novacron.agent.migration import estimate, path_probe
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.worker import Worker
 from novacron.supervise import FewTasks
 from novacron.telemetry import logs
@@ -25,7 +25,7 @@ class Transfers:
     """Takes part in a few probes and copies at once. ``rescan_images`` looks at the node's images again."""
 
     def __init__(
-        self, settings: Settings, host: NodeServices, workers: Mapping[str, Worker],
+        self, settings: AgentSettings, host: NodeServices, workers: Mapping[str, Worker],
         rescan_images: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._settings = settings

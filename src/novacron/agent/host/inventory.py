@@ -10,7 +10,7 @@ import socket
 from novacron import __version__
 from novacron.agent.host import hardware, networks
 from novacron.agent.host.volumes import Pools
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.disk.images import Image, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
@@ -38,7 +38,7 @@ async def _qemu_version(binary: str) -> str:
     return words[words.index("version") + 1] if "version" in words else "unknown"
 
 
-async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[Inventory, dict[str, Image]]:
+async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tuple[Inventory, dict[str, Image]]:
     """Return the inventory and the images. Raises InvalidInput when QEMU is missing."""
     version = await _qemu_version(settings.qemu_binary)
     accelerator = await probe.remembered(
@@ -93,7 +93,7 @@ async def take(settings: Settings, dwcp_endpoint: str, pools: Pools) -> tuple[In
     return inventory, images
 
 
-def _tunnel_mtu(settings: Settings) -> int:
+def _tunnel_mtu(settings: AgentSettings) -> int:
     address = networks.tunnel_address(settings)
     found = None if address is None else tap.mtu_at(address)
     return found or MTU_DEFAULT

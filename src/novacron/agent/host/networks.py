@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.model.network import MTU_DEFAULT, Interface, NetworkKind, NetworkOnNode, gateway_address, service_address
 from novacron.model.vm import mac_address, tap_name
 from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
@@ -85,7 +85,7 @@ def _resolved(host: str) -> str | None:
     return None
 
 
-def tunnel_address(settings: Settings) -> str | None:
+def tunnel_address(settings: AgentSettings) -> str | None:
     """Return the address at which other nodes reach this one; None where that is this host alone."""
     found = _resolved(settings.advertise or settings.dwcp_host)
     return None if found is None or found.startswith("127.") or found == "0.0.0.0" else found
@@ -95,10 +95,10 @@ def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[Interface]:
     return (nic for told in networks for nic in told.interfaces)
 
 
-class Networks:
+class NodeNetworks:
     """All networks of this node."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AgentSettings) -> None:
         self.instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
         self._table = f"novacron_{self.instance}"
         self._settings = settings
@@ -398,7 +398,7 @@ class Networks:
 
 def remove_all(state_dir: Path) -> None:
     """Remove every network of the agent that works in this directory. Raises NetworkFailed."""
-    networks = Networks(Settings(state_dir, state_dir, ""))
+    networks = NodeNetworks(AgentSettings(state_dir, state_dir, ""))
     (RUN_DIR / f"{networks.instance}.wireguard").unlink(missing_ok=True)
     for name in namespace.all(networks.prefix):
         directory = RUN_DIR / name.removeprefix("novacron-")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.disk.blocks import data_ranges
 from novacron.disk.files import make_durable
 from novacron.disk.images import Image
@@ -45,7 +45,7 @@ class PoolAway(OSError):
 class Pools:
     """The directories of this node's pools."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         settings.volumes_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
 
@@ -109,7 +109,7 @@ def _id_of(directory: Path) -> str:
     return path.read_text().strip()
 
 
-class Volumes:
+class NodeVolumes:
     """All volumes of this node."""
 
     def __init__(self, pools: Pools, images: Mapping[str, Image], send: Callable[[wire.Message], None]) -> None:

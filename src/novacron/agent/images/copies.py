@@ -11,7 +11,7 @@ from pathlib import Path
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import disk_mirror
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.disk.files import NewFile, make_durable
 from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
 from novacron.disk.stream import Head, Player, StreamError, Volume
@@ -37,7 +37,7 @@ def _key(copy: str) -> bytes:
     return hashlib.sha256(copy.encode()).digest()
 
 
-async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, settings: Settings) -> None:
+async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, settings: AgentSettings) -> None:
     """Send an image to the node that expects it. Raises CopyFailed."""
     options = SendOptions(
         _key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=wanted.rate_bytes_per_s
@@ -51,7 +51,7 @@ async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, sett
         raise CopyFailed(str(error) or type(error).__name__) from error
 
 
-async def take(listener: Listener, wanted: wire.CopyExpected, settings: Settings) -> None:
+async def take(listener: Listener, wanted: wire.CopyExpected, settings: AgentSettings) -> None:
     """Receive an image, whole and as its manifest describes it, or nothing. Raises CopyFailed."""
     target = settings.images_dir / wanted.image.name
     if target.exists():
@@ -84,7 +84,7 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: Settings
         await asyncio.to_thread(shutil.rmtree, scratch, True)
 
 
-def clean(settings: Settings) -> None:
+def clean(settings: AgentSettings) -> None:
     """Remove what an earlier agent of this node left half received."""
     for scratch in settings.images_dir.glob(f"{SCRATCH}{settings.name}-*"):
         shutil.rmtree(scratch, ignore_errors=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent.actions import Action, doing
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
@@ -43,11 +43,11 @@ SPARE_BYTES = 1 << 30
 """What an export leaves free of the file system."""
 
 
-class Exports:
+class VmExports:
     """All exports of this node."""
 
     def __init__(
-        self, settings: Settings, find_vm: Callable[[str], VmContext | None], send: Callable[[wire.Message], None]
+        self, settings: AgentSettings, find_vm: Callable[[str], VmContext | None], send: Callable[[wire.Message], None]
     ) -> None:
         self._directory = settings.exports_dir
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -23,7 +23,7 @@ import msgspec
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.images.download import Fetch, open_beneath
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.disk import convert, extent_maps, formats, unpack
 from novacron.disk.blocks import data_ranges
@@ -132,11 +132,11 @@ class Writer:
             self._descriptor = -1
 
 
-class Imports:
+class ImageImports:
     """All imports of this node. ``arrived`` is called when there is a new image."""
 
     def __init__(
-        self, settings: Settings, send: Callable[[wire.Message], None], arrived: Callable[[], Awaitable[None]]
+        self, settings: AgentSettings, send: Callable[[wire.Message], None], arrived: Callable[[], Awaitable[None]]
     ) -> None:
         self._settings = settings
         self._send = send

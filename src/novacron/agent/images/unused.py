@@ -6,7 +6,7 @@ import time
 from collections.abc import Set
 from pathlib import Path
 
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.disk.images import Image
 from novacron.model.node import ImageInfo
 
@@ -14,12 +14,12 @@ MARK = ".fetched-"
 """Before the name of an image: a file, touched whenever a VM here is made of it."""
 
 
-def mark(settings: Settings, image: str) -> None:
+def mark(settings: AgentSettings, image: str) -> None:
     """Note that an image is here for VMs' sake. Raises OSError."""
     _path(settings.images_dir, image).touch()
 
 
-def forget(settings: Settings, image: str) -> None:
+def forget(settings: AgentSettings, image: str) -> None:
     """The image goes. Raises OSError."""
     _path(settings.images_dir, image).unlink(missing_ok=True)
 
@@ -28,7 +28,7 @@ def _path(root: Path, image: str) -> Path:
     return root / f"{MARK}{image}"
 
 
-def idle(settings: Settings, images: dict[str, Image], in_use: Set[str]) -> list[ImageInfo]:
+def idle(settings: AgentSettings, images: dict[str, Image], in_use: Set[str]) -> list[ImageInfo]:
     """Return the images that came for VMs of which none has been here for ``keep_images_s``. Raises OSError."""
     idle_images = []
     for path in settings.images_dir.glob(f"{MARK}*"):

@@ -9,7 +9,7 @@ import msgspec
 
 from novacron.agent.images import unused
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.disk.images import scan
 from novacron.model.node import Inventory
 from novacron.telemetry import logs
@@ -24,7 +24,11 @@ class ImageWatcher:
     """Keeps the inventory, of which images and pools are a part. ``images_in_use`` names those that VMs here have."""
 
     def __init__(
-        self, settings: Settings, host: NodeServices, inventory: Inventory, images_in_use: Callable[[], Iterable[str]]
+        self,
+        settings: AgentSettings,
+        host: NodeServices,
+        inventory: Inventory,
+        images_in_use: Callable[[], Iterable[str]],
     ) -> None:
         self.inventory = inventory
         self._settings = settings

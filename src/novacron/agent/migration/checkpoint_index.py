@@ -11,7 +11,7 @@ from collections.abc import Callable
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration.known_pages import CHECKPOINT, CHECKPOINT_INDEX
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.tenant import Tenant
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
@@ -37,7 +37,7 @@ def session_of(migration: str) -> str:
 
 
 async def tell(
-    store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: ConnectionPool, settings: Settings
+    store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: ConnectionPool, settings: AgentSettings
 ) -> None:
     """Tell the node that a VM went to what is kept of it here; if that fails, it is told when the VM comes back."""
     raw = await asyncio.to_thread(store.raw_index, tenant.project, CHECKPOINT, vm)
@@ -58,7 +58,7 @@ async def learn(
     tenant: Tenant,
     task: wire.Task,
     listener: Listener,
-    settings: Settings,
+    settings: AgentSettings,
     is_here: Callable[[], bool],
 ) -> None:
     """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.machine import Machine
 from novacron.agent.vm.tenant import Tenant
@@ -118,7 +118,7 @@ def _size_of(base: Base) -> int:
 class KnownPages:
     """This node's page stores and what else can stand in for sending pages."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AgentSettings) -> None:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
         self._images = ImageBases()

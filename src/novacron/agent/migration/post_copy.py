@@ -15,7 +15,7 @@ from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration.source_stream import listening, pump
 from novacron.agent.migration.target_stream import BackPipe
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import Machine
@@ -74,7 +74,7 @@ async def _interrupted(machine: Machine) -> bool:
         waited_s += LOOK_S
 
 
-async def give_rest(machine: Machine, moving: PostCopy, pool: ConnectionPool, settings: Settings) -> None:
+async def give_rest(machine: Machine, moving: PostCopy, pool: ConnectionPool, settings: AgentSettings) -> None:
     """Send the rest of the memory until the target has it all, or is known to need no more. Raises MonitorFailed."""
     refusals = Refusals()
     backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
@@ -123,7 +123,7 @@ class Refusals:
         return now - self._since > UNKNOWN_S
 
 
-async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, settings: Settings) -> None:
+async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, settings: AgentSettings) -> None:
     """Receive the rest of the memory until QEMU has it all, or has ended. Raises MonitorFailed."""
     path = machine.directory / INCOMING_SOCKET
     loop = asyncio.get_running_loop()

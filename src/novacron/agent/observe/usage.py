@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from novacron.agent.host.networks import Wired
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.context import VmContext
 from novacron.net import namespace, tap
 from novacron.net.tap import Carried, NetworkFailed
@@ -32,7 +32,7 @@ class Filesystems:
     """How full those are that the agent uses. One may be another machine's, which does not answer: then who asks gets
     what was found last, and no second look is begun."""
 
-    def __init__(self, settings: Settings, pools: Callable[[], Mapping[str, Path]]) -> None:
+    def __init__(self, settings: AgentSettings, pools: Callable[[], Mapping[str, Path]]) -> None:
         self._settings, self._pools = settings, pools
         self._found: list[Value] = []
         self._looking: asyncio.Task[list[Value]] | None = None

@@ -16,11 +16,11 @@ import msgspec
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.host.lease import NodeLease
-from novacron.agent.host.networks import Networks
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.journal import Journal, Record
@@ -42,7 +42,7 @@ REASON_CHARS_MAX = 500
 class VmServices(msgspec.Struct):
     """What a node offers to each of its VMs."""
 
-    settings: Settings
+    settings: AgentSettings
     identity: Identity
     journal: Journal
     images: dict[str, Image]
@@ -51,7 +51,7 @@ class VmServices(msgspec.Struct):
     storage_pools: Pools
     start_queue: StartQueue
     lease: NodeLease
-    networks: Networks
+    networks: NodeNetworks
     passthrough: Passthrough
     find_vm: Callable[[str], VmContext | None]
     """Return another VM of this node."""

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from novacron.agent.actions import Action, Doing
-from novacron.agent.host.networks import Networks, Wired
+from novacron.agent.host.networks import NodeNetworks, Wired
 from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import firmware_state
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.disk import overlay
@@ -65,8 +65,8 @@ class Machine:
     def __init__(
         self,
         id: str,
-        settings: Settings,
-        networks: Networks,
+        settings: AgentSettings,
+        networks: NodeNetworks,
         passthrough: Passthrough,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
