@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from novacron.disk.errors import Unacceptable
@@ -98,14 +98,21 @@ def _qcow2(file: BinaryIO) -> int:
     tables = {entry & QCOW2_OFFSET: number for number, entry in enumerate(l1) if entry & QCOW2_OFFSET}
     for offset, number in tables.items():
         entries = _numbers(read_exactly(file, offset, cluster_bytes, "an L2 table"), "Q", "big")[::entry_words]
-        offsets = [0 if entry & QCOW2_COMPRESSED else entry & QCOW2_OFFSET for entry in entries]
-        highest = max(offsets)
         packed = max((entry & offset_mask for entry in entries if entry & QCOW2_COMPRESSED), default=0)
         last = max(last, offset + cluster_bytes, packed + 1 if packed else 0)  # a compressed one ends anywhere
-        if highest:  # the disk's last cluster may end with the disk
-            begins_at = (number * len(entries) + offsets.index(highest)) * cluster_bytes
-            last = max(last, highest + min(cluster_bytes, max(0, disk_bytes - begins_at)))
+        last = max(last, _qcow2_clusters_end(entries, number * len(entries), cluster_bytes, disk_bytes))
     return last
+
+
+def _qcow2_clusters_end(entries: Sequence[int], first: int, cluster_bytes: int, disk_bytes: int) -> int:
+    """Return where the last plain cluster of an L2 table ends in the file, 0 if there is none. ``first`` is the number
+    of the table's first cluster in the disk, whose last cluster may end with the disk."""
+    offsets = [0 if entry & QCOW2_COMPRESSED else entry & QCOW2_OFFSET for entry in entries]
+    highest = max(offsets)
+    if not highest:
+        return 0
+    begins_at = (first + offsets.index(highest)) * cluster_bytes
+    return highest + min(cluster_bytes, max(0, disk_bytes - begins_at))
 
 
 def _vmdk(file: BinaryIO) -> int:

@@ -59,16 +59,8 @@ def detect(file: BinaryIO) -> Format:
     """Return the format in which a file seems to be. Raises Unacceptable for what is something else than a disk, or
     nothing that is known: a raw disk has a partition table, a file system, or nothing but zeros."""
     head = _read(file, 0, 1024)
-    for magic, name in OTHERS.items():
-        if head.startswith(magic):
-            raise Unacceptable(f"it is {name}, not a disk that can be taken: convert it first, for example to qcow2")
-    for magic, format in ((QCOW2_MAGIC, Format.QCOW2), (VMDK_MAGIC, Format.VMDK), (VHDX_MAGIC, Format.VHDX)):
-        if head.startswith(magic):
-            return format
-    if len(head) >= SECTOR and struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] == VDI_MAGIC:
-        return Format.VDI
-    if head.startswith(VHD_MAGIC):
-        return Format.VHD
+    if (format := _by_head(head)) is not None:
+        return format
     size = file.seek(0, 2)
     tail = _read(file, max(0, size - SECTOR), SECTOR)
     if tail.startswith(VHD_MAGIC):
@@ -85,6 +77,21 @@ def detect(file: BinaryIO) -> Format:
             " all the same, say so: --format raw"
         )
     return Format.RAW
+
+
+def _by_head(head: bytes) -> Format | None:
+    """Return the format that a file's first bytes tell, None if they tell none. Raises Unacceptable."""
+    for magic, name in OTHERS.items():
+        if head.startswith(magic):
+            raise Unacceptable(f"it is {name}, not a disk that can be taken: convert it first, for example to qcow2")
+    for magic, format in (
+        (QCOW2_MAGIC, Format.QCOW2), (VMDK_MAGIC, Format.VMDK), (VHDX_MAGIC, Format.VHDX), (VHD_MAGIC, Format.VHD),
+    ):  # fmt: skip
+        if head.startswith(magic):
+            return format
+    if len(head) >= SECTOR and struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] == VDI_MAGIC:
+        return Format.VDI
+    return None
 
 
 def _is_known_disk(file: BinaryIO) -> bool:

@@ -93,19 +93,12 @@ def _load(directory: Path) -> Image:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
-    wanted = {"kernel": (manifest.kernel, manifest.initrd), "disk": (manifest.disk,)}.get(manifest.kind)
-    if wanted is None or None in wanted:
+    required = {"kernel": (manifest.kernel, manifest.initrd), "disk": (manifest.disk,)}.get(manifest.kind)
+    if required is None or None in required:
         raise InvalidInput(f"{directory / MANIFEST} lacks what an image of its kind has", field=manifest.kind)
     if manifest.disk is not None and (manifest.disk.size_bytes % DISK_ALIGNMENT or manifest.disk.size_bytes < 1):
         raise InvalidInput(f"{manifest.disk.path} is no multiple of {DISK_ALIGNMENT} bytes", field="disk")
-    paths = {}
-    for file in manifest.files:
-        if "/" in file.path or file.path.startswith("."):
-            raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
-        path = directory / file.path
-        if path.is_symlink() or path.stat().st_size != file.size_bytes:
-            raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
-        paths[file.path] = path
+    paths = {file.path: _path_of(file, directory) for file in manifest.files}
     size = sum(file.size_bytes for file in manifest.files)
     digest = hashlib.sha256(raw).hexdigest()
     disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes
@@ -114,20 +107,30 @@ def _load(directory: Path) -> Image:
     return Image(info, directory, places[0], places[1], manifest.cmdline, places[2])
 
 
+def _path_of(file: ImageFile, directory: Path) -> Path:
+    """Return where a file of an image is. Raises InvalidInput if it is elsewhere or not as the manifest says."""
+    if "/" in file.path or file.path.startswith("."):
+        raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
+    path = directory / file.path
+    if path.is_symlink() or path.stat().st_size != file.size_bytes:
+        raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
+    return path
+
+
 def scan(root: Path) -> tuple[dict[str, Image], list[str]]:
     """Return the images under ``root`` by name, and what is wrong with those that can't be used."""
-    found: dict[str, Image] = {}
-    wrong: list[str] = []
+    images: dict[str, Image] = {}
+    errors: list[str] = []
     if not root.is_dir():
-        return found, [f"there is no image directory {root}"]
+        return images, [f"there is no image directory {root}"]
     for directory in sorted(root.iterdir())[:IMAGES_MAX]:
         if not (directory / MANIFEST).is_file() or not re.fullmatch(NAME_PATTERN, directory.name):
             continue
         try:
-            found[directory.name] = _load(directory)
+            images[directory.name] = _load(directory)
         except (InvalidInput, OSError) as error:
-            wrong.append(f"image {directory.name}: {error}")
-    return found, wrong
+            errors.append(f"image {directory.name}: {error}")
+    return images, errors
 
 
 def describe(path: Path) -> ImageFile:

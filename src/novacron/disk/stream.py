@@ -156,14 +156,12 @@ class Splitter:
         at, end = 0, len(data)
         while at < end:
             word = _word.unpack_from(data, at)[0]
-            tag, begin, expected = word & TAGS, at, word
+            tag, begin = word & TAGS, at
             if tag == PAGE_TAG:
-                while at < end and _word.unpack_from(data, at)[0] == expected:
-                    at, expected = at + RECORD, expected + PAGE
+                at = _run_end(data, at, RECORD)
                 runs.append((PAGES_RUN, begin, (at - begin) // RECORD, word, self._volume, False))
             elif tag == ZERO:
-                while at < end and _word.unpack_from(data, at)[0] == expected:
-                    at, expected = at + _zero.size, expected + PAGE
+                at = _run_end(data, at, _zero.size)
                 runs.append((ZERO_RUN, begin, (at - begin) // _zero.size, word, self._volume, False))
             else:
                 if tag == VOLUME:
@@ -174,6 +172,14 @@ class Splitter:
 
     def finish(self) -> tuple[bytes, list[Run]]:
         return b"", []
+
+
+def _run_end(data: bytes, at: int, record_bytes: int) -> int:
+    """Return where the records of pages that follow one another, from ``at`` on, end."""
+    expected = _word.unpack_from(data, at)[0]
+    while at < len(data) and _word.unpack_from(data, at)[0] == expected:
+        at, expected = at + record_bytes, expected + PAGE
+    return at
 
 
 def _size(tag: int) -> int:
@@ -201,20 +207,9 @@ class Player:
             word = _word.unpack_from(data, at)[0]
             offset, tag = word & ~TAGS, word & TAGS
             if tag == PAGE_TAG:
-                pages: list[bytes] = []
-                expected = word
-                while at + RECORD <= end and len(pages) < WRITE_BYTES_MAX // PAGE:
-                    if _word.unpack_from(data, at)[0] != expected:
-                        break
-                    pages.append(data[at + 8 : at + RECORD])
-                    at, expected = at + RECORD, expected + PAGE
-                self._volume(offset, len(pages) * PAGE).write(offset, b"".join(pages))
+                at = self._pages(data, at, word)
             elif tag == ZERO:
-                expected, begin = word, at
-                while at + _zero.size <= end and _zero.unpack_from(data, at) == (expected, 0):
-                    at, expected = at + _zero.size, expected + PAGE
-                length = (at - begin) // _zero.size * PAGE
-                self._volume(offset, length).zero(offset, length)
+                at = self._zero_pages(data, at, word)
             elif tag == RANGE and at + _range.size <= end:
                 length = _range.unpack_from(data, at)[1]
                 self._volume(offset, length).zero(offset, length)
@@ -224,6 +219,28 @@ class Player:
                 at += 8
             else:
                 raise StreamError(f"record {word:#x} is not known")
+
+    def _pages(self, data: bytes, at: int, word: int) -> int:
+        """Write the pages that follow one another from ``at`` on; return where the next record begins."""
+        pages: list[bytes] = []
+        expected = word
+        while at + RECORD <= len(data) and len(pages) < WRITE_BYTES_MAX // PAGE:
+            if _word.unpack_from(data, at)[0] != expected:
+                break
+            pages.append(data[at + 8 : at + RECORD])
+            at, expected = at + RECORD, expected + PAGE
+        offset = word & ~TAGS
+        self._volume(offset, len(pages) * PAGE).write(offset, b"".join(pages))
+        return at
+
+    def _zero_pages(self, data: bytes, at: int, word: int) -> int:
+        """Zero the pages that follow one another from ``at`` on; return where the next record begins."""
+        expected, begin, offset = word, at, word & ~TAGS
+        while at + _zero.size <= len(data) and _zero.unpack_from(data, at) == (expected, 0):
+            at, expected = at + _zero.size, expected + PAGE
+        length = (at - begin) // _zero.size * PAGE
+        self._volume(offset, length).zero(offset, length)
+        return at
 
     def _begin(self, data: bytes) -> int:
         if len(data) < _head.size:

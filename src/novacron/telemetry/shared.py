@@ -95,11 +95,17 @@ def _add(found: dict[str, Cells], told: Told, *, alive: bool) -> None:
             continue
         into = found.setdefault(name, {})
         for labels, cell in cells:
-            mine = into.get(labels)
-            if mine is None or len(mine) != len(cell):
+            total = into.get(labels)
+            if total is None or len(total) != len(cell):
                 into[labels] = cell
-            elif family.together is Together.MAX:
-                mine[0] = max(mine[0], cell[0])
             else:
-                for place, value in enumerate(cell):
-                    mine[place] += value
+                _merge(total, cell, family.together)
+
+
+def _merge(into: list[float], cell: list[float], together: Together) -> None:
+    """Add what another process has counted."""
+    if together is Together.MAX:
+        into[0] = max(into[0], cell[0])
+        return
+    for place, value in enumerate(cell):
+        into[place] += value
