@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bench.api_load import Stand, timed
 from bench.report import Figure, median, parser, report
+from bench.scale_writes import placement_figures, reader_figures
 from lab.platform import clean_up_when_ended, open_directory
 
 
@@ -41,6 +42,8 @@ def figures_of(stand: Stand, size: Size) -> list[Figure]:
         median("  ... list of 20 VMs, from anywhere: p95", latencies, "ms", 20),
         Figure("  ... at rest, heartbeats: processor of the server", share, "%", 50),
         Figure("  ... memory of the server", stand.memory_mib(), "MiB", 1536),
+        *placement_figures(stand),
+        *reader_figures(stand, size.rounds, size.load_s),
     ]
 
 
