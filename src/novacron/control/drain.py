@@ -11,7 +11,7 @@ from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
 from novacron.model.probe import MoveForeseen
-from novacron.store import drains, migrations, vms
+from novacron.store import drains, migrations, nodes, vms
 from novacron.store.database import Database
 from novacron.store.drains import Waiting
 from novacron.store.fleet_index import FleetIndex
@@ -75,7 +75,7 @@ class _Round(msgspec.Struct):
             leaves = drain.phase is DrainPhase.DRAINING
             waiting = await (drains.to_leave(connection, drain) if leaves else drains.to_return(connection, drain))
             moved = await drains.has_moved(connection, drain) if leaves else [vm.id for vm in waiting]
-            room = await drains.slots(connection, drain.node)
+            room = await drains.slots(connection, await nodes.get(connection, drain.node))
         if not waiting:
             async with self.database.transaction() as connection:
                 await drains.report(connection, drain, drains.DrainProgress(moved, waiting, [], 0))

@@ -16,6 +16,7 @@ import msgspec
 
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.store import deferred_writes
+from novacron.store.connection import Connection as Connection
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter, histogram
 
@@ -32,8 +33,6 @@ SLOW_S = 1.0
 QUERY_TEXT_MAX = 400
 """Of a query's text, which holds no values, in traces and logs."""
 ACQUIRE_TIMEOUT_S = 5.0
-
-Connection = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
 
 YIELDS: ContextVar[bool] = ContextVar("yields", default=False)
 """What is done leaves a part of the connections to others: nodes, controllers, operators."""

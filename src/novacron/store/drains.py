@@ -11,7 +11,8 @@ import msgspec
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, estimate_s
 from novacron.model.errors import NotFound
-from novacron.store import events, nodes
+from novacron.model.node import Node
+from novacron.store import events
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, report_bad_row
 
@@ -241,7 +242,6 @@ async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: str) -
     await events.record(connection, "vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}")
 
 
-async def slots(connection: Connection, node: str) -> int:
+async def slots(connection: Connection, node: Node) -> int:
     """Return how many more migrations a drain may ask for: those that may begin now, and those that are to wait."""
-    at_once = (await nodes.get(connection, node)).migrations_at_once
-    return max(0, at_once + limits.DRAIN_AHEAD - await _under_way(connection, node))
+    return max(0, node.migrations_at_once + limits.DRAIN_AHEAD - await _under_way(connection, node.name))
