@@ -11,12 +11,15 @@ import typer
 
 from novacron.cli import images, output
 from novacron.cli.app import app
+from novacron.cli.options import expand
 from novacron.client.api import config_path
-from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir, takes_options
+from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir
+
+__all__ = ["app", "main"]
 
 
 class Recipe(StrEnum):
-    """A guest that is made of this host's own packages."""
+    """A guest that is built from this host's own packages."""
 
     TINY = "tiny"
     DEBIAN = "debian"
@@ -24,11 +27,11 @@ class Recipe(StrEnum):
 
 @images.app.command()
 def build(
-    recipe: Annotated[Recipe, typer.Argument(help="tiny boots in two seconds; debian is a whole system")],
-    name: Annotated[str | None, typer.Option(help="of the image; the recipe's if not given")] = None,
+    recipe: Annotated[Recipe, typer.Argument(help="tiny boots in two seconds; debian is a complete system")],
+    name: Annotated[str | None, typer.Option(help="name of the image; default: the recipe's")] = None,
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
 ) -> None:
-    """Make an image on this node, of Debian's packages; its agent finds it within seconds."""
+    """Build an image on this node from Debian's packages; its agent finds it within seconds."""
     from novacron.disk import debian, tiny
     from novacron.model.errors import NovaError
     from novacron.model.vm import check_name
@@ -46,8 +49,8 @@ def build(
 def up(
     state_dir: StateDir = None,
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
-    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None,
-    port: Annotated[int, typer.Option(help="port of the API; the link uses the next one")] = 7443,
+    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None,
+    port: Annotated[int, typer.Option(help="port of the API; the agents' link uses the next one")] = 7443,
 ) -> None:
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
     from novacron.local import up as local
@@ -60,42 +63,40 @@ def up(
 def doctor(
     state_dir: StateDir = None,
     database: Annotated[
-        str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of a database that is to be looked at, too")
+        str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of a database to check too")
     ] = None,
     output_: output.Output = output.Format.TABLE,
 ) -> None:
-    """Look at this machine, and at the platform that it can reach, and say what to do. Nothing is changed."""
+    """Check this machine and the platform that it can reach, and say what to do. Changes nothing."""
     import asyncio
 
     import msgspec
 
     from novacron.local import doctor as doctors
 
-    found = asyncio.run(doctors.examine(doctors.Subject(state_dir or default_state_dir(), database)))
+    findings = asyncio.run(doctors.examine(doctors.Subject(state_dir or default_state_dir(), database)))
     columns: output.Columns = {
-        "": lambda one: {"ok": "ok", "warning": "!", "bad": "BAD"}[one["grade"]],
-        "ABOUT": lambda one: one["about"],
-        "FOUND": lambda one: one["found"],
+        "": lambda row: {"ok": "ok", "warning": "!", "bad": "BAD"}[row["grade"]],
+        "ABOUT": lambda row: row["about"],
+        "FOUND": lambda row: row["found"],
     }
-    rows = [msgspec.to_builtins(one) for one in found]
+    rows = [msgspec.to_builtins(finding) for finding in findings]
     output.rows(rows, columns, output_)
-    advised = [one for one in rows if one["advice"]]
+    advised = [row for row in rows if row["advice"]]
     if output_ is output.Format.TABLE and advised:
         print("\nWhat to do:")
-        for one in advised:
-            print(f"  {one['about']}: {one['advice']}")
-    sys.exit(1 if any(one.grade is doctors.Grade.BAD for one in found) else 0)
+        for row in advised:
+            print(f"  {row['about']}: {row['advice']}")
+    sys.exit(1 if any(finding.grade is doctors.Grade.BAD for finding in findings) else 0)
 
 
 @app.command("support-bundle")
 def support_bundle(
-    file: Annotated[Path | None, typer.Argument(help="where to; default: novacron-support-TIME.tar.gz")] = None,
+    file: Annotated[Path | None, typer.Argument(help="file to write; default: novacron-support-TIME.tar.gz")] = None,
     state_dir: StateDir = None,
-    log: Annotated[
-        list[Path] | None, typer.Option(help="a log file, of which the end goes in, too; can be repeated")
-    ] = None,
+    log: Annotated[list[Path] | None, typer.Option(help="log file whose end to include; can be repeated")] = None,
 ) -> None:
-    """Collect what a maintainer needs to find a cause: figures, states, events and ends of logs, without secrets."""
+    """Collect what a maintainer needs to find a problem: figures, states, events and ends of logs, without secrets."""
     from novacron.local import bundle
 
     try:
@@ -105,11 +106,11 @@ def support_bundle(
         sys.exit(1)
     for name, size in kept:
         print(f"{size:>10}  {name}")
-    print(f"{path}: look through it before you give it away; names of VMs, nodes and users are in it")
+    print(f"{path}: review it before you share it: it has names of VMs, nodes and users")
 
 
 @app.command()
-@takes_options(ServerOptions)
+@expand
 def server(options: ServerOptions) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
     from novacron.local.postgres import Postgres
@@ -132,9 +133,9 @@ def server(options: ServerOptions) -> None:
 
 
 @app.command()
-@takes_options(AgentOptions)
+@expand
 def agent(options: AgentOptions) -> None:
-    """Run this host's VMs as the control plane says."""
+    """Run this host's VMs for the control plane."""
     from novacron.agent.main import run
     from novacron.model.errors import NovaError
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,37 +16,14 @@ if TYPE_CHECKING:  # imported where they are needed: commands that need neither 
 STATE_DIR = Path("/var/lib/novacron")
 REUSABLE = frozenset({"image", "sibling", "checkpoint"})
 
-StateDir = Annotated[Path | None, typer.Option(help="where its files are; default: /var/lib/novacron as root")]
+StateDir = Annotated[Path | None, typer.Option(help="directory for its files; default: /var/lib/novacron as root")]
 Advertise = Annotated[str | None, typer.Option(help="name or address by which others reach this host")]
-
-T = TypeVar("T")
 
 
 def default_state_dir() -> Path:
     """Return where files are if no option says so."""
     base = STATE_DIR if os.geteuid() == 0 else Path.home() / ".local" / "share" / "novacron"
     return Path(os.environ.get("NOVACRON_STATE_DIR") or base)
-
-
-def takes_options(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as its options."""
-    hints = get_type_hints(options, include_extras=True)
-    parameters = [
-        inspect.Parameter(field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default,
-                          annotation=hints[field.name])
-        for field in dataclasses.fields(options)  # type: ignore[arg-type] # a dataclass
-    ]  # fmt: skip
-
-    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(**values: object) -> None:
-            command(options(**values))
-
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # which Typer goes by
-        run.__annotations__ = hints
-        return run
-
-    return decorate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,29 +37,29 @@ class ServerOptions:
     state_dir: StateDir = None
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="port of the API")] = 7443
-    link_port: Annotated[int, typer.Option(help="port of the agents' link")] = 7444
+    link_port: Annotated[int, typer.Option(help="port for the agents' links")] = 7444
     advertise: Advertise = None
-    reads_per_s: Annotated[float, typer.Option(min=0.5, help="requests that read, of one token")] = 5000
-    writes_per_s: Annotated[float, typer.Option(min=0.5, help="requests that change something, of one token")] = 500
+    reads_per_s: Annotated[float, typer.Option(min=0.5, help="limit of reading requests for each token")] = 5000
+    writes_per_s: Annotated[float, typer.Option(min=0.5, help="limit of changing requests for each token")] = 500
     strangers_per_s: Annotated[
-        float, typer.Option(min=0.5, help="requests without a valid token, from one address")
+        float, typer.Option(min=0.5, help="limit of requests without a valid token, for each address")
     ] = 100
     redis: Annotated[
-        str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey that processes share limits in")
+        str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey in which processes share limits")
     ] = None
-    workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer people")] = 1
-    pool: Annotated[int, typer.Option(min=5, max=100, help="connections of each process to the database")] = 25
+    workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer requests")] = 1
+    pool: Annotated[int, typer.Option(min=5, max=100, help="database connections of each process")] = 25
     leave_s: Annotated[
         float,
-        typer.Option("--leave-after", help="seconds to serve on, not ready, when told to end: for rolling restarts"),
+        typer.Option(
+            "--leave-after", help="seconds to keep serving, marked not ready, before it stops: for rolling restarts"
+        ),
     ] = 0
     oidc: Annotated[
         Path | None,
-        typer.Option(help="file that names who vouches for people (OpenID Connect); see docs/how-to/access.md"),
+        typer.Option(help="file that names the OpenID Connect provider for logins; see docs/how-to/access.md"),
     ] = None
-    fence: Annotated[
-        Path | None, typer.Option(help="program that cuts off the node that it is given, when that has failed")
-    ] = None
+    fence: Annotated[Path | None, typer.Option(help="program that cuts off a failed node, given its name")] = None
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
@@ -111,32 +85,33 @@ class AgentOptions:
     state_dir: StateDir = None
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None
-    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' interfaces")] = None
+    bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None
     advertise: Advertise = None
-    dwcp_port: Annotated[int, typer.Option(help="port on which other nodes' migrations arrive")] = 7445
-    outage: Annotated[float, typer.Option(help="seconds that a link may be dead before migrations over it fail")] = 60
+    dwcp_port: Annotated[int, typer.Option(help="port for migrations from other nodes")] = 7445
+    outage: Annotated[float, typer.Option(help="seconds that a link can be down before its migrations fail")] = 60
     reuse: Annotated[
-        str, typer.Option(help="which pages that are here need not be sent: of images, running VMs, VMs that left")
+        str, typer.Option(help="local pages that migrations need not send: of images, of running VMs, of VMs that left")
     ] = "image,sibling,checkpoint"
-    pages_limit: Annotated[int, typer.Option(help="MiB on disk for what VMs that left had in memory")] = 8192
+    pages_limit: Annotated[int, typer.Option(help="MiB of disk for the memory pages of VMs that left")] = 8192
     imports_dir: Annotated[
-        Path | None, typer.Option(help="files that may be imported by path; by default imports beside the images")
+        Path | None,
+        typer.Option(help="directory of files that can be imported by path; default: imports beside the images"),
     ] = None
     imports_local: Annotated[
-        bool, typer.Option("--imports-local", help="let images be fetched from this host and its own link, too")
+        bool, typer.Option("--imports-local", help="allow image downloads from this host and its local network")
     ] = False
     pool: Annotated[list[str] | None, typer.Option(help="directory for volumes, as NAME=PATH; can be repeated")] = None
     shared_pool: Annotated[
-        list[str] | None, typer.Option(help="directory for volumes that other nodes have too, as NAME=PATH")
+        list[str] | None, typer.Option(help="directory for volumes that other nodes share, as NAME=PATH")
     ] = None
     keep_images: Annotated[
-        float, typer.Option(min=0, help="hours for which an image that came for a VM stays when no VM here has it")
+        float, typer.Option(min=0, help="hours to keep an image that was copied for a VM and that no VM here uses")
     ] = 24
     mask_cpu_flag: Annotated[
-        list[str] | None, typer.Option(help="what guests' processors shall not have here; can be repeated")
+        list[str] | None, typer.Option(help="CPU feature to hide from guests here; can be repeated")
     ] = None
     uid_base: Annotated[
-        int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user numbers that are the VMs'")
+        int, typer.Option(min=1, max=2**31 - 65_537, help="first of the 65,536 user ids for the VMs")
     ] = 1_879_048_192
 
     def settings(self) -> AgentSettings:
@@ -193,6 +168,6 @@ def _pools(options: list[str] | None, option: str) -> dict[str, Path]:
         if not Path(path).is_absolute() or not Path(path).is_dir():
             raise typer.BadParameter(f"{path!r} is no directory; write it like data=/srv/volumes", param_hint=option)
         if name == LOCAL_POOL or name in pools:
-            raise typer.BadParameter(f"pool {name} is there already", param_hint=option)
+            raise typer.BadParameter(f"pool {name} exists already", param_hint=option)
         pools[name] = Path(path)
     return pools

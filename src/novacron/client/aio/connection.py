@@ -85,23 +85,18 @@ class AsyncConnection:
 
     async def list(self, kind: str, limit: int | None = None, **filters: str) -> AsyncIterator[Object]:
         """Yield the objects of a kind, for example ``vms``, ``nodes``, ``migrations``, ``links`` or ``events``."""
-        cursor = None
+        query, remaining = dict(filters), limit
         for _ in range(protocol.PAGES_MAX):
-            query = dict(filters)
             if kind not in protocol.UNPAGED:
                 query["limit"] = str(min(limit or protocol.PAGE_SIZE, protocol.PAGE_SIZE))
-            if cursor:
-                query["cursor"] = cursor
             page = await self._object("GET", f"/api/v1/{kind}?{protocol.query(query)}")
-            for item in page["items"]:
+            for item in page["items"][:remaining]:
                 yield item
-                if limit is not None:
-                    limit -= 1
-                    if limit == 0:
-                        return
-            cursor = page.get("next")
-            if cursor is None:
+            if remaining is not None:
+                remaining -= len(page["items"])
+            if page.get("next") is None or (remaining is not None and remaining <= 0):
                 return
+            query["cursor"] = page["next"]
 
     async def get(self, kind: str, ref: str) -> Object:
         """Return one object by id or name."""
