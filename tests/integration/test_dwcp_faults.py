@@ -307,7 +307,7 @@ async def test_digests_that_were_told_ahead_are_not_told_again(ends: Ends, liste
     options = msgspec.structs.replace(ends.sender(port)._options, known={"checkpoint:1": base.digests})
     sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
     async with sender:
-        assert sender._theirs.covers(1_000_000)
+        assert sender._receiver_index.covers(1_000_000)
         await sender.send(source(data), Plain())
     assert await receiving == data
     assert sender.savings.sibling == 3000 and sender.counters.repaired_pages == 3

@@ -325,29 +325,29 @@ def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its
     def frame(number: int, first: int, count: int) -> Frame:
         return Frame(FrameType.BASE, number << 40 | first, b"".join(told[first : first + count]))
 
-    theirs = ReceiverIndex(HASH, (base_of([page(1)]),), {})
+    receiver = ReceiverIndex(HASH, (base_of([page(1)]),), {})
     infos = [BaseInfo("sibling", "s", 20, 20), BaseInfo("checkpoint", "c", 10_000, 10_000)]
-    theirs.meet(infos, encoder)
-    assert not theirs.can_begin()
-    theirs.take(frame(0, 0, 20))
-    assert theirs.can_begin() and not theirs.covers(1)
-    theirs.take(frame(1, 0, 5000))
-    assert theirs.covers(500) and not theirs.covers(2000)
-    theirs.take(frame(1, 5000, 5000))
-    assert theirs.covers(1_000_000), "there is nothing more to wait for"
+    receiver.meet(infos, encoder)
+    assert not receiver.can_begin()
+    receiver.take(frame(0, 0, 20))
+    assert receiver.can_begin() and not receiver.covers(1)
+    receiver.take(frame(1, 0, 5000))
+    assert receiver.covers(500) and not receiver.covers(2000)
+    receiver.take(frame(1, 5000, 5000))
+    assert receiver.covers(1_000_000), "there is nothing more to wait for"
     for strange in (frame(2, 0, 1), Frame(FrameType.BASE, 0, b"short"), Frame(FrameType.DATA, 0, b"")):
         with pytest.raises(ProtocolError, match="expected BASE"):
-            theirs.take(strange)
+            receiver.take(strange)
 
 
 def test_a_page_that_is_damaged_on_both_nodes_is_named() -> None:
     base = base_of([page(1), page(2)])
-    theirs = ReceiverIndex(HASH, (base,), {})
-    theirs.meet([BaseInfo(base.kind, base.name, 2, 0)], Encoder(HASH, None))
-    assert theirs.page(page(7)) == page(7) and theirs.page(1) == page(2)
+    receiver = ReceiverIndex(HASH, (base,), {})
+    receiver.meet([BaseInfo(base.kind, base.name, 2, 0)], Encoder(HASH, None))
+    assert receiver.page(page(7)) == page(7) and receiver.page(1) == page(2)
     base.digests = [HASH.digest(page(1)), HASH.digest(page(3))]
     with pytest.raises(PageDamaged, match="page 1 of"):
-        theirs.page(1)
+        receiver.page(1)
 
 
 def test_stores_stay_within_their_limit_and_the_oldest_goes(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ HASH = PageHash(b"k" * 32)
 
 
 def index(*infos: BaseInfo) -> tuple[ReceiverIndex, Encoder]:
-    encoder, theirs = Encoder(HASH, None), ReceiverIndex(HASH, (), {})
-    theirs.meet(infos, encoder)
-    return theirs, encoder
+    encoder, receiver = Encoder(HASH, None), ReceiverIndex(HASH, (), {})
+    receiver.meet(infos, encoder)
+    return receiver, encoder
 
 
 def base_frame(first: int, count: int, number: int = 0) -> Frame:
@@ -48,27 +48,27 @@ def base_frame(first: int, count: int, number: int = 0) -> Frame:
 
 @pytest.mark.parametrize(("first", "count"), [(0, 11), (5, 6), (2**39, 1)])
 def test_more_digests_than_a_base_announced_end_the_session(first: int, count: int) -> None:
-    theirs, encoder = index(BaseInfo("sibling", "s", 10, 10))
+    receiver, encoder = index(BaseInfo("sibling", "s", 10, 10))
     with pytest.raises(ProtocolError, match="more digests than the 10 announced"):
-        theirs.take(base_frame(first, count))
+        receiver.take(base_frame(first, count))
     assert not encoder._bases
 
 
 def test_digests_that_are_told_twice_end_the_session() -> None:
-    theirs, encoder = index(BaseInfo("sibling", "s", 10, 10))
-    theirs.take(base_frame(0, 10))
+    receiver, encoder = index(BaseInfo("sibling", "s", 10, 10))
+    receiver.take(base_frame(0, 10))
     with pytest.raises(ProtocolError, match="more digests"):
-        theirs.take(base_frame(0, 1))
+        receiver.take(base_frame(0, 1))
     assert len(encoder._bases) == 10
 
 
 def test_digests_beyond_the_limit_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_index, "DIGESTS_MAX", 1500)
-    theirs, encoder = index(BaseInfo("checkpoint", "a", 1000, 1000), BaseInfo("sibling", "b", 1000, 1000))
-    theirs.take(base_frame(0, 1000))
-    theirs.take(base_frame(0, 1000, 1))
+    receiver, encoder = index(BaseInfo("checkpoint", "a", 1000, 1000), BaseInfo("sibling", "b", 1000, 1000))
+    receiver.take(base_frame(0, 1000))
+    receiver.take(base_frame(0, 1000, 1))
     assert len(encoder._bases) == 1500
-    assert theirs.can_begin() and theirs.covers(10**9), "an honest peer with more pages is not waited for"
+    assert receiver.can_begin() and receiver.covers(10**9), "an honest peer with more pages is not waited for"
 
 
 def test_a_kind_of_base_from_the_wire_names_no_attribute() -> None:

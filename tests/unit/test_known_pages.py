@@ -1,4 +1,4 @@
-"""What a node knows of the memory of VMs that run on it, before one like them comes."""
+"""What a node knows of its running VMs' memory before another VM of the same image arrives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = Tenant("p", b"k" * 32)
 
 
 class Memory:
-    """A guest's pages, and how often they were looked at as a whole."""
+    """A guest's pages; counts how often all of them were read."""
 
     looks = 0
 
@@ -68,41 +68,41 @@ def digests(*contents: bytes) -> list[bytes]:
     return [PageHash(KEY.key).digest(one * PAGE) for one in contents]
 
 
-def test_a_vm_that_was_looked_at_is_not_looked_at_again_when_one_comes(tmp_path: Path, clock: list[float]) -> None:
+def test_a_vm_that_was_surveys_at_is_not_surveys_at_again_when_one_comes(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a", b"\0", b"b", b"a")
-    asyncio.run(node.look_around([one]))
+    asyncio.run(node.survey([one]))
     assert Memory.looks == 1
     assert arrive(node, one) == [("sibling:one", digests(b"a", b"b"))]
     assert Memory.looks == 1
 
 
-def test_of_two_the_one_that_was_looked_at_serves(tmp_path: Path, clock: list[float]) -> None:
+def test_of_two_the_one_that_was_surveys_at_serves(tmp_path: Path, clock: list[float]) -> None:
     node, one, two = here(tmp_path), neighbour("one", b"a"), neighbour("two", b"b")
-    asyncio.run(node.look_around([two]))
+    asyncio.run(node.survey([two]))
     assert arrive(node, one, two) == [("sibling:two", digests(b"b"))]
     assert Memory.looks == 1
 
 
-def test_without_it_a_vm_is_looked_at_when_another_comes(tmp_path: Path, clock: list[float]) -> None:
+def test_without_it_a_vm_is_surveys_at_when_another_comes(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
     assert arrive(node, one) == [("sibling:one", digests(b"a"))]
     assert Memory.looks == 1
 
 
-def test_it_is_looked_at_again_later_and_later(tmp_path: Path, clock: list[float]) -> None:
+def test_it_is_surveys_at_again_later_and_later(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
     times = []
     for _ in range(3600):
         before = Memory.looks
-        asyncio.run(node.look_around([one]))
+        asyncio.run(node.survey([one]))
         if Memory.looks > before:
             times.append(clock[0] - 1000)
         clock[0] += 1
     assert times[:5] == [0, 20, 60, 140, 300]
-    assert max(b - a for a, b in itertools.pairwise(times)) == known_pages.LOOKED_AGAIN_S_MAX
+    assert max(b - a for a, b in itertools.pairwise(times)) == known_pages.SURVEY_AGAIN_S_MAX
 
 
-def test_one_vm_of_each_image_and_project_is_looked_at_and_no_more_than_a_few(
+def test_one_vm_of_each_image_and_project_is_surveys_at_and_no_more_than_a_few(
     tmp_path: Path, clock: list[float]
 ) -> None:
     node = here(tmp_path)
@@ -110,27 +110,27 @@ def test_one_vm_of_each_image_and_project_is_looked_at_and_no_more_than_a_few(
     every = [neighbour("one", b"a"), neighbour("two", b"a"), neighbour("three", b"a", tenant=others)]
     every += [neighbour(f"vm-{number}", b"a", image=f"image-{number}") for number in range(20)]
     for _ in range(50):
-        asyncio.run(node.look_around(every))
-    assert Memory.looks == known_pages.LOOKED_MAX
+        asyncio.run(node.survey(every))
+    assert Memory.looks == known_pages.SURVEYS_MAX
 
 
-def test_what_was_seen_of_a_vm_that_is_gone_or_started_anew_is_forgotten(tmp_path: Path, clock: list[float]) -> None:
+def test_the_survey_of_a_vm_that_ended_or_restarted_is_dropped(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
-    asyncio.run(node.look_around([one]))
+    asyncio.run(node.survey([one]))
     again = neighbour("one", b"b")
     cast(Any, again.machine).pid = -1
     assert arrive(node, again) == [("sibling:one", digests(b"b"))]
-    asyncio.run(node.look_around([]))
-    assert not node._looked
+    asyncio.run(node.survey([]))
+    assert not node._surveys
 
 
-def test_a_vm_of_another_project_serves_nobody(tmp_path: Path, clock: list[float]) -> None:
+def test_pages_of_another_project_are_never_used(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
-    asyncio.run(node.look_around([one]))
+    asyncio.run(node.survey([one]))
     assert arrive(node, one, tenant=Tenant("q", b"q" * 32)) == []
 
 
-def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_looked_at(
+def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_surveys_at(
     tmp_path: Path, clock: list[float]
 ) -> None:
     class Gone(Memory):
@@ -139,8 +139,8 @@ def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_looked_at(
 
     node, gone, one = here(tmp_path), neighbour("gone", b"a"), neighbour("one", b"b", image="other")
     cast(Any, gone.machine).memory = Gone(b"a")
-    asyncio.run(node.look_around([gone, one]))
-    assert list(node._looked) == [(KEY, "other")]
+    asyncio.run(node.survey([gone, one]))
+    assert list(node._surveys) == [(KEY, "other")]
 
 
 def image_base(pages: int) -> Any:

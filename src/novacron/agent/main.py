@@ -200,7 +200,7 @@ class Agent:
         """Know what pages of running VMs there are here before a VM comes that has the same ones."""
         while True:
             await asyncio.sleep(LOOK_AROUND_S)
-            await self._host.pages.look_around(self._neighbours())
+            await self._host.pages.survey(self._neighbours())
 
     async def _measure_loads(self) -> None:
         """Tell the server what VMs use of the processors."""

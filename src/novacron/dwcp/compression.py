@@ -139,19 +139,22 @@ class Decompressor:
                 self._stream = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).decompressobj()
             if self._stream is None:
                 raise ProtocolError("a compressed piece before its stream began")
-            parts, total = [], 0
-            try:
-                for start in range(0, len(data), SLICE_BYTES):
-                    part = self._stream.decompress(data[start : start + SLICE_BYTES])
-                    total += len(part)
-                    if total > length:
-                        break
-                    parts.append(part)
-            except zstandard.ZstdError as error:
-                raise ProtocolError(f"a piece can't be decompressed: {error}") from error
-            if total > length:
-                raise ProtocolError(f"a piece is longer than the {length} bytes that it says")
-            raw = b"".join(parts)
+            raw = _inflate(self._stream, data, length)
         if len(raw) != length:
             raise ProtocolError(f"a piece has {len(raw)} bytes, not the {length} that it says")
         return raw
+
+
+def _inflate(stream: zstandard.ZstdDecompressionObj, data: bytes | memoryview, length: int) -> bytes:
+    """Decompress a little at a time, and stop when more comes out than ``length``. Raises ProtocolError."""
+    parts, total = [], 0
+    try:
+        for start in range(0, len(data), SLICE_BYTES):
+            part = stream.decompress(data[start : start + SLICE_BYTES])
+            total += len(part)
+            if total > length:
+                raise ProtocolError(f"a piece is longer than the {length} bytes that it says")
+            parts.append(part)
+    except zstandard.ZstdError as error:
+        raise ProtocolError(f"a piece can't be decompressed: {error}") from error
+    return b"".join(parts)

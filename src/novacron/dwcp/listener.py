@@ -35,9 +35,9 @@ class Listener:
         self._context = sockets.require_tls13(context)
         self._name_of = name_of
         self.on_knock: Callable[[str, str], None] | None = None
-        """Called with a session that is not expected, and the node that would begin it: it is refused soon."""
+        """Called with the name of an unexpected session and the node that opens it, shortly before it is refused."""
         self.vitals: Callable[[], bytes] = bytes
-        """Says how this node is, to any other that asks."""
+        """Returns this node's answer to VITALS."""
         self._expected: dict[str, ReceiveSession] = {}
         self._announced: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +65,7 @@ class Listener:
 
     @contextlib.contextmanager
     def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
-        """A node's session will be expected before this block ends: whoever opens it early waits until it is."""
+        """Let a node that opens this session before it is expected wait for it, for as long as the block runs."""
         self._announced.add((session, peer))
         try:
             yield
@@ -116,8 +116,8 @@ class Listener:
                 del self._by_peer[peer]
 
     async def _find(self, session: str, peer: str) -> ReceiveSession | None:
-        """Return an expected session; wait for one that will be expected soon, or may be: a sender is told of it at
-        the same time as this end."""
+        """Return an expected session. Wait a moment for one that is not expected yet: both ends are told to begin at
+        the same time."""
         started = time.monotonic()
         while (found := self._expected.get(session)) is None:
             limit_s = ANNOUNCED_S if (session, peer) in self._announced else GRACE_S
@@ -127,7 +127,7 @@ class Listener:
         return found
 
     async def _session(self, connection: Connection, peer: str) -> bool:
-        """Serve the next session of a connection; say whether it can carry another one."""
+        """Serve the next session of a connection; return whether it can carry another."""
         frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
         try:
             if frame.type in (FrameType.PING, FrameType.ERROR):

@@ -30,7 +30,8 @@ MISMATCH = "a piece does not decode to what was encoded: its checksum does not m
 _ZERO_RECORD = struct.Struct("!QB")
 _ADDRESS = struct.Struct("!Q")
 UNIT_BYTES = (1, 9, RECORD, RECORD, RECORD, RECORD, RECORD)
-"""Bytes of the stream that one unit of each op's count becomes, with its header."""
+BARE_UNIT_BYTES = (1, 9, PAGE, PAGE, PAGE, PAGE, PAGE)
+"""Bytes of the stream that one unit of an op's count becomes, by op: with headers, and without."""
 
 
 class Missing(msgspec.Struct):
@@ -187,7 +188,7 @@ class _Building:
             op, bare = code & ~BARE, code >= BARE
             if op > 6 or count == 0 or (bare and count != 1):
                 raise ProtocolError(f"op {code} with count {count} is not known")
-            total += count * (PAGE if bare and op > 1 else UNIT_BYTES[op])
+            total += count * (BARE_UNIT_BYTES if bare else UNIT_BYTES)[op]
             if total > limit or header + count * PAGE >= 1 << 64:
                 raise ProtocolError("a piece's ops make more than it says")
             if op == Op.OPAQUE:
@@ -197,13 +198,20 @@ class _Building:
             elif bare:
                 parts += self._pages(op, count, argument, 1)
             else:
-                for page in self._pages(op, count, argument, 2):
-                    parts.append(_ADDRESS.pack(header))
-                    parts.append(page)
-                    header += PAGE
-        columns = (self._opaque, self._literals, self._deltas, self._stored)
-        if total != limit or any(column.left for column in columns):
+                self._put_records(header, self._pages(op, count, argument, 2))
+        if total != limit or self._left():
             raise ProtocolError("a piece's ops do not make what it says")
+
+    def _put_records(self, header: int, pages: Sequence[bytes | memoryview]) -> None:
+        parts = self.parts
+        for page in pages:
+            parts.append(_ADDRESS.pack(header))
+            parts.append(page)
+            header += PAGE
+
+    def _left(self) -> int:
+        """Return the bytes that no op took."""
+        return self._opaque.left + self._literals.left + self._deltas.left + self._stored.left
 
     def _pages(self, op: int, count: int, argument: int, stride: int) -> Sequence[bytes | memoryview]:
         """Return the pages of an op; ``stride`` says how many parts each becomes."""

@@ -8,7 +8,6 @@ from blake3 import blake3
 
 from novacron.dwcp.page_codec import (
     BARE,
-    DIGEST_BYTES,
     OP,
     RECORD,
     Op,
@@ -31,11 +30,12 @@ SAMPLE_DISTINCT_MIN = 54
 class _Draft:
     """One piece while it is encoded: its columns, in the order of the stream."""
 
-    __slots__ = ("deltas", "fresh", "literals", "oldest", "opaque", "ops", "referenced", "stored")
+    __slots__ = ("deltas", "fresh", "literals", "next_slot", "oldest", "opaque", "ops", "referenced", "stored")
 
-    def __init__(self, oldest: int) -> None:
-        self.oldest = oldest
+    def __init__(self, ring: PageRing | None) -> None:
+        self.oldest = 0 if ring is None else ring.oldest
         """The first slot that may be named."""
+        self.next_slot = 0 if ring is None else ring.next
         self.ops: list[bytes] = []
         self.opaque: list[bytes] = []
         self.literals: list[bytes] = []
@@ -92,7 +92,7 @@ class Encoder:
     def encode(self, data: bytes, runs: list[Run]) -> Piece:
         """Encode ``data``, all of which ``runs`` describe."""
         ring = self._ring
-        draft = _Draft(ring.oldest if ring is not None else 0)
+        draft = _Draft(ring)
         for run in runs:
             kind, at, length, header, _, bare = run
             if kind == Op.OPAQUE:
@@ -116,43 +116,40 @@ class Encoder:
         _, at, length, header, space, bare = run
         flag = BARE if bare else 0
         at += 0 if bare else 8
-        place = space << 52 | header >> 12
-        page_key, in_base, in_slot = self._hash.key, self._bases.get, self._slots.get
-        own, oldest, pack = self._own, draft.oldest, OP.pack
+        first = space << 52 | header >> 12
+        page_key, in_base, in_slot, encode_new = self._hash.key, self._bases.get, self._slots.get, self._encode_new_page
+        own, oldest, pack, ops = self._own, draft.oldest, OP.pack, draft.ops
         run_op, run_length, run_header, run_argument = -1, 0, header, 0
-        for number in range(length):
-            page = data[at : at + PAGE]
-            at += RECORD
-            digest = blake3(page, key=page_key).digest(DIGEST_BYTES)
-            argument = in_base(digest, -1)
-            if argument >= 0:
+        for place, start in zip(range(first, first + length), range(at, at + length * RECORD, RECORD), strict=True):
+            page = data[start : start + PAGE]
+            digest = blake3(page, key=page_key).digest(16)
+            if (argument := in_base(digest, -1)) >= 0:
                 op = 6
                 draft.referenced.append(argument if own[argument >> 40] else page)
+            elif (argument := in_slot(digest, -1)) >= oldest:
+                op = 5
+                self._versions[place] = argument
             else:
-                argument = in_slot(digest, -1)
-                if argument >= oldest:
-                    op = 5
-                    self._versions[place + number] = argument
-                else:
-                    op, argument = self._encode_new_page(page, digest, place + number, draft)
+                op, argument = encode_new(page, digest, place, draft)
             if op == run_op and (op < 4 or argument == run_argument + run_length):
                 run_length += 1
                 continue
             if run_length:
-                draft.ops.append(pack(run_op | flag, run_length, run_header, run_argument))
+                ops.append(pack(run_op | flag, run_length, run_header, run_argument))
                 self._count(run_op, run_length, run_argument)
-            run_op, run_length, run_header, run_argument = op, 1, header + number * PAGE, argument
-        draft.ops.append(pack(run_op | flag, run_length, run_header, run_argument))
+            run_op, run_length, run_header, run_argument = op, 1, header + (place - first) * PAGE, argument
+        ops.append(pack(run_op | flag, run_length, run_header, run_argument))
         self._count(run_op, run_length, run_argument)
 
     def _encode_new_page(self, page: bytes, digest: bytes, place: int, draft: _Draft) -> tuple[int, int]:
         """Encode a page that the receiver does not have, at this place of the guest's; return its op and argument."""
         ring = self._ring
         if ring is not None:
-            before = self._versions.get(place, -1)
-            slot = ring.next + len(draft.fresh)
-            self._slots[digest] = self._versions[place] = slot
+            versions, slot = self._versions, draft.next_slot
+            before = versions.get(place, -1)
+            self._slots[digest] = versions[place] = slot
             self._held[slot] = (digest, place)
+            draft.next_slot = slot + 1
             draft.fresh.append(page)
             if draft.oldest <= before < ring.next:
                 difference = xor(page, ring.read(before))

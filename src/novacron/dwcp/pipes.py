@@ -1,4 +1,4 @@
-"""The ends of a stream, as threads read and write them; and how threads hand work on."""
+"""The two ends of a stream, and bounded queues between the threads that work on it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StreamSink(Protocol):
 
 
 class BytesSource:
-    """Bytes that are there already, as a source."""
+    """Bytes in memory, as a source."""
 
     def __init__(self, data: bytes) -> None:
         self.piece_bytes = PIECE_BYTES
@@ -75,7 +75,7 @@ class BytesSource:
 
 
 class BytesSink:
-    """A sink that keeps what comes, up to a limit."""
+    """A sink in memory, up to a limit."""
 
     def __init__(self, bytes_max: int) -> None:
         self.data = bytearray()
@@ -94,7 +94,7 @@ class BytesSink:
 
 
 class OpaqueSplitter:
-    """Cuts a stream of which nothing is known: it is told as it is, compressed."""
+    """For a stream of unknown content: all of it is opaque, and only compressed."""
 
     def split(self, data: bytes) -> tuple[bytes, list[Run]]:
         return data, [(Op.OPAQUE, 0, len(data), 0, 0, False)]
@@ -169,18 +169,18 @@ class Stages:
 
 
 class PipelineStopped(Exception):
-    """The other threads of a stream have ended: nobody takes or gives any more."""
+    """The other threads of a stream have ended, so this one stops too."""
 
 
 class Handover(Generic[T]):
-    """A short queue between two threads, both of which learn when it is over."""
+    """A bounded queue between two threads that both stop when ``stop`` is set."""
 
     def __init__(self, size: int, stop: threading.Event) -> None:
         self._queue: queue.Queue[T] = queue.Queue(size)
         self._stop = stop
 
     def put(self, item: T) -> None:
-        """Wait for room and hand ``item`` on. Raises Stopped."""
+        """Wait for room and add an item. Raises PipelineStopped."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=CHECK_S)
@@ -188,7 +188,7 @@ class Handover(Generic[T]):
         raise PipelineStopped
 
     def get(self) -> T:
-        """Wait for the next item. Raises Stopped."""
+        """Wait for the next item. Raises PipelineStopped."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=CHECK_S)

@@ -1,4 +1,4 @@
-"""What the receiver of a session has, as its sender knows it."""
+"""The pages that a session's receiver has, as far as its sender knows."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from novacron.dwcp.page_encoder import Encoder
 from novacron.dwcp.page_ring import PAGE
 
 IN_ORDER = "checkpoint"
-"""Kind of base whose pages come in the stream in the order in which their digests are told, more or less."""
+"""Kind of base whose digests arrive in about the same order as its pages appear in the stream."""
 DIGESTS_MAX = 2_097_152
 """Digests that are kept of one peer: 8 GiB of pages, about 400 MB here. Pages beyond them are sent."""
 AHEAD_DIGESTS = 4096
-"""So many digests of it more than the stream's pages so far have to be known before a page is taken for a new one."""
+"""How far the digests must be ahead of the stream before a page counts as new."""
 
 
 class PageDamaged(Exception):
-    """A page can't be had on either node: says which."""
+    """A page is damaged on both nodes: says which."""
 
 
 class ReceiverIndex:
-    """The receiver's bases. ``own`` are those that this end has too, ``known`` digests of others by their names."""
+    """The receiver's bases. ``own`` are bases that this end has too; ``known`` are digests of others, by name."""
 
     def __init__(self, hash: PageHash, own: Sequence[Base], known: Mapping[str, Sequence[bytes]]) -> None:
         self._hash = hash
@@ -31,15 +31,15 @@ class ReceiverIndex:
         self._shared: dict[int, Base] = {}
         self._kinds: list[str] = []
         self._told = 0
-        """Digests that the receiver has told."""
+        """Digests that have arrived."""
         self._counts: list[int] = []
         """Pages that each base has."""
         self._untold: list[int] = []
-        """Digests that it has yet to tell, by base."""
+        """Digests that have yet to arrive, by base."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the bases whose digests need not be told."""
+        """The bases whose digests the receiver need not send."""
         return (*self._own, *self._known)
 
     def meet(self, bases: Sequence[BaseInfo], encoder: Encoder) -> None:
@@ -72,11 +72,11 @@ class ReceiverIndex:
         self._untold[number] -= count
 
     def can_begin(self) -> bool:
-        """Say whether what is not told yet can be waited for while the stream goes on."""
+        """Return whether the stream may begin: digests still to come will be in its order."""
         return all(left <= 0 or kind == IN_ORDER for left, kind in zip(self._untold, self._kinds, strict=True))
 
     def covers(self, pages: int) -> bool:
-        """Say whether enough is told to look up the stream's first ``pages``."""
+        """Return whether enough digests have arrived to look up the stream's first ``pages``."""
         return sum(self._untold) <= 0 or self._told >= pages + AHEAD_DIGESTS
 
     def page(self, referred: bytes | int) -> bytes:

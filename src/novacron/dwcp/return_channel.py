@@ -1,4 +1,4 @@
-"""The way back: a few bytes from the receiving end to the sending one, in order, once. docs/dwcp.md, "The way back".
+"""The return channel: a few bytes from the receiver to the sender, in order, each once. docs/dwcp.md, "The way back".
 
 While a guest runs at the target before its memory is there, its QEMU asks the source for pages over it.
 """
@@ -18,7 +18,7 @@ AGAIN_S = 1.0
 
 
 class ReturnSender:
-    """The receiving end's part. ``say`` puts a frame on a connection that lives, if there is one."""
+    """The receiver's end. ``say`` sends a frame on a live connection and returns whether there is one."""
 
     def __init__(self, say: Callable[[Frame], bool]) -> None:
         self._say = say
@@ -28,7 +28,7 @@ class ReturnSender:
         self._said_at = 0.0
 
     async def send(self, data: bytes) -> None:
-        """Send some bytes; waits while too many have not been taken."""
+        """Send bytes; wait while the peer has not acknowledged too many frames."""
         for start in range(0, len(data), BYTES_MAX):
             while len(self._untaken) >= FRAMES_MAX:
                 self._room.clear()
@@ -40,7 +40,7 @@ class ReturnSender:
             self._say(frame)
 
     def taken(self, number: int) -> None:
-        """The peer has every frame before ``number``. Raises ProtocolError."""
+        """The peer acknowledges every frame before ``number``. Raises ProtocolError."""
         if number > self._next:
             raise ProtocolError(f"way back: frame {number - 1} is acknowledged and was never sent")
         for each in [each for each in self._untaken if each < number]:
@@ -48,7 +48,7 @@ class ReturnSender:
         self._room.set()
 
     def repeat(self, *, at_once: bool = False) -> None:
-        """Say again what was not taken for a while: the connection that it went on may be lost."""
+        """Send again what was not acknowledged for a while: its connection may be lost."""
         now = time.monotonic()
         if self._untaken and (at_once or now - self._said_at > AGAIN_S):
             self._said_at = now
@@ -57,15 +57,16 @@ class ReturnSender:
 
 
 class ReturnReceiver:
-    """The sending end's part."""
+    """The sender's end."""
 
     def __init__(self) -> None:
         self.next = 0
-        """The first frame that has not come."""
+        """The first frame that has not arrived."""
         self._held: dict[int, bytes] = {}
 
     def take(self, frame: Frame) -> bytes:
-        """Return what a frame makes complete, in order; nothing if it came before, or early. Raises ProtocolError."""
+        """Return the bytes that this frame completes, in order; nothing if it is early or a repetition. Raises
+        ProtocolError."""
         if frame.sequence >= self.next + FRAMES_MAX or len(frame.payload) > BYTES_MAX:
             raise ProtocolError(f"way back: frame {frame.sequence} is too far ahead of {self.next}, or too long")
         if frame.sequence >= self.next:

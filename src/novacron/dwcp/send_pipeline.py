@@ -59,13 +59,13 @@ class SendPipeline:
     def __init__(
         self,
         encoder: Encoder,
-        theirs: ReceiverIndex,
+        receiver_index: ReceiverIndex,
         counters: Counters,
         queue: Callable[[Piece, bytes], Coroutine[Any, Any, None]],
         *,
         fixed: bool,
     ) -> None:
-        self._encoder, self._theirs, self._counters, self._queue = encoder, theirs, counters, queue
+        self._encoder, self._receiver_index, self._counters, self._queue = encoder, receiver_index, counters, queue
         self._compressor = Compressor(counters.method, fixed=fixed)
         self._looking_up_s = 0.0
         self._stop = threading.Event()
@@ -91,6 +91,7 @@ class SendPipeline:
             await stages.end()
 
     def _look_up(self, source: StreamSource, splitter: StreamSplitter, pieces: Handover[Piece | None]) -> None:
+        index = self._receiver_index
         pages, patient_until = 0, time.monotonic() + PATIENCE_S
         while True:
             data = source.read()
@@ -98,7 +99,7 @@ class SendPipeline:
             part, runs = splitter.split(data) if data else splitter.finish()
             self._encoder.light = self._compressor.method == LIGHT
             pages += sum(count for kind, _, count, *_ in runs if kind == Op.LITERAL)
-            while not self._theirs.covers(pages) and time.monotonic() < patient_until and not self._stop.is_set():
+            while not index.covers(pages) and time.monotonic() < patient_until and not self._stop.is_set():
                 time.sleep(LOOK_AGAIN_S)
             piece = self._encoder.encode(part, runs) if part else None
             self._looking_up_s += time.monotonic() - started

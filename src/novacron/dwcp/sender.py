@@ -115,9 +115,9 @@ class Sender:
         self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
-        self._theirs = ReceiverIndex(self._hash, options.bases, options.known)
+        self._receiver_index = ReceiverIndex(self._hash, options.bases, options.known)
         self._hello = msgspec.msgpack.encode(
-            SessionHello(frames.VERSION, session, os.urandom(16), check, self._theirs.names)
+            SessionHello(frames.VERSION, session, os.urandom(16), check, self._receiver_index.names)
         )
         self._encoder: Encoder | None = None
         self._ring: PageRing | None = None
@@ -253,11 +253,11 @@ class Sender:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
                 self._ring = PageRing(self._options.ring_dir, min(welcome.slots, SLOTS))
         self._encoder = Encoder(self._hash, self._ring)
-        self._theirs.meet(welcome.bases, self._encoder)
+        self._receiver_index.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # what comes later counts from then on
             async with asyncio.timeout(BASES_TIMEOUT_S):
-                while not self._theirs.can_begin():
-                    self._theirs.take(await connection.read())
+                while not self._receiver_index.can_begin():
+                    self._receiver_index.take(await connection.read())
 
     async def _serve(self, path: SendPath) -> None:
         """Give frames to a connection and hear it until it is lost or done. Raises SendFailed if the peer gives up."""
@@ -300,7 +300,7 @@ class Sender:
                 case FrameType.MISSING:
                     self._repair(path.connection, msgspec.msgpack.decode(frame.payload, type=MissingPages))
                 case FrameType.BASE:
-                    self._theirs.take(frame)
+                    self._receiver_index.take(frame)
                 case FrameType.BACK if self.on_back is not None:
                     data = self._back.take(frame)
                     if data:
@@ -326,7 +326,7 @@ class Sender:
             raise SendFailed(f"the peer asks for pages that piece {missing.piece} does not have")
         for start in range(0, len(missing.ordinals), REPAIR_PAGES):
             part = missing.ordinals[start : start + REPAIR_PAGES]
-            data = b"".join(self._theirs.page(pages[ordinal]) for ordinal in part)
+            data = b"".join(self._receiver_index.page(pages[ordinal]) for ordinal in part)
             payload = msgspec.msgpack.encode(RepairedPages(missing.piece, part, data))
             self.counters.wire_bytes += connection.put(Frame(FrameType.REPAIR, payload=payload))
         count = len(missing.ordinals)
@@ -372,7 +372,7 @@ class Sender:
                 await self._encode(source, splitter)
                 await self._done.wait()
                 supervisor.cancel()
-                # The others have theirs on the way; one that has not is not worth keeping.
+                # The others have receiver_index on the way; one that has not is not worth keeping.
                 tasks = [path.task for path in self._paths.live if path.task is not None]
                 await asyncio.wait(tasks, timeout=PING_INTERVAL_S)
                 for task in tasks:
@@ -394,7 +394,7 @@ class Sender:
         if self._piece_bytes is not None:
             source.piece_bytes = self._piece_bytes
         fixed = self._options.method is not None
-        encoding = SendPipeline(self._encoder, self._theirs, self.counters, self._queue, fixed=fixed)
+        encoding = SendPipeline(self._encoder, self._receiver_index, self.counters, self._queue, fixed=fixed)
         end = await encoding.run(source, splitter, self._stop)
         self._window.add(FrameType.END, msgspec.msgpack.encode(end))
         self._tick.set()

@@ -1,4 +1,4 @@
-"""What this node can bring to a migration: pages of images, of VMs that run here, and of VMs that left."""
+"""Pages that this node has before a VM arrives: of images, of running VMs, and of VMs that were here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,14 +35,14 @@ IMAGE, SIBLING, CHECKPOINT = "image", "sibling", "checkpoint"
 DISK = "disk"
 """Kind of store in which a VM's own layer of its disk is kept."""
 CHECKPOINT_INDEX = "left"
-"""Kind of store with only an index: of what a VM left behind on the node that it came from."""
+"""Kind of store with only an index: that of the checkpoint which another node keeps of a VM. Its name is on disk."""
 SIBLINGS_MAX = 1
 SIBLING_PAGES_MAX = 131_072
-"""Distinct pages of one running VM that are looked at: 512 MiB, about half a second."""
-LOOKED_MAX = 8
-"""So many images, each of a project, have their pages in a running VM looked up before anybody asks."""
-LOOKED_AGAIN_S, LOOKED_AGAIN_S_MAX = 20.0, 600.0
-"""After which time a VM is looked at again: a guest that has just booted is not yet what it will be."""
+"""Distinct pages of one running VM that a survey holds: 512 MiB, read in about half a second."""
+SURVEYS_MAX = 8
+"""Surveys that are held, each for one image and project."""
+SURVEY_AGAIN_S, SURVEY_AGAIN_S_MAX = 20.0, 600.0
+"""When a VM is surveyed again, twice as late each time: a guest that has just booted still changes."""
 OTHER_CHECKPOINTS_MAX = 1
 IMAGE_DIGESTS_BYTES_MAX = 256 * 1024**2
 """Memory for the digests of images, each for a project: 7 GiB of images. The least recently used go first; they are
@@ -67,7 +67,7 @@ class LocalVm(msgspec.Struct, frozen=True):
 
 
 class _Survey(NamedTuple):
-    """Which pages a running VM had when it was looked at: the place and the digest of each that is like no other."""
+    """The distinct pages of a running VM at one moment: where each is, and its digest."""
 
     vm: str
     pid: int | None
@@ -85,8 +85,7 @@ class _Survey(NamedTuple):
 
 
 class ImageBases:
-    """Pages of images that were looked up lately, within a limit of memory. A base that is let go lives on in the
-    sessions that use it."""
+    """The bases of images that were used last, within a limit of memory. Sessions keep those that they use alive."""
 
     def __init__(self, bytes_max: int = IMAGE_DIGESTS_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
@@ -101,7 +100,7 @@ class ImageBases:
         return base
 
     def put(self, key: tuple[str, str, Tenant], base: Base) -> None:
-        """Hold a base and let the least recently used go; one that is larger than the limit is not held."""
+        """Hold a base and drop the least recently used; one that is larger than the limit is not held."""
         size = _size_of(base)
         if size > self._bytes_max:
             return
@@ -122,7 +121,7 @@ class KnownPages:
         self.store = PageStore(settings.pages_dir, settings.pages_bytes_max)
         self._reuse = settings.reuse
         self._images = ImageBases()
-        self._looked: dict[tuple[Tenant, str], _Survey] = {}
+        self._surveys: dict[tuple[Tenant, str], _Survey] = {}
         self._lock = asyncio.Lock()
 
     async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
@@ -133,7 +132,7 @@ class KnownPages:
         """Have the digests of an image's pages in a file before a migration needs them; others have the processor."""
         for path in _files(image):
             if not self._index(image, path, tenant).exists():
-                await _aside(functools.partial(self._hash_file, image, path, tenant))
+                await _in_background(functools.partial(self._hash_file, image, path, tenant))
 
     async def of_disk(self, image: Image, tenant: Tenant) -> list[Base]:
         """Return the pages of an image's disk, if it has one."""
@@ -157,8 +156,8 @@ class KnownPages:
         file = _OpenFile(path)
         all_places = data_places(path) if path == image.disk else places(path)
         index = self._index(image, path, tenant)
-        known = read_index(index, hash)
-        digests = [] if known is None else known.digests
+        stored = read_index(index, hash)
+        digests = [] if stored is None else stored.digests
         if len(digests) != len(all_places):
             digests = [hash.digest(file.read(*place).ljust(len(ZERO_PAGE), b"\0")) for place in all_places]
             with contextlib.suppress(OSError):  # it is computed again then
@@ -166,35 +165,43 @@ class KnownPages:
                 index.write_bytes(index_of(hash, digests))
         return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
 
-    async def for_arrival(self, vm: str, image: Image, tenant: Tenant, neighbours: list[LocalVm]) -> tuple[Base, ...]:
+    async def for_arrival(
+        self, vm: str, image: Image, tenant: Tenant, local_vms: Sequence[LocalVm]
+    ) -> tuple[Base, ...]:  # fmt: skip
         """Return what may spare a VM that comes here sending pages, the most likely first."""
         hash = PageHash(tenant.key)
         if CHECKPOINT in self._reuse:
-            own = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
-            if own is not None:
-                return (own,)  # what it left is nearest to what it is, and little else would be found
-        found: list[Base] = []
+            checkpoint = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
+            if checkpoint is not None:
+                return (checkpoint,)  # nothing is nearer to what it is now, and little else would be used
+        bases: list[Base] = []
         if IMAGE in self._reuse:
             with contextlib.suppress(OSError):
-                found += await self.of_image(image, tenant)
-        if SIBLING not in self._reuse:
-            return tuple(found)
-        looked = self._looked.get((tenant, image.info.name))
-        alike = [n for n in neighbours if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
-        alike.sort(key=lambda n: not _is_of(looked, n))
-        for neighbour in alike[:SIBLINGS_MAX]:
-            base = await self._of_neighbour(neighbour, hash, looked if _is_of(looked, neighbour) else None)
-            if base is not None:
-                found.append(base)
-        if all(base.kind == IMAGE for base in found):
-            for other in self.store.names(tenant.project, CHECKPOINT)[:OTHER_CHECKPOINTS_MAX]:
-                left = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, other, hash)
-                if left is not None:
-                    left.kind = SIBLING
-                    found.append(left)
-        return tuple(found)
+                bases += await self.of_image(image, tenant)
+        if SIBLING in self._reuse:
+            candidates = [n for n in local_vms if n.tenant == tenant and n.vm != vm and n.image == image.info.name]
+            bases += await self._of_siblings(candidates, self._surveys.get((tenant, image.info.name)), tenant)
+        return tuple(bases)
 
-    async def left_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
+    async def _of_siblings(self, candidates: list[LocalVm], survey: _Survey | None, tenant: Tenant) -> list[Base]:
+        """Return pages of running VMs of the same image and project, or else of one that was here."""
+        hash = PageHash(tenant.key)
+        candidates.sort(key=lambda n: not _is_of(survey, n))
+        bases: list[Base] = []
+        for sibling in candidates[:SIBLINGS_MAX]:
+            base = await self._of_local_vm(sibling, hash, survey if _is_of(survey, sibling) else None)
+            if base is not None:
+                bases.append(base)
+        if bases:
+            return bases
+        for name in self.store.names(tenant.project, CHECKPOINT)[:OTHER_CHECKPOINTS_MAX]:
+            checkpoint = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, name, hash)
+            if checkpoint is not None:
+                checkpoint.kind = SIBLING
+                bases.append(checkpoint)
+        return bases
+
+    async def checkpoint_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
         """Return digests of what a VM left on the node that it came from, by the name of that base."""
         return await asyncio.to_thread(
             self.store.load_index, tenant.project, CHECKPOINT_INDEX, vm, CHECKPOINT, PageHash(tenant.key)
@@ -202,55 +209,64 @@ class KnownPages:
 
     async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
         """Return what may spare the disk of a VM that comes here sending pages."""
-        found: list[Base] = []
+        bases: list[Base] = []
         if IMAGE in self._reuse:
             with contextlib.suppress(OSError):
-                found += await self.of_disk(image, tenant)
+                bases += await self.of_disk(image, tenant)
         if CHECKPOINT in self._reuse:
-            own = await asyncio.to_thread(self.store.load, tenant.project, DISK, vm, PageHash(tenant.key))
-            if own is not None:
-                own.kind = CHECKPOINT
-                found.append(own)
-        return tuple(found)
+            layer = await asyncio.to_thread(self.store.load, tenant.project, DISK, vm, PageHash(tenant.key))
+            if layer is not None:
+                layer.kind = CHECKPOINT
+                bases.append(layer)
+        return tuple(bases)
 
-    async def _of_neighbour(self, neighbour: LocalVm, hash: PageHash, looked: _Survey | None) -> Base | None:
-        """Return the pages of a running VM, as they were when it was looked at, or are now; what changes after that is
-        found out when it is read."""
-        memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+    async def _of_local_vm(self, sibling: LocalVm, hash: PageHash, survey: _Survey | None) -> Base | None:
+        """Return the pages of a running VM, as they were when it was surveyed, or are now; what changes after that is
+        noticed when it is read."""
+        memory = await _memory(sibling.machine, sibling.memory_bytes)
         if memory is None:
             return None
         try:
-            if looked is None:
-                looked = await asyncio.to_thread(_look, neighbour, memory, hash)
-            return looked.base(memory)
+            if survey is None:
+                survey = await asyncio.to_thread(_survey, sibling, memory, hash)
+            return survey.base(memory)
         except OSError as error:
-            log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+            log.warning("a running VM's pages can't be read", vm=sibling.vm, error=str(error))
             return None
 
-    async def look_around(self, neighbours: list[LocalVm]) -> None:
-        """Look at a VM that runs here, if it may serve one of its image and project that will come: at the next one
-        that was not looked at lately. The processor is others'."""
+    async def survey(self, local_vms: Sequence[LocalVm]) -> None:
+        """Read the memory of one running VM, the next that is due, so that its pages are known when a VM of its image
+        and project comes. Others have the processor first."""
         if SIBLING not in self._reuse:
             return
-        here = {n.vm: n for n in neighbours}
-        self._looked = {key: one for key, one in self._looked.items() if one.vm in here and _is_of(one, here[one.vm])}
-        for neighbour in neighbours:
-            key = neighbour.tenant, neighbour.image
-            known = self._looked.get(key)
-            if known is None and len(self._looked) >= LOOKED_MAX:
+        by_name = {n.vm: n for n in local_vms}
+        self._surveys = {
+            key: survey for key, survey in self._surveys.items() if _is_of(survey, by_name.get(survey.vm))
+        }  # fmt: skip
+        for local_vm in local_vms:
+            if not self._is_due(local_vm):
                 continue
-            if known is not None and time.monotonic() < known.again_at:
-                continue
-            memory = await _memory(neighbour.machine, neighbour.memory_bytes)
+            memory = await _memory(local_vm.machine, local_vm.memory_bytes)
             if memory is None:
                 continue
+            key = local_vm.tenant, local_vm.image
+            last = self._surveys.get(key)
+            again_s = SURVEY_AGAIN_S if last is None else min(2 * last.again_s, SURVEY_AGAIN_S_MAX)
             try:
-                hash = PageHash(neighbour.tenant.key)
-                again_s = LOOKED_AGAIN_S if known is None else min(2 * known.again_s, LOOKED_AGAIN_S_MAX)
-                self._looked[key] = await _aside(functools.partial(_look, neighbour, memory, hash, again_s))
+                hash = PageHash(local_vm.tenant.key)
+                self._surveys[key] = await _in_background(
+                    functools.partial(_survey, local_vm, memory, hash, again_s)
+                )  # fmt: skip
                 return
             except OSError as error:  # the next one may be readable
-                log.warning("a running VM's pages can't be read", vm=neighbour.vm, error=str(error))
+                log.warning("a running VM's pages can't be read", vm=local_vm.vm, error=str(error))
+
+    def _is_due(self, local_vm: LocalVm) -> bool:
+        """Say whether a VM of its image and project has to be surveyed, and may be."""
+        last = self._surveys.get((local_vm.tenant, local_vm.image))
+        if last is None:
+            return len(self._surveys) < SURVEYS_MAX
+        return time.monotonic() >= last.again_at
 
     async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
@@ -270,7 +286,7 @@ class KnownPages:
         try:
             await asyncio.sleep(KEEP_AFTER_S)
             for kind, pages in kinds.items():
-                count = await _aside(functools.partial(self.store.save, tenant.project, kind, vm, hash, pages))
+                count = await _in_background(functools.partial(self.store.save, tenant.project, kind, vm, hash, pages))
                 log.info("kept what a VM left behind", vm=vm, what=kind, pages=count)
         except OSError as error:
             log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
@@ -278,40 +294,42 @@ class KnownPages:
     async def forget(self, vm: str, tenant: Tenant, *, deleted: bool = False) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""
         for kind in (CHECKPOINT, DISK, CHECKPOINT_INDEX) if deleted else (CHECKPOINT, DISK):
-            await _aside(functools.partial(self.store.drop, tenant.project, kind, vm))
+            await _in_background(functools.partial(self.store.drop, tenant.project, kind, vm))
 
 
-def _look(
-    neighbour: LocalVm, memory: GuestMemory, hash: PageHash, again_s: float = LOOKED_AGAIN_S
+def _survey(
+    local_vm: LocalVm, memory: GuestMemory, hash: PageHash, again_s: float = SURVEY_AGAIN_S
 ) -> _Survey:  # fmt: skip
     """Return which pages a running VM has. Raises OSError when its QEMU is gone."""
-    pid = neighbour.machine.pid
-    known: dict[bytes, int] = {}
+    pid = local_vm.machine.pid
+    offsets: dict[bytes, int] = {}
     for offset, page in memory.pages():
         if page != ZERO_PAGE:
-            known.setdefault(hash.digest(page), offset)
-        if len(known) >= SIBLING_PAGES_MAX:
+            offsets.setdefault(hash.digest(page), offset)
+        if len(offsets) >= SIBLING_PAGES_MAX:
             break
     again_at = time.monotonic() + again_s
-    return _Survey(neighbour.vm, pid, again_at, again_s, array("Q", known.values()), b"".join(known))
+    return _Survey(local_vm.vm, pid, again_at, again_s, array("Q", offsets.values()), b"".join(offsets))
 
 
-def _is_of(looked: _Survey | None, neighbour: LocalVm) -> bool:
-    return looked is not None and (looked.vm, looked.pid) == (neighbour.vm, neighbour.machine.pid)
+def _is_of(survey: _Survey | None, local_vm: LocalVm | None) -> bool:
+    return (
+        survey is not None and local_vm is not None and (survey.vm, survey.pid) == (local_vm.vm, local_vm.machine.pid)
+    )
 
 
 def _files(image: Image) -> list[Path]:
     return [path for path in (image.initrd, image.disk) if path is not None]
 
 
-async def _aside(work: Callable[[], T]) -> T:
+async def _in_background(work: Callable[[], T]) -> T:
     """Do work in a thread that leaves the processor to all others: guests, and migrations on their way."""
 
     def low() -> T:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         return work()
 
-    thread = ThreadPoolExecutor(1, "aside")
+    thread = ThreadPoolExecutor(1, "background")
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, low)
     finally:

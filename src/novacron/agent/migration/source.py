@@ -127,7 +127,7 @@ class MigrationSource:
         return self._opening
 
     async def _options(self) -> SendOptions:
-        known = await self._services.pages.left_elsewhere(self._context.vm, self._context.tenant())
+        known = await self._services.pages.checkpoint_elsewhere(self._context.vm, self._context.tenant())
         return self._options_with(await self._bases(of_disk=False), known)
 
     def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> SendOptions:
