@@ -1,0 +1,148 @@
+"""The code keeps its shape: numbers that may only fall, each with what it counts today."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grimp
+import pytest
+from complexipy import file_complexity
+
+import novacron
+
+SOURCE = Path(novacron.__file__).parent
+TESTS = Path(__file__).parents[1]
+FUNCTION_LINES_MAX = 60
+PARAMETERS_MAX = 6
+COMPLEXITY_MAX = 15
+"""Cognitive complexity, as complexipy counts it."""
+FILE_LINES_MAX = 500
+FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
+"""Functions whose parameters somebody else prescribes."""
+
+
+class Ceiling(NamedTuple):
+    """How many there may be."""
+
+    allowed: int
+    goal: int
+    """What it is to come down to: lower ``allowed`` with every step towards it."""
+
+
+CEILINGS = {
+    "circles between files": Ceiling(2, 0),
+    "functions over 60 lines": Ceiling(3, 0),
+    "functions over 6 parameters": Ceiling(23, 10),
+    "functions of a complexity over 15": Ceiling(38, 15),
+    "files over 500 lines": Ceiling(1, 0),
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """Return the source files with their names below ``novacron``; migrations are history and stay as they are."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if not name.startswith("store/schema/versions/"):
+            yield name, path
+
+
+def functions() -> Iterator[tuple[str, Function]]:
+    for name, path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name} {node.name}", node
+
+
+def lines(function: Function) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def parameters(function: Function) -> int:
+    """Return how many there are; ``self`` and ``cls`` are not counted, nor what collects the rest."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def circles() -> list[str]:
+    """Return the groups of files that import one another, also only for types, each by the files in it."""
+    graph = grimp.build_graph("novacron", exclude_type_checking_imports=False, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    reachable: dict[str, set[str]] = {}
+    for module in imports:
+        seen: set[str] = set()
+        waiting = list(imports[module])
+        while waiting:
+            other = waiting.pop()
+            if other not in seen:
+                seen.add(other)
+                waiting += imports[other]
+        reachable[module] = seen
+    groups = {
+        tuple(sorted(other for other in reachable[module] if module in reachable[other]))
+        for module in imports
+        if module in reachable[module]
+    }
+    return [" - ".join(group) for group in sorted(groups)]
+
+
+def complex_functions() -> list[str]:
+    return [
+        f"{name} {function.name}: {function.complexity}"
+        for name, path in files()
+        for function in file_complexity(str(path)).functions
+        if function.complexity > COMPLEXITY_MAX
+    ]
+
+
+def offenders(what: str) -> list[str]:
+    match what:
+        case "circles between files":
+            return circles()
+        case "functions over 60 lines":
+            return [f"{name}: {lines(node)}" for name, node in functions() if lines(node) > FUNCTION_LINES_MAX]
+        case "functions over 6 parameters":
+            return [
+                f"{name}: {parameters(node)}"
+                for name, node in functions()
+                if parameters(node) > PARAMETERS_MAX and name not in FOREIGN_SIGNATURES
+            ]
+        case "functions of a complexity over 15":
+            return complex_functions()
+        case "files over 500 lines":
+            counts = {name: len(path.read_text().splitlines()) for name, path in files()}
+            return [f"{name}: {count}" for name, count in counts.items() if count > FILE_LINES_MAX]
+    raise ValueError(what)
+
+
+@pytest.mark.parametrize("what", CEILINGS)
+def test_the_shape_of_the_code_gets_no_worse(what: str) -> None:
+    over = offenders(what)
+    assert len(over) <= CEILINGS[what].allowed, f"{len(over)} {what}:\n" + "\n".join(over)
+
+
+def test_no_ceiling_is_below_its_goal() -> None:
+    assert all(ceiling.allowed >= ceiling.goal for ceiling in CEILINGS.values())
+
+
+def sleeps(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "sleep":
+        return False
+    return not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0)
+
+
+def test_tests_wait_through_the_helpers_that_have_limits() -> None:
+    """``sleep(0)`` lets other tasks run and waits for nothing."""
+    sleeping = []
+    for path in sorted(TESTS.rglob("*.py")):
+        if path == TESTS / "waiting.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and sleeps(node):
+                sleeping.append(f"{path.relative_to(TESTS)}:{node.lineno}")
+    assert not sleeping, f"use tests.waiting: {sleeping}"
