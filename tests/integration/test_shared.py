@@ -11,8 +11,9 @@ import pytest
 
 from lab.platform import free_ports, open_directory, until
 from novacron.api.access.passwords import TRIES, Passwords
+from novacron.api.access.shared_counters import Shared
 from novacron.api.edge.rate_limits import Rates, RateSettings
-from novacron.api.edge.shared_limits import Shared, share_rates
+from novacron.api.edge.shared_limits import share_rates
 from novacron.model.errors import TooManyRequests
 from tests.waiting import pause_async
 

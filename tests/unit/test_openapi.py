@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
+from novacron.api.access.context import Services
 from novacron.api.app import create_app
-from novacron.api.context import Services
 from novacron.api.edge import openapi
 
 

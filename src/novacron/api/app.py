@@ -14,11 +14,10 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import QueryParameter
 
 from novacron import __version__
-from novacron.api.access import authorization, sessions
+from novacron.api.access import authorization
 from novacron.api.access.authentication import Authentication
-from novacron.api.context import ApiRequest, Services
-from novacron.api.edge import bodies, openapi, problems
-from novacron.api.read_model import paging
+from novacron.api.access.context import ApiRequest, Services
+from novacron.api.edge import bodies, lists, openapi, problems
 from novacron.api.routes import (
     audit,
     batches,
@@ -38,6 +37,7 @@ from novacron.api.routes import (
     placements,
     projects,
     rebalancing,
+    sessions,
     snapshots,
     tokens,
     users,
@@ -116,7 +116,7 @@ def create_app(services: Services) -> Litestar:
         },
         before_request=bodies.check,
         guards=[authorization.guard],
-        dependencies={"wanted": Provide(paging.paging)},
+        dependencies={"paging": Provide(lists.paging_of)},
         request_max_body_size=limits.REQUEST_BODY_BYTES_MAX,
         state=State({"services": services}),
         logging_config=None,

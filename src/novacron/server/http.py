@@ -17,14 +17,15 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server as Granian
 
 from novacron import pki
+from novacron.api.access.context import Agents, Services
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import Passwords
+from novacron.api.access.recorder import Recorder
+from novacron.api.access.shared_counters import Shared
 from novacron.api.app import create_app
-from novacron.api.context import Agents, Services
 from novacron.api.edge.admission import Door
 from novacron.api.edge.rate_limits import Rates
-from novacron.api.edge.recorder import Recorder
-from novacron.api.edge.shared_limits import Shared, share_rates
+from novacron.api.edge.shared_limits import share_rates
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
 from novacron.model import limits

@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from novacron.api.context import Agents, Console
+from novacron.api.access.context import Agents, Console
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy

@@ -9,12 +9,14 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 
-from novacron.api.access.sessions import COOKIE
-from novacron.api.context import services
-from novacron.api.edge.recorder import UNSAFE, address_of
+from novacron.api.access.context import services
+from novacron.api.access.recorder import UNSAFE, address_of
 from novacron.api.read_model.principals import Caller
 from novacron.model.errors import Forbidden, Unauthenticated, Unavailable
 from novacron.model.token import TokenKind, csrf_of, hash_secret
+
+COOKIE = "__Host-novacron-session"
+"""Holds a browser's session; scripts cannot read it."""
 
 
 class Authentication(AbstractAuthenticationMiddleware):

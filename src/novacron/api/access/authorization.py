@@ -8,7 +8,7 @@ its caller may have: what a caller may not even see is not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -16,9 +16,10 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import QueryParameter
 
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.read_model.indexes import Condition, Entry
 from novacron.api.read_model.principals import Caller
-from novacron.api.read_model.watch_cache import NAMED, Entry
+from novacron.api.read_model.watch_cache import NAMED
 from novacron.model.access import Right
 from novacron.model.errors import Conflict, Forbidden, NotFound
 from novacron.store import tenancy_lookup
@@ -128,17 +129,20 @@ def project_for_new(request: ApiRequest, right: Right | None = None) -> str:
     return name
 
 
-def seer(request: ApiRequest, kind: str) -> Callable[[dict[str, Any]], bool] | None:
-    """Return what says of an object of a kind whether the caller wants it and may see it; None: all of them."""
+def visible(request: ApiRequest, kind: str) -> Condition | None:
+    """Return the condition that objects of a kind meet which the caller asks for and may see; None: all of them.
+
+    Raises NotFound.
+    """
     if scope_of(request.route_handler) is Scope.FLEET:
         return None
     owner = "name" if kind == "project" else "project"
     name, access = _named(request), request.user.access
     if name is not None:
-        return lambda body: body[owner] == name
+        return ((owner, name),)
     if access.sees_all:
         return None
-    return lambda body: access.sees(body[owner])
+    return tuple((owner, project) for project in access.projects if access.sees(project))
 
 
 def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from novacron.api.edge.shared_limits import Shared
+from novacron.api.access.shared_counters import Shared
 from novacron.model.errors import TooManyRequests
 
 AT_ONCE = 2

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from novacron.api.access.sessions import COOKIE
-from novacron.api.context import Services
+from novacron.api.access.authentication import COOKIE
+from novacron.api.access.context import Services
+from novacron.api.access.recorder import UNSAFE
 from novacron.api.edge.rate_limits import Rates
-from novacron.api.edge.recorder import UNSAFE
 from novacron.api.edge.unread_body import Remainder, may_remain
 from novacron.api.read_model import response_cache
 from novacron.api.read_model.principals import Caller
@@ -182,7 +182,7 @@ class Door:
         started: float, caller: Caller | None, address: str, id: str, span: traces.Span,
     ) -> None:  # fmt: skip
         status = 500
-        capture = self._hot.capture(scope["path"], scope["query_string"], headers, caller, scope["method"])
+        capture = self._hot.capture(scope, headers, caller)
 
         async def out(message: Message) -> None:
             nonlocal status

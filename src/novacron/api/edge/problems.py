@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from novacron.api.context import services
+from novacron.api.access.context import services
 from novacron.model.errors import NovaError
 from novacron.telemetry import logs
 

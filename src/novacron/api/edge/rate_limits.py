@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from novacron.api.edge.recorder import UNSAFE
+from novacron.api.access.recorder import UNSAFE
 from novacron.api.read_model.principals import Caller
 
 Header = tuple[bytes, bytes]

@@ -13,7 +13,7 @@ from litestar import Response
 from litestar.enums import MediaType
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.read_model import long_poll
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
@@ -150,6 +150,18 @@ async def _in_one_statement(
     return Done(vm, body, {"ETag": etag(vm.revision), **headers}, vm.revision)
 
 
+def _wait_s(request: ApiRequest) -> float:
+    """Return how many seconds the caller waits for the result (``?wait=``), 0 by default. Raises InvalidInput."""
+    text = request.query_params.get("wait")
+    if text is None:
+        return 0.0
+    if not text.isdecimal() or int(text) > limits.LONG_POLL_S_MAX:
+        raise InvalidInput(
+            f"{text!r} is not a number of seconds", field="wait", hint=f"0 to {limits.LONG_POLL_S_MAX} seconds"
+        )
+    return float(text)
+
+
 class Writing(NamedTuple):
     """How a write is answered."""
 
@@ -217,7 +229,7 @@ async def write(
     result, body, headers, revision = done
     if not await context.cache.reached(revision, OWN_WRITE_WAIT_S):
         log.warning("the feed lags behind a write", write=revision, feed=context.cache.revision)
-    wait_s = long_poll.asked(request)
+    wait_s = _wait_s(request)
     if wait_s:
         body, headers["ETag"] = await long_poll.settled(context.cache, result, body, headers["ETag"], wait_s)
     return Response(body, status_code=status, media_type=MediaType.JSON, headers=headers)

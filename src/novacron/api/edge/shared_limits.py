@@ -1,78 +1,16 @@
-"""What processes of the API tell each other through Redis (or Valkey), where there is one: what callers have spent, and
-how often a password was wrong. Without it, or while it is away, each process knows its own; nothing else depends on it.
-"""
+"""Rate limits that the API's processes share: each adds what callers spend here to the shared counters, and takes what
+they spend elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
+from novacron.api.access.shared_counters import Shared
 from novacron.api.edge.rate_limits import Rates
-from novacron.telemetry import logs
 
-log = logs.get(__name__)
-
-PREFIX = "novacron:"
 TELL_S = 0.25
 WINDOW_S = 2
-TIMEOUT_S = 0.5
-AWAY_S = 5.0
-"""How long it is left alone after it did not answer."""
-AWAY = (RedisError, OSError, TimeoutError)
-
-
-class Shared:
-    """Counters that processes have in common."""
-
-    def __init__(self, url: str | None) -> None:
-        self._redis = None
-        if url is not None:
-            self._redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
-        self._away_until = 0.0
-
-    @property
-    def here(self) -> bool:
-        """Say whether it is worth asking."""
-        return self._redis is not None and time.monotonic() >= self._away_until
-
-    def _lost(self, error: BaseException) -> None:
-        self._away_until = time.monotonic() + AWAY_S
-        log.warning("the shared cache is away: each process counts for itself", error=str(error))
-
-    async def add(self, counts: dict[str, int], ttl_s: int) -> dict[str, int]:
-        """Add to counters, and return what they are then; nothing while it is away."""
-        if not counts or not self.here:
-            return {}
-        assert self._redis is not None
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key, count in counts.items():
-                    pipe.incrby(PREFIX + key, count)
-                    pipe.expire(PREFIX + key, ttl_s)
-                answers = await pipe.execute()
-        except AWAY as error:
-            self._lost(error)
-            return {}
-        return {key: int(answers[2 * number]) for number, key in enumerate(counts)}
-
-    async def get(self, keys: tuple[str, ...]) -> dict[str, int]:
-        """Return counters; nothing while it is away."""
-        if not self.here:
-            return {}
-        assert self._redis is not None
-        try:
-            found = await self._redis.mget([PREFIX + key for key in keys])
-        except AWAY as error:
-            self._lost(error)
-            return {}
-        return {key: int(value or 0) for key, value in zip(keys, found, strict=True)}
-
-    async def close(self) -> None:
-        if self._redis is not None:
-            await self._redis.aclose()
 
 
 async def share_rates(shared: Shared, rates: Rates) -> None:

@@ -6,10 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from novacron.api.context import ApiRequest
 from novacron.api.read_model.watch_cache import Cache
-from novacron.model import limits
-from novacron.model.errors import InvalidInput
 from novacron.model.export import Export
 from novacron.model.image import Import
 from novacron.model.migration import Migration
@@ -36,16 +33,6 @@ SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
     Snapshot: ("snapshot", lambda one: one["phase"] in ("ready", "failed")),
     Volume: ("volume", lambda one: one["phase"] in ("ready", "failed") and not one["detaching"]),
 }
-
-
-def asked(request: ApiRequest) -> float:
-    """Return how many seconds a caller waits, 0 by default. Raises InvalidInput."""
-    text = request.query_params.get("wait")
-    if text is None:
-        return 0.0
-    if not text.isdecimal() or int(text) > limits.LONG_POLL_S_MAX:
-        raise InvalidInput(f"{text!r} is no time to wait", field="wait", hint=f"0 to {limits.LONG_POLL_S_MAX} seconds")
-    return float(text)
 
 
 async def settled(cache: Cache, result: Any, body: bytes, etag: str, wait_s: float) -> tuple[bytes, str]:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import base64
-import bisect
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, takewhile
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import msgspec
-from litestar import Response
-from litestar.enums import MediaType
-from litestar.params import QueryParameter
 
-from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.read_model.watch_cache import Entry, order_of
-from novacron.model import limits
+from novacron.api.read_model.indexes import Condition, Entry, Object, Part, matches, place_of, value_at
+from novacron.api.read_model.watch_cache import Cache
 from novacron.model.errors import InvalidInput
-
-Object = dict[str, Any]
-Keep = Callable[[Object], bool]
 
 SORTS: dict[str, tuple[str, ...]] = {
     "vm": ("name", "created_at", "revision", "node", "project", "spec.image", "spec.vcpus", "spec.memory_mib",
@@ -33,7 +24,6 @@ SORTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 SORTS_OF_ALL = ("created_at", "revision")
 FIELDS = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}(,[a-z_]+(\.[a-z_]+){0,3}){0,49}\Z")
-
 
 T = TypeVar("T")
 
@@ -48,7 +38,7 @@ class Page(msgspec.Struct, Generic[T]):
 
 
 class Paging(msgspec.Struct, frozen=True):
-    """Which part of a list is wanted, and what of its objects."""
+    """Which part of a list a caller asks for, and which fields of its objects."""
 
     limit: int
     cursor: str | None
@@ -56,89 +46,99 @@ class Paging(msgspec.Struct, frozen=True):
     fields: tuple[str, ...] | None
 
 
-async def paging(
-    limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
-    = limits.PAGE_SIZE_DEFAULT,
-    cursor: Annotated[str | None, QueryParameter(description="`next` of the page before")] = None,
-    sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: falling")] = None,
-    fields: Annotated[str | None, QueryParameter(description="only these, like id,name,status.state")] = None,
-) -> Paging:  # fmt: skip
-    """Take what every list takes. Raises InvalidInput."""
-    if fields is not None and not FIELDS.match(fields):
-        raise InvalidInput(f"{fields!r} are no fields", field="fields", hint="write them like id,name,status.state")
-    return Paging(limit, cursor, sort, None if fields is None else tuple(fields.split(",")))
+class Query(msgspec.Struct, frozen=True):
+    """Which objects a list holds."""
+
+    kind: str
+    conditions: tuple[Condition, ...] = ()
+    """All of them are met."""
+    prefix: str = ""
+    """How the places of all of them begin (``indexes.place_of``)."""
+    newest_first: bool = False
+    keep: Callable[[Object], bool] | None = None
+    """What no condition can say; such a list is always computed anew."""
 
 
-def answer(
-    request: ApiRequest, kind: str, wanted: Paging, keep: Keep | None = None, *, newest_first: bool = False,
-    mine: bool = False, prefix: str | None = None,
-) -> Response[Any]:  # fmt: skip
-    """Answer with a page of the objects of a kind that the caller may see, and that are to be kept; with ``mine``,
-    ``keep`` alone says what the caller may see. ``prefix``: how the places of all that are kept begin (``order_of``).
-    """
-    cache = services(request).cache
-    sees = None if mine else authorization.seer(request, kind)
+class Scope(msgspec.Struct, frozen=True):
+    """Which changes can make a list's answer another one: those of objects that are, or were, in it."""
 
-    def good(entry: Entry) -> bool:
-        return (sees is None or sees(entry.body)) and (keep is None or keep(entry.body))
+    query: Query
+    last: str | None = None
+    """Nothing behind this place was looked at; None: all of it was."""
 
-    if wanted.sort is None:
-        keys, entries = cache.ordered(kind)
-        after = _decoded(wanted.cursor, "")
-        order = _from(keys, after, newest_first=newest_first)
-        if prefix is not None:  # what is before and behind it need not be looked at
-            start = prefix if after is None or after < prefix else after
-            order = takewhile(lambda key: key.startswith(prefix), _from(keys, start, newest_first=False))
-        found = (entries[key] for key in order)
-        chosen = list(islice(filter(good, found), wanted.limit + 1))
-        last = order_of(kind, chosen[wanted.limit - 1].body) if len(chosen) > wanted.limit else None
+    def concerns(self, entry: Entry | None) -> bool:
+        """Say whether the answer depends on an object as it was or is."""
+        if entry is None:
+            return False
+        place = place_of(self.query.kind, entry.body)
+        if not place.startswith(self.query.prefix):
+            return False
+        if self.last is not None and (place < self.last if self.query.newest_first else place > self.last):
+            return False
+        return all(matches(entry.body, condition) for condition in self.query.conditions)
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """The objects of a page, the cursor of the next one, and what the answer depends on."""
+
+    entries: list[Entry]
+    next: str | None
+    scope: Scope
+
+
+def select(cache: Cache, query: Query, paging: Paging) -> Selection:
+    """Return a page of a list. Raises InvalidInput."""
+    index = cache.index(query.kind)
+    if paging.sort is not None:
+        part = Part(prefix=query.prefix)
+        entries, next_place = _sorted(query.kind, paging, _kept(index.select(query.conditions, part), query))
+        scope = Scope(query)
     else:
-        chosen, last = _sorted(kind, wanted, filter(good, cache.all(kind).values()))
-    items = [_shown(entry, wanted.fields) for entry in chosen[: wanted.limit]]
-    cursor = None if last is None else base64.urlsafe_b64encode(f"{wanted.sort or ''}\n{last}".encode()).decode()
-    body = msgspec.json.encode({"items": items, "next": cursor, "revision": cache.revision})
-    return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
+        part = Part(_decoded(paging.cursor, ""), query.prefix, query.newest_first)
+        entries = list(islice(_kept(index.select(query.conditions, part), query), paging.limit + 1))
+        more = len(entries) > paging.limit
+        next_place = place_of(query.kind, entries[paging.limit - 1].body) if more else None
+        scope = Scope(query, place_of(query.kind, entries[-1].body) if more else None)
+    text = None if next_place is None else f"{paging.sort or ''}\n{next_place}"
+    cursor = None if text is None else base64.urlsafe_b64encode(text.encode()).decode()
+    return Selection(entries[: paging.limit], cursor, scope)
 
 
-def _from(keys: list[str], after: str | None, *, newest_first: bool) -> Iterator[str]:
-    """Yield keys in order, from behind ``after``."""
-    if newest_first:
-        end = len(keys) if after is None else bisect.bisect_left(keys, after)
-        return (keys[at] for at in range(end - 1, -1, -1))
-    start = 0 if after is None else bisect.bisect_right(keys, after)
-    return (keys[at] for at in range(start, len(keys)))
+def _kept(entries: Iterable[Entry], query: Query) -> Iterable[Entry]:
+    keep = query.keep
+    return entries if keep is None else (entry for entry in entries if keep(entry.body))
 
 
-def _sorted(kind: str, wanted: Paging, entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
+def encode(selection: Selection, fields: tuple[str, ...] | None, revision: int) -> bytes:
+    """Return the JSON of a page. Raises InvalidInput."""
+    items = [_shown(entry, fields) for entry in selection.entries]
+    return msgspec.json.encode({"items": items, "next": selection.next, "revision": revision})
+
+
+def _sorted(kind: str, paging: Paging, entries: Iterable[Entry]) -> tuple[list[Entry], str | None]:
     """Return a page by another order, one more than it holds, and the key of its last."""
-    assert wanted.sort is not None
-    field, falls = wanted.sort.removeprefix("-"), wanted.sort.startswith("-")
+    assert paging.sort is not None
+    field, falls = paging.sort.removeprefix("-"), paging.sort.startswith("-")
     allowed = SORTS.get(kind, SORTS_OF_ALL)
     if field not in allowed:
         raise InvalidInput(f"{kind} lists are not sorted by {field!r}", field="sort", hint=f"by {', '.join(allowed)}")
-    after = _decoded(wanted.cursor, wanted.sort)
+    after = _decoded(paging.cursor, paging.sort)
 
     def key(entry: Entry) -> str:
-        return f"{_text(_at(entry.body, field))} {order_of(kind, entry.body)}"
+        return f"{_text(value_at(entry.body, field))} {place_of(kind, entry.body)}"
 
     keyed = ((key(entry), entry) for entry in entries)
     if after is not None:
         keyed = ((k, entry) for k, entry in keyed if (k < after if falls else k > after))
     pick = heapq.nlargest if falls else heapq.nsmallest
-    found = pick(wanted.limit + 1, keyed, key=lambda pair: pair[0])
-    last = found[wanted.limit - 1][0] if len(found) > wanted.limit else None
-    return [entry for _, entry in found], last
+    chosen = pick(paging.limit + 1, keyed, key=lambda pair: pair[0])
+    last = chosen[paging.limit - 1][0] if len(chosen) > paging.limit else None
+    return [entry for _, entry in chosen], last
 
 
 def _text(value: Any) -> str:
     """Return a value so that texts are ordered as values are."""
     return f"{value:020d}" if isinstance(value, int) else "" if value is None else str(value)
-
-
-def _at(body: Any, path: str) -> Any:
-    for name in path.split("."):
-        body = body.get(name) if isinstance(body, dict) else None
-    return body
 
 
 def _shown(entry: Entry, fields: tuple[str, ...] | None) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import brotli
 import zstandard
 
+from novacron.api.read_model.paging import Scope
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
 
@@ -25,6 +27,8 @@ OWNED = ("vm", "migration", "volume")
 """Kinds of which one object is answered here, by id."""
 ROUTES = {parent: f"{parent}/{{ref:str}}" for parent in KINDS}
 LISTS_MAX = 1000
+SCOPE = "list-scope"
+"""Where in a request's state its route says on which objects the list that it answers with depends."""
 BODY_BYTES_MAX = 1 << 20
 COMPRESS_BYTES_MIN = 1024
 WAITS = (b"newer_than", b"min_revision")
@@ -42,19 +46,35 @@ JSON: list[Header] = [
 class _List:
     """A list as it was answered."""
 
-    __slots__ = ("body", "etag", "hits", "packed", "version")
+    __slots__ = ("body", "etag", "hits", "packed", "scope", "version")
 
-    def __init__(self, version: int, body: bytes, etag: bytes) -> None:
+    def __init__(self, version: int, body: bytes, etag: bytes, scope: Scope | None) -> None:
         self.version, self.body, self.etag = version, body, etag
+        self.scope = scope
+        """None: any change of an object of its kind may change it."""
         self.packed: dict[bytes, tuple[list[Header], bytes]] = {}
         self.hits = 0
+
+    def is_current(self, cache: Cache, kind: str) -> bool:
+        """Say whether the answer is still the same: nothing has changed since that it depends on."""
+        version = cache.version(kind)
+        if version == self.version:
+            return True
+        if self.scope is None:
+            return False
+        changes = cache.changes_since(kind, self.version)
+        if changes is None or any(map(self.scope.concerns, chain.from_iterable(changes))):
+            return False
+        self.version = version
+        return True
 
 
 class Capture:
     """Takes an answer that is on its way out, to give it again."""
 
-    def __init__(self, keep: Callable[[bytes], None]) -> None:
-        self._keep = keep
+    def __init__(self, state: dict[str, Any], keep: Callable[[bytes, Scope | None], None]) -> None:
+        """``state``: of the request, where its route leaves the list's scope."""
+        self._state, self._keep = state, keep
         self._good = False
         self._parts: list[bytes] = []
         self._size = 0
@@ -66,7 +86,7 @@ class Capture:
             self._parts.append(message.get("body", b""))
             self._size += len(self._parts[-1])
             if not message.get("more_body", False) and self._size <= BODY_BYTES_MAX:
-                self._keep(b"".join(self._parts))
+                self._keep(b"".join(self._parts), self._state.get(SCOPE))
 
 
 class Hot:
@@ -97,7 +117,7 @@ class Hot:
         if b"text/event-stream" in headers.get(b"accept", b""):
             return None
         found = self._lists.get((path, query, caller.view))
-        if found is None or found.version != self._cache.version(kind):
+        if found is None or not found.is_current(self._cache, kind):
             return None
         found.hits += 1
         if headers.get(b"if-none-match") == found.etag:
@@ -119,25 +139,27 @@ class Hot:
         found.packed[coding] = fields, body
         return fields, body
 
-    def capture(
-        self, path: str, query: bytes, headers: dict[bytes, bytes], caller: Caller | None, method: str
-    ) -> Capture | None:
-        """Return what takes the answer of a list on its way out, or None where that is of no use."""
+    def capture(self, scope: dict[str, Any], headers: dict[bytes, bytes], caller: Caller | None) -> Capture | None:
+        """Return what takes the answer of a list on its way out, or None where that is of no use. ``scope``: of the
+        request (ASGI)."""
+        path, query = scope["path"], scope["query_string"]
         kind = KINDS.get(path.rstrip("/"))
-        if kind is None or caller is None or method != "GET" or any(word in query for word in WAITS):
+        if kind is None or caller is None or scope["method"] != "GET" or any(word in query for word in WAITS):
             return None
         if b"text/event-stream" in headers.get(b"accept", b""):
             return None
         version, key = self._cache.version(kind), (path, query, caller.view)
 
-        def keep(body: bytes) -> None:
-            if self._cache.version(kind) != version:
+        def keep(body: bytes, of: Scope | None) -> None:
+            etag = b'W/"%s-%d-%x"' % (kind.encode(), version, hash(key) & 0xFFFFFFFF)
+            answer = _List(version, body, etag, of)
+            if not answer.is_current(self._cache, kind):  # two answers must not have one ETag
                 return
             if len(self._lists) >= LISTS_MAX:
                 self._lists.clear()
-            self._lists[key] = _List(version, body, b'W/"%s-%d-%x"' % (kind.encode(), version, hash(key) & 0xFFFFFFFF))
+            self._lists[key] = answer
 
-        return Capture(keep)
+        return Capture(scope.setdefault("state", {}), keep)
 
 
 def _coding(accepted: bytes) -> bytes:

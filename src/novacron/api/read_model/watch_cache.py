@@ -7,13 +7,14 @@ complete, so a client can wait for its own write.
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
+from novacron.api.read_model.indexes import Entry, Index
 from novacron.api.read_model.principals import KINDS as CALLERS
 from novacron.api.read_model.principals import Callers
 from novacron.model import limits
@@ -29,39 +30,14 @@ PRIVATE = (*CALLERS, "image-owner")
 NAMED = ("vm", "volume")
 """Whose names are good in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
+RECENT_MAX = 256
+"""Of each kind so many latest changes are kept, by which cached lists are checked."""
 
 T = TypeVar("T")
 
 
 HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped")}
 """Columns that are not for users."""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One object: its values, and its JSON as it goes over the network."""
-
-    revision: int
-    body: dict[str, Any]
-    json: bytes
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """Return the values that users see."""
-        found: dict[str, Any] = msgspec.json.decode(self.json)
-        return found
-
-
-def order_of(kind: str, body: dict[str, Any]) -> str:
-    """Return by what a kind's objects are listed: by time, by name, or by their key."""
-    match kind:
-        case "event":
-            return f"{body['id']:020d}"
-        case "migration" | "import" | "export" | "drain" | "snapshot":
-            return f"{body['created_at']} {body['id']}"
-        case "floating-address":
-            return str(body["address"])
-        case _:
-            return " ".join(str(body[field]) for field in ("name", "id") if field in body)
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -104,7 +80,8 @@ class Cache:
         self._names: dict[tuple[str, str], dict[str, str]] = {}
         self._versions: dict[str, int] = {}
         self._derived: dict[str, tuple[int, Any]] = {}
-        self._order: dict[str, tuple[list[str], dict[str, Entry]]] = {}
+        self._indexes: dict[str, Index] = {}
+        self._recent: dict[str, deque[tuple[Entry | None, Entry | None]]] = {}
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
         """Who waits, and for what."""
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
@@ -116,7 +93,8 @@ class Cache:
         self._kinds = {kind: {} for kind in (*PUBLIC, *PRIVATE)}
         for kind in self._kinds:
             self._versions[kind] = self.version(kind) + 1
-        self._order = {kind: ([], {}) for kind in (*PUBLIC, "user", "grant")}
+        self._indexes = {kind: Index(kind) for kind in (*PUBLIC, "user", "grant")}
+        self._recent = {kind: deque(maxlen=RECENT_MAX) for kind in self._kinds}
         self._names.clear()
         self.callers.clear()
 
@@ -126,9 +104,16 @@ class Cache:
         """Return an object by its key: its id, or its name where that is good everywhere."""
         return self._kinds[kind].get(ref)
 
-    def ordered(self, kind: str) -> tuple[list[str], dict[str, Entry]]:
-        """Return the objects of a kind by their place in lists, and these places in order."""
-        return self._order[kind]
+    def index(self, kind: str) -> Index:
+        """Return the objects of a kind as lists need them."""
+        return self._indexes[kind]
+
+    def changes_since(self, kind: str, version: int) -> list[tuple[Entry | None, Entry | None]] | None:
+        """Return what each object that changed since a version was and is (None: it was not there, or is gone); None
+        when that is no longer known."""
+        count = self.version(kind) - version
+        changes = self._recent[kind]
+        return None if count > len(changes) else list(islice(changes, len(changes) - count, None))
 
     def derived(self, kind: str, make: Callable[[], T]) -> T:
         """Return what ``make`` makes of the objects of a kind, made once until one of them changes."""
@@ -256,13 +241,12 @@ class Cache:
         self.ready = False
 
     def _apply(self, change: Change) -> bool:
-        self._versions[change.kind] = self._versions.get(change.kind, 0) + 1
         objects = self._kinds[change.kind]
         old = objects.get(change.key)
         if change.body is None:
             if old is not None:
                 del objects[change.key]
-                self._place(change.kind, old, None)
+                self._placed(change.kind, old, None)
                 self._forget_name(change.kind, old)
                 if change.kind in CALLERS:
                     self.callers.change(change.kind, change.key, None)
@@ -277,26 +261,17 @@ class Cache:
                 self._forget_name(change.kind, old)
             self._names.setdefault((change.kind, body["name"]), {})[body["project"]] = body["id"]
         entry = objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
-        self._place(change.kind, old, entry)
+        self._placed(change.kind, old, entry)
         if change.kind == "event" and len(objects) > limits.EVENTS_KEPT_IN_MEMORY:
-            self._place("event", objects.pop(next(iter(objects))), None)
+            self._placed("event", objects.pop(next(iter(objects))), None)
         return True
 
-    def _place(self, kind: str, old: Entry | None, new: Entry | None) -> None:
-        """Keep an object's place in lists."""
-        if kind not in self._order:
-            return
-        keys, entries = self._order[kind]
-        was = None if old is None else order_of(kind, old.body)
-        now = None if new is None else order_of(kind, new.body)
-        if was is not None and was != now:
-            del entries[was]
-            del keys[bisect.bisect_left(keys, was)]
-        if now is not None:
-            assert new is not None
-            if now not in entries:
-                bisect.insort(keys, now)
-            entries[now] = new
+    def _placed(self, kind: str, old: Entry | None, new: Entry | None) -> None:
+        """Note that an object has changed: in its kind's index and among the latest changes."""
+        self._versions[kind] = self.version(kind) + 1
+        self._recent[kind].append((old, new))
+        if kind in self._indexes:
+            self._indexes[kind].change(old, new)
 
     def _forget_name(self, kind: str, old: Entry) -> None:
         named = self._names.get((kind, old.body.get("name", "")), {})

@@ -10,7 +10,7 @@ from litestar import Router, get
 from litestar.params import FromQuery, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.audit import ApiCall, Outcome, Record

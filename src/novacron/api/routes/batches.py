@@ -11,7 +11,7 @@ from litestar.params import JSONBody
 from msgspec import UNSET
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import problems, replies
 from novacron.api.routes.vms import ConfigureVm, CreateVm, new_vm
 from novacron.model import limits

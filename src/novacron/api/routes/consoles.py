@@ -12,7 +12,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.principals import Caller
 from novacron.model import limits

@@ -10,10 +10,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes.nodes import DrainNode, Uncordon
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPolicy
@@ -47,9 +46,9 @@ class SiteNodes(msgspec.Struct):
 
 @get("/drains", summary="List drains, newest first")
 async def list_drains(
-    request: ApiRequest, wanted: NamedDependency[Paging], node: FromQuery[str | None] = None
+    request: ApiRequest, paging: NamedDependency[Paging], node: FromQuery[str | None] = None
 ) -> Response[Page[Drain]]:
-    return paging.answer(request, "drain", wanted, lambda drain: node in (None, drain["node"]), newest_first=True)
+    return lists.answer(request, paging, Query("drain", lists.where({"node": node}), newest_first=True))
 
 
 @get("/drains/{id:str}", summary="Show how far a drain is")

@@ -15,9 +15,10 @@ from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists
+from novacron.api.read_model.indexes import Condition
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import PUBLIC, Cache, Delivery
 from novacron.model.access import Access
@@ -30,16 +31,15 @@ KEEPALIVE_S = 15.0
 @get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
 async def list_events(
     request: ApiRequest,
-    wanted: NamedDependency[Paging],
+    paging: NamedDependency[Paging],
     object: FromQuery[str | None] = None,
     kinds: Annotated[str | None, QueryParameter(description="for the stream: vm, node, migration, event")] = None,
 ) -> Response[Page[Event]] | Stream:
     cache = services(request).cache
     if "text/event-stream" in request.headers.get("accept", ""):
         return _stream(request, cache, kinds)
-    return paging.answer(
-        request, "event", wanted, lambda event: object in (None, event["object"], event["name"]), newest_first=True
-    )
+    about: tuple[Condition, ...] = () if object is None else ((("object", object), ("name", object)),)
+    return lists.answer(request, paging, Query("event", about, newest_first=True))
 
 
 def kinds_of(text: str | None) -> frozenset[str]:

@@ -9,10 +9,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import IllegalState, InvalidInput
@@ -37,8 +36,8 @@ async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]
 
 
 @get("/", summary="List exports, newest first")
-async def list_exports(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Export]]:
-    return paging.answer(request, "export", wanted, newest_first=True)
+async def list_exports(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Export]]:
+    return lists.answer(request, paging, Query("export", newest_first=True))
 
 
 @get("/{id:str}", summary="Show an export")

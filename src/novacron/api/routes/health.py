@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Response, get
 
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.model.errors import Unavailable
 
 

@@ -9,10 +9,10 @@ from litestar import Router, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page
-from novacron.api.read_model.watch_cache import Entry
 from novacron.model.access import Right
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.event import Image, ImageCopy

@@ -11,10 +11,9 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
@@ -56,10 +55,10 @@ class Held(msgspec.Struct):
 @get("/", summary="List imports, newest first")
 async def list_imports(
     request: ApiRequest,
-    wanted: NamedDependency[Paging],
+    paging: NamedDependency[Paging],
     phase: FromQuery[Phase | None] = None,
 ) -> Response[Page[Import]]:
-    return paging.answer(request, "import", wanted, lambda one: phase in (None, one["phase"]), newest_first=True)
+    return lists.answer(request, paging, Query("import", lists.where({"phase": phase}), newest_first=True))
 
 
 @get("/{id:str}", summary="Show an import")

@@ -10,10 +10,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.link_sharing import Link, LinkSpec
 from novacron.model.node import NodeName
 from novacron.model.probe import SECONDS_MAX, PathMeasured
@@ -23,8 +22,8 @@ from novacron.store.database import Connection
 
 
 @get("/", summary="List the links between sites that have a limit")
-async def list_links(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Link]]:
-    return paging.answer(request, "link", wanted)
+async def list_links(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Link]]:
+    return lists.answer(request, paging, Query("link"))
 
 
 @put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)

@@ -9,7 +9,7 @@ from litestar import get, put
 from litestar.params import FromPath, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.routes.metrics import known_node
 from novacron.model.errors import Unavailable

@@ -12,7 +12,7 @@ from litestar import Response, get
 from litestar.params import FromPath
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.drain import DrainPhase

@@ -9,10 +9,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.migration import Migration, Phase
@@ -25,16 +24,12 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 @get("/", summary="List migrations, newest first")
 async def list_migrations(
     request: ApiRequest,
-    wanted: NamedDependency[Paging],
+    paging: NamedDependency[Paging],
     vm: FromQuery[str | None] = None,
     phase: FromQuery[Phase | None] = None,
 ) -> Response[Page[Migration]]:
-    return paging.answer(
-        request,
-        "migration",
-        wanted,
-        lambda one: vm in (None, one["vm"], one["vm_name"]) and phase in (None, one["phase"]),
-        newest_first=True,
+    return lists.answer(
+        request, paging, Query("migration", (*lists.of_vm(vm), *lists.where({"phase": phase})), newest_first=True)
     )
 
 

@@ -11,10 +11,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.network import (
@@ -95,8 +94,8 @@ class CreateForward(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @get("/networks", summary="List networks by name")
-async def list_networks(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Network]]:
-    return paging.answer(request, "network", wanted)
+async def list_networks(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Network]]:
+    return lists.answer(request, paging, Query("network"))
 
 
 @get("/networks/{name:str}", summary="Show a network")
@@ -130,8 +129,8 @@ async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[N
 
 
 @get("/security-groups", summary="List security groups by name")
-async def list_groups(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[SecurityGroup]]:
-    return paging.answer(request, "security-group", wanted)
+async def list_groups(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[SecurityGroup]]:
+    return lists.answer(request, paging, Query("security-group"))
 
 
 @get("/security-groups/{name:str}", summary="Show a security group and its rules")
@@ -175,8 +174,8 @@ async def delete_group(request: ApiRequest, name: FromPath[str]) -> Response[Sec
 
 
 @get("/floating-addresses", summary="List floating addresses")
-async def list_addresses(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[FloatingAddress]]:
-    return paging.answer(request, "floating-address", wanted)
+async def list_addresses(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[FloatingAddress]]:
+    return lists.answer(request, paging, Query("floating-address"))
 
 
 @get("/floating-addresses/{address:str}", summary="Show where a floating address leads")
@@ -241,9 +240,9 @@ async def detach_address(request: ApiRequest, address: FromPath[str]) -> Respons
 
 @get("/forwards", summary="List ports that lead to VMs")
 async def list_forwards(
-    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+    request: ApiRequest, paging: NamedDependency[Paging], vm: FromQuery[str | None] = None
 ) -> Response[Page[Forward]]:
-    return paging.answer(request, "forward", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
+    return lists.answer(request, paging, Query("forward", lists.of_vm(vm)))
 
 
 @post("/forwards", summary="Let a port lead to one of a VM", status_code=201)

@@ -13,10 +13,9 @@ from msgspec import UNSET, UnsetType
 
 from novacron import pki
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.drain import DrainPolicy
@@ -98,8 +97,8 @@ class Joined(msgspec.Struct):
 
 
 @get("/", summary="List nodes by name")
-async def list_nodes(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Node]]:
-    return paging.answer(request, "node", wanted)
+async def list_nodes(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Node]]:
+    return lists.answer(request, paging, Query("node"))
 
 
 @get("/{name:str}", summary="Show a node")

@@ -7,7 +7,7 @@ from litestar import Response, Router, get, post
 from litestar.params import FromPath, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.routes.vms import CreateVm, spec_of
 from novacron.model.access import Right
 from novacron.model.placement import Verdict, Wish

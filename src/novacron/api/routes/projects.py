@@ -11,10 +11,9 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
@@ -53,8 +52,8 @@ class ProjectUsage(msgspec.Struct):
 
 
 @get("/", summary="List projects by name", opt=authorization.SELF)
-async def list_projects(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[Project]]:
-    return paging.answer(request, "project", wanted)
+async def list_projects(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Project]]:
+    return lists.answer(request, paging, Query("project"))
 
 
 @get("/{name:str}", summary="Show a project", opt=authorization.SELF)

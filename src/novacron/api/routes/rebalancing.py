@@ -6,7 +6,7 @@ from litestar import Response, Router, get, put
 from litestar.params import JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.model.rebalance import Settings
 from novacron.store import rebalancing

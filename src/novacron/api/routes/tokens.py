@@ -10,10 +10,10 @@ from litestar import Router, delete, get, post
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page
-from novacron.api.read_model.watch_cache import Entry
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import Forbidden, InvalidInput

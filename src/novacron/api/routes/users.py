@@ -10,12 +10,11 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.edge.recorder import address_of
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
-from novacron.api.read_model.watch_cache import Entry
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.access.recorder import address_of
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.indexes import Entry
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.access import Right, Role
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
 from novacron.model.token import TokenKind
@@ -88,8 +87,8 @@ def _user(request: ApiRequest, ref: str) -> Entry:
 
 
 @get("/users", summary="List users by name: all, those of projects that the caller manages, or the caller")
-async def list_users(request: ApiRequest, wanted: NamedDependency[Paging]) -> Response[Page[User]]:
-    return paging.answer(request, "user", wanted, lambda body: _managed(request, body), mine=True)
+async def list_users(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[User]]:
+    return lists.answer(request, paging, Query("user", keep=lambda body: _managed(request, body)))
 
 
 @get("/users/{ref:str}", summary="Show a user by id or name")
@@ -162,7 +161,7 @@ async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]
 @get("/grants", summary="List roles of users that the caller may know of")
 async def list_grants(
     request: ApiRequest,
-    wanted: NamedDependency[Paging],
+    paging: NamedDependency[Paging],
     user: FromQuery[str | None] = None,
     project: Annotated[str | None, authorization.PROJECT] = None,
 ) -> Response[Page[Grant]]:
@@ -175,7 +174,7 @@ async def list_grants(
             and project in (None, grant["project"])
         )
 
-    return paging.answer(request, "grant", wanted, keep, mine=True)
+    return lists.answer(request, paging, Query("grant", keep=keep))
 
 
 @post("/grants", summary="Give a user a role", status_code=201)

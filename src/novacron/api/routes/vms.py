@@ -13,10 +13,10 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.indexes import NOTHING
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import consoles, exports, images, snapshots
 from novacron.model import limits
 from novacron.model.access import Right
@@ -108,26 +108,19 @@ class Foreseen(msgspec.Struct):
 @get("/", summary="List VMs by name")
 async def list_vms(
     request: ApiRequest,
-    wanted: NamedDependency[Paging],
+    paging: NamedDependency[Paging],
     node: FromQuery[str | None] = None,
     in_state: Annotated[VmState | None, QueryParameter(name="state", description="only VMs in this state")] = None,
     image: FromQuery[str | None] = None,
     name: Annotated[str | None, QueryParameter(description="only this one; web*: those whose names begin so")] = None,
 ) -> Response[Page[Vm]]:
-    prefix = name[:-1] if name is not None and name.endswith("*") else None
-    exactly = None if prefix is not None else name
-
-    def keep(vm: dict[str, Any]) -> bool:
-        return (
-            node in (None, vm["node"])
-            and in_state in (None, vm["status"]["state"])
-            and image in (None, vm["spec"]["image"])
-            and exactly in (None, vm["name"])
-            and (prefix is None or vm["name"].startswith(prefix))
-        )
-
-    begins = f"{exactly} " if exactly is not None else prefix
-    return paging.answer(request, "vm", wanted, keep, prefix=begins)
+    conditions = lists.where({"node": node, "status.state": in_state, "spec.image": image})
+    prefix = ""
+    if name is not None:
+        prefix = name.removesuffix("*") if name.endswith("*") else f"{name} "
+        if " " in prefix[:-1] or prefix == " ":  # behind a name, the place of a VM in lists has a space and its id
+            conditions = (NOTHING,)
+    return lists.answer(request, paging, Query("vm", conditions, prefix))
 
 
 @get("/{ref:str}", summary="Show a VM by id or name")

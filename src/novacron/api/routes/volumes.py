@@ -11,10 +11,9 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
-from novacron.api.edge import replies
-from novacron.api.read_model import paging
-from novacron.api.read_model.paging import Page, Paging
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import lists, replies
+from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import images
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
@@ -98,9 +97,9 @@ async def list_pools(request: ApiRequest) -> Page[PoolOnNode]:
 
 @get("/", summary="List volumes by name")
 async def list_volumes(
-    request: ApiRequest, wanted: NamedDependency[Paging], vm: FromQuery[str | None] = None
+    request: ApiRequest, paging: NamedDependency[Paging], vm: FromQuery[str | None] = None
 ) -> Response[Page[Volume]]:
-    return paging.answer(request, "volume", wanted, lambda one: vm in (None, one["vm"], one["vm_name"]))
+    return lists.answer(request, paging, Query("volume", lists.of_vm(vm)))
 
 
 @get("/{ref:str}", summary="Show a volume by id or name")

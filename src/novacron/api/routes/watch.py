@@ -13,7 +13,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromQuery
 
 from novacron.api.access import authorization
-from novacron.api.context import services
+from novacron.api.access.context import services
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Delivery
 from novacron.api.routes.events import access_of, kinds_of

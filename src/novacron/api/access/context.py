@@ -11,7 +11,7 @@ from litestar.connection import ASGIConnection
 
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import Passwords
-from novacron.api.edge.recorder import Recorder
+from novacron.api.access.recorder import Recorder
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.console import ConsoleKind

@@ -13,9 +13,10 @@ from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
 from novacron.api.access import authorization
-from novacron.api.context import ApiRequest, services
+from novacron.api.access.authentication import COOKIE
+from novacron.api.access.context import ApiRequest, services
+from novacron.api.access.recorder import address_of
 from novacron.api.edge import replies
-from novacron.api.edge.recorder import address_of
 from novacron.model import limits
 from novacron.model.errors import NotFound, Unauthenticated
 from novacron.model.oidc import roles_of, user_name
@@ -23,7 +24,6 @@ from novacron.model.token import csrf_of
 from novacron.model.user import User, UserKind
 from novacron.store import events, tokens, users
 
-COOKIE = "__Host-novacron-session"
 STEP_COOKIE = "__Host-novacron-login"
 
 

@@ -1,0 +1,164 @@
+"""A request that is sent again with its idempotency key has one effect and one answer, whoever receives it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+
+from lab.platform import until
+from lab.replicas import Served, serving
+from novacron.model.errors import IdempotencyMismatch
+from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, NodeSpec, NodeStatus
+from novacron.model.vm import Vm, VmSpec
+from novacron.store import idempotency, new_vms, projects
+from novacron.store.database import Connection, Database
+from tests.integration.conftest import Answer, Api
+
+VMS = "/api/v1/vms"
+INVENTORY = Inventory(
+    cpus=4, memory_mib=1 << 14, architecture="x86_64", kernel="6.1", qemu_version="7.2",
+    accelerator=Accelerator(AcceleratorKind.TCG, ""), images=(ImageInfo("tiny", "0" * 64, 1, "kernel"),),
+    bridge=None, dwcp_endpoint=None, agent_version="0",
+)  # fmt: skip
+
+
+async def _store_node(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    node = msgspec.json.encode(NodeStatus(inventory=INVENTORY)).decode()
+    await connection.execute(
+        "INSERT INTO nodes (name, spec, status, key_hash) VALUES ('a', $1, $2, '')",
+        msgspec.json.encode(NodeSpec()).decode(), node,
+    )  # fmt: skip
+    await connection.close()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Two replicas of two processes each, which know a node that holds an image."""
+    with serving("--workers", "2", "--writes-per-s", "100000", "--reads-per-s", "100000", replicas=2) as replicas:
+        asyncio.run(_store_node(replicas.postgres.url))
+        until(lambda: list(replicas.client.list("images")), "the first replica knows the image", 20)
+        yield replicas
+
+
+@pytest.fixture(scope="module")
+def apis(served: Served) -> list[Api]:
+    """Callers of each replica, several so that each process gets some."""
+    clients = []
+    for replica in served.replicas * 3:
+        api = Api(served.client)
+        api.url = replica.url
+        until(lambda api=api: api("GET", "/api/v1/images").body["items"], "the replica knows the image", 20)
+        clients.append(api)
+    return clients
+
+
+def _body(name: str = "", **more: Any) -> dict[str, Any]:
+    return {"name": name or f"k-{uuid.uuid4().hex[:12]}", "image": "tiny", "power": "stopped", **more}
+
+
+def _at_once(apis: list[Api], bodies: list[dict[str, Any]], key: str, path: str = VMS) -> list[Answer]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        sent = [
+            pool.submit(apis[n % len(apis)], "POST", path, body, Idempotency_Key=key) for n, body in enumerate(bodies)
+        ]
+        return [answer.result() for answer in sent]
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["in one statement", "in a transaction"])
+def test_repetitions_at_several_servers_at_once_create_one_vm(apis: list[Api], slow: bool) -> None:
+    for _ in range(10):
+        body, key = _body(cloud_init={"user_data": "#cloud-config\n"} if slow else None), uuid.uuid4().hex
+        answers = [*_at_once(apis, [body] * 12, key), apis[1]("POST", VMS, body, Idempotency_Key=key)]
+        assert {answer.status for answer in answers} == {201}, [answer.body for answer in answers]
+        assert all(answer.body == answers[0].body for answer in answers)
+        assert len({(answer.headers["etag"], answer.headers["location"]) for answer in answers}) == 1
+        assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+        until(lambda body=body: apis[0]("GET", f"{VMS}?name={body['name']}").body["items"], "it is listed")
+        assert len(apis[0]("GET", f"{VMS}?name={body['name']}").body["items"]) == 1
+
+
+def test_one_key_with_several_bodies_at_once_creates_what_one_of_them_asks_for(apis: list[Api]) -> None:
+    for _ in range(10):
+        bodies, key = [_body() for _ in range(8)], uuid.uuid4().hex
+        answers = _at_once(apis, bodies, key)
+        assert sorted(answer.status for answer in answers) == [201] + [422] * 7
+        assert {answer.problem["field"] for answer in answers if answer.status == 422} == {"Idempotency-Key"}
+        created = [body["name"] for body in bodies if apis[0]("GET", f"{VMS}/{body['name']}").status == 200]
+        assert created == [answer.body["name"] for answer in answers if answer.status == 201]
+
+
+def test_a_repeated_action_counts_once(apis: list[Api]) -> None:
+    vm = apis[0]("POST", VMS, _body(), Idempotency_Key=uuid.uuid4().hex).body
+    path = f"{VMS}/{vm['id']}/actions/start"
+    answers = _at_once(apis, [{}] * 8, uuid.uuid4().hex, path)
+    assert {answer.status for answer in answers} == {202}
+    assert all(answer.body == answers[0].body for answer in answers) and answers[0].body["spec"]["starts"] == 1
+    another = apis[0]("POST", path, {}, Idempotency_Key=uuid.uuid4().hex)
+    assert another.body["spec"]["starts"] == 2
+
+
+def test_a_create_that_conflicts_leaves_its_key_free(apis: list[Api]) -> None:
+    first, key = _body(), uuid.uuid4().hex
+    apis[0]("POST", VMS, first)
+    assert apis[0]("POST", VMS, first, Idempotency_Key=key).problem["field"] == "name"
+    assert apis[1]("POST", VMS, _body(), Idempotency_Key=key).status == 201
+
+
+async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
+    """One statement (no quota) and a transaction (whatever else) may meet, where two servers know different things."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    async with database.connection() as connection:
+        project = dict(await connection.fetchrow("SELECT to_jsonb(p) AS body FROM projects p"))["body"]
+
+    async def send(name: str, claim: idempotency.Claim, fast: bool) -> bytes | None:
+        new = new_vms.NewVm(name, VmSpec(image="tiny"), 0)
+        if fast:
+            quick = new_vms.in_one_statement(project, new, "ann")
+            assert quick is not None
+            made = await idempotency.change_vm_at_once(database, quick, {}, claim, 201, {})
+            if made is not None:
+                return made[1]
+
+        async def work(connection: Connection) -> bytes:
+            known = await idempotency.claim(connection, claim)
+            if known is not None:
+                return known.body
+            vm = await new_vms.create(connection, await projects.making(connection, "default"), new, "ann")
+            body = msgspec.json.encode(vm)
+            await idempotency.settle(connection, claim, idempotency.Answer(201, body, {}))
+            return body
+
+        try:
+            return await database.transact(work)
+        except IdempotencyMismatch:
+            return None
+
+    for turn in range(12):
+        bodies = [f"web-{turn}-{rng.randrange(2)}" for _ in range(6)]
+        answers = await asyncio.gather(
+            *(
+                send(name, idempotency.Claim("t", f"k-{turn}", name.encode()), rng.random() < 0.7)
+                for name in bodies
+            )
+        )  # fmt: skip
+        async with database.connection() as connection:
+            names = [
+                row["name"]
+                for row in await connection.fetch("SELECT name FROM vms WHERE name LIKE $1", f"web-{turn}-%")
+            ]
+        assert len(names) == 1, f"turn {turn}"
+        for name, answer in zip(bodies, answers, strict=True):
+            assert (answer is not None) == (name == names[0]), f"turn {turn}"
+        vms = [msgspec.json.decode(answer, type=Vm) for answer in answers if answer is not None]
+        assert all(vm == vms[0] for vm in vms), f"turn {turn}"
