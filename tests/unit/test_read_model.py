@@ -14,7 +14,7 @@ from novacron.api.read_model import paging, response_cache
 from novacron.api.read_model.indexes import Condition, Part, matches, place_of
 from novacron.api.read_model.paging import Paging, Query
 from novacron.api.read_model.principals import NEVER_S, Caller
-from novacron.api.read_model.response_cache import Hot
+from novacron.api.read_model.response_cache import ResponseCache
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.access import Access, Right
 from novacron.model.token import TokenKind
@@ -112,14 +112,14 @@ def test_pages_hold_every_object_once(history: list[dict[str, Any] | str], query
     assert ids == [entry.body["id"] for entry in entries]
 
 
-def ask(hot: Hot, cache: Cache, query: Query, page: Paging, number: int) -> tuple[bytes, bool]:
+def ask(cached: ResponseCache, cache: Cache, query: Query, page: Paging, number: int) -> tuple[bytes, bool]:
     """Ask for a list as the edge does; return the answer, and whether it came from the response cache."""
     path, text, headers = "/api/v1/vms", b"%d" % number, dict[bytes, bytes]()
-    cached = hot.answer(path, text, headers, CALLER)
+    cached = cached.answer(path, text, headers, CALLER)
     if cached is not None:
         return cached[2], True
     request: dict[str, Any] = {"path": path, "query_string": text, "method": "GET", "state": {}}
-    capture = hot.capture(request, headers, CALLER)
+    capture = cached.capture(request, headers, CALLER)
     assert capture is not None
     selection = paging.select(cache, query, page)
     body = paging.encode(selection, page.fields, cache.revision)
@@ -135,28 +135,28 @@ def test_a_cached_list_is_what_would_be_answered_anew(
     history: list[dict[str, Any] | str], lists: list[tuple[Query, int, bool]]
 ) -> None:
     cache = started()
-    hot = Hot(cache)
+    cached = ResponseCache(cache)
     for revision, what in enumerate(history, 1):
         apply(cache, revision, what)
         for number, (query, limit, by_time) in enumerate(lists):
             page = Paging(limit, None, "-created_at" if by_time else None, None)
-            answer, _ = ask(hot, cache, query, page, number)
+            answer, _ = ask(cached, cache, query, page, number)
             anew = paging.encode(paging.select(cache, query, page), None, cache.revision)
             assert {**json.loads(answer), "revision": 0} == {**json.loads(anew), "revision": 0}
 
 
 def test_a_change_of_another_vm_leaves_a_filtered_list_cached() -> None:
     cache = started()
-    hot = Hot(cache)
+    cached = ResponseCache(cache)
     query, page = Query("vm", ((("project", "p"),),), "web"), Paging(20, None, None, None)
     base = {"project": "p", "node": None, "status": {"state": "running"}, "spec": {"image": "tiny"}}
     apply(cache, 1, {**base, "id": "vm-1", "name": "web"})
-    assert not ask(hot, cache, query, page, 0)[1]
+    assert not ask(cached, cache, query, page, 0)[1]
     apply(cache, 2, {**base, "id": "vm-2", "name": "db"})
     apply(cache, 3, {**base, "id": "vm-3", "name": "web-2", "project": "q"})
-    assert ask(hot, cache, query, page, 0)[1], "neither is in the list"
+    assert ask(cached, cache, query, page, 0)[1], "neither is in the list"
     apply(cache, 4, {**base, "id": "vm-3", "name": "web-2"})
-    assert not ask(hot, cache, query, page, 0)[1], "it came into the list"
+    assert not ask(cached, cache, query, page, 0)[1], "it came into the list"
 
 
 def test_a_filtered_list_of_100_000_vms_takes_milliseconds() -> None:

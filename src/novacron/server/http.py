@@ -23,7 +23,7 @@ from novacron.api.access.passwords import Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.shared_counters import Shared
 from novacron.api.app import create_app
-from novacron.api.edge.admission import Door
+from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates
 from novacron.api.edge.shared_limits import share_rates
 from novacron.api.read_model.watch_cache import Cache
@@ -76,8 +76,8 @@ class Front:
             _oidc(settings, authority), settings.url(settings.port), settings.url(settings.link_port),
             settings.log_level,
         )  # fmt: skip
-        self._door = Door(create_app(services), services, self._rates)
-        self._http = _granian(settings, self._door, *certificate)
+        self._admission = Admission(create_app(services), services, self._rates)
+        self._http = _granian(settings, self._admission, *certificate)
 
     async def run(self) -> None:
         """Answer until cancelled, or until ``leave`` is over."""
@@ -100,7 +100,7 @@ class Front:
 
     async def leave(self) -> None:
         """Say for a while that this server is not ready, then take no more requests, and finish those that are here."""
-        self._door.leaving = True  # who balances the load looks elsewhere before this ends
+        self._admission.leaving = True  # the load balancer sends requests elsewhere before this server ends
         await asyncio.sleep(self._settings.leave_s)
         self._http.stop()
 
@@ -109,7 +109,7 @@ class Front:
         begin(SERVERS)
         gauge("novacron_feed_lag_seconds").read = lambda: {(): self._feed.lag_s()}
         gauge("novacron_api_followers").read = lambda: {(): self.cache.followers()}
-        gauge("novacron_api_requests_in_progress").read = lambda: {(): self._door.in_work}
+        gauge("novacron_api_requests_in_progress").read = lambda: {(): self._admission.in_progress}
         gauge("novacron_database_connections").read = database.connections
         gauge("novacron_database_connections_max").read = lambda: {(): database.connections_max}
 
@@ -179,9 +179,9 @@ def _oidc(settings: ServerSettings, authority: pki.Authority) -> Oidc | None:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 
 
-def _granian(settings: ServerSettings, door: Door, certificate: Path, key: Path) -> Any:
+def _granian(settings: ServerSettings, admission: Admission, certificate: Path, key: Path) -> Any:
     return Granian(
-        door,
+        admission,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,

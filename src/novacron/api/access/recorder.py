@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from litestar import Request as HttpRequest
 from litestar.connection import ASGIConnection
@@ -33,6 +33,19 @@ UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 DETAIL_MAX, PATH_MAX = 300, 300
 NOBODY = "-"
 ACTIVE = timedelta(minutes=15)
+
+
+class Call(NamedTuple):
+    """A request that was answered."""
+
+    method: str
+    route: str
+    status: int
+    duration_s: float
+    user: str
+    address: str
+    id: str
+    path: str
 
 
 class Recorder:
@@ -86,14 +99,13 @@ class Recorder:
             return
         self._refused.append(_record(request, outcome, status, detail[:DETAIL_MAX]))
 
-    def called(
-        self, method: str, route: str, status: int, duration_s: float, user: str, address: str, id: str, path: str = ""
-    ) -> None:  # fmt: skip
-        """Write down a call, soon; what changes something, or fails, is logged at once, too."""
-        if method in UNSAFE or status >= 400:
+    def called(self, call: Call) -> None:
+        """Write down a call, soon; a change and a failure is logged at once, too."""
+        if call.method in UNSAFE or call.status >= 400:
             log.info(
-                "request", method=method, route=route, status=status, took_ms=round(duration_s * 1e3, 2), user=user,
-                client=address, request_id=id, path=path[:PATH_MAX],
+                "request", method=call.method, route=call.route, status=call.status,
+                took_ms=round(call.duration_s * 1e3, 2), user=call.user, client=call.address, request_id=call.id,
+                path=call.path[:PATH_MAX],
             )  # fmt: skip
         else:
             now = time.monotonic()
@@ -106,7 +118,12 @@ class Recorder:
             self.lost += 1
             counter("novacron_api_records_lost_total").add()
             return
-        self._calls.append(ApiCall(datetime.now(UTC), id, method, route, status, duration_s * 1e3, user, address))
+        self._calls.append(
+            ApiCall(
+                datetime.now(UTC), call.id, call.method, call.route, call.status, call.duration_s * 1e3, call.user,
+                call.address,
+            )
+        )  # fmt: skip
 
     def used(self, token: str, address: str) -> None:
         """Remember, and write down within a minute, that a token was used."""

@@ -1,7 +1,7 @@
-"""What of a request's body nobody has read when it is answered.
+"""The part of a request's body that no route has read when the request is answered.
 
-A connection on which it is still to come can't be used for another request: the HTTP server closes it after the answer,
-and a client that has not been told loses its next request. So it is taken first, or the client is told.
+The HTTP server closes a connection on which such a part is still to come, and a client that does not know this loses
+its next request. So the rest of a body is read first if it is short; otherwise the response says ``Connection: close``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
-class Remainder:
-    """Stands between the HTTP server's ``receive`` and ``send`` and who uses them."""
+class UnreadBody:
+    """Wraps the HTTP server's ``receive`` and ``send``: reads what the route left of the body before it answers."""
 
     def __init__(self, receive: Any, send: Any, headers: dict[bytes, bytes]) -> None:
         self._receive, self._send = receive, send

@@ -89,7 +89,7 @@ class Capture:
                 self._keep(b"".join(self._parts), self._state.get(SCOPE))
 
 
-class Hot:
+class ResponseCache:
     """What of a cache is answered without asking any route."""
 
     def __init__(self, cache: Cache) -> None:
