@@ -6,11 +6,12 @@ import asyncio
 import json
 import time
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from novacron.api.read_model import paging, response_cache
+from novacron.api.read_model import indexes, paging, response_cache
 from novacron.api.read_model.indexes import Condition, Part, matches, place_of
 from novacron.api.read_model.paging import Paging, Query
 from novacron.api.read_model.principals import NEVER_S, Caller
@@ -91,8 +92,10 @@ def test_an_index_selects_what_a_scan_of_all_objects_finds(
     cache, part = started(), Part(after, prefix, backwards)
     for revision, what in enumerate(history, 1):
         apply(cache, revision, what)
-    selected = [place_of("vm", entry.body) for entry in cache.index("vm").select(where, part)]
-    assert selected == scan(cache, where, part)
+    for looked_up in (indexes.LOOKED_UP_MAX, 2):
+        with mock.patch.object(indexes, "LOOKED_UP_MAX", looked_up):
+            selected = [place_of("vm", entry.body) for entry in cache.index("vm").select(where, part)]
+        assert selected == scan(cache, where, part)
 
 
 @given(changes, queries, st.integers(1, 4))
@@ -112,14 +115,16 @@ def test_pages_hold_every_object_once(history: list[dict[str, Any] | str], query
     assert ids == [entry.body["id"] for entry in entries]
 
 
-def ask(cached: ResponseCache, cache: Cache, query: Query, page: Paging, number: int) -> tuple[bytes, bool]:
+def ask(
+    answers: ResponseCache, cache: Cache, query: Query, page: Paging, number: int
+) -> tuple[bytes, bool]:  # fmt: skip
     """Ask for a list as the edge does; return the answer, and whether it came from the response cache."""
     path, text, headers = "/api/v1/vms", b"%d" % number, dict[bytes, bytes]()
-    cached = cached.answer(path, text, headers, CALLER)
+    cached = answers.answer(path, text, headers, CALLER)
     if cached is not None:
         return cached[2], True
     request: dict[str, Any] = {"path": path, "query_string": text, "method": "GET", "state": {}}
-    capture = cached.capture(request, headers, CALLER)
+    capture = answers.capture(request, headers, CALLER)
     assert capture is not None
     selection = paging.select(cache, query, page)
     body = paging.encode(selection, page.fields, cache.revision)
@@ -135,28 +140,28 @@ def test_a_cached_list_is_what_would_be_answered_anew(
     history: list[dict[str, Any] | str], lists: list[tuple[Query, int, bool]]
 ) -> None:
     cache = started()
-    cached = ResponseCache(cache)
+    answers = ResponseCache(cache)
     for revision, what in enumerate(history, 1):
         apply(cache, revision, what)
         for number, (query, limit, by_time) in enumerate(lists):
             page = Paging(limit, None, "-created_at" if by_time else None, None)
-            answer, _ = ask(cached, cache, query, page, number)
+            answer, _ = ask(answers, cache, query, page, number)
             anew = paging.encode(paging.select(cache, query, page), None, cache.revision)
             assert {**json.loads(answer), "revision": 0} == {**json.loads(anew), "revision": 0}
 
 
 def test_a_change_of_another_vm_leaves_a_filtered_list_cached() -> None:
     cache = started()
-    cached = ResponseCache(cache)
+    answers = ResponseCache(cache)
     query, page = Query("vm", ((("project", "p"),),), "web"), Paging(20, None, None, None)
     base = {"project": "p", "node": None, "status": {"state": "running"}, "spec": {"image": "tiny"}}
     apply(cache, 1, {**base, "id": "vm-1", "name": "web"})
-    assert not ask(cached, cache, query, page, 0)[1]
+    assert not ask(answers, cache, query, page, 0)[1]
     apply(cache, 2, {**base, "id": "vm-2", "name": "db"})
     apply(cache, 3, {**base, "id": "vm-3", "name": "web-2", "project": "q"})
-    assert ask(cached, cache, query, page, 0)[1], "neither is in the list"
+    assert ask(answers, cache, query, page, 0)[1], "neither is in the list"
     apply(cache, 4, {**base, "id": "vm-3", "name": "web-2"})
-    assert not ask(cached, cache, query, page, 0)[1], "it came into the list"
+    assert not ask(answers, cache, query, page, 0)[1], "it came into the list"
 
 
 def test_a_filtered_list_of_100_000_vms_takes_milliseconds() -> None:
@@ -177,11 +182,12 @@ def test_a_filtered_list_of_100_000_vms_takes_milliseconds() -> None:
         query = Query("vm", (where,) if where else (), prefix)
         took = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             paging.select(cache, query, page)
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
         assert min(took) < 0.005, (query, took)
     sparse = Query("vm", ((("status.state", "running"),), (("project", "p"),)))
-    began = time.perf_counter()
+    began = time.process_time()
     assert not paging.select(cache, sparse, page).entries
-    print(f"two filters that nothing meets together: {1e3 * (time.perf_counter() - began):.1f} ms")
+    assert time.process_time() - began < 0.05
+    print(f"two filters that nothing meets together: {1e3 * (time.process_time() - began):.1f} ms")

@@ -55,12 +55,50 @@ async def schema(request: ApiRequest) -> Response[dict[str, Any]]:
     return Response(openapi.describe(request.app), media_type="application/json")
 
 
+API = (
+    placements.router,
+    rebalancing.router,
+    drains.router,
+    networks.router,
+    batches.router,
+    vms.router,
+    nodes.router,
+    migrations.router,
+    links.router,
+    images.router,
+    imports.router,
+    snapshots.show_snapshot,
+    volumes.router,
+    volumes.pools,
+    exports.router,
+    events.router,
+    watch.router,
+    tokens.router,
+    projects.router,
+    users.router,
+    audit.router,
+    sessions.router,
+)
+"""What is under ``/api/v1``."""
+OUTSIDE = (
+    nodes.join,
+    consoles.console,
+    health.healthz,
+    health.readyz,
+    metrics.metrics,
+    metrics.targets,
+    metrics.node_metrics,
+    log_levels.show,
+    log_levels.change,
+    log_levels.change_node,
+    schema,
+)
+"""What is beside it."""
 ABOUT_REVISION = "answer from a state that has at least this revision; 503 where that is not there within seconds"
 
 
-def create_app(services: Services) -> Litestar:
-    """Return the ASGI application that works with ``services``."""
-    api = Router(
+def _api() -> Router:
+    return Router(
         "/api/v1",
         parameters={
             "project": authorization.PROJECT,
@@ -68,46 +106,14 @@ def create_app(services: Services) -> Litestar:
                 annotation=int | None, name="min_revision", required=False, description=ABOUT_REVISION
             ),
         },
-        route_handlers=[
-            placements.router,
-            rebalancing.router,
-            drains.router,
-            networks.router,
-            batches.router,
-            vms.router,
-            nodes.router,
-            migrations.router,
-            links.router,
-            images.router,
-            imports.router,
-            snapshots.show_snapshot,
-            volumes.router,
-            volumes.pools,
-            exports.router,
-            events.router,
-            watch.router,
-            tokens.router,
-            projects.router,
-            users.router,
-            audit.router,
-            sessions.router,
-        ],
+        route_handlers=API,
     )
+
+
+def create_app(services: Services) -> Litestar:
+    """Return the ASGI application that works with ``services``."""
     return Litestar(
-        route_handlers=[
-            api,
-            nodes.join,
-            consoles.console,
-            health.healthz,
-            health.readyz,
-            metrics.metrics,
-            metrics.targets,
-            metrics.node_metrics,
-            log_levels.show,
-            log_levels.change,
-            log_levels.change_node,
-            schema,
-        ],
+        route_handlers=[_api(), *OUTSIDE],
         middleware=[DefineMiddleware(Authentication, exclude_from_auth_key="exclude_from_auth")],
         exception_handlers={
             NovaError: problems.on_nova_error,

@@ -1,5 +1,5 @@
-"""What is written down of requests: the audit log, in the transaction of each change, and soon after each refusal; and
-the API's own log of calls, of which those that change nothing are written down as far as that is cheap."""
+"""Records of requests: the audit log, written in the transaction of each change, and soon after each refusal; and the
+API's own log of calls, of which so many a second of those that change nothing are kept."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from novacron.telemetry.values import counter, gauge
 log = logs.get(__name__)
 
 PENDING_MAX = 10_000
-"""Of refusals and calls that wait to be written down."""
+"""Of refusals and calls that wait to be written."""
 FLUSH_S, USES_S = 0.25, 30.0
 READS_PER_S_MAX = 20.0
-"""Calls that changed nothing, and were answered: so many a second are written down."""
+"""Of successful calls that change nothing, so many a second are logged."""
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 DETAIL_MAX, PATH_MAX = 300, 300
 NOBODY = "-"
@@ -49,11 +49,11 @@ class Call(NamedTuple):
 
 
 class Recorder:
-    """Writes down what was asked. ``run`` must run for refusals and calls."""
+    """Records requests. ``run`` must run, or refusals and calls are never written."""
 
     def __init__(self, database: Database) -> None:
         self.lost = 0
-        """Refusals and calls that were not written down: too many waited."""
+        """Refusals and calls that were not recorded, because too many waited."""
         self._database = database
         self._refused: deque[Request] = deque()
         self._calls: deque[ApiCall] = deque()
@@ -67,29 +67,23 @@ class Recorder:
     async def done(
         self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Any
     ) -> None:
-        """Write down a change, in its transaction. ``changed`` is the object, as far as it has an id and a name."""
+        """Record a change, in its transaction. ``changed`` is the object, as far as it has an id and a name."""
         await self.done_all(connection, request, status, [changed])
 
     async def done_all(
         self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]
     ) -> None:
-        """Write down several changes of one request, in their transaction."""
+        """Record several changes of one request, in their transaction."""
         records = self.records(request, status, changed)
         if records:
             await audit.add(connection, records)
 
     def records(self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]) -> list[Request]:
-        """Return what is to be written down of changes."""
-        records = []
-        for one in changed:
-            name = getattr(one, "name", None) or getattr(one, "vm_name", None)
-            key = getattr(one, "id", None) or getattr(one, "address", None) or name
-            project = getattr(one, "project", None)
-            records.append(_record(request, Outcome.DONE, status, "", object=key, name=name, project=project))
-        return records
+        """Return the audit records of changes."""
+        return [_record(request, Outcome.DONE, status, "", _changed(object)) for object in changed]
 
     def refused(self, request: HttpRequest[Any, Any, Any], status: int, detail: str) -> None:
-        """Write down, soon, what was refused or has failed."""
+        """Record, soon, a request that was refused or failed."""
         outcome = Outcome.REFUSED if status in (401, 403, 429) else Outcome.FAILED
         if outcome is Outcome.FAILED and request.method not in UNSAFE:
             return
@@ -100,7 +94,7 @@ class Recorder:
         self._refused.append(_record(request, outcome, status, detail[:DETAIL_MAX]))
 
     def called(self, call: Call) -> None:
-        """Write down a call, soon; a change and a failure is logged at once, too."""
+        """Record a call, soon; changes and failures are logged at once, too."""
         if call.method in UNSAFE or call.status >= 400:
             log.info(
                 "request", method=call.method, route=call.route, status=call.status,
@@ -126,11 +120,11 @@ class Recorder:
         )  # fmt: skip
 
     def used(self, token: str, address: str) -> None:
-        """Remember, and write down within a minute, that a token was used."""
+        """Note that a token was used; it is stored within a minute."""
         self._used[token] = (datetime.now(UTC), address)
 
     async def run(self) -> None:
-        """Write down what waits, until cancelled; then what is left."""
+        """Write what waits, until cancelled; then write the rest."""
         try:
             while True:
                 await asyncio.sleep(FLUSH_S)
@@ -160,11 +154,11 @@ class Recorder:
                     await audit.add(connection, refused)
                 if calls:
                     await audit.add_calls(connection, calls)
-        except Unavailable as error:  # what waits is kept, up to its limit
-            log.warning("what was asked can't be written down now", error=str(error), waiting=len(refused))
+        except Unavailable as error:  # what waits is kept, up to the limit
+            log.warning("requests can't be recorded now; they wait", error=str(error), waiting=len(refused))
             return
-        except Exception:  # a defect met with one request must not take the server away
-            log.exception("what was asked can't be written down", lost=len(refused) + len(calls))
+        except Exception:  # one bad record must not stop the server
+            log.exception("requests can't be recorded", lost=len(refused) + len(calls))
             self.lost += len(refused) + len(calls)
         for waiting, written in ((self._refused, refused), (self._calls, calls)):
             for _ in written:
@@ -177,31 +171,46 @@ def address_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return what callers have sent as the database takes it: no zero bytes, no halves of characters."""
+    """Return text of a caller as the database accepts it: without zero bytes and lone surrogates."""
     return text.replace("\0", "\\0").encode(errors="replace").decode()
 
 
+def _changed(object: Any) -> _Changed:
+    name = getattr(object, "name", None) or getattr(object, "vm_name", None)
+    key = getattr(object, "id", None) or getattr(object, "address", None) or name
+    return _Changed(key, name, getattr(object, "project", None))
+
+
+class _Changed(NamedTuple):
+    """What a request changed."""
+
+    object: str | None = None
+    name: str | None = None
+    project: str | None = None
+
+
 def _record(
-    request: HttpRequest[Any, Any, Any], outcome: Outcome, status: int, detail: str, *, object: str | None = None,
-    name: str | None = None, project: str | None = None,
-) -> Request:  # fmt: skip
-    caller = request.scope.get("user")
-    known = caller if isinstance(caller, Caller) else None
+    request: HttpRequest[Any, Any, Any], outcome: Outcome, status: int, detail: str, changed: _Changed | None = None
+) -> Request:
+    user = request.scope.get("user")
+    caller = user if isinstance(user, Caller) else None
     handler = request.scope.get("route_handler")
+    changed = changed or _Changed()
+    object = changed.object
     if object is None:
         ref = next(iter(request.scope.get("path_params", {}).values()), None)
         object = None if ref is None else str(ref)[:200]
     return Request(
-        actor=known.name if known else NOBODY,
-        user_id=known.user if known else None,
-        token=known.id if known else None,
+        actor=caller.name if caller else NOBODY,
+        user_id=caller.user if caller else None,
+        token=caller.id if caller else None,
         address=address_of(request),
         method=request.method,
         path=_text(request.url.path[:500]),
         action=getattr(handler, "handler_name", NOBODY) if handler is not None else NOBODY,
         object=None if object is None else _text(object),
-        name=name,
-        project=_text((project or request.query_params.get("project") or "")[:100]) or None,
+        name=changed.name,
+        project=_text((changed.project or request.query_params.get("project") or "")[:100]) or None,
         outcome=outcome,
         status=status,
         detail=_text(detail),

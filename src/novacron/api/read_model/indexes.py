@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
@@ -36,6 +36,7 @@ INDEXED: dict[str, tuple[str, ...]] = {
 """Of each kind: the fields that lists are filtered by."""
 NOTHING: Condition = ()
 """No object meets it."""
+LOOKED_UP_MAX = 2000
 PAST_ALL_NAMES = "\U0010ffff"
 
 
@@ -112,8 +113,8 @@ class _Places:
             del self._ordered[bisect.bisect_left(self._ordered, place)]
 
     @property
-    def has(self) -> Callable[[str], bool]:
-        return self._members.__contains__
+    def members(self) -> set[str]:
+        return self._members
 
     def part(self, part: Part) -> Iterator[str]:
         """Yield the places of a part."""
@@ -178,10 +179,7 @@ class Index:
             else:
                 others.append(condition)
         unions.sort(key=lambda union: sum(map(len, union)))
-        narrowest, *rest = unions or [[self._all]]
-        places = _merged(narrowest, part)
-        for union in rest:
-            places = filter(_member_of(union), places)
+        places = _intersection(unions, part) if len(unions) > 1 else _merged((unions or [[self._all]])[0], part)
         entries: Iterator[Entry] = map(self._entries.__getitem__, places)
         for condition in others:
             entries = _meeting(entries, condition)
@@ -195,10 +193,35 @@ def _merged(union: Sequence[_Places], part: Part) -> Iterator[str]:
     return map(itemgetter(0), groupby(merged))  # an object may meet several alternatives
 
 
+def _intersection(unions: Sequence[Sequence[_Places]], part: Part) -> Iterator[str]:
+    """Yield the places of a part that all unions have, of which the first has the fewest.
+
+    The first places are looked up one by one, because a page mostly needs no more. If few of them are in all unions,
+    the rest is intersected at once.
+    """
+    tests = [_member_of(union) for union in unions[1:]]
+    last = None
+    for last in islice(_merged(unions[0], part), LOOKED_UP_MAX):
+        if all(test(last) for test in tests):
+            yield last
+    if last is None:
+        return
+    both = set.intersection(*(_members(union) for union in unions))
+    rest = (place for place in both if place.startswith(part.prefix))
+    if part.newest_first:
+        yield from sorted((place for place in rest if place < last), reverse=True)
+    else:
+        yield from sorted(place for place in rest if place > last)
+
+
+def _members(union: Sequence[_Places]) -> set[str]:
+    return union[0].members if len(union) == 1 else set[str]().union(*(places.members for places in union))
+
+
 def _member_of(union: Sequence[_Places]) -> Callable[[str], bool]:
     if len(union) == 1:
-        return union[0].has
-    tests = [places.has for places in union]
+        return union[0].members.__contains__
+    tests = [places.members.__contains__ for places in union]
     return lambda place: any(test(place) for test in tests)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from litestar import Router, get
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
 from novacron.api.access import authorization
@@ -39,28 +40,57 @@ def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
-@get("/audit", summary="Search the audit log, newest first: of a project, or of everything", opt=authorization.SELF)
-async def search_audit(
-    request: ApiRequest,
-    limit: Limit = limits.PAGE_SIZE_DEFAULT,
-    cursor: FromQuery[str | None] = None,
+class Subject(NamedTuple):
+    """Whose and which requests to search for; None: any."""
+
+    actor: str | None
+    object: str | None
+    project: str | None
+    action: str | None
+    outcome: Outcome | None
+    address: str | None
+
+
+class Period(NamedTuple):
+    """From when, and before when; None: any time."""
+
+    since: datetime | None
+    until: datetime | None
+
+
+async def subject_of(
     actor: FromQuery[str | None] = None,
     object: FromQuery[str | None] = None,
     project: Annotated[str | None, authorization.PROJECT] = None,
     action: FromQuery[str | None] = None,
     outcome: FromQuery[Outcome | None] = None,
     address: FromQuery[str | None] = None,
-    since: FromQuery[datetime | None] = None,
-    until: FromQuery[datetime | None] = None,
+) -> Subject:
+    return Subject(actor, object, project, action, outcome, address)
+
+
+async def period_of(
+    request: ApiRequest, since: FromQuery[datetime | None] = None, until: FromQuery[datetime | None] = None
+) -> Period:
+    return Period(_moment(request, "since", since), _moment(request, "until", until))
+
+
+@get("/audit", summary="Search the audit log, newest first: of a project, or of everything", opt=authorization.SELF,
+     dependencies={"subject": Provide(subject_of), "period": Provide(period_of)})  # fmt: skip
+async def search_audit(
+    request: ApiRequest,
+    subject: NamedDependency[Subject],
+    period: NamedDependency[Period],
+    limit: Limit = limits.PAGE_SIZE_DEFAULT,
+    cursor: FromQuery[str | None] = None,
 ) -> Records:
-    authorization.check(request, project, Right.MANAGE)
+    authorization.check(request, subject.project, Right.MANAGE)
     if cursor is not None and not cursor.isdecimal():
         raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
-    since, until = _moment(request, "since", since), _moment(request, "until", until)
-    wanted = audit.Wanted(actor, object, project, action, outcome, address, since, until)
+    terms, before = audit.Wanted(*subject, *period), None if cursor is None else int(cursor)
     async with services(request).database.connection() as connection:
-        found = await audit.search(connection, wanted, None if cursor is None else int(cursor), limit + 1)
-    return Records(found[:limit], str(found[limit - 1].id) if len(found) > limit else None)
+        records = await audit.search(connection, terms, before, limit + 1)
+    return Records(records[:limit], str(records[limit - 1].id) if len(records) > limit else None)
 
 
 @get("/api-log", summary="Show calls of the API, newest first", opt=authorization.in_fleet(Right.MANAGE))
