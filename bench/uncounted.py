@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from novacron.__main__ import main
-from novacron.api.access.recorder import Call
+from novacron.api.access.recorder import CompletedCall
 from novacron.api.edge.admission import Admission
 from novacron.api.read_model.principals import Caller
 from novacron.store.database import PooledConnection
@@ -17,7 +17,7 @@ def _completed(self: Admission, request: Any, status: int, route: str) -> None:
     name = caller.name if isinstance(caller, Caller) else "-"
     took_s = time.perf_counter() - request.started
     self._services.recorder.called(
-        Call(request.method, route, status, took_s, name, request.address, request.id, request.path)
+        CompletedCall(request.method, route, status, took_s, name, request.address, request.id, request.path)
     )
 
 

@@ -14,7 +14,7 @@ from litestar import HttpMethod
 from litestar.routes import HTTPRoute
 
 from lab.platform import Platform, until
-from novacron.api.access.authorization import Scope, right_of, scope_of
+from novacron.api.access.authorization import RouteScope, right_of, scope_of
 from novacron.api.app import create_app
 from novacron.model.access import RIGHTS, Right, Role
 from tests.integration.conftest import Answer, Api
@@ -106,7 +106,7 @@ def test_every_route_says_where_it_works() -> None:
     assert len(ALL) > 90
     silent = [(method, path) for method, path, handler in ALL if scope_of(handler) is None]
     assert all(path.startswith("/schema/ui") for _, path in silent), "such a route is served to nobody"
-    public = {path for _, path, handler in ALL if scope_of(handler) is Scope.PUBLIC}
+    public = {path for _, path, handler in ALL if scope_of(handler) is RouteScope.PUBLIC}
     assert public == {"/healthz", "/readyz", "/api/v1/join", "/api/v1/login", "/api/v1/oidc/login",
                       "/api/v1/oidc/callback"}  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_each_route_serves_whom_it_should_and_nobody_else(api: Api, tenants: Ten
     wrong: list[str] = []
     for method, path, handler in ALL:
         scope = scope_of(handler)
-        if scope in (Scope.PUBLIC, None) or path == "/api/v1/logout":  # that works, and is tried elsewhere
+        if scope in (RouteScope.PUBLIC, None) or path == "/api/v1/logout":  # that works, and is tried elsewhere
             continue
         right = right_of(handler, method)
         address = filled(path, tenants.objects)
@@ -142,10 +142,10 @@ def _judge(who: str, scope: Any, right: Right, method: str, path: str, answer: A
         return [] if answer.status == 401 else [said]
     role, _, where = who.partition("-")
     rights = RIGHTS[Role(role)] if who != "nobody" else frozenset()
-    if scope is Scope.FLEET:
+    if scope is RouteScope.FLEET:
         allowed = where == "everywhere" and right in rights
         return [] if (answer.status not in (401, 403)) is allowed else [said]
-    if scope is Scope.SELF:
+    if scope is RouteScope.SELF:
         return [] if answer.status != 401 else [said]
     about_ours = any(str(value) in path for found in tenants.objects.values()
                      for key, value in found.items() if key in ("id", "address", "name"))  # fmt: skip

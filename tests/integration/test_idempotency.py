@@ -132,7 +132,7 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
     async with database.connection() as connection:
         project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
 
-    async def send(name: str, claim: idempotency.Claim, fast: bool) -> bytes | None:
+    async def send(name: str, claim: idempotency.KeyClaim, fast: bool) -> bytes | None:
         new = new_vms.NewVm(name, VmSpec(image="tiny"), 0)
         if fast:
             quick = new_vms.in_one_statement(project, new, "ann")
@@ -147,7 +147,7 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
                 return known.body
             vm = await new_vms.create(connection, await projects.making(connection, "default"), new, "ann")
             body = msgspec.json.encode(vm)
-            await idempotency.settle(connection, claim, idempotency.Answer(201, body, {}))
+            await idempotency.settle(connection, claim, idempotency.StoredAnswer(201, body, {}))
             return body
 
         try:
@@ -159,7 +159,7 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
         bodies = [f"web-{turn}-{rng.randrange(2)}" for _ in range(6)]
         answers = await asyncio.gather(
             *(
-                send(name, idempotency.Claim("t", f"k-{turn}", name.encode()), rng.random() < 0.7)
+                send(name, idempotency.KeyClaim("t", f"k-{turn}", name.encode()), rng.random() < 0.7)
                 for name in bodies
             )
         )  # fmt: skip

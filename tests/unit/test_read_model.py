@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from novacron.api.read_model import indexes, paging, response_cache
-from novacron.api.read_model.indexes import Condition, Part, matches, place_of
+from novacron.api.read_model.indexes import Condition, ListPart, matches, place_of
 from novacron.api.read_model.paging import Paging, Query
 from novacron.api.read_model.principals import NEVER_S, Caller
 from novacron.api.read_model.response_cache import ResponseCache
@@ -67,7 +67,7 @@ def started() -> Cache:
     return cache
 
 
-def scan(cache: Cache, where: tuple[Condition, ...], part: Part) -> list[str]:
+def scan(cache: Cache, where: tuple[Condition, ...], part: ListPart) -> list[str]:
     """Return what a list holds by looking at every object."""
     places = sorted(
         place_of("vm", entry.body)
@@ -89,7 +89,7 @@ def scan(cache: Cache, where: tuple[Condition, ...], part: Part) -> list[str]:
 def test_an_index_selects_what_a_scan_of_all_objects_finds(
     history: list[dict[str, Any] | str], where: tuple[Condition, ...], prefix: str, after: str | None, backwards: bool
 ) -> None:
-    cache, part = started(), Part(after, prefix, backwards)
+    cache, part = started(), ListPart(after, prefix, backwards)
     for revision, what in enumerate(history, 1):
         apply(cache, revision, what)
     for looked_up in (indexes.LOOKED_UP_MAX, 2):
@@ -111,7 +111,7 @@ def test_pages_hold_every_object_once(history: list[dict[str, Any] | str], query
         cursor = selection.next
         if cursor is None:
             break
-    entries = cache.index("vm").select(query.conditions, Part(None, query.prefix, query.newest_first))
+    entries = cache.index("vm").select(query.conditions, ListPart(None, query.prefix, query.newest_first))
     assert ids == [entry.body["id"] for entry in entries]
 
 
@@ -128,7 +128,7 @@ def ask(
     assert capture is not None
     selection = paging.select(cache, query, page)
     body = paging.encode(selection, page.fields, cache.revision)
-    request["state"][response_cache.SCOPE] = selection.scope
+    request["state"][response_cache.DEPENDENCY] = selection.dependency
     capture.take({"type": "http.response.start", "status": 200})
     capture.take({"type": "http.response.body", "body": body})
     return body, False

@@ -28,7 +28,7 @@ STORE_VM = f"""
 """Stores the answer to a request that created or changed one VM, made of that VM's row."""
 
 
-class Claim(msgspec.Struct, frozen=True):
+class KeyClaim(msgspec.Struct, frozen=True):
     """A key that a caller sent with a request."""
 
     token: str
@@ -38,7 +38,7 @@ class Claim(msgspec.Struct, frozen=True):
     """Digest of method, path and body."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class StoredAnswer(msgspec.Struct, frozen=True):
     """A stored response."""
 
     status: int
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-async def claim(connection: Connection, wanted: Claim) -> Answer | None:
+async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | None:
     """Take the key in this transaction, or return the answer that its first request got.
 
     Of two requests at once, the second waits here for the first one's transaction. Raises IdempotencyMismatch when
@@ -54,21 +54,23 @@ async def claim(connection: Connection, wanted: Claim) -> Answer | None:
     """
     row = await connection.fetchrow(
         "INSERT INTO idempotency (token, key, request) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING key",
-        wanted.token, wanted.key, wanted.request,
+        claimed.token, claimed.key, claimed.request,
     )  # fmt: skip
     if row is not None:
         return None
     row = await connection.fetchrow(
-        "SELECT request, status, body, headers FROM idempotency WHERE token = $1 AND key = $2", wanted.token, wanted.key
+        "SELECT request, status, body, headers FROM idempotency WHERE token = $1 AND key = $2",
+        claimed.token,
+        claimed.key,
     )
-    if row is None or row["request"] != wanted.request:
+    if row is None or row["request"] != claimed.request:
         raise IdempotencyMismatch(
-            f"the key {wanted.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
+            f"the key {claimed.key!r} was used for another request", field="Idempotency-Key", hint="use a new key"
         )
-    return Answer(row["status"], row["body"], row["headers"])
+    return StoredAnswer(row["status"], row["body"], row["headers"])
 
 
-async def settle(connection: Connection, claimed: Claim, answer: Answer) -> None:
+async def settle(connection: Connection, claimed: KeyClaim, answer: StoredAnswer) -> None:
     """Store the answer, in the transaction that did the work."""
     await deferred_writes.execute(
         connection,
@@ -78,8 +80,8 @@ async def settle(connection: Connection, claimed: Claim, answer: Answer) -> None
 
 
 async def change_vm_at_once(
-    database: Database, change: vms.Quick, rows: dict[deferred_writes.Table, list[Sequence[Any]]], claimed: Claim,
-    status: int, headers: dict[str, str],
+    database: Database, change: vms.OneStatement, rows: dict[deferred_writes.Table, list[Sequence[Any]]],
+    claimed: KeyClaim, status: int, headers: dict[str, str],
 ) -> tuple[Vm, bytes] | None:  # fmt: skip
     """Create or change a VM in one round trip, with its key and the answer; return the VM and the answer's body.
 

@@ -140,7 +140,7 @@ async def _insert_all(
     return [refused.get(number) or made.get(vm.name) or vms.name_taken(vm.name) for number, vm in enumerate(new)]
 
 
-def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms.Quick | None:
+def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms.OneStatement | None:
     """Return what ``create`` does as one statement, which changes nothing if the project has changed meanwhile; None
     where it takes more: a project with a quota, addresses, or what only nodes know. Raises InvalidInput."""
     spec, project = new.spec, msgspec.convert(project_row, Project)
@@ -152,7 +152,7 @@ def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms
     row = _row(new, spec, (new.image_mib or 0) if spec.own_disk else 0)
     event = events.Event("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
     arguments = tuple(_arguments([row], project.name, project_row["quota"]))
-    return vms.Quick(vms.Subject(row.id, new.name, project.name), INSERT, arguments, event)
+    return vms.OneStatement(vms.ChangedVm(row.id, new.name, project.name), INSERT, arguments, event)
 
 
 async def _checked(connection: Connection, making: projects.Making, new: NewVm) -> tuple[_Row, Usage]:

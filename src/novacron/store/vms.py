@@ -120,7 +120,7 @@ async def act(
     return of_row(row)
 
 
-class Subject(NamedTuple):
+class ChangedVm(NamedTuple):
     """Which VM it is."""
 
     id: str
@@ -128,10 +128,10 @@ class Subject(NamedTuple):
     project: str
 
 
-class Quick(NamedTuple):
+class OneStatement(NamedTuple):
     """A change of what was known, in one statement, which does nothing if that is not so any more."""
 
-    of: Subject
+    of: ChangedVm
     statement: str
     arguments: tuple[Any, ...]
     event: events.Event
@@ -141,29 +141,35 @@ SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_by
 """What of a VM depends on nothing else, and nothing else on it."""
 
 
-def quick(vm: Vm, changes: dict[str, Any], event: events.Event) -> Quick:
+def _change(vm: Vm, changes: dict[str, Any], event: events.Event) -> OneStatement:
     """Return a change of fields of a VM's spec that needs no more than the VM as it is."""
     spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
     statement = "UPDATE vms SET spec = $2, trace = $4 WHERE id = $1 AND revision = $3 RETURNING *"
-    return Quick(Subject(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision, traces.carry()), event)
+    return OneStatement(
+        ChangedVm(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision, traces.carry()), event
+    )
 
 
-def quick_configure(vm: Vm, changes: dict[str, Any], if_match: int | None, actor: str) -> Quick | None:
+def configure_in_one_statement(
+    vm: Vm, changes: dict[str, Any], if_match: int | None, actor: str
+) -> OneStatement | None:
     """Return what ``configure`` would do in one statement, or None where it takes more. Raises as that does."""
     check_action(vm, Action.CONFIGURE, if_match)
     if not SIMPLE.issuperset(changes):
         return None
     message = _said(vm, changes)
-    return quick(vm, changes, events.Event("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
+    return _change(vm, changes, events.Event("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
 
 
-def quick_act(vm: Vm, action: Action, if_match: int | None, actor: str, stop_timeout_s: int | None) -> Quick | None:
+def act_in_one_statement(
+    vm: Vm, action: Action, if_match: int | None, actor: str, stop_timeout_s: int | None
+) -> OneStatement | None:
     """Return what ``act`` would do in one statement, or None where it takes more. Raises as that does."""
     check_action(vm, action, if_match)
     if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE:
         return None
     event = events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
-    return quick(vm, _power(vm.spec, action, stop_timeout_s), event)
+    return _change(vm, _power(vm.spec, action, stop_timeout_s), event)
 
 
 def _power(spec: VmSpec, action: Action, stop_timeout_s: int | None) -> dict[str, Any]:
@@ -313,11 +319,11 @@ async def memory_mib(connection: Connection, ids: list[str]) -> int:
 
 async def seed_of(connection: Connection, id: str) -> Seed | None:
     """Return the first-boot data of a VM, if it has any."""
-    found = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
-    return None if found is None else msgspec.convert(found, Seed)
+    seed = await connection.fetchval("SELECT seed FROM vm_seeds WHERE vm = $1", id)
+    return None if seed is None else msgspec.convert(seed, Seed)
 
 
 async def firmware_state_of(connection: Connection, id: str) -> FirmwareState | None:
     """Return what firmware and TPM of a VM began with, if that was given."""
-    found = await connection.fetchval("SELECT state FROM vm_firmware_states WHERE vm = $1", id)
-    return None if found is None else msgspec.convert(found, FirmwareState)
+    state = await connection.fetchval("SELECT state FROM vm_firmware_states WHERE vm = $1", id)
+    return None if state is None else msgspec.convert(state, FirmwareState)

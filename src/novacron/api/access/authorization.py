@@ -32,7 +32,7 @@ LISTED_BY = {
 }  # fmt: skip
 
 
-class Scope(StrEnum):
+class RouteScope(StrEnum):
     PUBLIC = "public"
     """Anybody, without a token."""
     SELF = "self"
@@ -43,12 +43,12 @@ class Scope(StrEnum):
 
 def in_project(right: Right | None = None) -> dict[str, Any]:
     """Return the ``opt`` of a route on a project's objects; without a right: to read, or to write."""
-    return {SCOPE: Scope.PROJECT, **({} if right is None else {RIGHT: right})}
+    return {SCOPE: RouteScope.PROJECT, **({} if right is None else {RIGHT: right})}
 
 
 def in_fleet(right: Right | None = None) -> dict[str, Any]:
     """Return the ``opt`` of a route on the fleet; without a right: to read, or to operate."""
-    return {SCOPE: Scope.FLEET, **({} if right is None else {RIGHT: right})}
+    return {SCOPE: RouteScope.FLEET, **({} if right is None else {RIGHT: right})}
 
 
 PROJECT = QueryParameter(
@@ -56,16 +56,16 @@ PROJECT = QueryParameter(
     description="work in this project; else new objects are made in the caller's own, and all that they see is listed",
 )  # fmt: skip
 """What every request may say."""
-SELF = {SCOPE: Scope.SELF}
-PUBLIC = {SCOPE: Scope.PUBLIC}
+SELF = {SCOPE: RouteScope.SELF}
+PUBLIC = {SCOPE: RouteScope.PUBLIC}
 
 
-def scope_of(handler: BaseRouteHandler) -> Scope | None:
+def scope_of(handler: BaseRouteHandler) -> RouteScope | None:
     """Return where a route works; None: it does not say so, and is served to nobody."""
     if handler.opt.get("exclude_from_auth"):
-        return Scope.PUBLIC
-    found = handler.opt.get(SCOPE)
-    return None if found is None else Scope(found)
+        return RouteScope.PUBLIC
+    scope = handler.opt.get(SCOPE)
+    return None if scope is None else RouteScope(scope)
 
 
 def right_of(handler: BaseRouteHandler, method: str) -> Right:
@@ -74,23 +74,23 @@ def right_of(handler: BaseRouteHandler, method: str) -> Right:
         return Right(handler.opt[RIGHT])
     if method in ("GET", "HEAD"):
         return Right.READ
-    return Right.OPERATE if scope_of(handler) is Scope.FLEET else Right.WRITE
+    return Right.OPERATE if scope_of(handler) is RouteScope.FLEET else Right.WRITE
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Let through who may use a route. Raises Forbidden, NotFound."""
     scope = scope_of(handler)
-    if scope is Scope.PUBLIC or connection.scope.get("method") == "OPTIONS":  # that says which methods there are
+    if scope is RouteScope.PUBLIC or connection.scope.get("method") == "OPTIONS":  # that says which methods there are
         return
     if scope is None:
         raise Forbidden("this route does not say who may use it")
     caller: Caller = connection.user
     right = right_of(handler, str(connection.scope.get("method", "GET")))
-    if scope is Scope.FLEET and not caller.access.allows(right, None):
+    if scope is RouteScope.FLEET and not caller.access.allows(right, None):
         raise Forbidden(
             f"{caller.name} may not {right} the fleet", hint="ask an administrator for a role that is good everywhere"
         )
-    if scope is Scope.PROJECT:
+    if scope is RouteScope.PROJECT:
         _named(connection)
 
 
@@ -111,11 +111,11 @@ def _right(request: ApiRequest) -> Right:
 
 def check(request: ApiRequest, project: str | None, right: Right | None = None) -> None:
     """Raise Forbidden unless the caller has the route's right, or another one, in a project; None: in the fleet."""
-    wanted = right or _right(request)
-    if not request.user.access.allows(wanted, project):
+    needed = right or _right(request)
+    if not request.user.access.allows(needed, project):
         where = "the fleet" if project is None else f"in project {project}"
         raise Forbidden(
-            f"{request.user.name} may not {wanted} {where}", hint="ask an administrator for a role that allows it"
+            f"{request.user.name} may not {needed} {where}", hint="ask an administrator for a role that allows it"
         )
 
 
@@ -134,7 +134,7 @@ def visible(request: ApiRequest, kind: str) -> Condition | None:
 
     Raises NotFound.
     """
-    if scope_of(request.route_handler) is Scope.FLEET:
+    if scope_of(request.route_handler) is RouteScope.FLEET:
         return None
     owner = "name" if kind == "project" else "project"
     name, access = _named(request), request.user.access
@@ -149,9 +149,9 @@ def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:
     """Yield what the caller may see and ``ref`` may mean: one object with that key, else those of that name."""
     cache, named, access = services(request).cache, _named(request), request.user.access
     entry = cache.get(kind, ref)
-    for found in [entry] if entry is not None else cache.named(kind, ref):
-        if access.sees(found.body["project"]) and named in (None, found.body["project"]):
-            yield found
+    for candidate in [entry] if entry is not None else cache.named(kind, ref):
+        if access.sees(candidate.body["project"]) and named in (None, candidate.body["project"]):
+            yield candidate
 
 
 def no_such(kind: str, ref: str, field: str | None = None) -> NotFound:
@@ -163,14 +163,14 @@ def no_such(kind: str, ref: str, field: str | None = None) -> NotFound:
 
 def find(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> Entry | None:
     """Return the object that the caller means, if this replica knows one that they may see. Raises Conflict."""
-    found = list(_find(request, kind, ref))
-    if len(found) > 1:
-        own = [entry for entry in found if entry.body["project"] == request.user.project]
+    candidates = list(_find(request, kind, ref))
+    if len(candidates) > 1:
+        own = [entry for entry in candidates if entry.body["project"] == request.user.project]
         if len(own) != 1:
-            where = ", ".join(sorted(entry.body["project"] for entry in found))
+            where = ", ".join(sorted(entry.body["project"] for entry in candidates))
             raise Conflict(f"{ref} is in several projects: {where}", field=field or "project", hint="say ?project=")
         return own[0]
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def seen(request: ApiRequest, kind: str, ref: str) -> Entry:

@@ -69,5 +69,5 @@ ApiRequest = Request[Caller, str, Any]
 
 
 def services(connection: ASGIConnection[Any, Any, Any, Any]) -> Services:
-    found: Services = connection.app.state.services
-    return found
+    context: Services = connection.app.state.services
+    return context

@@ -31,7 +31,7 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
 LEEWAY_S = 30
 
 
-class Step(msgspec.Struct, frozen=True):
+class LoginStep(msgspec.Struct, frozen=True):
     """What is remembered of a login between its two steps."""
 
     state: str
@@ -57,16 +57,16 @@ class Oidc:
 
     async def begin(self) -> tuple[str, str]:
         """Return where the browser is to go, and the cookie with which it comes back. Raises Unavailable."""
-        found = await asyncio.to_thread(self._discover)
+        configuration = await asyncio.to_thread(self._discover)
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        step = Step(state, nonce, verifier, time.time() + STEP_S_MAX)
+        step = LoginStep(state, nonce, verifier, time.time() + STEP_S_MAX)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(step.verifier.encode()).digest()).decode().rstrip("=")
         query = {
             "response_type": "code", "client_id": self.provider.client_id, "redirect_uri": self._redirect_url,
             "scope": " ".join(self.provider.scopes), "state": step.state, "nonce": step.nonce,
             "code_challenge": challenge, "code_challenge_method": "S256",
         }  # fmt: skip
-        return f"{found['authorization_endpoint']}?{urlencode(query)}", self._sealed(step)
+        return f"{configuration['authorization_endpoint']}?{urlencode(query)}", self._sealed(step)
 
     async def end(self, cookie: str, state: str, code: str) -> dict[str, Any]:
         """Return what the provider vouches for. Raises Unauthenticated, Unavailable."""
@@ -75,37 +75,37 @@ class Oidc:
             raise Unauthenticated("this login was not begun here, or too long ago", hint="log in again")
         return await asyncio.to_thread(self._claims, step, code)
 
-    def _sealed(self, step: Step) -> str:
+    def _sealed(self, step: LoginStep) -> str:
         body = base64.urlsafe_b64encode(msgspec.json.encode(step))
         return f"{body.decode()}.{hmac.new(self._key, body, hashlib.sha256).hexdigest()}"
 
-    def _opened(self, cookie: str) -> Step | None:
+    def _opened(self, cookie: str) -> LoginStep | None:
         body, _, seal = cookie.rpartition(".")
         if not hmac.compare_digest(hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest(), seal):
             return None
-        return msgspec.json.decode(base64.urlsafe_b64decode(body), type=Step)
+        return msgspec.json.decode(base64.urlsafe_b64decode(body), type=LoginStep)
 
     def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
         try:
             answer = self._http.request(method, url, redirect=False, **more)
-            found = json.loads(answer.data)
+            body = json.loads(answer.data)
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise Unavailable(f"{self.provider.issuer} does not answer: {type(error).__name__}") from error
-        if answer.status != 200 or not isinstance(found, dict):
-            said = found.get("error", "") if isinstance(found, dict) else ""
-            raise Unauthenticated(f"{self.provider.issuer} refuses the login: {answer.status} {said}"[:200])
-        return found
+        if answer.status != 200 or not isinstance(body, dict):
+            reason = body.get("error", "") if isinstance(body, dict) else ""
+            raise Unauthenticated(f"{self.provider.issuer} refuses the login: {answer.status} {reason}"[:200])
+        return body
 
     def _discover(self) -> dict[str, Any]:
         if time.monotonic() > self._known_until_s:
-            found = self._ask("GET", self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
-            if found.get("issuer") != self.provider.issuer:
-                raise Unavailable(f"{self.provider.issuer} says that it is {found.get('issuer')!r}")
-            self._keys = jwt.PyJWKClient(found["jwks_uri"], ssl_context=self._context, timeout=TIMEOUT_S)
-            self._known, self._known_until_s = found, time.monotonic() + DISCOVERY_S
+            configuration = self._ask("GET", self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
+            if configuration.get("issuer") != self.provider.issuer:
+                raise Unavailable(f"{self.provider.issuer} says that it is {configuration.get('issuer')!r}")
+            self._keys = jwt.PyJWKClient(configuration["jwks_uri"], ssl_context=self._context, timeout=TIMEOUT_S)
+            self._known, self._known_until_s = configuration, time.monotonic() + DISCOVERY_S
         return self._known
 
-    def _claims(self, step: Step, code: str) -> dict[str, Any]:
+    def _claims(self, step: LoginStep, code: str) -> dict[str, Any]:
         found = self._discover()
         told = self._ask(
             "POST", found["token_endpoint"], encode_multipart=False,

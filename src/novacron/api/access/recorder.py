@@ -35,7 +35,7 @@ NOBODY = "-"
 ACTIVE = timedelta(minutes=15)
 
 
-class Call(NamedTuple):
+class CompletedCall(NamedTuple):
     """A request that was answered."""
 
     method: str
@@ -93,7 +93,7 @@ class Recorder:
             return
         self._refused.append(_record(request, outcome, status, detail[:DETAIL_MAX]))
 
-    def called(self, call: Call) -> None:
+    def called(self, call: CompletedCall) -> None:
         """Record a call, soon; changes and failures are logged at once, too."""
         if call.method in UNSAFE or call.status >= 400:
             log.info(

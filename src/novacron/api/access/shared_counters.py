@@ -59,11 +59,11 @@ class Shared:
             return {}
         assert self._redis is not None
         try:
-            found = await self._redis.mget([PREFIX + key for key in keys])
+            values = await self._redis.mget([PREFIX + key for key in keys])
         except AWAY as error:
             self._lost(error)
             return {}
-        return {key: int(value or 0) for key, value in zip(keys, found, strict=True)}
+        return {key: int(value or 0) for key, value in zip(keys, values, strict=True)}
 
     async def close(self) -> None:
         if self._redis is not None:

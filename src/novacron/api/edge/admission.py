@@ -20,7 +20,7 @@ import structlog
 
 from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import Services
-from novacron.api.access.recorder import UNSAFE, Call
+from novacron.api.access.recorder import UNSAFE, CompletedCall
 from novacron.api.edge.rate_limits import Limit, Rates
 from novacron.api.edge.unread_body import UnreadBody, may_remain
 from novacron.api.read_model import response_cache
@@ -258,7 +258,7 @@ class Admission:
             DURATIONS.exemplify(durations, bucket, trace, took_s)
         name = caller.name if isinstance(caller, Caller) else "-"
         self._services.recorder.called(
-            Call(request.method, route, status, took_s, name, request.address, request.id, request.path)
+            CompletedCall(request.method, route, status, took_s, name, request.address, request.id, request.path)
         )
 
     def _cells_of(self, method: str, route: str, status: int) -> tuple[list[float], list[float]]:

@@ -44,8 +44,8 @@ async def check(request: ApiRequest) -> Response[None] | None:
     try:
         msgspec.json.decode(raw, type=field.annotation)
     except msgspec.ValidationError as error:
-        found = FIELD.search(str(error))
-        name = found[1].partition("[")[0] if found else None
+        match = FIELD.search(str(error))
+        name = match[1].partition("[")[0] if match else None
         raise InvalidInput(
             str(error).partition(" - at ")[0], field=name or None, hint="the fields and their rules are in /schema"
         ) from None

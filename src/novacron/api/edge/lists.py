@@ -41,17 +41,17 @@ def of_vm(vm: str | None) -> tuple[Condition, ...]:
     return () if vm is None else ((("vm", vm), ("vm_name", vm)),)
 
 
-def answer(request: ApiRequest, wanted: Paging, query: Query) -> Response[Any]:
+def answer(request: ApiRequest, page: Paging, query: Query) -> Response[Any]:
     """Answer with a page of the objects of a list that the caller may see; with ``keep``, that alone says which these
     are. Raises InvalidInput, NotFound."""
     cache = services(request).cache
     if query.keep is None:
         visible = authorization.visible(request, query.kind)
         query = query if visible is None else _and(query, visible)
-    selection = paging.select(cache, query, wanted)
-    body = paging.encode(selection, wanted.fields, cache.revision)
+    selection = paging.select(cache, query, page)
+    body = paging.encode(selection, page.fields, cache.revision)
     if query.keep is None:
-        request.scope.setdefault("state", {})[response_cache.SCOPE] = selection.scope
+        request.scope.setdefault("state", {})[response_cache.DEPENDENCY] = selection.dependency
     return Response(body, media_type=MediaType.JSON, headers={"Cache-Control": "no-cache"})
 
 

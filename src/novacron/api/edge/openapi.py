@@ -10,7 +10,7 @@ import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 
-from novacron.api.access.authorization import Scope, scope_of
+from novacron.api.access.authorization import RouteScope, scope_of
 from novacron.api.edge import problems
 
 PROBLEM = {"$ref": "#/components/responses/Problem"}
@@ -25,8 +25,8 @@ def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
     schema = _with_named_pages(msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema())))
     components = schema["components"]
-    (_,), found = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
-    components["schemas"] |= found
+    (_,), schemas = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
+    components["schemas"] |= schemas
     components.setdefault("responses", {})["Problem"] = {
         "description": "It was not done, and why: a problem document (RFC 9457).",
         "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -83,7 +83,7 @@ def _public(app: Litestar) -> set[str]:
         route.path_format
         for route in app.routes
         for handler in getattr(route, "route_handlers", ())
-        if isinstance(handler, HTTPRouteHandler) and scope_of(handler) is Scope.PUBLIC
+        if isinstance(handler, HTTPRouteHandler) and scope_of(handler) is RouteScope.PUBLIC
     }
 
 

@@ -88,15 +88,15 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 def allowed(request: Request[Any, Any, Any]) -> list[str]:
     """Return the methods that a path takes."""
     asked = request.url.path.rstrip("/").split("/")
-    found = dict[tuple[str, ...], set[str]]()
+    methods = dict[tuple[str, ...], set[str]]()
     for route in request.app.routes:
         parts = tuple(route.path_format.rstrip("/").split("/"))
-        alike = (part == one or part.startswith("{") for part, one in zip(parts, asked, strict=False))
+        alike = (part == asked_part or part.startswith("{") for part, asked_part in zip(parts, asked, strict=False))
         if len(parts) == len(asked) and all(alike):
-            found.setdefault(parts, set()).update(str(method) for method in getattr(route, "methods", ()))
+            methods.setdefault(parts, set()).update(str(method) for method in getattr(route, "methods", ()))
     # A route with a word in some place goes before one that takes any there.
-    nearest = min(found, key=lambda parts: [part.startswith("{") for part in parts], default=())
-    return sorted(found.get(nearest, ()))
+    nearest = min(methods, key=lambda parts: [part.startswith("{") for part in parts], default=())
+    return sorted(methods.get(nearest, ()))
 
 
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -60,23 +60,23 @@ class Rates:
 
     def spend(self, key: str, count: int) -> None:
         """Take what was asked for elsewhere."""
-        found = self._buckets.get(key)
-        if found is not None:
-            found.has -= count
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.has -= count
 
     def _take(self, key: str, policy: str, rate: float) -> Limit:
         now, burst = time.monotonic(), rate * BURST_S
-        found = self._buckets.get(key)
-        if found is None:
+        bucket = self._buckets.get(key)
+        if bucket is None:
             if len(self._buckets) >= KEPT_MAX:
                 self._forget(now)
-            found = self._buckets[key] = _Bucket(burst, now)
-        has = min(burst, found.has + (now - found.at_s) * rate)
-        found.at_s = now
+            bucket = self._buckets[key] = _Bucket(burst, now)
+        has = min(burst, bucket.has + (now - bucket.at_s) * rate)
+        bucket.at_s = now
         if has < 1:
-            found.has = has
+            bucket.has = has
             return Limit(True, int(rate), max(1, int((1 - has) / rate + 0.999)), self._said(policy, rate, 0))
-        found.has = has - 1
+        bucket.has = has - 1
         self.spent[key] = self.spent.get(key, 0) + 1
         return Limit(False, int(rate), 0, self._said(policy, rate, int(has - 1)))
 
@@ -84,16 +84,16 @@ class Rates:
         """Return the headers; what is left is rounded down to tenths of a burst, so that they are made once."""
         step = max(1, int(rate * BURST_S / 10))
         left = left // step * step if left > 10 else left
-        found = self._headers.get((policy, left))
-        if found is None:
-            found = self._headers[policy, left] = [
+        headers = self._headers.get((policy, left))
+        if headers is None:
+            headers = self._headers[policy, left] = [
                 (b"ratelimit-policy", f'"{policy}";q={int(rate * BURST_S)};w={BURST_S:.0f}'.encode()),
                 (b"ratelimit", f'"{policy}";r={left};t={BURST_S:.0f}'.encode()),
             ]
-        return found
+        return headers
 
     def _forget(self, now: float) -> None:
         """Forget who has not asked for a while: their buckets are full."""
-        self._buckets = {key: one for key, one in self._buckets.items() if now - one.at_s < BURST_S}
+        self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket.at_s < BURST_S}
         if len(self._buckets) >= KEPT_MAX:
             self._buckets.clear()

@@ -20,7 +20,7 @@ from novacron.model.errors import InvalidInput, NotFound
 from novacron.model.vm import Vm
 from novacron.store import audit, events, idempotency
 from novacron.store.database import Connection
-from novacron.store.vms import Quick
+from novacron.store.vms import OneStatement
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -84,7 +84,7 @@ async def one(
     """Answer with one object from the cache; with ``newer_than``, wait for a later revision first."""
     cache = services(request).cache
     check_ref(kind, ref)
-    owned = authorization.scope_of(request.route_handler) is authorization.Scope.PROJECT
+    owned = authorization.scope_of(request.route_handler) is authorization.RouteScope.PROJECT
     entry = authorization.find(request, kind, ref) if owned else cache.get(kind, ref)
     if entry is not None and newer_than is not None and entry.revision <= newer_than:
         entry = await cache.changed(kind, str(entry.body.get("id", ref)), newer_than, timeout_s)
@@ -110,7 +110,7 @@ async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Conne
     await context.cache.reached(revision, OWN_WRITE_WAIT_S)
 
 
-async def _claim(request: ApiRequest) -> idempotency.Claim | None:
+async def _claim(request: ApiRequest) -> idempotency.KeyClaim | None:
     """Return the idempotency key that the request carries, or None. Raises InvalidInput."""
     key = request.headers.get("idempotency-key")
     if key is None:
@@ -122,13 +122,13 @@ async def _claim(request: ApiRequest) -> idempotency.Claim | None:
     content = b"\0".join([request.method.encode(), request.url.path.encode(), await request.body()])
     # With a secret, because a body may hold a password.
     secret = services(request).authority.derive("idempotency keys")
-    return idempotency.Claim(
+    return idempotency.KeyClaim(
         request.user.id, key, hashlib.blake2b(content, key=secret, digest_size=32).digest()
     )  # fmt: skip
 
 
 async def _in_one_statement(
-    request: ApiRequest, change: Quick, claim: idempotency.Claim | None, status: int, headers: dict[str, str]
+    request: ApiRequest, change: OneStatement, claim: idempotency.KeyClaim | None, status: int, headers: dict[str, str]
 ) -> Done | None:
     """Do a change in one statement, with its key, events and audit record; None where that is not possible."""
     context = services(request)
@@ -177,8 +177,8 @@ class Writing(NamedTuple):
 
 
 async def _once(
-    request: ApiRequest, connection: Connection, work: Work[T], writing: Writing, claim: idempotency.Claim | None
-) -> idempotency.Answer | Done:
+    request: ApiRequest, connection: Connection, work: Work[T], writing: Writing, claim: idempotency.KeyClaim | None
+) -> idempotency.StoredAnswer | Done:
     """Do ``work`` in a transaction unless its key was used; return what it made, or the first answer."""
     if claim is not None:
         answer = await idempotency.claim(connection, claim)
@@ -193,7 +193,7 @@ async def _once(
     headers = {"ETag": etag(result.revision), **writing.headers(result)}
     done = Done(result, msgspec.json.encode(result), headers, revision)
     if claim is not None:
-        answer = idempotency.Answer(writing.status, done.body, done.headers)
+        answer = idempotency.StoredAnswer(writing.status, done.body, done.headers)
         await idempotency.settle(connection, claim, answer)
     return done
 
@@ -205,25 +205,25 @@ async def write(
     status: int = 200,
     location: Callable[[Any], str] | None = None,
     recorded: bool = False,
-    quick: Quick | None = None,
+    statement: OneStatement | None = None,
 ) -> Response[Any]:
     """Do ``work`` in one transaction and answer with what it returns.
 
     ``work`` may run again from the beginning, when another transaction came between. With an ``Idempotency-Key`` the
     request is done once; repeated, it gets the first answer again. Returns when this replica's cache has the write, so
     that the caller can read it; with ``?wait=`` so many seconds, when the VM or other object has settled, or the time
-    is over. ``recorded``: ``work`` writes into the audit log itself. ``quick`` is tried before ``work``: the same
+    is over. ``recorded``: ``work`` writes into the audit log itself. ``statement`` is tried before ``work``: the same
     change in one statement, which does nothing if what the cache knows is out of date.
     """
     context, writing, claim = services(request), Writing(status, location, recorded), await _claim(request)
-    done: idempotency.Answer | Done | None = None
-    if quick is not None:
-        done = await _in_one_statement(request, quick, claim, status, writing.headers(quick.of))
+    done: idempotency.StoredAnswer | Done | None = None
+    if statement is not None:
+        done = await _in_one_statement(request, statement, claim, status, writing.headers(statement.of))
     if done is None:
         done = await context.database.transact(
             lambda connection: _once(request, connection, work, writing, claim)
         )  # fmt: skip
-    if isinstance(done, idempotency.Answer):
+    if isinstance(done, idempotency.StoredAnswer):
         headers = {**done.headers, "Idempotency-Replayed": "true"}
         return Response(done.body, status_code=done.status, media_type=MediaType.JSON, headers=headers)
     result, body, headers, revision = done

@@ -79,7 +79,7 @@ def matches(body: Object, condition: Condition) -> bool:
     return any(value_at(body, field) == value for field, value in condition)
 
 
-class Part(msgspec.Struct, frozen=True):
+class ListPart(msgspec.Struct, frozen=True):
     """Which part of an order is asked for."""
 
     after: str | None = None
@@ -116,7 +116,7 @@ class _Places:
     def members(self) -> set[str]:
         return self._members
 
-    def part(self, part: Part) -> Iterator[str]:
+    def part(self, part: ListPart) -> Iterator[str]:
         """Yield the places of a part."""
         ordered = self._ordered
         start = bisect.bisect_left(ordered, part.prefix) if part.prefix else 0
@@ -170,7 +170,7 @@ class Index:
             if not places:
                 del self._with[value]
 
-    def select(self, conditions: Sequence[Condition], part: Part) -> Iterator[Entry]:
+    def select(self, conditions: Sequence[Condition], part: ListPart) -> Iterator[Entry]:
         """Yield, in order, the objects of a part of the order that meet all conditions."""
         unions, others = list[list[_Places]](), list[Condition]()
         for condition in conditions:
@@ -186,14 +186,14 @@ class Index:
         return entries
 
 
-def _merged(union: Sequence[_Places], part: Part) -> Iterator[str]:
+def _merged(union: Sequence[_Places], part: ListPart) -> Iterator[str]:
     if len(union) == 1:
         return union[0].part(part)
     merged = heapq.merge(*(places.part(part) for places in union), reverse=part.newest_first)
     return map(itemgetter(0), groupby(merged))  # an object may meet several alternatives
 
 
-def _intersection(unions: Sequence[Sequence[_Places]], part: Part) -> Iterator[str]:
+def _intersection(unions: Sequence[Sequence[_Places]], part: ListPart) -> Iterator[str]:
     """Yield the places of a part that all unions have, of which the first has the fewest.
 
     The first places are looked up one by one, because a page mostly needs no more. If few of them are in all unions,

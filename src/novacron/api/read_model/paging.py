@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from novacron.api.read_model.indexes import Condition, Entry, Object, Part, matches, place_of, value_at
+from novacron.api.read_model.indexes import Condition, Entry, ListPart, Object, matches, place_of, value_at
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.errors import InvalidInput
 
@@ -59,7 +59,7 @@ class Query(msgspec.Struct, frozen=True):
     """What no condition can say; such a list is always computed anew."""
 
 
-class Scope(msgspec.Struct, frozen=True):
+class ListDependency(msgspec.Struct, frozen=True):
     """Which changes can make a list's answer another one: those of objects that are, or were, in it."""
 
     query: Query
@@ -83,25 +83,25 @@ class Selection(msgspec.Struct, frozen=True):
 
     entries: list[Entry]
     next: str | None
-    scope: Scope
+    dependency: ListDependency
 
 
 def select(cache: Cache, query: Query, paging: Paging) -> Selection:
     """Return a page of a list. Raises InvalidInput."""
     index = cache.index(query.kind)
     if paging.sort is not None:
-        part = Part(prefix=query.prefix)
+        part = ListPart(prefix=query.prefix)
         entries, next_place = _sorted(query.kind, paging, _kept(index.select(query.conditions, part), query))
-        scope = Scope(query)
+        dependency = ListDependency(query)
     else:
-        part = Part(_decoded(paging.cursor, ""), query.prefix, query.newest_first)
+        part = ListPart(_decoded(paging.cursor, ""), query.prefix, query.newest_first)
         entries = list(islice(_kept(index.select(query.conditions, part), query), paging.limit + 1))
         more = len(entries) > paging.limit
         next_place = place_of(query.kind, entries[paging.limit - 1].body) if more else None
-        scope = Scope(query, place_of(query.kind, entries[-1].body) if more else None)
+        dependency = ListDependency(query, place_of(query.kind, entries[-1].body) if more else None)
     text = None if next_place is None else f"{paging.sort or ''}\n{next_place}"
     cursor = None if text is None else base64.urlsafe_b64encode(text.encode()).decode()
-    return Selection(entries[: paging.limit], cursor, scope)
+    return Selection(entries[: paging.limit], cursor, dependency)
 
 
 def _kept(entries: Iterable[Entry], query: Query) -> Iterable[Entry]:
@@ -162,10 +162,10 @@ def _decoded(cursor: str | None, sort: str) -> str | None:
     if cursor is None:
         return None
     try:
-        said, _, key = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode().partition("\n")
+        of_sort, _, key = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode().partition("\n")
     except ValueError:
-        said, key = "\0", ""
-    if said != sort:
+        of_sort, key = "\0", ""
+    if of_sort != sort:
         raise InvalidInput(
             "the cursor is not one of ours, or of another order", field="cursor", hint="send `next` as it was given"
         )

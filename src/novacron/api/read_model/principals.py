@@ -53,10 +53,10 @@ class Callers:
 
     def get(self, digest: str) -> Caller | None:
         """Return who has the secret with this hash (SHA-256, hexadecimal), if that is anybody who may call."""
-        found = self._made.get(digest)
-        if found is None and digest in self._by_digest:
-            found = self._made[digest] = self._make(digest)
-        return found
+        caller = self._made.get(digest)
+        if caller is None and digest in self._by_digest:
+            caller = self._made[digest] = self._make(digest)
+        return caller
 
     def by_id(self, id: str) -> Caller | None:
         """Return the caller with this token or session, if that is still anybody."""

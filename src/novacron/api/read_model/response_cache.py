@@ -11,7 +11,7 @@ from typing import Any
 import brotli
 import zstandard
 
-from novacron.api.read_model.paging import Scope
+from novacron.api.read_model.paging import ListDependency
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
 
@@ -27,7 +27,7 @@ OWNED = ("vm", "migration", "volume")
 """Kinds of which one object is answered here, by id."""
 ROUTES = {parent: f"{parent}/{{ref:str}}" for parent in KINDS}
 LISTS_MAX = 1000
-SCOPE = "list-scope"
+DEPENDENCY = "list-dependency"
 """Where in a request's state its route says on which objects the list that it answers with depends."""
 BODY_BYTES_MAX = 1 << 20
 COMPRESS_BYTES_MIN = 1024
@@ -46,11 +46,11 @@ JSON: list[Header] = [
 class _List:
     """A list as it was answered."""
 
-    __slots__ = ("body", "etag", "hits", "packed", "scope", "version")
+    __slots__ = ("body", "dependency", "etag", "hits", "packed", "version")
 
-    def __init__(self, version: int, body: bytes, etag: bytes, scope: Scope | None) -> None:
+    def __init__(self, version: int, body: bytes, etag: bytes, dependency: ListDependency | None) -> None:
         self.version, self.body, self.etag = version, body, etag
-        self.scope = scope
+        self.dependency = dependency
         """None: any change of an object of its kind may change it."""
         self.packed: dict[bytes, tuple[list[Header], bytes]] = {}
         self.hits = 0
@@ -60,10 +60,10 @@ class _List:
         version = cache.version(kind)
         if version == self.version:
             return True
-        if self.scope is None:
+        if self.dependency is None:
             return False
         changes = cache.changes_since(kind, self.version)
-        if changes is None or any(map(self.scope.concerns, chain.from_iterable(changes))):
+        if changes is None or any(map(self.dependency.concerns, chain.from_iterable(changes))):
             return False
         self.version = version
         return True
@@ -72,7 +72,7 @@ class _List:
 class Capture:
     """Takes an answer that is on its way out, to give it again."""
 
-    def __init__(self, state: dict[str, Any], keep: Callable[[bytes, Scope | None], None]) -> None:
+    def __init__(self, state: dict[str, Any], keep: Callable[[bytes, ListDependency | None], None]) -> None:
         """``state``: of the request, where its route leaves the list's scope."""
         self._state, self._keep = state, keep
         self._good = False
@@ -86,7 +86,7 @@ class Capture:
             self._parts.append(message.get("body", b""))
             self._size += len(self._parts[-1])
             if not message.get("more_body", False) and self._size <= BODY_BYTES_MAX:
-                self._keep(b"".join(self._parts), self._state.get(SCOPE))
+                self._keep(b"".join(self._parts), self._state.get(DEPENDENCY))
 
 
 class ResponseCache:
@@ -116,27 +116,27 @@ class ResponseCache:
     def _list(self, path: str, kind: str, query: bytes, headers: dict[bytes, bytes], caller: Caller) -> Answer | None:
         if b"text/event-stream" in headers.get(b"accept", b""):
             return None
-        found = self._lists.get((path, query, caller.view))
-        if found is None or not found.is_current(self._cache, kind):
+        stored = self._lists.get((path, query, caller.view))
+        if stored is None or not stored.is_current(self._cache, kind):
             return None
-        found.hits += 1
-        if headers.get(b"if-none-match") == found.etag:
-            return 304, [(b"etag", found.etag), *JSON[1:]], b"", path.rstrip("/")
-        coding = _coding(headers.get(b"accept-encoding", b"")) if len(found.body) >= COMPRESS_BYTES_MIN else b""
-        fields, body = self._packed(found, coding)
+        stored.hits += 1
+        if headers.get(b"if-none-match") == stored.etag:
+            return 304, [(b"etag", stored.etag), *JSON[1:]], b"", path.rstrip("/")
+        coding = _coding(headers.get(b"accept-encoding", b"")) if len(stored.body) >= COMPRESS_BYTES_MIN else b""
+        fields, body = self._packed(stored, coding)
         return 200, fields, body, path.rstrip("/")
 
-    def _packed(self, found: _List, coding: bytes) -> tuple[list[Header], bytes]:
-        known = found.packed.get(coding)
-        if known is not None:
-            return known
-        if coding and found.hits < 2:  # it may change before anybody asks again
+    def _packed(self, stored: _List, coding: bytes) -> tuple[list[Header], bytes]:
+        packed = stored.packed.get(coding)
+        if packed is not None:
+            return packed
+        if coding and stored.hits < 2:  # it may change before anybody asks again
             coding = b""
-        body = ENCODERS[coding](found.body) if coding else found.body
-        fields = [(b"etag", found.etag), (b"content-length", b"%d" % len(body)), *JSON]
+        body = ENCODERS[coding](stored.body) if coding else stored.body
+        fields = [(b"etag", stored.etag), (b"content-length", b"%d" % len(body)), *JSON]
         if coding:
             fields.append((b"content-encoding", coding))
-        found.packed[coding] = fields, body
+        stored.packed[coding] = fields, body
         return fields, body
 
     def capture(self, scope: dict[str, Any], headers: dict[bytes, bytes], caller: Caller | None) -> Capture | None:
@@ -150,7 +150,7 @@ class ResponseCache:
             return None
         version, key = self._cache.version(kind), (path, query, caller.view)
 
-        def keep(body: bytes, of: Scope | None) -> None:
+        def keep(body: bytes, of: ListDependency | None) -> None:
             etag = b'W/"%s-%d-%x"' % (kind.encode(), version, hash(key) & 0xFFFFFFFF)
             answer = _List(version, body, etag, of)
             if not answer.is_current(self._cache, kind):  # two answers must not have one ETag
@@ -166,8 +166,8 @@ def _coding(accepted: bytes) -> bytes:
     """Return the best coding that a client takes, b"" for none."""
     if not accepted:
         return b""
-    said = {}
+    accepts = {}
     for part in accepted.split(b","):
         name, _, rest = part.strip().partition(b";")
-        said[name.strip()] = b"q=0" not in rest.replace(b" ", b"") or b"q=0." in rest.replace(b" ", b"")
-    return next((coding for coding in ENCODERS if said.get(coding)), b"")
+        accepts[name.strip()] = b"q=0" not in rest.replace(b" ", b"") or b"q=0." in rest.replace(b" ", b"")
+    return next((coding for coding in ENCODERS if accepts.get(coding)), b"")

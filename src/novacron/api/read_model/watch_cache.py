@@ -118,11 +118,11 @@ class Cache:
     def derived(self, kind: str, make: Callable[[], T]) -> T:
         """Return what ``make`` makes of the objects of a kind, made once until one of them changes."""
         name, version = f"{kind} {make.__qualname__}", self.version(kind)
-        known = self._derived.get(name)
-        if known is None or known[0] != version:
-            known = self._derived[name] = version, make()
-        found: T = known[1]
-        return found
+        stored = self._derived.get(name)
+        if stored is None or stored[0] != version:
+            stored = self._derived[name] = version, make()
+        value: T = stored[1]
+        return value
 
     def version(self, kind: str) -> int:
         """Return a number that grows whenever an object of a kind changes."""

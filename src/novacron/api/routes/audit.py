@@ -40,7 +40,7 @@ def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
-class Subject(NamedTuple):
+class AuditSubject(NamedTuple):
     """Whose and which requests to search for; None: any."""
 
     actor: str | None
@@ -65,8 +65,8 @@ async def subject_of(
     action: FromQuery[str | None] = None,
     outcome: FromQuery[Outcome | None] = None,
     address: FromQuery[str | None] = None,
-) -> Subject:
-    return Subject(actor, object, project, action, outcome, address)
+) -> AuditSubject:
+    return AuditSubject(actor, object, project, action, outcome, address)
 
 
 async def period_of(
@@ -79,7 +79,7 @@ async def period_of(
      dependencies={"subject": Provide(subject_of), "period": Provide(period_of)})  # fmt: skip
 async def search_audit(
     request: ApiRequest,
-    subject: NamedDependency[Subject],
+    subject: NamedDependency[AuditSubject],
     period: NamedDependency[Period],
     limit: Limit = limits.PAGE_SIZE_DEFAULT,
     cursor: FromQuery[str | None] = None,

@@ -85,15 +85,15 @@ async def _write(
     """Do what is asked of all items in one transaction, and answer with what became of each."""
 
     async def all_(connection: Connection) -> Results:
-        found = await work(connection)
-        made = [one for one in found if isinstance(one, Vm)]
-        await services(request).recorder.done_all(connection, request, status, made)
+        outcomes = await work(connection)
+        changed = [outcome for outcome in outcomes if isinstance(outcome, Vm)]
+        await services(request).recorder.done_all(connection, request, status, changed)
         results = [
-            Result(status, one) if isinstance(one, Vm) else Result(one.status, problem=problems.of(one))
-            for one in found
+            Result(status, outcome) if isinstance(outcome, Vm) else Result(outcome.status, problem=problems.of(outcome))
+            for outcome in outcomes
         ]  # fmt: skip
-        revision = max((vm.revision for vm in made), default=0)
-        return Results(results, len(made), len(results) - len(made), revision)
+        revision = max((vm.revision for vm in changed), default=0)
+        return Results(results, len(changed), len(results) - len(changed), revision)
 
     return await replies.write(request, all_, status=200, recorded=True)
 
@@ -124,19 +124,19 @@ async def configure_vms(request: ApiRequest, data: JSONBody[ConfigureVms]) -> Re
 
 async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaError:
     changes = item.changes
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         field: value for field in changes.__struct_fields__ if (value := getattr(changes, field)) is not UNSET
     }
     try:
         id = await authorization.resolve(request, "vm", item.vm, "vm")
-        name = None if changes.name is UNSET else check_name(given.pop("name"))
-        if not given and name is None:
+        name = None if changes.name is UNSET else check_name(fields.pop("name"))
+        if not fields and name is None:
             raise InvalidInput("nothing is to change", field="changes")
     except NovaError as error:
         return error
 
     async def work(connection: Connection) -> Vm:
-        return await vms.configure(connection, id, name, given, None, request.user.name)
+        return await vms.configure(connection, id, name, fields, None, request.user.name)
 
     return work
 

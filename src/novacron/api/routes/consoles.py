@@ -46,9 +46,9 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
     status_code=201,
 )
 async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenConsole | None] = None) -> Ticket:
-    id, wanted = await authorization.resolve(request, "vm", ref), data or OpenConsole()
+    id, options = await authorization.resolve(request, "vm", ref), data or OpenConsole()
     async with replies.change(request) as connection:
-        return await tickets.create(connection, id, wanted.kind, request.user.name)
+        return await tickets.create(connection, id, options.kind, request.user.name)
 
 
 def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
@@ -72,8 +72,8 @@ async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 *
 @get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
 async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]:
     node, id = _place(request, ref)
-    found = services(request).cache.get("vm", id)
-    if found is not None and found.body["spec"].get("display") == Display.NONE:
+    vm = services(request).cache.get("vm", id)
+    if vm is not None and vm.body["spec"].get("display") == Display.NONE:
         raise IllegalState(f"VM {ref} has no display", hint=f"novacron vm console {ref}")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
     image = await services(request).agents.ask(node, TakeScreenshot(id))

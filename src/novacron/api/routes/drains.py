@@ -60,14 +60,14 @@ async def show_drain(
 
 @get("/sites", summary="List sites by name")
 async def list_sites(request: ApiRequest) -> Response[SiteList]:
-    found: dict[str, Site] = {}
+    sites: dict[str, Site] = {}
     for name, entry in sorted(services(request).cache.all("node").items()):
         spec = entry.body["spec"]
-        site = found.setdefault(spec["site"], Site(spec["site"], [], 0, 0))
+        site = sites.setdefault(spec["site"], Site(spec["site"], [], 0, 0))
         site.nodes.append(name)
         site.ready += entry.body["status"]["ready"]
         site.cordoned += spec["cordoned"]
-    return Response(SiteList([found[name] for name in sorted(found)]))
+    return Response(SiteList([sites[name] for name in sorted(sites)]))
 
 
 @post(

@@ -44,33 +44,33 @@ async def list_events(
 
 def kinds_of(text: str | None) -> frozenset[str]:
     """Return which kinds of objects a stream is about. Raises InvalidInput."""
-    found = frozenset(PUBLIC if text is None else text.split(","))
-    if not found <= frozenset(PUBLIC):
+    kinds = frozenset(PUBLIC if text is None else text.split(","))
+    if not kinds <= frozenset(PUBLIC):
         raise InvalidInput(f"unknown kind in {text!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
-    return found
+    return kinds
 
 
 def _stream(request: ApiRequest, cache: Cache, kinds: str | None) -> Stream:
-    wanted = kinds_of(kinds)
+    kinds_followed = kinds_of(kinds)
     resume = request.headers.get("last-event-id") or request.query_params.get("after")
     if resume is not None and not resume.isdecimal():
         raise InvalidInput(f"{resume!r} is not a revision", field="Last-Event-ID", hint="send the last id received")
     changes = cache.follow(None if resume is None else int(resume))
     return Stream(
-        _encode(changes, wanted, cache.revision, lambda: access_of(request, request.user)),
+        _encode(changes, kinds_followed, cache.revision, lambda: access_of(request, request.user)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-def access_of(connection: ASGIConnection[Any, Any, Any, Any], known: Caller) -> Access:
+def access_of(connection: ASGIConnection[Any, Any, Any, Any], session: Caller) -> Access:
     """Return what a caller may see now: a role or a token that is taken away counts in streams, too."""
-    caller = services(connection).cache.callers.by_id(known.id)
+    caller = services(connection).cache.callers.by_id(session.id)
     return Access() if caller is None or caller.expires_at_s <= time.time() else caller.access
 
 
 async def _encode(
-    changes: AsyncIterator[Delivery], wanted: frozenset[str], revision: int, access: Callable[[], Access]
+    changes: AsyncIterator[Delivery], kinds_followed: frozenset[str], revision: int, access: Callable[[], Access]
 ) -> AsyncIterator[bytes]:
     yield f": revision {revision}\n\n".encode()
     waiting: asyncio.Future[Delivery] | None = None
@@ -84,7 +84,7 @@ async def _encode(
             delivery = waiting.result()
             waiting = None
             lines = b""
-            if delivery.kind in wanted and access().sees(delivery.project):
+            if delivery.kind in kinds_followed and access().sees(delivery.project):
                 data = delivery.json or msgspec.json.encode({"id": delivery.key, "deleted": True})
                 lines = b"event: %s\ndata: %s\n" % (delivery.kind.encode(), data)
             if delivery.last:

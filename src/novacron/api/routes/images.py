@@ -23,15 +23,15 @@ from novacron.wire.questions import RemoveImage
 
 def merge(nodes: dict[str, Entry], owners: dict[str, Entry]) -> list[Image]:
     """Return the images that nodes hold, by name; the same name with another digest is another image."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    by_digest: dict[tuple[str, str], dict[str, Any]] = {}
     for name in sorted(nodes):
         inventory = nodes[name].body["status"]["inventory"]
         for image in inventory["images"] if inventory else ():
             owner = owners.get(image["name"])
             fields = {**image, "nodes": [], "project": None if owner is None else owner.body["project"]}
-            merged = found.setdefault((image["name"], image["digest"]), fields)
+            merged = by_digest.setdefault((image["name"], image["digest"]), fields)
             merged["nodes"].append(name)
-    return [msgspec.convert(found[key], Image) for key in sorted(found)]
+    return [msgspec.convert(by_digest[key], Image) for key in sorted(by_digest)]
 
 
 def visible(request: ApiRequest) -> list[Image]:
@@ -49,12 +49,12 @@ def disks_mib(request: ApiRequest) -> dict[str, int]:
     cache = services(request).cache
 
     def sizes() -> dict[str, int]:
-        found: dict[str, int] = {}
+        sizes_mib: dict[str, int] = {}
         for entry in cache.all("node").values():
             for image in (entry.body["status"]["inventory"] or {}).get("images", ()):
                 size_mib = -(-image.get("disk_bytes", 0) >> 20)
-                found[image["name"]] = max(found.get(image["name"], 0), size_mib)
-        return found
+                sizes_mib[image["name"]] = max(sizes_mib.get(image["name"], 0), size_mib)
+        return sizes_mib
 
     return cache.derived("node", sizes)
 
@@ -83,10 +83,10 @@ async def show_image(request: ApiRequest, name: FromPath[str]) -> Image:
 @delete("/{name:str}", summary="Remove an image from all nodes, or from one", status_code=204, opt=authorization.SELF)
 async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery[str | None] = None) -> None:
     name, context = replies.check_ref("image", name), services(request)
-    found = [image for image in visible(request) if image.name == name]
-    for image in found:
+    images = [image for image in visible(request) if image.name == name]
+    for image in images:
         authorization.check(request, image.project, Right.OPERATE if image.project is None else Right.WRITE)
-    holders = [(holder, image.digest) for image in found for holder in image.nodes if node in (None, holder)]
+    holders = [(holder, image.digest) for image in images for holder in image.nodes if node in (None, holder)]
     if not holders:
         raise NotFound(f"there is no image {name!r}" + (f" on {node}" if node else ""), hint="see: novacron image list")
     async with context.database.connection() as connection:

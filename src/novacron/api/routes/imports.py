@@ -71,11 +71,11 @@ async def show_import(
 @post("/", summary="Begin to import an image", status_code=201)
 async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Response[Import]:
     check_name(data.name)
-    given = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
-    if len(given) != 1:
+    sources = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
+    if len(sources) != 1:
         raise InvalidInput(
-            "say where the disk comes from" if not given else f"{' and '.join(given)} are too many sources",
-            field="url" if not given else given[1],
+            "say where the disk comes from" if not sources else f"{' and '.join(sources)} are too many sources",
+            field="url" if not sources else sources[1],
             hint="give one of url, path, and size_bytes for an upload",
         )
     shared = {"sha256": data.sha256, "format": data.format, "description": data.description}
@@ -109,8 +109,8 @@ async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held
     if not piece:
         raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
     async with context.database.connection() as connection:
-        found = await imports.expected(connection, id, offset, len(piece))
-    return Held(await context.agents.ask(found.node, TakePiece(id, offset, piece)))
+        upload = await imports.expected(connection, id, offset, len(piece))
+    return Held(await context.agents.ask(upload.node, TakePiece(id, offset, piece)))
 
 
 async def _own(request: ApiRequest, id: str) -> str:

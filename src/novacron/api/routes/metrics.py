@@ -77,8 +77,8 @@ async def targets(request: ApiRequest) -> list[Target]:
 )
 async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
     open_metrics, media_type = _wanted(request)
-    found = await services(request).agents.ask(known_node(request, name), ReadMetrics(open_metrics))
-    return Response(found, media_type=media_type)
+    text = await services(request).agents.ask(known_node(request, name), ReadMetrics(open_metrics))
+    return Response(text, media_type=media_type)
 
 
 def known_node(request: ApiRequest, name: str) -> str:

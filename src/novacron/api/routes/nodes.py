@@ -137,8 +137,8 @@ async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNo
 
 @patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)
 async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNode]) -> Response[Node]:
-    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    return await _set(request, name, **given)
+    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    return await _set(request, name, **changes)
 
 
 async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any) -> Response[Any]:

@@ -29,8 +29,8 @@ class Foreseen(msgspec.Struct):
 async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Foreseen]:
     spec = fleet.of_project(spec_of(request, data), authorization.project_for_new(request, Right.READ))
     async with services(request).database.connection() as connection:
-        found = (await fleet.load(connection)).explain(Wish("", spec))
-    return Response(Foreseen([verdict for verdict in found if data.node in (None, verdict.node)]))
+        verdicts = (await fleet.load(connection)).explain(Wish("", spec))
+    return Response(Foreseen([verdict for verdict in verdicts if data.node in (None, verdict.node)]))
 
 
 @get(

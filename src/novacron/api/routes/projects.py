@@ -95,14 +95,14 @@ async def configure_project(
     request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureProject]
 ) -> Response[Project]:
     name = replies.check_ref("project", name)
-    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not given:
+    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not changes:
         raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
-    if "name" in given:
-        check_name(given["name"])
+    if "name" in changes:
+        check_name(changes["name"])
 
     async def work(connection: Connection) -> Project:
-        return await projects.configure(connection, name, given, request.user.name)
+        return await projects.configure(connection, name, changes, request.user.name)
 
     return await replies.write(request, work)
 

@@ -45,11 +45,11 @@ class LoggedIn(msgspec.Struct):
 async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
     context = services(request)
     async with context.database.connection() as connection:
-        known = await users.password_of(connection, data.user)
-    hash = None if known is None else known[1]
-    if not await context.passwords.verify(data.user, address_of(request), hash, data.password) or known is None:
+        account = await users.password_of(connection, data.user)
+    hash = None if account is None else account[1]
+    if not await context.passwords.verify(data.user, address_of(request), hash, data.password) or account is None:
         raise Unauthenticated("the name or the password is wrong")
-    return await _session(request, known[0])
+    return await _session(request, account[0])
 
 
 async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
@@ -89,12 +89,12 @@ async def oidc_login(request: ApiRequest) -> Response[None]:
 @get("/oidc/callback", summary="Come back from the provider", status_code=303, opt=authorization.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_callback(
-    request: ApiRequest, said: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""
+    request: ApiRequest, sent_state: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""
 ) -> Response[LoggedIn]:
     oidc = services(request).oidc
     if oidc is None:
         raise NotFound("this installation has no provider of logins")
-    claims = await oidc.end(request.cookies.get(STEP_COOKIE, ""), said, code)
+    claims = await oidc.end(request.cookies.get(STEP_COOKIE, ""), sent_state, code)
     provider = oidc.provider
     async with services(request).database.transaction() as connection:
         user = await users.by_identity(connection, provider.issuer, str(claims["sub"]))

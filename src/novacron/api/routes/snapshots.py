@@ -29,8 +29,8 @@ class CreateSnapshot(msgspec.Struct, forbid_unknown_fields=True):
 async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> Page[Snapshot]:
     context, id = services(request), await authorization.resolve(request, "vm", ref)
     async with context.database.connection() as connection:
-        found = await snapshots.of_vm(connection, id)
-    return Page[Snapshot](found, None, context.cache.revision)
+        items = await snapshots.of_vm(connection, id)
+    return Page[Snapshot](items, None, context.cache.revision)
 
 
 @post("/{ref:str}/snapshots", summary="Make a snapshot", status_code=202)

@@ -61,17 +61,17 @@ def _managed(request: ApiRequest, user: str) -> bool:
 @get("/", summary="List API tokens and sessions, never their secrets")
 async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -> Page[ShownToken]:
     context = services(request)
-    found = [
+    bodies = [
         entry.body
         for entry in context.cache.all("token").values()
         if _managed(request, entry.body["user"]) and user in (None, entry.body["user"], entry.body["user_name"])
     ]
     async with context.database.connection() as connection:
-        used = await tokens.uses(connection, [body["id"] for body in found])
+        used = await tokens.uses(connection, [body["id"] for body in bodies])
     items = [
         msgspec.convert({**body, **dict(zip(("used_at", "used_from"), used.get(body["id"], ()), strict=False))},
                         ShownToken)
-        for body in found
+        for body in bodies
     ]  # fmt: skip
     return Page[ShownToken](sorted(items, key=lambda token: token.created_at), None, context.cache.revision)
 

@@ -155,33 +155,37 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
     async def work(connection: Connection) -> Vm:
         return await new_vms.create(connection, await projects.making(connection, project), new, actor)
 
-    quick, home = None, services(request).cache.get("project", project)
+    statement, home = None, services(request).cache.get("project", project)
     if home is not None:
         with contextlib.suppress(NovaError):  # what is refused is refused by ``work``
-            quick = new_vms.in_one_statement(home.body, new, actor)
+            statement = new_vms.in_one_statement(home.body, new, actor)
     return await replies.write(
-        request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", quick=quick
+        request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", statement=statement
     )  # fmt: skip
 
 
 @patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
 async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
-    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not given:
+    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not changes:
         raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
-    name = None if data.name is UNSET else check_name(given.pop("name"))
+    name = None if data.name is UNSET else check_name(changes.pop("name"))
 
     async def work(connection: Connection) -> Vm:
-        return await vms.configure(connection, id, name, given, revision, request.user.name)
+        return await vms.configure(connection, id, name, changes, revision, request.user.name)
 
-    quick = None
+    statement = None
     if name is None:
-        quick = _quick(request, id, lambda vm: vms.quick_configure(vm, given, revision, request.user.name))
-    return await replies.write(request, work, status=200, quick=quick)
+        statement = _in_one_statement(
+            request, id, lambda vm: vms.configure_in_one_statement(vm, changes, revision, request.user.name)
+        )
+    return await replies.write(request, work, status=200, statement=statement)
 
 
-def _quick(request: ApiRequest, id: str, make: Callable[[Vm], vms.Quick | None]) -> vms.Quick | None:
+def _in_one_statement(
+    request: ApiRequest, id: str, make: Callable[[Vm], vms.OneStatement | None]
+) -> vms.OneStatement | None:
     """Return a change of a VM as the cache knows it, if that alone tells that it can be made."""
     entry = services(request).cache.get("vm", id)
     if entry is None:
@@ -250,7 +254,7 @@ async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Clone
 async def migrate_vm(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[MigrateVm | None] = None
 ) -> Response[Migration]:
-    id, wanted, revision = (
+    id, options, revision = (
         await authorization.resolve(request, "vm", ref),
         data or MigrateVm(),
         replies.if_match(request),
@@ -262,12 +266,12 @@ async def migrate_vm(
             id,
             migrations.MoveRequest(
                 actor=request.user.name,
-                target=wanted.target,
+                target=options.target,
                 if_match=revision,
-                weight=wanted.weight,
-                rate_limit_bytes_per_s=wanted.rate_limit_bytes_per_s,
-                policy=wanted.policy,
-                warm=wanted.warm,
+                weight=options.weight,
+                rate_limit_bytes_per_s=options.rate_limit_bytes_per_s,
+                policy=options.policy,
+                warm=options.warm,
             ),
             services(request).fleet,
         )
@@ -306,10 +310,10 @@ async def _act(
     async def work(connection: Connection) -> Vm:
         return await vms.act(connection, id, action, revision, request.user.name, stop_timeout_s)
 
-    quick = _quick(
-        request, id, lambda vm: vms.quick_act(vm, action, revision, request.user.name, stop_timeout_s)
+    statement = _in_one_statement(
+        request, id, lambda vm: vms.act_in_one_statement(vm, action, revision, request.user.name, stop_timeout_s)
     )  # fmt: skip
-    return await replies.write(request, work, status=status, quick=quick)
+    return await replies.write(request, work, status=status, statement=statement)
 
 
 router = Router(

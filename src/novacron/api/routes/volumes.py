@@ -129,14 +129,14 @@ async def configure_volume(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVolume]
 ) -> Response[Volume]:
     id = await authorization.resolve(request, "volume", ref)
-    given = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
-    if not given:
+    changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    if not changes:
         raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
     if data.name is not UNSET:
-        check_name(given["name"])
+        check_name(changes["name"])
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.configure(connection, id, given, request.user.name)
+        return await volumes.configure(connection, id, changes, request.user.name)
 
     return await replies.write(request, work)
 

@@ -30,10 +30,10 @@ async def watch(
     context = services(socket)
     await socket.accept()
     try:
-        wanted = kinds_of(kinds)
+        kinds_followed = kinds_of(kinds)
         changes = context.cache.follow(after)
         await socket.send_json({"revision": context.cache.revision})
-        sending = asyncio.create_task(_send(socket, changes, wanted))
+        sending = asyncio.create_task(_send(socket, changes, kinds_followed))
         gone = asyncio.create_task(_until_gone(socket))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -50,10 +50,10 @@ async def watch(
         return
 
 
-async def _send(socket: Any, changes: AsyncIterator[Delivery], wanted: frozenset[str]) -> None:
+async def _send(socket: Any, changes: AsyncIterator[Delivery], kinds_followed: frozenset[str]) -> None:
     async for delivery in changes:
         message: dict[str, Any] = {}
-        if delivery.kind in wanted and access_of(socket, socket.user).sees(delivery.project):
+        if delivery.kind in kinds_followed and access_of(socket, socket.user).sees(delivery.project):
             message = {"kind": delivery.kind}
             if delivery.json is None:
                 message["deleted"] = delivery.key
