@@ -1,0 +1,186 @@
+"""What each request passes: the application with its edge, over a watch cache, without a database or a network."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any, NamedTuple, cast
+
+import msgspec
+import pytest
+
+from novacron.api.access.context import Services
+from novacron.api.access.recorder import CompletedCall
+from novacron.api.app import create_app
+from novacron.api.edge import admission
+from novacron.api.edge.admission import Admission
+from novacron.api.edge.rate_limits import Rates, RateSettings
+from novacron.api.read_model.watch_cache import Cache
+from novacron.model.token import hash_secret
+from novacron.store.feed import Batch, Change, Snapshot
+
+SECRET = "nova_secret"
+
+
+class Recorder:
+    """Notes calls instead of storing them."""
+
+    def __init__(self) -> None:
+        self.calls: list[CompletedCall] = []
+
+    def called(self, call: CompletedCall) -> None:
+        self.calls.append(call)
+
+    def used(self, token: str, address: str) -> None: ...
+
+    def refused(self, request: Any, status: int, detail: str) -> None: ...
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+    @property
+    def names(self) -> list[str]:
+        return [item["name"] for item in msgspec.json.decode(self.body)["items"]]
+
+
+class Server:
+    """The API over a watch cache."""
+
+    def __init__(self, **rates: float) -> None:
+        self.cache, self.recorder, self._revision = Cache(), Recorder(), 0
+        services = cast(Services, types.SimpleNamespace(cache=self.cache, recorder=self.recorder))
+        self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)))
+
+    async def start(self) -> None:
+        await self.cache.reset(Snapshot(Batch(0, []), [], 0))
+        token = {
+            "id": "tok-a", "name": "t", "hash": hash_secret(SECRET).hex(), "revoked": False, "user": "user-a",
+            "kind": "api", "scopes": None, "project": None, "expires_at": None,
+        }  # fmt: skip
+        await self.change("user", "user-a", {"id": "user-a", "name": "ann", "disabled": False, "project": None})
+        await self.change("token", "tok-a", token)
+        await self.change("grant", "g", {"id": "g", "user": "user-a", "project": None, "role": "member"})
+
+    async def change(self, kind: str, key: str, body: dict[str, Any] | None) -> None:
+        self._revision += 1
+        project = None if body is None else body.get("project")
+        await self.cache.apply(Batch(self._revision, [Change(self._revision, kind, key, body, project)]))
+
+    async def vm(self, id: str, name: str, *, node: str = "a", state: str = "running", project: str = "p") -> None:
+        body = {
+            "id": id, "name": name, "project": project, "node": node, "status": {"state": state},
+            "spec": {"image": "tiny"}, "created_at": "2026-01-01", "revision": self._revision,
+        }  # fmt: skip
+        await self.change("vm", id, body)
+
+    async def get(self, path: str, *, secret: str = SECRET, **headers: str) -> Answer:
+        path, _, query = path.partition("?")
+        sent = {"authorization": f"Bearer {secret}", **{name.replace("_", "-"): text for name, text in headers.items()}}
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
+            "query_string": query.encode(), "root_path": "", "scheme": "https", "server": ("nova", 443),
+            "client": ("192.0.2.1", 1), "headers": [(name.encode(), text.encode()) for name, text in sent.items()],
+            "asgi": {"version": "3.0"}, "extensions": {},
+        }  # fmt: skip
+        messages: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            messages.append(message)
+
+        await self.admission(scope, receive, send)
+        body = b"".join(message.get("body", b"") for message in messages[1:])
+        return Answer(messages[0]["status"], dict(messages[0]["headers"]), body)
+
+
+@pytest.fixture
+async def server() -> Server:
+    server = Server(strangers=1000)
+    await server.start()
+    return server
+
+
+async def test_lists_are_filtered_by_name_node_state_and_project(server: Server) -> None:
+    await server.vm("vm-1", "web-1")
+    await server.vm("vm-2", "web-2", node="b")
+    await server.vm("vm-3", "web-3", state="stopped", project="q")
+    await server.vm("vm-4", "db")
+    await server.change("project", "q", {"id": "q", "name": "q"})
+    for query, names in (
+        ("", ["db", "web-1", "web-2", "web-3"]), ("name=web*", ["web-1", "web-2", "web-3"]), ("name=web-1", ["web-1"]),
+        ("name=web", []), ("name=*", ["db", "web-1", "web-2", "web-3"]), ("name=web-1%20vm*", []),
+        ("node=b", ["web-2"]),
+        ("state=stopped", ["web-3"]), ("project=q", ["web-3"]), ("node=a&state=running&name=w*", ["web-1"]),
+        ("image=none", []), ("limit=2", ["db", "web-1"]), ("sort=-name&limit=1", ["web-3"]), ("name=", []),
+    ):  # fmt: skip
+        for turn in ("from its route", "from the cache"):
+            answer = await server.get(f"/api/v1/vms?{query}")
+            assert answer.status == 200 and answer.names == names, (query, turn, answer.body)
+
+
+async def test_a_list_comes_from_the_cache_until_it_changes(server: Server) -> None:
+    await server.vm("vm-1", "web-1")
+
+    async def came_from_its_route() -> bool:
+        return b"x-request-id" in (await server.get("/api/v1/vms?name=web*")).headers
+
+    assert await came_from_its_route()
+    assert not await came_from_its_route()
+    await server.vm("vm-2", "db")
+    assert not await came_from_its_route(), "a change of another VM does not concern it"
+    await server.vm("vm-3", "web-3")
+    assert await came_from_its_route()
+    await server.change("vm", "vm-1", None)
+    assert (await server.get("/api/v1/vms?name=web*")).names == ["web-3"]
+
+
+async def test_who_is_not_known_is_refused(server: Server) -> None:
+    answer = await server.get("/api/v1/vms", secret="wrong")
+    assert answer.status == 401 and answer.headers[b"content-type"].startswith(b"application/problem+json")
+    assert server.recorder.calls[-1].status == 401 and server.recorder.calls[-1].user == "-"
+
+
+async def test_requests_beyond_the_rate_are_rejected_with_the_time_to_wait() -> None:
+    server = Server(reads=1)
+    await server.start()
+    answers = [await server.get("/api/v1/vms") for _ in range(4)]
+    assert [answer.status for answer in answers] == [200, 200, 429, 429]
+    problem = msgspec.json.decode(answers[-1].body)
+    assert (problem["code"], problem["status"]) == ("too-many-requests", 429)
+    assert int(answers[-1].headers[b"retry-after"]) >= 1 and b"ratelimit" in answers[-1].headers
+    assert server.recorder.calls[-1].status == 429 and server.recorder.calls[-1].user == "ann"
+
+
+async def test_an_overloaded_server_rejects_all_but_what_must_go_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "IN_PROGRESS_MAX", 0)
+    answer = await server.get("/api/v1/vms?sort=name")
+    assert answer.status == 503 and msgspec.json.decode(answer.body)["code"] == "overloaded"
+    assert answer.headers[b"retry-after"] == b"2"
+    assert (await server.get("/healthz")).status == 200
+
+
+async def test_a_request_beyond_the_time_limit_gets_an_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(admission, "REQUEST_S_MAX", 0.01)
+    monkeypatch.setattr(server.admission, "_app", never)
+    answer = await server.get("/api/v1/nodes")
+    assert answer.status == 503 and msgspec.json.decode(answer.body)["code"] == "timeout"
+    assert server.admission.in_progress == 0
+
+
+async def test_each_response_has_the_request_s_id_and_security_headers(server: Server) -> None:
+    answer = await server.get("/api/v1/vms?limit=7", x_request_id="mine-1")
+    assert answer.headers[b"x-request-id"] == b"mine-1"
+    assert answer.headers[b"x-content-type-options"] == b"nosniff"
+    assert (await server.get("/api/v1/vms?limit=8", x_request_id="no good")).headers[b"x-request-id"] != b"no good"
+    server.admission.leaving = True
+    assert (await server.get("/readyz")).status == 503
