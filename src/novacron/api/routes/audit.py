@@ -93,7 +93,7 @@ async def search_audit(
     return Records(records[:limit], str(records[limit - 1].id) if len(records) > limit else None)
 
 
-@get("/api-log", summary="Show calls of the API, newest first", opt=authorization.in_fleet(Right.MANAGE))
+@get("/api-log", summary="List API calls, newest first", opt=authorization.in_fleet(Right.MANAGE))
 async def show_calls(
     request: ApiRequest,
     limit: Limit = limits.PAGE_SIZE_DEFAULT,

@@ -42,7 +42,7 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
 
 @post(
     "/{ref:str}/actions/open-console",
-    summary="Get a ticket that opens a WebSocket to a console once, within a minute",
+    summary="Get a ticket that opens one WebSocket to a console, within a minute",
     status_code=201,
 )
 async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenConsole | None] = None) -> Ticket:
@@ -61,7 +61,7 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
 
 @get(
     "/{ref:str}/console-log",
-    summary="Show the end of what the guest printed on its serial line",
+    summary="Show the end of the guest's serial console log",
     media_type=OCTETS,
 )
 async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 * 1024) -> Response[bytes]:
@@ -69,7 +69,7 @@ async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 *
     return Response(await services(request).agents.ask(node, ReadConsoleLog(id, tail)), media_type=OCTETS)
 
 
-@get("/{ref:str}/screenshot", summary="Show what is on the display, as PNG", media_type="image/png")
+@get("/{ref:str}/screenshot", summary="Take a screenshot of the display, as PNG", media_type="image/png")
 async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]:
     node, id = _place(request, ref)
     vm = services(request).cache.get("vm", id)

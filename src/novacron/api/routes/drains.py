@@ -51,7 +51,7 @@ async def list_drains(
     return lists.answer(request, paging, Query("drain", lists.where({"node": node}), newest_first=True))
 
 
-@get("/drains/{id:str}", summary="Show how far a drain is")
+@get("/drains/{id:str}", summary="Show the progress of a drain")
 async def show_drain(
     request: ApiRequest, id: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[Drain]:
@@ -71,7 +71,9 @@ async def list_sites(request: ApiRequest) -> Response[SiteList]:
 
 
 @post(
-    "/sites/{site:str}/actions/drain", summary="Cordon all nodes of a site, and move its VMs to others", status_code=202
+    "/sites/{site:str}/actions/drain",
+    summary="Drain a site: cordon its nodes and move their VMs to other sites",
+    status_code=202,
 )
 async def drain_site(
     request: ApiRequest, site: FromPath[str], data: JSONBody[DrainNode | None] = None
@@ -86,7 +88,7 @@ async def drain_site(
     return await replies.write(request, work, status=202)
 
 
-@post("/sites/{site:str}/actions/uncordon", summary="Place VMs on all nodes of a site again", status_code=200)
+@post("/sites/{site:str}/actions/uncordon", summary="Uncordon all nodes of a site", status_code=200)
 async def uncordon_site(
     request: ApiRequest, site: FromPath[str], data: JSONBody[Uncordon | None] = None
 ) -> Response[SiteNodes]:

@@ -28,7 +28,7 @@ from novacron.model.event import Event
 KEEPALIVE_S = 15.0
 
 
-@get("/", summary="List what happened, newest first; with Accept: text/event-stream, follow every change")
+@get("/", summary="List events, newest first; with Accept: text/event-stream, stream every change")
 async def list_events(
     request: ApiRequest,
     paging: NamedDependency[Paging],

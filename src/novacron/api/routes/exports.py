@@ -25,7 +25,7 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 Offset = Annotated[int, QueryParameter(ge=0, description="where the piece begins, in bytes")]
 
 
-@post("/{ref:str}/actions/export", summary="Make one file of the VM's disk as it is now", status_code=202)
+@post("/{ref:str}/actions/export", summary="Export the VM's disk as it is now to a file", status_code=202)
 async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]:
     id = await authorization.resolve(request, "vm", ref)
 
@@ -65,7 +65,7 @@ async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> R
 
 @get(
     "/{id:str}/firmware-state",
-    summary="Fetch what the VM's firmware and TPM remembered; it is secret",
+    summary="Fetch the state of the VM's firmware and TPM, which is secret",
     opt=authorization.in_project(Right.WRITE),
 )
 async def fetch_firmware_state(request: ApiRequest, id: FromPath[str]) -> FirmwareState:
@@ -82,7 +82,7 @@ async def _ready(request: ApiRequest, id: str) -> Export:
     return found
 
 
-@delete("/{id:str}", summary="Remove an export and its file", status_code=200)
+@delete("/{id:str}", summary="Delete an export and its file", status_code=200)
 async def delete_export(request: ApiRequest, id: FromPath[str]) -> Response[Export]:
     id = await authorization.resolve(request, "export", replies.check_ref("export", id))
 

@@ -109,7 +109,7 @@ class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
     source: NodeName | None = None
 
 
-@post("/{name:str}/actions/copy", summary="Copy an image to another node; events say how that ended", status_code=202)
+@post("/{name:str}/actions/copy", summary="Copy an image to another node; an event tells the result", status_code=202)
 async def copy_image(request: ApiRequest, name: FromPath[str], data: JSONBody[CopyImage]) -> ImageCopy:
     async with replies.change(request):
         pass

@@ -68,7 +68,7 @@ async def show_import(
     return await replies.one(request, "import", id, newer_than, timeout_s)
 
 
-@post("/", summary="Begin to import an image", status_code=201)
+@post("/", summary="Import an image", status_code=201)
 async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Response[Import]:
     check_name(data.name)
     sources = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
@@ -118,7 +118,7 @@ async def _own(request: ApiRequest, id: str) -> str:
     return await authorization.resolve(request, "import", replies.check_ref("import", id))
 
 
-@delete("/{id:str}", summary="End an import; nothing of it stays", status_code=200)
+@delete("/{id:str}", summary="Abort an import and remove what was transferred", status_code=200)
 async def abort_import(request: ApiRequest, id: FromPath[str]) -> Response[Import]:
     id = await _own(request, id)
 

@@ -21,12 +21,12 @@ from novacron.store import links
 from novacron.store.database import Connection
 
 
-@get("/", summary="List the links between sites that have a limit")
+@get("/", summary="List limits of migrations between sites")
 async def list_links(request: ApiRequest, paging: NamedDependency[Paging]) -> Response[Page[Link]]:
     return lists.answer(request, paging, Query("link"))
 
 
-@put("/{one:str}/{other:str}", summary="Limit what migrations between two sites may use together", status_code=200)
+@put("/{one:str}/{other:str}", summary="Limit the bandwidth of all migrations between two sites", status_code=200)
 async def put_link(
     request: ApiRequest, one: FromPath[str], other: FromPath[str], data: JSONBody[LinkSpec]
 ) -> Response[Link]:
@@ -38,7 +38,7 @@ async def put_link(
     return await replies.write(request, work)
 
 
-@delete("/{one:str}/{other:str}", summary="Let migrations between two sites use all there is", status_code=204)
+@delete("/{one:str}/{other:str}", summary="Remove the limit of migrations between two sites", status_code=204)
 async def remove_link(request: ApiRequest, one: FromPath[str], other: FromPath[str]) -> None:
     one, other = replies.check_ref("site", one), replies.check_ref("site", other)
     async with replies.change(request) as connection:
@@ -53,7 +53,7 @@ class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):
     seconds: Annotated[float, msgspec.Meta(ge=0.5, le=SECONDS_MAX)] = 3.0
 
 
-@post("/actions/probe", summary="Measure the path between two nodes", status_code=200)
+@post("/actions/probe", summary="Measure the network path between two nodes", status_code=200)
 async def probe_link(request: ApiRequest, data: JSONBody[ProbeLink]) -> PathMeasured:
     return await services(request).agents.probe(data.source, data.target, data.seconds)
 

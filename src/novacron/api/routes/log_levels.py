@@ -30,13 +30,13 @@ class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
     level: Level
 
 
-@get("/api/v1/log-level", summary="Say what this server logs", opt=authorization.in_fleet(), tags=["diagnosis"])
+@get("/api/v1/log-level", summary="Show the log level of this server", opt=authorization.in_fleet(), tags=["diagnosis"])
 async def show() -> LogLevel:
     return LogLevel(Level(logs.level()))
 
 
 @put(
-    "/api/v1/log-level", summary="Let this server log more, or less, until it ends", opt=authorization.in_fleet(),
+    "/api/v1/log-level", summary="Set the log level of this server until it restarts", opt=authorization.in_fleet(),
     tags=["diagnosis"],
 )  # fmt: skip
 async def change(request: ApiRequest, data: JSONBody[LogLevel]) -> LogLevel:
@@ -53,7 +53,7 @@ async def change(request: ApiRequest, data: JSONBody[LogLevel]) -> LogLevel:
 
 
 @put(
-    "/api/v1/nodes/{name:str}/log-level", summary="Let a node's agent log more, or less, until it ends",
+    "/api/v1/nodes/{name:str}/log-level", summary="Set the log level of a node's agent until it restarts",
     opt=authorization.in_fleet(), tags=["nodes"],
 )  # fmt: skip
 async def change_node(request: ApiRequest, name: FromPath[str], data: JSONBody[LogLevel]) -> LogLevel:

@@ -43,7 +43,7 @@ class Target(msgspec.Struct):
 
 @get(
     "/metrics",
-    summary="What this server counts and measures, in Prometheus' text format",
+    summary="Metrics of this server, in Prometheus' text format",
     media_type="text/plain",
     opt=authorization.in_fleet(),
 )
@@ -54,7 +54,7 @@ async def metrics(request: ApiRequest) -> Response[bytes]:
 
 @get(
     "/metrics/targets",
-    summary="The agents that are connected to this server, for Prometheus' HTTP service discovery",
+    summary="Agents that are connected to this server, for Prometheus' HTTP service discovery",
     opt=authorization.in_fleet(),
 )
 async def targets(request: ApiRequest) -> list[Target]:
@@ -70,7 +70,7 @@ async def targets(request: ApiRequest) -> list[Target]:
 
 @get(
     "/api/v1/nodes/{name:str}/metrics",
-    summary="What a node's agent counts and measures of itself, its host and its VMs, in Prometheus' text format",
+    summary="Metrics of a node's agent, its host and its VMs, in Prometheus' text format",
     media_type="text/plain",
     opt=authorization.in_fleet(),
     tags=["nodes"],

@@ -42,7 +42,7 @@ async def show_migration(
 
 @post(
     "/{id:str}/actions/abort",
-    summary="End a migration; the VM stays where it was",
+    summary="Abort a migration; the VM stays on its source node",
     status_code=200,
     opt=authorization.in_project(Right.OPERATE),
 )

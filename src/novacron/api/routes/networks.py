@@ -118,7 +118,7 @@ async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> 
     return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/networks/{made.name}")
 
 
-@delete("/networks/{name:str}", summary="Delete a network that no VM has", status_code=200)
+@delete("/networks/{name:str}", summary="Delete a network that no VM uses", status_code=200)
 async def delete_network(request: ApiRequest, name: FromPath[str]) -> Response[Network]:
     name = await authorization.resolve(request, "network", name)
 
@@ -151,7 +151,7 @@ async def create_group(request: ApiRequest, data: JSONBody[CreateSecurityGroup])
     return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/security-groups/{made.name}")
 
 
-@patch("/security-groups/{name:str}", summary="Give a security group other rules", status_code=200)
+@patch("/security-groups/{name:str}", summary="Replace the rules of a security group", status_code=200)
 async def configure_group(
     request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureSecurityGroup]
 ) -> Response[SecurityGroup]:
@@ -163,7 +163,7 @@ async def configure_group(
     return await replies.write(request, work)
 
 
-@delete("/security-groups/{name:str}", summary="Delete a security group that nothing uses", status_code=200)
+@delete("/security-groups/{name:str}", summary="Delete an unused security group", status_code=200)
 async def delete_group(request: ApiRequest, name: FromPath[str]) -> Response[SecurityGroup]:
     name = await authorization.resolve(request, "security-group", name)
 
@@ -178,7 +178,7 @@ async def list_addresses(request: ApiRequest, paging: NamedDependency[Paging]) -
     return lists.answer(request, paging, Query("floating-address"))
 
 
-@get("/floating-addresses/{address:str}", summary="Show where a floating address leads")
+@get("/floating-addresses/{address:str}", summary="Show a floating address")
 async def show_address(
     request: ApiRequest, address: FromPath[str], newer_than: FromQuery[int | None] = None, timeout_s: Wait = 30
 ) -> Response[FloatingAddress]:
@@ -187,7 +187,7 @@ async def show_address(
 
 @post(
     "/floating-addresses",
-    summary="Give a project an address that can lead to its VMs",
+    summary="Allocate a floating address for a project",
     status_code=201,
     opt=authorization.in_fleet(),
 )
@@ -204,7 +204,7 @@ async def add_address(request: ApiRequest, data: JSONBody[AddFloatingAddress]) -
 
 @delete(
     "/floating-addresses/{address:str}",
-    summary="Remove a floating address that leads nowhere",
+    summary="Release a detached floating address",
     status_code=200,
     opt=authorization.in_fleet(),
 )
@@ -215,7 +215,7 @@ async def remove_address(request: ApiRequest, address: FromPath[str]) -> Respons
     return await replies.write(request, work)
 
 
-@post("/floating-addresses/{address:str}/actions/attach", summary="Let it lead to a VM", status_code=200)
+@post("/floating-addresses/{address:str}/actions/attach", summary="Attach a floating address to a VM", status_code=200)
 async def attach_address(
     request: ApiRequest, address: FromPath[str], data: JSONBody[AttachFloatingAddress]
 ) -> Response[FloatingAddress]:
@@ -228,7 +228,7 @@ async def attach_address(
     return await replies.write(request, work)
 
 
-@post("/floating-addresses/{address:str}/actions/detach", summary="Let it lead nowhere", status_code=200)
+@post("/floating-addresses/{address:str}/actions/detach", summary="Detach a floating address", status_code=200)
 async def detach_address(request: ApiRequest, address: FromPath[str]) -> Response[FloatingAddress]:
     address = await authorization.resolve(request, "floating-address", address)
 
@@ -238,14 +238,14 @@ async def detach_address(request: ApiRequest, address: FromPath[str]) -> Respons
     return await replies.write(request, work)
 
 
-@get("/forwards", summary="List ports that lead to VMs")
+@get("/forwards", summary="List port forwards")
 async def list_forwards(
     request: ApiRequest, paging: NamedDependency[Paging], vm: FromQuery[str | None] = None
 ) -> Response[Page[Forward]]:
     return lists.answer(request, paging, Query("forward", lists.of_vm(vm)))
 
 
-@post("/forwards", summary="Let a port lead to one of a VM", status_code=201)
+@post("/forwards", summary="Forward a port to a VM", status_code=201)
 async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> Response[Forward]:
     vm = await authorization.resolve(request, "vm", data.vm, "vm")
 
@@ -257,7 +257,7 @@ async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> 
     return await replies.write(request, work, status=201)
 
 
-@delete("/forwards/{id:str}", summary="Let a port lead nowhere", status_code=200)
+@delete("/forwards/{id:str}", summary="Delete a port forward", status_code=200)
 async def remove_forward(request: ApiRequest, id: FromPath[str]) -> Response[Forward]:
     id = await authorization.resolve(request, "forward", replies.check_ref("forward", id))
 

@@ -108,12 +108,12 @@ async def show_node(
     return await replies.one(request, "node", name, newer_than, min(max(timeout_s, 0), limits.LONG_POLL_S_MAX))
 
 
-@post("/{name:str}/actions/cordon", summary="Place nothing new on the node", status_code=200)
+@post("/{name:str}/actions/cordon", summary="Cordon a node: place no new VMs on it", status_code=200)
 async def cordon(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
     return await _set(request, name, cordoned=True, draining=False)
 
 
-@post("/{name:str}/actions/uncordon", summary="Place VMs on the node again", status_code=200)
+@post("/{name:str}/actions/uncordon", summary="Uncordon a node", status_code=200)
 async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Uncordon | None] = None) -> Response[Node]:
     name, revision = replies.check_ref("node", name), replies.if_match(request)
     bring_back = data is not None and data.bring_back
@@ -124,7 +124,7 @@ async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Unco
     return await replies.write(request, work)
 
 
-@post("/{name:str}/actions/drain", summary="Cordon the node and move its VMs away", status_code=202)
+@post("/{name:str}/actions/drain", summary="Drain a node: cordon it and move its VMs to other nodes", status_code=202)
 async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNode | None] = None) -> Response[Node]:
     name, revision = replies.check_ref("node", name), replies.if_match(request)
     policy = DrainPolicy.THROTTLE if data is None else data.policy
@@ -135,7 +135,7 @@ async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNo
     return await replies.write(request, work, status=202)
 
 
-@patch("/{name:str}", summary="Say where the node stands, and what migrations may use of its network", status_code=200)
+@patch("/{name:str}", summary="Set a node's site, labels and migration limits", status_code=200)
 async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureNode]) -> Response[Node]:
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     return await _set(request, name, **changes)
@@ -154,7 +154,7 @@ async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any
 
 @delete(
     "/{name:str}",
-    summary="Forget a node that holds no VMs; its certificate is worth nothing then",
+    summary="Remove a node without VMs and revoke its certificate",
     status_code=204,
 )
 async def remove_node(request: ApiRequest, name: FromPath[str]) -> None:
@@ -162,7 +162,7 @@ async def remove_node(request: ApiRequest, name: FromPath[str]) -> None:
         await nodes.remove(connection, replies.check_ref("node", name), request.user.name)
 
 
-@post("/{name:str}/actions/rename", summary="Give a node another name", status_code=200)
+@post("/{name:str}/actions/rename", summary="Rename a node", status_code=200)
 async def rename(request: ApiRequest, name: FromPath[str], data: JSONBody[RenameNode]) -> Response[Node]:
     name = replies.check_ref("node", name)
     check_name(data.name)
@@ -173,7 +173,7 @@ async def rename(request: ApiRequest, name: FromPath[str], data: JSONBody[Rename
     return await replies.write(request, work)
 
 
-@post("/join-tokens", summary="Make a one-time token with which a host joins", status_code=201)
+@post("/join-tokens", summary="Create a one-time token for a host to join", status_code=201)
 async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]) -> JoinToken:
     context = services(request)
     async with replies.change(request) as connection:
@@ -182,7 +182,7 @@ async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]
     return JoinToken(encode_ticket(ticket), data.ttl_s)
 
 
-@post("/api/v1/join", summary="Join as a node, with a one-time secret", status_code=201, exclude_from_auth=True)
+@post("/api/v1/join", summary="Join as a node with a one-time secret", status_code=201, exclude_from_auth=True)
 async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
     context = services(request)
     check_name(data.name)

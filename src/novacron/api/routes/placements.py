@@ -22,7 +22,7 @@ class Foreseen(msgspec.Struct):
 
 @post(
     "/placements",
-    summary="Say where a VM would be placed, without creating it",
+    summary="Show where a VM would be placed, without creating it",
     status_code=200,
     opt=authorization.in_fleet(Right.READ),
 )
@@ -34,7 +34,9 @@ async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Re
 
 
 @get(
-    "/vms/{ref:str}/placement", summary="Say where a VM could be moved now", opt=authorization.in_project(Right.OPERATE)
+    "/vms/{ref:str}/placement",
+    summary="Show to which nodes a VM could migrate now",
+    opt=authorization.in_project(Right.OPERATE),
 )
 async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[Foreseen]:
     id = await authorization.resolve(request, "vm", ref)

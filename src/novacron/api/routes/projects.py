@@ -64,7 +64,7 @@ async def show_project(
     return await replies.one(request, "project", name, newer_than, timeout_s)
 
 
-@get("/{name:str}/usage", summary="Show what a project has, and may have", opt=authorization.SELF)
+@get("/{name:str}/usage", summary="Show a project's usage and quota", opt=authorization.SELF)
 async def show_usage(request: ApiRequest, name: FromPath[str]) -> ProjectUsage:
     _check_seen(request, name)
     async with services(request).database.connection() as connection:
@@ -90,7 +90,11 @@ async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> 
     return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/projects/{made.name}")
 
 
-@patch("/{name:str}", summary="Rename a project, or say what it may have", status_code=200)
+@patch(
+    "/{name:str}",
+    summary="Change a project's name, description, quota or access to the hosts' network",
+    status_code=200,
+)
 async def configure_project(
     request: ApiRequest, name: FromPath[str], data: JSONBody[ConfigureProject]
 ) -> Response[Project]:
@@ -107,7 +111,7 @@ async def configure_project(
     return await replies.write(request, work)
 
 
-@delete("/{name:str}", summary="Delete a project that has nothing left", status_code=200)
+@delete("/{name:str}", summary="Delete an empty project", status_code=200)
 async def delete_project(request: ApiRequest, name: FromPath[str]) -> Response[Project]:
     name = replies.check_ref("project", name)
 

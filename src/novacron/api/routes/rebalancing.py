@@ -13,13 +13,13 @@ from novacron.store import rebalancing
 from novacron.store.rebalancing import Rebalancing
 
 
-@get("/", summary="Show how the fleet is rebalanced, and what was decided last")
+@get("/", summary="Show the rebalancing policy and its latest decisions")
 async def show_rebalancing(request: ApiRequest) -> Response[Rebalancing]:
     async with services(request).database.connection() as connection:
         return Response(await rebalancing.get(connection))
 
 
-@put("/", summary="Say how the fleet is rebalanced; what is left out is as by default", status_code=200)
+@put("/", summary="Set the rebalancing policy; what is left out takes its default", status_code=200)
 async def configure_rebalancing(request: ApiRequest, data: JSONBody[Settings]) -> Response[Rebalancing]:
     async with replies.change(request) as connection:
         return Response(await rebalancing.configure(connection, data, request.user.name))

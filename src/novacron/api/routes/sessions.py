@@ -66,7 +66,7 @@ async def _session(request: ApiRequest, user: User, to: str | None = None) -> Re
     return Response(body, status_code=303, cookies=[cookie], headers={"Cache-Control": "no-store", "Location": to})
 
 
-@post("/logout", summary="End this session", status_code=204, opt=authorization.SELF)
+@post("/logout", summary="Log out", status_code=204, opt=authorization.SELF)
 async def logout(request: ApiRequest) -> Response[None]:
     async with replies.change(request) as connection:
         await tokens.revoke(connection, request.user.id, request.user.name)
@@ -74,7 +74,7 @@ async def logout(request: ApiRequest) -> Response[None]:
     return Response(None, status_code=204, cookies=[gone])
 
 
-@get("/oidc/login", summary="Log in through the provider: goes there", status_code=302, opt=authorization.PUBLIC,
+@get("/oidc/login", summary="Log in at the provider, with a redirect", status_code=302, opt=authorization.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_login(request: ApiRequest) -> Response[None]:
     oidc = services(request).oidc
@@ -86,7 +86,7 @@ async def oidc_login(request: ApiRequest) -> Response[None]:
     return Response(None, status_code=302, headers={"Location": where, "Cache-Control": "no-store"}, cookies=[cookie])
 
 
-@get("/oidc/callback", summary="Come back from the provider", status_code=303, opt=authorization.PUBLIC,
+@get("/oidc/callback", summary="Complete a login at the provider", status_code=303, opt=authorization.PUBLIC,
      exclude_from_auth=True)  # fmt: skip
 async def oidc_callback(
     request: ApiRequest, sent_state: Annotated[str, QueryParameter(name="state")] = "", code: FromQuery[str] = ""

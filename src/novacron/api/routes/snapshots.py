@@ -33,7 +33,7 @@ async def list_snapshots(request: ApiRequest, ref: FromPath[str]) -> Page[Snapsh
     return Page[Snapshot](items, None, context.cache.revision)
 
 
-@post("/{ref:str}/snapshots", summary="Make a snapshot", status_code=202)
+@post("/{ref:str}/snapshots", summary="Create a snapshot", status_code=202)
 async def create_snapshot(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[CreateSnapshot]
 ) -> Response[Snapshot]:
@@ -47,7 +47,7 @@ async def create_snapshot(
 
 @post(
     "/{ref:str}/snapshots/{name:str}/actions/revert",
-    summary="Let the VM be as it was then; what it wrote since is lost",
+    summary="Revert the VM to a snapshot; later writes are lost",
     status_code=202,
 )
 async def revert_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPath[str]) -> Response[Snapshot]:
@@ -59,7 +59,7 @@ async def revert_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPat
     return await replies.write(request, work, status=202)
 
 
-@delete("/{ref:str}/snapshots/{name:str}", summary="Let go of a snapshot; the VM stays as it is", status_code=202)
+@delete("/{ref:str}/snapshots/{name:str}", summary="Delete a snapshot; the VM stays as it is", status_code=202)
 async def delete_snapshot(request: ApiRequest, ref: FromPath[str], name: FromPath[str]) -> Response[Snapshot]:
     id, name = await authorization.resolve(request, "vm", ref), replies.check_ref("snapshot", name)
 

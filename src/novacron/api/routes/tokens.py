@@ -110,7 +110,7 @@ def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
             raise Forbidden("a token makes none that is good for longer", field="expires_in_s")
 
 
-@delete("/{id:str}", summary="Revoke an API token, or end a session, at once and for good", status_code=204)
+@delete("/{id:str}", summary="Revoke an API token or end a session, immediately and permanently", status_code=204)
 async def revoke_token(request: ApiRequest, id: FromPath[str]) -> None:
     found: Entry | None = services(request).cache.get("token", replies.check_ref("token", id))
     if found is None or not _managed(request, found.body["user"]):

@@ -65,7 +65,7 @@ class Me(msgspec.Struct):
     projects: dict[str, list[Right]]
 
 
-@get("/me", summary="Show who calls, and what they may do")
+@get("/me", summary="Show the caller and their permissions")
 async def show_me(request: ApiRequest) -> Me:
     caller = request.user
     rights = {name: sorted(has) for name, has in caller.access.projects.items()}
@@ -113,7 +113,7 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/users/{made.id}")
 
 
-@patch("/users/{ref:str}", summary="Let a user do nothing any more, or again", status_code=200)
+@patch("/users/{ref:str}", summary="Disable or enable a user", status_code=200)
 async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
     found = _user(request, ref).body
     authorization.check(request, found["project"], Right.MANAGE)
@@ -147,7 +147,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
     return await replies.write(request, work)
 
 
-@delete("/users/{ref:str}", summary="Delete a user, with all tokens and roles", status_code=200)
+@delete("/users/{ref:str}", summary="Delete a user with their tokens and roles", status_code=200)
 async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]:
     found = _user(request, ref).body
     authorization.check(request, found["project"], Right.MANAGE)
@@ -158,7 +158,7 @@ async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]
     return await replies.write(request, work)
 
 
-@get("/grants", summary="List roles of users that the caller may know of")
+@get("/grants", summary="List role grants that the caller may see")
 async def list_grants(
     request: ApiRequest,
     paging: NamedDependency[Paging],
@@ -177,7 +177,7 @@ async def list_grants(
     return lists.answer(request, paging, Query("grant", keep=keep))
 
 
-@post("/grants", summary="Give a user a role", status_code=201)
+@post("/grants", summary="Grant a role to a user", status_code=201)
 async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
     authorization.check(request, data.project, Right.MANAGE)
 
@@ -187,7 +187,7 @@ async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Resp
     return await replies.write(request, work, status=201)
 
 
-@delete("/grants/{id:str}", summary="Take a role from a user", status_code=200)
+@delete("/grants/{id:str}", summary="Revoke a role of a user", status_code=200)
 async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant]:
     id = replies.check_ref("grant", id)
 

@@ -164,7 +164,7 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
     )  # fmt: skip
 
 
-@patch("/{ref:str}", summary="Rename, resize, protect, or say when it starts again by itself", status_code=200)
+@patch("/{ref:str}", summary="Change a VM's name, size, protection or restart policy", status_code=200)
 async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
@@ -195,42 +195,42 @@ def _in_one_statement(
     return None
 
 
-@delete("/{ref:str}", summary="Delete a VM and all that belongs to it", status_code=202)
+@delete("/{ref:str}", summary="Delete a VM and everything that belongs to it", status_code=202)
 async def delete_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.DELETE, status=202)
 
 
-@post("/{ref:str}/actions/start", summary="Start", status_code=202)
+@post("/{ref:str}/actions/start", summary="Start a VM", status_code=202)
 async def start_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.START)
 
 
-@post("/{ref:str}/actions/stop", summary="Power off, by force after a time-out", status_code=202)
+@post("/{ref:str}/actions/stop", summary="Stop: power off, by force after a timeout", status_code=202)
 async def stop_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[StopVm | None] = None) -> Response[Vm]:
     return await _act(request, ref, Action.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
 
 
-@post("/{ref:str}/actions/pause", summary="Stop the guest's processors, keep its memory", status_code=202)
+@post("/{ref:str}/actions/pause", summary="Pause the guest: stop its CPUs, keep its memory", status_code=202)
 async def pause_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.PAUSE)
 
 
-@post("/{ref:str}/actions/resume", summary="Let a paused guest go on", status_code=202)
+@post("/{ref:str}/actions/resume", summary="Resume a paused guest", status_code=202)
 async def resume_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.RESUME)
 
 
-@post("/{ref:str}/actions/reboot", summary="Let the guest boot again; without a guest agent: reset", status_code=202)
+@post("/{ref:str}/actions/reboot", summary="Reboot the guest; without a guest agent, reset it", status_code=202)
 async def reboot_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.REBOOT)
 
 
-@post("/{ref:str}/actions/reset", summary="Reset the guest, as its reset button would", status_code=202)
+@post("/{ref:str}/actions/reset", summary="Reset the guest, like its reset button", status_code=202)
 async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
     return await _act(request, ref, Action.RESET)
 
 
-@post("/{ref:str}/actions/clone", summary="Create a VM like this one, on its node", status_code=201)
+@post("/{ref:str}/actions/clone", summary="Clone a VM, on its node", status_code=201)
 async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[CloneVm]) -> Response[Vm]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
     check_name(data.name)
@@ -247,7 +247,7 @@ async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Clone
 
 @post(
     "/{ref:str}/actions/migrate",
-    summary="Move the VM to another node",
+    summary="Migrate the VM to another node",
     status_code=202,
     opt=authorization.in_project(Right.OPERATE),
 )
@@ -283,7 +283,7 @@ async def migrate_vm(
 
 @post(
     "/{ref:str}/actions/foresee-migration",
-    summary="Measure how a move to another node would go; nothing moves",
+    summary="Estimate a migration to another node without migrating",
     status_code=200,
     opt=authorization.in_project(Right.OPERATE),
 )

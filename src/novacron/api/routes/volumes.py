@@ -68,7 +68,7 @@ class PoolOnNode(msgspec.Struct):
     used_bytes: int
 
 
-@get("/", summary="List pools, once for each node that has them")
+@get("/", summary="List storage pools of each node")
 async def list_pools(request: ApiRequest) -> Page[PoolOnNode]:
     cache = services(request).cache
     every = [entry.body for entry in cache.all("volume").values()]
@@ -124,7 +124,7 @@ async def create_volume(request: ApiRequest, data: JSONBody[CreateVolume]) -> Re
     return await replies.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
 
 
-@patch("/{ref:str}", summary="Rename, grow or limit a volume", status_code=200)
+@patch("/{ref:str}", summary="Change a volume's name, size or I/O limits", status_code=200)
 async def configure_volume(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureVolume]
 ) -> Response[Volume]:
@@ -141,7 +141,7 @@ async def configure_volume(
     return await replies.write(request, work)
 
 
-@delete("/{ref:str}", summary="Delete a volume and all that is in it", status_code=202)
+@delete("/{ref:str}", summary="Delete a volume and its data", status_code=202)
 async def delete_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
     id = await authorization.resolve(request, "volume", ref)
 
@@ -151,7 +151,7 @@ async def delete_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Vol
     return await replies.write(request, work, status=202)
 
 
-@post("/{ref:str}/actions/attach", summary="Give a volume to a VM, at once if that runs", status_code=202)
+@post("/{ref:str}/actions/attach", summary="Attach a volume to a VM, immediately if it runs", status_code=202)
 async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[AttachVolume]) -> Response[Volume]:
     id, vm = (
         await authorization.resolve(request, "volume", ref),
@@ -166,7 +166,7 @@ async def attach_volume(request: ApiRequest, ref: FromPath[str], data: JSONBody[
     return await replies.write(request, work, status=202)
 
 
-@post("/{ref:str}/actions/detach", summary="Take a volume from its VM, also while that runs", status_code=202)
+@post("/{ref:str}/actions/detach", summary="Detach a volume from its VM, also while it runs", status_code=202)
 async def detach_volume(request: ApiRequest, ref: FromPath[str]) -> Response[Volume]:
     id = await authorization.resolve(request, "volume", ref)
 
