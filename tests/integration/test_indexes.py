@@ -120,7 +120,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await transaction.start()
         connection: Any = Recording(real)
         user = await users.create(connection, "ann", UserKind.PERSON, None, events.SYSTEM)
-        token, _ = await tokens.create(connection, user, "t", "ann", scopes=[Right.READ])
+        token, _ = await tokens.create(connection, user, tokens.NewToken("t", scopes=[Right.READ]), "ann")
         await vms.get(connection, "vm-5")
         making = await projects.making(connection, "default")
         made = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")

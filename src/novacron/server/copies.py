@@ -84,7 +84,7 @@ class Copies:
         try:
             async with self._database.transaction() as connection:
                 await events.record(
-                    connection, "node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor
+                    connection, events.Event("node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor)
                 )
         except Unavailable as error:
             log.warning("the end of a copy can't be written down", copy=copy.id, error=str(error))

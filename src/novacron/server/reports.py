@@ -42,23 +42,23 @@ class Reports:
             case wire.InventoryChanged(inventory=inventory):
                 await nodes.connected(connection, node, inventory)
             case wire.ExportStands() as export:
-                await exports.report(
-                    connection, node, export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256,
-                    export.error,
-                )  # fmt: skip
+                report = exports.ExportReport(
+                    export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256, export.error
+                )
+                await exports.report(connection, node, report)
             case wire.VolumeStands() as volume:
                 await volumes.report(connection, node, volume.id, volume.phase, volume.used_bytes, volume.error)
             case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error):
-                await volumes.handled(connection, node, vm, epoch, id, released, error)
+                await volumes.handled(connection, node, volumes.VolumeReport(vm, epoch, id, released, error))
             case wire.Cloned(vm=vm, epoch=epoch):
                 await clones.made(connection, node, vm, epoch)
             case wire.ImportStands(id=id, phase=phase, held_bytes=held_bytes, error=error):
                 await imports.report(connection, node, id, phase, held_bytes, error)
             case wire.SnapshotStands() as snapshot:
-                await snapshots.report(
-                    connection, node, snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error,
-                    snapshot.pause_ms,
-                )  # fmt: skip
+                done = snapshots.SnapshotReport(
+                    snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error, snapshot.pause_ms
+                )
+                await snapshots.report(connection, node, done)
             case _:
                 raise ValueError(f"unexpected message {type(message).__name__}")
 

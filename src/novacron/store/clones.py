@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,14 +12,21 @@ from novacron.store import events, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 
 
-async def create(
-    connection: Connection, ref: str, name: str, changes: dict[str, Any], if_match: int | None, actor: str, *,
-    linked: bool,
-) -> Vm:  # fmt: skip
-    """Store a VM that is to become a clone of another. ``changes`` are to its spec.
+class NewClone(NamedTuple):
+    """A clone that is asked for. ``changes`` are to its spec; ``linked``: it shares the source's disk as a layer."""
+
+    name: str
+    changes: dict[str, Any]
+    linked: bool
+    if_match: int | None = None
+
+
+async def create(connection: Connection, ref: str, asked: NewClone, actor: str) -> Vm:
+    """Store a VM that is to become a clone of another.
 
     Raises NotFound, Conflict, IllegalState, NoCapacity, PreconditionFailed.
     """
+    name, changes, linked, if_match = asked
     source = await vms.get(connection, ref, lock=True)
     vms.check_action(source, Action.CLONE, if_match)
     if source.node is None:
@@ -49,7 +56,7 @@ async def create(
     of = CloneOf(source.id, source.name, linked)
     new = new_vms.NewVm(name, spec, None, source.node, seed, begins, of)
     clone = await new_vms.create(connection, await projects.making(connection, source.project), new, actor)
-    await events.record(connection, "vm", source.id, source.name, "CloneAsked", f"clone {name}", actor)
+    await events.record(connection, events.Event("vm", source.id, source.name, "CloneAsked", f"clone {name}", actor))
     return clone
 
 
@@ -61,4 +68,6 @@ async def made(connection: Connection, node: str, id: str, epoch: int) -> None:
         id, node, epoch,
     )  # fmt: skip
     if row is not None:
-        await events.record(connection, "vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")
+        await events.record(
+            connection, events.Event("vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")
+        )

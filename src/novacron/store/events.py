@@ -13,7 +13,8 @@ MESSAGE_LENGTH_MAX = 2000
 
 
 class Event(NamedTuple):
-    """One line of an object's log, as for ``record``."""
+    """One line of an object's log, for example ``("vm", "vm-x", "web", "Created", ...)``. ``project`` None: that of the
+    object, as the database knows it."""
 
     kind: str
     object: str
@@ -35,7 +36,7 @@ EVENTS = deferred_writes.Table(
 
 def rows_of(happened: Sequence[Event]) -> list[Sequence[str | None]]:
     """Return events as rows of their table."""
-    return [(*one[:4], one.message[:MESSAGE_LENGTH_MAX], *one[5:]) for one in happened]
+    return [(*event[:4], event.message[:MESSAGE_LENGTH_MAX], *event[5:]) for event in happened]
 
 
 async def record_all(connection: Connection, happened: Sequence[Event]) -> None:
@@ -43,10 +44,6 @@ async def record_all(connection: Connection, happened: Sequence[Event]) -> None:
     await deferred_writes.add(connection, EVENTS, rows_of(happened))
 
 
-async def record(
-    connection: Connection, kind: str, object: str, name: str, reason: str, message: str, actor: str = SYSTEM, *,
-    project: str | None = None,
-) -> None:  # fmt: skip
-    """Add one line to the log of ``object``, for example ``("vm", "vm-x", "web", "Created", ...)``. ``project``: by
-    default the object's, as the database knows it."""
-    await record_all(connection, [Event(kind, object, name, reason, message, actor, project)])
+async def record(connection: Connection, event: Event) -> None:
+    """Add one line to the log of an object."""
+    await record_all(connection, [event])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -47,7 +47,7 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node, msgspec.to_builtins(vm.spec), ExportPhase.MAKING,
         traces.carry(),
     )  # fmt: skip
-    await events.record(connection, "vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor)
+    await events.record(connection, events.Event("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))
     return _export(row)
 
 
@@ -63,7 +63,7 @@ async def delete(connection: Connection, id: str, actor: str) -> Export:
     """Forget an export, and let its node remove the file. Raises NotFound."""
     found = await get(connection, id)
     await connection.execute("DELETE FROM exports WHERE id = $1", id)
-    await events.record(connection, "vm", found.vm, found.vm_name, "ExportDeleted", found.id, actor)
+    await events.record(connection, events.Event("vm", found.vm, found.vm_name, "ExportDeleted", found.id, actor))
     return found
 
 
@@ -75,11 +75,20 @@ async def on_node(connection: Connection, node: str) -> list[Export]:
     return [_export(row) for row in rows]
 
 
-async def report(
-    connection: Connection, node: str, id: str, phase: ExportPhase, size_bytes: int, disk_bytes: int, sha256: str,
-    error: str,
-) -> None:  # fmt: skip
+class ExportReport(NamedTuple):
+    """How an export stands, as its node says. ``size_bytes``: of the file; ``disk_bytes``: of the disk in it."""
+
+    id: str
+    phase: ExportPhase
+    size_bytes: int
+    disk_bytes: int
+    sha256: str
+    error: str
+
+
+async def report(connection: Connection, node: str, report: ExportReport) -> None:
     """Store what the node says; one that is ready may still be lost, with its file."""
+    id, phase, size_bytes, disk_bytes, sha256, error = report
     row = await connection.fetchrow("SELECT * FROM exports WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
     if row is None or _export(row).phase in (phase, ExportPhase.FAILED):
         return
@@ -88,4 +97,6 @@ async def report(
         id, phase, size_bytes, disk_bytes, sha256, error[:500],
     )  # fmt: skip
     reason = "Exported" if phase is ExportPhase.READY else "ExportFailed"
-    await events.record(connection, "vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")
+    await events.record(
+        connection, events.Event("vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")
+    )

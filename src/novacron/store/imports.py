@@ -55,7 +55,9 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
         await connection.execute("INSERT INTO image_owners (name, project) VALUES ($1, $2)", spec.name, project)
     made = _import(row)
     where = spec.location or "an upload"
-    await events.record(connection, "import", made.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
+    await events.record(
+        connection, events.Event("import", made.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
+    )
     return made
 
 
@@ -121,7 +123,7 @@ async def report(connection: Connection, node: str, id: str, phase: Phase, held_
     )  # fmt: skip
     if over:
         reason, message = ("ImportDone", f"it is on {node}") if phase is Phase.DONE else ("ImportFailed", error[:500])
-        await events.record(connection, "import", id, row["spec"]["name"], reason, message)
+        await events.record(connection, events.Event("import", id, row["spec"]["name"], reason, message))
 
 
 async def abort(connection: Connection, id: str, actor: str) -> Import:
@@ -134,5 +136,5 @@ async def abort(connection: Connection, id: str, actor: str) -> Import:
         " WHERE id = $1 RETURNING *",
         id, Phase.FAILED,
     )  # fmt: skip
-    await events.record(connection, "import", id, found.spec.name, "ImportAborted", "aborted", actor)
+    await events.record(connection, events.Event("import", id, found.spec.name, "ImportAborted", "aborted", actor))
     return _import(row)

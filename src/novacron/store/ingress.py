@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -33,7 +33,7 @@ async def add_address(connection: Connection, project: str, address: str, actor:
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"{text} is a floating address already", field="address") from None
-    await events.record(connection, "floating-address", text, text, "Added", "it is free", actor)
+    await events.record(connection, events.Event("floating-address", text, text, "Added", "it is free", actor))
     return _floating(row)
 
 
@@ -53,7 +53,7 @@ async def remove_address(connection: Connection, address: str, actor: str) -> Fl
             hint=f"novacron floating-address detach {address}",
         )
     await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
-    await events.record(connection, "floating-address", address, address, "Removed", "it was free", actor)
+    await events.record(connection, events.Event("floating-address", address, address, "Removed", "it was free", actor))
     return found
 
 
@@ -97,7 +97,9 @@ async def attach(connection: Connection, address: str, vm_id: str, network: str 
         "UPDATE floating_addresses SET vm = $2, vm_name = $3, network = $4 WHERE address = $1 RETURNING *",
         address, vm.id, vm.name, through,
     )  # fmt: skip
-    await events.record(connection, "vm", vm.id, vm.name, "AddressAttached", f"floating address {address}", actor)
+    await events.record(
+        connection, events.Event("vm", vm.id, vm.name, "AddressAttached", f"floating address {address}", actor)
+    )
     return _floating(row)
 
 
@@ -111,17 +113,33 @@ async def detach(connection: Connection, address: str, actor: str) -> FloatingAd
     )
     if found.vm is not None:
         await events.record(
-            connection, "vm", found.vm, found.vm_name or found.vm, "AddressDetached", f"floating address {address}",
-            actor,
-        )  # fmt: skip
+            connection,
+            events.Event(
+                "vm",
+                found.vm,
+                found.vm_name or found.vm,
+                "AddressDetached",
+                f"floating address {address}",
+                actor,
+            ),
+        )
     return _floating(row)
 
 
-async def forward(
-    connection: Connection, vm_id: str, vm_port: int, protocol: Protocol, port: int, address: str | None,
-    network: str | None, actor: str,
-) -> Forward:  # fmt: skip
+class NewForward(NamedTuple):
+    """A port that is to lead to one of a VM: of a floating address, or of the gateway; ``network`` None: the VM's only
+    one."""
+
+    vm_port: int
+    protocol: Protocol
+    port: int
+    address: str | None = None
+    network: str | None = None
+
+
+async def forward(connection: Connection, vm_id: str, new: NewForward, actor: str) -> Forward:
     """Let a port lead to one of a VM. Raises NotFound, Conflict, InvalidInput."""
+    vm_port, protocol, port, address, network = new
     if protocol not in (Protocol.TCP, Protocol.UDP):
         raise InvalidInput(f"{protocol} has no ports", field="protocol", hint="tcp or udp")
     vm = await _vm(connection, vm_id)
@@ -147,7 +165,7 @@ async def forward(
         ) from None
     made = _forward(row)
     what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
-    await events.record(connection, "vm", vm.id, vm.name, "PortForwarded", what, actor)
+    await events.record(connection, events.Event("vm", vm.id, vm.name, "PortForwarded", what, actor))
     return made
 
 
@@ -164,5 +182,5 @@ async def remove_forward(connection: Connection, id: str, actor: str) -> Forward
             found.address,
         )
     what = f"{found.protocol} port {found.port} of {found.address or 'the gateway'} leads to it no more"
-    await events.record(connection, "vm", found.vm, found.vm_name, "PortForwardEnded", what, actor)
+    await events.record(connection, events.Event("vm", found.vm, found.vm_name, "PortForwardEnded", what, actor))
     return found

@@ -37,7 +37,7 @@ async def put(connection: Connection, one: str, other: str, spec: LinkSpec, if_m
         msgspec.to_builtins(spec),
     )
     what = f"{spec.rate_bytes_per_s * 8 / 1e6:g} Mbit/s, {len(spec.schedule)} windows in which it is less"
-    await events.record(connection, "link", id, id, "Configured", what, actor)
+    await events.record(connection, events.Event("link", id, id, "Configured", what, actor))
     return _link(row)
 
 
@@ -46,4 +46,4 @@ async def remove(connection: Connection, one: str, other: str, actor: str) -> No
     id = link_id(one, other)
     if await connection.fetchval("DELETE FROM links WHERE id = $1 RETURNING id", id) is None:
         raise NotFound(f"there is no limit on the link between {one!r} and {other!r}", hint="see: novacron link list")
-    await events.record(connection, "link", id, id, "Removed", "no limit any more", actor)
+    await events.record(connection, events.Event("link", id, id, "Removed", "no limit any more", actor))

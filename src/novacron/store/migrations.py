@@ -187,8 +187,8 @@ async def been(connection: Connection, vm: str) -> frozenset[str]:
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:
     """Record what happened, for the migration and in the VM's own history."""
-    await events.record(connection, "migration", m.id, m.vm_name, reason, message, actor)
-    await events.record(connection, "vm", m.vm, m.vm_name, f"Migration{reason}", message, actor)
+    await events.record(connection, events.Event("migration", m.id, m.vm_name, reason, message, actor))
+    await events.record(connection, events.Event("vm", m.vm, m.vm_name, f"Migration{reason}", message, actor))
 
 
 async def get(connection: Connection, id: str, *, lock: bool = False) -> Migration:

@@ -61,7 +61,7 @@ async def create(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a project named {name!r} exists", field="name", hint="choose another name") from None
-    await events.record(connection, "project", name, name, "Created", description, actor, project=name)
+    await events.record(connection, events.Event("project", name, name, "Created", description, actor, project=name))
     return _project(row)
 
 
@@ -84,7 +84,9 @@ async def configure(connection: Connection, name: str, changes: dict[str, Any], 
         await connection.execute("UPDATE events SET project = $2 WHERE project = $1", name, now.name)
         await connection.execute(COUNT_ANEW, now.name)  # what it has took its new name before or after its own row
     said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
-    await events.record(connection, "project", now.name, now.name, "Configured", said, actor, project=now.name)
+    await events.record(
+        connection, events.Event("project", now.name, now.name, "Configured", said, actor, project=now.name)
+    )
     return _project(row)
 
 
@@ -110,7 +112,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     await connection.execute("DELETE FROM migrations WHERE project = $1", name)
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)
-    await events.record(connection, "project", name, name, "Deleted", "it had nothing left", actor)
+    await events.record(connection, events.Event("project", name, name, "Deleted", "it had nothing left", actor))
     return found
 
 

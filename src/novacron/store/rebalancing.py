@@ -40,7 +40,9 @@ async def configure(connection: Connection, settings: Settings, actor: str) -> R
     """Set rebalancing up anew."""
     await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", msgspec.to_builtins(settings))
     said = ", ".join(f"{field} {value}" for field, value in msgspec.to_builtins(settings).items())
-    await events.record(connection, "rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
+    await events.record(
+        connection, events.Event("rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
+    )
     return await get(connection)
 
 
@@ -58,7 +60,7 @@ async def record(connection: Connection, mode: Mode, decision: Decision) -> None
     for move in decision.moves:
         reason = "Rebalanced" if mode is Mode.AUTO else "RebalanceAdvised"
         message = f"from {move.source} to {move.target}: {decision.why}; {move.why}"
-        await events.record(connection, "vm", move.vm, move.vm_name, reason, message)
+        await events.record(connection, events.Event("vm", move.vm, move.vm_name, reason, message))
 
 
 async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> None:

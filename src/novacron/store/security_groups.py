@@ -51,7 +51,7 @@ async def create(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a security group named {name!r} exists", field="name") from None
-    await events.record(connection, "security-group", name, name, "Created", f"{len(rules)} rules", actor)
+    await events.record(connection, events.Event("security-group", name, name, "Created", f"{len(rules)} rules", actor))
     return _group(row)
 
 
@@ -61,7 +61,9 @@ async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec]
     row = await connection.fetchrow(
         "UPDATE security_groups SET rules = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(rules)
     )
-    await events.record(connection, "security-group", name, name, "Configured", f"{len(rules)} rules", actor)
+    await events.record(
+        connection, events.Event("security-group", name, name, "Configured", f"{len(rules)} rules", actor)
+    )
     return _group(row)
 
 
@@ -80,5 +82,5 @@ async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup
     if other is not None:
         raise Conflict(f"a rule of security group {other} is about {name}", hint="change that first")
     await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
-    await events.record(connection, "security-group", name, name, "Deleted", "nothing used it", actor)
+    await events.record(connection, events.Event("security-group", name, name, "Deleted", "nothing used it", actor))
     return found

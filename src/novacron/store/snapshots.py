@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -65,7 +65,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
     await projects.check_quota(connection, vm.project, before)
     await vms.touch(connection, vm.id)
-    await events.record(connection, "vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor)
+    await events.record(connection, events.Event("vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor))
     return _snapshot(row)
 
 
@@ -122,7 +122,9 @@ async def revert(connection: Connection, ref: str, name: str, actor: str) -> Sna
     if snapshot.memory and vm.spec.power is not Power.RUNNING:
         spec = msgspec.structs.replace(vm.spec, power=Power.RUNNING, starts=vm.spec.starts + 1)
         await connection.execute("UPDATE vms SET spec = $2 WHERE id = $1", vm.id, msgspec.to_builtins(spec))
-    await events.record(connection, "vm", vm.id, vm.name, "RevertAsked", f"to snapshot {snapshot.name}", actor)
+    await events.record(
+        connection, events.Event("vm", vm.id, vm.name, "RevertAsked", f"to snapshot {snapshot.name}", actor)
+    )
     return entered
 
 
@@ -130,15 +132,27 @@ async def delete(connection: Connection, ref: str, name: str, actor: str) -> Sna
     """Let go of a snapshot; the VM is as it is. Raises NotFound, Conflict, IllegalState."""
     vm = await _free(connection, ref)
     entered = await _enter(connection, vm, await _get(connection, vm, name), SnapshotPhase.DELETING)
-    await events.record(connection, "vm", vm.id, vm.name, "SnapshotDeleteAsked", f"snapshot {entered.name}", actor)
+    await events.record(
+        connection, events.Event("vm", vm.id, vm.name, "SnapshotDeleteAsked", f"snapshot {entered.name}", actor)
+    )
     return entered
 
 
-async def report(
-    connection: Connection, node: str, vm_id: str, epoch: int, id: str, done: SnapshotPhase, error: str,
-    pause_ms: float | None,
-) -> None:  # fmt: skip
-    """Store what a VM's owner did: ``done`` is the phase that it was told of. Anyone else's report is ignored."""
+class SnapshotReport(NamedTuple):
+    """What a VM's owner has done about a snapshot. ``done`` is the phase that it was told of; ``pause_ms`` how long the
+    guest stood still for it."""
+
+    vm: str
+    epoch: int
+    id: str
+    done: SnapshotPhase
+    error: str
+    pause_ms: float | None
+
+
+async def report(connection: Connection, node: str, report: SnapshotReport) -> None:
+    """Store what a VM's owner did. Anyone else's report is ignored."""
+    vm_id, epoch, id, done, error, pause_ms = report
     vm_row = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm_id)
     row = await connection.fetchrow("SELECT * FROM snapshots WHERE id = $1 AND vm = $2", id, vm_id)
     if vm_row is None or row is None or (vm_row["node"], vm_row["epoch"]) != (node, epoch):
@@ -163,7 +177,7 @@ async def report(
             id, SnapshotPhase.READY, pause_ms,
         )  # fmt: skip
         await connection.execute("UPDATE vms SET snapshot = $2 WHERE id = $1", vm_id, id)
-    await events.record(connection, "vm", vm_id, vm_row["name"], reason, message)
+    await events.record(connection, events.Event("vm", vm_id, vm_row["name"], reason, message))
 
 
 async def working(connection: Connection, ids: Sequence[str]) -> dict[str, list[Snapshot]]:

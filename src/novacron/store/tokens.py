@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,14 +18,22 @@ from novacron.store import events, users
 from novacron.store.database import Connection
 
 
-async def create(
-    connection: Connection, user: User, name: str, actor: str, *, scopes: Sequence[Right] | None = None,
-    project: str | None = None, expires_in_s: int | None = None, session: bool = False,
-) -> tuple[Token, str]:  # fmt: skip
+class NewToken(NamedTuple):
+    """A token that is asked for, or a session. ``scopes`` None: all that its user may do."""
+
+    name: str
+    scopes: Sequence[Right] | None = None
+    project: str | None = None
+    expires_in_s: int | None = None
+    session: bool = False
+
+
+async def create(connection: Connection, user: User, new: NewToken, actor: str) -> tuple[Token, str]:
     """Store a new token or session of a user; return it with its secret, which is shown once and never again.
 
     Raises NoCapacity.
     """
+    name, scopes, project, expires_in_s, session = new
     count = await connection.fetchval(
         'SELECT count(*) FROM tokens WHERE "user" = $1 AND NOT revoked AND (expires_at IS NULL OR expires_at > now())',
         user.id,
@@ -48,7 +56,7 @@ async def create(
     )
     token = msgspec.convert({key: row[key] for key in Token.__struct_fields__}, Token)
     what = "logged in" if session else f"API token {name} created"
-    await events.record(connection, "token", token.id, name, "Created", what, actor)
+    await events.record(connection, events.Event("token", token.id, name, "Created", what, actor))
     return token, secret
 
 
@@ -71,7 +79,7 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
     if not left:
         raise Conflict("no administrator could call any more", hint="create another token first, or set a password")
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
-    await events.record(connection, "token", id, row["name"], "Revoked", what, actor)
+    await events.record(connection, events.Event("token", id, row["name"], "Revoked", what, actor))
 
 
 async def uses(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[datetime, str]]:
@@ -106,7 +114,7 @@ async def first(connection: Connection) -> str | None:
         return None
     user = await users.create(connection, users.ADMINISTRATOR, UserKind.PERSON, None, events.SYSTEM)
     await users.grant(connection, user.id, None, Role.ADMINISTRATOR, events.SYSTEM)
-    _, secret = await create(connection, user, "first", events.SYSTEM)
+    _, secret = await create(connection, user, NewToken("first"), events.SYSTEM)
     return secret
 
 
@@ -120,7 +128,7 @@ async def create_join(connection: Connection, node: str | None, ttl_s: int, acto
         float(ttl_s),
     )
     message = f"join token for {node or 'any node'}, valid {ttl_s} s"
-    await events.record(connection, "node", node or "-", node or "-", "JoinToken", message, actor)
+    await events.record(connection, events.Event("node", node or "-", node or "-", "JoinToken", message, actor))
     return secret
 
 

@@ -50,7 +50,7 @@ async def create(
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a user named {name!r} exists", field="name", hint="choose another name") from None
     made = _user(row)
-    await events.record(connection, "user", made.id, name, "Created", f"{kind}", actor, project=project)
+    await events.record(connection, events.Event("user", made.id, name, "Created", f"{kind}", actor, project=project))
     return made
 
 
@@ -71,7 +71,9 @@ async def set_password(connection: Connection, user: User, hash: str, actor: str
     )  # fmt: skip
     await connection.execute("DELETE FROM tokens WHERE \"user\" = $1 AND kind = 'session'", user.id)
     row = await connection.fetchrow("UPDATE users SET disabled = disabled WHERE id = $1 RETURNING *", user.id)
-    await events.record(connection, "user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
+    await events.record(
+        connection, events.Event("user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
+    )
     return _user(row)
 
 
@@ -93,7 +95,9 @@ async def disable(connection: Connection, ref: str, disabled: bool, actor: str) 
     row = await connection.fetchrow("UPDATE users SET disabled = $2 WHERE id = $1 RETURNING *", found.id, disabled)
     await _check_administrator(connection)
     reason = "Disabled" if disabled else "Enabled"
-    await events.record(connection, "user", found.id, found.name, reason, "", actor, project=found.project)
+    await events.record(
+        connection, events.Event("user", found.id, found.name, reason, "", actor, project=found.project)
+    )
     return _user(row)
 
 
@@ -102,7 +106,9 @@ async def delete(connection: Connection, ref: str, actor: str) -> User:
     found = await get(connection, ref)
     await connection.execute("DELETE FROM users WHERE id = $1", found.id)
     await _check_administrator(connection)
-    await events.record(connection, "user", found.id, found.name, "Deleted", "", actor, project=found.project)
+    await events.record(
+        connection, events.Event("user", found.id, found.name, "Deleted", "", actor, project=found.project)
+    )
     return found
 
 
@@ -121,7 +127,7 @@ async def grant(connection: Connection, user_ref: str, project: str | None, role
         raise NotFound(f"there is no project {project!r}", field="project") from None
     await _check_administrator(connection)
     said = f"{role} in {project or 'all projects, and the fleet'}"
-    await events.record(connection, "user", user.id, user.name, "Granted", said, actor, project=project)
+    await events.record(connection, events.Event("user", user.id, user.name, "Granted", said, actor, project=project))
     return _grant(row)
 
 
@@ -139,7 +145,9 @@ async def revoke(connection: Connection, id: str, actor: str) -> Grant:
     await connection.execute("DELETE FROM grants WHERE id = $1", id)
     await _check_administrator(connection)
     said = f"{found.role} in {found.project or 'all projects, and the fleet'}"
-    await events.record(connection, "user", found.user, found.user_name, "Revoked", said, actor, project=found.project)
+    await events.record(
+        connection, events.Event("user", found.user, found.user_name, "Revoked", said, actor, project=found.project)
+    )
     return found
 
 

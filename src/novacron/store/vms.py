@@ -115,7 +115,8 @@ async def act(
         traces.carry(),
     )
     await events.record(
-        connection, "vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project
+        connection,
+        events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project),
     )
     return of_row(row)
 
@@ -240,7 +241,8 @@ async def configure(
         for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
     await events.record(
-        connection, "vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project
+        connection,
+        events.Event("vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project),
     )
     return changed_vm
 
@@ -295,7 +297,8 @@ async def remove(connection: Connection, vm: Vm) -> None:
     await networks.release(connection, vm.id)
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
     await events.record(
-        connection, "vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project
+        connection,
+        events.Event("vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project),
     )
 
 

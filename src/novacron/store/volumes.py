@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -28,15 +28,22 @@ def pools_of(node: Node) -> tuple[Pool, ...]:
     return node.status.inventory.pools if node.status.inventory else ()
 
 
-async def create(
-    connection: Connection, project: str, name: str, pool: str, size_mib: int, node: str | None,
-    limited: dict[str, int | None], actor: str, image: str | None = None,
-) -> Volume:  # fmt: skip
-    """Ask for a volume of a project, on ``node`` or on the one with most room in its pool, as a copy of an image's disk
-    if one is named. ``limited`` are its limits.
+class NewVolume(NamedTuple):
+    """A volume that is asked for: on ``node``, or on the one with most room in its pool; as a copy of an image's disk,
+    if one is named."""
 
-    Raises NotFound, NoCapacity, Conflict, InvalidInput, QuotaExceeded.
-    """
+    name: str
+    pool: str
+    size_mib: int
+    node: str | None = None
+    image: str | None = None
+    iops: int | None = None
+    bytes_per_s: int | None = None
+
+
+async def create(connection: Connection, project: str, new: NewVolume, actor: str) -> Volume:
+    """Ask for a volume of a project. Raises NotFound, NoCapacity, Conflict, InvalidInput, QuotaExceeded."""
+    name, pool, size_mib, node, image, iops, bytes_per_s = new
     before = await projects.lock_usage(connection, project)
     if image is not None:
         await imports.check_usable(connection, image, project)
@@ -68,14 +75,16 @@ async def create(
         row = await connection.fetchrow(
             "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project,"
             " trace) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
-            f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, limited["iops"], limited["bytes_per_s"],
+            f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, iops, bytes_per_s,
             VolumePhase.CREATING, image, project, traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
     await projects.check_quota(connection, project, before)
     made = _volume(row)
-    await events.record(connection, "volume", made.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
+    await events.record(
+        connection, events.Event("volume", made.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
+    )
     return made
 
 
@@ -138,7 +147,9 @@ async def attach(
         volume.id, vm.id, vm.name, lun, read_only, boot_order,
     )  # fmt: skip
     await vms.touch(connection, vm.id)
-    await events.record(connection, "vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
+    await events.record(
+        connection, events.Event("vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
+    )
     return _volume(row)
 
 
@@ -200,7 +211,9 @@ async def detach(connection: Connection, ref: str, actor: str) -> Volume:
     vms.check_action(vm, Action.CONFIGURE, None)
     row = await connection.fetchrow("UPDATE volumes SET detaching = true WHERE id = $1 RETURNING *", volume.id)
     await vms.touch(connection, vm.id)
-    await events.record(connection, "vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
+    await events.record(
+        connection, events.Event("vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
+    )
     return _volume(row)
 
 
@@ -226,7 +239,7 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
     if volume.vm is not None:
         await vms.touch(connection, volume.vm)
     changed = ", ".join(f"{key} {getattr(volume, key)} to {value}" for key, value in changes.items())
-    await events.record(connection, "volume", volume.id, volume.name, "VolumeConfigured", changed, actor)
+    await events.record(connection, events.Event("volume", volume.id, volume.name, "VolumeConfigured", changed, actor))
     assert row is not None
     return _volume(row)
 
@@ -250,7 +263,9 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
         "UPDATE volumes SET phase = $2, node = $3, trace = $4 WHERE id = $1 RETURNING *",
         volume.id, VolumePhase.DELETING, node, traces.carry(),
     )  # fmt: skip
-    await events.record(connection, "volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
+    await events.record(
+        connection, events.Event("volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
+    )
     return _volume(row)
 
 
@@ -324,7 +339,9 @@ async def report(
     if phase is VolumePhase.DELETED:
         if volume.phase is VolumePhase.DELETING:
             await connection.execute("DELETE FROM volumes WHERE id = $1", id)
-            await events.record(connection, "volume", id, volume.name, "VolumeDeleted", "with all that was in it")
+            await events.record(
+                connection, events.Event("volume", id, volume.name, "VolumeDeleted", "with all that was in it")
+            )
         return
     if volume.phase is not VolumePhase.CREATING and phase is not volume.phase:
         return
@@ -335,11 +352,22 @@ async def report(
     )
     if phase is not volume.phase:
         reason = "VolumeMade" if phase is VolumePhase.READY else "VolumeFailed"
-        await events.record(connection, "volume", id, volume.name, reason, error or f"on {node}")
+        await events.record(connection, events.Event("volume", id, volume.name, reason, error or f"on {node}"))
 
 
-async def handled(connection: Connection, node: str, vm: str, epoch: int, id: str, released: bool, error: str) -> None:
+class VolumeReport(NamedTuple):
+    """What a VM's owner has done with a volume: whether it has let go of it, or why it could not obey."""
+
+    vm: str
+    epoch: int
+    id: str
+    released: bool
+    error: str
+
+
+async def handled(connection: Connection, node: str, report: VolumeReport) -> None:
     """Store what a VM's owner did with a volume: anyone else's word is ignored."""
+    vm, epoch, id, released, error = report
     owner = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm)
     row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND vm = $2 FOR UPDATE", id, vm)
     if owner is None or row is None or (owner["node"], owner["epoch"]) != (node, epoch):
@@ -347,9 +375,11 @@ async def handled(connection: Connection, node: str, vm: str, epoch: int, id: st
     volume = _volume(row)
     if released and volume.detaching:
         await connection.execute(f"UPDATE volumes SET {vms.DETACHED} WHERE id = $1", id)
-        await events.record(connection, "vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
+        await events.record(
+            connection, events.Event("vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
+        )
     elif not released and error[:500] != volume.error:
         await connection.execute("UPDATE volumes SET error = $2 WHERE id = $1", id, error[:500])
         if error:
             message = f"volume {volume.name}: {error}"
-            await events.record(connection, "vm", vm, owner["name"], "VolumeFailed", message)
+            await events.record(connection, events.Event("vm", vm, owner["name"], "VolumeFailed", message))

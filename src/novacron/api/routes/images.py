@@ -96,7 +96,9 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
     for holder, digest in holders:
         await context.agents.ask(holder, RemoveImage(name, digest))
         async with replies.change(request) as connection:
-            await events.record(connection, "node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
+            await events.record(
+                connection, events.Event("node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
+            )
     if node is None:
         async with replies.change(request) as connection:
             await imports.disown(connection, name)

@@ -250,9 +250,8 @@ async def create_forward(request: ApiRequest, data: JSONBody[CreateForward]) -> 
     vm = await authorization.resolve(request, "vm", data.vm, "vm")
 
     async def work(connection: Connection) -> Forward:
-        return await ingress.forward(
-            connection, vm, data.vm_port, data.protocol, data.port, data.address, data.network, request.user.name
-        )
+        new = ingress.NewForward(data.vm_port, data.protocol, data.port, data.address, data.network)
+        return await ingress.forward(connection, vm, new, request.user.name)
 
     return await replies.write(request, work, status=201)
 

@@ -54,9 +54,8 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
 
 async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
     async with replies.change(request, user) as connection:
-        token, secret = await tokens.create(
-            connection, user, "session", user.name, session=True, expires_in_s=limits.SESSION_S
-        )
+        new = tokens.NewToken("session", session=True, expires_in_s=limits.SESSION_S)
+        token, secret = await tokens.create(connection, user, new, user.name)
     cookie = Cookie(
         COOKIE, value=secret, path="/", httponly=True, secure=True, samesite="strict", max_age=limits.SESSION_S
     )

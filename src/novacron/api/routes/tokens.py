@@ -88,10 +88,8 @@ async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> Crea
             _check_no_more(request, data)
         if data.project is not None and context.cache.get("project", data.project) is None:
             raise InvalidInput(f"there is no project {data.project!r}", field="project")
-        token, secret = await tokens.create(
-            connection, user, data.name, caller.name, scopes=data.scopes, project=data.project,
-            expires_in_s=data.expires_in_s,
-        )  # fmt: skip
+        new = tokens.NewToken(data.name, data.scopes, data.project, data.expires_in_s)
+        token, secret = await tokens.create(connection, user, new, caller.name)
     return CreatedToken(token.id, token.name, secret, token.expires_at)
 
 

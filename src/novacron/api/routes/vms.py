@@ -238,9 +238,8 @@ async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Clone
     changes = {"address": address, "power": data.power}
 
     async def work(connection: Connection) -> Vm:
-        return await clones.create(
-            connection, id, data.name, changes, revision, request.user.name, linked=data.linked
-        )  # fmt: skip
+        asked = clones.NewClone(data.name, changes, data.linked, revision)
+        return await clones.create(connection, id, asked, request.user.name)
 
     return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")
 

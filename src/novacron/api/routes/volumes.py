@@ -117,9 +117,8 @@ async def create_volume(request: ApiRequest, data: JSONBody[CreateVolume]) -> Re
     project, limited = authorization.project_for_new(request), {"iops": data.iops, "bytes_per_s": data.bytes_per_s}
 
     async def work(connection: Connection) -> Volume:
-        return await volumes.create(
-            connection, project, data.name, data.pool, data.size_mib, data.node, limited, request.user.name, data.image
-        )  # fmt: skip
+        new = volumes.NewVolume(data.name, data.pool, data.size_mib, data.node, data.image, **limited)
+        return await volumes.create(connection, project, new, request.user.name)
 
     return await replies.write(request, work, status=201, location=lambda volume: f"/api/v1/volumes/{volume.id}")
 
