@@ -1,0 +1,60 @@
+"""The options of ``novacron server`` and ``novacron agent`` become settings, each by its own name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from novacron.api.edge.rate_limits import RateSettings
+from novacron.service_options import AgentOptions, ServerOptions, takes_options
+
+
+def test_a_servers_options_become_its_settings() -> None:
+    options = ServerOptions(port=1, link_port=2, writes_per_s=3, redis="redis://x", workers=4, pool=5, leave_s=6)
+    settings = options.settings("postgresql://x", Path("/state"), Path("/cli"))
+    assert (settings.database_url, settings.state_dir, settings.cli_config) == (
+        "postgresql://x", Path("/state"), Path("/cli"),
+    )  # fmt: skip
+    assert (settings.port, settings.link_port, settings.workers, settings.pool, settings.leave_s) == (1, 2, 4, 5, 6)
+    assert settings.rates == RateSettings(writes=3)
+    assert settings.redis_url == "redis://x"
+
+
+def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) -> None:
+    options = AgentOptions(
+        state_dir=tmp_path, name="host-a", pages_limit=2, keep_images=0.5, reuse="none", shared_pool=[f"nfs={tmp_path}"]
+    )
+    settings = options.settings()
+    assert (settings.state_dir, settings.images_dir) == (tmp_path / "agent", tmp_path / "images")
+    assert (settings.pages_bytes_max, settings.keep_images_s, settings.reuse) == (2 << 20, 1800, frozenset())
+    assert settings.shared_pools == {"nfs": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (AgentOptions(reuse="image,dreams"), "dreams: not image"),
+        (AgentOptions(pool=["data=/none"]), "is no directory"),
+        (AgentOptions(pool=["local=/tmp"]), "pool local is there already"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_with_its_reason(options: AgentOptions, why: str) -> None:
+    with pytest.raises(typer.BadParameter, match=why):
+        options.settings()
+
+
+def test_a_command_gets_what_is_given_on_the_command_line() -> None:
+    app, taken = typer.Typer(), list[ServerOptions]()
+
+    @app.command()
+    @takes_options(ServerOptions)
+    def serve(options: ServerOptions) -> None:
+        taken.append(options)
+
+    result = CliRunner().invoke(app, ["--port", "9", "--leave-after", "2"])
+    assert result.exit_code == 0, result.output
+    assert taken == [ServerOptions(port=9, leave_s=2)]
+    assert CliRunner().invoke(app, ["--pool", "1"]).exit_code == 2, "limits hold"
