@@ -25,7 +25,7 @@ ANEW_MAX = 6
 """For so many nodes everything is read at once, at most: the database's connections are for others, too."""
 TOUCHED_GATHER_S = 0.003
 """What of VMs changes within it is read together."""
-DEFECT_RETRY_S = 5.0
+RETRY_S, DEFECT_RETRY_S = 1.0, 5.0
 
 
 class DesiredStateSender:
@@ -48,23 +48,27 @@ class DesiredStateSender:
     def changed(self, change: Change) -> None:
         """Wake the sessions that a change concerns."""
         self._network_audience.changed(change, self._sessions)
-        if change.kind == "vm":
-            owner = None if change.body is None else self._sessions.get(change.body["node"])
-            if owner is not None:
-                self.hold(owner, change.key)
-            if change.key in self._holders:
-                self._touch(change.key)
-        elif change.kind == "migration" and change.body is not None:
-            for node in (change.body["source"], change.body["target"]):
+        match change.kind, change.body:
+            case "vm", body:
+                self._vm_changed(change.key, None if body is None else body["node"])
+            case "export", None:  # its node is not said any more
+                self._wake_all()
+            case "node", _:
+                for node in self._cpu_baselines.changed(change):
+                    if node in self._sessions:
+                        self._sessions[node].sent_state.basis = None
+            case "migration", {"source": source, "target": target}:
+                self._wake(source)
+                self._wake(target)
+            case "import" | "volume" | "export", {"node": node}:
                 self._wake(node)
-        elif change.kind == "export" and change.body is None:  # its node is not said any more
-            self._wake_all()
-        elif change.kind in ("import", "volume", "export") and change.body is not None:
-            self._wake(change.body["node"])
-        elif change.kind == "node":
-            for node in self._cpu_baselines.changed(change):
-                if node in self._sessions:
-                    self._sessions[node].sent_state.basis = None
+
+    def _vm_changed(self, vm: str, node: str | None) -> None:
+        owner = None if node is None else self._sessions.get(node)
+        if owner is not None:
+            self.hold(owner, vm)
+        if vm in self._holders:
+            self._touch(vm)
 
     def resync(self) -> None:
         """The feed was away: everything that there is is heard of anew, from here on."""
@@ -117,9 +121,9 @@ class DesiredStateSender:
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.look_anew()
-                await asyncio.sleep(1)
+                await asyncio.sleep(RETRY_S)
             except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
-                log.exception("defect while sent_state a node what to do", node=session.node)
+                log.exception("defect while telling a node what to do", node=session.node)
                 session.look_anew()
                 await asyncio.sleep(DEFECT_RETRY_S)
 
@@ -138,24 +142,31 @@ class DesiredStateSender:
             sent_state.reads += 1
 
     async def _tell_anew(
-        self, session: NodeSession, told: tuple[wire.Message, ...], last: dict[type[wire.Message], wire.Message]
+        self,
+        session: NodeSession,
+        messages: tuple[wire.Message, ...],
+        last: dict[type[wire.Message], wire.Message],
     ) -> None:
-        sent_state = session.sent_state
-        first, sent_state.begun = not sent_state.begun, True
-        for message in told:
+        """Send of all messages what the node was not told yet. ``last`` are those that it was told last, by type."""
+        for message in messages:
             if isinstance(message, wire.Desired):
-                for statement in message.statements:
-                    self.hold(session, statement.vm)
-                found = sent_state.differ(message.statements, whole=True)
-                counter("novacron_link_statements_total").add(count=len(found))
-                if found or first:
-                    await session.send(wire.Desired(found, whole=first))
+                await self._tell_statements(session, message)
                 continue
             if isinstance(message, wire.Networks):
-                session.networks = frozenset(one.name for one in message.networks)
+                session.networks = frozenset(network.name for network in message.networks)
             if last.get(type(message)) != message:
                 await session.send(message)
                 last[type(message)] = message
+
+    async def _tell_statements(self, session: NodeSession, desired: wire.Desired) -> None:
+        sent_state = session.sent_state
+        first, sent_state.begun = not sent_state.begun, True
+        for statement in desired.statements:
+            self.hold(session, statement.vm)
+        statements = sent_state.differ(desired.statements, whole=True)
+        counter("novacron_link_statements_total").add(count=len(statements))
+        if statements or first:
+            await session.send(wire.Desired(statements, whole=first))
 
     async def run(self) -> None:
         """Read how VMs that have changed are to be, for all nodes at once, and let each be told."""
@@ -164,32 +175,36 @@ class DesiredStateSender:
             await asyncio.sleep(TOUCHED_GATHER_S)
             self._some_touched.clear()
             touched, self._touched = self._touched, set()
-            counter("novacron_link_readings_total").add("changed")
-            begun = {session: session.sent_state.reads for vm in touched for session in self._holders.get(vm, ())}
-            try:
-                async with self._database.transaction(isolation="repeatable_read") as connection:
-                    some = await node_statements.VmReadings.read(connection, list(touched))
-            except (NovaError, asyncpg.PostgresError, *LOST) as error:
-                log.warning("nodes can't be told of what has changed", vms=len(touched), error=str(error))
-                self._touch(*touched)
-                await asyncio.sleep(1)
-                continue
-            except Exception:  # a defect met with one VM: each node's own sent_state meets it, or does not
-                log.exception("defect while reading what has changed", vms=len(touched))
-                for session in begun:
-                    session.look_anew()
-                continue
-            for vm in touched:
-                for session in self._holders.get(vm, ()):
-                    self._say(session, vm, some, begun.get(session, -1))
+            await self._say_all(touched)
 
-    def _say(self, session: NodeSession, vm: str, some: node_statements.VmReadings, begun: int) -> None:
+    async def _say_all(self, vms: set[str]) -> None:
+        """Read these VMs at once, and let the nodes that hold something of them be told."""
+        counter("novacron_link_readings_total").add("changed")
+        begun = {session: session.sent_state.reads for vm in vms for session in self._holders.get(vm, ())}
+        try:
+            async with self._database.transaction(isolation="repeatable_read") as connection:
+                readings = await node_statements.VmReadings.read(connection, list(vms))
+        except (NovaError, asyncpg.PostgresError, *LOST) as error:
+            log.warning("nodes can't be told of what has changed", vms=len(vms), error=str(error))
+            self._touch(*vms)
+            await asyncio.sleep(RETRY_S)
+            return
+        except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
+            log.exception("defect while reading what has changed", vms=len(vms))
+            for session in begun:
+                session.look_anew()
+            return
+        for vm in vms:
+            for session in self._holders.get(vm, ()):
+                self._say(session, vm, readings, begun.get(session, -1))
+
+    def _say(self, session: NodeSession, vm: str, readings: node_statements.VmReadings, begun: int) -> None:
         sent_state = session.sent_state
         if begun != sent_state.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
             self._touch(vm)
             return
         basis = sent_state.basis
-        statement = None if basis is None else some.on(session.node, vm, self._page_key, basis)
+        statement = None if basis is None else readings.on(session.node, vm, self._page_key, basis)
         if statement is None:
             session.look_anew()
         else:
