@@ -13,7 +13,7 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +93,25 @@ def tunnel_address(settings: AgentSettings) -> str | None:
 
 def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[Interface]:
     return (nic for told in networks for nic in told.interfaces)
+
+
+@contextlib.contextmanager
+def _noting_failures(networks: Iterable[NetworkOnNode], failed: dict[str, str]) -> Iterator[None]:
+    """Note by its name which network failed, and why; without networks, under no name. What failed before stays."""
+    try:
+        yield
+    except NetworkFailed as error:
+        for name in [network.name for network in networks] or [""]:
+            failed.setdefault(name, str(error))
+
+
+def _tunnel_ends(network: NetworkOnNode, addresses: Mapping[str, str]) -> list[str]:
+    """Return the addresses of the other hosts that have a network, as far as their names are known."""
+    return [
+        overlay.encrypted_address(peer.number) if peer.key else addresses[peer.host]
+        for peer in network.peers
+        if peer.host in addresses
+    ]
 
 
 class NodeNetworks:
@@ -204,59 +223,39 @@ class NodeNetworks:
 
     # in a thread
 
-    def _settle(self, wanted: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
+    def _settle(self, networks: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
         """Let all be as it should be; say whether something failed. ``whole``: also what nobody has spoken of."""
-        if not wanted and not self._rules and not namespace.all(self.prefix):
+        if not networks and not self._rules and not namespace.all(self.prefix):
             return False  # there is nothing, and was nothing
         own = tunnel_address(self._settings)
-        hosts = {peer.host for told in wanted for peer in told.peers}
-        addresses = {host: found for host in hosts if (found := _resolved(host)) is not None}
+        hosts = {peer.host for network in networks for peer in network.peers}
+        addresses = {host: address for host in hosts if (address := _resolved(host)) is not None}
+        overlays = [network for network in networks if network.spec.kind is NetworkKind.OVERLAY]
+        gateways = [network for network in overlays if network.is_gateway]
+        on_bridges = [network for network in networks if network.spec.kind is NetworkKind.BRIDGE]
+        tunnels = {network.vni: _tunnel_ends(network, addresses) for network in overlays}
         failed: dict[str, str] = {}
-        overlays = [told for told in wanted if told.spec.kind is NetworkKind.OVERLAY]
-        gateways = [told for told in overlays if told.is_gateway]
-        on_bridges = [told for told in wanted if told.spec.kind is NetworkKind.BRIDGE]
-        peers = {
-            told.name: [
-                overlay.encrypted_address(peer.number) if peer.key else addresses[peer.host]
-                for peer in told.peers
-                if peer.host in addresses
-            ]
-            for told in overlays
-        }
-        try:
-            self._settle_encryption(wanted, addresses, own)
-        except NetworkFailed as error:
-            failed[""] = str(error)
-        try:
+        with _noting_failures((), failed):
+            self._settle_encryption(networks, addresses, own)
+        with _noting_failures(overlays, failed):
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
-            tunnels = {told.vni: peers[told.name] for told in overlays}
             refused = self._settle_host(gateways, tunnels, whole=whole)
-            failed |= {told.name: refused[told.vni] for told in overlays if told.vni in refused}
-        except NetworkFailed as error:
-            failed |= {told.name: str(error) for told in overlays} or {"": str(error)}
-        for told in overlays:
-            # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
-            local = None if any(peer.key for peer in told.peers) else own
-            if told.name in failed:
+            failed |= {network.name: refused[network.vni] for network in overlays if network.vni in refused}
+        for network in overlays:
+            if network.name in failed:
                 continue
-            try:
-                self._settle_overlay(told, local, peers[told.name], arrived, whole=whole)
-                self._settled[told.name] = told
-            except NetworkFailed as error:
-                failed[told.name] = str(error)
-        try:
+            with _noting_failures([network], failed):
+                # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
+                local = None if any(peer.key for peer in network.peers) else own
+                self._settle_overlay(network, local, tunnels[network.vni], arrived, whole=whole)
+                self._settled[network.name] = network
+        with _noting_failures(gateways, failed):
             self._settle_gateways(gateways, failed, whole=whole)
-        except NetworkFailed as error:
-            failed |= {told.name: str(error) for told in gateways} or {"": str(error)}
-        try:
+        with _noting_failures(on_bridges, failed):
             self._settle_bridges(on_bridges, arrived, whole=whole)
-            self._settled |= {told.name: told for told in on_bridges}
-        except NetworkFailed as error:
-            failed |= {told.name: str(error) for told in on_bridges} or {"": str(error)}
-        try:
-            self._remove_others({told.name for told in wanted})
-        except NetworkFailed as error:
-            failed.setdefault("", str(error))
+            self._settled |= {network.name: network for network in on_bridges}
+        with _noting_failures((), failed):
+            self._remove_others({network.name for network in networks})
         for name, why in failed.items():
             if self._failed.get(name) != why:
                 log.warning("a network is not as it should be", network=name, error=why)
