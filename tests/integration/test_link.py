@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -19,8 +21,11 @@ from novacron.agent import identity as identities
 from novacron.agent.control.link import SKIPPED, LinkClient, Renamed
 from novacron.agent.identity import Identity
 from novacron.client import Client
+from novacron.model.errors import Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.model.token import decode_ticket
+from novacron.server.link import LinkServer
+from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
 
@@ -50,10 +55,10 @@ class Server:
             self.url = f"https://127.0.0.1:{port}"
             yield
 
-    async def _serve(self, socket: ServerConnection) -> None:
-        self.connected.put_nowait(socket)
+    async def _serve(self, link: ServerConnection) -> None:
+        self.connected.put_nowait(link)
         with contextlib.suppress(websockets.ConnectionClosed):
-            async for raw in socket:
+            async for raw in link:
                 assert isinstance(raw, bytes)
                 self.heard.put_nowait(codec.decode_from_agent(raw))
 
@@ -105,11 +110,11 @@ async def test_an_agent_skips_what_it_cannot_decode_and_takes_what_comes_after_i
     before = SKIPPED.cell("undecodable")[0]
     node = Node(server.identity(tmp_path / "node"))
     async with asyncio.timeout(30), node.running():
-        socket = await server.connected.get()
+        link = await server.connected.get()
         for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), b""):
-            await socket.send(raw)
-        await socket.send("text, where bytes should be")
-        await socket.send(codec.encode(wire.Beaten(7)))
+            await link.send(raw)
+        await link.send("text, where bytes should be")
+        await link.send(codec.encode(wire.Beaten(7)))
         assert await node.taken.get() == wire.Beaten(7)
         assert SKIPPED.cell("undecodable")[0] - before == 4
         assert server.connected.empty(), "it is the same connection"
@@ -127,9 +132,9 @@ async def test_a_defect_with_one_message_costs_neither_the_link_nor_the_next_mes
         taken.put_nowait(message.number)
 
     async with asyncio.timeout(30), Node(server.identity(tmp_path / "node"), receive).running():
-        socket = await server.connected.get()
+        link = await server.connected.get()
         for number in (1, 2):
-            await socket.send(codec.encode(wire.Beaten(number)))
+            await link.send(codec.encode(wire.Beaten(number)))
         assert await taken.get() == 2
         assert server.connected.empty()
 
@@ -169,14 +174,44 @@ async def test_a_link_that_breaks_again_and_again_is_tried_more_and_more_rarely(
 async def test_an_agent_with_another_name_begins_anew(server: Server, tmp_path: Path) -> None:
     node = Node(server.identity(tmp_path / "node"))
     async with asyncio.timeout(30), node.running() as task:
-        socket = await server.connected.get()
-        await socket.send(codec.encode(wire.Rename("host-b")))
+        link = await server.connected.get()
+        await link.send(codec.encode(wire.Rename("host-b")))
         request = await server.hears(wire.RenewCertificate)
         assert isinstance(request, wire.RenewCertificate)
         certificate = server.authority.issue_node(request.csr, "host-b")
-        await socket.send(codec.encode(wire.CertificateIssued(certificate)))
+        await link.send(codec.encode(wire.CertificateIssued(certificate)))
         with pytest.raises(Renamed):
             await task
+
+
+class NoDatabase:
+    """Stands in where nothing gets as far as the database."""
+
+    def connection(self) -> None:
+        raise Unavailable("there is no database")
+
+    transaction = connection
+
+
+async def test_a_first_message_that_cannot_be_read_is_answered_with_the_protocol_and_ends_that_link_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    links = LinkServer(cast(Database, NoDatabase()), server.authority)
+    identity = server.identity(tmp_path / "node")
+    ca = tmp_path / "server" / "ca.crt"
+    context = pki.mutual_tls(ca, ca.with_name("server.crt"), ca.with_name("server.key"), server=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with asyncio.timeout(30), links.listen("127.0.0.1", port, context):
+        for first in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), codec.encode(wire.Removed("vm-1"))):
+            async with connect(
+                f"wss://127.0.0.1:{port}", ssl=identity.tls(server=False), compression=None, proxy=None
+            ) as agent:
+                await agent.send(first)
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await agent.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.reason == f"this server speaks protocol {wire.PROTOCOL}"
 
 
 @pytest.fixture(scope="module")
@@ -191,15 +226,15 @@ async def connected(client: Client, directory: Path, name: str) -> AsyncIterator
     ticket = decode_ticket(await asyncio.to_thread(client.join_token, name))
     identity = await asyncio.to_thread(identities.join, directory, ticket, name)
     url = identity.link_url.replace("https://", "wss://")
-    async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as socket:
-        await socket.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))
-        yield socket
+    async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:
+        await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))
+        yield link
 
 
-async def acknowledged(socket: ClientConnection) -> int:
+async def acknowledged(link: ClientConnection) -> int:
     """Return the number of the next heartbeat that is acknowledged."""
     while True:
-        message, _ = codec.decode_from_server(await socket.recv(decode=False))
+        message, _ = codec.decode_from_server(await link.recv(decode=False))
         if isinstance(message, wire.Beaten):
             return message.number
 
@@ -207,28 +242,28 @@ async def acknowledged(socket: ClientConnection) -> int:
 async def test_a_server_skips_what_it_cannot_decode_and_takes_what_comes_after_it(
     client: Client, tmp_path: Path
 ) -> None:
-    async with asyncio.timeout(30), connected(client, tmp_path, "host-odd") as socket:
+    async with asyncio.timeout(30), connected(client, tmp_path, "host-odd") as link:
         known = codec.encode(wire.Removed("vm-1"))
         for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), known[:-2]):
-            await socket.send(raw)
-        await socket.send("text, where bytes should be")
-        await socket.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
-        assert await acknowledged(socket) == 1
+            await link.send(raw)
+        await link.send("text, where bytes should be")
+        await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(link) == 1
     assert 'novacron_link_skipped_messages_total{reason="undecodable"} 4' in client.metrics()
 
 
 async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_next_report(
     client: Client, tmp_path: Path
 ) -> None:
-    async with asyncio.timeout(30), connected(client, tmp_path, "host-faulty") as socket:
-        await socket.send(codec.encode(wire.RenewCertificate(b"no request")))
-        await socket.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))  # said once, and not now
+    async with asyncio.timeout(30), connected(client, tmp_path, "host-faulty") as link:
+        await link.send(codec.encode(wire.RenewCertificate(b"no request")))
+        await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))  # said once, and not now
         key = pki.new_key()
-        await socket.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
+        await link.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
         while True:
-            message, _ = codec.decode_from_server(await socket.recv(decode=False))
+            message, _ = codec.decode_from_server(await link.recv(decode=False))
             if isinstance(message, wire.CertificateIssued):
                 break
-        await socket.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
-        assert await acknowledged(socket) == 1
+        await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(link) == 1
     assert 'novacron_link_skipped_messages_total{reason="defect"} 2' in client.metrics()
