@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from novacron.api.edge.rate_limits import RateSettings
-from novacron.service_options import AgentOptions, ServerOptions, takes_options
+from novacron.service_options import AgentOptions, ServerOptions
 
 
 def test_a_servers_options_become_its_settings() -> None:
@@ -44,17 +43,3 @@ def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) ->
 def test_an_option_that_makes_no_sense_is_refused_with_its_reason(options: AgentOptions, why: str) -> None:
     with pytest.raises(typer.BadParameter, match=why):
         options.settings()
-
-
-def test_a_command_gets_what_is_given_on_the_command_line() -> None:
-    app, taken = typer.Typer(), list[ServerOptions]()
-
-    @app.command()
-    @takes_options(ServerOptions)
-    def serve(options: ServerOptions) -> None:
-        taken.append(options)
-
-    result = CliRunner().invoke(app, ["--port", "9", "--leave-after", "2"])
-    assert result.exit_code == 0, result.output
-    assert taken == [ServerOptions(port=9, leave_s=2)]
-    assert CliRunner().invoke(app, ["--pool", "1"]).exit_code == 2, "limits hold"
