@@ -64,8 +64,8 @@ app.command("whoami")(access.whoami)
 app.command("log-level")(diagnosis.log_level)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(show: bool) -> None:
+    if show:
         print(f"novacron {__version__}")
         raise typer.Exit
 

@@ -41,8 +41,8 @@ def has(node: Object, key: str) -> Any:
 
 
 def accelerator(node: Object) -> str | None:
-    found = has(node, "accelerator")
-    return None if found is None else str(found["kind"])
+    details = has(node, "accelerator")
+    return None if details is None else str(details["kind"])
 
 
 COLUMNS: Columns = {
@@ -131,11 +131,11 @@ def show(node: NodeName, output_: Output = Format.TABLE) -> None:
 
 def _set(node: str, action: str, out: Format) -> None:
     with output.errors():
-        found = Client().act("nodes", node, action)
+        updated = Client().act("nodes", node, action)
         if out is Format.JSON:
-            output.show_json(found)
+            output.show_json(updated)
         else:
-            print(f"{node}: {state(found)}")
+            print(f"{node}: {state(updated)}")
 
 
 def _migrations_at_once(text: str) -> int | None:
@@ -239,13 +239,13 @@ def uncordon(
     """Uncordon a node: place VMs on it again, and end its drain."""
     with output.errors():
         client = Client()
-        found = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
+        updated = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
         if bring_back and wait:
             follow_back(client, [node], timeout)
         if output_ is Format.JSON:
-            output.show_json(found)
+            output.show_json(updated)
         else:
-            print(f"{node}: {state(found)}")
+            print(f"{node}: {state(updated)}")
 
 
 @app.command()
@@ -259,13 +259,13 @@ def drain(
     """Drain a node: move its VMs to other nodes and place no new ones on it. No VM is stopped."""
     with output.errors():
         client = Client()
-        found = client.act("nodes", node, "drain", {"policy": policy.value})
+        updated = client.act("nodes", node, "drain", {"policy": policy.value})
         if wait:
             follow(client, [node], timeout)
         if output_ is Format.JSON:
-            output.show_json(found)
+            output.show_json(updated)
         else:
-            print(f"{node}: {'empty and cordoned' if wait else state(found)}")
+            print(f"{node}: {'empty and cordoned' if wait else state(updated)}")
 
 
 @app.command()

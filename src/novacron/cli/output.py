@@ -49,21 +49,21 @@ def table(rows: Iterable[Object], columns: Columns) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def rows(found: Iterable[Object], columns: Columns, output: Format) -> None:
+def rows(objects: Iterable[Object], columns: Columns, output: Format) -> None:
     if output is Format.JSON:
-        show_json(list(found))
+        show_json(list(objects))
     else:
-        table(found, columns)
+        table(objects, columns)
 
 
-def fields(found: Object, columns: Columns, output: Format) -> None:
+def fields(details: Object, columns: Columns, output: Format) -> None:
     """Print one object, a field a line."""
     if output is Format.JSON:
-        show_json(found)
+        show_json(details)
         return
     width = max(len(name) for name in columns)
     for name, get in columns.items():
-        print(f"{name.ljust(width)}  {text(get(found))}")
+        print(f"{name.ljust(width)}  {text(get(details))}")
 
 
 def text(value: Any) -> str:
@@ -81,10 +81,10 @@ RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 def parse_rate(text: str) -> int:
     """Return bytes a second of ``100Mbit`` or ``1.5Gbit``. Raises typer.BadParameter."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(kbit|mbit|gbit)(?:/s)?", text.strip().lower())
-    if found is None:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(kbit|mbit|gbit)(?:/s)?", text.strip().lower())
+    if match is None:
         raise typer.BadParameter(f"{text!r} is no rate: write it like 100Mbit or 1.5Gbit")
-    return int(float(found[1]) * RATE_UNITS[found[2]] / 8)
+    return int(float(match[1]) * RATE_UNITS[match[2]] / 8)
 
 
 def rate(bytes_per_s: float | None) -> str:
@@ -137,10 +137,10 @@ def errors() -> Iterator[None]:
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:
     """Return labels given as KEY=VALUE. Raises typer.BadParameter."""
-    found = {}
+    labels = {}
     for text in texts:
         key, sep, value = text.partition("=")
         if not sep:
             raise typer.BadParameter(f"{text!r} is no label; write it like disk=ssd")
-        found[key] = value
-    return found
+        labels[key] = value
+    return labels

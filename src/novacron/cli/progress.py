@@ -34,44 +34,44 @@ def migration(client: Client, id: str, timeout_s: float) -> Object:
     show = _bar(started) if sys.stderr.isatty() else _lines()
     last: Object | None = None
 
-    def seen(found: Object | None) -> bool:
+    def on_change(current: Object | None) -> bool:
         nonlocal last
-        last = found
-        if found is not None:
-            show(found)
-        return found is None or found["phase"] in ENDED
+        last = current
+        if current is not None:
+            show(current)
+        return current is None or current["phase"] in ENDED
 
-    client.wait("migrations", id, seen, timeout_s)
+    client.wait("migrations", id, on_change, timeout_s)
     assert last is not None
     return last
 
 
-def share_done(found: Object) -> float:
+def share_done(migration: Object) -> float:
     """Return how much of the memory has been sent in the current pass, 0 to 1."""
-    if found["phase"] == "completed":
+    if migration["phase"] == "completed":
         return 1.0
-    total, remaining = found["progress"]["total_bytes"], found["progress"]["remaining_bytes"]
+    total, remaining = migration["progress"]["total_bytes"], migration["progress"]["remaining_bytes"]
     return 0.0 if total <= 0 else max(0.0, min(1.0, 1 - remaining / total))
 
 
-def line(found: Object) -> str:
-    p = found["progress"]
-    rate = p["rate_bytes_per_s"] * 8 / 1e6
-    return f"{found['phase']:<12} pass {p['passes']}  sent {size(p['wire_bytes'])}  {rate:.0f} Mbit/s"
+def line(migration: Object) -> str:
+    progress = migration["progress"]
+    rate = progress["rate_bytes_per_s"] * 8 / 1e6
+    return f"{migration['phase']:<12} pass {progress['passes']}  sent {size(progress['wire_bytes'])}  {rate:.0f} Mbit/s"
 
 
 def _lines() -> Callable[[Object], None]:
     shown_at = 0.0
     shown_phase = ""
 
-    def show(found: Object) -> None:
+    def show(migration: Object) -> None:
         nonlocal shown_at, shown_phase
         now = time.monotonic()
-        if found["phase"] != shown_phase or now - shown_at >= 1:
-            shown_at, shown_phase = now, found["phase"]
-            done = share_done(found)
+        if migration["phase"] != shown_phase or now - shown_at >= 1:
+            shown_at, shown_phase = now, migration["phase"]
+            done = share_done(migration)
             bar = "#" * round(done * 24)
-            print(f"  [{bar:<24}] {done:4.0%}  {line(found)}", file=sys.stderr, flush=True)
+            print(f"  [{bar:<24}] {done:4.0%}  {line(migration)}", file=sys.stderr, flush=True)
 
     return show
 
@@ -91,9 +91,9 @@ def _bar(started: float) -> Callable[[Object], None]:
     task = bar.add_task("waiting", total=1.0)
     bar.start()
 
-    def show(found: Object) -> None:
-        bar.update(task, completed=share_done(found), description=line(found))
-        if found["phase"] in ENDED:
+    def show(migration: Object) -> None:
+        bar.update(task, completed=share_done(migration), description=line(migration))
+        if migration["phase"] in ENDED:
             bar.stop()
 
     return show

@@ -153,9 +153,9 @@ def delete(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None
     """Delete a volume with its data."""
     with output.errors():
         client = Client()
-        found = client.get("volumes", volume)
-        client.delete("volumes", found["id"])
-        _finish(client, found, "deleting", wait)
+        current = client.get("volumes", volume)
+        client.delete("volumes", current["id"])
+        _finish(client, current, "deleting", wait)
 
 
 @pools.command("list")

@@ -83,11 +83,11 @@ def _resumed(client: Client, vm: str, part: Path) -> Object | None:
             about = json.loads(
                 _beginning(part, first.offset_data + min(first.size, ABOUT_BYTES_MAX))[first.offset_data :]
             )
-        found = client.get("exports", about["export"])
-        if found["phase"] == "ready":
-            head = _head(client, found)
+        export = client.get("exports", about["export"])
+        if export["phase"] == "ready":
+            head = _head(client, export)
             if _beginning(part, len(head)) == head:
-                return found
+                return export
     except (tarfile.TarError, ValueError, KeyError):
         pass
     except ApiError as error:

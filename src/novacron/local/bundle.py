@@ -67,11 +67,11 @@ def without_secrets(value: Any) -> Any:
     """Return what the API answered without fields that hold, or may hold, secrets: what guests begin with, too."""
     if isinstance(value, dict):
         return {
-            key: HIDDEN if one and (key in HIDDEN_FIELDS or SECRET_NAMES.search(key)) else without_secrets(one)
-            for key, one in value.items()
+            key: HIDDEN if item and (key in HIDDEN_FIELDS or SECRET_NAMES.search(key)) else without_secrets(item)
+            for key, item in value.items()
         }
     if isinstance(value, list):
-        return [without_secrets(one) for one in value]
+        return [without_secrets(item) for item in value]
     return value
 
 
@@ -119,12 +119,12 @@ def _platform() -> Iterator[Part]:
 
 
 def _some(client: Client, kind: str) -> list[Any]:
-    found = []
-    for one in client.list(kind):
-        found.append(one)
-        if len(found) >= OBJECTS_MAX:
+    objects = []
+    for item in client.list(kind):
+        objects.append(item)
+        if len(objects) >= OBJECTS_MAX:
             break
-    return found
+    return objects
 
 
 def _json(value: Any) -> str:

@@ -45,8 +45,8 @@ async def examine(subject: Subject) -> list[Finding]:
         ("database", running.database(subject.database)),
         ("platform", running.platform()),
     ]
-    found = await asyncio.gather(*(_guarded(name, check) for name, check in checks))
-    return list(_flat(found))
+    groups = await asyncio.gather(*(_guarded(name, check) for name, check in checks))
+    return list(_flat(groups))
 
 
 async def _guarded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
@@ -58,6 +58,6 @@ async def _guarded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
         return [Finding(name, Grade.WARNING, f"could not be looked at: {why}", "run it again as root")]
 
 
-def _flat(found: list[list[Finding]]) -> Iterator[Finding]:
-    for findings in found:
+def _flat(groups: list[list[Finding]]) -> Iterator[Finding]:
+    for findings in groups:
         yield from findings

@@ -49,7 +49,7 @@ async def privileges() -> list[Finding]:
     ]
 
 
-async def _said(*arguments: str) -> tuple[int, str]:
+async def _output_of(*arguments: str) -> tuple[int, str]:
     """Return a program's exit status and what it said."""
     process = await asyncio.create_subprocess_exec(
         *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -61,8 +61,8 @@ async def _said(*arguments: str) -> tuple[int, str]:
 async def qemu(binary: str) -> list[Finding]:
     if shutil.which(binary) is None:
         return [bad("QEMU", f"there is no {binary}", "apt-get install qemu-system-x86")]
-    _, said = await _said(binary, "--version")
-    version = re.search(r"version (\d+)\.(\d+)", said)
+    _, output = await _output_of(binary, "--version")
+    version = re.search(r"version (\d+)\.(\d+)", output)
     if version is None:
         return [warning("QEMU", f"{binary} does not tell its version", "is it QEMU?")]
     number = int(version[1]), int(version[2])
@@ -82,51 +82,53 @@ async def accelerator(binary: str) -> list[Finding]:
     if shutil.which(binary) is None:
         return []
     try:
-        found = await probe.probe(binary)
+        accelerator = await probe.probe(binary)
     except RuntimeError as error:
         return [bad("accelerator", str(error), "reinstall QEMU; is this machine's memory exhausted?")]
-    if found.kind is AcceleratorKind.KVM:
-        return [ok("accelerator", f"KVM: {found.reason}")]
+    if accelerator.kind is AcceleratorKind.KVM:
+        return [ok("accelerator", f"KVM: {accelerator.reason}")]
     advice = "switch virtualisation on in the firmware, or nested virtualisation on the host of this machine"
     if not Path("/dev/kvm").exists():
         advice += "; then: modprobe kvm_intel, or kvm_amd"
     elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
         advice = "run as root, or put the user into the group kvm"
-    return [warning("accelerator", f"none, VMs are emulated, ten times slower: {found.reason}", advice)]
+    return [warning("accelerator", f"none, VMs are emulated, ten times slower: {accelerator.reason}", advice)]
 
 
 async def programs() -> list[Finding]:
-    found = []
-    for grade, wanted in ((bad, PROGRAMS), (warning, OPTIONAL)):
-        for name, (what, package) in wanted.items():
+    findings = []
+    for grade, programs in ((bad, PROGRAMS), (warning, OPTIONAL)):
+        for name, (what, package) in programs.items():
             if shutil.which(name) is None:
-                found.append(grade("programs", f"no {name}: no {what}", f"apt-get install {package}"))
-    return found or [ok("programs", "all that an agent uses are there")]
+                findings.append(grade("programs", f"no {name}: no {what}", f"apt-get install {package}"))
+    return findings or [ok("programs", "all that an agent uses are there")]
 
 
 async def kernel() -> list[Finding]:
-    found = []
+    findings = []
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        found.append(bad("kernel", "/dev/net/tun can't be opened: VMs have no network", "modprobe tun; run as root"))
+        findings.append(bad("kernel", "/dev/net/tun can't be opened: VMs have no network", "modprobe tun; run as root"))
     available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
     if available.exists() and "bbr" not in available.read_text().split():
-        found.append(
+        findings.append(
             warning("kernel", "no BBR: migrations over links that lose packets are several times slower",
                     "modprobe tcp_bbr, and put tcp_bbr into /etc/modules")
         )  # fmt: skip
     groups = Path("/sys/fs/cgroup")
     if not ((groups / "cgroup.controllers").exists() or (groups / "memory").exists()):
-        found.append(
+        findings.append(
             warning("kernel", "no cgroups: VMs have no limits of memory and processors", "mount /sys/fs/cgroup")
         )
     if os.geteuid() == 0:
         for kind, more in (("bridge", ()), ("vxlan", ("id", "1", "dstport", "4789"))):
-            status, said = await _said("unshare", "--net", "ip", "link", "add", "novadoctor", "type", kind, *more)
+            status, output = await _output_of(
+                "unshare", "--net", "ip", "link", "add", "novadoctor", "type", kind, *more
+            )
             if status != 0:
-                last = said.strip().splitlines()[-1:] or [""]
-                found.append(bad("kernel", f"no {kind} interfaces: {last[0]}", f"modprobe {kind}"))
+                last = output.strip().splitlines()[-1:] or [""]
+                findings.append(bad("kernel", f"no {kind} interfaces: {last[0]}", f"modprobe {kind}"))
     release = os.uname().release
-    return found or [ok("kernel", f"Linux {release}: interfaces, BBR and cgroups are there")]
+    return findings or [ok("kernel", f"Linux {release}: interfaces, BBR and cgroups are there")]
 
 
 class _Timex(ctypes.Structure):
@@ -150,16 +152,16 @@ async def clock() -> list[Finding]:
 
 
 async def ports() -> list[Finding]:
-    found = []
+    texts = []
     for port, what in PORTS.items():
-        with socket.socket() as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket() as probe_socket:
+            probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                one.bind(("0.0.0.0", port))
-                found.append(f"{port} ({what}) is free")
+                probe_socket.bind(("0.0.0.0", port))
+                texts.append(f"{port} ({what}) is free")
             except OSError:
-                found.append(f"{port} ({what}) is used: by NovaCron, if it runs here")
-    return [ok("ports", "; ".join(found))]
+                texts.append(f"{port} ({what}) is used: by NovaCron, if it runs here")
+    return [ok("ports", "; ".join(texts))]
 
 
 async def disk(state_dir: Path) -> list[Finding]:
@@ -175,8 +177,8 @@ async def disk(state_dir: Path) -> list[Finding]:
 
 
 async def memory() -> list[Finding]:
-    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(found[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(meminfo[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
     text = f"{free:.1f} GiB free of {total:.1f}"
     if free / total < FREE_SHARE_BAD:
         return [bad("memory", text, "move VMs away: novacron node drain")]
@@ -191,7 +193,7 @@ async def limits() -> list[Finding]:
 
 
 async def certificates(state_dir: Path) -> list[Finding]:
-    found = []
+    findings = []
     for name, path in {
         "authority": state_dir / "server/ca.crt", "server": state_dir / "server/server.crt",
         "node": state_dir / "agent/identity/node.crt",
@@ -201,18 +203,18 @@ async def certificates(state_dir: Path) -> list[Finding]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            found.append(
+            findings.append(
                 warning("certificates", f"{path} can't be read: {error}", "run as root; restore it from a backup")
             )
             continue
         text = f"the {name}'s is good for {left_s / DAY_S:.0f} days"
         if left_s <= 0:
-            found.append(bad("certificates", f"the {name}'s has ended", _renewal(name)))
+            findings.append(bad("certificates", f"the {name}'s has ended", _renewal(name)))
         elif left_s < 5 * DAY_S:
-            found.append(warning("certificates", text, _renewal(name)))
+            findings.append(warning("certificates", text, _renewal(name)))
         else:
-            found.append(ok("certificates", text))
-    return found
+            findings.append(ok("certificates", text))
+    return findings
 
 
 def _renewal(name: str) -> str:

@@ -106,16 +106,16 @@ def _platform(client: Client) -> Iterator[Finding]:
 
 
 def _versions(client: Client) -> Iterator[Finding]:
-    found = re.search(r'^novacron_build_info\{[^}]*version="([^"]+)"', client.metrics(), re.MULTILINE)
-    server = found[1] if found else "unknown"
+    version = re.search(r'^novacron_build_info\{[^}]*version="([^"]+)"', client.metrics(), re.MULTILINE)
+    server = version[1] if version else "unknown"
     if server != __version__:
         yield warning("versions", f"the server is {server}, this is {__version__}", "install the same version")
     else:
         yield ok("versions", f"server and this command are {server}")
 
 
-def _names(found: list[Object]) -> str:
-    names = [one["name"] for one in found]
+def _names(objects: list[Object]) -> str:
+    names = [item["name"] for item in objects]
     return ", ".join(names[:SHOWN_MAX]) + (f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else "")
 
 
@@ -164,15 +164,15 @@ def _age_s(text: str) -> float:
 def _certificates(client: Client, nodes: list[str]) -> Iterator[Finding]:
     for node in nodes[:200]:
         try:
-            said = client.metrics(node)
+            metrics = client.metrics(node)
         except ApiError as error:
             yield warning(f"node {node}", f"its agent does not say how it is: {error}", "see its log")
             continue
-        found = re.search(r"^novacron_certificate_expiry_timestamp_seconds\{[^}]*\} (\S+)", said, re.MULTILINE)
-        left_s = float(found[1]) - time.time() if found else 0.0
-        if left_s < 5 * 86400:
+        expiry = re.search(r"^novacron_certificate_expiry_timestamp_seconds\{[^}]*\} (\S+)", metrics, re.MULTILINE)
+        remaining_s = float(expiry[1]) - time.time() if expiry else 0.0
+        if remaining_s < 5 * 86400:
             yield warning(
                 f"node {node}",
-                f"its certificate ends in {left_s / 86400:.1f} days",
+                f"its certificate ends in {remaining_s / 86400:.1f} days",
                 "restart its agent, and see its log",
             )
