@@ -9,7 +9,7 @@ from pathlib import Path
 
 from novacron.disk import overlay
 from novacron.disk.images import scan
-from novacron.disk.nbd import Client
+from novacron.disk.nbd import NbdClient
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import mirror
 from novacron.qemu.command import QemuConfig, QemuNic, command, monitor_path
@@ -36,7 +36,7 @@ async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_c
         await mirror.serve(monitor, tmp_path / "disk.sock")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(str(tmp_path / "disk.sock"))
-        client = Client(connection, mirror.EXPORT)
+        client = NbdClient(connection, mirror.EXPORT)
         assert client.size_bytes == image.info.disk_bytes
         client.write(PAGE, data)
         client.flush()

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from novacron.disk.blocks import data_places, pages_of
 from novacron.disk.files import NewFile, tell
 from novacron.disk.images import scan
-from novacron.disk.nbd import Client, Export
+from novacron.disk.nbd import NbdClient, NbdExport
 from novacron.disk.stream import (
     HEAD,
     PAGE,
     VERSION,
+    DiskPlayer,
+    DiskRecorder,
+    DiskSplitter,
     Head,
-    Player,
-    Recorder,
-    Splitter,
     StreamError,
     VolumeInfo,
     _head,
@@ -60,7 +60,7 @@ class Kept:
         self.flushed = True
 
 
-def recorded(recorder: Recorder) -> list[bytes]:
+def recorded(recorder: DiskRecorder) -> list[bytes]:
     """Return all that is recorded, up to its end."""
     return list(iter(recorder.read, b""))
 
@@ -78,7 +78,7 @@ steps = st.lists(
 @given(steps)
 def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[tuple[int, str, int, int, int]]) -> None:
     infos = [INFO, VolumeInfo("disk1", SIZE)]
-    recorder, model = Recorder(infos), [Kept(), Kept()]
+    recorder, model = DiskRecorder(infos), [Kept(), Kept()]
     chunks: list[bytes] = []
     reading = threading.Thread(target=lambda: chunks.extend(recorded(recorder)))
     reading.start()
@@ -95,7 +95,7 @@ def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[t
     recorder.end()
     reading.join()
     played = [Kept(), Kept()]
-    player, splitter = Player(lambda head: played if head.volumes == tuple(infos) else []), Splitter()
+    player, splitter = DiskPlayer(lambda head: played if head.volumes == tuple(infos) else []), DiskSplitter()
     encoder, decoder = Encoder(PageHash(KEY), None), Decoder(PageHash(KEY), None, ())
     for chunk in chunks:
         part, runs = splitter.split(chunk)
@@ -110,7 +110,7 @@ def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[t
 
 
 def test_pages_of_zeros_and_pages_sent_before_cost_next_to_nothing(tmp_path: Path) -> None:
-    recorder, splitter = Recorder([INFO]), Splitter()
+    recorder, splitter = DiskRecorder([INFO]), DiskSplitter()
     page = os.urandom(PAGE)
     recorder.write(0, page * 8 + bytes(8 * PAGE))
     recorder.zero(16 * PAGE, 40 * PAGE)
@@ -151,7 +151,7 @@ def head(*volumes: VolumeInfo, version: int = VERSION) -> bytes:
 def test_a_hostile_stream_writes_nothing_outside_its_volumes(stream: bytes, why: str) -> None:
     volume = Kept()
     with pytest.raises(StreamError, match=why):
-        Player(lambda _: [volume]).write(stream)
+        DiskPlayer(lambda _: [volume]).write(stream)
     assert volume.data == b"\xff" * SIZE
 
 
@@ -160,23 +160,23 @@ def test_a_hostile_stream_writes_nothing_outside_its_volumes(stream: bytes, why:
 def test_no_stream_does_anything_but_raise_or_write_within(tail: bytes) -> None:
     volume = Kept()
     with contextlib.suppress(StreamError):
-        Player(lambda _: [volume]).write(head(INFO) + tail)
+        DiskPlayer(lambda _: [volume]).write(head(INFO) + tail)
     assert len(volume.data) == SIZE
 
 
 def test_a_stream_that_never_began_is_not_finished() -> None:
     with pytest.raises(StreamError, match="before it began"):
-        Player(lambda _: []).finish()
+        DiskPlayer(lambda _: []).finish()
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, PAGE), (0, PAGE - 1), (SIZE, PAGE), (-PAGE, PAGE)])
 def test_only_whole_pages_of_the_volume_are_recorded(offset: int, length: int) -> None:
     with pytest.raises(StreamError):
-        Recorder([INFO]).write(offset, bytes(length))
+        DiskRecorder([INFO]).write(offset, bytes(length))
 
 
 def test_a_recorder_that_nobody_reads_does_not_wait_for_ever() -> None:
-    recorder = Recorder([INFO])
+    recorder = DiskRecorder([INFO])
     threading.Timer(0.3, recorder.abort).start()
     with pytest.raises(BrokenPipeError):
         for _ in range(100):
@@ -191,13 +191,13 @@ def test_files_arrive_with_their_holes_and_their_length(tmp_path: Path) -> None:
         file.write(os.urandom(70_001))
         file.truncate(5 << 20 | 17)
     size = source.stat().st_size
-    recorder, chunks = Recorder([VolumeInfo("f", size)]), list[bytes]()
+    recorder, chunks = DiskRecorder([VolumeInfo("f", size)]), list[bytes]()
     reading = threading.Thread(target=lambda: chunks.extend(recorded(recorder)))
     reading.start()
     tell(source, size, recorder)
     recorder.end()
     reading.join()
-    player = Player(lambda info: [NewFile(copy, info.volumes[0].size_bytes)])
+    player = DiskPlayer(lambda info: [NewFile(copy, info.volumes[0].size_bytes)])
     for chunk in chunks:
         player.write(chunk)
     player.finish()
@@ -240,7 +240,7 @@ def qemu_export(directory: Path) -> Iterator[tuple[Path, Path]]:
 def test_the_client_writes_to_qemus_server(tmp_path: Path) -> None:
     data = os.urandom(SIZE // 2)
     with qemu_export(tmp_path) as (disk, path):
-        client = Client(connected(path), "disk0")
+        client = NbdClient(connected(path), "disk0")
         assert client.size_bytes == SIZE
         for offset in range(0, len(data), 2 * PAGE):
             client.write(offset, data[offset : offset + 2 * PAGE])
@@ -253,13 +253,13 @@ def test_the_client_writes_to_qemus_server(tmp_path: Path) -> None:
             client.flush()
         client.close()
         with pytest.raises(OSError, match="refused export other"):
-            Client(connected(path), "other")
+            NbdClient(connected(path), "other")
 
 
 def test_qemus_client_writes_to_the_export(tmp_path: Path) -> None:
     source, path, volume = tmp_path / "source", tmp_path / "nbd.sock", Kept()
     source.write_bytes(os.urandom(SIZE // 2) + bytes(SIZE // 2))
-    export = Export(listening(path), SIZE, volume)
+    export = NbdExport(listening(path), SIZE, volume)
     target = f"nbd+unix:///disk0?socket={path}"
     subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target], check=True)
     export.close()
@@ -274,7 +274,7 @@ def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: 
 
     source, path = tmp_path / "source", tmp_path / "nbd.sock"
     source.write_bytes(os.urandom(SIZE))
-    export = Export(listening(path), SIZE, Full())
+    export = NbdExport(listening(path), SIZE, Full())
     target = f"nbd+unix:///disk0?socket={path}"
     failed = subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target], check=False)
     export.close()
@@ -282,7 +282,7 @@ def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: 
 
 
 def test_an_export_that_nobody_uses_can_be_closed(tmp_path: Path) -> None:
-    export = Export(listening(tmp_path / "nbd.sock"), SIZE, Kept())
+    export = NbdExport(listening(tmp_path / "nbd.sock"), SIZE, Kept())
     export.close()
     assert export.error is None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from novacron.disk.blocks import data_ranges
-from novacron.disk.stream import CHUNK_BYTES, PAGE, Recorder
+from novacron.disk.stream import CHUNK_BYTES, PAGE, DiskRecorder
 
 
 def is_plain(path: Path) -> bool:
@@ -40,7 +40,7 @@ def open_plain(path: Path) -> BinaryIO:
     return cast(BinaryIO, os.fdopen(descriptor, "rb", buffering=0))
 
 
-def tell(path: Path, size_bytes: int, recorder: Recorder) -> None:
+def tell(path: Path, size_bytes: int, recorder: DiskRecorder) -> None:
     """Write a file of ``size_bytes`` into a stream, without its holes; what lacks to its last page is zeros.
 
     Raises OSError.

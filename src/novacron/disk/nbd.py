@@ -40,7 +40,7 @@ class NbdError(OSError):
     """The peer does not speak the protocol as expected, or refused: says what."""
 
 
-class Taker(Protocol):
+class WriteSink(Protocol):
     """What takes an export's writes."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
@@ -59,11 +59,11 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-class Export:
+class NbdExport:
     """One disk, offered on a listening socket to one client, in a thread of its own. A write is confirmed once
     ``taker`` has it; an error of its ends the connection, so that the client's disk job fails and the guest goes on."""
 
-    def __init__(self, listening: socket.socket, size_bytes: int, taker: Taker) -> None:
+    def __init__(self, listening: socket.socket, size_bytes: int, taker: WriteSink) -> None:
         self.error: OSError | None = None
         """Why it ended, if not because the client was done."""
         self._size, self._taker = size_bytes, taker
@@ -147,7 +147,7 @@ class Export:
             connection.sendall(_simple.pack(SIMPLE, error, handle))
 
 
-class Client:
+class NbdClient:
     """Writes to one export, several requests at once, of which no two touch the same bytes: a volume."""
 
     def __init__(self, connection: socket.socket, export: str) -> None:

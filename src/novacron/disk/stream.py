@@ -56,7 +56,7 @@ class Head(msgspec.Struct, frozen=True):
     """What they take of a disk, as far as that is known."""
 
 
-class Volume(Protocol):
+class VolumeSink(Protocol):
     """Where what the stream tells is written to. Each raises OSError."""
 
     def write(self, offset: int, data: bytes) -> None: ...
@@ -68,7 +68,7 @@ class Volume(Protocol):
         ...
 
 
-class Recorder:
+class DiskRecorder:
     """Makes the stream of what is written to one volume after another: the source of a session.
 
     One thread writes and waits for room, another reads.
@@ -77,8 +77,6 @@ class Recorder:
     def __init__(self, volumes: Sequence[VolumeInfo], needed_bytes: int = 0) -> None:
         self.piece_bytes = CHUNK_BYTES
         """How much is put together of one write; ``read`` returns that."""
-        self.told_bytes = 0
-        """What was written so far, zeros too."""
         self._volumes = volumes
         self._volume = 0
         self._chunks: queue.Queue[bytes] = queue.Queue(WAITING_CHUNKS)
@@ -119,12 +117,10 @@ class Recorder:
                     parts.append(_word.pack(offset + at | PAGE_TAG))
                     parts.append(page)
             self._put(b"".join(parts))
-        self.told_bytes += len(view)
 
     def zero(self, offset: int, length: int) -> None:
         self._check(offset, length)
         self._put(_range.pack(offset | RANGE, length))
-        self.told_bytes += length
 
     def flush(self) -> None:
         """Nothing to do: all is durable before the end is confirmed."""
@@ -145,8 +141,8 @@ class Recorder:
         self._stop.set()
 
 
-class Splitter:
-    """Cuts a Recorder's stream, which comes in whole records, into runs."""
+class DiskSplitter:
+    """Cuts a DiskRecorder's stream, which comes in whole records, into runs."""
 
     def __init__(self) -> None:
         self._volume = 0
@@ -186,13 +182,13 @@ def _size(tag: int) -> int:
     return _range.size if tag == RANGE else _word.size
 
 
-class Player:
+class DiskPlayer:
     """Writes what a stream tells to volumes: the sink of a session. ``open`` finds them, or raises OSError."""
 
-    def __init__(self, open: Callable[[Head], Sequence[Volume]]) -> None:
+    def __init__(self, open: Callable[[Head], Sequence[VolumeSink]]) -> None:
         self._open = open
         self._head: Head | None = None
-        self._volumes: Sequence[Volume] = ()
+        self._volumes: Sequence[VolumeSink] = ()
         self._number = 0
 
     def write(self, data: bytes) -> None:
@@ -260,7 +256,7 @@ class Player:
         self._volumes = self._open(head)
         return _head.size + length
 
-    def _volume(self, offset: int, length: int) -> Volume:
+    def _volume(self, offset: int, length: int) -> VolumeSink:
         """Return the volume that is written to. Raises StreamError for what is no part of it."""
         assert self._head is not None
         size = self._head.volumes[self._number].size_bytes

@@ -165,7 +165,7 @@ def _cut(value: Any, most: int) -> Any:
     return f"{text[: most // 2]} [...] {text[-most // 2 :]}"
 
 
-class Writer:
+class LogWriter:
     """Writes lines to a file descriptor, in the order in which they come."""
 
     def __init__(self, descriptor: int) -> None:
@@ -217,14 +217,14 @@ class Writer:
         return True
 
 
-_writer: Writer | None = None
+_writer: LogWriter | None = None
 
 
-def _lines() -> Writer:
+def _lines() -> LogWriter:
     global _writer
     if _writer is None:
         sys.stdout.flush()
-        _writer = Writer(sys.stdout.fileno())
+        _writer = LogWriter(sys.stdout.fileno())
         atexit.register(_writer.flush)
     return _writer
 

@@ -14,7 +14,7 @@ from novacron.agent.migration import disk_mirror
 from novacron.agent.settings import AgentSettings
 from novacron.disk.files import NewFile, make_durable
 from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
-from novacron.disk.stream import Head, Player, StreamError, Volume
+from novacron.disk.stream import DiskPlayer, Head, StreamError, VolumeSink
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
@@ -57,7 +57,7 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: AgentSet
     if target.exists():
         raise CopyFailed(f"there is an image {wanted.image.name} already")
 
-    def open_(head: Head) -> list[Volume]:
+    def open_(head: Head) -> list[VolumeSink]:
         names = [info.name for info in head.volumes]
         size = sum(info.size_bytes for info in head.volumes)
         if names[0] != MANIFEST or len(set(names)) != len(names) or any("/" in n or n.startswith(".") for n in names):
@@ -71,7 +71,7 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: AgentSet
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
     try:
         with listener.expect(wanted.copy, wanted.peer, terms) as session:
-            await session.receive(Player(open_), BEGIN_S_MAX)
+            await session.receive(DiskPlayer(open_), BEGIN_S_MAX)
         await asyncio.to_thread(verify, scratch, wanted.image.digest)
         for path in scratch.iterdir():
             path.chmod(0o644)

@@ -24,8 +24,8 @@ from novacron.agent.vm.directory import (
 from novacron.agent.vm.machine import Machine
 from novacron.disk import files
 from novacron.disk.images import Image
-from novacron.disk.nbd import Client, Export
-from novacron.disk.stream import Head, Player, Recorder, Splitter, StreamError, Volume, VolumeInfo
+from novacron.disk.nbd import NbdClient, NbdExport
+from novacron.disk.stream import DiskPlayer, DiskRecorder, DiskSplitter, Head, StreamError, VolumeInfo, VolumeSink
 from novacron.dwcp.receiver import ReceiveSession
 from novacron.dwcp.sender import Sender
 from novacron.model.vm import Firmware, VmSpec
@@ -35,7 +35,7 @@ from novacron.qemu.mirror import MirrorStatus
 from novacron.qemu.monitor import MonitorFailed
 from novacron.wire.messages import VolumeAttached
 
-T = TypeVar("T", Client, files.KeptFile)
+T = TypeVar("T", NbdClient, files.KeptFile)
 
 LOOK_S = 0.1
 SMALL_BYTES_MAX = 4 << 20
@@ -72,7 +72,7 @@ def parts_of(machine: Machine, image: Image, size_bytes: int, volumes: Iterable[
 class _Told:
     """One of the disks that are told by one recorder, in turns."""
 
-    def __init__(self, recorder: Recorder, number: int, turn: threading.Lock, last: list[int]) -> None:
+    def __init__(self, recorder: DiskRecorder, number: int, turn: threading.Lock, last: list[int]) -> None:
         self._recorder, self._number, self._turn, self._last = recorder, number, turn, last
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -101,7 +101,7 @@ class Leaving:
         """Ends when the peer has all of it."""
         self._machine = machine
         self._parts = parts
-        self._exports: list[Export] = []
+        self._exports: list[NbdExport] = []
         self._rate: int | None = None
 
     async def __aenter__(self) -> Leaving:
@@ -109,15 +109,15 @@ class Leaving:
         monitor = self._machine.monitor
         assert monitor is not None
         layers = (self._machine.directory / DISK_LAYER, *self._machine.home.shared())
-        self._recorder = Recorder([part.info for part in self._parts], files.allocated(layers))
-        self.sent = asyncio.create_task(self.sender.send(self._recorder, Splitter()))
+        self._recorder = DiskRecorder([part.info for part in self._parts], files.allocated(layers))
+        self.sent = asyncio.create_task(self.sender.send(self._recorder, DiskSplitter()))
         turn, last = threading.Lock(), [0]
         try:
             for number, part in enumerate(self._parts):
                 name = OUTGOING_DISK_SOCKETS[number]
                 listening = self._machine.home.listen(name)
                 told = _Told(self._recorder, number, turn, last)
-                self._exports.append(Export(listening, part.info.size_bytes, told))
+                self._exports.append(NbdExport(listening, part.info.size_bytes, told))
                 await mirror.start(monitor, number, Path(name), part.node, whole=part.whole)
         except BaseException:
             await self.__aexit__()
@@ -218,16 +218,16 @@ async def take(machine: Machine, coming: Coming) -> None:
     if pid is None:
         raise OSError("QEMU has ended")
 
-    def open_(head: Head) -> list[Volume]:
+    def open_(head: Head) -> list[VolumeSink]:
         if head.volumes != tuple(coming.infos):
             raise StreamError(f"the source's disks are others, or lie over another image than {coming.image.info.name}")
         check_space(head, machine.directory)
-        opened: list[Volume] = []
+        opened: list[VolumeSink] = []
         for info in head.volumes:
             if info.name in coming.paths:
                 opened.append(keep(files.KeptFile(coming.paths[info.name])))
             else:
-                opened.append(keep(Client(machine.home.connect(INCOMING_DISK_SOCKET, pid), mirror.EXPORT)))
+                opened.append(keep(NbdClient(machine.home.connect(INCOMING_DISK_SOCKET, pid), mirror.EXPORT)))
         return opened
 
     def keep(volume: T) -> T:
@@ -235,7 +235,7 @@ async def take(machine: Machine, coming: Coming) -> None:
         return volume
 
     with contextlib.ExitStack() as closing:
-        await coming.session.receive(Player(open_))
+        await coming.session.receive(DiskPlayer(open_))
 
 
 async def offer(machine: Machine, coming: Coming) -> None:
@@ -278,7 +278,7 @@ async def send_state(directory: Path, sender: Sender, image: Image, volumes: Map
 async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str = "") -> None:
     """Send files over an open session; returns when the peer has them all. Raises SendFailed, OSError."""
     infos = [VolumeInfo(name, path.stat().st_size, below) for name, path in named]
-    recorder = Recorder(infos, files.allocated(path for name, path in named if name in STATE))
+    recorder = DiskRecorder(infos, files.allocated(path for name, path in named if name in STATE))
 
     def tell() -> None:
         for number, (info, (_, path)) in enumerate(zip(infos, named, strict=True)):
@@ -287,7 +287,7 @@ async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str =
         recorder.end()
 
     telling = asyncio.create_task(asyncio.to_thread(tell))
-    sending = asyncio.create_task(sender.send(recorder, Splitter()))
+    sending = asyncio.create_task(sender.send(recorder, DiskSplitter()))
     try:
         await asyncio.wait({telling, sending}, return_when=asyncio.FIRST_EXCEPTION)
         if sending.done():
@@ -309,7 +309,7 @@ async def receive_state(
     Raises ReceiveFailed, OSError.
     """
 
-    def open_(head: Head) -> list[Volume]:
+    def open_(head: Head) -> list[VolumeSink]:
         names = [info.name for info in head.volumes]
         if len(set(names)) != len(names) or not volumes.keys() <= set(names) <= STATE.keys() | volumes.keys():
             raise StreamError("what comes is not what the VM consists of")
@@ -334,7 +334,7 @@ async def receive_state(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        await session.receive(Player(open_))
+        await session.receive(DiskPlayer(open_))
         for id, part in parts.items():
             part.rename(volumes[id][0])
             await asyncio.to_thread(files.make_durable, part.parent)
