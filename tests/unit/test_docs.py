@@ -102,7 +102,11 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     if page.name in HISTORY:
         return
-    missing = [name for name in named_files(page) if not any((base / name).exists() for base in (ROOT, PACKAGE))]
+    missing = [
+        name
+        for name in named_files(page)
+        if not any((base / f"{name}{end}").exists() for base in (ROOT, PACKAGE) for end in ("", ".py"))
+    ]
     assert missing == []
 
 
