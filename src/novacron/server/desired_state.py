@@ -112,12 +112,12 @@ class DesiredStateSender:
                 if sent_state.anew and self._cpu_baselines.known:  # if not, the feed's beginning wakes all
                     counter("novacron_link_readings_total").add("all")
                     async with self._reading:
-                        told = await self._read_anew(session)
-                    await self._tell_anew(session, told, last)
-                found, sent_state.statements = sent_state.differ(sent_state.statements, whole=False), []
-                if found:
-                    counter("novacron_link_statements_total").add(count=len(found))
-                    await session.send(wire.Desired(found, whole=False))
+                        messages = await self._read_anew(session)
+                    await self._tell_anew(session, messages, last)
+                statements, sent_state.statements = sent_state.differ(sent_state.statements, whole=False), []
+                if statements:
+                    counter("novacron_link_statements_total").add(count=len(statements))
+                    await session.send(wire.Desired(statements, whole=False))
             except Unavailable as error:
                 log.warning("can't tell a node what to do", node=session.node, error=str(error))
                 session.look_anew()

@@ -46,19 +46,17 @@ async def messages(
     return (
         wire.Networks(await network_members.on_node(connection, node)),
         wire.Desired(await statements(connection, node, held, page_key, of)),
-        wire.Imports(
-            tuple(wire.ImportWanted(one.id, one.spec, one.trace) for one in await imports.working(connection, node))
-        ),
+        wire.Imports(tuple(wire.ImportWanted(i.id, i.spec, i.trace) for i in await imports.working(connection, node))),
         wire.Exports(
             tuple(
-                wire.ExportWanted(one.id, one.vm, one.phase, one.trace)
-                for one in await exports.on_node(connection, node)
+                wire.ExportWanted(export.id, export.vm, export.phase, export.trace)
+                for export in await exports.on_node(connection, node)
             )
         ),
         wire.Volumes(
             tuple(
-                wire.VolumeWanted(one.id, one.pool, one.size_mib, one.phase, one.image, one.trace)
-                for one in await volumes.on_node(connection, node)
+                wire.VolumeWanted(v.id, v.pool, v.size_mib, v.phase, v.image, v.trace)
+                for v in await volumes.on_node(connection, node)
             )
             + tuple(
                 wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING)
@@ -137,7 +135,7 @@ async def statements(
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
     must not make nodes destroy what was created after it. ``page_key`` gives a project's.
     """
-    found: dict[str, wire.Statement] = {}
+    stated: dict[str, wire.Statement] = {}
     active = {m.vm: m for m in await migrations.touching(connection, node)}
     own = await owned.all(connection, node=node)
     working = await snapshots.working(connection, [vm.id for vm in own])
@@ -151,7 +149,7 @@ async def statements(
                 m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy,
                 m.trace,
             )  # fmt: skip
-        found[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
+        stated[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
     for m in active.values():
         if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
             incoming = await vms.get(connection, m.vm)
@@ -175,7 +173,7 @@ async def statements(
             )
             warm = await nodes.dwcp_endpoint(connection, m.source)
             task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)
-            found[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
-    for vm_id, (epoch, deleted) in (await owned.epochs(connection, [vm for vm in held if vm not in found])).items():
-        found[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
-    return tuple(found.values())
+            stated[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
+    for vm_id, (epoch, deleted) in (await owned.epochs(connection, [vm for vm in held if vm not in stated])).items():
+        stated[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
+    return tuple(stated.values())

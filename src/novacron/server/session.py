@@ -72,7 +72,7 @@ class SentState:
         """None before everything was read, and when it may be another."""
         self.statements: list[wire.Statement] = []
         """To be told next."""
-        self._told: dict[str, bytes] = {}
+        self._digests: dict[str, bytes] = {}
 
     def look_anew(self) -> None:
         self.anew = True
@@ -80,18 +80,18 @@ class SentState:
 
     def differ(self, statements: Sequence[wire.Statement], *, whole: bool) -> tuple[wire.Statement, ...]:
         """Return those that are not what was told last, and take them for told. ``whole``: these are all there are."""
-        found, told = [], {} if whole else self._told
-        for one in statements:
-            digest = hashlib.blake2b(codec.encode(one), digest_size=16).digest()
-            if self._told.get(one.vm) != digest:
-                found.append(one)
-            told[one.vm] = digest
-        self._told = told
-        return tuple(found)
+        different, digests = [], {} if whole else self._digests
+        for statement in statements:
+            digest = hashlib.blake2b(codec.encode(statement), digest_size=16).digest()
+            if self._digests.get(statement.vm) != digest:
+                different.append(statement)
+            digests[statement.vm] = digest
+        self._digests = digests
+        return tuple(different)
 
     def forget(self, vm: str) -> None:
         """Nothing of a VM is there any more."""
-        self._told.pop(vm, None)
+        self._digests.pop(vm, None)
 
 
 class NodeSession:
