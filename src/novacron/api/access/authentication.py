@@ -1,4 +1,4 @@
-"""Who calls: a bearer token, or a browser's session, checked against the watch cache: a revocation counts at once."""
+"""Authentication by bearer token or browser session, against the watch cache: a revocation takes effect immediately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Authentication(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
         if not services(connection).cache.ready:
-            raise Unavailable("this server has lost the database and will not answer from old data", hint="try again")
+            raise Unavailable("this server has lost the database and does not answer from old data", hint="try again")
         header = connection.headers.get("authorization")
         caller = _by_header(connection, header) if header is not None else _by_cookie(connection)
         services(connection).recorder.used(caller.id, address_of(connection))

@@ -1,8 +1,8 @@
-"""Where each route works, and what its callers need there: said by the route, checked before it.
+"""Authorization: which right a caller needs for each route, and which objects a caller sees.
 
-A route says its scope in ``opt`` (its router may say it for all). The guard checks what can be known before the route
-runs; in a project's scope the route itself asks for objects and projects with the functions below, and gets only what
-its caller may have: what a caller may not even see is not there.
+A route declares its scope in ``opt`` (its router may do so for all). The guard checks what can be known before the
+route runs. In the scope of a project, the route looks objects and projects up with the functions below, and gets only
+what its caller may use: an object that a caller may not see does not exist for them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LISTED_BY = {
 
 class RouteScope(StrEnum):
     PUBLIC = "public"
-    """Anybody, without a token."""
+    """Anyone, without a token."""
     SELF = "self"
-    """Anybody who is known: what is the caller's own, or is checked by the route."""
+    """Any authenticated caller: the route is about the caller, or checks the right itself."""
     PROJECT = "project"
     FLEET = "fleet"
 
@@ -53,15 +53,15 @@ def in_fleet(right: Right | None = None) -> dict[str, Any]:
 
 PROJECT = QueryParameter(
     annotation=str | None, name="project", required=False,
-    description="work in this project; else new objects are made in the caller's own, and all that they see is listed",
+    description="project to work in; by default the caller's own for new objects, and all visible ones for lists",
 )  # fmt: skip
-"""What every request may say."""
+"""Query parameter of every route."""
 SELF = {SCOPE: RouteScope.SELF}
 PUBLIC = {SCOPE: RouteScope.PUBLIC}
 
 
 def scope_of(handler: BaseRouteHandler) -> RouteScope | None:
-    """Return where a route works; None: it does not say so, and is served to nobody."""
+    """Return the scope of a route; None: it declares none, and is served to nobody."""
     if handler.opt.get("exclude_from_auth"):
         return RouteScope.PUBLIC
     scope = handler.opt.get(SCOPE)
@@ -69,7 +69,7 @@ def scope_of(handler: BaseRouteHandler) -> RouteScope | None:
 
 
 def right_of(handler: BaseRouteHandler, method: str) -> Right:
-    """Return which right a route needs."""
+    """Return the right that a route needs."""
     if RIGHT in handler.opt:
         return Right(handler.opt[RIGHT])
     if method in ("GET", "HEAD"):
@@ -78,17 +78,17 @@ def right_of(handler: BaseRouteHandler, method: str) -> Right:
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Let through who may use a route. Raises Forbidden, NotFound."""
+    """Raise Forbidden or NotFound unless the caller may use a route."""
     scope = scope_of(handler)
-    if scope is RouteScope.PUBLIC or connection.scope.get("method") == "OPTIONS":  # that says which methods there are
+    if scope is RouteScope.PUBLIC or connection.scope.get("method") == "OPTIONS":  # lists the methods
         return
     if scope is None:
-        raise Forbidden("this route does not say who may use it")
+        raise Forbidden("this route does not declare who may use it")
     caller: Caller = connection.user
     right = right_of(handler, str(connection.scope.get("method", "GET")))
     if scope is RouteScope.FLEET and not caller.access.allows(right, None):
         raise Forbidden(
-            f"{caller.name} may not {right} the fleet", hint="ask an administrator for a role that is good everywhere"
+            f"{caller.name} may not {right} the fleet", hint="ask an administrator for a role in all projects"
         )
     if scope is RouteScope.PROJECT:
         _named(connection)
@@ -120,7 +120,7 @@ def check(request: ApiRequest, project: str | None, right: Right | None = None) 
 
 
 def project_for_new(request: ApiRequest, right: Right | None = None) -> str:
-    """Return the project in which something is to be made: the one that is named, else the caller's own.
+    """Return the project for a new object: the one that is named, else the caller's own.
 
     Raises NotFound, Forbidden.
     """
@@ -146,7 +146,7 @@ def visible(request: ApiRequest, kind: str) -> Condition | None:
 
 
 def _find(request: ApiRequest, kind: str, ref: str) -> Iterator[Entry]:
-    """Yield what the caller may see and ``ref`` may mean: one object with that key, else those of that name."""
+    """Yield the objects that the caller may see with that key, or else with that name."""
     cache, named, access = services(request).cache, _named(request), request.user.access
     entry = cache.get(kind, ref)
     for candidate in [entry] if entry is not None else cache.named(kind, ref):
@@ -162,13 +162,13 @@ def no_such(kind: str, ref: str, field: str | None = None) -> NotFound:
 
 
 def find(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> Entry | None:
-    """Return the object that the caller means, if this replica knows one that they may see. Raises Conflict."""
+    """Return the object that the caller means, if this replica has one that they may see. Raises Conflict."""
     candidates = list(_find(request, kind, ref))
     if len(candidates) > 1:
         own = [entry for entry in candidates if entry.body["project"] == request.user.project]
         if len(own) != 1:
             where = ", ".join(sorted(entry.body["project"] for entry in candidates))
-            raise Conflict(f"{ref} is in several projects: {where}", field=field or "project", hint="say ?project=")
+            raise Conflict(f"{ref} is in several projects: {where}", field=field or "project", hint="add ?project=")
         return own[0]
     return candidates[0] if candidates else None
 
@@ -183,15 +183,15 @@ def seen(request: ApiRequest, kind: str, ref: str) -> Entry:
 
 
 async def resolve(request: ApiRequest, kind: str, ref: str, field: str | None = None) -> str:
-    """Return the key of the object that the caller means, with which they may do what the route does: also of one that
-    this replica has not heard of yet. Raises NotFound, Forbidden, Conflict."""
+    """Return the key of the object that the caller means, if they have the route's right: also of an object that this
+    replica has not received yet. Raises NotFound, Forbidden, Conflict."""
     entry = find(request, kind, ref, field)
     if entry is not None:
         check(request, entry.body["project"])
         return str(
             entry.body["name" if kind in tenancy_lookup.BY_NAME else "address" if kind == "floating-address" else "id"]
         )
-    if not REF.match(ref):  # nothing is called so
+    if not REF.match(ref):  # no name or id has this form
         raise no_such(kind, ref[:80], field)
     named, access = _named(request), request.user.access
     async with services(request).database.connection() as connection:

@@ -1,4 +1,4 @@
-"""Request bodies: checked strictly, before a route sees them, so that an error names the field."""
+"""Request bodies, validated strictly before the route runs, so that an error names the field."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
 async def check(request: ApiRequest) -> Response[None] | None:
-    """Take what every request may ask; raise InvalidInput unless the body is what the route's ``data`` asks for, with
-    no conversion of types. Answers OPTIONS, which all routes do alike.
+    """Handle ``?min_revision=`` and OPTIONS, and validate the body against the type of the route's ``data``, without
+    converting types. Raises InvalidInput, Unavailable.
 
-    Runs before the framework's own parser, which would take "128" for 128.
+    Runs before the framework's own parser, which would accept "128" for 128.
     """
     if request.method == "OPTIONS":
         return Response(None, status_code=204, headers={"Allow": ", ".join(problems.allowed(request))})
@@ -55,23 +55,27 @@ async def check(request: ApiRequest) -> Response[None] | None:
 
 
 async def _reach(request: ApiRequest) -> None:
-    """Wait until this replica has what ``?min_revision=`` asks for. Raises InvalidInput, Unavailable."""
+    """Wait until this replica has the revision of ``?min_revision=``. Raises InvalidInput, Unavailable."""
     text = request.query_params.get("min_revision")
     if text is None:
         return
     if not text.isdecimal() or len(text) > REVISION_DIGITS_MAX:
-        raise InvalidInput(f"{text!r} is not a revision", field="min_revision", hint="send one that an answer had")
+        raise InvalidInput(
+            f"{text!r} is not a revision", field="min_revision", hint="send the revision of an earlier response"
+        )
     cache = services(request).cache
     if not await cache.reached(int(text), REACH_S):
         async with services(request).database.connection() as connection:
             newest = await feed.newest(connection)
         if int(text) > newest:
-            raise InvalidInput(f"there is no revision {text}", field="min_revision", hint="send one that an answer had")
+            raise InvalidInput(
+                f"there is no revision {text}", field="min_revision", hint="send the revision of an earlier response"
+            )
         raise Unavailable(f"this server is at revision {cache.revision}, not {text}", hint="try again")
 
 
 async def _drain(request: ApiRequest) -> None:
-    """Take in what the caller is still sending, within limits, so that it gets to read the answer."""
+    """Read what the caller is still sending, within limits, so that the caller reads the response."""
     taken = 0
     while taken < DRAIN_BYTES_MAX:
         message: Any = await request.receive()

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework says of the routes, and what it can't know."""
+"""The OpenAPI document: what the framework derives from the routes, and what it can't know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from novacron.api.access.authorization import RouteScope, scope_of
 from novacron.api.edge import problems
 
 PROBLEM = {"$ref": "#/components/responses/Problem"}
-NOT_MODIFIED = {"description": "It is as the If-None-Match says."}
+NOT_MODIFIED = {"description": "The object or list has not changed since the ETag in If-None-Match."}
 PAGE = re.compile(r"Page\[(\w+)\]")
 LISTS = {"ShownToken": "TokenList", "PoolOnNode": "PoolList"}
 """Lists that are not called after the struct of their items."""
@@ -28,7 +28,7 @@ def describe(app: Litestar) -> dict[str, Any]:
     (_,), schemas = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
     components["schemas"] |= schemas
     components.setdefault("responses", {})["Problem"] = {
-        "description": "It was not done, and why: a problem document (RFC 9457).",
+        "description": "The request failed: a problem document (RFC 9457).",
         "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
     public = _public(app)
@@ -88,7 +88,7 @@ def _public(app: Litestar) -> set[str]:
 
 
 def _only_some_fields(response: dict[str, Any]) -> None:
-    """Say that with ``fields`` objects have only those."""
+    """Declare that with ``fields`` objects have only those."""
     for content in response.get("content", {}).values():
         some = {
             "type": "object",

@@ -1,4 +1,4 @@
-"""How errors look: RFC 9457 problem documents, whatever went wrong."""
+"""Errors as RFC 9457 problem documents, whatever went wrong."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _problem(code: str, title: str, status: int, detail: str, field: str | None,
 
 
 def of(error: NovaError) -> Problem:
-    """Return an error as users see it."""
+    """Return the problem document of an error."""
     return _problem(error.code, error.title, error.status, error.detail, error.field, error.hint)
 
 
@@ -86,7 +86,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 
 
 def allowed(request: Request[Any, Any, Any]) -> list[str]:
-    """Return the methods that a path takes."""
+    """Return the methods that a path accepts."""
     asked = request.url.path.rstrip("/").split("/")
     methods = dict[tuple[str, ...], set[str]]()
     for route in request.app.routes:
@@ -94,7 +94,7 @@ def allowed(request: Request[Any, Any, Any]) -> list[str]:
         alike = (part == asked_part or part.startswith("{") for part, asked_part in zip(parts, asked, strict=False))
         if len(parts) == len(asked) and all(alike):
             methods.setdefault(parts, set()).update(str(method) for method in getattr(route, "methods", ()))
-    # A route with a word in some place goes before one that takes any there.
+    # A literal segment goes before a parameter.
     nearest = min(methods, key=lambda parts: [part.startswith("{") for part in parts], default=())
     return sorted(methods.get(nearest, ()))
 
@@ -102,5 +102,5 @@ def allowed(request: Request[Any, Any, Any]) -> list[str]:
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     reference = secrets.token_hex(6)
     log.error("request failed", reference=reference, path=request.url.path, exc_info=error)
-    detail = f"something went wrong here, not with the request; the server's log has it under {reference}"
+    detail = f"the server failed, not the request; its log has the details under {reference}"
     return response(request, _problem("internal-error", "Internal error", 500, detail, None, "try again"))

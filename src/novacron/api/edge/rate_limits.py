@@ -1,5 +1,5 @@
-"""How often callers may ask: a token bucket for each token, and for each address of those that are not known, in this
-process. Where several processes share a cache (Redis), each hears what the others have spent, a few times a second."""
+"""Rate limits: a token bucket for each API token, and for each address of unauthenticated callers, in this process.
+Processes that share a Redis take off, a few times a second, what callers spend at the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BURST_S = 2.0
 
 
 class RateSettings(msgspec.Struct, frozen=True):
-    """Requests a second: of one token, of these those that change something, and from one address without a token."""
+    """Requests a second: reads and writes of one token, and requests from one address without a token."""
 
     reads: float = 5000.0
     writes: float = 500.0
@@ -46,12 +46,12 @@ class Rates:
     def __init__(self, settings: RateSettings | None = None) -> None:
         self.settings = settings or RateSettings()
         self.spent: dict[str, int] = {}
-        """Since it was last collected, for those who share it."""
+        """Requests of each bucket since they were last collected to be shared."""
         self._buckets: dict[str, _Bucket] = {}
         self._headers: dict[tuple[str, int], list[Header]] = {}
 
     def take(self, caller: Caller | None, address: str, method: str) -> Limit:
-        """Take one request out of who sends it."""
+        """Take one request out of the caller's bucket."""
         if caller is None:
             return self._take(f"a:{address}", "address", self.settings.strangers)
         if method in UNSAFE:
@@ -59,7 +59,7 @@ class Rates:
         return self._take(f"r:{caller.id}", "reads", self.settings.reads)
 
     def spend(self, key: str, count: int) -> None:
-        """Take what was asked for elsewhere."""
+        """Take out what a caller spent at other processes."""
         bucket = self._buckets.get(key)
         if bucket is not None:
             bucket.has -= count
@@ -93,7 +93,7 @@ class Rates:
         return headers
 
     def _forget(self, now: float) -> None:
-        """Forget who has not asked for a while: their buckets are full."""
+        """Forget callers that have been idle for a while: their buckets are full."""
         self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket.at_s < BURST_S}
         if len(self._buckets) >= KEPT_MAX:
             self._buckets.clear()

@@ -1,4 +1,4 @@
-"""How answers are made: from the cache for reads, once only for writes."""
+"""Responses: reads from the watch cache, writes in one transaction and only once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Work(Protocol[T]):
 
 
 class Done(NamedTuple):
-    """What a write has made: the object, its JSON, the headers that go with it, and the write's own revision."""
+    """The result of a write: the object, its JSON, its headers, and the revision of the write."""
 
     made: Any
     body: bytes
@@ -57,7 +57,7 @@ def etag(revision: int) -> str:
 
 
 def check_ref(kind: str, ref: str) -> str:
-    """Return a reference from a path, or raise NotFound for one that can't exist."""
+    """Return an id or name from a path. Raises NotFound when no object can have it."""
     if not REF_PATTERN.match(ref):
         raise NotFound(f"there is no {kind} {ref!r}")
     return ref
@@ -98,9 +98,9 @@ async def one(
 
 @contextlib.asynccontextmanager
 async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Connection]:
-    """Lend a transaction for a change that answers with no object of its own; it is written down with it.
+    """Open a transaction for a change that answers with no object of its own, and add its audit record.
 
-    This replica's cache has the change when the block is over.
+    This replica's cache has the change when the block ends.
     """
     context = services(request)
     async with context.database.transaction() as connection:
@@ -188,7 +188,7 @@ async def _once(
     if not writing.recorded:
         await services(request).recorder.done(connection, request, writing.status, result)
     revision = result.revision
-    if request.method == "DELETE":  # what is gone has its last revision but one
+    if request.method == "DELETE":  # a deleted object has the revision before its deletion
         revision = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
     headers = {"ETag": etag(result.revision), **writing.headers(result)}
     done = Done(result, msgspec.json.encode(result), headers, revision)

@@ -15,7 +15,7 @@ CLOSE = (b"connection", b"close")
 
 
 def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
-    """Say whether a request has a body, and what is left of it stands in the way of others (RFC 9112, section 9.3)."""
+    """Say whether a request has a body whose unread rest would block the connection (RFC 9112, section 9.3)."""
     if scope["http_version"].startswith("2"):
         return False
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
@@ -26,7 +26,7 @@ class UnreadBody:
 
     def __init__(self, receive: Any, send: Any, headers: dict[bytes, bytes]) -> None:
         self._receive, self._send = receive, send
-        self._asks_first = b"expect" in headers  # to take something would tell the client to go on
+        self._asks_first = b"expect" in headers  # reading would send 100 Continue
         self._whole = False
 
     async def receive(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class UnreadBody:
         await self._send(message)
 
     async def _taken(self) -> bool:
-        """Take what is left, and say whether that was all."""
+        """Read the rest, within limits, and say whether that was all."""
         if self._asks_first:
             return False
         taken = 0

@@ -1,4 +1,4 @@
-"""``?wait=``: a request that changes something answers when that has come about, or when the time is over."""
+"""``?wait=``: a write answers when its object has settled, or when the time is over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 
 def _vm_settled(vm: Object) -> bool:
-    """Say whether a VM is as it should be, or will not get there by itself."""
+    """Say whether a VM has reached its desired state, or will not without help."""
     power, state = vm["spec"]["power"], vm["status"]["state"]
     if vm["deleting"] or vm["migration"] is not None or vm["clone_of"] is not None:
         return False
@@ -36,14 +36,14 @@ SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
 
 
 async def settled(cache: Cache, result: Any, body: bytes, etag: str, wait_s: float) -> tuple[bytes, str]:
-    """Return an object, and its ETag, as it is when it is as it should be, or when the time is over."""
+    """Return the JSON and ETag of an object once it has settled, or when the time is over."""
     if type(result) not in SETTLED:
         return body, etag
     kind, is_settled = SETTLED[type(result)]
     deadline, revision = time.monotonic() + wait_s, 0
     while True:
         entry = cache.get(kind, result.id)
-        if entry is None:  # it is deleted, which is what was asked for
+        if entry is None:  # deleted, as requested
             return body, etag
         body, etag, revision = entry.json, f'"{entry.revision}"', entry.revision
         left_s = deadline - time.monotonic()

@@ -1,5 +1,5 @@
-"""Who calls: tokens and sessions, by their secrets' hashes, with what their users may do. Fed by the change feed, so
-that a revocation counts at once."""
+"""Principals: tokens and sessions by the hashes of their secrets, with their users' rights. Fed by the change feed, so
+that a revocation takes effect immediately."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from novacron.model.access import Access, Right, Role, access
 from novacron.model.token import TokenKind
 
 KINDS = ("token", "user", "grant")
-"""Of objects that are followed here."""
+"""Kinds of objects that principals are made of."""
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who calls: a token or a session, by id, of a user."""
+    """A caller: a token or a session, by id, of a user."""
 
     id: str
     name: str
@@ -25,18 +25,18 @@ class Caller(msgspec.Struct, frozen=True):
     kind: TokenKind
     access: Access
     project: str
-    """In which new objects are made, unless another is named."""
+    """Project of new objects, unless a request names another."""
     expires_at_s: float
     """When it ends, in seconds since 1970."""
     view: str
-    """What it sees: callers with the same get the same answers to the same reads."""
+    """What the caller sees: callers with equal views get equal answers to equal reads."""
 
 
 NEVER_S = float("inf")
 
 
 class Callers:
-    """All who may call."""
+    """All tokens and sessions that may call."""
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[str, dict[str, Any]]] = {}
@@ -52,19 +52,19 @@ class Callers:
         self._made.clear()
 
     def get(self, digest: str) -> Caller | None:
-        """Return who has the secret with this hash (SHA-256, hexadecimal), if that is anybody who may call."""
+        """Return the caller whose secret has this hash (SHA-256, hexadecimal); None: there is none."""
         caller = self._made.get(digest)
         if caller is None and digest in self._by_digest:
             caller = self._made[digest] = self._make(digest)
         return caller
 
     def by_id(self, id: str) -> Caller | None:
-        """Return the caller with this token or session, if that is still anybody."""
+        """Return the caller of a token or session, if it is still valid."""
         token = self._objects["token"].get(id)
         return None if token is None else self.get(token["hash"])
 
     def change(self, kind: str, key: str, body: dict[str, Any] | None) -> None:
-        """Take a change of a token, a user or a grant; None: it is gone."""
+        """Apply a change of a token, a user or a grant; None: it was deleted."""
         self._made.clear()
         was = self._objects[kind].pop(key, None)
         if kind == "token" and was is not None:

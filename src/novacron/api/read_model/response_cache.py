@@ -1,5 +1,5 @@
-"""Answers to hot reads, made once: single objects as the cache has them, and lists as they were answered last, until an
-object of their kind changes. What clients can decompress is compressed once, too, when it is asked for again."""
+"""Cached responses: single objects as the watch cache has them, and lists until an object changes that they depend on.
+A list that is requested again is compressed once, too, for clients that accept it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KINDS = {
     "/api/v1/volumes": "volume", "/api/v1/security-groups": "security-group", "/api/v1/events": "event",
 }  # fmt: skip
 OWNED = ("vm", "migration", "volume")
-"""Kinds of which one object is answered here, by id."""
+"""Kinds whose single objects are answered here, by id."""
 ROUTES = {parent: f"{parent}/{{ref:str}}" for parent in KINDS}
 LISTS_MAX = 1000
 DEPENDENCY = "list-dependency"
-"""Where in a request's state its route says on which objects the list that it answers with depends."""
+"""Key of a request's state, where its route puts the ``ListDependency`` of its answer."""
 BODY_BYTES_MAX = 1 << 20
 COMPRESS_BYTES_MIN = 1024
 WAITS = (b"newer_than", b"min_revision")
@@ -70,7 +70,7 @@ class _List:
 
 
 class Capture:
-    """Takes an answer that is on its way out, to give it again."""
+    """Copies a response on its way out, to answer with it again."""
 
     def __init__(self, state: dict[str, Any], keep: Callable[[bytes, ListDependency | None], None]) -> None:
         """``state``: of the request, where its route leaves the list's scope."""
@@ -90,14 +90,14 @@ class Capture:
 
 
 class ResponseCache:
-    """What of a cache is answered without asking any route."""
+    """Answers that need no route."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._lists: dict[tuple[str, bytes, str], _List] = {}
 
     def answer(self, path: str, query: bytes, headers: dict[bytes, bytes], caller: Caller) -> Answer | None:
-        """Return the answer to a GET, or None where a route has to make it."""
+        """Return the answer to a GET, or None where a route must make it."""
         kind = KINDS.get(path.rstrip("/"))
         if kind is not None:
             return self._list(path, kind, query, headers, caller)
@@ -130,7 +130,7 @@ class ResponseCache:
         packed = stored.packed.get(coding)
         if packed is not None:
             return packed
-        if coding and stored.hits < 2:  # it may change before anybody asks again
+        if coding and stored.hits < 2:  # it may change before it is requested again
             coding = b""
         body = ENCODERS[coding](stored.body) if coding else stored.body
         fields = [(b"etag", stored.etag), (b"content-length", b"%d" % len(body)), *JSON]
@@ -163,7 +163,7 @@ class ResponseCache:
 
 
 def _coding(accepted: bytes) -> bytes:
-    """Return the best coding that a client takes, b"" for none."""
+    """Return the best content coding that a client accepts, b"" for none."""
     if not accepted:
         return b""
     accepts = {}

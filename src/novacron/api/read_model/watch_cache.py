@@ -28,7 +28,7 @@ PUBLIC = (
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner")
 NAMED = ("vm", "volume")
-"""Whose names are good in their project only."""
+"""Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
 RECENT_MAX = 256
 """Of each kind so many latest changes are kept, by which cached lists are checked."""
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped")}
-"""Columns that are not for users."""
+"""Columns that users do not see."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ class Cache:
         self._indexes: dict[str, Index] = {}
         self._recent: dict[str, deque[tuple[Entry | None, Entry | None]]] = {}
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        """Who waits, and for what."""
+        """Waiting requests, and their conditions."""
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
         self._history_from = 0
         self._subscribers: set[asyncio.Queue[Delivery | None]] = set()
@@ -101,7 +101,7 @@ class Cache:
     # what readers use
 
     def get(self, kind: str, ref: str) -> Entry | None:
-        """Return an object by its key: its id, or its name where that is good everywhere."""
+        """Return an object by its key: its id, or its name where names are unique everywhere."""
         return self._kinds[kind].get(ref)
 
     def index(self, kind: str) -> Index:
@@ -116,7 +116,7 @@ class Cache:
         return None if count > len(changes) else list(islice(changes, len(changes) - count, None))
 
     def derived(self, kind: str, make: Callable[[], T]) -> T:
-        """Return what ``make`` makes of the objects of a kind, made once until one of them changes."""
+        """Return what ``make`` derives from the objects of a kind, computed once until one of them changes."""
         name, version = f"{kind} {make.__qualname__}", self.version(kind)
         stored = self._derived.get(name)
         if stored is None or stored[0] != version:
@@ -148,7 +148,7 @@ class Cache:
     async def _until(self, true: Callable[[], bool], timeout_s: float) -> None:
         """Wait until something is true of what is here, or the time is over.
 
-        All who wait for the same are woken at once: a condition's lock would let them through one by one.
+        All waiters are woken at once; a condition's lock would let them through one by one.
         """
         if true():
             return
@@ -204,7 +204,7 @@ class Cache:
     # what the feed uses
 
     async def reset(self, snapshot: Snapshot) -> None:
-        """Begin anew with everything there is. Followers are cut off and resume after what they had."""
+        """Start again with a snapshot. Followers are disconnected and resume after the last change that they had."""
         self._clear()
         self._history.clear()
         self._history_from = snapshot.history_after
@@ -217,7 +217,7 @@ class Cache:
         await self._advance(snapshot.batch.revision)
 
     async def apply(self, batch: Batch) -> None:
-        """Take whole transactions in order."""
+        """Apply whole transactions in order."""
         for change, delivery in zip(batch.changes, _deliveries(batch.changes), strict=True):
             # A deletion of what is not here was in the snapshot already, and so in the history.
             if self._apply(change) and change.kind in PUBLIC:
@@ -237,7 +237,7 @@ class Cache:
             came.set_result(None)
 
     def lost(self) -> None:
-        """The feed is away: reads would grow old."""
+        """Note that the feed is interrupted: answers would become outdated."""
         self.ready = False
 
     def _apply(self, change: Change) -> bool:
