@@ -26,7 +26,7 @@ DOMAIN = "internal"
 
 
 def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) -> dict[str, str]:
-    """Return the files of a network's server. ``nameservers``: where other names are looked up."""
+    """Return the files of a network's server. ``nameservers`` resolve all other names."""
     assert network.spec.subnet is not None
     subnet, service = ipaddress.IPv4Network(network.spec.subnet), service_address(network.spec.subnet)
     domain = f"{network.name}.{DOMAIN}"
@@ -39,7 +39,7 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
         "user=nobody",
         "group=nogroup",
         f"pid-file={directory / PID}",
-        "leasefile-ro",  # who has which address is settled: nothing has to be remembered
+        "leasefile-ro",  # addresses are fixed: there are no leases to remember
         "dhcp-authoritative",
         f"dhcp-range={subnet.network_address},static,{subnet.netmask},{LEASE_S}",
         f"dhcp-hostsfile={directory / HOSTS}",
@@ -65,7 +65,7 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
 
 
 def running(directory: Path) -> int | None:
-    """Return the process of the server of this directory, None if there is none."""
+    """Return the process id of this directory's server, None if it does not run."""
     with contextlib.suppress(OSError, ValueError):
         pid = int((directory / PID).read_text())
         if os.fsencode(directory / CONFIG) in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -76,20 +76,20 @@ def running(directory: Path) -> int | None:
 def settle(
     name: str, network: NetworkOnNode, directory: Path, nameservers: Sequence[str], *, first: bool = False
 ) -> None:
-    """Have the server of a network run, with what it has to know. ``first``: whoever wrote its files last may have been
-    killed before it was told of them, so it begins anew. Raises NetworkFailed."""
+    """Run the server of a network with its current configuration. ``first``: restart it, because whoever wrote its
+    files last may have been killed before it reloaded them. Raises NetworkFailed."""
     files = config(network, directory, nameservers)
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         before = {file: _text(directory / file) for file in files}
         changed = [file for file, text in files.items() if before[file] != text]
-        # What it has leased it gives to nobody else, whatever it is told: it forgets that when it begins anew.
+        # It gives an address that it has leased to nobody else, whatever its files say, until it restarts.
         anew = first or CONFIG in changed or not set(before[HOSTS].splitlines()) <= set(files[HOSTS].splitlines())
         for file in changed:
             (directory / file).write_text(files[file])
             (directory / file).chmod(0o644)
     except OSError as error:
-        raise NetworkFailed(f"can't write what dnsmasq reads: {error}") from error
+        raise NetworkFailed(f"can't write dnsmasq's files: {error}") from error
     pid = running(directory)
     if pid is not None and anew:
         end(directory)
@@ -123,7 +123,7 @@ def _start(name: str, directory: Path) -> None:
 
 
 def end(directory: Path) -> None:
-    """End the server of this directory, if it runs. Raises NetworkFailed."""
+    """Stop this directory's server, if it runs. Raises NetworkFailed."""
     pid = running(directory)
     if pid is None:
         return
@@ -131,12 +131,12 @@ def end(directory: Path) -> None:
     deadline = time.monotonic() + END_S
     while running(directory) is not None:
         if time.monotonic() > deadline:
-            raise NetworkFailed(f"dnsmasq {pid} does not end")
+            raise NetworkFailed(f"dnsmasq {pid} does not stop")
         time.sleep(LOOK_S)
 
 
 def host_nameservers(path: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
-    """Return the nameservers of this host that its networks can reach, too."""
+    """Return this host's name servers that its networks can reach too."""
     addresses = []
     with contextlib.suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Network namespaces: one for each network on this host, and work done inside them. Needs CAP_SYS_ADMIN."""
+"""Network namespaces, one for each network on this host, and how to run code inside them. Needs CAP_SYS_ADMIN."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _check(result: int, what: str) -> None:
 
 
 def _in_a_thread(work: Callable[[], T]) -> T:
-    """Do ``work`` in a thread of its own: what it changes of itself ends with it."""
+    """Run ``work`` in a thread of its own: its namespace ends with it."""
     results: list[T] = []
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # carried over to who waits
+        except BaseException as error:  # raised again in the caller
             failures.append(error)
 
     thread = threading.Thread(target=run)
@@ -51,7 +51,7 @@ def _in_a_thread(work: Callable[[], T]) -> T:
 
 
 def within(name: str | None, work: Callable[[], T]) -> T:
-    """Do ``work`` in a namespace: interfaces are seen there, and sockets belong there for good. None: right here.
+    """Run ``work`` in a namespace, to which its sockets then belong for good. None: the current one.
 
     Raises NetworkFailed when there is no such namespace.
     """

@@ -169,7 +169,7 @@ def _reach(peers: Iterable[str]) -> None:
 
 
 def _tunnel(name: str, network: NetworkOnNode, local: str | None) -> None:
-    """Make this host's end of the tunnel: its packets are the host's, its frames are in the namespace."""
+    """Create this host's tunnel interface: it sends from the host, and its frames are in the namespace."""
     if namespace.within(name, lambda: _has_tunnel(local)):
         return
     with (namespace.ROOT / name).open() as file, netlink() as ip:
@@ -181,7 +181,7 @@ def _tunnel(name: str, network: NetworkOnNode, local: str | None) -> None:
 
 
 def _has_tunnel(local: str | None) -> bool:
-    """Say whether the tunnel's end is there as it should be; one that is not is taken away."""
+    """Return whether the tunnel exists with this address; remove one with another address."""
     with netlink() as ip:
         tunnel = index(ip, TUNNEL)
         if tunnel is None:
@@ -194,9 +194,11 @@ def _has_tunnel(local: str | None) -> bool:
 
 
 def settle(name: str, network: NetworkOnNode, local: str | None, peers: Iterable[str]) -> None:
-    """Have an overlay as it should be in its namespace. ``local`` is this host's address for other nodes; ``peers``
-    are theirs. Raises NetworkFailed."""
-    with refusals(f"can't set network {network.name} up"):
+    """Set up an overlay in its namespace. ``local`` is this host's address for other nodes, ``peers`` are theirs.
+
+    Raises NetworkFailed.
+    """
+    with refusals(f"can't set up network {network.name}"):
         namespace.create(name)
         _tunnel(name, network, local)
         namespace.within(name, lambda: _inside(network))

@@ -1,4 +1,4 @@
-"""The way from a network to the rest of the world, through the host of its gateway.
+"""Routing between a network and the outside, through the host of its gateway.
 
 A pair of interfaces joins the network's namespace with the host. Inside, guests' addresses become the network's own
 (``TRANSIT``), or their floating ones, so that networks may have the same subnets. The host hides the former behind its
@@ -154,7 +154,7 @@ def _uplink_inside(network: NetworkOnNode) -> None:
 
 
 def open_(name: str, network: NetworkOnNode) -> None:
-    """Have the way out of a network, whose gateway is on this host. Raises NetworkFailed."""
+    """Set up routing for a network whose gateway is on this host. Raises NetworkFailed."""
     with refusals(f"can't be the gateway of network {network.name}"):
         near = outside(network.number)
         with (namespace.ROOT / name).open() as file, netlink() as ip:
@@ -174,7 +174,7 @@ def held() -> set[str]:
 
     Raises NetworkFailed.
     """
-    with refusals("can't see the ways into networks"), netlink() as ip:
+    with refusals("can't list the routes into networks"), netlink() as ip:
         near = [link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME").startswith(OUTSIDE[:-1])]
         addresses = {
             route.get_attr("RTA_DST")
@@ -192,7 +192,7 @@ def floating_of(network: NetworkOnNode) -> set[str]:
 
 
 def lead(network: NetworkOnNode) -> None:
-    """Let the floating addresses of a network lead to it. Raises NetworkFailed."""
+    """Route the floating addresses of a network to it. Raises NetworkFailed."""
     with refusals(f"can't have the floating addresses of network {network.name}"), netlink() as ip:
         near = index(ip, outside(network.number))
         for address in sorted(floating_of(network)):
@@ -201,7 +201,7 @@ def lead(network: NetworkOnNode) -> None:
 
 
 def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:
-    """Return the host's interface on whose subnet an address is, and its number."""
+    """Return name and index of the host's interface whose subnet has an address."""
     for entry in ip.get_addr(family=socket.AF_INET):
         own, prefix = entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]
         if prefix < 32 and ipaddress.IPv4Address(address) in ipaddress.IPv4Network(f"{own}/{prefix}", strict=False):
@@ -211,8 +211,8 @@ def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:
 
 
 def announce(addresses: Iterable[str]) -> list[str]:
-    """Answer for floating addresses on the wires that they belong to, and say there that they are here now; return
-    those that are on none: others have to route them to this host. Raises NetworkFailed."""
+    """Answer ARP for floating addresses on the links of their subnets, and announce them there; return those on
+    no link of this host: other routers have to send them here. Raises NetworkFailed."""
     unannounced = []
     with refusals("can't announce floating addresses"), netlink() as ip:
         for address in addresses:
@@ -228,11 +228,11 @@ def announce(addresses: Iterable[str]) -> list[str]:
 
 
 def forward(marker: Path) -> bool:
-    """Let this host pass packets on; say whether it did so before. ``marker`` is there once it was us who did it.
+    """Enable IP forwarding; return whether it was on before. ``marker`` records that we enabled it.
 
     Raises NetworkFailed.
     """
-    with refusals("can't let this host forward"):
+    with refusals("can't enable IP forwarding"):
         if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "1":
             marker.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             marker.touch()
@@ -241,7 +241,7 @@ def forward(marker: Path) -> bool:
 
 
 def _gratuitous(name: str, mac: str, address: str) -> None:
-    """Tell everybody on a wire whose address this is (RFC 5227, section 2.3)."""
+    """Send gratuitous ARP (RFC 5227, section 2.3)."""
     own, ip = bytes.fromhex(mac.replace(":", "")), socket.inet_aton(address)
     for kind, target in ((1, b"\0" * 6), (2, own)):
         body = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, kind, own, ip, target, ip)
@@ -252,10 +252,10 @@ def _gratuitous(name: str, mac: str, address: str) -> None:
 
 
 def silence(addresses: Iterable[str]) -> None:
-    """Answer for these addresses no more. Raises NetworkFailed."""
+    """Stop answering ARP for these addresses. Raises NetworkFailed."""
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with refusals("can't give floating addresses up"), netlink() as ip:
+    with refusals("can't release floating addresses"), netlink() as ip:
         for address in addresses:
             wire = _wire_of(ip, address)
             if wire is not None:
@@ -264,17 +264,17 @@ def silence(addresses: Iterable[str]) -> None:
 
 
 def greet(name: str, address: str) -> None:
-    """Tell a network's guests, and the bridges between, that their gateway is here. Raises NetworkFailed."""
+    """Announce to a network's guests, and the bridges between, that their gateway is here. Raises NetworkFailed."""
     with refusals("can't announce the gateway"):
         namespace.within(name, lambda: _gratuitous(GATEWAY, GATEWAY_MAC, address))
 
 
 def close(numbers: Iterable[int], addresses: Iterable[str]) -> None:
-    """Take away the host's ends of all networks but these, and the ways to these addresses. Raises NetworkFailed."""
+    """Remove the host's ends of all networks but these, and the routes to these addresses. Raises NetworkFailed."""
     from pyroute2.netlink.exceptions import NetlinkError
 
     kept = {outside(number) for number in numbers}
-    with refusals("can't take the way out of a network away"), netlink() as ip:
+    with refusals("can't remove a network's routing"), netlink() as ip:
         for link in list(ip.get_links()):
             name = link.get_attr("IFLA_IFNAME")
             if name.startswith(OUTSIDE[:-1]) and name not in kept:

@@ -1,4 +1,4 @@
-"""Tap interfaces: made, put on a bridge, removed. Needs CAP_NET_ADMIN."""
+"""Tap interfaces: create, attach to a bridge, remove. Needs CAP_NET_ADMIN."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NetworkFailed(Exception):
 
 
 class Carried(NamedTuple):
-    """What an interface has carried since it was made."""
+    """Traffic of an interface since it was created."""
 
     received_bytes: int
     received_packets: int
@@ -32,7 +32,7 @@ class Carried(NamedTuple):
 
 
 def carried() -> dict[str, Carried]:
-    """Return what each interface has carried, of the namespace in which the calling thread is (proc_pid_net(5))."""
+    """Return the traffic of each interface in the calling thread's namespace (proc_pid_net(5))."""
     counters = {}
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]:
         name, _, rest = line.partition(":")
@@ -47,14 +47,14 @@ def load() -> None:
 
 
 def netlink() -> Any:
-    """Return a connection to the kernel, of the namespace in which the calling thread is."""
+    """Return a netlink connection in the calling thread's namespace."""
     from pyroute2 import IPRoute  # large: see `load`
 
     return IPRoute()
 
 
 def is_bridge(name: str) -> bool:
-    """Say whether an interface with this name is there, and a bridge (ethtool(7): ETHTOOL_GDRVINFO)."""
+    """Return whether an interface with this name exists and is a bridge (ethtool(7): ETHTOOL_GDRVINFO)."""
     driver_info = array.array("B", struct.pack("I", ETHTOOL_GDRVINFO).ljust(DRVINFO_BYTES, b"\0"))
     request = struct.pack("16sP16x", name.encode(), driver_info.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
@@ -75,7 +75,7 @@ def tap_address(guest_mac: str) -> str:
 
 
 def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> int:
-    """Make the tap ``name`` on ``bridge`` and set it up; one that exists is used. Return its MTU in bytes.
+    """Create the tap ``name`` on ``bridge`` and set it up; an existing one is used. Return its MTU in bytes.
 
     ``vlan``: the tag that its guest's frames have on the bridge. Raises NetworkFailed.
     """
@@ -101,7 +101,7 @@ def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> i
 
 
 def _tag(ip: Any, index: int, master: int, bridge: str, vlan: int) -> None:
-    """Let a port of a bridge be in one VLAN, and in no other. Raises NetworkFailed."""
+    """Put a port of a bridge into one VLAN only. Raises NetworkFailed."""
     if not ip.get_links(master)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING"):
         raise NetworkFailed(f"bridge {bridge} does not filter VLANs: ip link set {bridge} type bridge vlan_filtering 1")
     for entry in ip.get_vlans(index=index):
@@ -155,9 +155,9 @@ def open_(name: str) -> int:
 
 
 def detach(name: str) -> None:
-    """Take a tap off its bridge, and down; one that does not exist is no error.
+    """Detach a tap from its bridge, and set it down. It is no error if it does not exist.
 
-    It stays for as long as its QEMU lives: an interface that vanishes leaves that busy with an error, for ever.
+    It stays as long as its QEMU lives: QEMU loops on an error for ever if the interface vanishes.
     """
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -1,4 +1,4 @@
-"""What this host's QEMU can give to guests: processors, and machine types."""
+"""Processors and machine types that this host's QEMU offers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ async def look(binary: str, kind: AcceleratorKind) -> Abilities:
             bare = await _model(process, "base")
             machines = await _execute(process, "query-machines")
     except (TimeoutError, ValueError, KeyError, OSError) as error:
-        raise RuntimeError(f"QEMU does not say what it can: {error or type(error).__name__}") from error
+        raise RuntimeError(
+            f"QEMU does not list its CPU models and machine types: {error or type(error).__name__}"
+        ) from error
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

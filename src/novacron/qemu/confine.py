@@ -1,4 +1,4 @@
-"""What a QEMU is confined to: a user of its own, no network, no privileges, and its share of the host.
+"""Confinement of a QEMU: a user of its own, no network, no privileges, and a limited share of the host.
 
 A guest that breaks out of its QEMU is this user. It can reach what was handed to it as open files, what lies in its
 VM's directory and belongs to it, and what every user of the host may read.
@@ -139,7 +139,7 @@ class Cgroup:
         return int(stat["throttled_usec"]) / 1e6 if self._unified else int(stat["throttled_time"]) / 1e9
 
     def remove(self) -> None:
-        """Take it away, once it is empty; one that does not exist is no error."""
+        """Remove it once it is empty. It is no error if it does not exist."""
         for controller in ("",) if self._unified else ("memory", "cpu", "pids", "blkio"):
             with contextlib.suppress(FileNotFoundError):
                 self._directory(controller).rmdir()

@@ -32,7 +32,7 @@ async def plugged(monitor: Monitor) -> dict[str, int]:
 
 
 async def plug(monitor: Monitor, volume: QemuVolume) -> None:
-    """Give a running guest a volume; its descriptor is still the caller's. Raises MonitorFailed."""
+    """Plug a volume into a running guest; the caller keeps its descriptor. Raises MonitorFailed."""
     await _forget(monitor, volume.id, volume.lun)
     await monitor.add_fd(fdset_of(volume), volume.descriptor)
     try:
@@ -45,7 +45,7 @@ async def plug(monitor: Monitor, volume: QemuVolume) -> None:
 
 
 async def unplug(monitor: Monitor, id: str, lun: int) -> None:
-    """Take a volume from a running guest, whatever that does with it. Raises MonitorFailed."""
+    """Unplug a volume from a running guest, even while it is in use. Raises MonitorFailed."""
     await monitor.execute("device_del", {"id": f"{id}-device"})
     try:
         async with asyncio.timeout(GONE_S_MAX):
@@ -57,7 +57,7 @@ async def unplug(monitor: Monitor, id: str, lun: int) -> None:
 
 
 async def _forget(monitor: Monitor, id: str, lun: int) -> None:
-    """Remove what is left of a volume that no device has."""
+    """Remove a volume's node and descriptors, once no device uses it."""
     if id in await block.nodes(monitor):
         await monitor.execute("blockdev-del", {"node-name": id})
     with contextlib.suppress(MonitorFailed):  # there is none
@@ -65,12 +65,12 @@ async def _forget(monitor: Monitor, id: str, lun: int) -> None:
 
 
 async def resize(monitor: Monitor, id: str, size_bytes: int) -> None:
-    """Let the guest see a larger volume. Raises MonitorFailed."""
+    """Show the guest the new size of a volume. Raises MonitorFailed."""
     await monitor.execute("block_resize", {"node-name": id, "size": size_bytes})
 
 
 async def limit(monitor: Monitor, id: str, limits: DiskLimits) -> None:
-    """Bound what a volume, or the VM's own disk, may do in a second. Raises MonitorFailed."""
+    """Limit the throughput of a volume, or of the VM's own disk. Raises MonitorFailed."""
     values = {"bps": limits.bytes_per_s or 0, "iops": limits.iops or 0}
     none = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
     await monitor.execute("block_set_io_throttle", {"id": f"{id}-device", **values, **none})

@@ -1,4 +1,4 @@
-"""Processors and memory that a guest gets while it runs.
+"""Hot-plugging of processors and memory.
 
 Sources: QEMU's docs/system/cpu-hotplug.rst and docs/memory-hotplug.txt.
 """
@@ -24,7 +24,7 @@ async def look(monitor: Monitor) -> Hardware:
 
 
 async def replay(monitor: Monitor, hardware: Hardware) -> None:
-    """Give a QEMU that waits for a guest what the guest was given elsewhere while it ran. Raises MonitorFailed."""
+    """Add to a QEMU that waits for a migration what was hot-plugged at the source. Raises MonitorFailed."""
     if hardware.vcpus_added:
         await add_cpus(monitor, hardware.vcpus_added)
     for number, mib in enumerate(hardware.dimms_mib):
@@ -32,11 +32,11 @@ async def replay(monitor: Monitor, hardware: Hardware) -> None:
 
 
 async def add_cpus(monitor: Monitor, count: int) -> None:
-    """Give the guest so many processors more. Raises MonitorFailed."""
+    """Add processors to a running guest. Raises MonitorFailed."""
     slots = await monitor.execute("query-hotpluggable-cpus")
     free = [slot for slot in slots if "qom-path" not in slot]
     if len(free) < count:
-        raise MonitorFailed(f"it was started with room for {len(free)} processors more, not {count}")
+        raise MonitorFailed(f"the VM was started with room for {len(free)} more processors, not {count}")
     places = ("node-id", "socket-id", "die-id", "core-id", "thread-id")
     free.sort(key=lambda slot: [slot["props"].get(place, 0) for place in places])
     for slot in free[:count]:
@@ -45,7 +45,7 @@ async def add_cpus(monitor: Monitor, count: int) -> None:
 
 
 async def add_memory(monitor: Monitor, mib: int) -> None:
-    """Give the guest so many MiB more. Raises MonitorFailed."""
+    """Add memory to a running guest. Raises MonitorFailed."""
     await _add_dimm(monitor, len((await look(monitor)).dimms_mib), mib)
 
 
