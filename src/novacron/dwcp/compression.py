@@ -50,10 +50,10 @@ class Compressor:
     def _open(self, method: int) -> zstandard.ZstdCompressionObj | None:
         if method == LIGHT:
             return None
-        wanted = METHODS[method]
-        more = {"enable_ldm": True} if wanted.window_log == WINDOW_LOG_MAX else {}
+        chosen = METHODS[method]
+        more = {"enable_ldm": True} if chosen.window_log == WINDOW_LOG_MAX else {}
         parameters = zstandard.ZstdCompressionParameters.from_level(
-            wanted.level, window_log=wanted.window_log, write_content_size=False, **more
+            chosen.level, window_log=chosen.window_log, write_content_size=False, **more
         )
         return zstandard.ZstdCompressor(compression_params=parameters).compressobj()
 

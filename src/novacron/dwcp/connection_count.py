@@ -19,8 +19,8 @@ class StreamCount:
     """Decides how many connections a path wants: one more where data waits and the bottleneck has no queue, and one
     less again if that made no difference."""
 
-    def __init__(self, wanted: int, *, fixed: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, count: int, *, fixed: bool) -> None:
+        self.count = count
         self._fixed = fixed
         self._at = time.monotonic()
         self._blocked_s = 0.0
@@ -32,21 +32,21 @@ class StreamCount:
         """Return how many connections there should be. ``blocked_s`` is the time in which data waited so far."""
         passed = now - self._at
         if self._fixed or passed < PROBE_S or not paths:
-            return self.wanted
+            return self.count
         blocked = (blocked_s - self._blocked_s) / passed
         rate = float(sum(path.delivery_rate for path in paths))
         self._at, self._blocked_s = now, blocked_s
         if self._probing:
             self._probing = False
             if rate < self._rate * PROBE_GAIN:
-                self.wanted -= 1
+                self.count -= 1
                 self._not_before = now + PROBE_AGAIN_S
         elif (
             blocked > PROBE_BLOCKED
-            and self.wanted < STREAMS_MAX
+            and self.count < STREAMS_MAX
             and now > self._not_before
             and all(path.rtt_s < path.rtt_min_s * QUEUE_RTT_FACTOR for path in paths)
         ):
             self._probing, self._rate = True, rate
-            self.wanted += 1
-        return self.wanted
+            self.count += 1
+        return self.count

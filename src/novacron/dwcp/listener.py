@@ -7,7 +7,7 @@ import contextlib
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
 
@@ -45,7 +45,7 @@ class Listener:
         """How many connections each node has."""
 
     @contextlib.asynccontextmanager
-    async def listen(self, host: str, port: int):  # type: ignore[no-untyped-def]
+    async def listen(self, host: str, port: int) -> AsyncIterator[int]:
         """Listen for as long as the block runs; yields the port."""
         server = await asyncio.start_server(
             self._serve, host, port, ssl=self._context, backlog=64, limit=READ_AHEAD_BYTES
@@ -64,7 +64,7 @@ class Listener:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextlib.contextmanager
-    def announce(self, session: str, peer: str):  # type: ignore[no-untyped-def]
+    def announce(self, session: str, peer: str) -> Iterator[None]:
         """Let a node that opens this session before it is expected wait for it, for as long as the block runs."""
         self._announced.add((session, peer))
         try:
@@ -73,11 +73,11 @@ class Listener:
             self._announced.discard((session, peer))
 
     @contextlib.contextmanager
-    def expect(self, session: str, peer: str, terms: ReceiveOptions):  # type: ignore[no-untyped-def]
-        """Expect a session from a node, for as long as the block runs; yields its ``Incoming``."""
+    def expect(self, session: str, peer: str, options: ReceiveOptions) -> Iterator[ReceiveSession]:
+        """Expect a session from a node, for as long as the block runs; yields it."""
         if session in self._expected:
             raise ValueError(f"session {session} is expected already")
-        incoming = ReceiveSession(session, peer, terms)
+        incoming = ReceiveSession(session, peer, options)
         self._expected[session] = incoming
         try:
             yield incoming
@@ -119,12 +119,12 @@ class Listener:
         """Return an expected session. Wait a moment for one that is not expected yet: both ends are told to begin at
         the same time."""
         started = time.monotonic()
-        while (found := self._expected.get(session)) is None:
+        while (expected := self._expected.get(session)) is None:
             limit_s = ANNOUNCED_S if (session, peer) in self._announced else GRACE_S
             if time.monotonic() > started + limit_s:
                 return None
             await asyncio.sleep(LOOK_S)
-        return found
+        return expected
 
     async def _session(self, connection: Connection, peer: str) -> bool:
         """Serve the next session of a connection; return whether it can carry another."""

@@ -85,9 +85,9 @@ class Encoder:
             self._own.append(False)
         self._kinds[number], self._own[number] = kind, own
         start = number << 40 | first
-        known = self._bases
+        indexes = self._bases
         for index, digest in enumerate(digests, start):
-            known.setdefault(digest, index)
+            indexes.setdefault(digest, index)
 
     def encode(self, data: bytes, runs: list[Run]) -> Piece:
         """Encode ``data``, all of which ``runs`` describe."""

@@ -181,8 +181,8 @@ class PageStore:
         """Return the names of the stores of one kind, the newest first."""
         if not NAME.match(project):
             raise ValueError(f"{project!r} can't name a page store")
-        found = sorted((self.root / project).glob(f"{kind}-*"), key=_age, reverse=True)
-        return [path.name.removeprefix(f"{kind}-") for path in found]
+        stores = sorted((self.root / project).glob(f"{kind}-*"), key=_age, reverse=True)
+        return [path.name.removeprefix(f"{kind}-") for path in stores]
 
     def drop(self, project: str, kind: str, name: str) -> None:
         shutil.rmtree(self._directory(project, kind, name), ignore_errors=True)

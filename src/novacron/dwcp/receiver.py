@@ -270,20 +270,20 @@ class ReceiveSession:
         """Ask for pages that a base turned out not to have, until they have come."""
         self._repairing, self._repaired, self._requested = piece, {}, frozenset(ordinals)
         asked_at = 0.0
-        while left := [ordinal for ordinal in ordinals if ordinal not in self._repaired]:
+        while missing := [ordinal for ordinal in ordinals if ordinal not in self._repaired]:
             now = time.monotonic()
             if self._failure is not None:
                 raise ProtocolError(*self._failure)
             if now - self._heard_at > self._terms.outage_s:
                 raise ProtocolError("the peer does not send pages that are damaged here", ErrorCode.TIMED_OUT)
             if now - asked_at > REPAIR_AGAIN_S:
-                asked = MissingPages(piece, tuple(left[:MISSING_MAX]))
+                asked = MissingPages(piece, tuple(missing[:MISSING_MAX]))
                 if self._say(Frame(FrameType.MISSING, payload=msgspec.msgpack.encode(asked))):
                     asked_at = now
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), REPAIR_AGAIN_S)
-            if len(left) > MISSING_MAX and all(ordinal in self._repaired for ordinal in left[:MISSING_MAX]):
+            if len(missing) > MISSING_MAX and all(ordinal in self._repaired for ordinal in missing[:MISSING_MAX]):
                 asked_at = 0.0
         pages = [self._repaired[ordinal] for ordinal in ordinals]
         self._repairing, self._repaired, self._requested = None, {}, frozenset()
@@ -302,9 +302,9 @@ class ReceiveSession:
         same_key = hello.key_check == self._hash.digest(b"key check")
         for number, base in enumerate(self._terms.bases if first and same_key else ()):
             digests = base.digests
-            known = base.name in hello.bases
-            infos.append(BaseInfo(base.kind, base.name, len(digests), 0 if known else len(digests)))
-            if not known:
+            is_shared = base.name in hello.bases
+            infos.append(BaseInfo(base.kind, base.name, len(digests), 0 if is_shared else len(digests)))
+            if not is_shared:
                 untold.append(number)
         slots = self._terms.slots if self._ring is not None else 0
         held = (*range(self._taken, self._next), *sorted(self._frames))

@@ -73,7 +73,7 @@ class ReceiverIndex:
 
     def can_begin(self) -> bool:
         """Return whether the stream may begin: digests still to come will be in its order."""
-        return all(left <= 0 or kind == IN_ORDER for left, kind in zip(self._untold, self._kinds, strict=True))
+        return all(untold <= 0 or kind == IN_ORDER for untold, kind in zip(self._untold, self._kinds, strict=True))
 
     def covers(self, pages: int) -> bool:
         """Return whether enough digests have arrived to look up the stream's first ``pages``."""

@@ -24,7 +24,7 @@ class SendPath:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.given: deque[int] = deque()
+        self.unacknowledged: deque[int] = deque()
         self.task: asyncio.Task[None] | None = None
         self.done = False
         """The receiver said on it that it has everything."""
@@ -37,8 +37,8 @@ class SendPath:
 
     def forget_acknowledged(self, window: SendWindow) -> None:
         """Keep only numbers of frames that the peer has not taken."""
-        while self.given and self.given[0] not in window:
-            self.given.popleft()
+        while self.unacknowledged and self.unacknowledged[0] not in window:
+            self.unacknowledged.popleft()
 
 
 class _Progress(NamedTuple):

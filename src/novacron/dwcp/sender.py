@@ -266,7 +266,7 @@ class Sender:
             await self._read(path)
         except CONNECTION_LOST:
             self._paths.remove(path)
-            self._window.give_back(path.given)
+            self._window.give_back(path.unacknowledged)
             self._tick.set()
         finally:
             writing.cancel()
@@ -280,7 +280,7 @@ class Sender:
                 if frame is None:
                     continue
                 path.forget_acknowledged(self._window)
-                path.given.append(frame.sequence)
+                path.unacknowledged.append(frame.sequence)
                 self.counters.wire_bytes += path.connection.put(frame)
                 self._tick.set()
                 await path.connection.drain()
