@@ -123,7 +123,7 @@ def _hide(logger: object, method: str, event: Event) -> Event:
     return event
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: object) -> object:
     """Return what is logged without what must not be, whatever it is made of."""
     if value is None or isinstance(value, int | float):
         return value
@@ -144,7 +144,7 @@ class _Json:
     def __init__(self) -> None:
         self._render = structlog.processors.JSONRenderer(default=str)
 
-    def __call__(self, logger: Any, method: str, event: Event) -> str:
+    def __call__(self, logger: object, method: str, event: Event) -> str:
         line = str(self._render(logger, method, event))
         for most in (TEXT_MAX, TEXT_MAX // 10):
             if len(line.encode()) < LINE_BYTES_MAX:
@@ -157,7 +157,7 @@ class _Json:
         return str(self._render(logger, method, {**kept, "cut": True}))
 
 
-def _cut(value: Any, most: int) -> Any:
+def _cut(value: object, most: int) -> object:
     """Return a value with the middle left out where it is long: a traceback says most at both ends."""
     text = value if isinstance(value, str) else str(value) if isinstance(value, dict | list) else None
     if text is None or len(text) <= most:

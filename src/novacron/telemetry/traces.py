@@ -25,10 +25,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.trace import Span as Span
 from opentelemetry.trace import SpanKind as SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from novacron import __version__
 from novacron.telemetry import logs
@@ -91,7 +92,12 @@ def _share(text: str | None) -> float:
 
 @contextlib.contextmanager
 def span(
-    name: str, *, parent: str | None = None, always: bool = False, kind: SpanKind = SpanKind.INTERNAL, **attributes: Any
+    name: str,
+    *,
+    parent: str | None = None,
+    always: bool = False,
+    kind: SpanKind = SpanKind.INTERNAL,
+    **attributes: AttributeValue | None,
 ) -> Iterator[Span]:
     """Make what is done in the block a span: part of the present one, or of the ``parent`` that another process has
     carried here (``""``: of none). ``always``: it is recorded in any case. An exception ends it as failed."""
@@ -127,7 +133,7 @@ def happened(
     parent: str = "",
     kind: SpanKind = SpanKind.INTERNAL,
     error: str = "",
-    **attributes: Any,
+    **attributes: AttributeValue | None,
 ) -> None:
     """Record what has just ended, and was not watched from its beginning: in the trace of ``parent``, if that is
     recorded or this has failed, or in one of its own."""
@@ -179,7 +185,7 @@ def failed(why: str) -> None:
     trace.get_current_span().set_status(Status(StatusCode.ERROR, why[:TEXT_MAX]))
 
 
-def note(name: str, **attributes: Any) -> None:
+def note(name: str, **attributes: AttributeValue | None) -> None:
     """Say that something happened within the present span."""
     trace.get_current_span().add_event(name, _known(attributes))
 
@@ -204,7 +210,7 @@ def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
 class _Nothing(Sampler):
     """Records nothing; there are ids all the same."""
 
-    def should_sample(self, parent_context: Context | None, *_: Any, **__: Any) -> SamplingResult:
+    def should_sample(self, parent_context: Context | None, *_: object, **__: object) -> SamplingResult:
         return SamplingResult(Decision.DROP)
 
     def get_description(self) -> str:
@@ -223,7 +229,7 @@ class _Share(Sampler):
         kind: SpanKind | None = None,
         attributes: Mapping[str, Any] | None = None,
         links: Sequence[Link] | None = None,
-        trace_state: Any = None,
+        trace_state: TraceState | None = None,
     ) -> SamplingResult:
         parent = trace.get_current_span(parent_context).get_span_context()
         if attributes and attributes.get(ALWAYS):
