@@ -1,18 +1,19 @@
-"""Follows a live migration at its source: tells how it stands, foresees the rest, and decides when the guest stops."""
+"""The pre-copy of a migration at its source: reports progress, forecasts the rest, decides when the guest stops."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from novacron.agent.migration.disk_mirror import Leaving
+from novacron.agent.migration.outgoing import OutgoingMigration
+from novacron.agent.migration.phases import Phase
 from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.sender import Sender
 from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecast
 from novacron.model.migration import Policy, Progress, Savings
 from novacron.qemu import transfer
-from novacron.qemu.monitor import Monitor
 from novacron.qemu.stream import RamSplitter
 from novacron.qemu.transfer import TransferStatus
 from novacron.telemetry import logs
@@ -41,85 +42,72 @@ class TransferFailed(Exception):
     """The memory could not be sent: says on whose side, and why. The guest goes on at the source."""
 
 
-class Follower:
-    """Watches one migration at its source: tells how it stands, and decides when the guest stops."""
+class PreCopy:
+    """Watches one migration's memory at its source: reports how it stands, and decides when the guest stops.
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        downtime_limit_s: float,
-        passes_max: int,
-        report: Callable[[Progress], Awaitable[None]],
-        disk: Leaving | None,
-        policy: Policy,
-        promise: Callable[[bool], None],
-        near_end: Callable[[], None],
-    ) -> None:
-        """``near_end`` is called again and again while the guest may stop at any moment."""
+    ``passes_max`` is 1 where QEMU may miss writes while the guest runs: then there is no second pass.
+    """
+
+    def __init__(self, migration: OutgoingMigration, passes_max: int) -> None:
         self.splitter = RamSplitter()
-        self._policy = policy
-        self._promise = promise
-        self._near_end = near_end
-        self._monitor = monitor
+        self._migration = migration
+        self._policy = migration.policy
+        self._monitor = migration.monitor
+        self._disk = migration.disk
         self._sender: Sender | None = None
-        self._disk = disk
-        self._report = report
         self._reported_at = 0.0
-        self._limit_s = downtime_limit_s
+        self._limit_s = migration.downtime_limit_s
         self._passes_max = passes_max
         self._started = self._pass_at = self._last_at = self._first_at = time.monotonic()
         self._passes = self._last_wire = 0
         self._first: Forecast | None = None
         self._forecast: Forecast | None = None
-        self._switching = self._throttling = self._disk_finished = False
+        self._throttling = self._disk_finished = False
         self._left_at_pass: list[int] = []
         self._dirty_rate = 0.0
 
     async def report(self, status: TransferStatus | None = None) -> None:
-        """Tell how it stands, if that was not told just before or this is the end of the memory's."""
+        """Report how it stands, unless that was reported just before and the memory is not all sent."""
         now = time.monotonic()
         status = status or TransferStatus("none")
         if status.status == "completed" or now - self._reported_at > PROGRESS_INTERVAL_S:
             self._reported_at = now
-            await self._report(self._progress(status, now))
+            self._migration.report(self._progress(status, now))
 
-    async def run(self, sender: Sender, pump: asyncio.Task[None], status_changed: asyncio.Event) -> None:
+    async def run(self, sender: Sender, pump: asyncio.Task[None]) -> None:
         """Follow the memory until QEMU has completed. Raises TransferFailed when it fails, or a session breaks."""
         self._sender = sender
         self._pass_at = time.monotonic()
         while True:
-            status_changed.clear()
+            self._migration.changed.clear()
             status = await transfer.status(self._monitor)
-            now = time.monotonic()
-            ended = status.status in transfer.ENDED
-            if self._disk is not None and not ended:
-                await self._mind_disk(self._disk, status)
-            if not ended and not self._switching:
-                await self._steer(sender, status, now)
+            if status.status not in transfer.ENDED:
+                await self._act(sender, status)
             await self.report(status)
             if status.status == "completed":
                 return
             if status.status == transfer.POST_COPY and self.splitter.packaged:
-                self._promise(True)  # QEMU does not let the guest go on here by itself any more
-            if status.status == transfer.INTERRUPTED:
-                if pump.done():
-                    pump.result()
-                raise TransferFailed("QEMU's post-copy was interrupted")
-            if ended and status.status != "none":
-                await asyncio.wait({pump}, timeout=PUMP_ENDS_S)
-                if pump.done():
-                    pump.result()  # why QEMU could go no further
-                raise TransferFailed(f"QEMU gave up: {status.error or status.status}")
-            if pump.done() and pump.exception() is not None:
-                pump.result()
-            changed = asyncio.create_task(status_changed.wait())
-            waiting = {changed} if pump.done() else {changed, pump}
-            close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
-            if close and not ended:
-                self._near_end()
-            pause_s = LOOK_CLOSELY_S if close and not self._switching else LOOK_S
-            await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
+                # QEMU does not let the guest go on here by itself any more.
+                self._migration.promise(memory_follows=True)
+            await _raise_failure(status, pump)
+            await self._wait(status, pump)
+
+    async def _act(self, sender: Sender, status: TransferStatus) -> None:
+        if self._disk is not None:
+            await self._mind_disk(self._disk, status)
+        if self._migration.phase is Phase.PRE_COPY:
+            await self._steer(sender, status, time.monotonic())
+
+    async def _wait(self, status: TransferStatus, pump: asyncio.Task[None]) -> None:
+        """Wait until QEMU says something, the session ends, or it is time to look again."""
+        close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
+        if close and status.status not in transfer.ENDED:
+            self._migration.guest_may_stop()
+        pause_s = LOOK_CLOSELY_S if close and self._migration.phase is Phase.PRE_COPY else LOOK_S
+        changed = asyncio.create_task(self._migration.changed.wait())
+        waiting = {changed} if pump.done() else {changed, pump}
+        await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
 
     async def _mind_disk(self, disk: Leaving, status: TransferStatus) -> None:
         """See how the disk stands; hand its rest on when the guest has stopped."""
@@ -136,41 +124,50 @@ class Follower:
             await transfer.go_on(self._monitor)
 
     async def _steer(self, sender: Sender, status: TransferStatus, now: float) -> None:
-        """Foresee the rest; stop the guest once that is short enough, slow it down if it would never be."""
+        """Forecast the rest; stop the guest once that is short enough, slow it down if it would never be."""
         if status.passes > 1:
             sender.shallow()
         elif status.remaining_bytes > 0:
             self._narrow(sender, status, now)
-        if status.passes != self._passes:
-            if self._passes > 0:  # what a pass begins with was written in the one before
-                self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
-            self._passes, self._pass_at = status.passes, now
-            self._left_at_pass.append(status.remaining_bytes)
+        self._note_pass(status, now)
+        path = self._path(sender)
         dirty_rate = max(self._dirty_rate, status.dirty_bytes_per_s)
-        counters = sender.counters
-        ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
-        backlog = sender.backlog_bytes
-        if self._disk is not None:
-            backlog += self._disk.sender.backlog_bytes + self._disk.status.left_bytes * ratio
-        path = Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, backlog)
-        left = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
-        self._forecast = forecast(left, dirty_rate, path, self._limit_s, self._passes_max)
-        if self._first is None and counters.raw_bytes > RATIO_AFTER_BYTES:
+        remaining_bytes = status.remaining_bytes + dirty_rate * (now - self._pass_at) * (status.passes > 1)
+        self._forecast = forecast(remaining_bytes, dirty_rate, path, self._limit_s, self._passes_max)
+        if self._first is None and sender.counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first, self._first_at = self._forecast, now
         if self._policy is Policy.POST_COPY and self._passes_max == 1:
             sender.shallow(urgent=True)  # what waits is sent before the devices, while the guest stands still
         if self._policy is Policy.POST_COPY and self._must_follow(status):
             log.info("the guest writes too fast: its memory will follow it", dirty=status.dirty_bytes_per_s)
-            self._switching = True
+            self._migration.enter(Phase.SWITCHOVER)
             await transfer.start_post_copy(self._monitor)
-            return
-        if status.passes <= 1:
-            return
-        down_s = downtime_s(left, path)
+        elif status.passes > 1:
+            await self._switch_or_throttle(status, downtime_s(remaining_bytes, path))
+
+    def _note_pass(self, status: TransferStatus, now: float) -> None:
+        """Remember where a pass begins, and how much the guest wrote in the one before."""
+        if status.passes != self._passes:
+            if self._passes > 0:  # what a pass begins with was written in the one before
+                self._dirty_rate = status.remaining_bytes / max(now - self._pass_at, 1e-3)
+            self._passes, self._pass_at = status.passes, now
+            self._left_at_pass.append(status.remaining_bytes)
+
+    def _path(self, sender: Sender) -> Path:
+        """Return what the link does just now, and what already waits for it."""
+        counters = sender.counters
+        ratio = counters.wire_bytes / counters.raw_bytes if counters.raw_bytes > RATIO_AFTER_BYTES else RATIO_GUESS
+        backlog = sender.backlog_bytes
+        if self._disk is not None:
+            backlog += self._disk.sender.backlog_bytes + self._disk.status.left_bytes * ratio
+        return Path(sender.rate_bytes_per_s, counters.rtt_ms / 1e3, ratio, backlog)
+
+    async def _switch_or_throttle(self, status: TransferStatus, down_s: float) -> None:
+        """After the first pass: stop the guest where that takes ``down_s`` and is allowed to, or slow it down."""
         settled = self._throttling or status.passes >= SETTLED_PASSES
         if down_s <= (self._limit_s if settled else self._limit_s * AIM):
             self._forecast = Forecast(True, 0.0, round(down_s * 1e3, 1))
-            self._switching = True
+            self._migration.enter(Phase.SWITCHOVER)
             await transfer.switch(self._monitor)
         elif self._policy is Policy.THROTTLE and not self._throttling and self._stuck():
             self._throttling = True
@@ -231,6 +228,21 @@ class Follower:
             first_forecast_at_s=round(self._first_at - self._started, 3),
             forecast=self._forecast,
         )
+
+
+async def _raise_failure(status: TransferStatus, pump: asyncio.Task[None]) -> None:
+    """Raise TransferFailed when QEMU's migration has failed, and what ended the session where that is why."""
+    if status.status == transfer.INTERRUPTED:
+        if pump.done():
+            pump.result()
+        raise TransferFailed("QEMU's post-copy was interrupted")
+    if status.status in transfer.ENDED and status.status != "none":
+        await asyncio.wait({pump}, timeout=PUMP_ENDS_S)
+        if pump.done():
+            pump.result()  # why QEMU could go no further
+        raise TransferFailed(f"QEMU gave up: {status.error or status.status}")
+    if pump.done() and pump.exception() is not None:
+        pump.result()
 
 
 def _savings(senders: Sequence[Sender]) -> Savings:

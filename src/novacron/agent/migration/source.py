@@ -11,21 +11,20 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy, source_stream
 from novacron.agent.migration.disk_mirror import Leaving
+from novacron.agent.migration.outgoing import OutgoingMigration
+from novacron.agent.migration.phases import Phase
 from novacron.agent.migration.pre_copy import TransferFailed
 from novacron.agent.migration.services import NodeServices
-from novacron.agent.migration.source_stream import Opening
+from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import MachineFailed
 from novacron.disk import overlay
 from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.page_codec import Base
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
-from novacron.model.migration import Kind, Progress, Side
-from novacron.model.ownership import release
-from novacron.net.tap import NetworkFailed
+from novacron.model.migration import Kind, Side
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -43,14 +42,11 @@ class MigrationSource:
         self._context = context
         self._services = services
         self._transfer: asyncio.Task[None] | None = None
-        self._sending: str | None = None
-        self._sender: Sender | None = None
-        self._disk: Leaving | None = None
-        self._opening: Opening | None = None
+        self._migration: OutgoingMigration | None = None
+        """The migration that this agent sent last, or sends now."""
+        self._opener = SessionOpener(services.connections, self._options)
         self._memory_moves = False
         self._failure: str | None = None
-        self._sent_task: wire.Task | None = None
-        """The migration that the VM left by."""
 
     async def step(self, task: wire.Task) -> bool:
         """Do the next step; say whether QEMU must be left alone meanwhile."""
@@ -58,10 +54,11 @@ class MigrationSource:
         if task.endpoint is None:
             early = task.kind is Kind.LIVE and context.record.migration != task.migration
             if task.warm is not None and early and not self._has_disks():  # their mirror comes first
-                self._open(task, task.warm, early=True)
+                self._opener.begin_early(task, task.warm)
             return False
         if self._transfer is not None:
-            self._limit(task.rate_bytes_per_s)
+            if self._migration is not None and not self._migration.ended:
+                self._migration.limit(task.rate_bytes_per_s)
             return True
         if context.record.post_copy is not None:
             moving = context.record.post_copy
@@ -87,7 +84,10 @@ class MigrationSource:
             await context.machine.execute("stop")
             self._services.send(wire.Stopped(task.migration))
         if task.kind is Kind.COLD and image is None:
-            self._promise(task, follows=False)
+            migration = self._begin(task)
+            migration.enter(Phase.COPYING)  # of nothing: the VM has no files
+            migration.promise(memory_follows=False)
+            migration.end()
             return True
         context.store(migration=task.migration)
         self._failure = None
@@ -113,18 +113,9 @@ class MigrationSource:
             return image if disk_mirror.keeps_files(context.spec(), image, context.volumes()) else None
         return image if disk_mirror.told_of(image, context.disk_bytes(image), context.volumes()) else None
 
-    def _limit(self, rate_bytes_per_s: int | None) -> None:
-        """Use so much of the link from now on, or all there is."""
-        if self._disk is not None:
-            rate_bytes_per_s = self._disk.limit(rate_bytes_per_s)
-        if self._sender is not None:
-            self._sender.limit(rate_bytes_per_s)
-
-    def _open(self, task: wire.Task, endpoint: str, *, early: bool) -> Opening:
-        """Begin to open the session of a migration, if that was not begun before."""
-        if self._opening is None or self._opening.migration != task.migration:
-            self._opening = Opening(task, endpoint, self._services.connections, self._options, early=early)
-        return self._opening
+    def _begin(self, task: wire.Task) -> OutgoingMigration:
+        self._migration = OutgoingMigration(task, self._context, self._services, self._opener)
+        return self._migration
 
     async def _options(self) -> SendOptions:
         known = await self._services.pages.checkpoint_elsewhere(self._context.vm, self._context.tenant())
@@ -144,73 +135,50 @@ class MigrationSource:
             return await (pages.of_disk if of_disk else pages.of_image)(image, context.tenant())
         return []
 
-    async def _session(self, task: wire.Task) -> Sender:
-        """Return the migration's session, open. Raises SendFailed, TimeoutError."""
-        assert task.endpoint is not None
-        if self._opening is not None and self._opening.endpoint != task.endpoint:
-            await self._opening.close()
-            self._opening = None
-        opening = self._open(task, task.endpoint, early=False)
-        try:
-            return await opening.session()
-        finally:
-            self._opening = None
-
     async def _send(self, task: wire.Task, image: Image | None) -> None:
         context = self._context
-        self._sending = task.migration
+        migration = self._begin(task)
         try:
             with doing(Action.SEND, trace=task.trace, vm=context.vm, migration=task.migration, target=task.peer):
-                await self._send_all(task, image)
+                await self._send_all(migration, image)
         except (TransferFailed, SendFailed, OverlayFailed, OSError, TimeoutError) as error:
             log.warning("migration failed at the source", vm=context.vm, migration=task.migration, error=str(error))
-            self._failure = str(error) or type(error).__name__
-            self._services.send(wire.MigrationFailed(task.migration, self._failure))
+            self._report_failure(task, str(error) or type(error).__name__)
         except Exception as error:  # a defect met with one VM must not take the others' worker away
             log.exception("defect while sending a VM", vm=context.vm, migration=task.migration)
-            self._failure = f"a defect in its agent: {error!r}"
-            self._services.send(wire.MigrationFailed(task.migration, self._failure))
+            self._report_failure(task, f"a defect in its agent: {error!r}")
         finally:
-            self._sending = None
-            self._transfer = self._sender = self._disk = None
+            migration.end()
+            self._transfer = None
             context.wake()
 
-    async def _send_all(self, task: wire.Task, image: Image | None) -> None:
-        context = self._context
+    def _report_failure(self, task: wire.Task, why: str) -> None:
+        self._failure = why
+        self._services.send(wire.MigrationFailed(task.migration, why))
+
+    async def _send_all(self, migration: OutgoingMigration, image: Image | None) -> None:
+        context, task = self._context, migration.task
         if image is None:
-            await self._send_memory(task, None)
+            await self._send_memory(migration)
             return
         assert task.endpoint is not None
         options = self._options_with(await self._bases(of_disk=True), {})
         session = disk_mirror.session_of(task.migration)
-        peer = pki.node_host(task.peer)
-        sender = Sender(parse_endpoint(task.endpoint), peer, session, self._services.connections, options)
+        address, peer = parse_endpoint(task.endpoint), pki.node_host(task.peer)
+        sender = Sender(address, peer, session, self._services.connections, options)
         async with sender:
             if task.kind is not Kind.LIVE:
-                await self._send_stopped(task, sender, image)
+                await self._send_stopped(migration, sender, image)
             else:
                 parts = disk_mirror.parts_of(context.machine, image, context.disk_bytes(image), context.volumes())
-                self._disk = Leaving(context.machine, sender, parts)
-                await self._send_memory(task, self._disk)
+                migration.disk = Leaving(context.machine, sender, parts)
+                await self._send_memory(migration)
         if task.kind is Kind.WARM:
-            await self._send_memory(task, None)
+            await self._send_memory(migration)
 
-    async def _send_memory(self, task: wire.Task, disk: Leaving | None) -> None:
-        context = self._context
-
-        async def report(progress: Progress) -> None:
-            self._services.send(wire.Progressed(task.migration, progress))
-
-        async def open_() -> Sender:
-            self._sender = await self._session(task)
-            self._limit(self._rate_now(task))  # it may have changed while the session opened
-            return self._sender
-
-        self._limit(self._rate_now(task))
-        await source_stream.send(
-            context.machine, open_, self._services.settings.downtime_limit_ms, report,
-            context.migration_changed, lambda follows: self._promise(task, follows), disk, task.policy,
-        )  # fmt: skip
+    async def _send_memory(self, migration: OutgoingMigration) -> None:
+        migration.limit(migration.rate_now())
+        await source_stream.send(migration)
         await self._give_rest()
 
     @property
@@ -249,46 +217,37 @@ class MigrationSource:
         await self.cancel()
         self._context.store(post_copy=None)
 
-    async def _send_stopped(self, task: wire.Task, sender: Sender, image: Image) -> None:
+    async def _send_stopped(self, migration: OutgoingMigration, sender: Sender, image: Image) -> None:
         """Send what a VM whose guest does not run consists of, but for memory."""
+        migration.enter(Phase.COPYING)
         directory = self._context.machine.directory
         directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
             await overlay.create(directory / DISK_LAYER, image.disk, self._context.disk_bytes(image))
-        sender.limit(self._rate_now(task))
+        sender.limit(migration.rate_now())
         pools = self._services.storage_pools
-        volumes = {one.id: pools.path(one.pool, one.id) for one in self._context.volumes() if one.moves}
+        volumes = {volume.id: pools.path(volume.pool, volume.id) for volume in self._context.volumes() if volume.moves}
         await disk_mirror.send_state(directory, sender, image, volumes)
-        if task.kind is Kind.COLD:
-            self._promise(task, follows=False)
-
-    def _rate_now(self, task: wire.Task) -> int | None:
-        statement = self._context.statement
-        return (task if statement is None or statement.task is None else statement.task).rate_bytes_per_s
-
-    def _promise(self, task: wire.Task, follows: bool) -> None:
-        """The guest stands still and all was given, or all but memory that ``follows``: promise, durably, not to run it
-        at this epoch."""
-        context = self._context
-        moving = None
-        if follows:
-            moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
-        self._sent_task = task
-        context.store(held=release(context.record.held, task.epoch), migration=task.migration, post_copy=moving)
-        log.info("everything is sent: promised not to run it", vm=context.vm, migration=task.migration)
-        self._services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+        if migration.task.kind is Kind.COLD:
+            migration.promise(memory_follows=False)
 
     def has_sent_all(self, migration: str) -> bool:
         """Say whether this agent, and none before it, has sent everything."""
-        return self._sent_task is not None and self._sent_task.migration == migration
+        sent = self._migration
+        return sent is not None and sent.promised and sent.task.migration == migration
 
     def send_checkpoint_index(self) -> None:
         """Tell the node that the VM went to what is kept of it here."""
-        context, services, task = self._context, self._services, self._sent_task
-        if task is not None:
+        context, services, sent = self._context, self._services, self._migration
+        if sent is not None and sent.promised:
             services.run_in_background(
                 checkpoint_index.tell(
-                    services.pages.store, context.vm, context.tenant(), task, services.connections, services.settings
+                    services.pages.store,
+                    context.vm,
+                    context.tenant(),
+                    sent.task,
+                    services.connections,
+                    services.settings,
                 )
             )
 
@@ -299,23 +258,15 @@ class MigrationSource:
 
     async def cancel(self) -> None:
         """End what is being sent, if anything is; the guest goes on here if nothing was promised."""
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            await opening.close()
+        await self._opener.close()
         transfer = self._transfer
         if transfer is not None:
             transfer.cancel()
             await asyncio.gather(transfer, return_exceptions=True)
 
     def on_event(self, name: str, data: dict[str, Any]) -> None:
-        """Notice the guest's stop: what comes for it from now on is kept, and downtime is told."""
-        context = self._context
+        """Notice that the guest stands still because its memory moves."""
         if name == "MIGRATION":
             self._memory_moves = data["status"] in ("active", transfer.POST_COPY)
-        if name == "STOP" and self._sending is not None and self._memory_moves:
-            log.info("guest stands still", vm=context.vm, migration=self._sending)
-            self._services.send(wire.Stopped(self._sending))
-            try:
-                context.machine.keep_late_frames()
-            except NetworkFailed as error:
-                log.warning("what comes for the guest from now on is lost", vm=context.vm, error=str(error))
+        if name == "STOP" and self._migration is not None and not self._migration.ended and self._memory_moves:
+            self._migration.guest_stopped()

@@ -1,0 +1,139 @@
+"""One migration at its source: its phase, its sessions, its rate, and what it promises and reports."""
+
+from __future__ import annotations
+
+import contextlib
+
+from novacron.agent.migration.disk_mirror import Leaving
+from novacron.agent.migration.phases import AFTER_PROMISE, Phase, check_transition
+from novacron.agent.migration.services import NodeServices
+from novacron.agent.migration.session_opening import SessionOpener
+from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.journal import PostCopy
+from novacron.dwcp.sender import Sender
+from novacron.model.migration import Policy, Progress, Side
+from novacron.model.ownership import release
+from novacron.net.tap import NetworkFailed
+from novacron.qemu.monitor import Monitor
+from novacron.telemetry import logs, traces
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+
+class OutgoingMigration:
+    """The state of one migration; ``source_stream`` and ``pre_copy`` move it from phase to phase."""
+
+    def __init__(self, task: wire.Task, context: VmContext, services: NodeServices, opener: SessionOpener) -> None:
+        self.task = task
+        self.machine = context.machine
+        self.changed = context.migration_changed
+        """Set whenever QEMU says something about its migration."""
+        self.downtime_limit_s = services.settings.downtime_limit_ms / 1e3
+        self.phase = Phase.OPENING
+        self.disk: Leaving | None = None
+        """The disks that are mirrored, if any are."""
+        self._memory: Sender | None = None
+        self._context = context
+        self._services = services
+        self._opener = opener
+        log.info("migration begins", vm=context.vm, migration=task.migration, kind=task.kind, phase=self.phase)
+
+    @property
+    def policy(self) -> Policy:
+        return self.task.policy
+
+    @property
+    def post_copies(self) -> bool:
+        """The guest may run at the target before all of its memory is there."""
+        return self.task.policy is Policy.POST_COPY
+
+    @property
+    def monitor(self) -> Monitor:
+        """QEMU's monitor; only to be asked while QEMU runs."""
+        assert self.machine.monitor is not None
+        return self.machine.monitor
+
+    # phases
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to another phase. Raises WrongTransition."""
+        check_transition(self.phase, phase)
+        log.info("migration phase", vm=self._context.vm, migration=self.task.migration, phase=phase, after=self.phase)
+        traces.note("migration phase", phase=phase, after=self.phase)
+        self.phase = phase
+
+    def end(self) -> None:
+        """It has ended, perhaps before its end. What fails after a promise is the target's to report."""
+        if self.promised and not self.ended:
+            self.enter(Phase.DONE)
+        elif not self.ended:
+            self.enter(Phase.FAILED)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is sent for it any more."""
+        return self.phase in (Phase.DONE, Phase.FAILED)
+
+    @property
+    def promised(self) -> bool:
+        """This node may not run the VM any more at the migration's epoch."""
+        return self.phase in AFTER_PROMISE
+
+    def promise(self, *, memory_follows: bool) -> None:
+        """The guest stands still and everything is sent, or all but memory that follows: promise, durably, not to run
+        it at this epoch. Done once. Raises OSError when the promise can't be written down: then none is given."""
+        if self.promised:
+            return
+        check_transition(self.phase, Phase.PROMISED)
+        context, task = self._context, self.task
+        moving = None
+        if memory_follows:
+            moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
+        context.store(held=release(context.record.held, task.epoch), migration=task.migration, post_copy=moving)
+        self.enter(Phase.PROMISED)
+        self._services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+        if memory_follows:
+            self.enter(Phase.POST_COPY)
+
+    # sessions and rate
+
+    async def open_memory_session(self) -> Sender:
+        """Return the session for the memory, open, at the rate of this moment. Raises SendFailed, TimeoutError."""
+        self._memory = await self._opener.open(self.task)
+        self.limit(self.rate_now())  # it may have changed while the session opened
+        return self._memory
+
+    def rate_now(self) -> int | None:
+        """Return how much of the link the server now lets this migration use, in bytes a second; None: all of it."""
+        statement = self._context.statement
+        task = self.task if statement is None or statement.task is None else statement.task
+        return task.rate_bytes_per_s
+
+    def limit(self, rate_bytes_per_s: int | None) -> None:
+        """Use so much of the link from now on, or all there is."""
+        if self.disk is not None:
+            rate_bytes_per_s = self.disk.limit(rate_bytes_per_s)
+        if self._memory is not None:
+            self._memory.limit(rate_bytes_per_s)
+
+    # reports
+
+    def report(self, progress: Progress) -> None:
+        """Tell the server how it stands."""
+        self._services.send(wire.Progressed(self.task.migration, progress))
+
+    def guest_stopped(self) -> None:
+        """The guest stands still: keep what comes for it from now on, and tell the server, which counts downtime."""
+        context = self._context
+        log.info("guest stands still", vm=context.vm, migration=self.task.migration)
+        self._services.send(wire.Stopped(self.task.migration))
+        try:
+            self.machine.keep_late_frames()
+        except NetworkFailed as error:
+            log.warning("what comes for the guest from now on is lost", vm=context.vm, error=str(error))
+
+    def guest_may_stop(self) -> None:
+        """The guest may stop at any moment: frames that come just now may be for the target."""
+        with contextlib.suppress(NetworkFailed):  # said when it stops
+            self.machine.expect_late_frames()

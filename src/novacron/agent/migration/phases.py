@@ -1,0 +1,56 @@
+"""The phases of a migration at its source, and which may follow which. Pure: no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where an outgoing migration stands."""
+
+    OPENING = "opening"
+    """Its first session is being opened."""
+    COPYING = "copying"
+    """What a VM whose guest stands still consists of is sent, but for memory (cold and warm migrations)."""
+    MIRRORING = "mirroring"
+    """The disks are mirrored while the guest goes on, until only what it writes just now is left."""
+    PRE_COPY = "pre-copy"
+    """The memory is sent while the guest goes on."""
+    SWITCHOVER = "switchover"
+    """QEMU was told to stop the guest and to hand the rest on."""
+    PROMISED = "promised"
+    """This node has promised, durably, not to run the VM at this epoch."""
+    POST_COPY = "post-copy"
+    """The guest has left, and memory that it still needs follows it."""
+    DONE = "done"
+    """The target needs nothing more of this node. What fails after the promise is the target's to report."""
+    FAILED = "failed"
+    """It ended without a promise: the guest goes on here."""
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.OPENING: frozenset({Phase.COPYING, Phase.MIRRORING, Phase.PRE_COPY, Phase.FAILED}),
+    Phase.COPYING: frozenset({Phase.PRE_COPY, Phase.PROMISED, Phase.FAILED}),
+    Phase.MIRRORING: frozenset({Phase.PRE_COPY, Phase.FAILED}),
+    # QEMU may finish by itself before it is told to: a short migration never sees a switchover.
+    Phase.PRE_COPY: frozenset({Phase.SWITCHOVER, Phase.PROMISED, Phase.FAILED}),
+    Phase.SWITCHOVER: frozenset({Phase.PROMISED, Phase.FAILED}),
+    Phase.PROMISED: frozenset({Phase.POST_COPY, Phase.DONE}),
+    Phase.POST_COPY: frozenset({Phase.DONE}),
+    Phase.DONE: frozenset(),
+    Phase.FAILED: frozenset(),
+}
+"""The phases that may follow each phase. No phase after a promise leads to ``failed``: a promise is never taken back
+by what happens to the migration, only by a later epoch."""
+
+AFTER_PROMISE = frozenset({Phase.PROMISED, Phase.POST_COPY, Phase.DONE})
+
+
+class WrongTransition(AssertionError):
+    """A migration was to enter a phase that can't follow the one it is in: a defect of the agent."""
+
+
+def check_transition(before: Phase, after: Phase) -> None:
+    """Raise WrongTransition unless ``after`` may follow ``before``."""
+    if after not in TRANSITIONS[before]:
+        raise WrongTransition(f"a migration can't go from {before} to {after}")
