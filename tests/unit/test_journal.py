@@ -6,8 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from novacron.agent.vm.journal import FORGET_AFTER_S, Journal, Record
-from novacron.model.ownership import Claim, Held
+import msgspec
+import pytest
+
+from novacron.agent.vm.journal import FORGET_AFTER_S, Journal, Record, obey_order
+from novacron.model.ownership import Claim, Held, Order, OrderKind, Verdict, may_run
 
 
 def test_a_record_comes_back_as_it_was_stored(tmp_path: Path) -> None:
@@ -28,9 +31,52 @@ def test_a_write_cut_short_leaves_the_record_before_it(tmp_path: Path) -> None:
     assert Journal(tmp_path).load() == {"vm-a": Record(Held(1, Claim.OWNER))}
 
 
+RECORD = Record(Held(3, Claim.RELEASED), machine="pc-i440fx-7.2", reboots=2, migration="mig-a")
+
+
+def damaged_contents() -> list[bytes]:
+    whole = msgspec.json.encode(RECORD)
+    torn = [whole[:length] for length in range(1, len(whole), 7)]
+    return [b"", b"garbage", bytes(len(whole)), os.urandom(64), b"{}", b"[]", b"null", b'{"held":{}}', *torn]
+
+
+@pytest.mark.parametrize("content", damaged_contents(), ids=lambda content: f"{len(content)} bytes")
+def test_a_vm_whose_record_is_damaged_does_not_run_before_a_later_epoch(tmp_path: Path, content: bytes) -> None:
+    """What is lost may have been the promise not to run it at this very epoch."""
+    (tmp_path / "vm-a.json").write_bytes(content)
+    record = Journal(tmp_path).load()["vm-a"]
+    assert record.damaged
+    for _ in range(3):  # however often the server repeats it
+        record, verdict = obey_order(record, Order(OrderKind.OWN, 3))
+        assert verdict is Verdict.HOLD
+        assert not may_run(record.held)
+    for kind, refused in ((OrderKind.GONE, Verdict.HOLD), (OrderKind.RECEIVE, Verdict.IGNORE)):
+        assert obey_order(record, Order(kind, 3)) == (record, refused)
+    record, verdict = obey_order(record, Order(OrderKind.OWN, 4))
+    assert (verdict, record.held, record.damaged) == (Verdict.RUN, Held(4, Claim.OWNER), False)
+
+
+def test_damage_is_remembered_through_the_agents_own_death(tmp_path: Path) -> None:
+    (tmp_path / "vm-a.json").write_bytes(b"garbage")
+    assert Journal(tmp_path).load_one("vm-a").damaged
+    journal = Journal(tmp_path)
+    record, _ = obey_order(journal.load()["vm-a"], Order(OrderKind.OWN, 3))
+    journal.store("vm-a", record)
+    _, verdict = obey_order(Journal(tmp_path).load()["vm-a"], Order(OrderKind.OWN, 3))
+    assert verdict is Verdict.HOLD
+
+
+def test_a_record_that_an_earlier_agent_set_aside_still_counts_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "vm-a.damaged").write_bytes(b"garbage")
+    assert Journal(tmp_path).load()["vm-a"].damaged
+    (tmp_path / "vm-b.damaged").write_bytes(b"garbage")
+    assert Journal(tmp_path).load_one("vm-b").damaged
+
+
 def test_a_damaged_record_is_kept_for_whoever_looks_into_it(tmp_path: Path) -> None:
     (tmp_path / "vm-a.json").write_bytes(b"garbage")
-    assert Journal(tmp_path).load() == {}
+    Journal(tmp_path).load()
+    Journal(tmp_path).load()
     assert (tmp_path / "vm-a.damaged").read_bytes() == b"garbage"
 
 

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from novacron.agent.host.clock import Clock, SystemClock
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -25,14 +26,12 @@ from novacron.wire import messages as wire
 said: list[Any] = []
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    said.clear()
-    settings = AgentSettings(tmp_path, tmp_path / "images", "host-a")
-    services = NodeServices(
+def services_in(directory: Path, clock: Clock | None = None) -> NodeServices:
+    settings = Settings(directory, directory / "images", "host-a")
+    return NodeServices(
         settings=settings,
         identity=cast(Any, None),
-        journal=Journal(tmp_path / "journal"),
+        journal=Journal(directory / "journal"),
         listener=cast(Any, None),
         images={},
         accelerator=AcceleratorKind.TCG,
@@ -45,12 +44,18 @@ def worker(tmp_path: Path) -> Worker:
         run_in_background=lambda work: work.close(),
         storage_pools=Pools(settings),
         start_queue=StartQueue(4),
+        clock=clock or SystemClock(),
         lease=NodeLease(settings.lease_path),
         networks=NodeNetworks(settings),
         passthrough=Passthrough(),
         send=said.append,
     )
-    return Worker("vm-a", Record(Held(1, Claim.OWNER)), services)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    said.clear()
+    return Worker("vm-a", Record(Held(1, Claim.OWNER)), services_in(tmp_path))
 
 
 def test_what_has_not_changed_is_said_once(worker: Worker) -> None:
@@ -66,15 +71,15 @@ async def test_a_new_link_hears_everything_again(worker: Worker) -> None:
     assert len(said) == 2
 
 
-def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
+async def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
     """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
     worker.context.report(VmState.RUNNING)
-    worker.context.store(held=Held(2, Claim.OWNER))
+    await worker.context.store(held=Held(2, Claim.OWNER))
     worker.context.report(VmState.RUNNING)
     assert [message.epoch for message in said] == [1, 2]
 
 
-def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A promise, or an epoch, that is not durable must not be acted on."""
 
     def full(*_: object) -> None:
@@ -82,14 +87,15 @@ def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypat
 
     monkeypatch.setattr(Journal, "store", full)
     with pytest.raises(OSError):
-        worker.context.store(held=Held(2, Claim.OWNER))
+        await worker.context.store(held=Held(2, Claim.OWNER))
     assert worker.context.record.held == Held(1, Claim.OWNER)
 
 
-def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
+async def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
     worker._reconciler._started_at = 1e12  # just now, whatever the clock says
-    worker._reconciler.count_crash("test")
-    worker._reconciler.count_crash("test")
+    worker._reconciler.note_crash("test")
+    worker._reconciler.note_crash("test")
+    await worker._reconciler._count_crashes()
     assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
 
 
@@ -101,9 +107,10 @@ def assigned(restart: Restart) -> wire.Assignment:
 @pytest.mark.parametrize(
     ("restart", "halted"), [(Restart.NEVER, 3), (Restart.ON_FAILURE, None), (Restart.ALWAYS, None)]
 )
-def test_a_vm_that_crashed_stays_off_only_where_that_was_asked_for(
+async def test_a_vm_that_crashed_stays_off_only_where_that_was_asked_for(
     worker: Worker, restart: Restart, halted: int | None
 ) -> None:
     worker.context.assignment = assigned(restart)
-    worker._reconciler.count_crash("test")
+    worker._reconciler.note_crash("test")
+    await worker._reconciler._count_crashes()
     assert (worker.context.record.halted_at_start, worker.context.record.crashes) == (halted, 1)

@@ -23,6 +23,7 @@ from novacron.agent.control.peers import PeerWatch
 from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
 from novacron.agent.host import inventory as inventories
+from novacron.agent.host.clock import SystemClock
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
 from novacron.agent.host.networks import NodeNetworks
@@ -267,6 +268,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             run_in_background=lambda work: work.close(),
             storage_pools=pools,
             start_queue=StartQueue(STARTS_AT_ONCE),
+            clock=SystemClock(),
             lease=NodeLease(settings.lease_path),
             networks=NodeNetworks(settings),
             passthrough=Passthrough(),

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from novacron.agent.actions import Action
+from novacron.agent.host.clock import wait_at_most
 from novacron.agent.migration import source_stream
 from novacron.agent.migration.known_pages import LocalVm
 from novacron.agent.migration.services import NodeServices
@@ -23,11 +24,11 @@ from novacron.agent.migration.target import MigrationTarget
 from novacron.agent.vm import clone_disk
 from novacron.agent.vm.clone_reconciler import CloneReconciler
 from novacron.agent.vm.context import VmContext
-from novacron.agent.vm.journal import Record
+from novacron.agent.vm.journal import Record, obey_order
 from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.model.migration import Kind, Side
-from novacron.model.ownership import Claim, OrderKind, Verdict, obey
+from novacron.model.ownership import Claim, OrderKind, Verdict
 from novacron.model.vm import Power, VmState
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
@@ -39,6 +40,10 @@ log = logs.get(__name__)
 
 LOST_AFTER_S = 5.0
 """What an earlier agent was sending, and the target does not have by then, it will not get."""
+DAMAGED = (
+    "what this node remembered of the VM is damaged: it does not start it until the VM's next epoch, "
+    "which any migration brings, also one that fails"
+)
 
 
 def trace_of(statement: wire.Statement) -> str:
@@ -63,7 +68,7 @@ class Worker:
         self._target = MigrationTarget(self.context, services, self.destroy)
         self._clone = CloneReconciler(self.context)
         self._reconciler = Reconciler(self.context, services.pages.prepare)
-        self._began_at = time.monotonic()
+        self._began_at = self._services.clock.monotonic()
         self._has_left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
 
@@ -120,8 +125,7 @@ class Worker:
                 if pause_s >= IDLE_S:  # all is as it was asked for: what is done later has other reasons
                     self.context.trace = ""
                 if pause_s > 0 and not self.finished:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), pause_s)
+                    await wait_at_most(self._services.clock, self._wake, pause_s)
         finally:
             await self._cancel_transfers()
             await self._clone.cancel()
@@ -170,11 +174,11 @@ class Worker:
         context, statement = self.context, self.context.statement
         if statement is None:
             return IDLE_S
-        was_released = context.record.held.claim is Claim.RELEASED
+        was_released = context.record.held.claim is Claim.RELEASED and not context.record.damaged
         verdict = await self._obey(statement)
         if statement.deleted and self._source.serves_memory:
             await self._cancel_transfers()
-            context.store(post_copy=None)
+            await context.store(post_copy=None)
         self._source.resume()
         self._target.resume()
         match verdict:
@@ -200,12 +204,19 @@ class Worker:
 
     async def _obey(self, statement: wire.Statement) -> Verdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
-        before = self.context.record.held
-        held, verdict = obey(before, statement.order)
-        if held != before:
-            self.context.store(held=held)
-            if held.epoch != before.epoch:
-                await self._end_transfers(verdict)
+        context, before = self.context, self.context.record
+        after, verdict = obey_order(before, statement.order)
+        if after == before:
+            return verdict
+
+        def obey(record: Record) -> Record:
+            nonlocal verdict
+            after, verdict = obey_order(record, statement.order)
+            return after
+
+        await context.update(obey)
+        if context.record.held.epoch != before.held.epoch:
+            await self._end_transfers(verdict)
         return verdict
 
     async def _remove(self, statement: wire.Statement, *, moved: bool) -> None:
@@ -234,7 +245,7 @@ class Worker:
                 self._source.send_checkpoint_index()
         await self.machine.destroy()
         if context.record.post_copy is not None:
-            context.store(post_copy=None)
+            await context.store(post_copy=None)
 
     async def _run(self, statement: wire.Statement) -> float:
         """Do the next step with a VM that this node owns; return when to look again."""
@@ -245,7 +256,7 @@ class Worker:
         if assignment.deleting:
             await self.destroy()
             await self._services.pages.forget(self.vm, context.tenant(), deleted=True)
-            context.store(held=msgspec.structs.replace(context.record.held, claim=Claim.NONE))
+            await context.store(held=msgspec.structs.replace(context.record.held, claim=Claim.NONE))
             context.report(VmState.ABSENT)
             return IDLE_S
         if assignment.clone_of is not None:
@@ -264,16 +275,26 @@ class Worker:
         """The server may not have heard it: a vote is repeated until a later epoch comes. Return when to look again."""
         context = self.context
         held, task = context.record.held, statement.task
+        if context.record.damaged:
+            return self._refuse_damaged(task)
         if held.claim is Claim.RELEASED and task is not None:
             context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
             lost = not self._source.has_sent_all(task.migration) and context.record.post_copy is None
-            if lost and time.monotonic() - self._began_at > LOST_AFTER_S:
+            if lost and self._services.clock.monotonic() - self._began_at > LOST_AFTER_S:
                 # By then the target would have said that it has everything; and the epoch moves on only once.
                 why = "its agent restarted when it had promised, and what was on its way is lost"
                 context.services.send(wire.MigrationFailed(task.migration, why))
             return RETRY_S
         if held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting:
             context.report(VmState.ABSENT)
+        return IDLE_S
+
+    def _refuse_damaged(self, task: wire.Task | None) -> float:
+        """What was promised is not known: neither run the VM nor vote. Return when to look again."""
+        context = self.context
+        if task is not None:  # it ends, and moves the VM to a later epoch, which this node may obey again
+            context.services.send(wire.MigrationFailed(task.migration, DAMAGED))
+        context.report(VmState.FAILED if self.machine.pid is None else VmState.RUNNING, DAMAGED)
         return IDLE_S
 
     async def _end_transfers(self, verdict: Verdict) -> None:
@@ -297,5 +318,5 @@ class Worker:
         self._reconciler.on_event(name)
         lease_lost = self.machine.kept and not context.services.lease.valid()
         if name == "EXIT" and not context.exit_expected and not lease_lost and context.owns():
-            self._reconciler.count_crash(f"QEMU ended by itself: {self.machine.last_words()}")
+            self._reconciler.note_crash(f"QEMU ended by itself: {self.machine.last_words()}")
         self.wake()

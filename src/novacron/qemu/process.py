@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,6 +21,8 @@ from novacron.qemu.firmware import TPM
 KILL_TIMEOUT_S = 10.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+KEEPER_ANSWER_S_MAX = 15.0
+"""How long what keeps a VM may take to say that QEMU runs."""
 LOG = "qemu.log"
 LOG_TAIL_BYTES = 600
 KEEPER = ("-I", "-S", str(Path(lease_guard.__file__).resolve()))
@@ -51,10 +55,27 @@ def _spawn_kept(
     with keeper_.stdin as told, keeper_.stdout as said:
         told.write(b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
         told.close()
-        answer = said.readline()
+        answer = _read_line(said.fileno(), KEEPER_ANSWER_S_MAX)
     if not answer.strip().isdigit():
+        keeper_.kill()  # QEMU, if it runs, ends with it
+        keeper_.wait()
         raise OSError(log_tail(directory) or "what keeps the VM did not start")
     return int(answer)
+
+
+def _read_line(descriptor: int, seconds: float) -> bytes:
+    """Return what comes until the end of a line, or within so many seconds."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    line, ends_at = b"", time.monotonic() + seconds
+    while not line.endswith(b"\n"):
+        if not poll.poll(max(0.0, ends_at - time.monotonic()) * 1e3):
+            break
+        piece = os.read(descriptor, 64)
+        if not piece:
+            break
+        line += piece
+    return line
 
 
 def is_kept(pid: int) -> bool:

@@ -327,11 +327,14 @@ async def receive_state(
         return [files.NewFile(parts.get(info.name, scratch / info.name), info.size_bytes) for info in head.volumes]
 
     parts = {id: path.with_suffix(".part") for id, (path, _) in volumes.items()}
-    for part in parts.values():
-        part.unlink(missing_ok=True)
-
     scratch = directory / ".receiving"
-    shutil.rmtree(scratch, ignore_errors=True)
+
+    def clear() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+    await asyncio.to_thread(clear)
     scratch.mkdir(parents=True)
     try:
         await session.receive(DiskPlayer(open_))
@@ -344,9 +347,7 @@ async def receive_state(
             received.rename(place)
         await asyncio.to_thread(files.make_durable, directory)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        await asyncio.to_thread(clear)
 
 
 def has_arrived(directory: Path) -> bool:

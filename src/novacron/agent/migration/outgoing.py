@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
+
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.phases import AFTER_PROMISE, Phase, check_transition
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
-from novacron.agent.vm.journal import PostCopy
+from novacron.agent.vm.journal import PostCopy, Record
 from novacron.dwcp.sender import Sender
 from novacron.model.migration import Policy, Progress, Side
 from novacron.model.ownership import release
@@ -80,7 +82,7 @@ class OutgoingMigration:
         """This node may not run the VM any more at the migration's epoch."""
         return self.phase in AFTER_PROMISE
 
-    def promise(self, *, memory_follows: bool) -> None:
+    async def promise(self, *, memory_follows: bool) -> None:
         """The guest stands still and everything is sent, or all but memory that follows: promise, durably, not to run
         it at this epoch. Done once. Raises OSError when the promise can't be written down: then none is given."""
         if self.promised:
@@ -90,7 +92,12 @@ class OutgoingMigration:
         moving = None
         if memory_follows:
             moving = PostCopy(task.migration, Side.SOURCE, task.peer, task.endpoint or "")
-        context.store(held=release(context.record.held, task.epoch), migration=task.migration, post_copy=moving)
+
+        def release_vm(record: Record) -> Record:
+            held = release(record.held, task.epoch)  # refuses where a later epoch has come meanwhile
+            return msgspec.structs.replace(record, held=held, migration=task.migration, post_copy=moving)
+
+        await context.update(release_vm)
         self.enter(Phase.PROMISED)
         self._services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
         if memory_follows:

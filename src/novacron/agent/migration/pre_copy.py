@@ -88,7 +88,7 @@ class PreCopy:
                 return
             if status.status == transfer.POST_COPY and self.splitter.packaged:
                 # QEMU does not let the guest go on here by itself any more.
-                self._migration.promise(memory_follows=True)
+                await self._migration.promise(memory_follows=True)
             await _raise_failure(status, pump)
             await self._wait(status, pump)
 

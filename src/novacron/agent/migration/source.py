@@ -19,6 +19,7 @@ from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.retries import Retries
 from novacron.disk import overlay
 from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
@@ -31,8 +32,6 @@ from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
-
-RETRY_S = 2.0
 
 
 class MigrationSource:
@@ -47,6 +46,7 @@ class MigrationSource:
         self._opener = SessionOpener(services.connections, self._options)
         self._memory_moves = False
         self._failure: str | None = None
+        self._retries = Retries(context.vm, "serve the rest of a guest's memory", services.clock)
 
     async def step(self, task: wire.Task) -> bool:
         """Do the next step; say whether QEMU must be left alone meanwhile."""
@@ -86,10 +86,10 @@ class MigrationSource:
         if task.kind is Kind.COLD and image is None:
             migration = self._begin(task)
             migration.enter(Phase.COPYING)  # of nothing: the VM has no files
-            migration.promise(memory_follows=False)
+            await migration.promise(memory_follows=False)
             migration.end()
             return True
-        context.store(migration=task.migration)
+        await context.store(migration=task.migration)
         self._failure = None
         self._transfer = asyncio.create_task(self._send(task, image), name=f"send-{context.vm}")
         return True
@@ -196,9 +196,11 @@ class MigrationSource:
         try:
             with doing(Action.SERVE, trace=self._context.trace, vm=self._context.vm):
                 await self._give_rest()
+            self._retries.reset()
         except (MonitorFailed, OSError) as error:
-            log.warning("the rest of a guest's memory can't be given", vm=self._context.vm, error=str(error))
-            await asyncio.sleep(RETRY_S)
+            await self._retries.pause_after(error)
+        except Exception as error:  # a defect must neither end the worker nor make a busy loop
+            await self._retries.pause_after_defect(error)
         finally:
             self._transfer = None
             self._context.wake()
@@ -209,13 +211,13 @@ class MigrationSource:
         moving = context.record.post_copy
         if moving is not None and self.serves_memory:
             await post_copy.give_rest(context.machine, moving, self._services.connections, self._services.settings)
-            context.store(post_copy=None)
+            await context.store(post_copy=None)
 
     async def take_guest_back(self) -> None:
         """The migration ended before the switch: the guest goes on here, where all of its memory still is."""
         await source_stream.cancel(self._context.machine)  # as long as its connection lives
         await self.cancel()
-        self._context.store(post_copy=None)
+        await self._context.store(post_copy=None)
 
     async def _send_stopped(self, migration: OutgoingMigration, sender: Sender, image: Image) -> None:
         """Send what a VM whose guest does not run consists of, but for memory."""
@@ -229,7 +231,7 @@ class MigrationSource:
         volumes = {volume.id: pools.path(volume.pool, volume.id) for volume in self._context.volumes() if volume.moves}
         await disk_mirror.send_state(directory, sender, image, volumes)
         if migration.task.kind is Kind.COLD:
-            migration.promise(memory_follows=False)
+            await migration.promise(memory_follows=False)
 
     def has_sent_all(self, migration: str) -> bool:
         """Say whether this agent, and none before it, has sent everything."""

@@ -71,7 +71,7 @@ async def _send(migration: OutgoingMigration) -> None:
         )  # fmt: skip
         try:
             await pre_copy.run(sender, pumping)
-            migration.promise(memory_follows=False)
+            await migration.promise(memory_follows=False)
             await pumping
             if disk is not None:
                 await disk.sent

@@ -16,6 +16,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import opened
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
 from novacron.disk.stream import VolumeInfo
@@ -29,7 +30,6 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-RETRY_S = 2.0
 LAYER_OVERHEAD = 1 << 20
 """What a layer's file has at most beyond an eighth more than its disk: its tables."""
 
@@ -41,6 +41,7 @@ class MigrationTarget:
         self._context = context
         self._services = services
         self._destroy = destroy
+        self._retries = Retries(context.vm, "take the rest of a guest's memory", services.clock)
         self._transfer: asyncio.Task[None] | None = None
         self._awaiting: str | None = None
         self._session: ReceiveSession | None = None
@@ -65,7 +66,7 @@ class MigrationTarget:
             image = image.without_disk()
         cold = task.kind is Kind.COLD
         if cold and not disk_mirror.keeps_files(wanted.spec, image, wanted.volumes):
-            self._begin(task, wanted)
+            await self._begin(task, wanted)
             send(wire.TargetReady(task.migration, self._services.endpoint))
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
@@ -77,7 +78,7 @@ class MigrationTarget:
             send(wire.MigrationFailed(task.migration, "the VM that was being received is gone"))
             return
         await self._destroy()
-        self._begin(task, wanted)
+        await self._begin(task, wanted)
         work = self._receive_stopped(task, wanted, image) if cold else self._load(task, wanted, image)
         self._transfer = asyncio.create_task(work, name=f"load-{context.vm}")
 
@@ -97,8 +98,8 @@ class MigrationTarget:
             return False
         return not mirrored or disk_mirror.are_whole(machine)
 
-    def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
-        self._context.store(
+    async def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
+        await self._context.store(
             migration=task.migration, machine=wanted.machine, cpu=wanted.cpu, reboots=wanted.reboots,
             resets=wanted.resets, halted_at_start=wanted.halted_at_start, crashes=0,
         )  # fmt: skip
@@ -110,7 +111,7 @@ class MigrationTarget:
     async def _loaded(self, task: wire.Task, follows: bool) -> None:
         self._context.arrived_by = task.migration
         if follows:
-            self._context.store(post_copy=PostCopy(task.migration, Side.TARGET, task.peer))
+            await self._context.store(post_copy=PostCopy(task.migration, Side.TARGET, task.peer))
         log.info("everything is loaded", vm=self._context.vm, migration=task.migration, memory_follows=follows)
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
@@ -133,7 +134,7 @@ class MigrationTarget:
             ):
                 await self._load_all(task, wanted, image)
             if self.awaits_memory:
-                context.store(post_copy=None)
+                await context.store(post_copy=None)
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
                 host.connections.warm(parse_endpoint(task.warm), pki.node_host(task.peer), 1)
             tenant = Tenant(wanted.project, wanted.page_key)
@@ -217,11 +218,13 @@ class MigrationTarget:
         try:
             with doing(Action.PULL, trace=context.trace, vm=context.vm, migration=moving.migration, source=moving.peer):
                 await post_copy.take_rest(context.machine, moving, self._services.listener, self._services.settings)
-            context.store(post_copy=None)
+            await context.store(post_copy=None)
+            self._retries.reset()
             log.info("a guest's memory has come", vm=context.vm, migration=moving.migration)
         except (MonitorFailed, OSError) as error:
-            log.warning("the rest of a guest's memory can't be taken", vm=context.vm, error=str(error))
-            await asyncio.sleep(RETRY_S)
+            await self._retries.pause_after(error)
+        except Exception as error:  # a defect must neither end the worker nor make a busy loop
+            await self._retries.pause_after_defect(error)
         finally:
             self._end()
 
@@ -243,6 +246,9 @@ class MigrationTarget:
             self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:
             await self._fail(task, error)
+        except Exception as error:  # a defect met with one VM must not leave its migration hanging
+            log.exception("defect while receiving a VM", vm=context.vm, migration=task.migration)
+            await self._fail(task, MachineFailed(f"a defect in its agent: {error!r}"))
         finally:
             self._end()
 

@@ -9,6 +9,7 @@ from novacron.agent.vm import clone_disk
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import NoAccount
 from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.retries import Retries
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.vm import CloneOf, VmState
 from novacron.qemu.monitor import MonitorFailed
@@ -17,8 +18,6 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-RETRY_S = 2.0
-
 
 class CloneReconciler:
     """Makes the disk of a VM that is to become a clone."""
@@ -26,6 +25,7 @@ class CloneReconciler:
     def __init__(self, context: VmContext) -> None:
         self._context = context
         self._making: asyncio.Task[None] | None = None
+        self._retries = Retries(context.vm, "clone", context.services.clock)
 
     def step(self, of: CloneOf) -> None:
         """See that the VM gets its disk, and that the server hears of it."""
@@ -57,11 +57,14 @@ class CloneReconciler:
                 make = clone_disk.share if of.linked else clone_disk.copy
                 await make(source.machine, context.machine.home, source.lock)
             log.info("cloned", vm=context.vm, source=of.source, linked=of.linked)
+            self._retries.reset()
             self._report_done()
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
-            log.warning("a clone can't be made now", vm=context.vm, source=of.source, error=str(error))
             context.report(VmState.FAILED, f"its disk can't be made from that of {of.source_name}: {error}")
-            await asyncio.sleep(RETRY_S)
+            await self._retries.pause_after(error)
+        except Exception as error:  # a defect must neither end the worker nor make a busy loop
+            context.report(VmState.FAILED, f"its disk can't be made: a defect in its agent: {error!r}")
+            await self._retries.pause_after_defect(error)
         finally:
             self._making = None
             context.wake()

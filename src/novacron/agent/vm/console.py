@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from novacron.model.console import ConsoleKind
 from novacron.qemu.command import console_path, display_path
@@ -45,13 +46,15 @@ class Consoles:
         self._send = send
         self._hubs: dict[tuple[str, ConsoleKind, int], _Hub] = {}
         self._hub_of: dict[int, _Hub] = {}
-        self._opening = asyncio.Lock()
+        self._opening: WeakValueDictionary[tuple[str, ConsoleKind, int], asyncio.Lock] = WeakValueDictionary()
+        """Held while a hub is opened: that takes up to ``CONNECT_S``, for which other consoles do not wait."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, channel: int, vm: str, kind: ConsoleKind) -> None:
         """Begin to send a VM's output on ``channel``. Each has the display's to itself."""
         key = (vm, kind, channel if kind is ConsoleKind.DISPLAY else 0)
-        async with self._opening:
+        lock = self._opening.setdefault(key, asyncio.Lock())
+        async with lock:
             hub = self._hubs.get(key)
             if hub is None:
                 try:

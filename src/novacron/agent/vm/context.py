@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.host.clock import Clock, finished_in_thread, wait_at_most
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -30,13 +31,17 @@ from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
 from novacron.model.cpu import CpuModel
 from novacron.model.node import AcceleratorKind
-from novacron.model.ownership import Claim
+from novacron.model.ownership import Claim, may_run
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.wire import messages as wire
 
 WAIT_KNOWN_S_MAX = 30.0
 """How long others wait until it is known whether a VM runs here."""
 REASON_CHARS_MAX = 500
+
+
+class MayNotRun(MachineFailed):
+    """The guest was about to execute on a node that does not own the VM: a defect, of which nothing came."""
 
 
 class VmServices(msgspec.Struct):
@@ -50,6 +55,7 @@ class VmServices(msgspec.Struct):
     cpu: CpuModel | None
     storage_pools: Pools
     start_queue: StartQueue
+    clock: Clock
     lease: NodeLease
     networks: NodeNetworks
     passthrough: Passthrough
@@ -94,14 +100,13 @@ class VmContext:
         """The trace to which the present work belongs, until the VM is as it was asked for."""
         self.arrived_by: str | None = None
         """The migration that brought everything, until the guest goes on here."""
+        self._storing = asyncio.Lock()
         self._reported: wire.Observed | None = None
 
     async def wait_until_known(self) -> None:
         """Return once it is known whether the VM runs. Raises MachineFailed when that takes long."""
-        try:
-            await asyncio.wait_for(self.is_known.wait(), WAIT_KNOWN_S_MAX)
-        except TimeoutError:
-            raise MachineFailed(f"it is not known yet whether VM {self.vm} runs") from None
+        if not await wait_at_most(self.services.clock, self.is_known, WAIT_KNOWN_S_MAX):
+            raise MachineFailed(f"it is not known yet whether VM {self.vm} runs")
 
     def name_and_project(self) -> tuple[str, str]:
         """Return the VM's name and project, empty while they are not known."""
@@ -113,11 +118,34 @@ class VmContext:
         name, project = self.name_and_project()
         return doing(action, trace=self.trace, vm=self.vm, vm_name=name, project=project, **about)
 
-    def store(self, **changes: Any) -> None:
-        """Remember durably; what could not be written, on a full disk for example, is not remembered at all."""
-        record = msgspec.structs.replace(self.record, **changes)
-        self.services.journal.store(self.vm, record)
-        self.record = record
+    async def store(self, **changes: Any) -> None:
+        """Remember durably; what could not be written, on a full disk for example, is not remembered at all.
+        Raises OSError."""
+        await self.update(lambda record: msgspec.structs.replace(record, **changes))
+
+    async def update(self, change: Callable[[Record], Record]) -> None:
+        """Replace the record by what ``change`` makes of it, durably: it counts once this returns. One at a time.
+
+        The disk is written to in a thread: it may be slow, and the lease's heartbeats must not wait for it. Once the
+        write has begun it is waited for, cancelled or not: memory and disk never tell two things. Raises OSError, and
+        what ``change`` raises.
+        """
+        async with self._storing:
+            record = change(self.record)
+            writing = asyncio.ensure_future(asyncio.to_thread(self.services.journal.store, self.vm, record))
+            try:
+                await finished_in_thread(writing)
+            finally:
+                if writing.done() and not writing.cancelled() and writing.exception() is None:
+                    self.record = record
+
+    def check_may_run(self) -> None:
+        """The last gate before a guest executes here, whatever led to it. Raises MayNotRun."""
+        held = self.record.held
+        if self.record.damaged or not may_run(held):
+            raise MayNotRun(
+                f"VM {self.vm} may not run on this node: it holds the claim {held.claim} at epoch {held.epoch}"
+            )
 
     def owns(self) -> bool:
         """Say whether this node owns the VM."""

@@ -10,13 +10,14 @@ import msgspec
 
 from novacron.model.cpu import CpuModel
 from novacron.model.migration import Side
-from novacron.model.ownership import Claim, Held
+from novacron.model.ownership import Claim, Held, Order, Verdict, obey
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
 FORGET_AFTER_S = 90 * 24 * 3600
 """How long the epoch of a VM that is gone is remembered; late messages are younger than that."""
+DAMAGED_SUFFIX = ".damaged"
 
 
 class PostCopy(msgspec.Struct, frozen=True):
@@ -46,6 +47,40 @@ class Record(msgspec.Struct, frozen=True):
     """The migration for which this node last sent or received."""
     post_copy: PostCopy | None = None
     """Memory that this node has still to give or to get; QEMU must live until then, whoever owns the VM."""
+    damaged: bool = False
+    """What was remembered is lost, perhaps a promise: ``held`` says nothing until a later epoch than the first that
+    the server has shown since."""
+
+
+def obey_order(record: Record, order: Order) -> tuple[Record, Verdict]:
+    """Return what the node remembers after an order, and what it may do once that is durable.
+
+    After damage the first epoch that the server shows may be the one at which something was promised: it binds as if
+    it had been. Any later one is obeyed as usual.
+    """
+    if record.damaged and record.held.claim is Claim.NONE:
+        return msgspec.structs.replace(record, held=Held(order.epoch, Claim.RELEASED)), Verdict.HOLD
+    held, verdict = obey(record.held, order)
+    if held == record.held:
+        return record, verdict
+    return msgspec.structs.replace(record, held=held, damaged=False), verdict
+
+
+class _Held(msgspec.Struct):
+    epoch: int
+    claim: Claim
+
+
+class _Essential(msgspec.Struct):
+    """What no record lacks that was written here: without it the node would think that it has promised nothing."""
+
+    held: _Held
+
+
+def _decode(raw: bytes) -> Record:
+    """Return a record. Raises msgspec.DecodeError when it is damaged."""
+    msgspec.json.decode(raw, type=_Essential)
+    return msgspec.json.decode(raw, type=Record)
 
 
 class Journal:
@@ -56,35 +91,53 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> dict[str, Record]:
-        """Return every record, and forget VMs that are long gone."""
-        found = {}
+        """Return every record, and forget VMs that are long gone. Raises OSError."""
+        records = {}
         for path in sorted(self._directory.glob("vm-*.json")):
-            try:
-                record = msgspec.json.decode(path.read_bytes(), type=Record)
-            except msgspec.DecodeError as error:
-                # Written whole or not at all: this is damage from outside. Keep the file for whoever looks into it.
-                log.error("a journal record is damaged", path=str(path), error=str(error))
-                path.rename(path.with_suffix(".damaged"))
-                continue
-            if record.held.claim is Claim.NONE and time.time() - path.stat().st_mtime > FORGET_AFTER_S:
+            record = self.load_one(path.stem)
+            if record.held.claim is Claim.NONE and not record.damaged and _age_s(path) > FORGET_AFTER_S:
+                path.with_suffix(DAMAGED_SUFFIX).unlink(missing_ok=True)
                 path.unlink()
                 continue
-            found[path.stem] = record
-        return found
+            records[path.stem] = record
+        for path in self._directory.glob(f"vm-*{DAMAGED_SUFFIX}"):
+            if path.stem not in records and not path.with_suffix(".json").exists():
+                records[path.stem] = self.load_one(path.stem)
+        return records
 
     def load_one(self, vm: str) -> Record:
-        """Return the record of one VM, an empty one if nothing is remembered."""
+        """Return the record of one VM, an empty one if nothing is remembered. Raises OSError.
+
+        A record that is damaged is set aside for whoever looks into it. What it said may have been a promise, so the
+        one that takes its place, durably, says that (``Record.damaged``).
+        """
+        path = self._directory / f"{vm}.json"
         try:
-            return msgspec.json.decode((self._directory / f"{vm}.json").read_bytes(), type=Record)
+            raw = path.read_bytes()
         except FileNotFoundError:
-            return Record()
+            if not path.with_suffix(DAMAGED_SUFFIX).exists():
+                return Record()
+            raw = b""  # an agent set it aside, and was killed or knew no better
+        try:
+            return _decode(raw)
+        except msgspec.DecodeError as error:
+            # Written whole or not at all: this is damage from outside.
+            log.error("a journal record is damaged: its VM is not run before a later epoch", vm=vm, error=str(error))
+        record = Record(damaged=True)
+        if raw or not path.with_suffix(DAMAGED_SUFFIX).exists():
+            self._write(path.with_suffix(DAMAGED_SUFFIX), raw)
+        self.store(vm, record)
+        return record
 
     def store(self, vm: str, record: Record) -> None:
-        """Write a record; when this returns it survives a power cut."""
-        path = self._directory / f"{vm}.json"
+        """Write a record; when this returns it survives a power cut. Raises OSError."""
+        self._write(self._directory / f"{vm}.json", msgspec.json.encode(record))
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Have a file with this content, whole or not at all."""
         temporary = path.with_suffix(".new")
         with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(record))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -93,3 +146,7 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +42,7 @@ class Reconciler:
         self._context = context
         self._services, self._machine = context.services, context.machine
         self._prepare_pages = prepare_pages
+        self._clock = context.services.clock
         self._devices = Devices(self._machine, self._services.storage_pools, context.doing, self._volume_handled)
         self._stopping_at: float | None = None
         self._resetting_at: float | None = None
@@ -52,6 +52,8 @@ class Reconciler:
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
         self._grow_error = ""
+        self._crashes: list[tuple[str, bool]] = []
+        """What happened, and whether the VM had run for long: to be counted."""
 
     def resync(self) -> None:
         """Say everything again."""
@@ -69,25 +71,31 @@ class Reconciler:
         if name in ("RESET", "EXIT"):
             self._resetting_at = None
 
-    def count_crash(self, what: str) -> None:
+    def note_crash(self, what: str) -> None:
+        """QEMU has ended, or hangs, unasked: the next step counts it."""
+        self._crashes.append((what, self._clock.monotonic() - self._started_at > STABLE_S))
+
+    async def _count_crashes(self) -> None:
         """A VM that ends unasked again soon is started again later, or never."""
         context = self._context
-        stable = time.monotonic() - self._started_at > STABLE_S
-        changes: dict[str, Any] = {"crashes": 1 if stable else context.record.crashes + 1}
-        wanted = context.assignment
-        if wanted is not None and wanted.spec.restart is Restart.NEVER:
-            changes["halted_at_start"] = wanted.spec.starts
-        try:
-            context.store(**changes)
-        except OSError as error:
-            # No promise hangs on this, so it may live in memory alone.
-            context.record = msgspec.structs.replace(context.record, **changes)
-            log.error("a crash can't be written down", vm=context.vm, error=str(error))
-        log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
+        while self._crashes:
+            what, stable = self._crashes.pop(0)
+            changes: dict[str, Any] = {"crashes": 1 if stable else context.record.crashes + 1}
+            assignment = context.assignment
+            if assignment is not None and assignment.spec.restart is Restart.NEVER:
+                changes["halted_at_start"] = assignment.spec.starts
+            try:
+                await context.store(**changes)
+            except OSError as error:
+                # No promise hangs on this, so it may live in memory alone.
+                context.record = msgspec.structs.replace(context.record, **changes)
+                log.error("a crash can't be written down", vm=context.vm, error=str(error))
+            log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
 
     async def step(self, wanted: wire.Assignment) -> float:
         """Do the next step; return when to look again. Raises MachineFailed, MonitorFailed, NetworkFailed, OSError."""
         context = self._context
+        await self._count_crashes()
         try:
             run_state = await self._machine.status()
         except MonitorFailed as error:
@@ -105,7 +113,7 @@ class Reconciler:
         if run_state == "absent":  # also of a VM that can't start for one
             await self._devices.settle(wanted)
         self._context.guest.look(run_state)
-        now = time.monotonic()
+        now = self._clock.monotonic()
         step = decide(
             wanted.spec,
             run_state,
@@ -155,8 +163,7 @@ class Reconciler:
                     return wait_s
                 return await self._start(wanted)
             case Step.CONTINUE:
-                self._machine.drop_late_frames()
-                await self._machine.execute("cont")
+                await self._continue()
                 if run_state == "paused":
                     self._services.run_in_background(guest_agent.set_time(self._machine))
                 return 0
@@ -164,7 +171,7 @@ class Reconciler:
                 await self._machine.execute("stop")
                 return 0
             case Step.REBOOT:
-                context.store(reboots=wanted.spec.reboots)
+                await context.store(reboots=wanted.spec.reboots)
                 if await guest_agent.ask_to_end(self._machine, "reboot"):
                     self._resetting_at = now
                 else:
@@ -172,7 +179,7 @@ class Reconciler:
                 return 0
             case Step.RESET:
                 self._resetting_at = None
-                context.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+                await context.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
                 await self._machine.execute("system_reset")
                 return 0
             case Step.POWER_DOWN:
@@ -183,7 +190,7 @@ class Reconciler:
                 return wanted.spec.stop_timeout_s
             case Step.KILL:
                 if not self._is_to_be_off(wanted) and run_state != "inmigrate":
-                    self.count_crash(f"QEMU is in state {run_state}")
+                    self.note_crash(f"QEMU is in state {run_state}")
                 context.exit_expected = True
                 await self._machine.kill()
                 self._stopping_at = None
@@ -192,12 +199,18 @@ class Reconciler:
                 if (full := self._devices.full(wanted, ROOM_BYTES)) is not None:
                     context.report(VmState.PAUSED, full)
                     return RETRY_S
-                await self._machine.execute("cont")
+                await self._continue()
                 return 0
             case Step.MARK_HALTED:
-                context.store(halted_at_start=wanted.spec.starts, crashes=0)
+                await context.store(halted_at_start=wanted.spec.starts, crashes=0)
                 return 0
         return None
+
+    async def _continue(self) -> None:
+        """Let the guest execute. Raises MayNotRun, MonitorFailed."""
+        self._context.check_may_run()
+        self._machine.drop_late_frames()
+        await self._machine.execute("cont")
 
     async def _work_on(self, wanted: wire.SnapshotWanted, run_state: str) -> bool:
         """Do what there is to do about a snapshot, once; say whether there was anything."""
@@ -208,6 +221,7 @@ class Reconciler:
         context.exit_expected = wanted.phase is SnapshotPhase.REVERTING and not wanted.memory
         try:
             with context.doing(Action.SNAPSHOT, snapshot=wanted.id, phase=wanted.phase):
+                context.check_may_run()  # to go back to a snapshot lets the guest go on
                 pause_ms = await snapshots.work(self._machine, wanted, run_state)
         except SnapshotFailed as failure:
             error = str(failure)
@@ -246,14 +260,15 @@ class Reconciler:
             return RETRY_S
         context.report(VmState.STARTING)
         context.exit_expected = False
-        self._started_at = time.monotonic()
+        self._started_at = self._clock.monotonic()
         wanted = msgspec.structs.replace(wanted, cpu=wanted.cpu or context.record.cpu or self._services.cpu)
         async with self._services.start_queue.slot(wanted.spec.start_order):
+            context.check_may_run()
             machine_type = await self._machine.start(
                 wanted, image, self._services.accelerator, context.record.machine or wanted.machine,
                 lambda: opened(self._services.storage_pools, wanted.volumes), incoming=False,
             )  # fmt: skip
-        context.store(
+        await context.store(
             machine=machine_type, cpu=wanted.cpu, halted_at_start=None, reboots=wanted.spec.reboots,
             resets=wanted.spec.resets,
         )  # fmt: skip

@@ -1,0 +1,51 @@
+"""The last gate: no guest executes on a node that does not own its VM, whatever led there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from novacron.agent.vm.context import MayNotRun
+from novacron.agent.vm.journal import Record
+from novacron.agent.vm.power import Step
+from novacron.agent.worker import Worker
+from novacron.disk.images import Image
+from novacron.model.ownership import Claim, Held
+from novacron.model.vm import Restart
+from tests.unit.test_worker import assigned, services_in
+
+NOT_OWNERS = [Record(Held(3, claim)) for claim in Claim if claim is not Claim.OWNER]
+DAMAGED = Record(Held(3, Claim.OWNER), damaged=True)
+
+
+def worker_with(record: Record, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    worker = Worker("vm-a", record, services_in(directory))
+    worker.context.assignment = assigned(Restart.ALWAYS)
+    worker.machine.directory.mkdir(parents=True)
+    worker.context.services.images["tiny"] = Mock(spec=Image, disk=None)
+    for method in ("start", "execute"):
+        monkeypatch.setattr(worker.machine, method, AsyncMock())
+    return worker
+
+
+@pytest.mark.parametrize("step", [Step.START, Step.CONTINUE, Step.MAKE_ROOM])
+@pytest.mark.parametrize("record", [*NOT_OWNERS, DAMAGED], ids=lambda record: f"{record.held.claim}{record.damaged}")
+async def test_qemu_is_neither_started_nor_continued_by_who_does_not_own_the_vm(
+    record: Record, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_with(record, tmp_path, monkeypatch)
+    with pytest.raises(MayNotRun, match="vm-a may not run on this node"):
+        await worker._reconciler._do(step, worker.context.assigned(), "paused", 0.0)
+    for method in (worker.machine.start, worker.machine.execute):
+        assert isinstance(method, AsyncMock)
+        method.assert_not_called()
+
+
+@pytest.mark.parametrize("step", [Step.CONTINUE, Step.MAKE_ROOM])
+async def test_the_owner_lets_its_guest_go_on(step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_with(Record(Held(3, Claim.OWNER)), tmp_path, monkeypatch)
+    await worker._reconciler._do(step, worker.context.assigned(), "paused", 0.0)
+    assert isinstance(worker.machine.execute, AsyncMock)
+    worker.machine.execute.assert_awaited_with("cont")
