@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from novacron.agent.vm.power import STATES, Step, backoff_s, decide
+from novacron.agent.vm.power import STATES, Situation, Step, backoff_s, decide
 from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmSpec
 
@@ -54,7 +54,9 @@ def test_it_comes_to_rest_where_the_spec_says(
     assume(run_state in ("absent", "shutdown") or halted_at_start != spec.starts)
     stopping_s = None
     for _ in range(12):
-        step = decide(spec, run_state, halted_at_start=halted_at_start, reboots=reboots, stopping_s=stopping_s)
+        step = decide(
+            spec, Situation(run_state, halted_at_start=halted_at_start, reboots=reboots, stopping_s=stopping_s)
+        )
         if step is Step.NOTHING and stopping_s is None:
             break
         run_state = after(step, run_state)
@@ -84,32 +86,32 @@ def test_it_comes_to_rest_where_the_spec_says(
 @given(specs, st.integers(0, 3))
 def test_a_vm_that_is_to_be_off_is_never_started(spec: VmSpec, reboots: int) -> None:
     if spec.power is Power.STOPPED:
-        step = decide(spec, "absent", halted_at_start=None, reboots=reboots, stopping_s=None)
+        step = decide(spec, Situation("absent", halted_at_start=None, reboots=reboots))
         assert step is Step.NOTHING
 
 
 def test_a_guest_that_powered_itself_off_stays_off_until_started_again() -> None:
     spec = VmSpec(image="tiny", starts=1)
-    assert decide(spec, "shutdown", halted_at_start=None, reboots=0, stopping_s=None) is Step.MARK_HALTED
-    assert decide(spec, "shutdown", halted_at_start=1, reboots=0, stopping_s=None) is Step.KILL
-    assert decide(spec, "absent", halted_at_start=1, reboots=0, stopping_s=None) is Step.NOTHING
+    assert decide(spec, Situation("shutdown", halted_at_start=None, reboots=0)) is Step.MARK_HALTED
+    assert decide(spec, Situation("shutdown", halted_at_start=1, reboots=0)) is Step.KILL
+    assert decide(spec, Situation("absent", halted_at_start=1, reboots=0)) is Step.NOTHING
     again = VmSpec(image="tiny", starts=2)
-    assert decide(again, "absent", halted_at_start=1, reboots=0, stopping_s=None) is Step.START
+    assert decide(again, Situation("absent", halted_at_start=1, reboots=0)) is Step.START
 
 
 def test_a_guest_that_powered_itself_off_begins_anew_where_that_was_asked_for() -> None:
     spec = VmSpec(image="tiny", starts=1, restart=Restart.ALWAYS)
-    assert decide(spec, "shutdown", halted_at_start=None, reboots=0, stopping_s=None) is Step.KILL
-    assert decide(spec, "absent", halted_at_start=None, reboots=0, stopping_s=None) is Step.START
+    assert decide(spec, Situation("shutdown", halted_at_start=None, reboots=0)) is Step.KILL
+    assert decide(spec, Situation("absent", halted_at_start=None, reboots=0)) is Step.START
     off = VmSpec(image="tiny", power=Power.STOPPED, restart=Restart.ALWAYS)
-    assert decide(off, "absent", halted_at_start=None, reboots=0, stopping_s=None) is Step.NOTHING
+    assert decide(off, Situation("absent", halted_at_start=None, reboots=0)) is Step.NOTHING
 
 
 def test_a_stop_is_graceful_first_and_forced_after_its_time() -> None:
     spec = VmSpec(image="tiny", power=Power.STOPPED, stop_timeout_s=10)
-    assert decide(spec, "running", halted_at_start=None, reboots=0, stopping_s=None) is Step.POWER_DOWN
-    assert decide(spec, "running", halted_at_start=None, reboots=0, stopping_s=9.9) is Step.NOTHING
-    assert decide(spec, "running", halted_at_start=None, reboots=0, stopping_s=10) is Step.KILL
+    assert decide(spec, Situation("running", halted_at_start=None, reboots=0)) is Step.POWER_DOWN
+    assert decide(spec, Situation("running", halted_at_start=None, reboots=0, stopping_s=9.9)) is Step.NOTHING
+    assert decide(spec, Situation("running", halted_at_start=None, reboots=0, stopping_s=10)) is Step.KILL
 
 
 def test_restarts_after_crashes_back_off_to_a_limit() -> None:

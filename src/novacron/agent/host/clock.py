@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -48,7 +50,7 @@ async def wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> bo
     return event.is_set()
 
 
-async def finished_in_thread(work: asyncio.Future[None]) -> None:
+async def finished_in_thread(work: asyncio.Future[T]) -> T:
     """Wait for work that must not be abandoned half way: when cancelled, raise CancelledError once it has ended."""
     cancelled = False
     while not work.done():
@@ -60,4 +62,4 @@ async def finished_in_thread(work: asyncio.Future[None]) -> None:
         with contextlib.suppress(Exception):  # the cancellation is what counts
             work.result()
         raise asyncio.CancelledError
-    work.result()
+    return work.result()

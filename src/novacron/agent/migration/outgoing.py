@@ -136,11 +136,11 @@ class OutgoingMigration:
         log.info("guest stands still", vm=context.vm, migration=self.task.migration)
         self._services.send(wire.Stopped(self.task.migration))
         try:
-            self.machine.keep_late_frames()
+            self.machine.interfaces.keep_late_frames()
         except NetworkFailed as error:
             log.warning("what comes for the guest from now on is lost", vm=context.vm, error=str(error))
 
     def guest_may_stop(self) -> None:
         """The guest may stop at any moment: frames that come just now may be for the target."""
         with contextlib.suppress(NetworkFailed):  # said when it stops
-            self.machine.expect_late_frames()
+            self.machine.interfaces.expect_late_frames()

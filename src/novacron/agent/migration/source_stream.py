@@ -82,7 +82,7 @@ async def _send(migration: OutgoingMigration) -> None:
 
 async def _undo(machine: Machine) -> None:
     """The guest goes on here."""
-    machine.drop_late_frames()
+    machine.interfaces.drop_late_frames()
     await cancel(machine)
 
 

@@ -15,6 +15,7 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import opened
 from novacron.agent.vm.journal import PostCopy
+from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import Tenant
@@ -167,12 +168,14 @@ class MigrationTarget:
         host.networks.arrives(context.vm)
         starting = asyncio.create_task(
             context.machine.start(
-                wanted,
-                image,
-                host.accelerator,
-                wanted.machine,
-                lambda: opened(host.storage_pools, wanted.volumes),
-                incoming=True,
+                StartRequest(
+                    wanted,
+                    image,
+                    host.accelerator,
+                    wanted.machine,
+                    lambda: opened(host.storage_pools, wanted.volumes),
+                    incoming=True,
+                )
             )
         )
         may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()

@@ -106,7 +106,7 @@ async def _vm(vm: VmContext) -> list[Value]:
     if hardware is not None:
         values.append(("novacron_vm_vcpus", labels, hardware.vcpus_in_all))
         values.append(("novacron_vm_memory_bytes", labels, hardware.memory_in_all_mib << 20))
-    for (_, tap_name), carried in (await asyncio.to_thread(_carried, machine.wired)).items():
+    for (_, tap_name), carried in (await asyncio.to_thread(_carried, machine.interfaces.wired)).items():
         on = (*labels, tap_name)  # what its tap receives, the guest has sent
         values.append(("novacron_vm_network_receive_bytes_total", on, carried.sent_bytes))
         values.append(("novacron_vm_network_transmit_bytes_total", on, carried.received_bytes))

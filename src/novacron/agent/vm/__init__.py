@@ -2,7 +2,8 @@
 
 What is shared     ``context`` (what all parts of a VM's worker take), ``tenant``, ``directory`` (files), ``journal``
 Running it         ``reconciler`` (spec to reality), ``power`` (the decision), ``machine`` (the QEMU process),
-                   ``devices`` (volumes and limits), ``start_queue``
+                   ``launch`` (its configuration), ``interfaces``, ``tpm``, ``devices`` (volumes and limits),
+                   ``start_queue``, ``retries``
 Its disk           ``clone_reconciler``, ``clone_disk``, ``snapshots``
 Its guest          ``guest_agent``, ``console``, ``console_log``, ``firmware_state``
 """

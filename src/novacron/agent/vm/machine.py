@@ -4,59 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
-import shutil
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from novacron.agent.actions import Action, Doing
-from novacron.agent.host.networks import NodeNetworks, Wired
+from novacron.agent.host.clock import finished_in_thread
+from novacron.agent.host.networks import Networks
 from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import firmware_state
+from novacron.agent.settings import Settings
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
+from novacron.agent.vm.interfaces import Interfaces
+from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
 from novacron.disk import overlay
-from novacron.disk.cloud_init import build as build_seed
-from novacron.disk.images import Image
 from novacron.disk.overlay import OverlayFailed
-from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Display, Firmware, Hardware, VmSpec, mac_address, tap_name
-from novacron.net import namespace
-from novacron.net.in_flight_frames import InFlightFrames
+from novacron.model.vm import Hardware, VmSpec
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, command, confine, firmware, hotplug, process, usage
-from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume
+from novacron.qemu import block, command, confine, hotplug, process, usage
 from novacron.qemu.confine import Cgroup
-from novacron.qemu.firmware import MACHINES
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
-from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES, DeviceFailed
+from novacron.qemu.vfio import DeviceFailed
 from novacron.telemetry import logs
-from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-SEED, WIRED, DEVICES = "seed.iso", "interfaces.json", "devices.json"
-TPM_START_S, TPM_LOOK_S = 10.0, 0.02
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
 
 
 class MachineFailed(Exception):
     """The VM could not be started: says what QEMU or the kernel said."""
-
-
-def _address_for(spec: VmSpec) -> str:
-    """Return what the kernel of an image without a disk is told of its guest's addresses."""
-    if spec.nics:
-        return " novacron.address=dhcp"
-    return f" novacron.address={spec.address}" if spec.address else ""
 
 
 class Machine:
@@ -85,21 +65,17 @@ class Machine:
         """Held while its disk is copied or shared: by one at a time, and always before the worker's own lock."""
         self.stood_still_s = self._stopped_at = 0.0
         """For how long the guest last did."""
-        self._stopped = False
-        """The guest stands still, and what comes for it is kept."""
         self.kept = False
         """Its QEMU ends with this node's lease."""
-        self._tpm: asyncio.Task[None] | None = None
         self.guest_listens = False
         """A guest agent has opened its port."""
         self._settings = settings
         self._cgroup = Cgroup(f"{settings.name}.{id}")
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
-        self._late: list[InFlightFrames] = []
-        self._networks = networks
+        self.interfaces = Interfaces(id, self.home, networks, settings.bridge)
         self._passthrough = passthrough
-        self._wired: tuple[Wired, ...] | None = None
+        self._launch = Launch(id, self.home, settings, self.interfaces, passthrough)
         self._disk_bytes = 0
         """What its disk is known to have, at least."""
 
@@ -124,161 +100,71 @@ class Machine:
         if self.pid is None:
             return False
         self.kept = process.is_kept(self.pid)
-        with contextlib.suppress(OSError, ValueError):
-            devices = msgspec.json.decode((self.directory / DEVICES).read_bytes(), type=tuple[str, ...])
-            self._passthrough.has(self.id, devices)
+        self._launch.note_devices()
         await self._attach()
         return True
 
-    async def start(
-        self, wanted: wire.Assignment, image: Image, kind: AcceleratorKind, machine: str,
-        volumes: Callable[[], list[QemuVolume]], *, incoming: bool,
-    ) -> str:  # fmt: skip
-        """Start QEMU and return the machine type that it runs. Raises MachineFailed.
+    async def start(self, request: StartRequest) -> str:
+        """Start QEMU and return the versioned name of the machine type that it runs, to be replayed later.
 
-        ``volumes`` returns those that it starts with, open.
-
-        ``machine`` empty means this QEMU's newest; its versioned name is what is returned and later replayed.
+        Raises MachineFailed.
         """
         running = await asyncio.to_thread(process.find, self.directory)
         if running is not None:
             raise MachineFailed(f"QEMU {running} runs this VM already")
+        uid = await self._make_directory(request)
         try:
-            uid = self.home.make()
-        except (NoAccount, OSError) as error:
-            raise MachineFailed(f"the VM's directory can't be made: {error}") from error
-        if image.disk is not None and not self.has_disk():
-            try:
-                size = wanted.spec.disk_bytes(image.info.disk_bytes)
-                await overlay.create(self.directory / DISK_LAYER, image.disk, size)
-            except (OverlayFailed, OSError, TimeoutError) as error:
-                raise MachineFailed(f"the VM's disk can't be made: {error}") from error
-        try:
-            machine_type = machine or MACHINES[wanted.spec.firmware]
-            await self._spawn(wanted, image, kind, machine_type, uid, volumes, incoming=incoming)
-        except DeviceFailed as error:
+            await self._spawn(request, uid)
+        except (DeviceFailed, LaunchFailed) as error:
             raise MachineFailed(str(error)) from error
         except (NetworkFailed, OSError) as error:
             raise MachineFailed(f"can't start {self._settings.qemu_binary}: {error}") from error
         try:
             await self._attach()
             assert self.monitor is not None
-            if incoming and wanted.hardware is not None:
-                await hotplug.replay(self.monitor, wanted.hardware)
+            hardware = request.assignment.hardware
+            if request.incoming and hardware is not None:
+                await hotplug.replay(self.monitor, hardware)
                 self.hardware = await hotplug.look(self.monitor)
-            return machine or await self._machine_type(self.monitor, MACHINES[wanted.spec.firmware])
+            return request.machine or await self._machine_type(self.monitor, request.machine_type())
         except MonitorFailed as error:
             said = process.log_tail(self.directory)
             await self.kill()
             raise MachineFailed(f"QEMU did not start: {said or error}") from error
 
-    async def _spawn(
-        self,
-        wanted: wire.Assignment,
-        image: Image,
-        kind: AcceleratorKind,
-        machine: str,
-        uid: int | None,
-        volumes: Callable[[], list[QemuVolume]],
-        *,
-        incoming: bool,
-    ) -> None:
-        """Start the process, with what it needs handed to it open. Raises NetworkFailed, OSError."""
-        spec = wanted.spec
-        hardware = wanted.hardware if incoming and wanted.hardware else None
-        hardware = hardware or Hardware(spec.vcpus, spec.memory_mib, balloon=True)
-        with contextlib.ExitStack() as stack:
-            descriptors: list[int] = []
+    async def _make_directory(self, request: StartRequest) -> int | None:
+        """Have the VM's directory and its disk; return its user number. Raises MachineFailed."""
+        image = request.image
+        try:
+            uid = await asyncio.to_thread(self.home.make)
+        except (NoAccount, OSError) as error:
+            raise MachineFailed(f"the VM's directory can't be made: {error}") from error
+        if image.disk is not None and not self.has_disk():
+            try:
+                size = request.assignment.spec.disk_bytes(image.info.disk_bytes)
+                await overlay.create(self.directory / DISK_LAYER, image.disk, size)
+            except (OverlayFailed, OSError, TimeoutError) as error:
+                raise MachineFailed(f"the VM's disk can't be made: {error}") from error
+        return uid
 
-            def hand(descriptor: int) -> int:
-                stack.callback(os.close, descriptor)
-                descriptors.append(descriptor)
-                return descriptor
+    async def _spawn(self, request: StartRequest, uid: int | None) -> None:
+        """Start the process, with what it needs handed to it open.
 
-            def listen(path: Path) -> int:
-                return hand(self.home.listen(path.name).detach())
-
-            def read(path: Path) -> int:
-                return hand(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-
-            def boots(path: Path | None) -> Path | None:
-                return None if path is None else confine.inherited_path(read(path))
-
-            self.home.give(command.console_log_path(self.directory).name)
-            if image.disk is not None:
-                self.home.give(DISK_LAYER)
-            nics = [QemuNic(mac_address(self.id), None)]
-            wired = self._wired_to(await self._where_wired(wanted.spec))
-            if wired:
-                nics = []
-                for one in wired:
-                    mtu, descriptor = await asyncio.to_thread(one.create)
-                    nics.append(QemuNic(one.mac, one.tap, mtu, hand(descriptor)))
-            seed = None
-            if image.kernel is None or wanted.seed is not None:
-                path = self.directory / SEED
-                await asyncio.to_thread(
-                    build_seed,
-                    path,
-                    wanted.seed or Seed(),
-                    id=self.id,
-                    name=wanted.name,
-                    macs=[nic.mac for nic in nics],
-                    address=spec.address,
-                )
-                seed = read(path)
-            attached = await asyncio.to_thread(volumes)
-            for volume in attached:
-                hand(volume.descriptor)
-            if wanted.firmware_state is not None:
-                try:
-                    await asyncio.to_thread(firmware_state.unpack, self.home, spec, wanted.firmware_state)
-                except firmware_state.BadState as error:
-                    raise MachineFailed(str(error)) from error
-            code = await asyncio.to_thread(self._have_nvram, spec.firmware)
-            if spec.tpm:
-                await self._start_tpm(uid, kind)
-            config = QemuConfig(
-                id=self.id,
-                directory=Path(),
-                vcpus=hardware.vcpus,
-                memory_mib=hardware.memory_mib,
-                vcpus_max=spec.vcpus_max,
-                memory_max_mib=spec.memory_max_mib,
-                machine=machine,
-                accelerator=kind,
-                kernel=boots(image.kernel),
-                initrd=boots(image.initrd),
-                cmdline=image.cmdline + _address_for(spec),
-                nics=tuple(nics),
-                disk=None if image.disk is None else Path(DISK_LAYER),
-                binary=self._settings.qemu_binary,
-                monitor=listen(command.monitor_path(self.directory)),
-                console=listen(command.console_path(self.directory)),
-                guest=listen(command.guest_path(self.directory)),
-                firmware=None if code is None else read(code),
-                secure=spec.firmware is Firmware.UEFI_SECURE,
-                tpm=spec.tpm,
-                cpu=wanted.cpu,
-                devices=await asyncio.to_thread(self._take_devices, wanted, uid),
-                balloon=hardware.balloon,
-                display=spec.display is not Display.NONE,
-                seed=seed,
-                below=None if image.disk is None else read(image.disk),
-                volumes=tuple(attached),
-                shared=() if image.disk is None else tuple(read(path) for path in self.home.shared()),
+        Raises LaunchFailed, NetworkFailed, DeviceFailed, OSError.
+        """
+        spec = request.assignment.spec
+        with Opener(self.home) as opener:
+            arguments = await self._launch.prepare(request, uid, opener)
+            lease = self._settings.lease_path if spec.ha else None
+            spawning = asyncio.ensure_future(
+                asyncio.to_thread(process.spawn, arguments, self.directory, opener.descriptors, lease=lease)
             )
-            arguments = command.command(config, incoming=incoming)
-            kept = spec.ha
-            if uid is not None:
-                locks = (spec.memory_mib << 20) + MEMLOCK_BESIDE_BYTES if spec.devices else None
-                arguments = confine.confined(
-                    arguments, confine.account(uid, kind), dies_with_parent=kept, memlock_bytes=locks
-                )
-            lease = self._settings.lease_path if kept else None
-            self.pid = process.spawn(arguments, self.directory, descriptors, lease=lease)
-            self.kept = kept
-        self._bound(spec, kind)
+            try:
+                await finished_in_thread(spawning)
+            finally:  # when cancelled, too: whoever ends the VM then has to know its process
+                if spawning.done() and not spawning.cancelled() and spawning.exception() is None:
+                    self.pid, self.kept = spawning.result(), spec.ha
+        self._bound(spec, request.accelerator)
 
     def _bound(self, spec: VmSpec, kind: AcceleratorKind) -> None:
         """Limit what QEMU uses of this host."""
@@ -298,11 +184,11 @@ class Machine:
 
     def charged(self) -> list[tuple[str, float]]:
         """Return what its cgroup counts, as far as this host has one for it."""
-        found: list[tuple[str, float]] = []
+        values: list[tuple[str, float]] = []
         with contextlib.suppress(OSError, KeyError, ValueError):
-            found.append(("novacron_vm_memory_charged_bytes", self._cgroup.charged_bytes()))
-            found.append(("novacron_vm_cpu_throttled_seconds_total", self._cgroup.throttled_s()))
-        return found
+            values.append(("novacron_vm_memory_charged_bytes", self._cgroup.charged_bytes()))
+            values.append(("novacron_vm_cpu_throttled_seconds_total", self._cgroup.throttled_s()))
+        return values
 
     async def grow_hardware(self, spec: VmSpec, kind: AcceleratorKind, doing: Doing) -> bool:
         """Give a guest that runs the processors and the memory that it should have; say whether there were any.
@@ -342,48 +228,6 @@ class Machine:
             if machine.get("alias") == alias:
                 return str(machine["name"])
         return alias
-
-    def _have_nvram(self, firmware_: Firmware) -> Path | None:
-        """Return the code of the VM's firmware, None for a BIOS, and see to its variables. Raises MachineFailed."""
-        if firmware_ is Firmware.BIOS:
-            return None
-        found = firmware.files(firmware_)
-        if found is None:
-            raise MachineFailed(f"this node has no firmware {firmware_}: apt-get install {firmware.PACKAGE}")
-        path = self.directory / firmware.NVRAM
-        if not path.exists():
-            scratch = path.with_suffix(".new")
-            shutil.copyfile(found[1], scratch)
-            scratch.rename(path)
-        self.home.give(firmware.NVRAM)
-        return found[0]
-
-    async def _start_tpm(self, uid: int | None, kind: AcceleratorKind) -> None:
-        """Start the VM's TPM, which ends with its QEMU. Raises MachineFailed, OSError."""
-        await self._end_companions()
-        self.home.give_directory(firmware.TPM_STATE)
-        path = self.directory / firmware.TPM_SOCKET
-        path.unlink(missing_ok=True)
-        arguments = firmware.tpm_command()
-        if uid is not None:
-            arguments = confine.confined(arguments, confine.account(uid, kind))
-        try:
-            pid = process.spawn(arguments, self.directory, log="tpm.log")
-        except FileNotFoundError:
-            raise MachineFailed("this node has no TPM for VMs: apt-get install swtpm") from None
-        self._tpm = asyncio.create_task(process.reaped(pid))
-        for _ in range(int(TPM_START_S / TPM_LOOK_S)):
-            if path.exists():
-                return
-            if self._tpm.done():
-                break
-            await asyncio.sleep(TPM_LOOK_S)
-        said = (self.directory / "tpm.log").read_text(errors="replace")[-300:].strip()
-        raise MachineFailed(f"the VM's TPM did not start: {said or 'it does not answer'}")
-
-    async def _end_companions(self) -> None:
-        for pid in await asyncio.to_thread(process.companions, self.directory):
-            await process.kill(pid)
 
     async def _attach(self) -> None:
         pid = self.pid
@@ -438,9 +282,7 @@ class Machine:
         async with self._picturing:
             self.home.give(PICTURE)
             await self.execute("screendump", {"filename": PICTURE, "format": "png"})
-            with (self.directory / PICTURE).open("rb") as file:
-                picture = file.read(PICTURE_BYTES_MAX + 1)
-            (self.directory / PICTURE).unlink()
+            picture = await asyncio.to_thread(_read_and_remove, self.directory / PICTURE)
         if not picture.startswith(b"\x89PNG") or len(picture) > PICTURE_BYTES_MAX:
             raise OSError("QEMU made no picture of a reasonable size")
         return picture
@@ -462,23 +304,13 @@ class Machine:
         if pid is not None:
             await process.kill(pid)
         self.pid = None
-        await self._end_companions()
+        await self._launch.tpm.end()
         try:
             self._cgroup.remove()
         except OSError as error:
             log.warning("a VM's cgroup stays", vm=self.id, error=str(error))
-        for one in self.wired:
-            await asyncio.to_thread(one.delete)
+        await self.interfaces.delete()
         await asyncio.to_thread(self._passthrough.leave, self.id)
-
-    def _take_devices(self, wanted: wire.Assignment, uid: int | None) -> tuple[str, ...]:
-        """Take the devices of this host that a VM has. Raises DeviceFailed, OSError."""
-        if not wanted.spec.devices:
-            return ()
-        found = self._passthrough.choose(self.id, wanted.spec.devices, wanted.passthrough)
-        (self.directory / DEVICES).write_bytes(msgspec.json.encode(found))
-        self._passthrough.vfio.bind(found, uid)
-        return found
 
     def exists(self) -> bool:
         """Say whether anything of the VM is here."""
@@ -487,75 +319,19 @@ class Machine:
     def has_disk(self) -> bool:
         return (self.directory / DISK_LAYER).exists()
 
-    @property
-    def wired(self) -> tuple[Wired, ...]:
-        """Its interfaces on this host, as they were noted when it was started."""
-        if self._wired is None:
-            bridge = self._settings.bridge  # before they were noted, all were on it
-            self._wired = () if bridge is None else (Wired(tap_name(self.id), mac_address(self.id), bridge),)
-            with contextlib.suppress(OSError, ValueError):
-                self._wired = msgspec.json.decode((self.directory / WIRED).read_bytes(), type=tuple[Wired, ...])
-        return self._wired
-
-    def _wired_to(self, wired: tuple[Wired, ...]) -> tuple[Wired, ...]:
-        """Note a VM's interfaces before they are made: who comes later can take them away."""
-        (self.directory / WIRED).write_bytes(msgspec.json.encode(wired))
-        self._wired = wired
-        return wired
-
-    async def _where_wired(self, spec: VmSpec) -> tuple[Wired, ...]:
-        """Return where its interfaces belong. Raises NetworkFailed."""
-        if spec.nics:
-            return tuple([await self._networks.wire(self.id, n, nic.network) for n, nic in enumerate(spec.nics)])
-        if self._settings.bridge is not None:
-            return (Wired(tap_name(self.id), mac_address(self.id), self._settings.bridge),)
-        return ()
-
-    def expect_late_frames(self) -> None:
-        """The guest may stop at any moment, and that be noticed late: keep what comes for it just now.
-
-        Raises NetworkFailed.
-        """
-        if self._stopped:
-            return
-        self._listen_late()
-        for one in self._late:
-            one.forget_old()
-
-    def keep_late_frames(self) -> None:
-        """The guest stands still for good, as far as this host goes: keep what comes for it. Raises NetworkFailed."""
-        if self._stopped:
-            self.drop_late_frames()
-        self._stopped = True
-        self._listen_late()
-
-    def _listen_late(self) -> None:
-        if not self._late:
-            self._late = [namespace.within(one.netns, functools.partial(InFlightFrames, one.tap)) for one in self.wired]
-
-    def drop_late_frames(self) -> None:
-        """The guest goes on here: its tap has what came meanwhile."""
-        self._stopped = False
-        for one in self._late:
-            one.close()
-        self._late = []
-
     async def leave(self) -> None:
-        """The VM runs elsewhere now: cut its tap off, and send after it what came late. Its QEMU stays, paused."""
-        for one in self.wired:
-            await asyncio.to_thread(one.detach)
-        try:
-            for one, late in zip(self.wired, self._late, strict=False):
-                count = namespace.within(one.netns, functools.partial(late.send_after, one.bridge, one.mac))
-                log.info("late frames were sent after the guest", vm=self.id, frames=count)
-        except NetworkFailed as error:
-            # Their senders will repeat them; the VM has to go all the same.
-            log.warning("late frames are lost", vm=self.id, error=str(error))
-        finally:
-            self.drop_late_frames()
+        """The VM runs elsewhere now: cut its network off. Its QEMU stays, paused."""
+        await self.interfaces.leave()
 
     async def destroy(self) -> None:
         """End QEMU and remove every trace of the VM from this host."""
         await self.kill()
-        self.drop_late_frames()
+        self.interfaces.drop_late_frames()
         await asyncio.to_thread(self.home.remove)
+
+
+def _read_and_remove(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(PICTURE_BYTES_MAX + 1)
+    path.unlink()
+    return content

@@ -1,8 +1,10 @@
-"""What to do next with a VM that this node may run: a pure function of what is wanted and what is."""
+"""What to do next with a VM that this node may run: a pure function of its spec and its situation."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+import msgspec
 
 from novacron.model import limits
 from novacron.model.vm import Power, Restart, VmSpec, VmState
@@ -46,47 +48,58 @@ def backoff_s(crashes: int) -> float:
     return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 1), limits.RESTART_BACKOFF_S_MAX)
 
 
-def decide(
-    spec: VmSpec,
-    run_state: str,
-    *,
-    halted_at_start: int | None,
-    reboots: int,
-    resets: int = 0,
-    rebooting_s: float | None = None,
-    stopping_s: float | None,
-) -> Step:
-    """Return the next step towards ``spec``.
+class Situation(msgspec.Struct, frozen=True):
+    """How a VM is, as far as the next step depends on it."""
 
-    ``run_state`` is QEMU's, or ``absent``; ``halted_at_start`` is ``spec.starts`` when the guest powered itself off;
-    ``reboots`` and ``resets`` count those done; ``rebooting_s`` is how long ago the guest was asked to boot again, and
-    ``stopping_s`` how long ago to power down.
-    """
-    wants_off = spec.power is Power.STOPPED or halted_at_start == spec.starts
+    run_state: str
+    """QEMU's run state (QMP RunState), ``absent`` without a QEMU, ``unresponsive`` when it does not answer."""
+    halted_at_start: int | None = None
+    """``spec.starts`` when the guest powered itself off."""
+    reboots: int = 0
+    """How many reboots and resets that were asked for are done."""
+    resets: int = 0
+    rebooting_s: float | None = None
+    """How long ago the guest was asked to boot again; None: it was not."""
+    stopping_s: float | None = None
+    """How long ago it was asked to power down; None: it was not."""
+
+
+def decide(spec: VmSpec, situation: Situation) -> Step:
+    """Return the next step towards ``spec``. Pure."""
+    run_state = situation.run_state
+    wants_off = spec.power is Power.STOPPED or situation.halted_at_start == spec.starts
     if run_state == "absent":
         return Step.NOTHING if wants_off else Step.START
     if run_state == "shutdown":
         # The guest has powered off. Unasked, it stays off until it is started again, or begins anew.
-        again = spec.restart is Restart.ALWAYS or rebooting_s is not None
+        again = spec.restart is Restart.ALWAYS or situation.rebooting_s is not None
         return Step.KILL if wants_off or again else Step.MARK_HALTED
     if spec.power is Power.STOPPED:
-        if run_state != "running" or spec.stop_timeout_s == 0:
-            return Step.KILL
-        if stopping_s is None:
-            return Step.POWER_DOWN
-        return Step.KILL if stopping_s >= spec.stop_timeout_s else Step.NOTHING
+        return _stop(spec, situation)
     if run_state == "inmigrate":
         # It owns the VM, but the memory that it waited for will not come.
         return Step.KILL
-    if run_state not in STATES:
-        return Step.KILL
-    if run_state == "running":
-        if spec.resets > resets or (rebooting_s is not None and rebooting_s >= limits.REBOOT_S_MAX):
-            return Step.RESET
-        if spec.reboots > reboots:
-            return Step.REBOOT
     if run_state == "io-error":
         return Step.MAKE_ROOM
+    if run_state not in STATES:
+        return Step.KILL
+    if run_state == "running" and (step := _restart(spec, situation)) is not None:
+        return step
     if spec.power is Power.PAUSED:
         return Step.PAUSE if run_state == "running" else Step.NOTHING
     return Step.CONTINUE if run_state in RESUMABLE else Step.NOTHING
+
+
+def _stop(spec: VmSpec, situation: Situation) -> Step:
+    if situation.run_state != "running" or spec.stop_timeout_s == 0:
+        return Step.KILL
+    if situation.stopping_s is None:
+        return Step.POWER_DOWN
+    return Step.KILL if situation.stopping_s >= spec.stop_timeout_s else Step.NOTHING
+
+
+def _restart(spec: VmSpec, situation: Situation) -> Step | None:
+    overdue = situation.rebooting_s is not None and situation.rebooting_s >= limits.REBOOT_S_MAX
+    if spec.resets > situation.resets or overdue:
+        return Step.RESET
+    return Step.REBOOT if spec.reboots > situation.reboots else None

@@ -13,8 +13,9 @@ from novacron.agent.actions import Action
 from novacron.agent.vm import guest_agent, snapshots
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
+from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.machine import MachineFailed
-from novacron.agent.vm.power import STATES, Step, backoff_s, decide
+from novacron.agent.vm.power import STATES, Situation, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
@@ -114,15 +115,7 @@ class Reconciler:
             await self._devices.settle(wanted)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
-        step = decide(
-            wanted.spec,
-            run_state,
-            halted_at_start=context.record.halted_at_start,
-            reboots=context.record.reboots,
-            resets=context.record.resets,
-            rebooting_s=None if self._resetting_at is None else now - self._resetting_at,
-            stopping_s=None if self._stopping_at is None else now - self._stopping_at,
-        )
+        step = decide(wanted.spec, self._situation(run_state, now))
         if step is not Step.NOTHING:
             log.info("step", vm=context.vm, step=step, run_state=run_state)
             with context.doing(Action(step)):
@@ -151,6 +144,17 @@ class Reconciler:
         if self._stopping_at is not None:
             return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
+
+    def _situation(self, run_state: str, now: float) -> Situation:
+        record = self._context.record
+        return Situation(
+            run_state,
+            halted_at_start=record.halted_at_start,
+            reboots=record.reboots,
+            resets=record.resets,
+            rebooting_s=None if self._resetting_at is None else now - self._resetting_at,
+            stopping_s=None if self._stopping_at is None else now - self._stopping_at,
+        )
 
     async def _do(self, step: Step, wanted: wire.Assignment, run_state: str, now: float) -> float | None:
         """Do a step; return when to look again, or None where there may be more to do at once."""
@@ -209,7 +213,7 @@ class Reconciler:
     async def _continue(self) -> None:
         """Let the guest execute. Raises MayNotRun, MonitorFailed."""
         self._context.check_may_run()
-        self._machine.drop_late_frames()
+        self._machine.interfaces.drop_late_frames()
         await self._machine.execute("cont")
 
     async def _work_on(self, wanted: wire.SnapshotWanted, run_state: str) -> bool:
@@ -265,9 +269,15 @@ class Reconciler:
         async with self._services.start_queue.slot(wanted.spec.start_order):
             context.check_may_run()
             machine_type = await self._machine.start(
-                wanted, image, self._services.accelerator, context.record.machine or wanted.machine,
-                lambda: opened(self._services.storage_pools, wanted.volumes), incoming=False,
-            )  # fmt: skip
+                StartRequest(
+                    wanted,
+                    image,
+                    self._services.accelerator,
+                    context.record.machine or wanted.machine,
+                    lambda: opened(self._services.storage_pools, wanted.volumes),
+                    incoming=False,
+                )
+            )
         await context.store(
             machine=machine_type, cpu=wanted.cpu, halted_at_start=None, reboots=wanted.spec.reboots,
             resets=wanted.spec.resets,

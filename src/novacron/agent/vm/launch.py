@@ -1,0 +1,265 @@
+"""What QEMU is started with: files and sockets opened for it, and the configuration made of them and the VM's spec."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.settings import Settings
+from novacron.agent.vm import firmware_state
+from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
+from novacron.agent.vm.firmware_state import BadState
+from novacron.agent.vm.interfaces import Interfaces
+from novacron.agent.vm.tpm import Tpm, TpmFailed
+from novacron.disk.cloud_init import build as build_seed
+from novacron.disk.images import Image
+from novacron.model.cloud_init import Seed
+from novacron.model.node import AcceleratorKind
+from novacron.model.vm import Display, Firmware, Hardware, VmSpec
+from novacron.qemu import command, confine, firmware
+from novacron.qemu.command import Config, Nic, Volume
+from novacron.qemu.firmware import MACHINES
+from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
+from novacron.wire import messages as wire
+
+SEED, DEVICES = "seed.iso", "devices.json"
+
+
+class LaunchFailed(Exception):
+    """Something that QEMU needs is not to be had: says what."""
+
+
+class StartRequest(msgspec.Struct, frozen=True):
+    """What a VM is started as."""
+
+    assignment: wire.Assignment
+    image: Image
+    accelerator: AcceleratorKind
+    machine: str
+    """QEMU's machine type; empty: the newest that this QEMU has."""
+    volumes: Callable[[], list[Volume]]
+    """Returns the volumes that it starts with, open; called in a thread. Raises OSError."""
+    incoming: bool
+    """QEMU waits for the memory of a guest that runs elsewhere."""
+
+    def machine_type(self) -> str:
+        return self.machine or MACHINES[self.assignment.spec.firmware]
+
+    def hardware(self) -> Hardware:
+        """Return the processors and the memory to start with: what a guest that comes here has already grown to."""
+        if self.incoming and self.assignment.hardware:
+            return self.assignment.hardware
+        return Hardware(self.assignment.spec.vcpus, self.assignment.spec.memory_mib, balloon=True)
+
+
+class Inherited(msgspec.Struct, frozen=True):
+    """What was opened for QEMU, by the numbers under which it inherits it, and what was chosen on this host."""
+
+    nics: tuple[Nic, ...]
+    volumes: tuple[Volume, ...]
+    devices: tuple[str, ...]
+    monitor: int
+    console: int
+    guest: int
+    kernel: int | None
+    initrd: int | None
+    seed: int | None
+    firmware: int | None
+    below: int | None
+    shared: tuple[int, ...]
+
+
+def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> Config:
+    """Return the configuration of a VM's QEMU. Pure: a field of the spec that QEMU needs is added here."""
+    spec, image, hardware = request.assignment.spec, request.image, request.hardware()
+    return Config(
+        id=vm,
+        directory=Path(),
+        binary=binary,
+        machine=request.machine_type(),
+        accelerator=request.accelerator,
+        cpu=request.assignment.cpu,
+        vcpus=hardware.vcpus,
+        memory_mib=hardware.memory_mib,
+        balloon=hardware.balloon,
+        vcpus_max=spec.vcpus_max,
+        memory_max_mib=spec.memory_max_mib,
+        kernel=_inherited_path(inherited.kernel),
+        initrd=_inherited_path(inherited.initrd),
+        cmdline=image.cmdline + _address_for(spec),
+        disk=None if image.disk is None else Path(DISK_LAYER),
+        secure=spec.firmware is Firmware.UEFI_SECURE,
+        tpm=spec.tpm,
+        display=spec.display is not Display.NONE,
+        nics=inherited.nics,
+        volumes=inherited.volumes,
+        devices=inherited.devices,
+        monitor=inherited.monitor,
+        console=inherited.console,
+        guest=inherited.guest,
+        seed=inherited.seed,
+        firmware=inherited.firmware,
+        below=inherited.below,
+        shared=inherited.shared,
+    )
+
+
+def _inherited_path(descriptor: int | None) -> Path | None:
+    return None if descriptor is None else confine.inherited_path(descriptor)
+
+
+def _address_for(spec: VmSpec) -> str:
+    """Return what the kernel of an image without a disk is told of its guest's addresses."""
+    if spec.nics:
+        return " novacron.address=dhcp"
+    return f" novacron.address={spec.address}" if spec.address else ""
+
+
+def confined_command(arguments: list[str], spec: VmSpec, uid: int | None, kind: AcceleratorKind) -> list[str]:
+    """Return QEMU's command as the VM's own user runs it; None: as the agent's."""
+    if uid is None:
+        return arguments
+    locked_bytes = (spec.memory_mib << 20) + MEMLOCK_BESIDE_BYTES if spec.devices else None
+    account = confine.account(uid, kind)
+    return confine.confined(arguments, account, dies_with_parent=spec.ha, memlock_bytes=locked_bytes)
+
+
+class Opener:
+    """Opens what QEMU inherits, as a context manager: all of it is closed at the end of the block."""
+
+    def __init__(self, home: VmDirectory) -> None:
+        self.descriptors: list[int] = []
+        self._home = home
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Opener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def hand(self, descriptor: int) -> int:
+        """Let QEMU inherit a descriptor that is open."""
+        self._stack.callback(os.close, descriptor)
+        self.descriptors.append(descriptor)
+        return descriptor
+
+    def listen(self, path: Path) -> int:
+        return self.hand(self._home.listen(path.name).detach())
+
+    def read(self, path: Path) -> int:
+        return self.hand(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def read_if_any(self, path: Path | None) -> int | None:
+        return None if path is None else self.read(path)
+
+
+class Launch:
+    """Prepares the starts of one VM."""
+
+    def __init__(
+        self, vm: str, home: VmDirectory, settings: Settings, interfaces: Interfaces, passthrough: Passthrough
+    ) -> None:
+        self._vm, self._home, self._settings = vm, home, settings
+        self._interfaces, self._passthrough = interfaces, passthrough
+        self.tpm = Tpm(home)
+
+    async def prepare(self, request: StartRequest, uid: int | None, opener: Opener) -> list[str]:
+        """Open what QEMU needs, and return its command. Raises LaunchFailed, NetworkFailed, DeviceFailed, OSError."""
+        spec, directory = request.assignment.spec, self._home.path
+        self._home.give(command.console_log_path(directory).name)
+        if request.image.disk is not None:
+            self._home.give(DISK_LAYER)
+        nics = await self._interfaces.make(spec, opener.hand)
+        seed = await self._seed(request, nics)
+        volumes = await asyncio.to_thread(request.volumes)
+        for volume in volumes:
+            opener.hand(volume.descriptor)
+        code = await self._firmware(request)
+        if spec.tpm:
+            try:
+                await self.tpm.start(uid, request.accelerator)
+            except TpmFailed as error:
+                raise LaunchFailed(str(error)) from error
+        image = request.image
+        inherited = Inherited(
+            nics=nics,
+            volumes=tuple(volumes),
+            devices=await asyncio.to_thread(self._take_devices, request.assignment, uid),
+            monitor=opener.listen(command.monitor_path(directory)),
+            console=opener.listen(command.console_path(directory)),
+            guest=opener.listen(command.guest_path(directory)),
+            kernel=opener.read_if_any(image.kernel),
+            initrd=opener.read_if_any(image.initrd),
+            seed=opener.read_if_any(seed),
+            firmware=opener.read_if_any(code),
+            below=opener.read_if_any(image.disk),
+            shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
+        )
+        config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
+        arguments = command.command(config, incoming=request.incoming)
+        return confined_command(arguments, spec, uid, request.accelerator)
+
+    async def _seed(self, request: StartRequest, nics: tuple[Nic, ...]) -> Path | None:
+        """Make the CD for the guest's first boot, if it has one; return where it is."""
+        assignment = request.assignment
+        if request.image.kernel is not None and assignment.seed is None:
+            return None
+        path = self._home.path / SEED
+        await asyncio.to_thread(
+            build_seed,
+            path,
+            assignment.seed or Seed(),
+            id=self._vm,
+            name=assignment.name,
+            macs=[nic.mac for nic in nics],
+            address=assignment.spec.address,
+        )
+        return path
+
+    async def _firmware(self, request: StartRequest) -> Path | None:
+        """Return the code of the VM's firmware, None for a BIOS, and see to its variables. Raises LaunchFailed."""
+        spec, state = request.assignment.spec, request.assignment.firmware_state
+        if state is not None:
+            try:
+                await asyncio.to_thread(firmware_state.unpack, self._home, spec, state)
+            except BadState as error:
+                raise LaunchFailed(str(error)) from error
+        return await asyncio.to_thread(self._have_nvram, spec.firmware)
+
+    def _have_nvram(self, kind: Firmware) -> Path | None:
+        if kind is Firmware.BIOS:
+            return None
+        files = firmware.files(kind)
+        if files is None:
+            raise LaunchFailed(f"this node has no firmware {kind}: apt-get install {firmware.PACKAGE}")
+        code, variables = files
+        path = self._home.path / firmware.NVRAM
+        if not path.exists():
+            scratch = path.with_suffix(".new")
+            shutil.copyfile(variables, scratch)
+            scratch.rename(path)
+        self._home.give(firmware.NVRAM)
+        return code
+
+    def _take_devices(self, assignment: wire.Assignment, uid: int | None) -> tuple[str, ...]:
+        """Take the devices of this host that a VM has. Raises DeviceFailed, OSError."""
+        if not assignment.spec.devices:
+            return ()
+        devices = self._passthrough.choose(self._vm, assignment.spec.devices, assignment.passthrough)
+        (self._home.path / DEVICES).write_bytes(msgspec.json.encode(devices))
+        self._passthrough.vfio.bind(devices, uid)
+        return devices
+
+    def note_devices(self) -> None:
+        """An earlier agent's QEMU goes on: note which devices of this host it has."""
+        with contextlib.suppress(OSError, ValueError):
+            devices = msgspec.json.decode((self._home.path / DEVICES).read_bytes(), type=tuple[str, ...])
+            self._passthrough.has(self._vm, devices)
