@@ -11,10 +11,10 @@ from novacron.agent.vm.launch import Inherited, StartRequest, qemu_config
 from novacron.disk.images import Image
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Display, Firmware, Hardware, VmSpec
-from novacron.qemu.command import Nic
+from novacron.qemu.command import QemuNic
 from novacron.wire import messages as wire
 
-INHERITED = Inherited((Nic("02:00:00:00:00:01", None),), (), (), 3, 4, 5, None, None, None, None, None, ())
+INHERITED = Inherited((QemuNic("02:00:00:00:00:01", None),), (), (), 3, 4, 5, None, None, None, None, None, ())
 
 
 def request(spec: VmSpec, *, incoming: bool = False, hardware: Hardware | None = None) -> StartRequest:

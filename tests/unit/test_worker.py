@@ -14,8 +14,10 @@ from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.services import NodeServices
+from novacron.agent.migration.transport import DwcpTransport, MemoryTransport
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.model.node import AcceleratorKind
@@ -26,8 +28,8 @@ from novacron.wire import messages as wire
 said: list[Any] = []
 
 
-def services_in(directory: Path, clock: Clock | None = None) -> NodeServices:
-    settings = Settings(directory, directory / "images", "host-a")
+def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTransport | None = None) -> NodeServices:
+    settings = AgentSettings(directory, directory / "images", "host-a")
     return NodeServices(
         settings=settings,
         identity=cast(Any, None),
@@ -38,6 +40,7 @@ def services_in(directory: Path, clock: Clock | None = None) -> NodeServices:
         cpu=None,
         endpoint="127.0.0.1:7445",
         connections=cast(Any, None),
+        transport=transport or DwcpTransport(cast(Any, None), cast(Any, None), settings),
         pages=cast(Any, Mock()),
         find_vm=lambda _: None,
         neighbours=list,
@@ -47,7 +50,7 @@ def services_in(directory: Path, clock: Clock | None = None) -> NodeServices:
         clock=clock or SystemClock(),
         lease=NodeLease(settings.lease_path),
         networks=NodeNetworks(settings),
-        passthrough=Passthrough(),
+        hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),
         send=said.append,
     )
 

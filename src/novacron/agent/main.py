@@ -36,12 +36,14 @@ from novacron.agent.images.imports import ImageImports
 from novacron.agent.images.watcher import ImageWatcher
 from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.services import NodeServices
+from novacron.agent.migration.transport import DwcpTransport
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import console_log
 from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.dwcp.connection import ConnectionPool
@@ -249,7 +251,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
     userfaults.restore(settings.state_dir)
     async with listener.listen(settings.dwcp_host, settings.dwcp_port) as port:
         endpoint = f"{settings.advertise or settings.dwcp_host}:{port}"
-        pools = Pools(settings)
+        pools, networks = Pools(settings), NodeNetworks(settings)
         inventory, images = await inventories.take(settings, endpoint, pools)
         log.info("agent is up", node=identity.name, accelerator=inventory.accelerator.kind, dwcp=endpoint)
         host = NodeServices(
@@ -262,6 +264,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             cpu=inventory.cpu,
             endpoint=endpoint,
             connections=pool,
+            transport=DwcpTransport(pool, listener, settings),
             pages=pages,
             find_vm=lambda _: None,
             neighbours=list,
@@ -270,8 +273,8 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             start_queue=StartQueue(STARTS_AT_ONCE),
             clock=SystemClock(),
             lease=NodeLease(settings.lease_path),
-            networks=NodeNetworks(settings),
-            passthrough=Passthrough(),
+            networks=networks,
+            hypervisor=QemuHypervisor(settings, networks, Passthrough()),
             send=lambda _: None,
         )
         try:

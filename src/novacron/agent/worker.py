@@ -16,7 +16,6 @@ import structlog
 
 from novacron.agent.actions import Action
 from novacron.agent.host.clock import wait_at_most
-from novacron.agent.migration import source_stream
 from novacron.agent.migration.known_pages import LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.source import MigrationSource
@@ -24,8 +23,8 @@ from novacron.agent.migration.target import MigrationTarget
 from novacron.agent.vm import clone_disk
 from novacron.agent.vm.clone_reconciler import CloneReconciler
 from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
-from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.model.migration import Kind, Side
 from novacron.model.ownership import Claim, OrderKind, Verdict
@@ -141,7 +140,7 @@ class Worker:
             if await self.machine.adopt():
                 log.info("adopted a running QEMU", vm=self.vm, pid=self.machine.pid)
                 if not moves:
-                    await source_stream.abandon(self.machine)
+                    await self._services.transport.abandon(self.machine)
             if not moves:
                 await clone_disk.abandon(self.machine)
         except (MonitorFailed, TimeoutError) as error:

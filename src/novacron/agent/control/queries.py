@@ -15,7 +15,7 @@ from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
 from novacron.agent.vm import console_log
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.worker import Worker
 from novacron.disk.errors import Unacceptable
 from novacron.model.errors import InvalidInput
@@ -43,7 +43,7 @@ class Subjects(msgspec.Struct, frozen=True):
     rescan_images: Callable[[], Awaitable[None]]
     metrics: AgentMetrics
 
-    def machine(self, vm: str) -> Machine:
+    def machine(self, vm: str) -> VirtualMachine:
         """Return a VM that is here. Raises InvalidInput."""
         worker = self.workers.get(vm)
         if worker is None:

@@ -23,7 +23,7 @@ from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER, UIDS_MAX, NoAccount, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
-from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.disk import convert, overlay
 from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable

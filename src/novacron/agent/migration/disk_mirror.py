@@ -21,7 +21,7 @@ from novacron.agent.vm.directory import (
     OUTGOING_DISK_SOCKETS,
     STATE,
 )
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.disk import files
 from novacron.disk.images import Image
 from novacron.disk.nbd import NbdClient, NbdExport
@@ -63,7 +63,7 @@ def told_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) ->
     return own + [VolumeInfo(one.id, one.size_mib << 20) for one in volumes if one.moves]
 
 
-def parts_of(machine: Machine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
+def parts_of(machine: VirtualMachine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
     """Return the disks that move with a VM. What its own disk shares with other VMs stays here, and is sent, too."""
     shares = bool(machine.home.shared())
     return [Part(info.name, info, shares or info.name != DISK) for info in told_of(image, size_bytes, volumes)]
@@ -94,7 +94,7 @@ class _Told:
 class Leaving:
     """Disks at the source of a live migration. ``sender`` is an open session, which is not closed here."""
 
-    def __init__(self, machine: Machine, sender: Sender, parts: Sequence[Part]) -> None:
+    def __init__(self, machine: VirtualMachine, sender: Sender, parts: Sequence[Part]) -> None:
         self.sender = sender
         self.status = MirrorStatus(False, 0, 0)
         self.sent: asyncio.Task[None]
@@ -212,7 +212,7 @@ def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo]) -> None:
         files.NewFile(path, sizes[id]).close()
 
 
-async def take(machine: Machine, coming: Coming) -> None:
+async def take(machine: VirtualMachine, coming: Coming) -> None:
     """Write what a session brings to the disks of a VM that does not run yet. Raises ReceiveFailed."""
     pid = machine.pid
     if pid is None:
@@ -238,7 +238,7 @@ async def take(machine: Machine, coming: Coming) -> None:
         await coming.session.receive(DiskPlayer(open_))
 
 
-async def offer(machine: Machine, coming: Coming) -> None:
+async def offer(machine: VirtualMachine, coming: Coming) -> None:
     """Let the disk of a VM that does not run yet be written to. Raises MonitorFailed."""
     assert machine.monitor is not None
     if coming.image.disk is not None:
@@ -246,7 +246,7 @@ async def offer(machine: Machine, coming: Coming) -> None:
         await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET))
 
 
-async def withdraw(machine: Machine, coming: Coming) -> None:
+async def withdraw(machine: VirtualMachine, coming: Coming) -> None:
     """All has been written: only the VM itself writes to its disks from now on. Raises MonitorFailed, OSError."""
     assert machine.monitor is not None
     if coming.image.disk is not None:
@@ -256,7 +256,7 @@ async def withdraw(machine: Machine, coming: Coming) -> None:
     await asyncio.to_thread(files.make_durable, machine.directory)
 
 
-def are_whole(machine: Machine) -> bool:
+def are_whole(machine: VirtualMachine) -> bool:
     """Say whether ``withdraw`` was done, perhaps by an earlier agent."""
     return (machine.directory / DISKS_COMPLETE).exists()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.disk.blocks import data_ranges
 from novacron.disk.files import open_plain
 from novacron.model import forecast
@@ -79,7 +79,7 @@ def _weigh(pages: Iterable[bytes]) -> tuple[float, float]:
     return len(telling) / len(found), min(1.0, len(zstandard.ZstdCompressor(LEVEL).compress(text)) / len(text))
 
 
-async def look(machine: Machine, memory_bytes: int, disks: Sequence[Path] = ()) -> Guest:
+async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> Guest:
     """Measure a running guest, for about a second, and the files that would move with it. Raises ForeseeFailed."""
     if machine.monitor is None or machine.pid is None:
         raise ForeseeFailed("the VM does not run")

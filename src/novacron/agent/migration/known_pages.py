@@ -19,7 +19,7 @@ import msgspec
 
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.blocks import data_places, pages_of, places
 from novacron.disk.images import Image
@@ -62,7 +62,7 @@ class LocalVm(msgspec.Struct, frozen=True):
     vm: str
     tenant: Tenant
     image: str
-    machine: Machine
+    machine: VirtualMachine
     memory_bytes: int
 
 
@@ -268,7 +268,7 @@ class KnownPages:
             return len(self._surveys) < SURVEYS_MAX
         return time.monotonic() >= last.again_at
 
-    async def keep(self, vm: str, machine: Machine, memory_bytes: int, tenant: Tenant) -> None:
+    async def keep(self, vm: str, machine: VirtualMachine, memory_bytes: int, tenant: Tenant) -> None:
         """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
         await asyncio.to_thread(self.store.drop, tenant.project, CHECKPOINT_INDEX, vm)
         if CHECKPOINT not in self._reuse:
@@ -336,7 +336,7 @@ async def _in_background(work: Callable[[], T]) -> T:
         thread.shutdown(wait=False)
 
 
-async def _memory(machine: Machine, size: int) -> GuestMemory | None:
+async def _memory(machine: VirtualMachine, size: int) -> GuestMemory | None:
     if machine.monitor is None or machine.pid is None:
         return None
     try:

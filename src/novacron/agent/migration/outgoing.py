@@ -8,7 +8,6 @@ import msgspec
 
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.phases import AFTER_PROMISE, Phase, check_transition
-from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import PostCopy, Record
@@ -26,18 +25,17 @@ log = logs.get(__name__)
 class OutgoingMigration:
     """The state of one migration; ``source_stream`` and ``pre_copy`` move it from phase to phase."""
 
-    def __init__(self, task: wire.Task, context: VmContext, services: NodeServices, opener: SessionOpener) -> None:
+    def __init__(self, task: wire.Task, context: VmContext, opener: SessionOpener) -> None:
         self.task = task
         self.machine = context.machine
         self.changed = context.migration_changed
         """Set whenever QEMU says something about its migration."""
-        self.downtime_limit_s = services.settings.downtime_limit_ms / 1e3
+        self.downtime_limit_s = context.services.settings.downtime_limit_ms / 1e3
         self.phase = Phase.OPENING
         self.disk: Leaving | None = None
         """The disks that are mirrored, if any are."""
         self._memory: Sender | None = None
         self._context = context
-        self._services = services
         self._opener = opener
         log.info("migration begins", vm=context.vm, migration=task.migration, kind=task.kind, phase=self.phase)
 
@@ -99,7 +97,7 @@ class OutgoingMigration:
 
         await context.update(release_vm)
         self.enter(Phase.PROMISED)
-        self._services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
+        self._context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
         if memory_follows:
             self.enter(Phase.POST_COPY)
 
@@ -128,13 +126,13 @@ class OutgoingMigration:
 
     def report(self, progress: Progress) -> None:
         """Tell the server how it stands."""
-        self._services.send(wire.Progressed(self.task.migration, progress))
+        self._context.services.send(wire.Progressed(self.task.migration, progress))
 
     def guest_stopped(self) -> None:
         """The guest stands still: keep what comes for it from now on, and tell the server, which counts downtime."""
         context = self._context
         log.info("guest stands still", vm=context.vm, migration=self.task.migration)
-        self._services.send(wire.Stopped(self.task.migration))
+        self._context.services.send(wire.Stopped(self.task.migration))
         try:
             self.machine.interfaces.keep_late_frames()
         except NetworkFailed as error:

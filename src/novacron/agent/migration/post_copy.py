@@ -17,8 +17,8 @@ from novacron.agent.migration.source_stream import listening, pump
 from novacron.agent.migration.target_stream import BackPipe
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import INCOMING_SOCKET, OUTGOING_SOCKET
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.journal import PostCopy
-from novacron.agent.vm.machine import Machine
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import ErrorCode
@@ -52,7 +52,7 @@ def session_of(moving: PostCopy) -> str:
     return f"{moving.migration}.rest"
 
 
-async def _interrupted(machine: Machine) -> bool:
+async def _interrupted(machine: VirtualMachine) -> bool:
     """Wait until QEMU waits for somebody to go on; say whether it does, or else has ended. Raises MonitorFailed."""
     waited_s = 0.0
     while True:
@@ -74,7 +74,7 @@ async def _interrupted(machine: Machine) -> bool:
         waited_s += LOOK_S
 
 
-async def give_rest(machine: Machine, moving: PostCopy, pool: ConnectionPool, settings: AgentSettings) -> None:
+async def give_rest(machine: VirtualMachine, moving: PostCopy, pool: ConnectionPool, settings: AgentSettings) -> None:
     """Send the rest of the memory until the target has it all, or is known to need no more. Raises MonitorFailed."""
     refusals = Refusals()
     backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
@@ -123,7 +123,7 @@ class Refusals:
         return now - self._since > UNKNOWN_S
 
 
-async def take_rest(machine: Machine, moving: PostCopy, listener: Listener, settings: AgentSettings) -> None:
+async def take_rest(machine: VirtualMachine, moving: PostCopy, listener: Listener, settings: AgentSettings) -> None:
     """Receive the rest of the memory until QEMU has it all, or has ended. Raises MonitorFailed."""
     path = machine.directory / INCOMING_SOCKET
     loop = asyncio.get_running_loop()

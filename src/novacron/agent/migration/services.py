@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from novacron.agent.migration.known_pages import KnownPages, LocalVm
+from novacron.agent.migration.transport import MemoryTransport
 from novacron.agent.vm.context import VmServices
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
@@ -19,6 +20,7 @@ class NodeServices(VmServices):
     """Where the listener is reached: ``host:port``."""
     connections: ConnectionPool
     """Open DWCP connections to other nodes."""
+    transport: MemoryTransport
     pages: KnownPages
     neighbours: Callable[[], list[LocalVm]]
     """The VMs that run on this node."""

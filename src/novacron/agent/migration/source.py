@@ -9,7 +9,7 @@ from typing import Any
 from novacron import pki
 from novacron.agent.actions import Action, doing
 from novacron.agent.host.endpoint import parse_endpoint
-from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy, source_stream
+from novacron.agent.migration import checkpoint_index, disk_mirror
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.outgoing import OutgoingMigration
 from novacron.agent.migration.phases import Phase
@@ -18,7 +18,7 @@ from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.disk import overlay
 from novacron.disk.images import Image
@@ -114,7 +114,7 @@ class MigrationSource:
         return image if disk_mirror.told_of(image, context.disk_bytes(image), context.volumes()) else None
 
     def _begin(self, task: wire.Task) -> OutgoingMigration:
-        self._migration = OutgoingMigration(task, self._context, self._services, self._opener)
+        self._migration = OutgoingMigration(task, self._context, self._opener)
         return self._migration
 
     async def _options(self) -> SendOptions:
@@ -178,7 +178,7 @@ class MigrationSource:
 
     async def _send_memory(self, migration: OutgoingMigration) -> None:
         migration.limit(migration.rate_now())
-        await source_stream.send(migration)
+        await self._services.transport.send(migration)
         await self._give_rest()
 
     @property
@@ -210,12 +210,12 @@ class MigrationSource:
         context = self._context
         moving = context.record.post_copy
         if moving is not None and self.serves_memory:
-            await post_copy.give_rest(context.machine, moving, self._services.connections, self._services.settings)
+            await self._services.transport.give_rest(context.machine, moving)
             await context.store(post_copy=None)
 
     async def take_guest_back(self) -> None:
         """The migration ended before the switch: the guest goes on here, where all of its memory still is."""
-        await source_stream.cancel(self._context.machine)  # as long as its connection lives
+        await self._services.transport.cancel(self._context.machine)  # as long as its connection lives
         await self.cancel()
         await self._context.store(post_copy=None)
 

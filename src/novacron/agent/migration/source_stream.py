@@ -12,7 +12,7 @@ from novacron.agent.migration.outgoing import OutgoingMigration
 from novacron.agent.migration.phases import Phase
 from novacron.agent.migration.pre_copy import PreCopy, TransferFailed
 from novacron.agent.vm.directory import OUTGOING_SOCKET, VmDirectory
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.sender import Sender, SendFailed
 from novacron.model.forecast import PASSES_MAX
@@ -80,7 +80,7 @@ async def _send(migration: OutgoingMigration) -> None:
             await asyncio.gather(pumping, return_exceptions=True)
 
 
-async def _undo(machine: Machine) -> None:
+async def _undo(machine: VirtualMachine) -> None:
     """The guest goes on here."""
     machine.interfaces.drop_late_frames()
     await cancel(machine)
@@ -117,7 +117,7 @@ async def pump(
         await sender.send(SocketPipe(connection), splitter or RamSplitter())
 
 
-async def abandon(machine: Machine) -> None:
+async def abandon(machine: VirtualMachine) -> None:
     """Give up what an earlier agent was sending of a QEMU that goes on here. Raises MonitorFailed."""
     assert machine.monitor is not None
     if await machine.status() == "inmigrate":
@@ -128,7 +128,7 @@ async def abandon(machine: Machine) -> None:
         await mirror.clear(machine.monitor)
 
 
-async def cancel(machine: Machine) -> None:
+async def cancel(machine: VirtualMachine) -> None:
     """Make sure that QEMU migrates no more. What it then is, the worker finds out.
 
     A post-copy that was interrupted before the switch can't be cancelled (QEMU stays ``cancelling``): then it is ended.

@@ -10,13 +10,14 @@ from pathlib import Path
 from novacron import pki
 from novacron.agent.actions import Action, doing
 from novacron.agent.host.endpoint import parse_endpoint
-from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy, target_stream
+from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy
 from novacron.agent.migration.services import NodeServices
+from novacron.agent.migration.target_stream import Arrival, LoadFailed
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import opened
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.launch import StartRequest
-from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
@@ -144,7 +145,7 @@ class MigrationTarget:
                 checkpoint_index.learn(store, context.vm, tenant, task, host.listener, settings, context.owns)
             )
             await host.pages.forget(context.vm, tenant)
-        except (target_stream.LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
+        except (LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
             if self.awaits_memory:
                 log.warning("a guest's memory does not come just now", vm=context.vm, error=str(error))
             else:
@@ -220,7 +221,7 @@ class MigrationTarget:
         assert moving is not None
         try:
             with doing(Action.PULL, trace=context.trace, vm=context.vm, migration=moving.migration, source=moving.peer):
-                await post_copy.take_rest(context.machine, moving, self._services.listener, self._services.settings)
+                await self._services.transport.take_rest(context.machine, moving)
             await context.store(post_copy=None)
             self._retries.reset()
             log.info("a guest's memory has come", vm=context.vm, migration=moving.migration)
@@ -234,10 +235,17 @@ class MigrationTarget:
     async def _load_from(self, task: wire.Task, session: ReceiveSession, disk: disk_mirror.Coming | None) -> None:
         context = self._context
         self._session = session
-        await target_stream.load(
-            context.machine, session, lambda: self._ready(task), context.migration_changed,
-            lambda follows: self._loaded(task, follows), disk, post_copy=task.policy is Policy.POST_COPY,
-        )  # fmt: skip
+        await self._services.transport.load(
+            Arrival(
+                machine=context.machine,
+                session=session,
+                disk=disk,
+                post_copies=task.policy is Policy.POST_COPY,
+                changed=context.migration_changed,
+                ready=lambda: self._ready(task),
+                loaded=lambda follows: self._loaded(task, follows),
+            )
+        )
 
     async def _receive_stopped(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
         """Receive a VM that does not run."""

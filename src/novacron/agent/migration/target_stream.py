@@ -10,9 +10,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from novacron.agent.migration import disk_mirror
 from novacron.agent.vm.directory import INCOMING_SOCKET
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.dwcp.pipes import SocketPipe
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveSession
 from novacron.dwcp.return_channel import BYTES_MAX
@@ -62,22 +64,31 @@ class LoadFailed(Exception):
     """The memory could not be loaded: says why. The VM stays at the source."""
 
 
-async def load(
-    machine: Machine,
-    incoming: ReceiveSession,
-    ready: Callable[[], Awaitable[None]],
-    status_changed: asyncio.Event,
-    loaded: Callable[[bool], Awaitable[None]],
-    disk: disk_mirror.Coming | None = None,
-    *,
-    post_copy: bool = False,
-) -> None:
-    """Load the guest's memory from a session, and what the VM wrote over its image's disk from another; calls
-    ``loaded`` as soon as QEMU has everything, still paused, or all but memory that follows (post-copy), of which it
-    tells by ``True``. Then it goes on until the memory is there, too.
+class Arrival(msgspec.Struct, frozen=True):
+    """A guest that comes here while it runs."""
+
+    machine: VirtualMachine
+    session: ReceiveSession
+    """Brings its memory."""
+    disk: disk_mirror.Coming | None
+    """The disks that move with it, if any do."""
+    post_copies: bool
+    """It may run here before all of its memory has come."""
+    changed: asyncio.Event
+    """Set whenever QEMU says something about its migration."""
+    ready: Callable[[], Awaitable[None]]
+    """To be called once everything waits for the source."""
+    loaded: Callable[[bool], Awaitable[None]]
+    """To be called once QEMU has everything, still paused; with True: all but memory that follows."""
+
+
+async def load(arrival: Arrival) -> None:
+    """Load a guest's memory, and what the VM wrote over its image's disk; returns once the memory is all here, also
+    where it follows its guest.
 
     Raises LoadFailed.
     """
+    machine, incoming, disk, post_copy = arrival.machine, arrival.session, arrival.disk, arrival.post_copies
     assert machine.monitor is not None
     path = machine.directory / INCOMING_SOCKET
     path.unlink(missing_ok=True)
@@ -90,10 +101,10 @@ async def load(
         machine.check_peer(connection)
         if disk is not None:
             await disk_mirror.offer(machine, disk)
-        await ready()
+        await arrival.ready()
         receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
         wait = _told if post_copy else _completed
-        completed = asyncio.create_task(wait(machine, status_changed))
+        completed = asyncio.create_task(wait(machine, arrival.changed))
         before = [asyncio.create_task(_devices(machine))] if post_copy else []
         if disk is not None:
             before.append(asyncio.create_task(disk_mirror.take(machine, disk)))
@@ -103,7 +114,7 @@ async def load(
                 await _all(before if post_copy else tasks, tasks)
                 if disk is not None:
                     await disk_mirror.withdraw(machine, disk)
-                await loaded(not completed.done())
+                await arrival.loaded(not completed.done())
                 await _all(tasks, tasks)
         finally:
             for task_ in tasks:
@@ -128,7 +139,7 @@ async def _all(wanted: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]
         task.result()
 
 
-async def _completed(machine: Machine, status_changed: asyncio.Event) -> None:
+async def _completed(machine: VirtualMachine, status_changed: asyncio.Event) -> None:
     assert machine.monitor is not None
     while True:
         status_changed.clear()
@@ -140,7 +151,7 @@ async def _completed(machine: Machine, status_changed: asyncio.Event) -> None:
         await status_changed.wait()
 
 
-async def _told(machine: Machine, status_changed: asyncio.Event) -> None:
+async def _told(machine: VirtualMachine, status_changed: asyncio.Event) -> None:
     """Wait until QEMU has told that it completed: it can't be asked while it waits for memory (post-copy)."""
     while machine.migration_status != "completed":
         if machine.migration_status in ("failed", transfer.INTERRUPTED) or machine.pid is None:
@@ -149,7 +160,7 @@ async def _told(machine: Machine, status_changed: asyncio.Event) -> None:
         await status_changed.wait()
 
 
-async def _devices(machine: Machine) -> None:
+async def _devices(machine: VirtualMachine) -> None:
     """Wait until the guest could run, though its memory is not there (post-copy)."""
     while machine.migration_status not in (transfer.POST_COPY, "completed"):  # noqa: ASYNC110
         await asyncio.sleep(LOOK_S)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from novacron.agent.vm.directory import DISK_LAYER, STATE, VmDirectory, next_name, shared_name
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.disk import overlay
 from novacron.disk.files import is_plain, make_durable, open_plain
 from novacron.disk.overlay import OverlayFailed
@@ -29,7 +29,7 @@ UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
 
-async def share(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None:
+async def share(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock) -> None:
     """Give ``clone`` what ``source`` has written so far, shared. ``lock`` keeps everybody else from its disk.
 
     Raises OverlayFailed, MonitorFailed, OSError.
@@ -44,7 +44,7 @@ async def share(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None
     await asyncio.to_thread(_finish, source, clone)
 
 
-async def copy(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None:
+async def copy(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock) -> None:
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
     ``lock`` keeps a source from being started. Raises OverlayFailed, MonitorFailed, OSError.
@@ -65,7 +65,7 @@ async def copy(source: Machine, clone: VmDirectory, lock: asyncio.Lock) -> None:
     await asyncio.to_thread(_finish, source, clone)
 
 
-async def abandon(machine: Machine) -> None:
+async def abandon(machine: VirtualMachine) -> None:
     """End a copy that an earlier agent began. Raises MonitorFailed, TimeoutError, OSError."""
     if machine.monitor is not None:
         await block.clear_copy(machine.monitor)
@@ -85,7 +85,7 @@ async def _forget_snapshots(clone: VmDirectory) -> None:
         await inside.delete(name)
 
 
-async def _copy_running(source: Machine, clone: VmDirectory) -> None:
+async def _copy_running(source: VirtualMachine, clone: VmDirectory) -> None:
     assert source.monitor is not None
     await block.clear_copy(source.monitor)
     scratch = source.directory / COPY
@@ -98,13 +98,13 @@ async def _copy_running(source: Machine, clone: VmDirectory) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _link_shared(source: Machine, clone: VmDirectory) -> None:
+def _link_shared(source: VirtualMachine, clone: VmDirectory) -> None:
     for path in source.home.shared():
         with contextlib.suppress(FileExistsError):
             os.link(path, clone.path / path.name)
 
 
-def _finish(source: Machine, clone: VmDirectory) -> None:
+def _finish(source: VirtualMachine, clone: VmDirectory) -> None:
     """Take over what else a VM consists of; the layer comes last, and says that all is there."""
     for name, place in STATE.items():
         kept = source.directory / place
@@ -117,7 +117,7 @@ def _finish(source: Machine, clone: VmDirectory) -> None:
     make_durable(clone.path)
 
 
-async def _freeze(machine: Machine) -> None:
+async def _freeze(machine: VirtualMachine) -> None:
     """Put an empty layer over what the VM has written. Raises OverlayFailed, MonitorFailed, OSError."""
     await settle(machine)
     number = len(machine.home.shared()) + 1
@@ -129,7 +129,7 @@ async def _freeze(machine: Machine) -> None:
     await settle(machine)
 
 
-async def settle(machine: Machine) -> None:
+async def settle(machine: VirtualMachine) -> None:
     """Finish what was begun, perhaps by an earlier agent. Raises MonitorFailed, OSError."""
     layer = machine.directory / DISK_LAYER
     known = machine.home.next_layers()

@@ -8,7 +8,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.vm import clone_disk
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.directory import NoAccount
-from novacron.agent.vm.machine import MachineFailed
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.vm import CloneOf, VmState

@@ -18,14 +18,13 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.host.clock import Clock, finished_in_thread, wait_at_most
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
-from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
+from novacron.agent.vm.hypervisor import Hypervisor, MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.journal import Journal, Record
-from novacron.agent.vm.machine import Machine, MachineFailed
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
@@ -58,7 +57,7 @@ class VmServices(msgspec.Struct):
     clock: Clock
     lease: NodeLease
     networks: NodeNetworks
-    passthrough: Passthrough
+    hypervisor: Hypervisor
     find_vm: Callable[[str], VmContext | None]
     """Return another VM of this node."""
     run_in_background: Callable[[Coroutine[Any, Any, None]], None]
@@ -76,13 +75,13 @@ class VmContext:
         record: Record,
         services: VmServices,
         wake: Callable[[], None],
-        on_event: Callable[[str, dict[str, Any]], None],
+        on_event: OnEvent,
     ) -> None:
         self.vm = vm
         self.record = record
         self.services = services
         self.wake = wake
-        self.machine = Machine(vm, services.settings, services.networks, services.passthrough, on_event)
+        self.machine: VirtualMachine = services.hypervisor.machine(vm, on_event)
         self.guest = GuestWatch(self.machine, wake)
         self.statement: wire.Statement | None = None
         """The server's latest word about this VM."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from novacron.agent.actions import Action, Doing
 from novacron.agent.host.volumes import Pools
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.model.vm import VmSpec
 from novacron.qemu import disks
 from novacron.qemu.command import QemuVolume
@@ -42,7 +42,7 @@ def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuV
 class Devices:
     """Those of one VM."""
 
-    def __init__(self, machine: Machine, pools: Pools, doing: Doing, handled: Handled) -> None:
+    def __init__(self, machine: VirtualMachine, pools: Pools, doing: Doing, handled: Handled) -> None:
         self._machine = machine
         self._doing = doing
         self._pools = pools

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from novacron.agent.vm.machine import Machine
+from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.model.vm import Guest
 from novacron.qemu.guest import GuestSilent
 from novacron.telemetry import logs
@@ -18,7 +18,7 @@ AGAIN_S, RETRY_S_MIN, RETRY_S_MAX = 60.0, 1.0, 60.0
 class GuestWatch:
     """Follows one guest. ``changed`` is called when ``known`` has become another."""
 
-    def __init__(self, machine: Machine, changed: Callable[[], None]) -> None:
+    def __init__(self, machine: VirtualMachine, changed: Callable[[], None]) -> None:
         self.known: Guest | None = None
         """What it said last; None while no agent answers."""
         self._machine = machine
@@ -58,12 +58,12 @@ class GuestWatch:
             await asyncio.sleep(pause_s)
 
 
-async def power_off(machine: Machine) -> None:
+async def power_off(machine: VirtualMachine) -> None:
     """Ask a guest to power off, beside pressing its button."""
     await ask_to_end(machine, "powerdown")
 
 
-async def ask_to_end(machine: Machine, mode: str) -> bool:
+async def ask_to_end(machine: VirtualMachine, mode: str) -> bool:
     """Ask a guest to power off or ``reboot`` itself; say whether its agent took the request."""
     if not machine.guest_listens:
         return False
@@ -75,7 +75,7 @@ async def ask_to_end(machine: Machine, mode: str) -> bool:
     return True
 
 
-async def take_hardware(machine: Machine) -> None:
+async def take_hardware(machine: VirtualMachine) -> None:
     """Let a guest use what it was given while it runs, if it will; many do so by themselves."""
     if machine.guest_listens:
         try:
@@ -84,7 +84,7 @@ async def take_hardware(machine: Machine) -> None:
             log.info("a guest does not take what it was given", vm=machine.id, error=str(error))
 
 
-async def set_time(machine: Machine) -> None:
+async def set_time(machine: VirtualMachine) -> None:
     """Let a guest that stood still set its clock, if it will."""
     if machine.guest_listens:
         try:

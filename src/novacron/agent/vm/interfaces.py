@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from novacron.agent.host.networks import Networks, Wired
+from novacron.agent.host.networks import NodeNetworks, Wired
 from novacron.agent.vm.directory import VmDirectory
 from novacron.model.vm import VmSpec, mac_address, tap_name
 from novacron.net import namespace
-from novacron.net.in_flight_frames import LateFrames
+from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed
-from novacron.qemu.command import Nic
+from novacron.qemu.command import QemuNic
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -26,10 +26,10 @@ NOTE = "interfaces.json"
 class Interfaces:
     """Those of one VM. ``bridge``: where it is wired when its spec names no networks; None: nowhere."""
 
-    def __init__(self, vm: str, home: VmDirectory, networks: Networks, bridge: str | None) -> None:
+    def __init__(self, vm: str, home: VmDirectory, networks: NodeNetworks, bridge: str | None) -> None:
         self._vm, self._home, self._networks, self._bridge = vm, home, networks, bridge
         self._noted: tuple[Wired, ...] | None = None
-        self._late: list[LateFrames] = []
+        self._late: list[InFlightFrames] = []
         self._stopped = False
         """The guest stands still, and what comes for it is kept."""
 
@@ -42,7 +42,7 @@ class Interfaces:
                 self._noted = msgspec.json.decode((self._home.path / NOTE).read_bytes(), type=tuple[Wired, ...])
         return self._noted
 
-    async def make(self, spec: VmSpec, hand: Callable[[int], int]) -> tuple[Nic, ...]:
+    async def make(self, spec: VmSpec, hand: Callable[[int], int]) -> tuple[QemuNic, ...]:
         """Make a VM's interfaces and return them as QEMU has them; their descriptors are passed to ``hand``.
 
         Raises NetworkFailed, OSError.
@@ -52,11 +52,11 @@ class Interfaces:
         (self._home.path / NOTE).write_bytes(msgspec.json.encode(wired))
         self._noted = wired
         if not wired:
-            return (Nic(mac_address(self._vm), None),)
+            return (QemuNic(mac_address(self._vm), None),)
         nics = []
         for interface in wired:
             mtu, descriptor = await asyncio.to_thread(interface.create)
-            nics.append(Nic(interface.mac, interface.tap, mtu, hand(descriptor)))
+            nics.append(QemuNic(interface.mac, interface.tap, mtu, hand(descriptor)))
         return tuple(nics)
 
     async def _place(self, spec: VmSpec) -> tuple[Wired, ...]:
@@ -105,7 +105,7 @@ class Interfaces:
     def _listen(self) -> None:
         if not self._late:
             self._late = [
-                namespace.within(interface.netns, functools.partial(LateFrames, interface.tap))
+                namespace.within(interface.netns, functools.partial(InFlightFrames, interface.tap))
                 for interface in self.wired
             ]
 

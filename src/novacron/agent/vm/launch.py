@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import firmware_state
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
@@ -24,7 +24,7 @@ from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Display, Firmware, Hardware, VmSpec
 from novacron.qemu import command, confine, firmware
-from novacron.qemu.command import Config, Nic, Volume
+from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
 from novacron.wire import messages as wire
@@ -44,7 +44,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     accelerator: AcceleratorKind
     machine: str
     """QEMU's machine type; empty: the newest that this QEMU has."""
-    volumes: Callable[[], list[Volume]]
+    volumes: Callable[[], list[QemuVolume]]
     """Returns the volumes that it starts with, open; called in a thread. Raises OSError."""
     incoming: bool
     """QEMU waits for the memory of a guest that runs elsewhere."""
@@ -62,8 +62,8 @@ class StartRequest(msgspec.Struct, frozen=True):
 class Inherited(msgspec.Struct, frozen=True):
     """What was opened for QEMU, by the numbers under which it inherits it, and what was chosen on this host."""
 
-    nics: tuple[Nic, ...]
-    volumes: tuple[Volume, ...]
+    nics: tuple[QemuNic, ...]
+    volumes: tuple[QemuVolume, ...]
     devices: tuple[str, ...]
     monitor: int
     console: int
@@ -76,10 +76,10 @@ class Inherited(msgspec.Struct, frozen=True):
     shared: tuple[int, ...]
 
 
-def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> Config:
+def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
     """Return the configuration of a VM's QEMU. Pure: a field of the spec that QEMU needs is added here."""
     spec, image, hardware = request.assignment.spec, request.image, request.hardware()
-    return Config(
+    return QemuConfig(
         id=vm,
         directory=Path(),
         binary=binary,
@@ -165,7 +165,7 @@ class Launch:
     """Prepares the starts of one VM."""
 
     def __init__(
-        self, vm: str, home: VmDirectory, settings: Settings, interfaces: Interfaces, passthrough: Passthrough
+        self, vm: str, home: VmDirectory, settings: AgentSettings, interfaces: Interfaces, passthrough: Passthrough
     ) -> None:
         self._vm, self._home, self._settings = vm, home, settings
         self._interfaces, self._passthrough = interfaces, passthrough
@@ -207,7 +207,7 @@ class Launch:
         arguments = command.command(config, incoming=request.incoming)
         return confined_command(arguments, spec, uid, request.accelerator)
 
-    async def _seed(self, request: StartRequest, nics: tuple[Nic, ...]) -> Path | None:
+    async def _seed(self, request: StartRequest, nics: tuple[QemuNic, ...]) -> Path | None:
         """Make the CD for the guest's first boot, if it has one; return where it is."""
         assignment = request.assignment
         if request.image.kernel is not None and assignment.seed is None:

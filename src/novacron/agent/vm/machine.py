@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from novacron.agent.actions import Action, Doing
 from novacron.agent.host.clock import finished_in_thread
-from novacron.agent.host.networks import Networks
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.settings import Settings
+from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
+from novacron.agent.vm.hypervisor import MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
 from novacron.disk import overlay
@@ -35,10 +35,6 @@ log = logs.get(__name__)
 PICTURE, PICTURE_BYTES_MAX = "display.png", 3 << 20
 
 
-class MachineFailed(Exception):
-    """The VM could not be started: says what QEMU or the kernel said."""
-
-
 class Machine:
     """The process of one VM, if there is one. ``on_event`` is called for QMP events and, as ``EXIT``, at its end."""
 
@@ -48,7 +44,7 @@ class Machine:
         settings: AgentSettings,
         networks: NodeNetworks,
         passthrough: Passthrough,
-        on_event: Callable[[str, dict[str, Any]], None],
+        on_event: OnEvent,
     ) -> None:
         self.id = id
         self.home = VmDirectory(settings.vms_dir / id, settings.uid_base)
@@ -335,3 +331,13 @@ def _read_and_remove(path: Path) -> bytes:
         content = file.read(PICTURE_BYTES_MAX + 1)
     path.unlink()
     return content
+
+
+class QemuHypervisor:
+    """QEMU on this host."""
+
+    def __init__(self, settings: AgentSettings, networks: NodeNetworks, passthrough: Passthrough) -> None:
+        self._settings, self._networks, self._passthrough = settings, networks, passthrough
+
+    def machine(self, vm: str, on_event: OnEvent) -> Machine:
+        return Machine(vm, self._settings, self._networks, self._passthrough, on_event)

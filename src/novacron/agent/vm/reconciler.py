@@ -13,8 +13,8 @@ from novacron.agent.actions import Action
 from novacron.agent.vm import guest_agent, snapshots
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
+from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.launch import StartRequest
-from novacron.agent.vm.machine import MachineFailed
 from novacron.agent.vm.power import STATES, Situation, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.tenant import Tenant

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from novacron.agent.vm.directory import DISK_LAYER
-from novacron.agent.vm.machine import Machine, MachineFailed
+from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.overlay import Snapshots as InFile
 from novacron.model.snapshot import SnapshotPhase
@@ -22,7 +22,7 @@ class SnapshotFailed(Exception):
     """It was not done: says why. The VM is as it was."""
 
 
-async def work(machine: Machine, wanted: wire.SnapshotWanted, run_state: str) -> float | None:
+async def work(machine: VirtualMachine, wanted: wire.SnapshotWanted, run_state: str) -> float | None:
     """Do what there is to do about a snapshot; return for how long the guest stood still, in ms, if it did.
 
     To go back to a snapshot without memory, QEMU is ended: whoever calls starts it again. Raises SnapshotFailed.
@@ -40,7 +40,7 @@ async def work(machine: Machine, wanted: wire.SnapshotWanted, run_state: str) ->
         raise SnapshotFailed(str(error) or type(error).__name__) from error
 
 
-async def _running(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float | None:
+async def _running(machine: VirtualMachine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float | None:
     await snapshots.settle(monitor)
     there = wanted.id in await snapshots.names(monitor)
     match wanted.phase:
@@ -64,7 +64,7 @@ async def _running(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWant
     return None
 
 
-async def _thaw(machine: Machine) -> None:
+async def _thaw(machine: VirtualMachine) -> None:
     """Let the guest write again; what its agent says to that changes nothing about the snapshot."""
     try:
         await machine.guest.thaw()
@@ -72,7 +72,7 @@ async def _thaw(machine: Machine) -> None:
         log.warning("a guest may not write to its disks", vm=machine.id, error=str(error))
 
 
-async def _create(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float:
+async def _create(machine: VirtualMachine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float:
     machine.stood_still_s = 0.0
     started = time.monotonic()
     await snapshots.create(monitor, wanted.id, memory=wanted.memory)
@@ -80,7 +80,7 @@ async def _create(machine: Machine, monitor: Monitor, wanted: wire.SnapshotWante
     return 1e3 * (machine.stood_still_s if wanted.memory else took_s)
 
 
-async def _stopped(machine: Machine, wanted: wire.SnapshotWanted) -> None:
+async def _stopped(machine: VirtualMachine, wanted: wire.SnapshotWanted) -> None:
     path = machine.directory / DISK_LAYER
     if not path.exists():
         raise SnapshotFailed("the VM has never run: there is nothing that a snapshot could keep")
