@@ -1,0 +1,50 @@
+"""What is handed to QEMU when a VM starts, and what is left when it does not: with a program in QEMU's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.settings import AgentSettings
+from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.launch import StartRequest
+from novacron.agent.vm.machine import QemuHypervisor
+from novacron.model.node import AcceleratorKind
+from novacron.model.vm import VmSpec
+from novacron.wire import messages as wire
+
+PROGRAM = """#!/bin/sh
+echo "$@" > arguments
+ls /proc/self/fd > descriptors
+echo "no such machine" >&2
+exit 1
+"""
+
+
+async def test_a_qemu_that_does_not_start_says_why_and_leaves_nothing_running(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"kernel")
+    settings = AgentSettings(tmp_path, tmp_path / "images", "host-a", qemu_binary=str(program))
+    hypervisor = QemuHypervisor(settings, NodeNetworks(settings), Passthrough())
+    ended: list[str] = []
+    machine = hypervisor.machine("vm-a", lambda name, _data: ended.append(name))
+    image = cast(Any, type("DisklessImage", (), {"disk": None, "kernel": kernel, "initrd": None, "cmdline": "quiet"}))
+    assignment = wire.Assignment("vm-a", "a", VmSpec(image="tiny"), False, "", 0, None, "default", bytes(32))
+    with pytest.raises(MachineFailed, match="no such machine"):
+        await machine.start(StartRequest(assignment, image, AcceleratorKind.TCG, "", list, incoming=False))
+    assert machine.pid is None
+    assert await machine.status() == "absent"
+    arguments = (machine.directory / "arguments").read_text()
+    assert "guest=vm-a" in arguments
+    assert "quiet" in arguments
+    descriptors = {int(line) for line in (machine.directory / "descriptors").read_text().split()}
+    assert len(descriptors - {0, 1, 2}) >= 4, "a kernel and three sockets"
+    await machine.destroy()
+    assert not machine.exists()
