@@ -12,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from novacron.agent.migration import phases
 from novacron.agent.vm.journal import Record
 from novacron.agent.vm.power import Step
 from novacron.model.migration import Phase
@@ -167,7 +168,9 @@ def test_the_page_of_the_agent_link_is_about_the_protocol_that_is_spoken() -> No
     assert title == f"# The agent link, protocol {messages.PROTOCOL}"
 
 
-@pytest.mark.parametrize("machine", [VmState, Phase, SnapshotPhase, Claim, Step], ids=lambda machine: machine.__name__)
+@pytest.mark.parametrize(
+    "machine", [VmState, Phase, phases.Phase, SnapshotPhase, Claim, Step], ids=lambda machine: machine.__name__
+)
 def test_every_state_is_on_the_page_of_state_machines(machine: type[StrEnum]) -> None:
     page = (ROOT / "docs/reference/state-machines.md").read_text()
     assert [state for state in machine if not re.search(rf"\b{state.replace('-', '[- ]')}", page)] == []
