@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from novacron.control.objects import Objects
-from novacron.control.placement import Placement
+from novacron.control.placement import PlacementController
 from novacron.store import migrations
 from novacron.store.database import Database
 from novacron.store.feed import Feed, Snapshot
@@ -35,7 +35,7 @@ async def test_an_index_that_lags_behind_overfills_no_node(database: Database) -
         await connection.execute("UPDATE nodes SET spec = spec || '{\"cordoned\": true}' WHERE name = 'b'")
         await add_vm(connection, "new", memory_mib=2048)
         await add_vm(connection, "small", memory_mib=64)
-    await Placement(index).step(database, Objects("placement"))
+    await PlacementController(index).step(database, Objects("placement"))
     assert await where(database) == {"there": "a", "new": None, "small": "a"}
 
 
@@ -47,7 +47,8 @@ async def test_the_index_places_vms_side_by_side_and_never_beyond_what_a_node_ha
             await add_vm(connection, f"vm-{number}", memory_mib=1024)
     index, other = await indexed(database), await indexed(database)
     await asyncio.gather(
-        Placement(index).step(database, Objects("placement")), Placement(other).step(database, Objects("placement"))
+        PlacementController(index).step(database, Objects("placement")),
+        PlacementController(other).step(database, Objects("placement")),
     )
     places = list((await where(database)).values())
     assert (places.count("a"), places.count("b"), places.count(None)) == (4, 4, 2)

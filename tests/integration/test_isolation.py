@@ -11,7 +11,7 @@ from novacron.control import gateways, health, migration
 from novacron.control.drain import Drains
 from novacron.control.failover import Failover
 from novacron.control.objects import BACKOFF_S_MAX, Objects
-from novacron.control.placement import BATCH_MAX, Placement
+from novacron.control.placement import BATCH_MAX, PlacementController
 from novacron.model.drain import DrainPhase, DrainPolicy
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import Power, VmSpec, VmState, VmStatus
@@ -72,18 +72,18 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_decoded_and_tries_it_aga
         await add_vm(connection, "good-2")
     clock = Clock()
     objects = Objects("placement", clock=clock)
-    await Placement().step(fleet, objects)
+    await PlacementController().step(fleet, objects)
     objects.end_pass()
     found = await where(fleet)
     assert found["good-1"] and found["good-2"] and found["bad"] is None
     assert objects.failure("bad") is not None and objects.due_in_s() is not None
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE vms SET spec = spec || '{\"power\": \"running\"}' WHERE id = 'bad'")
-    await Placement().step(fleet, objects)
+    await PlacementController().step(fleet, objects)
     objects.end_pass()
     assert (await where(fleet))["bad"] is None, "it rests"
     clock.now_s += BACKOFF_S_MAX
-    await Placement().step(fleet, objects)
+    await PlacementController().step(fleet, objects)
     assert (await where(fleet))["bad"] is not None
 
 
@@ -94,7 +94,7 @@ async def test_more_bad_vms_than_a_batch_has_room_for_stop_no_placement(fleet: D
         await add_vm(connection, "good")
     objects = Objects("placement", clock=Clock())
     for _ in range(2):
-        await Placement().step(fleet, objects)
+        await PlacementController().step(fleet, objects)
         objects.end_pass()
     assert (await where(fleet))["good"] is not None
 
@@ -109,7 +109,7 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database)
         await connection.execute(
             "CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW WHEN (OLD.id = 'bad') EXECUTE FUNCTION refuse()"
         )
-    await Placement().step(fleet, Objects("placement"))
+    await PlacementController().step(fleet, Objects("placement"))
     found = await where(fleet)
     assert found["good"] is not None and found["bad"] is None
 
@@ -207,7 +207,7 @@ async def test_a_node_that_cant_be_decoded_gets_nothing_and_stops_nothing(fleet:
         await connection.execute(
             "UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node IN ('Bad', 'c')"
         )
-    await Placement().step(fleet, Objects("placement"))
+    await PlacementController().step(fleet, Objects("placement"))
     assert (await where(fleet))["good"] in {"a", "b", "c"}
     await health.step(fleet, Objects("health"))
     await gateways.step(fleet, Objects("gateways"))

@@ -18,7 +18,7 @@ from novacron.control import garbage, gateways, health, migration
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
-from novacron.control.placement import Placement
+from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
 from novacron.model.errors import NovaError
 from novacron.store.database import LOST, Database
@@ -64,7 +64,7 @@ class Controllers:
         self._database = database
         self._all = (
             *ALL,
-            Controller("placement", Placement(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
+            Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
             Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
             Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),

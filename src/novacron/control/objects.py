@@ -45,7 +45,7 @@ T = TypeVar("T")
 Reconcile = Callable[[str], Awaitable[T]]
 
 
-class Failure(msgspec.Struct):
+class FailingObject(msgspec.Struct):
     """Why an object fails, and when it is tried again, on the clock of ``Objects``."""
 
     error: str
@@ -60,7 +60,7 @@ class Objects:
         self, controller: str, *, limit_s: float = RECONCILE_S_MAX, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._controller, self._limit_s, self._clock = controller, limit_s, clock
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, FailingObject] = {}
         self._seen: set[str] = set()
         self._failed: list[tuple[str, Exception]] = []
         """In this pass."""
@@ -181,7 +181,7 @@ class Objects:
         if before is not None or len(self._failures) < FAILING_MAX:
             tries = 1 if before is None else before.tries + 1
             delay_s = min(BACKOFF_S_MIN * 2.0 ** min(tries - 1, 16), BACKOFF_S_MAX)
-            self._failures[key] = Failure(_text(error), tries, self._clock() + delay_s)
+            self._failures[key] = FailingObject(_text(error), tries, self._clock() + delay_s)
         if not isinstance(error, Unavailable) or isinstance(error, Overtaken):
             self._unavailable.clear()
             return

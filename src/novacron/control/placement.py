@@ -16,7 +16,7 @@ BATCH_MAX, BATCHES_MAX = 100, 10
 """VMs that are placed in one transaction, and such transactions in one pass."""
 
 
-class Placement(msgspec.Struct):
+class PlacementController(msgspec.Struct):
     """``index`` has the fleet in memory; without one, every batch reads it from the database."""
 
     index: FleetIndex | None = None

@@ -70,7 +70,9 @@ def given_devices(node: Node) -> Counter[str]:
     """Return how many devices of each id a node gives to VMs: those that are listed, and kept within their guests."""
     has = node.status.inventory
     devices = () if has is None or has.hardware is None else has.hardware.devices
-    return Counter(one.id for one in devices if one.address in node.spec.passthrough and one.iommu_group is not None)
+    return Counter(
+        device.id for device in devices if device.address in node.spec.passthrough and device.iommu_group is not None
+    )
 
 
 def _lacks(has: Inventory, network: Network) -> str | None:

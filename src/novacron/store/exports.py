@@ -31,7 +31,7 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
         raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
-    image = next((found for found in node.status.inventory.images if found.name == vm.spec.image), None)
+    image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
     if image is None or not image.disk_bytes:
         raise IllegalState(f"VM {vm.name} has no disk that could be exported")
     if image.kind == "kernel":
@@ -61,10 +61,10 @@ async def get(connection: Connection, id: str) -> Export:
 
 async def delete(connection: Connection, id: str, actor: str) -> Export:
     """Forget an export, and let its node remove the file. Raises NotFound."""
-    found = await get(connection, id)
+    export = await get(connection, id)
     await connection.execute("DELETE FROM exports WHERE id = $1", id)
-    await events.record(connection, events.Event("vm", found.vm, found.vm_name, "ExportDeleted", found.id, actor))
-    return found
+    await events.record(connection, events.Event("vm", export.vm, export.vm_name, "ExportDeleted", export.id, actor))
+    return export
 
 
 async def on_node(connection: Connection, node: str) -> list[Export]:

@@ -29,12 +29,14 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     every = await nodes.all(connection)
     if node is not None:
         await nodes.get(connection, node, field="node")
-    for found in every:
-        if any(image.name == spec.name for image in _images(found)):
-            raise Conflict(f"node {found.name} holds an image {spec.name!r}", field="name", hint="choose another name")
-    ready = [found.name for found in every if found.status.ready and not found.spec.cordoned]
+    for candidate in every:
+        if any(image.name == spec.name for image in _images(candidate)):
+            raise Conflict(
+                f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
+            )
+    ready = [candidate.name for candidate in every if candidate.status.ready and not candidate.spec.cordoned]
     chosen = node or next(iter(ready), None)
-    if chosen is None or not any(found.name == chosen and found.status.ready for found in every):
+    if chosen is None or not any(candidate.name == chosen and candidate.status.ready for candidate in every):
         raise Unavailable(
             f"node {chosen} is not ready" if chosen else "no node is ready", hint="see: novacron node list"
         )
@@ -90,16 +92,16 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Import:
 
 async def expected(connection: Connection, id: str, offset: int, length: int) -> Import:
     """Return an import that waits for a piece of its upload. Raises NotFound, IllegalState, InvalidInput."""
-    found = await get(connection, id)
-    if found.spec.source is not Source.UPLOAD:
+    upload = await get(connection, id)
+    if upload.spec.source is not Source.UPLOAD:
         raise IllegalState(f"import {id} is no upload: its node fetches it itself")
-    if found.finished_at is not None or found.aborting:
-        raise IllegalState(f"import {id} is over: {found.error or found.phase}")
-    if offset + length > found.spec.size_bytes:
+    if upload.finished_at is not None or upload.aborting:
+        raise IllegalState(f"import {id} is over: {upload.error or upload.phase}")
+    if offset + length > upload.spec.size_bytes:
         raise InvalidInput(
-            f"{offset + length} bytes are more than the {found.spec.size_bytes} that were announced", field="offset"
+            f"{offset + length} bytes are more than the {upload.spec.size_bytes} that were announced", field="offset"
         )
-    return found
+    return upload
 
 
 async def working(connection: Connection, node: str) -> list[Import]:
@@ -128,13 +130,13 @@ async def report(connection: Connection, node: str, id: str, phase: Phase, held_
 
 async def abort(connection: Connection, id: str, actor: str) -> Import:
     """End an import; nothing of it stays. Raises NotFound, IllegalState."""
-    found = await get(connection, id, lock=True)
-    if found.finished_at is not None:
-        raise IllegalState(f"import {id} is over: {found.phase}")
+    aborted = await get(connection, id, lock=True)
+    if aborted.finished_at is not None:
+        raise IllegalState(f"import {id} is over: {aborted.phase}")
     row = await connection.fetchrow(
         "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', finished_at = now()"
         " WHERE id = $1 RETURNING *",
         id, Phase.FAILED,
     )  # fmt: skip
-    await events.record(connection, events.Event("import", id, found.spec.name, "ImportAborted", "aborted", actor))
+    await events.record(connection, events.Event("import", id, aborted.spec.name, "ImportAborted", "aborted", actor))
     return _import(row)

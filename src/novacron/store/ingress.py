@@ -46,32 +46,32 @@ async def _address(connection: Connection, address: str, project: str | None = N
 
 async def remove_address(connection: Connection, address: str, actor: str) -> FloatingAddress:
     """Forget a floating address that leads nowhere. Raises NotFound, Conflict."""
-    found = await _address(connection, address)
-    if found.network is not None:
+    floating = await _address(connection, address)
+    if floating.network is not None:
         raise Conflict(
-            f"{address} leads to {found.vm_name or f'ports of network {found.network}'}",
+            f"{address} leads to {floating.vm_name or f'ports of network {floating.network}'}",
             hint=f"novacron floating-address detach {address}",
         )
     await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
     await events.record(connection, events.Event("floating-address", address, address, "Removed", "it was free", actor))
-    return found
+    return floating
 
 
 async def _inside(connection: Connection, vm: Vm, network: str | None) -> str:
     """Return the overlay through which a VM is to be reached. Raises InvalidInput."""
-    found = [
+    overlays = [
         one.name for one in await networks.of_nics(connection, vm.spec.nics) if one.spec.kind is NetworkKind.OVERLAY
     ]
     if network is not None:
-        if network not in found:
+        if network not in overlays:
             raise InvalidInput(f"VM {vm.name} is not in an overlay {network!r}", field="network")
         return network
-    if len(found) != 1:
+    if len(overlays) != 1:
         raise InvalidInput(
-            f"VM {vm.name} is in {len(found)} overlays{': ' if found else ''}{', '.join(found)}",
-            field="network" if found else "vm", hint="name one" if found else "create it with a network",
+            f"VM {vm.name} is in {len(overlays)} overlays{': ' if overlays else ''}{', '.join(overlays)}",
+            field="network" if overlays else "vm", hint="name one" if overlays else "create it with a network",
         )  # fmt: skip
-    return found[0]
+    return overlays[0]
 
 
 async def _vm(connection: Connection, id: str) -> Vm:
@@ -87,9 +87,9 @@ async def _vm(connection: Connection, id: str) -> Vm:
 async def attach(connection: Connection, address: str, vm_id: str, network: str | None, actor: str) -> FloatingAddress:
     """Let a floating address lead to a VM, wherever that is. Raises NotFound, Conflict, InvalidInput."""
     vm = await _vm(connection, vm_id)
-    found = await _address(connection, address, vm.project)
-    if found.vm not in (None, vm.id):
-        raise Conflict(f"{address} leads to VM {found.vm_name}", hint=f"novacron floating-address detach {address}")
+    floating = await _address(connection, address, vm.project)
+    if floating.vm not in (None, vm.id):
+        raise Conflict(f"{address} leads to VM {floating.vm_name}", hint=f"novacron floating-address detach {address}")
     through = await _inside(connection, vm, network)
     if await connection.fetchval("SELECT 1 FROM forwards WHERE address = $1 LIMIT 1", address):
         raise Conflict(f"ports of {address} lead to VMs", hint="see: novacron forward list")
@@ -105,19 +105,19 @@ async def attach(connection: Connection, address: str, vm_id: str, network: str 
 
 async def detach(connection: Connection, address: str, actor: str) -> FloatingAddress:
     """Let a floating address lead nowhere; ports that it had lead nowhere, too. Raises NotFound."""
-    found = await _address(connection, address)
+    floating = await _address(connection, address)
     await connection.execute("DELETE FROM forwards WHERE address = $1", address)
     row = await connection.fetchrow(
         "UPDATE floating_addresses SET vm = NULL, vm_name = NULL, network = NULL WHERE address = $1 RETURNING *",
         address,
     )
-    if found.vm is not None:
+    if floating.vm is not None:
         await events.record(
             connection,
             events.Event(
                 "vm",
-                found.vm,
-                found.vm_name or found.vm,
+                floating.vm,
+                floating.vm_name or floating.vm,
                 "AddressDetached",
                 f"floating address {address}",
                 actor,
@@ -149,9 +149,9 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
     if count >= limits.FORWARDS_PER_NETWORK_MAX:
         raise Conflict(f"network {through} has {count} ports that lead to VMs", hint="delete one first")
     if address is not None:
-        found = await _address(connection, address, vm.project)
-        if found.vm is not None or found.network not in (None, through):
-            raise Conflict(f"{address} is used by {found.vm_name or f'network {found.network}'}", field="address")
+        floating = await _address(connection, address, vm.project)
+        if floating.vm is not None or floating.network not in (None, through):
+            raise Conflict(f"{address} is used by {floating.vm_name or f'network {floating.network}'}", field="address")
         await connection.execute("UPDATE floating_addresses SET network = $2 WHERE address = $1", address, through)
     try:
         row = await connection.fetchrow(
@@ -174,13 +174,13 @@ async def remove_forward(connection: Connection, id: str, actor: str) -> Forward
     row = await connection.fetchrow("DELETE FROM forwards WHERE id = $1 RETURNING *", id)
     if row is None:
         raise NotFound(f"there is no forward {id!r}", hint="see: novacron forward list")
-    found = _forward(row)
-    if found.address is not None:
+    removed = _forward(row)
+    if removed.address is not None:
         await connection.execute(
             "UPDATE floating_addresses SET network = NULL WHERE address = $1 AND vm IS NULL"
             " AND NOT EXISTS (SELECT FROM forwards WHERE address = $1)",
-            found.address,
+            removed.address,
         )
-    what = f"{found.protocol} port {found.port} of {found.address or 'the gateway'} leads to it no more"
-    await events.record(connection, events.Event("vm", found.vm, found.vm_name, "PortForwardEnded", what, actor))
-    return found
+    what = f"{removed.protocol} port {removed.port} of {removed.address or 'the gateway'} leads to it no more"
+    await events.record(connection, events.Event("vm", removed.vm, removed.vm_name, "PortForwardEnded", what, actor))
+    return removed

@@ -11,7 +11,6 @@ from novacron.store.database import Connection
 
 SIGN_S = 8.0
 """How long it counts that a node was seen by another one."""
-FORGOTTEN_AFTER_S = 3600.0
 
 
 async def begin(connection: Connection, node: str) -> int:

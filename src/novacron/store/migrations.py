@@ -405,13 +405,13 @@ async def stalled(connection: Connection) -> list[tuple[str, str]]:
         WHERE m.finished_at IS NULL AND m.phase <> 'pending'
         """
     )
-    found = []
+    reasons = []
     for row in rows:
         limit_s = limits.MIGRATION_PREPARE_S_MAX if row["phase"] == Phase.PREPARING else limits.MIGRATION_STALL_S_MAX
         if row["still_s"] > limit_s:
-            found.append((row["id"], f"no progress for {row['still_s']:.0f} s while {row['phase']}"))
+            reasons.append((row["id"], f"no progress for {row['still_s']:.0f} s while {row['phase']}"))
         for side in ("source", "target"):
             age_s = row[f"{side}_s"]
             if age_s is None or age_s > limits.MIGRATION_NODE_LOST_S_MAX:
-                found.append((row["id"], f"the {side}, node {row[side]}, is lost"))
-    return found
+                reasons.append((row["id"], f"the {side}, node {row[side]}, is lost"))
+    return reasons

@@ -63,7 +63,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
     for row in found:
         network = networks.network_of(row)
         members = of[network.name]
-        others = {str(name) for name in (network.gateway, *(one["node"] for one in members)) if name}
+        others = {str(name) for name in (network.gateway, *(row["node"] for row in members)) if name}
         is_gateway = network.gateway == node
         floating, entrances = await _ways_in(connection, network.name) if is_gateway else ((), ())
         told.append(
@@ -79,11 +79,11 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                     for other in sorted(others & hosts.keys() - {node})
                     if hosts[other]["endpoint"]
                 ),
-                tuple(sorted({(one["mac"], one["address"], one["name"]) for one in members if one["address"]})),
+                tuple(sorted({(row["mac"], row["address"], row["name"]) for row in members if row["address"]})),
                 tuple(
-                    Interface(one["vm"], one["number"], one["mac"], one["address"], _passing(_nic(one), groups))
-                    for one in members
-                    if one["node"] == node
+                    Interface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
+                    for row in members
+                    if row["node"] == node
                 ),
                 floating,
                 entrances,

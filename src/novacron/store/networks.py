@@ -102,7 +102,7 @@ def tunnel_mtu(node: Node) -> int:
 
 async def delete(connection: Connection, name: str, actor: str) -> Network:
     """Delete a network that no VM has. Raises NotFound, Conflict."""
-    found = await get(connection, name, lock=True)
+    network = await get(connection, name, lock=True)
     vm = await connection.fetchval(
         "SELECT v.name FROM nics JOIN vms v ON v.id = vm WHERE network = $1 ORDER BY v.name LIMIT 1", name
     )
@@ -111,7 +111,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
     await connection.execute("UPDATE floating_addresses SET network = NULL WHERE network = $1", name)
     await connection.execute("DELETE FROM networks WHERE name = $1", name)
     await events.record(connection, events.Event("network", name, name, "Deleted", "it had no VMs", actor))
-    return found
+    return network
 
 
 async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> VmSpec:
@@ -124,9 +124,9 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
     locked = {
         name: await get(connection, name, lock=True, field="nics") for name in sorted({n.network for n in spec.nics})
     }
-    for found in locked.values():
-        if found.project != project:
-            raise NotFound(f"project {project} has no network {found.name!r}", field="nics")
+    for network in locked.values():
+        if network.project != project:
+            raise NotFound(f"project {project} has no network {network.name!r}", field="nics")
     taken = {
         name: {
             row["address"]

@@ -68,10 +68,10 @@ async def create(
 async def configure(connection: Connection, name: str, changes: dict[str, Any], actor: str) -> Project:
     """Change a project's name, description, quota or whether its VMs may be on the hosts' network. What it has beyond
     a smaller quota it keeps. Raises NotFound, Conflict."""
-    found = await get(connection, name, lock=True)
+    project = await get(connection, name, lock=True)
     if name == DEFAULT and changes.get("name", name) != name:
         raise Conflict(f"project {DEFAULT} keeps its name", field="name")
-    now = msgspec.structs.replace(found, **changes)
+    now = msgspec.structs.replace(project, **changes)
     try:
         row = await connection.fetchrow(
             "UPDATE projects SET name = $2, description = $3, quota = $4, host_network = $5 WHERE name = $1"
@@ -98,7 +98,7 @@ def _said(value: Any) -> str:
 
 async def delete(connection: Connection, name: str, actor: str) -> Project:
     """Delete a project that has nothing; its service accounts and roles in it go, too. Raises NotFound, Conflict."""
-    found = await get(connection, name, lock=True)
+    project = await get(connection, name, lock=True)
     if name == DEFAULT:
         raise Conflict(f"project {DEFAULT} stays")
     for table, what in (
@@ -113,7 +113,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)
     await events.record(connection, events.Event("project", name, name, "Deleted", "it had nothing left", actor))
-    return found
+    return project
 
 
 async def usage(connection: Connection, name: str) -> Usage:

@@ -186,16 +186,16 @@ async def working(connection: Connection, ids: Sequence[str]) -> dict[str, list[
         "SELECT * FROM snapshots WHERE vm = ANY($1) AND phase = ANY($2) ORDER BY created_at",
         ids, [phase.value for phase in WORKING],
     )  # fmt: skip
-    found: dict[str, list[Snapshot]] = {}
+    by_vm: dict[str, list[Snapshot]] = {}
     for row in rows:
-        found.setdefault(row["vm"], []).append(_snapshot(row))
-    return found
+        by_vm.setdefault(row["vm"], []).append(_snapshot(row))
+    return by_vm
 
 
 async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
     """Raise Conflict or IllegalState when the VM's snapshots keep it from moving now."""
     await check_idle(connection, vm)
-    if live and any(found.phase is not SnapshotPhase.FAILED for found in await of_vm(connection, vm.id)):
+    if live and any(snapshot.phase is not SnapshotPhase.FAILED for snapshot in await of_vm(connection, vm.id)):
         raise IllegalState(
             f"VM {vm.name} has snapshots, which can't follow it while it runs",
             hint=f"move it with them while it stands still: novacron vm migrate {vm.name} --warm",

@@ -88,7 +88,7 @@ async def uses(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[da
     return {row["token"]: (row["used_at"], row["address"]) for row in rows}
 
 
-async def used(connection: Connection, found: Mapping[str, tuple[datetime, str]]) -> None:
+async def used(connection: Connection, calls: Mapping[str, tuple[datetime, str]]) -> None:
     """Store when and from where tokens were used."""
     await connection.execute(
         "INSERT INTO token_uses (token, used_at, address)"
@@ -96,7 +96,7 @@ async def used(connection: Connection, found: Mapping[str, tuple[datetime, str]]
         " AS u (token, used_at, address) WHERE EXISTS (SELECT FROM tokens t WHERE t.id = u.token)"
         " ON CONFLICT (token) DO UPDATE SET used_at = greatest(token_uses.used_at, excluded.used_at),"
         " address = excluded.address",
-        list(found), [at for at, _ in found.values()], [address for _, address in found.values()],
+        list(calls), [at for at, _ in calls.values()], [address for _, address in calls.values()],
     )  # fmt: skip
 
 

@@ -91,25 +91,23 @@ async def password_of(connection: Connection, name: str) -> tuple[User, str] | N
 
 async def disable(connection: Connection, ref: str, disabled: bool, actor: str) -> User:
     """Let a user do nothing any more, or again. Raises NotFound, Conflict for the last administrator."""
-    found = await get(connection, ref)
-    row = await connection.fetchrow("UPDATE users SET disabled = $2 WHERE id = $1 RETURNING *", found.id, disabled)
+    user = await get(connection, ref)
+    row = await connection.fetchrow("UPDATE users SET disabled = $2 WHERE id = $1 RETURNING *", user.id, disabled)
     await _check_administrator(connection)
     reason = "Disabled" if disabled else "Enabled"
-    await events.record(
-        connection, events.Event("user", found.id, found.name, reason, "", actor, project=found.project)
-    )
+    await events.record(connection, events.Event("user", user.id, user.name, reason, "", actor, project=user.project))
     return _user(row)
 
 
 async def delete(connection: Connection, ref: str, actor: str) -> User:
     """Delete a user with all tokens and roles. Raises NotFound, Conflict for the last administrator."""
-    found = await get(connection, ref)
-    await connection.execute("DELETE FROM users WHERE id = $1", found.id)
+    user = await get(connection, ref)
+    await connection.execute("DELETE FROM users WHERE id = $1", user.id)
     await _check_administrator(connection)
     await events.record(
-        connection, events.Event("user", found.id, found.name, "Deleted", "", actor, project=found.project)
+        connection, events.Event("user", user.id, user.name, "Deleted", "", actor, project=user.project)
     )
-    return found
+    return user
 
 
 async def grant(connection: Connection, user_ref: str, project: str | None, role: Role, actor: str) -> Grant:
@@ -141,30 +139,33 @@ async def get_grant(connection: Connection, id: str) -> Grant:
 
 async def revoke(connection: Connection, id: str, actor: str) -> Grant:
     """Take a role from a user. Raises NotFound, Conflict for the last administrator."""
-    found = await get_grant(connection, id)
+    revoked = await get_grant(connection, id)
     await connection.execute("DELETE FROM grants WHERE id = $1", id)
     await _check_administrator(connection)
-    said = f"{found.role} in {found.project or 'all projects, and the fleet'}"
+    scope = f"{revoked.role} in {revoked.project or 'all projects, and the fleet'}"
     await events.record(
-        connection, events.Event("user", found.user, found.user_name, "Revoked", said, actor, project=found.project)
+        connection,
+        events.Event("user", revoked.user, revoked.user_name, "Revoked", scope, actor, project=revoked.project),
     )
-    return found
+    return revoked
 
 
-async def free_name(connection: Connection, wanted: str) -> str:
-    """Return a name that no user has: the one that is wanted, or one like it."""
-    taken = {row["name"] for row in await connection.fetch("SELECT name FROM users WHERE name LIKE $1 || '%'", wanted)}
-    candidates = [wanted, *(f"{wanted[:58]}-{number}" for number in range(2, 1000))]
+async def free_name(connection: Connection, preferred: str) -> str:
+    """Return a name that no user has: the one that is preferred, or one like it."""
+    taken = {
+        row["name"] for row in await connection.fetch("SELECT name FROM users WHERE name LIKE $1 || '%'", preferred)
+    }
+    candidates = [preferred, *(f"{preferred[:58]}-{number}" for number in range(2, 1000))]
     return next((name for name in candidates if name not in taken), f"user-{secrets.token_hex(8)}")
 
 
 async def set_roles(connection: Connection, user: User, roles: dict[str | None, Role]) -> None:
     """Let a user have just these roles, by project."""
     rows = await connection.fetch('SELECT * FROM grants WHERE "user" = $1', user.id)
-    for found in map(_grant, rows):
-        if roles.get(found.project) is not found.role:
-            await revoke(connection, found.id, events.SYSTEM)
-    has = {found.project: found.role for found in map(_grant, rows)}
+    for role_grant in map(_grant, rows):
+        if roles.get(role_grant.project) is not role_grant.role:
+            await revoke(connection, role_grant.id, events.SYSTEM)
+    has = {role_grant.project: role_grant.role for role_grant in map(_grant, rows)}
     there = {row["name"] for row in await connection.fetch("SELECT name FROM projects")}
     for project, role in roles.items():
         if has.get(project) is not role and (project is None or project in there):
@@ -174,9 +175,9 @@ async def set_roles(connection: Connection, user: User, roles: dict[str | None, 
 async def _check_administrator(connection: Connection) -> None:
     """Raise Conflict when nobody would be left who may do everything; of two who take it from each other, one waits."""
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext('administrators'))")
-    left = await connection.fetchval(
+    remain = await connection.fetchval(
         'SELECT EXISTS (SELECT FROM grants g JOIN users u ON u.id = g."user"'
         " WHERE g.project IS NULL AND g.role = 'administrator' AND NOT u.disabled)"
     )
-    if not left:
+    if not remain:
         raise Conflict("nobody would be left who may do everything", hint="make somebody else administrator first")

@@ -54,12 +54,12 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
     if node is not None:
         await nodes.get(connection, node, field="node")
     found = [
-        (has.bytes_free, one.name, has.kind)
-        for one in await nodes.all(connection)
-        if node in (None, one.name) and one.status.ready and not one.spec.cordoned
-        if image is None or holds(one, image)
-        for has in pools_of(one)
-        if has.name == pool
+        (pool_there.bytes_free, candidate.name, pool_there.kind)
+        for candidate in await nodes.all(connection)
+        if node in (None, candidate.name) and candidate.status.ready and not candidate.spec.cordoned
+        if image is None or holds(candidate, image)
+        for pool_there in pools_of(candidate)
+        if pool_there.name == pool
     ]
     if not found:
         where = "no node that is ready" if node is None else f"node {node}, as it is now,"
@@ -138,7 +138,7 @@ async def attach(
     why = unreachable(await nodes.get(connection, vm.node), volume)
     if why is not None:
         raise IllegalState(why, field="vm", hint="see: novacron pool list")
-    taken = {one.lun for one in await of_vm(connection, vm.id)}
+    taken = {volume_there.lun for volume_there in await of_vm(connection, vm.id)}
     lun = next((lun for lun in range(limits.VOLUMES_PER_VM_MAX) if lun not in taken), None)
     if lun is None:
         raise Conflict(f"VM {vm.name} has {limits.VOLUMES_PER_VM_MAX} volumes", hint="detach one first")
@@ -181,7 +181,7 @@ def _uncarriable(node: Node, source: Node | None, volume: Volume) -> str | None:
 
 
 def _local(node: Node, volume: Volume) -> Pool | None:
-    return next((one for one in pools_of(node) if one.name == volume.pool and one.kind is PoolKind.LOCAL), None)
+    return next((pool for pool in pools_of(node) if pool.name == volume.pool and pool.kind is PoolKind.LOCAL), None)
 
 
 def local_nodes(volumes: Sequence[Volume]) -> set[str]:
@@ -254,9 +254,9 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
     node = volume.node
     if volume.kind is PoolKind.SHARED:  # any node that has the pool can
         able = [
-            one.name
-            for one in await nodes.all(connection)
-            if one.status.ready and any(pool.name == volume.pool for pool in pools_of(one))
+            candidate.name
+            for candidate in await nodes.all(connection)
+            if candidate.status.ready and any(pool.name == volume.pool for pool in pools_of(candidate))
         ]
         node = node if node in able else next(iter(able), node)
     row = await connection.fetchrow(
