@@ -154,14 +154,21 @@ class Index:
             self._all.add(now)
             self._entries[now] = new
         for field in self._fields:
-            was = None if old is None else (field, value_at(old.body, field))
-            has = None if new is None else (field, value_at(new.body, field))
-            if (before, was) == (now, has):
-                continue
-            if before is not None and was is not None:
-                self._remove(was, before)
-            if now is not None and has is not None:
-                self._with.setdefault(has, _Places()).add(now)
+            self._move(
+                None if old is None else (field, value_at(old.body, field)), before,
+                None if new is None else (field, value_at(new.body, field)), now,
+            )  # fmt: skip
+
+    def _move(
+        self, was: tuple[str, object] | None, before: str | None, has: tuple[str, object] | None, now: str | None
+    ) -> None:
+        """Move an object from the places with its former value of a field to those with its new one."""
+        if (before, was) == (now, has):
+            return
+        if before is not None and was is not None:
+            self._remove(was, before)
+        if now is not None and has is not None:
+            self._with.setdefault(has, _Places()).add(now)
 
     def _remove(self, value: tuple[str, object], place: str) -> None:
         places = self._with.get(value)
