@@ -80,18 +80,18 @@ end
 
 
 def read_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
-    one = next(iter(stand.client.list("vms", limit=1)))["id"]
+    vm = next(iter(stand.client.list("vms", limit=1)))["id"]
     figures = []
     for name, path, headers, rate, p95 in (
         ("list of 20 VMs, 100 connections", LIST, PACKED, 20_000, 10),
         ("list of 20 VMs, not compressed", LIST, (), None, None),
-        ("one VM, 100 connections", f"/api/v1/vms/{one}", (), 25_000, None),
+        ("one VM, 100 connections", f"/api/v1/vms/{vm}", (), 25_000, None),
     ):
-        found = [stand.load(path, 100, seconds, headers=headers) for _ in range(rounds)]
-        _check(found)
+        loads = [stand.load(path, 100, seconds, headers=headers) for _ in range(rounds)]
+        _check(loads)
         figures += [
-            median(name, [load.rate for load in found], "1/s", rate, at_least=True),
-            median("  ... p95", [load.p95_ms for load in found], "ms", p95),
+            median(name, [load.rate for load in loads], "1/s", rate, at_least=True),
+            median("  ... p95", [load.p95_ms for load in loads], "ms", p95),
         ]
     return figures
 
@@ -100,12 +100,12 @@ def ramp_figures(stand: Stand, size: Size) -> list[Figure]:
     figures = []
     for connections, p95 in size.ramp:
         lasts = size.load_s if connections < 5000 else 30  # their handshakes alone take a while
-        found = [stand.load(LIST, connections, lasts, headers=PACKED) for _ in range(size.rounds)]
+        loads = [stand.load(LIST, connections, lasts, headers=PACKED) for _ in range(size.rounds)]
         figures += [
-            median(f"list of 20 VMs, {connections:,} connections", [load.rate for load in found], "1/s", 12_000,
+            median(f"list of 20 VMs, {connections:,} connections", [load.rate for load in loads], "1/s", 12_000,
                    at_least=True),
-            median("  ... p95", [load.p95_ms for load in found], "ms", p95),
-            Figure("  ... failed", 100 * max(load.failed_share for load in found), "%", 0.01),
+            median("  ... p95", [load.p95_ms for load in loads], "ms", p95),
+            Figure("  ... failed", 100 * max(load.failed_share for load in loads), "%", 0.01),
         ]  # fmt: skip
     return figures
 
@@ -116,15 +116,15 @@ def mixed_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
     before = log.stat().st_size
     uvloop.run(_sample_statements(stand.postgres.url, 0.05))
     with _watched(stand.client, stand.client) as visible:
-        found = [stand.load("/", 100, seconds, script=script) for _ in range(rounds)]
+        loads = [stand.load("/", 100, seconds, script=script) for _ in range(rounds)]
     uvloop.run(_sample_statements(stand.postgres.url, 0))
     with stand.replica() as other, _watched(stand.client, other) as elsewhere:
         _check([stand.load("/", 100, seconds, script=script) for _ in range(rounds)])
-    _check(found)
+    _check(loads)
     took_ms = _statements_ms(log.read_text(errors="replace")[before:])
     return [
-        median("95 % reads, 5 % writes, 100 connections", [load.rate for load in found], "1/s", 5000, at_least=True),
-        median("  ... p99", [load.p99_ms for load in found], "ms", 50),
+        median("95 % reads, 5 % writes, 100 connections", [load.rate for load in loads], "1/s", 5000, at_least=True),
+        median("  ... p99", [load.p99_ms for load in loads], "ms", 50),
         Figure("  ... a write visible in reads, p99", statistics.quantiles(visible, n=100)[98], "ms", 100),
         Figure("  ... in reads of a second server, p99", statistics.quantiles(elsewhere, n=100)[98], "ms", 100),
         Figure("  ... server's memory", stand.memory_mib(), "MiB", 600),
@@ -208,9 +208,9 @@ def _watched(writes: Client, reads: Client) -> Iterator[list[float]]:
         for number in itertools.count(1):
             if stop.is_set():
                 return
-            wanted = writer.configure_vm(vm, start_order=number % 1000)["revision"]
+            revision = writer.configure_vm(vm, start_order=number % 1000)["revision"]
             started = time.perf_counter()
-            while reader.get("vms", vm)["revision"] < wanted:
+            while reader.get("vms", vm)["revision"] < revision:
                 pass
             took.append((time.perf_counter() - started) * 1e3)
             time.sleep(0.05)
@@ -344,9 +344,9 @@ def soak_figures(stand: Stand, minutes: float, seconds: float) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _check(found: list[Load]) -> None:
-    if any(load.bad or load.errors for load in found):
-        raise RuntimeError(f"requests failed: {found}")
+def _check(loads: list[Load]) -> None:
+    if any(load.bad or load.errors for load in loads):
+        raise RuntimeError(f"requests failed: {loads}")
 
 
 PARTS: dict[str, Callable[[Stand, Size], list[Figure]]] = {

@@ -184,12 +184,12 @@ class Stand:
         done = subprocess.run(
             [*command, f"{url or self.client.config.url}{path}"], check=True, capture_output=True, text=True
         )  # fmt: skip
-        found = re.search(
+        match = re.search(
             r"RESULT rate=([\d.]+) p50=([\d.]+) p95=([\d.]+) p99=([\d.]+) ok=(\d+) bad=(\d+) errors=(\d+)", done.stdout
         )
-        if found is None:
+        if match is None:
             raise RuntimeError(f"wrk: {done.stdout}{done.stderr}")
-        numbers = [float(text) for text in found.groups()]
+        numbers = [float(text) for text in match.groups()]
         rate, p50, p95, p99, ok, bad, errors = numbers
         return Load(rate, p50, p95, p99, int(ok), int(bad), int(errors))
 
@@ -202,9 +202,9 @@ def _answers(config: Callable[[], Config]) -> bool:
 
 
 def _rss_mib(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def timed(work: object) -> float:

@@ -121,9 +121,9 @@ async def migrate(
 
     ``mirror`` mirrors the disk first, over NBD: ``full``, or ``top`` for the guest's own layer alone.
     """
-    wanted, compression = MODES[mode]
+    enabled, compression = MODES[mode]
     if mirror is not None:
-        wanted = (*wanted, "pause-before-switchover")
+        enabled = (*enabled, "pause-before-switchover")
     monitors: list[Monitor] = []
     ended, paused, mirrored = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -139,7 +139,7 @@ async def migrate(
         monitors.append(await Monitor.connect(monitor_path(bare.directory), hear, lambda: True))
     try:
         for monitor in monitors:
-            capabilities = [{"capability": name, "state": True} for name in ("events", *wanted)]
+            capabilities = [{"capability": name, "state": True} for name in ("events", *enabled)]
             await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
             await monitor.execute(
                 "migrate-set-parameters",
