@@ -1,4 +1,4 @@
-"""What every route needs, in one object of the application's state."""
+"""The services that every route needs, in one object of the application's state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Console(Protocol):
 
 
 class Agents(Protocol):
-    """Who can ask nodes: the server's end of the agent link."""
+    """The server's end of the agent link, as routes use it."""
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> Console: ...
     async def ask(self, node: str, question: Question[A]) -> A: ...
@@ -62,7 +62,7 @@ class Services(msgspec.Struct):
     api_url: str
     link_url: str
     log_level: Path
-    """Where it is said what this server's processes log."""
+    """File with the log level of this server's processes."""
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -32,7 +32,7 @@ LEEWAY_S = 30
 
 
 class LoginStep(msgspec.Struct, frozen=True):
-    """What is remembered of a login between its two steps."""
+    """The state of a login between its two steps."""
 
     state: str
     nonce: str
@@ -56,7 +56,7 @@ class Oidc:
         self._keys: jwt.PyJWKClient | None = None
 
     async def begin(self) -> tuple[str, str]:
-        """Return where the browser is to go, and the cookie with which it comes back. Raises Unavailable."""
+        """Return the URL to redirect the browser to, and the cookie that it returns with. Raises Unavailable."""
         configuration = await asyncio.to_thread(self._discover)
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         step = LoginStep(state, nonce, verifier, time.time() + STEP_S_MAX)
@@ -69,7 +69,7 @@ class Oidc:
         return f"{configuration['authorization_endpoint']}?{urlencode(query)}", self._sealed(step)
 
     async def end(self, cookie: str, state: str, code: str) -> dict[str, Any]:
-        """Return what the provider vouches for. Raises Unauthenticated, Unavailable."""
+        """Return the provider's verified claims. Raises Unauthenticated, Unavailable."""
         step = self._opened(cookie)
         if step is None or step.expires_at_s < time.time() or not hmac.compare_digest(step.state, state):
             raise Unauthenticated("this login was not begun here, or too long ago", hint="log in again")

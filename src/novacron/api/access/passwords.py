@@ -24,7 +24,7 @@ _NOBODYS = _hasher.hash("nobody has this password")
 
 
 class Passwords:
-    """Checks passwords, and slows down who guesses."""
+    """Checks passwords, and slows down guessing."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared

@@ -31,7 +31,7 @@ class Calls(msgspec.Struct):
 
 
 def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime | None:
-    """Return a time that was asked for; one without a zone is UTC. Raises InvalidInput for a bare number."""
+    """Return a time parameter; without a zone it is UTC. Raises InvalidInput for a bare number."""
     if value is None:
         return None
     text = str(request.query_params[field])

@@ -45,7 +45,7 @@ class DeleteVms(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct):
-    """What became of one item: the VM, or why not."""
+    """The result of one item: the VM, or the problem."""
 
     status: int
     vm: Vm | None = None
@@ -65,7 +65,7 @@ Work = Callable[[Connection], Awaitable[Vm]]
 
 
 async def _one_by_one(connection: Connection, works: Sequence[Work | NovaError]) -> list[Vm | NovaError]:
-    """Do each work in a transaction of its own within the one of all; return what it did, or why not."""
+    """Do each work in a savepoint of its own; return the VM of each, or the error."""
     results = list[Vm | NovaError]()
     for work in works:
         try:
@@ -82,7 +82,7 @@ async def _one_by_one(connection: Connection, works: Sequence[Work | NovaError])
 async def _write(
     request: ApiRequest, work: Callable[[Connection], Awaitable[list[Vm | NovaError]]], status: int
 ) -> Response[Results]:  # fmt: skip
-    """Do what is asked of all items in one transaction, and answer with what became of each."""
+    """Do the work of all items in one transaction, and answer with the result of each."""
 
     async def all_(connection: Connection) -> Results:
         outcomes = await work(connection)

@@ -1,4 +1,4 @@
-"""Consoles of VMs: tickets, the WebSocket that they open (binary messages), what was printed, and pictures."""
+"""Consoles of VMs: tickets, the WebSocket that they open (binary messages), console logs and screenshots."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from novacron.wire.questions import ReadConsoleLog, TakeScreenshot
 INPUT_BYTES_MAX = 64 * 1024
 CLOSE_REFUSED = 4409
 PROTOCOL = "binary"
-"""What VNC clients in browsers ask for."""
+"""The subprotocol that VNC clients in browsers request."""
 OCTETS = "application/octet-stream"
-"""What a guest prints is in whatever encoding it likes."""
+"""A guest prints in any encoding."""
 
 Tail = Annotated[
     int, QueryParameter(name="bytes", ge=1, le=limits.CONSOLE_LOG_TAIL_BYTES_MAX, description="at most, from the end")
@@ -82,7 +82,7 @@ async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]
 
 @websocket("/api/v1/console", exclude_from_auth=True)
 async def console(socket: WebSocket[Caller, str, Any], ticket: FromQuery[str] = "") -> None:
-    """Carry bytes between a console and whoever holds a ticket for it."""
+    """Carry bytes between a console and the holder of a ticket for it."""
     context = services(socket)
     asked = socket.headers.get("sec-websocket-protocol", "")
     await socket.accept(subprotocols=PROTOCOL if PROTOCOL in asked.split(",") else None)

@@ -24,7 +24,7 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class Site(msgspec.Struct):
-    """Where nodes stand."""
+    """A site and its nodes."""
 
     name: str
     nodes: list[str]

@@ -43,7 +43,7 @@ async def list_events(
 
 
 def kinds_of(text: str | None) -> frozenset[str]:
-    """Return which kinds of objects a stream is about. Raises InvalidInput."""
+    """Return the kinds of objects that a stream follows. Raises InvalidInput."""
     kinds = frozenset(PUBLIC if text is None else text.split(","))
     if not kinds <= frozenset(PUBLIC):
         raise InvalidInput(f"unknown kind in {text!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
@@ -64,7 +64,7 @@ def _stream(request: ApiRequest, cache: Cache, kinds: str | None) -> Stream:
 
 
 def access_of(connection: ASGIConnection[Any, Any, Any, Any], session: Caller) -> Access:
-    """Return what a caller may see now: a role or a token that is taken away counts in streams, too."""
+    """Return the caller's access now: a revoked role or token also ends what a stream shows."""
     caller = services(connection).cache.callers.by_id(session.id)
     return Access() if caller is None or caller.expires_at_s <= time.time() else caller.access
 

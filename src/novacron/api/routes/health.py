@@ -1,4 +1,4 @@
-"""The two routes that need no token: is the process alive, and can it serve."""
+"""The two routes that need no token: whether the process is alive, and whether it can serve."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
 
 
 class CopyImage(msgspec.Struct, forbid_unknown_fields=True):
-    """Where an image is to go, and which node gives it: by default the nearest that has it."""
+    """The node to copy an image to, and its source: by default the nearest node that holds it."""
 
     target: NodeName
     source: NodeName | None = None

@@ -43,11 +43,11 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     description: Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)] = ""
     node: NodeName | None = None
     shared: bool | None = None
-    """Every project may use the image, which takes a role that is good everywhere; by default if the caller has one."""
+    """Every project may use the image, which needs a role in all projects; default: whether the caller has one."""
 
 
 class Held(msgspec.Struct):
-    """How much of an upload is there: the next piece begins here."""
+    """How much of an upload has arrived: the next piece begins here."""
 
     held_bytes: int
 
@@ -114,7 +114,7 @@ async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held
 
 
 async def _own(request: ApiRequest, id: str) -> str:
-    """Return the import's id, if the caller may do anything about it."""
+    """Return the import's id, if the caller may change it."""
     return await authorization.resolve(request, "import", replies.check_ref("import", id))
 
 

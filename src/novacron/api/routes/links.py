@@ -46,7 +46,7 @@ async def remove_link(request: ApiRequest, one: FromPath[str], other: FromPath[s
 
 
 class ProbeLink(msgspec.Struct, forbid_unknown_fields=True):
-    """Two nodes, and for how long data flows from one to the other: that uses all of the link."""
+    """Two nodes, and how long to send data from one to the other, which uses the whole link."""
 
     source: NodeName
     target: NodeName

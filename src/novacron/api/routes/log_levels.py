@@ -25,7 +25,7 @@ class Level(StrEnum):
 
 
 class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
-    """What is logged: this, and what is worse."""
+    """The least severe level that is logged."""
 
     level: Level
 

@@ -1,4 +1,4 @@
-"""The route that Prometheus asks: ``/metrics``, with a token like all others; and what of the fleet the cache tells."""
+"""The route that Prometheus scrapes: ``/metrics``, with a token like all others; and the fleet's metrics."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def known_node(request: ApiRequest, name: str) -> str:
 
 
 def _wanted(request: ApiRequest) -> tuple[bool, str]:
-    """Say whether who asks takes OpenMetrics, and which type of content it gets."""
+    """Say whether the client accepts OpenMetrics, and which content type it gets."""
     open_metrics = "application/openmetrics-text" in request.headers.get("accept", "")
     return open_metrics, OPEN_CONTENT_TYPE if open_metrics else CONTENT_TYPE
 
 
 def seen(cache: Cache) -> Iterator[Value]:
-    """Yield what a cache tells of the fleet."""
+    """Yield the metrics of the fleet in a watch cache."""
 
     def bodies(kind: str) -> Iterator[Body]:
         return (entry.body for entry in cache.all(kind).values())

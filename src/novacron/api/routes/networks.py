@@ -56,26 +56,26 @@ class CreateNetwork(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CreateSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
-    """A new security group. What no rule lets in stays out of the interfaces that have it."""
+    """A new security group. Traffic that no rule allows is blocked at the interfaces that have it."""
 
     name: Name
     rules: Rules = ()
 
 
 class ConfigureSecurityGroup(msgspec.Struct, forbid_unknown_fields=True):
-    """All rules that it is to have."""
+    """The complete set of rules."""
 
     rules: Rules
 
 
 class AddFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
-    """An address of the hosts' network that nobody else has."""
+    """An unused address of the hosts' network."""
 
     address: str
 
 
 class AttachFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
-    """Which VM it leads to; ``network``: through which of its overlays, if it is in several."""
+    """The VM to attach it to; ``network``: which of its overlays, if it is in several."""
 
     vm: str
     network: Name | None = None

@@ -36,35 +36,35 @@ Passthrough = Annotated[tuple[PciAddress, ...], msgspec.Meta(max_length=limits.P
 
 
 class ConfigureNode(msgspec.Struct, forbid_unknown_fields=True):
-    """What is not given stays as it is; null takes the limit away."""
+    """What is left out stays as it is; null removes the limit."""
 
     site: SiteName | UnsetType = UNSET
     zone: SiteName | UnsetType = UNSET
     labels: Labels | UnsetType = UNSET
-    """All of them: what is not named is taken away."""
+    """The complete set: what is left out is removed."""
     taints: Taints | UnsetType = UNSET
     vcpu_overcommit: Overcommit | UnsetType = UNSET
     memory_overcommit: Overcommit | UnsetType = UNSET
     passthrough: Passthrough | UnsetType = UNSET
-    """All PCI devices that guests may have."""
+    """All PCI devices that can be passed through to guests."""
     migration_rate_bytes_per_s: Rate | UnsetType | None = UNSET
     migrations_at_once: MigrationsAtOnce | UnsetType | None = UNSET
 
 
 class DrainNode(msgspec.Struct, forbid_unknown_fields=True):
-    """What to do with guests that write faster than the link takes it."""
+    """What to do with guests that dirty memory faster than the link can send it."""
 
     policy: DrainPolicy = DrainPolicy.THROTTLE
 
 
 class Uncordon(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether the VMs that the node's last drain has moved away come back."""
+    """Whether the VMs that the node's last drain moved away come back."""
 
     bring_back: bool = False
 
 
 class RenameNode(msgspec.Struct, forbid_unknown_fields=True):
-    """Its new name; its agent takes it over by itself."""
+    """The new name; the node's agent adopts it by itself."""
 
     name: NodeName
 

@@ -15,7 +15,7 @@ from novacron.store import fleet, migrations
 
 
 class Foreseen(msgspec.Struct):
-    """What is said of each node: the best first, those that can't take the VM last."""
+    """The verdict on each node: the best first, those that can't take the VM last."""
 
     items: list[Verdict]
 

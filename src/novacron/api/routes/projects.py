@@ -36,7 +36,7 @@ class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change; what is left out stays, and of a quota that is given, what it leaves out has no limit."""
+    """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit."""
 
     name: Name | UnsetType = UNSET
     description: Description | UnsetType = UNSET
@@ -45,7 +45,7 @@ class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ProjectUsage(msgspec.Struct):
-    """What a project has, and may have."""
+    """A project's usage and quota."""
 
     usage: Usage
     quota: Quota

@@ -33,7 +33,7 @@ class Login(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LoggedIn(msgspec.Struct):
-    """Who has logged in; ``csrf`` goes with each change as the header ``X-CSRF-Token``."""
+    """The user of the new session; send ``csrf`` with each change as the header ``X-CSRF-Token``."""
 
     user: str
     csrf: str

@@ -52,7 +52,7 @@ class ShownToken(Token, frozen=True):
 
 
 def _managed(request: ApiRequest, user: str) -> bool:
-    """Say whether the caller sees to a user's tokens."""
+    """Say whether the caller manages a user's tokens."""
     entry = services(request).cache.get("user", user)
     project = None if entry is None else entry.body["project"]
     return user == request.user.user or request.user.access.allows(Right.MANAGE, project)
@@ -94,7 +94,7 @@ async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> Crea
 
 
 def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
-    """A token makes none that may more than it, or for longer. Raises Forbidden."""
+    """Raise Forbidden if a token would create one with more rights or a longer life than its own."""
     own = services(request).cache.get("token", request.user.id)
     assert own is not None
     has = own.body

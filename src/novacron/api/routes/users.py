@@ -34,20 +34,20 @@ class CreateUser(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureUser(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether the user may do nothing any more."""
+    """Whether the user is disabled."""
 
     disabled: bool
 
 
 class SetPassword(msgspec.Struct, forbid_unknown_fields=True):
-    """A new password. Who changes their own proves that they know the present one, if there is one."""
+    """A new password. A user who changes their own password must send the present one, if there is one."""
 
     password: Password
     present: str | None = None
 
 
 class CreateGrant(msgspec.Struct, forbid_unknown_fields=True):
-    """A role for a user, in a project or (null) everywhere, in place of the one that they had there."""
+    """A role for a user, in a project or (null) everywhere; it replaces the role that they had there."""
 
     user: str
     role: Role
@@ -55,7 +55,7 @@ class CreateGrant(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Me(msgspec.Struct):
-    """Who calls, and what they may do: everywhere, and in projects."""
+    """The caller and their permissions: everywhere, and in projects."""
 
     user: str
     token: str
@@ -73,7 +73,7 @@ async def show_me(request: ApiRequest) -> Me:
 
 
 def _managed(request: ApiRequest, body: dict[str, Any]) -> bool:
-    """Say whether the caller sees to a user: themselves, a service account of their project, or anybody."""
+    """Say whether the caller manages a user: themselves, a service account of their project, or any user."""
     access, project = request.user.access, body["project"]
     return body["id"] == request.user.user or access.allows(Right.MANAGE, project)
 

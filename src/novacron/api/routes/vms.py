@@ -65,7 +65,7 @@ class ConfigureVm(VmChanges):
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
-    """A new VM like another, with what that has written to its disk so far: a copy, or ``linked``, shared."""
+    """A clone of a VM with its disk's present content: a copy, or, ``linked``, a shared layer."""
 
     name: Name
     linked: bool = False
@@ -89,11 +89,11 @@ class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
     rate_limit_bytes_per_s: Rate | None = None
     policy: Policy = Policy.THROTTLE
     warm: bool = False
-    """The guest stands still meanwhile, and takes its snapshots along."""
+    """Pause the guest during the migration, and move its snapshots along."""
 
 
 class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the VM might be moved; without ``target`` the platform chooses."""
+    """The target node of the estimate; without ``target`` the platform chooses."""
 
     target: Name | None = None
 
@@ -186,7 +186,7 @@ async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[C
 def _in_one_statement(
     request: ApiRequest, id: str, make: Callable[[Vm], vms.OneStatement | None]
 ) -> vms.OneStatement | None:
-    """Return a change of a VM as the cache knows it, if that alone tells that it can be made."""
+    """Return a change of a VM as one statement, if the VM in the cache shows that it is allowed."""
     entry = services(request).cache.get("vm", id)
     if entry is None:
         return None

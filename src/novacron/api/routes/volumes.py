@@ -27,7 +27,7 @@ Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
 
 
 class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
-    """A new volume, empty or a copy of an image's disk. ``node``: the one with most room in the pool if not given."""
+    """A new volume, empty or a copy of an image's disk. ``node``: by default the one with most room in the pool."""
 
     name: Name
     size_mib: DiskMib
@@ -39,7 +39,7 @@ class CreateVolume(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureVolume(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change; what is left out stays. It only grows, also while it is used; a limit of null is none."""
+    """What to change; what is left out stays. It only grows, also while attached; a limit of null means none."""
 
     name: Name | UnsetType = UNSET
     size_mib: DiskMib | UnsetType = UNSET
@@ -48,7 +48,7 @@ class ConfigureVolume(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
-    """Which VM gets it, and how. Firmware tries the lowest ``boot_order`` first; the VM's own disk has 1."""
+    """The VM to attach it to, and how. Firmware tries the lowest ``boot_order`` first; the VM's own disk has 1."""
 
     vm: str
     read_only: bool = False
@@ -56,7 +56,7 @@ class AttachVolume(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PoolOnNode(msgspec.Struct):
-    """A pool as one node sees it, and what is promised of it there. Sizes in bytes."""
+    """A pool as one node sees it, with the space allocated there. Sizes in bytes."""
 
     name: str
     kind: PoolKind
