@@ -76,12 +76,15 @@ def decide(spec: VmSpec, situation: Situation) -> Step:
         return Step.KILL if wants_off or again else Step.MARK_HALTED
     if spec.power is Power.STOPPED:
         return _stop(spec, situation)
-    if run_state == "inmigrate":
-        # It owns the VM, but the memory that it waited for will not come.
-        return Step.KILL
+    return _keep_on(spec, situation)
+
+
+def _keep_on(spec: VmSpec, situation: Situation) -> Step:
+    """Return the next step with a QEMU that is there and is to stay."""
+    run_state = situation.run_state
     if run_state == "io-error":
         return Step.MAKE_ROOM
-    if run_state not in STATES:
+    if run_state not in STATES:  # ``inmigrate``, too: it owns the VM, but the memory that it waited for will not come
         return Step.KILL
     if run_state == "running" and (step := _restart(spec, situation)) is not None:
         return step

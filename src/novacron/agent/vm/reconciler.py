@@ -30,6 +30,7 @@ log = logs.get(__name__)
 
 IDLE_S = 60.0
 RETRY_S = 2.0
+LOOK_AGAIN_S_MIN = 0.05
 ROOM_BYTES = 64 << 20
 """With so much free again, a VM whose disk was full goes on."""
 STABLE_S = 60.0
@@ -93,56 +94,81 @@ class Reconciler:
                 log.error("a crash can't be written down", vm=context.vm, error=str(error))
             log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
 
-    async def step(self, wanted: wire.Assignment) -> float:
-        """Do the next step; return when to look again. Raises MachineFailed, MonitorFailed, NetworkFailed, OSError."""
-        context = self._context
+    async def step(self, assignment: wire.Assignment) -> float:
+        """Do the next step; return when to look again, in seconds.
+
+        Raises MachineFailed, MonitorFailed, NetworkFailed, OSError.
+        """
         await self._count_crashes()
-        try:
-            run_state = await self._machine.status()
-        except MonitorFailed as error:
-            if wanted.spec.power is not Power.STOPPED:
-                raise
-            # It hangs and is to be off: nothing that could be asked of it is worth waiting for.
-            log.warning("a QEMU that does not answer is killed to stop it", vm=context.vm, error=str(error))
-            run_state = "unresponsive"
-        if run_state == "running" and self._preparing is None:
-            self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{context.vm}")
-        if run_state == "running" and context.arrived_by is not None:
-            self._services.send(wire.Resumed(context.arrived_by))
-            self._services.networks.arrived(context.vm)
-            context.arrived_by = None
+        run_state = await self._run_state(assignment)
+        if run_state == "running":
+            self._note_running()
         if run_state == "absent":  # also of a VM that can't start for one
-            await self._devices.settle(wanted)
+            await self._devices.settle(assignment)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
-        step = decide(wanted.spec, self._situation(run_state, now))
+        step = decide(assignment.spec, self._situation(run_state, now))
         if step is not Step.NOTHING:
-            log.info("step", vm=context.vm, step=step, run_state=run_state)
-            with context.doing(Action(step)):
-                pause_s = await self._do(step, wanted, run_state, now)
+            log.info("step", vm=self._context.vm, step=step, run_state=run_state)
+            with self._context.doing(Action(step)):
+                pause_s = await self._do(step, assignment, run_state, now)
             if pause_s is not None:
                 return pause_s
         if run_state in ("running", "paused"):
-            await self._devices.settle(wanted)
-            self._grow_error = await self._grow(wanted)
-        if run_state in ("running", "paused") and (image := self._services.images.get(wanted.spec.image)) is not None:
-            await self._machine.grow(wanted.spec.disk_bytes(image.info.disk_bytes), context.doing)
-        if wanted.snapshots and self._stopping_at is None and await self._work_on(wanted.snapshots[0], run_state):
+            await self._settle_running(assignment)
+        snapshots_wait = assignment.snapshots and self._stopping_at is None
+        if snapshots_wait and await self._work_on(assignment.snapshots[0], run_state):
             return 0
         if run_state == "absent":
             self._stopping_at = None
+        self._report(assignment, run_state)
+        return self._pause_s(assignment, now)
+
+    async def _run_state(self, assignment: wire.Assignment) -> str:
+        try:
+            return await self._machine.status()
+        except MonitorFailed as error:
+            if assignment.spec.power is not Power.STOPPED:
+                raise
+            # It hangs and is to be off: nothing that could be asked of it is worth waiting for.
+            log.warning("a QEMU that does not answer is killed to stop it", vm=self._context.vm, error=str(error))
+            return "unresponsive"
+
+    def _note_running(self) -> None:
+        """The guest runs: prepare for a migration, and say so if one has just ended."""
+        context = self._context
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(), name=f"prepare-{context.vm}")
+        if context.arrived_by is not None:
+            self._services.send(wire.Resumed(context.arrived_by))
+            self._services.networks.arrived(context.vm)
+            context.arrived_by = None
+
+    async def _settle_running(self, assignment: wire.Assignment) -> None:
+        """Let a VM that runs have the volumes, processors, memory and disk that it should have."""
+        await self._devices.settle(assignment)
+        self._grow_error = await self._grow(assignment)
+        image = self._services.images.get(assignment.spec.image)
+        if image is not None:
+            await self._machine.grow(assignment.spec.disk_bytes(image.info.disk_bytes), self._context.doing)
+
+    def _report(self, assignment: wire.Assignment, run_state: str) -> None:
+        context, spec = self._context, assignment.spec
         state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
-        halted = state is VmState.STOPPED and context.record.halted_at_start == wanted.spec.starts
-        reason = ""
-        if halted and wanted.spec.power is Power.RUNNING:
-            reason = "crashed, and is not to be started again" if context.record.crashes else "powered off by the guest"
+        halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
+        reason = self._grow_error if run_state == "running" else ""
         if context.record.post_copy is not None:
             reason = context.missing_memory_reason()
-        context.report(state, reason or (self._grow_error if run_state == "running" else ""))
+        elif halted and spec.power is Power.RUNNING:
+            reason = "crashed, and is not to be started again" if context.record.crashes else "powered off by the guest"
+        context.report(state, reason)
+
+    def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
+        """Return when to look again, though nothing happens."""
         if self._resetting_at is not None:
-            return max(0.05, limits.REBOOT_S_MAX - (now - self._resetting_at))
+            return max(LOOK_AGAIN_S_MIN, limits.REBOOT_S_MAX - (now - self._resetting_at))
         if self._stopping_at is not None:
-            return max(0.05, wanted.spec.stop_timeout_s - (now - self._stopping_at))
+            return max(LOOK_AGAIN_S_MIN, assignment.spec.stop_timeout_s - (now - self._stopping_at))
         return IDLE_S
 
     def _situation(self, run_state: str, now: float) -> Situation:
@@ -156,7 +182,7 @@ class Reconciler:
             stopping_s=None if self._stopping_at is None else now - self._stopping_at,
         )
 
-    async def _do(self, step: Step, wanted: wire.Assignment, run_state: str, now: float) -> float | None:
+    async def _do(self, step: Step, assignment: wire.Assignment, run_state: str, now: float) -> float | None:
         """Do a step; return when to look again, or None where there may be more to do at once."""
         context = self._context
         match step:
@@ -165,7 +191,7 @@ class Reconciler:
                 if self._started_at and wait_s > 0:
                     context.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
                     return wait_s
-                return await self._start(wanted)
+                return await self._start(assignment)
             case Step.CONTINUE:
                 await self._continue()
                 if run_state == "paused":
@@ -175,7 +201,7 @@ class Reconciler:
                 await self._machine.execute("stop")
                 return 0
             case Step.REBOOT:
-                await context.store(reboots=wanted.spec.reboots)
+                await context.store(reboots=assignment.spec.reboots)
                 if await guest_agent.ask_to_end(self._machine, "reboot"):
                     self._resetting_at = now
                 else:
@@ -183,7 +209,7 @@ class Reconciler:
                 return 0
             case Step.RESET:
                 self._resetting_at = None
-                await context.store(reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+                await context.store(reboots=assignment.spec.reboots, resets=assignment.spec.resets)
                 await self._machine.execute("system_reset")
                 return 0
             case Step.POWER_DOWN:
@@ -191,22 +217,22 @@ class Reconciler:
                 self._services.run_in_background(guest_agent.power_off(self._machine))
                 await self._machine.execute("system_powerdown")
                 context.report(VmState.STOPPING)
-                return wanted.spec.stop_timeout_s
+                return assignment.spec.stop_timeout_s
             case Step.KILL:
-                if not self._is_to_be_off(wanted) and run_state != "inmigrate":
+                if not self._is_to_be_off(assignment) and run_state != "inmigrate":
                     self.note_crash(f"QEMU is in state {run_state}")
                 context.exit_expected = True
                 await self._machine.kill()
                 self._stopping_at = None
                 return 0
             case Step.MAKE_ROOM:
-                if (full := self._devices.full(wanted, ROOM_BYTES)) is not None:
+                if (full := self._devices.full(assignment, ROOM_BYTES)) is not None:
                     context.report(VmState.PAUSED, full)
                     return RETRY_S
                 await self._continue()
                 return 0
             case Step.MARK_HALTED:
-                await context.store(halted_at_start=wanted.spec.starts, crashes=0)
+                await context.store(halted_at_start=assignment.spec.starts, crashes=0)
                 return 0
         return None
 
@@ -216,71 +242,76 @@ class Reconciler:
         self._machine.interfaces.drop_late_frames()
         await self._machine.execute("cont")
 
-    async def _work_on(self, wanted: wire.SnapshotWanted, run_state: str) -> bool:
+    async def _work_on(self, snapshot: wire.SnapshotWanted, run_state: str) -> bool:
         """Do what there is to do about a snapshot, once; say whether there was anything."""
         context = self._context
-        if self._snapshot_done == wanted:
+        if self._snapshot_done == snapshot:
             return False
         error, pause_ms = "", None
-        context.exit_expected = wanted.phase is SnapshotPhase.REVERTING and not wanted.memory
+        context.exit_expected = snapshot.phase is SnapshotPhase.REVERTING and not snapshot.memory
         try:
-            with context.doing(Action.SNAPSHOT, snapshot=wanted.id, phase=wanted.phase):
+            with context.doing(Action.SNAPSHOT, snapshot=snapshot.id, phase=snapshot.phase):
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
-                pause_ms = await snapshots.work(self._machine, wanted, run_state)
+                pause_ms = await snapshots.work(self._machine, snapshot, run_state)
         except SnapshotFailed as failure:
             error = str(failure)
-        self._snapshot_done = wanted
-        log.info("a snapshot was worked on", vm=context.vm, snapshot=wanted.id, phase=wanted.phase, error=error)
+        self._snapshot_done = snapshot
+        log.info("a snapshot was worked on", vm=context.vm, snapshot=snapshot.id, phase=snapshot.phase, error=error)
         self._services.send(
-            wire.SnapshotStands(context.vm, context.record.held.epoch, wanted.id, wanted.phase, error, pause_ms)
+            wire.SnapshotStands(context.vm, context.record.held.epoch, snapshot.id, snapshot.phase, error, pause_ms)
         )
         return True
 
-    async def _grow(self, wanted: wire.Assignment) -> str:
+    async def _grow(self, assignment: wire.Assignment) -> str:
         """Give the guest what it should have of processors and memory; return why it does not get it."""
         try:
-            if await self._machine.grow_hardware(wanted.spec, self._services.accelerator, self._context.doing):
+            if await self._machine.grow_hardware(assignment.spec, self._services.accelerator, self._context.doing):
                 self._services.run_in_background(guest_agent.take_hardware(self._machine))
         except MonitorFailed as error:
             log.warning("a guest can't grow", vm=self._context.vm, error=str(error))
             return f"it can't grow while it runs: {error}"
         return ""
 
-    def _is_to_be_off(self, wanted: wire.Assignment) -> bool:
-        return wanted.spec.power is Power.STOPPED or self._context.record.halted_at_start == wanted.spec.starts
+    def _is_to_be_off(self, assignment: wire.Assignment) -> bool:
+        return assignment.spec.power is Power.STOPPED or self._context.record.halted_at_start == assignment.spec.starts
 
-    async def _start(self, wanted: wire.Assignment) -> float:
+    async def _start(self, assignment: wire.Assignment) -> float:
         context = self._context
-        if wanted.spec.image not in self._services.images:
-            self._services.send(wire.ImageMissing(wanted.spec.image))
-            context.report(VmState.STARTING, f"waits for image {wanted.spec.image} from another node")
+        if assignment.spec.image not in self._services.images:
+            self._services.send(wire.ImageMissing(assignment.spec.image))
+            context.report(VmState.STARTING, f"waits for image {assignment.spec.image} from another node")
             return RETRY_S
-        if wanted.spec.ha and not self._services.lease.valid():
+        if assignment.spec.ha and not self._services.lease.valid():
             context.report(VmState.STARTING, "waits for this node's lease")
             return RETRY_S
         image = context.image()
-        if wanted.machine and not context.record.machine and image.disk is not None and not self._machine.has_disk():
+        if (
+            assignment.machine
+            and not context.record.machine
+            and image.disk is not None
+            and not self._machine.has_disk()
+        ):
             context.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
             return RETRY_S
         context.report(VmState.STARTING)
         context.exit_expected = False
         self._started_at = self._clock.monotonic()
-        wanted = msgspec.structs.replace(wanted, cpu=wanted.cpu or context.record.cpu or self._services.cpu)
-        async with self._services.start_queue.slot(wanted.spec.start_order):
+        assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or context.record.cpu or self._services.cpu)
+        async with self._services.start_queue.slot(assignment.spec.start_order):
             context.check_may_run()
             machine_type = await self._machine.start(
                 StartRequest(
-                    wanted,
+                    assignment,
                     image,
                     self._services.accelerator,
-                    context.record.machine or wanted.machine,
-                    lambda: opened(self._services.storage_pools, wanted.volumes),
+                    context.record.machine or assignment.machine,
+                    lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
                 )
             )
         await context.store(
-            machine=machine_type, cpu=wanted.cpu, halted_at_start=None, reboots=wanted.spec.reboots,
-            resets=wanted.spec.resets,
+            machine=machine_type, cpu=assignment.cpu, halted_at_start=None, reboots=assignment.spec.reboots,
+            resets=assignment.spec.resets,
         )  # fmt: skip
         return 0
 
