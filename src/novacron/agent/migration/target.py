@@ -48,7 +48,7 @@ class MigrationTarget:
         self._awaiting: str | None = None
         self._session: ReceiveSession | None = None
 
-    async def step(self, task: wire.Task, wanted: wire.Assignment) -> None:
+    async def step(self, task: wire.Task, assignment: wire.Assignment) -> None:
         """Do the next step."""
         context = self._context
         send = self._services.send
@@ -60,36 +60,36 @@ class MigrationTarget:
             if self._awaiting == task.migration:  # the server may not have heard it
                 send(wire.TargetReady(task.migration, self._services.endpoint))
             return
-        image = self._services.images.get(wanted.spec.image)
+        image = self._services.images.get(assignment.spec.image)
         if image is None:
-            send(wire.MigrationFailed(task.migration, f"this node holds no image {wanted.spec.image}"))
+            send(wire.MigrationFailed(task.migration, f"this node holds no image {assignment.spec.image}"))
             return
-        if not wanted.spec.own_disk:
+        if not assignment.spec.own_disk:
             image = image.without_disk()
         cold = task.kind is Kind.COLD
-        if cold and not disk_mirror.keeps_files(wanted.spec, image, wanted.volumes):
-            await self._begin(task, wanted)
+        if cold and not disk_mirror.keeps_files(assignment.spec, image, assignment.volumes):
+            await self._begin(task, assignment)
             send(wire.TargetReady(task.migration, self._services.endpoint))
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
         if context.record.migration == task.migration:
-            if await self._has_all(cold=cold, mirrored=task.kind is Kind.LIVE and bool(self._infos(wanted, image))):
+            if await self._has_all(cold=cold, mirrored=task.kind is Kind.LIVE and bool(self._infos(assignment, image))):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             await self._destroy()
             send(wire.MigrationFailed(task.migration, "the VM that was being received is gone"))
             return
         await self._destroy()
-        await self._begin(task, wanted)
-        work = self._receive_stopped(task, wanted, image) if cold else self._load(task, wanted, image)
+        await self._begin(task, assignment)
+        work = self._receive_stopped(task, assignment, image) if cold else self._load(task, assignment, image)
         self._transfer = asyncio.create_task(work, name=f"load-{context.vm}")
 
-    def _infos(self, wanted: wire.Assignment, image: Image) -> list[VolumeInfo]:
-        return disk_mirror.told_of(image, wanted.spec.disk_bytes(image.info.disk_bytes), wanted.volumes)
+    def _infos(self, assignment: wire.Assignment, image: Image) -> list[VolumeInfo]:
+        return disk_mirror.told_of(image, assignment.spec.disk_bytes(image.info.disk_bytes), assignment.volumes)
 
-    def _paths(self, wanted: wire.Assignment) -> dict[str, Path]:
+    def _paths(self, assignment: wire.Assignment) -> dict[str, Path]:
         """Return where the volumes that come with a VM are to be. Raises OSError."""
-        return {one.id: self._services.storage_pools.path(one.pool, one.id) for one in wanted.volumes if one.moves}
+        return {one.id: self._services.storage_pools.path(one.pool, one.id) for one in assignment.volumes if one.moves}
 
     async def _has_all(self, *, cold: bool, mirrored: bool) -> bool:
         """Say whether an earlier agent received everything: memory may be there before the disk is."""
@@ -100,10 +100,10 @@ class MigrationTarget:
             return False
         return not mirrored or disk_mirror.are_whole(machine)
 
-    async def _begin(self, task: wire.Task, wanted: wire.Assignment) -> None:
+    async def _begin(self, task: wire.Task, assignment: wire.Assignment) -> None:
         await self._context.store(
-            migration=task.migration, machine=wanted.machine, cpu=wanted.cpu, reboots=wanted.reboots,
-            resets=wanted.resets, halted_at_start=wanted.halted_at_start, crashes=0,
+            migration=task.migration, machine=assignment.machine, cpu=assignment.cpu, reboots=assignment.reboots,
+            resets=assignment.resets, halted_at_start=assignment.halted_at_start, crashes=0,
         )  # fmt: skip
 
     async def _ready(self, task: wire.Task) -> None:
@@ -117,15 +117,15 @@ class MigrationTarget:
         log.info("everything is loaded", vm=self._context.vm, migration=task.migration, memory_follows=follows)
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
-    async def _terms(self, wanted: wire.Assignment, image: Image, *, of_disk: bool) -> ReceiveOptions:
-        host, tenant = self._services, Tenant(wanted.project, wanted.page_key)
+    async def _terms(self, assignment: wire.Assignment, image: Image, *, of_disk: bool) -> ReceiveOptions:
+        host, tenant = self._services, Tenant(assignment.project, assignment.page_key)
         if of_disk:
             bases = await host.pages.for_disk(self._context.vm, image, tenant)
         else:
             bases = await host.pages.for_arrival(self._context.vm, image, tenant, host.neighbours())
-        return ReceiveOptions(wanted.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
+        return ReceiveOptions(assignment.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
 
-    async def _load(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+    async def _load(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
         context = self._context
         host = self._services
         try:
@@ -134,12 +134,12 @@ class MigrationTarget:
                 doing(Action.RECEIVE, trace=task.trace, vm=context.vm, migration=task.migration, source=task.peer),
                 host.listener.announce(task.migration, task.peer),
             ):
-                await self._load_all(task, wanted, image)
+                await self._load_all(task, assignment, image)
             if self.awaits_memory:
                 await context.store(post_copy=None)
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
                 host.connections.warm(parse_endpoint(task.warm), pki.node_host(task.peer), 1)
-            tenant = Tenant(wanted.project, wanted.page_key)
+            tenant = Tenant(assignment.project, assignment.page_key)
             store, settings = host.pages.store, host.settings
             host.run_in_background(
                 checkpoint_index.learn(store, context.vm, tenant, task, host.listener, settings, context.owns)
@@ -157,12 +157,12 @@ class MigrationTarget:
         finally:
             self._end()
 
-    async def _load_all(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+    async def _load_all(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
         """Receive memory, and disks before or with it. Raises LoadFailed, ReceiveFailed, MachineFailed, OSError."""
         context, host = self._context, self._services
-        infos, paths = self._infos(wanted, image), self._paths(wanted)
+        infos, paths = self._infos(assignment, image), self._paths(assignment)
         if task.kind is Kind.WARM:
-            await self._receive_files(task, wanted, image)
+            await self._receive_files(task, assignment, image)
             infos = []  # nothing is written to them any more
         else:
             await asyncio.to_thread(disk_mirror.make_room, paths, infos)
@@ -170,11 +170,11 @@ class MigrationTarget:
         starting = asyncio.create_task(
             context.machine.start(
                 StartRequest(
-                    wanted,
+                    assignment,
                     image,
                     host.accelerator,
-                    wanted.machine,
-                    lambda: opened(host.storage_pools, wanted.volumes),
+                    assignment.machine,
+                    lambda: opened(host.storage_pools, assignment.volumes),
                     incoming=True,
                 )
             )
@@ -182,13 +182,13 @@ class MigrationTarget:
         may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
         try:
             with may:
-                terms = await self._terms(wanted, image, of_disk=False)
+                terms = await self._terms(assignment, image, of_disk=False)
                 with host.listener.expect(task.migration, task.peer, terms) as session:
                     await starting
                     if not infos:
                         await self._load_from(task, session, None)
                     else:
-                        terms = await self._terms(wanted, image, of_disk=True)
+                        terms = await self._terms(assignment, image, of_disk=True)
                         name = disk_mirror.session_of(task.migration)
                         with host.listener.expect(name, task.peer, terms) as disk:
                             await self._load_from(task, session, disk_mirror.Coming(disk, image, infos, paths))
@@ -247,13 +247,13 @@ class MigrationTarget:
             )
         )
 
-    async def _receive_stopped(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+    async def _receive_stopped(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
         """Receive a VM that does not run."""
         context = self._context
         try:
             with doing(Action.RECEIVE, trace=task.trace, vm=context.vm, migration=task.migration, source=task.peer):
-                await self._receive_files(task, wanted, image)
-            await self._services.pages.forget(context.vm, Tenant(wanted.project, wanted.page_key))
+                await self._receive_files(task, assignment, image)
+            await self._services.pages.forget(context.vm, Tenant(assignment.project, assignment.page_key))
             self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:
             await self._fail(task, error)
@@ -263,19 +263,19 @@ class MigrationTarget:
         finally:
             self._end()
 
-    async def _receive_files(self, task: wire.Task, wanted: wire.Assignment, image: Image) -> None:
+    async def _receive_files(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
         """Receive what a VM whose guest does not run consists of, but for memory. Raises ReceiveFailed, OSError."""
-        if not disk_mirror.keeps_files(wanted.spec, image, wanted.volumes):
+        if not disk_mirror.keeps_files(assignment.spec, image, assignment.volumes):
             return
         context = self._context
-        size = wanted.spec.disk_bytes(image.info.disk_bytes)
-        kept = limits.SNAPSHOTS_PER_VM_MAX * (size + (wanted.spec.memory_mib << 20))
+        size = assignment.spec.disk_bytes(image.info.disk_bytes)
+        kept = limits.SNAPSHOTS_PER_VM_MAX * (size + (assignment.spec.memory_mib << 20))
         bytes_max = size + size // 8 + LAYER_OVERHEAD + kept
-        terms = await self._terms(wanted, image, of_disk=True)
+        terms = await self._terms(assignment, image, of_disk=True)
         with self._services.listener.expect(disk_mirror.session_of(task.migration), task.peer, terms) as session:
             await self._ready(task)
-            paths = self._paths(wanted)
-            volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in wanted.volumes if one.moves}
+            paths = self._paths(assignment)
+            volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in assignment.volumes if one.moves}
             await disk_mirror.receive_state(session, context.machine.directory, image, bytes_max, volumes)
 
     async def _fail(self, task: wire.Task, error: Exception) -> None:

@@ -22,45 +22,45 @@ class SnapshotFailed(Exception):
     """It was not done: says why. The VM is as it was."""
 
 
-async def work(machine: VirtualMachine, wanted: wire.SnapshotWanted, run_state: str) -> float | None:
+async def work(machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state: str) -> float | None:
     """Do what there is to do about a snapshot; return for how long the guest stood still, in ms, if it did.
 
     To go back to a snapshot without memory, QEMU is ended: whoever calls starts it again. Raises SnapshotFailed.
     """
     try:
         if machine.monitor is not None and run_state != "absent":
-            if wanted.phase is not SnapshotPhase.REVERTING or wanted.memory:
-                return await _running(machine, machine.monitor, wanted)
+            if snapshot.phase is not SnapshotPhase.REVERTING or snapshot.memory:
+                return await _running(machine, machine.monitor, snapshot)
             await machine.kill()
-        elif wanted.memory and wanted.phase is not SnapshotPhase.DELETING:
+        elif snapshot.memory and snapshot.phase is not SnapshotPhase.DELETING:
             raise SnapshotFailed("the VM does not run any more")
-        await _stopped(machine, wanted)
+        await _stopped(machine, snapshot)
         return None
     except (MonitorFailed, MachineFailed, OverlayFailed, GuestSilent, OSError, TimeoutError) as error:
         raise SnapshotFailed(str(error) or type(error).__name__) from error
 
 
-async def _running(machine: VirtualMachine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float | None:
+async def _running(machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted) -> float | None:
     await snapshots.settle(monitor)
-    there = wanted.id in await snapshots.names(monitor)
-    match wanted.phase:
-        case SnapshotPhase.CREATING if wanted.quiesce:
+    exists = snapshot.id in await snapshots.names(monitor)
+    match snapshot.phase:
+        case SnapshotPhase.CREATING if snapshot.quiesce:
             await _thaw(machine)  # an earlier agent may have been killed in between
-            if there:
+            if exists:
                 return None
             try:
                 await machine.guest.freeze()
-                return await _create(machine, monitor, wanted)
+                return await _create(machine, monitor, snapshot)
             finally:
                 await _thaw(machine)
-        case SnapshotPhase.CREATING if not there:
-            return await _create(machine, monitor, wanted)
+        case SnapshotPhase.CREATING if not exists:
+            return await _create(machine, monitor, snapshot)
         case SnapshotPhase.REVERTING:
-            if not there:
+            if not exists:
                 raise SnapshotFailed("it is not in the VM's disk")
-            await snapshots.load(monitor, wanted.id)
-        case SnapshotPhase.DELETING if there:
-            await snapshots.delete(monitor, wanted.id)
+            await snapshots.load(monitor, snapshot.id)
+        case SnapshotPhase.DELETING if exists:
+            await snapshots.delete(monitor, snapshot.id)
     return None
 
 
@@ -72,28 +72,28 @@ async def _thaw(machine: VirtualMachine) -> None:
         log.warning("a guest may not write to its disks", vm=machine.id, error=str(error))
 
 
-async def _create(machine: VirtualMachine, monitor: Monitor, wanted: wire.SnapshotWanted) -> float:
+async def _create(machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted) -> float:
     machine.stood_still_s = 0.0
     started = time.monotonic()
-    await snapshots.create(monitor, wanted.id, memory=wanted.memory)
+    await snapshots.create(monitor, snapshot.id, memory=snapshot.memory)
     took_s = time.monotonic() - started
-    return 1e3 * (machine.stood_still_s if wanted.memory else took_s)
+    return 1e3 * (machine.stood_still_s if snapshot.memory else took_s)
 
 
-async def _stopped(machine: VirtualMachine, wanted: wire.SnapshotWanted) -> None:
+async def _stopped(machine: VirtualMachine, snapshot: wire.SnapshotWanted) -> None:
     path = machine.directory / DISK_LAYER
     if not path.exists():
         raise SnapshotFailed("the VM has never run: there is nothing that a snapshot could keep")
     uid = machine.home.make()
     machine.home.give(DISK_LAYER)
     inside = InFile(path, lambda command: command if uid is None else confine.confined(command, confine.Account(uid)))
-    there = wanted.id in await inside.names()
-    match wanted.phase:
-        case SnapshotPhase.CREATING if not there:
-            await inside.create(wanted.id)
+    exists = snapshot.id in await inside.names()
+    match snapshot.phase:
+        case SnapshotPhase.CREATING if not exists:
+            await inside.create(snapshot.id)
         case SnapshotPhase.REVERTING:
-            if not there:
+            if not exists:
                 raise SnapshotFailed("it is not in the VM's disk")
-            await inside.apply(wanted.id)
-        case SnapshotPhase.DELETING if there:
-            await inside.delete(wanted.id)
+            await inside.apply(snapshot.id)
+        case SnapshotPhase.DELETING if exists:
+            await inside.delete(snapshot.id)
