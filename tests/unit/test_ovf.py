@@ -1,0 +1,180 @@
+"""OVF descriptors of VMware, VirtualBox and others: taken right, refused with the reason, and honest about the rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.client.errors import ArchiveError
+from novacron.client.ovf import OvfDisk, parse, plain_name
+
+OVF_1 = "http://schemas.dmtf.org/ovf/envelope/1"
+RASD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
+CPUS = (
+    "<Item><r:InstanceID>1</r:InstanceID><r:ResourceType>3</r:ResourceType>"
+    "<r:VirtualQuantity>2</r:VirtualQuantity></Item>"
+)
+SCSI = "<Item><r:InstanceID>5</r:InstanceID><r:ResourceType>6</r:ResourceType></Item>"
+
+
+def memory(quantity: str, units: str, attributes: str = "") -> str:
+    return (
+        f"<Item {attributes}><r:AllocationUnits>{units}</r:AllocationUnits><r:InstanceID>2</r:InstanceID>"
+        f"<r:ResourceType>4</r:ResourceType><r:VirtualQuantity>{quantity}</r:VirtualQuantity></Item>"
+    )
+
+
+def drive(disk: str, address: int = 0, kind: str = "disk") -> str:
+    return (
+        f"<Item><r:AddressOnParent>{address}</r:AddressOnParent><r:HostResource>ovf:/{kind}/{disk}</r:HostResource>"
+        f"<r:InstanceID>d{disk}</r:InstanceID><r:Parent>5</r:Parent><r:ResourceType>17</r:ResourceType></Item>"
+    )
+
+
+def descriptor(
+    hardware: str, *, name: str = "web", head: str = "", tail: str = "", namespace: str = OVF_1,
+    files: str = '<File o:id="f1" o:href="one.vmdk"/><File o:id="f2" o:href="two.vmdk" o:chunkSize="1000"/>',
+    disks: str = '<Disk o:diskId="v1" o:fileRef="f1" o:capacity="8" o:capacityAllocationUnits="byte * 2^30"/>'
+    '<Disk o:diskId="v2" o:fileRef="f2" o:capacity="1000000"/><Disk o:diskId="v3" o:capacity="${size}"'
+    ' o:capacityAllocationUnits="GigaBytes"/>',
+) -> bytes:  # fmt: skip
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<Envelope xmlns="{namespace}" xmlns:o="{namespace}" xmlns:r="{RASD}" xmlns:vmw="http://www.vmware.com/schema/ovf">
+<References>{files}</References><DiskSection>{disks}</DiskSection>{head}
+<VirtualSystem o:id="vm"><Name>{name}</Name><!-- a comment -->
+<ProductSection><Property o:key="size" o:value="16"/></ProductSection>
+<VirtualHardwareSection>{hardware}</VirtualHardwareSection>{tail}</VirtualSystem></Envelope>""".encode()
+
+
+@pytest.mark.parametrize(
+    "namespace", [OVF_1, "http://schemas.dmtf.org/ovf/envelope/2", "http://www.vmware.com/schema/ovf/1/envelope"]
+)
+def test_a_vm_is_read_from_each_version(namespace: str) -> None:
+    machine = parse(descriptor(CPUS + memory("512", "MegaBytes") + drive("v1"), namespace=namespace))
+    assert (machine.name, machine.fields) == ("web", {"vcpus": 2, "memory_mib": 512})
+    assert machine.disks == (OvfDisk("one.vmdk", 8 << 30),)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "units", "mib"),
+    [
+        ("512", "byte * 2^20", 512), ("2", "GigaBytes", 2048), ("2", "byte*2^30", 2048), ("524288", "KiloBytes", 512),
+        ("512", "", 512), ("1", "GB", 1024), ("536870912", "byte", 512), ("512", "byte * 1048576", 512),
+    ],
+)  # fmt: skip
+def test_memory_is_read_in_every_unit(quantity: str, units: str, mib: int) -> None:
+    assert parse(descriptor(memory(quantity, units) + drive("v1"))).fields["memory_mib"] == mib
+
+
+@pytest.mark.parametrize("units", ["furlongs", "byte * 2^99", "hertz * 10^6", "byte * 0"])
+def test_an_unknown_unit_is_refused(units: str) -> None:
+    with pytest.raises(ArchiveError, match="unit"):
+        parse(descriptor(memory("1", units) + drive("v1")))
+
+
+def test_the_default_configuration_counts_and_not_the_last() -> None:
+    head = (
+        '<DeploymentOptionSection><Configuration o:id="small"/><Configuration o:id="medium" o:default="true"/>'
+        '<Configuration o:id="large"/></DeploymentOptionSection>'
+    )
+    sizes = {"small": 1024, "medium": 4096, "large": 24576}
+    items = "".join(memory(str(size), "MegaBytes", f'o:configuration="{id}"') for id, size in sizes.items())
+    machine = parse(descriptor(CPUS + items + drive("v1"), head=head))
+    assert machine.fields == {"vcpus": 2, "memory_mib": 4096}
+    assert any("2 of its 3 configurations" in text for text in machine.dropped)
+    base = memory("8192", "MegaBytes") + memory("1024", "MegaBytes", 'o:configuration="small"')
+    assert parse(descriptor(base + drive("v1"), head=head)).fields["memory_mib"] == 8192
+    first = head.replace(' o:default="true"', "")
+    assert parse(descriptor(items + drive("v1"), head=first)).fields["memory_mib"] == 1024
+
+
+def test_bounds_of_a_value_are_not_values() -> None:
+    items = "".join(memory(size, "MB", f'o:bound="{bound}"') for size, bound in (("64", "min"), ("4096", "max")))
+    assert parse(descriptor(memory("512", "MB") + items + drive("v1"))).fields["memory_mib"] == 512
+
+
+def test_disks_come_in_the_order_in_which_they_are_attached() -> None:
+    machine = parse(descriptor(SCSI + drive("v3", 2) + drive("v2", 1) + drive("v1", 0)))
+    assert machine.disks == (
+        OvfDisk("one.vmdk", 8 << 30), OvfDisk("two.vmdk", 1_000_000, chunk_bytes=1000), OvfDisk(None, 16 << 30),
+    )  # fmt: skip
+    assert parse(descriptor(drive("f1", kind="file"))).disks == (OvfDisk("one.vmdk", 0),)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "options", "why"),
+    [
+        (CPUS, {}, "no disk"),
+        (drive("v9"), {}, "does not describe"),
+        (drive("v3"), {}, "first disk of the VM is blank"),
+        (drive("v1"), {"disks": '<Disk o:diskId="v1" o:fileRef="f9" o:capacity="1"/>'}, "does not name"),
+        (drive("v1"), {"disks": '<Disk o:diskId="v1" o:fileRef="f1" o:capacity="1" o:parentRef="v0"/>'}, "a parent"),
+        (drive("v1"), {"disks": '<Disk o:diskId="v1" o:fileRef="f1" o:capacity="much"/>'}, "not a number"),
+        (memory("lots", "MB") + drive("v1"), {}, "not a number"),
+        (drive("v1"), {"files": '<File o:id="f1" o:href="x" o:chunkSize="0"/>'}, "pieces"),
+    ],
+)
+def test_a_vm_that_would_be_another_one_is_refused(hardware: str, options: dict[str, str], why: str) -> None:
+    with pytest.raises(ArchiveError, match=why):
+        parse(descriptor(hardware, **options))
+
+
+def test_two_vms_entities_and_nonsense_are_refused() -> None:
+    two = descriptor(drive("v1")).replace(b"</VirtualSystem>", b"</VirtualSystem><VirtualSystem/>")
+    entity = descriptor(drive("v1")).replace(b"<Envelope", b'<!DOCTYPE x [<!ENTITY a "b">]><Envelope', 1)
+    for text, why in (
+        (two, "holds 2 VMs"), (entity, "entities"), (b"<html/>", "no OVF"), (b"", "no XML"), (b"\xff\xfe", "no XML"),
+    ):  # fmt: skip
+        with pytest.raises(ArchiveError, match=why):
+            parse(text)
+
+
+def test_what_is_not_taken_is_said() -> None:
+    nic = (
+        "<Item><r:Address>00:50:56:aa:bb:cc</r:Address><r:Connection>VM Network</r:Connection><r:ElementName>nic 1"
+        "</r:ElementName><r:InstanceID>7</r:InstanceID><r:ResourceSubType>VmxNet3</r:ResourceSubType>"
+        "<r:ResourceType>10</r:ResourceType></Item>"
+    )
+    cd = "<Item><r:ElementName>CD</r:ElementName><r:InstanceID>8</r:InstanceID>"
+    cd += "<r:ResourceType>15</r:ResourceType></Item>"
+    dropped = parse(descriptor(nic + cd + drive("v1"), head="<EulaSection/>")).dropped
+    assert dropped == (
+        "interface 'nic 1' (VmxNet3, MAC 00:50:56:aa:bb:cc, network VM Network): give the VM one with --network",
+        "a CD drive 'CD'",
+        "1 properties for its guest (size)",
+        "its license agreement: read it in the descriptor",
+    )
+
+
+def test_firmware_is_read_as_vmware_and_virtualbox_write_it() -> None:
+    vmware = '<vmw:Config vmw:key="firmware" vmw:value="efi"/>'
+    secure = '<vmw:Config vmw:key="bootOptions.efiSecureBootEnabled" vmw:value="true"/>'
+    virtualbox = '<Machine><Hardware><Firmware type="EFI"/></Hardware></Machine>'
+    for tail, firmware in ((vmware, "uefi"), (vmware + secure, "uefi-secure"), (virtualbox, "uefi"), (secure, None)):
+        assert parse(descriptor(drive("v1"), tail=tail)).fields.get("firmware") == firmware
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("Störung 2", "storung-2"),
+        ("Straße", "strasse"),
+        ("Nostalgia", "nostalgia"),
+        ("东京", ""),
+        ("--a--", "a"),
+        ("x" * 80, "x" * 63),
+    ],
+)
+def test_a_name_becomes_one_that_a_vm_can_have(name: str, plain: str) -> None:
+    assert plain_name(name) == plain
+
+
+@given(st.binary(max_size=200), st.integers(0, 2000))
+def test_a_damaged_descriptor_is_refused_or_read_and_never_more(noise: bytes, at: int) -> None:
+    text = bytearray(descriptor(CPUS + SCSI + memory("1", "GB") + drive("v1")))
+    text[at : at + len(noise)] = noise
+    try:
+        assert parse(bytes(text)).disks
+    except ArchiveError as error:
+        assert str(error)
