@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from novacron.client.errors import ArchiveError
 from tests.integration.conftest import Api
 from tests.integration.test_snapshots import NewVm, Object, directory
 from tests.integration.test_volumes import sector
+from tests.unit.test_ovf import CD, CPUS, SCSI, descriptor, drive
 
 DISK_BYTES = 8 << 20
 
@@ -242,10 +244,10 @@ def ova(
    {item2 if second else ""}
   </VirtualHardwareSection></VirtualSystem></Envelope>"""
     )
-    digest = hashlib.sha256(disk).hexdigest()
+    digest, sums_of = hashlib.sha256(disk).hexdigest(), hashlib.sha256(described.encode()).hexdigest()
     members = {"vm.ovf": described.encode(), name: disk} | ({"second.vmdk": second} if second else {})
     if sums:
-        members["vm.mf"] = f"SHA256(vm.ovf)= 0\nSHA256({name})= {digest}\n".encode()
+        members["vm.mf"] = f"SHA256(vm.ovf)= {sums_of}\nSHA256({name})= {digest}\n".encode()
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as made:
         for called, data in members.items():
             member = tarfile.TarInfo(called)
@@ -292,6 +294,36 @@ def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) 
     site.cli("volume", "delete", volume["name"])
     gone(site, "two-disks-disk")
     gone(site, "two-disks-disk-2")
+
+
+def test_a_descriptor_with_its_disks_beside_it_becomes_a_vm_and_says_what_is_not_taken(
+    site: Platform, tmp_path: Path
+) -> None:
+    disk = gzip.compress(vmdk_of(sector("from files"), tmp_path))
+    text = descriptor(
+        SCSI + CPUS + drive("v2") + drive("v3", 1) + CD,
+        files=f'<File o:id="f2" o:href="disk.vmdk.gz" o:chunkSize="{len(disk) - 100}" o:compression="gzip"/>',
+        disks='<Disk o:diskId="v2" o:fileRef="f2" o:capacity="8388608"/><Disk o:diskId="v3" o:capacity="3000000"/>',
+        name="Größe 7",
+    )
+    chunks = {"disk.vmdk.gz.000000000": disk[:-100], "disk.vmdk.gz.000000001": disk[-100:], "vm.ovf": text}
+    for name, data in chunks.items():
+        (tmp_path / name).write_bytes(data)
+    lines = [
+        f"SHA1({name})= {hashlib.sha1(data, usedforsecurity=False).hexdigest()}\n" for name, data in chunks.items()
+    ]
+    (tmp_path / "vm.mf").write_text("".join(lines).replace(")= ", ")= 0", 1))
+    damaged = site.cli("vm", "import", str(tmp_path / "vm.ovf"), "--wait", check=False)
+    assert damaged.returncode == 1 and "is damaged: its checksum is not the one" in damaged.stderr
+    (tmp_path / "vm.mf").write_text("".join(lines))
+    done = site.cli("vm", "import", str(tmp_path / "vm.ovf"), "--wait")
+    assert "not taken: a CD drive 'CD'" in done.stderr
+    vm, volume = site.client.get("vms", "grosse-7"), site.client.get("volumes", "grosse-7-disk-2")
+    said(site, vm, "from files")
+    assert (volume["vm"], volume["size_mib"], volume["image"]) == (vm["id"], 3, None)
+    site.cli("vm", "delete", vm["name"], "--wait")
+    site.cli("volume", "delete", volume["name"])
+    gone(site, "grosse-7-disk")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ CPUS = (
     "<Item><r:InstanceID>1</r:InstanceID><r:ResourceType>3</r:ResourceType>"
     "<r:VirtualQuantity>2</r:VirtualQuantity></Item>"
 )
+CD = "<Item><r:ElementName>CD</r:ElementName><r:InstanceID>8</r:InstanceID><r:ResourceType>15</r:ResourceType></Item>"
 SCSI = "<Item><r:InstanceID>5</r:InstanceID><r:ResourceType>6</r:ResourceType></Item>"
 
 
@@ -136,9 +137,7 @@ def test_what_is_not_taken_is_said() -> None:
         "</r:ElementName><r:InstanceID>7</r:InstanceID><r:ResourceSubType>VmxNet3</r:ResourceSubType>"
         "<r:ResourceType>10</r:ResourceType></Item>"
     )
-    cd = "<Item><r:ElementName>CD</r:ElementName><r:InstanceID>8</r:InstanceID>"
-    cd += "<r:ResourceType>15</r:ResourceType></Item>"
-    dropped = parse(descriptor(nic + cd + drive("v1"), head="<EulaSection/>")).dropped
+    dropped = parse(descriptor(nic + CD + drive("v1"), head="<EulaSection/>")).dropped
     assert dropped == (
         "interface 'nic 1' (VmxNet3, MAC 00:50:56:aa:bb:cc, network VM Network): give the VM one with --network",
         "a CD drive 'CD'",

@@ -69,20 +69,28 @@ def export(
 
 @options.expand
 def import_(
-    file: Annotated[Path, typer.Argument(help="archive made by novacron vm export, or an OVA", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="archive made by novacron vm export, an OVA, or an OVF file with its disks beside it",
+            show_default=False,
+        ),
+    ],
     name: Annotated[str | None, typer.Argument(help="name of the new VM; by default the archive's")] = None,
     node: Annotated[str | None, typer.Option(help="node to run on; chosen by the platform if not given")] = None,
     pool: Annotated[str | None, typer.Option(help="pool for the further disks of an OVA")] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
     wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
-    """Create a VM from an archive or an OVA. Its disk becomes the image NAME-disk, further disks the volumes
-    NAME-disk-2 and so on."""
-    from novacron.client import archive
+    """Create a VM from an archive, an OVA or an OVF file. Its disk becomes the image NAME-disk, further disks the
+    volumes NAME-disk-2 and so on."""
+    from novacron.client import archive, archive_format
 
     order = archive.Order(name, node, pool, start, wait.timeout_s)
     with output.errors():
         client = Client()
+        for sentence in archive_format.read(file).dropped:
+            print(f"not taken: {sentence}", file=sys.stderr)
         vm = progress.carrying(
             f"importing {file}", lambda on_progress: archive.import_(client, file, order, on_progress)
         )  # fmt: skip

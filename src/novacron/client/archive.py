@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
 import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from novacron.client.api import Client
 from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, read
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
+from novacron.client.ovf_package import Piece, check_piece
 from novacron.client.protocol import Object
 
 NAME_SHARE = 56
@@ -157,12 +160,17 @@ def import_(client: Client, file: Path, order: Order, on_progress: Progress = la
     """
     archived = read(file)
     name = order.name or archived.name
+    if not name:
+        raise ArchiveError(f"the VM in {file} has no name that a VM here can have: give it one")
     image = f"{name[:NAME_SHARE]}-disk"
     deadline = time.monotonic() + order.timeout_s
     node = order.node
     volumes = []
     for number, disk in enumerate((archived.disk, *archived.further_disks), 1):
         disk_image = image if number == 1 else f"{image}-{number}"
+        if not disk.pieces:
+            volumes.append(_blank_volume(client, disk_image, disk, node, order.pool, deadline))
+            continue
         done = _uploaded(client, disk_image, disk, node, order.timeout_s, on_progress)
         if done["phase"] != "done":
             raise ArchiveError(f"disk {number} in {file} was not taken: {done['error']}")
@@ -190,12 +198,26 @@ def _volume(client: Client, name: str, node: str | None, pool: str | None, deadl
         image = _listed_image(client, name, deadline)
         size_mib = -(-image["disk_bytes"] >> 20)
         volume = client.create_volume(name, size_mib=size_mib, node=node, image=name, pool=pool)
+    return _ready_volume(client, volume, deadline)
+
+
+def _blank_volume(
+    client: Client, name: str, disk: ArchivedDisk, node: str | None, pool: str | None, deadline: float
+) -> Object:
+    """Return an empty volume of a disk's size, once it is ready; it may exist already."""
+    volume = next((volume for volume in client.list("volumes") if volume["name"] == name), None)
+    if volume is None:
+        volume = client.create_volume(name, size_mib=max(1, -(-disk.size_bytes >> 20)), node=node, pool=pool)
+    return _ready_volume(client, volume, deadline)
+
+
+def _ready_volume(client: Client, volume: Object, deadline: float) -> Object:
     ready = client.wait(
         "volumes", volume["id"], lambda now: now is None or now["phase"] != "creating",
         max(0.0, deadline - time.monotonic()),
     )  # fmt: skip
     if ready is None or ready["phase"] != "ready":
-        raise ArchiveError(f"volume {name} was not made: {ready['error'] if ready else 'it is gone'}")
+        raise ArchiveError(f"volume {volume['name']} was not made: {ready['error'] if ready else 'it is gone'}")
     return ready
 
 
@@ -227,6 +249,26 @@ def _created(client: Client, name: str, image: str, deadline: float, fields: Obj
         time.sleep(RETRY_S)
 
 
+@contextlib.contextmanager
+def _in_one_piece(disk: ArchivedDisk) -> Iterator[Piece]:
+    """Yield the bytes of a disk whose checksums are right; several pieces are put together in a temporary file.
+
+    Raises ArchiveError, OSError.
+    """
+    if disk.sha256 is None:
+        for piece in disk.pieces:
+            check_piece(piece)
+    if len(disk.pieces) == 1:
+        yield disk.pieces[0]
+        return
+    with tempfile.NamedTemporaryFile(prefix="novacron-") as together:
+        for piece in disk.pieces:
+            for data in piece.read():
+                together.write(data)
+        together.flush()
+        yield Piece(Path(together.name), 0, disk.size_bytes)
+
+
 def _uploaded(
     client: Client, image: str, disk: ArchivedDisk, node: str | None, timeout_s: float, on_progress: Progress
 ) -> Object:
@@ -243,7 +285,8 @@ def _uploaded(
         fields = {"size_bytes": disk.size_bytes, "sha256": disk.sha256, "format": disk.format, "node": node}
         current = client.begin_import(image, **fields)
     if current["phase"] == "receiving":
-        client.upload(current, disk.file, lambda have: on_progress(have, disk.size_bytes), disk.offset)
+        with _in_one_piece(disk) as piece:
+            client.upload(current, piece.file, lambda have: on_progress(have, disk.size_bytes), piece.offset)
     done = client.wait("imports", current["id"], lambda now: now is None or now["finished_at"] is not None, timeout_s)
     if done is None:
         raise ArchiveError(f"the import of image {image} is gone")

@@ -1,64 +1,61 @@
-"""What is in a VM's archive: NovaCron's own, or an OVA, which other platforms write (DMTF DSP0243).
+"""What is in a VM's archive: NovaCron's own, or an OVF package, which other platforms write (DMTF DSP0243).
 
-Both are tar archives: here one of ``vm.json`` and ``disk.qcow2``; an OVA of a description in XML and its disks. What is
-in them is hostile: nothing is unpacked, names in it are compared and never opened, and the disks go to a node, which
-distrusts them as it does every image.
+NovaCron's is a tar archive of ``vm.json`` and ``disk.qcow2``. A package is a descriptor in XML and its disks, in a tar
+archive (OVA) or as files beside each other. What is in them is hostile: nothing is unpacked, names in it are compared
+and never opened, and the disks go to a node, which distrusts them as it does every image.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from typing import IO, NamedTuple, cast
 
-import defusedxml
-from defusedxml import ElementTree
-
+from novacron.client import ovf, ovf_package
 from novacron.client.errors import ArchiveError
+from novacron.client.ovf_package import Piece
 from novacron.client.protocol import Object
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
 
 FORMAT = 1
 ABOUT, DISK = "vm.json", "disk.qcow2"
 ABOUT_BYTES_MAX = 1 << 20
-MEMBERS_MAX = 64
+MEMBERS_MAX = 1024
 READ_BYTES_MAX = ABOUT_BYTES_MAX + tarfile.BLOCKSIZE
-DISKS_MAX = 8
 CARRIED = ("vcpus", "memory_mib", "restart", "start_order", "display", "firmware", "tpm")
 """Fields of a VM that an archive keeps: networks, nodes and the like mean nothing on another platform."""
-OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
-RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
-VMW = "{http://www.vmware.com/schema/ovf}"
-CPU, MEMORY, DISK_DRIVE = "3", "4", "17"
 
 
 class ArchivedDisk(NamedTuple):
-    """A disk in an archive: where its bytes are, and in which format."""
+    """A disk in an archive: where its bytes are, and in which format; None where the node finds out.
 
-    file: Path
-    offset: int
+    ``size_bytes``: of the file, or of the disk itself when that is blank and has no ``pieces``.
+    """
+
+    pieces: tuple[Piece, ...]
     size_bytes: int
-    format: str
-    sha256: str | None
+    format: str | None = None
+    sha256: str | None = None
+    """Of the file, which the node checks; checksums of other kinds stand with the pieces."""
 
 
 class ArchivedVm(NamedTuple):
-    """A VM as an archive describes it: fields of ``POST /api/v1/vms``, its first disk, and further ones."""
+    """A VM as an archive describes it: fields of ``POST /api/v1/vms``, its first disk, and further ones. ``dropped``:
+    what it had elsewhere and will not have here, each in a sentence."""
 
     name: str
     fields: Object
     disk: ArchivedDisk
     further_disks: tuple[ArchivedDisk, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 def read(file: Path) -> ArchivedVm:
-    """Return the VM in an archive or an OVA. Raises ArchiveError, OSError."""
+    """Return the VM in an archive, an OVA, or a descriptor with its disks beside it. Raises ArchiveError, OSError."""
+    if file.suffix.lower() == ".ovf":
+        return _loose_package(file)
     try:
         with file.open("rb") as raw, tarfile.open(fileobj=cast("IO[bytes]", _SmallReads(raw)), mode="r:") as archive:
             members = {member.name: member for member in _regular_members(file, archive)}
@@ -76,7 +73,12 @@ def read(file: Path) -> ArchivedVm:
             if description is None:
                 raise ArchiveError(f"{file} has neither {ABOUT} and {DISK} nor an OVF description")
             manifest = next((text(name) for name in members if name.lower().endswith(".mf")), b"")
-            return _ova(file, text(description), manifest, members)
+            stated = ovf_package.checksums(manifest)
+            ovf_package.check_descriptor(description, text(description), stated)
+            files = {
+                name: Piece(file, member.offset_data, member.size, stated.get(name)) for name, member in members.items()
+            }
+            return _packaged_vm(file, ovf.parse(text(description)), files)
     except tarfile.TarError as error:
         raise ArchiveError(f"{file} is no tar archive: {error}") from error
 
@@ -113,69 +115,41 @@ def _own_archive(file: Path, text: bytes, disk: tarfile.TarInfo) -> ArchivedVm:
         fields = {field: about["spec"][field] for field in CARRIED if field in about["spec"]}
         if about.get("firmware_state"):  # older archives of format 1 have none
             fields["firmware_state"] = about["firmware_state"]
-        archived = ArchivedDisk(file, disk.offset_data, disk.size, "qcow2", str(about["sha256"]))
+        piece = Piece(file, disk.offset_data, disk.size)
+        archived = ArchivedDisk((piece,), disk.size, "qcow2", str(about["sha256"]))
         return ArchivedVm(str(about["name"]), fields, archived)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{ABOUT} in {file} is damaged: {error!r}") from error
 
 
-def _ova(file: Path, text: bytes, manifest: bytes, members: dict[str, tarfile.TarInfo]) -> ArchivedVm:
-    try:
-        root = ElementTree.fromstring(text, forbid_dtd=True)
-    except defusedxml.DefusedXmlException:
-        raise ArchiveError(f"the description in {file} defines entities, which no OVA needs") from None
-    except (ElementTree.ParseError, LookupError) as error:  # LookupError: an encoding that Python does not know
-        raise ArchiveError(f"the description in {file} is no XML: {error}") from error
-    systems = root.findall(f".//{OVF}VirtualSystem")
-    if len(systems) != 1:
-        raise ArchiveError(f"{file} holds {len(systems)} VMs; an import takes one")
-    system = systems[0]
-    fields, drives = _hardware(system)
-    if not 0 < len(drives) <= DISKS_MAX:
-        raise ArchiveError(f"the VM in {file} has {len(drives)} disks; an import takes 1 to {DISKS_MAX}")
-    hrefs = {element.get(f"{OVF}id"): element.get(f"{OVF}href", "") for element in root.iter(f"{OVF}File")}
-    names = {disk.get(f"{OVF}diskId"): hrefs.get(disk.get(f"{OVF}fileRef"), "") for disk in root.iter(f"{OVF}Disk")}
-    disks = [_ova_disk(file, names.get(drive, ""), manifest, members) for drive in drives]
-    title = system.findtext(f"{OVF}Name") or system.get(f"{OVF}id") or ""
-    name = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")[:63]
-    return ArchivedVm(name, fields, disks[0], tuple(disks[1:]))
+def _loose_package(descriptor: Path) -> ArchivedVm:
+    """Return the VM of a descriptor whose disks lie beside it."""
+    text = _small(descriptor)
+    manifest = descriptor.with_suffix(".mf")
+    stated = ovf_package.checksums(_small(manifest)) if manifest.is_file() else {}
+    ovf_package.check_descriptor(descriptor.name, text, stated)
+    machine = ovf.parse(text)
+    return _packaged_vm(descriptor, machine, ovf_package.files_beside(descriptor, machine.disks, stated))
 
 
-def _hardware(system: Element) -> tuple[Object, list[str]]:
-    """Return the fields of the VM that an OVF describes, and the ids of its disks."""
-    fields: Object = {}
-    drives = []
-    for item in system.findall(f"{OVF}VirtualHardwareSection/{OVF}Item"):
-        kind = item.findtext(f"{RASD}ResourceType", "")
-        if kind == CPU:
-            fields["vcpus"] = _number(item, "VirtualQuantity")
-        elif kind == MEMORY:
-            fields["memory_mib"] = (_number(item, "VirtualQuantity") * _bytes_per_unit(item)) >> 20
-        elif kind == DISK_DRIVE:
-            drives.append(item.findtext(f"{RASD}HostResource", "").rpartition("/")[2])
-    for config in system.iter(f"{VMW}Config"):
-        if config.get(f"{VMW}key") == "firmware" and config.get(f"{VMW}value") == "efi":
-            fields["firmware"] = "uefi"
-    return fields, drives
+def _small(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        content = opened.read(ABOUT_BYTES_MAX + 1)
+    if len(content) > ABOUT_BYTES_MAX:
+        raise ArchiveError(f"{file} has more than {ABOUT_BYTES_MAX} bytes")
+    return content
 
 
-def _ova_disk(file: Path, name: str, manifest: bytes, members: dict[str, tarfile.TarInfo]) -> ArchivedDisk:
-    if name not in members:
-        raise ArchiveError(f"{file} lacks the disk {name!r} of its VM")
-    line = rf"^SHA256\({re.escape(name)}\)\s*=\s*([0-9a-fA-F]{{64}})\s*$"
-    digest = re.search(line, manifest.decode("latin-1"), re.MULTILINE)
-    sha256 = digest[1].lower() if digest else None
-    return ArchivedDisk(file, members[name].offset_data, members[name].size, "vmdk", sha256)
+def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, Piece]) -> ArchivedVm:
+    disks = []
+    for disk in machine.disks:
+        pieces = ovf_package.disk_pieces(disk, files, package)
+        size = sum(piece.size_bytes for piece in pieces) if pieces else disk.size_bytes
+        disks.append(ArchivedDisk(pieces, size, None, _sha256_of(pieces)))
+    return ArchivedVm(ovf.plain_name(machine.name), machine.fields, disks[0], tuple(disks[1:]), machine.dropped)
 
 
-def _number(item: Element, field: str) -> int:
-    text = item.findtext(f"{RASD}{field}", "")
-    if not re.fullmatch("[0-9]{1,12}", text):
-        raise ArchiveError(f"{field} of the VM is {text!r}, not a number")
-    return int(text)
-
-
-def _bytes_per_unit(item: Element) -> int:
-    """Return how many bytes a unit of memory has: OVF writes ``byte * 2^20``."""
-    power = re.fullmatch(r"\s*byte\s*\*\s*2\s*\^\s*([0-9]{1,2})\s*", item.findtext(f"{RASD}AllocationUnits", ""))
-    return 1 << (int(power[1]) if power else 20)
+def _sha256_of(pieces: tuple[Piece, ...]) -> str | None:
+    """Return the SHA-256 of a file in one piece, if the manifest says it."""
+    checksum = pieces[0].checksum if len(pieces) == 1 else None
+    return checksum.hexadecimal if checksum is not None and checksum.algorithm == "sha256" else None
