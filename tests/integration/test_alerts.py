@@ -82,6 +82,7 @@ CASES = {
         {"novacron_database_archiving": "1x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
         {"novacron_database_archiving": "0x300", "novacron_database_archived_timestamp_seconds": "-7200x300"},
     ),
+    "DatabaseRowsUnreadable": one('novacron_database_bad_rows_total{table="vms"}', "0+1x300", "7x300"),
     "ControllerWithoutLeader": Case(
         {'novacron_controller_leading{controller="health", instance="a"}': "0x300"},
         {'novacron_controller_leading{controller="health", instance="a"}': "0x300",
@@ -90,6 +91,7 @@ CASES = {
     "ControllerFails": one(
         'novacron_controller_steps_total{controller="health", outcome="failed"}', "0+1x300", "7x300"
     ),
+    "ControllerObjectsFail": one('novacron_controller_failing_objects{controller="failover"}', "1x300", "0x300"),
     "NodeDown": Case(
         {'novacron_node_ready{node="n", site="s", instance="a"}': "0x300"},
         {'novacron_node_ready{node="n", site="s", instance="a"}': "1x300",
@@ -101,6 +103,8 @@ CASES = {
         {'novacron_node_memory_allocated_bytes{node="n"}': "90x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},
     ),
     "NodeLinkBreaks": one("novacron_link_breaks_total", "0+1x300", "9x300"),
+    "NodeMessagesSkipped": one('novacron_link_skipped_messages_total{reason="undecodable"}', "0+1x300", "7x300"),
+    "AgentMessagesSkipped": one('novacron_agent_skipped_messages_total{reason="defect", node="n"}', "0+1x300", "7x300"),
     "HeartbeatsNotStored": Case(
         {'novacron_link_heartbeats_total{outcome="failed"}': "0+5x300"},
         {'novacron_link_heartbeats_total{outcome="stored"}': "0+5x300"},
@@ -147,6 +151,7 @@ CASES = {
         within("novacron_loop_lag_seconds", {"0.25": 90, "0.5": 100, "+Inf": 100}),
         within("novacron_loop_lag_seconds", {"0.25": 99, "0.5": 100, "+Inf": 100}),
     ),
+    "WorkRestarts": one('novacron_work_restarts_total{work="measure", node="n"}', "0+1x300", "3x300"),
     "MetricsLabelsDropped": one(
         'novacron_metrics_dropped_labels_total{metric="novacron_api_refused_total"}', "0+1x300", "7x300"
     ),
