@@ -106,7 +106,7 @@ async def act(
     if action is Action.DELETE and vm.node is None:
         await remove(connection, vm)
         return msgspec.structs.replace(vm, deleting=True)
-    spec = msgspec.structs.replace(vm.spec, **_power(vm.spec, action, stop_timeout_s))
+    spec = msgspec.structs.replace(vm.spec, **power_changes(vm.spec, action, stop_timeout_s))
     row = await connection.fetchrow(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3, trace = $4 WHERE id = $1 RETURNING *",
         vm.id,
@@ -170,10 +170,10 @@ def act_in_one_statement(
     if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE:
         return None
     event = events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
-    return _change(vm, _power(vm.spec, action, stop_timeout_s), event)
+    return _change(vm, power_changes(vm.spec, action, stop_timeout_s), event)
 
 
-def _power(spec: VmSpec, action: Action, stop_timeout_s: int | None) -> dict[str, Any]:
+def power_changes(spec: VmSpec, action: Action, stop_timeout_s: int | None) -> dict[str, Any]:
     """Return what of a spec an action changes."""
     match action:
         case Action.START:

@@ -1,8 +1,12 @@
-"""What to do next with a VM that this node may run: a pure function of its spec and its situation."""
+"""What to do next with a VM that this node may run: a pure function of its spec and its situation.
+
+``PowerRequests`` keeps what the guest was asked to do and has not done yet, from step to step.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -62,6 +66,94 @@ class Situation(msgspec.Struct, frozen=True):
     """How long ago the guest was asked to boot again; None: it was not."""
     stopping_s: float | None = None
     """How long ago it was asked to power down; None: it was not."""
+    stop_revoked: bool = False
+    """It was asked to power down, and before it had, it was to run again: when it does power off, it is started."""
+
+
+class PowerRequests:
+    """What a guest was asked to do and has not done yet. Times are in seconds of the worker's clock.
+
+    QEMU's events come at any moment, also while a request is being made: what was asked is noted before it is asked.
+    """
+
+    def __init__(self) -> None:
+        self._stopping_at: float | None = None
+        self._revoked_at: float | None = None
+        self._revoked_for_s = 0.0
+        self._rebooting_at: float | None = None
+
+    def look(self, spec: VmSpec, run_state: str, now: float) -> None:
+        """Take note of how the VM is to be, and is: a stop that is revoked is a start."""
+        if run_state == "absent":
+            self._stopping_at = self._revoked_at = self._rebooting_at = None
+        elif spec.power is Power.STOPPED:
+            self._revoked_at = None
+        elif self._stopping_at is not None:
+            self._revoked_at, self._stopping_at = self._stopping_at, None
+            self._revoked_for_s = max(float(spec.stop_timeout_s), limits.REBOOT_S_MAX)
+        if self._revoked_at is not None and now - self._revoked_at > self._revoked_for_s:
+            self._revoked_at = None  # it has ignored the request: if it powers off now, it does so by itself
+
+    def situation(self, run_state: str, record: Record, now: float) -> Situation:
+        """Return how the VM is."""
+        return Situation(
+            run_state,
+            halted_at_start=record.halted_at_start,
+            reboots=record.reboots,
+            resets=record.resets,
+            rebooting_s=None if self._rebooting_at is None else now - self._rebooting_at,
+            stopping_s=None if self._stopping_at is None else now - self._stopping_at,
+            stop_revoked=self._revoked_at is not None,
+        )
+
+    def asks(self, step: Step, now: float) -> None:
+        """The guest is about to be asked, or made, to do something."""
+        match step:
+            case Step.POWER_DOWN:
+                self._stopping_at = now
+            case Step.REBOOT:
+                self._rebooting_at = now
+            case Step.RESET:
+                self._rebooting_at = None
+            case Step.KILL:
+                self._stopping_at = self._revoked_at = self._rebooting_at = None
+
+    def must_reset(self) -> bool:
+        """The guest's agent did not confirm the request to boot again: say whether QEMU has to reset it. A guest that
+        boots again at once may do so without a word."""
+        pending, self._rebooting_at = self._rebooting_at is not None, None
+        return pending
+
+    def on_event(self, name: str) -> None:
+        """QEMU says that something has happened."""
+        if name in ("RESET", "EXIT"):
+            self._rebooting_at = None
+
+    @property
+    def stopping(self) -> bool:
+        """The guest has been asked to power down, and that still holds."""
+        return self._stopping_at is not None
+
+    def next_look_s(self, spec: VmSpec, now: float) -> float | None:
+        """Return in how many seconds a request is overdue; None when there is none."""
+        if self._rebooting_at is not None:
+            return limits.REBOOT_S_MAX - (now - self._rebooting_at)
+        if self._stopping_at is not None:
+            return spec.stop_timeout_s - (now - self._stopping_at)
+        return None
+
+
+class Record(Protocol):
+    """What a VM's journal record says of what was done."""
+
+    @property
+    def halted_at_start(self) -> int | None: ...
+
+    @property
+    def reboots(self) -> int: ...
+
+    @property
+    def resets(self) -> int: ...
 
 
 def decide(spec: VmSpec, situation: Situation) -> Step:
@@ -72,7 +164,7 @@ def decide(spec: VmSpec, situation: Situation) -> Step:
         return Step.NOTHING if wants_off else Step.START
     if run_state == "shutdown":
         # The guest has powered off. Unasked, it stays off until it is started again, or begins anew.
-        again = spec.restart is Restart.ALWAYS or situation.rebooting_s is not None
+        again = spec.restart is Restart.ALWAYS or situation.rebooting_s is not None or situation.stop_revoked
         return Step.KILL if wants_off or again else Step.MARK_HALTED
     if spec.power is Power.STOPPED:
         return _stop(spec, situation)

@@ -15,11 +15,10 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.launch import StartRequest
-from novacron.agent.vm.power import STATES, Situation, Step, backoff_s, decide
+from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
-from novacron.model import limits
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
 from novacron.qemu.monitor import MonitorFailed
@@ -46,9 +45,7 @@ class Reconciler:
         self._prepare_pages = prepare_pages
         self._clock = context.services.clock
         self._devices = Devices(self._machine, self._services.storage_pools, context.doing, self._volume_handled)
-        self._stopping_at: float | None = None
-        self._resetting_at: float | None = None
-        """When the guest was asked to begin anew."""
+        self._requests = PowerRequests()
         self._started_at = 0.0
         self._preparing: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
@@ -70,8 +67,7 @@ class Reconciler:
 
     def on_event(self, name: str) -> None:
         """QEMU says that something has happened."""
-        if name in ("RESET", "EXIT"):
-            self._resetting_at = None
+        self._requests.on_event(name)
 
     def note_crash(self, what: str) -> None:
         """QEMU has ended, or hangs, unasked: the next step counts it."""
@@ -107,7 +103,8 @@ class Reconciler:
             await self._devices.settle(assignment)
         self._context.guest.look(run_state)
         now = self._clock.monotonic()
-        step = decide(assignment.spec, self._situation(run_state, now))
+        self._requests.look(assignment.spec, run_state, now)
+        step = decide(assignment.spec, self._requests.situation(run_state, self._context.record, now))
         if step is not Step.NOTHING:
             log.info("step", vm=self._context.vm, step=step, run_state=run_state)
             with self._context.doing(Action(step)):
@@ -116,11 +113,9 @@ class Reconciler:
                 return pause_s
         if run_state in ("running", "paused"):
             await self._settle_running(assignment)
-        snapshots_wait = assignment.snapshots and self._stopping_at is None
+        snapshots_wait = assignment.snapshots and not self._requests.stopping
         if snapshots_wait and await self._work_on(assignment.snapshots[0], run_state):
             return 0
-        if run_state == "absent":
-            self._stopping_at = None
         self._report(assignment, run_state)
         return self._pause_s(assignment, now)
 
@@ -154,7 +149,7 @@ class Reconciler:
 
     def _report(self, assignment: wire.Assignment, run_state: str) -> None:
         context, spec = self._context, assignment.spec
-        state = VmState.STOPPING if self._stopping_at is not None else STATES.get(run_state, VmState.FAILED)
+        state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.FAILED)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
         reason = self._grow_error if run_state == "running" else ""
         if context.record.post_copy is not None:
@@ -165,26 +160,13 @@ class Reconciler:
 
     def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
         """Return when to look again, though nothing happens."""
-        if self._resetting_at is not None:
-            return max(LOOK_AGAIN_S_MIN, limits.REBOOT_S_MAX - (now - self._resetting_at))
-        if self._stopping_at is not None:
-            return max(LOOK_AGAIN_S_MIN, assignment.spec.stop_timeout_s - (now - self._stopping_at))
-        return IDLE_S
-
-    def _situation(self, run_state: str, now: float) -> Situation:
-        record = self._context.record
-        return Situation(
-            run_state,
-            halted_at_start=record.halted_at_start,
-            reboots=record.reboots,
-            resets=record.resets,
-            rebooting_s=None if self._resetting_at is None else now - self._resetting_at,
-            stopping_s=None if self._stopping_at is None else now - self._stopping_at,
-        )
+        overdue_s = self._requests.next_look_s(assignment.spec, now)
+        return IDLE_S if overdue_s is None else max(LOOK_AGAIN_S_MIN, overdue_s)
 
     async def _do(self, step: Step, assignment: wire.Assignment, run_state: str, now: float) -> float | None:
         """Do a step; return when to look again, or None where there may be more to do at once."""
         context = self._context
+        self._requests.asks(step, now)  # before: the guest may do it at once
         match step:
             case Step.START:
                 wait_s = backoff_s(context.record.crashes) - (now - self._started_at)
@@ -202,18 +184,15 @@ class Reconciler:
                 return 0
             case Step.REBOOT:
                 await context.store(reboots=assignment.spec.reboots)
-                if await guest_agent.ask_to_end(self._machine, "reboot"):
-                    self._resetting_at = now
-                else:
+                confirmed = await guest_agent.ask_to_end(self._machine, "reboot")
+                if not confirmed and self._requests.must_reset():
                     await self._machine.execute("system_reset")
                 return 0
             case Step.RESET:
-                self._resetting_at = None
                 await context.store(reboots=assignment.spec.reboots, resets=assignment.spec.resets)
                 await self._machine.execute("system_reset")
                 return 0
             case Step.POWER_DOWN:
-                self._stopping_at = now
                 self._services.run_in_background(guest_agent.power_off(self._machine))
                 await self._machine.execute("system_powerdown")
                 context.report(VmState.STOPPING)
@@ -223,7 +202,6 @@ class Reconciler:
                     self.note_crash(f"QEMU is in state {run_state}")
                 context.exit_expected = True
                 await self._machine.kill()
-                self._stopping_at = None
                 return 0
             case Step.MAKE_ROOM:
                 if (full := self._devices.full(assignment, ROOM_BYTES)) is not None:

@@ -1,0 +1,216 @@
+"""Every sequence of up to five power requests and guest events comes to rest where the last request says.
+
+The decisions are the product's own; QEMU and its guest are simulated. Sequences that lead to the same state are
+followed once, which covers all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from novacron.agent.vm.power import PowerRequests, Situation, Step, decide
+from novacron.model.vm import Action, Power, Restart, VmSpec
+from novacron.store.vms import power_changes
+
+LENGTH = 5
+STEPS_MAX = 20
+LONG_S, MOMENT_S = 1000.0, 1.0
+REQUESTS = ("start", "stop", "kill", "pause", "resume", "reboot", "reset")
+EVENTS = (
+    "guest powers off",
+    "guest resets",
+    "QEMU dies",
+    "guest does what it was asked",
+    "a moment passes",
+    "long passes",
+)
+POWER_OFF = ("at once", "later", "never")
+"""When a guest does as ACPI asks."""
+REBOOT = ("at once", "at once, without a word", "later", "never", "no agent")
+
+
+class Record(msgspec.Struct):
+    halted_at_start: int | None = None
+    reboots: int = 0
+    resets: int = 0
+
+
+class World:
+    """One VM, its QEMU and its guest."""
+
+    def __init__(self, power_off: str, reboot: str, restart: Restart) -> None:
+        self.power_off, self.reboot = power_off, reboot
+        self.spec = VmSpec(image="tiny", power=Power.RUNNING, starts=1, restart=restart)
+        self.record, self.requests = Record(), PowerRequests()
+        self.run_state, self.now = "absent", 0.0
+        self.pending: str | None = None
+        """What the guest will do later, having been asked."""
+        self.resets_asked = self.resets_done = 0
+        self.settle()
+
+    def key(self) -> tuple[object, ...]:
+        """Return what the future depends on: counters and times relative to now."""
+        spec, record = self.spec, self.record
+        situation = self.requests.situation(self.run_state, record, self.now)
+        halted = record.halted_at_start == spec.starts
+        behind = (spec.reboots - record.reboots, spec.resets - record.resets, self.resets_asked - self.resets_done)
+        times = (situation.rebooting_s, situation.stopping_s, situation.stop_revoked)
+        return spec.power, spec.stop_timeout_s, self.run_state, halted, *behind, *times, self.pending
+
+    def happens(self, what: str) -> bool:
+        """Let something happen; say whether it can."""
+        match what:
+            case "start" | "stop" | "pause" | "resume" | "reboot" | "reset":
+                self._request(Action(what), None)
+                self.resets_asked += what in ("reboot", "reset")
+            case "kill":
+                self._request(Action.STOP, 0)
+            case "guest powers off" | "guest resets" if self.run_state != "running":
+                return False
+            case "guest powers off":
+                self._power_off()
+            case "guest resets":
+                self.resets_asked += 1
+                self._reset()
+            case "QEMU dies":
+                if self.run_state == "absent":
+                    return False
+                self._exit()
+            case "guest does what it was asked":
+                if self.pending is None or self.run_state != "running":
+                    return False
+                self._power_off() if self.pending == "power off" else self._reset()
+            case _:
+                self.now += LONG_S if what == "long passes" else MOMENT_S
+        self.settle()
+        return True
+
+    def _request(self, action: Action, stop_timeout_s: int | None) -> None:
+        self.spec = msgspec.structs.replace(self.spec, **power_changes(self.spec, action, stop_timeout_s))
+
+    def settle(self) -> None:
+        """Take steps as the reconciler does until there is nothing to do."""
+        for _ in range(STEPS_MAX):
+            self.requests.look(self.spec, self.run_state, self.now)
+            situation = self.requests.situation(self.run_state, self.record, self.now)
+            step = decide(self.spec, situation)
+            if step is Step.NOTHING:
+                return
+            self.requests.asks(step, self.now)
+            self._do(step, situation)
+        raise AssertionError(f"it never rests: {self.key()}")
+
+    def _do(self, step: Step, situation: Situation) -> None:
+        match step:
+            case Step.START:
+                self.run_state, self.pending = "running", None
+                self.record = Record(None, self.spec.reboots, self.spec.resets)
+            case Step.CONTINUE | Step.MAKE_ROOM:
+                self.run_state = "running"
+            case Step.PAUSE:
+                self.run_state = "paused"
+            case Step.KILL:
+                self._exit()
+            case Step.MARK_HALTED:
+                self.record.halted_at_start = self.spec.starts
+            case Step.RESET:
+                self.record.reboots, self.record.resets = self.spec.reboots, self.spec.resets
+                self._reset()
+            case Step.REBOOT:
+                self.record.reboots = self.spec.reboots
+                self._ask_to_reboot()
+            case Step.POWER_DOWN:
+                assert situation.run_state == "running"
+                if self.power_off == "at once":
+                    self._power_off()
+                elif self.power_off == "later":
+                    self.pending = "power off"
+
+    def _ask_to_reboot(self) -> None:
+        """Ask the guest's agent; its answer comes after what the guest does at once."""
+        if self.reboot.startswith("at once"):
+            self._reset()
+        elif self.reboot == "later":
+            self.pending = "reboot"
+        confirmed = self.reboot in ("at once", "later", "never")
+        if not confirmed and self.requests.must_reset():
+            self._reset()
+
+    def _reset(self) -> None:
+        self.resets_done += 1
+        self.pending = None
+        self.requests.on_event("RESET")
+
+    def _power_off(self) -> None:
+        self.run_state, self.pending = "shutdown", None
+
+    def _exit(self) -> None:
+        self.run_state, self.pending = "absent", None
+        self.requests.on_event("EXIT")
+
+    def check_rest(self, history: tuple[str, ...]) -> None:
+        """Let all time pass that there is, and demand that the VM is as it was asked for."""
+        for _ in range(4):
+            self.now += LONG_S
+            self.settle()
+        off = self.spec.power is Power.STOPPED or self.record.halted_at_start == self.spec.starts
+        expected = "absent" if off else "paused" if self.spec.power is Power.PAUSED else "running"
+        assert self.run_state == expected, f"{history}: {self.run_state}, not {expected}"
+        assert not self.requests.stopping, f"{history}: it stops for ever"
+        assert self.resets_done <= self.resets_asked, f"{history}: a reset that nobody asked for"
+
+
+def histories(world: World) -> Iterator[tuple[tuple[str, ...], World]]:
+    """Yield each state that sequences reach, with one sequence that reaches it."""
+    level: list[tuple[tuple[str, ...], World]] = [((), world)]
+    reached = {world.key()}
+    for _ in range(LENGTH):
+        following: list[tuple[tuple[str, ...], World]] = []
+        for history, before in level:
+            for what in (*REQUESTS, *EVENTS):
+                after = copy.deepcopy(before)
+                if after.happens(what) and after.key() not in reached:
+                    reached.add(after.key())
+                    following.append(((*history, what), after))
+        yield from following
+        level = following
+
+
+@pytest.mark.parametrize("restart", list(Restart))
+@pytest.mark.parametrize("power_off", POWER_OFF)
+def test_no_sequence_ends_in_a_stuck_state_or_resets_unasked(power_off: str, restart: Restart) -> None:
+    for reboot in REBOOT:
+        states = 0
+        for history, world in histories(World(power_off, reboot, restart)):
+            copy.deepcopy(world).check_rest(history)
+            states += 1
+        assert states > 50, "sequences lead to many states"
+
+
+def test_a_start_that_follows_a_stop_wins_whether_the_guest_powers_off_or_not() -> None:
+    for power_off, later in itertools.product(POWER_OFF, ("guest does what it was asked", "long passes")):
+        world = World(power_off, "no agent", Restart.ON_FAILURE)
+        for what in ("stop", "start", later):
+            world.happens(what)
+        assert world.run_state == "running" and not world.requests.stopping
+
+
+def test_a_guest_that_ignored_a_revoked_stop_may_power_itself_off_later() -> None:
+    world = World("never", "no agent", Restart.ON_FAILURE)
+    for what in ("stop", "start", "long passes", "guest powers off"):
+        world.happens(what)
+    assert world.run_state == "absent" and world.record.halted_at_start == world.spec.starts
+
+
+def test_a_second_stop_has_its_whole_grace() -> None:
+    world = World("never", "no agent", Restart.ON_FAILURE)
+    world.happens("stop")
+    world.now += 14.0
+    for what in ("start", "stop"):
+        world.happens(what)
+    assert world.requests.next_look_s(world.spec, world.now) == world.spec.stop_timeout_s
