@@ -66,13 +66,15 @@ class SimulatedAgent:
                 self._obey(statement)
 
     def _obey(self, statement: wire.Statement) -> None:
-        wanted = statement.assignment
-        if wanted is None:
+        assignment = statement.assignment
+        if assignment is None:
             if self._told.pop(statement.vm, None) is not None:
                 self._link.send(wire.Removed(statement.vm))
             return
-        state = VmState.ABSENT if wanted.deleting else STATES[wanted.spec.power]
-        status = VmStatus(state=state, machine="pc-i440fx-7.2", reboots=wanted.spec.reboots, resets=wanted.spec.resets)
+        state = VmState.ABSENT if assignment.deleting else STATES[assignment.spec.power]
+        status = VmStatus(
+            state=state, machine="pc-i440fx-7.2", reboots=assignment.spec.reboots, resets=assignment.spec.resets
+        )
         if self._told.get(statement.vm) != status:
             self._told[statement.vm] = status
             self._link.send(wire.Observed(statement.vm, statement.order.epoch, status))
@@ -80,13 +82,13 @@ class SimulatedAgent:
 
 def _joined(directory: Path, first: int, count: int) -> list[identity.Identity]:
     client = Client(load_config())
-    found = []
+    identities = []
     for number in range(first, first + count):
         name = f"sim-{number:04d}"
         home = directory / name
-        known = identity.load(home)
-        found.append(known or _join(client, home, name))
-    return found
+        identity_ = identity.load(home)
+        identities.append(identity_ or _join(client, home, name))
+    return identities
 
 
 def _join(client: Client, home: Path, name: str) -> identity.Identity:
@@ -104,8 +106,8 @@ def _join(client: Client, home: Path, name: str) -> identity.Identity:
 
 async def _run(who: list[identity.Identity]) -> None:
     async with asyncio.TaskGroup() as group:
-        for number, one in enumerate(who):
-            group.create_task(SimulatedAgent(one).run())
+        for number, identity_ in enumerate(who):
+            group.create_task(SimulatedAgent(identity_).run())
             if number % 20 == 19:
                 await asyncio.sleep(0.05)
 

@@ -244,7 +244,7 @@ def write_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
     them, and in batches of 100."""
     ratios, loads = list[float](), dict[str, list[Load]]()
     for _ in range(rounds):
-        made = 60
+        created = 60
         for _ in range(3):
             ten = timed(lambda: [stand.client.create_vm(**_item()) for _ in range(10)])
             batch = {"items": [_item() for _ in range(10)]}
@@ -258,9 +258,9 @@ def write_figures(stand: Stand, rounds: int, seconds: float) -> list[Figure]:
             load = stand.load("/", connections, seconds, script=settings + CREATES)
             _check([load])
             loads.setdefault(name, []).append(load)
-            made += load.ok * size
+            created += load.ok * size
             _settled(stand)
-        _delete_made(stand, made)
+        _delete_made(stand, created)
     return [
         median("10 creates one after the other, over a batch of 10", ratios, "x", 5.6, at_least=True),
         median(
@@ -299,11 +299,11 @@ def _settled(stand: Stand) -> None:
 
 def _delete_made(stand: Stand, least: int) -> None:
     """Delete what was created, which must be ``least`` VMs or more: else what was answered was not true."""
-    made = [vm["id"] for vm in stand.client.list("vms", name="w-*", fields="id")]
-    if len(made) < least:
-        raise RuntimeError(f"{least} creates were answered, but there are {len(made)} VMs")
-    for at in range(0, len(made), 100):
-        stand.client.request("DELETE", "/api/v1/vms/batch", {"vms": made[at : at + 100]})
+    ids = [vm["id"] for vm in stand.client.list("vms", name="w-*", fields="id")]
+    if len(ids) < least:
+        raise RuntimeError(f"{least} creates were answered, but there are {len(ids)} VMs")
+    for at in range(0, len(ids), 100):
+        stand.client.request("DELETE", "/api/v1/vms/batch", {"vms": ids[at : at + 100]})
     until(lambda: not list(stand.client.list("vms", name="w-*", limit=1)), "all that was created is gone", 120)
 
 

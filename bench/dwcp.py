@@ -27,7 +27,7 @@ def situations(ground: Ground) -> list[Figure]:
     """The mixed guest over the main link: first time, image known, sibling there, coming back."""
     modes, guest = ground.size.modes, ground.size.guests.mixed
     peers: dict[str, list[Move]] = {mode: [] for mode in modes}
-    first, known, back, beside = [], [], [], []
+    first, with_image, back, beside = [], [], [], []
     with ground.site(ground.size.link, "--reuse", "none") as p:
         for number in range(ground.size.rounds):
             for mode in modes if number == 0 else modes[-1:]:
@@ -38,7 +38,7 @@ def situations(ground: Ground) -> list[Figure]:
     for _ in range(ground.size.rounds):  # each on nodes that remember nothing
         with ground.site(ground.size.link) as p:
             ground.boot(p, "one", guest, "host-a", 21)
-            known.append(ground.move(p, "one", "host-b", 21))
+            with_image.append(ground.move(p, "one", "host-b", 21))
             time.sleep(ground.size.away_s - ground.size.around_s)
             back.append(ground.move(p, "one", "host-a", 21))
             ground.boot(p, "other", guest, "host-b", 22)
@@ -59,7 +59,7 @@ def situations(ground: Ground) -> list[Figure]:
     middle_mb = sorted(m.sent_mb for m in peer)[len(peer) // 2]
     for name, moves, faster, share in (
         ("first time, destination knows nothing", first, 1.6, 0.6),
-        ("first time, destination holds the image", known, None, None),
+        ("first time, destination holds the image", with_image, None, None),
         ("destination runs another VM of the same image", beside, 3.0, 0.3),
         ("destination had this VM 30 s ago", back, 7.0, 0.02),
     ):
@@ -71,7 +71,7 @@ def situations(ground: Ground) -> list[Figure]:
             median("  share of QEMU's bytes", [m.sent_mb / middle_mb for m in moves], "x", share),
             median("  downtime for a client", [m.downtime_ms for m in moves], "ms", 250.0),
         ]
-    added = [m.memory_mb for m in (*first, *known, *back, *beside)]
+    added = [m.memory_mb for m in (*first, *with_image, *back, *beside)]
     figures.append(Figure("memory added to an agent by one migration", max(added), "MB", 300.0, tuple(added)))
     figures.append(
         median("link use while data waits, 100 Mbit/s", [m.use * 100 for m in first], "%", 95, at_least=True)
@@ -106,10 +106,10 @@ def writer(ground: Ground) -> list[Figure]:
 
     with ground.site(ground.size.link) as p:
         for number in range(ground.size.rounds):
-            for policy, made, address in (("throttle", moves, 24), ("post-copy", followed, 27)):
+            for policy, results, address in (("throttle", moves, 24), ("post-copy", followed, 27)):
                 name = f"writer-{number}-{policy}"
                 ground.boot(p, name, size.guests.writer, "host-a", address, size.small_memory_mib)
-                made.append(ground.move(p, name, "host-b", address, policy=policy))
+                results.append(ground.move(p, name, "host-b", address, policy=policy))
                 until(functools.partial(whole, name), "its memory has come", 120)
                 delete(p, name)
             throttled.append(float(moves[-1].progress["throttle_percent"]))

@@ -92,7 +92,7 @@ def drain_figures(p: Platform, count: int) -> list[Figure]:
     with ThreadPoolExecutor(at_once) as together:
         list(together.map(move, vms))
     single = time.monotonic() - started
-    assert all(one["phase"] == "completed" for one in moves(p, vms))
+    assert all(migration["phase"] == "completed" for migration in moves(p, vms))
     delete(p, vms)
     vms = [boot(p, f"drained-{number}", DRAINED_MIB) for number in range(count)]
     started = time.monotonic()
@@ -102,8 +102,12 @@ def drain_figures(p: Platform, count: int) -> list[Figure]:
     drained = time.monotonic() - started
     until(lambda: all(vm["status"]["state"] == "running" for vm in p.client.list("vms")), "all run", 60)
     done = moves(p, vms)
-    until(lambda: all(one["progress"]["downtime_ms"] is not None for one in moves(p, vms)), "downtimes are told", 30)
-    downtimes = [one["progress"]["downtime_ms"] for one in moves(p, vms)]
+    until(
+        lambda: all(migration["progress"]["downtime_ms"] is not None for migration in moves(p, vms)),
+        "downtimes are told",
+        30,
+    )
+    downtimes = [migration["progress"]["downtime_ms"] for migration in moves(p, vms)]
     stopped = sum(vm["status"]["crashes"] for vm in p.client.list("vms"))
     p.client.act("nodes", "host-a", "uncordon", {"bring_back": True})
     started = time.monotonic()
@@ -115,7 +119,13 @@ def drain_figures(p: Platform, count: int) -> list[Figure]:
         Figure(f"{count} VMs moved one by one, {at_once} at once", single, "s"),
         Figure(f"drain of {count} VMs, {LINK}", drained, "s"),
         Figure("  ... over moving them one by one", drained / single, "x", DRAIN_OVER_SINGLE),
-        Figure("  ... VMs that were moved", sum(one["phase"] == "completed" for one in done), "", count, at_least=True),
+        Figure(
+            "  ... VMs that were moved",
+            sum(migration["phase"] == "completed" for migration in done),
+            "",
+            count,
+            at_least=True,
+        ),
         Figure("  ... VMs that were stopped", stopped, "", 0),
         Figure("  ... downtime, p95", statistics.quantiles(downtimes, n=20)[-1], "ms", DOWNTIME_MS, tuple(downtimes)),
         Figure("  ... all brought back", back, "s"),
@@ -209,7 +219,7 @@ def placement_figures(count: int, rounds: int) -> list[Figure]:
     for _ in range(rounds):
         started = time.perf_counter()
         fleet = Fleet(nodes, {})
-        places = [fleet.place(Wish(str(number), one)) for number, one in enumerate(specs)]
+        places = [fleet.place(Wish(str(number), spec_)) for number, spec_ in enumerate(specs)]
         took.append(time.perf_counter() - started)
         assert None not in places
     return [median(f"placement of {count:,} VMs on {count:,} nodes", took, "s", PLACED_S)]

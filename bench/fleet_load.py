@@ -82,7 +82,7 @@ def simulate(seed: int, nodes: int, vms: int, settings: Settings | None = None) 
     ]  # fmt: skip
     where = [f"n{min(nodes - 1, int(abs(rng.gauss(0, 0.5)) * nodes)) if rng.random() < 0.3 else number % nodes:03}"
              for number in range(vms)]  # fmt: skip
-    begun, moved_at, left = list(where), [-math.inf] * vms, [""] * vms
+    begun, moved_at, left_node = list(where), [-math.inf] * vms, [""] * vms
     average: list[float | None] = [None] * vms
     count = [0] * vms
     back = rounds = 0
@@ -112,7 +112,7 @@ def simulate(seed: int, nodes: int, vms: int, settings: Settings | None = None) 
         rounds = decision.rounds
         for move in decision.moves:
             number = int(move.vm)
-            back += left[number] == move.target
-            left[number], where[number], moved_at[number] = where[number], move.target, second
+            back += left_node[number] == move.target
+            left_node[number], where[number], moved_at[number] = where[number], move.target, second
             count[number] += 1
     return Day(sum(without) / len(without), sum(with_) / len(with_), sum(count), max(count), back)

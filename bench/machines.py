@@ -166,17 +166,19 @@ def snapshot_figures(p: Platform, rounds: int) -> list[Figure]:
     """For how long a guest stands still while its disk, and its memory, are kept."""
     vm = p.client.create_vm(name="kept", image="disk", memory_mib=MEMORY_MIB, node=NODE)
     booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
-    found: dict[bool, list[float]] = {False: [], True: []}
+    pauses: dict[bool, list[float]] = {False: [], True: []}
     for number in range(rounds):
         for memory in (False, True):
-            made = p.client.create_snapshot("kept", f"s{number}{'m' if memory else 'd'}", memory)
-            done = p.client.wait("snapshots", made["id"], lambda s: s is None or s["phase"] in ("ready", "failed"), 60)
+            snapshot = p.client.create_snapshot("kept", f"s{number}{'m' if memory else 'd'}", memory)
+            done = p.client.wait(
+                "snapshots", snapshot["id"], lambda s: s is None or s["phase"] in ("ready", "failed"), 60
+            )
             assert done is not None and done["phase"] == "ready", done
-            found[memory].append(done["pause_ms"])
+            pauses[memory].append(done["pause_ms"])
     p.cli("vm", "delete", "kept", "--wait")
     return [
-        median("pause of the guest for a disk snapshot", found[False], "ms", DISK_PAUSE_MS),
-        median(f"pause of the guest for a memory snapshot of {MEMORY_MIB} MiB", found[True], "ms", MEMORY_PAUSE_MS),
+        median("pause of the guest for a disk snapshot", pauses[False], "ms", DISK_PAUSE_MS),
+        median(f"pause of the guest for a memory snapshot of {MEMORY_MIB} MiB", pauses[True], "ms", MEMORY_PAUSE_MS),
     ]
 
 
@@ -184,19 +186,19 @@ def clone_figures(p: Platform, rounds: int) -> list[Figure]:
     """A running VM is cloned, and the clone is started."""
     vm = p.client.create_vm(name="source", image="disk", memory_mib=128, node=NODE)
     booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
-    found: dict[bool, list[float]] = {True: [], False: []}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(rounds):
-        for linked in found:
+        for linked in seconds:
             started = time.monotonic()
             clone = p.client.clone_vm("source", f"c{number}{'l' if linked else 'f'}", linked=linked)
             done = p.client.wait("vms", clone["id"], lambda now: now is None or now["status"]["state"] == "running", 60)
-            found[linked].append(time.monotonic() - started)
+            seconds[linked].append(time.monotonic() - started)
             assert done is not None
             p.cli("vm", "delete", clone["name"], "--wait")
     p.cli("vm", "delete", "source", "--wait")
     return [
-        median("linked clone of a running VM, until it is started", found[True], "s", CLONE_S),
-        median("full clone of it", found[False], "s"),
+        median("linked clone of a running VM, until it is started", seconds[True], "s", CLONE_S),
+        median("full clone of it", seconds[False], "s"),
     ]
 
 

@@ -41,14 +41,14 @@ def median(name: str, samples: list[float], unit: str, bound: float | None = Non
 
 def parser(bench: str, description: str | None, quick: str) -> argparse.ArgumentParser:
     """Return the command line that all benchmarks share; ``quick`` says what ``--quick`` leaves out."""
-    made = argparse.ArgumentParser(prog=f"script/bench {bench}", description=description)
-    extent = made.add_mutually_exclusive_group()
+    command_line = argparse.ArgumentParser(prog=f"script/bench {bench}", description=description)
+    extent = command_line.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help=quick)
     extent.add_argument(
         "--smoke", action="store_true", help="only show that it runs: seconds, a tiny load, no bounds, useless figures"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    return made
+    command_line.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return command_line
 
 
 def machine() -> dict[str, str | int]:

@@ -222,11 +222,11 @@ class GuestConsole:
         self._process.stdin.write(text.encode())
         self._process.stdin.flush()
 
-    def until(self, wanted: str, timeout_s: float, *, show: bool = False, pattern: bool = False) -> str:
+    def until(self, text: str, timeout_s: float, *, show: bool = False, pattern: bool = False) -> str:
         """Read until a line has ``wanted`` in it, and return that line. Raises LabFailed."""
         import re
 
-        regex = re.compile(wanted if pattern else re.escape(wanted))
+        regex = re.compile(text if pattern else re.escape(text))
         deadline, shown = time.monotonic() + timeout_s, 0
         while True:
             with self._arrived:
@@ -238,7 +238,7 @@ class GuestConsole:
                     if regex.search(line):
                         return line
                 if time.monotonic() > deadline:
-                    raise LabFailed(f"the guest's console did not show {wanted!r} within {timeout_s:.0f} s")
+                    raise LabFailed(f"the guest's console did not show {text!r} within {timeout_s:.0f} s")
                 self._arrived.wait(0.1)
 
 

@@ -134,6 +134,6 @@ def shell(client: Client, vm: str, command: str, timeout_s: float = 30.0) -> str
     with client.open_console(vm) as console:
         console.send(f"\recho {mark[:4]}'{mark[4:]}'-$( {command})-\r".encode())
         seen = ""
-        while (found := re.search(f"{mark}-(.*?)-\r", seen)) is None:
+        while (match := re.search(f"{mark}-(.*?)-\r", seen)) is None:
             seen += console.recv(timeout_s).decode(errors="replace")
-    return found[1]
+    return match[1]

@@ -254,9 +254,9 @@ def remove_namespace(netns: str) -> None:
 @contextlib.contextmanager
 def lab(prefix: str, cache: Path, wan: Wan = Wan(), *, namespaces: bool = True) -> Iterator[Lab]:
     """Make a lab for as long as the block runs."""
-    made = Lab(prefix, wan, namespaces=namespaces)
+    hosts = Lab(prefix, wan, namespaces=namespaces)
     try:
-        made.up(cache)
-        yield made
+        hosts.up(cache)
+        yield hosts
     finally:
-        made.down()
+        hosts.down()

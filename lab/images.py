@@ -138,11 +138,11 @@ def guests_dir() -> Path:
 def _guest_agent() -> dict[str, bytes]:
     """Return QEMU's guest agent, with the libraries that it needs, under the names that they have in a guest."""
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = ["qemu-guest-agent", "libglib2.0-0", "liburing2", "libudev1", "libnuma1", "libpcre2-8-0"]
-        root = tiny.unpack(Path(scratch), wanted)
+        packages = ["qemu-guest-agent", "libglib2.0-0", "liburing2", "libudev1", "libnuma1", "libpcre2-8-0"]
+        root = tiny.unpack(Path(scratch), packages)
         program = root / "usr/sbin/qemu-ga"
         paths = {path.name: path for path in root.rglob("*.so*")}
-        found = {"qemu-ga": program.read_bytes()}
+        files = {"qemu-ga": program.read_bytes()}
         lines = subprocess.run(
             ["ldd", str(program)], check=True, capture_output=True, text=True,
             env={"LD_LIBRARY_PATH": ":".join(sorted({str(path.parent) for path in paths.values()}))},
@@ -152,8 +152,8 @@ def _guest_agent() -> dict[str, bytes]:
             path = Path(words[2] if "=>" in words else words[0])
             if path.is_absolute():
                 name = words[0].lstrip("/") if "=>" not in words else f"lib/x86_64-linux-gnu/{words[0]}"
-                found[name] = path.read_bytes()
-        return found
+                files[name] = path.read_bytes()
+        return files
 
 
 def _small_disk(path: Path) -> None:
@@ -187,10 +187,10 @@ def _real_files() -> dict[str, bytes]:
     texts = sorted(Path("/usr/lib/python3").rglob("*.py")) + sorted(
         Path(f"/usr/lib/python3.{sys.version_info[1]}").rglob("*.py")
     )
-    found = dict(_take("data/lib", shared, BINARIES_BYTES // 2))
-    found |= _take("data/bin", programs, BINARIES_BYTES // 2)
-    found |= _take("data/text", itertools.chain(texts, sorted(Path("/usr/share/doc").rglob("*"))), TEXT_BYTES)
-    return found
+    files = dict(_take("data/lib", shared, BINARIES_BYTES // 2))
+    files |= _take("data/bin", programs, BINARIES_BYTES // 2)
+    files |= _take("data/text", itertools.chain(texts, sorted(Path("/usr/share/doc").rglob("*"))), TEXT_BYTES)
+    return files
 
 
 def _take(folder: str, paths: Iterable[Path], limit_bytes: int) -> dict[str, bytes]:

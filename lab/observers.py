@@ -101,11 +101,11 @@ class Collector:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
             for scope in resource.scope_spans:
-                for one in scope.spans:
-                    attributes = {a.key: str(getattr(a.value, a.value.WhichOneof("value"))) for a in one.attributes}
+                for span in scope.spans:
+                    attributes = {a.key: str(getattr(a.value, a.value.WhichOneof("value"))) for a in span.attributes}
                     self.spans.append(
-                        Span(one.trace_id.hex(), one.span_id.hex(), one.parent_span_id.hex(), one.name, service,
-                             one.status.code == 2, attributes)
+                        Span(span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), span.name, service,
+                             span.status.code == 2, attributes)
                     )  # fmt: skip
         return 200
 
@@ -177,8 +177,8 @@ class _Daemon:
 def faster(text: str, times: float) -> str:
     """Return rules or a configuration in which every duration is so many times shorter, a second at least."""
 
-    def shorter(found: re.Match[str]) -> str:
-        return f"{max(1000, round(int(found[1]) * UNITS_S[found[2]] * 1000 / times))}ms"
+    def shorter(match: re.Match[str]) -> str:
+        return f"{max(1000, round(int(match[1]) * UNITS_S[match[2]] * 1000 / times))}ms"
 
     return DURATION.sub(shorter, text)
 
@@ -219,8 +219,8 @@ class Prometheus:
             config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
             for job in config["scrape_configs"]:
                 job.pop("scrape_interval", None)
-                for found in job.get("http_sd_configs", ()):
-                    found["refresh_interval"] = "1s"
+                for discovery in job.get("http_sd_configs", ()):
+                    discovery["refresh_interval"] = "1s"
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
         self._daemon = _Daemon(
             ["prometheus", f"--config.file={directory / 'prometheus.yml'}", f"--storage.tsdb.path={directory / 'data'}",

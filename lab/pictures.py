@@ -53,40 +53,40 @@ def plain(expression: str) -> str:
 
 
 def named(legend: str, labels: dict[str, str]) -> str:
-    text = re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), legend)
     return text or ", ".join(f"{name} {value}" for name, value in labels.items())
 
 
 def series_of(prometheus: Prometheus, panel: Any, end: float) -> Series:
-    found: Series = []
+    series: Series = []
     for target in panel["targets"]:
         answer = prometheus.ask("query_range", query=plain(target["expr"]), start=str(end - SECONDS), end=str(end),
                                 step=str(STEP_S))  # fmt: skip
-        for one in answer["result"]:
-            points = [(at, float(value)) for at, value in one["values"] if value not in ("NaN", "+Inf", "-Inf")]
+        for result in answer["result"]:
+            points = [(at, float(value)) for at, value in result["values"] if value not in ("NaN", "+Inf", "-Inf")]
             if points:
-                found.append((named(target.get("legendFormat", ""), one["metric"]), points))
-    return found
+                series.append((named(target.get("legendFormat", ""), result["metric"]), points))
+    return series
 
 
 def graph(panel: Any, series: Series, end: float, width: int, height: int) -> Iterator[str]:
     unit = panel["fieldConfig"]["defaults"].get("unit", "none")
     top = max((value for _, points in series for _, value in points), default=1.0) or 1.0
-    left, right, above, below = 64, width - 10, 26, height - 34
+    start, end_, above, below = 64, width - 10, 26, height - 34
     for share in (0.0, 0.5, 1.0):
         y = below - share * (below - above)
-        yield f'<line x1="{left}" y1="{y:.0f}" x2="{right}" y2="{y:.0f}" stroke="#2c3235"/>'
-        yield f'<text x="{left - 4}" y="{y + 4:.0f}" class="small" text-anchor="end">{shown(share * top, unit)}</text>'
+        yield f'<line x1="{start}" y1="{y:.0f}" x2="{end_}" y2="{y:.0f}" stroke="#2c3235"/>'
+        yield f'<text x="{start - 4}" y="{y + 4:.0f}" class="small" text-anchor="end">{shown(share * top, unit)}</text>'
     for number, (_, points) in enumerate(series[:LINES_MAX]):
         path = " ".join(
-            f"{left + (right - left) * (1 - (end - at) / SECONDS):.0f},{below - value / top * (below - above):.1f}"
+            f"{start + (end_ - start) * (1 - (end - at) / SECONDS):.0f},{below - value / top * (below - above):.1f}"
             for at, value in points
         )
         yield f'<polyline points="{path}" fill="none" stroke="{COLORS[number % len(COLORS)]}" stroke-width="1.3"/>'
-    x = float(left)
+    x = float(start)
     for number, (name, _) in enumerate(series[:NAMES_MAX]):
         text = name[:30]
-        if number and x + 11 + CHARACTER_PX * len(text) > right:
+        if number and x + 11 + CHARACTER_PX * len(text) > end_:
             break
         yield f'<rect x="{x:.0f}" y="{height - 18}" width="8" height="8" fill="{COLORS[number]}"/>'
         yield f'<text x="{x + 11:.0f}" y="{height - 10}" class="small">{html.escape(text)}</text>'
@@ -197,8 +197,8 @@ def main() -> None:
         with used(site):
             time.sleep(SECONDS + 10)
             for uid in DASHBOARDS:
-                found = json.loads((DIRECTORY / f"{uid}.json").read_text())
-                (TARGET / f"{uid}.svg").write_text(drawn(found, prometheus))
+                board = json.loads((DIRECTORY / f"{uid}.json").read_text())
+                (TARGET / f"{uid}.svg").write_text(drawn(board, prometheus))
                 print(f"docs/images/{uid}.svg", flush=True)
 
 

@@ -81,9 +81,9 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> A
     """Wait until ``condition()`` is true and return it. Raises AssertionError naming ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
-        found = condition()
-        if found:
-            return found
+        value = condition()
+        if value:
+            return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(0.02)
@@ -246,8 +246,10 @@ class Platform:
 
     def wait_node(self, name: str, ready: bool = True) -> None:
         def is_so() -> bool:
-            found = any(node["name"] == name and node["status"]["ready"] is ready for node in self.client.list("nodes"))
-            return found and (not ready or self._answers(name))
+            matches = any(
+                node["name"] == name and node["status"]["ready"] is ready for node in self.client.list("nodes")
+            )
+            return matches and (not ready or self._answers(name))
 
         try:
             until(is_so, f"node {name} is {'ready' if ready else 'lost'}", READY_TIMEOUT_S)
@@ -270,9 +272,9 @@ class Platform:
         if begun == self._settled:
             return
         self.wait_ready()
-        known = {node["name"] for node in self.client.list("nodes")}
+        names = {node["name"] for node in self.client.list("nodes")}
         for name, agent in self.agents.items():
-            if agent.running and name in known:
+            if agent.running and name in names:
                 self.wait_node(name)
         self._settled = begun
 
@@ -316,13 +318,13 @@ class Platform:
         last: list[Object | None] = [None]
 
         def seen() -> Object | None:
-            found = self.client.get("vms", ref)
-            last[0] = found
-            return found if condition(found) else None
+            vm = self.client.get("vms", ref)
+            last[0] = vm
+            return vm if condition(vm) else None
 
         try:
-            found: Object = until(seen, what, timeout_s)
-            return found
+            vm: Object = until(seen, what, timeout_s)
+            return vm
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {json.dumps(last[0])}\n{self.tails()}") from None
 
@@ -341,7 +343,7 @@ class Platform:
 
     def qemus(self) -> dict[str, int]:
         """Return every QEMU of this platform, as ``host/vm`` and process id."""
-        found = {}
+        pids = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():
                 continue
@@ -349,8 +351,8 @@ class Platform:
                 path = (entry / "cwd").readlink()
                 if path.is_relative_to(self.directory) and b"guest=" in (entry / "cmdline").read_bytes():
                     host, _, _, vm = path.relative_to(self.directory).parts
-                    found[f"{host}/{vm}"] = int(entry.name)
-        return found
+                    pids[f"{host}/{vm}"] = int(entry.name)
+        return pids
 
     def console_log(self, vm: Object, host: str | None = None) -> str:
         """Return what a VM printed on its serial console."""

@@ -13,16 +13,16 @@ def _row(panel: Any) -> str:
     return f"| {panel['title']} | {about} | {asks} |"
 
 
-def _page(found: Any) -> Iterator[str]:
-    uid, choices = found["uid"], [one for one in found["templating"]["list"] if one["type"] == "query"]
-    yield f"# Dashboard: {found['title'].removeprefix('NovaCron: ')}\n"
-    yield f"{found['description']} In Grafana: `/d/{uid}`.\n"
+def _page(board: Any) -> Iterator[str]:
+    uid, choices = board["uid"], [choice for choice in board["templating"]["list"] if choice["type"] == "query"]
+    yield f"# Dashboard: {board['title'].removeprefix('NovaCron: ')}\n"
+    yield f"{board['description']} In Grafana: `/d/{uid}`.\n"
     if choices:
-        yield f"Filters: {', '.join(one['label'] for one in choices)}.\n"
-    yield f"![{found['title']}](../images/{uid}.svg)\n"
+        yield f"Filters: {', '.join(choice['label'] for choice in choices)}.\n"
+    yield f"![{board['title']}](../images/{uid}.svg)\n"
     head = ["| panel | notes | query |", "|---|---|---|"]
     lines = [*head]
-    for panel in found["panels"]:
+    for panel in board["panels"]:
         if panel["type"] == "row":
             yield "\n".join(lines) + "\n"
             yield f"## {panel['title']}\n"
@@ -45,12 +45,12 @@ def _index(boards: list[Any]) -> str:
         "| dashboard | shows |",
         "|---|---|",
     ]
-    for found in boards:
-        lines.append(f"| [{found['title'].removeprefix('NovaCron: ')}]({found['uid']}.md) | {found['description']} |")
+    for board in boards:
+        lines.append(f"| [{board['title'].removeprefix('NovaCron: ')}]({board['uid']}.md) | {board['description']} |")
     return "\n".join(lines) + "\n"
 
 
 def pages(dashboards: dict[str, str]) -> dict[str, str]:
     """Return each page by its file's name. ``dashboards``: the JSON of each, by its file's name."""
     boards = [json.loads(text) for text in dashboards.values()]
-    return {"README.md": _index(boards), **{f"{found['uid']}.md": "\n".join(_page(found)) for found in boards}}
+    return {"README.md": _index(boards), **{f"{board['uid']}.md": "\n".join(_page(board)) for board in boards}}

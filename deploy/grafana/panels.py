@@ -103,7 +103,7 @@ def variable(name: str, label: str, metric: str) -> dashboard.QueryVariable:
 
 def board(uid: str, title: str, about: str, *variables: dashboard.QueryVariable) -> dashboard.Dashboard:
     """Return a dashboard that has what all have: refresh, links to the others, marks of deployments and migrations."""
-    made = (
+    board_ = (
         dashboard.Dashboard(f"NovaCron: {title}").uid(uid).description(about).tags([TAG]).refresh(REFRESH)
         .time("now-1h", "now").timezone("browser").editable().tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
@@ -114,9 +114,9 @@ def board(uid: str, title: str, about: str, *variables: dashboard.QueryVariable)
         .annotation(_mark("Deployments", DEPLOYED, "blue"))
         .annotation(_mark("Migrations", MIGRATED, "purple"))
     )  # fmt: skip
-    for one in variables:
-        made = made.with_variable(one)
-    return made
+    for choice in variables:
+        board_ = board_.with_variable(choice)
+    return board_
 
 
 def _mark(name: str, expression: str, color: str) -> dashboard.AnnotationQuery:

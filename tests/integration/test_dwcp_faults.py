@@ -304,7 +304,7 @@ async def test_digests_that_were_told_ahead_are_not_told_again(ends: Ends, liste
     data = b"".join(pages(1, 3000))
     receiving = asyncio.create_task(receive(listener, ends.terms((base,))))
     await asyncio.sleep(0)
-    options = msgspec.structs.replace(ends.sender(port)._options, known={"checkpoint:1": base.digests})
+    options = msgspec.structs.replace(ends.sender(port)._options, checkpoint_digests={"checkpoint:1": base.digests})
     sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
     async with sender:
         assert sender._receiver_index.covers(1_000_000)

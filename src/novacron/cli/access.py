@@ -124,10 +124,10 @@ def create_project(
 ) -> None:
     """Create a project."""
     with output.errors():
-        made = Client().create_project(
+        created = Client().create_project(
             project, description=description, quota=_quota(quota, {}), host_network=bool(host_network)
         )
-        output.fields(made, PROJECTS, output_)
+        output.fields(created, PROJECTS, output_)
 
 
 @projects.command("set")

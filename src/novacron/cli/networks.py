@@ -148,8 +148,8 @@ def list_groups(output_: Output = Format.TABLE) -> None:
 def create_group(name: GroupName, rule: RuleTexts = None) -> None:
     """Create a security group. Only what a rule allows comes in; everything goes out unless a rule limits it."""
     with output.errors():
-        made = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
-        print(f"{made['name']}: {len(made['rules'])} rules")
+        group = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
+        print(f"{group['name']}: {len(group['rules'])} rules")
 
 
 @groups.command("set")
@@ -230,10 +230,11 @@ def create_forward(
 ) -> None:
     """Forward a port to a VM."""
     with output.errors():
-        made = Client().create_forward(
+        forward = Client().create_forward(
             vm, vm_port, port or vm_port, protocol=protocol, address=address, network=network
         )  # fmt: skip
-        print(f"{made['id']}: {made['protocol']} port {made['port']} leads to {made['vm_name']}, port {vm_port}")
+        via = f"{forward['protocol']} port {forward['port']}"
+        print(f"{forward['id']}: {via} leads to {forward['vm_name']}, port {vm_port}")
 
 
 @forwards.command("delete")

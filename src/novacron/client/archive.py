@@ -116,10 +116,10 @@ def _head(client: Client, done: Object) -> bytes:
     }  # fmt: skip
     text = json.dumps(about, indent=2).encode() + b"\n"
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         member = tarfile.TarInfo(ABOUT)
         member.size, member.mode = len(text), 0o600
-        made.addfile(member, io.BytesIO(text))
+        archive.addfile(member, io.BytesIO(text))
         body = out.getvalue()
     member = tarfile.TarInfo(DISK)
     member.size, member.mode = done["size_bytes"], 0o600

@@ -100,12 +100,12 @@ def disk_pieces(disk: OvfDisk, files: Mapping[str, Piece], package: Path) -> tup
 
 def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[str, Checksum]) -> dict[str, Piece]:
     """Return the files of disks in a descriptor's directory. Raises ArchiveError for names that lead elsewhere."""
-    found = {}
+    files = {}
     for href in (disk.href for disk in disks if disk.href is not None):
         if "/" in href or "\\" in href or "\0" in href or href in (".", ".."):
             raise ArchiveError(f"the disk {href[:80]!r} is not beside {descriptor}: put it there, and name it so")
         for path in descriptor.parent.iterdir():
             chunk = path.name.removeprefix(f"{href}.")
             if (path.name == href or re.fullmatch("[0-9]{9}", chunk)) and path.is_file() and not path.is_symlink():
-                found[path.name] = Piece(path, 0, path.stat().st_size, stated.get(path.name))
-    return found
+                files[path.name] = Piece(path, 0, path.stat().st_size, stated.get(path.name))
+    return files

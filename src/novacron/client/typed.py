@@ -35,11 +35,11 @@ def kind_of(type_: type) -> str:
     """Return how the API calls such objects. Raises TypeError for what it has none of."""
     kind = KINDS.get(type_)
     if kind is None:
-        known = ", ".join(sorted(one.__name__ for one in KINDS))
-        raise TypeError(f"the API has no objects of type {type_.__name__}; it has those of: {known}")
+        names = ", ".join(sorted(type_.__name__ for type_ in KINDS))
+        raise TypeError(f"the API has no objects of type {type_.__name__}; it has those of: {names}")
     return kind
 
 
-def read(type_: type[T], found: Any) -> T:
+def read(type_: type[T], body: Any) -> T:
     """Return an object of the API as a value of its type. Fields that this version does not know are left out."""
-    return msgspec.convert(found, type_)
+    return msgspec.convert(body, type_)

@@ -31,11 +31,11 @@ class Rebalance(msgspec.Struct):
             now = await rebalancing.get(connection)
             if now.settings.mode is Mode.OFF:
                 return
-            known = await fleet.load(connection) if self.index is None or not self.index.ready else self.index.fleet
+            nodes = await fleet.load(connection) if self.index is None or not self.index.ready else self.index.fleet
             uses = await rebalancing.uses(connection)
             since = Since(now.rounds, await rebalancing.under_way(connection))
-            vms = await rebalancing.loads(connection, sources(known, uses, now.settings.concurrency))
-        decision = decide(known, uses, vms, now.settings, since)
+            vms = await rebalancing.loads(connection, sources(nodes, uses, now.settings.concurrency))
+        decision = decide(nodes, uses, vms, now.settings, since)
         if now.settings.mode is Mode.AUTO:
             worth = {vm.wish.id: vm.move_s for vm in vms}
             planned = {move.vm: move for move in decision.moves}

@@ -17,7 +17,7 @@ def places(path: Path) -> list[tuple[int, int]]:
     """Return ``(offset, length)`` of the pages of a file: its own blocks, as a loader copies them, and if it is a cpio
     archive (format "newc"), those of the files in it, as a kernel keeps them."""
     size = path.stat().st_size
-    found = [(offset, min(PAGE, size - offset)) for offset in range(0, size, PAGE)]
+    pages = [(offset, min(PAGE, size - offset)) for offset in range(0, size, PAGE)]
     with path.open("rb") as file:
         at = 0
         for _ in range(ENTRIES_MAX):
@@ -33,9 +33,9 @@ def places(path: Path) -> list[tuple[int, int]]:
             if data_at + length > size:
                 break
             if data_at % PAGE:
-                found += [(data_at + offset, min(PAGE, length - offset)) for offset in range(0, length, PAGE)]
+                pages += [(data_at + offset, min(PAGE, length - offset)) for offset in range(0, length, PAGE)]
             at = -(-(data_at + length) // 4) * 4
-    return found
+    return pages
 
 
 def data_ranges(descriptor: int, size: int, begin: int = 0) -> Iterator[tuple[int, int]]:

@@ -67,8 +67,8 @@ def build(target: Path, description: str = f"Debian ({SUITE}) with cloud-init an
 
 def _sources() -> list[str]:
     """Return where this host's own packages come from, if it is a Debian of this suite: it can reach that."""
-    found = Path("/etc/apt/sources.list")
-    lines = found.read_text().splitlines() if found.exists() else []
+    sources = Path("/etc/apt/sources.list")
+    lines = sources.read_text().splitlines() if sources.exists() else []
     own = [line for line in lines if line.startswith("deb ") and f" {SUITE}" in line]
     files = [str(path) for path in sorted(Path("/etc/apt/sources.list.d").glob("debian*.sources"))]
     return own or files or [MIRROR]

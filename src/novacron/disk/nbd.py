@@ -167,9 +167,9 @@ class NbdClient:
         greeting = _receive(self._socket, 18)
         if greeting[:16] != MAGIC + OPTION_MAGIC or not greeting[17] & FIXED_NEWSTYLE:
             raise NbdError("the server does not speak NBD as expected")
-        wanted = struct.pack(f"!I{len(export)}sH", len(export), export, 0)
+        request = struct.pack(f"!I{len(export)}sH", len(export), export, 0)
         self._socket.sendall(struct.pack("!I", FIXED_NEWSTYLE | NO_ZEROES))
-        self._socket.sendall(_option.pack(OPTION_MAGIC, OPTION_GO, len(wanted)) + wanted)
+        self._socket.sendall(_option.pack(OPTION_MAGIC, OPTION_GO, len(request)) + request)
         size = None
         for _ in range(OPTIONS_MAX):
             magic, option, kind, length = _answer.unpack(_receive(self._socket, _answer.size))

@@ -96,7 +96,7 @@ class Snapshots:
     async def names(self) -> set[str]:
         said = await _img("info", "--output", "json", self._name, wrap=self._wrap, directory=self._directory)
         try:
-            return {str(found["name"]) for found in json.loads(said).get("snapshots", ())}
+            return {str(snapshot["name"]) for snapshot in json.loads(said).get("snapshots", ())}
         except (ValueError, KeyError, TypeError):
             raise OverlayFailed("its snapshots can't be read") from None
 

@@ -151,23 +151,23 @@ def _unpacked(path: Path) -> bytes:
     return data
 
 
-def _modules(root: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def _modules(root: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """Return the wanted modules that are not built into the kernel, each after those that it depends on."""
     paths = {path.name.split(".ko")[0].replace("-", "_"): path for path in root.rglob("*.ko*")}
-    found: dict[str, bytes] = {}
+    modules: dict[str, bytes] = {}
 
     def visit(name: str) -> None:
-        if name in found or name not in paths:
+        if name in modules or name not in paths:
             return
         data = _unpacked(paths[name])
         depends = re.search(rb"\0depends=([^\0]*)\0", data)
         for dependency in depends[1].decode().split(",") if depends else ():
             visit(dependency.replace("-", "_"))
-        found[name] = data
+        modules[name] = data
 
-    for name in wanted:
+    for name in names:
         visit(name)
-    return found
+    return modules
 
 
 def _packages_with_modules(kernel: str) -> list[str]:
@@ -221,11 +221,11 @@ def build(
         work = Path(scratch)
         kernel_package = _kernel_package()
         roots = [_download(work, kernel_package)]
-        wanted = (*MODULES, *more_modules) if fill_disk is None else (*MODULES, *DISK_MODULES, *more_modules)
-        modules = _modules(roots[0], wanted)
+        names = (*MODULES, *more_modules) if fill_disk is None else (*MODULES, *DISK_MODULES, *more_modules)
+        modules = _modules(roots[0], names)
         if "virtio_net" not in modules:
             roots.append(_download(work, _packages_with_modules(kernel_package)[1]))
-            modules = _modules(roots[1], wanted)
+            modules = _modules(roots[1], names)
         vmlinuz = next(path for root in roots for path in root.glob("boot/vmlinuz-*"))
         busybox = next(iter(_download(work, "busybox-static").glob("**/bin/busybox")))
         image = work / "image"

@@ -115,13 +115,13 @@ class SocketPipe:
         self._poll.register(connection, select.POLLIN)
 
     def read(self) -> bytes:
-        wanted = self.piece_bytes  # it may change meanwhile
-        data = self._socket.recv(wanted)
+        bytes_max = self.piece_bytes  # it may change meanwhile
+        data = self._socket.recv(bytes_max)
         if not data:
             return data
         parts, size = [data], len(data)
-        while size < wanted and self._poll.poll(GATHER_MS):
-            data = self._socket.recv(wanted - size)
+        while size < bytes_max and self._poll.poll(GATHER_MS):
+            data = self._socket.recv(bytes_max - size)
             if not data:
                 break  # the next read meets the end again
             parts.append(data)

@@ -22,12 +22,12 @@ class PageDamaged(Exception):
 
 
 class ReceiverIndex:
-    """The receiver's bases. ``own`` are bases that this end has too; ``known`` are digests of others, by name."""
+    """The receiver's bases. ``own`` are bases that this end has too; ``digests`` are those of others, by name."""
 
-    def __init__(self, hash: PageHash, own: Sequence[Base], known: Mapping[str, Sequence[bytes]]) -> None:
+    def __init__(self, hash: PageHash, own: Sequence[Base], digests: Mapping[str, Sequence[bytes]]) -> None:
         self._hash = hash
         self._own = {base.name: base for base in own}
-        self._known = known
+        self._digests = digests
         self._shared: dict[int, Base] = {}
         self._kinds: list[str] = []
         self._told = 0
@@ -40,7 +40,7 @@ class ReceiverIndex:
     @property
     def names(self) -> tuple[str, ...]:
         """The bases whose digests the receiver need not send."""
-        return (*self._own, *self._known)
+        return (*self._own, *self._digests)
 
     def meet(self, bases: Sequence[BaseInfo], encoder: Encoder) -> None:
         """Learn which bases the receiver has."""
@@ -50,7 +50,7 @@ class ReceiverIndex:
                 encoder.add_base(number, info.kind, 0, own.digests, own=True)
                 self._shared[number] = own
             elif info.told == 0:
-                encoder.add_base(number, info.kind, 0, self._known.get(info.name, ())[: info.count])
+                encoder.add_base(number, info.kind, 0, self._digests.get(info.name, ())[: info.count])
         self._encoder = encoder
         self._kinds = [info.kind for info in bases]
         self._counts = [info.count for info in bases]

@@ -107,10 +107,10 @@ class SendPaths:
     def pace(self) -> None:
         """Limit each connection to its share of what this session may use, and to what leaves the path no queue."""
         share = None if self.rate_max is None else max(1, self.rate_max // max(1, self.count))
-        known = self.rate_is_known
+        has_rate = self.rate_is_known
         for path in self.live:
             rate = share
-            if self.shallow and known and path.best_rate > 0:
+            if self.shallow and has_rate and path.best_rate > 0:
                 free = int(path.best_rate * SHALLOW_SHARE)
                 rate = free if share is None else min(share, free)
             path.connection.deepen(not self.shallow)

@@ -88,7 +88,7 @@ class SendOptions(msgspec.Struct, frozen=True):
     rate_bytes_per_s: int | None = None
     method: int | None = None
     """Compression method; None lets it follow what is scarce."""
-    known: Mapping[str, Sequence[bytes]] = {}
+    checkpoint_digests: Mapping[str, Sequence[bytes]] = {}
     """Digests of bases, by name, that the peer may have and this end can't read."""
 
 
@@ -115,7 +115,7 @@ class Sender:
         self._endpoint, self._peer_host, self._pool, self._options = endpoint, peer_host, pool, options
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
-        self._receiver_index = ReceiverIndex(self._hash, options.bases, options.known)
+        self._receiver_index = ReceiverIndex(self._hash, options.bases, options.checkpoint_digests)
         self._hello = msgspec.msgpack.encode(
             SessionHello(frames.VERSION, session, os.urandom(16), check, self._receiver_index.names)
         )

@@ -80,7 +80,7 @@ def _parts(state_dir: Path, logs: Iterable[Path]) -> Iterator[Part]:
         {"novacron": __version__, "python": platform.python_version(), "kernel": platform.release(),
          "system": _first("/etc/os-release"), "machine": platform.machine(), "cpus": os.cpu_count()}
     )  # fmt: skip
-    yield "doctor.json", _tried(lambda: _json([msgspec.to_builtins(one) for one in asyncio.run(
+    yield "doctor.json", _tried(lambda: _json([msgspec.to_builtins(finding) for finding in asyncio.run(
         doctor.examine(doctor.Subject(state_dir)))]))  # fmt: skip
     yield "files.txt", _tried(lambda: _files(state_dir))
     yield "processes.txt", _run("ps", "-eo", "pid,ppid,rss,etimes,stat,comm")
@@ -113,7 +113,7 @@ def _platform() -> Iterator[Part]:
         _tried(lambda: _json(without_secrets(client.request("GET", "/api/v1/api-log?errors=true&limit=500")))),
     )
     yield "metrics/server.txt", _tried(client.metrics)
-    nodes = [one["name"] for one in _some(client, "nodes")] if ready else []
+    nodes = [node["name"] for node in _some(client, "nodes")] if ready else []
     for node in nodes[:NODES_MAX]:
         yield f"metrics/node-{node}.txt", _tried(lambda node=node: client.metrics(node))  # type: ignore[misc]
 

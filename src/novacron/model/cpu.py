@@ -32,9 +32,9 @@ class CpuModel(msgspec.Struct, frozen=True):
     stepping: int
     flags: tuple[str, ...]
 
-    def lacks(self, wanted: Iterable[str]) -> list[str]:
+    def lacks(self, flags: Iterable[str]) -> list[str]:
         """Return which of these flags it does not have."""
-        return sorted(set(wanted) - set(self.flags))
+        return sorted(set(flags) - set(self.flags))
 
     def cannot_be(self, other: CpuModel) -> str | None:
         """Say why a guest with another processor can't run on this one, or None if it can."""
@@ -58,7 +58,7 @@ def named(flags: list[str]) -> str:
 
 def baseline(every: Iterable[CpuModel], like: CpuModel) -> CpuModel:
     """Return what all processors of one vendor have in common; those of others take no guests of theirs."""
-    same = [one for one in every if one.vendor == like.vendor] or [like]
-    family, model, stepping = min((one.family, one.model, one.stepping) for one in same)
-    flags = frozenset.intersection(*(frozenset(one.flags) for one in same))
+    same = [cpu for cpu in every if cpu.vendor == like.vendor] or [like]
+    family, model, stepping = min((cpu.family, cpu.model, cpu.stepping) for cpu in same)
+    flags = frozenset.intersection(*(frozenset(cpu.flags) for cpu in same))
     return CpuModel(like.vendor, family, model, stepping, tuple(sorted(flags)))

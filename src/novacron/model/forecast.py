@@ -60,13 +60,15 @@ def downtime_s(size: float, path: Path) -> float:
     return pass_s(size, path) + path.backlog / max(path.rate, 1.0) + path.rtt_s / 2 + SWITCH_S
 
 
-def forecast(left: float, dirty_rate: float, path: Path, limit_s: float, passes_max: int = PASSES_MAX) -> Forecast:
+def forecast(
+    memory_bytes: float, dirty_rate: float, path: Path, limit_s: float, passes_max: int = PASSES_MAX
+) -> Forecast:
     """Foresee a migration that has ``left`` bytes of memory to send and a guest that writes ``dirty_rate`` bytes a
     second, and that lets the guest stop when it would stand still for ``limit_s`` at most, or after ``passes_max``.
 
     What waits for the link now has been sent when the first pass ends.
     """
-    total, size = path.backlog / max(path.rate, 1.0), left
+    total, size = path.backlog / max(path.rate, 1.0), memory_bytes
     path = msgspec.structs.replace(path, backlog=0.0)
     for number in range(passes_max + 1):
         if number > 0 and downtime_s(size, path) <= limit_s:
@@ -76,7 +78,7 @@ def forecast(left: float, dirty_rate: float, path: Path, limit_s: float, passes_
             break
         took = pass_s(size, path)
         total += took
-        following = min(dirty_rate * took, left)
+        following = min(dirty_rate * took, memory_bytes)
         if number > 0 and following > size * SHRINKS:
             size = following
             break

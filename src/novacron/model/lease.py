@@ -104,10 +104,10 @@ class Lease:
 
     def beaten(self, number: int, now: float) -> None:
         """The control plane has acknowledged a heartbeat."""
-        found = self._sent.get(number)
-        if found is None:
+        sent = self._sent.get(number)
+        if sent is None:
             return
-        sent_at, voters = found
+        sent_at, voters = sent
         if self.silent(now) or self._steady_since is None:
             self._steady_since = now
         self.acknowledged = max(self.acknowledged, number)
@@ -144,8 +144,8 @@ class Beats:
         that it named in it.
         """
         _, before = self._acknowledged.get(acknowledged, (0.0, 0))
-        found = self._acknowledged.get(before)
-        return None if found is None else found[0] + SILENT_AFTER_S
+        previous = self._acknowledged.get(before)
+        return None if previous is None else previous[0] + SILENT_AFTER_S
 
 
 CLOCK_SKEW_MIN_S = 0.5

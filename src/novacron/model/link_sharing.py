@@ -68,9 +68,9 @@ class Link(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-def link_id(one: str, other: str) -> str:
+def link_id(site: str, other: str) -> str:
     """Return the id of the link between two sites, whichever is named first."""
-    return "/".join(sorted((one, other)))
+    return "/".join(sorted((site, other)))
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -84,11 +84,11 @@ class Demand(msgspec.Struct, frozen=True):
 
 def budgets(nodes: Iterable[Node], links: Iterable[Link], now: datetime) -> dict[str, float]:
     """Return the rate of everything that has a limit, by what it is called in messages."""
-    found: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
+    rates: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
     for node in nodes:
         if node.spec.migration_rate_bytes_per_s is not None:
-            found[f"node {node.name}"] = node.spec.migration_rate_bytes_per_s
-    return found
+            rates[f"node {node.name}"] = node.spec.migration_rate_bytes_per_s
+    return rates
 
 
 def uses(source: str, target: str, sites: Mapping[str, str]) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def lowest(source: Node, target: Node, links: Iterable[Link], now: datetime) -> 
 def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, float | None]:
     """Return the rate of each demand, None where nothing limits it. Budgets that are not named are unlimited."""
     rates: dict[str, float | None] = {}
-    left = dict(budgets)
+    remaining = dict(budgets)
     growing = {d.id: d for d in demands}
     while growing:
         weights: dict[str, int] = {}
@@ -115,7 +115,7 @@ def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, 
                 weights[budget] = weights.get(budget, 0) + d.weight
         level_of = {
             d.id: min(
-                [left[b] / weights[b] for b in d.uses if b in left]
+                [remaining[b] / weights[b] for b in d.uses if b in remaining]
                 + ([d.limit / d.weight] if d.limit is not None else []),
                 default=None,
             )
@@ -129,8 +129,8 @@ def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, 
             d = growing.pop(id)
             rates[id] = level * d.weight
             for budget in d.uses:
-                if budget in left:
-                    left[budget] = max(0.0, left[budget] - level * d.weight)
+                if budget in remaining:
+                    remaining[budget] = max(0.0, remaining[budget] - level * d.weight)
     return rates
 
 

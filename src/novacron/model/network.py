@@ -174,17 +174,17 @@ class Forward(msgspec.Struct, frozen=True):
 def check_subnet(text: str) -> ipaddress.IPv4Network:
     """Return a subnet that guests can have. Raises InvalidInput."""
     try:
-        found = ipaddress.IPv4Network(text)
+        subnet = ipaddress.IPv4Network(text)
     except ValueError as error:
         raise InvalidInput(
             f"{text!r} is no IPv4 subnet: {error}", field="subnet", hint="such as 10.20.0.0/24"
         ) from None
-    if not PREFIX_MIN <= found.prefixlen <= PREFIX_MAX:
+    if not PREFIX_MIN <= subnet.prefixlen <= PREFIX_MAX:
         raise InvalidInput(f"{text} is not between /{PREFIX_MIN} and /{PREFIX_MAX}", field="subnet")
     for taken in RESERVED:
-        if found.overlaps(taken):
+        if subnet.overlaps(taken):
             raise InvalidInput(f"{text} overlaps {taken}, which guests can't have", field="subnet")
-    return found
+    return subnet
 
 
 def check_address(text: str, field: str = "address") -> ipaddress.IPv4Address:
@@ -205,8 +205,8 @@ def check_spec(spec: NetworkSpec) -> None:
         raise InvalidInput("the bridge is not named", field="bridge", hint="see: novacron node show NODE")
     if not overlay and spec.nameservers:
         raise InvalidInput("names are looked up by overlays only", field="nameservers")
-    for one in spec.nameservers:
-        check_address(one, "nameservers")
+    for nameserver in spec.nameservers:
+        check_address(nameserver, "nameservers")
 
 
 def check_rule(rule: RuleSpec) -> RuleSpec:
@@ -244,27 +244,29 @@ def service_address(subnet: str) -> str:
 
 def free_subnet(taken: Collection[str]) -> str:
     """Return the first /24 that overlaps no network. Raises NoCapacity."""
-    others = [ipaddress.IPv4Network(one) for one in taken]
-    for found in DEFAULT_SUBNETS.subnets(new_prefix=24):
-        if not any(found.overlaps(other) for other in others) and not any(found.overlaps(one) for one in RESERVED):
-            return str(found)
+    others = [ipaddress.IPv4Network(subnet) for subnet in taken]
+    for candidate in DEFAULT_SUBNETS.subnets(new_prefix=24):
+        if not any(candidate.overlaps(other) for other in others) and not any(
+            candidate.overlaps(reserved) for reserved in RESERVED
+        ):
+            return str(candidate)
     raise NoCapacity(f"{DEFAULT_SUBNETS} has no room for another network", field="subnet", hint="name one")
 
 
-def give(subnet: str, taken: Collection[str], wanted: str | None) -> str:
-    """Return the address that an interface gets: the one that is wanted, or the first that nobody has.
+def give(subnet: str, taken: Collection[str], requested: str | None) -> str:
+    """Return the address that an interface gets: the requested one, or the first that nobody has.
 
     Raises InvalidInput, NoCapacity.
     """
     net = ipaddress.IPv4Network(subnet)
-    if wanted is not None:
-        address = check_address(wanted)
+    if requested is not None:
+        address = check_address(requested)
         if address not in net or address in (net[0], net[-1]):
-            raise InvalidInput(f"{wanted} is no address in {subnet}", field="address")
+            raise InvalidInput(f"{requested} is no address in {subnet}", field="address")
         if address in (net[1], net[2]):
-            raise InvalidInput(f"{wanted} is the network's own", field="address", hint=f"from {net[3]} on")
+            raise InvalidInput(f"{requested} is the network's own", field="address", hint=f"from {net[3]} on")
         if str(address) in taken:
-            raise InvalidInput(f"{wanted} is another VM's", field="address", hint="leave it out, and get a free one")
+            raise InvalidInput(f"{requested} is another VM's", field="address", hint="leave it out, and get a free one")
         return str(address)
     for number in range(3, net.num_addresses - 1):
         if (text := str(net[number])) not in taken:

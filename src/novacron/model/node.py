@@ -132,4 +132,4 @@ class Load(msgspec.Struct, frozen=True):
 def holds(node: Node, image: str) -> bool:
     """Say whether a node holds an image of this name."""
     inventory = node.status.inventory
-    return inventory is not None and any(found.name == image for found in inventory.images)
+    return inventory is not None and any(held.name == image for held in inventory.images)

@@ -44,9 +44,11 @@ def roles_of(provider: Provider, claims: dict[str, object]) -> dict[str | None, 
     """Return the roles that somebody's groups mean, by project; of several in one project, the one that allows most."""
     groups = claims.get(provider.groups_claim)
     has = {str(group) for group in groups} if isinstance(groups, list) else set()
-    found: dict[str | None, Role] = {}
+    roles: dict[str | None, Role] = {}
     order = list(Role)
-    for one in provider.roles:
-        if one.group in has and (one.project not in found or order.index(one.role) > order.index(found[one.project])):
-            found[one.project] = one.role
-    return found
+    for mapping in provider.roles:
+        if mapping.group in has and (
+            mapping.project not in roles or order.index(mapping.role) > order.index(roles[mapping.project])
+        ):
+            roles[mapping.project] = mapping.role
+    return roles

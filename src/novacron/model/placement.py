@@ -162,8 +162,8 @@ class Fleet:
         if name not in self.nodes:
             return
         self._hold(self.nodes.pop(name), None)
-        for known in (self.loads, self._devices, self._capacity, self._places):
-            known.pop(name)
+        for by_node in (self.loads, self._devices, self._capacity, self._places):
+            by_node.pop(name)
         self._renew(name)
 
     def put_networks(self, networks: Iterable[Network]) -> None:

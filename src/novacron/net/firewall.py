@@ -186,7 +186,7 @@ def script(
     chains and sets that are there, as ``chain NAME`` and ``set NAME``. ``closed``: interfaces through which nothing
     passes.
     """
-    wanted = chains(nics, service, closed)
+    desired = chains(nics, service, closed)
     guarded = [nic for nic in nics if nic.passing is not None and key_of(nic) not in closed]
     flows = [f"flows_{tap_name(nic.vm, nic.number)}" for nic in guarded]
     lines = [f"table bridge {table} {{", " set arrived { type ipv4_addr; flags timeout; }"]
@@ -194,19 +194,19 @@ def script(
     lines += [
         f" set {name} {{ {key}; size {FLOWS_MAX}; flags dynamic, timeout; timeout {FLOW_S}s; }}" for name in flows
     ]
-    lines += [f" chain {name} {{ {HOOKS.get(name, '')} }}" for name in wanted]
+    lines += [f" chain {name} {{ {HOOKS.get(name, '')} }}" for name in desired]
     lines += ["}", f"flush set bridge {table} arrived"]
     lines += [f"flush chain bridge {table} {name}" for name in HOOKS]
-    kept = {f"chain {name}" for name in wanted} | {f"set {name}" for name in (*flows, "arrived")}
+    kept = {f"chain {name}" for name in desired} | {f"set {name}" for name in (*flows, "arrived")}
     gone = sorted(set(stale) - kept)  # chains before sets, of which they speak
-    lines += [f"flush chain bridge {table} {name}" for name in wanted if name not in HOOKS]
+    lines += [f"flush chain bridge {table} {name}" for name in desired if name not in HOOKS]
     lines += [f"delete {entry.replace(' ', f' bridge {table} ', 1)}" for entry in gone]
     lines += [
         f"add element bridge {table} arrived {{ {address} timeout {max(1, round(remaining_s))}s }}"
         for address, remaining_s in sorted(arrived.items())
     ]
     lines.append(f"table bridge {table} {{")
-    for name, rules in wanted.items():
+    for name, rules in desired.items():
         lines += [f" chain {name} {{", *(f"  {rule}" for rule in rules), " }"]
     return "\n".join([*lines, "}", ""])
 
@@ -233,10 +233,10 @@ def present(table: str) -> list[str]:
     done = _run(["nft", "-j", "list", "table", "bridge", table], "")
     if done.returncode != 0:
         return []
-    found = []
-    for one in json.loads(done.stdout)["nftables"]:
-        found += [f"{kind} {one[kind]['name']}" for kind in ("chain", "set") if kind in one]
-    return found
+    names = []
+    for entry in json.loads(done.stdout)["nftables"]:
+        names += [f"{kind} {entry[kind]['name']}" for kind in ("chain", "set") if kind in entry]
+    return names
 
 
 def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]) -> dict[NicKey, str]:

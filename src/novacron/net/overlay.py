@@ -84,11 +84,11 @@ def _pair(ip: Any, inner: str, port: str, mac: str, bridge: int, mtu: int) -> in
     """Have an interface of the namespace that is a port of its bridge; return its number."""
     if index(ip, inner) is None:
         ip.link("add", ifname=inner, kind="veth", peer={"ifname": port})
-    found, other = index(ip, inner), index(ip, port)
-    assert found is not None and other is not None
+    inner_index, other = index(ip, inner), index(ip, port)
+    assert inner_index is not None and other is not None
     ip.link("set", index=other, master=bridge, mtu=mtu, state="up")
-    ip.link("set", index=found, address=mac, mtu=mtu, state="up")
-    return found
+    ip.link("set", index=inner_index, address=mac, mtu=mtu, state="up")
+    return inner_index
 
 
 def _address(ip: Any, device: int, address: str, subnet: ipaddress.IPv4Network, metric: int) -> None:
@@ -140,9 +140,9 @@ def _inside(network: NetworkOnNode) -> None:
 
 def _without_gateway(ip: Any) -> None:
     for name in (GATEWAY, UPLINK):
-        found = index(ip, name)
-        if found is not None:
-            ip.link("del", index=found)
+        link = index(ip, name)
+        if link is not None:
+            ip.link("del", index=link)
 
 
 def _reach(peers: Iterable[str]) -> None:
@@ -159,11 +159,11 @@ def _reach(peers: Iterable[str]) -> None:
             for entry in ip.fdb("dump", ifindex=tunnel)
             if entry["ifindex"] == tunnel and entry.get_attr("NDA_DST") is not None
         }
-        wanted = {(FLOOD, peer) for peer in peers}
-        for _, peer in sorted(wanted - has):
+        desired = {(FLOOD, peer) for peer in peers}
+        for _, peer in sorted(desired - has):
             ip.fdb("append", ifindex=tunnel, lladdr=FLOOD, dst=peer)
         for mac, peer in sorted(has):
-            if (FLOOD, peer) not in wanted:
+            if (FLOOD, peer) not in desired:
                 with contextlib.suppress(NetlinkError):  # it was forgotten just now
                     ip.fdb("del", ifindex=tunnel, lladdr=mac, dst=peer)
 

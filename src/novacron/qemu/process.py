@@ -52,9 +52,9 @@ def _spawn_kept(
         cwd=directory, start_new_session=True, pass_fds=descriptors, umask=0o077,
     )  # fmt: skip
     assert keeper_.stdin is not None and keeper_.stdout is not None
-    with keeper_.stdin as told, keeper_.stdout as said:
-        told.write(b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
-        told.close()
+    with keeper_.stdin as stdin, keeper_.stdout as said:
+        stdin.write(b"".join(os.fsencode(argument) + b"\0" for argument in arguments))
+        stdin.close()
         answer = _read_line(said.fileno(), KEEPER_ANSWER_S_MAX)
     if not answer.strip().isdigit():
         keeper_.kill()  # QEMU, if it runs, ends with it
@@ -135,13 +135,13 @@ def used(pid: int) -> Used:
 
 def companions(directory: Path) -> list[int]:
     """Return the processes beside QEMU that run in a VM's directory: its TPM."""
-    directory, found = directory.resolve(), []
+    directory, pids = directory.resolve(), []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             is_here = entry.name.isdecimal() and (entry / "cwd").readlink() == directory
             if is_here and (entry / "cmdline").read_bytes().split(b"\0")[0] == os.fsencode(TPM):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def _reap(pid: int) -> int | None:

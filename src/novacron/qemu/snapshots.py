@@ -17,7 +17,7 @@ async def names(monitor: Monitor) -> set[str]:
     disk = await block.top(monitor)
     for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
         if node["node-name"] == disk:
-            return {str(found["name"]) for found in node["image"].get("snapshots", ())}
+            return {str(snapshot["name"]) for snapshot in node["image"].get("snapshots", ())}
     return set()
 
 
@@ -55,11 +55,11 @@ async def _job(monitor: Monitor, command: str, arguments: dict[str, object]) -> 
 async def _ended(monitor: Monitor) -> None:
     try:
         async with asyncio.timeout(JOB_S_MAX):
-            while found := [job for job in await monitor.execute("query-jobs") if job["id"] == JOB]:
-                if found[0]["status"] == "concluded":
+            while jobs := [job for job in await monitor.execute("query-jobs") if job["id"] == JOB]:
+                if jobs[0]["status"] == "concluded":
                     await monitor.execute("job-dismiss", {"id": JOB})
-                    if found[0].get("error"):
-                        raise MonitorFailed(str(found[0]["error"]))
+                    if jobs[0].get("error"):
+                        raise MonitorFailed(str(jobs[0]["error"]))
                     return
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:

@@ -44,8 +44,8 @@ class TransferStatus(msgspec.Struct, frozen=True):
 
 
 async def _set_up(monitor: Monitor, *, pauses: bool, post_copy: bool) -> None:
-    wanted = {**CAPABILITIES, "pause-before-switchover": pauses, "postcopy-ram": post_copy}
-    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    states = {**CAPABILITIES, "pause-before-switchover": pauses, "postcopy-ram": post_copy}
+    capabilities = [{"capability": name, "state": state} for name, state in states.items()]
     await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 

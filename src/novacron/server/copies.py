@@ -60,8 +60,8 @@ class Copies:
         copy = ImageCopy(f"copy-{secrets.token_hex(8)}", name, giver.name, target, image.size_bytes)
         self._copies[copy.id] = copy
         expected = wire.CopyExpected(copy.id, copy.source, image, actor == events.SYSTEM)
-        wanted = wire.CopyWanted(copy.id, target, endpoint, image, rate)
-        self._tasks.start(self._carry_out(copy, expected, wanted, actor))
+        order = wire.CopyWanted(copy.id, target, endpoint, image, rate)
+        self._tasks.start(self._carry_out(copy, expected, order, actor))
         return copy
 
     async def end(self) -> None:
@@ -69,10 +69,10 @@ class Copies:
         await self._tasks.end()
 
     async def _carry_out(
-        self, copy: ImageCopy, expected: wire.CopyExpected, wanted: wire.CopyWanted, actor: str
+        self, copy: ImageCopy, expected: wire.CopyExpected, order: wire.CopyWanted, actor: str
     ) -> None:
         try:
-            why = await self._follow(copy, expected, wanted)
+            why = await self._follow(copy, expected, order)
         except (Unavailable, TimeoutError) as error:
             why = str(error) or "the nodes do not answer"
         finally:
@@ -89,16 +89,16 @@ class Copies:
         except Unavailable as error:
             log.warning("the end of a copy can't be written down", copy=copy.id, error=str(error))
 
-    async def _follow(self, copy: ImageCopy, expected: wire.CopyExpected, wanted: wire.CopyWanted) -> str:
+    async def _follow(self, copy: ImageCopy, expected: wire.CopyExpected, order: wire.CopyWanted) -> str:
         """Return why the copy failed, or nothing. Raises Unavailable, TimeoutError."""
         # It goes on between the nodes, whether or not they are connected here meanwhile.
         of_any = self._questions.expect_over_any_connection
-        with of_any(copy.target, wanted.reply_key) as arrived, of_any(copy.source, wanted.reply_key) as sent:
+        with of_any(copy.target, order.reply_key) as arrived, of_any(copy.source, order.reply_key) as sent:
             async with asyncio.timeout(READY_S_MAX):
                 ready = await self._questions.request(copy.target, expected)
             if ready.error:
                 return f"node {copy.target}: {ready.error}"
-            await self._send(copy.source, wanted)
+            await self._send(copy.source, order)
             async with asyncio.timeout(COPY_S_MAX):
                 await asyncio.wait({arrived, sent}, return_when=asyncio.FIRST_COMPLETED)
                 if sent.done() and sent.result().error:
@@ -124,7 +124,7 @@ def _giver(name: str, source: str | None, target: Node, every: list[Node]) -> tu
     ready = [(node, image) for node, image in holders if node.status.ready]
     if not ready:
         raise Unavailable(f"no node that holds image {name} is ready", hint="see: novacron node list")
-    return min(ready, key=lambda found: (found[0].spec.site != target.spec.site, found[0].name))
+    return min(ready, key=lambda holder: (holder[0].spec.site != target.spec.site, holder[0].name))
 
 
 def held(node: Node, name: str) -> ImageInfo | None:

@@ -24,7 +24,7 @@ AUDIT = deferred_writes.Table(
 
 def rows_of(requests: Sequence[Request]) -> list[Sequence[Any]]:
     """Return what was asked as rows of its table."""
-    return [[getattr(one, column) for column in AUDIT.columns] for one in requests]
+    return [[getattr(request, column) for column in AUDIT.columns] for request in requests]
 
 
 async def add(connection: Connection, requests: Sequence[Request]) -> None:
@@ -45,7 +45,7 @@ class Wanted(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-async def search(connection: Connection, wanted: Wanted, before: int | None, limit: int) -> list[Record]:
+async def search(connection: Connection, filters: Wanted, before: int | None, limit: int) -> list[Record]:
     """Return records, newest first, older than the one with id ``before``."""
     terms, values = ["true"], list[Any]()
 
@@ -54,14 +54,14 @@ async def search(connection: Connection, wanted: Wanted, before: int | None, lim
             values.append(value)
             terms.append(term.format(f"${len(values)}"))
 
-    where("actor = {}", wanted.actor)
-    where("(object = {0} OR name = {0})", wanted.object)
-    where("project = {}", wanted.project)
-    where("action = {}", wanted.action)
-    where("outcome = {}", wanted.outcome)
-    where("address = {}", wanted.address)
-    where("at >= {}", wanted.since)
-    where("at < {}", wanted.until)
+    where("actor = {}", filters.actor)
+    where("(object = {0} OR name = {0})", filters.object)
+    where("project = {}", filters.project)
+    where("action = {}", filters.action)
+    where("outcome = {}", filters.outcome)
+    where("address = {}", filters.address)
+    where("at >= {}", filters.since)
+    where("at < {}", filters.until)
     where("id < {}", before)
     values.append(limit)
     rows = await connection.fetch(

@@ -92,7 +92,7 @@ def all_at_once(
 
 def _numbered(statement: str, after: int) -> str:
     """Return a statement whose first argument is the one after ``after`` others."""
-    return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + after}", statement)
+    return re.sub(r"\$(\d+)", lambda match: f"${int(match[1]) + after}", statement)
 
 
 async def write(connection: Connection, pending: _Pending) -> None:

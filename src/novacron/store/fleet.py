@@ -70,12 +70,12 @@ async def load_some(
     members = await _members(connection, names, wishes)
     every = set(names) | {member.node for member in members}
     loads = await connection.fetch(f"SELECT * FROM ({LOADS}) loads WHERE node = ANY($1)", list(names))
-    wanted = {nic.network for wish in wishes for nic in wish.spec.nics}
+    network_names = {nic.network for wish in wishes for nic in wish.spec.nics}
     return Fleet(
         await nodes.some(connection, every),
         {row["node"]: Load(row["vcpus"], row["memory_mib"]) for row in loads},
         members,
-        await networks.all(connection) if wanted else (),
+        await networks.all(connection) if network_names else (),
         held,
     )
 

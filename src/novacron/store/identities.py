@@ -79,7 +79,7 @@ async def rename(connection: Connection, name: str, new: str, actor: str) -> Nod
     for table, column in ELSEWHERE:
         await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", name, new)
     await events.record(connection, events.Event("node", new, new, "Renamed", f"its name was {name}", actor))
-    found = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1", new)
-    if found is None:
+    row = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1", new)
+    if row is None:
         raise NotFound(f"there is no node {new!r}")
-    return msgspec.convert(dict(found), Node)
+    return msgspec.convert(dict(row), Node)

@@ -55,12 +55,12 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     await disown(connection, spec.name)  # of an image that was lost with its node
     if project is not None:
         await connection.execute("INSERT INTO image_owners (name, project) VALUES ($1, $2)", spec.name, project)
-    made = _import(row)
+    import_ = _import(row)
     where = spec.location or "an upload"
     await events.record(
-        connection, events.Event("import", made.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
+        connection, events.Event("import", import_.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
     )
-    return made
+    return import_
 
 
 async def disown(connection: Connection, image: str) -> None:

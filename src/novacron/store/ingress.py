@@ -60,7 +60,9 @@ async def remove_address(connection: Connection, address: str, actor: str) -> Fl
 async def _inside(connection: Connection, vm: Vm, network: str | None) -> str:
     """Return the overlay through which a VM is to be reached. Raises InvalidInput."""
     overlays = [
-        one.name for one in await networks.of_nics(connection, vm.spec.nics) if one.spec.kind is NetworkKind.OVERLAY
+        network_.name
+        for network_ in await networks.of_nics(connection, vm.spec.nics)
+        if network_.spec.kind is NetworkKind.OVERLAY
     ]
     if network is not None:
         if network not in overlays:
@@ -163,10 +165,10 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
         raise Conflict(
             f"{protocol} port {port} of {address or 'gateways'} leads to a VM already", field="port"
         ) from None
-    made = _forward(row)
+    created = _forward(row)
     what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
     await events.record(connection, events.Event("vm", vm.id, vm.name, "PortForwarded", what, actor))
-    return made
+    return created
 
 
 async def remove_forward(connection: Connection, id: str, actor: str) -> Forward:

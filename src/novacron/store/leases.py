@@ -112,14 +112,14 @@ async def over(connection: Connection) -> list[Silent]:
         LEASE_S + MARGIN_S,
         SIGN_S,
     )
-    found = []
+    silent = []
     for row in rows:
         seen_by = tuple(row["seen_by"] or ())
         sign = Sign.DEAD if not seen_by else Sign.ISOLATED if row["all_silent"] else Sign.PARTITIONED
-        found.append(
+        silent.append(
             Silent(row["node"], row["generation"], sign, seen_by, row["silent_s"], tuple(row["voters"]), row["fenced"])
         )
-    return found
+    return silent
 
 
 async def dead(connection: Connection) -> set[str]:

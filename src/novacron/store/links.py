@@ -22,9 +22,9 @@ async def all(connection: Connection) -> list[Link]:
     return decode_each("links", await connection.fetch("SELECT * FROM links ORDER BY id"), _link)
 
 
-async def put(connection: Connection, one: str, other: str, spec: LinkSpec, if_match: int | None, actor: str) -> Link:
+async def put(connection: Connection, site: str, other: str, spec: LinkSpec, if_match: int | None, actor: str) -> Link:
     """Set the budget of the link between two sites. Raises PreconditionFailed."""
-    id, sites = link_id(one, other), sorted((one, other))
+    id, sites = link_id(site, other), sorted((site, other))
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"link {id}")
     revision = await connection.fetchval("SELECT revision FROM links WHERE id = $1", id)
     if if_match is not None and if_match != revision:
@@ -41,9 +41,9 @@ async def put(connection: Connection, one: str, other: str, spec: LinkSpec, if_m
     return _link(row)
 
 
-async def remove(connection: Connection, one: str, other: str, actor: str) -> None:
+async def remove(connection: Connection, site: str, other: str, actor: str) -> None:
     """Let migrations between two sites use all there is. Raises NotFound."""
-    id = link_id(one, other)
+    id = link_id(site, other)
     if await connection.fetchval("DELETE FROM links WHERE id = $1 RETURNING id", id) is None:
-        raise NotFound(f"there is no limit on the link between {one!r} and {other!r}", hint="see: novacron link list")
+        raise NotFound(f"there is no limit on the link between {site!r} and {other!r}", hint="see: novacron link list")
     await events.record(connection, events.Event("link", id, id, "Removed", "no limit any more", actor))

@@ -40,14 +40,14 @@ def _peer(own: Any, other: Any, encryption: Encryption) -> NetworkPeer:
 async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...]:
     """Return every network that a node has to have: those of its VMs, and those that it is the gateway of."""
     hosts = {row["name"]: row for row in await connection.fetch(HOSTS)}
-    found = await connection.fetch(
+    network_rows = await connection.fetch(
         f"SELECT * FROM networks WHERE gateway = $1 OR name IN (SELECT network FROM nics"
         f" JOIN ({PLACED}) placed ON placed.id = nics.vm WHERE placed.node = $1) ORDER BY name",
         node,
     )
-    if node not in hosts or not found:
+    if node not in hosts or not network_rows:
         return ()
-    names = [row["name"] for row in found]
+    names = [row["name"] for row in network_rows]
     rows = await connection.fetch(
         f"SELECT nics.vm, nics.number, nics.network, nics.address, nics.mac, vms.name, placed.node, vms.spec"
         f" FROM nics JOIN vms ON vms.id = nics.vm LEFT JOIN ({PLACED}) placed ON placed.id = nics.vm"
@@ -59,14 +59,14 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
         of[row["network"]].append(row)
     here = [row for row in rows if row["node"] == node]
     groups = await _groups(connection, {group for row in here for group in _nic(row).groups})
-    told = []
-    for row in found:
+    networks_ = []
+    for row in network_rows:
         network = networks.network_of(row)
         members = of[network.name]
         others = {str(name) for name in (network.gateway, *(row["node"] for row in members)) if name}
         is_gateway = network.gateway == node
         floating, entrances = await _ways_in(connection, network.name) if is_gateway else ((), ())
-        told.append(
+        networks_.append(
             NetworkOnNode(
                 network.name,
                 network.spec,
@@ -89,7 +89,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 entrances,
             )
         )
-    return tuple(told)
+    return tuple(networks_)
 
 
 def _nic(row: Any) -> NicSpec:
@@ -99,8 +99,8 @@ def _nic(row: Any) -> NicSpec:
 async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tuple[Passing, ...]]:
     """Return the rules of groups, with the addresses of those that they name."""
     rows = await connection.fetch("SELECT * FROM security_groups WHERE name = ANY($1)", sorted(names))
-    found = [msgspec.convert(dict(row), SecurityGroup) for row in rows]
-    named = sorted({rule.group for group in found for rule in group.rules if rule.group is not None})
+    groups = [msgspec.convert(dict(row), SecurityGroup) for row in rows]
+    named = sorted({rule.group for group in groups for rule in group.rules if rule.group is not None})
     members: dict[str, list[str]] = defaultdict(list)
     for row in await connection.fetch(
         "SELECT grp, nics.address FROM nics JOIN vms ON vms.id = nics.vm,"
@@ -119,7 +119,7 @@ async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tup
             )
             for rule in group.rules
         )
-        for group in found
+        for group in groups
     }
 
 

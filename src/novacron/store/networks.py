@@ -67,7 +67,7 @@ async def create(
     others = await all(connection)
     every = await nodes.all(connection)
     if spec.kind is NetworkKind.OVERLAY:
-        taken = [one.spec.subnet for one in others if one.spec.subnet is not None]
+        taken = [other.spec.subnet for other in others if other.spec.subnet is not None]
         if spec.subnet is None:
             spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
     if spec.subnet is not None:
@@ -79,7 +79,7 @@ async def create(
     most = narrowest - takes if spec.kind is NetworkKind.OVERLAY else MTU_DEFAULT
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"an MTU of {mtu} does not fit the nodes: {MTU_MIN} to {most}", field="mtu")
-    used = {one.number for one in others}
+    used = {other.number for other in others}
     number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
     if number is None:
         raise NoCapacity(f"there are {limits.NETWORKS_MAX} networks", hint="delete one that has no VMs")
@@ -139,30 +139,30 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
         for name in locked
     }
     await check_groups(connection, spec.nics, project)
-    given = []
+    nics = []
     for nic in spec.nics:
         subnet = locked[nic.network].spec.subnet
         if subnet is None:
             if nic.address is not None:
                 raise InvalidInput(f"network {nic.network} has no subnet", field="nics", hint="leave the address out")
-            given.append(nic)
+            nics.append(nic)
             continue
         try:
             address = give(subnet, taken[nic.network], nic.address)
         except InvalidInput as error:
             raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
         taken[nic.network].add(address)
-        given.append(msgspec.structs.replace(nic, address=address))
-    return msgspec.structs.replace(spec, nics=tuple(given))
+        nics.append(msgspec.structs.replace(nic, address=address))
+    return msgspec.structs.replace(spec, nics=tuple(nics))
 
 
 async def check_groups(connection: Connection, nics: Sequence[NicSpec], project: str) -> None:
     """Raise NotFound unless a project has all security groups; they stay until the transaction ends."""
-    wanted = sorted({group for nic in nics for group in nic.groups})
+    names = sorted({group for nic in nics for group in nic.groups})
     rows = await connection.fetch(
-        "SELECT name FROM security_groups WHERE name = ANY($1) AND project = $2 FOR SHARE", wanted, project
+        "SELECT name FROM security_groups WHERE name = ANY($1) AND project = $2 FOR SHARE", names, project
     )
-    missing = set(wanted) - {row["name"] for row in rows}
+    missing = set(names) - {row["name"] for row in rows}
     if missing:
         raise NotFound(
             f"there is no security group {min(missing)!r}", field="nics", hint="see: novacron security-group list"

@@ -135,9 +135,9 @@ async def _insert_all(
     if not rows:
         return list(refused.values())
     stored = await connection.fetch(INSERT, *_arguments(rows, making.project.name))
-    made = {row["name"]: vms.of_row(row) for row in stored}
-    await events.record_all(connection, [_created(vm, actor) for vm in made.values()])
-    return [refused.get(number) or made.get(vm.name) or vms.name_taken(vm.name) for number, vm in enumerate(new)]
+    created = {row["name"]: vms.of_row(row) for row in stored}
+    await events.record_all(connection, [_created(vm, actor) for vm in created.values()])
+    return [refused.get(number) or created.get(vm.name) or vms.name_taken(vm.name) for number, vm in enumerate(new)]
 
 
 def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms.OneStatement | None:

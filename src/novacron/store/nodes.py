@@ -58,10 +58,10 @@ async def others_hold_image(connection: Connection, name: str, image: str) -> bo
 
 async def dwcp_endpoint(connection: Connection, name: str) -> str | None:
     """Return where a node takes migrations, as it said last."""
-    found: str | None = await connection.fetchval(
+    endpoint: str | None = await connection.fetchval(
         "SELECT status->'inventory'->>'dwcp_endpoint' FROM nodes WHERE name = $1", name
     )
-    return found
+    return endpoint
 
 
 async def others_hold(connection: Connection, name: str, digest: str) -> bool:

@@ -79,16 +79,16 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     rows = await connection.fetch(
         "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
     )
-    known = {row["id"]: vms.of_row(row) for row in rows}
+    vms_by_id = {row["id"]: vms.of_row(row) for row in rows}
     changed: dict[str, VmStatus] = {}
     for node, id, epoch, status in reports:
-        vm = known.get(id)
+        vm = vms_by_id.get(id)
         if vm is None or vm.node != node or vm.epoch != epoch:
             continue
         was = changed.get(id, vm.status)
         if status.state is VmState.ABSENT:
             if vm.deleting:
-                await vms.remove(connection, known.pop(id))
+                await vms.remove(connection, vms_by_id.pop(id))
                 changed.pop(id, None)
         elif status != was:
             changed[id] = status

@@ -106,9 +106,9 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
         ("floating_addresses", "floating address"), ("image_owners", "image"), ("exports", "export"),
     ):  # fmt: skip
         column = {"floating_addresses": "address", "exports": "id"}.get(table, "name")
-        left = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)
-        if left is not None:
-            raise Conflict(f"project {name} has {what} {left}", hint="delete what it has first")
+        remaining = await connection.fetchval(f"SELECT {column} FROM {table} WHERE project = $1 LIMIT 1", name)
+        if remaining is not None:
+            raise Conflict(f"project {name} has {what} {remaining}", hint="delete what it has first")
     await connection.execute("DELETE FROM migrations WHERE project = $1", name)
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)

@@ -69,7 +69,7 @@ async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec]
 
 async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup:
     """Delete a security group that no VM and no other group uses. Raises NotFound, Conflict."""
-    found = await get(connection, name)
+    group = await get(connection, name)
     vm = await connection.fetchval(
         "SELECT name FROM vms WHERE spec -> 'nics' @> $1 ORDER BY name LIMIT 1", [{"groups": [name]}]
     )
@@ -83,4 +83,4 @@ async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup
         raise Conflict(f"a rule of security group {other} is about {name}", hint="change that first")
     await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
     await events.record(connection, events.Event("security-group", name, name, "Deleted", "nothing used it", actor))
-    return found
+    return group

@@ -14,10 +14,10 @@ from novacron.store.database import Connection
 async def image_disk_mib(connection: Connection, image: str) -> int | None:
     """Return the size of the disk that VMs of an image have, 0 for none; None where no node has said."""
     sizes = [
-        found.disk_bytes
+        held.disk_bytes
         for node in await nodes.all(connection)
-        for found in (node.status.inventory.images if node.status.inventory else ())
-        if found.name == image
+        for held in (node.status.inventory.images if node.status.inventory else ())
+        if held.name == image
     ]
     return -(-max(sizes) >> 20) if sizes else None
 

@@ -69,14 +69,14 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
     row = await connection.fetchrow("UPDATE tokens SET revoked = true WHERE id = $1 RETURNING name, kind", id)
     if row is None:
         raise NotFound(f"there is no token {id!r}")
-    left = await connection.fetchval(
+    can_administer = await connection.fetchval(
         'SELECT EXISTS (SELECT FROM grants g JOIN users u ON u.id = g."user" WHERE g.project IS NULL'
         " AND g.role = 'administrator' AND NOT u.disabled AND (u.issuer IS NOT NULL"
         " OR EXISTS (SELECT FROM passwords p WHERE p.user_id = u.id)"
         ' OR EXISTS (SELECT FROM tokens t WHERE t."user" = u.id AND NOT t.revoked'
         " AND t.scopes IS NULL AND t.project IS NULL AND t.expires_at IS NULL)))"
     )
-    if not left:
+    if not can_administer:
         raise Conflict("no administrator could call any more", hint="create another token first, or set a password")
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
     await events.record(connection, events.Event("token", id, row["name"], "Revoked", what, actor))

@@ -49,9 +49,9 @@ async def create(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a user named {name!r} exists", field="name", hint="choose another name") from None
-    made = _user(row)
-    await events.record(connection, events.Event("user", made.id, name, "Created", f"{kind}", actor, project=project))
-    return made
+    user = _user(row)
+    await events.record(connection, events.Event("user", user.id, name, "Created", f"{kind}", actor, project=project))
+    return user
 
 
 async def by_identity(connection: Connection, issuer: str, subject: str) -> User | None:

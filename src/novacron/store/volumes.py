@@ -53,7 +53,7 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
             raise InvalidInput(why, field="size_mib" if has_mib else "image", hint="see: novacron image list")
     if node is not None:
         await nodes.get(connection, node, field="node")
-    found = [
+    candidates = [
         (pool_there.bytes_free, candidate.name, pool_there.kind)
         for candidate in await nodes.all(connection)
         if node in (None, candidate.name) and candidate.status.ready and not candidate.spec.cordoned
@@ -61,11 +61,11 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
         for pool_there in pools_of(candidate)
         if pool_there.name == pool
     ]
-    if not found:
+    if not candidates:
         where = "no node that is ready" if node is None else f"node {node}, as it is now,"
         what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
         raise NotFound(f"{where} has {what}", field="pool", hint="see: novacron pool list")
-    free, chosen, kind = max(found)
+    free, chosen, kind = max(candidates)
     if size_mib << 20 > free:
         raise NoCapacity(
             f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {size_mib}",
@@ -81,11 +81,11 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None
     await projects.check_quota(connection, project, before)
-    made = _volume(row)
+    volume = _volume(row)
     await events.record(
-        connection, events.Event("volume", made.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
+        connection, events.Event("volume", volume.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
     )
-    return made
+    return volume
 
 
 async def get(connection: Connection, ref: str) -> Volume:
@@ -93,11 +93,11 @@ async def get(connection: Connection, ref: str) -> Volume:
 
     Raises NotFound.
     """
-    found = "SELECT * FROM volumes WHERE id = $1"
-    row = await connection.fetchrow(found, ref)
+    query = "SELECT * FROM volumes WHERE id = $1"
+    row = await connection.fetchrow(query, ref)
     if row is not None and row["vm"] is not None:
         await connection.execute("SELECT FROM vms WHERE id = $1 FOR UPDATE", row["vm"])
-    row = await connection.fetchrow(f"{found} FOR UPDATE", ref)
+    row = await connection.fetchrow(f"{query} FOR UPDATE", ref)
     if row is None:
         raise NotFound(f"there is no volume {ref!r}", hint="see: novacron volume list")
     return _volume(row)
@@ -277,10 +277,10 @@ async def of_vm(connection: Connection, vm: str) -> list[Volume]:
 
 async def of_vms(connection: Connection, ids: Sequence[str]) -> dict[str, list[Volume]]:
     """Return the volumes of several VMs."""
-    found: dict[str, list[Volume]] = {}
+    volumes: dict[str, list[Volume]] = {}
     for row in await connection.fetch("SELECT * FROM volumes WHERE vm = ANY($1) ORDER BY lun", ids):
-        found.setdefault(row["vm"], []).append(_volume(row))
-    return found
+        volumes.setdefault(row["vm"], []).append(_volume(row))
+    return volumes
 
 
 async def on_node(connection: Connection, node: str) -> list[Volume]:
@@ -293,11 +293,11 @@ async def on_node(connection: Connection, node: str) -> list[Volume]:
 
 async def check_movable(connection: Connection, vm: Vm) -> list[Volume]:
     """Return the volumes that a VM takes with it. Raises IllegalState while one is in between."""
-    found = await of_vm(connection, vm.id)
-    going = next((volume for volume in found if volume.detaching), None)
+    volumes = await of_vm(connection, vm.id)
+    going = next((volume for volume in volumes if volume.detaching), None)
     if going is not None:
         raise IllegalState(f"volume {going.name} is being detached from VM {vm.name}", hint="wait until that is done")
-    return found
+    return volumes
 
 
 async def moved(connection: Connection, vm: str, source: str, target: str, *, arrived: bool) -> None:

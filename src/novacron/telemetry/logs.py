@@ -80,14 +80,14 @@ def level() -> str:
 async def follow(file: Path, default: str) -> None:
     """Use the level that ``file`` names, or ``default`` while it is not there, until cancelled."""
     while True:
-        wanted = default
+        new = default
         with contextlib.suppress(OSError):
-            wanted = file.read_text().strip() or default
-        if wanted != level():
+            new = file.read_text().strip() or default
+        if new != level():
             try:
                 was = level()
-                set_level(wanted)
-                get(__name__).warning("the log's level is another now", level=wanted, was=was)
+                set_level(new)
+                get(__name__).warning("the log's level is another now", level=new, was=was)
             except ValueError as error:
                 get(__name__).error("the log's level can't be changed", file=str(file), error=str(error))
                 with contextlib.suppress(OSError):
@@ -105,9 +105,9 @@ def _filter(logger: object, method: str, event: Event) -> Event:
 def _trace(logger: object, method: str, event: Event) -> Event:
     """Say in which trace it happened."""
     del logger, method
-    found = trace.get_current_span().get_span_context()
-    if found.is_valid:
-        event["trace_id"], event["span_id"] = f"{found.trace_id:032x}", f"{found.span_id:016x}"
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
     return event
 
 
@@ -131,10 +131,11 @@ def _hidden(value: object) -> object:
         return redacted(value)
     if isinstance(value, dict):
         return {
-            str(name): HIDDEN if SECRET_NAMES.search(str(name)) and one else _hidden(one) for name, one in value.items()
+            str(name): HIDDEN if SECRET_NAMES.search(str(name)) and field else _hidden(field)
+            for name, field in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_hidden(one) for one in value]
+        return [_hidden(item) for item in value]
     return redacted(str(value))
 
 

@@ -83,24 +83,24 @@ class Metrics:
 
     async def render(self, *, open_metrics: bool = False) -> bytes:
         """Return them in one of Prometheus' formats, which is written in a thread: of 2,000 nodes it takes a while."""
-        found = self._processes.all()
+        families = self._processes.all()
         for name, labels, value in self._seen():
-            found.setdefault(name, {})[labels] = [value]
-        return await asyncio.to_thread(text, found, open_metrics=open_metrics)
+            families.setdefault(name, {})[labels] = [value]
+        return await asyncio.to_thread(text, families, open_metrics=open_metrics)
 
 
-def text(found: dict[str, Cells], *, open_metrics: bool = False) -> bytes:
+def text(families: dict[str, Cells], *, open_metrics: bool = False) -> bytes:
     """Return what was counted in Prometheus' text format, or in OpenMetrics, which has exemplars."""
     registry = CollectorRegistry()
-    registry.register(_Found(found, values.examples() if open_metrics else {}))
+    registry.register(_Found(families, values.examples() if open_metrics else {}))
     return bytes((openmetrics.generate_latest if open_metrics else generate_latest)(registry))
 
 
 class _Found(Collector):
     """What was counted and seen at one moment."""
 
-    def __init__(self, found: dict[str, Cells], examples: Examples) -> None:
-        self._found, self._examples = found, examples
+    def __init__(self, families: dict[str, Cells], examples: Examples) -> None:
+        self._found, self._examples = families, examples
 
     def describe(self) -> Iterable[Metric]:
         return ()  # registering must not collect
@@ -111,8 +111,8 @@ class _Found(Collector):
                 yield _rendered(family, self._found[family.name], self._examples.get(family.name, {}))
 
 
-def _exemplar(found: values.Exemplar | None) -> Exemplar | None:
-    return None if found is None else Exemplar({"trace_id": found.trace}, found.value, found.at_s)
+def _exemplar(exemplar: values.Exemplar | None) -> Exemplar | None:
+    return None if exemplar is None else Exemplar({"trace_id": exemplar.trace}, exemplar.value, exemplar.at_s)
 
 
 def _rendered(family: Family, cells: Cells, examples: Mapping[Labels, Mapping[int, values.Exemplar]]) -> Metric:
@@ -131,9 +131,9 @@ def _rendered(family: Family, cells: Cells, examples: Mapping[Labels, Mapping[in
             shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
             bounds = [*(str(float(bound)) for bound in family.buckets), "+Inf"]
             for labels, cell in cells.items():
-                known = examples.get(labels, {})
+                exemplars = examples.get(labels, {})
                 buckets: list[Any] = [
-                    (bound, total, _exemplar(known.get(place)))
+                    (bound, total, _exemplar(exemplars.get(place)))
                     for place, (bound, total) in enumerate(zip(bounds, accumulate(cell[:-1]), strict=True))
                 ]
                 shown.add_metric(labels, buckets, cell[-1])

@@ -35,8 +35,8 @@ async def watch() -> None:
         await asyncio.sleep(WATCH_S)
         lag.observe(max(0.0, time.monotonic() - due))
         used.cell()[0] = time.process_time()
-        for generation, found in enumerate(gc.get_stats()):
-            collections.cell(str(generation))[0] = found["collections"]
+        for generation, stats in enumerate(gc.get_stats()):
+            collections.cell(str(generation))[0] = stats["collections"]
 
 
 def _resident_bytes() -> int:

@@ -54,12 +54,12 @@ class Processes:
 
     def write(self) -> None:
         """Write what this process has counted. A disk that takes nothing costs the others its figures, no more."""
-        told: Told = {
+        counts: Told = {
             name: list(cells.items()) for name, cells in counted().items() if BY_NAME[name].together != Together.SEEN
         }
         new = self._own.with_name(f".{self._own.name}")
         try:
-            new.write_bytes(msgspec.msgpack.encode(told))
+            new.write_bytes(msgspec.msgpack.encode(counts))
             new.replace(self._own)
             self._writes = True
         except OSError as error:
@@ -70,7 +70,7 @@ class Processes:
     def all(self) -> dict[str, Cells]:
         """Return what all of them have counted, this one until now, the others until a second ago. What is said is
         written, too: whichever of them is asked next, and were this one killed, no counter becomes less."""
-        found = {name: {labels: cell.copy() for labels, cell in cells.items()} for name, cells in counted().items()}
+        totals = {name: {labels: cell.copy() for labels, cell in cells.items()} for name, cells in counted().items()}
         gone, others = [], False
         for path in sorted(self._directory.glob("[0-9]*")) if self._directory.exists() else ():
             if path == self._own:
@@ -80,20 +80,20 @@ class Processes:
             if not alive:
                 gone.append(path)
             with contextlib.suppress(OSError, msgspec.DecodeError):
-                _add(found, msgspec.msgpack.decode(path.read_bytes(), type=Told), alive=alive)
+                _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Told), alive=alive)
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)
         if others:
             self.write()
-        return found
+        return totals
 
 
-def _add(found: dict[str, Cells], told: Told, *, alive: bool) -> None:
-    for name, cells in told.items():
+def _add(totals: dict[str, Cells], counts: Told, *, alive: bool) -> None:
+    for name, cells in counts.items():
         family = BY_NAME.get(name)
         if family is None or (family.kind is Kind.GAUGE and not alive):
             continue
-        into = found.setdefault(name, {})
+        into = totals.setdefault(name, {})
         for labels, cell in cells:
             total = into.get(labels)
             if total is None or len(total) != len(cell):

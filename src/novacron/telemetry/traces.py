@@ -62,7 +62,7 @@ class _State:
 
 def set_up(component: str, instance: str, environment: Mapping[str, str] = os.environ) -> None:
     """Begin to record spans of this process, if there is where to send them. ``instance`` tells it from its like."""
-    endpoint = next((found for name in ENDPOINTS if (found := environment.get(name))), None)
+    endpoint = next((url for name in ENDPOINTS if (url := environment.get(name))), None)
     share = max(1e-9, _share(environment.get("OTEL_TRACES_SAMPLER_ARG"))) if endpoint else 0.0
     resource = Resource.create(
         {"service.name": f"novacron-{component}", "service.instance.id": instance, "service.version": __version__}
@@ -102,22 +102,22 @@ def span(
     """Make what is done in the block a span: part of the present one, or of the ``parent`` that another process has
     carried here (``""``: of none). ``always``: it is recorded in any case. An exception ends it as failed."""
     context = None if parent is None else carried(parent)
-    given = _known(attributes)
+    known_attributes = _known(attributes)
     began_ns, began = time.time_ns(), time.perf_counter()
-    one = _State.tracer.start_span(
-        name, context, kind, {**given, ALWAYS: True} if always else given, start_time=began_ns
+    span_ = _State.tracer.start_span(
+        name, context, kind, {**known_attributes, ALWAYS: True} if always else known_attributes, start_time=began_ns
     )  # fmt: skip
     try:
-        with trace.use_span(one, end_on_exit=False, record_exception=False, set_status_on_exception=False):
-            yield one
+        with trace.use_span(span_, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+            yield span_
     except Exception as error:
-        if not one.is_recording() and _State.share:
-            one = _recorded_after_all(name, one, kind, given, began_ns)
-        one.set_status(Status(StatusCode.ERROR, str(error)[:TEXT_MAX]))
-        one.set_attribute("error.type", type(error).__name__)
+        if not span_.is_recording() and _State.share:
+            span_ = _recorded_after_all(name, span_, kind, known_attributes, began_ns)
+        span_.set_status(Status(StatusCode.ERROR, str(error)[:TEXT_MAX]))
+        span_.set_attribute("error.type", type(error).__name__)
         raise
     finally:
-        one.end(began_ns + int((time.perf_counter() - began) * 1e9))  # whatever the clock was set to meanwhile
+        span_.end(began_ns + int((time.perf_counter() - began) * 1e9))  # whatever the clock was set to meanwhile
 
 
 def _recorded_after_all(name: str, of: Span, kind: SpanKind, attributes: dict[str, Any], began_ns: int) -> Span:
@@ -138,11 +138,13 @@ def happened(
     """Record what has just ended, and was not watched from its beginning: in the trace of ``parent``, if that is
     recorded or this has failed, or in one of its own."""
     now_ns = time.time_ns()
-    given = _known(attributes) if parent and not error else {**_known(attributes), ALWAYS: True}
-    one = _State.tracer.start_span(name, carried(parent), kind, given, start_time=now_ns - int(took_s * 1e9))
+    known_attributes = _known(attributes) if parent and not error else {**_known(attributes), ALWAYS: True}
+    span_ = _State.tracer.start_span(
+        name, carried(parent), kind, known_attributes, start_time=now_ns - int(took_s * 1e9)
+    )
     if error:
-        one.set_status(Status(StatusCode.ERROR, error[:TEXT_MAX]))
-    one.end(now_ns)
+        span_.set_status(Status(StatusCode.ERROR, error[:TEXT_MAX]))
+    span_.end(now_ns)
 
 
 def exporting() -> bool:
@@ -170,9 +172,9 @@ def carried(parent: str) -> Context:
 
 def carry() -> str:
     """Return the present span as others are told of it (traceparent), or nothing."""
-    found: dict[str, str] = {}
-    _propagator.inject(found)
-    return found.get("traceparent", "")
+    headers: dict[str, str] = {}
+    _propagator.inject(headers)
+    return headers.get("traceparent", "")
 
 
 def recording() -> bool:
@@ -192,14 +194,14 @@ def note(name: str, **attributes: AttributeValue | None) -> None:
 
 def present() -> SpanContext | None:
     """Return the ids of the present span, if there is one."""
-    found = trace.get_current_span().get_span_context()
-    return found if found.is_valid else None
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid else None
 
 
 def recorded_id() -> str:
     """Return the id of the present trace if it is recorded, else nothing."""
-    found = trace.get_current_span()
-    return f"{found.get_span_context().trace_id:032x}" if found.is_recording() else ""
+    span_ = trace.get_current_span()
+    return f"{span_.get_span_context().trace_id:032x}" if span_.is_recording() else ""
 
 
 def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:

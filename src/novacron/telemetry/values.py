@@ -45,9 +45,9 @@ class _Values:
 
     def cell(self, *labels: str) -> list[float]:
         """Return where these labels are counted."""
-        found = self.cells.get(labels)
-        if found is not None:
-            return found
+        cell = self.cells.get(labels)
+        if cell is not None:
+            return cell
         if len(labels) != len(self.family.labels):
             raise ValueError(f"{self.family.name} has the labels {self.family.labels}, got {labels}")
         if len(self.cells) >= CELLS_MAX and self.family.name != DROPPED:
@@ -105,7 +105,9 @@ class Histogram(_Values):
     def examples(self) -> dict[Labels, dict[int, Exemplar]]:
         """Return the latest examples, by labels and bucket."""
         return {
-            labels: found for labels, cell in self.cells.items() if (found := self.exemplars.get(id(cell))) is not None
+            labels: exemplars
+            for labels, cell in self.cells.items()
+            if (exemplars := self.exemplars.get(id(cell))) is not None
         }
 
 
@@ -115,14 +117,14 @@ _all: dict[str, _Values] = {}
 
 
 def _of(type_: type[V], name: str) -> V:
-    found = _all.get(name)
-    if found is None:
+    values = _all.get(name)
+    if values is None:
         family = BY_NAME[name]
         if family.kind is not type_.kind:
             raise TypeError(f"{name} is a {family.kind}")
-        found = _all[name] = type_(family)
-    assert isinstance(found, type_)
-    return found
+        values = _all[name] = type_(family)
+    assert isinstance(values, type_)
+    return values
 
 
 def counter(name: str) -> Counter:
@@ -147,7 +149,9 @@ def begin(families: Iterable[Family]) -> None:
 def examples() -> dict[str, dict[Labels, dict[int, Exemplar]]]:
     """Return the latest examples of what this process has measured, by name."""
     return {
-        name: found for name, values in _all.items() if isinstance(values, Histogram) and (found := values.examples())
+        name: exemplars
+        for name, values in _all.items()
+        if isinstance(values, Histogram) and (exemplars := values.examples())
     }
 
 

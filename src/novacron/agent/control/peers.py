@@ -34,23 +34,23 @@ class PeerWatch:
     ) -> None:
         """``ended`` is called when the lease is over."""
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
-        self._known = wire.Peers((), ())
+        self._peers = wire.Peers((), ())
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            self._known = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
-            lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._known.voters)
+            self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
+            lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._peers.voters)
         self._seen: dict[str, wire.PeerSeen] = {}
         self._was_valid = lease.valid()
 
-    def tell(self, known: wire.Peers) -> None:
+    def tell(self, peers: wire.Peers) -> None:
         """Take who the others are from the server."""
-        self._known = known
+        self._peers = peers
         try:
             scratch = self._path.with_suffix(".new")
-            scratch.write_bytes(msgspec.json.encode(known))
+            scratch.write_bytes(msgspec.json.encode(peers))
             scratch.rename(self._path)
         except OSError as error:  # a new agent has to wait for the server to hear of them
             log.warning("who the other nodes are can't be written down", error=str(error))
-        self._lease.rule.voters_next = tuple(peer.name for peer in known.voters)
+        self._lease.rule.voters_next = tuple(peer.name for peer in peers.voters)
 
     def vitals(self) -> Vitals:
         """Return what this node says when it is asked."""
@@ -73,7 +73,7 @@ class PeerWatch:
                 await self._vote()
             elif now() - looked_at > limits.HEARTBEAT_INTERVAL_S:
                 looked_at = now()
-                answers = await self._ask_all(self._known.watched)
+                answers = await self._ask_all(self._peers.watched)
                 self._seen = {name: wire.PeerSeen(name, vitals.silent) for name, vitals in answers.items()}
             valid = self._lease.valid()
             if self._was_valid and not valid:
@@ -83,7 +83,7 @@ class PeerWatch:
 
     async def _vote(self) -> None:
         asked_at = now()
-        answers = await self._ask_all(tuple(peer for peer in self._known.voters if peer.name != self._name))
+        answers = await self._ask_all(tuple(peer for peer in self._peers.voters if peer.name != self._name))
         silent = {self._name} | {name for name, vitals in answers.items() if vitals.silent}
         allowed = self._lease.silent() and self._lease.may_go_on(silent, asked_at)
         if not allowed and self._lease.valid():

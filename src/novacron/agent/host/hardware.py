@@ -64,7 +64,7 @@ def _devices(root: Path) -> Iterator[PciDevice]:
 
 
 def _interfaces() -> list[Interface]:
-    return [Interface(*one) for one in tap.links()]
+    return [Interface(*interface) for interface in tap.links()]
 
 
 def look(root: Path = SYS) -> Hardware:

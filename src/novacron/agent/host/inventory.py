@@ -95,8 +95,8 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
 
 def _tunnel_mtu(settings: AgentSettings) -> int:
     address = networks.tunnel_address(settings)
-    found = None if address is None else tap.mtu_at(address)
-    return found or MTU_DEFAULT
+    mtu = None if address is None else tap.mtu_at(address)
+    return mtu or MTU_DEFAULT
 
 
 def default_name() -> str:

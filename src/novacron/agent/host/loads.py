@@ -16,7 +16,7 @@ class Loads:
 
     def look(self, running: Iterable[tuple[str, int]]) -> list[tuple[str, float]]:
         """Return for each VM, given with its process id, how many processors it has used since."""
-        now, found, before = time.monotonic(), [], self._before
+        now, loads, before = time.monotonic(), [], self._before
         self._before = {}
         for vm, pid in running:
             try:
@@ -26,5 +26,5 @@ class Loads:
             self._before[vm, pid] = now, used_s
             at, was_s = before.get((vm, pid), (now, 0.0))
             if now > at:
-                found.append((vm, round(max(0.0, used_s - was_s) / (now - at), 4)))
-        return found
+                loads.append((vm, round(max(0.0, used_s - was_s) / (now - at), 4)))
+        return loads

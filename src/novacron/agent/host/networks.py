@@ -87,12 +87,12 @@ def _resolved(host: str) -> str | None:
 
 def tunnel_address(settings: AgentSettings) -> str | None:
     """Return the address at which other nodes reach this one; None where that is this host alone."""
-    found = _resolved(settings.advertise or settings.dwcp_host)
-    return None if found is None or found.startswith("127.") or found == "0.0.0.0" else found
+    address = _resolved(settings.advertise or settings.dwcp_host)
+    return None if address is None or address.startswith("127.") or address == "0.0.0.0" else address
 
 
 def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[Interface]:
-    return (nic for told in networks for nic in told.interfaces)
+    return (nic for network in networks for nic in network.interfaces)
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ class NodeNetworks:
         self.instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
         self._table = f"novacron_{self.instance}"
         self._settings = settings
-        self._wanted: tuple[NetworkOnNode, ...] | None = None
+        self._desired: tuple[NetworkOnNode, ...] | None = None
         self._settled: dict[str, NetworkOnNode] = {}
         self._failed: dict[str, str] = {}
         self._closed: dict[str, dict[firewall.NicKey, str]] = {}
@@ -134,7 +134,7 @@ class NodeNetworks:
         """Those of this host that were loaded last."""
         self._open: dict[str, NetworkOnNode] = {}
         """Networks whose gateway is here, as they were made last."""
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self._looked = asyncio.Condition()
 
     @property
@@ -142,30 +142,32 @@ class NodeNetworks:
         """With what the names of this agent's namespaces begin."""
         return f"novacron-{self.instance}-"
 
-    def tell(self, wanted: tuple[NetworkOnNode, ...]) -> None:
-        open_ = {(nic.vm, nic.number) for nic in _interfaces(self._wanted or ()) if nic.passing is None}
-        shut = {nic.address for nic in _interfaces(wanted) if nic.passing is not None and (nic.vm, nic.number) in open_}
+    def tell(self, desired: tuple[NetworkOnNode, ...]) -> None:
+        open_ = {(nic.vm, nic.number) for nic in _interfaces(self._desired or ()) if nic.passing is None}
+        shut = {
+            nic.address for nic in _interfaces(desired) if nic.passing is not None and (nic.vm, nic.number) in open_
+        }
         # What these have begun while nobody asked goes on.
         self._arrived |= dict.fromkeys(filter(None, shut), time.monotonic() + firewall.ARRIVED_S)
-        self._wanted = wanted
-        self._told.set()
+        self._desired = desired
+        self._changed.set()
 
     async def run(self) -> None:
         """See to them until cancelled."""
         for look in itertools.count():
-            self._told.clear()
+            self._changed.clear()
             failed = False
-            if self._wanted is not None:
+            if self._desired is not None:
                 whole = look % WHOLE_EVERY == 0
                 try:
-                    failed = await asyncio.to_thread(self._settle, self._wanted, self._arrivals(), whole=whole)
+                    failed = await asyncio.to_thread(self._settle, self._desired, self._arrivals(), whole=whole)
                 except Exception:  # a defect met in networks must not take the VMs' workers away
                     log.exception("defect while networks were set up")
                     failed = True
                 async with self._looked:
                     self._looked.notify_all()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), RETRY_S if failed else LOOK_S)
+                await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
 
     async def wire(self, vm: str, number: int, network: str) -> Wired:
         """Return where an interface of a VM belongs, once its network and the rules for it are there.
@@ -174,8 +176,8 @@ class NodeNetworks:
         """
 
         def ready() -> bool:
-            told = self._settled.get(network)
-            return told is not None and any((one.vm, one.number) == (vm, number) for one in told.interfaces)
+            settled = self._settled.get(network)
+            return settled is not None and any((nic.vm, nic.number) == (vm, number) for nic in settled.interfaces)
 
         try:
             async with asyncio.timeout(READY_S), self._looked:
@@ -189,33 +191,33 @@ class NodeNetworks:
         place = self._place(self._settled[network])
         return Wired(tap_name(vm, number), mac_address(vm, number), place.bridge, place.netns, vlan=place.vlan)
 
-    def _place(self, told: NetworkOnNode) -> _Place:
-        if told.spec.kind is NetworkKind.BRIDGE:
-            assert told.spec.bridge is not None
-            return _Place(None, told.spec.bridge, told.spec.vlan)
-        return _Place(self.prefix + told.name, overlay.BRIDGE, None)
+    def _place(self, network: NetworkOnNode) -> _Place:
+        if network.spec.kind is NetworkKind.BRIDGE:
+            assert network.spec.bridge is not None
+            return _Place(None, network.spec.bridge, network.spec.vlan)
+        return _Place(self.prefix + network.name, overlay.BRIDGE, None)
 
     def arrives(self, vm: str) -> None:
         """A guest is on its way here: its connections go on."""
         self._arriving |= self._addresses(vm)
-        self._told.set()
+        self._changed.set()
 
     def arrived(self, vm: str) -> None:
         """A guest that was on its way is here."""
         addresses = self._addresses(vm)
         self._arriving -= addresses
         self._arrived |= dict.fromkeys(addresses, time.monotonic() + firewall.ARRIVED_S)
-        self._told.set()
+        self._changed.set()
 
     def _addresses(self, vm: str) -> set[str]:
-        return {nic.address for nic in _interfaces(self._wanted or ()) if nic.vm == vm and nic.address}
+        return {nic.address for nic in _interfaces(self._desired or ()) if nic.vm == vm and nic.address}
 
     def _arrivals(self) -> dict[str, float]:
         """Return for how many seconds yet connections of which guests go on without a flow."""
         now = time.monotonic()
         if not self._began:  # whoever runs here has flows of which we may have lost some: they go on
             self._began = True
-            here = {nic.address for nic in _interfaces(self._wanted or ()) if nic.address}
+            here = {nic.address for nic in _interfaces(self._desired or ()) if nic.address}
             self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
         self._arrived = {address: until for address, until in self._arrived.items() if until > now}
         arrived = {address: until - now for address, until in self._arrived.items()}
@@ -262,31 +264,35 @@ class NodeNetworks:
         self._failed = failed
         return bool(failed)
 
-    def _settle_encryption(self, wanted: tuple[NetworkOnNode, ...], addresses: dict[str, str], own: str | None) -> None:
+    def _settle_encryption(
+        self, desired: tuple[NetworkOnNode, ...], addresses: dict[str, str], own: str | None
+    ) -> None:
         name = f"{router.ENCRYPTED[:-1]}{self.instance}"
-        peers = sorted({peer for told in wanted for peer in told.peers if peer.key}, key=lambda peer: peer.number)
+        peers = sorted(
+            {peer for network in desired for peer in network.peers if peer.key}, key=lambda peer: peer.number
+        )
         if peers:
             mtu = (None if own is None else tap.mtu_at(own)) or MTU_DEFAULT
             interface = wireguard.WireguardInterface(
-                name, self._settings.wireguard_key, wanted[0].node_number, mtu, RUN_DIR / f"{self.instance}.wireguard"
+                name, self._settings.wireguard_key, desired[0].node_number, mtu, RUN_DIR / f"{self.instance}.wireguard"
             )
             wireguard.settle(interface, peers, addresses)
         else:
             wireguard.remove(name)
 
     def _settle_overlay(
-        self, told: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
+        self, network: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
     ) -> None:
-        name = self.prefix + told.name
-        assert told.spec.subnet is not None
-        if whole or self._settled.get(told.name) != told or not namespace.exists(name) or arrived:
-            overlay.settle(name, told, local, peers)
-            service = service_address(told.spec.subnet)
-            closed = namespace.within(name, lambda: firewall.load(router.TABLE, told.interfaces, service, arrived))
-            self._close(told, closed)
-        servers = told.spec.nameservers or dnsmasq.host_nameservers()
-        first = told.name not in self._settled
-        dnsmasq.settle(name, told, self.directory(told.name), servers if told.spec.nat else (), first=first)
+        name = self.prefix + network.name
+        assert network.spec.subnet is not None
+        if whole or self._settled.get(network.name) != network or not namespace.exists(name) or arrived:
+            overlay.settle(name, network, local, peers)
+            service = service_address(network.spec.subnet)
+            closed = namespace.within(name, lambda: firewall.load(router.TABLE, network.interfaces, service, arrived))
+            self._close(network, closed)
+        servers = network.spec.nameservers or dnsmasq.host_nameservers()
+        first = network.name not in self._settled
+        dnsmasq.settle(name, network, self.directory(network.name), servers if network.spec.nat else (), first=first)
 
     def _close(self, network: NetworkOnNode, closed: dict[firewall.NicKey, str]) -> None:
         """Remember which interfaces of a network are closed because their rules are refused, and why."""
@@ -323,7 +329,7 @@ class NodeNetworks:
             if not refused:
                 raise
         accepted = {vni: [] if vni in refused else peers for vni, peers in tunnels.items()}
-        open_ = [told for told in gateways if told.vni not in refused]
+        open_ = [network for network in gateways if network.vni not in refused]
         firewall.nft(router.host_script(self._table, open_, list(accepted.items()), only_between=only_between))
         self._rules["host"] = ""
         return refused
@@ -332,7 +338,7 @@ class NodeNetworks:
         """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""
         refused = {}
         for vni, peers in tunnels.items():
-            own = [told for told in gateways if told.vni == vni]
+            own = [network for network in gateways if network.vni == vni]
             try:
                 script = router.host_script(f"{self._table}_check", own, [(vni, peers)], only_between=None)
                 firewall.nft(script, check=True)
@@ -343,45 +349,46 @@ class NodeNetworks:
     def _settle_gateways(self, gateways: list[NetworkOnNode], failed: dict[str, str], *, whole: bool) -> None:
         """Have the ways in and out of the networks whose gateway is here, and no others."""
         before = router.held()
-        gone = before - {address for told in gateways for address in router.floating_of(told)}
+        gone = before - {address for network in gateways for address in router.floating_of(network)}
         router.silence(gone)
-        router.close((told.number for told in gateways), gone)
-        self._open = {told.name: told for told in gateways if self._open.get(told.name) == told}
-        for told in gateways:
-            name = self.prefix + told.name
-            if told.name in failed:
+        router.close((network.number for network in gateways), gone)
+        self._open = {network.name: network for network in gateways if self._open.get(network.name) == network}
+        for network in gateways:
+            name = self.prefix + network.name
+            if network.name in failed:
                 continue
             try:
-                if not whole and self._open.get(told.name) == told:
+                if not whole and self._open.get(network.name) == network:
                     continue
-                router.open_(name, told)
-                router.lead(told)
-                floating = router.floating_of(told)
+                router.open_(name, network)
+                router.lead(network)
+                floating = router.floating_of(network)
                 for address in router.announce(sorted(floating if whole else floating - before)):
                     log.info("a floating address is on no subnet of this host: route it here", address=address)
-                assert told.spec.subnet is not None
-                router.greet(name, gateway_address(told.spec.subnet))
-                self._open[told.name] = told
+                assert network.spec.subnet is not None
+                router.greet(name, gateway_address(network.spec.subnet))
+                self._open[network.name] = network
             except NetworkFailed as error:
-                failed[told.name] = str(error)
+                failed[network.name] = str(error)
 
     def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
-        nics = [nic for told in networks for nic in told.interfaces]
+        nics = [nic for network in networks for nic in network.interfaces]
         if nics:
             closed = firewall.load(self._table, nics, None, arrived)
-            for told in networks:
+            for network in networks:
                 self._close(
-                    told, {key: why for key, why in closed.items() if key in map(firewall.key_of, told.interfaces)}
+                    network,
+                    {key: why for key, why in closed.items() if key in map(firewall.key_of, network.interfaces)},
                 )
             self._rules["bridges"] = ""
         elif self._rules.pop("bridges", None) is not None or whole:
             firewall.remove(self._table)
 
-    def _remove_others(self, wanted: set[str]) -> None:
+    def _remove_others(self, desired: set[str]) -> None:
         """Remove networks that are not wanted here, unless a VM is still in them."""
         for name in namespace.all(self.prefix):
             network = name.removeprefix(self.prefix)
-            if network in wanted or (namespace.exists(name) and overlay.taps(name)):
+            if network in desired or (namespace.exists(name) and overlay.taps(name)):
                 continue
             self._settled.pop(network, None)
             self._closed.pop(network, None)

@@ -18,19 +18,19 @@ class Passthrough:
         """A VM that runs has these."""
         self._taken[vm] = tuple(addresses)
 
-    def choose(self, vm: str, wanted: Sequence[str], listed: Collection[str]) -> tuple[str, ...]:
+    def choose(self, vm: str, ids: Sequence[str], listed: Collection[str]) -> tuple[str, ...]:
         """Return a device for each wanted id that is listed and free. Raises DeviceFailed."""
         taken = {address for other, addresses in self._taken.items() if other != vm for address in addresses}
         free = [address for address in sorted(listed) if address not in taken]
-        found = []
-        for id in wanted:
-            address = next((one for one in free if self.vfio.id(one) == id), None)
+        chosen = []
+        for id in ids:
+            address = next((candidate for candidate in free if self.vfio.id(candidate) == id), None)
             if address is None:
                 raise DeviceFailed(f"no device {id} of those that this node gives to VMs is free")
             free.remove(address)
-            found.append(address)
-        self._taken[vm] = tuple(found)
-        return tuple(found)
+            chosen.append(address)
+        self._taken[vm] = tuple(chosen)
+        return tuple(chosen)
 
     def leave(self, vm: str) -> None:
         """A VM does not run any more: its devices are the host's again."""

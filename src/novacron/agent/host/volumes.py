@@ -63,11 +63,11 @@ class Pools:
 
     def directories(self) -> dict[str, Path]:
         """Return where each pool is that is there."""
-        found = {}
+        directories = {}
         for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
             with contextlib.suppress(PoolAway):
-                found[name] = self._directory(name)
-        return found
+                directories[name] = self._directory(name)
+        return directories
 
     def path(self, pool: str, id: str) -> Path:
         """Return where a volume is. Raises PoolAway."""
@@ -80,7 +80,7 @@ class Pools:
 
     def look(self) -> tuple[tuple[Pool, ...], list[str]]:
         """Return the pools that are there, and what is wrong with others."""
-        found, wrong = [], []
+        pools, wrong = [], []
         for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
             kind = PoolKind.SHARED if name in self._settings.shared_pools else PoolKind.LOCAL
             try:
@@ -91,8 +91,8 @@ class Pools:
                 wrong.append(str(error))
                 continue
             free = stats.f_bavail * stats.f_frsize // FREE_STEP_BYTES * FREE_STEP_BYTES
-            found.append(Pool(name, kind, stats.f_blocks * stats.f_frsize, free, id))
-        return tuple(found), wrong
+            pools.append(Pool(name, kind, stats.f_blocks * stats.f_frsize, free, id))
+        return tuple(pools), wrong
 
 
 def _id_of(directory: Path) -> str:

@@ -37,12 +37,12 @@ def _key(copy: str) -> bytes:
     return hashlib.sha256(copy.encode()).digest()
 
 
-async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, settings: AgentSettings) -> None:
+async def give(pool: ConnectionPool, order: wire.CopyWanted, image: Image, settings: AgentSettings) -> None:
     """Send an image to the node that expects it. Raises CopyFailed."""
     options = SendOptions(
-        _key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=wanted.rate_bytes_per_s
+        _key(order.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=order.rate_bytes_per_s
     )
-    sender = Sender(parse_endpoint(wanted.endpoint), pki.node_host(wanted.peer), wanted.copy, pool, options)
+    sender = Sender(parse_endpoint(order.endpoint), pki.node_host(order.peer), order.copy, pool, options)
     named = [(path.name, path) for path in image.files]
     try:
         async with sender:
@@ -51,11 +51,11 @@ async def give(pool: ConnectionPool, wanted: wire.CopyWanted, image: Image, sett
         raise CopyFailed(str(error) or type(error).__name__) from error
 
 
-async def take(listener: Listener, wanted: wire.CopyExpected, settings: AgentSettings) -> None:
+async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentSettings) -> None:
     """Receive an image, whole and as its manifest describes it, or nothing. Raises CopyFailed."""
-    target = settings.images_dir / wanted.image.name
+    target = settings.images_dir / expected.image.name
     if target.exists():
-        raise CopyFailed(f"there is an image {wanted.image.name} already")
+        raise CopyFailed(f"there is an image {expected.image.name} already")
 
     def open_(head: Head) -> list[VolumeSink]:
         names = [info.name for info in head.volumes]
@@ -67,12 +67,12 @@ async def take(listener: Listener, wanted: wire.CopyExpected, settings: AgentSet
             raise StreamError(f"there is no room for {size} bytes: {free} are free in {settings.images_dir}")
         return [NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 
-    terms = ReceiveOptions(_key(wanted.copy), settings.rings_dir, outage_s=settings.outage_s)
+    terms = ReceiveOptions(_key(expected.copy), settings.rings_dir, outage_s=settings.outage_s)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
     try:
-        with listener.expect(wanted.copy, wanted.peer, terms) as session:
+        with listener.expect(expected.copy, expected.peer, terms) as session:
             await session.receive(DiskPlayer(open_), BEGIN_S_MAX)
-        await asyncio.to_thread(verify, scratch, wanted.image.digest)
+        await asyncio.to_thread(verify, scratch, expected.image.digest)
         for path in scratch.iterdir():
             path.chmod(0o644)
         scratch.chmod(0o755)

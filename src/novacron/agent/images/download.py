@@ -94,8 +94,8 @@ class Fetch:
         return self._pool.request("GET", target, headers=headers, redirect=False, preload_content=False)
 
     def _address(self, host: str, port: int) -> str:
-        found = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        for address in found:
+        addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        for address in addresses:
             parsed = ipaddress.ip_address(str(address).partition("%")[0])
             parsed = getattr(parsed, "ipv4_mapped", None) or parsed
             if self._local or not (

@@ -433,21 +433,21 @@ def _check_room(directory: Path, more_bytes: int) -> None:
 
 def _sha256(path: Path) -> Hash:
     """Return the SHA-256 of a file, without reading its holes."""
-    found, at = hashlib.sha256(), 0
+    digest, at = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         for start, end in [*data_ranges(file.fileno(), size), (size, size)]:
             while at < start:
                 count = min(start - at, PIECE_BYTES)
-                found.update(memoryview(ZEROS_PIECE)[:count])
+                digest.update(memoryview(ZEROS_PIECE)[:count])
                 at += count
             while at < end:
                 piece = os.pread(file.fileno(), min(PIECE_BYTES, end - at), at)
                 if not piece:
                     raise OSError(f"{path} became shorter while it was read")
-                found.update(piece)
+                digest.update(piece)
                 at += len(piece)
-    return found
+    return digest
 
 
 ZEROS_PIECE = bytes(PIECE_BYTES)

@@ -60,7 +60,7 @@ class Part(msgspec.Struct, frozen=True):
 def told_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
     """Return what a live migration tells of a VM's disks: of its own, the layer over this image, then its volumes."""
     own = [] if image.disk is None else [VolumeInfo(DISK, size_bytes, image.info.digest)]
-    return own + [VolumeInfo(one.id, one.size_mib << 20) for one in volumes if one.moves]
+    return own + [VolumeInfo(volume.id, volume.size_mib << 20) for volume in volumes if volume.moves]
 
 
 def parts_of(machine: VirtualMachine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
@@ -116,8 +116,8 @@ class Leaving:
             for number, part in enumerate(self._parts):
                 name = OUTGOING_DISK_SOCKETS[number]
                 listening = self._machine.home.listen(name)
-                told = _Told(self._recorder, number, turn, last)
-                self._exports.append(NbdExport(listening, part.info.size_bytes, told))
+                recorded = _Told(self._recorder, number, turn, last)
+                self._exports.append(NbdExport(listening, part.info.size_bytes, recorded))
                 await mirror.start(monitor, number, Path(name), part.node, whole=part.whole)
         except BaseException:
             await self.__aexit__()
@@ -196,8 +196,8 @@ class Coming(msgspec.Struct, frozen=True):
 
 def check_space(head: Head, directory: Path) -> None:
     """Raise StreamError, before anything has come, when what comes has no room."""
-    found = os.statvfs(directory)
-    free = found.f_bavail * found.f_frsize
+    stats = os.statvfs(directory)
+    free = stats.f_bavail * stats.f_frsize
     if head.needed_bytes > free:
         raise StreamError(
             f"no space for the VM: its own disk takes {head.needed_bytes >> 20} MiB, {free >> 20} MiB are free here"
@@ -264,7 +264,7 @@ def are_whole(machine: VirtualMachine) -> bool:
 def keeps_files(spec: VmSpec, image: Image, volumes: Iterable[VolumeAttached]) -> bool:
     """Say whether a VM that does not run has anything that has to move with it."""
     beside = image.disk is not None or spec.firmware is not Firmware.BIOS or spec.tpm
-    return beside or any(one.moves for one in volumes)
+    return beside or any(volume.moves for volume in volumes)
 
 
 async def send_state(directory: Path, sender: Sender, image: Image, volumes: Mapping[str, Path]) -> None:

@@ -71,12 +71,12 @@ def _look_at_disks(paths: Iterable[Path]) -> tuple[int, float]:
 def _weigh(pages: Iterable[bytes]) -> tuple[float, float]:
     """Return which share of pages is more than zeros, and how much smaller those get, in one stream as a session has
     it: pages are often like others."""
-    found = list(pages)
-    telling = [page for page in found if page != ZEROS[: len(page)]]
+    sample = list(pages)
+    telling = [page for page in sample if page != ZEROS[: len(page)]]
     if not telling:
         return 0.0, 1.0
     text = b"".join(telling)
-    return len(telling) / len(found), min(1.0, len(zstandard.ZstdCompressor(LEVEL).compress(text)) / len(text))
+    return len(telling) / len(sample), min(1.0, len(zstandard.ZstdCompressor(LEVEL).compress(text)) / len(text))
 
 
 async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> Guest:
@@ -98,7 +98,7 @@ def foresee(guest: Guest, path: PathMeasured, limit_s: float) -> MoveForeseen:
     """Say how a migration of ``guest`` over ``path`` would go, to a target that knows nothing of it."""
     disk = guest.disk_bytes * guest.disk_ratio  # goes before the memory
     way = forecast.Path(path.best_rate_bytes_per_s, path.rtt_ms / 1e3, guest.ratio, disk)
-    found = forecast.forecast(guest.memory_bytes, guest.dirty_bytes_per_s, way, limit_s, guest.passes_max)
+    expected = forecast.forecast(guest.memory_bytes, guest.dirty_bytes_per_s, way, limit_s, guest.passes_max)
     return MoveForeseen(
-        guest.memory_bytes, guest.dirty_bytes_per_s, guest.ratio, path, found, guest.disk_bytes, guest.disk_ratio
+        guest.memory_bytes, guest.dirty_bytes_per_s, guest.ratio, path, expected, guest.disk_bytes, guest.disk_ratio
     )  # fmt: skip

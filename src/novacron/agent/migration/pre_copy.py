@@ -178,10 +178,10 @@ class PreCopy:
 
     def _narrow(self, sender: Sender, status: TransferStatus, now: float) -> None:
         """In the first pass: let wait only what can be sent until its end, and nothing near it."""
-        left = status.remaining_bytes
+        remaining = status.remaining_bytes
         working_s = now - self._pass_at - sender.counters.blocked_s
-        left_s = working_s * left / max(1, status.total_bytes - left)
-        if left_s < NEAR_END_S and left < NEAR_END_BYTES:
+        left_s = working_s * remaining / max(1, status.total_bytes - remaining)
+        if left_s < NEAR_END_S and remaining < NEAR_END_BYTES:
             sender.shallow()
         else:
             sender.narrow(max(0.0, left_s - NEAR_END_S))
@@ -246,7 +246,7 @@ async def _raise_failure(status: TransferStatus, pump: asyncio.Task[None]) -> No
 
 
 def _savings(senders: Sequence[Sender]) -> Savings:
-    told = [sender.savings for sender in senders]
-    pages = {kind: sum(getattr(each, kind) for each in told) * PAGE for kind in KINDS}
-    compressed = sum(max(0, each.before_compression - each.after_compression) for each in told)
+    savings = [sender.savings for sender in senders]
+    pages = {kind: sum(getattr(each, kind) for each in savings) * PAGE for kind in KINDS}
+    compressed = sum(max(0, each.before_compression - each.after_compression) for each in savings)
     return Savings(**pages, compression=compressed)

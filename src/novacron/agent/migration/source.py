@@ -70,8 +70,8 @@ class MigrationSource:
             self._services.send(wire.MigrationFailed(task.migration, why))
             return False
         run_state = await context.machine.status()
-        wanted = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
-        if run_state not in wanted:
+        states = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
+        if run_state not in states:
             needs = "stopped" if task.kind is Kind.COLD else "running"
             await self.fail(task.migration, f"the VM is {run_state}, a {task.kind} migration needs it {needs}")
             return False
@@ -98,7 +98,7 @@ class MigrationSource:
         return (self._context.machine.directory / DISK_LAYER).exists()
 
     def _has_disks(self) -> bool:
-        return self._has_layer() or any(one.moves for one in self._context.volumes())
+        return self._has_layer() or any(volume.moves for volume in self._context.volumes())
 
     def _image_to_send(self, *, cold: bool) -> Image | None:
         """Return the image of a VM of which more than memory is to be sent, else None. Raises TransferFailed."""
@@ -118,13 +118,18 @@ class MigrationSource:
         return self._migration
 
     async def _options(self) -> SendOptions:
-        known = await self._services.pages.checkpoint_elsewhere(self._context.vm, self._context.tenant())
-        return self._options_with(await self._bases(of_disk=False), known)
+        checkpoint = await self._services.pages.checkpoint_elsewhere(self._context.vm, self._context.tenant())
+        return self._options_with(await self._bases(of_disk=False), checkpoint)
 
-    def _options_with(self, bases: list[Base], known: dict[str, list[bytes]]) -> SendOptions:
+    def _options_with(self, bases: list[Base], checkpoint: dict[str, list[bytes]]) -> SendOptions:
         context, settings = self._context, self._services.settings
         return SendOptions(
-            context.tenant().key, settings.rings_dir, bases, settings.outage_s, settings.streams, known=known
+            context.tenant().key,
+            settings.rings_dir,
+            bases,
+            settings.outage_s,
+            settings.streams,
+            checkpoint_digests=checkpoint,
         )
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:

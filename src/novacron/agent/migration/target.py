@@ -89,7 +89,11 @@ class MigrationTarget:
 
     def _paths(self, assignment: wire.Assignment) -> dict[str, Path]:
         """Return where the volumes that come with a VM are to be. Raises OSError."""
-        return {one.id: self._services.storage_pools.path(one.pool, one.id) for one in assignment.volumes if one.moves}
+        return {
+            volume.id: self._services.storage_pools.path(volume.pool, volume.id)
+            for volume in assignment.volumes
+            if volume.moves
+        }
 
     async def _has_all(self, *, cold: bool, mirrored: bool) -> bool:
         """Say whether an earlier agent received everything: memory may be there before the disk is."""
@@ -275,7 +279,9 @@ class MigrationTarget:
         with self._services.listener.expect(disk_mirror.session_of(task.migration), task.peer, terms) as session:
             await self._ready(task)
             paths = self._paths(assignment)
-            volumes = {one.id: (paths[one.id], one.size_mib << 20) for one in assignment.volumes if one.moves}
+            volumes = {
+                volume.id: (paths[volume.id], volume.size_mib << 20) for volume in assignment.volumes if volume.moves
+            }
             await disk_mirror.receive_state(session, context.machine.directory, image, bytes_max, volumes)
 
     async def _fail(self, task: wire.Task, error: Exception) -> None:

@@ -127,15 +127,15 @@ async def load(arrival: Arrival) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _all(wanted: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]) -> None:
+async def _all(awaited: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]) -> None:
     """Wait until all of the ``wanted`` have ended, or any of the ``tasks`` has failed; raises what it raised."""
-    while any(not task.done() for task in wanted):
+    while any(not task.done() for task in awaited):
         pending = [task for task in tasks if not task.done()]
         await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done():
                 task.result()
-    for task in wanted:
+    for task in awaited:
         task.result()
 
 

@@ -34,8 +34,8 @@ class AgentMetrics:
 
     async def render(self, *, open_metrics: bool) -> bytes:
         """Return everything in one of Prometheus' formats."""
-        found: dict[str, Cells] = {name: dict(cells) for name, cells in counted().items()}
+        cells_of: dict[str, Cells] = {name: dict(cells) for name, cells in counted().items()}
         of_host = [*usage.host(), *await self._filesystems.look()]
         for name, labels, value in (*of_host, *await usage.vms([worker.context for worker in self._workers.values()])):
-            found.setdefault(name, {})[labels] = [value]
-        return await asyncio.to_thread(text, found, open_metrics=open_metrics)
+            cells_of.setdefault(name, {})[labels] = [value]
+        return await asyncio.to_thread(text, cells_of, open_metrics=open_metrics)

@@ -46,14 +46,14 @@ class Filesystems:
         return self._found
 
     def _look(self) -> list[Value]:
-        found: list[Value] = []
+        values: list[Value] = []
         for place, path in {"state": self._settings.state_dir, "images": self._settings.images_dir,
                             **self._pools()}.items():  # fmt: skip
             with contextlib.suppress(OSError):
                 usage_ = shutil.disk_usage(path)
-                found.append(("novacron_host_filesystem_bytes", (place,), usage_.total))
-                found.append(("novacron_host_filesystem_free_bytes", (place,), usage_.free))
-        return found
+                values.append(("novacron_host_filesystem_bytes", (place,), usage_.total))
+                values.append(("novacron_host_filesystem_free_bytes", (place,), usage_.free))
+        return values
 
 
 def host() -> Iterator[Value]:
@@ -87,8 +87,8 @@ async def vms(running: Iterable[VmContext]) -> list[Value]:
         async with turns:
             return await _vm(vm)
 
-    found = await asyncio.gather(*(look(vm) for vm in running if vm.machine.pid is not None))
-    return [value for values in found for value in values]
+    values_of_vms = await asyncio.gather(*(look(vm) for vm in running if vm.machine.pid is not None))
+    return [value for values in values_of_vms for value in values]
 
 
 async def _vm(vm: VmContext) -> list[Value]:
@@ -136,31 +136,35 @@ async def _asked(vm: VmContext, labels: Labels) -> list[Value]:
         values.append(("novacron_vm_disk_errors_total", on, disk.failed))
     hardware = vm.machine.hardware
     if hardware is not None and hardware.balloon:
-        found = await usage.balloon(monitor)
-        values.append(("novacron_vm_memory_balloon_bytes", labels, found.actual_bytes))
-        if found.available_bytes is not None:
-            values.append(("novacron_vm_memory_available_bytes", labels, found.available_bytes))
+        balloon = await usage.balloon(monitor)
+        values.append(("novacron_vm_memory_balloon_bytes", labels, balloon.actual_bytes))
+        if balloon.available_bytes is not None:
+            values.append(("novacron_vm_memory_available_bytes", labels, balloon.available_bytes))
     return values
 
 
 def _process(pid: int, directory: Path) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    values: list[tuple[str, float]] = []
     with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
         used = process.used(pid)
         boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        found.append(("novacron_vm_cpu_seconds_total", used.cpu_s))
-        found.append(("novacron_vm_memory_resident_bytes", used.resident_bytes))
-        found.append(("novacron_vm_start_timestamp_seconds", round(boot + used.started_s, 2)))
+        values.append(("novacron_vm_cpu_seconds_total", used.cpu_s))
+        values.append(("novacron_vm_memory_resident_bytes", used.resident_bytes))
+        values.append(("novacron_vm_start_timestamp_seconds", round(boot + used.started_s, 2)))
     with contextlib.suppress(OSError):
         layers = (path.lstat().st_blocks * 512 for path in directory.iterdir() if path.suffix == ".qcow2")
-        found.append(("novacron_vm_disk_allocated_bytes", sum(layers)))
-    return found
+        values.append(("novacron_vm_disk_allocated_bytes", sum(layers)))
+    return values
 
 
 def _carried(wired: Iterable[Wired]) -> dict[tuple[str | None, str], Carried]:
-    found: dict[tuple[str | None, str], Carried] = {}
-    for netns in {one.netns for one in wired}:
+    counters: dict[tuple[str | None, str], Carried] = {}
+    for netns in {tap_.netns for tap_ in wired}:
         with contextlib.suppress(NetworkFailed, OSError):  # its network is going
             for interface, carried in namespace.within(netns, tap.carried).items():
-                found[netns, interface] = carried
-    return {(one.netns, one.tap): found[one.netns, one.tap] for one in wired if (one.netns, one.tap) in found}
+                counters[netns, interface] = carried
+    return {
+        (interface.netns, interface.tap): counters[interface.netns, interface.tap]
+        for interface in wired
+        if (interface.netns, interface.tap) in counters
+    }

@@ -132,8 +132,8 @@ async def _freeze(machine: VirtualMachine) -> None:
 async def settle(machine: VirtualMachine) -> None:
     """Finish what was begun, perhaps by an earlier agent. Raises MonitorFailed, OSError."""
     layer = machine.directory / DISK_LAYER
-    known = machine.home.next_layers()
-    begun = next((path for path in known if layer.exists() and not path.samefile(layer)), None)
+    candidates = machine.home.next_layers()
+    begun = next((path for path in candidates if layer.exists() and not path.samefile(layer)), None)
     if begun is None:
         return
     number = len([path for path in machine.home.shared() if not path.samefile(layer)])
@@ -148,7 +148,7 @@ async def settle(machine: VirtualMachine) -> None:
     scratch.unlink(missing_ok=True)
     os.link(begun, scratch)
     scratch.rename(layer)
-    for path in known:
+    for path in candidates:
         if path != begun:
             path.unlink()
     await asyncio.to_thread(make_durable, machine.directory)

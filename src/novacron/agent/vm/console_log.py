@@ -27,11 +27,11 @@ def bound(directory: Path) -> None:
 
 def read(directory: Path, bytes_max: int) -> bytes:
     """Return the end of what the guest printed. Raises OSError."""
-    found = b""
+    text = b""
     for name in (console_log_path(directory).name, OLDER):
         path = directory / name
-        if path.exists() and len(found) < bytes_max:
+        if path.exists() and len(text) < bytes_max:
             with path.open("rb") as file:
-                file.seek(-min(path.stat().st_size, bytes_max - len(found)), os.SEEK_END)
-                found = file.read(bytes_max) + found
-    return found[-bytes_max:]
+                file.seek(-min(path.stat().st_size, bytes_max - len(text)), os.SEEK_END)
+                text = file.read(bytes_max) + text
+    return text[-bytes_max:]

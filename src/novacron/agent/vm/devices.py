@@ -27,16 +27,18 @@ Handled = Callable[[str, bool, str], None]
 
 def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuVolume]:
     """Return the volumes with which a VM starts, open. Raises OSError."""
-    found: list[QemuVolume] = []
+    open_volumes: list[QemuVolume] = []
     try:
-        for one in volumes:
-            if not one.detaching:
-                found.append(QemuVolume(one.id, one.lun, pools.open(one), one.read_only, one.boot_order))
+        for volume in volumes:
+            if not volume.detaching:
+                open_volumes.append(
+                    QemuVolume(volume.id, volume.lun, pools.open(volume), volume.read_only, volume.boot_order)
+                )
     except OSError:
-        for volume in found:
-            os.close(volume.descriptor)
+        for open_volume in open_volumes:
+            os.close(open_volume.descriptor)
         raise
-    return found
+    return open_volumes
 
 
 class Devices:
@@ -53,66 +55,66 @@ class Devices:
         """Look at everything again."""
         self._settled = None
 
-    async def settle(self, wanted: wire.Assignment) -> None:
+    async def settle(self, assignment: wire.Assignment) -> None:
         """Let the VM, if it runs, have what it should. Raises MonitorFailed when QEMU does not answer."""
         monitor = self._machine.monitor if self._machine.pid is not None else None
-        now = (self._machine.pid, wanted.volumes, _own(wanted.spec))
+        now = (self._machine.pid, assignment.volumes, _own(assignment.spec))
         if now == self._settled:
             return
         if monitor is None:
-            for one in wanted.volumes:
-                if one.detaching:
-                    self._handled(one.id, True, "")
+            for volume in assignment.volumes:
+                if volume.detaching:
+                    self._handled(volume.id, True, "")
         else:
             has = await disks.plugged(monitor)
-            for one in wanted.volumes:
-                await self._one(monitor, one, has)
-            for id in has.keys() - {one.id for one in wanted.volumes}:
+            for volume in assignment.volumes:
+                await self._settle_volume(monitor, volume, has)
+            for id in has.keys() - {volume.id for volume in assignment.volumes}:
                 log.warning("a guest has a volume that is not its own", vm=self._machine.id, volume=id)
             with contextlib.suppress(MonitorFailed):  # it has no disk
-                await disks.limit(monitor, disks.OWN, _own(wanted.spec))
-            await asyncio.to_thread(self._bound, wanted)
+                await disks.limit(monitor, disks.OWN, _own(assignment.spec))
+            await asyncio.to_thread(self._bound, assignment)
         self._settled = now
 
-    def _bound(self, wanted: wire.Assignment) -> None:
+    def _bound(self, assignment: wire.Assignment) -> None:
         """Let the cgroup bound QEMU where all of its disks are: to what they may do together."""
-        every = [_own(wanted.spec), *(DiskLimits(one.iops, one.bytes_per_s) for one in wanted.volumes)]
-        self._machine.bound_io(_sum(one.bytes_per_s for one in every), _sum(one.iops for one in every))
+        every = [_own(assignment.spec), *(DiskLimits(volume.iops, volume.bytes_per_s) for volume in assignment.volumes)]
+        self._machine.bound_io(_sum(limits.bytes_per_s for limits in every), _sum(limits.iops for limits in every))
 
-    async def _one(self, monitor: Monitor, one: wire.VolumeAttached, has: dict[str, int]) -> None:
+    async def _settle_volume(self, monitor: Monitor, volume: wire.VolumeAttached, has: dict[str, int]) -> None:
         error = ""
         try:
-            if one.detaching:
-                if one.id in has:
-                    with self._doing(Action.DETACH, volume=one.id):
-                        await disks.unplug(monitor, one.id, one.lun)
-                self._handled(one.id, True, "")
+            if volume.detaching:
+                if volume.id in has:
+                    with self._doing(Action.DETACH, volume=volume.id):
+                        await disks.unplug(monitor, volume.id, volume.lun)
+                self._handled(volume.id, True, "")
                 return
-            if one.id not in has:
-                with self._doing(Action.ATTACH, volume=one.id):
-                    await self._plug(monitor, one)
-            elif has[one.id] < one.size_mib << 20:
-                with self._doing(Action.GROW, volume=one.id):
-                    await disks.resize(monitor, one.id, one.size_mib << 20)
-            await disks.limit(monitor, one.id, DiskLimits(one.iops, one.bytes_per_s))
+            if volume.id not in has:
+                with self._doing(Action.ATTACH, volume=volume.id):
+                    await self._plug(monitor, volume)
+            elif has[volume.id] < volume.size_mib << 20:
+                with self._doing(Action.GROW, volume=volume.id):
+                    await disks.resize(monitor, volume.id, volume.size_mib << 20)
+            await disks.limit(monitor, volume.id, DiskLimits(volume.iops, volume.bytes_per_s))
         except (MonitorFailed, OSError) as failure:
             error = str(failure) or type(failure).__name__
-            log.warning("a volume is not as it should be", vm=self._machine.id, volume=one.id, error=error)
-        self._handled(one.id, False, error)
+            log.warning("a volume is not as it should be", vm=self._machine.id, volume=volume.id, error=error)
+        self._handled(volume.id, False, error)
 
-    async def _plug(self, monitor: Monitor, one: wire.VolumeAttached) -> None:
-        (volume,) = await asyncio.to_thread(opened, self._pools, (one,))
+    async def _plug(self, monitor: Monitor, attached: wire.VolumeAttached) -> None:
+        (volume,) = await asyncio.to_thread(opened, self._pools, (attached,))
         try:
             await disks.plug(monitor, volume)
         finally:
             os.close(volume.descriptor)
 
-    def full(self, wanted: wire.Assignment, room_bytes: int) -> str | None:
+    def full(self, assignment: wire.Assignment, room_bytes: int) -> str | None:
         """Say which place that the VM writes to has no room, or None when all have."""
         places = {"its disk": self._machine.directory}
-        for one in wanted.volumes:
+        for volume in assignment.volumes:
             with contextlib.suppress(OSError):
-                places[f"pool {one.pool}"] = self._pools.path(one.pool, one.id).parent
+                places[f"pool {volume.pool}"] = self._pools.path(volume.pool, volume.id).parent
         for what, path in places.items():
             free = shutil.disk_usage(path).free
             if free < room_bytes:
@@ -121,8 +123,8 @@ class Devices:
 
 
 def _sum(limits: Iterable[int | None]) -> int | None:
-    found = list(limits)
-    return None if None in found else sum(one for one in found if one is not None)
+    every = list(limits)
+    return None if None in every else sum(limit for limit in every if limit is not None)
 
 
 def _own(spec: VmSpec) -> DiskLimits:

@@ -90,10 +90,10 @@ class VmDirectory:
     def uid(self) -> int | None:
         """Return the VM's user number, if it has one."""
         try:
-            found = (self.path / RUN).lstat().st_uid
+            uid = (self.path / RUN).lstat().st_uid
         except FileNotFoundError:
             return None
-        return found if self._base is not None and found >= self._base else None
+        return uid if self._base is not None and uid >= self._base else None
 
     def _free(self) -> int:
         assert self._base is not None

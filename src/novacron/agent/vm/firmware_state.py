@@ -40,9 +40,9 @@ def unpack(home: VmDirectory, spec: VmSpec, state: FirmwareState) -> None:
     """Let a VM that has not run yet begin with ``state``. Raises BadState, OSError."""
     if state.nvram is not None and spec.firmware is not Firmware.BIOS:
         data = _unpacked(state.nvram, "nvram")
-        found = firmware.files(spec.firmware)
-        if found is not None and len(data) != found[1].stat().st_size:
-            raise BadState(f"the variables of its firmware have {len(data)} bytes, not {found[1].stat().st_size}")
+        files = firmware.files(spec.firmware)
+        if files is not None and len(data) != files[1].stat().st_size:
+            raise BadState(f"the variables of its firmware have {len(data)} bytes, not {files[1].stat().st_size}")
         _begin(home, firmware.NVRAM, data)
     if state.tpm is not None and spec.tpm:
         home.give_directory(firmware.TPM_STATE)

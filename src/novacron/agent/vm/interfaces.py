@@ -114,8 +114,8 @@ class Interfaces:
         for interface in self.wired:
             await asyncio.to_thread(interface.detach)
         try:
-            for interface, late in zip(self.wired, self._late, strict=False):
-                send_after = functools.partial(late.send_after, interface.bridge, interface.mac)
+            for interface, frames in zip(self.wired, self._late, strict=False):
+                send_after = functools.partial(frames.send_after, interface.bridge, interface.mac)
                 count = namespace.within(interface.netns, send_after)
                 log.info("late frames were sent after the guest", vm=self._vm, frames=count)
         except NetworkFailed as error:

@@ -106,9 +106,9 @@ class Oidc:
         return self._known
 
     def _claims(self, step: LoginStep, code: str) -> dict[str, Any]:
-        found = self._discover()
-        told = self._ask(
-            "POST", found["token_endpoint"], encode_multipart=False,
+        endpoints = self._discover()
+        tokens = self._ask(
+            "POST", endpoints["token_endpoint"], encode_multipart=False,
             headers=urllib3.make_headers(basic_auth=f"{self.provider.client_id}:{self._secret}"),
             fields={
                 "grant_type": "authorization_code", "code": code, "redirect_uri": self._redirect_url,
@@ -117,7 +117,7 @@ class Oidc:
         )  # fmt: skip
         assert self._keys is not None
         try:
-            token = str(told["id_token"])
+            token = str(tokens["id_token"])
             claims: dict[str, Any] = jwt.decode(
                 token, self._keys.get_signing_key_from_jwt(token).key, algorithms=list(ALGORITHMS),
                 audience=self.provider.client_id, issuer=self.provider.issuer, leeway=LEEWAY_S,

@@ -80,15 +80,15 @@ class Rates:
         self.spent[key] = self.spent.get(key, 0) + 1
         return Limit(False, int(rate), 0, self._said(policy, rate, int(has - 1)))
 
-    def _said(self, policy: str, rate: float, left: int) -> list[Header]:
+    def _said(self, policy: str, rate: float, remaining: int) -> list[Header]:
         """Return the headers; what is left is rounded down to tenths of a burst, so that they are made once."""
         step = max(1, int(rate * BURST_S / 10))
-        left = left // step * step if left > 10 else left
-        headers = self._headers.get((policy, left))
+        remaining = remaining // step * step if remaining > 10 else remaining
+        headers = self._headers.get((policy, remaining))
         if headers is None:
-            headers = self._headers[policy, left] = [
+            headers = self._headers[policy, remaining] = [
                 (b"ratelimit-policy", f'"{policy}";q={int(rate * BURST_S)};w={BURST_S:.0f}'.encode()),
-                (b"ratelimit", f'"{policy}";r={left};t={BURST_S:.0f}'.encode()),
+                (b"ratelimit", f'"{policy}";r={remaining};t={BURST_S:.0f}'.encode()),
             ]
         return headers
 

@@ -46,7 +46,7 @@ class Work(Protocol[T]):
 class Done(NamedTuple):
     """The result of a write: the object, its JSON, its headers, and the revision of the write."""
 
-    made: Any
+    object: Any
     body: bytes
     headers: dict[str, str]
     revision: int
@@ -143,10 +143,10 @@ async def _in_one_statement(
         vm = msgspec.convert(dict(row), Vm)
         body = msgspec.json.encode(vm)
     else:
-        made = await idempotency.change_vm_at_once(context.database, change, rows, claim, status, headers)
-        if made is None:
+        done = await idempotency.change_vm_at_once(context.database, change, rows, claim, status, headers)
+        if done is None:
             return None
-        vm, body = made
+        vm, body = done
     return Done(vm, body, {"ETag": etag(vm.revision), **headers}, vm.revision)
 
 
@@ -171,9 +171,9 @@ class Writing(NamedTuple):
     recorded: bool = False
     """The work writes into the audit log itself."""
 
-    def headers(self, made: Any) -> dict[str, str]:
+    def headers(self, created: Any) -> dict[str, str]:
         """Return the headers that go with an object, besides its ETag."""
-        return {} if self.location is None else {"Location": self.location(made)}
+        return {} if self.location is None else {"Location": self.location(created)}
 
 
 async def _once(

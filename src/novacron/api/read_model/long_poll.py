@@ -27,11 +27,11 @@ def _vm_settled(vm: Object) -> bool:
 
 SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
     Vm: ("vm", _vm_settled),
-    Migration: ("migration", lambda one: one["finished_at"] is not None),
-    Import: ("import", lambda one: one["finished_at"] is not None),
-    Export: ("export", lambda one: one["phase"] in ("ready", "failed")),
-    Snapshot: ("snapshot", lambda one: one["phase"] in ("ready", "failed")),
-    Volume: ("volume", lambda one: one["phase"] in ("ready", "failed") and not one["detaching"]),
+    Migration: ("migration", lambda body: body["finished_at"] is not None),
+    Import: ("import", lambda body: body["finished_at"] is not None),
+    Export: ("export", lambda body: body["phase"] in ("ready", "failed")),
+    Snapshot: ("snapshot", lambda body: body["phase"] in ("ready", "failed")),
+    Volume: ("volume", lambda body: body["phase"] in ("ready", "failed") and not body["detaching"]),
 }
 
 

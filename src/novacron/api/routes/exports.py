@@ -32,7 +32,7 @@ async def export_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Export]
     async def work(connection: Connection) -> Export:
         return await exports.create(connection, id, request.user.name)
 
-    return await replies.write(request, work, status=202, location=lambda made: f"/api/v1/exports/{made.id}")
+    return await replies.write(request, work, status=202, location=lambda export: f"/api/v1/exports/{export.id}")
 
 
 @get("/", summary="List exports, newest first")
@@ -54,11 +54,11 @@ async def show_export(
     opt=authorization.in_project(Right.WRITE),
 )
 async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> Response[bytes]:
-    context, found = services(request), await _ready(request, id)
-    if offset >= found.size_bytes:
-        raise InvalidInput(f"the file has {found.size_bytes} bytes", field="offset")
+    context, export = services(request), await _ready(request, id)
+    if offset >= export.size_bytes:
+        raise InvalidInput(f"the file has {export.size_bytes} bytes", field="offset")
     return Response(
-        await context.agents.ask(found.node, ReadExport(found.id, offset, limits.UPLOAD_PIECE_BYTES_MAX)),
+        await context.agents.ask(export.node, ReadExport(export.id, offset, limits.UPLOAD_PIECE_BYTES_MAX)),
         media_type="application/octet-stream",
     )
 
@@ -69,17 +69,17 @@ async def fetch(request: ApiRequest, id: FromPath[str], offset: Offset = 0) -> R
     opt=authorization.in_project(Right.WRITE),
 )
 async def fetch_firmware_state(request: ApiRequest, id: FromPath[str]) -> FirmwareState:
-    found = await _ready(request, id)
-    return await services(request).agents.ask(found.node, ReadFirmwareState(found.id))
+    export = await _ready(request, id)
+    return await services(request).agents.ask(export.node, ReadFirmwareState(export.id))
 
 
 async def _ready(request: ApiRequest, id: str) -> Export:
     id = await authorization.resolve(request, "export", replies.check_ref("export", id))
     async with services(request).database.connection() as connection:
-        found = await exports.get(connection, id)
-    if found.phase is not ExportPhase.READY:
-        raise IllegalState(f"export {id} is {found.phase}" + (f": {found.error}" if found.error else ""))
-    return found
+        export = await exports.get(connection, id)
+    if export.phase is not ExportPhase.READY:
+        raise IllegalState(f"export {id} is {export.phase}" + (f": {export.error}" if export.error else ""))
+    return export
 
 
 @delete("/{id:str}", summary="Delete an export and its file", status_code=200)

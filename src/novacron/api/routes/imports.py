@@ -95,7 +95,7 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     async def work(connection: Connection) -> Import:
         return await imports.create(connection, project, spec, data.node, request.user.name)
 
-    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/imports/{made.id}")
+    return await replies.write(request, work, status=201, location=lambda import_: f"/api/v1/imports/{import_.id}")
 
 
 @put(

@@ -132,8 +132,8 @@ def _migrations(bodies: Iterator[Body]) -> Iterator[Value]:
     for phase, count in phases.items():
         yield "novacron_migrations_active", (phase,), count
     for name, field, factor, together in LINKS:
-        for link, found in links.items():
-            yield name, link, together(each[field] for each in found) * factor
+        for link, progresses in links.items():
+            yield name, link, together(each[field] for each in progresses) * factor
 
 
 def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:

@@ -115,7 +115,7 @@ async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> 
     async def work(connection: Connection) -> Network:
         return await networks.create(connection, project, data.name, data.spec(), data.mtu, request.user.name)
 
-    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/networks/{made.name}")
+    return await replies.write(request, work, status=201, location=lambda network: f"/api/v1/networks/{network.name}")
 
 
 @delete("/networks/{name:str}", summary="Delete a network that no VM uses", status_code=200)
@@ -148,7 +148,9 @@ async def create_group(request: ApiRequest, data: JSONBody[CreateSecurityGroup])
     async def work(connection: Connection) -> SecurityGroup:
         return await security_groups.create(connection, project, data.name, data.rules, request.user.name)
 
-    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/security-groups/{made.name}")
+    return await replies.write(
+        request, work, status=201, location=lambda group: f"/api/v1/security-groups/{group.name}"
+    )
 
 
 @patch("/security-groups/{name:str}", summary="Replace the rules of a security group", status_code=200)
@@ -198,7 +200,7 @@ async def add_address(request: ApiRequest, data: JSONBody[AddFloatingAddress]) -
         return await ingress.add_address(connection, project, data.address, request.user.name)
 
     return await replies.write(
-        request, work, status=201, location=lambda made: f"/api/v1/floating-addresses/{made.address}"
+        request, work, status=201, location=lambda floating: f"/api/v1/floating-addresses/{floating.address}"
     )
 
 

@@ -87,7 +87,7 @@ async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> 
             connection, data.name, data.description, data.quota, data.host_network, request.user.name
         )
 
-    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/projects/{made.name}")
+    return await replies.write(request, work, status=201, location=lambda project: f"/api/v1/projects/{project.name}")
 
 
 @patch(

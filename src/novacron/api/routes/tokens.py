@@ -110,8 +110,8 @@ def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
 
 @delete("/{id:str}", summary="Revoke an API token or end a session, immediately and permanently", status_code=204)
 async def revoke_token(request: ApiRequest, id: FromPath[str]) -> None:
-    found: Entry | None = services(request).cache.get("token", replies.check_ref("token", id))
-    if found is None or not _managed(request, found.body["user"]):
+    entry: Entry | None = services(request).cache.get("token", replies.check_ref("token", id))
+    if entry is None or not _managed(request, entry.body["user"]):
         raise authorization.no_such("token", id)
     async with replies.change(request) as connection:
         await tokens.revoke(connection, id, request.user.name)

@@ -107,53 +107,53 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     hash = None if data.password is None else await context.passwords.hash(data.password)
 
     async def work(connection: Connection) -> User:
-        made = await users.create(connection, data.name, data.kind, data.project, request.user.name)
-        return made if hash is None else await users.set_password(connection, made, hash, request.user.name)
+        user = await users.create(connection, data.name, data.kind, data.project, request.user.name)
+        return user if hash is None else await users.set_password(connection, user, hash, request.user.name)
 
-    return await replies.write(request, work, status=201, location=lambda made: f"/api/v1/users/{made.id}")
+    return await replies.write(request, work, status=201, location=lambda user: f"/api/v1/users/{user.id}")
 
 
 @patch("/users/{ref:str}", summary="Disable or enable a user", status_code=200)
 async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
-    found = _user(request, ref).body
-    authorization.check(request, found["project"], Right.MANAGE)
+    user = _user(request, ref).body
+    authorization.check(request, user["project"], Right.MANAGE)
 
     async def work(connection: Connection) -> User:
-        return await users.disable(connection, found["id"], data.disabled, request.user.name)
+        return await users.disable(connection, user["id"], data.disabled, request.user.name)
 
     return await replies.write(request, work)
 
 
 @put("/users/{ref:str}/password", summary="Set a password; the user's sessions end", status_code=200)
 async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[SetPassword]) -> Response[User]:
-    found, context = _user(request, ref).body, services(request)
+    user, context = _user(request, ref).body, services(request)
     own = context.cache.get("token", request.user.id)
     if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
         raise Forbidden("a token that is limited sets no passwords", hint="use one without scopes and project")
     if not request.user.access.allows(Right.MANAGE, None):
-        if found["id"] != request.user.user:
+        if user["id"] != request.user.user:
             raise Forbidden(f"{request.user.name} may not set others' passwords")
         async with context.database.connection() as connection:
-            known = await users.password_of(connection, found["name"])
-        if known is not None and not await context.passwords.verify(
-            found["name"], address_of(request), known[1], data.present or ""
+            password = await users.password_of(connection, user["name"])
+        if password is not None and not await context.passwords.verify(
+            user["name"], address_of(request), password[1], data.present or ""
         ):
             raise Unauthenticated("the present password is another one", field="present")
     hash = await context.passwords.hash(data.password)
 
     async def work(connection: Connection) -> User:
-        return await users.set_password(connection, await users.get(connection, found["id"]), hash, request.user.name)
+        return await users.set_password(connection, await users.get(connection, user["id"]), hash, request.user.name)
 
     return await replies.write(request, work)
 
 
 @delete("/users/{ref:str}", summary="Delete a user with their tokens and roles", status_code=200)
 async def delete_user(request: ApiRequest, ref: FromPath[str]) -> Response[User]:
-    found = _user(request, ref).body
-    authorization.check(request, found["project"], Right.MANAGE)
+    user = _user(request, ref).body
+    authorization.check(request, user["project"], Right.MANAGE)
 
     async def work(connection: Connection) -> User:
-        return await users.delete(connection, found["id"], request.user.name)
+        return await users.delete(connection, user["id"], request.user.name)
 
     return await replies.write(request, work)
 
@@ -192,8 +192,8 @@ async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant
     id = replies.check_ref("grant", id)
 
     async def work(connection: Connection) -> Grant:
-        found = await users.get_grant(connection, id)
-        if not request.user.access.allows(Right.MANAGE, found.project):
+        grant = await users.get_grant(connection, id)
+        if not request.user.access.allows(Right.MANAGE, grant.project):
             raise authorization.no_such("grant", id)
         return await users.revoke(connection, id, request.user.name)
 

@@ -88,11 +88,11 @@ async def list_pools(request: ApiRequest) -> Page[PoolOnNode]:
                     pool["bytes_total"],
                     pool["bytes_free"],
                     len(inside),
-                    sum(one["size_mib"] << 20 for one in inside),
-                    sum(one["used_bytes"] for one in inside),
+                    sum(volume["size_mib"] << 20 for volume in inside),
+                    sum(volume["used_bytes"] for volume in inside),
                 )
             )
-    return Page[PoolOnNode](sorted(items, key=lambda one: (one.name, one.node)), None, cache.revision)
+    return Page[PoolOnNode](sorted(items, key=lambda pool: (pool.name, pool.node)), None, cache.revision)
 
 
 @get("/", summary="List volumes by name")
