@@ -43,7 +43,7 @@ class MigrationSource:
         self._transfer: asyncio.Task[None] | None = None
         self._migration: OutgoingMigration | None = None
         """The migration that this agent sent last, or sends now."""
-        self._opener = SessionOpener(services.connections, self._options)
+        self._opener = SessionOpener(services.connections, self._options, services.clock)
         self._memory_moves = False
         self._failure: str | None = None
         self._retries = Retries(context.vm, "serve the rest of a guest's memory", services.clock)

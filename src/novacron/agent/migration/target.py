@@ -22,6 +22,7 @@ from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import Image
 from novacron.disk.stream import VolumeInfo
+from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions, ReceiveSession
 from novacron.model import limits
 from novacron.model.migration import Kind, Policy, Side
@@ -212,7 +213,7 @@ class MigrationTarget:
         if self._session is None or moving is None or not self.awaits_memory:
             return
         if (session, peer) == (post_copy.session_of(moving), moving.peer):
-            self._session.fail("its sender begins anew")
+            self._session.fail("its sender begins anew", ErrorCode.REPLACED)
 
     def resume(self) -> None:
         """Go on with memory that does not come any more by itself."""
