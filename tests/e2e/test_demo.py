@@ -40,7 +40,7 @@ def processes(directory: Path) -> list[str]:
     return found
 
 
-def test_it_shows_the_main_job_and_cleans_up(directory: Path, lacks: list[str]) -> None:
+def test_the_demo_shows_the_main_job_and_cleans_up(directory: Path, lacks: list[str]) -> None:
     if lacks:
         pytest.skip("; ".join(lacks))
     done = demo(directory)
@@ -51,7 +51,7 @@ def test_it_shows_the_main_job_and_cleans_up(directory: Path, lacks: list[str]) 
     assert not processes(directory) and not directory.exists()
 
 
-def test_it_works_without_namespaces_and_can_be_kept(directory: Path) -> None:
+def test_the_demo_works_without_namespaces_and_can_be_kept(directory: Path) -> None:
     kept = demo(directory, "--loopback", "--keep")
     assert kept.returncode == 0, kept.stdout + kept.stderr
     assert "both agents share this host, without a WAN" in kept.stdout
@@ -67,7 +67,7 @@ def test_it_works_without_namespaces_and_can_be_kept(directory: Path) -> None:
     assert demo(directory, "--stop").stdout == "No demo is running.\n"
 
 
-def test_a_directory_that_is_not_a_demos_is_never_removed() -> None:
+def test_the_demo_never_removes_a_directory_that_it_did_not_create() -> None:
     with open_directory("nvd-") as precious:
         (precious / "file").write_text("data")
         for arguments in ((), ("--stop",)):

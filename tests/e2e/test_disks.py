@@ -82,7 +82,7 @@ COMPARE = (
 )
 
 
-def test_what_the_guest_writes_while_it_moves_is_there(victim: Platform) -> None:
+def test_writes_during_a_migration_arrive(victim: Platform) -> None:
     vm = boot(victim, "writes", 61, image="disk")
     assert run(victim, vm, CHURN) == "begun"
     pause(3)
@@ -135,9 +135,7 @@ SLOW = [(what, moment) for what in ("source agent", "target agent", "source qemu
 @pytest.mark.parametrize(
     ("what", "moment"), [("source agent", "disk"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
-def test_a_kill_while_the_disk_or_what_follows_it_is_on_its_way_loses_nothing(
-    victim: Platform, what: str, moment: str
-) -> None:
+def test_a_kill_during_the_transfer_of_disk_or_memory_loses_nothing(victim: Platform, what: str, moment: str) -> None:
     name = what.replace(" ", "-")
     vm, migration, before = begin(victim, name, 63, moment)
     kill(victim, what, vm, "host-a", "host-b")
@@ -155,7 +153,7 @@ def test_a_kill_while_the_disk_or_what_follows_it_is_on_its_way_loses_nothing(
     delete(victim, vm)
 
 
-def test_an_abort_while_the_disk_is_on_its_way_leaves_the_vm_as_it_was(victim: Platform) -> None:
+def test_an_abort_during_the_disk_transfer_leaves_the_vm_as_it_was(victim: Platform) -> None:
     vm, migration, before = begin(victim, "aborted", 64)
     victim.cli("migration", "abort", migration["id"])
     assert until_ended(victim, migration["id"])["phase"] == "aborted"
@@ -183,7 +181,7 @@ def small_disk(victim: Platform, node: str, mib: int) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("midway", [False, True], ids=["from the start", "midway"])
-def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Platform, midway: bool) -> None:
+def test_a_target_without_space_says_so_and_the_vm_keeps_running_at_the_source(victim: Platform, midway: bool) -> None:
     vm = boot(victim, "large", 66, image="disk")
     before = written(victim, vm, 24)
     with small_disk(victim, "host-b", 48 if midway else 8):
@@ -211,7 +209,7 @@ def test_a_target_without_room_says_so_and_the_vm_goes_on_where_it_is(victim: Pl
 
 
 @pytest.mark.slow
-def test_a_dead_link_while_the_disk_is_on_its_way_costs_the_outage(victim: Platform) -> None:
+def test_a_dead_link_during_the_disk_transfer_costs_the_outage(victim: Platform) -> None:
     vm, migration, before = begin(victim, "cut", 65)
     host = victim.host("host-a")
     host.cut()

@@ -43,7 +43,7 @@ def checksum(victim: Platform, vm: Object) -> str:
     return found
 
 
-def test_going_back_costs_next_to_nothing_and_memory_is_what_it_was(victim: Platform) -> None:
+def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform) -> None:
     vm = boot(victim, "returns", 40, image="noisy")
     before = checksum(victim, vm)
     for target in ("host-b", "host-a", "host-b"):
@@ -85,7 +85,7 @@ def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> 
 
 
 @pytest.mark.slow
-def test_damaged_page_stores_are_noticed_and_made_up_for(victim: Platform) -> None:
+def test_damaged_page_stores_are_detected_and_repaired(victim: Platform) -> None:
     vm = boot(victim, "damaged", 43, image="noisy")
     before = checksum(victim, vm)
     victim.cli("vm", "migrate", "damaged", "--to", "host-b")

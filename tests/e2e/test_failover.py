@@ -81,7 +81,7 @@ def happened(victim: Platform, object_: str) -> set[str]:
     return {event["reason"] for event in victim.client.list("events", object=object_)}
 
 
-def test_a_nodes_vms_start_elsewhere_and_it_gives_them_up_when_it_is_back(victim: Platform) -> None:
+def test_a_lost_nodes_vms_start_elsewhere_and_the_node_gives_them_up_on_its_return(victim: Platform) -> None:
     vm, other = boot(victim, "ha1", image="disk", own_disk=False), boot(victim, "plain", ha=False)
     volume = victim.client.create_volume("ha-data", size_mib=16, pool="nfs")
     until(lambda: victim.client.get("volumes", volume["id"])["phase"] == "ready", "the volume is made")
@@ -120,7 +120,7 @@ def test_a_node_that_is_cut_off_ends_its_vms_before_they_start_elsewhere(victim:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_stops_no_vm(victim: Platform) -> None:
+def test_a_server_outage_stops_no_vm(victim: Platform) -> None:
     vm = boot(victim, "ha3")
     victim.server.kill()
     pause(LEASE_S * 2)
@@ -132,7 +132,7 @@ def test_a_server_that_is_away_stops_no_vm(victim: Platform) -> None:
 
 
 @pytest.mark.slow
-def test_vms_do_not_outlive_the_lease_of_an_agent_that_is_gone(victim: Platform) -> None:
+def test_vms_do_not_outlive_the_lease_of_a_dead_agent(victim: Platform) -> None:
     vm = boot(victim, "ha4")
     victim.agents["host-a"].kill()
     until_moved(victim, vm)
@@ -143,7 +143,7 @@ def test_vms_do_not_outlive_the_lease_of_an_agent_that_is_gone(victim: Platform)
 
 
 @pytest.mark.slow
-def test_a_vm_ends_with_what_keeps_it_and_starts_again_where_it_was(victim: Platform) -> None:
+def test_a_vm_ends_with_its_lease_guard_and_restarts_on_the_same_node(victim: Platform) -> None:
     vm = boot(victim, "ha5")
     pid = vm["status"]["pid"]
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -162,7 +162,7 @@ def test_a_vm_ends_with_what_keeps_it_and_starts_again_where_it_was(victim: Plat
     delete(victim, vm)
 
 
-def test_what_is_on_one_node_only_can_not_be_highly_available(victim: Platform) -> None:
+def test_a_vm_that_depends_on_one_node_cannot_be_highly_available(victim: Platform) -> None:
     with pytest.raises(ApiError, match="disk of their own"):
         victim.client.create_vm(name="no", image="disk", ha=True)
     vm = victim.client.create_vm(name="ha6", image="tiny", memory_mib=128, node="host-a", power="stopped")

@@ -45,7 +45,7 @@ def test_an_image_goes_to_another_node_and_boots_there(victim: Platform) -> None
     delete(victim, vm)
 
 
-def test_a_vm_starts_where_its_image_is_not_once_that_has_come(victim: Platform) -> None:
+def test_a_vm_on_a_node_without_its_image_starts_once_the_image_has_arrived(victim: Platform) -> None:
     add_image(victim, "wanted", "host-a", "asked for by a VM")
     vm = boot(victim, "early", 71, node="host-b", image="wanted")
     assert holders(victim, "wanted") == ["host-a", "host-b"]
@@ -59,7 +59,7 @@ def test_a_vm_starts_where_its_image_is_not_once_that_has_come(victim: Platform)
     assert "of which no VM there is made" in victim.cli("events", "--object", "host-b").stdout
 
 
-def test_an_image_that_is_not_what_its_manifest_says_is_not_taken(victim: Platform) -> None:
+def test_an_image_that_differs_from_its_manifest_is_rejected(victim: Platform) -> None:
     add_image(victim, "damaged", "host-a", "damaged after it was described")
     with (victim.images_of("host-a") / "damaged" / "initrd.img").open("r+b") as file:
         file.seek(1000)
@@ -91,7 +91,7 @@ def test_a_dead_link_costs_a_copy_the_outage_and_a_killed_target_keeps_nothing(v
     assert not (victim.images_of("host-b") / "killed").exists()
 
 
-def test_copies_that_can_not_be_are_refused(victim: Platform) -> None:
+def test_impossible_image_copies_are_refused(victim: Platform) -> None:
     for arguments, why in (
         (("nothing", "host-b"), "no node holds an image 'nothing'"),
         (("tiny", "host-z"), "host-z"),

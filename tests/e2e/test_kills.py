@@ -123,7 +123,7 @@ def test_a_kill_during_a_create_ends_with_a_running_vm(victim: Platform, what: s
 
 
 @pytest.mark.parametrize("what", ["server", "postgres", "source agent", "source qemu"])
-def test_a_kill_during_a_delete_ends_with_nothing(victim: Platform, what: str) -> None:
+def test_a_kill_during_a_delete_leaves_nothing(victim: Platform, what: str) -> None:
     for delay_s in (0.0, 0.03, 0.1):
         vm = victim.client.create_vm(name=f"old-{next_number()}", image="tiny", memory_mib=128, node="host-a")
         victim.wait_state(vm["id"], "running")

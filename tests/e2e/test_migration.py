@@ -127,7 +127,7 @@ def test_a_drain_that_cannot_go_on_says_why_and_stops_no_vm(victim: Platform) ->
 
 
 @pytest.mark.slow
-def test_vms_run_on_while_their_host_is_cut_off_and_while_the_server_is_away(victim: Platform) -> None:
+def test_vms_keep_running_while_their_host_is_cut_off_and_while_the_server_is_down(victim: Platform) -> None:
     vm = boot(victim, "alone", 25)
     with watching(victim, 25) as client:
         host = victim.host("host-a")
@@ -145,7 +145,7 @@ def test_vms_run_on_while_their_host_is_cut_off_and_while_the_server_is_away(vic
     delete(victim, vm)
 
 
-def test_guests_have_what_every_node_can_give_or_move_only_to_where_there_is_what_they_have(victim: Platform) -> None:
+def test_guests_get_the_common_processor_or_move_only_to_nodes_that_have_theirs(victim: Platform) -> None:
     agent = victim.agents["host-b"]
     agent.stop()
     agent.start("--mask-cpu-flag", "avx2", "--mask-cpu-flag", "bmi2")

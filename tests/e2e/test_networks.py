@@ -109,7 +109,7 @@ def lan(victim: Platform) -> Iterator[Object]:
     victim.client.delete("networks", "lan")
 
 
-def test_guests_find_each_other(victim: Platform, lan: Object) -> None:
+def test_guests_reach_each_other_by_address_and_name(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     assert (address(a), address(b)) == ("10.20.0.3", "10.20.0.4")
     assert shell(victim, a, "ip -4 -o address show dev eth0 | while read _ _ _ x _; do echo $x; done") == "10.20.0.3/24"
@@ -119,7 +119,7 @@ def test_guests_find_each_other(victim: Platform, lan: Object) -> None:
     assert reaches(victim, a, "nslookup lan-b.lan.internal")
 
 
-def test_guests_reach_others_through_their_gateway_and_are_reached_where_that_is_wanted(
+def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwards(
     victim: Platform, lan: Object
 ) -> None:
     (a, b), (host_a, host_b) = lan["vms"], victim.lab.hosts
@@ -151,7 +151,7 @@ def test_guests_reach_others_through_their_gateway_and_are_reached_where_that_is
     assert not list(victim.client.list("forwards"))
 
 
-def test_a_guest_that_moves_keeps_its_connections_and_what_leads_to_it(victim: Platform, lan: Object) -> None:
+def test_a_migrated_guest_keeps_its_connections_and_forwards(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     host_b = victim.lab.hosts[1]
     victim.client.create_security_group("closed", [])
@@ -180,7 +180,7 @@ def test_a_guest_that_moves_keeps_its_connections_and_what_leads_to_it(victim: P
     until(lambda: reaches(victim, b, "ping -c 1 -W 2 lan-a"), "all is as it was")
 
 
-def test_security_groups_let_in_what_they_say_and_nothing_else(victim: Platform, lan: Object) -> None:
+def test_security_groups_admit_what_their_rules_allow_and_nothing_else(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     rule = {"direction": "in", "protocol": "tcp", "ports": "7001"}
     victim.client.create_security_group("friends", [])
@@ -224,7 +224,7 @@ def packets(host: Host, seconds: float) -> set[int]:
     return ports
 
 
-def test_what_goes_to_another_site_is_encrypted(victim: Platform, lan: Object) -> None:
+def test_traffic_between_sites_is_encrypted(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     host_a = victim.lab.hosts[0]
     ping = f"ping -c 3 -W 2 {address(b)}"
@@ -250,7 +250,7 @@ def test_what_goes_to_another_site_is_encrypted(victim: Platform, lan: Object) -
     until(lambda: reaches(victim, b, "ping -c 1 -W 2 10.20.0.1"), "its gateway is there", 60)
 
 
-def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: Platform, lan: Object) -> None:
+def test_killed_network_processes_restart_and_another_node_becomes_the_gateway(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     host_a = victim.lab.hosts[0]
     for pid in dnsmasqs(victim, "lan"):
@@ -274,7 +274,7 @@ def test_what_is_killed_comes_back_and_another_node_becomes_the_gateway(victim: 
     assert last["reason"] == "GatewayMoved" and "host-b, it was host-a" in last["message"]
 
 
-def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> None:
+def test_a_guest_can_use_only_its_own_addresses(victim: Platform, lan: Object) -> None:
     a, b = lan["vms"]
     shell(victim, a, "ip address add 10.20.0.77/24 dev eth0; echo done")
     assert not reaches(victim, a, f"ping -c 1 -W 1 -I 10.20.0.77 {address(b)}"), "no other address"
@@ -288,7 +288,7 @@ def test_a_guest_can_use_only_what_is_its_own(victim: Platform, lan: Object) -> 
 
 
 @pytest.mark.slow
-def test_a_bridge_that_hosts_have_is_a_network_too_and_its_guests_are_bound_to_their_addresses(
+def test_a_network_can_use_a_hosts_bridge_and_binds_its_guests_to_their_addresses(
     victim: Platform,
 ) -> None:
     victim.client.create_network("office", kind="bridge", bridge="br0", subnet="198.19.0.0/24")

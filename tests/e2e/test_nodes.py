@@ -14,7 +14,7 @@ def ready(victim: Platform, name: str) -> bool:
     return any(node["name"] == name and node["status"]["ready"] for node in victim.client.list("nodes"))
 
 
-def test_a_node_is_called_otherwise_while_its_vms_go_on(victim: Platform) -> None:
+def test_a_node_is_renamed_while_its_vms_keep_running(victim: Platform) -> None:
     vm = boot(victim, "guest", 31, node="host-b", memory_mib=128)
     volume = victim.client.create_volume("of-b", size_mib=8, node="host-b")
     for name, says in (("host-a", "exists"), ("X", "name: "), ("vm-aaaaaaaaaaaaaaaa", "form of an id")):
@@ -44,7 +44,7 @@ def test_a_node_is_called_otherwise_while_its_vms_go_on(victim: Platform) -> Non
 
 
 @pytest.mark.slow
-def test_a_host_takes_the_place_of_one_that_is_gone_and_makes_up_no_disks(victim: Platform) -> None:
+def test_a_replacement_host_takes_over_a_node_and_invents_no_disks(victim: Platform) -> None:
     vm = boot(victim, "lost", 32, node="host-b", memory_mib=128, image="disk")
     state = victim.directory / "host-b" / "agent"
     agent = victim.agents["host-b"]
@@ -83,7 +83,7 @@ JUMPS_S = (3600, -300, 0)
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_is_told_and_harms_nothing(victim: Platform, tmp_path: Path) -> None:
+def test_a_clock_jump_is_reported_and_does_no_harm(victim: Platform, tmp_path: Path) -> None:
     vm = boot(victim, "timeless", 37, node="host-b", memory_mib=128)
     agent, shift = victim.agents["host-b"], tmp_path / "shift"
     shift.write_text("+0")

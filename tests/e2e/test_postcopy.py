@@ -51,7 +51,7 @@ def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str
     return vm, migration, before
 
 
-def test_a_guest_runs_before_its_memory_is_there_and_the_memory_follows(victim: Platform) -> None:
+def test_with_post_copy_a_guest_runs_before_all_of_its_memory_has_arrived(victim: Platform) -> None:
     vm = boot(victim, "follows", 80, image="noisy")
     before = checksum(victim, vm)
     with watching(victim, 80) as client:
@@ -70,7 +70,7 @@ def test_a_guest_runs_before_its_memory_is_there_and_the_memory_follows(victim: 
 
 
 @pytest.mark.slow
-def test_a_dead_link_while_memory_follows_costs_the_outage(victim: Platform) -> None:
+def test_a_dead_link_during_post_copy_costs_the_outage(victim: Platform) -> None:
     vm, migration, before = begin(victim, "cut-off", 81)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
     host = victim.host("host-a")
@@ -84,7 +84,7 @@ def test_a_dead_link_while_memory_follows_costs_the_outage(victim: Platform) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["source agent", "target agent"])
-def test_memory_goes_on_to_follow_after_an_agent_was_killed(victim: Platform, what: str) -> None:
+def test_post_copy_continues_after_an_agent_was_killed(victim: Platform, what: str) -> None:
     vm, migration, before = begin(victim, what.replace(" ", "-") + "-2", 82)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
     until_follows(victim, vm)
@@ -121,14 +121,14 @@ def waits_for_a_page(victim: Platform, vm: Object) -> bool:
 
 
 @pytest.mark.slow
-def test_a_vm_whose_memory_follows_can_be_deleted(victim: Platform) -> None:
+def test_a_vm_in_post_copy_can_be_deleted(victim: Platform) -> None:
     vm, migration, _ = begin(victim, "gone", 83)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
     delete(victim, vm)
 
 
 @pytest.mark.slow
-def test_a_guest_whose_memory_follows_is_not_moved_on(victim: Platform) -> None:
+def test_a_guest_in_post_copy_is_not_migrated_again(victim: Platform) -> None:
     vm, migration, before = begin(victim, "hasty", 84)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
     until_follows(victim, vm)

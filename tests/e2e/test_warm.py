@@ -56,7 +56,7 @@ def until_moment(victim: Platform, migration: str, moment: str, since: int) -> N
 
 
 @pytest.mark.parametrize(("what", "moment"), CASES)
-def test_a_kill_during_a_warm_move_leaves_one_guest_as_it_was(victim: Platform, what: str, moment: str) -> None:
+def test_a_kill_during_a_warm_migration_leaves_one_unchanged_guest(victim: Platform, what: str, moment: str) -> None:
     number = 130 + VICTIMS.index(what) * len(MOMENTS) + MOMENTS.index(moment)
     vm, disk, memory = begin(victim, f"warm-{number}", number)
     since = victim.agents["host-a"].log.stat().st_size
@@ -84,7 +84,7 @@ def test_a_kill_during_a_warm_move_leaves_one_guest_as_it_was(victim: Platform, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS[:2])
-def test_an_abort_of_a_warm_move_lets_the_guest_go_on_where_it_is(victim: Platform, moment: str) -> None:
+def test_an_aborted_warm_migration_resumes_the_guest_at_the_source(victim: Platform, moment: str) -> None:
     number = 160 + MOMENTS.index(moment)
     vm, disk, memory = begin(victim, f"warm-abort-{number}", number)
     with watching(victim, number) as client:

@@ -102,7 +102,7 @@ def filled(path: str, objects: dict[str, Object]) -> str:
     return re.sub(r"\{[^}]*\}", "none", path)
 
 
-def test_every_route_says_where_it_works() -> None:
+def test_every_route_declares_its_scope() -> None:
     assert len(ALL) > 90
     silent = [(method, path) for method, path, handler in ALL if scope_of(handler) is None]
     assert all(path.startswith("/schema/ui") for _, path in silent), "such a route is served to nobody"
@@ -113,7 +113,7 @@ def test_every_route_says_where_it_works() -> None:
 
 @pytest.mark.parametrize("who", ["outsider", "nobody", *(f"{role}-{where}" for role in Role
                                                           for where in ("everywhere", "ours", "theirs"))])  # fmt: skip
-def test_each_route_serves_whom_it_should_and_nobody_else(api: Api, tenants: Tenants, who: str) -> None:
+def test_each_route_serves_only_callers_with_its_right(api: Api, tenants: Tenants, who: str) -> None:
     """Requests have no body, or one that no route takes: who is let in gets 400, 404 or 409, and changes nothing."""
     token = tenants.tokens.get(who, "nva_wrong")
     wrong: list[str] = []
@@ -159,7 +159,7 @@ def _judge(who: str, scope: Any, right: Right, method: str, path: str, answer: A
     return [] if answer.status != 401 else [said]
 
 
-def test_nobody_sees_what_is_not_theirs(api: Api, tenants: Tenants) -> None:
+def test_nobody_sees_objects_of_other_projects(api: Api, tenants: Tenants) -> None:
     vm, other = tenants.objects["ref"], tenants.tokens["member-theirs"]
     for path in (f"/api/v1/vms/{vm['id']}", "/api/v1/vms/acc-vm", f"/api/v1/vms/{vm['id']}/snapshots",
                  "/api/v1/networks/acc-net", "/api/v1/projects/acc-ours", "/api/v1/vms?project=acc-ours"):  # fmt: skip
@@ -179,7 +179,7 @@ def test_nobody_sees_what_is_not_theirs(api: Api, tenants: Tenants) -> None:
     assert made.status == 404 and made.problem["field"] == "nics"
 
 
-def test_a_name_is_good_once_in_each_project(api: Api, tenants: Tenants) -> None:
+def test_a_name_is_unique_within_its_project_only(api: Api, tenants: Tenants) -> None:
     body = {"name": "acc-vm", "image": "tiny", "memory_mib": 64, "power": "stopped"}
     assert api("POST", "/api/v1/vms", body, token=tenants.tokens["member-ours"]).status == 409
     made = api("POST", "/api/v1/vms", body, token=tenants.tokens["member-theirs"])
@@ -277,7 +277,9 @@ def test_concurrent_requests_do_not_overrun_a_quota(api: Api, limited: Callable[
     assert api("POST", "/api/v1/networks?project=acc-quota", {"name": "acc-q2"}).problem["field"] == "networks"
 
 
-async def test_what_is_counted_is_what_there_is(site: Platform, api: Api, limited: Callable[..., None]) -> None:
+async def test_counted_usage_equals_the_existing_objects(
+    site: Platform, api: Api, limited: Callable[..., None]
+) -> None:
     for number in range(3):
         api("POST", "/api/v1/vms?project=acc-quota", {"name": f"c{number}", **OFF, "vcpus": 2})
     first = api("GET", "/api/v1/vms/c0?project=acc-quota").body
@@ -324,7 +326,9 @@ def test_vms_of_a_project_without_the_hosts_network_need_one_of_their_own(site: 
     assert not any(user["name"] == "acc-inside-admin" for user in site.client.list("users")), "it goes with its project"
 
 
-def test_a_token_ends_may_less_and_is_revoked_at_once(site: Platform, api: Api, tenants: Tenants) -> None:
+def test_a_token_expires_can_have_fewer_rights_and_is_revoked_at_once(
+    site: Platform, api: Api, tenants: Tenants
+) -> None:
     user = next(user for user in site.client.list("users") if user["name"] == "acc-member-ours")
     limited = site.client.create_token("r", user=user["id"], scopes=["read"], expires_in_s=3600)
     vm = f"/api/v1/vms/{tenants.objects['ref']['id']}"
@@ -346,7 +350,7 @@ def test_a_token_ends_may_less_and_is_revoked_at_once(site: Platform, api: Api, 
     assert listed and all("hash" not in token and "secret" not in token for token in listed)
 
 
-def test_the_last_administrator_stays(api: Api, site: Platform) -> None:
+def test_the_last_administrator_cannot_be_removed(api: Api, site: Platform) -> None:
     me = site.client.me()["user"]
     grant = next(g for g in site.client.list("grants") if g["user_name"] == me and g["project"] is None)
     others = [g for g in site.client.list("grants") if g["project"] is None and g["role"] == "administrator"]
@@ -361,7 +365,7 @@ def test_the_last_administrator_stays(api: Api, site: Platform) -> None:
             assert refused.status == 409 and "nobody would be left" in refused.problem["detail"], path
 
 
-def test_a_password_opens_a_session_and_guessing_is_slow(site: Platform, api: Api) -> None:
+def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, api: Api) -> None:
     user = site.client.create_user("acc-ann", password="correct horse battery")
     site.client.grant(user["id"], "viewer", None)
     try:
@@ -389,7 +393,7 @@ def test_a_password_opens_a_session_and_guessing_is_slow(site: Platform, api: Ap
         site.client.delete("users", user["id"])
 
 
-async def test_the_audit_log_has_every_change_and_every_refusal_and_stays_as_it_is(
+async def test_the_audit_log_records_every_change_and_refusal_and_cannot_be_altered(
     site: Platform, api: Api, tenants: Tenants
 ) -> None:
     vm = tenants.objects["ref"]["id"]
@@ -420,7 +424,7 @@ async def test_the_audit_log_has_every_change_and_every_refusal_and_stays_as_it_
         await connection.close()
 
 
-def test_who_calls_is_told(site: Platform, api: Api, tenants: Tenants) -> None:
+def test_callers_learn_who_they_are(site: Platform, api: Api, tenants: Tenants) -> None:
     shown = site.cli("whoami").stdout
     assert "administrator" in shown and "manage" in shown
     listed = site.cli("project", "list").stdout
@@ -432,7 +436,7 @@ def test_who_calls_is_told(site: Platform, api: Api, tenants: Tenants) -> None:
     until(lambda: "list_nodes" in site.cli("audit", "--outcome", "refused").stdout, "it is written down")
 
 
-def test_a_project_is_called_otherwise_with_all_that_it_has(site: Platform, api: Api) -> None:
+def test_a_project_is_renamed_with_all_of_its_objects(site: Platform, api: Api) -> None:
     site.cli("project", "create", "acc-before", "--host-network", "--quota", "vms=3")
     made = api("POST", "/api/v1/vms?project=acc-before", {"name": "moved", **OFF}).body
     site.cli("project", "set", "acc-before", "--name", "acc-after", "--quota", "vms=none")

@@ -174,7 +174,7 @@ def promtool(*arguments: str) -> str:
     return done.stdout
 
 
-def test_prometheus_takes_its_configuration_and_rules() -> None:
+def test_prometheus_accepts_its_configuration_and_rules() -> None:
     promtool("check", "config", "--syntax-only", str(DIRECTORY / "prometheus.yml"))
     shown = promtool("check", "rules", *(str(path) for path in (DIRECTORY / "rules").iterdir()))
     assert f"{len(RULES)} rules found" in shown
@@ -195,7 +195,7 @@ def test_each_alert_is_tested_both_ways_and_says_what_to_do() -> None:
         assert said["runbook_url"] == f"https://novacron.dev/runbooks/alerts#{rule['alert'].lower()}"
 
 
-def test_rules_ask_only_for_what_there_is() -> None:
+def test_rules_query_only_existing_metrics() -> None:
     shown = {
         name: family
         for family in FAMILIES
@@ -214,7 +214,7 @@ def test_rules_ask_only_for_what_there_is() -> None:
     assert BY_NAME
 
 
-def test_each_alert_fires_when_it_has_to_and_is_silent_when_not(tmp_path: Path) -> None:
+def test_each_alert_fires_when_it_must_and_only_then(tmp_path: Path) -> None:
     tests: list[dict[str, Any]] = []
     for alert, case in CASES.items():
         for series, value in ((case.firing, 1), (case.silent, 0)):
@@ -239,7 +239,7 @@ def test_each_alert_fires_when_it_has_to_and_is_silent_when_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("alert", ["HighAPIErrorRate"])
-def test_what_an_alert_says_is_filled_in(alert: str, tmp_path: Path) -> None:
+def test_alert_texts_have_their_values_filled_in(alert: str, tmp_path: Path) -> None:
     rule = next(rule for rule in RULES if rule["alert"] == alert)
     said = dict(rule["annotations"], summary="2% of requests fail")
     test = {

@@ -92,7 +92,7 @@ def test_a_join_token_works_once(site: Platform, api: Api) -> None:
     site.client.delete("nodes", "host-z")
 
 
-def test_a_join_without_a_usable_request_uses_nothing_up(site: Platform, api: Api) -> None:
+def test_a_join_without_a_usable_request_does_not_use_up_the_token(site: Platform, api: Api) -> None:
     from novacron.model.token import decode_ticket
 
     secret = decode_ticket(site.client.join_token()).secret
@@ -137,7 +137,7 @@ GOOD = {"name": "never-made", "image": "tiny", "memory_mib": 128}
         ({"node": "Bad Name"}, "node"),
     ],
 )
-def test_a_bad_field_is_named_and_nothing_is_made(api: Api, change: dict[str, Any], field: str) -> None:
+def test_a_bad_field_is_named_and_nothing_is_created(api: Api, change: dict[str, Any], field: str) -> None:
     before = names(api)
     problem = api("POST", VMS, {**GOOD, **change}).problem
     assert 400 <= problem["status"] < 500
@@ -187,7 +187,7 @@ def test_a_body_over_the_limit_is_refused(api: Api) -> None:
         ("GET", "/api/v1/events?kinds=nothing", 400),
     ],
 )  # fmt: skip
-def test_what_does_not_exist_or_make_sense_is_a_problem(api: Api, method: str, path: str, status: int) -> None:
+def test_missing_objects_and_bad_parameters_give_problem_details(api: Api, method: str, path: str, status: int) -> None:
     headers = {"Accept": "text/event-stream"} if "kinds" in path else {}
     assert api(method, path, raw=None, token="", **headers).problem["status"] == status
 
@@ -269,7 +269,7 @@ def off(api: Api, new_vm: NewVm, **fields: Any) -> dict[str, Any]:
     return vm
 
 
-def test_a_vm_gets_another_name(api: Api, new_vm: NewVm, new_name: NewName) -> None:
+def test_a_vm_is_renamed(api: Api, new_vm: NewVm, new_name: NewName) -> None:
     vm, other, name = off(api, new_vm), new_vm(power="stopped"), new_name()
     assert api("PATCH", f"{VMS}/{vm['id']}", {"name": name}).body["name"] == name
     assert api("GET", f"{VMS}/{name}").body["id"] == vm["id"]
@@ -280,7 +280,7 @@ def test_a_vm_gets_another_name(api: Api, new_vm: NewVm, new_name: NewName) -> N
     assert any(f"name {vm['name']} to {name}" in event["message"] for event in happened)
 
 
-def test_a_vm_that_is_off_gets_another_size_and_never_one_that_its_node_lacks(api: Api, new_vm: NewVm) -> None:
+def test_a_vm_that_is_off_is_resized_within_its_nodes_capacity(api: Api, new_vm: NewVm) -> None:
     vm = off(api, new_vm, node="host-a")
     changed = api("PATCH", f"{VMS}/{vm['id']}", {"memory_mib": 512, "vcpus": 2}).body
     assert (changed["spec"]["memory_mib"], changed["spec"]["vcpus"]) == (512, 2)
@@ -309,7 +309,7 @@ def test_a_protected_vm_is_not_deleted(api: Api, new_vm: NewVm) -> None:
         ({"restart": "sometimes"}, "restart"), ({"protected": 1}, "protected"), ({"image": "other"}, "image"),
     ],
 )  # fmt: skip
-def test_a_change_that_makes_no_sense_is_named_and_changes_nothing(
+def test_an_invalid_change_names_its_field_and_changes_nothing(
     api: Api, new_vm: NewVm, change: dict[str, Any], field: str | None
 ) -> None:
     vm = off(api, new_vm)
@@ -343,7 +343,7 @@ def test_an_unchanged_object_is_not_sent_again(api: Api, new_vm: NewVm) -> None:
     assert (again.status, again.body) == (304, "")
 
 
-def test_a_repeated_request_with_its_key_is_done_once(
+def test_a_request_repeated_with_its_key_takes_effect_once(
     api: Api, new_vm: NewVm, new_name: NewName, site: Platform
 ) -> None:
     body = {**GOOD, "name": new_name(), "power": "stopped"}
@@ -434,7 +434,7 @@ def test_the_event_stream_resumes_from_a_revision_without_a_gap(site: Platform, 
     assert reasons(started, "Running") == whole[whole.index("Start") + 1 :]
 
 
-def test_what_is_no_revision_cannot_be_resumed_from(api: Api) -> None:
+def test_resuming_from_an_invalid_revision_is_refused(api: Api) -> None:
     bad = api("GET", "/api/v1/events", Accept="text/event-stream", Last_Event_ID="x")
     assert bad.problem["field"] == "Last-Event-ID"
 

@@ -108,7 +108,7 @@ def test_a_vm_comes_back_from_its_archive(
     gone(site, f"{name}-disk")
 
 
-def test_what_firmware_and_tpm_remember_comes_back_with_a_vm(
+def test_an_archive_restores_the_state_of_firmware_and_tpm(
     site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
 ) -> None:
     vm = new_vm(image=boots, firmware="uefi", tpm=True)
@@ -143,7 +143,7 @@ def test_what_firmware_and_tpm_remember_comes_back_with_a_vm(
     assert refused.status == 400 and "firmware_state" in str(refused.problem)
 
 
-def test_a_vm_without_a_disk_of_its_own_boots_from_a_volume_that_began_as_a_copy(
+def test_a_vm_without_its_own_disk_boots_from_a_volume_that_began_as_a_copy(
     site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
     name = new_name()
@@ -205,7 +205,7 @@ def test_an_export_goes_on_whatever_is_killed(
     assert archive_format.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
 
 
-def test_an_export_for_which_there_is_no_room_is_said_to_be_none(site: Platform, boots: str, new_vm: NewVm) -> None:
+def test_an_export_without_enough_space_fails_with_its_reason(site: Platform, boots: str, new_vm: NewVm) -> None:
     vm = site.wait_state(new_vm(image=boots, power="stopped")["id"], "stopped")
     exports = site.directory / vm["node"] / "agent" / "exports"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(exports)], check=True)
@@ -296,7 +296,7 @@ def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) 
     gone(site, "two-disks-disk-2")
 
 
-def test_a_descriptor_with_its_disks_beside_it_becomes_a_vm_and_says_what_is_not_taken(
+def test_a_descriptor_with_separate_disks_becomes_a_vm_and_lists_what_was_ignored(
     site: Platform, tmp_path: Path
 ) -> None:
     disk = gzip.compress(vmdk_of(sector("from files"), tmp_path))

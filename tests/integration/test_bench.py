@@ -60,15 +60,15 @@ def run(name: str, arguments: tuple[str, ...], tmp_path: Path, lacks: list[str])
         assert figure["bound"] is None and figure["holds"] is None, "a smoke run promises nothing"
 
 
-def test_a_load_that_was_refused_gives_no_figure() -> None:
+def test_refused_requests_give_no_benchmark_figure() -> None:
     with pytest.raises(RuntimeError, match="requests failed"):
         main.parse_wrk("RESULT p95_us=900 rate=12811.8 bad=29223\n")
 
 
-def test_a_load_that_got_no_answer_gives_no_figure() -> None:
+def test_unanswered_requests_give_no_benchmark_figure() -> None:
     with pytest.raises(RuntimeError, match="requests failed"):
         main.parse_wrk("RESULT p95_us=0 rate=0.000000 bad=0\n")
 
 
-def test_a_load_that_was_answered_gives_its_latency_and_rate() -> None:
+def test_answered_requests_give_latency_and_rate() -> None:
     assert main.parse_wrk("RESULT p95_us=2500 rate=20000.5 bad=0\n") == (2.5, 20000.5)

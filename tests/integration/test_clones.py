@@ -44,7 +44,7 @@ def up(site: Platform, vm: Object) -> Object:
 
 
 @pytest.mark.parametrize("linked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["linked", "full"])
-def test_a_clone_has_what_its_source_had_and_nothing_more(
+def test_a_clone_has_its_sources_data_and_nothing_else(
     site: Platform, new_vm: NewVm, clone: Clone, linked: bool
 ) -> None:
     vm = booted(site, new_vm, disk_mib=64)
@@ -69,7 +69,7 @@ def test_a_clone_has_what_its_source_had_and_nothing_more(
 
 
 @pytest.mark.slow
-def test_a_linked_clone_moves_with_all_that_it_shares(site: Platform, new_vm: NewVm, clone: Clone) -> None:
+def test_a_linked_clone_moves_with_all_of_its_shared_layers(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")
     linked = up(site, clone(vm, linked=True))
@@ -89,7 +89,7 @@ def test_a_linked_clone_moves_with_all_that_it_shares(site: Platform, new_vm: Ne
     assert read(site, vm) == "two"
 
 
-def test_clones_that_are_made_at_once_do_not_disturb_each_other(site: Platform, new_vm: NewVm, clone: Clone) -> None:
+def test_concurrent_clones_do_not_disturb_each_other(site: Platform, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")
     asked = [clone(vm, linked=linked, power="stopped") for linked in (False, True, False)]
@@ -118,7 +118,7 @@ def test_a_vm_that_is_off_is_cloned_without_its_snapshots(site: Platform, new_vm
     assert read(site, up(site, off)) == "two"
 
 
-def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm, clone: Clone) -> None:
+def test_impossible_clones_are_refused(site: Platform, api: Api, new_vm: NewVm, clone: Clone) -> None:
     vm = booted(site, new_vm)
     path = f"/api/v1/vms/{vm['id']}/actions/clone"
     assert api("POST", path, {"name": "A"}).problem["field"] == "name"
@@ -153,9 +153,7 @@ def test_what_can_t_be_cloned_is_refused(site: Platform, api: Api, new_vm: NewVm
         pytest.param(True, "server", marks=pytest.mark.slow),
     ],
 )
-def test_a_kill_meanwhile_does_not_keep_a_clone_from_being_made(
-    site: Platform, new_vm: NewVm, clone: Clone, linked: bool, what: str
-) -> None:
+def test_a_clone_completes_after_a_kill(site: Platform, new_vm: NewVm, clone: Clone, linked: bool, what: str) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "one")
     service = site.agents[vm["node"]] if what == "agent" else site.server
@@ -178,7 +176,7 @@ def test_a_kill_meanwhile_does_not_keep_a_clone_from_being_made(
     assert not left & {"copy.qcow2", "link.new"} and len([name for name in left if name.startswith("next-")]) <= 1
 
 
-def test_where_there_is_no_room_that_is_said_and_nothing_is_lost(
+def test_a_clone_without_enough_space_says_so_and_loses_nothing(
     site: Platform, api: Api, new_vm: NewVm, clone: Clone
 ) -> None:
     vms = site.directory / "host-a" / "agent" / "vms"

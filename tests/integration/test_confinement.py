@@ -23,7 +23,7 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_a_qemu_is_a_user_of_its_own_without_rights_or_network(site: Platform, new_vm: NewVm) -> None:
+def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform, new_vm: NewVm) -> None:
     one, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
     first, second = (status(vm["status"]["pid"]) for vm in (one, other))
     assert first["Uid"] != second["Uid"]
@@ -41,7 +41,7 @@ def test_a_qemu_is_a_user_of_its_own_without_rights_or_network(site: Platform, n
     assert not places[0].exists(), "which goes with it"
 
 
-def test_the_kernel_too_bounds_what_a_qemu_reads_and_writes(site: Platform, new_vm: NewVm) -> None:
+def test_the_kernel_also_limits_what_a_qemu_reads_and_writes(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(image="disk", disk_bytes_per_s=5_000_000, disk_iops=700)
     pid = site.wait_state(vm["id"], "running")["status"]["pid"]
     lines = Path(f"/proc/{pid}/cgroup").read_text()
@@ -58,7 +58,7 @@ def test_the_kernel_too_bounds_what_a_qemu_reads_and_writes(site: Platform, new_
     until(lambda: "5000000" not in said() and "700" not in said(), "they are gone")
 
 
-async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Platform, new_vm: NewVm) -> None:
+async def test_a_qemu_cannot_open_files_of_other_vms_or_of_the_agent(site: Platform, new_vm: NewVm) -> None:
     """QEMU itself is told, over its monitor, to open them: what its process may, not what we think it may."""
     mine, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
     states = site.directory / mine["node"] / "agent"
@@ -103,7 +103,7 @@ async def test_a_qemu_opens_no_other_vms_files_and_none_of_the_agents(site: Plat
     until(lambda: not foreign.exists(), "the volume is gone")
 
 
-def test_a_link_that_a_tpm_left_behind_leads_nowhere(site: Platform, new_vm: NewVm) -> None:
+def test_a_symbolic_link_among_a_tpms_files_is_not_followed(site: Platform, new_vm: NewVm) -> None:
     """The directory of a TPM's memory is its own user's: what lies there moves with the VM, and to its clones."""
     vm = site.wait_state(new_vm(image="disk", tpm=True, node="host-a")["id"], "running")
     site.cli("vm", "kill", vm["name"], "--wait")

@@ -106,7 +106,9 @@ def test_a_ticket_opens_one_console_once(site: Platform, api: Api, new_vm: NewVm
     assert ticket["ticket"] not in site.server.log.read_text()
 
 
-def test_the_display_is_seen_by_a_vnc_viewer_and_as_a_picture(site: Platform, new_vm: NewVm, tmp_path: Path) -> None:
+def test_the_display_is_available_to_a_vnc_viewer_and_as_a_screenshot(
+    site: Platform, new_vm: NewVm, tmp_path: Path
+) -> None:
     vm = new_vm()
     ready(site, vm)
     serving = subprocess.Popen(
@@ -160,7 +162,7 @@ def test_a_question_to_an_agent_that_is_killed_is_answered_at_once(site: Platfor
     until(lambda: api("GET", f"/api/v1/vms/{vm['id']}/console-log").status == 200, "it answers again")
 
 
-def test_what_was_printed_can_be_read_after_a_crash(site: Platform, new_vm: NewVm) -> None:
+def test_console_output_can_be_read_after_a_crash(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="never")
     ready(site, vm)
     os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
@@ -169,7 +171,7 @@ def test_what_was_printed_can_be_read_after_a_crash(site: Platform, new_vm: NewV
 
 
 @pytest.mark.slow
-def test_a_guest_that_floods_its_console_is_kept_within_limits(site: Platform, new_vm: NewVm) -> None:
+def test_a_guest_that_floods_its_console_stays_within_limits(site: Platform, new_vm: NewVm) -> None:
     vm, other = new_vm(image="agent", cloud_init={"user_data": "#! hostile\nyes > /dev/console\n"}), new_vm()
     node = site.wait_state(vm["id"], "running")["node"]
     log = site.directory / node / "agent" / "vms" / vm["id"] / "console.log"

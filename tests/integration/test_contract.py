@@ -108,7 +108,7 @@ def test_lists_have_orders_pages_fields_and_filters(api: Api, made: Callable[[An
     assert api("GET", f"/api/v1/vms?sort=-name&cursor={cursor}").problem["field"] == "cursor", "of another order"
 
 
-def test_a_request_waits_for_what_it_asks_for(api: Api, made: Callable[[Any], Any]) -> None:
+def test_a_request_can_wait_for_its_result(api: Api, made: Callable[[Any], Any]) -> None:
     vm = made(api("POST", "/api/v1/vms?wait=60", {"name": "waits", "image": "tiny", "memory_mib": 64})).body
     assert vm["status"]["state"] == "running"
     stopped = api("POST", "/api/v1/vms/waits/actions/stop?wait=30", {"timeout_s": 0})
@@ -119,7 +119,7 @@ def test_a_request_waits_for_what_it_asks_for(api: Api, made: Callable[[Any], An
     assert api("GET", "/api/v1/vms/waits").status == 404
 
 
-def test_a_read_is_as_new_as_it_is_asked_to_be(api: Api, made: Callable[[Any], Any]) -> None:
+def test_a_read_is_at_least_as_new_as_its_min_revision(api: Api, made: Callable[[Any], Any]) -> None:
     vm = made(api("POST", "/api/v1/vms", {"name": "fresh", **OFF})).body
     found = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision']}")
     assert found.status == 200 and found.body["revision"] >= vm["revision"]
@@ -130,7 +130,7 @@ def test_a_read_is_as_new_as_it_is_asked_to_be(api: Api, made: Callable[[Any], A
     assert api("GET", "/api/v1/vms?min_revision=new").problem["field"] == "min_revision"
 
 
-def test_answers_that_are_given_again_are_true(api: Api, made: Callable[[Any], Any]) -> None:
+def test_cached_answers_are_current(api: Api, made: Callable[[Any], Any]) -> None:
     made(api("POST", "/api/v1/vms?wait=30", {"name": "hot", **OFF}))
     path = "/api/v1/vms?name=hot"
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_answers_that_are_given_again_are_true(api: Api, made: Callable[[Any], A
         assert name in packed.headers
 
 
-async def test_changes_come_over_a_websocket_and_are_resumed_without_a_gap(
+async def test_a_websocket_delivers_changes_and_resumes_without_a_gap(
     site: Platform, api: Api, made: Callable[[Any], Any]
 ) -> None:
     """In one thread: Python's TLS may lose what one thread sends while another one waits for something to receive."""
@@ -184,7 +184,7 @@ async def heard(socket: ClientConnection, id: str) -> Object:
                 return message
 
 
-def test_who_asks_too_often_is_told_when_to_go_on() -> None:
+def test_rate_limited_requests_get_a_time_to_wait() -> None:
     with serving("--strangers-per-s", "0.5", "--writes-per-s", "0.5") as served:
         api = Api(served.client)
         for token, method, served_as in (("nva_wrong", "GET", 401), (api.token, "POST", 400)):
@@ -250,7 +250,7 @@ def test_a_hostile_path_finds_nothing(api: Api, path: str) -> None:
         assert refused.problem["detail"]
 
 
-def test_what_is_written_down_of_hostile_requests_harms_nothing(site: Platform, api: Api) -> None:
+def test_hostile_requests_are_logged_harmlessly(site: Platform, api: Api) -> None:
     for path in ("/api/v1/vms/%00", "/api/v1/vms/x?project=%00", "/api/v1/vms/%ed%a0%80"):
         assert api("DELETE", path, token="nva_wrong").status == 401
         assert 400 <= api("DELETE", path).status < 500
@@ -262,7 +262,7 @@ def test_what_is_written_down_of_hostile_requests_harms_nothing(site: Platform, 
     assert site.server.running
 
 
-def test_headers_of_all_kinds_harm_nothing(api: Api) -> None:
+def test_unusual_headers_do_no_harm(api: Api) -> None:
     long = api("GET", "/api/v1/vms", X_Request_Id="y" * 200)
     assert long.headers["x-request-id"] != "y" * 200 if "x-request-id" in long.headers else True
     for name, value in (("If_None_Match", "x" * 3000), ("Accept_Encoding", ",;q=,,=" * 100), ("Accept", "\x7f"),

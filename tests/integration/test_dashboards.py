@@ -87,7 +87,7 @@ def plain(expression: str) -> str:
     return found
 
 
-def test_the_files_are_what_the_code_says() -> None:
+def test_dashboard_files_match_the_code() -> None:
     assert {path.name: path.read_text() for path in DIRECTORY.glob("*.json")} == written(), "python -m deploy.grafana"
     assert len(DASHBOARDS) == 7
     found = {path.name: path.read_text() for path in PAGES.iterdir()}
@@ -97,7 +97,7 @@ def test_the_files_are_what_the_code_says() -> None:
 
 
 @pytest.mark.parametrize("uid", DASHBOARDS)
-def test_each_dashboard_has_what_all_have(uid: str) -> None:
+def test_each_dashboard_has_the_common_parts(uid: str) -> None:
     found = json.loads((DIRECTORY / f"{uid}.json").read_text())
     assert found["uid"] == uid and found["refresh"] == "10s" and "novacron" in found["tags"]
     assert found["links"][0]["tags"] == ["novacron"] and found["links"][0]["keepTime"]
@@ -126,7 +126,7 @@ def test_every_job_is_scraped(watch: Watch) -> None:
         raise AssertionError(f"{error}: {told}\n{log}") from None
 
 
-def test_every_panel_of_every_dashboard_finds_what_it_asks_for(watch: Watch, watched: Platform, asked: Api) -> None:
+def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: Platform, asked: Api) -> None:
     """While requests come, VMs run, and one moves to and fro: some is said only while it does."""
     asks = [
         (uid, title, plain(expression))
@@ -200,9 +200,7 @@ def told(watch: Watch, alert: str) -> Any:
         raise AssertionError(f"{error}; it was told of {known}") from None
 
 
-def test_a_node_whose_agent_is_stopped_is_told_to_the_webhook_and_its_return_too(
-    watch: Watch, watched: Platform
-) -> None:
+def test_the_webhook_hears_of_a_stopped_agent_and_of_its_return(watch: Watch, watched: Platform) -> None:
     quiet(watch, "NodeDown")
     watched.agents["host-a"].stop()
     try:
@@ -236,7 +234,7 @@ def asking(asked: Api, threads: int, method: str, path: str, body: dict[str, Any
             thread.join()
 
 
-def test_a_pool_that_is_exhausted_is_told_to_the_webhook(watch: Watch, watched: Platform, asked: Api) -> None:
+def test_the_webhook_hears_of_an_exhausted_connection_pool(watch: Watch, watched: Platform, asked: Api) -> None:
     """Somebody holds what changes need, and does not let go of it."""
     quiet(watch, "DatabaseConnectionPoolExhaustion")
     over = threading.Event()
@@ -270,7 +268,7 @@ def processes_below(pid: int) -> list[int]:
     return found
 
 
-def test_a_database_that_is_slow_is_told_to_the_webhook(watch: Watch, watched: Platform, asked: Api) -> None:
+def test_the_webhook_hears_of_a_slow_database(watch: Watch, watched: Platform, asked: Api) -> None:
     """Its processes stand still for most of the time."""
     quiet(watch, "DatabaseSlow")
     over = threading.Event()
@@ -296,7 +294,7 @@ def test_a_database_that_is_slow_is_told_to_the_webhook(watch: Watch, watched: P
         slowing.join()
 
 
-def test_a_server_that_is_away_is_told_to_the_webhook_and_what_follows_is_not(
+def test_the_webhook_hears_of_a_server_that_is_down_and_not_of_the_consequences(
     watch: Watch, watched: Platform, asked: Api
 ) -> None:
     quiet(watch, "ServiceDown")
@@ -310,7 +308,7 @@ def test_a_server_that_is_away_is_told_to_the_webhook_and_what_follows_is_not(
         until(lambda: len(asked("GET", "/metrics/targets").body) == 2, "both nodes are connected again")
 
 
-def test_alertmanager_takes_its_configuration() -> None:
+def test_alertmanager_accepts_its_configuration() -> None:
     done = subprocess.run(["amtool", "check-config", str(DEPLOYED / "alertmanager/alertmanager.yml")],
                           capture_output=True, text=True, timeout=30)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -80,7 +80,7 @@ def unlike(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {found!r} is no {wanted.__name__}"
 
 
-def test_lokis_configuration_is_as_documented_and_keeps_what_was_promised() -> None:
+def test_lokis_configuration_is_as_documented_with_the_promised_retention() -> None:
     found = load("loki/loki.yaml")
     assert list(unlike(found, LOKI)) == []
     limits = found["limits_config"]
@@ -95,7 +95,7 @@ def test_lokis_configuration_is_as_documented_and_keeps_what_was_promised() -> N
     assert (schema["store"], schema["schema"], schema["index"]["period"]) == ("tsdb", "v13", "24h")
 
 
-def test_a_wrong_key_is_seen() -> None:
+def test_the_configuration_check_detects_a_wrong_key() -> None:
     assert list(unlike({"limits_config": {"ingestion_rate": 10}}, LOKI)) == [
         ".limits_config.ingestion_rate is not documented"
     ]
@@ -114,7 +114,7 @@ def _defined(config: Any, more: Any = None) -> None:
     assert set(config["service"].get("extensions", ())) == set(config.get("extensions", ()))
 
 
-def test_the_collector_takes_three_protocols_and_gives_them_to_jaeger() -> None:
+def test_the_collector_accepts_three_protocols_and_exports_to_jaeger() -> None:
     config = load("collector/collector.yaml")
     _defined(config)
     traces = config["service"]["pipelines"]["traces"]
@@ -134,7 +134,7 @@ def test_jaeger_keeps_traces_in_elasticsearch() -> None:
     assert config["exporters"]["jaeger_storage_exporter"]["trace_storage"] in backends
 
 
-def test_grafana_is_told_where_everything_is() -> None:
+def test_grafana_has_all_data_sources() -> None:
     sources = {one["uid"]: one for one in load("grafana/provisioning/datasources/novacron.yaml")["datasources"]}
     assert {one["type"] for one in sources.values()} == {"prometheus", "loki", "jaeger"}
     services = load("compose/compose.yaml")["services"]
@@ -148,7 +148,7 @@ def test_grafana_is_told_where_everything_is() -> None:
     assert f"../grafana/dashboards:{provider['options']['path']}:ro" in mounts
 
 
-def test_the_compose_file_is_one_and_has_all_that_was_promised() -> None:
+def test_the_compose_file_is_valid_and_has_all_promised_services() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)],
         capture_output=True, text=True, timeout=60,
@@ -197,7 +197,7 @@ def test_compose_uses_the_files_that_the_tests_run() -> None:
     assert intervals <= {"10s", "15s"}
 
 
-def test_what_the_containers_run_are_commands_that_there_are() -> None:
+def test_containers_run_existing_commands() -> None:
     services = load("compose/compose.yaml")["services"]
     for name in ("server", "agent"):
         words = services[name]["command"]

@@ -18,9 +18,7 @@ from novacron.qemu.monitor import Monitor
 PAGE = 4096
 
 
-async def test_what_is_written_is_in_the_layer_and_qemu_tells_whether_more_can_come(
-    images: Path, tmp_path: Path
-) -> None:
+async def test_writes_reach_the_layer_and_qemu_reports_whether_more_can_come(images: Path, tmp_path: Path) -> None:
     """A restarted agent asks that before it promises: memory may be there before the disk is."""
     image = scan(images)[0]["disk"]
     assert image.disk is not None

@@ -38,7 +38,7 @@ def about(found: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     return [one for one in found if one["about"] == what]
 
 
-def test_a_platform_that_is_well_is_found_to_be(site: Platform) -> None:
+def test_a_healthy_platform_passes_the_doctor(site: Platform) -> None:
     status, found = doctor("--state-dir", str(site.directory / "s"), "--database", site.postgres.url,
                            NOVACRON_CONFIG=str(site.config))  # fmt: skip
     for what in ("server", "nodes", "VMs", "versions", "QEMU", "kernel", "disk"):
@@ -51,7 +51,7 @@ def test_a_platform_that_is_well_is_found_to_be(site: Platform) -> None:
     assert not any(secret in json.dumps(found) for secret in NEVER)
 
 
-def test_a_node_that_is_away_and_a_vm_that_can_not_be_placed_are_found(site: Platform, api: Api) -> None:
+def test_the_doctor_finds_a_lost_node_and_a_vm_that_cannot_be_placed(site: Platform, api: Api) -> None:
     api("PATCH", "/api/v1/nodes/host-b", {"taints": []})
     site.agents["host-b"].stop()
     try:
@@ -64,7 +64,7 @@ def test_a_node_that_is_away_and_a_vm_that_can_not_be_placed_are_found(site: Pla
         site.wait_node("host-b")
 
 
-def test_what_can_not_be_reached_is_said_so(site: Platform) -> None:
+def test_the_doctor_says_what_it_cannot_reach(site: Platform) -> None:
     status, found = doctor(
         "--database", "postgresql://nova:sesame@127.0.0.1:1/none", NOVACRON_CONFIG="/nonexistent",
         NOVACRON_URL="https://127.0.0.1:1", NOVACRON_TOKEN="nva_nothing",
@@ -74,7 +74,7 @@ def test_what_can_not_be_reached_is_said_so(site: Platform) -> None:
     assert not any(secret in json.dumps(found) for secret in NEVER)
 
 
-async def test_certificates_that_end_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "server"
     directory.mkdir()
     authority = pki.Authority.open(directory)
@@ -86,7 +86,7 @@ async def test_certificates_that_end_are_found(tmp_path: Path, monkeypatch: pyte
     assert Grade.WARNING in {one.grade for one in await machine.certificates(tmp_path)}
 
 
-async def test_programs_that_are_missing_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     found = await machine.programs()
     assert {one.grade for one in found} == {Grade.BAD, Grade.WARNING}
@@ -94,17 +94,17 @@ async def test_programs_that_are_missing_are_named_with_their_packages(monkeypat
     assert [one.grade for one in await machine.qemu("qemu-system-x86_64")] == [Grade.BAD]
 
 
-def test_findings_without_advice_are_those_that_need_none() -> None:
+def test_only_good_findings_come_without_advice() -> None:
     assert finding.ok("a", "b").advice == "" and finding.bad("a", "b", "c").advice == "c"
 
 
-def test_people_read_a_table_and_what_to_do(site: Platform) -> None:
+def test_the_doctor_prints_a_table_and_advice(site: Platform) -> None:
     done = site.cli("doctor", check=False)
     assert re.search(r"^ok +server +https://.* is ready$", done.stdout, re.MULTILINE), done.stdout
     assert "What to do:" in done.stdout
 
 
-def test_a_bundle_holds_what_helps_and_no_secret(site: Platform, tmp_path: Path) -> None:
+def test_a_support_bundle_holds_diagnostics_and_no_secret(site: Platform, tmp_path: Path) -> None:
     seed = "#cloud-config\npassword: sesame-in-user-data\n"
     vm = site.client.create_vm(
         name="bundled", image="tiny", memory_mib=128, power="stopped", cloud_init={"user_data": seed}
@@ -137,7 +137,7 @@ def test_a_bundle_holds_what_helps_and_no_secret(site: Platform, tmp_path: Path)
     assert again.returncode == 1 and "exists" in again.stderr
 
 
-def test_who_is_not_ready_says_all_reasons(site: Platform, api: Api) -> None:
+def test_a_server_that_is_not_ready_gives_all_reasons(site: Platform, api: Api) -> None:
     answer = api("GET", "/readyz", token=None)
     assert answer.status == 200
     site.postgres.kill()

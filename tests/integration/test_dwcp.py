@@ -209,7 +209,7 @@ async def test_a_receiver_that_is_not_the_named_node_gets_nothing(ends: Ends, li
             pass
 
 
-async def test_a_context_below_tls_13_or_without_proof_is_not_taken(ends: Ends) -> None:
+async def test_a_tls_context_below_1_3_or_without_client_certificates_is_rejected(ends: Ends) -> None:
     context = ends.tls("a", server=False)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ValueError, match=r"TLS 1\.3"):

@@ -171,7 +171,7 @@ async def test_one_connection_of_several_is_cut(ends: Ends, listening: tuple[Lis
 
 
 @pytest.mark.parametrize("harm", ["flip", "repeat", "truncate"])
-async def test_bytes_changed_on_the_way_cost_a_connection_and_no_more(
+async def test_bytes_corrupted_in_transit_cost_one_connection(
     ends: Ends, listening: tuple[Listener, int], harm: str
 ) -> None:
     listener, port = listening
@@ -222,7 +222,7 @@ async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, lis
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothing_up(
+async def test_a_session_that_is_cancelled_repeatedly_ends_and_blocks_nothing(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
     """Its threads wait for the event loop: that must never wait for them in return."""
@@ -259,7 +259,7 @@ async def test_a_session_that_is_cancelled_again_and_again_ends_and_holds_nothin
     assert len(done) == 2
 
 
-async def test_another_sender_cannot_go_on_with_a_session(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_another_sender_cannot_resume_a_session(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)
@@ -279,7 +279,7 @@ def pages(seed: int, count: int) -> list[bytes]:
     return [rng.randbytes(PAGE) for _ in range(count)]
 
 
-async def test_what_the_receiver_has_is_told_by_reference(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_pages_that_the_receiver_has_are_sent_as_references(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     known, other = pages(1, 9000), pages(2, 20)
     sender = await carry(ends, listener, port, b"".join(known + other + known), bases=(Held("x", known),))
@@ -289,14 +289,16 @@ async def test_what_the_receiver_has_is_told_by_reference(ends: Ends, listening:
     assert sender.counters.wire_bytes < 20 * PAGE * 2
 
 
-async def test_digests_that_both_ends_can_compute_are_not_told(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_digests_that_both_ends_can_compute_are_not_sent(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     image = Held("image:1", pages(1, 9000))
     sender = await carry(ends, listener, port, b"".join(image.pages), bases=(image,), own=(image,))
     assert sender.savings.sibling == 9000
 
 
-async def test_digests_that_were_told_ahead_are_not_told_again(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_digests_that_were_sent_in_advance_are_not_sent_again(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
     listener, port = listening
     base = Held("checkpoint:1", pages(1, 3000), sealed=True)
     for number in (5, 6, 2000):
@@ -313,7 +315,7 @@ async def test_digests_that_were_told_ahead_are_not_told_again(ends: Ends, liste
     assert sender.savings.sibling == 3000 and sender.counters.repaired_pages == 3
 
 
-async def test_a_stream_may_begin_while_digests_are_told(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_a_stream_can_begin_while_digests_are_sent(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     base = Held("checkpoint:1", pages(1, 20_000))
     base.kind = "checkpoint"
@@ -321,7 +323,7 @@ async def test_a_stream_may_begin_while_digests_are_told(ends: Ends, listening: 
     assert sender.savings.checkpoint == 20_000 and sender.counters.wire_bytes < 2_000_000
 
 
-async def test_a_session_that_is_announced_waits_until_it_is_expected(
+async def test_an_announced_session_waits_until_the_receiver_expects_it(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
     listener, port = listening
@@ -337,7 +339,9 @@ async def test_a_session_that_is_announced_waits_until_it_is_expected(
     assert await receiving == b"x" * 3_000_000
 
 
-async def test_a_base_of_one_name_and_other_pages_is_noticed(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_a_base_with_the_same_name_and_other_pages_is_detected(
+    ends: Ends, listening: tuple[Listener, int]
+) -> None:
     """The two ends disagree about an image: pages are found not to be what was meant, and sent."""
     listener, port = listening
     here, there = Held("image:1", pages(1, 900)), Held("image:1", pages(1, 450) + pages(2, 450))
@@ -359,7 +363,7 @@ async def test_damaged_pages_of_a_base_are_sent_again(
     assert sender.counters.repaired_pages == damaged and sender.savings.sibling == 4000
 
 
-async def test_a_base_that_is_gone_is_made_up_for(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_a_missing_base_costs_savings_only(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     base = Held("x", pages(1, 500))
 
@@ -459,7 +463,7 @@ async def test_a_peer_that_lies_ends_the_session(
     writer.close()
 
 
-async def test_frames_that_come_twice_are_taken_once(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_duplicate_frames_are_processed_once(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)

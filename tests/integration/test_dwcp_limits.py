@@ -46,7 +46,7 @@ def welcome(*bases: BaseInfo, slots: int = 0) -> tuple[bytes, bytes]:
     return frames.encode(Frame(FrameType.WELCOME, payload=msgspec.msgpack.encode(Welcome(0, (), bases, slots))))
 
 
-async def test_a_receiver_that_tells_more_digests_than_it_announced_is_left(ends: Ends) -> None:
+async def test_a_sender_leaves_a_receiver_that_sends_more_digests_than_announced(ends: Ends) -> None:
     hellos = 0
 
     async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +64,7 @@ async def test_a_receiver_that_tells_more_digests_than_it_announced_is_left(ends
     assert sender._encoder is not None and len(sender._encoder._bases) <= 10
 
 
-async def test_a_receiver_does_not_decide_how_much_disk_the_sender_fills(ends: Ends) -> None:
+async def test_a_receiver_cannot_fill_the_senders_disk(ends: Ends) -> None:
     async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.writelines(welcome(slots=2**40))
         await reader.read()
@@ -79,9 +79,7 @@ async def test_a_receiver_does_not_decide_how_much_disk_the_sender_fills(ends: E
     ("number", "code"),
     [(ErrorCode.NOT_EXPECTED, ErrorCode.NOT_EXPECTED), (0, ErrorCode.UNSPECIFIED), (4711, ErrorCode.UNSPECIFIED)],
 )
-async def test_a_sender_goes_by_the_code_of_a_refusal_and_not_by_its_text(
-    ends: Ends, number: int, code: ErrorCode
-) -> None:
+async def test_a_sender_acts_on_a_refusals_code_and_not_on_its_text(ends: Ends, number: int, code: ErrorCode) -> None:
     async def answer(_: SessionHello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.writelines(frames.encode(Frame(FrameType.ERROR, number, b"no session 's' is expected from a")))
         await reader.read()
@@ -92,14 +90,14 @@ async def test_a_sender_goes_by_the_code_of_a_refusal_and_not_by_its_text(
     assert failed.value.code is code
 
 
-async def test_a_sender_that_is_not_expected_is_told_so_by_a_code(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_an_unexpected_sender_gets_a_refusal_with_a_code(ends: Ends, listening: tuple[Listener, int]) -> None:
     with pytest.raises(SendFailed) as failed:
         await ends.sender(listening[1], session="x" * 5000).__aenter__()
     assert failed.value.code is ErrorCode.NOT_EXPECTED and len(str(failed.value)) < 500
 
 
 @pytest.mark.parametrize("number", [ErrorCode.CANCELLED, 0, 4711])
-async def test_a_receiver_hears_why_the_sender_gave_up_whatever_code_it_uses(
+async def test_a_receiver_learns_why_the_sender_gave_up_whatever_code_it_uses(
     ends: Ends, listening: tuple[Listener, int], number: int
 ) -> None:
     listener, port = listening
@@ -155,7 +153,7 @@ async def test_an_unforeseen_error_of_the_sender_is_a_failed_session(
     assert failed.value.code is ErrorCode.CANCELLED
 
 
-async def test_a_connection_that_is_lost_while_digests_are_told_costs_no_more_than_their_use(ends: Ends) -> None:
+async def test_a_connection_lost_while_digests_are_sent_costs_only_their_savings(ends: Ends) -> None:
     """The encoder went on with a ring that was closed."""
     hellos = 0
 
@@ -174,7 +172,7 @@ async def test_a_connection_that_is_lost_while_digests_are_told_costs_no_more_th
         sender._encoder.encode(bytes(8) + b"page" * 1024, [(2, 0, 1, 0, 0, False)])
 
 
-async def test_a_node_has_so_many_connections_and_no_more_and_others_still_come_in(
+async def test_connections_of_one_node_are_limited_and_others_still_connect(
     ends: Ends, listening: tuple[Listener, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener_module, "CONNECTIONS_PER_PEER_MAX", 3)

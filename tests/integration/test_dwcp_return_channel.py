@@ -38,7 +38,7 @@ class Open:
         self.over.set()
 
 
-async def test_bytes_go_the_other_way_in_order_and_once_over_resets(
+async def test_the_return_channel_delivers_in_order_and_once_across_resets(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
     listener, port = listening
@@ -64,9 +64,7 @@ async def test_bytes_go_the_other_way_in_order_and_once_over_resets(
     assert sender.counters.resumed >= 1
 
 
-async def test_a_sender_that_begins_anew_ends_a_session_that_may_be_replaced(
-    ends: Ends, listening: tuple[Listener, int]
-) -> None:
+async def test_a_restarted_sender_replaces_a_replaceable_session(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     terms = msgspec.structs.replace(ends.terms(), replaceable=True)
     with listener.expect("s", "a", terms) as incoming:
@@ -83,7 +81,7 @@ async def test_a_sender_that_begins_anew_ends_a_session_that_may_be_replaced(
                 await sending
 
 
-async def test_a_session_that_is_not_expected_is_told_of(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_an_unexpected_session_is_reported(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     asked: list[tuple[str, str]] = []
     listener.on_knock = lambda session, peer: asked.append((session, peer))
@@ -92,7 +90,7 @@ async def test_a_session_that_is_not_expected_is_told_of(ends: Ends, listening: 
     assert asked == [("other", "a")]
 
 
-async def test_who_expects_a_session_may_wait_for_it_or_not(ends: Ends, listening: tuple[Listener, int]) -> None:
+async def test_a_receiver_can_wait_for_a_session_or_not(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, _ = listening
     with (
         listener.expect("s", "a", ends.terms()) as incoming,

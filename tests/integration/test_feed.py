@@ -84,7 +84,7 @@ async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database
     assert revisions == sorted(revisions), f"seed {seed}"
 
 
-async def test_a_transaction_that_began_first_and_commits_last_is_not_passed_over(database: Database) -> None:
+async def test_a_transaction_that_begins_first_and_commits_last_is_not_skipped(database: Database) -> None:
     slow, fast, reader = [await connect(database.url) for _ in range(3)]
     begun = slow.transaction()
     await begun.start()
@@ -99,7 +99,7 @@ async def test_a_transaction_that_began_first_and_commits_last_is_not_passed_ove
         await connection.close()
 
 
-async def test_rows_end_in_the_feed_as_they_are_in_the_database(database: Database) -> None:
+async def test_the_feeds_last_version_of_a_row_equals_the_database(database: Database) -> None:
     """Writers of the same rows, each with an id before it waits for a row: a later transaction may be first there."""
     seen: list[Change] = []
     stop, tries = asyncio.Event(), 0
@@ -178,7 +178,7 @@ async def test_history_is_cut_at_a_whole_transaction(database: Database) -> None
     assert all(change.revision > snapshot.history_after for change in snapshot.history)
 
 
-async def test_what_was_pruned_is_no_longer_offered(database: Database) -> None:
+async def test_pruned_history_is_not_offered(database: Database) -> None:
     async with database.transaction() as connection:
         await connection.execute(INSERT_USER, "tok-old", "old")
     async with database.transaction() as connection:
@@ -194,7 +194,7 @@ async def test_what_was_pruned_is_no_longer_offered(database: Database) -> None:
     assert limits.CHANGES_RETENTION_S < 2 * 3600
 
 
-async def test_it_says_at_once_when_the_database_goes_away(database: Database) -> None:
+async def test_a_reader_reports_at_once_that_the_database_went_away(database: Database) -> None:
     seen: list[Change] = []
     ended = asyncio.create_task(collect(database.url, seen, asyncio.Event()))
     await began(seen)
@@ -207,7 +207,7 @@ async def test_it_says_at_once_when_the_database_goes_away(database: Database) -
         await asyncio.wait_for(ended, feed.POLL_S / 2)  # before it would look by itself
 
 
-async def test_a_reader_lags_while_something_committed_is_kept_from_it(database: Database) -> None:
+async def test_a_reader_lags_while_committed_rows_are_withheld(database: Database) -> None:
     reader, seen = Feed(database.url, 10), list[Change]()
     assert reader.lag_s() > 0, "it has not read anything"
 

@@ -45,7 +45,9 @@ def directory(site: Platform, vm: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("firmware", ["uefi", pytest.param("uefi-secure", marks=pytest.mark.slow)])
-def test_a_guest_boots_with_uefi_and_a_tpm_that_move_with_it(site: Platform, new_vm: NewVm, firmware: str) -> None:
+def test_a_guest_boots_with_uefi_and_a_tpm_whose_state_moves_with_it(
+    site: Platform, new_vm: NewVm, firmware: str
+) -> None:
     vm = new_vm(
         image="agent", firmware=firmware, tpm=True, memory_mib=256, node="host-a", cloud_init={"user_data": LOOK}
     )
@@ -72,7 +74,7 @@ def test_a_running_guest_moves_with_its_uefi_and_tpm(site: Platform, new_vm: New
     until(lambda: (directory(site, vm) / "tpm/tpm2-00.permall").exists(), "what the TPM remembers is there")
 
 
-def test_a_vm_that_never_ran_moves_too(site: Platform, new_vm: NewVm) -> None:
+def test_a_vm_with_firmware_that_never_ran_can_move(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(image="tiny", firmware="uefi", tpm=True, node="host-a", power="stopped")
     site.wait_state(vm["id"], "stopped")
     site.cli("vm", "migrate", vm["name"], "--to", "host-b")

@@ -34,7 +34,7 @@ def until_heard(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
     return site.wait_vm(vm["id"], lambda now: now["status"]["guest"] is not None, "its guest agent answers", 60)
 
 
-def test_a_guest_finds_what_it_was_told_and_its_agent_answers(
+def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
     site: Platform, new_name: Callable[[], str], tmp_path: Path
 ) -> None:
     name = new_name()
@@ -115,7 +115,7 @@ def test_a_guest_whose_agent_is_hostile_harms_only_itself(
         ("nameservers", ["10.0.0.1", "x"]),
     ],
 )
-def test_bad_first_boot_data_is_refused_by_the_name_of_its_field(
+def test_bad_first_boot_data_is_refused_with_the_name_of_the_field(
     api: Api, new_name: Callable[[], str], field: str, value: Any
 ) -> None:
     body = {"name": new_name(), "image": "tiny", "cloud_init": {field: value}}

@@ -63,7 +63,7 @@ def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, 
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 
 
-def test_maxima_that_make_no_sense_are_refused(api: Api) -> None:
+def test_invalid_hotplug_limits_are_refused(api: Api) -> None:
     new = {"name": "x", "image": "tiny"}
     for more, field in (
         ({"vcpus": 2, "vcpus_max": 1}, "vcpus_max"),

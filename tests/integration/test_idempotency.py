@@ -97,7 +97,7 @@ def test_repetitions_at_several_servers_at_once_create_one_vm(apis: list[Api], s
         assert len(_listed(apis[0], body["name"])) == 1
 
 
-def test_one_key_with_several_bodies_at_once_creates_what_one_of_them_asks_for(apis: list[Api]) -> None:
+def test_one_key_with_several_concurrent_bodies_creates_one_vm(apis: list[Api]) -> None:
     for _ in range(10):
         bodies, key = [_body() for _ in range(8)], uuid.uuid4().hex
         answers = _at_once(apis, bodies, key)

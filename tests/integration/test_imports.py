@@ -88,7 +88,7 @@ def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str,
     assert found.stat().st_uid == 0 and not found.stat().st_mode & 0o077, "no VM opens it by name"
 
 
-def test_an_upload_that_broke_off_goes_on_where_it_was(site: Platform, api: Api, name: str, tmp_path: Path) -> None:
+def test_an_interrupted_upload_resumes_where_it_stopped(site: Platform, api: Api, name: str, tmp_path: Path) -> None:
     file = disk(tmp_path / "raw")
     data, digest = file.read_bytes(), hashlib.sha256(file.read_bytes()).hexdigest()
     begun = site.client.request(
@@ -119,7 +119,7 @@ def _put(api: Api, path: str, piece: bytes) -> int:
     return int(answer.body["held_bytes"]) if answer.status == 200 else -1
 
 
-def test_a_file_with_another_checksum_is_not_kept(site: Platform, name: str, tmp_path: Path) -> None:
+def test_a_file_with_the_wrong_checksum_is_discarded(site: Platform, name: str, tmp_path: Path) -> None:
     done = site.cli("image", "import", name, str(disk(tmp_path / "raw")), "--sha256", "0" * 64, check=False)
     assert done.returncode == 1 and "its SHA-256 is" in done.stderr
     assert all(image["name"] != name for image in site.client.list("images"))
@@ -145,7 +145,7 @@ def web(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_this_host_itself_is_not_fetched_from(site: Platform, name: str) -> None:
+def test_an_import_fetches_nothing_from_the_node_itself(site: Platform, name: str) -> None:
     for host in ("127.0.0.1", "localhost", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"):
         done = finished(site, site.client.import_image(name, url=f"http://{host}:1/disk"))
         assert "this host itself, or on its own link" in done["error"], done
@@ -234,7 +234,7 @@ def test_a_hostile_image_is_refused_with_its_reason(
     assert done.returncode == 1 and why in done.stderr, done.stderr
 
 
-def test_two_imports_of_one_name_and_names_of_all_kinds(site: Platform, api: Api, name: str) -> None:
+def test_a_second_import_of_the_same_name_and_bad_names_are_refused(site: Platform, api: Api, name: str) -> None:
     begun = site.client.import_image(name, size_bytes=SIZE)
     assert api("POST", "/api/v1/imports", {"name": name, "size_bytes": 1}).problem["field"] == "name"
     site.cli("image", "abort", begun["id"])
@@ -265,7 +265,7 @@ def test_an_image_in_use_is_not_removed_and_the_other_node_fetches_it(
     until(lambda: all(v["id"] != vm["id"] for v in site.client.list("vms")), "it is deleted")
 
 
-def test_a_disk_whose_last_page_is_not_whole_is_described_as_it_is_kept(site: Platform, name: str) -> None:
+def test_a_disk_with_a_partial_last_page_is_described_as_stored(site: Platform, name: str) -> None:
     root = site.directory / "host-a" / "imports"
     root.mkdir(exist_ok=True)
     data = os.urandom((5 << 20) + 1000)
@@ -280,7 +280,7 @@ def test_a_disk_whose_last_page_is_not_whole_is_described_as_it_is_kept(site: Pl
 
 
 @pytest.mark.parametrize("format", ["raw", "vmdk"])
-def test_a_kill_while_an_upload_is_converted_costs_nothing(
+def test_an_import_survives_a_kill_while_its_upload_is_converted(
     site: Platform, name: str, tmp_path: Path, format: str
 ) -> None:
     raw, file = tmp_path / "raw", tmp_path / "disk"

@@ -34,7 +34,7 @@ def boots(site: Platform, vm: dict[str, Any]) -> int:
     return site.console_log(site.client.get("vms", vm["id"])).count("tiny guest: up")
 
 
-async def test_the_probe_answers_with_what_really_runs(tmp_path: Path) -> None:
+async def test_the_probe_reports_the_accelerator_that_really_runs(tmp_path: Path) -> None:
     started = time.monotonic()
     found = await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json")
     assert found.kind in AcceleratorKind and found.reason
@@ -125,16 +125,14 @@ def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -
     assert again["status"]["crashes"] >= 1
 
 
-def test_a_guest_that_powers_itself_off_begins_anew_where_that_was_asked_for(site: Platform, new_vm: NewVm) -> None:
+def test_a_guest_that_powers_itself_off_restarts_where_its_spec_says_so(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="always")
     ready(site, vm)
     power_off_from_within(site, vm, lambda: boots(site, vm) == 2)
     site.wait_state(vm["id"], "running")
 
 
-def test_a_vm_that_crashed_stays_off_where_that_was_asked_for_and_has_another_size_then(
-    site: Platform, new_vm: NewVm
-) -> None:
+def test_a_crashed_vm_stays_off_where_its_spec_says_so_and_can_be_resized(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="never")
     ready(site, vm)
     os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
@@ -152,7 +150,7 @@ def test_a_vm_that_crashed_stays_off_where_that_was_asked_for_and_has_another_si
 
 
 @pytest.mark.slow
-def test_a_qemu_that_hangs_is_not_taken_for_gone(site: Platform, new_vm: NewVm) -> None:
+def test_a_hanging_qemu_is_not_taken_for_dead(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
     pid = site.wait_state(vm["id"], "running")["status"]["pid"]
     os.kill(pid, signal.SIGSTOP)
@@ -181,7 +179,7 @@ def test_programs_get_json_and_exit_codes(site: Platform, new_vm: NewVm) -> None
         assert isinstance(json.loads(site.cli(*command, "-o", "json").stdout), list)
 
 
-def test_the_shell_is_completed() -> None:
+def test_shell_completion_works() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "novacron", "--show-completion", "bash"], capture_output=True, text=True, check=True,
         env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
@@ -189,7 +187,7 @@ def test_the_shell_is_completed() -> None:
     assert "complete" in done.stdout
 
 
-def test_a_wrong_or_absent_server_is_said_so(site: Platform) -> None:
+def test_the_cli_reports_a_wrong_or_unreachable_server(site: Platform) -> None:
     environment = {**os.environ, "NOVACRON_URL": "https://127.0.0.1:1", "NOVACRON_TOKEN": "x"}
     done = subprocess.run(
         [sys.executable, "-m", "novacron", "vm", "list"], capture_output=True, text=True, check=False, env=environment

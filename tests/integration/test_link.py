@@ -148,7 +148,7 @@ async def test_a_message_that_a_thread_sends_arrives_at_once(server: Server, tmp
             assert await server.hears(wire.Removed) == wire.Removed("vm-1")
 
 
-async def test_a_link_that_breaks_again_and_again_is_tried_more_and_more_rarely(
+async def test_a_link_that_keeps_breaking_is_retried_with_growing_pauses(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
@@ -171,7 +171,7 @@ async def test_a_link_that_breaks_again_and_again_is_tried_more_and_more_rarely(
     assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]
 
 
-async def test_an_agent_with_another_name_begins_anew(server: Server, tmp_path: Path) -> None:
+async def test_an_agent_with_another_name_starts_afresh(server: Server, tmp_path: Path) -> None:
     node = Node(server.identity(tmp_path / "node"))
     async with asyncio.timeout(30), node.running() as task:
         link = await server.connected.get()

@@ -60,12 +60,12 @@ def test_a_bridge_keeps_its_address_when_a_tap_comes_and_goes(wan: Lab) -> None:
     assert bridge_address(wan) == before
 
 
-def test_a_bridge_that_is_not_there_is_named(wan: Lab) -> None:
+def test_the_error_names_a_missing_bridge(wan: Lab) -> None:
     with pytest.raises(NetworkFailed, match="no bridge 'br9'"):
         wan.hosts[1].within(lambda: tap.create("nvtest", "br9", MAC))
 
 
-def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device: int) -> None:
+def test_frames_that_arrive_after_a_guest_stopped_are_forwarded_to_it(wan: Lab, device: int) -> None:
     here, there = wan.hosts[1], wan.hosts[0]
     run(*there.prefix, "ip", "neigh", "replace", ADDRESS, "lladdr", MAC, "dev", "br0")
     kept = here.within(lambda: InFlightFrames("nvtest"))
@@ -98,7 +98,7 @@ def test_what_comes_for_a_guest_after_its_stop_is_sent_after_it(wan: Lab, device
     kept.close()
 
 
-def test_what_was_learned_of_a_hosts_former_address_is_forgotten(wan: Lab) -> None:
+def test_a_former_address_of_a_host_is_forgotten(wan: Lab) -> None:
     """Frames for it would go there, past the encryption that it has been given since."""
     host, name = wan.hosts[1], f"nvtest-{os.getpid()}"
     plain, encrypted = "198.18.0.1", overlay.encrypted_address(1)
@@ -117,7 +117,7 @@ def test_what_was_learned_of_a_hosts_former_address_is_forgotten(wan: Lab) -> No
         host.within(lambda: namespace.delete(name))
 
 
-def test_what_should_be_encrypted_goes_nowhere_while_what_encrypts_is_gone(wan: Lab) -> None:
+def test_traffic_to_another_site_stops_while_its_encryption_is_missing(wan: Lab) -> None:
     """There is a way to its address for all that: the host's default route."""
     host, encrypted = wan.hosts[1], overlay.encrypted_address(1)
     run(*host.prefix, "ip", "route", "add", str(overlay.RANGE), "via", "198.18.0.1")

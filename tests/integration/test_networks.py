@@ -29,13 +29,13 @@ def gone(site: Platform, vm: dict[str, Any]) -> None:
         ({"name": "n", "nameservers": ["x"]}, "nameservers"),
     ],
 )
-def test_a_network_that_is_asked_for_wrongly_is_refused(site: Platform, api: Api, fields: Any, field: str) -> None:
+def test_an_invalid_network_is_refused(site: Platform, api: Api, fields: Any, field: str) -> None:
     answer = api("POST", "/api/v1/networks", fields)
     assert answer.status == 400 and answer.problem["field"] == field
     assert not list(site.client.list("networks"))
 
 
-def test_a_network_gives_each_vm_an_address_and_goes_last(site: Platform, api: Api, new_vm: NewVm) -> None:
+def test_a_network_gives_each_vm_an_address_and_is_deleted_last(site: Platform, api: Api, new_vm: NewVm) -> None:
     made = site.client.create_network("small", subnet="10.30.0.0/29")
     assert made["spec"]["subnet"] == "10.30.0.0/29" and made["gateway"] is None
     assert api("POST", "/api/v1/networks", {"name": "small"}).status == 409
@@ -79,7 +79,7 @@ def test_a_network_gives_each_vm_an_address_and_goes_last(site: Platform, api: A
         site.client.delete("networks", network)
 
 
-def test_a_node_that_can_not_have_a_network_is_not_chosen(site: Platform, api: Api) -> None:
+def test_a_node_that_cannot_have_a_network_is_not_chosen(site: Platform, api: Api) -> None:
     site.client.create_network("lan", kind="bridge", bridge="br-none")
     answer = api("POST", "/api/v1/placements", {"name": "x", "image": "tiny", "nics": [{"network": "lan"}]})
     assert answer.status < 300
@@ -90,7 +90,7 @@ def test_a_node_that_can_not_have_a_network_is_not_chosen(site: Platform, api: A
     site.client.delete("networks", "lan")
 
 
-def test_ways_in_lead_to_one_thing_only(site: Platform, api: Api, new_vm: NewVm) -> None:
+def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
     site.client.create_network("lan")
     vm = new_vm(nics=[{"network": "lan"}], power="stopped", memory_mib=64)
     alone = new_vm(power="stopped", memory_mib=64)

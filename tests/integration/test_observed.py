@@ -41,7 +41,9 @@ def scraped(asked: Api, path: str, **headers: str) -> str:
     return str(answer.body)
 
 
-def test_agents_are_found_and_measured_through_the_api(watched: Platform, asked: Api, moved: dict[str, Any]) -> None:
+def test_prometheus_discovers_and_scrapes_agents_through_the_api(
+    watched: Platform, asked: Api, moved: dict[str, Any]
+) -> None:
     def found() -> Any:
         return groups if len(groups := asked("GET", "/metrics/targets").body) == 2 else None
 
@@ -63,13 +65,13 @@ def test_agents_are_found_and_measured_through_the_api(watched: Platform, asked:
     assert there["novacron_agent_link_connected"][0].value == 1
 
 
-def test_nobody_without_a_token_is_told_anything(asked: Api) -> None:
+def test_metrics_need_a_token(asked: Api) -> None:
     for path in ("/metrics", "/metrics/targets", "/api/v1/nodes/host-a/metrics"):
         assert asked("GET", path, token=None).status == 401
     assert asked("GET", "/api/v1/nodes/host-z/metrics").status == 404
 
 
-def test_every_metric_that_is_declared_is_said(watched: Platform, asked: Api, moved: dict[str, Any]) -> None:
+def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: dict[str, Any]) -> None:
     """But what only says something once it has happened, and has happened to nobody here."""
     there = "host-a" if watched.client.get("vms", moved["id"])["node"] == "host-b" else "host-b"
     watched.cli("vm", "migrate", "web", "--to", there)  # this server may have begun since the last one
@@ -100,14 +102,14 @@ def test_every_metric_that_is_declared_is_said(watched: Platform, asked: Api, mo
     assert silent <= happen
 
 
-def test_prometheus_finds_nothing_wrong_with_what_is_said(asked: Api, moved: dict[str, Any]) -> None:
+def test_prometheus_finds_no_fault_with_the_metrics(asked: Api, moved: dict[str, Any]) -> None:
     for path in ("/metrics", "/api/v1/nodes/host-b/metrics"):
         done = subprocess.run(["promtool", "check", "metrics"], input=scraped(asked, path), capture_output=True,
                               text=True, timeout=30)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_who_takes_open_metrics_gets_examples_that_lead_to_traces(asked: Api, moved: dict[str, Any]) -> None:
+def test_openmetrics_scrapes_get_exemplars_that_lead_to_traces(asked: Api, moved: dict[str, Any]) -> None:
     text = scraped(asked, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
     examples = [line for line in text.splitlines() if ' # {trace_id="' in line]
@@ -177,9 +179,7 @@ def test_one_trace_shows_how_a_vm_came_to_run(watched: Platform, collector: Coll
     watched.client.delete("vms", vm)
 
 
-def test_whatever_is_asked_of_a_node_is_in_the_trace_of_its_request(
-    watched: Platform, collector: Collector, asked: Api
-) -> None:
+def test_every_question_to_a_node_is_in_its_requests_trace(watched: Platform, collector: Collector, asked: Api) -> None:
     numbers = itertools.count(1)
 
     def ask(method: str, path: str, body: Any, action: str) -> Any:
@@ -218,7 +218,7 @@ def test_whatever_is_asked_of_a_node_is_in_the_trace_of_its_request(
     watched.client.delete("images", "empty")
 
 
-def test_of_reads_a_share_is_recorded_and_of_failures_all(watched: Platform, collector: Collector, asked: Api) -> None:
+def test_a_share_of_reads_and_all_failures_are_traced(watched: Platform, collector: Collector, asked: Api) -> None:
     def count(name: str) -> int:
         return sum(span.name == name for span in list(collector.spans))
 
@@ -245,7 +245,7 @@ def test_a_collector_that_is_slow_or_gone_costs_spans_and_nothing_else(
         collector.delay_s = 0.0
 
 
-def test_the_level_of_the_log_changes_while_they_run(watched: Platform, asked: Api) -> None:
+def test_log_levels_change_at_run_time(watched: Platform, asked: Api) -> None:
     assert asked("GET", "/api/v1/log-level").body == {"level": "info"}
     watched.cli("log-level", "debug", "--node", "host-a")
     watched.cli("log-level", "debug")
@@ -259,7 +259,7 @@ def test_the_level_of_the_log_changes_while_they_run(watched: Platform, asked: A
     watched.client.delete("vms", vm["id"])
 
 
-def test_every_line_of_the_log_can_be_parsed_and_no_token_is_in_it(watched: Platform) -> None:
+def test_every_log_line_can_be_parsed_and_holds_no_token(watched: Platform) -> None:
     for service in (watched.server, *watched.agents.values()):
         whole = service.log.read_text().rpartition("\n")[0]  # the last line may be being written
         lines = [line for line in whole.splitlines() if "administrator token" not in line]

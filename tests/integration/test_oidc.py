@@ -168,7 +168,7 @@ def log_in(client: Client, provider: Provider) -> tuple[Browser, urllib3.BaseHTT
     return browser, browser.get(f"/api/v1/oidc/callback?code={code}&state={state}")
 
 
-def test_who_is_vouched_for_gets_a_session_and_the_roles_of_their_groups(provided: tuple[Client, Provider]) -> None:
+def test_a_user_of_the_provider_gets_a_session_and_the_roles_of_their_groups(provided: tuple[Client, Provider]) -> None:
     client, provider = provided
     browser, back = log_in(client, provider)
     assert back.status == 303 and back.headers["location"] == "/" and COOKIE in browser.cookies
@@ -201,7 +201,7 @@ def test_who_is_vouched_for_gets_a_session_and_the_roles_of_their_groups(provide
     ],
     ids=["audience", "issuer", "expired", "nonce", "nobody", "shared key", "unsigned", "another key"],
 )
-def test_what_is_not_vouched_for_opens_nothing(provided: tuple[Client, Provider], lie: Any) -> None:
+def test_an_invalid_identity_token_opens_no_session(provided: tuple[Client, Provider], lie: Any) -> None:
     client, provider = provided
     provider.lie = lie
     try:
@@ -211,7 +211,7 @@ def test_what_is_not_vouched_for_opens_nothing(provided: tuple[Client, Provider]
         provider.lie = lambda claims: claims
 
 
-def test_a_login_ends_where_it_began(provided: tuple[Client, Provider]) -> None:
+def test_a_login_can_only_end_in_the_browser_that_began_it(provided: tuple[Client, Provider]) -> None:
     client, provider = provided
     victim, attacker = Browser(client), Browser(client)
     attacker.get("/api/v1/oidc/login")

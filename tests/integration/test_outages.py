@@ -184,7 +184,7 @@ def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_a
     no_defects(served)
 
 
-def test_a_replica_that_is_killed_under_load_takes_its_own_connections_along_and_no_write(served: Served) -> None:
+def test_a_replica_that_is_killed_under_load_loses_its_own_connections_and_no_write(served: Served) -> None:
     first, second = served.replicas
     with Load(served, lambda: served.replicas) as load:
         pause(1)
@@ -209,7 +209,7 @@ def _took_s(served: Served) -> float:
     return time.monotonic() - started
 
 
-def test_many_who_only_connect_and_some_who_send_slowly_keep_nobody_from_being_served(served: Served) -> None:
+def test_idle_connections_and_slow_senders_block_no_other_client(served: Served) -> None:
     replica = served.replicas[0]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(10_000, hard - 500)
@@ -253,7 +253,7 @@ def _memory_mib(replica: Replica) -> float:
     return int(found[1]) / 1024
 
 
-def test_a_follower_that_stops_reading_is_cut_off_and_holds_up_nobody(served: Served) -> None:
+def test_a_follower_that_stops_reading_is_disconnected_and_delays_nobody(served: Served) -> None:
     replica, config = served.replicas[0], served.client.config
     context = ssl.create_default_context(cadata=config.ca)
     with contextlib.ExitStack() as stack:

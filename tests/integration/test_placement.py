@@ -36,7 +36,7 @@ def placed(site: Platform, vm: dict[str, Any]) -> str:
     return found
 
 
-def test_labels_taints_and_groups_decide_and_a_dry_run_says_why(site: Platform, new_vm: NewVm) -> None:
+def test_labels_taints_and_groups_decide_placement_and_a_dry_run_gives_reasons(site: Platform, new_vm: NewVm) -> None:
     site.cli("node", "set", "host-a", "--label", "disk=ssd", "--label", "gone=1", "--zone", "rack-1")
     shown = site.cli("node", "set", "host-a", "--label", "gone-", "--taint", "gpu").stdout
     assert "disk=ssd" in shown and "gone" not in shown and "gpu=no-schedule" in shown and "rack-1" in shown
@@ -92,7 +92,7 @@ def test_many_creates_at_once_fill_nodes_and_overfill_none(site: Platform, api: 
     until(lambda: counts() == {"host-a": 30, "host-b": 30, None: 39}, "the next one takes its place", 30)
 
 
-def test_what_waits_writes_nothing_meanwhile(site: Platform, new_vm: NewVm) -> None:
+def test_waiting_vms_cause_no_writes(site: Platform, new_vm: NewVm) -> None:
     site.cli("node", "set", "host-a", "--label", "only=here")
     stays = site.wait_state(new_vm(node="host-a", placement={"labels": {"only": "here"}})["id"], "running")
     waits = new_vm(placement={"labels": {"only": "nowhere"}})
@@ -121,7 +121,7 @@ def test_what_waits_writes_nothing_meanwhile(site: Platform, new_vm: NewVm) -> N
         site.cli("node", "set", "host-a", "--label", "only-")
 
 
-def test_a_vm_with_devices_waits_for_a_node_that_gives_them_and_stays_there_while_it_runs(
+def test_a_vm_with_devices_waits_for_a_node_that_has_them_and_stays_there_while_it_runs(
     site: Platform, api: Api, new_vm: NewVm
 ) -> None:
     address = "0000:01:00.0"

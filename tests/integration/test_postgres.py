@@ -13,7 +13,7 @@ from lab.platform import open_directory
 from novacron.local.postgres import Postgres, PostgresFailed
 
 
-async def test_it_keeps_what_was_committed_when_it_is_killed() -> None:
+async def test_postgres_keeps_committed_rows_when_it_is_killed() -> None:
     with open_directory("nvpg-") as directory:
         server = Postgres(directory / "pg")
         connection = await asyncpg.connect(server.start())
@@ -49,14 +49,16 @@ def test_only_local_users_that_are_mapped_can_connect() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root does PostgreSQL run as another user")
-def test_a_directory_that_its_user_cannot_enter_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_directory_that_the_postgres_user_cannot_enter(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with pytest.raises(PostgresFailed, match=f"can't enter {tmp_path}|can't enter {tmp_path.parent}|can't enter"):
         Postgres(tmp_path / "pg").start()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root does PostgreSQL run as another user")
-def test_programs_that_its_user_cannot_reach_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_the_postgres_user_cannot_reach_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from novacron.local import postgres
 
     real = postgres._barred

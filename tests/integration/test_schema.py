@@ -28,7 +28,7 @@ def served() -> Iterator[Served]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_generator_of_requests_finds_nothing(served: Served, tmp_path: Path) -> None:
+def test_generated_requests_find_no_violation_of_the_schema(served: Served, tmp_path: Path) -> None:
     config = served.client.config
     (tmp_path / "ca.pem").write_text(config.ca)
     command = [

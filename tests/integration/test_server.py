@@ -20,7 +20,7 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_port_in_use_is_named(tmp_path: Path, site: Platform) -> None:
+def test_the_error_names_a_port_in_use(tmp_path: Path, site: Platform) -> None:
     taken, free = site.ports[0], 0
     for flags, field in ((("--port", str(taken), "--link-port", str(free)), "port"),
                          (("--port", str(free), "--link-port", str(taken)), "link-port")):  # fmt: skip
@@ -31,7 +31,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, site: Platform) -> None:
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://localhost/x", "postgresql://localhost:notaport/x"])
-def test_a_database_url_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+def test_an_invalid_database_url_is_refused(tmp_path: Path, url: str) -> None:
     done = start(tmp_path, "--database", url, "--port", "0", "--link-port", "0")
     assert done.returncode == 1, done.stderr
     assert "error: database:" in done.stderr and "Traceback" not in done.stderr

@@ -76,7 +76,7 @@ async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
             await one.close()
 
 
-async def test_guesses_are_counted_in_all_processes_and_go_on_to_be_when_it_is_away(redis: Redis) -> None:
+async def test_password_guesses_are_counted_across_processes_and_without_redis(redis: Redis) -> None:
     shared = [Shared(redis.url), Shared(redis.url)]
     one, other = (Passwords(each) for each in shared)
     for number in range(TRIES):

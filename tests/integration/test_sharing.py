@@ -98,9 +98,7 @@ def test_a_link_is_shared_by_weight_and_its_limit_counts_at_once(link: Platform,
         (10**6, {"start": "08:00", "end": "09:00", "rate_bytes_per_s": 10**6, "days": [8]}, "schedule"),
     ],
 )
-def test_a_limit_that_can_not_be_is_refused(
-    link: Platform, rate: int, window: dict[str, Any] | None, field: str
-) -> None:
+def test_an_impossible_limit_is_refused(link: Platform, rate: int, window: dict[str, Any] | None, field: str) -> None:
     with pytest.raises(ApiError) as refused:
         link.client.limit_link("east", "west", rate, [] if window is None else [window])
     assert refused.value.status in (400, 422) and field in str(refused.value.problem)
@@ -119,13 +117,15 @@ def test_a_path_is_measured(link: Platform) -> None:
     ("source", "target", "status", "field"),
     [("host-a", "host-a", 400, "target"), ("host-a", "host-z", 404, "target"), ("host-z", "host-a", 404, "source")],
 )
-def test_a_path_that_is_none_is_refused(link: Platform, source: str, target: str, status: int, field: str) -> None:
+def test_a_probe_of_an_invalid_path_is_refused(
+    link: Platform, source: str, target: str, status: int, field: str
+) -> None:
     with pytest.raises(ApiError) as refused:
         link.client.probe_link(source, target, 0.5)
     assert refused.value.status == status and refused.value.problem["field"] == field
 
 
-def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> None:
+def test_a_forecast_of_a_migration_moves_nothing(link: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
     node = booted(link, vm)
     found = link.client.act("vms", vm["id"], "foresee-migration", {"target": other(node)})
@@ -147,7 +147,7 @@ def test_a_move_is_foreseen_and_nothing_moves(link: Platform, new_vm: NewVm) -> 
     assert refused.value.status == 409
 
 
-def test_disks_that_move_along_are_foreseen_too(link: Platform, new_vm: NewVm) -> None:
+def test_a_forecast_includes_disks_that_move_along(link: Platform, new_vm: NewVm) -> None:
     vm = new_vm(image="disk")
     booted(link, vm)
     shell(

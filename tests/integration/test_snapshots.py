@@ -69,7 +69,7 @@ def booted(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
     return site.client.get("vms", vm["id"])
 
 
-def test_a_disk_goes_back_and_forth_in_a_tree(site: Platform, new_vm: NewVm) -> None:
+def test_a_disk_is_reverted_back_and_forth_in_its_snapshot_tree(site: Platform, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)
     for text in ("one", "two"):
         write(site, vm, text)
@@ -99,7 +99,7 @@ def test_a_disk_goes_back_and_forth_in_a_tree(site: Platform, new_vm: NewVm) -> 
     assert len(in_file(site, vm)) == 2
 
 
-def test_memory_goes_back_too(site: Platform, new_vm: NewVm) -> None:
+def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)
     write(site, vm, "before")
     shell(site, vm, "echo kept > /run/word")
@@ -122,7 +122,7 @@ def test_memory_goes_back_too(site: Platform, new_vm: NewVm) -> None:
     site.cli("snapshot", "delete", vm["name"], "whole")
 
 
-def test_a_guest_that_stands_still_meanwhile_takes_its_snapshots_along(
+def test_a_warm_migration_moves_the_guests_snapshots(
     site: Platform, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
     vm = booted(site, new_vm, node="host-a")
@@ -151,7 +151,9 @@ def test_a_guest_that_stands_still_meanwhile_takes_its_snapshots_along(
 
 
 @pytest.mark.slow
-def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform, api: Api, new_vm: NewVm) -> None:
+def test_snapshots_that_lack_the_guest_agent_or_disk_they_need_are_refused(
+    site: Platform, api: Api, new_vm: NewVm
+) -> None:
     vm = booted(site, new_vm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
     assert answer.problem["field"] == "quiesce" and "no guest agent" in answer.problem["detail"]
@@ -160,7 +162,7 @@ def test_a_snapshot_waits_for_the_guest_to_write_out_what_it_has(site: Platform,
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
 
 
-def test_a_quiesced_snapshot_has_what_the_guest_had_not_written_out(site: Platform, new_vm: NewVm) -> None:
+def test_a_quiesced_snapshot_contains_unflushed_guest_writes(site: Platform, new_vm: NewVm) -> None:
     vm = until_heard(site, new_vm(image="filesystem", cloud_init={}))
     assert shell(site, vm, "echo kept > /data/file && echo done") == "done"
     site.cli("snapshot", "create", vm["name"], "q", "--quiesce")
@@ -171,7 +173,7 @@ def test_a_quiesced_snapshot_has_what_the_guest_had_not_written_out(site: Platfo
     assert shell(site, vm, "cat /data/file") == "kept"
 
 
-def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
+def test_invalid_snapshot_requests_are_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = booted(site, new_vm)
     path = f"/api/v1/vms/{vm['id']}/snapshots"
     for name in ("A", "a,b", "../x", "$(id)"):
@@ -200,7 +202,7 @@ def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: 
         ),
     ],
 )
-def test_a_kill_meanwhile_does_not_keep_it_from_being_done(
+def test_snapshot_operations_complete_after_a_kill(
     site: Platform, new_vm: NewVm, phase: str, what: str
 ) -> None:  # fmt: skip
     vm = booted(site, new_vm)

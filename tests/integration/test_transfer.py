@@ -53,7 +53,7 @@ def carry(server: socket.socket, target: Path) -> None:
             sink.sendall(data)
 
 
-async def test_memory_arrives_as_it_is_when_the_guest_stops(tmp_path: Path) -> None:
+async def test_memory_arrives_as_it_was_when_the_guest_stopped(tmp_path: Path) -> None:
     """QEMU's dirty log must not lose a write: 7.2's does under emulation with more than one pass (docs/adr/0009)."""
     images = tmp_path / "busy"
     tiny.build(images, {"work": CHURN})

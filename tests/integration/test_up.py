@@ -74,7 +74,7 @@ def up(images: Path) -> Iterator[Up]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_it_starts_runs_vms_and_leaves_them_running(up: Up) -> None:
+def test_up_starts_and_runs_vms_and_leaves_them_running(up: Up) -> None:
     up.start()
     assert "administrator token (shown once" in up.log.read_text()
     assert (up.directory / "cli.json").stat().st_mode & 0o777 == 0o600
@@ -89,7 +89,7 @@ def test_it_starts_runs_vms_and_leaves_them_running(up: Up) -> None:
     assert up.pids("qemu-system") == []
 
 
-def test_killed_parts_come_back_and_a_killed_whole_leaves_no_part(up: Up) -> None:
+def test_killed_processes_are_restarted_and_none_outlives_a_killed_platform(up: Up) -> None:
     up.start()
     pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
     for part in ("novacron server", "novacron agent", "bin/postgres -D"):

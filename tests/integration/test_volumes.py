@@ -81,7 +81,7 @@ def got(site: Platform, vm: Object, disk: str = "sda") -> str:
     )
 
 
-def test_a_volume_goes_from_one_running_guest_to_another(site: Platform, new_vm: NewVm, volume: Create) -> None:
+def test_a_volume_moves_from_one_running_guest_to_another(site: Platform, new_vm: NewVm, volume: Create) -> None:
     vm = booted(site, new_vm)
     other = booted(site, new_vm, node=vm["node"])
     data = volume(node=vm["node"])
@@ -105,7 +105,9 @@ def test_a_volume_goes_from_one_running_guest_to_another(site: Platform, new_vm:
     assert "VolumeAttached" in history and "VolumeDetached" in history
 
 
-def test_it_is_there_when_its_vm_starts_and_outlives_it(site: Platform, new_vm: NewVm, volume: Create) -> None:
+def test_a_volume_is_attached_when_its_vm_starts_and_outlives_the_vm(
+    site: Platform, new_vm: NewVm, volume: Create
+) -> None:
     vm = booted(site, new_vm)
     site.cli("vm", "kill", vm["name"], "--wait")
     first, second = volume(node=vm["node"]), volume(node=vm["node"], size_mib=32)
@@ -126,7 +128,7 @@ def test_it_is_there_when_its_vm_starts_and_outlives_it(site: Platform, new_vm: 
     assert not file_of(site, first).exists()
 
 
-def test_what_is_discarded_takes_no_space_and_writes_are_limited(site: Platform, new_vm: NewVm, volume: Create) -> None:
+def test_discarded_blocks_take_no_space_and_writes_are_limited(site: Platform, new_vm: NewVm, volume: Create) -> None:
     vm = booted(site, new_vm)
     data = volume(node=vm["node"], bytes_per_s=2_000_000)
     attach(site, data, vm)
@@ -210,7 +212,7 @@ def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm
 
 
 @pytest.mark.parametrize("what", ["target", pytest.param("source", marks=pytest.mark.slow)])
-def test_a_move_with_volumes_that_fails_leaves_them_where_they_were(
+def test_a_failed_migration_leaves_volumes_where_they_were(
     site: Platform, new_vm: NewVm, volume: Create, what: str
 ) -> None:
     vm = booted(site, new_vm, node="host-a")
@@ -234,7 +236,9 @@ def test_a_move_with_volumes_that_fails_leaves_them_where_they_were(
     until(lambda: files_of(site, data) == ["host-a"], "nothing of it is left at the target", 60)
 
 
-def test_a_target_without_the_pool_or_room_is_refused_early(site: Platform, new_vm: NewVm, volume: Create) -> None:
+def test_a_target_without_the_pool_or_enough_space_is_refused_early(
+    site: Platform, new_vm: NewVm, volume: Create
+) -> None:
     vm = new_vm(image="tiny", node="host-a", power="stopped")
     site.wait_state(vm["id"], "stopped")
     data = volume(node="host-a")
@@ -244,7 +248,7 @@ def test_a_target_without_the_pool_or_room_is_refused_early(site: Platform, new_
     assert "is on node host-a already" in verdicts["host-a"]
 
 
-def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: NewVm, volume: Create) -> None:
+def test_invalid_volumes_and_attachments_are_refused(site: Platform, api: Api, new_vm: NewVm, volume: Create) -> None:
     data = volume()
     for body, field in (
         ({"name": "A", "size_mib": 1}, "name"),
@@ -265,7 +269,7 @@ def test_what_is_asked_for_wrongly_is_refused(site: Platform, api: Api, new_vm: 
 
 
 @pytest.mark.parametrize("what", ["agent", pytest.param("server", marks=pytest.mark.slow)])
-def test_a_kill_meanwhile_costs_nothing(site: Platform, new_vm: NewVm, volume: Create, what: str) -> None:
+def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume: Create, what: str) -> None:
     vm = booted(site, new_vm)
     service = site.agents[vm["node"]] if what == "agent" else site.server
 

@@ -79,7 +79,7 @@ def counted(client: Client) -> dict[str, float]:
     }
 
 
-def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Client, Service]) -> None:
+def test_every_worker_process_reports_the_counts_of_all(served: tuple[Client, Service]) -> None:
     client, server = served
     until(lambda: counted(client)["novacron_processes"] == 3, "all have written what they counted")
     requests = "novacron_api_requests_total GET /api/v1/projects 200"
@@ -112,7 +112,7 @@ def test_whichever_process_is_asked_says_what_all_have_counted(served: tuple[Cli
     assert counted(client)[requests] == before + 30, "what the one that was killed counted stays"
 
 
-async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:
+async def test_worker_processes_answer_many_concurrent_calls(served: tuple[Client, Service]) -> None:
     config = served[0].config
     names = {f"many-{number}" for number in range(20)}
     async with AsyncClient(config) as client:
@@ -138,7 +138,7 @@ async def test_many_calls_at_once(served: tuple[Client, Service]) -> None:
                     break
 
 
-def test_a_server_that_is_told_to_end_says_so_first_and_takes_its_workers_along(
+def test_a_stopping_server_announces_it_first_and_stops_its_workers(
     served: tuple[Client, Service],
 ) -> None:
     client, server = served

@@ -19,13 +19,13 @@ roles = st.sampled_from(list(Role))
 grants = st.lists(st.tuples(projects, roles), max_size=5)
 
 
-def test_each_role_may_what_the_one_before_may_and_more() -> None:
+def test_each_role_has_the_rights_of_the_lower_role_and_more() -> None:
     order = [RIGHTS[role] for role in Role]
     assert all(less < more for less, more in itertools.pairwise(order))
 
 
 @given(grants, st.sampled_from(list(Right)), projects)
-def test_nobody_may_more_than_their_roles_say(
+def test_nobody_has_more_rights_than_their_roles(
     given_roles: list[tuple[str | None, Role]], right: Right, where: str | None
 ) -> None:
     allowed = any(right in RIGHTS[role] and project in (None, where) for project, role in given_roles)
@@ -35,7 +35,7 @@ def test_nobody_may_more_than_their_roles_say(
 @given(
     grants, st.none() | st.frozensets(st.sampled_from(list(Right))), projects, st.sampled_from(list(Right)), projects
 )
-def test_a_token_may_never_more_than_its_user(
+def test_a_token_never_has_more_rights_than_its_user(
     given_roles: list[tuple[str | None, Role]], scopes: frozenset[Right] | None, good_in: str | None, right: Right,
     where: str | None,
 ) -> None:  # fmt: skip
@@ -47,11 +47,11 @@ def test_a_token_may_never_more_than_its_user(
         assert good_in in (None, where)
 
 
-def test_nobody_without_a_role_may_anything() -> None:
+def test_a_user_without_a_role_has_no_rights() -> None:
     assert not any(Access().allows(right, where) for right in Right for where in (None, "a"))
 
 
-def test_a_quota_stops_what_grows_and_lets_be_what_is_there() -> None:
+def test_a_quota_stops_growth_and_leaves_existing_use_alone() -> None:
     quota = Quota(vms=2, memory_mib=1024)
     check("web", quota, Usage(vms=1), Usage(vms=2, vcpus=900))
     with pytest.raises(QuotaExceeded, match="may have 2 VMs, and would have 3") as caught:
@@ -61,7 +61,7 @@ def test_a_quota_stops_what_grows_and_lets_be_what_is_there() -> None:
     check("web", quota, Usage(vms=9), Usage(vms=9, networks=1))
 
 
-def test_groups_of_a_provider_mean_roles() -> None:
+def test_groups_of_an_identity_provider_grant_roles() -> None:
     provider = Provider(
         "https://idp", "novacron", "/secret",
         roles=(
@@ -84,9 +84,9 @@ def test_groups_of_a_provider_mean_roles() -> None:
         ("\u202e", "user"),
     ],
 )
-def test_a_name_from_outside_becomes_one_of_ours(said: str, name: str) -> None:
+def test_an_external_user_name_becomes_a_valid_name(said: str, name: str) -> None:
     assert user_name({"preferred_username": said}, "preferred_username") == name
 
 
-def test_what_pages_send_tells_nothing_of_the_session() -> None:
+def test_the_csrf_token_reveals_nothing_about_the_session() -> None:
     assert csrf_of("secret") != csrf_of("other") and "secret" not in csrf_of("secret")

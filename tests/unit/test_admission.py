@@ -139,7 +139,7 @@ async def test_a_list_comes_from_the_cache_until_it_changes(server: Server) -> N
     assert (await server.get("/api/v1/vms?name=web*")).names == ["web-3"]
 
 
-async def test_who_is_not_known_is_refused(server: Server) -> None:
+async def test_unknown_callers_are_refused(server: Server) -> None:
     answer = await server.get("/api/v1/vms", secret="wrong")
     assert answer.status == 401 and answer.headers[b"content-type"].startswith(b"application/problem+json")
     assert server.recorder.calls[-1].status == 401 and server.recorder.calls[-1].user == "-"
@@ -156,7 +156,7 @@ async def test_requests_beyond_the_rate_are_rejected_with_the_time_to_wait() -> 
     assert server.recorder.calls[-1].status == 429 and server.recorder.calls[-1].user == "ann"
 
 
-async def test_an_overloaded_server_rejects_all_but_what_must_go_on(
+async def test_an_overloaded_server_rejects_all_but_essential_requests(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "IN_PROGRESS_MAX", 0)

@@ -17,7 +17,7 @@ def with_pool(name: str, id: str, free: int = 1 << 30) -> Node:
     return msgspec.structs.replace(made, status=msgspec.structs.replace(made.status, inventory=inventory))
 
 
-def test_a_local_volume_goes_only_where_there_is_another_directory_with_room() -> None:
+def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
     volume = Volume(
         "vol-1", "data", "fast", PoolKind.LOCAL, "a", 64, None, None, VolumePhase.READY, "", 64 << 20, "vm-1", "vm", 0,
         False, None, False, None, 1, NOW,

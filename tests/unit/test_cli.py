@@ -58,7 +58,7 @@ def test_sizes_are_for_people(count: float | None, text: str) -> None:
     assert output.size(count) == text
 
 
-def test_the_bar_stays_between_nothing_and_all() -> None:
+def test_the_progress_bar_stays_between_empty_and_full() -> None:
     progress = {"total_bytes": 100, "remaining_bytes": 150}
     assert share_done({"phase": "transferring", "progress": progress}) == 0.0
     assert share_done({"phase": "completed", "progress": progress}) == 1.0
@@ -127,7 +127,7 @@ def test_security_groups_can_be_removed_all(calls: Calls) -> None:
     assert calls.made == [("configure_vm", ("web",), {"security_groups": []})]
 
 
-def test_a_migration_takes_a_rate_as_people_write_it(calls: Calls) -> None:
+def test_a_migration_accepts_a_rate_with_a_unit(calls: Calls) -> None:
     run("vm", "migrate", "web", "--to", "b", "--max-rate", "80Mbit", "--policy", "post-copy", "--no-wait")
     fields = {"target": "b", "rate_limit_bytes_per_s": 10_000_000, "weight": 1, "policy": "post-copy", "warm": False}
     assert calls.made == [("act", ("vms", "web", "migrate", fields), {})]
@@ -141,7 +141,7 @@ def test_labels_and_devices_of_a_node_are_added_and_removed(calls: Calls) -> Non
     assert calls.made[-1] == ("configure_node", ("a",), changes)
 
 
-def test_a_limit_of_a_volume_is_removed_with_0(calls: Calls) -> None:
+def test_a_value_of_0_removes_a_volumes_limit(calls: Calls) -> None:
     run("volume", "set", "data", "--iops", "0", "--throughput", "1000000")
     assert calls.made == [("configure_volume", ("data",), {"iops": None, "bytes_per_s": 1_000_000})]
 

@@ -49,7 +49,7 @@ def client(transport: FakeTransport) -> Client:
 BUSY, DONE = Answer(503, b'{"status": 503, "detail": "starting"}'), Answer(201, b'{"id": "vm-1"}')
 
 
-def test_a_request_is_sent_again_with_the_same_idempotency_key() -> None:
+def test_a_request_is_retried_with_the_same_idempotency_key() -> None:
     transport = FakeTransport(None, BUSY, DONE)
     assert client(transport).create_vm(name="web", node=None) == {"id": "vm-1"}
     keys = {headers["Idempotency-Key"] for _, _, headers, _ in transport.sent}
@@ -57,25 +57,25 @@ def test_a_request_is_sent_again_with_the_same_idempotency_key() -> None:
     assert {(path, body) for _, path, _, body in transport.sent} == {("/api/v1/vms?project=blue", b'{"name": "web"}')}
 
 
-def test_a_file_is_fetched_again_as_any_other_request_is() -> None:
+def test_a_failed_download_is_retried_like_any_other_request() -> None:
     assert client(FakeTransport(None, BUSY, Answer(200, b"PNG"))).screenshot("web") == b"PNG"
 
 
-def test_the_third_failure_is_the_callers() -> None:
+def test_the_third_failure_is_raised_to_the_caller() -> None:
     with pytest.raises(Unreachable):
         client(FakeTransport(None, None, None)).me()
     with pytest.raises(ApiError, match="starting"):
         client(FakeTransport(BUSY, BUSY, BUSY)).me()
 
 
-def test_a_refusal_is_not_sent_again() -> None:
+def test_a_refused_request_is_not_retried() -> None:
     transport = FakeTransport(Answer(409, b'{"status": 409, "detail": "exists"}'))
     with pytest.raises(ApiError, match="exists"):
         client(transport).create_vm(name="web")
     assert len(transport.sent) == 1
 
 
-def test_a_stream_of_changes_resumes_after_the_last_whole_one() -> None:
+def test_a_stream_of_changes_resumes_after_the_last_complete_change() -> None:
     whole = b'event: vm\nid: 7\ndata: {"name": "web"}\n\n'
     cut = b'event: vm\ndata: {"na'
     transport = FakeTransport(streams=(whole + cut, None, whole.replace(b"7", b"8"), None, None, None, None))
@@ -87,7 +87,7 @@ def test_a_stream_of_changes_resumes_after_the_last_whole_one() -> None:
     assert transport.paused_s == [1, 1, 2, 3]
 
 
-def test_events_are_found_however_the_stream_is_cut_into_pieces() -> None:
+def test_events_are_parsed_however_the_stream_is_split() -> None:
     text = b'event: vm\nid: 7\ndata: {"a": 1}\n\nevent: interrupted\ndata: {}\n\nid: 9\ndata: {"b": 2}\n\n'
     for size in (1, 3, len(text)):
         parser = EventParser(None)
@@ -96,7 +96,7 @@ def test_events_are_found_however_the_stream_is_cut_into_pieces() -> None:
         assert parser.last_id == 9
 
 
-async def test_the_asynchronous_client_says_that_nobody_answers() -> None:
+async def test_the_asynchronous_client_reports_an_unreachable_server() -> None:
     async with AsyncClient(Config("https://127.0.0.1:1", "token", "")) as asynchronous:
         with pytest.raises(Unreachable, match=r"no answer from https://127\.0\.0\.1:1"):
             await asynchronous.me()

@@ -29,7 +29,7 @@ def encoded(message: wire.Message) -> dict[str, Any]:
         (msgspec.msgpack.encode({"type": "removed", "vm": 7}), "removed"),
     ],
 )
-def test_what_cannot_be_decoded_names_its_kind(raw: bytes, kind: str) -> None:
+def test_a_decoding_error_names_the_message_kind(raw: bytes, kind: str) -> None:
     with pytest.raises(codec.Undecodable) as found:
         codec.decode_from_agent(raw)
     assert found.value.kind == kind
@@ -47,7 +47,7 @@ def test_a_statement_with_an_unknown_enum_value_costs_no_other_vm_its_statement(
     assert [part.kind for part in left_out] == ["part of desired"]
 
 
-def test_a_volume_in_an_unknown_phase_costs_no_other_volume_its_word() -> None:
+def test_a_volume_in_an_unknown_phase_hides_no_other_volume() -> None:
     good = wire.VolumeWanted("volume-1", "local", 10, VolumePhase.CREATING)
     volumes = encoded(wire.Volumes((good, wire.VolumeWanted("volume-2", "local", 10, VolumePhase.CREATING))))
     volumes["volumes"][1]["phase"] = "melting"
@@ -57,6 +57,6 @@ def test_a_volume_in_an_unknown_phase_costs_no_other_volume_its_word() -> None:
 
 
 @pytest.mark.parametrize("kind", ["imports", "exports", "networks"])
-def test_a_list_whose_others_are_removed_is_taken_whole_or_not_at_all(kind: str) -> None:
+def test_a_complete_list_is_decoded_whole_or_not_at_all(kind: str) -> None:
     with pytest.raises(codec.Undecodable):
         codec.decode_from_server(msgspec.msgpack.encode({"type": kind, kind: [{"id": 7}]}))

@@ -26,7 +26,7 @@ def test_a_baseline_is_what_every_node_can_be(flags: list[frozenset[str]]) -> No
     assert baseline(reversed(every), every[0]) == found
 
 
-def test_processors_of_others_do_not_count_and_take_no_guests() -> None:
+def test_processors_of_other_vendors_do_not_count_and_get_no_guests() -> None:
     amd = CpuModel("AuthenticAMD", 25, 1, 1, ("sse4-2",))
     assert baseline([INTEL, amd], INTEL) == INTEL
     assert amd.cannot_be(INTEL) == "its processor is one of AuthenticAMD, not of GenuineIntel"
@@ -35,7 +35,7 @@ def test_processors_of_others_do_not_count_and_take_no_guests() -> None:
     assert poor.with_flags(["avx2"]).flags == ("avx2", "sse4-2")
 
 
-def test_a_node_that_can_not_run_a_vm_as_it_was_started_is_named_with_the_reason() -> None:
+def test_a_node_that_cannot_run_a_vm_as_started_is_refused_with_the_reason() -> None:
     one = node("a")
     plain = one.status.inventory
     assert plain is not None
@@ -62,7 +62,7 @@ def test_a_node_that_can_not_run_a_vm_as_it_was_started_is_named_with_the_reason
     )
 
 
-def test_qemu_is_told_all_of_it_and_to_give_no_less() -> None:
+def test_qemu_gets_the_whole_processor_model_and_must_enforce_it() -> None:
     said = argument(AcceleratorKind.KVM, INTEL)
     assert said.startswith("base,vendor=GenuineIntel,family=6,model=85,stepping=4,")
     assert "enforce=on" in said and said.endswith("aes=on,avx2=on,sse4-2=on")

@@ -32,14 +32,14 @@ def said(node: str, has: Inventory, passthrough: tuple[str, ...] = ()) -> Change
     return Change(1, "node", node, body)
 
 
-def test_nothing_is_known_before_the_feed_has_begun() -> None:
+def test_the_baseline_is_unknown_before_the_feed_has_begun() -> None:
     processors = CpuBaselines()
     assert not processors.known
     processors.reset()
     assert processors.known
 
 
-def test_a_lesser_node_concerns_those_that_run_guests_as_it_does() -> None:
+def test_a_lesser_processor_affects_nodes_with_the_same_accelerator() -> None:
     processors = CpuBaselines()
     assert processors.changed(said("a", inventory(MANY))) == {"a"}
     assert processors.changed(said("b", inventory(MANY))) == {"b"}
@@ -51,14 +51,14 @@ def test_a_lesser_node_concerns_those_that_run_guests_as_it_does() -> None:
     assert processors.common(inventory(MANY, AcceleratorKind.TCG)) == inventory(MANY).cpu
 
 
-def test_what_a_node_says_again_concerns_nobody() -> None:
+def test_a_repeated_inventory_affects_nobody() -> None:
     processors = CpuBaselines()
     processors.changed(said("a", inventory(MANY)))
     assert processors.changed(said("a", inventory(MANY))) == set()
     assert processors.changed(said("a", inventory(MANY), ("0000:01:00.0",))) == {"a"}
 
 
-def test_the_last_node_of_a_kind_takes_its_limits_along() -> None:
+def test_limits_of_a_kind_end_with_its_last_node() -> None:
     processors = CpuBaselines()
     for node, flags in (("a", MANY), ("b", FEW), ("c", FEW)):
         processors.changed(said(node, inventory(flags)))
@@ -76,14 +76,14 @@ def test_a_node_whose_processor_changes_is_counted_once() -> None:
     assert processors.common(inventory(MANY)) == inventory(MANY).cpu
 
 
-def test_a_node_that_has_not_said_its_processor_has_nothing_in_common() -> None:
+def test_a_node_without_a_reported_processor_has_no_baseline() -> None:
     processors = CpuBaselines()
     processors.changed(said("a", inventory(None)))
     assert processors.common(inventory(None)) is None
     assert processors.common(None) is None
 
 
-def test_each_node_watches_the_next_ones_by_name() -> None:
+def test_each_node_watches_the_next_nodes_by_name() -> None:
     def names(node: str, *ring: str) -> list[str]:
         return [name for name, _ in watched_by([(one, "endpoint") for one in ring], node)]
 

@@ -32,13 +32,13 @@ def sender() -> tuple[DesiredStateSender, dict[str, NodeSession]]:
         (Change(1, "project", "project-1", {"name": "p"}), set()),
     ],
 )  # fmt: skip
-async def test_those_are_told_anew_whom_a_change_concerns(change: Change, woken: set[str]) -> None:
+async def test_a_change_is_sent_only_to_the_nodes_it_concerns(change: Change, woken: set[str]) -> None:
     desired_state, sessions = sender()
     desired_state.changed(change)
     assert {name for name, session in sessions.items() if session.sent_state.anew} == woken
 
 
-async def test_a_vm_that_changes_is_held_by_its_owner_from_then_on() -> None:
+async def test_a_changed_vm_is_held_by_its_owner_from_then_on() -> None:
     desired_state, sessions = sender()
     body = {"node": "b", "name": "web", "spec": {}}
     desired_state.changed(Change(1, "vm", "vm-1", body))

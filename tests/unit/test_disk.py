@@ -76,7 +76,9 @@ steps = st.lists(
 
 @settings(max_examples=60)
 @given(steps)
-def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[tuple[int, str, int, int, int]]) -> None:
+def test_recorded_writes_are_replayed_unchanged_through_the_page_codec(
+    taken: list[tuple[int, str, int, int, int]],
+) -> None:
     infos = [INFO, VolumeInfo("disk1", SIZE)]
     recorder, model = DiskRecorder(infos), [Kept(), Kept()]
     chunks: list[bytes] = []
@@ -109,7 +111,7 @@ def test_what_is_recorded_is_what_is_played_through_the_page_codec(taken: list[t
     assert all(volume.flushed for volume in played)
 
 
-def test_pages_of_zeros_and_pages_sent_before_cost_next_to_nothing(tmp_path: Path) -> None:
+def test_zero_pages_and_repeated_pages_cost_almost_nothing(tmp_path: Path) -> None:
     recorder, splitter = DiskRecorder([INFO]), DiskSplitter()
     page = os.urandom(PAGE)
     recorder.write(0, page * 8 + bytes(8 * PAGE))
@@ -157,7 +159,7 @@ def test_a_hostile_stream_writes_nothing_outside_its_volumes(stream: bytes, why:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
-def test_no_stream_does_anything_but_raise_or_write_within(tail: bytes) -> None:
+def test_any_stream_either_fails_or_writes_within_its_volume(tail: bytes) -> None:
     volume = Kept()
     with contextlib.suppress(StreamError):
         DiskPlayer(lambda _: [volume]).write(head(INFO) + tail)
@@ -175,7 +177,7 @@ def test_only_whole_pages_of_the_volume_are_recorded(offset: int, length: int) -
         DiskRecorder([INFO]).write(offset, bytes(length))
 
 
-def test_a_recorder_that_nobody_reads_does_not_wait_for_ever() -> None:
+def test_a_recorder_without_a_reader_does_not_wait_forever() -> None:
     recorder = DiskRecorder([INFO])
     threading.Timer(0.3, recorder.abort).start()
     with pytest.raises(BrokenPipeError):
@@ -267,7 +269,7 @@ def test_qemus_client_writes_to_the_export(tmp_path: Path) -> None:
     assert volume.data == source.read_bytes()
 
 
-def test_an_export_whose_taker_fails_ends_the_connection_and_says_why(tmp_path: Path) -> None:
+def test_an_export_whose_receiver_fails_closes_the_connection_with_the_reason(tmp_path: Path) -> None:
     class Full(Kept):
         def write(self, offset: int, data: bytes | memoryview) -> None:
             raise OSError("no room")
@@ -288,7 +290,7 @@ def test_an_export_that_nobody_uses_can_be_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4095, 4097])
-def test_an_image_whose_disk_has_another_size_than_whole_pages_is_refused(tmp_path: Path, size: int) -> None:
+def test_an_image_whose_disk_ends_within_a_page_is_refused(tmp_path: Path, size: int) -> None:
     import msgspec
 
     from novacron.disk.images import Manifest, describe

@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=5000), max_size=20), st.integers(0, len(METHODS) - 1))
-def test_pieces_come_back_whatever_they_are(pieces: list[bytes], method: int) -> None:
+def test_compressed_pieces_round_trip_whatever_they_contain(pieces: list[bytes], method: int) -> None:
     compressor, decompressor = Compressor(method, fixed=True), Decompressor()
     for piece in pieces:
         used, fresh, data = compressor.compress(piece)
@@ -67,14 +67,14 @@ def test_the_method_follows_what_is_scarce() -> None:
     assert seen == [3, 3, 3, 3, 3, 1, 0, 0, 0, 1, 2, 2]
 
 
-def test_a_few_bytes_that_become_many_are_refused() -> None:
+def test_a_decompression_bomb_is_refused() -> None:
     bomb = Compressor(3, fixed=True).compress(bytes(500_000_000))
     assert len(bomb[2]) < 100_000
     with pytest.raises(ProtocolError, match="longer than"):
         Decompressor().decompress(*bomb, 1000)
 
 
-def test_what_is_no_stream_is_refused() -> None:
+def test_data_that_is_no_stream_is_refused() -> None:
     with pytest.raises(ProtocolError, match="can't be decompressed"):
         Decompressor().decompress(1, True, b"this is not zstd", 5)
     with pytest.raises(ProtocolError, match="before its stream"):
@@ -127,7 +127,7 @@ def text(seed: int) -> bytes:
     return bytes(random.Random(seed).choice(b"abcdefgh \n") for _ in range(PAGE))
 
 
-def test_each_kind_of_page_is_told_as_it_should_be(tmp_path: Path) -> None:
+def test_each_kind_of_page_uses_its_encoding(tmp_path: Path) -> None:
     encoder, decoder = both(tmp_path, base_of([page(1), page(2)]), base_of([page(3)], "image"))
     changed = text(4)[:-100] + bytes(100)
     carry(encoder, decoder, *records([page(1), page(2), page(3), text(4), page(5), text(4), page(5)]))
@@ -139,7 +139,7 @@ def test_each_kind_of_page_is_told_as_it_should_be(tmp_path: Path) -> None:
     assert (saved.session, saved.difference, saved.zero) == (2, 1, 9)
 
 
-def test_a_page_known_by_reference_costs_nothing_to_speak_of(tmp_path: Path) -> None:
+def test_a_page_sent_by_reference_costs_almost_nothing(tmp_path: Path) -> None:
     pages = [page(n) for n in range(1000)]
     encoder, decoder = both(tmp_path, base_of(pages))
     assert carry(encoder, decoder, *records(pages)) < 100
@@ -148,7 +148,7 @@ def test_a_page_known_by_reference_costs_nothing_to_speak_of(tmp_path: Path) -> 
     assert carry(encoder, decoder, *records(pages)) < 100
 
 
-def test_slots_that_the_ring_has_lost_are_not_named(tmp_path: Path) -> None:
+def test_slots_that_the_ring_has_overwritten_are_not_referenced(tmp_path: Path) -> None:
     encoder, decoder = both(tmp_path, slots=8192 + 64)
     for _ in range(3):
         for start in range(0, 20_000, 1000):
@@ -160,7 +160,9 @@ def test_slots_that_the_ring_has_lost_are_not_named(tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(st.data())
-def test_whatever_a_stream_holds_comes_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_every_stream_decodes_to_what_was_encoded(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     known = [page(n) for n in range(6)]
     encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of(known), slots=8192 + 40)
     choices = st.one_of(
@@ -190,7 +192,7 @@ def test_whatever_a_stream_holds_comes_back(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_damaged_pages_are_asked_for_and_filled_in(tmp_path: Path, sealed: bool) -> None:
+def test_damaged_pages_are_requested_and_repaired(tmp_path: Path, sealed: bool) -> None:
     good = [page(n) for n in range(5)]
     encoder, decoder = both(tmp_path, base_of(good))
     digests = [HASH.digest(p) for p in good]
@@ -233,14 +235,14 @@ def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: i
         (made([], b"", 2**31), "over the limits"),
     ],
 )
-def test_pieces_that_are_not_allowed_are_named(tmp_path: Path, piece: bytes, why: str) -> None:
+def test_the_error_names_what_is_wrong_with_a_piece(tmp_path: Path, piece: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
         Decoder(HASH, PageRing(tmp_path, 9000), ()).decode(piece)
 
 
 @settings(max_examples=150)
 @given(st.data())
-def test_the_decoder_survives_anything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_the_decoder_survives_any_input(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A piece that was changed at random is refused, or it decodes to what its checksum says; nothing else happens."""
     encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of([page(1), page(2)]), slots=9000)
     raw, runs = records([page(1), text(1), page(9), text(1), page(2)])
@@ -283,7 +285,7 @@ def test_golden_vectors() -> None:
 # stores
 
 
-def test_a_store_comes_back_and_knows_when_it_is_damaged(tmp_path: Path) -> None:
+def test_a_page_store_is_reopened_and_detects_damage(tmp_path: Path) -> None:
     store = PageStore(tmp_path, 1 << 30)
     pages = [page(1), bytes(PAGE), page(2), page(1)]
     assert store.save("p", "checkpoint", "vm-a", HASH, pages) == 2
@@ -319,7 +321,7 @@ def test_an_index_of_another_node_s_store_names_the_same_base(tmp_path: Path) ->
     assert here.used_bytes() == 0
 
 
-def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its_order() -> None:
+def test_a_stream_begins_before_all_digests_only_if_they_come_in_its_order() -> None:
     encoder, told = Encoder(HASH, None), [HASH.digest(page(n)) for n in range(10_000)]
 
     def frame(number: int, first: int, count: int) -> Frame:
@@ -340,7 +342,7 @@ def test_a_stream_begins_before_all_digests_are_told_only_where_they_come_in_its
             receiver.take(strange)
 
 
-def test_a_page_that_is_damaged_on_both_nodes_is_named() -> None:
+def test_a_page_damaged_on_both_nodes_is_reported() -> None:
     base = base_of([page(1), page(2)])
     receiver = ReceiverIndex(HASH, (base,), {})
     receiver.meet([BaseInfo(base.kind, base.name, 2, 0)], Encoder(HASH, None))
@@ -362,7 +364,7 @@ def test_stores_stay_within_their_limit_and_the_oldest_goes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200])
-def test_a_name_can_not_leave_the_store(tmp_path: Path, name: str) -> None:
+def test_a_name_cannot_lead_out_of_the_page_store(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="can't name"):
         PageStore(tmp_path, 1000).save(name, "checkpoint", "vm", HASH, [])
 
@@ -383,7 +385,7 @@ def parse(raw: bytes) -> Frame:
 @given(
     st.sampled_from(FrameType), st.integers(0, 2**64 - 1), st.binary(max_size=2000), st.sampled_from([0, frames.MORE])
 )
-def test_frames_come_back(type_: FrameType, sequence: int, payload: bytes, flags: int) -> None:
+def test_frames_round_trip(type_: FrameType, sequence: int, payload: bytes, flags: int) -> None:
     frame = Frame(type_, sequence, payload, flags)
     assert parse(b"".join(frames.encode(frame))) == frame
 
@@ -406,7 +408,7 @@ def test_a_flipped_bit_is_never_taken_for_data(data: st.DataObject) -> None:
         ((frames.VERSION, FrameType.DATA, 8, 0, 0, 0), "version"),
     ],
 )
-def test_frames_that_are_not_allowed_are_named(header: tuple[int, ...], what: str) -> None:
+def test_the_error_names_what_is_wrong_with_a_frame(header: tuple[int, ...], what: str) -> None:
     with pytest.raises(ProtocolError, match=what):
         parse(frames.HEADER.pack(*header))
 
@@ -417,7 +419,7 @@ def test_a_connection_that_ends_within_a_frame_is_an_error() -> None:
         parse(raw[:-1])
 
 
-def test_the_hash_is_what_the_wire_format_says() -> None:
+def test_the_page_hash_matches_the_wire_format() -> None:
     """BLAKE3's own test vectors, without a key and with one."""
     published = PageHash(b"whats the Elvish word for friend")
     assert published.digest(b"").hex() == "92b2b75604ed3c761f9d6f62392c8a92"

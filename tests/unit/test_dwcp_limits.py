@@ -54,7 +54,7 @@ def test_more_digests_than_a_base_announced_end_the_session(first: int, count: i
     assert not encoder._bases
 
 
-def test_digests_that_are_told_twice_end_the_session() -> None:
+def test_digests_that_are_sent_twice_end_the_session() -> None:
     receiver, encoder = index(BaseInfo("sibling", "s", 10, 10))
     receiver.take(base_frame(0, 10))
     with pytest.raises(ProtocolError, match="more digests"):
@@ -62,7 +62,7 @@ def test_digests_that_are_told_twice_end_the_session() -> None:
     assert len(encoder._bases) == 10
 
 
-def test_digests_beyond_the_limit_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_beyond_the_limit_are_counted_and_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_index, "DIGESTS_MAX", 1500)
     receiver, encoder = index(BaseInfo("checkpoint", "a", 1000, 1000), BaseInfo("sibling", "b", 1000, 1000))
     receiver.take(base_frame(0, 1000))
@@ -80,7 +80,7 @@ def test_a_kind_of_base_from_the_wire_names_no_attribute() -> None:
         assert encoder.savings.sibling == 1 and encoder.savings.after_compression == 0
 
 
-def test_a_ring_smaller_than_its_margin_names_no_slots(tmp_path: Path) -> None:
+def test_a_ring_smaller_than_its_margin_offers_no_slots(tmp_path: Path) -> None:
     encoder = Encoder(HASH, PageRing(tmp_path, 1))
     page = random.Random(1).randbytes(PAGE)
     for _ in range(3):
@@ -115,7 +115,7 @@ def repairing(tmp_path: Path, *ordinals: int) -> ReceiveSession:
     return incoming
 
 
-def test_pages_that_were_not_asked_for_are_not_kept(tmp_path: Path) -> None:
+def test_unrequested_pages_are_not_stored(tmp_path: Path) -> None:
     incoming = repairing(tmp_path, 1, 7)
     for first in range(0, 150, 15):
         ordinals = tuple(range(first, first + 15))
@@ -149,7 +149,7 @@ class Transport:
         self.aborted = True
 
 
-def test_a_peer_that_asks_on_and_reads_nothing_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_keeps_asking_and_never_reads_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "tune", lambda _: None)
     transport = Transport()
 
@@ -175,7 +175,7 @@ def test_the_code_of_an_error_arrives_with_its_text(code: ErrorCode) -> None:
 
 
 @pytest.mark.parametrize("number", [99, 2**64 - 1])
-def test_a_code_that_is_not_known_is_taken_for_unspecified(number: int) -> None:
+def test_an_unknown_error_code_is_read_as_unspecified(number: int) -> None:
     assert read_error(Frame(FrameType.ERROR, number, b"new")) == (ErrorCode.UNSPECIFIED, "new")
 
 
@@ -184,7 +184,7 @@ def test_an_error_of_a_peer_without_codes_is_unspecified_whatever_its_text_says(
     assert read_error(frame)[0] is ErrorCode.UNSPECIFIED
 
 
-def test_the_text_of_an_error_is_cut_and_need_not_be_text() -> None:
+def test_an_error_text_is_truncated_and_may_be_invalid_utf_8() -> None:
     assert len(error_frame("é" * 5000, ErrorCode.PROTOCOL).payload) <= 1000
     code, text = read_error(Frame(FrameType.ERROR, 1, b"\xff" * 60_000))
     assert code is ErrorCode.PROTOCOL and len(text) <= 1000

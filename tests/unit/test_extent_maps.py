@@ -67,7 +67,7 @@ def same_as(raw: Path, path: Path, format: Format) -> bool | None:
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_a_whole_disk_is_taken_and_no_disk_that_lost_something_is(
+def test_a_whole_disk_is_accepted_and_an_incomplete_one_refused(
     raw: Path, tmp_path: Path, kind: str, options: str
 ) -> None:
     path = converted(raw, tmp_path / "disk", kind, options)
@@ -89,7 +89,9 @@ def test_a_raw_disk_needs_nothing_but_itself() -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_a_damaged_map_is_refused_or_read_and_never_more(raw: Path, tmp_path: Path, kind: str, options: str) -> None:
+def test_a_damaged_extent_map_is_read_or_refused_and_never_crashes(
+    raw: Path, tmp_path: Path, kind: str, options: str
+) -> None:
     data = converted(raw, tmp_path / "disk", kind, options).read_bytes()
     with (tmp_path / "disk").open("rb") as file:
         format = detect(file)

@@ -105,7 +105,7 @@ def test_the_index_chooses_as_well_as_a_fleet_that_is_read_anew(seed: int) -> No
             assert verdict.refusal is None and verdict.score == pytest.approx(best.score, abs=2e-4)
 
 
-def test_a_row_that_cant_be_decoded_counts_as_gone_and_hides_no_other() -> None:
+def test_a_row_that_cannot_be_decoded_counts_as_deleted_and_hides_no_other() -> None:
     world = World(1)
     world.index.changed(Change(1, "node", "n0", {"name": "n0", "spec": {}, "status": {"ready": "perhaps"}}))
     world.index.changed(Change(1, "vm", "bad", {"id": "bad", "spec": {}, "node": "n1", "grouped": False}))

@@ -16,25 +16,25 @@ def test_a_guest_that_writes_little_converges() -> None:
     assert found.converges and 12.8 < found.total_s < 15 and found.downtime_ms <= 200
 
 
-def test_a_guest_that_writes_faster_than_the_link_does_not_and_is_told_why() -> None:
+def test_a_guest_that_writes_faster_than_the_link_does_not_converge_and_the_reason_is_given() -> None:
     found = forecast(400e6, 60e6, LINK, 0.2)
     assert not found.converges
     assert "writes 60.0 MB/s" in found.reason and "takes 31.2 MB/s" in found.reason and "200 ms" in found.reason
 
 
-def test_with_one_pass_all_that_was_written_during_it_is_downtime() -> None:
+def test_with_one_pass_all_writes_during_it_count_as_downtime() -> None:
     assert forecast(400e6, 20e6, LINK, 0.2).converges
     one = forecast(400e6, 20e6, LINK, 0.2, passes_max=1)
     assert not one.converges and one.downtime_ms == pytest.approx(downtime_s(20e6 * 12.8, LINK) * 1e3, 0.01)
 
 
-def test_what_waits_for_the_link_is_part_of_the_downtime() -> None:
+def test_data_queued_for_the_link_adds_to_the_downtime() -> None:
     idle = downtime_s(0, LINK)
     assert idle == pytest.approx(SWITCH_S + 0.025)
     assert downtime_s(0, Path(12.5e6, 0.05, 0.4, backlog=12.5e6)) == pytest.approx(idle + 1.0)
 
 
-def test_what_waits_for_the_link_takes_time_and_is_gone_at_the_end() -> None:
+def test_data_queued_for_the_link_adds_to_the_duration_and_is_sent_by_the_end() -> None:
     waits = forecast(400e6, 2e6, Path(12.5e6, 0.05, 0.4, backlog=12.5e6), 0.2)
     idle = forecast(400e6, 2e6, LINK, 0.2)
     assert waits.converges and waits.total_s == pytest.approx(idle.total_s + 1.0)
@@ -48,7 +48,7 @@ def test_how_far_off_a_forecast_was() -> None:
 @given(
     st.floats(0, 1e12), st.floats(0, 1e10), st.floats(1, 1e10), st.floats(0, 1), st.floats(1e-4, 2), st.floats(0.01, 10)
 )
-def test_every_forecast_ends_and_keeps_its_word(
+def test_every_forecast_terminates_and_is_consistent(
     left: float, dirty: float, rate: float, rtt: float, ratio: float, limit: float
 ) -> None:
     found = forecast(left, dirty, Path(rate, rtt, ratio), limit)

@@ -67,13 +67,13 @@ def test_other_kinds_of_file_are_named(magic: bytes) -> None:
         ),
     ],
 )
-def test_files_that_are_no_disk_are_refused_and_named(data: bytes, why: str) -> None:
+def test_files_that_are_not_disks_are_refused_with_their_kind(data: bytes, why: str) -> None:
     with pytest.raises(Unacceptable, match=why):
         detect(io.BytesIO(data))
 
 
 @pytest.mark.parametrize(("at", "sign"), DISK_SIGNS)
-def test_a_raw_disk_is_recognised_by_what_is_on_it(at: int, sign: bytes) -> None:
+def test_a_raw_disk_is_recognised_by_its_contents(at: int, sign: bytes) -> None:
     assert detect(io.BytesIO(b"\x01" * at + sign + bytes(70_000))) is Format.RAW
 
 
@@ -113,7 +113,7 @@ def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
         detect(file)
 
 
-def test_blanks_after_a_value_of_a_vmdk_mean_nothing(tmp_path: Path) -> None:
+def test_blanks_after_a_value_in_a_vmdk_are_ignored(tmp_path: Path) -> None:
     sparse = made(tmp_path / "disk", Format.VMDK).read_bytes()
     for blank in (b" ", b"\t", b" \r"):
         written = sparse.replace(b"parentCID=ffffffff\n", b"parentCID=ffffffff" + blank + b"\n", 1)
@@ -132,14 +132,14 @@ def test_a_vhd_with_a_parent_or_a_damaged_footer_is_refused(tmp_path: Path) -> N
         check(io.BytesIO(bytes(data)), Format.VHD)
 
 
-def test_a_vmdk_whose_descriptor_is_nowhere_is_refused(tmp_path: Path) -> None:
+def test_a_vmdk_without_a_descriptor_is_refused(tmp_path: Path) -> None:
     data = bytearray(made(tmp_path / "disk", Format.VMDK).read_bytes())
     struct.pack_into("<QQ", data, 28, 1 << 63, 20)
     with pytest.raises(Unacceptable, match="descriptor is missing"):
         check(io.BytesIO(bytes(data)), Format.VMDK)
 
 
-def test_a_vdi_that_is_a_difference_is_refused(tmp_path: Path) -> None:
+def test_a_differencing_vdi_is_refused(tmp_path: Path) -> None:
     data = bytearray(made(tmp_path / "disk", Format.VDI).read_bytes())
     struct.pack_into("<I", data, 0x4C, 4)
     with pytest.raises(Unacceptable, match="difference"):
@@ -147,7 +147,7 @@ def test_a_vdi_that_is_a_difference_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.sampled_from([f for f in Format if f is not Format.RAW]), st.integers(0, 600), st.binary(max_size=64))
-def test_a_broken_header_is_refused_or_read_never_more(format: Format, at: int, noise: bytes) -> None:
+def test_a_broken_header_is_read_or_refused_and_never_crashes(format: Format, at: int, noise: bytes) -> None:
     magic = {Format.QCOW2: b"QFI\xfb", Format.VMDK: b"KDMV", Format.VHDX: b"vhdxfile"}.get(format, b"")
     head = bytearray(magic + os.urandom(600))
     head[at : at + len(noise)] = noise

@@ -15,7 +15,7 @@ def write(root: Path, files: dict[str, str]) -> None:
         path.write_text(text + "\n")
 
 
-def test_what_linux_tells_is_found_and_what_it_does_not_is_left_out(tmp_path: Path) -> None:
+def test_hardware_that_linux_reports_is_listed_and_missing_values_are_omitted(tmp_path: Path) -> None:
     write(
         tmp_path,
         {

@@ -38,7 +38,7 @@ def test_a_certificate_near_its_end_is_renewed_for_the_same_key(
     ending.tls(server=False)  # key and certificate belong together
 
 
-def test_the_server_decides_whom_a_certificate_names(tmp_path: Path) -> None:
+def test_the_server_decides_the_name_in_a_certificate(tmp_path: Path) -> None:
     """A node that asks for another's name gets its own."""
     authority = pki.Authority.open(tmp_path)
     pem = authority.issue_node(pki.certificate_request(pki.new_key(), "host-evil"), "host-a")
@@ -48,7 +48,7 @@ def test_the_server_decides_whom_a_certificate_names(tmp_path: Path) -> None:
     assert names.get_values_for_type(x509.DNSName) == [pki.node_host("host-a")]
 
 
-def test_a_request_that_is_tampered_with_is_refused(tmp_path: Path) -> None:
+def test_a_tampered_certificate_request_is_refused(tmp_path: Path) -> None:
     authority = pki.Authority.open(tmp_path)
     with pytest.raises(ValueError):
         authority.issue_node(b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", "a")

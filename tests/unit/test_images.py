@@ -59,7 +59,7 @@ def test_a_broken_manifest_is_reported_and_stops_no_other_image(tmp_path: Path) 
     assert list(found) == ["tiny"] and "broken" in wrong[0]
 
 
-def test_the_archive_is_one_that_the_kernel_reads() -> None:
+def test_the_kernel_can_read_the_initramfs_archive() -> None:
     data = initramfs(b"\x7fELF", {"virtio_net": b"module"}, {"etc/extra": b"more"})
     assert data[:6] == b"070701"
     assert len(data) % 4 == 0

@@ -13,7 +13,7 @@ from novacron.agent.images.imports import HOLE_BYTES, Writer, _filled
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, HOLE_BYTES)), max_size=12))
 @settings(max_examples=60)
-def test_what_is_no_hole_is_all_that_is_not_zero(parts: list[tuple[bool, int]]) -> None:
+def test_data_extents_cover_everything_that_is_not_zero(parts: list[tuple[bool, int]]) -> None:
     piece = b"".join((b"x" if full else b"\0") * count for full, count in parts)
     found = list(_filled(piece))
     rest = bytearray(piece)
@@ -24,7 +24,7 @@ def test_what_is_no_hole_is_all_that_is_not_zero(parts: list[tuple[bool, int]]) 
     assert all(one[1] < other[0] for one, other in itertools.pairwise(found)), "in order, and apart"
 
 
-def test_a_file_is_written_as_it_comes(tmp_path: Path) -> None:
+def test_a_file_is_written_unchanged_with_its_holes(tmp_path: Path) -> None:
     pieces = [b"a" * HOLE_BYTES + bytes(3 * HOLE_BYTES), bytes(2 * HOLE_BYTES), b"\0b", b"c" * 5]
     writer = Writer(tmp_path / "disk")
     for piece in pieces:

@@ -80,7 +80,7 @@ def test_a_damaged_record_is_kept_for_whoever_looks_into_it(tmp_path: Path) -> N
     assert (tmp_path / "vm-a.damaged").read_bytes() == b"garbage"
 
 
-def test_only_vms_that_are_long_gone_are_forgotten(tmp_path: Path) -> None:
+def test_only_records_of_vms_gone_long_ago_are_removed(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.store("vm-gone", Record(Held(2, Claim.NONE)))
     journal.store("vm-owned", Record(Held(2, Claim.OWNER)))

@@ -68,7 +68,7 @@ def digests(*contents: bytes) -> list[bytes]:
     return [PageHash(KEY.key).digest(one * PAGE) for one in contents]
 
 
-def test_a_vm_that_was_surveys_at_is_not_surveys_at_again_when_one_comes(tmp_path: Path, clock: list[float]) -> None:
+def test_a_surveyed_vm_is_not_surveyed_again_when_a_sibling_arrives(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a", b"\0", b"b", b"a")
     asyncio.run(node.survey([one]))
     assert Memory.looks == 1
@@ -76,20 +76,20 @@ def test_a_vm_that_was_surveys_at_is_not_surveys_at_again_when_one_comes(tmp_pat
     assert Memory.looks == 1
 
 
-def test_of_two_the_one_that_was_surveys_at_serves(tmp_path: Path, clock: list[float]) -> None:
+def test_of_two_siblings_the_surveyed_one_is_used(tmp_path: Path, clock: list[float]) -> None:
     node, one, two = here(tmp_path), neighbour("one", b"a"), neighbour("two", b"b")
     asyncio.run(node.survey([two]))
     assert arrive(node, one, two) == [("sibling:two", digests(b"b"))]
     assert Memory.looks == 1
 
 
-def test_without_it_a_vm_is_surveys_at_when_another_comes(tmp_path: Path, clock: list[float]) -> None:
+def test_without_an_earlier_survey_a_vm_is_surveyed_when_a_sibling_arrives(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
     assert arrive(node, one) == [("sibling:one", digests(b"a"))]
     assert Memory.looks == 1
 
 
-def test_it_is_surveys_at_again_later_and_later(tmp_path: Path, clock: list[float]) -> None:
+def test_surveys_are_repeated_at_growing_intervals(tmp_path: Path, clock: list[float]) -> None:
     node, one = here(tmp_path), neighbour("one", b"a")
     times = []
     for _ in range(3600):
@@ -102,9 +102,7 @@ def test_it_is_surveys_at_again_later_and_later(tmp_path: Path, clock: list[floa
     assert max(b - a for a, b in itertools.pairwise(times)) == known_pages.SURVEY_AGAIN_S_MAX
 
 
-def test_one_vm_of_each_image_and_project_is_surveys_at_and_no_more_than_a_few(
-    tmp_path: Path, clock: list[float]
-) -> None:
+def test_one_vm_of_each_image_and_project_is_surveyed_up_to_a_limit(tmp_path: Path, clock: list[float]) -> None:
     node = here(tmp_path)
     others = Tenant("q", b"q" * 32)
     every = [neighbour("one", b"a"), neighbour("two", b"a"), neighbour("three", b"a", tenant=others)]
@@ -130,9 +128,7 @@ def test_pages_of_another_project_are_never_used(tmp_path: Path, clock: list[flo
     assert arrive(node, one, tenant=Tenant("q", b"q" * 32)) == []
 
 
-def test_a_vm_that_can_not_be_read_does_not_keep_others_from_being_surveys_at(
-    tmp_path: Path, clock: list[float]
-) -> None:
+def test_a_vm_whose_memory_cannot_be_read_blocks_no_other_survey(tmp_path: Path, clock: list[float]) -> None:
     class Gone(Memory):
         def pages(self) -> Iterator[tuple[int, bytes]]:
             raise OSError("gone")
@@ -147,7 +143,7 @@ def image_base(pages: int) -> Any:
     return SimpleNamespace(digests=range(pages))
 
 
-def test_digests_of_images_stay_within_their_limit_and_the_least_recently_used_go() -> None:
+def test_image_digests_stay_within_their_limit_and_the_least_recently_used_are_dropped() -> None:
     size = known_pages.BYTES_PER_IMAGE_PAGE
     bases = ImageBases(bytes_max=100 * size)
     keys = [(f"image-{number}", "disk", KEY) for number in range(4)]

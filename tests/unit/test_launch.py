@@ -30,7 +30,7 @@ def test_devices_follow_the_spec() -> None:
     assert (config.monitor, config.console, config.guest) == (3, 4, 5)
 
 
-def test_a_guest_that_comes_has_the_hardware_that_it_has_grown_to() -> None:
+def test_an_incoming_guest_has_the_hardware_that_it_has_grown_to() -> None:
     spec, grown = VmSpec(image="tiny", vcpus=4, memory_mib=512), Hardware(2, 256, balloon=False)
     here = qemu_config("vm-a", "qemu", request(spec, hardware=grown), INHERITED)
     coming = qemu_config("vm-a", "qemu", request(spec, incoming=True, hardware=grown), INHERITED)
@@ -38,13 +38,13 @@ def test_a_guest_that_comes_has_the_hardware_that_it_has_grown_to() -> None:
     assert (coming.vcpus, coming.memory_mib, coming.balloon) == (2, 256, False)
 
 
-def test_the_guests_address_is_told_on_the_kernels_command_line() -> None:
+def test_the_kernel_command_line_contains_the_guests_address() -> None:
     by_hand = qemu_config("vm-a", "qemu", request(VmSpec(image="tiny", address="10.0.0.2/24")), INHERITED)
     assert by_hand.cmdline == "quiet novacron.address=10.0.0.2/24"
     assert qemu_config("vm-a", "qemu", request(VmSpec(image="tiny")), INHERITED).cmdline == "quiet"
 
 
-def test_every_field_of_what_is_inherited_reaches_qemu() -> None:
+def test_every_inherited_field_reaches_qemu() -> None:
     numbered = msgspec.structs.replace(
         INHERITED, kernel=6, initrd=7, seed=8, firmware=9, below=10, shared=(11,), devices=("0000:01:00.0",)
     )

@@ -41,7 +41,7 @@ class Workers:
         return SimpleNamespace(finished=False, set_desired=lambda statement: self.stated.append(statement.vm))
 
 
-async def test_a_vm_that_cannot_be_told_what_to_be_is_tried_again_and_holds_up_no_other(
+async def test_a_failed_statement_for_one_vm_is_retried_and_delays_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("novacron.agent.control.dispatch.UNTAKEN_RETRY_S", 0.001)
@@ -76,7 +76,7 @@ class SlowConsoles:
         self.did.put_nowait(("close", channel))
 
 
-async def test_a_console_that_opens_slowly_gets_its_input_in_order_and_nobody_waits_for_it() -> None:
+async def test_a_console_that_opens_slowly_gets_its_input_in_order_and_delays_nobody() -> None:
     consoles, sent = SlowConsoles(), list[wire.Message]()
     requests = ConsoleRequests(cast(Any, consoles), sent.append)
     requests.open(wire.ConsoleOpen(1, "vm-1"))

@@ -46,7 +46,7 @@ def test_shares_are_max_min_fair(demands: list[Demand], budgets: dict[str, float
         )
 
 
-def test_weights_count_on_a_shared_link_and_what_one_leaves_the_others_take() -> None:
+def test_weights_divide_a_shared_link_and_unused_shares_go_to_the_others() -> None:
     link = {"link x/y": 12.0}
     one, two = Demand("1", ("link x/y",)), Demand("2", ("link x/y",), 2)
     assert allot([one, two], link) == {"1": 4.0, "2": 8.0}
@@ -54,7 +54,7 @@ def test_weights_count_on_a_shared_link_and_what_one_leaves_the_others_take() ->
     assert allot([one, Demand("3", ("node c",))], link) == {"1": 12.0, "3": None}
 
 
-def test_one_more_waits_where_all_would_get_too_little() -> None:
+def test_another_migration_waits_when_every_share_would_be_too_small() -> None:
     enough = 2.0 * limits.RATE_BYTES_PER_S_USEFUL
     running = [Demand("1", ("link x/y", "node a"))]
     candidate = Demand("2", ("link x/y", "node b"))
@@ -92,5 +92,5 @@ def test_a_schedule_lowers_a_link(when: str, rate: int) -> None:
     assert spec.rate_at(datetime.fromisoformat(when).replace(tzinfo=UTC)) == rate
 
 
-def test_a_link_is_the_same_from_both_ends() -> None:
+def test_a_link_is_the_same_in_both_directions() -> None:
     assert link_id("b", "a") == link_id("a", "b") == "a/b"

@@ -35,7 +35,7 @@ def run(code: str, *arguments: str, **environment: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_no_line_is_lost_or_mixed_with_others_where_processes_share_a_pipe() -> None:
+def test_processes_that_share_a_pipe_lose_and_mix_no_log_lines() -> None:
     reading, writing = os.pipe()
     names = ("one", "two", "three")
     processes = [subprocess.Popen([sys.executable, "-c", NOISY, name], stdout=writing) for name in names]
@@ -71,7 +71,7 @@ def test_a_sink_that_does_not_read_costs_lines_and_no_time() -> None:
     assert took_s < 10 and time.monotonic() - began < took_s + logs.CLOSE_S_MAX + 10
 
 
-def test_a_sink_that_is_gone_is_counted() -> None:
+def test_lines_for_a_closed_sink_are_counted() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     code = (
@@ -117,14 +117,14 @@ def test_a_line_has_a_limit_and_stays_json() -> None:
         "redis://:sesame@cache:6379/0",
     ],
 )  # fmt: skip
-def test_secrets_are_hidden_wherever_they_are(text: str) -> None:
+def test_secrets_are_hidden_anywhere_in_a_text(text: str) -> None:
     hidden = logs.redacted(text)
     assert logs.HIDDEN in hidden
     for secret in ("nva_AbC", "nvj_ey", "abcdefghijkl", "sesame", "MII"):
         assert secret not in hidden
 
 
-def test_what_is_no_secret_is_shown() -> None:
+def test_text_without_secrets_is_shown_unchanged() -> None:
     for text in ("https://host:7443/api/v1/vms", "vm-3kdtzn3sayd7ehlw", "bearer of news", "10.0.0.1:7445"):
         assert logs.redacted(text) == text
 
@@ -173,7 +173,7 @@ def test_the_level_changes_while_a_process_runs(tmp_path: Path) -> None:
     assert "the log's level can't be changed" in events
 
 
-def test_a_line_tells_its_trace_and_what_was_bound() -> None:
+def test_a_log_line_has_its_trace_id_and_bound_fields() -> None:
     code = (
         "from novacron.telemetry import logs, traces\n"
         "logs.set_up('t')\n"
@@ -188,6 +188,6 @@ def test_a_line_tells_its_trace_and_what_was_bound() -> None:
     assert "trace_id" not in outside and "vm" not in outside
 
 
-def test_a_level_that_there_is_not_is_info_and_is_said_so() -> None:
+def test_an_unknown_log_level_becomes_info_with_a_warning() -> None:
     said, shown = run("from novacron.telemetry import logs\nlogs.set_up('t', 'loud')\nlogs.get('t').info('shown')\n")
     assert said["found"] == "loud" and said["level"] == "warning" and shown["event"] == "shown"

@@ -32,7 +32,7 @@ def worker_with(record: Record, directory: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("step", [Step.START, Step.CONTINUE, Step.MAKE_ROOM])
 @pytest.mark.parametrize("record", [*NOT_OWNERS, DAMAGED], ids=lambda record: f"{record.held.claim}{record.damaged}")
-async def test_qemu_is_neither_started_nor_continued_by_who_does_not_own_the_vm(
+async def test_a_node_that_does_not_own_a_vm_neither_starts_nor_resumes_it(
     record: Record, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = worker_with(record, tmp_path, monkeypatch)
@@ -44,7 +44,7 @@ async def test_qemu_is_neither_started_nor_continued_by_who_does_not_own_the_vm(
 
 
 @pytest.mark.parametrize("step", [Step.CONTINUE, Step.MAKE_ROOM])
-async def test_the_owner_lets_its_guest_go_on(step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_owner_resumes_its_guest(step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_with(Record(Held(3, Claim.OWNER)), tmp_path, monkeypatch)
     await worker._reconciler._do(step, worker.context.assigned(), "paused", 0.0)
     assert isinstance(worker.machine.execute, AsyncMock)

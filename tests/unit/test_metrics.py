@@ -67,7 +67,7 @@ def test_a_migration_counts_once_and_its_downtime_when_it_is_known(tmp_path: Pat
     assert found["novacron_migration_downtime_seconds_sum"] == 0.15
 
 
-def test_failures_count_and_what_was_over_before_does_not(tmp_path: Path) -> None:
+def test_failures_count_and_migrations_that_ended_before_do_not(tmp_path: Path) -> None:
     migrations = MigrationMetrics()
     migrations.observe("old", migration("completed", raw_bytes=7))
     migrations.observe("m", migration("preparing"))
@@ -79,7 +79,7 @@ def test_failures_count_and_what_was_over_before_does_not(tmp_path: Path) -> Non
     assert not any(value for name, value in found.items() if "completed" in name)
 
 
-def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
+def test_active_migrations_are_measured_per_link(tmp_path: Path) -> None:
     bodies = [
         migration("transferring", rate_bytes_per_s=10, streams=2, rtt_ms=50.0, remaining_bytes=7),
         migration("transferring", rate_bytes_per_s=5, streams=1, rtt_ms=80.0),
@@ -102,7 +102,7 @@ def test_what_is_under_way_is_measured_by_link(tmp_path: Path) -> None:
     assert found["novacron_cache_objects migration"] == 4
 
 
-def test_what_never_ends_does_not_fill_memory() -> None:
+def test_migrations_that_never_end_do_not_fill_memory() -> None:
     migrations = MigrationMetrics()
     for number in range(FOLLOWED_MAX + 10):
         migrations.observe(str(number), migration("pending"))
@@ -113,7 +113,7 @@ UNITS = ("_seconds", "_bytes", "_seconds_total", "_bytes_total", "_bytes_per_sec
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_names_follow_the_rules(family: declared.Family) -> None:
+def test_metric_names_follow_the_rules(family: declared.Family) -> None:
     assert re.fullmatch(r"novacron_[a-z][a-z0-9_]*", family.name)
     assert (family.kind is Kind.COUNTER) == family.name.endswith("_total")
     assert family.name.endswith(UNITS) or not re.search(r"_(ms|s|mib|kb|milliseconds|minutes)(_|$)", family.name)
@@ -124,14 +124,14 @@ def test_names_follow_the_rules(family: declared.Family) -> None:
     assert family.together is Together.SUM or family.kind is Kind.GAUGE
 
 
-def test_each_is_declared_once_and_is_on_the_page() -> None:
+def test_each_metric_is_declared_once_and_documented() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     assert [family for group in page.GROUPS.values() for family in group] == list(FAMILIES)
     shown = Path(__file__).parents[2] / "docs/reference/metrics.md"
     assert shown.read_text() == page.page(), "python -m novacron.telemetry.page > docs/reference/metrics.md"
 
 
-def test_what_is_not_declared_can_not_be_counted() -> None:
+def test_undeclared_metrics_cannot_be_counted() -> None:
     with pytest.raises(KeyError):
         values.counter("novacron_no_such_total")
     with pytest.raises(TypeError, match="histogram"):
@@ -140,7 +140,7 @@ def test_what_is_not_declared_can_not_be_counted() -> None:
         values.counter("novacron_api_refused_total").add("rate", "again")
 
 
-def test_a_histogram_counts_what_is_at_most_its_bound(tmp_path: Path) -> None:
+def test_a_histogram_bucket_includes_its_bound(tmp_path: Path) -> None:
     for took_s in (0.0, 0.5, 0.50001, 1e9):
         values.histogram("novacron_migration_duration_seconds").observe(took_s, "live")
     found = said(tmp_path)
@@ -151,7 +151,7 @@ def test_a_histogram_counts_what_is_at_most_its_bound(tmp_path: Path) -> None:
     assert found["novacron_migration_duration_seconds_sum live"] == pytest.approx(1e9 + 1.00001)
 
 
-def test_labels_without_an_end_do_not_fill_memory(tmp_path: Path) -> None:
+def test_unbounded_labels_do_not_fill_memory(tmp_path: Path) -> None:
     refused = values.counter("novacron_api_refused_total")
     for number in range(values.CELLS_MAX + 10):
         refused.add(str(number))
@@ -187,7 +187,7 @@ sys.stdin.read()
 """
 
 
-def test_processes_add_up_and_what_an_ended_one_counted_stays(tmp_path: Path) -> None:
+def test_counts_of_all_processes_add_up_and_outlive_an_ended_process(tmp_path: Path) -> None:
     here = Processes(tmp_path / "metrics")
     here.begin()
     values.counter("novacron_api_refused_total").add("rate", count=2)
@@ -216,7 +216,7 @@ def test_processes_add_up_and_what_an_ended_one_counted_stays(tmp_path: Path) ->
     assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 2
 
 
-def test_a_place_that_takes_no_files_is_said_once_and_costs_nothing_else(
+def test_an_unwritable_metrics_directory_is_logged_once_and_breaks_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -239,7 +239,7 @@ def test_a_hostile_label_stays_one_value(hostile: str, tmp_path: Path) -> None:
     assert [sample.labels for sample in family.samples] == [{"reason": hostile}]
 
 
-def test_examples_are_said_in_open_metrics_alone(tmp_path: Path) -> None:
+def test_exemplars_appear_in_openmetrics_only(tmp_path: Path) -> None:
     values.histogram("novacron_loop_lag_seconds").observe(0.3, trace="ab" * 16)
     metrics = Metrics(Processes(tmp_path), lambda: ())
     assert "ab" * 16 not in asyncio.run(metrics.render()).decode()
@@ -248,9 +248,7 @@ def test_examples_are_said_in_open_metrics_alone(tmp_path: Path) -> None:
     assert 'le="0.5"' in line and '# {trace_id="' in line and lines[-1] == "# EOF"
 
 
-async def test_a_file_system_that_does_not_answer_holds_nobody_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hanging_file_system_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go = [0], threading.Event()
     real = shutil.disk_usage
 

@@ -28,7 +28,7 @@ def test_each_kind_of_migration_has_a_path_to_its_end(path: list[Phase]) -> None
         check_transition(before, after)
 
 
-def test_every_phase_but_the_last_ones_leads_somewhere() -> None:
+def test_every_phase_except_final_ones_has_a_successor() -> None:
     assert set(TRANSITIONS) == set(Phase)
     assert {phase for phase, following in TRANSITIONS.items() if not following} == {Phase.DONE, Phase.FAILED}
 

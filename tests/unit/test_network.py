@@ -39,7 +39,7 @@ def told(**fields: object) -> NetworkOnNode:
     return NetworkOnNode("lan", NetworkSpec(subnet="10.20.0.0/24"), 7, 1450, 1, True, (), names, (NIC,), **fields)  # type: ignore[arg-type]
 
 
-def test_addresses_are_given_until_there_are_none() -> None:
+def test_addresses_are_assigned_until_the_subnet_is_full() -> None:
     taken: set[str] = set()
     for expected in ("10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"):
         found = give("10.0.0.0/29", taken, None)
@@ -54,7 +54,7 @@ def test_addresses_are_given_until_there_are_none() -> None:
 @pytest.mark.parametrize(
     "wanted", ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.5", "10.0.0.255", "10.0.1.3", "10.0.0.03", "::1", "x"]
 )
-def test_an_address_that_can_not_be_had_is_refused(wanted: str) -> None:
+def test_an_unusable_address_is_refused(wanted: str) -> None:
     with pytest.raises(InvalidInput):
         give("10.0.0.0/24", {"10.0.0.5"}, wanted)
 
@@ -75,12 +75,12 @@ def test_a_free_subnet_overlaps_no_other(numbers: list[int]) -> None:
         ("100.127.0.0/24", "overlaps"), ("127.0.0.0/16", "overlaps"), ("fd00::/64", "no IPv4 subnet"), ("x", "no IPv4"),
     ],
 )  # fmt: skip
-def test_a_subnet_that_guests_can_not_have_is_refused(subnet: str, says: str) -> None:
+def test_an_unusable_subnet_is_refused(subnet: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         check_subnet(subnet)
 
 
-def test_fields_that_do_not_belong_together_are_refused() -> None:
+def test_conflicting_fields_of_networks_and_rules_are_refused() -> None:
     for spec, field in (
         (NetworkSpec(bridge="br0"), "bridge"),
         (NetworkSpec(vlan=7), "vlan"),
@@ -113,7 +113,7 @@ def test_a_gateway_stays_where_it_can_and_gateways_are_spread() -> None:
     assert choose_gateway("d", set(), {}, set()) is None
 
 
-def test_every_tap_is_bound_to_its_addresses_and_others_are_shut() -> None:
+def test_every_tap_accepts_only_its_own_addresses_and_unknown_taps_none() -> None:
     chains = firewall.chains([NIC], "10.20.0.2")
     mine = chains["spoofing_nvaaaaaaaaaaaa"]
     assert mine[0] == "ether saddr != 52:54:00:00:00:01 drop" and mine[-1] == "drop"
@@ -121,7 +121,7 @@ def test_every_tap_is_bound_to_its_addresses_and_others_are_shut() -> None:
     assert chains["after"] == [], "without groups all may reach it"
 
 
-def test_rules_become_those_of_one_direction_and_nothing_is_let_in_without_one() -> None:
+def test_security_rules_apply_in_their_direction_and_nothing_enters_without_one() -> None:
     passing = (
         Passing(Direction.IN, Protocol.TCP, (80, 90), ("10.0.0.0/8",)),
         Passing(Direction.IN, Protocol.ANY, None, ()),
@@ -136,7 +136,7 @@ def test_rules_become_those_of_one_direction_and_nothing_is_let_in_without_one()
     assert chains["to_nvaaaaaaaaaaaa"][-1] == chains["from_nvaaaaaaaaaaaa"][-1] == "drop"
 
 
-def test_what_is_not_wanted_any_more_is_deleted_after_what_speaks_of_it() -> None:
+def test_obsolete_sets_are_deleted_after_the_rules_that_refer_to_them() -> None:
     text = firewall.script("t", [NIC], "10.20.0.2", {"10.20.0.3": 12.7}, ["set flows_x", "chain to_x", "chain before"])
     lines = [line for line in text.splitlines() if line.startswith("delete")]
     assert lines == ["delete chain bridge t to_x", "delete set bridge t flows_x"]
@@ -160,7 +160,7 @@ def test_nothing_passes_through_a_closed_interface() -> None:
     assert '"nvaaaaaaaaaaaa" : jump to_nvaaaaaaaaaaaa' in chains["after"][0]
 
 
-def test_names_and_ways_in_are_told() -> None:
+def test_dnsmasq_and_nftables_get_names_and_forwards() -> None:
     files = dnsmasq.config(told(), Path("/run/x"), ["9.9.9.9"])
     assert files["hosts"] == "52:54:00:00:00:01,10.20.0.3,web\n" and files["names"] == "10.20.0.3 web\n"
     for line in ("server=9.9.9.9", "domain=lan.internal", "dhcp-option=option:mtu,1450", "dhcp-range=10.20.0.0,static"):

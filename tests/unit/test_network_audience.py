@@ -31,7 +31,7 @@ def vm(node: str, *networks: str, state: str = "running") -> dict[str, Any]:
     return {"name": "web", "node": node, "spec": {"nics": nics}, "status": {"state": state}}
 
 
-def test_only_those_who_have_a_network_hear_of_it_and_only_what_matters_to_them() -> None:
+def test_only_members_of_a_network_hear_of_its_relevant_changes() -> None:
     audience, sessions = (
         NetworkAudience(),
         {"a": session("lan"), "b": session("lan", "dmz"), "c": session(), "d": session("dmz")},
@@ -50,7 +50,7 @@ def test_only_those_who_have_a_network_hear_of_it_and_only_what_matters_to_them(
     assert woken(audience, sessions, "volume", "vol-1", {}) == set()
 
 
-def test_a_node_that_is_reached_otherwise_concerns_all() -> None:
+def test_a_node_with_another_endpoint_affects_all_networks() -> None:
     audience, sessions = NetworkAudience(), {"a": session("lan"), "c": session()}
 
     def node(site: str, ready: bool = True) -> dict[str, Any]:

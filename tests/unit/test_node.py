@@ -46,7 +46,7 @@ def test_a_refusal_says_why(where: Node, load: Load, spec: VmSpec, reason: str) 
     assert reason in str(Fleet([where], {"n": load}).judge(Wish("vm", spec), "n").refusal)
 
 
-def test_a_node_with_room_takes_the_vm() -> None:
+def test_a_node_with_enough_room_accepts_the_vm() -> None:
     fleet = Fleet([node()], {"n": Load(vcpus=63, memory_mib=3000)})
     assert fleet.judge(Wish("vm", VmSpec(image="tiny", memory_mib=584)), "n").refusal is None
 

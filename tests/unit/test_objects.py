@@ -75,7 +75,7 @@ async def test_an_object_that_hangs_is_given_up_after_its_time_limit() -> None:
     assert done == ["b", "c"] and objects.failure("a") == "it took too long"
 
 
-async def test_what_fails_together_is_tried_one_by_one_and_then_together_without_the_bad_one() -> None:
+async def test_a_failed_batch_is_tried_one_by_one_and_then_without_the_bad_object() -> None:
     objects, reconcile, batches = Objects("test", clock=Clock()), Reconciler(b=RuntimeError()), list[list[str]]()
 
     async def reconcile_all(keys: object) -> None:
@@ -99,7 +99,7 @@ async def test_an_unreachable_database_ends_the_pass_and_holds_no_object_back() 
     assert len(reconcile.asked) == UNAVAILABLE_IN_A_ROW_MAX and objects.due_in_s() is None
 
 
-async def test_one_side_by_side_that_hangs_does_not_hold_up_the_others() -> None:
+async def test_a_hanging_object_does_not_delay_the_others() -> None:
     objects, done, free = Objects("test"), list[str](), asyncio.Event()
 
     async def reconcile(key: str) -> None:
@@ -113,7 +113,7 @@ async def test_one_side_by_side_that_hangs_does_not_hold_up_the_others() -> None
     assert done == ["b", "c", "d", "a"]
 
 
-async def test_failures_of_objects_that_are_gone_are_forgotten() -> None:
+async def test_failures_of_deleted_objects_are_forgotten() -> None:
     objects, reconcile = Objects("test", clock=Clock()), Reconciler(a=RuntimeError())
     await objects.each("ab", reconcile)
     objects.end_pass()

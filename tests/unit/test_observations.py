@@ -26,7 +26,9 @@ class Stored:
         await work(None)
 
 
-async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_observation_that_cannot_be_stored_fails_alone_and_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stored: list[str] = []
 
     async def observe(_: Any, reports: list[owned.Report]) -> None:
@@ -49,7 +51,7 @@ async def test_one_that_can_not_be_stored_fails_alone_and_is_remembered(monkeypa
     running.cancel()
 
 
-async def test_who_waits_when_the_server_ends_is_told_so() -> None:
+async def test_waiting_reporters_get_an_error_when_the_server_stops() -> None:
     class Away:
         async def transact(self, work: Callable[[Any], Awaitable[None]]) -> None:
             await asyncio.Event().wait()

@@ -17,7 +17,7 @@ def document() -> dict[str, Any]:
     return openapi.describe(create_app(cast(Services, types.SimpleNamespace())))
 
 
-def test_each_list_has_a_name_of_its_own(document: dict[str, Any]) -> None:
+def test_each_list_schema_has_its_own_name(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert {"VmList", "NodeList", "TokenList", "PoolList", "MigrationList"} <= set(schemas)
     assert schemas["VmList"]["title"] == "VmList"
@@ -25,7 +25,7 @@ def test_each_list_has_a_name_of_its_own(document: dict[str, Any]) -> None:
     assert not [name for name in schemas if name.startswith("Page")]
 
 
-def test_each_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_each_reference_resolves(document: dict[str, Any]) -> None:
     def references(value: Any) -> set[str]:
         if isinstance(value, list):
             return set[str]().union(*map(references, value))

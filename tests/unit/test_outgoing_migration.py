@@ -78,7 +78,9 @@ def status(name: str, passes: int, remaining_bytes: int) -> TransferStatus:
 LIVE = [status("active", 1, 1 << 29), status("active", 2, 4096), status("completed", 3, 0)]
 
 
-async def test_it_promises_when_qemu_has_handed_on_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_source_promises_when_qemu_has_sent_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE)
     migration = setting.migration(Policy.THROTTLE)
     await source_stream.send(migration)
@@ -90,7 +92,7 @@ async def test_it_promises_when_qemu_has_handed_on_everything(tmp_path: Path, mo
     assert setting.cancelled == []
 
 
-async def test_with_post_copy_it_promises_before_the_memory_is_there(
+async def test_with_post_copy_the_source_promises_before_all_memory_has_arrived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "logs_every_write", AsyncMock(return_value=False))
@@ -105,7 +107,9 @@ async def test_with_post_copy_it_promises_before_the_memory_is_there(
     assert setting.context.record.post_copy is not None
 
 
-async def test_without_a_promise_the_guest_goes_on_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_promise_the_guest_continues_at_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE[:1])
     setting.pump_error = SendFailed("the link is down")
     migration = setting.migration(Policy.THROTTLE)
@@ -116,7 +120,7 @@ async def test_without_a_promise_the_guest_goes_on_here(tmp_path: Path, monkeypa
     assert setting.context.record.held.claim is Claim.OWNER
 
 
-async def test_what_fails_after_the_promise_changes_nothing_here(
+async def test_a_failure_after_the_promise_changes_nothing_at_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = Setting(tmp_path, monkeypatch, [status("completed", 1, 0)])
@@ -128,7 +132,7 @@ async def test_what_fails_after_the_promise_changes_nothing_here(
     assert setting.context.record.held.claim is Claim.RELEASED
 
 
-async def test_no_promise_is_given_when_a_later_epoch_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_source_does_not_promise_after_a_later_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE)
     await setting.context.store(held=Held(EPOCH + 1, Claim.OWNER))
     with pytest.raises(ValueError, match="cannot release"):

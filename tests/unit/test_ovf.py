@@ -74,7 +74,7 @@ def test_an_unknown_unit_is_refused(units: str) -> None:
         parse(descriptor(memory("1", units) + drive("v1")))
 
 
-def test_the_default_configuration_counts_and_not_the_last() -> None:
+def test_the_default_configuration_is_used_and_not_the_last() -> None:
     head = (
         '<DeploymentOptionSection><Configuration o:id="small"/><Configuration o:id="medium" o:default="true"/>'
         '<Configuration o:id="large"/></DeploymentOptionSection>'
@@ -116,7 +116,9 @@ def test_disks_come_in_the_order_in_which_they_are_attached() -> None:
         (drive("v1"), {"files": '<File o:id="f1" o:href="x" o:chunkSize="0"/>'}, "pieces"),
     ],
 )
-def test_a_vm_that_would_be_another_one_is_refused(hardware: str, options: dict[str, str], why: str) -> None:
+def test_a_descriptor_that_cannot_be_imported_faithfully_is_refused(
+    hardware: str, options: dict[str, str], why: str
+) -> None:
     with pytest.raises(ArchiveError, match=why):
         parse(descriptor(hardware, **options))
 
@@ -131,7 +133,7 @@ def test_two_vms_entities_and_nonsense_are_refused() -> None:
             parse(text)
 
 
-def test_what_is_not_taken_is_said() -> None:
+def test_ignored_parts_of_a_descriptor_are_listed() -> None:
     nic = (
         "<Item><r:Address>00:50:56:aa:bb:cc</r:Address><r:Connection>VM Network</r:Connection><r:ElementName>nic 1"
         "</r:ElementName><r:InstanceID>7</r:InstanceID><r:ResourceSubType>VmxNet3</r:ResourceSubType>"
@@ -165,12 +167,12 @@ def test_firmware_is_read_as_vmware_and_virtualbox_write_it() -> None:
         ("x" * 80, "x" * 63),
     ],
 )
-def test_a_name_becomes_one_that_a_vm_can_have(name: str, plain: str) -> None:
+def test_a_descriptors_name_becomes_a_valid_vm_name(name: str, plain: str) -> None:
     assert plain_name(name) == plain
 
 
 @given(st.binary(max_size=200), st.integers(0, 2000))
-def test_a_damaged_descriptor_is_refused_or_read_and_never_more(noise: bytes, at: int) -> None:
+def test_a_damaged_descriptor_is_read_or_refused_and_never_crashes(noise: bytes, at: int) -> None:
     text = bytearray(descriptor(CPUS + SCSI + memory("1", "GB") + drive("v1")))
     text[at : at + len(noise)] = noise
     try:

@@ -36,12 +36,12 @@ def test_a_checksum_of_each_kind_is_checked(tmp_path: Path, algorithm: str) -> N
 
 
 @pytest.mark.parametrize("line", ["MD5(disk)= 00", "SHA3(disk)= 00", "nonsense", "SHA256(disk)= xyz", "SHA256 disk 00"])
-def test_what_can_not_be_checked_does_not_pass_as_checked(line: str) -> None:
+def test_an_uncheckable_checksum_does_not_pass(line: str) -> None:
     with pytest.raises(ArchiveError, match="can't be checked"):
         checksums(line.encode())
 
 
-def test_a_disk_in_pieces_is_put_together_in_order_and_lacks_none(tmp_path: Path) -> None:
+def test_a_chunked_disk_is_joined_in_order_and_must_be_complete(tmp_path: Path) -> None:
     disk = OvfDisk("a.vmdk", 0, chunk_bytes=10)
     files = {f"a.vmdk.{number:09d}": Piece(tmp_path, number, size) for number, size in enumerate((10, 10, 3))}
     assert [piece.offset for piece in disk_pieces(disk, files, tmp_path)] == [0, 1, 2]

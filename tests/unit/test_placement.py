@@ -64,7 +64,7 @@ def test_overcommit_is_the_nodes_own() -> None:
     assert Counter(placed(fleet, [vm(memory_mib=1024, vcpus=2) for _ in range(8)])) == {"a": 4, "b": 2, None: 2}
 
 
-def test_labels_and_taints_decide_who_may_come() -> None:
+def test_labels_and_taints_decide_which_vms_may_come() -> None:
     nodes = [
         node("a", labels={"disk": "ssd"}),
         node("b", labels={"disk": "hdd"}, taints=(Taint("gpu"),)),
@@ -80,7 +80,7 @@ def test_labels_and_taints_decide_who_may_come() -> None:
     assert placed(fleet, [vm(memory_mib=512) for _ in range(9)]) == ["a"] * 8 + ["c"], "avoided while there is room"
 
 
-def test_a_node_with_the_image_the_pages_or_the_space_is_better() -> None:
+def test_placement_prefers_nodes_with_the_image_the_pages_or_the_space() -> None:
     assert Fleet([node("a"), node("b", image="other")], {}).choose(Wish("1", vm(image="other"))) == "b"
     assert Fleet([node("a"), node("b")], {}).choose(Wish("1", vm(), been=frozenset({"a"}))) == "a"
     assert Fleet([node("a", free=0.9), node("b")], {}).choose(Wish("1", vm())) == "a"
@@ -102,7 +102,7 @@ def test_a_group_stays_together_or_apart() -> None:
     assert set(zones) == {"a", "b", "c"}
 
 
-def test_a_group_can_leave_a_node_that_is_cordoned() -> None:
+def test_a_group_can_leave_a_cordoned_node() -> None:
     spec = vm(affinity="web")
     members = [Member("1", "a", spec), Member("2", "a", spec)]
     fleet = Fleet([node("a"), node("b"), node("c")], {}, members)
@@ -126,7 +126,7 @@ def test_a_group_is_spread_over_sites_then_zones_then_nodes() -> None:
     assert len(set(found)) == 8
 
 
-def test_it_goes_where_it_can_and_not_where_it_is() -> None:
+def test_a_move_goes_to_a_suitable_node_other_than_the_present_one() -> None:
     fleet = Fleet([node("a"), node("b"), node("c")], {"c": Load(0, 3000)})
     wish = Wish("1", vm(), at="a", elsewhere={"b": "its volume is not there"})
     assert fleet.choose(wish) == "c"
@@ -141,7 +141,7 @@ def test_it_goes_where_it_can_and_not_where_it_is() -> None:
         st.tuples(st.sampled_from([64, 256, 1024]), st.integers(1, 4), st.sampled_from([None, "g", "h"])), max_size=40
     ),
 )
-def test_no_node_is_overfilled_and_the_quick_way_chooses_as_the_slow_one(
+def test_no_node_is_overfilled_and_the_fast_choice_equals_the_slow_choice(
     has: list[tuple[int, int]], wanted: list[tuple[int, int, str | None]]
 ) -> None:
     nodes = [node(f"n{i}", memory_mib=memory, cpus=cpus, vcpu_overcommit=2) for i, (memory, cpus) in enumerate(has)]
@@ -164,14 +164,14 @@ def _less(load: Load, spec: VmSpec) -> Load:
     return Load(load.vcpus - spec.vcpus, load.memory_mib - spec.memory_mib)
 
 
-def test_a_placement_is_read_as_it_was_written() -> None:
+def test_a_placement_round_trips_through_its_encoding() -> None:
     spec = vm(labels={"a": "b"}, tolerations=("x",), affinity="g", anti_affinity_scope=Scope.SITE)
     assert msgspec.convert(msgspec.to_builtins(spec), VmSpec) == spec
     with pytest.raises(msgspec.ValidationError, match="labels"):
         msgspec.convert({"labels": {"Not A Label!": "x"}}, Placement)
 
 
-def test_groups_of_other_projects_are_others() -> None:
+def test_groups_of_the_same_name_in_other_projects_are_separate() -> None:
     apart = VmSpec(image="tiny", placement=Placement(anti_affinity="db", affinity="db"))
     ours, theirs = (of_project(apart, project).placement for project in ("ours", "theirs"))
     assert (ours.anti_affinity, theirs.affinity) == ("ours/db", "theirs/db")

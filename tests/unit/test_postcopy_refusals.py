@@ -8,7 +8,7 @@ from novacron.agent.migration.post_copy import UNKNOWN_S, Refusals
 from novacron.dwcp.frames import ErrorCode
 
 
-def test_a_target_that_expects_nothing_for_long_enough_needs_no_more() -> None:
+def test_a_target_that_expects_nothing_for_long_enough_has_all_memory() -> None:
     refusals = Refusals()
     assert not refusals.are_final(ErrorCode.NOT_EXPECTED, 0.0)
     assert not refusals.are_final(ErrorCode.NOT_EXPECTED, UNKNOWN_S)
@@ -16,19 +16,19 @@ def test_a_target_that_expects_nothing_for_long_enough_needs_no_more() -> None:
 
 
 @pytest.mark.parametrize("code", [None, *(code for code in ErrorCode if code is not ErrorCode.NOT_EXPECTED)])
-def test_any_other_answer_or_none_starts_the_time_anew(code: ErrorCode | None) -> None:
+def test_any_other_answer_or_none_restarts_the_clock(code: ErrorCode | None) -> None:
     refusals = Refusals()
     refusals.are_final(ErrorCode.NOT_EXPECTED, 0.0)
     assert not refusals.are_final(code, UNKNOWN_S * 2)
     assert not refusals.are_final(ErrorCode.NOT_EXPECTED, UNKNOWN_S * 2 + 1)
 
 
-def test_a_target_that_knows_no_codes_is_tried_for_ever() -> None:
+def test_a_target_without_error_codes_is_retried_forever() -> None:
     refusals = Refusals()
     assert not any(refusals.are_final(ErrorCode.UNSPECIFIED, UNKNOWN_S * attempt) for attempt in range(100))
 
 
-def test_a_session_that_was_taken_starts_the_time_anew() -> None:
+def test_an_accepted_session_restarts_the_clock() -> None:
     refusals = Refusals()
     refusals.are_final(ErrorCode.NOT_EXPECTED, 0.0)
     refusals.end()

@@ -47,9 +47,7 @@ def after(step: Step, run_state: str) -> str:
 
 
 @given(specs, st.sampled_from(RUN_STATES), st.none() | st.integers(0, 3), st.integers(0, 3))
-def test_it_comes_to_rest_where_the_spec_says(
-    spec: VmSpec, run_state: str, halted_at_start: int | None, reboots: int
-) -> None:
+def test_power_converges_to_the_spec(spec: VmSpec, run_state: str, halted_at_start: int | None, reboots: int) -> None:
     # The mark of a guest that powered itself off is cleared when it is started: no running guest has it.
     assume(run_state in ("absent", "shutdown") or halted_at_start != spec.starts)
     stopping_s = None
@@ -99,7 +97,7 @@ def test_a_guest_that_powered_itself_off_stays_off_until_started_again() -> None
     assert decide(again, Situation("absent", halted_at_start=1, reboots=0)) is Step.START
 
 
-def test_a_guest_that_powered_itself_off_begins_anew_where_that_was_asked_for() -> None:
+def test_a_guest_that_powered_itself_off_restarts_where_its_spec_says_so() -> None:
     spec = VmSpec(image="tiny", starts=1, restart=Restart.ALWAYS)
     assert decide(spec, Situation("shutdown", halted_at_start=None, reboots=0)) is Step.KILL
     assert decide(spec, Situation("absent", halted_at_start=None, reboots=0)) is Step.START

@@ -50,7 +50,7 @@ def test_the_boot_sector_is_one_that_a_bios_boots() -> None:
     assert sector[-2:] == b"\x55\xaa"
 
 
-def test_no_two_disks_have_the_same_place_at_boot() -> None:
+def test_no_two_disks_have_the_same_boot_index() -> None:
     """QEMU does not start with a bootindex twice, and has 0 for a kernel of its own."""
     orders = (0, 0, 1, 1, None, 99)
     volumes = tuple(QemuVolume(f"vol-{lun}", lun, 10 + lun, boot_order=order) for lun, order in enumerate(orders))
@@ -62,7 +62,7 @@ def test_no_two_disks_have_the_same_place_at_boot() -> None:
     assert sorted(found).index(disk) == 2, "those with 0 come before the disk, those with 1 after it"
 
 
-def test_no_layer_leads_where_its_header_says() -> None:
+def test_a_layers_header_never_decides_which_file_backs_it() -> None:
     config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), below=7, shared=(8, 9))
     arguments = command(config, incoming=False)
     node = json.loads(arguments[arguments.index("-blockdev") + 1])

@@ -51,7 +51,7 @@ def test_each_question_has_one_handler_whose_result_is_what_the_question_declare
         assert get_type_hints(handler)["return"] == declared, question
 
 
-def test_questions_look_on_the_wire_as_agents_of_this_protocol_know_them() -> None:
+def test_questions_keep_their_wire_format() -> None:
     ask = wire.Ask(3, encoded(questions.RemoveImage("debian", "ab")), trace="00-1")
     assert msgspec.msgpack.decode(codec.encode(ask)) == {
         "type": "ask", "trace": "00-1", "ask": 3,

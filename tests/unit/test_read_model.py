@@ -136,7 +136,7 @@ def ask(
 
 @settings(max_examples=200)
 @given(changes, st.lists(st.tuples(queries, st.integers(1, 3), st.booleans()), min_size=1, max_size=4))
-def test_a_cached_list_is_what_would_be_answered_anew(
+def test_a_cached_list_equals_a_fresh_answer(
     history: list[dict[str, Any] | str], lists: list[tuple[Query, int, bool]]
 ) -> None:
     cache = started()

@@ -97,19 +97,19 @@ def test_a_peak_moves_an_average_little() -> None:
     assert deviation({}) == 0.0 and deviation({"a": 1.0, "b": 3.0}) == 1.0
 
 
-def test_a_day_of_a_small_fleet() -> None:
+def test_a_simulated_day_of_a_small_fleet_is_balanced_with_few_moves() -> None:
     day = simulate(3, 20, 600)
     assert day.deviation_with < 0.75 * day.deviation_without
     assert day.moves_of_one_max <= 2 and day.back_and_forth == 0
 
 
-def test_how_long_a_drain_takes_yet() -> None:
+def test_a_drain_estimates_its_remaining_time() -> None:
     assert estimate_s(0, 100, 10) is None
     assert estimate_s(100, 300, 10) == 30.0
     assert estimate_s(100, 0, 10) == 0.0
 
 
-def test_what_a_process_uses_is_measured() -> None:
+def test_the_load_of_a_process_is_measured() -> None:
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         loads = Loads()

@@ -55,7 +55,7 @@ async def test_a_promise_whose_writing_is_cancelled_is_remembered_if_it_reaches_
     assert Journal(tmp_path / "journal").load_one("vm-a").held == context.record.held == promise
 
 
-async def test_changes_that_meet_are_both_kept(tmp_path: Path, slow_disk: threading.Event) -> None:
+async def test_concurrent_changes_of_a_record_are_both_kept(tmp_path: Path, slow_disk: threading.Event) -> None:
     context = Worker("vm-a", Record(), services_in(tmp_path)).context
     writing = asyncio.gather(context.store(reboots=1), context.store(crashes=2))
     await asyncio.sleep(0)

@@ -24,7 +24,7 @@ def accepting(frames: list[Frame]) -> Callable[[Frame], bool]:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=30), st.randoms(use_true_random=False))
-def test_what_is_sent_arrives_in_order_and_once(said: list[bytes], chance: object) -> None:
+def test_the_return_channel_delivers_in_order_and_once(said: list[bytes], chance: object) -> None:
     assert hasattr(chance, "random") and hasattr(chance, "shuffle")
     on_their_way: list[Frame] = []
     sender = ReturnSender(accepting(on_their_way))
@@ -57,7 +57,7 @@ def test_long_messages_go_in_frames_of_a_bounded_size() -> None:
     assert [len(frame.payload) for frame in frames] == [BYTES_MAX, BYTES_MAX, 1]
 
 
-async def test_too_much_that_is_not_taken_waits() -> None:
+async def test_a_full_return_channel_makes_its_sender_wait() -> None:
     sender = ReturnSender(lambda _: True)
     for _ in range(FRAMES_MAX):
         await sender.send(b"x")
@@ -68,7 +68,7 @@ async def test_too_much_that_is_not_taken_waits() -> None:
     await waiting
 
 
-async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unacknowledged_messages_are_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[Frame] = []
     sender = ReturnSender(accepting(frames))
     await sender.send(b"x")
@@ -79,7 +79,7 @@ async def test_what_is_not_taken_is_said_again_after_a_while(monkeypatch: pytest
     assert len(frames) == 2 and frames[0] == frames[1]
 
 
-def test_what_the_protocol_does_not_allow_is_refused() -> None:
+def test_frames_that_the_protocol_does_not_allow_are_refused() -> None:
     receiver, sender = ReturnReceiver(), ReturnSender(lambda _: True)
     for frame in (Frame(FrameType.BACK, FRAMES_MAX, b"x"), Frame(FrameType.BACK, 0, b"x" * (BYTES_MAX + 1))):
         with pytest.raises(ProtocolError):

@@ -40,6 +40,6 @@ def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) ->
         (AgentOptions(pool=["local=/tmp"]), "pool local"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_with_its_reason(options: AgentOptions, why: str) -> None:
+def test_an_invalid_option_is_refused_with_its_reason(options: AgentOptions, why: str) -> None:
     with pytest.raises(typer.BadParameter, match=why):
         options.settings()

@@ -24,7 +24,7 @@ async def test_the_lowest_order_starts_first_and_no_more_than_allowed_at_once() 
     assert started == [0, 1, 3, 3, 5, 7, 9] and most == 2
 
 
-async def test_who_does_not_wait_any_more_takes_nobodys_turn() -> None:
+async def test_a_cancelled_waiter_takes_nobodys_turn() -> None:
     queue = StartQueue(1)
     entered, leave = asyncio.Event(), asyncio.Event()
 

@@ -67,7 +67,7 @@ def run_length(run: tuple[int, int, int, int, int, bool]) -> int:
 
 
 @given(st.lists(st.integers(0, 1 << 20), max_size=40))
-def test_nothing_is_lost_and_pages_are_found_however_the_stream_is_cut(cuts: list[int]) -> None:
+def test_pages_are_recognised_and_nothing_is_lost_however_the_stream_is_split(cuts: list[int]) -> None:
     raw = stream([FIRST, SECOND])
     back, found = split(raw, cuts)
     assert back == raw
@@ -77,14 +77,14 @@ def test_nothing_is_lost_and_pages_are_found_however_the_stream_is_cut(cuts: lis
     assert sum(len(data) // 9 for kind, data in found if kind == ZERO_RUN) == 4
 
 
-def test_one_page_is_one_place_in_its_block_whichever_way_it_is_told() -> None:
+def test_every_address_form_names_the_same_page_of_its_block() -> None:
     _, runs = RamSplitter().split(stream([FIRST, SECOND]))
     spaces = {(run[3] >> 12, run[4], run[5]) for run in runs if run[0] == PAGES_RUN}
     assert spaces == {(0, 0, True), (1, 0, False), (3, 0, True)}
 
 
 @pytest.mark.parametrize("flags", [0x100, 0x200, 0x400, 0x01, 0x40, 0x80])
-def test_a_record_that_is_not_known_makes_the_rest_opaque(flags: int) -> None:
+def test_an_unknown_record_makes_the_rest_of_the_stream_opaque(flags: int) -> None:
     unknown = word(0, flags) + bytes(100)
     raw = stream([FIRST, unknown + SECOND])
     back, found = split(raw, [])
@@ -93,13 +93,13 @@ def test_a_record_that_is_not_known_makes_the_rest_opaque(flags: int) -> None:
     assert found[-1][0] == OPAQUE_RUN and page(9) in found[-1][1]
 
 
-def test_another_version_of_the_memory_s_section_is_opaque() -> None:
+def test_an_unknown_version_of_the_memory_section_is_opaque() -> None:
     raw = stream([FIRST]).replace(RAM_START, RAM_START[:-1] + b"\x05")
     back, found = split(raw, [10, 1000])
     assert back == raw and all(kind == OPAQUE_RUN for kind, _ in found)
 
 
-def test_the_devices_state_is_never_looked_into() -> None:
+def test_the_devices_state_is_never_parsed() -> None:
     """A guest decides what is in its devices: it must not be able to pass it off as pages."""
     forged = b"\x02" + RAM_ID + word(0, 0x08) + named(b"pc.ram") + page(7)
     back, found = split(stream([FIRST]) + forged, [])
@@ -108,7 +108,7 @@ def test_the_devices_state_is_never_looked_into() -> None:
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(0, 3000), max_size=5))
-def test_anything_at_all_comes_through(raw: bytes, cuts: list[int]) -> None:
+def test_any_bytes_pass_through_unchanged(raw: bytes, cuts: list[int]) -> None:
     assert split(raw, cuts)[0] == raw
     whole = CONFIGURATION + b"\x01" + RAM_ID + RAM_START + raw
     assert split(whole, cuts)[0] == whole

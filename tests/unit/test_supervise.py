@@ -11,7 +11,7 @@ from novacron.supervise import RESTARTS, Backoff, FewTasks, Rarely, supervise, u
 AT_ONCE = Backoff(first_s=0.001, most_s=0.002, steady_s=60.0)
 
 
-async def test_work_that_fails_begins_again_and_is_counted_while_other_work_goes_on() -> None:
+async def test_failed_work_is_restarted_and_counted_while_other_work_continues() -> None:
     before, tries, other_done = RESTARTS.cell("bad")[0], 0, asyncio.Event()
 
     async def bad() -> None:
@@ -40,7 +40,7 @@ async def test_an_error_that_is_meant_to_end_the_work_ends_it() -> None:
         await supervise("ends", ends, AT_ONCE, passes=(LookupError,))
 
 
-def test_pauses_double_up_to_a_limit_and_begin_anew_after_steady_work() -> None:
+def test_pauses_double_up_to_a_limit_and_reset_after_steady_work() -> None:
     backoff, pauses, pause_s = Backoff(1.0, 5.0, 60.0), [], 0.0
     for lasted_s in (0, 0, 0, 0, 0, 61):
         pause_s = backoff.after(pause_s, lasted_s)
@@ -48,7 +48,7 @@ def test_pauses_double_up_to_a_limit_and_begin_anew_after_steady_work() -> None:
     assert pauses == [1, 2, 4, 5, 5, 1]
 
 
-async def test_a_few_tasks_run_at_once_and_one_that_fails_frees_its_place() -> None:
+async def test_concurrent_tasks_are_limited_and_a_failed_task_frees_its_place() -> None:
     few, over = FewTasks("few", 2), asyncio.Event()
 
     async def wait() -> None:
@@ -67,7 +67,7 @@ async def test_a_few_tasks_run_at_once_and_one_that_fails_frees_its_place() -> N
     assert len(few) == 0
 
 
-async def test_the_first_that_ends_ends_the_others_and_its_error_is_raised() -> None:
+async def test_the_first_task_to_end_stops_the_others_and_its_error_is_raised() -> None:
     cancelled = asyncio.Event()
 
     async def other() -> None:
@@ -85,7 +85,7 @@ async def test_the_first_that_ends_ends_the_others_and_its_error_is_raised() -> 
     assert cancelled.is_set()
 
 
-def test_each_kind_is_logged_at_once_then_more_and_more_rarely() -> None:
+def test_each_kind_of_error_is_logged_at_once_and_then_ever_more_rarely() -> None:
     now = 0.0
     rarely = Rarely(first_s=60, most_s=120, clock=lambda: now)
     logged = []

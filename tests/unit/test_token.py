@@ -17,7 +17,7 @@ def test_a_join_token_carries_its_ticket(ticket: JoinTicket) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nvj_", "nvj_AAAA", "nva_whatever", "ü", "nvj_" + "x" * 5000])
-def test_what_is_no_join_token_is_refused_with_the_next_command(text: str) -> None:
+def test_an_invalid_join_token_is_refused_with_the_next_command(text: str) -> None:
     with pytest.raises(InvalidInput, match="not a join token") as caught:
         decode_ticket(text)
     assert "node join-token" in str(caught.value.hint)

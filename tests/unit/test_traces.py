@@ -36,7 +36,7 @@ def names(exporter: InMemorySpanExporter) -> list[str]:
     return [span.name for span in exporter.get_finished_spans()]
 
 
-def test_a_share_is_recorded_with_all_that_belongs_to_it() -> None:
+def test_a_share_of_traces_is_recorded_with_all_of_their_spans() -> None:
     found = recording(0.25)
     for _ in range(2000):
         with traces.span("request", parent=""), traces.span("part"):
@@ -45,7 +45,7 @@ def test_a_share_is_recorded_with_all_that_belongs_to_it() -> None:
     assert names(found).count("part") == names(found).count("request")
 
 
-def test_what_changes_something_is_recorded_in_any_case_and_half_of_its_queries() -> None:
+def test_changes_are_always_recorded_with_half_of_their_queries() -> None:
     found = recording(0.0)
     with traces.span("change", always=True):
         for _ in range(1000):
@@ -55,7 +55,7 @@ def test_what_changes_something_is_recorded_in_any_case_and_half_of_its_queries(
     assert 400 < names(found).count("db select") < 600
 
 
-def test_what_fails_is_recorded_though_the_rest_is_not() -> None:
+def test_failures_are_recorded_even_when_nothing_else_is() -> None:
     found = recording(0.0)
     with pytest.raises(ValueError, match="no"), traces.span("read", parent="", what="it"):
         with traces.span("first part"):
@@ -68,7 +68,7 @@ def test_what_fails_is_recorded_though_the_rest_is_not() -> None:
     assert span.start_time is not None and span.end_time is not None and span.start_time <= span.end_time
 
 
-def test_others_go_on_with_the_trace_that_they_are_told_of() -> None:
+def test_a_remote_process_continues_the_trace_of_its_caller() -> None:
     found = recording(0.0)
     with traces.span("here", always=True):
         carried = traces.carry()
@@ -80,7 +80,7 @@ def test_others_go_on_with_the_trace_that_they_are_told_of() -> None:
 
 
 @pytest.mark.parametrize("parent", ["", "nonsense", "00-0-0-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\xff" * 9])
-def test_nonsense_from_outside_begins_a_trace_of_its_own(parent: str) -> None:
+def test_an_invalid_trace_header_begins_a_new_trace(parent: str) -> None:
     found = recording(1.0)
     with traces.span("request", parent=parent):
         pass
@@ -115,7 +115,7 @@ class Stuck(SpanExporter):
         return
 
 
-def test_a_collector_that_is_stuck_costs_spans_which_are_counted() -> None:
+def test_a_stuck_collector_costs_spans_which_are_counted() -> None:
     stuck = Stuck()
     bounded = Bounded(stuck)
     provider = TracerProvider(sampler=_Share(1.0), shutdown_on_exit=False)
@@ -133,7 +133,7 @@ def test_a_collector_that_is_stuck_costs_spans_which_are_counted() -> None:
     provider.shutdown()
 
 
-def test_a_clock_that_is_set_back_makes_no_span_that_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_span_ends_before_it_begins_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     found, real = recording(1.0), time.time_ns
     with traces.span("work", parent=""):
         monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)

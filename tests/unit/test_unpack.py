@@ -55,7 +55,7 @@ def test_streams_that_follow_each_other_are_one_file_and_padding_is_none(kind: C
 
 
 @pytest.mark.parametrize("kind", list(Compression))
-def test_a_file_that_was_cut_off_or_damaged_is_refused(kind: Compression) -> None:
+def test_a_truncated_or_damaged_file_is_refused(kind: Compression) -> None:
     packed = PACKED[kind]
     for length in (len(packed) - 1, len(packed) // 2, 20):
         with pytest.raises(Unacceptable, match="can't be unpacked"):
@@ -68,7 +68,7 @@ def test_a_file_that_was_cut_off_or_damaged_is_refused(kind: Compression) -> Non
 
 
 @pytest.mark.parametrize("kind", list(Compression))
-def test_what_unpacks_to_more_than_allowed_is_refused_early(kind: Compression) -> None:
+def test_a_file_that_unpacks_beyond_the_limit_is_refused_early(kind: Compression) -> None:
     pieces: list[int] = []
     with pytest.raises(Unacceptable, match="more than 1000000 bytes"):
         unpack(io.BytesIO(PACKED[kind]), kind, lambda piece: pieces.append(len(piece)), 1_000_000)
@@ -97,7 +97,7 @@ def test_a_zip_of_anything_but_one_file_is_refused(names: tuple[str, ...]) -> No
 
 
 @given(st.sampled_from(list(Compression)), st.binary(max_size=200))
-def test_noise_is_refused_or_unpacked_and_never_more(kind: Compression, noise: bytes) -> None:
+def test_random_bytes_are_refused_or_unpacked_within_the_limit(kind: Compression, noise: bytes) -> None:
     try:
         unpacked(PACKED[kind][:6] + noise, kind, 1 << 20)
     except Unacceptable as error:

@@ -67,7 +67,7 @@ def kernel(tmp_path: Path) -> Kernel:
     return found
 
 
-def test_a_device_is_its_guests_until_that_ends(kernel: Kernel) -> None:
+def test_a_device_belongs_to_its_guest_until_the_guest_ends(kernel: Kernel) -> None:
     passthrough = Passthrough(kernel)
     assert passthrough.choose("a", ["8086:10fb"], [TWIN, NIC]) == (NIC,)
     assert passthrough.choose("b", ["8086:10fb"], [TWIN, NIC]) == (TWIN,)
@@ -81,14 +81,14 @@ def test_a_device_is_its_guests_until_that_ends(kernel: Kernel) -> None:
     passthrough.leave("nobody")
 
 
-def test_what_was_not_listed_is_nobodys(kernel: Kernel) -> None:
+def test_unlisted_devices_are_given_to_nobody(kernel: Kernel) -> None:
     with pytest.raises(DeviceFailed):
         Passthrough(kernel).choose("a", ["8086:10fb"], [])
     with pytest.raises(DeviceFailed):
         Passthrough(kernel).choose("a", ["8086:10fb"], ["0000:09:00.0"])
 
 
-def test_a_device_that_can_not_be_isolated_is_not_passed_through(kernel: Kernel) -> None:
+def test_a_device_that_cannot_be_isolated_is_not_passed_through(kernel: Kernel) -> None:
     kernel.add("0000:03:00.0", "8086:1533", "igb", "")
     with pytest.raises(DeviceFailed, match="no IOMMU group"):
         kernel.bind(["0000:03:00.0"], None)
@@ -101,7 +101,7 @@ def test_a_device_that_can_not_be_isolated_is_not_passed_through(kernel: Kernel)
         kernel.bind([TWIN], None)
 
 
-def test_qemu_is_told_of_devices_by_their_addresses() -> None:
+def test_qemu_gets_devices_by_their_addresses() -> None:
     assert arguments([NIC]) == ["-device", f"vfio-pci,host={NIC},id=host0"]
 
 
@@ -117,7 +117,7 @@ def with_devices(name: str, listed: tuple[str, ...], group: int | None = 12) -> 
     )
 
 
-def test_vms_go_to_where_devices_are_listed_and_free() -> None:
+def test_vms_are_placed_where_their_devices_are_listed_and_free() -> None:
     fleet = Fleet([with_devices("a", (NIC,)), with_devices("b", (NIC, TWIN)), with_devices("c", (NIC,), None)], {})
     image = fleet.nodes["a"].status.inventory.images[0].name  # type: ignore[union-attr]
     spec = VmSpec(image, memory_mib=64, devices=("8086:10fb",))

@@ -18,7 +18,7 @@ from novacron.model.vm import VmChanges, VmFields, VmSpec, check_address, check_
 
 
 @pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
-def test_good_names_are_taken_as_they_are(name: str) -> None:
+def test_good_names_are_accepted_unchanged(name: str) -> None:
     assert check_name(name) == name
 
 
@@ -54,13 +54,13 @@ def test_bad_addresses_are_refused_by_field(address: str) -> None:
         {"vcpus": 1},
     ],
 )
-def test_specs_out_of_bounds_are_no_specs(spec: dict[str, object]) -> None:
+def test_specs_out_of_bounds_are_rejected(spec: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(spec, VmSpec)
 
 
 @given(st.binary(min_size=10, max_size=10))
-def test_what_follows_from_an_id_fits_where_it_goes(random: bytes) -> None:
+def test_names_derived_from_an_id_fit_their_length_limits(random: bytes) -> None:
     id = vm_id(random)
     assert re.fullmatch(r"vm-[a-z2-7]{16}", id)
     assert len(tap_name(id)) <= 15  # IFNAMSIZ - 1
@@ -73,7 +73,7 @@ def _alternatives(annotation: object) -> set[object]:
     return set(typing.get_args(annotation)) - {msgspec.UnsetType, type(None)} if found else {annotation}
 
 
-def test_what_can_change_of_a_vm_has_the_types_of_what_can_be_set() -> None:
+def test_changeable_vm_fields_have_the_types_of_the_spec() -> None:
     fields = {field.name: field for field in msgspec.structs.fields(VmFields)}
     for change in msgspec.structs.fields(VmChanges):
         assert change.default is msgspec.UNSET, f"{change.name} must stay as it is by default"

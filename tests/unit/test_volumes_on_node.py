@@ -34,7 +34,7 @@ def creating(id: str, pool: str) -> wire.VolumeWanted:
     return wire.VolumeWanted(id, pool, 1, VolumePhase.CREATING)
 
 
-async def test_a_volume_with_a_defect_and_a_pool_that_does_not_answer_hold_up_no_other(
+async def test_a_bad_volume_and_a_hanging_pool_delay_no_other_volume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volumes, "make_durable", lambda _: None)

@@ -63,7 +63,7 @@ async def test_a_vm_is_found_by_id_and_by_its_present_name() -> None:
     assert not cache.named("vm", "db") and cache.get("vm", "vm-a") is None
 
 
-async def test_a_name_is_good_in_its_project() -> None:
+async def test_a_name_is_resolved_within_its_project() -> None:
     cache = await started()
     other = {"id": "vm-b", "name": "web", "project": "other", "revision": 1}
     await cache.apply(Batch(1, [vm(1), Change(1, "vm", "vm-b", other, "other")]))
@@ -72,7 +72,7 @@ async def test_a_name_is_good_in_its_project() -> None:
     assert [entry.body["id"] for entry in cache.named("vm", "web")] == ["vm-b"]
 
 
-async def test_a_revoked_token_is_worth_nothing_from_then_on() -> None:
+async def test_a_revoked_token_is_refused_from_then_on() -> None:
     cache = await started()
     await cache.apply(Batch(1, [user(1), token(1, revoked=False)]))
     found = cache.callers.get("h")
@@ -81,7 +81,7 @@ async def test_a_revoked_token_is_worth_nothing_from_then_on() -> None:
     assert cache.callers.get("h") is None
 
 
-async def test_what_a_user_may_do_counts_at_once() -> None:
+async def test_changed_rights_of_a_user_apply_at_once() -> None:
     cache = await started()
     await cache.apply(Batch(1, [user(1), token(1, revoked=False), grant(1, "viewer", "web")]))
 
@@ -117,7 +117,7 @@ async def test_a_follower_resumes_over_a_restart_of_the_server() -> None:
     assert [d.revision for d in await take(cache, 7, 2)] == [9, 12]
 
 
-async def test_what_is_no_longer_kept_is_said_so() -> None:
+async def test_resuming_before_the_kept_history_is_refused() -> None:
     cache = await started(vm(9), after=5)
     with pytest.raises(Gone) as caught:
         await take(cache, 4, 1)

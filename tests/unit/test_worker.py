@@ -61,20 +61,20 @@ def worker(tmp_path: Path) -> Worker:
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), services_in(tmp_path))
 
 
-def test_what_has_not_changed_is_said_once(worker: Worker) -> None:
+def test_an_unchanged_observation_is_reported_once(worker: Worker) -> None:
     worker.context.report(VmState.RUNNING)
     worker.context.report(VmState.RUNNING)
     assert [type(message) for message in said] == [wire.Observed]
 
 
-async def test_a_new_link_hears_everything_again(worker: Worker) -> None:
+async def test_a_new_link_gets_every_report_again(worker: Worker) -> None:
     worker.context.report(VmState.RUNNING)
     worker.resync()
     worker.context.report(VmState.RUNNING)
     assert len(said) == 2
 
 
-async def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(worker: Worker) -> None:
+async def test_a_report_is_repeated_when_the_epoch_grows(worker: Worker) -> None:
     """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
     worker.context.report(VmState.RUNNING)
     await worker.context.store(held=Held(2, Claim.OWNER))
@@ -82,7 +82,9 @@ async def test_what_was_said_at_an_older_epoch_is_said_again_at_a_later_one(work
     assert [message.epoch for message in said] == [1, 2]
 
 
-async def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_that_cannot_be_stored_is_not_kept_in_memory(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A promise, or an epoch, that is not durable must not be acted on."""
 
     def full(*_: object) -> None:
@@ -94,7 +96,7 @@ async def test_what_cannot_be_written_down_is_not_remembered(worker: Worker, mon
     assert worker.context.record.held == Held(1, Claim.OWNER)
 
 
-async def test_crashes_are_counted_and_remembered_through_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
+async def test_crash_counts_survive_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:
     worker._reconciler._started_at = 1e12  # just now, whatever the clock says
     worker._reconciler.note_crash("test")
     worker._reconciler.note_crash("test")
@@ -110,7 +112,7 @@ def assigned(restart: Restart) -> wire.Assignment:
 @pytest.mark.parametrize(
     ("restart", "halted"), [(Restart.NEVER, 3), (Restart.ON_FAILURE, None), (Restart.ALWAYS, None)]
 )
-async def test_a_vm_that_crashed_stays_off_only_where_that_was_asked_for(
+async def test_a_crashed_vm_stays_off_only_where_its_spec_says_so(
     worker: Worker, restart: Restart, halted: int | None
 ) -> None:
     worker.context.assignment = assigned(restart)
