@@ -113,18 +113,18 @@ def support_bundle(
 @expand
 def server(options: ServerOptions) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
-    from novacron.local.postgres import Postgres
+    from novacron.local.postgres import Postgres, PostgresFailed
     from novacron.model.errors import NovaError
     from novacron.server.main import run
 
     state_dir = options.state_dir or default_state_dir()
     postgres, database = None, options.database
-    if database is None:
-        postgres = Postgres(state_dir / "postgres")
-        database = postgres.start()
     try:
+        if database is None:
+            postgres = Postgres(state_dir / "postgres")
+            database = postgres.start()
         run(options.settings(database, state_dir / "server", config_path()))
-    except NovaError as error:
+    except (NovaError, PostgresFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     finally:

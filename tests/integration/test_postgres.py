@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -27,14 +30,51 @@ async def test_postgres_keeps_committed_rows_when_it_is_killed() -> None:
         server.stop()
 
 
-async def test_a_start_ends_the_server_that_a_killed_parent_left() -> None:
+START = """
+import sys, time
+from pathlib import Path
+from novacron.local.postgres import Postgres
+print(Postgres(Path(sys.argv[1])).start(), flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def started_elsewhere(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has started PostgreSQL in a folder; it is killed at the end, and PostgreSQL is not."""
+    command = [sys.executable, "-c", START, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None and parent.stdout.readline().startswith("postgresql://")
+            yield parent
+        finally:
+            parent.kill()
+
+
+def test_a_start_ends_the_server_that_a_killed_parent_left() -> None:
     with open_directory("nvpg-") as directory:
-        left = Postgres(directory / "pg")
-        left.start()
+        with started_elsewhere(directory / "pg"):
+            left = int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0])
         new = Postgres(directory / "pg")
         new.start()
-        assert left.process is not None and left.process.wait(10) is not None
+        assert int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0]) != left
         new.stop()
+
+
+def test_a_second_start_leaves_a_server_alone_whose_parent_lives() -> None:
+    with open_directory("nvpg-") as directory:
+        with started_elsewhere(directory / "pg") as parent:
+            running = (directory / "pg/data/postmaster.pid").read_text()
+            second = Postgres(directory / "pg")
+            with pytest.raises(PostgresFailed, match=f"process {parent.pid} already works with"):
+                second.start()
+            second.stop()
+            assert (directory / "pg/data/postmaster.pid").read_text() == running
+            pid = int(running.splitlines()[0])
+            assert Path(f"/proc/{pid}/cmdline").read_bytes(), "it still runs"
+        again = Postgres(directory / "pg")
+        again.start()
+        again.stop()
 
 
 def test_only_local_users_that_are_mapped_can_connect() -> None:

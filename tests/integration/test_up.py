@@ -110,3 +110,28 @@ def _answers(up: Up) -> bool:
     with contextlib.suppress(subprocess.CalledProcessError):
         return any(node["status"]["ready"] for node in up.cli("node", "list"))
     return False
+
+
+def test_a_second_up_on_one_folder_is_refused_and_harms_nothing(up: Up) -> None:
+    config = up.directory / "cli.json"
+    config.write_text('{"url": "https://another.example:7440", "token": "the only copy"}')
+    before = config.read_bytes()
+    own = up.directory / "s" / "config.json"
+    up.env["NOVACRON_CONFIG"] = str(config)
+    log = up.log.open("wb")
+    command = [
+        sys.executable, "-m", "novacron", "up", "--state-dir", str(up.directory / "s"),
+        "--images-dir", str(up._images), "--port", str(up._port),
+    ]  # fmt: skip
+    up.process = subprocess.Popen(command, stdout=log, stderr=log, env=up.env, start_new_session=True)
+    until(lambda: b"up: API at" in up.log.read_bytes(), f"it is up: {up.log}", 60)
+    assert config.read_bytes() == before, "the settings of another installation stay"
+    assert f"settings in {own}".encode() in up.log.read_bytes()
+    up.env["NOVACRON_CONFIG"] = str(own)
+    until(lambda: any(node["status"]["ready"] for node in up.cli("node", "list")), "its node is ready", 60)
+    second = subprocess.run(command, capture_output=True, text=True, check=False, env=up.env, timeout=60)
+    assert second.returncode == 1 and f"process {up.process.pid} already works with" in second.stderr
+    server = [sys.executable, "-m", "novacron", "server", "--state-dir", str(up.directory / "s"), "--port", "0"]
+    third = subprocess.run(server, capture_output=True, text=True, check=False, env=up.env, timeout=60)
+    assert third.returncode == 1 and "already works with" in third.stderr
+    assert up.cli("node", "list"), "the first one goes on"

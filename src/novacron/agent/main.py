@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import sys
@@ -54,6 +53,7 @@ from novacron.model.ownership import Claim
 from novacron.model.token import decode_ticket
 from novacron.net import tap
 from novacron.qemu import userfaults
+from novacron.state_lock import FolderInUse, FolderLock
 from novacron.supervise import FewTasks, supervise
 from novacron.telemetry import logs, traces
 from novacron.telemetry import process as telemetry
@@ -300,17 +300,12 @@ def identify(settings: AgentSettings, join: str | None) -> Identity:
     return identities.join(directory, decode_ticket(join), settings.name)
 
 
-def _lock(directory: Path) -> int:
-    """Make sure that one agent at a time works with ``directory``; return the lock's descriptor."""
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+def _lock(directory: Path) -> FolderLock:
+    """Make sure that one agent at a time works with ``directory``. Raises InvalidInput."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InvalidInput(
-            f"another agent runs with {directory}", field="state-dir", hint="stop it, or name another directory"
-        ) from None
-    return descriptor
+        return FolderLock(directory)
+    except FolderInUse as error:
+        raise InvalidInput(str(error), field="state-dir") from None
 
 
 def run(settings: AgentSettings, join: str | None) -> None:
@@ -328,7 +323,7 @@ def run(settings: AgentSettings, join: str | None) -> None:
         log.info("agent stopped; its VMs go on")
     finally:
         traces.close()
-        os.close(lock)
+        lock.release()
 
 
 def _until_renamed(settings: AgentSettings, identity: Identity) -> bool:

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from novacron.state_lock import FolderInUse, FolderLock
+
 USER = "novacron-pg"
 STILL_IN_USE = "pre-existing shared memory block"
 COPIES = Path("/var/cache/novacron")
@@ -32,14 +34,24 @@ class Postgres:
         self.directory = directory
         self.data = directory / "data"
         self.process: subprocess.Popen[bytes] | None = None
+        self._lock: FolderLock | None = None
 
     @property
     def url(self) -> str:
         return f"postgresql://postgres@/postgres?host={self.directory}"
 
     def start(self) -> str:
-        """Create the cluster unless it exists, start it, and return its URL. Raises PostgresFailed."""
+        """Create the cluster unless it exists, start it, and return its URL.
+
+        The folder is ours from here on, until ``stop``: a PostgreSQL that runs in it then was left by a process that
+        was killed. Raises PostgresFailed, also when another process uses the folder.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            try:
+                self._lock = FolderLock(self.directory, "lock")
+            except FolderInUse as error:
+                raise PostgresFailed(str(error)) from None
         user = _user() if os.geteuid() == 0 else None
         if user is not None:
             os.chown(self.directory, user.pw_uid, user.pw_gid)
@@ -97,6 +109,9 @@ class Postgres:
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(STOP_TIMEOUT_S)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def kill(self) -> None:
         """Kill it as a power cut would: for tests."""

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from novacron import pki
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres, PostgresFailed
+from novacron.state_lock import FolderInUse, FolderLock
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -71,9 +73,23 @@ def _wait_ready(service: _Service) -> Client:
         time.sleep(0.1)
 
 
+def _own_config(state_dir: Path, config: Path) -> Path:
+    """Return where this installation's CLI settings are: in its own folder, or in the user's if an earlier version made
+    them there."""
+    own = state_dir / "config.json"
+    begun_before = (state_dir / "postgres" / "data").exists()
+    return config if begun_before and not own.exists() else own
+
+
+def _offer(own: Path, config: Path) -> Path:
+    """Make an installation's settings the user's, unless the user has others; return where to find them."""
+    if not config.exists():
+        pki.write_secret(config, own.read_bytes())
+    return config if config.read_bytes() == own.read_bytes() else own
+
+
 def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path) -> int:
     """Run until SIGINT or SIGTERM; return the exit status. VMs are left running."""
-    os.environ["NOVACRON_CONFIG"] = str(config)
     stopping = False
 
     def stop(*_: object) -> None:
@@ -83,6 +99,13 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FolderLock(state_dir, "up.lock")
+    except FolderInUse as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    own_config = _own_config(state_dir, config)
+    os.environ["NOVACRON_CONFIG"] = str(own_config)
     postgres = Postgres(state_dir / "postgres")
     services: list[_Service] = []
     try:
@@ -102,7 +125,9 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         )  # fmt: skip
         services.append(agent)
         agent.start()
-        print(f"up: API at {client.config.url}, settings in {config}; try: novacron node list", flush=True)
+        shown = _offer(own_config, config)
+        use = "" if shown == config else f"export NOVACRON_CONFIG={shown} && "
+        print(f"up: API at {client.config.url}, settings in {shown}; try: {use}novacron node list", flush=True)
         while not stopping:
             time.sleep(0.5)
             for service in services:
@@ -118,3 +143,4 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         for service in reversed(services):
             service.stop()
         postgres.stop()
+        lock.release()

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import asyncpg
 import msgspec
@@ -21,6 +22,7 @@ from novacron.server import relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import LinkServer
 from novacron.server.settings import ServerSettings
+from novacron.state_lock import FolderInUse, FolderLock
 from novacron.store import statistics, tokens
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
@@ -33,6 +35,7 @@ from novacron.telemetry.values import gauge
 log = logs.get(__name__)
 
 START_TRIES_MAX = 60
+CONFIGS_MAX = 100
 
 
 async def _open_database(url: str, connections: int) -> Database:
@@ -56,13 +59,32 @@ async def _welcome(settings: ServerSettings, database: Database, authority: pki.
         secret = await tokens.first(connection)
         if secret is None:
             return
-        if settings.cli_config is not None:
+        config_path = None if settings.cli_config is None else _unused(settings.cli_config)
+        if config_path is not None:
             config = {"url": settings.url(settings.port), "token": secret, "ca": authority.pem.decode()}
-            pki.write_secret(settings.cli_config, msgspec.json.format(msgspec.json.encode(config)))
-    # To who starts it, not into the log.
+            pki.write_secret(config_path, msgspec.json.format(msgspec.json.encode(config)))
+    # To whoever starts the server, not into the log.
     print(f"administrator token (shown once, only its hash is kept): {secret}", file=sys.stderr, flush=True)
-    if settings.cli_config is not None:
-        print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}", file=sys.stderr, flush=True)
+    if config_path is not None:
+        print(f"CLI settings of user {getpass.getuser()} are in {config_path}", file=sys.stderr, flush=True)
+    if config_path != settings.cli_config:
+        print(
+            f"{settings.cli_config} belongs to another installation and stays as it is; to work with this one: "
+            f"export NOVACRON_CONFIG={config_path}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def _unused(path: Path) -> Path:
+    """Return a path that names no file yet: ``config.json``, or ``config-2.json`` and so on beside it. The settings of
+    another installation may hold the only copy of its administrator's token."""
+    paths = (path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, CONFIGS_MAX)))
+    unused = next((candidate for candidate in paths if not candidate.exists()), None)
+    if unused is None:
+        raise InvalidInput(
+            f"{path} and {CONFIGS_MAX - 2} others beside it exist", field="NOVACRON_CONFIG", hint="name another file"
+        )
+    return unused
 
 
 def _check_free(settings: ServerSettings) -> None:
@@ -86,6 +108,22 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     _check_free(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _lock(settings.state_dir)
+    try:
+        await _serve(settings, stop)
+    finally:
+        lock.release()
+
+
+def _lock(directory: Path) -> FolderLock:
+    """Make sure that one server at a time works with its folder. Raises InvalidInput."""
+    try:
+        return FolderLock(directory)
+    except FolderInUse as error:
+        raise InvalidInput(str(error), field="state-dir") from None
+
+
+async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     authority = pki.Authority.open(settings.state_dir)
     hosts = list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
     certificate, key = authority.issue_server(settings.state_dir, hosts)
