@@ -41,10 +41,9 @@ def plan(
         if m.phase is not Phase.PENDING:
             continue
         full = next((name for name in (m.source, m.target) if busy[name] >= at_once.get(name, 1)), None)
-        crowded = crowding(demands[m.id], running, budgets)
         if full is not None:
             waits_for[m.id] = f"node {full} has {busy[full]} migrations under way"
-        elif crowded is not None:
+        elif (crowded := crowding(demands[m.id], running, budgets)) is not None:
             waits_for[m.id] = f"{crowded} has no room for one more"
         else:
             busy.update((m.source, m.target))

@@ -39,6 +39,16 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
         return f"node {node.name} is not ready: {node.status.reason}"
     if node.spec.cordoned:
         return f"node {node.name} is cordoned"
+    return (
+        _refusal_by_rules(node, vm)
+        or (None if image_comes or holds(node, vm.image) else f"node {node.name} does not hold image {vm.image}")
+        or _refusal_by_hardware(node, inventory, vm)
+        or _refusal_by_networks(node, inventory, vm, networks)
+    )
+
+
+def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:
+    """Say which label a node lacks, or which taint keeps a VM away."""
     where = vm.placement
     for key, value in where.labels.items():
         if node.spec.labels.get(key) != value:
@@ -46,8 +56,11 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
     for taint in node.spec.taints:
         if taint.effect is Effect.NO_SCHEDULE and taint.key not in where.tolerations:
             return f"node {node.name} has the taint {taint.key}, which the VM does not tolerate"
-    if not image_comes and not holds(node, vm.image):
-        return f"node {node.name} does not hold image {vm.image}"
+    return None
+
+
+def _refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:
+    """Say which firmware, processor or device that a VM needs a node lacks."""
     if vm.firmware not in inventory.firmware:
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
     if vm.tpm and not inventory.tpm:
@@ -59,6 +72,11 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
     for id, count in Counter(vm.devices).items():
         if count > gives[id]:
             return f"node {node.name} gives {gives[id] or 'no'} devices {id} to VMs, {count} needed"
+    return None
+
+
+def _refusal_by_networks(node: Node, inventory: Inventory, vm: VmSpec, networks: Mapping[str, Network]) -> str | None:
+    """Say which network of a VM a node can't have."""
     for nic in vm.nics:
         why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
         if why is not None:

@@ -7,7 +7,8 @@ they have, and the others go on growing. Rates are in bytes a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from typing import Annotated
@@ -109,29 +110,31 @@ def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, 
     remaining = dict(budgets)
     growing = {d.id: d for d in demands}
     while growing:
-        weights: dict[str, int] = {}
-        for d in growing.values():
-            for budget in d.uses:
-                weights[budget] = weights.get(budget, 0) + d.weight
-        level_of = {
-            d.id: min(
-                [remaining[b] / weights[b] for b in d.uses if b in remaining]
-                + ([d.limit / d.weight] if d.limit is not None else []),
-                default=None,
-            )
-            for d in growing.values()
-        }
-        levels = [level for level in level_of.values() if level is not None]
+        levels = _levels(growing.values(), remaining)
         if not levels:
             return rates | dict.fromkeys(growing)
-        level = min(levels)
-        for id in [id for id, own in level_of.items() if own is not None and own <= level]:
-            d = growing.pop(id)
-            rates[id] = level * d.weight
-            for budget in d.uses:
-                if budget in remaining:
-                    remaining[budget] = max(0.0, remaining[budget] - level * d.weight)
+        level = min(levels.values())
+        for d in [growing.pop(id) for id, own in levels.items() if own <= level]:
+            rates[d.id] = level * d.weight
+            for budget in filter(remaining.__contains__, d.uses):
+                remaining[budget] = max(0.0, remaining[budget] - level * d.weight)
     return rates
+
+
+def _levels(growing: Collection[Demand], remaining: Mapping[str, float]) -> dict[str, float]:
+    """Return the rate per weight at which each demand meets its first limit; those without a limit are left out."""
+    weights: Counter[str] = Counter()
+    for d in growing:
+        for budget in d.uses:
+            weights[budget] += d.weight
+    levels = {}
+    for d in growing:
+        bounds = [remaining[budget] / weights[budget] for budget in d.uses if budget in remaining]
+        if d.limit is not None:
+            bounds.append(d.limit / d.weight)
+        if bounds:
+            levels[d.id] = min(bounds)
+    return levels
 
 
 def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str, float]) -> str | None:
@@ -146,12 +149,19 @@ def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str,
     rates = allot(everyone, budgets)
     for budget in shared:
         users = {d.id: rates[d.id] or 0.0 for d in everyone if budget in d.uses}
-        if sum(users.values()) < budgets[budget] * FULL:
-            continue
-        # Those that this budget holds back are the ones with the highest level of all that use it.
-        levels = {d.id: users[d.id] / d.weight for d in everyone if d.id in users}
-        for d in everyone:
-            held_back = d.id in users and levels[d.id] >= max(levels.values()) * FULL
-            if held_back and users[d.id] < min(limits.RATE_BYTES_PER_S_USEFUL, d.limit or inf):
-                return budget
+        if sum(users.values()) >= budgets[budget] * FULL and _starves([d for d in everyone if d.id in users], users):
+            return budget
     return None
+
+
+def _starves(users: Sequence[Demand], rates: Mapping[str, float]) -> bool:
+    """Say whether a full budget leaves one of its users less than is useful.
+
+    Those that it holds back are the ones with the highest level of all that use it.
+    """
+    levels = {d.id: rates[d.id] / d.weight for d in users}
+    highest = max(levels.values())
+    return any(
+        levels[d.id] >= highest * FULL and rates[d.id] < min(limits.RATE_BYTES_PER_S_USEFUL, d.limit or inf)
+        for d in users
+    )

@@ -8,7 +8,7 @@ squares is. What a guest used just now counts little: loads are averages over an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
@@ -200,23 +200,17 @@ def decide(
 def _best(
     fleet: Fleet, there: Mapping[str, list[VmLoad]], loads: Mapping[str, float], settings: Settings
 ) -> tuple[VmLoad, Move] | None:
-    order = sorted(loads, key=lambda name: (loads[name], name))
     best: tuple[float, VmLoad, str, str] | None = None
-    for source in reversed(order[-SOURCES_MAX:]):
-        for target in order[:TARGETS_MAX]:
-            difference = loads[source] - loads[target]
-            if difference <= 0:
-                continue
-            for vm in there.get(source, ()):
-                less = _part(fleet, source, vm.cpus, vm.wish.spec.memory_mib)
-                more = _part(fleet, target, vm.cpus, vm.wish.spec.memory_mib)
-                gain = loads[source] ** 2 + loads[target] ** 2
-                gain -= (loads[source] - less) ** 2 + (loads[target] + more) ** 2
-                gain -= settings.cost_per_s * vm.move_s
-                if gain <= settings.gain_min or (best is not None and gain <= best[0]):
-                    continue
-                if loads[target] + more < loads[source] and fleet.judge(vm.wish, target).refusal is None:
-                    best = gain, vm, source, target
+    for source, target, vm in _candidates(there, loads):
+        less = _part(fleet, source, vm.cpus, vm.wish.spec.memory_mib)
+        more = _part(fleet, target, vm.cpus, vm.wish.spec.memory_mib)
+        gain = loads[source] ** 2 + loads[target] ** 2
+        gain -= (loads[source] - less) ** 2 + (loads[target] + more) ** 2
+        gain -= settings.cost_per_s * vm.move_s
+        if gain <= settings.gain_min or (best is not None and gain <= best[0]):
+            continue
+        if loads[target] + more < loads[source] and fleet.judge(vm.wish, target).refusal is None:
+            best = gain, vm, source, target
     if best is None:
         return None
     gain, vm, source, target = best
@@ -229,3 +223,13 @@ def _best(
         f" with {vm.name} there, {after[0]:.2f} and {after[1]:.2f}; the move takes about {vm.move_s:.0f} s"
     )
     return vm, Move(vm.wish.id, vm.name, source, target, round(gain, 5), why)
+
+
+def _candidates(there: Mapping[str, list[VmLoad]], loads: Mapping[str, float]) -> Iterator[tuple[str, str, VmLoad]]:
+    """Return each VM of the most loaded nodes with its node and every less loaded one to which it could go."""
+    order = sorted(loads, key=lambda name: (loads[name], name))
+    for source in reversed(order[-SOURCES_MAX:]):
+        for target in order[:TARGETS_MAX]:
+            if loads[source] > loads[target]:
+                for vm in there.get(source, ()):
+                    yield source, target, vm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -225,6 +225,17 @@ async def _choose_all(connection: Connection, wishes: Sequence[Wish], index: Fle
         node = index.fleet.choose(wish)
         chosen[wish.id] = Choice(node, index.fleet)
         index.assume(wish.id, node)
+    missed = await _missed(connection, wishes, chosen, index)
+    if missed:  # the index lags behind
+        counter("novacron_placement_index_misses_total").add(count=len(missed))
+        await _choose_again(connection, wishes, missed, chosen, index)
+    return chosen
+
+
+async def _missed(
+    connection: Connection, wishes: Sequence[Wish], chosen: Mapping[str, Choice], index: FleetIndex
+) -> list[Wish]:
+    """Return the VMs whose node, read exactly, has no room for them after those before them."""
     names = {choice.node for choice in chosen.values() if choice.node is not None}
     exact = await load_some(connection, names, wishes, index.fleet.held()) if names else Fleet()
     missed = []
@@ -236,17 +247,21 @@ async def _choose_all(connection: Connection, wishes: Sequence[Wish], index: Fle
             exact.take(wish, node)
         else:
             missed.append(wish)
-    if missed:  # the index lags behind
-        counter("novacron_placement_index_misses_total").add(count=len(missed))
-        fleet = await load(connection)
-        for wish in wishes:
-            node = chosen[wish.id].node
-            if wish not in missed and node is not None and node in fleet.nodes:
-                fleet.take(wish, node)
-        for wish in missed:
-            chosen[wish.id] = Choice(fleet.place(wish), fleet)
-            index.assume(wish.id, chosen[wish.id].node)
-    return chosen
+    return missed
+
+
+async def _choose_again(
+    connection: Connection, wishes: Sequence[Wish], missed: list[Wish], chosen: dict[str, Choice], index: FleetIndex
+) -> None:
+    """Choose for the missed VMs among all nodes, beside what was chosen for the others."""
+    fleet = await load(connection)
+    for wish in wishes:
+        node = chosen[wish.id].node
+        if wish not in missed and node is not None and node in fleet.nodes:
+            fleet.take(wish, node)
+    for wish in missed:
+        chosen[wish.id] = Choice(fleet.place(wish), fleet)
+        index.assume(wish.id, chosen[wish.id].node)
 
 
 async def _store_placed(connection: Connection, placed: Sequence[tuple[Any, str]], began: float) -> list[events.Event]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
+import asyncpg
 import msgspec
 
 from novacron.model.network import (
@@ -74,11 +75,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 network.mtu,
                 hosts[node]["number"],
                 is_gateway,
-                tuple(
-                    _peer(hosts[node], hosts[other], network.spec.encryption)
-                    for other in sorted(others & hosts.keys() - {node})
-                    if hosts[other]["endpoint"]
-                ),
+                _peers(hosts, node, others, network.spec.encryption),
                 tuple(sorted({(row["mac"], row["address"], row["name"]) for row in members if row["address"]})),
                 tuple(
                     Interface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
@@ -94,6 +91,17 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
 
 def _nic(row: Any) -> NicSpec:
     return msgspec.convert(row["spec"]["nics"][row["number"]], NicSpec)
+
+
+def _peers(
+    hosts: Mapping[str, asyncpg.Record], node: str, others: Set[str], encryption: Encryption
+) -> tuple[NetworkPeer, ...]:
+    """Return the other nodes that have a network, those that have said where they are reached."""
+    return tuple(
+        _peer(hosts[node], hosts[other], encryption)
+        for other in sorted(others & hosts.keys() - {node})
+        if hosts[other]["endpoint"]
+    )
 
 
 async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tuple[Passing, ...]]:

@@ -72,11 +72,7 @@ async def create(
             spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
     if spec.subnet is not None:
         spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
-    narrowest = min((tunnel_mtu(node) for node in every if node.status.inventory), default=MTU_DEFAULT)
-    sites = {node.spec.site for node in every}
-    encrypted = spec.encryption is Encryption.ALWAYS or (spec.encryption is not Encryption.NEVER and len(sites) > 1)
-    takes = TUNNEL_BYTES + (WIREGUARD_BYTES if encrypted else 0)
-    most = narrowest - takes if spec.kind is NetworkKind.OVERLAY else MTU_DEFAULT
+    most = _mtu_max(spec, every)
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"an MTU of {mtu} does not fit the nodes: {MTU_MIN} to {most}", field="mtu")
     used = {other.number for other in others}
@@ -112,6 +108,16 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
     await connection.execute("DELETE FROM networks WHERE name = $1", name)
     await events.record(connection, events.Event("network", name, name, "Deleted", "it had no VMs", actor))
     return network
+
+
+def _mtu_max(spec: NetworkSpec, every: Sequence[Node]) -> int:
+    """Return the largest MTU that all nodes carry."""
+    if spec.kind is not NetworkKind.OVERLAY:
+        return MTU_DEFAULT
+    narrowest = min((tunnel_mtu(node) for node in every if node.status.inventory), default=MTU_DEFAULT)
+    sites = {node.spec.site for node in every}
+    encrypted = spec.encryption is Encryption.ALWAYS or (spec.encryption is not Encryption.NEVER and len(sites) > 1)
+    return narrowest - TUNNEL_BYTES - (WIREGUARD_BYTES if encrypted else 0)
 
 
 async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> VmSpec:

@@ -68,10 +68,7 @@ class Transfers:
         try:
             guest = None if request.vm is None else await self._look_at(request.vm)
             with doing(Action.PROBE, target=request.peer):
-                path = await path_probe.measure(
-                    self._host.connections, request.probe, name, request.peer, request.endpoint, rings_dir,
-                    request.seconds, request.rate_bytes_per_s,
-                )  # fmt: skip
+                path = await path_probe.measure(self._host.connections, request, name, rings_dir)
             limit_s = self._settings.downtime_limit_ms / 1e3
             foreseen = None if guest is None else estimate.foresee(guest, path, limit_s)
             self._host.send(wire.Probed(request.probe, path, foreseen))

@@ -243,13 +243,9 @@ class NodeNetworks:
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
             refused = self._settle_host(gateways, tunnels, whole=whole)
             failed |= {network.name: refused[network.vni] for network in overlays if network.vni in refused}
-        for network in overlays:
-            if network.name in failed:
-                continue
+        for network in (network for network in overlays if network.name not in failed):
             with _noting_failures([network], failed):
-                # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
-                local = None if any(peer.key for peer in network.peers) else own
-                self._settle_overlay(network, local, tunnels[network.vni], arrived, whole=whole)
+                self._settle_overlay(network, own, tunnels[network.vni], arrived, whole=whole)
                 self._settled[network.name] = network
         with _noting_failures(gateways, failed):
             self._settle_gateways(gateways, failed, whole=whole)
@@ -258,11 +254,14 @@ class NodeNetworks:
             self._settled |= {network.name: network for network in on_bridges}
         with _noting_failures((), failed):
             self._remove_others({network.name for network in networks})
+        self._report(failed)
+        return bool(failed)
+
+    def _report(self, failed: dict[str, str]) -> None:
         for name, why in failed.items():
             if self._failed.get(name) != why:
                 log.warning("a network is not as it should be", network=name, error=why)
         self._failed = failed
-        return bool(failed)
 
     def _settle_encryption(
         self, desired: tuple[NetworkOnNode, ...], addresses: dict[str, str], own: str | None
@@ -281,9 +280,11 @@ class NodeNetworks:
             wireguard.remove(name)
 
     def _settle_overlay(
-        self, network: NetworkOnNode, local: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
+        self, network: NetworkOnNode, own: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
     ) -> None:
         name = self.prefix + network.name
+        # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
+        local = None if any(peer.key for peer in network.peers) else own
         assert network.spec.subnet is not None
         if whole or self._settled.get(network.name) != network or not namespace.exists(name) or arrived:
             overlay.settle(name, network, local, peers)
@@ -312,8 +313,7 @@ class NodeNetworks:
         Raises NetworkFailed.
         """
         if not tunnels and not gateways:
-            if self._rules.pop("host", None) is not None:
-                firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
+            self._remove_host_rules()
             return {}
         forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
         only_between = None if forwarded else tap.bridges()
@@ -333,6 +333,10 @@ class NodeNetworks:
         firewall.nft(router.host_script(self._table, open_, list(accepted.items()), only_between=only_between))
         self._rules["host"] = ""
         return refused
+
+    def _remove_host_rules(self) -> None:
+        if self._rules.pop("host", None) is not None:
+            firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
 
     def _refused_of_host(self, gateways: list[NetworkOnNode], tunnels: dict[int, list[str]]) -> dict[int, str]:
         """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""

@@ -11,13 +11,10 @@ from collections.abc import Callable
 from novacron import pki
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration.known_pages import CHECKPOINT, CHECKPOINT_INDEX
-from novacron.agent.settings import AgentSettings
+from novacron.agent.migration.services import NodeServices
 from novacron.agent.vm.tenant import Tenant
-from novacron.dwcp.connection import ConnectionPool
-from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import DIGEST_BYTES, PageHash
 from novacron.dwcp.page_ring import PAGE
-from novacron.dwcp.page_store import PageStore
 from novacron.dwcp.pipes import BytesSink, BytesSource, OpaqueSplitter
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
@@ -36,40 +33,31 @@ def session_of(migration: str) -> str:
     return f"{migration}.left"
 
 
-async def tell(
-    store: PageStore, vm: str, tenant: Tenant, task: wire.Task, pool: ConnectionPool, settings: AgentSettings
-) -> None:
+async def tell(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task) -> None:
     """Tell the node that a VM went to what is kept of it here; if that fails, it is told when the VM comes back."""
-    raw = await asyncio.to_thread(store.raw_index, tenant.project, CHECKPOINT, vm)
+    raw = await asyncio.to_thread(services.pages.store.raw_index, tenant.project, CHECKPOINT, vm)
     if raw is None or task.endpoint is None:
         return
-    options = SendOptions(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
-    session = session_of(task.migration)
+    options = SendOptions(tenant.key, services.settings.rings_dir, outage_s=OUTAGE_S)
+    endpoint, session = parse_endpoint(task.endpoint), session_of(task.migration)
     try:
-        async with Sender(parse_endpoint(task.endpoint), pki.node_host(task.peer), session, pool, options) as sender:
+        async with Sender(endpoint, pki.node_host(task.peer), session, services.connections, options) as sender:
             await sender.send(BytesSource(raw), OpaqueSplitter())
     except (SendFailed, OSError, TimeoutError) as error:
         log.info("what a VM left behind is not told ahead", vm=vm, peer=task.peer, error=str(error))
 
 
-async def learn(
-    store: PageStore,
-    vm: str,
-    tenant: Tenant,
-    task: wire.Task,
-    listener: Listener,
-    settings: AgentSettings,
-    is_here: Callable[[], bool],
-) -> None:
+async def learn(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task, is_here: Callable[[], bool]) -> None:
     """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""
-    terms = ReceiveOptions(tenant.key, settings.rings_dir, outage_s=OUTAGE_S)
-    received = BytesSink(settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
+    terms = ReceiveOptions(tenant.key, services.settings.rings_dir, outage_s=OUTAGE_S)
+    received = BytesSink(services.settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
     try:
-        with listener.expect(session_of(task.migration), task.peer, terms) as session:
+        with services.listener.expect(session_of(task.migration), task.peer, terms) as session:
             await session.receive(received, BEGIN_S_MAX)
         if not is_here():
             return
         hash = PageHash(tenant.key)
-        await asyncio.to_thread(store.save_index, tenant.project, CHECKPOINT_INDEX, vm, hash, bytes(received.data))
+        save = services.pages.store.save_index
+        await asyncio.to_thread(save, tenant.project, CHECKPOINT_INDEX, vm, hash, bytes(received.data))
     except (ReceiveFailed, OSError, ValueError, TimeoutError) as error:
         log.info("what a VM left behind is not known ahead", vm=vm, peer=task.peer, error=str(error))

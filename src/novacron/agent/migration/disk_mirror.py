@@ -310,19 +310,7 @@ async def receive_state(
     """
 
     def open_(head: Head) -> list[VolumeSink]:
-        names = [info.name for info in head.volumes]
-        if len(set(names)) != len(names) or not volumes.keys() <= set(names) <= STATE.keys() | volumes.keys():
-            raise StreamError("what comes is not what the VM consists of")
-        for info in head.volumes:
-            if info.name in volumes:
-                if info.size_bytes != volumes[info.name][1]:
-                    raise StreamError(f"volume {info.name} has {info.size_bytes} bytes, not as many as it should")
-                continue
-            if info.below != image.info.digest:
-                raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
-            is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
-            if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
-                raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
+        _check_state(head, image, bytes_max, {id: size for id, (_, size) in volumes.items()})
         check_space(head, directory)
         return [files.NewFile(parts.get(info.name, scratch / info.name), info.size_bytes) for info in head.volumes]
 
@@ -348,6 +336,28 @@ async def receive_state(
         await asyncio.to_thread(files.make_durable, directory)
     finally:
         await asyncio.to_thread(clear)
+
+
+def _check_state(head: Head, image: Image, bytes_max: int, volume_sizes: Mapping[str, int]) -> None:
+    """Raise StreamError unless a stream brings these volumes and the files of a VM of this image, none too large."""
+    names = [info.name for info in head.volumes]
+    if len(set(names)) != len(names) or not volume_sizes.keys() <= set(names) <= STATE.keys() | volume_sizes.keys():
+        raise StreamError("what comes is not what the VM consists of")
+    for info in head.volumes:
+        if info.name in volume_sizes:
+            if info.size_bytes != volume_sizes[info.name]:
+                raise StreamError(f"volume {info.name} has {info.size_bytes} bytes, not as many as it should")
+        else:
+            _check_file(info, image, bytes_max)
+
+
+def _check_file(info: VolumeInfo, image: Image, bytes_max: int) -> None:
+    """Raise StreamError unless a file of a VM's own lies over this image, and is not too large."""
+    if info.below != image.info.digest:
+        raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+    is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
+    if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
+        raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
 
 
 def has_arrived(directory: Path) -> bool:

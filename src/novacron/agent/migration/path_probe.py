@@ -18,6 +18,7 @@ from novacron.dwcp.pipes import PIECE_BYTES, OpaqueSplitter
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
 from novacron.model.probe import PathMeasured
+from novacron.wire.probes import ProbeWanted
 
 NOISE_BYTES = 8 << 20
 READY_S_MAX, SLACK_S = 15.0, 10.0
@@ -72,19 +73,12 @@ async def receive(listener: Listener, probe: str, peer: str, rings_dir: Path, se
             await session.receive(_Nowhere())
 
 
-async def measure(
-    pool: ConnectionPool,
-    probe: str,
-    source: str,
-    target: str,
-    endpoint: str,
-    rings_dir: Path,
-    seconds: float,
-    rate_bytes_per_s: int | None = None,
-) -> PathMeasured:
-    """Send to ``target``, which must expect the probe, for ``seconds``. Raises ProbeFailed."""
-    options = SendOptions(_key(probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=rate_bytes_per_s)
-    sender = Sender(parse_endpoint(endpoint), pki.node_host(target), probe, pool, options)
+async def measure(pool: ConnectionPool, request: ProbeWanted, source: str, rings_dir: Path) -> PathMeasured:
+    """Send to the node that the request names, which must expect the probe. Raises ProbeFailed."""
+    options = SendOptions(
+        _key(request.probe), rings_dir, outage_s=SLACK_S, method=LIGHT, rate_bytes_per_s=request.rate_bytes_per_s
+    )
+    sender = Sender(parse_endpoint(request.endpoint), pki.node_host(request.peer), request.probe, pool, options)
     opening = time.monotonic()
     try:
         async with asyncio.timeout(READY_S_MAX):
@@ -93,7 +87,7 @@ async def measure(
         sending = asyncio.create_task(sender.send(_Noise(), OpaqueSplitter()))
         rtts: list[float] = []
         try:
-            while time.monotonic() - started < seconds:
+            while time.monotonic() - started < request.seconds:
                 await asyncio.wait({sending}, timeout=LOOK_S)
                 if sending.done():
                     sending.result()
@@ -109,7 +103,7 @@ async def measure(
         raise ProbeFailed(str(error) or f"no answer within {READY_S_MAX:.0f} s") from error
     return PathMeasured(
         source=source,
-        target=target,
+        target=request.peer,
         seconds=round(passed, 3),
         delivered_bytes=delivered,
         rate_bytes_per_s=round(delivered / passed),

@@ -70,16 +70,17 @@ class MigrationSource:
             self._services.send(wire.MigrationFailed(task.migration, why))
             return False
         run_state = await context.machine.status()
-        states = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
-        if run_state not in states:
-            needs = "stopped" if task.kind is Kind.COLD else "running"
-            await self.fail(task.migration, f"the VM is {run_state}, a {task.kind} migration needs it {needs}")
-            return False
         try:
+            _check_run_state(task, run_state)
             image = self._image_to_send(cold=task.kind is not Kind.LIVE)
         except TransferFailed as error:
             await self.fail(task.migration, str(error))
             return False
+        return await self._start(task, image, run_state)
+
+    async def _start(self, task: wire.Task, image: Image | None, run_state: str) -> bool:
+        """Begin the migration; say whether QEMU must be left alone meanwhile."""
+        context = self._context
         if task.kind is Kind.WARM and run_state == "running":
             await context.machine.execute("stop")
             self._services.send(wire.Stopped(task.migration))
@@ -247,16 +248,7 @@ class MigrationSource:
         """Tell the node that the VM went to what is kept of it here."""
         context, services, sent = self._context, self._services, self._migration
         if sent is not None and sent.promised:
-            services.run_in_background(
-                checkpoint_index.tell(
-                    services.pages.store,
-                    context.vm,
-                    context.tenant(),
-                    sent.task,
-                    services.connections,
-                    services.settings,
-                )
-            )
+            services.run_in_background(checkpoint_index.tell(services, context.vm, context.tenant(), sent.task))
 
     async def fail(self, migration: str, why: str) -> None:
         """This side can't go on."""
@@ -277,3 +269,11 @@ class MigrationSource:
             self._memory_moves = data["status"] in ("active", transfer.POST_COPY)
         if name == "STOP" and self._migration is not None and not self._migration.ended and self._memory_moves:
             self._migration.guest_stopped()
+
+
+def _check_run_state(task: wire.Task, run_state: str) -> None:
+    """Raise TransferFailed unless the guest is in a state that the migration needs."""
+    states = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
+    if run_state not in states:
+        needs = "stopped" if task.kind is Kind.COLD else "running"
+        raise TransferFailed(f"the VM is {run_state}, a {task.kind} migration needs it {needs}")

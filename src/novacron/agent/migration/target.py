@@ -145,10 +145,7 @@ class MigrationTarget:
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
                 host.connections.warm(parse_endpoint(task.warm), pki.node_host(task.peer), 1)
             tenant = Tenant(assignment.project, assignment.page_key)
-            store, settings = host.pages.store, host.settings
-            host.run_in_background(
-                checkpoint_index.learn(store, context.vm, tenant, task, host.listener, settings, context.owns)
-            )
+            host.run_in_background(checkpoint_index.learn(host, context.vm, tenant, task, context.owns))
             await host.pages.forget(context.vm, tenant)
         except (LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
             if self.awaits_memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
+from novacron.api.read_model.indexes import Object
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import images
 from novacron.model import limits
@@ -75,24 +77,25 @@ async def list_pools(request: ApiRequest) -> Page[PoolOnNode]:
     items = []
     for node in cache.all("node").values():
         for pool in (node.body["status"]["inventory"] or {}).get("pools", ()):
-            inside = [
-                volume for volume in every
-                if volume["pool"] == pool["name"]
-                and (pool["kind"] == PoolKind.SHARED or volume["node"] == node.body["name"])
-            ]  # fmt: skip
-            items.append(
-                PoolOnNode(
-                    pool["name"],
-                    PoolKind(pool["kind"]),
-                    node.body["name"],
-                    pool["bytes_total"],
-                    pool["bytes_free"],
-                    len(inside),
-                    sum(volume["size_mib"] << 20 for volume in inside),
-                    sum(volume["used_bytes"] for volume in inside),
-                )
-            )
+            items.append(_pool_on_node(node.body["name"], pool, every))
     return Page[PoolOnNode](sorted(items, key=lambda pool: (pool.name, pool.node)), None, cache.revision)
+
+
+def _pool_on_node(node: str, pool: Object, volumes_of_all: Sequence[Object]) -> PoolOnNode:
+    inside = [
+        volume for volume in volumes_of_all
+        if volume["pool"] == pool["name"] and (pool["kind"] == PoolKind.SHARED or volume["node"] == node)
+    ]  # fmt: skip
+    return PoolOnNode(
+        pool["name"],
+        PoolKind(pool["kind"]),
+        node,
+        pool["bytes_total"],
+        pool["bytes_free"],
+        len(inside),
+        sum(volume["size_mib"] << 20 for volume in inside),
+        sum(volume["used_bytes"] for volume in inside),
+    )
 
 
 @get("/", summary="List volumes by name")
