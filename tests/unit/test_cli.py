@@ -197,3 +197,21 @@ def test_an_agent_is_set_up_as_its_options_say(monkeypatch: pytest.MonkeyPatch, 
 def test_an_agent_refuses_a_pool_without_a_directory(tmp_path: Path) -> None:
     done = CliRunner().invoke(main.app, ["agent", "--pool", f"data={tmp_path / 'none'}"])
     assert done.exit_code == output.EXIT_USAGE and "is no directory" in " ".join(done.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("total", "moved", "stays", "given_up", "gave_up"),
+    [
+        (0, [], [], [], False),  # an empty node has nothing to move
+        (2, ["a", "b"], [], [], False),
+        (2, ["a"], ["b"], [], False),
+        (2, ["a"], ["b"], ["b"], True),
+    ],
+)
+def test_a_drain_has_given_up_only_when_vms_remain(
+    total: int, moved: list[str], stays: list[str], given_up: list[str], gave_up: bool
+) -> None:
+    drain = {
+        "total": total, "moved": moved, "moving": [], "stays": [{"vm": vm} for vm in stays], "given_up": given_up,
+    }  # fmt: skip
+    assert nodes._gave_up(drain) is gave_up

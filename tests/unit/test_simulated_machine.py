@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import AsyncMock, Mock
 
+import msgspec
+
 from novacron.agent.actions import Doing
 from novacron.agent.vm.directory import VmDirectory
-from novacron.agent.vm.hypervisor import OnEvent, VirtualMachine
+from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.journal import Record
 from novacron.agent.vm.launch import StartRequest
-from novacron.agent.worker import Worker
+from novacron.agent.vm.reconciler import RETRY_S
+from novacron.agent.worker import RETRY_S_MAX, Worker
 from novacron.disk.images import Image
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Order, OrderKind
@@ -134,3 +137,32 @@ async def test_the_real_worker_starts_stops_and_removes_a_simulated_vm(tmp_path:
         await running
     assert messages.get_nowait() == wire.Removed("vm-a")
     assert services.journal.load_one("vm-a").held.claim is Claim.NONE
+
+
+async def test_a_vm_that_can_not_start_is_tried_ever_later_and_makes_no_noise(tmp_path: Path) -> None:
+    messages: list[wire.Message] = []
+    services = services_in(tmp_path)
+    services.send = messages.append
+    services.pages = Mock(prepare=AsyncMock())
+    machine = SimulatedMachine("vm-a", tmp_path / "vms", lambda name, data: None)
+    starts = AsyncMock(side_effect=MachineFailed("no tap"))
+    machine.start = starts  # type: ignore[method-assign]  # the start that fails
+    services.hypervisor = Mock(machine=lambda vm, on_event: machine)
+    services.images["tiny"] = Mock(spec=Image, disk=None, info=Mock(disk_bytes=0))
+    worker = Worker("vm-a", Record(), services)
+    spec = VmSpec(image="tiny", power=Power.RUNNING, starts=1)
+    assignment = wire.Assignment("vm-a", "a", spec, False, "", 0, None, "default", bytes(32))
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 1), assignment, None))
+
+    pauses_s = [await worker._try_step() for _ in range(8)]
+    assert starts.await_count == 8
+    assert pauses_s[0] <= RETRY_S and pauses_s[-1] > RETRY_S_MAX / 2, "ever later, with a limit"
+    states = [message.status.state for message in messages if isinstance(message, wire.Observed)]
+    assert states == [VmState.STARTING, *[VmState.FAILED] * 8], "one change of state is one event"
+    last = messages[-1]
+    assert isinstance(last, wire.Observed) and last.status.reason == "no tap; tried 8 times"
+
+    worker.set_desired(
+        wire.Statement("vm-a", Order(OrderKind.OWN, 1), msgspec.structs.replace(assignment, name="b"), None)
+    )
+    assert await worker._try_step() <= RETRY_S, "what was asked anew is tried at once and soon again"

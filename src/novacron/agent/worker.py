@@ -26,6 +26,7 @@ from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
+from novacron.dwcp.backoff import Backoff
 from novacron.model.migration import Kind, Side
 from novacron.model.ownership import Claim, OrderKind, Verdict
 from novacron.model.vm import Power, VmState
@@ -37,6 +38,8 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
+RETRY_S_MAX = 30.0
+"""A step that fails again and again is tried again ever later, until the server says something new of the VM."""
 LOST_AFTER_S = 5.0
 """What an earlier agent was sending, and the target does not have by then, it will not get."""
 DAMAGED = (
@@ -67,6 +70,7 @@ class Worker:
         self._target = MigrationTarget(self.context, services, self.destroy)
         self._clone = CloneReconciler(self.context)
         self._reconciler = Reconciler(self.context, services.pages.prepare)
+        self._backoff = Backoff(RETRY_S, RETRY_S_MAX)
         self._began_at = self._services.clock.monotonic()
         self._has_left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
@@ -79,6 +83,7 @@ class Worker:
         if statement == before:
             return
         self.context.statement = statement
+        self._backoff.reset()  # what failed may do now
         trace = trace_of(statement)
         if before is None or trace != trace_of(before) or statement.order != before.order:
             self.context.trace = trace
@@ -153,15 +158,19 @@ class Worker:
             async with context.lock:
                 pause_s = await self._step()
             outcome = "done"
+            context.failures = 0
+            self._backoff.reset()
             return pause_s
         except (MachineFailed, MonitorFailed, NetworkFailed, OSError, TimeoutError) as error:
-            log.warning("step failed", vm=self.vm, error=str(error))
+            context.failures += 1
+            log.warning("step failed", vm=self.vm, error=str(error), failures=context.failures)
             if self._target.awaits_memory and self.machine.pid is not None and context.owns():
                 # QEMU may wait for memory: that is no failure.
                 context.report(VmState.RUNNING, context.missing_memory_reason())
             elif context.owns():
-                context.report(VmState.FAILED, str(error) or type(error).__name__)
-            return RETRY_S
+                tried = f"; tried {context.failures} times" if context.failures > 1 else ""
+                context.report(VmState.FAILED, (str(error) or type(error).__name__) + tried)
+            return self._backoff.next_s()
         except Exception:  # a defect met with one VM must not take the others' workers away
             log.exception("defect in a worker", vm=self.vm)
             return IDLE_S

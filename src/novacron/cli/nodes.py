@@ -311,7 +311,8 @@ def _active(client: Client, names: list[str]) -> list[Object]:
 
 def _gave_up(drain: Object) -> bool:
     """Say whether nothing moves, and all that is left has been given up."""
-    nothing_moves = not drain["moving"] and len(drain["stays"]) == drain["total"] - len(drain["moved"])
+    remaining = drain["total"] - len(drain["moved"])
+    nothing_moves = remaining > 0 and not drain["moving"] and len(drain["stays"]) == remaining
     return nothing_moves and set(drain["given_up"]) >= {vm["vm"] for vm in drain["stays"]}
 
 

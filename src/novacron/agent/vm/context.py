@@ -99,6 +99,8 @@ class VmContext:
         """The trace to which the present work belongs, until the VM is as it was asked for."""
         self.arrived_by: str | None = None
         """The migration that brought everything, until the guest goes on here."""
+        self.failures = 0
+        """Steps that failed in a row."""
         self._storing = asyncio.Lock()
         self._reported: wire.Observed | None = None
 

@@ -271,7 +271,10 @@ class Reconciler:
         ):
             context.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
             return RETRY_S
-        context.report(VmState.STARTING)
+        if (
+            not context.failures
+        ):  # else it stays failed, with the reason, until it has started: no events for each attempt
+            context.report(VmState.STARTING)
         context.exit_expected = False
         self._started_at = self._clock.monotonic()
         assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or context.record.cpu or self._services.cpu)
