@@ -1,4 +1,4 @@
-"""Nodes without QEMU: the real link to the server, and VMs that are whatever they should be."""
+"""Nodes without QEMU: the real link to the server, and VMs that reach any desired state at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATES = {Power.RUNNING: VmState.RUNNING, Power.STOPPED: VmState.STOPPED, Power.
 
 
 class SimulatedAgent:
-    """One node; its VMs are at once what they are told to be."""
+    """One node; its VMs reach their desired state at once."""
 
     def __init__(self, who: identity.Identity) -> None:
         self._number = self._acknowledged = 0

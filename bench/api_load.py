@@ -197,7 +197,7 @@ class Stand:
 def _answers(config: Callable[[], Config]) -> bool:
     try:
         return bool(Client(config()).me())
-    except Exception:  # not yet: whoever waits has a limit
+    except Exception:  # not yet: the caller's wait has a limit
         return False
 
 

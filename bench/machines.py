@@ -97,7 +97,7 @@ def bare(directory: Path, image: Image, memory_mib: int, *, agent: bool = False)
 
 
 def booted(logs: list[Path], count: int) -> None:
-    """Wait until so many guests have booted."""
+    """Wait until ``count`` guests have booted."""
     until(
         lambda: sum(READY in log.read_text(errors="replace") for log in logs if log.exists()) >= count,
         f"{count} guests have booted", 600,

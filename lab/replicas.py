@@ -35,7 +35,7 @@ class Replica:
         return f"https://127.0.0.1:{self.port}"
 
     def is_ready(self) -> bool:
-        """Say whether it says that it is ready, as who balances loads would ask it."""
+        """Say whether it reports ready, asked as a load balancer asks."""
         context = ssl.create_default_context(cadata=(self.state / "ca.crt").read_text())
         try:
             with urllib3.PoolManager(ssl_context=context) as pool:

@@ -56,7 +56,7 @@ def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform)
         else:
             assert found["wire_bytes"] < 4_000_000 and found["savings"]["checkpoint"] > 40_000_000
         log = victim.agents[migration["source"]].log
-        until(functools.partial(has_text, log, "kept what a VM left"), "it is kept", 20)
+        until(functools.partial(has_text, log, "kept a checkpoint"), "it is kept", 20)
         ahead = victim.directory / target / "agent" / "pages" / "default" / f"left-{vm['id']}" / "index"
         until(ahead.exists, "the node that it is on knows what the other keeps", 20)
         pause(1.5)

@@ -362,7 +362,7 @@ def test_the_last_administrator_cannot_be_removed(api: Api, site: Platform) -> N
             ("POST", "/api/v1/grants", {"user": me, "role": "viewer"}),
         ):
             refused = api(method, path, body)
-            assert refused.status == 409 and "nobody would be left" in refused.problem["detail"], path
+            assert refused.status == 409 and "this would leave no administrator" in refused.problem["detail"], path
 
 
 def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, api: Api) -> None:

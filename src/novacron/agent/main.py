@@ -189,7 +189,7 @@ class Agent:
         self._dispatcher.take(message)
 
     def _lease_over(self) -> None:
-        """What was said before may not be true any more: highly available VMs are others' until we are told again."""
+        """Orders of before may be outdated: treat highly available VMs as others' until the server confirms."""
         for worker in self._workers.values():
             worker.on_lease_lost()
         self._link.restart()
@@ -309,7 +309,7 @@ def _lock(directory: Path) -> FolderLock:
 
 
 def run(settings: AgentSettings, join: str | None) -> None:
-    """Run an agent in this process until it is told to stop. Raises InvalidInput when it can't begin."""
+    """Run an agent in this process until it is stopped. Raises InvalidInput when it can't begin."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -327,13 +327,13 @@ def run(settings: AgentSettings, join: str | None) -> None:
 
 
 def _until_renamed(settings: AgentSettings, identity: Identity) -> bool:
-    """Run until this node has another name. Raises CancelledError when it is told to stop."""
+    """Run until this node is renamed. Raises CancelledError when it is stopped."""
     import uvloop
 
     renamed = False
     try:
         uvloop.run(_run(settings, identity))
     except* Renamed:
-        log.info("this node has another name: its agent begins anew", was=identity.name)
+        log.info("this node was renamed: its agent restarts", was=identity.name)
         renamed = True
     return renamed

@@ -94,7 +94,7 @@ class Worker:
         context = self.context
         if context.assignment is None or not context.owns() or self.machine.pid is None:
             return None
-        if context.record.post_copy is not None:  # whoever reads a page that is not there yet would wait for it
+        if context.record.post_copy is not None:  # a read of a missing page would wait for it
             return None
         image = context.assignment.spec.image
         return LocalVm(self.vm, context.tenant(), image, self.machine, context.memory_bytes())
@@ -126,7 +126,7 @@ class Worker:
             while not self.finished:
                 self._wake.clear()
                 pause_s = await self._try_step()
-                if pause_s >= IDLE_S:  # all is as it was asked for: what is done later has other reasons
+                if pause_s >= IDLE_S:  # the desired state is reached: later steps have other reasons
                     self.context.trace = ""
                 if pause_s > 0 and not self.finished:
                     await wait_at_most(self._services.clock, self._wake, pause_s)

@@ -33,7 +33,7 @@ log = logs.get(__name__)
 BACKOFF_S_MAX = 5.0
 
 Step = Callable[[Database, Objects], Awaitable[None]]
-"""One pass: finds what there is to do, and has ``Objects`` reconcile each object."""
+"""One pass: finds the objects with work to do, and has ``Objects`` reconcile each."""
 
 
 class Controller(msgspec.Struct, frozen=True):

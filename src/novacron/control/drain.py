@@ -107,7 +107,7 @@ class _Round(msgspec.Struct):
         return stays
 
     async def _move(self, drain: Drain, vm: Waiting) -> str | None:
-        """Begin to move a VM; return why it can't be moved, if so: it stays where it is and as it is."""
+        """Begin to move a VM; return why it can't be moved, if so: then nothing changes."""
         why = await self.objects.reconcile(vm.id, lambda _: _move(self.database, drain, vm, self.by))
         failure = self.objects.failure(vm.id)
         return why if failure is None else f"it can't be moved now: {failure}"
@@ -123,7 +123,7 @@ def _rests(vm: Waiting, drain: Drain) -> str | None:
 
 
 async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> str | None:
-    """Begin to move a VM; return why it can't be moved, if so: it stays where it is and as it is."""
+    """Begin to move a VM; return why it can't be moved, if so: then nothing changes."""
     leaves = drain.phase is DrainPhase.DRAINING
     target, cause = (None, Cause.DRAIN) if leaves else (drain.node, Cause.RETURN)
     try:

@@ -94,7 +94,7 @@ class Objects:
         try:
             async with asyncio.timeout(self._limit_s if limit_s is None else limit_s):
                 result = await reconcile(key)
-        except Exception as error:  # the contract: whatever it is, it concerns this object alone
+        except Exception as error:  # the contract: any error concerns this object alone
             self._has_failed(key, error)
             return None
         self._has_succeeded(key)

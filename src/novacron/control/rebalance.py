@@ -57,7 +57,7 @@ class Rebalance(msgspec.Struct):
     async def _move(
         self, database: Database, move: Move, assumed_s: float, now: rebalancing.Rebalancing
     ) -> Move | None:
-        """Begin a move, if it is worth what it is foreseen to take."""
+        """Begin a move, if its benefit is worth its forecast cost."""
         try:
             foreseen = (await self.foresee(move.vm, move.source, move.target)).forecast
             cost = now.settings.cost_per_s * (foreseen.total_s - assumed_s)

@@ -1,4 +1,4 @@
-"""What a guest is told at its first boot: a small CD in the form that cloud-init reads (its NoCloud data source)."""
+"""What a guest is told at its first boot: a small CD in the format of cloud-init (its NoCloud data source)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ToolUser(NamedTuple):
     """Whom the tool runs as."""
 
     wrap: Wrap
-    """Makes a command one of that user's."""
+    """Makes a command run as that user."""
     uid: int | None
     """The owner of the files that it may write; None: this process's user."""
 
@@ -104,7 +104,7 @@ def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack
 
 
 def _named(descriptor: int, format: Format) -> str:
-    """Return how a disk is named to the tool: in this format, and with nothing under it, whatever its header says."""
+    """Return the disk's name for the tool: in this format and without a backing file, regardless of its header."""
     node: dict[str, object] = {"driver": DRIVERS.get(format, format.value), "read-only": True}
     node["file"] = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
     if format in (Format.QCOW2, Format.VMDK):

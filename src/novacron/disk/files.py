@@ -94,7 +94,7 @@ class KeptFile:
 
 
 class NewFile(KeptFile):
-    """A volume that is a new file of ``size_bytes``: what is not written stays a hole."""
+    """A volume in a new file of ``size_bytes``: unwritten parts stay holes."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         """Make the file. Raises OSError."""
@@ -110,4 +110,4 @@ class NewFile(KeptFile):
         super().write(offset, memoryview(data)[: self._size - offset])
 
     def zero(self, offset: int, length: int) -> None:
-        """Nothing to do: each of its pages is told once, and it began with zeros."""
+        """Nothing to do: each page is sent once, and the file began with zeros."""

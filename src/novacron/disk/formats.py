@@ -56,7 +56,7 @@ JFS, NTFS, exFAT, BitLocker)."""
 
 
 def detect(file: BinaryIO) -> Format:
-    """Return the format in which a file seems to be. Raises Unacceptable for what is something else than a disk, or
+    """Return the format that a file appears to have. Raises Unacceptable for anything but a disk, or
     nothing that is known: a raw disk has a partition table, a file system, or nothing but zeros."""
     head = _read(file, 0, 1024)
     if (format := _by_head(head)) is not None:

@@ -118,7 +118,7 @@ def _path_of(file: ImageFile, directory: Path) -> Path:
 
 
 def scan(root: Path) -> tuple[dict[str, Image], list[str]]:
-    """Return the images under ``root`` by name, and what is wrong with those that can't be used."""
+    """Return the usable images under ``root`` by name, and the errors of the others."""
     images: dict[str, Image] = {}
     errors: list[str] = []
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""``qemu-img``, run on files that may be hostile: within limits, and as whoever the caller says."""
+"""``qemu-img``, run on files that may be hostile: within limits, and under the caller's choice of user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks as a stream of pages: what is written to volumes, in order, in a form whose pages can be told by reference.
+"""Disks as a stream of pages: writes to volumes, in order, in a form whose pages can be sent as references.
 
 The format is in docs/dwcp.md, "Disks": records that begin with a 64-bit word, an offset with a tag in its low 12 bits.
 """
@@ -69,7 +69,7 @@ class VolumeSink(Protocol):
 
 
 class DiskRecorder:
-    """Makes the stream of what is written to one volume after another: the source of a session.
+    """Makes the stream of writes to one volume after another: the source of a session.
 
     One thread writes and waits for room, another reads.
     """
@@ -192,7 +192,7 @@ class DiskPlayer:
         self._number = 0
 
     def write(self, data: bytes) -> None:
-        """Take some whole records. Raises OSError, StreamError for what is none."""
+        """Take some whole records. Raises OSError, StreamError for damaged records."""
         at, end = 0, len(data)
         if self._head is None:
             at = self._begin(data)
@@ -257,7 +257,7 @@ class DiskPlayer:
         return _head.size + length
 
     def _volume(self, offset: int, length: int) -> VolumeSink:
-        """Return the volume that is written to. Raises StreamError for what is no part of it."""
+        """Return the volume of a write. Raises StreamError for a write outside of it."""
         assert self._head is not None
         size = self._head.volumes[self._number].size_bytes
         if length < 1 or length % PAGE or offset + length > -(-size // PAGE) * PAGE:

@@ -81,7 +81,7 @@ def detect(file: BinaryIO) -> Compression | None:
 
 
 def unpack(file: BinaryIO, kind: Compression, write: Callable[[bytes], None], size_bytes_max: int) -> None:
-    """Hand what is in a compressed file to ``write``, piece by piece, at most ``size_bytes_max`` bytes in all.
+    """Hand a compressed file's content to ``write``, piece by piece, at most ``size_bytes_max`` bytes in all.
 
     Raises Unacceptable when the file is damaged, cut off, too large unpacked, or a zip of more than one file.
     """
@@ -116,7 +116,7 @@ def _pieces(file: BinaryIO, kind: Compression) -> Iterator[bytes]:
 
 
 def _streams(file: BinaryIO, begin: Callable[[], _Decompressor]) -> Iterator[bytes]:
-    """Yield what is in a file of streams that follow each other; zeros may follow the last. Raises EOFError when the
+    """Yield the content of consecutive streams in a file; zeros may follow the last. Raises EOFError when the
     last one does not end."""
     stream, data = begin(), file.read(PIECE_BYTES)
     started = False
@@ -155,7 +155,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 class _Limited(io.RawIOBase):
-    """A file of which nothing reads more than ``MEMORY_BYTES_MAX`` at once, whatever a zip's directory says."""
+    """A file of which nothing reads more than ``MEMORY_BYTES_MAX`` at once, regardless of a zip's directory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -99,7 +99,7 @@ class StageClocks(NamedTuple):
 
 
 class MethodChooser:
-    """Chooses how to compress from what is scarce: quickly lighter when the link has nothing to do, slowly denser."""
+    """Adapts compression to the bottleneck: quickly lighter when the link idles, slowly denser otherwise."""
 
     def __init__(self, now: StageClocks) -> None:
         self._before = self._since = self._lately = now

@@ -142,7 +142,7 @@ class ConnectionPool:
         """Open connections that will be needed soon, in the background, so that ``count`` of them wait."""
 
         async def open_one() -> None:
-            with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):  # who needs it will see why
+            with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):  # its user will see why
                 self.give(endpoint, peer_host, await connect(endpoint, self._context(), peer_host))
 
         self.prune()
@@ -152,7 +152,7 @@ class ConnectionPool:
             task.add_done_callback(self._warming.discard)
 
     def prune(self) -> None:
-        """Close what is lost or has waited too long."""
+        """Close connections that are lost or have idled too long."""
         too_old = time.monotonic() - POOL_IDLE_S + POOL_MARGIN_S
         for key, waiting in list(self._idle.items()):
             kept = []

@@ -134,7 +134,7 @@ class RepairedPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ProtocolError(Exception):
     """The peer sent what the protocol does not allow, or the session can't go on: says what was found and what was
-    expected. ``code`` is what the peer is told."""
+    expected. ``code`` is sent to the peer."""
 
     def __init__(self, text: str, code: ErrorCode = ErrorCode.PROTOCOL) -> None:
         super().__init__(text)
@@ -147,7 +147,7 @@ def error_frame(text: str, code: ErrorCode) -> Frame:
 
 
 def read_error(frame: Frame) -> tuple[ErrorCode, str]:
-    """Return the code and the text of an ERROR frame, whatever the peer put into it."""
+    """Return the code and the text of an ERROR frame, even a malformed one."""
     return ErrorCode(frame.sequence), frame.payload[:ERROR_TEXT_BYTES_MAX].decode(errors="replace")
 
 

@@ -116,7 +116,7 @@ class Listener:
                 del self._by_peer[peer]
 
     async def _find(self, session: str, peer: str) -> ReceiveSession | None:
-        """Return an expected session. Wait a moment for one that is not expected yet: both ends are told to begin at
+        """Return an expected session. Wait a moment for one that is not expected yet: both ends are asked to begin at
         the same time."""
         started = time.monotonic()
         while (expected := self._expected.get(session)) is None:

@@ -31,7 +31,7 @@ FRESH = 1
 
 
 class Op(IntEnum):
-    """How a run of the stream is told. ``BARE`` is added when the stream's header is told before, as OPAQUE."""
+    """How a run of the stream is encoded. ``BARE`` is added when the stream's header was sent before, as OPAQUE."""
 
     OPAQUE = 0
     ZERO = 1
@@ -48,8 +48,8 @@ BARE = 0x80
 Run = tuple[int, int, int, int, int, bool]
 """Records in one piece of the stream that belong together: ``(op, at, count, header, space, bare)``.
 
-OPAQUE: bytes ``at`` to ``at + count``, told as they are. ZERO: ``count`` records of 9 bytes, header and fill byte 0.
-LITERAL: ``count`` records of header and page from ``at`` on, or if ``bare`` one page whose header was told as OPAQUE.
+OPAQUE: bytes ``at`` to ``at + count``, sent unchanged. ZERO: ``count`` records of 9 bytes, header and fill byte 0.
+LITERAL: ``count`` records of header and page from ``at`` on, or if ``bare`` one page whose header was sent as OPAQUE.
 ``header`` is the first record's; ``space`` tells apart the address spaces in which headers count.
 """
 
@@ -71,7 +71,7 @@ class Base(Protocol):
 
 
 class PageHash:
-    """BLAKE3 under a project's key, cut to 16 bytes: who does not know the key can neither make two pages of one
+    """BLAKE3 under a project's key, cut to 16 bytes: without the key nobody can make two pages of one
     digest nor tell which page has a given one."""
 
     def __init__(self, key: bytes) -> None:

@@ -111,7 +111,7 @@ class Encoder:
         return draft.piece(data)
 
     def _encode_pages(self, data: bytes, run: Run, draft: _Draft) -> None:
-        """Encode a run of pages: neighbours that are told alike share one op. Names are bound here, and ops are plain
+        """Encode a run of pages: neighbours encoded alike share one op. Names are bound here, and ops are plain
         numbers, because the loop runs for every page of a guest."""
         _, at, length, header, space, bare = run
         flag = BARE if bare else 0

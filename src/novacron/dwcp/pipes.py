@@ -50,7 +50,7 @@ class StreamSink(Protocol):
         ...
 
     def finish(self) -> None:
-        """The stream has ended: return when it need not come again, whatever happens here. Raises OSError."""
+        """The stream has ended: return when it is safe here and need not be sent again. Raises OSError."""
         ...
 
     def abort(self) -> None:
@@ -141,7 +141,7 @@ class SocketPipe:
 
 class Stages:
     """The threads that work on one stream. The event loop never blocks on them, and never leaves one behind: what they
-    use, files and rings, is closed by whoever waited for their end."""
+    use, files and rings, is closed by the task that waited for their end."""
 
     def __init__(self, count: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(count, name)

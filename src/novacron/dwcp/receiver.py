@@ -88,7 +88,7 @@ class ReceiveSession:
             self._ring = PageRing(terms.ring_dir, terms.slots)
         self._instance: bytes | None = None
         self._connections: list[Connection] = []
-        """Those that have been told what is to be told, and can carry more."""
+        """Those that have received their first frames and can carry more."""
         self._serving = 0
         self._next = 0
         """The first frame that the decoder has not been given."""
@@ -136,7 +136,7 @@ class ReceiveSession:
                 raise
             except Exception as error:
                 if not isinstance(error, FAILURES):
-                    # A defect of ours ends this session as a failed link would, so that whoever retries backs off.
+                    # A defect of ours ends this session as a failed link would, so that retries back off.
                     log.error("a session met an unforeseen error", peer=self.peer, exc_info=error)
                 raise ReceiveFailed(*(self._failure or (repr(error), ErrorCode.LOCAL_FAILURE))) from error
             finally:
@@ -404,7 +404,7 @@ class ReceiveSession:
 
 
 def code_of(error: Exception) -> ErrorCode:
-    """Return what the peer is told of an error."""
+    """Return the text of an error for the peer."""
     if isinstance(error, ProtocolError):
         return error.code
     return ErrorCode.PROTOCOL if isinstance(error, msgspec.DecodeError) else ErrorCode.LOCAL_FAILURE

@@ -31,7 +31,7 @@ class StreamSplitter(Protocol):
         ...
 
     def finish(self) -> tuple[bytes, list[Run]]:
-        """Return what is left at the stream's end."""
+        """Return the remaining bytes at the stream's end."""
         ...
 
 

@@ -87,7 +87,7 @@ class SendOptions(msgspec.Struct, frozen=True):
     """Connections, 1 to 16; None lets the number follow what the path does."""
     rate_bytes_per_s: int | None = None
     method: int | None = None
-    """Compression method; None lets it follow what is scarce."""
+    """Compression method; None adapts it to the bottleneck."""
     checkpoint_digests: Mapping[str, Sequence[bytes]] = {}
     """Digests of bases, by name, that the peer may have and this end can't read."""
 
@@ -133,7 +133,7 @@ class Sender:
         self._piece_bytes: int | None = None
         self._back = ReturnReceiver()
         self.on_back: Callable[[bytes], None] | None = None
-        """Called with what comes the other way. May raise OSError, which ends the session."""
+        """Called with data from the return channel. May raise OSError, which ends the session."""
 
     @property
     def rate_bytes_per_s(self) -> float:
@@ -254,7 +254,7 @@ class Sender:
                 self._ring = PageRing(self._options.ring_dir, min(welcome.slots, SLOTS))
         self._encoder = Encoder(self._hash, self._ring)
         self._receiver_index.meet(welcome.bases, self._encoder)
-        with contextlib.suppress(TimeoutError):  # what comes later counts from then on
+        with contextlib.suppress(TimeoutError):  # later data counts from then on
             async with asyncio.timeout(BASES_TIMEOUT_S):
                 while not self._receiver_index.can_begin():
                     self._receiver_index.take(await connection.read())
@@ -383,7 +383,7 @@ class Sender:
                 raise first from first.__cause__
             if isinstance(first, OSError | ProtocolError | PageDamaged | msgspec.DecodeError):
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
-            # A defect of ours ends this session as a failed link would, so that whoever retries backs off as usual.
+            # A defect of ours ends this session as a failed link would, so that retries back off as usual.
             log.error("a session met an unforeseen error", peer=self._peer_host, exc_info=first)
             raise SendFailed(f"the session met an unforeseen error: {first!r}") from group_error
 
@@ -400,7 +400,7 @@ class Sender:
         self._tick.set()
 
     def _stop(self) -> None:
-        """Nothing more is queued: who waits to do it gives up."""
+        """Nothing more is queued: waiting writers give up."""
         self._stopped = True
         self._tick.set()
 

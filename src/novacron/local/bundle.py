@@ -32,14 +32,14 @@ FILES_MAX = 5000
 UNITS = ("novacron-server", "novacron-agent", "novacron")
 KINDS = ("nodes", "vms", "migrations", "drains", "volumes", "networks", "links", "imports", "exports")
 HIDDEN_FIELDS = ("seed", "user_data", "hash")
-"""What guests are told at their first boot may hold passwords."""
+"""First-boot data of guests may hold passwords."""
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 
 Part = tuple[str, str]
 
 
 def write(target: Path | None, state_dir: Path, logs: Iterable[Path]) -> tuple[Path, list[tuple[str, int]]]:
-    """Write the bundle; return where it is, and what is in it. Raises OSError."""
+    """Write the bundle; return its path and its parts. Raises OSError."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     path = target or Path(f"novacron-support-{stamp}.tar.gz")
     kept = []
@@ -52,7 +52,7 @@ def write(target: Path | None, state_dir: Path, logs: Iterable[Path]) -> tuple[P
                 entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
                 archive.addfile(entry, io.BytesIO(data))
                 kept.append((name, len(data)))
-    except BaseException:  # a full disk, or who asked has enough: half of it is of no use
+    except BaseException:  # a full disk or an interrupt: half a bundle is of no use
         path.unlink(missing_ok=True)
         raise
     return path, kept

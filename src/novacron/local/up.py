@@ -66,7 +66,7 @@ def _wait_ready(service: _Service) -> Client:
             client = Client(load_config())
             next(iter(client.list("nodes", limit=1)), None)
             return client
-        except Exception as error:  # whatever is not ready yet: settings, port, token; the limit below counts
+        except Exception as error:  # something is not ready yet: settings, port, token; the limit below counts
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the server is not ready after {READY_TIMEOUT_S:.0f} s: {error}") from error
         service.ensure()

@@ -108,7 +108,7 @@ def _lacks(has: Inventory, network: Network) -> str | None:
 def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
     """Say why a VM would overfill a node that carries ``load``, or None if it would not."""
     if node.status.inventory is None:
-        return f"node {node.name} has not said what it has"
+        return f"node {node.name} has not reported its inventory"
     memory_mib, vcpus = capacity(node)
     room_mib = int(memory_mib) - load.memory_mib
     if vm.memory_mib > room_mib:

@@ -41,7 +41,7 @@ def places_of(node: Node) -> dict[Scope, str]:
 
 
 def groups_of_project(where: Placement, project: str) -> Placement:
-    """Return a placement whose groups are told from those that other projects call the same."""
+    """Return a placement whose groups can't collide with groups of the same name in other projects."""
     names = {field: getattr(where, field) for field in ("affinity", "anti_affinity", "spread")}
     groups = {field: f"{project}/{name}" for field, name in names.items() if name is not None}
     return msgspec.structs.replace(where, **groups) if groups and project != DEFAULT else where

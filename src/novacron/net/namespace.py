@@ -81,7 +81,7 @@ def exists(name: str) -> bool:
 
 
 def create(name: str) -> None:
-    """Make a namespace; one that exists stays as it is. Raises NetworkFailed."""
+    """Make a namespace unless it exists. Raises NetworkFailed."""
     if exists(name):
         return
     path = ROOT / name

@@ -103,7 +103,7 @@ def _own_mac(number: int) -> str:
 
 
 def _inside(network: NetworkOnNode) -> None:
-    """Make the bridge, and what is this node's own on it."""
+    """Make the bridge and this node's own ports on it."""
     assert network.spec.subnet is not None
     subnet = ipaddress.IPv4Network(network.spec.subnet)
     for setting in ("arp_ignore", "arp_announce", "rp_filter"):
@@ -146,7 +146,7 @@ def _without_gateway(ip: Any) -> None:
 
 
 def _reach(peers: Iterable[str]) -> None:
-    """Let what is for everybody, or for nobody known, go to these hosts, and nothing to others: what was learned of a
+    """Send broadcasts and frames for unknown addresses to these hosts and to no others: what was learned of a
     host that has another address now, because frames are encrypted for it, would go to the old one."""
     from pyroute2.netlink.exceptions import NetlinkError
 

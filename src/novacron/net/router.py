@@ -99,7 +99,7 @@ def host_script(
     only_between: Iterable[str] | None,
 ) -> str:  # fmt: skip
     """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and at which addresses the others are:
-    what comes from elsewhere, or would go elsewhere, is dropped. A host that did not forward before we let it does so
+    traffic from or to elsewhere is dropped. A host that did not forward before we let it does so
     for guests only, and where they are none of its packets: ``only_between`` the ports of each of these bridges. None:
     it forwards whatever it did."""
     into = [

@@ -88,7 +88,7 @@ def _cpu(full: dict[str, Any], bare: dict[str, Any]) -> CpuModel | None:
 
 
 def argument(kind: AcceleratorKind, cpu: CpuModel | None) -> str:
-    """Return what QEMU is told of a guest's processor. It does not start if it can't give all of that."""
+    """Return QEMU's option for a guest's processor. QEMU does not start if the host lacks any of it."""
     if cpu is None:
         return CPU_MODELS[kind]
     identity = f"vendor={cpu.vendor},family={cpu.family},model={cpu.model},stepping={cpu.stepping}"

@@ -81,7 +81,7 @@ class QemuConfig(msgspec.Struct, frozen=True):
     seed: int | None = None
     """A CD for the guest's first boot."""
     below: int | None = None
-    """The raw disk under ``disk``, whatever that file says."""
+    """The raw disk under ``disk``, regardless of the file's own header."""
     shared: tuple[int, ...] = ()
     """The layers between the two, which other VMs may have too, from the lowest up."""
     volumes: tuple[QemuVolume, ...] = ()

@@ -15,7 +15,7 @@ GONE_S_MAX, LOOK_S = 5.0, 0.05
 
 
 class DiskLimits(msgspec.Struct, frozen=True):
-    """What a disk may do in a second; None: whatever it can."""
+    """Limits of a disk per second; None: unlimited."""
 
     iops: int | None = None
     bytes_per_s: int | None = None

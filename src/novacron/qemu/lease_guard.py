@@ -2,7 +2,7 @@
 
 Run by itself, with nothing but the standard library: ``python -I -S lease_guard.py LEASE``. It reads QEMU's
 command from standard input, one argument after another, each ended by a zero byte, and writes QEMU's process id to
-standard output. The kernel kills QEMU when this process ends, whatever ends it.
+standard output. The kernel kills QEMU when this process ends, for any reason.
 """
 
 import ctypes

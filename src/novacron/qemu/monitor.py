@@ -111,7 +111,7 @@ class Monitor:
     async def close(self) -> None:
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
-        with contextlib.suppress(Exception):  # the connection is of no use any more, whatever it says
+        with contextlib.suppress(Exception):  # the connection is closed anyway
             await asyncio.wait_for(self._client.disconnect(), 2)
 
     async def _events(self) -> None:

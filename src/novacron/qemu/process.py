@@ -59,12 +59,12 @@ def _spawn_kept(
     if not answer.strip().isdigit():
         keeper_.kill()  # QEMU, if it runs, ends with it
         keeper_.wait()
-        raise OSError(log_tail(directory) or "what keeps the VM did not start")
+        raise OSError(log_tail(directory) or "the lease guard did not start")
     return int(answer)
 
 
 def _read_line(descriptor: int, seconds: float) -> bytes:
-    """Return what comes until the end of a line, or within so many seconds."""
+    """Return what arrives until the end of a line or of the time limit."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     line, ends_at = b"", time.monotonic() + seconds

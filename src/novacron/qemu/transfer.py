@@ -62,9 +62,9 @@ async def logs_every_write(monitor: Monitor) -> bool:
 
 
 async def send(monitor: Monitor, path: Path, *, pauses: bool = False, post_copy: bool = False) -> None:
-    """Let QEMU migrate to a Unix socket, pass after pass, until it is told to stop the guest (``switch``); where its
+    """Let QEMU migrate to a Unix socket, pass after pass, until it is asked to stop the guest (``switch``); where its
     dirty log can't be trusted, in one pass and what was written during it. If it ``pauses``, it waits in between, in
-    state ``pre-switchover``, until it is told to ``go_on``. With ``post_copy`` it can be told to stop the guest at once
+    state ``pre-switchover``, until it is asked to ``go_on``. With ``post_copy`` it can stop the guest at once
     and send its memory after it.
 
     Nobody may read from the socket before this returns: the guest may stand still for a moment while the log begins.

@@ -13,7 +13,7 @@ log = logs.get(__name__)
 
 T = TypeVar("T")
 Batch: TypeAlias = list[tuple[T, asyncio.Future[None]]]
-"""Items in the order in which they came, each with the future of whoever waits for it."""
+"""Items in order of arrival, each with its waiter's future."""
 
 
 class Batcher(Generic[T]):
@@ -36,7 +36,7 @@ class Batcher(Generic[T]):
         if len(self._waiting) >= self._waiting_max:
             raise Unavailable(f"too many {self._what} wait to be stored")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # who waits for it may be gone
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # its waiter may be gone
         self._waiting.append((item, done))
         self._wake.set()
         return done

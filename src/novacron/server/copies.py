@@ -87,7 +87,7 @@ class Copies:
                     connection, events.Event("node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor)
                 )
         except Unavailable as error:
-            log.warning("the end of a copy can't be written down", copy=copy.id, error=str(error))
+            log.warning("the end of a copy can't be stored", copy=copy.id, error=str(error))
 
     async def _follow(self, copy: ImageCopy, expected: wire.CopyExpected, order: wire.CopyWanted) -> str:
         """Return why the copy failed, or nothing. Raises Unavailable, TimeoutError."""

@@ -58,7 +58,7 @@ class CpuBaselines:
         return concerned
 
     def common(self, own: Inventory | None) -> CpuModel | None:
-        """Return what every node can give which runs guests as this one does; None if it has not said what it has."""
+        """Return what every node can give which runs guests as this one does; None if it has no inventory."""
         if own is None or own.cpu is None:
             return None
         models = self._models.get(_Kind(own.accelerator.kind, own.cpu.vendor), Counter())

@@ -1,4 +1,4 @@
-"""What nodes are told of what is to be on them: everything when they connect, then of what changes."""
+"""Sends nodes their desired state: all of it when they connect, then what changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 ANEW_MAX = 6
-"""For so many nodes everything is read at once, at most: the database's connections are for others, too."""
+"""For how many nodes all is read at the same time, so that connections remain for others."""
 TOUCHED_GATHER_S = 0.003
 """What of VMs changes within it is read together."""
 RETRY_S, DEFECT_RETRY_S = 1.0, 5.0
@@ -71,7 +71,7 @@ class DesiredStateSender:
             self._touch(vm)
 
     def resync(self) -> None:
-        """The feed was away: everything that there is is heard of anew, from here on."""
+        """The feed was interrupted: every object is announced again from here on."""
         self._cpu_baselines.reset()
         self._wake_all()
 
@@ -102,7 +102,7 @@ class DesiredStateSender:
         self._some_touched.set()
 
     async def tell(self, session: NodeSession) -> None:
-        """Tell a node, for as long as it is connected, what has changed for it."""
+        """Send a node what changes for it, for as long as it is connected."""
         last: dict[type[wire.Message], wire.Message] = {}
         sent_state = session.sent_state
         while True:
@@ -119,11 +119,11 @@ class DesiredStateSender:
                     counter("novacron_link_statements_total").add(count=len(statements))
                     await session.send(wire.Desired(statements, whole=False))
             except Unavailable as error:
-                log.warning("can't tell a node what to do", node=session.node, error=str(error))
+                log.warning("desired state can't be sent to a node", node=session.node, error=str(error))
                 session.look_anew()
                 await asyncio.sleep(RETRY_S)
             except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
-                log.exception("defect while telling a node what to do", node=session.node)
+                log.exception("defect while sending desired state to a node", node=session.node)
                 session.look_anew()
                 await asyncio.sleep(DEFECT_RETRY_S)
 
@@ -147,7 +147,7 @@ class DesiredStateSender:
         messages: tuple[wire.Message, ...],
         last: dict[type[wire.Message], wire.Message],
     ) -> None:
-        """Send of all messages what the node was not told yet. ``last`` are those that it was told last, by type."""
+        """Send the messages that differ from those sent last; ``last`` holds those by type."""
         for message in messages:
             if isinstance(message, wire.Desired):
                 await self._tell_statements(session, message)
@@ -185,12 +185,12 @@ class DesiredStateSender:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 readings = await node_statements.VmReadings.read(connection, list(vms))
         except (NovaError, asyncpg.PostgresError, *LOST) as error:
-            log.warning("nodes can't be told of what has changed", vms=len(vms), error=str(error))
+            log.warning("changes can't be sent to nodes", vms=len(vms), error=str(error))
             self._touch(*vms)
             await asyncio.sleep(RETRY_S)
             return
         except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
-            log.exception("defect while reading what has changed", vms=len(vms))
+            log.exception("defect while reading changes", vms=len(vms))
             for session in begun:
                 session.look_anew()
             return

@@ -34,7 +34,7 @@ class Heartbeats:
         await self._batcher.add(beat)
 
     async def run(self) -> None:
-        """Store what comes, until cancelled."""
+        """Store incoming reports until cancelled."""
         await self._batcher.run(self._store)
 
     async def _store(self, batch: Batch[Beat]) -> None:

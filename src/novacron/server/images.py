@@ -19,7 +19,7 @@ AT_ONCE_MAX = 32
 
 
 class ImageUpkeep:
-    """Does what nodes ask for about images. A node asks again, so what is too much now is left out."""
+    """Answers nodes' requests about images. Nodes ask again, so requests beyond the limit are dropped."""
 
     def __init__(self, database: Database, questions: Questions, copies: Copies) -> None:
         self._database = database

@@ -57,7 +57,7 @@ CLOSING_MAX = 1000
 
 
 class LinkServer:
-    """Accepts agents over mutual TLS and tells each what is to be on its node."""
+    """Accepts agents over mutual TLS and sends each the desired state of its node."""
 
     def __init__(
         self, database: Database, authority: pki.Authority, clock: Callable[[], float] = time.monotonic
@@ -195,7 +195,7 @@ class LinkServer:
     async def _break(self, session: NodeSession, why: str) -> None:
         """End a connection; the agent dials again, and the next one begins with everything."""
         BREAKS.add()
-        log.warning("agent link broke off", node=session.node, error=why)
+        log.warning("the agent link was lost", node=session.node, error=why)
         await session.close("internal")
 
     async def _admit(self, session: NodeSession, socket: ServerConnection) -> bool:
@@ -273,5 +273,5 @@ class LinkServer:
                     if isinstance(message, wire.RenewCertificate):
                         certificate = self._authority.issue_node(message.csr, session.node)
                         await session.send(wire.CertificateIssued(certificate))
-                        log.info("a node has another name", node=session.node)
+                        log.info("a node was renamed", node=session.node)
                         return

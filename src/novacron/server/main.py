@@ -63,7 +63,7 @@ async def _welcome(settings: ServerSettings, database: Database, authority: pki.
         if config_path is not None:
             config = {"url": settings.url(settings.port), "token": secret, "ca": authority.pem.decode()}
             pki.write_secret(config_path, msgspec.json.format(msgspec.json.encode(config)))
-    # To whoever starts the server, not into the log.
+    # On the terminal of the operator, not in the log.
     print(f"administrator token (shown once, only its hash is kept): {secret}", file=sys.stderr, flush=True)
     if config_path is not None:
         print(f"CLI settings of user {getpass.getuser()} are in {config_path}", file=sys.stderr, flush=True)
@@ -185,7 +185,7 @@ def _count_migrations() -> Callable[[Change], None]:
 
 
 def run(settings: ServerSettings) -> None:
-    """Run a server in this process until it is told to stop. Raises NovaError when it can't begin."""
+    """Run a server in this process until it is stopped. Raises NovaError when it can't begin."""
     import uvloop
 
     logs.set_up("server", os.environ.get("NOVACRON_LOG_LEVEL", "info"))

@@ -1,4 +1,4 @@
-"""What a node is told: how everything on it is to be."""
+"""A node's desired state, as it is sent to the node."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Observations:
         return self._batcher.add(report)
 
     async def run(self) -> None:
-        """Store what comes, until cancelled."""
+        """Store incoming reports until cancelled."""
         await self._batcher.run(self._store_batch)
 
     async def _store_batch(self, batch: Batch[Report]) -> None:

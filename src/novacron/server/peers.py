@@ -1,4 +1,4 @@
-"""Which other nodes each node looks after, and who votes when the control plane is silent."""
+"""Which nodes each node watches, and which nodes vote when the control plane is silent."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PeerAnnouncer:
                 async with self._database.connection() as connection:
                     every = await leases.neighbours(connection)
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
-                log.warning("can't tell nodes of each other", error=str(error))
+                log.warning("peers can't be sent to nodes", error=str(error))
                 self.changed.set()
             else:
                 await self._announce(every)
@@ -66,7 +66,7 @@ class PeerAnnouncer:
         await asyncio.gather(*tellings)
 
     async def _tell(self, session: NodeSession, peers: wire.Peers) -> None:
-        """Tell one node, unless it was told so before; one that does not read holds up no other."""
+        """Send one node its peers unless it has them already; a node that does not read delays no other."""
         if peers == session.peers:
             return
         session.peers = peers
@@ -74,7 +74,7 @@ class PeerAnnouncer:
             async with asyncio.timeout(SEND_S_MAX):
                 await session.send(peers)
         except Unavailable:
-            pass  # when it is back it is told
+            pass  # it receives them when it reconnects
         except TimeoutError:
             log.warning("a node takes no messages: its link is closed", node=session.node)
             session.abort()

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Pending(Generic[T]):
-    """Futures of replies, by who owes the reply and by the request's key.
+    """Futures of replies, by the peer that owes the reply and by the request's key.
 
     At most ``in_all_max`` are open, of which one peer owes at most ``per_peer_max``.
     """
@@ -48,7 +48,7 @@ class Pending(Generic[T]):
             future.cancel()
 
     def settle(self, peer: Hashable, key: Hashable, reply: T) -> None:
-        """Give a reply to whoever still waits for it, and asked this peer."""
+        """Hand a reply to its waiter, if one still waits for this peer."""
         future = self._futures.get((peer, key))
         if future is not None and not future.done():
             future.set_result(reply)

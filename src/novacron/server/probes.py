@@ -32,7 +32,7 @@ class Probes:
     async def measure(self, source: str, target: str, seconds: float, vm: str | None = None) -> Found:
         """Let one node measure the path to another. Raises Unavailable, NotFound, InvalidInput."""
         if source == target:
-            raise InvalidInput(f"both ends are {source}", field="target", hint="name another node")
+            raise InvalidInput(f"source and target are both {source}", field="target", hint="name another node")
         async with self._database.connection() as connection:
             ends = [await nodes.get(connection, name, field=f) for f, name in (("source", source), ("target", target))]
             rate = None if vm is None else lowest(ends[0], ends[1], await links.all(connection), datetime.now(UTC))

@@ -27,7 +27,7 @@ IN_FLIGHT_MAX, IN_FLIGHT_PER_NODE_MAX = 256, 64
 
 
 class Questions:
-    """Sends requests to nodes and gives the replies to whoever waits for them."""
+    """Sends requests to nodes and returns their replies."""
 
     def __init__(self, find: Callable[[str], NodeSession]) -> None:
         """``find``: returns the session of a node by name. Raises Unavailable."""
@@ -76,12 +76,12 @@ class Questions:
             yield future
 
     def take_reply(self, session: NodeSession, reply: wire.Reply) -> None:
-        """Give a reply to whoever waits for it; a reply that nobody waits for is dropped."""
+        """Hand a reply to its waiter; a reply without a waiter is dropped."""
         for key in reply.replies_to:
             self._pending.settle(session, key, reply)
             self._pending.settle(session.node, key, reply)
 
     def disconnected(self, session: NodeSession) -> None:
-        """Let everybody fail who waits for a reply over this connection."""
+        """Fail all requests that wait for a reply over this connection."""
         why = f"node {session.node} disconnected before it answered"
         self._pending.fail(session, why, "try again when it is back")

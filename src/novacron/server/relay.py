@@ -132,7 +132,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """An error as users are told of it."""
+    """An error as users see it."""
 
     code: str
     detail: str
@@ -208,7 +208,7 @@ class _Desk:
                     await self._free_calls.acquire()
                     group.create_task(self._answer(_calls.decode(await _read(self._reader))))
         except* (asyncio.IncompleteReadError, ConnectionError, ValueError) as errors:
-            log.info("a worker has gone", error=str(errors.exceptions[0]))
+            log.info("a worker process has ended", error=str(errors.exceptions[0]))
         finally:
             for console in self._consoles.values():
                 await console.close()

@@ -59,7 +59,7 @@ class ConsoleChannel:
 
 
 class SentState:
-    """What one node was told of VMs, and what it is to be told next."""
+    """What was sent to one node about VMs, and what has to be sent next."""
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
@@ -79,7 +79,7 @@ class SentState:
         self.wake.set()
 
     def differ(self, statements: Sequence[wire.Statement], *, whole: bool) -> tuple[wire.Statement, ...]:
-        """Return those that are not what was told last, and take them for told. ``whole``: these are all there are."""
+        """Return those that differ from what was sent last, and count them as sent. ``whole``: these are all."""
         different, digests = [], {} if whole else self._digests
         for statement in statements:
             digest = hashlib.blake2b(codec.encode(statement), digest_size=16).digest()
@@ -107,13 +107,13 @@ class NodeSession:
         self.clock = ClockSkew(0.0)
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
-        """Of which it was told."""
+        """Those that were sent to it."""
         self.observed: asyncio.Future[None] | None = None
         """When what it reported last of a VM is stored."""
         self.unstored: BaseException | None = None
         """Why something that it reported was not stored: it has to say everything again."""
         self.peers: wire.Peers | None = None
-        """What it was told last of other nodes."""
+        """What was sent to it last about other nodes."""
         self._socket = socket
         self._next_channel = 1
 

@@ -24,7 +24,7 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """Address or name by which nodes and users reach this server; ``host`` if not given."""
     rates: RateSettings = RateSettings()
     leave_s: float = 0.0
-    """How long it serves on after it was told to end, while it says that it is not ready."""
+    """How long it goes on serving after a stop request, while it reports that it is not ready."""
     workers: int = 1
     """Processes that answer people."""
     pool: int = POOL_DEFAULT

@@ -79,7 +79,7 @@ async def _prepare(connection: asyncpg.Connection) -> None:
 
 
 class PooledConnection(asyncpg.Connection):
-    """A connection that leaves nothing behind for who borrows it next: neither settings nor locks of its session.
+    """A connection that leaves nothing behind for its next user: neither settings nor locks of its session.
 
     It measures its queries: asyncpg's own way to hear of them costs several times as much.
     """
@@ -272,7 +272,7 @@ class Database:
 
 
 async def connect(url: str) -> asyncpg.Connection:
-    """Open one connection outside the pool, for those who listen or hold a lock for long."""
+    """Open a connection outside the pool, for listeners and long-held locks."""
     connection = await asyncpg.connect(
         url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, connection_class=PooledConnection
     )

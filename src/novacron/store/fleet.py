@@ -105,7 +105,7 @@ def _member(row: Any) -> Member:
 
 
 def of_project(spec: VmSpec, project: str) -> VmSpec:
-    """Return a spec whose groups are told from those that others call the same."""
+    """Return a spec whose groups can't collide with groups of the same name in other projects."""
     where = groups_of_project(spec.placement, project)
     return spec if where is spec.placement else msgspec.structs.replace(spec, placement=where)
 

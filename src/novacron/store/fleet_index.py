@@ -40,12 +40,12 @@ class _Vm(NamedTuple):
 
 class FleetIndex:
     """All nodes and what is placed on them. ``changed`` hears of every change, ``clear`` when some may be missing: then
-    everything is told anew."""
+    everything is announced again."""
 
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.ready = False
-        """False until everything was told."""
+        """False until everything was announced."""
         self._vms: dict[str, _Vm] = {}
         self._targets: dict[str, tuple[str, str]] = {}
         """Of each VM that is on its way: the migration, and where to."""
@@ -53,7 +53,7 @@ class FleetIndex:
         """What of each VM is counted in the fleet, and on which nodes."""
 
     def clear(self) -> None:
-        """Forget everything: it is told anew, at once."""
+        """Forget everything: it is announced again at once."""
         self.fleet = Fleet()
         self._vms.clear()
         self._targets.clear()

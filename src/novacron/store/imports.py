@@ -113,7 +113,7 @@ async def working(connection: Connection, node: str) -> list[Import]:
 
 
 async def report(connection: Connection, node: str, id: str, phase: Phase, held_bytes: int, error: str) -> None:
-    """Store what the node says; what is over stays over."""
+    """Store the node's report; a finished import stays finished."""
     row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1 FOR UPDATE", id)
     if row is None or row["node"] != node or row["finished_at"] is not None:
         return

@@ -74,7 +74,7 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
     with traces.span(
         "migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=request.cause
     ):
-        trace = traces.carry()  # all that is done for it is recorded, whoever asks for it
+        trace = traces.carry()  # a migration is always traced
     migration = await _insert(connection, vm, target, request, trace)
     if request.cause is Cause.REQUEST:
         await projects.check_quota(connection, vm.project, before)

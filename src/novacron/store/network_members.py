@@ -1,4 +1,4 @@
-"""What each node is to know of its networks: who else has them, which VMs are in them, and what may pass."""
+"""A node's view of its networks: the other nodes that have them, their VMs, and the rules."""
 
 from __future__ import annotations
 

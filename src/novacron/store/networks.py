@@ -1,4 +1,4 @@
-"""Networks: who has which address in them, through which node they reach others, and what each node is to know."""
+"""Networks: their addresses, gateways, and what each node has to know of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOCK = "networks"
 
 
 def network_of(row: Any) -> Network:
-    """Return a row as what it is."""
+    """Return a row as a network."""
     return msgspec.convert(dict(row), Network)
 
 

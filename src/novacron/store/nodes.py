@@ -1,4 +1,4 @@
-"""Nodes: who they are, what they have, whether they are alive."""
+"""Nodes: identity, inventory, liveness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _node(row: Any) -> Node:
 async def take_turn(connection: Connection) -> None:
     """Wait until nobody else places anything; nobody does until the transaction ends.
 
-    This is no write, and so no transaction id: who computes where something goes holds up no reader of the feed.
+    This is no write, and so no transaction id: a placement decision holds up no reader of the feed.
     """
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext('novacron.place'))")
 
@@ -75,7 +75,7 @@ async def others_hold(connection: Connection, name: str, digest: str) -> bool:
 
 
 async def load(connection: Connection, name: str) -> Load:
-    """Return what is placed on the node, and what is on its way there."""
+    """Return the VMs on the node and those on their way to it."""
     row: Any = await connection.fetchrow(
         """
         SELECT coalesce(sum((spec ->> 'vcpus')::bigint), 0)::bigint AS vcpus,
@@ -177,7 +177,7 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
 
 
 async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str) -> Node:
-    """Place nothing new on a node, and begin to move away what is there. Raises NotFound, PreconditionFailed."""
+    """Cordon a node and begin to move its VMs away. Raises NotFound, PreconditionFailed."""
     spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=True, draining=True)
     await set_spec(connection, name, spec, if_match, actor)
     await drains.begin(connection, name, policy, actor)

@@ -1,4 +1,4 @@
-"""What nodes own: what they are told of their VMs, and what they report of them."""
+"""What nodes own: the statements about their VMs, and their reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from novacron.store.database import Connection
 
 
 class OwnedVm(msgspec.Struct, frozen=True):
-    """A VM as its node is told about it."""
+    """A VM as it is sent to its node."""
 
     project_id: str
     id: str

@@ -148,7 +148,7 @@ class Making:
 
 
 async def making(connection: Connection, name: str) -> Making:
-    """Lock what a project has, if there is a quota that it may reach: else those who create wait for nobody.
+    """Lock a project's usage if a quota limits it; without a quota, creations do not wait for each other.
 
     Raises NotFound.
     """

@@ -56,7 +56,7 @@ async def decided(connection: Connection, decision: Decision) -> None:
 
 
 async def record(connection: Connection, mode: Mode, decision: Decision) -> None:
-    """Record what is advised, or done, and why."""
+    """Record a decision, whether it was carried out or only advised."""
     for move in decision.moves:
         reason = "Rebalanced" if mode is Mode.AUTO else "RebalanceAdvised"
         message = f"from {move.source} to {move.target}: {decision.why}; {move.why}"

@@ -129,7 +129,7 @@ async def revert(connection: Connection, ref: str, name: str, actor: str) -> Sna
 
 
 async def delete(connection: Connection, ref: str, name: str, actor: str) -> Snapshot:
-    """Let go of a snapshot; the VM is as it is. Raises NotFound, Conflict, IllegalState."""
+    """Delete a snapshot; the VM does not change. Raises NotFound, Conflict, IllegalState."""
     vm = await _free(connection, ref)
     entered = await _enter(connection, vm, await _get(connection, vm, name), SnapshotPhase.DELETING)
     await events.record(
@@ -181,7 +181,7 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
 
 
 async def working(connection: Connection, ids: Sequence[str]) -> dict[str, list[Snapshot]]:
-    """Return what there is to do of VMs' snapshots, by VM."""
+    """Return the open work on VMs' snapshots, by VM."""
     rows = await connection.fetch(
         "SELECT * FROM snapshots WHERE vm = ANY($1) AND phase = ANY($2) ORDER BY created_at",
         ids, [phase.value for phase in WORKING],

@@ -1,4 +1,4 @@
-"""Tokens: who may call, who may join. Only hashes are kept."""
+"""API tokens and join tokens. Only hashes are kept."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
         " AND t.scopes IS NULL AND t.project IS NULL AND t.expires_at IS NULL)))"
     )
     if not can_administer:
-        raise Conflict("no administrator could call any more", hint="create another token first, or set a password")
+        raise Conflict(
+            "no administrator could use the API any more", hint="create another token first, or set a password"
+        )
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
     await events.record(connection, events.Event("token", id, row["name"], "Revoked", what, actor))
 

@@ -173,11 +173,11 @@ async def set_roles(connection: Connection, user: User, roles: dict[str | None, 
 
 
 async def _check_administrator(connection: Connection) -> None:
-    """Raise Conflict when nobody would be left who may do everything; of two who take it from each other, one waits."""
+    """Raise Conflict when this would leave no administrator; of two concurrent removals, one waits."""
     await connection.execute("SELECT pg_advisory_xact_lock(hashtext('administrators'))")
     remain = await connection.fetchval(
         'SELECT EXISTS (SELECT FROM grants g JOIN users u ON u.id = g."user"'
         " WHERE g.project IS NULL AND g.role = 'administrator' AND NOT u.disabled)"
     )
     if not remain:
-        raise Conflict("nobody would be left who may do everything", hint="make somebody else administrator first")
+        raise Conflict("this would leave no administrator", hint="make another user administrator first")

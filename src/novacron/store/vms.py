@@ -143,7 +143,7 @@ SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_by
 
 
 def _change(vm: Vm, changes: dict[str, Any], event: events.Event) -> OneStatement:
-    """Return a change of fields of a VM's spec that needs no more than the VM as it is."""
+    """Return a change of fields of a VM's spec that needs to read no other object."""
     spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
     statement = "UPDATE vms SET spec = $2, trace = $4 WHERE id = $1 AND revision = $3 RETURNING *"
     return OneStatement(
@@ -266,7 +266,7 @@ def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
 async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
     """Raise InvalidInput when a VM is to be highly available, and something of it is on one node only."""
     if not spec.own_disk and spec.disk_mib is not None:
-        raise InvalidInput("a VM without a disk of its own has none to size", field="disk_mib", hint="leave it out")
+        raise InvalidInput("a VM without its own disk has no disk size", field="disk_mib", hint="leave it out")
     if not spec.ha:
         return
     if spec.own_disk and await sizes.image_disk_mib(connection, spec.image):
@@ -282,7 +282,7 @@ async def check_available(connection: Connection, id: str | None, spec: VmSpec) 
 
 
 async def touch(connection: Connection, vm: str) -> None:
-    """Let the VM's node be told: what it is told of a VM includes its volumes and snapshots."""
+    """Notify the VM's node: the statement about a VM includes its volumes and snapshots."""
     await connection.execute("UPDATE vms SET trace = $2 WHERE id = $1", vm, traces.carry())
 
 

@@ -1,6 +1,6 @@
-"""Every metric that there is: name, kind, labels, what it means. Names follow Prometheus' rules (base units,
+"""Every metric: name, kind, labels, meaning. Names follow Prometheus' rules (base units,
 ``_total`` for counters); the page docs/reference/metrics.md is made of this (``python -m novacron.telemetry.page``).
-What agents say has no label for their node: who scrapes it gives it one (``/metrics/targets``)."""
+Agents' metrics have no label for their node: the scraper adds one (``/metrics/targets``)."""
 
 from __future__ import annotations
 

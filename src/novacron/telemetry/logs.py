@@ -60,7 +60,7 @@ class _Level:
 
 
 def set_level(name: str) -> None:
-    """Log what is at least of this level from now on. Raises ValueError."""
+    """Log this level and above from now on. Raises ValueError."""
     if name not in LEVELS:
         raise ValueError(f"{name!r} is no level: choose of {', '.join(LEVELS)}")
     _Level.number = logging.getLevelNamesMapping()[name.upper()]
@@ -87,9 +87,9 @@ async def follow(file: Path, default: str) -> None:
             try:
                 was = level()
                 set_level(new)
-                get(__name__).warning("the log's level is another now", level=new, was=was)
+                get(__name__).warning("the log level has changed", level=new, was=was)
             except ValueError as error:
-                get(__name__).error("the log's level can't be changed", file=str(file), error=str(error))
+                get(__name__).error("the log level can't be changed", file=str(file), error=str(error))
                 with contextlib.suppress(OSError):
                     file.unlink()
         await asyncio.sleep(LOOK_S)
@@ -124,7 +124,7 @@ def _hide(logger: object, method: str, event: Event) -> Event:
 
 
 def _hidden(value: object) -> object:
-    """Return what is logged without what must not be, whatever it is made of."""
+    """Return a value without its secrets, however it is nested."""
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, str):
@@ -250,7 +250,7 @@ class _Handler(logging.Handler):
 
 
 def set_up(component: str, level: str = "info") -> None:
-    """Configure logging of this process, libraries included. A level that there is not is info, and is said so."""
+    """Configure logging of this process, libraries included. An unknown level means info, with a warning."""
     human = sys.stdout.isatty()
 
     def named(logger: object, method: str, event: Event) -> Event:
@@ -285,7 +285,7 @@ def set_up(component: str, level: str = "info") -> None:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what it drops is counted, and said once
     set_level(level if level in LEVELS else "info")
     if level not in LEVELS:
-        get(__name__).warning("there is no such level of the log: it is info", found=level, levels=LEVELS)
+        get(__name__).warning("unknown log level: using info", found=level, levels=LEVELS)
 
 
 def get(name: str) -> Any:

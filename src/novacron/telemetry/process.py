@@ -17,7 +17,7 @@ PAGE_BYTES = resource.getpagesize()
 
 
 def set_up() -> None:
-    """Have what is asked for when somebody looks."""
+    """Measure when the metrics are read."""
     gauge("novacron_build_info").set(1, __version__, platform.python_version())
     gauge("novacron_processes").set(1)
     gauge("novacron_process_start_timestamp_seconds").set(time.time())

@@ -41,7 +41,7 @@ class Processes:
             for path in self._directory.iterdir():
                 path.unlink()
         except OSError as error:
-            log.warning("what was counted can't be shared", error=str(error))
+            log.warning("counters can't be shared with the other processes", error=str(error))
 
     async def run(self) -> None:
         """Write what this process has counted, until cancelled; then once more."""
@@ -64,7 +64,7 @@ class Processes:
             self._writes = True
         except OSError as error:
             if self._writes:  # said once, not every second
-                log.warning("what was counted can't be shared", error=str(error))
+                log.warning("counters can't be shared with the other processes", error=str(error))
             self._writes = False
 
     def all(self) -> dict[str, Cells]:

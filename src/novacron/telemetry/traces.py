@@ -117,7 +117,7 @@ def span(
         span_.set_attribute("error.type", type(error).__name__)
         raise
     finally:
-        span_.end(began_ns + int((time.perf_counter() - began) * 1e9))  # whatever the clock was set to meanwhile
+        span_.end(began_ns + int((time.perf_counter() - began) * 1e9))  # even if the clock was set meanwhile
 
 
 def _recorded_after_all(name: str, of: Span, kind: SpanKind, attributes: dict[str, Any], began_ns: int) -> Span:
@@ -171,7 +171,7 @@ def carried(parent: str) -> Context:
 
 
 def carry() -> str:
-    """Return the present span as others are told of it (traceparent), or nothing."""
+    """Return the present span as other processes receive it (traceparent), or nothing."""
     headers: dict[str, str] = {}
     _propagator.inject(headers)
     return headers.get("traceparent", "")
@@ -261,7 +261,7 @@ class _Counting(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:
             result = self._exporter.export(spans)
-        except Exception:  # whatever happens to traces concerns nobody else
+        except Exception:  # a defect in tracing must not reach the caller
             result = SpanExportResult.FAILURE
         self.done += len(spans)
         ok = result is SpanExportResult.SUCCESS

@@ -57,7 +57,7 @@ class ConsoleRequests:
             closed.set()
 
     def close_all(self) -> None:
-        """The link is gone, and with it everybody who looked."""
+        """The link is gone, and with it all viewers."""
         for closed in self._closed.values():
             closed.set()
 
@@ -68,7 +68,7 @@ class ConsoleRequests:
         channel = request.channel
         try:
             await until_one_ends(_until(closed), self._carry(request, inputs))
-        except Exception as error:  # a defect: whoever looks must not wait in vain
+        except Exception as error:  # a defect: the viewer must not wait in vain
             log.exception("defect with a console", vm=request.vm)
             self._send(wire.ConsoleClosed(channel, f"its agent has a defect: {type(error).__name__}"))
         finally:

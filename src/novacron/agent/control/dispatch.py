@@ -97,7 +97,7 @@ class Dispatcher:
             self._take_statement(statement)
         stated = {statement.vm for statement in statements}
         for vm in self._parts.workers.keys() - stated if whole else ():
-            log.warning("the server does not know a VM that is here; it is left as it is", vm=vm)
+            log.warning("the server does not know a VM that is here; it is left alone", vm=vm)
 
     def _take_statement(self, statement: wire.Statement) -> None:
         """Tell a VM's worker; a defect met with one VM is tried again later, and holds up no other."""
@@ -111,7 +111,7 @@ class Dispatcher:
             self._untaken[statement.vm] = statement
             SKIPPED.add("defect")
             if self._log_now.due(statement.vm):
-                log.exception("a VM can't be told what to be; it is tried again", vm=statement.vm)
+                log.exception("a VM's desired state can't be applied; trying again", vm=statement.vm)
 
     async def retry(self) -> None:
         """Take again, now and then, what met a defect, until cancelled."""

@@ -91,7 +91,7 @@ class LinkClient:
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
-            log.warning("the link can't keep up: it starts anew")
+            log.warning("the link can't keep up: reconnecting")
             self._queue = None
             self.restart()
 

@@ -42,14 +42,14 @@ class PeerWatch:
         self._was_valid = lease.valid()
 
     def tell(self, peers: wire.Peers) -> None:
-        """Take who the others are from the server."""
+        """Take the list of peers from the server."""
         self._peers = peers
         try:
             scratch = self._path.with_suffix(".new")
             scratch.write_bytes(msgspec.json.encode(peers))
             scratch.rename(self._path)
         except OSError as error:  # a new agent has to wait for the server to hear of them
-            log.warning("who the other nodes are can't be written down", error=str(error))
+            log.warning("the list of peers can't be stored", error=str(error))
         self._lease.rule.voters_next = tuple(peer.name for peer in peers.voters)
 
     def vitals(self) -> Vitals:

@@ -70,7 +70,7 @@ def answers(
 
 
 async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
-    """Return the answer to a question, whatever happens."""
+    """Return the answer to a question; errors become answers too."""
     kind, outcome = "unknown", "refused"
     try:
         question = questions.decode(message.question)
@@ -84,7 +84,7 @@ async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
     except (Unacceptable, MonitorFailed, OSError, TimeoutError) as error:
         outcome = "failed"
         return wire.Answered(message.ask, error=str(error) or type(error).__name__)
-    except Exception as error:  # a defect: whoever asked must not wait in vain
+    except Exception as error:  # a defect: the caller must not wait in vain
         outcome = "failed"
         log.exception("defect in an answer", question=kind)
         return wire.Answered(message.ask, error=f"its agent has a defect: {type(error).__name__}; see its log")

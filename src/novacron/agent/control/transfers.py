@@ -101,7 +101,7 @@ class Transfers:
         image = self._host.images.get(request.image.name)
         try:
             if image is None or image.info != request.image:
-                raise copies.CopyFailed(f"this node does not hold that image {request.image.name}")
+                raise copies.CopyFailed(f"this node does not hold that version of image {request.image.name}")
             with doing(Action.COPY_OUT, image=request.image.name, target=request.peer):
                 await copies.give(self._host.connections, request, image, self._settings)
         except copies.CopyFailed as error:

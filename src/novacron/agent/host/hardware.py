@@ -68,7 +68,7 @@ def _interfaces() -> list[Interface]:
 
 
 def look(root: Path = SYS) -> Hardware:
-    """Return what there is. What Linux does not tell is left out."""
+    """Return this host's hardware, as far as Linux reports it."""
     return Hardware(
         next((line.partition(":")[2].strip() for line in _text(Path("/proc/cpuinfo")).splitlines()
               if line.startswith("model name")), ""),

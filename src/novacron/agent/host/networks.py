@@ -1,7 +1,7 @@
 """Networks of this node: set up as the server says, and where each interface of a VM belongs.
 
 A network that is on this node is a namespace (``novacron.net.overlay``); one on a bridge of the host's has rules there.
-All of it outlives the agent, which looks after it when it begins, when it is told, and now and then.
+All of it outlives the agent, which checks it at its start, at every change, and from time to time.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class NodeNetworks:
             async with asyncio.timeout(READY_S), self._looked:
                 await self._looked.wait_for(ready)
         except TimeoutError:
-            why = self._failed.get(network, "the control plane has not said what it is")
+            why = self._failed.get(network, "the control plane has not described it yet")
             raise NetworkFailed(f"network {network} is not ready: {why}") from None
         why_closed = self._closed.get(network, {}).get(firewall.NicKey(vm, number))
         if why_closed is not None:
@@ -215,7 +215,7 @@ class NodeNetworks:
     def _arrivals(self) -> dict[str, float]:
         """Return for how many seconds yet connections of which guests go on without a flow."""
         now = time.monotonic()
-        if not self._began:  # whoever runs here has flows of which we may have lost some: they go on
+        if not self._began:  # guests here may have flows that we have lost: let those go on
             self._began = True
             here = {nic.address for nic in _interfaces(self._desired or ()) if nic.address}
             self._arrived |= dict.fromkeys(here, now + firewall.ARRIVED_S)
@@ -226,7 +226,7 @@ class NodeNetworks:
     # in a thread
 
     def _settle(self, networks: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
-        """Let all be as it should be; say whether something failed. ``whole``: also what nobody has spoken of."""
+        """Bring networks into their desired state; say whether something failed. ``whole``: unchanged ones too."""
         if not networks and not self._rules and not namespace.all(self.prefix):
             return False  # there is nothing, and was nothing
         own = tunnel_address(self._settings)
@@ -260,7 +260,7 @@ class NodeNetworks:
     def _report(self, failed: dict[str, str]) -> None:
         for name, why in failed.items():
             if self._failed.get(name) != why:
-                log.warning("a network is not as it should be", network=name, error=why)
+                log.warning("a network can't be set up", network=name, error=why)
         self._failed = failed
 
     def _settle_encryption(
@@ -283,7 +283,7 @@ class NodeNetworks:
         self, network: NetworkOnNode, own: str | None, peers: list[str], arrived: dict[str, float], *, whole: bool
     ) -> None:
         name = self.prefix + network.name
-        # Peers learn where frames came from: with a fixed address, what is for us would come to it unencrypted.
+        # Peers learn our address from frames: with a fixed one, they would send to it unencrypted.
         local = None if any(peer.key for peer in network.peers) else own
         assert network.spec.subnet is not None
         if whole or self._settled.get(network.name) != network or not namespace.exists(name) or arrived:
@@ -399,7 +399,7 @@ class NodeNetworks:
             dnsmasq.end(self.directory(network))
             namespace.delete(name)
             shutil.rmtree(self.directory(network), ignore_errors=True)
-            log.info("a network is here no more", network=network)
+            log.info("a network was removed", network=network)
 
     def directory(self, network: str) -> Path:
         """Return where the files of a network's DHCP and DNS are."""

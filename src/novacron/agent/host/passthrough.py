@@ -26,7 +26,7 @@ class Passthrough:
         for id in ids:
             address = next((candidate for candidate in free if self.vfio.id(candidate) == id), None)
             if address is None:
-                raise DeviceFailed(f"no device {id} of those that this node gives to VMs is free")
+                raise DeviceFailed(f"no free device {id} is left for VMs on this node")
             free.remove(address)
             chosen.append(address)
         self._taken[vm] = tuple(chosen)

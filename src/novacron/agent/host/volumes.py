@@ -79,7 +79,7 @@ class Pools:
         return os.open(self.path(volume.pool, volume.id), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def look(self) -> tuple[tuple[Pool, ...], list[str]]:
-        """Return the pools that are there, and what is wrong with others."""
+        """Return the usable pools, and the errors of the others."""
         pools, wrong = [], []
         for name in (limits.LOCAL_POOL, *self._settings.pools, *self._settings.shared_pools):
             kind = PoolKind.SHARED if name in self._settings.shared_pools else PoolKind.LOCAL
@@ -128,7 +128,7 @@ class NodeVolumes:
     def tell(self, desired: tuple[wire.VolumeWanted, ...]) -> None:
         """Take how all volumes of this node are to be."""
         self._desired = desired
-        self._reported = {}  # whoever tells this may not have heard it
+        self._reported = {}  # the sender of this order may have missed the report
         self._look_now.set()
 
     async def run(self) -> None:
@@ -175,7 +175,7 @@ class NodeVolumes:
             with doing(Action.VOLUME, **about) if begins else contextlib.nullcontext():
                 return await asyncio.to_thread(self._settle, volume)
         except OSError as error:
-            log.warning("a volume is not as it should be", volume=volume.id, error=str(error))
+            log.warning("a volume can't be set up", volume=volume.id, error=str(error))
             why = str(error) or type(error).__name__
         except Exception as error:  # a defect met with one volume must not keep the others from being seen to
             why = f"its agent has a defect: {type(error).__name__}; see its log"
@@ -190,7 +190,7 @@ class NodeVolumes:
             return None
         held = self._images.get(image)
         if held is None or held.disk is None:
-            raise FileNotFoundError(f"this node does not hold image {image}, or that has no disk")
+            raise FileNotFoundError(f"this node does not hold image {image}, or the image has no disk")
         return held.disk
 
     def _settle(self, volume: wire.VolumeWanted) -> wire.VolumeStands:

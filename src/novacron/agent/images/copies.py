@@ -55,13 +55,13 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
     """Receive an image, whole and as its manifest describes it, or nothing. Raises CopyFailed."""
     target = settings.images_dir / expected.image.name
     if target.exists():
-        raise CopyFailed(f"there is an image {expected.image.name} already")
+        raise CopyFailed(f"image {expected.image.name} exists already")
 
     def open_(head: Head) -> list[VolumeSink]:
         names = [info.name for info in head.volumes]
         size = sum(info.size_bytes for info in head.volumes)
         if names[0] != MANIFEST or len(set(names)) != len(names) or any("/" in n or n.startswith(".") for n in names):
-            raise StreamError("what comes is no image")
+            raise StreamError("the stream is not an image")
         free = shutil.disk_usage(scratch).free
         if size > free - SPARE_BYTES:
             raise StreamError(f"there is no room for {size} bytes: {free} are free in {settings.images_dir}")

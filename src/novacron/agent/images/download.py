@@ -109,4 +109,4 @@ class Fetch:
         try:
             return self._answer.read(length)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unacceptable(f"it broke off: {error}") from error
+            raise Unacceptable(f"the transfer was interrupted: {error}") from error

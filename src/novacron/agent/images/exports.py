@@ -1,6 +1,6 @@
 """Exports: of a VM's disk and all that is below it, one file; kept until the server does not name it any more.
 
-The disk is copied as it is at one moment, as for a clone, and the copy then written down as one qcow2, compressed, by
+The disk is copied at one moment, as for a clone, and the copy is then written as one compressed qcow2 file by
 a tool that owns nothing else: what a guest's QEMU left in a header leads nowhere.
 """
 
@@ -81,7 +81,7 @@ class VmExports:
         del self._running[id]
 
     async def _clear_others(self) -> None:
-        """Remove what is left of exports that are neither to be kept nor being made."""
+        """Remove files of exports that are neither kept nor in progress."""
         try:
             while self._clear_due:
                 self._clear_due = False

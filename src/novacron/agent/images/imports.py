@@ -150,7 +150,7 @@ class ImageImports:
         self._reported_at = 0.0
 
     def tell(self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
-        """Work on these imports and on no others; what is left of others goes."""
+        """Work on these imports only, and remove the files of others."""
         self._desired = {import_.id: import_ for import_ in desired}
         self._told.set()
         for id, task in self._running.items():
@@ -173,7 +173,7 @@ class ImageImports:
         del self._running[id], self._more[id]
 
     async def _clear_others(self) -> None:
-        """Remove what is left of imports on which nobody works any more."""
+        """Remove the files of imports that are no longer worked on."""
         try:
             while self._clear_due:
                 self._clear_due = False
@@ -249,7 +249,7 @@ class ImageImports:
             manifest = msgspec.json.decode((target / MANIFEST).read_bytes(), type=Manifest)
             if manifest.origin == import_.id:
                 return import_.spec.size_bytes  # it was done when an earlier agent was killed
-            raise Unacceptable(f"there is an image {import_.spec.name} already")
+            raise Unacceptable(f"image {import_.spec.name} exists already")
         source = scratch / SOURCE
         if (scratch / MANIFEST).exists():  # an earlier agent was killed just before it was done
             return await self._finish(scratch, target, import_.spec.size_bytes)
@@ -261,7 +261,7 @@ class ImageImports:
             if read is None:
                 read = await asyncio.to_thread(_sha256, source)
             if read.hexdigest() != import_.spec.sha256:
-                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the import_ that was given")
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one")
         scratch.chmod(0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
         manifest = Manifest("disk", description=import_.spec.description, disk=described, origin=import_.id)
@@ -300,7 +300,7 @@ class ImageImports:
             await asyncio.to_thread(writer.abandon)
 
     def _copy(self, import_: wire.ImportWanted, writer: Writer, over: threading.Event) -> None:
-        """Copy what is fetched, or found here, to its end."""
+        """Copy the source file, fetched or local, to its end."""
         with contextlib.ExitStack() as stack:
             if import_.spec.source is Source.URL:
                 read: Callable[[int], bytes] = stack.enter_context(
@@ -333,7 +333,7 @@ class ImageImports:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
         target.unlink(missing_ok=True)
         if format is Format.RAW:
-            os.link(source, target)  # both names: who is killed now finds what it had received
+            os.link(source, target)  # both names: after a kill here the received file is still found
         else:
             uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
             await convert.convert(

@@ -1,4 +1,4 @@
-"""Images that came because a VM here needed them: the server is told when none has for long."""
+"""Images that were copied here for a VM: the server learns when none has needed one for long."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a VM left behind on the node that it came from: that node tells the digests of it afterwards, when nobody waits.
+"""The index of a VM's checkpoint: its previous node sends the digests after the migration, when nobody waits.
 
-Going back then begins at once: neither end has to tell the other what is there.
+Going back then begins at once: neither end has to announce digests first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def session_of(migration: str) -> str:
 
 
 async def tell(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task) -> None:
-    """Tell the node that a VM went to what is kept of it here; if that fails, it is told when the VM comes back."""
+    """Send the index to the node that a VM went to; if that fails, it is sent when the VM comes back."""
     raw = await asyncio.to_thread(services.pages.store.raw_index, tenant.project, CHECKPOINT, vm)
     if raw is None or task.endpoint is None:
         return
@@ -44,11 +44,11 @@ async def tell(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task)
         async with Sender(endpoint, pki.node_host(task.peer), session, services.connections, options) as sender:
             await sender.send(BytesSource(raw), OpaqueSplitter())
     except (SendFailed, OSError, TimeoutError) as error:
-        log.info("what a VM left behind is not told ahead", vm=vm, peer=task.peer, error=str(error))
+        log.info("a checkpoint index was not sent ahead", vm=vm, peer=task.peer, error=str(error))
 
 
 async def learn(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task, is_here: Callable[[], bool]) -> None:
-    """Learn what the node that a VM came from keeps of it, if it says so soon, and the VM still ``is_here`` then."""
+    """Receive the index from a VM's previous node, if it comes soon and the VM still ``is_here`` then."""
     terms = ReceiveOptions(tenant.key, services.settings.rings_dir, outage_s=OUTAGE_S)
     received = BytesSink(services.settings.pages_bytes_max // PAGE * DIGEST_BYTES + INDEX_OVERHEAD)
     try:
@@ -60,4 +60,4 @@ async def learn(services: NodeServices, vm: str, tenant: Tenant, task: wire.Task
         save = services.pages.store.save_index
         await asyncio.to_thread(save, tenant.project, CHECKPOINT_INDEX, vm, hash, bytes(received.data))
     except (ReceiveFailed, OSError, ValueError, TimeoutError) as error:
-        log.info("what a VM left behind is not known ahead", vm=vm, peer=task.peer, error=str(error))
+        log.info("a checkpoint index did not arrive ahead", vm=vm, peer=task.peer, error=str(error))

@@ -50,7 +50,7 @@ def session_of(migration: str) -> str:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A disk that moves with a VM that runs: QEMU's node, what is told of it, and whether all below it is sent, too."""
+    """A disk that moves with a running VM: QEMU's node, its description, whether all below it is sent too."""
 
     node: str
     info: VolumeInfo
@@ -70,7 +70,7 @@ def parts_of(machine: VirtualMachine, image: Image, size_bytes: int, volumes: It
 
 
 class _Told:
-    """One of the disks that are told by one recorder, in turns."""
+    """One of the disks that share a recorder, in turns."""
 
     def __init__(self, recorder: DiskRecorder, number: int, turn: threading.Lock, last: list[int]) -> None:
         self._recorder, self._number, self._turn, self._last = recorder, number, turn, last
@@ -125,7 +125,7 @@ class Leaving:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave nothing behind, whatever has become of it, and whoever loses patience meanwhile."""
+        """Clean up completely, after success, failure and cancellation."""
         for name in OUTGOING_DISK_SOCKETS:
             (self._machine.directory / name).unlink(missing_ok=True)
         undoing = asyncio.create_task(self._undo())
@@ -195,7 +195,7 @@ class Coming(msgspec.Struct, frozen=True):
 
 
 def check_space(head: Head, directory: Path) -> None:
-    """Raise StreamError, before anything has come, when what comes has no room."""
+    """Raise StreamError, before any data arrives, when there is no room for it."""
     stats = os.statvfs(directory)
     free = stats.f_bavail * stats.f_frsize
     if head.needed_bytes > free:
@@ -220,7 +220,9 @@ async def take(machine: VirtualMachine, coming: Coming) -> None:
 
     def open_(head: Head) -> list[VolumeSink]:
         if head.volumes != tuple(coming.infos):
-            raise StreamError(f"the source's disks are others, or lie over another image than {coming.image.info.name}")
+            raise StreamError(
+                f"the source has other disks, or its disk is based on another image than {coming.image.info.name}"
+            )
         check_space(head, machine.directory)
         opened: list[VolumeSink] = []
         for info in head.volumes:
@@ -291,7 +293,7 @@ async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str =
     try:
         await asyncio.wait({telling, sending}, return_when=asyncio.FIRST_EXCEPTION)
         if sending.done():
-            sending.result()  # why nobody took what was told
+            sending.result()  # raises why the disk was not taken
         await telling
         await sending
     finally:
@@ -342,11 +344,11 @@ def _check_state(head: Head, image: Image, bytes_max: int, volume_sizes: Mapping
     """Raise StreamError unless a stream brings these volumes and the files of a VM of this image, none too large."""
     names = [info.name for info in head.volumes]
     if len(set(names)) != len(names) or not volume_sizes.keys() <= set(names) <= STATE.keys() | volume_sizes.keys():
-        raise StreamError("what comes is not what the VM consists of")
+        raise StreamError("the stream's files are not those of this VM")
     for info in head.volumes:
         if info.name in volume_sizes:
             if info.size_bytes != volume_sizes[info.name]:
-                raise StreamError(f"volume {info.name} has {info.size_bytes} bytes, not as many as it should")
+                raise StreamError(f"volume {info.name} has {info.size_bytes} bytes, not {volume_sizes[info.name]}")
         else:
             _check_file(info, image, bytes_max)
 
@@ -354,10 +356,10 @@ def _check_state(head: Head, image: Image, bytes_max: int, volume_sizes: Mapping
 def _check_file(info: VolumeInfo, image: Image, bytes_max: int) -> None:
     """Raise StreamError unless a file of a VM's own lies over this image, and is not too large."""
     if info.below != image.info.digest:
-        raise StreamError(f"the source's disk lies over another image than this node's {image.info.name}")
+        raise StreamError(f"the source's disk is based on another image than this node's {image.info.name}")
     is_layer = info.name == DISK_LAYER or info.name.startswith("shared-")
     if info.size_bytes > (bytes_max if is_layer else SMALL_BYTES_MAX):
-        raise StreamError(f"{info.name} has {info.size_bytes} bytes, more than it can have")
+        raise StreamError(f"{info.name} is too large: it has {info.size_bytes} bytes")
 
 
 def has_arrived(directory: Path) -> bool:

@@ -173,7 +173,7 @@ class KnownPages:
         if CHECKPOINT in self._reuse:
             checkpoint = await asyncio.to_thread(self.store.load, tenant.project, CHECKPOINT, vm, hash)
             if checkpoint is not None:
-                return (checkpoint,)  # nothing is nearer to what it is now, and little else would be used
+                return (checkpoint,)  # nothing is closer to its memory now, and other bases would hardly be used
         bases: list[Base] = []
         if IMAGE in self._reuse:
             with contextlib.suppress(OSError):
@@ -202,7 +202,7 @@ class KnownPages:
         return bases
 
     async def checkpoint_elsewhere(self, vm: str, tenant: Tenant) -> dict[str, list[bytes]]:
-        """Return digests of what a VM left on the node that it came from, by the name of that base."""
+        """Return the checkpoint's digests that the previous node of a VM announced, by the name of that base."""
         return await asyncio.to_thread(
             self.store.load_index, tenant.project, CHECKPOINT_INDEX, vm, CHECKPOINT, PageHash(tenant.key)
         )  # fmt: skip
@@ -287,9 +287,9 @@ class KnownPages:
             await asyncio.sleep(KEEP_AFTER_S)
             for kind, pages in kinds.items():
                 count = await _in_background(functools.partial(self.store.save, tenant.project, kind, vm, hash, pages))
-                log.info("kept what a VM left behind", vm=vm, what=kind, pages=count)
+                log.info("kept a checkpoint", vm=vm, what=kind, pages=count)
         except OSError as error:
-            log.warning("what a VM left behind is not kept", vm=vm, error=str(error))
+            log.warning("a checkpoint was not kept", vm=vm, error=str(error))
 
     async def forget(self, vm: str, tenant: Tenant, *, deleted: bool = False) -> None:
         """The VM is here again, or deleted: what it left behind before is of no more use."""

@@ -129,14 +129,14 @@ class OutgoingMigration:
         self._context.services.send(wire.Progressed(self.task.migration, progress))
 
     def guest_stopped(self) -> None:
-        """The guest stands still: keep what comes for it from now on, and tell the server, which counts downtime."""
+        """The guest stands still: keep frames for it from now on, and tell the server, which measures downtime."""
         context = self._context
         log.info("guest stands still", vm=context.vm, migration=self.task.migration)
         self._context.services.send(wire.Stopped(self.task.migration))
         try:
             self.machine.interfaces.keep_late_frames()
         except NetworkFailed as error:
-            log.warning("what comes for the guest from now on is lost", vm=context.vm, error=str(error))
+            log.warning("frames for the stopped guest can't be kept", vm=context.vm, error=str(error))
 
     def guest_may_stop(self) -> None:
         """The guest may stop at any moment: frames that come just now may be for the target."""

@@ -17,7 +17,7 @@ class Phase(StrEnum):
     PRE_COPY = "pre-copy"
     """The memory is sent while the guest goes on."""
     SWITCHOVER = "switchover"
-    """QEMU was told to stop the guest and to hand the rest on."""
+    """QEMU was asked to stop the guest and to send the rest."""
     PROMISED = "promised"
     """This node has promised, durably, not to run the VM at this epoch."""
     POST_COPY = "post-copy"
@@ -32,7 +32,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.OPENING: frozenset({Phase.COPYING, Phase.MIRRORING, Phase.PRE_COPY, Phase.FAILED}),
     Phase.COPYING: frozenset({Phase.PRE_COPY, Phase.PROMISED, Phase.FAILED}),
     Phase.MIRRORING: frozenset({Phase.PRE_COPY, Phase.FAILED}),
-    # QEMU may finish by itself before it is told to: a short migration never sees a switchover.
+    # QEMU may finish before it is asked to switch over, in a short migration.
     Phase.PRE_COPY: frozenset({Phase.SWITCHOVER, Phase.PROMISED, Phase.FAILED}),
     Phase.SWITCHOVER: frozenset({Phase.PROMISED, Phase.FAILED}),
     Phase.PROMISED: frozenset({Phase.POST_COPY, Phase.DONE}),

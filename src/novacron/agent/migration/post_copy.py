@@ -94,7 +94,7 @@ async def give_rest(machine: VirtualMachine, moving: PostCopy, pool: ConnectionP
                     log.info("the rest of a guest's memory goes on", vm=machine.id, migration=moving.migration)
                     await pump(server, sender, back=True)
         except (SendFailed, OSError, TimeoutError) as error:
-            log.warning("a guest's memory can't follow it just now", vm=machine.id, error=str(error))
+            log.warning("a guest's memory can't be sent at the moment", vm=machine.id, error=str(error))
             if refusals.are_final(error.code if isinstance(error, SendFailed) else None, loop.time()):
                 log.warning("the target needs no more of the memory", vm=machine.id, migration=moving.migration)
                 return
@@ -144,7 +144,7 @@ async def take_rest(machine: VirtualMachine, moving: PostCopy, listener: Listene
         except (ReceiveFailed, OSError, TimeoutError) as error:
             if isinstance(error, ReceiveFailed) and error.code is ErrorCode.REPLACED:
                 backoff.reset()  # the source is there and begins anew: be ready for it
-            log.warning("a guest's memory does not come just now", vm=machine.id, error=str(error))
+            log.warning("a guest's memory does not arrive at the moment", vm=machine.id, error=str(error))
         finally:
             connection.close()
             path.unlink(missing_ok=True)

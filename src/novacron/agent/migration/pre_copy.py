@@ -33,7 +33,7 @@ FOLLOWING_SHARE = 0.5
 """With only one pass, so much of a guest's memory may follow it (post-copy)."""
 STUCK_PASSES = 4
 AIM, SETTLED_PASSES = 0.6, 5
-"""The first passes are to bring the downtime below this share of its limit; after so many the limit is enough."""
+"""The first passes aim at this share of the downtime limit; after as many, the limit itself is enough."""
 
 log = logs.get(__name__)
 

@@ -114,7 +114,7 @@ class SessionOpener:
             self._opening = None
 
     async def close(self) -> None:
-        """Give up what is being opened, if anything is."""
+        """Give up the session that is being opened, if any."""
         opening, self._opening = self._opening, None
         if opening is not None:
             await opening.close()

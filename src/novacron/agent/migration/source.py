@@ -134,7 +134,7 @@ class MigrationSource:
         )
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:
-        """Return pages whose digests need not be told; without them they are told."""
+        """Return the bases whose digests the peer need not announce."""
         context = self._context
         with contextlib.suppress(OSError, MachineFailed):
             pages, image = self._services.pages, context.image()
@@ -245,7 +245,7 @@ class MigrationSource:
         return sent is not None and sent.promised and sent.task.migration == migration
 
     def send_checkpoint_index(self) -> None:
-        """Tell the node that the VM went to what is kept of it here."""
+        """Send the checkpoint index to the node that the VM went to."""
         context, services, sent = self._context, self._services, self._migration
         if sent is not None and sent.promised:
             services.run_in_background(checkpoint_index.tell(services, context.vm, context.tenant(), sent.task))
@@ -256,7 +256,7 @@ class MigrationSource:
         self._services.send(wire.MigrationFailed(migration, why))
 
     async def cancel(self) -> None:
-        """End what is being sent, if anything is; the guest goes on here if nothing was promised."""
+        """Stop the transfer, if any; the guest goes on here unless a promise was given."""
         await self._opener.close()
         transfer = self._transfer
         if transfer is not None:

@@ -143,5 +143,5 @@ async def cancel(machine: VirtualMachine) -> None:
                 await asyncio.sleep(0.02)
     except (MonitorFailed, TimeoutError):
         if machine.migration_status in (transfer.INTERRUPTED, transfer.CANCELLING):
-            log.error("QEMU can't take its guest back: it is ended, and starts afresh", vm=machine.id)
+            log.error("QEMU can't resume its guest: it is killed and started again", vm=machine.id)
             await machine.kill()

@@ -149,7 +149,7 @@ class MigrationTarget:
             await host.pages.forget(context.vm, tenant)
         except (LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
             if self.awaits_memory:
-                log.warning("a guest's memory does not come just now", vm=context.vm, error=str(error))
+                log.warning("a guest's memory does not arrive at the moment", vm=context.vm, error=str(error))
             else:
                 await self._fail(task, error)
         except Exception as error:  # a defect met with one VM must not leave its migration hanging
@@ -226,7 +226,7 @@ class MigrationTarget:
                 await self._services.transport.take_rest(context.machine, moving)
             await context.store(post_copy=None)
             self._retries.reset()
-            log.info("a guest's memory has come", vm=context.vm, migration=moving.migration)
+            log.info("a guest's memory has arrived", vm=context.vm, migration=moving.migration)
         except (MonitorFailed, OSError) as error:
             await self._retries.pause_after(error)
         except Exception as error:  # a defect must neither end the worker nor make a busy loop
@@ -295,7 +295,7 @@ class MigrationTarget:
         self._context.wake()
 
     async def cancel(self) -> None:
-        """End what is being received, if anything is."""
+        """Stop receiving, if anything is being received."""
         transfer = self._transfer
         if transfer is not None:
             transfer.cancel()

@@ -29,7 +29,7 @@ Value = tuple[str, Labels, float]
 
 
 class Filesystems:
-    """How full those are that the agent uses. One may be another machine's, which does not answer: then who asks gets
+    """Usage of the filesystems that the agent uses. A remote one may not answer: then the caller gets
     what was found last, and no second look is begun."""
 
     def __init__(self, settings: AgentSettings, pools: Callable[[], Mapping[str, Path]]) -> None:

@@ -1,7 +1,7 @@
 """How a VM's disk comes from that of another VM on this node. Each step may be interrupted, and done again.
 
 A linked clone shares what its source had written: the source's layer becomes read-only, with hard links in both VMs'
-directories, and both write into new layers of their own. The file system counts who still has it.
+directories, and both write into new layers of their own. The file system counts the references.
 """
 
 from __future__ import annotations

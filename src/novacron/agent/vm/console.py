@@ -106,13 +106,13 @@ class Consoles:
                 self._forget(hub)
 
     def _forget(self, hub: _Hub) -> None:
-        """Close a hub: who looks at its VM from now on gets another."""
+        """Close a hub: later viewers of its VM get a new one."""
         if self._hubs.get(hub.key) is hub:
             del self._hubs[hub.key]
         hub.writer.close()
 
     def close_all(self) -> None:
-        """The link is gone, and with it everybody who looked."""
+        """The link is gone, and with it all viewers."""
         for channel in list(self._hub_of):
             self.close(channel)
 
@@ -122,7 +122,7 @@ class Consoles:
                 for channel in list(hub.channels):
                     await self._send(wire.ConsoleOutput(channel, data))
         except OSError as error:
-            log.info("a console broke off", vm=hub.key[0], error=str(error))
+            log.info("a console connection was lost", vm=hub.key[0], error=str(error))
         finally:
             self._forget(hub)
             for channel in list(hub.channels):

@@ -92,7 +92,7 @@ class VmContext:
         self.migration_changed = asyncio.Event()
         """Set whenever QEMU says something about its migration."""
         self.is_known = asyncio.Event()
-        """Set once a QEMU that an earlier agent left has been found, and the server has said what is to be."""
+        """Set once an earlier agent's QEMU has been adopted, and the server has sent the desired state."""
         self.exit_expected = False
         """QEMU's end, when it comes, was asked for."""
         self.trace = ""
@@ -141,7 +141,7 @@ class VmContext:
                     self.record = record
 
     def check_may_run(self) -> None:
-        """The last gate before a guest executes here, whatever led to it. Raises MayNotRun."""
+        """The last check before a guest executes here, on every path. Raises MayNotRun."""
         held = self.record.held
         if self.record.damaged or not may_run(held):
             raise MayNotRun(
@@ -213,7 +213,7 @@ class VmContext:
         self._reported = None
 
     def report(self, state: VmState, reason: str = "") -> None:
-        """Tell the server how the VM is, unless that is what it was told last."""
+        """Report the VM's state to the server, unless it is unchanged."""
         assignment = self.statement.assignment if self.statement is not None else None
         started_as = "" if assignment is None else assignment.machine  # by a host whose place this one has taken
         status = VmStatus(

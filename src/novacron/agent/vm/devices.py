@@ -22,7 +22,7 @@ from novacron.wire import messages as wire
 log = logs.get(__name__)
 
 Handled = Callable[[str, bool, str], None]
-"""Called with a volume's id, whether QEMU does not have it, and what is wrong."""
+"""Called with a volume's id, whether QEMU has let go of it, and the error if any."""
 
 
 def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuVolume]:
@@ -70,7 +70,7 @@ class Devices:
             for volume in assignment.volumes:
                 await self._settle_volume(monitor, volume, has)
             for id in has.keys() - {volume.id for volume in assignment.volumes}:
-                log.warning("a guest has a volume that is not its own", vm=self._machine.id, volume=id)
+                log.warning("a guest has an unexpected volume", vm=self._machine.id, volume=id)
             with contextlib.suppress(MonitorFailed):  # it has no disk
                 await disks.limit(monitor, disks.OWN, _own(assignment.spec))
             await asyncio.to_thread(self._bound, assignment)
@@ -99,7 +99,7 @@ class Devices:
             await disks.limit(monitor, volume.id, DiskLimits(volume.iops, volume.bytes_per_s))
         except (MonitorFailed, OSError) as failure:
             error = str(failure) or type(failure).__name__
-            log.warning("a volume is not as it should be", vm=self._machine.id, volume=volume.id, error=error)
+            log.warning("a volume can't be set up", vm=self._machine.id, volume=volume.id, error=error)
         self._handled(volume.id, False, error)
 
     async def _plug(self, monitor: Monitor, attached: wire.VolumeAttached) -> None:

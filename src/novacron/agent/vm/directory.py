@@ -1,4 +1,4 @@
-"""A VM's directory on this host: what is in it, and whose it is.
+"""A VM's directory on this host: its files and their owner.
 
 It belongs to the agent. QEMU's user can enter it, and use the files in it that are its own, but not make any: what the
 agent opens there by name is what the agent put there. Sockets that QEMU has to make itself are in ``run``, which is
@@ -73,7 +73,7 @@ class VmDirectory:
         self._base = uid_base
 
     def make(self) -> int | None:
-        """Make what is missing of it and return the VM's user number. Raises NoAccount, OSError."""
+        """Make the missing parts of it and return the VM's user number. Raises NoAccount, OSError."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         run = self.path / RUN
         uid = self.uid()

@@ -32,7 +32,7 @@ def _packed(path: Path) -> bytes | None:
         data = file.read(FILE_BYTES_MAX + 1)
     packed = zlib.compress(data, 9)
     if len(data) > FILE_BYTES_MAX or len(packed) > FIRMWARE_STATE_BYTES_MAX:
-        raise BadState(f"{path.name} is larger than a VM's may be")
+        raise BadState(f"{path.name} is too large")
     return packed
 
 

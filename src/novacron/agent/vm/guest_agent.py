@@ -81,7 +81,7 @@ async def take_hardware(machine: VirtualMachine) -> None:
         try:
             await machine.guest.use_all()
         except GuestSilent as error:
-            log.info("a guest does not take what it was given", vm=machine.id, error=str(error))
+            log.info("a guest refuses what was hot-plugged", vm=machine.id, error=str(error))
 
 
 async def set_time(machine: VirtualMachine) -> None:

@@ -31,7 +31,7 @@ class Interfaces:
         self._noted: tuple[Wired, ...] | None = None
         self._late: list[InFlightFrames] = []
         self._stopped = False
-        """The guest stands still, and what comes for it is kept."""
+        """The guest stands still, and frames for it are kept."""
 
     @property
     def wired(self) -> tuple[Wired, ...]:
@@ -48,7 +48,7 @@ class Interfaces:
         Raises NetworkFailed, OSError.
         """
         wired = await self._place(spec)
-        # They are noted before they are made: whoever comes later can take them away.
+        # Noted before they are made, so that a later agent can remove them.
         (self._home.path / NOTE).write_bytes(msgspec.json.encode(wired))
         self._noted = wired
         if not wired:
@@ -78,7 +78,7 @@ class Interfaces:
     # frames that come while the guest moves
 
     def expect_late_frames(self) -> None:
-        """The guest may stop at any moment, and that be noticed late: keep what comes for it just now.
+        """The guest may stop at any moment, unnoticed for a while: keep the latest frames for it.
 
         Raises NetworkFailed.
         """
@@ -89,7 +89,7 @@ class Interfaces:
             frames.forget_old()
 
     def keep_late_frames(self) -> None:
-        """The guest stands still for good, as far as this host goes: keep what comes for it. Raises NetworkFailed."""
+        """The guest has stopped on this host for good: keep the frames that arrive for it. Raises NetworkFailed."""
         if self._stopped:
             self.drop_late_frames()
         self._stopped = True
@@ -117,9 +117,9 @@ class Interfaces:
             for interface, frames in zip(self.wired, self._late, strict=False):
                 send_after = functools.partial(frames.send_after, interface.bridge, interface.mac)
                 count = namespace.within(interface.netns, send_after)
-                log.info("late frames were sent after the guest", vm=self._vm, frames=count)
+                log.info("late frames were forwarded to the guest's new node", vm=self._vm, frames=count)
         except NetworkFailed as error:
             # Their senders will repeat them; the VM has to go all the same.
-            log.warning("late frames are lost", vm=self._vm, error=str(error))
+            log.warning("late frames can't be forwarded", vm=self._vm, error=str(error))
         finally:
             self.drop_late_frames()

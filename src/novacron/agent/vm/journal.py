@@ -46,7 +46,7 @@ class Record(msgspec.Struct, frozen=True):
     migration: str | None = None
     """The migration for which this node last sent or received."""
     post_copy: PostCopy | None = None
-    """Memory that this node has still to give or to get; QEMU must live until then, whoever owns the VM."""
+    """Memory that this node still has to send or receive; QEMU lives until then, whichever node owns the VM."""
     damaged: bool = False
     """What was remembered is lost, perhaps a promise: ``held`` says nothing until a later epoch than the first that
     the server has shown since."""
@@ -108,7 +108,7 @@ class Journal:
     def load_one(self, vm: str) -> Record:
         """Return the record of one VM, an empty one if nothing is remembered. Raises OSError.
 
-        A record that is damaged is set aside for whoever looks into it. What it said may have been a promise, so the
+        A damaged record is set aside for an operator. It may have held a promise, so the
         one that takes its place, durably, says that (``Record.damaged``).
         """
         path = self._directory / f"{vm}.json"

@@ -116,7 +116,7 @@ def _inherited_path(descriptor: int | None) -> Path | None:
 
 
 def _address_for(spec: VmSpec) -> str:
-    """Return what the kernel of an image without a disk is told of its guest's addresses."""
+    """Return the kernel arguments with a guest's addresses, for images without a disk."""
     if spec.nics:
         return " novacron.address=dhcp"
     return f" novacron.address={spec.address}" if spec.address else ""

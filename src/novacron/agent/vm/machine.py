@@ -157,7 +157,7 @@ class Machine:
             )
             try:
                 await finished_in_thread(spawning)
-            finally:  # when cancelled, too: whoever ends the VM then has to know its process
+            finally:  # when cancelled, too: ending the VM then needs its process id
                 if spawning.done() and not spawning.cancelled() and spawning.exception() is None:
                     self.pid, self.kept = spawning.result(), spec.ha
         self._bound(spec, request.accelerator)
@@ -172,7 +172,7 @@ class Machine:
                 log.warning("a VM has no limits on what it uses of this host", vm=self.id, error=str(error))
 
     def bound_io(self, bytes_per_s: int | None, iops: int | None) -> None:
-        """Bound what QEMU reads and writes in a second, whatever its guest has made of it."""
+        """Limit what QEMU itself reads and writes in a second, even if its guest has taken it over."""
         try:
             self._cgroup.bound_io(self.directory, bytes_per_s, iops)
         except OSError as error:

@@ -87,7 +87,7 @@ class Reconciler:
             except OSError as error:
                 # No promise hangs on this, so it may live in memory alone.
                 context.record = msgspec.structs.replace(context.record, **changes)
-                log.error("a crash can't be written down", vm=context.vm, error=str(error))
+                log.error("a crash can't be recorded", vm=context.vm, error=str(error))
             log.warning("a VM crashed", vm=context.vm, what=what, crashes=context.record.crashes)
 
     async def step(self, assignment: wire.Assignment) -> float:
@@ -221,7 +221,7 @@ class Reconciler:
         await self._machine.execute("cont")
 
     async def _work_on(self, snapshot: wire.SnapshotWanted, run_state: str) -> bool:
-        """Do what there is to do about a snapshot, once; say whether there was anything."""
+        """Work on a snapshot, once; say whether there was anything to do."""
         context = self._context
         if self._snapshot_done == snapshot:
             return False

@@ -23,9 +23,9 @@ class SnapshotFailed(Exception):
 
 
 async def work(machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state: str) -> float | None:
-    """Do what there is to do about a snapshot; return for how long the guest stood still, in ms, if it did.
+    """Make, restore or delete a snapshot; return for how many ms the guest stood still, if it did.
 
-    To go back to a snapshot without memory, QEMU is ended: whoever calls starts it again. Raises SnapshotFailed.
+    To go back to a snapshot without memory, QEMU is ended: the caller starts it again. Raises SnapshotFailed.
     """
     try:
         if machine.monitor is not None and run_state != "absent":

@@ -72,7 +72,7 @@ class Oidc:
         """Return the provider's verified claims. Raises Unauthenticated, Unavailable."""
         step = self._opened(cookie)
         if step is None or step.expires_at_s < time.time() or not hmac.compare_digest(step.state, state):
-            raise Unauthenticated("this login was not begun here, or too long ago", hint="log in again")
+            raise Unauthenticated("this login did not begin here, or began too long ago", hint="log in again")
         return await asyncio.to_thread(self._claims, step, code)
 
     def _sealed(self, step: LoginStep) -> str:
@@ -124,7 +124,7 @@ class Oidc:
                 options={"require": ["exp", "iat", "iss", "aud", "sub"]},
             )  # fmt: skip
         except (jwt.PyJWTError, KeyError) as error:
-            raise Unauthenticated(f"what {self.provider.issuer} vouches for is not good: {error}") from error
+            raise Unauthenticated(f"the token from {self.provider.issuer} is invalid: {error}") from error
         if not hmac.compare_digest(str(claims.get("nonce", "")), step.nonce):
-            raise Unauthenticated("what the provider vouches for was asked for by another login", hint="log in again")
+            raise Unauthenticated("the provider's answer belongs to another login", hint="log in again")
         return claims

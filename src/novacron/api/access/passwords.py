@@ -1,4 +1,4 @@
-"""Passwords: hashed with argon2id (RFC 9106) in threads, a few at once, so that guessing is slow for those who guess
+"""Passwords: hashed with argon2id (RFC 9106) in a few threads, so that guessing is slow only for guessers
 and not for anybody else."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from novacron.model.errors import TooManyRequests
 AT_ONCE = 2
 WAITING_MAX = 32
 TRIES, TRIES_S = 10, 300.0
-"""Wrong passwords for one name, and from one address, in so many seconds."""
+"""The period in which wrong passwords for a name, and from an address, are counted, in seconds."""
 REMEMBERED_MAX = 20_000
 
 _hasher = PasswordHasher()  # 64 MiB, three passes, four lanes: the library's defaults, RFC 9106's second choice

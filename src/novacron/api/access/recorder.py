@@ -28,7 +28,7 @@ PENDING_MAX = 10_000
 """Of refusals and calls that wait to be written."""
 FLUSH_S, USES_S = 0.25, 30.0
 READS_PER_S_MAX = 20.0
-"""Of successful calls that change nothing, so many a second are logged."""
+"""How many successful reads a second are logged."""
 UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 DETAIL_MAX, PATH_MAX = 300, 300
 NOBODY = "-"

@@ -63,7 +63,7 @@ SECURITY: list[Header] = [
 
 
 class Refusal(NamedTuple):
-    """A request that is not passed to a route, as its caller is told."""
+    """A refused request, as its caller sees it."""
 
     status: int
     code: str
@@ -97,7 +97,7 @@ class _Request:
 
     @property
     def parent_trace(self) -> str:
-        """Return the trace that the caller belongs to; strangers do not choose what is recorded."""
+        """Return the caller's trace; unauthenticated callers can't choose what is recorded."""
         header = b"" if self.caller is None else self.headers.get(b"traceparent", b"")
         return header[:TRACEPARENT_BYTES].decode("latin-1")
 

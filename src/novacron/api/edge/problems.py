@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, whatever went wrong."""
+"""All errors as RFC 9457 problem documents."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Rates:
         return Limit(False, int(rate), 0, self._said(policy, rate, int(has - 1)))
 
     def _said(self, policy: str, rate: float, remaining: int) -> list[Header]:
-        """Return the headers; what is left is rounded down to tenths of a burst, so that they are made once."""
+        """Return the headers; the remainder is rounded down to tenths of a burst, so that they can be cached."""
         step = max(1, int(rate * BURST_S / 10))
         remaining = remaining // step * step if remaining > 10 else remaining
         headers = self._headers.get((policy, remaining))

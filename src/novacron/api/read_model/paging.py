@@ -167,6 +167,8 @@ def _decoded(cursor: str | None, sort: str) -> str | None:
         of_sort, key = "\0", ""
     if of_sort != sort:
         raise InvalidInput(
-            "the cursor is not one of ours, or of another order", field="cursor", hint="send `next` as it was given"
+            "the cursor is invalid, or belongs to another sort order",
+            field="cursor",
+            hint="send `next` as it was given",
         )
     return key

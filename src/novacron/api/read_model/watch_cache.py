@@ -31,7 +31,7 @@ NAMED = ("vm", "volume")
 """Kinds whose names are unique in their project only."""
 SUBSCRIBER_QUEUE_MAX = 10_000
 RECENT_MAX = 256
-"""Of each kind so many latest changes are kept, by which cached lists are checked."""
+"""How many latest changes of each kind are kept to check cached lists."""
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class Cache:
         return self.revision >= revision
 
     async def _until(self, true: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until something is true of what is here, or the time is over.
+        """Wait until a condition on the cache holds, or the time is over.
 
         All waiters are woken at once; a condition's lock would let them through one by one.
         """
@@ -219,7 +219,7 @@ class Cache:
     async def apply(self, batch: Batch) -> None:
         """Apply whole transactions in order."""
         for change, delivery in zip(batch.changes, _deliveries(batch.changes), strict=True):
-            # A deletion of what is not here was in the snapshot already, and so in the history.
+            # A deletion of an unknown object was in the snapshot already, and so in the history.
             if self._apply(change) and change.kind in PUBLIC:
                 self._remember(delivery)
                 for queue in list(self._subscribers):

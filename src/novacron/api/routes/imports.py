@@ -74,7 +74,7 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     sources = [field for field in ("url", "path", "size_bytes") if getattr(data, field) is not None]
     if len(sources) != 1:
         raise InvalidInput(
-            "say where the disk comes from" if not sources else f"{' and '.join(sources)} are too many sources",
+            "name the disk's source" if not sources else f"{' and '.join(sources)} are more than one source",
             field="url" if not sources else sources[1],
             hint="give one of url, path, and size_bytes for an upload",
         )

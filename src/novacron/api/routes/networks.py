@@ -109,7 +109,7 @@ async def show_network(
 async def create_network(request: ApiRequest, data: JSONBody[CreateNetwork]) -> Response[Network]:
     check_name(data.name)
     project = authorization.project_for_new(request)
-    if data.kind is NetworkKind.BRIDGE:  # whoever is on it is in the hosts' network
+    if data.kind is NetworkKind.BRIDGE:  # VMs on it are in the hosts' network
         authorization.check(request, None, Right.OPERATE)
 
     async def work(connection: Connection) -> Network:

@@ -100,9 +100,9 @@ async def show_user(request: ApiRequest, ref: FromPath[str]) -> User:
 async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Response[User]:
     authorization.check(request, data.project, Right.MANAGE)
     if data.kind is UserKind.SERVICE and data.password is not None:
-        raise InvalidInput("service accounts have tokens, and no password", field="password")
+        raise InvalidInput("service accounts have tokens, not passwords", field="password")
     if data.kind is UserKind.PERSON and data.project is not None:
-        raise InvalidInput("people are of no project; give them a role in it", field="project")
+        raise InvalidInput("people belong to no project: give them a role in it", field="project")
     context = services(request)
     hash = None if data.password is None else await context.passwords.hash(data.password)
 
@@ -129,7 +129,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
     user, context = _user(request, ref).body, services(request)
     own = context.cache.get("token", request.user.id)
     if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
-        raise Forbidden("a token that is limited sets no passwords", hint="use one without scopes and project")
+        raise Forbidden("a restricted token cannot set passwords", hint="use one without scopes and project")
     if not request.user.access.allows(Right.MANAGE, None):
         if user["id"] != request.user.user:
             raise Forbidden(f"{request.user.name} may not set others' passwords")
@@ -138,7 +138,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
         if password is not None and not await context.passwords.verify(
             user["name"], address_of(request), password[1], data.present or ""
         ):
-            raise Unauthenticated("the present password is another one", field="present")
+            raise Unauthenticated("the present password is wrong", field="present")
     hash = await context.passwords.hash(data.password)
 
     async def work(connection: Connection) -> User:

@@ -157,7 +157,7 @@ async def create_vm(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[V
 
     statement, home = None, services(request).cache.get("project", project)
     if home is not None:
-        with contextlib.suppress(NovaError):  # what is refused is refused by ``work``
+        with contextlib.suppress(NovaError):  # ``work`` refuses it with the right error
             statement = new_vms.in_one_statement(home.body, new, actor)
     return await replies.write(
         request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}", statement=statement
@@ -190,7 +190,7 @@ def _in_one_statement(
     entry = services(request).cache.get("vm", id)
     if entry is None:
         return None
-    with contextlib.suppress(NovaError):  # the cache may be behind: what is refused is refused by the database
+    with contextlib.suppress(NovaError):  # the cache may lag: the database decides
         return make(msgspec.convert(entry.body, Vm))
     return None
 

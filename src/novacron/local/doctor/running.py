@@ -61,7 +61,7 @@ async def _database(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
     if used > most * 0.9:
         yield bad("database", f"{used} of {most} sessions are used", "raise max_connections, or lower --pool")
     if await connection.fetchval("SHOW archive_mode") == "off":
-        yield warning("database", "its log is archived nowhere: what is lost with its disk can't be brought back",
+        yield warning("database", "its log is archived nowhere: data on its disk can't be restored after a loss",
                       "set archive_mode and archive_command, and make base backups")  # fmt: skip
     open_s = await connection.fetchval(
         "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity"
