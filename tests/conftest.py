@@ -95,9 +95,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_teardown(item: pytest.Function) -> Iterator[None]:
     """Before what a test has made is removed, let the processes that it has started again find each other."""
     try:
-        for found in item.funcargs.values():
-            if isinstance(found, Platform):
-                found.wait_settled()
+        for argument in item.funcargs.values():
+            if isinstance(argument, Platform):
+                argument.wait_settled()
     finally:
         yield  # whatever they do: it is removed in any case
 

@@ -94,16 +94,16 @@ def until_ended(victim: Platform, migration: str, timeout_s: float = 90) -> Obje
     """Wait until a migration has ended, and return it."""
 
     def ended() -> Object | None:
-        found = victim.client.get("migrations", migration)
-        return found if found["phase"] in ENDED else None
+        ended_migration = victim.client.get("migrations", migration)
+        return ended_migration if ended_migration["phase"] in ENDED else None
 
-    found: Object = until(ended, f"migration {migration} has ended", timeout_s)
-    return found
+    ended_migration: Object = until(ended, f"migration {migration} has ended", timeout_s)
+    return ended_migration
 
 
 def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object:
     """Wait until the VM runs on the node that owns it, and nothing of it is anywhere else."""
-    found = victim.wait_vm(
+    settled_vm = victim.wait_vm(
         vm["id"],
         lambda v: (
             v["status"]["state"] == "running"
@@ -115,7 +115,7 @@ def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object
         timeout_s,
     )
     victim.until_clean()
-    return found
+    return settled_vm
 
 
 def delete(victim: Platform, vm: Object) -> None:

@@ -31,13 +31,13 @@ def demo(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def processes(directory: Path) -> list[str]:
     """Return the command lines that name the demo's directory."""
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             if f"{directory}/" in line:
-                found.append(line)
-    return found
+                pids.append(line)
+    return pids
 
 
 def test_the_demo_shows_the_main_job_and_cleans_up(directory: Path, lacks: list[str]) -> None:

@@ -119,10 +119,10 @@ def begin(victim: Platform, name: str, number: int, moment: str = "disk") -> tup
     migration = victim.client.act("vms", name, "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 4_000_000})
 
     def reached() -> bool:
-        told = victim.client.get("migrations", migration["id"])["progress"]
+        progress = victim.client.get("migrations", migration["id"])["progress"]
         if moment == "disk":
-            return bool(told["wire_bytes"] > 4_000_000)
-        return bool(told["disk_bytes"] and not told["disk_remaining_bytes"] and told["total_bytes"])
+            return bool(progress["wire_bytes"] > 4_000_000)
+        return bool(progress["disk_bytes"] and not progress["disk_remaining_bytes"] and progress["total_bytes"])
 
     until(reached, f"{moment} is on its way")
     return vm, migration, before

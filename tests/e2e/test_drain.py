@@ -18,10 +18,10 @@ def latest(victim: Platform, node: str) -> dict[str, Any]:
 
 
 def ended(victim: Platform, node: str, phase: str, timeout_s: float = 90) -> dict[str, Any]:
-    found: dict[str, Any] = until(
+    ended_drain: dict[str, Any] = until(
         lambda: drain if (drain := latest(victim, node))["phase"] == phase else None, f"{node} is {phase}", timeout_s
     )
-    return found
+    return ended_drain
 
 
 @pytest.mark.slow
@@ -46,14 +46,18 @@ def test_a_site_is_emptied_whatever_is_killed_and_gets_its_vms_back(victim: Plat
         assert until_settled(victim, vm)["node"] == "host-b"
     moved = victim.client.get("vms", off["id"])
     assert (moved["node"], moved["status"]["state"]) == ("host-b", "stopped"), "it is not started for that"
-    causes = {one["cause"] for one in victim.client.list("migrations", vm=vms[0]["id"]) if one["phase"] == "completed"}
+    causes = {
+        migration["cause"]
+        for migration in victim.client.list("migrations", vm=vms[0]["id"])
+        if migration["phase"] == "completed"
+    }
     assert causes == {"drain"}
     victim.cli("vm", "migrate", "off", "--to", "host-b", check=False)
     victim.cli("site", "uncordon", "berlin", "--bring-back")
     assert ended(victim, "host-a", "returned")["moved"] == []
     for vm in vms:
-        found = until_settled(victim, vm)
-        assert found["node"] == "host-a" and found["status"]["crashes"] == 0
+        settled = until_settled(victim, vm)
+        assert settled["node"] == "host-a" and settled["status"]["crashes"] == 0
     victim.client.configure_node("host-a", site="default")
     for vm in (*vms, off):
         delete(victim, vm)
@@ -72,12 +76,12 @@ def test_a_guest_that_writes_too_fast_is_left_and_reported_and_never_stopped(vic
     assert until_settled(victim, vm)["node"] == "host-a"
     victim.client.configure_node("host-a", migration_rate_bytes_per_s=None)
     victim.cli("node", "drain", "host-a", "--policy", "throttle", "--timeout", "200")
-    found = until_settled(victim, vm, 120)
-    assert found["node"] == "host-b" and found["status"]["crashes"] == 0
+    settled = until_settled(victim, vm, 120)
+    assert settled["node"] == "host-b" and settled["status"]["crashes"] == 0
     victim.cli("node", "uncordon", "host-a")
     assert latest(victim, "host-a")["phase"] == "drained", "what is over stays as it was"
-    for one in (vm, calm):
-        delete(victim, one)
+    for each in (vm, calm):
+        delete(victim, each)
 
 
 @pytest.mark.slow
@@ -118,8 +122,8 @@ def test_a_link_that_comes_and_goes_delays_a_drain_and_stops_nothing(victim: Pla
         flapping.join()
     victim.client.act("nodes", "host-a", "uncordon")
     for vm in vms:
-        found = until_settled(victim, vm)
-        assert found["node"] == "host-b" and found["status"]["crashes"] == 0
+        settled = until_settled(victim, vm)
+        assert settled["node"] == "host-b" and settled["status"]["crashes"] == 0
         delete(victim, vm)
 
 

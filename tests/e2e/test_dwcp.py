@@ -27,20 +27,20 @@ from tests.waiting import pause
 
 def metrics(victim: Platform) -> Counter[tuple[str, str]]:
     """Return what the server counts, summed by name and the last of its labels, if it has any."""
-    found = Counter[tuple[str, str]]()
+    values = Counter[tuple[str, str]]()
     for family in text_string_to_metric_families(victim.client.metrics()):
         for sample in family.samples:
-            found[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += int(sample.value)
-    return found
+            values[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += int(sample.value)
+    return values
 
 
 def checksum(victim: Platform, vm: Object) -> str:
     """Return the checksum, taken inside the guest, of what it holds in memory."""
     mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
     line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
-    found = line.partition("-")[2].strip()
-    assert len(found) == 32
-    return found
+    digest = line.partition("-")[2].strip()
+    assert len(digest) == 32
+    return digest
 
 
 def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform) -> None:
@@ -50,11 +50,11 @@ def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform)
         migration = victim.client.act("vms", "returns", "migrate", {"target": target})
         assert until_ended(victim, migration["id"])["phase"] == "completed"
         until_settled(victim, vm)
-        found = victim.client.get("migrations", migration["id"])["progress"]
-        if migration["source"] == "host-a" and target == "host-b" and not found["savings"]["checkpoint"]:
-            assert found["wire_bytes"] > 40_000_000, "the first time, random data has to be sent"
+        progress = victim.client.get("migrations", migration["id"])["progress"]
+        if migration["source"] == "host-a" and target == "host-b" and not progress["savings"]["checkpoint"]:
+            assert progress["wire_bytes"] > 40_000_000, "the first time, random data has to be sent"
         else:
-            assert found["wire_bytes"] < 4_000_000 and found["savings"]["checkpoint"] > 40_000_000
+            assert progress["wire_bytes"] < 4_000_000 and progress["savings"]["checkpoint"] > 40_000_000
         log = victim.agents[migration["source"]].log
         until(functools.partial(has_text, log, "kept a checkpoint"), "it is kept", 20)
         ahead = victim.directory / target / "agent" / "pages" / "default" / f"left-{vm['id']}" / "index"
@@ -66,7 +66,7 @@ def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform)
 
 
 def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> None:
-    one, other = boot(victim, "sibling", 41, node="host-b"), boot(victim, "comes", 42)
+    sibling, other = boot(victim, "sibling", 41, node="host-b"), boot(victim, "comes", 42)
     victim.cli("vm", "migrate", "comes", "--to", "host-b")
     until_settled(victim, other)
     newest = next(iter(victim.client.list("migrations", limit=1)))
@@ -80,7 +80,7 @@ def test_a_vm_of_the_same_image_at_the_target_spares_pages(victim: Platform) -> 
     counted = metrics(victim)
     assert counted["novacron_migrations_total", "completed"] >= 1
     assert counted["novacron_dwcp_saved_bytes_total", "sibling"] >= newest["progress"]["savings"]["sibling"]
-    for vm in (one, other):
+    for vm in (sibling, other):
         delete(victim, vm)
 
 
@@ -120,9 +120,9 @@ def test_a_dead_link_costs_the_outage_and_not_the_migration(victim: Platform, mo
     before = checksum(victim, vm)
     with watching(victim, number) as client:
         migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-        wanted = 5_000_000 if moment == "early" else 38_000_000
+        bytes_before_outage = 5_000_000 if moment == "early" else 38_000_000
         until(
-            lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > wanted,
+            lambda: victim.client.get("migrations", migration["id"])["progress"]["wire_bytes"] > bytes_before_outage,
             "it is on its way",
         )
         host = victim.host("host-a")

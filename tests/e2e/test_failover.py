@@ -91,8 +91,8 @@ def test_a_lost_nodes_vms_start_elsewhere_and_the_node_gives_them_up_on_its_retu
     lose(victim, "host-a")
     until_moved(victim, vm)
     assert "kept" in typed(victim, vm, "head -c 4 /dev/sda; echo", "kept")
-    found = victim.client.get("vms", vm["id"])
-    assert (found["node"], found["epoch"]) == ("host-b", vm["epoch"] + 1)
+    moved = victim.client.get("vms", vm["id"])
+    assert (moved["node"], moved["epoch"]) == ("host-b", vm["epoch"] + 1)
     assert "RestartedElsewhere" in happened(victim, vm["id"]) and "Failed" in happened(victim, "host-a")
     assert victim.client.get("vms", other["id"])["node"] == "host-a", "it is not highly available"
     victim.agents["host-a"].start()
@@ -103,8 +103,8 @@ def test_a_lost_nodes_vms_start_elsewhere_and_the_node_gives_them_up_on_its_retu
     victim.client.act("volumes", volume["id"], "detach")
     until(lambda: victim.client.get("volumes", volume["id"])["vm"] is None, "it is detached")
     victim.client.delete("volumes", volume["id"])
-    for one in (vm, other):
-        delete(victim, one)
+    for each in (vm, other):
+        delete(victim, each)
 
 
 def test_a_node_that_is_cut_off_ends_its_vms_before_they_start_elsewhere(victim: Platform) -> None:
@@ -126,8 +126,8 @@ def test_a_server_outage_stops_no_vm(victim: Platform) -> None:
     pause(LEASE_S * 2)
     assert where(victim, vm) == ["host-a"]
     revive(victim)
-    found = until_settled(victim, vm)
-    assert (found["node"], found["status"]["pid"]) == ("host-a", vm["status"]["pid"])
+    settled = until_settled(victim, vm)
+    assert (settled["node"], settled["status"]["pid"]) == ("host-a", vm["status"]["pid"])
     delete(victim, vm)
 
 
@@ -149,16 +149,16 @@ def test_a_vm_ends_with_its_lease_guard_and_restarts_on_the_same_node(victim: Pl
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     assert b"keeper.py" in Path(f"/proc/{parent}/cmdline").read_bytes()
     os.kill(parent, signal.SIGKILL)
-    found = victim.wait_vm(
+    restarted = victim.wait_vm(
         vm["id"],
         lambda now: now["status"]["state"] == "running" and now["status"]["pid"] != pid,
         "it is started again",
     )
-    assert found["node"] == "host-a" and found["status"]["kept"]
+    assert restarted["node"] == "host-a" and restarted["status"]["kept"]
     victim.agents["host-a"].kill()
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
-    assert until_settled(victim, vm)["status"]["pid"] == found["status"]["pid"], "a new agent does not touch it"
+    assert until_settled(victim, vm)["status"]["pid"] == restarted["status"]["pid"], "a new agent does not touch it"
     delete(victim, vm)
 
 

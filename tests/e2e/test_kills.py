@@ -84,9 +84,9 @@ def wait_for(victim: Platform, moment: str, migration: str, since: dict[str, int
         order = ("pending", "preparing", "transferring", "completed")
 
         def reached() -> bool:
-            found = victim.client.get("migrations", migration)
-            moved = text == "preparing" or found["progress"]["wire_bytes"] > 1_000_000
-            return moved and order.index(found["phase"]) >= order.index(text)
+            current = victim.client.get("migrations", migration)
+            moved = text == "preparing" or current["progress"]["wire_bytes"] > 1_000_000
+            return moved and order.index(current["phase"]) >= order.index(text)
 
         until(reached, f"migration {migration} is {text}")
     else:

@@ -172,8 +172,8 @@ def test_guests_get_the_common_processor_or_move_only_to_nodes_that_have_theirs(
     until(lambda: "avx2" in cpu_flags(victim, "host-b"), "host-b gives all again")
     victim.cli("vm", "migrate", "all", "--to", "host-b", "--wait")
     victim.cli("vm", "reset", "common")
-    found = until_settled(victim, common)
-    assert found["node"] == "host-b" and found["status"]["cpu"]["flags"] == has["common"], "it keeps what it had"
+    settled = until_settled(victim, common)
+    assert settled["node"] == "host-b" and settled["status"]["cpu"]["flags"] == has["common"], "it keeps what it had"
     for vm in (common, all_, more):
         delete(victim, vm)
 

@@ -90,12 +90,12 @@ def until_grows(number: Callable[[], int], what: str) -> None:
 
 
 def dnsmasqs(victim: Platform, network: str) -> list[int]:
-    found = []
+    pids = []
     for host in victim.lab.hosts:
         directory = NodeNetworks(AgentSettings(victim.directory / host.name / "agent", Path(), "")).directory(network)
         pid = dnsmasq.running(directory)
-        found += [] if pid is None else [pid]
-    return found
+        pids += [] if pid is None else [pid]
+    return pids
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +237,8 @@ def test_traffic_between_sites_is_encrypted(victim: Platform, lan: Object) -> No
 
         def encrypted() -> bool:
             heard = aside.submit(packets, host_a, 3)
-            found = reaches(victim, a, ping)
-            return found and VXLAN_PORT not in (ports := heard.result()) and wireguard.PORT in ports
+            reached = reaches(victim, a, ping)
+            return reached and VXLAN_PORT not in (ports := heard.result()) and wireguard.PORT in ports
 
         until(encrypted, "they find each other again, and nothing goes in clear", 60)
     assert reaches(victim, b, "nslookup lan-a.lan.internal")

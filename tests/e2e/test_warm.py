@@ -48,9 +48,9 @@ def until_moment(victim: Platform, migration: str, moment: str, since: int) -> N
         return
 
     def reached() -> bool:
-        told = victim.client.get("migrations", migration)["progress"]
-        memory = told["total_bytes"] > 0
-        return bool(told["wire_bytes"] > 2_000_000 and (memory or moment == "the disk flows"))
+        progress = victim.client.get("migrations", migration)["progress"]
+        memory = progress["total_bytes"] > 0
+        return bool(progress["wire_bytes"] > 2_000_000 and (memory or moment == "the disk flows"))
 
     until(reached, moment)
 

@@ -35,8 +35,8 @@ class Answer(NamedTuple):
         assert {"type", "title", "status", "code", "detail", "instance"} <= set(self.body)
         assert self.body["status"] == self.status
         assert "Traceback" not in self.body["detail"]
-        found: dict[str, Any] = self.body
-        return found
+        details: dict[str, Any] = self.body
+        return details
 
 
 class Api:
@@ -84,18 +84,18 @@ def new_name() -> Callable[[], str]:
 @pytest.fixture
 def new_vm(site: Platform, new_name: Callable[[], str]) -> Iterator[Callable[..., dict[str, Any]]]:
     """Create VMs; all are deleted afterwards, and nothing of them may be left."""
-    made: list[str] = []
+    ids: list[str] = []
 
     def create(**fields: Any) -> dict[str, Any]:
         vm = site.client.create_vm(**{"name": new_name(), "image": "tiny", "memory_mib": 128, **fields})
-        made.append(vm["id"])
+        ids.append(vm["id"])
         return vm
 
     yield create
-    for id in made:
+    for id in ids:
         if any(vm["id"] == id for vm in site.client.list("vms")):
             site.client.delete("vms", id)
-    until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the test's VMs are gone")
+    until(lambda: not set(ids) & {vm["id"] for vm in site.client.list("vms")}, "the test's VMs are gone")
     site.until_clean()
 
 
@@ -132,9 +132,11 @@ def moved(watched: Platform) -> dict[str, Any]:
     watched.wait_state(vm["id"], "running")
     until(lambda: "READY" in watched.console_log(vm, "host-a") or "novacron" in watched.console_log(vm, "host-a"), "up")
     watched.cli("vm", "migrate", "web", "--to", "host-b")
-    watched.wait_vm(vm["id"], lambda one: one["node"] == "host-b" and one["status"]["state"] == "running", "it moved")
-    found: dict[str, Any] = watched.client.get("vms", vm["id"])
-    return found
+    watched.wait_vm(
+        vm["id"], lambda current: current["node"] == "host-b" and current["status"]["state"] == "running", "it moved"
+    )
+    moved_vm: dict[str, Any] = watched.client.get("vms", vm["id"])
+    return moved_vm
 
 
 @pytest.fixture(scope="session")

@@ -79,13 +79,13 @@ def _deleted(client: Any, name: str) -> bool:
 def routes() -> list[tuple[str, str, Any]]:
     """Return ``(method, path, handler)`` of everything that the application serves."""
     app = create_app(None)  # type: ignore[arg-type]
-    found = []
+    endpoints = []
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             for method, (handler, _) in route.route_handler_map.items():
                 if method not in (HttpMethod.HEAD, "OPTIONS"):
-                    found.append((str(method), route.path_format, handler))
-    return sorted(found, key=lambda one: one[:2])
+                    endpoints.append((str(method), route.path_format, handler))
+    return sorted(endpoints, key=lambda endpoint: endpoint[:2])
 
 
 ALL = routes()
@@ -96,8 +96,8 @@ OWNED = {"vms": "ref", "networks": "network", "security-groups": "group", "volum
 def filled(path: str, objects: dict[str, Object]) -> str:
     """Return a path with the name of an object of ours in place of its first parameter, and made-up others."""
     kind = path.split("/")[3] if path.count("/") > 2 else ""
-    found = objects.get(OWNED.get(kind, ""), {})
-    first = str(found.get("id") or found.get("address") or found.get("name") or "none")
+    ours = objects.get(OWNED.get(kind, ""), {})
+    first = str(ours.get("id") or ours.get("address") or ours.get("name") or "none")
     path = re.sub(r"\{[^}]*\}", first, path, count=1)
     return re.sub(r"\{[^}]*\}", "none", path)
 
@@ -147,8 +147,8 @@ def _judge(who: str, scope: Any, right: Right, method: str, path: str, answer: A
         return [] if (answer.status not in (401, 403)) is allowed else [said]
     if scope is RouteScope.SELF:
         return [] if answer.status != 401 else [said]
-    about_ours = any(str(value) in path for found in tenants.objects.values()
-                     for key, value in found.items() if key in ("id", "address", "name"))  # fmt: skip
+    about_ours = any(str(value) in path for ours in tenants.objects.values()
+                     for key, value in ours.items() if key in ("id", "address", "name"))  # fmt: skip
     if about_ours:
         sees = where in ("everywhere", "ours") and who != "nobody"
         if not sees:
@@ -167,39 +167,39 @@ def test_nobody_sees_objects_of_other_projects(api: Api, tenants: Tenants) -> No
     for kind in ("vms", "networks", "volumes", "security-groups", "floating-addresses", "migrations", "events",
                  "exports", "imports", "forwards"):  # fmt: skip
         mine = api("GET", f"/api/v1/{kind}", token=tenants.tokens["viewer-ours"])
-        theirs = api("GET", f"/api/v1/{kind}", token=other)
-        assert mine.status == theirs.status == 200
-        assert "acc-ours" not in str(theirs.body), kind
+        visible = api("GET", f"/api/v1/{kind}", token=other)
+        assert mine.status == visible.status == 200
+        assert "acc-ours" not in str(visible.body), kind
         assert all(item["project"] == "acc-ours" for item in mine.body["items"]), kind
     assert api("GET", "/api/v1/vms", token=tenants.tokens["nobody"]).body["items"] == []
     attached = {"vm": vm["id"]}
     assert api("POST", "/api/v1/forwards", {**attached, "vm_port": 80, "port": 8080}, token=other).status == 404
-    made = api("POST", "/api/v1/vms", {
+    created = api("POST", "/api/v1/vms", {
         "name": "spy", "image": "tiny", "memory_mib": 64, "nics": [{"network": "acc-net"}]}, token=other)  # fmt: skip
-    assert made.status == 404 and made.problem["field"] == "nics"
+    assert created.status == 404 and created.problem["field"] == "nics"
 
 
 def test_a_name_is_unique_within_its_project_only(api: Api, tenants: Tenants) -> None:
     body = {"name": "acc-vm", "image": "tiny", "memory_mib": 64, "power": "stopped"}
     assert api("POST", "/api/v1/vms", body, token=tenants.tokens["member-ours"]).status == 409
-    made = api("POST", "/api/v1/vms", body, token=tenants.tokens["member-theirs"])
-    assert made.status == 201 and made.body["project"] == "acc-theirs", "where its user may make things"
+    created = api("POST", "/api/v1/vms", body, token=tenants.tokens["member-theirs"])
+    assert created.status == 201 and created.body["project"] == "acc-theirs", "where its user may make things"
     try:
         ours = api("GET", "/api/v1/vms/acc-vm", token=tenants.tokens["member-ours"])
         assert ours.body["id"] == tenants.objects["ref"]["id"]
         unclear = api("GET", "/api/v1/vms/acc-vm")
         assert unclear.status == 409 and "acc-ours, acc-theirs" in unclear.problem["detail"]
-        assert api("GET", "/api/v1/vms/acc-vm?project=acc-theirs").body["id"] == made.body["id"]
+        assert api("GET", "/api/v1/vms/acc-vm?project=acc-theirs").body["id"] == created.body["id"]
     finally:
-        assert api("DELETE", f"/api/v1/vms/{made.body['id']}").status == 202
+        assert api("DELETE", f"/api/v1/vms/{created.body['id']}").status == 202
 
 
 def test_the_stream_of_changes_is_filtered(site: Platform, api: Api, tenants: Tenants) -> None:
     after = api("GET", "/api/v1/vms").body["revision"]
     user = next(user for user in site.client.list("users") if user["name"] == "acc-viewer-theirs")
-    made = api("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-hidden"})
+    created = api("POST", "/api/v1/security-groups?project=acc-ours", {"name": "acc-hidden"})
     shown = api("POST", "/api/v1/security-groups?project=acc-theirs", {"name": "acc-shown"})
-    assert made.status == shown.status == 201
+    assert created.status == shown.status == 201
     try:
         text = read_stream(site, tenants.tokens["viewer-theirs"], after, "acc-shown")
         assert "acc-hidden" not in text
@@ -266,12 +266,12 @@ def test_concurrent_requests_do_not_overrun_a_quota(api: Api, limited: Callable[
     assert api("GET", "/api/v1/projects/acc-quota/usage").body["usage"] == {
         "vms": 7, "vcpus": 7, "memory_mib": 448, "disk_mib": 0, "snapshots": 0, "networks": 0, "migrations": 0,
     }  # fmt: skip
-    made = next(answer for answer in answers if answer.status == 201).body
-    grown = api("PATCH", f"/api/v1/vms/{made['id']}", {"memory_mib": 1000})
+    created = next(answer for answer in answers if answer.status == 201).body
+    grown = api("PATCH", f"/api/v1/vms/{created['id']}", {"memory_mib": 1000})
     assert grown.status == 403 and grown.problem["field"] == "memory_mib"
     limited(vms=3)
     assert api("POST", "/api/v1/vms?project=acc-quota", {"name": "one-more", **OFF}).status == 403
-    assert api("PATCH", f"/api/v1/vms/{made['id']}", {"memory_mib": 128}).status == 200, "that has no limit now"
+    assert api("PATCH", f"/api/v1/vms/{created['id']}", {"memory_mib": 128}).status == 200, "that has no limit now"
     limited(networks=1)
     assert api("POST", "/api/v1/networks?project=acc-quota", {"name": "acc-q1"}).status == 201
     assert api("POST", "/api/v1/networks?project=acc-quota", {"name": "acc-q2"}).problem["field"] == "networks"
@@ -378,10 +378,10 @@ def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, 
         assert api("GET", "/api/v1/vms", token=None, Cookie=secret).status == 200
         value = secret.partition("=")[2]
         assert api("GET", "/api/v1/vms", token=value).status == 401, "a cookie's value is no token"
-        made = {"name": "from-page"}
-        assert api("POST", "/api/v1/tokens", made, token=None, Cookie=secret).status == 403
+        body = {"name": "from-page"}
+        assert api("POST", "/api/v1/tokens", body, token=None, Cookie=secret).status == 403
         sent = {"Cookie": secret, "X_CSRF_Token": done.body["csrf"]}
-        assert api("POST", "/api/v1/tokens", made, token=None, **sent).status == 201
+        assert api("POST", "/api/v1/tokens", body, token=None, **sent).status == 201
         assert api("POST", "/api/v1/logout", token=None, **sent).status == 204
         assert api("GET", "/api/v1/vms", token=None, Cookie=secret).status == 401
         for _ in range(12):
@@ -402,8 +402,8 @@ async def test_the_audit_log_records_every_change_and_refusal_and_cannot_be_alte
     assert api("PATCH", f"/api/v1/vms/{vm}", {"restart": "never"}, X_Request_Id="from-the-test").status == 200
     assert api("GET", "/api/v1/vms", token="nva_wrong").status == 401
 
-    def found(**wanted: str) -> list[Object]:
-        return [r for r in site.client.list("audit", limit=200) if all(r[key] == v for key, v in wanted.items())]
+    def found(**filters: str) -> list[Object]:
+        return [r for r in site.client.list("audit", limit=200) if all(r[key] == v for key, v in filters.items())]
 
     refused = until(lambda: found(actor="acc-viewer-ours", action="delete_vm", outcome="refused"), "it is written down")
     assert refused[0]["status"] == 403 and refused[0]["object"] == vm and refused[0]["address"] != "-"
@@ -438,15 +438,15 @@ def test_callers_learn_who_they_are(site: Platform, api: Api, tenants: Tenants) 
 
 def test_a_project_is_renamed_with_all_of_its_objects(site: Platform, api: Api) -> None:
     site.cli("project", "create", "acc-before", "--host-network", "--quota", "vms=3")
-    made = api("POST", "/api/v1/vms?project=acc-before", {"name": "moved", **OFF}).body
+    created = api("POST", "/api/v1/vms?project=acc-before", {"name": "moved", **OFF}).body
     site.cli("project", "set", "acc-before", "--name", "acc-after", "--quota", "vms=none")
-    vm = api("GET", f"/api/v1/vms/{made['id']}").body
+    vm = api("GET", f"/api/v1/vms/{created['id']}").body
     assert vm["project"] == "acc-after"
-    assert api("GET", "/api/v1/vms/moved?project=acc-after").body["id"] == made["id"]
+    assert api("GET", "/api/v1/vms/moved?project=acc-after").body["id"] == created["id"]
     assert api("GET", "/api/v1/projects/acc-before").status == 404
     shown = api("GET", "/api/v1/projects/acc-after/usage").body
     assert shown["usage"]["vms"] == 1 and shown["quota"]["vms"] is None
     events = api("GET", "/api/v1/events?project=acc-after&object=moved").body["items"]
     assert any(event["reason"] == "Created" for event in events)
-    api("DELETE", f"/api/v1/vms/{made['id']}?wait=30")
+    api("DELETE", f"/api/v1/vms/{created['id']}?wait=30")
     until(lambda: _deleted(site.client, "acc-after"), "it is gone")

@@ -221,11 +221,11 @@ def test_concurrent_creates_never_overfill_a_node(api: Api, site: Platform) -> N
     ]
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda body: api("POST", VMS, body), bodies))
-    made = [answer.body["name"] for answer in answers if answer.status == 201]
-    for name in made:
+    created = [answer.body["name"] for answer in answers if answer.status == 201]
+    for name in created:
         api("DELETE", f"{VMS}/{name}")
-    until(lambda: not set(made) & names(api), "they are deleted")
-    assert len(made) <= 3
+    until(lambda: not set(created) & names(api), "they are deleted")
+    assert len(created) <= 3
     assert all(a.problem["code"] == "no-capacity" for a in answers if a.status != 201)
 
 
@@ -379,18 +379,18 @@ def test_concurrent_repetitions_of_one_request_make_one_vm(api: Api, new_name: N
 
 
 def test_pages_hold_every_object_once(api: Api, new_vm: NewVm) -> None:
-    made = {new_vm(power="stopped")["name"] for _ in range(5)}
-    found: list[str] = []
+    created = {new_vm(power="stopped")["name"] for _ in range(5)}
+    listed: list[str] = []
     cursor = ""
     for _ in range(20):
         page = api("GET", f"{VMS}?limit=2{cursor}").body
         assert len(page["items"]) <= 2
-        found += [vm["name"] for vm in page["items"]]
+        listed += [vm["name"] for vm in page["items"]]
         if page["next"] is None:
             break
         cursor = f"&cursor={page['next']}"
-    assert made <= set(found)
-    assert found == sorted(found) and len(found) == len(set(found))
+    assert created <= set(listed)
+    assert listed == sorted(listed) and len(listed) == len(set(listed))
 
 
 def test_lists_are_filtered(api: Api, new_vm: NewVm) -> None:
@@ -418,12 +418,12 @@ def test_the_event_stream_resumes_from_a_revision_without_a_gap(site: Platform, 
     site.wait_state(vm["id"], "running")
 
     def reasons(after: int, last: str) -> list[str]:
-        found: list[str] = []
+        events: list[str] = []
         for kind, event in site.client.stream(after=after, kinds="event"):
             if kind == "event" and event.get("object") == vm["id"]:
-                found.append(event["reason"])
+                events.append(event["reason"])
                 if event["reason"] == last:
-                    return found
+                    return events
         raise AssertionError("the stream ended")
 
     whole = reasons(vm["revision"] - 1, "Running")
@@ -451,11 +451,11 @@ def test_events_say_who_did_what(api: Api, new_vm: NewVm) -> None:
 def test_the_schema_is_openapi_31_and_names_every_route(api: Api) -> None:
     schema = api("GET", "/schema").body
     assert schema["openapi"].startswith("3.1")
-    wanted = (
+    routes = (
         *("/api/v1/vms", "/api/v1/vms/{ref}/actions/migrate", "/api/v1/nodes/{name}/actions/drain"),
         *("/api/v1/migrations/{id}/actions/abort", "/api/v1/images", "/api/v1/events", "/api/v1/tokens"),
     )
-    for path in wanted:
+    for path in routes:
         assert path in schema["paths"], path
     assert schema["paths"]["/api/v1/vms"]["post"]["requestBody"], "bodies are described"
 

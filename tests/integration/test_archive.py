@@ -36,7 +36,7 @@ def boots(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> Iterat
     file.write_bytes(sector("from its disk").ljust(4096, b"\0") + os.urandom(1 << 20))
     os.truncate(file, DISK_BYTES)
     site.client.import_image(name, file)
-    until(lambda: any(found["name"] == name for found in site.client.list("images")), "the image is there")
+    until(lambda: any(listed["name"] == name for listed in site.client.list("images")), "the image is there")
     yield name
     gone(site, name)
 
@@ -48,7 +48,7 @@ def gone(site: Platform, image: str) -> None:
 def deleted(site: Platform, image: str) -> bool:
     with contextlib.suppress(ApiError):
         site.client.delete_image(image)
-    return all(found["name"] != image for found in site.client.list("images"))
+    return all(listed["name"] != image for listed in site.client.list("images"))
 
 
 def said(site: Platform, vm: Object, text: str) -> None:
@@ -103,8 +103,8 @@ def test_a_vm_comes_back_from_its_archive(
     again = site.client.get("vms", name)
     said(site, again, "changed")
     assert (again["spec"]["vcpus"], again["spec"]["image"]) == (2, f"{name}-disk")
-    for one in (name, f"{vm['name']}-l"):
-        site.cli("vm", "delete", one, "--wait")
+    for vm_name in (name, f"{vm['name']}-l"):
+        site.cli("vm", "delete", vm_name, "--wait")
     gone(site, f"{name}-disk")
 
 
@@ -132,12 +132,12 @@ def test_an_archive_restores_the_state_of_firmware_and_tpm(
     assert remembered[:64] == kept["tpm/tpm2-00.permall"][:64] and len(remembered) == len(kept["tpm/tpm2-00.permall"])
     site.cli("vm", "delete", name, "--wait")
     gone(site, f"{name}-disk")
-    for field, given, why in (
+    for field, value, why in (
         ("nvram", base64.b64encode(b"x").decode(), "is damaged"),
         ("nvram", base64.b64encode(zlib.compress(bytes(512))).decode(), "512 bytes"),
         ("tpm", base64.b64encode(zlib.compress(bytes(2 << 20))).decode(), "more than"),
     ):
-        bad = new_vm(image=boots, firmware="uefi", tpm=True, firmware_state={field: given})
+        bad = new_vm(image=boots, firmware="uefi", tpm=True, firmware_state={field: value})
         until(lambda id=bad["id"], why=why: why in site.client.get("vms", id)["status"]["reason"], why)  # type: ignore[misc]
     refused = api("POST", "/api/v1/vms", {"name": "big", "image": boots, "firmware_state": {"tpm": "A" * 400_000}})
     assert refused.status == 400 and "firmware_state" in str(refused.problem)
@@ -200,7 +200,7 @@ def test_an_export_goes_on_whatever_is_killed(
     site.server.start()
     site.wait_ready()
     site.wait_node(vm["node"])
-    kept = [one["id"] for one in site.client.list("exports")]
+    kept = [export["id"] for export in site.client.list("exports")]
     assert [archive.export(site.client, vm["id"], file, 60)["id"]] == kept, "it is that one which is gone on with"
     assert archive_format.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
 
@@ -248,11 +248,11 @@ def ova(
     members = {"vm.ovf": described.encode(), name: disk} | ({"second.vmdk": second} if second else {})
     if sums:
         members["vm.mf"] = f"SHA256(vm.ovf)= {sums_of}\nSHA256({name})= {digest}\n".encode()
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as made:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive_file:
         for called, data in members.items():
             member = tarfile.TarInfo(called)
             member.size = len(data)
-            made.addfile(member, io.BytesIO(data))
+            archive_file.addfile(member, io.BytesIO(data))
     return path
 
 
@@ -344,11 +344,11 @@ def test_a_hostile_archive_is_refused(site: Platform, api: Api, new_vm: NewVm, t
     no_tar.write_bytes(b"x" * 2000)
     with pytest.raises(ArchiveError, match="no tar archive"):
         archive_format.read(no_tar)
-    with tarfile.open(tmp_path / "link.tar", "w") as made:
+    with tarfile.open(tmp_path / "link.tar", "w") as archive_file:
         for name in ("vm.json", "disk.qcow2"):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/shadow"
-            made.addfile(member)
+            archive_file.addfile(member)
     with pytest.raises(ArchiveError, match="has neither"):
         archive_format.read(tmp_path / "link.tar")
     damaged = ova(tmp_path / "damaged.ova", b"KDMV" + bytes(2000))

@@ -23,18 +23,18 @@ Clone = Callable[..., Object]
 @pytest.fixture
 def clone(site: Platform, new_vm: NewVm, new_name: Callable[[], str]) -> Iterator[Clone]:
     """Clone VMs; the clones are deleted before what they were made from."""
-    made: list[str] = []
+    ids: list[str] = []
 
     def create(vm: Object, **fields: Any) -> Object:
-        found = site.client.clone_vm(vm["id"], new_name(), **fields)
-        made.append(found["id"])
-        return found
+        clone_vm = site.client.clone_vm(vm["id"], new_name(), **fields)
+        ids.append(clone_vm["id"])
+        return clone_vm
 
     yield create
-    for id in made:
+    for id in ids:
         if any(vm["id"] == id for vm in site.client.list("vms")):
             site.client.delete("vms", id)
-    until(lambda: not set(made) & {vm["id"] for vm in site.client.list("vms")}, "the clones are gone")
+    until(lambda: not set(ids) & {vm["id"] for vm in site.client.list("vms")}, "the clones are gone")
 
 
 def up(site: Platform, vm: Object) -> Object:
@@ -55,9 +55,9 @@ def test_a_clone_has_its_sources_data_and_nothing_else(
     write(site, first, "other")
     second = up(site, clone(vm, linked=linked))
     third = up(site, clone(first, linked=linked))
-    assert [read(site, one) for one in (vm, first, second, third)] == ["two", "other", "two", "other"]
+    assert [read(site, each) for each in (vm, first, second, third)] == ["two", "other", "two", "other"]
     assert boots(site, vm) == 1, "the source went on"
-    shared = [len(list(directory(site, one).glob("shared-*"))) for one in (vm, first, second, third)]
+    shared = [len(list(directory(site, each).glob("shared-*"))) for each in (vm, first, second, third)]
     assert shared == ([2, 2, 2, 2] if linked else [0, 0, 0, 0])
     site.cli("vm", "delete", vm["name"], "--wait")
     assert not directory(site, vm).exists()
@@ -93,12 +93,12 @@ def test_concurrent_clones_do_not_disturb_each_other(site: Platform, new_vm: New
     vm = booted(site, new_vm)
     write(site, vm, "one")
     asked = [clone(vm, linked=linked, power="stopped") for linked in (False, True, False)]
-    until(lambda: all(site.client.get("vms", one["id"])["clone_of"] is None for one in asked), "all are made", 60)
-    layers = [[path.name for path in directory(site, vm | one).glob("shared-*")] for one in asked]
+    until(lambda: all(site.client.get("vms", each["id"])["clone_of"] is None for each in asked), "all are made", 60)
+    layers = [[path.name for path in directory(site, vm | each).glob("shared-*")] for each in asked]
     assert sorted(map(len, layers)) in ([0, 0, 1], [0, 1, 1], [1, 1, 1])
-    for one in asked:
-        site.cli("vm", "start", one["name"], "--wait")
-        assert read(site, up(site, one)) == "one"
+    for each in asked:
+        site.cli("vm", "start", each["name"], "--wait")
+        assert read(site, up(site, each)) == "one"
 
 
 @pytest.mark.slow
@@ -164,16 +164,19 @@ def test_a_clone_completes_after_a_kill(site: Platform, new_vm: NewVm, clone: Cl
     service.start()
     site.wait_ready()
     answers(site, vm)
-    made = up(site, asked)
-    assert (read(site, made), read(site, vm)) == ("one", "one")
+    copy = up(site, asked)
+    assert (read(site, copy), read(site, vm)) == ("one", "one")
     assert boots(site, vm) == 1 and site.client.get("vms", vm["id"])["status"]["crashes"] == 0
     write(site, vm, "two")
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
     assert read(site, vm) == "two", "what it wrote after that is there"
-    left = {path.name for path in directory(site, vm).iterdir()}
-    assert not left & {"copy.qcow2", "link.new"} and len([name for name in left if name.startswith("next-")]) <= 1
+    file_names = {path.name for path in directory(site, vm).iterdir()}
+    assert (
+        not file_names & {"copy.qcow2", "link.new"}
+        and len([name for name in file_names if name.startswith("next-")]) <= 1
+    )
 
 
 def test_a_clone_without_enough_space_says_so_and_loses_nothing(
@@ -195,14 +198,14 @@ def test_a_clone_without_enough_space_says_so_and_loses_nothing(
         failed = site.client.wait("snapshots", answer["id"], lambda now: now is None or now["phase"] != "creating", 60)
         assert failed is not None and failed["phase"] == "failed" and failed["error"], failed
         site.cli("snapshot", "delete", vm["name"], "m")
-        made = clone(vm)
-        refused = site.wait_vm(made["id"], lambda now: now["status"]["state"] == "failed", "the clone has failed")
+        copy = clone(vm)
+        refused = site.wait_vm(copy["id"], lambda now: now["status"]["state"] == "failed", "the clone has failed")
         assert "No space left" in refused["status"]["reason"] and refused["clone_of"], refused["status"]
         assert (read(site, vm), boots(site, vm)) == ("one", 1), "the source runs on"
         ballast.unlink()
         subprocess.run(["mount", "-o", "remount,size=256m", str(vms)], check=True)
-        assert read(site, up(site, made)) == "one", "it is made when there is room"
-        site.cli("vm", "delete", made["name"], "--wait")
+        assert read(site, up(site, copy)) == "one", "it is made when there is room"
+        site.cli("vm", "delete", copy["name"], "--wait")
         site.cli("vm", "delete", vm["name"], "--wait")
         until(lambda: not list(vms.iterdir()), "nothing is left")
     finally:

@@ -24,20 +24,20 @@ def status(pid: int) -> dict[str, str]:
 
 
 def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform, new_vm: NewVm) -> None:
-    one, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
-    first, second = (status(vm["status"]["pid"]) for vm in (one, other))
+    first_vm, other = (site.wait_state(new_vm(image="disk", node="host-a")["id"], "running") for _ in range(2))
+    first, second = (status(vm["status"]["pid"]) for vm in (first_vm, other))
     assert first["Uid"] != second["Uid"]
-    for found in (first, second):
-        assert set(found["Uid"].split()) == set(found["Gid"].split()) and int(found["Uid"].split()[0]) >= 1 << 16
-        assert found["Groups"] == "" and found["NoNewPrivs"] == "1" and found["Seccomp"] == "2"
-        assert {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
-    pid = one["status"]["pid"]
+    for fields in (first, second):
+        assert set(fields["Uid"].split()) == set(fields["Gid"].split()) and int(fields["Uid"].split()[0]) >= 1 << 16
+        assert fields["Groups"] == "" and fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
+        assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    pid = first_vm["status"]["pid"]
     assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     share = re.search(r":(?:[a-z,]*memory[a-z,]*)?:(/novacron/\S+)", Path(f"/proc/{pid}/cgroup").read_text())
     assert share is not None, "it has its share of the host"
     places = [path for root in ("memory", "") if (path := Path(f"/sys/fs/cgroup/{root}{share[1]}")).exists()]
     assert len(places) == 1
-    site.cli("vm", "delete", one["name"], "--wait")
+    site.cli("vm", "delete", first_vm["name"], "--wait")
     assert not places[0].exists(), "which goes with it"
 
 
@@ -65,14 +65,15 @@ async def test_a_qemu_cannot_open_files_of_other_vms_or_of_the_agent(site: Platf
     volume = site.client.create_volume("theirs", size_mib=1, node=other["node"])
     foreign = states / "volumes" / f"{volume['id']}.raw"
     until(foreign.exists, "there is a volume that is not its own")
-    theirs = site.directory / other["node"] / "agent" / "vms" / other["id"]
-    until(lambda: (theirs / "disk.qcow2").exists(), "the other VM has its disk")
+    other_directory = site.directory / other["node"] / "agent" / "vms" / other["id"]
+    until(lambda: (other_directory / "disk.qcow2").exists(), "the other VM has its disk")
     agent = site.agents[mine["node"]]
     agent.kill()  # QEMU listens to one at a time
     monitor = QMPClient()
     await monitor.connect(str(states / "vms" / mine["id"] / "qmp.sock"))
     forbidden = [
-        foreign, theirs / "disk.qcow2", Path("..") / other["id"] / "disk.qcow2", theirs / "console.log",
+        foreign, other_directory / "disk.qcow2", Path("..") / other["id"] / "disk.qcow2",
+        other_directory / "console.log",
         *(states / "identity").iterdir(), *(states / "journal").iterdir(),
         Path("/etc/shadow"), site.directory / "pg" / "data" / "PG_VERSION", site.config,
     ]  # fmt: skip
@@ -83,7 +84,7 @@ async def test_a_qemu_cannot_open_files_of_other_vms_or_of_the_agent(site: Platf
                 with pytest.raises(ExecuteError, match="Permission denied"):
                     await monitor.execute("blockdev-add", block)
         for name in ("qmp.sock", "console.sock"):
-            address = {"type": "unix", "data": {"path": str(theirs / name)}}
+            address = {"type": "unix", "data": {"path": str(other_directory / name)}}
             backend = {"type": "socket", "data": {"addr": address, "server": False}}
             with pytest.raises(ExecuteError, match="Permission denied"):
                 await monitor.execute("chardev-add", {"id": "stolen", "backend": backend})

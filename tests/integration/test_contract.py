@@ -28,8 +28,8 @@ OFF = {"image": "tiny", "memory_mib": 64, "power": "stopped"}
 
 
 @pytest.fixture
-def made(site: Platform) -> Iterator[Callable[[Any], Any]]:
-    """Note VMs, from answers, that are to be deleted."""
+def clean_up_later(site: Platform) -> Iterator[Callable[[Any], Any]]:
+    """Delete the VMs in the answers that pass through it after the test."""
     ids: list[str] = []
 
     def note(answer: Any) -> Any:
@@ -50,11 +50,11 @@ def batch(api: Api, names: list[str], **more: Any) -> Any:
     return api("POST", "/api/v1/vms/batch", {"items": [{"name": name, **OFF, **more} for name in names]})
 
 
-def test_each_item_of_a_batch_succeeds_or_fails_by_itself(api: Api, made: Callable[[Any], Any]) -> None:
-    first = made(batch(api, ["b-1", "b-2"]))
+def test_each_item_of_a_batch_succeeds_or_fails_by_itself(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
+    first = clean_up_later(batch(api, ["b-1", "b-2"]))
     assert first.status == 200 and (first.body["done"], first.body["failed"]) == (2, 0)
     assert all(item["status"] == 201 and item["vm"]["name"].startswith("b-") for item in first.body["items"])
-    second = made(api("POST", "/api/v1/vms/batch", {"items": [
+    second = clean_up_later(api("POST", "/api/v1/vms/batch", {"items": [
         {"name": "b-3", **OFF}, {"name": "b-1", **OFF}, {"name": "b-4", **OFF, "image": "none"}]}))  # fmt: skip
     assert [item["status"] for item in second.body["items"]] == [201, 409, 400]
     assert second.body["items"][1]["problem"]["field"] == "name"
@@ -69,26 +69,26 @@ def test_each_item_of_a_batch_succeeds_or_fails_by_itself(api: Api, made: Callab
     assert batch(api, [f"b-{n}" for n in range(101)]).status == 400
 
 
-def test_a_repeated_batch_is_done_once(api: Api, made: Callable[[Any], Any]) -> None:
+def test_a_repeated_batch_is_done_once(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
     body = {"items": [{"name": "once-1", **OFF}]}
-    first = made(api("POST", "/api/v1/vms/batch", body, Idempotency_Key="batch-key"))
+    first = clean_up_later(api("POST", "/api/v1/vms/batch", body, Idempotency_Key="batch-key"))
     again = api("POST", "/api/v1/vms/batch", body, Idempotency_Key="batch-key")
     assert again.body == first.body and again.headers["idempotency-replayed"] == "true"
 
 
-def test_lists_have_orders_pages_fields_and_filters(api: Api, made: Callable[[Any], Any]) -> None:
+def test_lists_have_orders_pages_fields_and_filters(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
     names = [f"page-{n}" for n in range(7)]
-    made(batch(api, names))
-    made(batch(api, ["page-big"], vcpus=3))
+    clean_up_later(batch(api, names))
+    clean_up_later(batch(api, ["page-big"], vcpus=3))
 
     def pages(query: str) -> list[Object]:
-        found, cursor = [], ""
+        listed, cursor = [], ""
         for _ in range(20):
             answer = api("GET", f"/api/v1/vms?name=page-*&limit=3{query}{cursor}")
             assert answer.status == 200, answer.body
-            found += answer.body["items"]
+            listed += answer.body["items"]
             if answer.body["next"] is None:
-                return found
+                return listed
             cursor = f"&cursor={answer.body['next']}"
         raise AssertionError("no end")
 
@@ -108,8 +108,8 @@ def test_lists_have_orders_pages_fields_and_filters(api: Api, made: Callable[[An
     assert api("GET", f"/api/v1/vms?sort=-name&cursor={cursor}").problem["field"] == "cursor", "of another order"
 
 
-def test_a_request_can_wait_for_its_result(api: Api, made: Callable[[Any], Any]) -> None:
-    vm = made(api("POST", "/api/v1/vms?wait=60", {"name": "waits", "image": "tiny", "memory_mib": 64})).body
+def test_a_request_can_wait_for_its_result(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
+    vm = clean_up_later(api("POST", "/api/v1/vms?wait=60", {"name": "waits", "image": "tiny", "memory_mib": 64})).body
     assert vm["status"]["state"] == "running"
     stopped = api("POST", "/api/v1/vms/waits/actions/stop?wait=30", {"timeout_s": 0})
     assert stopped.body["status"]["state"] == "stopped"
@@ -119,10 +119,10 @@ def test_a_request_can_wait_for_its_result(api: Api, made: Callable[[Any], Any])
     assert api("GET", "/api/v1/vms/waits").status == 404
 
 
-def test_a_read_is_at_least_as_new_as_its_min_revision(api: Api, made: Callable[[Any], Any]) -> None:
-    vm = made(api("POST", "/api/v1/vms", {"name": "fresh", **OFF})).body
-    found = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision']}")
-    assert found.status == 200 and found.body["revision"] >= vm["revision"]
+def test_a_read_is_at_least_as_new_as_its_min_revision(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
+    vm = clean_up_later(api("POST", "/api/v1/vms", {"name": "fresh", **OFF})).body
+    answer = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision']}")
+    assert answer.status == 200 and answer.body["revision"] >= vm["revision"]
     listed = api("GET", f"/api/v1/vms?name=fresh&min_revision={vm['revision']}")
     assert listed.body["revision"] >= vm["revision"] and len(listed.body["items"]) == 1
     never = api("GET", f"/api/v1/vms/fresh?min_revision={vm['revision'] + 10**9}")
@@ -130,8 +130,8 @@ def test_a_read_is_at_least_as_new_as_its_min_revision(api: Api, made: Callable[
     assert api("GET", "/api/v1/vms?min_revision=new").problem["field"] == "min_revision"
 
 
-def test_cached_answers_are_current(api: Api, made: Callable[[Any], Any]) -> None:
-    made(api("POST", "/api/v1/vms?wait=30", {"name": "hot", **OFF}))
+def test_cached_answers_are_current(api: Api, clean_up_later: Callable[[Any], Any]) -> None:
+    clean_up_later(api("POST", "/api/v1/vms?wait=30", {"name": "hot", **OFF}))
     path = "/api/v1/vms?name=hot"
     for _ in range(3):
         assert len(api("GET", path).body["items"]) == 1
@@ -140,23 +140,23 @@ def test_cached_answers_are_current(api: Api, made: Callable[[Any], Any]) -> Non
     changed = api("PATCH", "/api/v1/vms/hot", {"start_order": 9}).body
     assert api("GET", path, If_None_Match=tagged.headers["etag"]).status == 200
     assert api("GET", path).body["items"][0]["revision"] == changed["revision"]
-    one = api("GET", f"/api/v1/vms/{changed['id']}")
-    assert one.headers["etag"] == f'"{changed["revision"]}"'
-    assert api("GET", f"/api/v1/vms/{changed['id']}", If_None_Match=one.headers["etag"]).status == 304
+    current = api("GET", f"/api/v1/vms/{changed['id']}")
+    assert current.headers["etag"] == f'"{changed["revision"]}"'
+    assert api("GET", f"/api/v1/vms/{changed['id']}", If_None_Match=current.headers["etag"]).status == 304
     nodes = "/api/v1/nodes"
     plain = api("GET", nodes).body["items"]
     for coding in ("zstd", "br", "gzip", "identity", "zstd;q=0, gzip"):
         for _ in range(3):
             packed = api("GET", nodes, Accept_Encoding=coding)
             assert packed.body["items"] == plain, coding
-        wanted = {"identity": None, "zstd;q=0, gzip": "gzip"}.get(coding, coding)
-        assert packed.headers.get("content-encoding") == wanted, coding
+        expected = {"identity": None, "zstd;q=0, gzip": "gzip"}.get(coding, coding)
+        assert packed.headers.get("content-encoding") == expected, coding
     for name in ("x-content-type-options", "strict-transport-security", "ratelimit", "vary"):
         assert name in packed.headers
 
 
 async def test_a_websocket_delivers_changes_and_resumes_without_a_gap(
-    site: Platform, api: Api, made: Callable[[Any], Any]
+    site: Platform, api: Api, clean_up_later: Callable[[Any], Any]
 ) -> None:
     """In one thread: Python's TLS may lose what one thread sends while another one waits for something to receive."""
     config = site.client.config
@@ -165,7 +165,7 @@ async def test_a_websocket_delivers_changes_and_resumes_without_a_gap(
     headers = {"Authorization": f"Bearer {config.token}"}
     async with connect(url, ssl=context, additional_headers=headers) as socket:
         began = json.loads(await asyncio.wait_for(socket.recv(), 10))["revision"]
-        vm = made(api("POST", "/api/v1/vms", {"name": "watched", **OFF})).body
+        vm = clean_up_later(api("POST", "/api/v1/vms", {"name": "watched", **OFF})).body
         assert (await heard(socket, vm["id"]))["object"]["name"] == "watched"
     api("PATCH", "/api/v1/vms/watched", {"start_order": 3})
     async with connect(f"{url}&after={began}", ssl=context, additional_headers=headers) as socket:
@@ -270,17 +270,17 @@ def test_unusual_headers_do_no_harm(api: Api) -> None:
         assert api("GET", "/api/v1/vms", raw=None, token="", **{name: value}).status in (200, 400), name
 
 
-def test_the_sdk_reads_each_kind_as_its_type(site: Platform, api: Api, made: Callable[[Any], Any]) -> None:
-    vm = made(api("POST", "/api/v1/vms", {"name": "typed", **OFF})).body
+def test_the_sdk_reads_each_kind_as_its_type(site: Platform, api: Api, clean_up_later: Callable[[Any], Any]) -> None:
+    vm = clean_up_later(api("POST", "/api/v1/vms", {"name": "typed", **OFF})).body
     read = site.client.one(Vm, "typed")
     assert (read.id, read.spec.memory_mib, read.spec.power) == (vm["id"], 64, Power.STOPPED)
     assert read.created_at == datetime.fromisoformat(vm["created_at"])
-    assert [one.name for one in site.client.every(Vm, name="typed")] == ["typed"]
+    assert [value.name for value in site.client.every(Vm, name="typed")] == ["typed"]
     for type_, kind in KINDS.items():
         if kind == "snapshots":  # listed with their VM
             continue
         values: list[object] = list(site.client.every(type_, limit=50))
-        assert all(isinstance(one, type_) for one in values)
+        assert all(isinstance(value, type_) for value in values)
         if kind in ("vms", "nodes", "images", "events", "projects", "users", "grants", "tokens"):
             assert values, kind
     with pytest.raises(TypeError, match="no objects of type int; it has those of: Event, "):

@@ -88,43 +88,43 @@ def traced(images: Path, lacks: list[str], collector: Collector) -> Iterator[Pla
 
 def counted(text: str) -> dict[str, list[dict[str, str]]]:
     """Return the labels of every sample that is not zero, by name."""
-    found: dict[str, list[dict[str, str]]] = {}
+    by_family: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.value:
-                found.setdefault(sample.name, []).append(sample.labels)
-    return found
+                by_family.setdefault(sample.name, []).append(sample.labels)
+    return by_family
 
 
 def routes() -> list[tuple[str, str]]:
     """Return method and path of every operation that there is."""
     app = create_app(None)  # type: ignore[arg-type]
-    found = set()
+    endpoints = set()
     for route in app.routes:
         for handler in getattr(route, "route_handlers", ()):
             for method in getattr(handler, "http_methods", ()):
                 if str(method) not in ("OPTIONS", "HEAD"):
-                    found.add((str(method), str(route.path_format)))
-    return sorted(found)
+                    endpoints.add((str(method), str(route.path_format)))
+    return sorted(endpoints)
 
 
 def of_routes(traced: Platform, collector: Collector) -> list[Seen]:
     """Ask for everything that can be asked for, of things that there are not."""
     api = Api(traced.client)
-    wanted = routes()
-    for number, (method, path) in enumerate(wanted):
+    endpoints = routes()
+    for number, (method, path) in enumerate(endpoints):
         body: dict[str, object] | None = {} if method in ("POST", "PUT", "PATCH") else None
         trace = f"00-{number + 1:032x}-{number + 1:016x}-01"
         api(method, re.sub(r"\{[^}]*\}", "none", path), body, traceparent=trace, Accept="application/json")
         pause(0.06)  # of reads that succeed, twenty a second are written down
-    found: list[Seen] = []
+    evidence: list[Seen] = []
 
     def all_are_seen() -> bool:
-        found[:] = found_of_routes(api, collector, wanted)
-        return all(one.share == 1 for one in found)
+        evidence[:] = found_of_routes(api, collector, endpoints)
+        return all(item.share == 1 for item in evidence)
 
     in_time(all_are_seen)
-    return found
+    return evidence
 
 
 def in_time(condition: Callable[[], bool]) -> None:
@@ -133,22 +133,22 @@ def in_time(condition: Callable[[], bool]) -> None:
         until(condition, "all is seen", 30)
 
 
-def found_of_routes(api: Api, collector: Collector, wanted: list[tuple[str, str]]) -> list[Seen]:
+def found_of_routes(api: Api, collector: Collector, endpoints: list[tuple[str, str]]) -> list[Seen]:
     metrics = counted(api("GET", "/metrics").body)
-    metric = {(one["method"], one["route"]) for one in metrics["novacron_api_requests_total"]}
+    metric = {(entry["method"], entry["route"]) for entry in metrics["novacron_api_requests_total"]}
     logged = set()
     after = ""
     while True:
         page = api("GET", f"/api/v1/api-log?limit=500{after}").body
-        logged |= {(one["method"], one["route"]) for one in page["items"]}
+        logged |= {(entry["method"], entry["route"]) for entry in page["items"]}
         if not page.get("next"):
             break
         after = f"&after={page['next']}"
     spans = {span.name for span in list(collector.spans)}
-    found = []
-    for method, path in wanted:
+    evidence = []
+    for method, path in endpoints:
         names = {path, path.rstrip("/") or "/", re.sub(r"\{(\w+)(:\w+)?\}", r"{\1}", path)}
-        found.append(
+        evidence.append(
             Seen(
                 f"{method} {path}",
                 any((method, name) in metric for name in names),
@@ -156,7 +156,7 @@ def found_of_routes(api: Api, collector: Collector, wanted: list[tuple[str, str]
                 any(f"{method} {name}" in spans for name in names),
             )
         )
-    return found
+    return evidence
 
 
 def steps_of(traced: Platform) -> list[dict[str, str]]:
@@ -165,20 +165,20 @@ def steps_of(traced: Platform) -> list[dict[str, str]]:
 
 
 def of_controllers(traced: Platform, collector: Collector) -> list[Seen]:
-    names = [one.name for one in Controllers(None, None, None)._all]  # type: ignore[arg-type]
+    names = [item.name for item in Controllers(None, None, None)._all]  # type: ignore[arg-type]
 
-    found: list[Seen] = []
+    evidence: list[Seen] = []
 
     def all_are_seen() -> bool:
         log, spans = traced.server.log.read_text(), {span.name for span in list(collector.spans)}
         steps = {labels["controller"] for labels in steps_of(traced)}
-        found[:] = [
+        evidence[:] = [
             Seen(name, name in steps, f'"controller": "{name}"' in log, f"controller {name}" in spans) for name in names
         ]
-        return all(one.share == 1 for one in found)
+        return all(item.share == 1 for item in evidence)
 
     in_time(all_are_seen)
-    return found
+    return evidence
 
 
 def calls(tree: ast.AST) -> Iterator[ast.Call]:
@@ -210,17 +210,17 @@ def of_actions() -> list[Seen]:
 
 def texts(*packages: str) -> dict[str, set[str]]:
     """Return what is said in calls of logs, traces and metrics, by which it is."""
-    found: dict[str, set[str]] = {"log": set(), "traces": set(), "counter": set()}
+    by_source: dict[str, set[str]] = {"log": set(), "traces": set(), "counter": set()}
     for _, tree in modules(*packages):
         for call in calls(tree):
             first = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
             if not isinstance(first, str):
                 continue
             if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
-                found.get(call.func.value.id, set()).add(first)
+                by_source.get(call.func.value.id, set()).add(first)
             elif isinstance(call.func, ast.Name) and call.func.id in ("counter", "histogram"):
-                found["counter"].add(first)
-    return found
+                by_source["counter"].add(first)
+    return by_source
 
 
 def of_phases(traced: Platform, collector: Collector) -> list[Seen]:
@@ -230,10 +230,10 @@ def of_phases(traced: Platform, collector: Collector) -> list[Seen]:
     logs = "".join(agent.log.read_text() for agent in traced.agents.values())
     spans = {span.name for span in list(collector.spans)}
     metrics = counted(traced.client.metrics("host-a") + traced.client.metrics("host-b"))
-    found = []
+    evidence = []
     for phase, (metric, event, span) in PHASES.items():
         happened = phase in ("open", "send", "receive")
-        found.append(
+        evidence.append(
             Seen(
                 phase,
                 metric in metrics if happened else metric in said["counter"] and metric in BY_NAME,
@@ -241,13 +241,13 @@ def of_phases(traced: Platform, collector: Collector) -> list[Seen]:
                 span in spans if happened else span in said["traces"],
             )
         )
-    return found
+    return evidence
 
 
 def of_database() -> list[Seen]:
     """A call through one of the methods that measure has all three (test_a_query_is_counted_logged_and_traced)."""
     measured = {name for name in QUERY_METHODS if name in vars(PooledConnection)}
-    found = []
+    evidence = []
     for path, tree in modules("store", "api", "server", "control"):
         for call in calls(tree):
             if not isinstance(call.func, ast.Attribute) or call.func.attr not in QUERY_METHODS:
@@ -256,8 +256,8 @@ def of_database() -> list[Seen]:
             if not re.search(r"connection|lock\b", owner):
                 continue
             seen = call.func.attr in measured
-            found.append(Seen(f"{path.relative_to(SOURCE)}:{call.lineno} {call.func.attr}", seen, seen, seen))
-    return found
+            evidence.append(Seen(f"{path.relative_to(SOURCE)}:{call.lineno} {call.func.attr}", seen, seen, seen))
+    return evidence
 
 
 def test_metrics_logs_and_traces_cover_each_group_to_its_floor(
@@ -266,23 +266,23 @@ def test_metrics_logs_and_traces_cover_each_group_to_its_floor(
     vm = traced.client.create_vm(name="moving", image="tiny", memory_mib=128, node="host-a")
     traced.wait_state(vm["id"], "running")
     traced.cli("vm", "migrate", "moving", "--to", "host-b")
-    found = {
+    groups = {
         "routes": of_routes(traced, collector),
         "controllers": of_controllers(traced, collector),
         "agents' actions": of_actions(),
         "phases of DWCP": of_phases(traced, collector),
         "database calls": of_database(),
     }
-    every = [one for group in found.values() for one in group]
-    shares = {name: share_of(group) for name, group in found.items()}
+    every = [item for group in groups.values() for item in group]
+    shares = {name: share_of(group) for name, group in groups.items()}
     lines = [f"{'':20}  count  metric     log   trace   all three"]
-    for name, group in found.items():
-        each = [100 * sum(getattr(one, way) for one in group) / len(group) for way in ("metric", "log", "trace")]
+    for name, group in groups.items():
+        each = [100 * sum(getattr(item, way) for item in group) / len(group) for way in ("metric", "log", "trace")]
         lines.append(f"{name:20}  {len(group):5}  " + "  ".join(f"{share:5.1f}%" for share in (*each, shares[name])))
     lines.append(f"{'the whole':20}  {len(every):5}  {'':22}{share_of(every):5.1f}%")
     record_property("what can be seen", "\n".join(lines))
-    assert below_floor(found) == {}
-    assert len(found["routes"]) > 100 and len(found["database calls"]) > 100
+    assert below_floor(groups) == {}
+    assert len(groups["routes"]) > 100 and len(groups["database calls"]) > 100
 
 
 @pytest.mark.parametrize("group", FLOORS)
@@ -313,7 +313,7 @@ async def test_a_query_is_counted_logged_and_traced(database: Database, monkeypa
                 await getattr(connection, method)(*arguments)
             assert count() > before, method
             assert len(exporter.get_finished_spans()) >= spans + 2, method
-            assert any(one["event"] == "query" for one in logged), method
+            assert any(entry["event"] == "query" for entry in logged), method
 
 
 async def test_an_action_is_counted_logged_and_traced() -> None:

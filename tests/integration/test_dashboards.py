@@ -70,9 +70,9 @@ def watch(watched: Platform, moved: dict[str, Any]) -> Iterator[Watch]:
             redis.wait()
 
 
-def panels(found: Any) -> Iterator[tuple[str, str]]:
+def panels(node: Any) -> Iterator[tuple[str, str]]:
     """Yield title and expression of every query of a dashboard."""
-    for panel in found.get("panels", ()):
+    for panel in node.get("panels", ()):
         yield from panels(panel)
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
@@ -82,31 +82,31 @@ def plain(expression: str) -> str:
     """Return a query as Grafana asks it when all of each variable is chosen."""
     for name, value in VARIABLES.items():
         expression = expression.replace(name, value)
-    found = re.sub(r"\$\{?(\w+)\}?", ".*", expression)
-    assert "$" not in found
-    return found
+    pattern = re.sub(r"\$\{?(\w+)\}?", ".*", expression)
+    assert "$" not in pattern
+    return pattern
 
 
 def test_dashboard_files_match_the_code() -> None:
     assert {path.name: path.read_text() for path in DIRECTORY.glob("*.json")} == written(), "python -m deploy.grafana"
     assert len(DASHBOARDS) == 7
-    found = {path.name: path.read_text() for path in PAGES.iterdir()}
-    assert found == pages(written()), "python -m deploy.grafana"
+    files = {path.name: path.read_text() for path in PAGES.iterdir()}
+    assert files == pages(written()), "python -m deploy.grafana"
     for uid in DASHBOARDS:
         assert (PAGES.parent / f"images/{uid}.svg").read_text().startswith("<svg"), "python -m lab.pictures"
 
 
 @pytest.mark.parametrize("uid", DASHBOARDS)
 def test_each_dashboard_has_the_common_parts(uid: str) -> None:
-    found = json.loads((DIRECTORY / f"{uid}.json").read_text())
-    assert found["uid"] == uid and found["refresh"] == "10s" and "novacron" in found["tags"]
-    assert found["links"][0]["tags"] == ["novacron"] and found["links"][0]["keepTime"]
-    assert {one["name"] for one in found["annotations"]["list"]} >= {"Deployments", "Migrations"}
-    assert found["templating"]["list"][0]["name"] == "datasource"
-    shown = [panel for panel in found["panels"] if panel["type"] != "row"]
+    dashboard = json.loads((DIRECTORY / f"{uid}.json").read_text())
+    assert dashboard["uid"] == uid and dashboard["refresh"] == "10s" and "novacron" in dashboard["tags"]
+    assert dashboard["links"][0]["tags"] == ["novacron"] and dashboard["links"][0]["keepTime"]
+    assert {item["name"] for item in dashboard["annotations"]["list"]} >= {"Deployments", "Migrations"}
+    assert dashboard["templating"]["list"][0]["name"] == "datasource"
+    shown = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     assert len(shown) >= 9 and all(panel["title"] and panel["targets"] for panel in shown)
-    for one in shown:
-        place = one["gridPos"]
+    for item in shown:
+        place = item["gridPos"]
         assert place["x"] + place["w"] <= 24
     assert all(panel["datasource"]["uid"] == "${datasource}" for panel in shown)
 
@@ -115,15 +115,19 @@ def test_every_job_is_scraped(watch: Watch) -> None:
     jobs = {"novacron-server": 1, "novacron-agents": 2, "postgresql": 1, "redis": 1, "alertmanager": 1, "prometheus": 1}
 
     def up() -> bool:
-        found = {one["metric"]["job"]: int(one["value"][1]) for one in watch.prometheus.query("sum by (job) (up)")}
-        return found == jobs
+        up_by_job = {
+            item["metric"]["job"]: int(item["value"][1]) for item in watch.prometheus.query("sum by (job) (up)")
+        }
+        return up_by_job == jobs
 
     try:
         until(up, "every job is up", 30)
     except AssertionError as error:
-        told = [(one["labels"]["job"], one["lastError"]) for one in watch.prometheus.ask("targets")["activeTargets"]]
+        errors = [
+            (item["labels"]["job"], item["lastError"]) for item in watch.prometheus.ask("targets")["activeTargets"]
+        ]
         log = (watch.directory / "p/prometheus.log").read_text()[-1500:]
-        raise AssertionError(f"{error}: {told}\n{log}") from None
+        raise AssertionError(f"{error}: {errors}\n{log}") from None
 
 
 def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: Platform, asked: Api) -> None:
@@ -150,8 +154,8 @@ def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: 
             watched.cli("vm", "migrate", "panel", "--to", node)
 
     doing = [threading.Thread(target=use), threading.Thread(target=move)]
-    for one in doing:
-        one.start()
+    for item in doing:
+        item.start()
     silent = dict.fromkeys(asks)
     try:
 
@@ -167,8 +171,8 @@ def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: 
         raise AssertionError("nothing is shown by:\n" + "\n".join(map(str, silent))) from None
     finally:
         over.set()
-        for one in doing:
-            one.join()
+        for item in doing:
+            item.join()
         watched.client.delete("vms", vm["id"])
 
 
@@ -179,7 +183,9 @@ def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None
         end = time.time()
         query = "novacron_api_request_duration_seconds_bucket"
         series = watch.prometheus.ask("query_exemplars", query=query, start=str(end - 300), end=str(end))
-        return any(len(one["labels"].get("trace_id", "")) == 32 for each in series for one in each["exemplars"])
+        return any(
+            len(exemplar["labels"].get("trace_id", "")) == 32 for each in series for exemplar in each["exemplars"]
+        )
 
     until(found, "Prometheus has exemplars", 30)
 
@@ -196,8 +202,8 @@ def told(watch: Watch, alert: str) -> Any:
     try:
         return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 90)[0]
     except AssertionError as error:
-        known = [one["labels"]["alertname"] for message in watch.webhook.told for one in message["alerts"]]
-        raise AssertionError(f"{error}; it was told of {known}") from None
+        alert_names = [item["labels"]["alertname"] for message in watch.webhook.told for item in message["alerts"]]
+        raise AssertionError(f"{error}; it was told of {alert_names}") from None
 
 
 def test_the_webhook_hears_of_a_stopped_agent_and_of_its_return(watch: Watch, watched: Platform) -> None:
@@ -260,12 +266,12 @@ def test_the_webhook_hears_of_an_exhausted_connection_pool(watch: Watch, watched
 
 def processes_below(pid: int) -> list[int]:
     """Return the processes whose parent this one is."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def test_the_webhook_hears_of_a_slow_database(watch: Watch, watched: Platform, asked: Api) -> None:

@@ -59,39 +59,41 @@ def load(path: str) -> Any:
     return yaml.safe_load((DEPLOYED / path).read_text())
 
 
-def unlike(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+def unlike(actual: Any, expected: Any, where: str = "") -> Iterator[str]:
     """Yield where a configuration is not as documented."""
-    if isinstance(wanted, dict):
-        for key, value in found.items():
-            if key not in wanted:
+    if isinstance(expected, dict):
+        for key, value in actual.items():
+            if key not in expected:
                 yield f"{where}.{key} is not documented"
             else:
-                yield from unlike(value, wanted[key], f"{where}.{key}")
-    elif isinstance(wanted, list):
-        for number, one in enumerate(found):
-            yield from unlike(one, wanted[0], f"{where}[{number}]")
-    elif wanted == "duration":
-        if not re.fullmatch(r"(\d+(ms|s|m|h))+", str(found)):
-            yield f"{where}: {found} is no duration"
-    elif wanted == "size":
-        if not re.fullmatch(SIZE, str(found)):
-            yield f"{where}: {found} is no size"
-    elif type(found) is not wanted:
-        yield f"{where}: {found!r} is no {wanted.__name__}"
+                yield from unlike(value, expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        for number, item in enumerate(actual):
+            yield from unlike(item, expected[0], f"{where}[{number}]")
+    elif expected == "duration":
+        if not re.fullmatch(r"(\d+(ms|s|m|h))+", str(actual)):
+            yield f"{where}: {actual} is no duration"
+    elif expected == "size":
+        if not re.fullmatch(SIZE, str(actual)):
+            yield f"{where}: {actual} is no size"
+    elif type(actual) is not expected:
+        yield f"{where}: {actual!r} is no {expected.__name__}"
 
 
 def test_lokis_configuration_is_as_documented_with_the_promised_retention() -> None:
-    found = load("loki/loki.yaml")
-    assert list(unlike(found, LOKI)) == []
-    limits = found["limits_config"]
+    configuration = load("loki/loki.yaml")
+    assert list(unlike(configuration, LOKI)) == []
+    limits = configuration["limits_config"]
     assert (limits["ingestion_rate_mb"], limits["ingestion_burst_size_mb"]) == (10, 20)
     hot_days, cold_days = 30, 90
     assert limits["retention_period"] == f"{(hot_days + cold_days) * 24}h" == limits["max_query_lookback"]
-    assert found["compactor"]["retention_enabled"] and found["compactor"]["delete_request_store"] == "s3"
+    assert (
+        configuration["compactor"]["retention_enabled"] and configuration["compactor"]["delete_request_store"] == "s3"
+    )
     rules = json.loads((DEPLOYED / "loki/lifecycle.json").read_text())["Rules"]
     assert rules[0]["Transitions"][0]["Days"] == hot_days
     assert rules[1]["Expiration"]["Days"] > hot_days + cold_days, "Loki's own retention comes first"
-    (schema,) = found["schema_config"]["configs"]
+    (schema,) = configuration["schema_config"]["configs"]
     assert (schema["store"], schema["schema"], schema["index"]["period"]) == ("tsdb", "v13", "24h")
 
 
@@ -135,13 +137,15 @@ def test_jaeger_keeps_traces_in_elasticsearch() -> None:
 
 
 def test_grafana_has_all_data_sources() -> None:
-    sources = {one["uid"]: one for one in load("grafana/provisioning/datasources/novacron.yaml")["datasources"]}
-    assert {one["type"] for one in sources.values()} == {"prometheus", "loki", "jaeger"}
+    sources = {
+        source["uid"]: source for source in load("grafana/provisioning/datasources/novacron.yaml")["datasources"]
+    }
+    assert {source["type"] for source in sources.values()} == {"prometheus", "loki", "jaeger"}
     services = load("compose/compose.yaml")["services"]
     text = json.dumps(list(sources.values()))
     assert set(re.findall(r'"datasourceUid": "(\w+)"', text)) <= set(sources)
-    for one in sources.values():
-        host = re.fullmatch(r"http://([a-z]+):\d+", one["url"])
+    for source in sources.values():
+        host = re.fullmatch(r"http://([a-z]+):\d+", source["url"])
         assert host is not None and host[1] in {*services, "prometheus"}
     (provider,) = load("grafana/provisioning/dashboards/novacron.yaml")["providers"]
     mounts = services["grafana"]["volumes"]
@@ -154,8 +158,8 @@ def test_the_compose_file_is_valid_and_has_all_promised_services() -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = load("compose/compose.yaml")
-    services = found["services"]
+    configuration = load("compose/compose.yaml")
+    services = configuration["services"]
     assert set(services) >= {"postgres", "redis", "server", "agent", "prometheus", "alertmanager", "grafana", "loki",
                              "collector", "jaeger"}  # fmt: skip
     for name, service in services.items():
@@ -167,7 +171,7 @@ def test_the_compose_file_is_valid_and_has_all_promised_services() -> None:
             if source.startswith("."):
                 assert (COMPOSE.parent / source).exists(), f"{name}: {source} is not there"
             elif not source.startswith("/"):
-                assert source in found["volumes"], f"{name}: {source} is not declared"
+                assert source in configuration["volumes"], f"{name}: {source} is not declared"
     for name, value in re.findall(r"(\w*(?:PASSWORD|SECRET_KEY)\w*): (.+)", COMPOSE.read_text()):
         assert re.search(r"\$\{\w+:\?", value), f"{name} is written down"
 
@@ -201,10 +205,12 @@ def test_containers_run_existing_commands() -> None:
     services = load("compose/compose.yaml")["services"]
     for name in ("server", "agent"):
         words = services[name]["command"]
-        told = subprocess.run([sys.executable, "-m", "novacron", words[0], "--help"], capture_output=True, text=True,
-                              timeout=60, env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"})  # fmt: skip
+        help_output = subprocess.run(
+            [sys.executable, "-m", "novacron", words[0], "--help"],
+            capture_output=True, text=True, timeout=60, env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
         for option in (word for word in words if word.startswith("--")):
-            assert f"{option} " in told.stdout, f"novacron {words[0]} has no {option}"
+            assert f"{option} " in help_output.stdout, f"novacron {words[0]} has no {option}"
     script = (COMPOSE.parent / "begin.sh").read_text()
     assert subprocess.run(["sh", "-n", str(COMPOSE.parent / "begin.sh")], check=False).returncode == 0
     for command in re.findall(r"novacron ([a-z]+ [a-z-]+)", script):

@@ -34,21 +34,21 @@ def doctor(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any
     return done.returncode, json.loads(done.stdout)
 
 
-def about(found: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    return [one for one in found if one["about"] == what]
+def about(findings: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    return [finding for finding in findings if finding["about"] == what]
 
 
 def test_a_healthy_platform_passes_the_doctor(site: Platform) -> None:
-    status, found = doctor("--state-dir", str(site.directory / "s"), "--database", site.postgres.url,
+    status, findings = doctor("--state-dir", str(site.directory / "s"), "--database", site.postgres.url,
                            NOVACRON_CONFIG=str(site.config))  # fmt: skip
     for what in ("server", "nodes", "VMs", "versions", "QEMU", "kernel", "disk"):
-        assert [one["grade"] for one in about(found, what)] == ["ok"], about(found, what)
-    assert any("PostgreSQL" in one["found"] and one["grade"] == "ok" for one in about(found, "database"))
-    assert about(found, "accelerator")[0]["grade"] in ("ok", "warning")
-    assert {one["grade"] for one in about(found, "certificates")} == {"ok"}
-    assert all(one["advice"] for one in found if one["grade"] != "ok"), "each finding says what to do"
-    assert status == (1 if any(one["grade"] == "bad" for one in found) else 0)
-    assert not any(secret in json.dumps(found) for secret in NEVER)
+        assert [finding["grade"] for finding in about(findings, what)] == ["ok"], about(findings, what)
+    assert any("PostgreSQL" in finding["found"] and finding["grade"] == "ok" for finding in about(findings, "database"))
+    assert about(findings, "accelerator")[0]["grade"] in ("ok", "warning")
+    assert {finding["grade"] for finding in about(findings, "certificates")} == {"ok"}
+    assert all(finding["advice"] for finding in findings if finding["grade"] != "ok"), "each finding says what to do"
+    assert status == (1 if any(finding["grade"] == "bad" for finding in findings) else 0)
+    assert not any(secret in json.dumps(findings) for secret in NEVER)
 
 
 def test_the_doctor_finds_a_lost_node_and_a_vm_that_cannot_be_placed(site: Platform, api: Api) -> None:
@@ -56,8 +56,8 @@ def test_the_doctor_finds_a_lost_node_and_a_vm_that_cannot_be_placed(site: Platf
     site.agents["host-b"].stop()
     try:
         site.wait_node("host-b", ready=False)
-        status, found = doctor(NOVACRON_CONFIG=str(site.config))
-        (nodes,) = about(found, "nodes")
+        status, findings = doctor(NOVACRON_CONFIG=str(site.config))
+        (nodes,) = about(findings, "nodes")
         assert status == 1 and nodes["grade"] == "bad" and "host-b" in nodes["found"] and nodes["advice"]
     finally:
         site.agents["host-b"].start()
@@ -65,13 +65,13 @@ def test_the_doctor_finds_a_lost_node_and_a_vm_that_cannot_be_placed(site: Platf
 
 
 def test_the_doctor_says_what_it_cannot_reach(site: Platform) -> None:
-    status, found = doctor(
+    status, findings = doctor(
         "--database", "postgresql://nova:sesame@127.0.0.1:1/none", NOVACRON_CONFIG="/nonexistent",
         NOVACRON_URL="https://127.0.0.1:1", NOVACRON_TOKEN="nva_nothing",
     )  # fmt: skip
     assert status == 1
-    assert about(found, "database")[0]["grade"] == "bad" and about(found, "platform")[0]["grade"] == "bad"
-    assert not any(secret in json.dumps(found) for secret in NEVER)
+    assert about(findings, "database")[0]["grade"] == "bad" and about(findings, "platform")[0]["grade"] == "bad"
+    assert not any(secret in json.dumps(findings) for secret in NEVER)
 
 
 async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,18 +80,18 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
     authority = pki.Authority.open(directory)
     monkeypatch.setattr(pki, "SERVER_DAYS", 2)
     authority.issue_server(directory, ["localhost"])
-    grades = {one.found.split("'")[0]: one.grade for one in await machine.certificates(tmp_path)}
+    grades = {result.found.split("'")[0]: result.grade for result in await machine.certificates(tmp_path)}
     assert grades == {"the authority": Grade.OK, "the server": Grade.WARNING}
     (directory / "server.crt").write_text("nonsense")
-    assert Grade.WARNING in {one.grade for one in await machine.certificates(tmp_path)}
+    assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
 
 
 async def test_missing_programs_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    found = await machine.programs()
-    assert {one.grade for one in found} == {Grade.BAD, Grade.WARNING}
-    assert any(one.advice == "apt-get install nftables" for one in found)
-    assert [one.grade for one in await machine.qemu("qemu-system-x86_64")] == [Grade.BAD]
+    findings = await machine.programs()
+    assert {result.grade for result in findings} == {Grade.BAD, Grade.WARNING}
+    assert any(result.advice == "apt-get install nftables" for result in findings)
+    assert [result.grade for result in await machine.qemu("qemu-system-x86_64")] == [Grade.BAD]
 
 
 def test_only_good_findings_come_without_advice() -> None:
@@ -119,8 +119,8 @@ def test_a_support_bundle_holds_diagnostics_and_no_secret(site: Platform, tmp_pa
     assert file.stat().st_mode & 0o777 == 0o600
     with tarfile.open(file) as archive:
         parts = {
-            one.name.partition("/")[2]: archive.extractfile(one).read().decode()  # type: ignore[union-attr]
-            for one in archive.getmembers()
+            member.name.partition("/")[2]: archive.extractfile(member).read().decode()  # type: ignore[union-attr]
+            for member in archive.getmembers()
         }
     assert set(parts) >= {
         "versions.json", "doctor.json", "api/nodes.json", "api/vms.json", "api/events.json", "metrics/server.txt",
@@ -144,8 +144,8 @@ def test_a_server_that_is_not_ready_gives_all_reasons(site: Platform, api: Api) 
     try:
 
         def away() -> bool:
-            found = api("GET", "/readyz", token=None)
-            return found.status == 503 and str(found.body).count("not ready: ") >= 2
+            readiness = api("GET", "/readyz", token=None)
+            return readiness.status == 503 and str(readiness.body).count("not ready: ") >= 2
 
         until(away, "both reasons are said", 20)
     finally:

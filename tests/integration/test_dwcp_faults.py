@@ -135,8 +135,8 @@ def seen(event: str, note: str) -> Iterator[None]:
     exporter = recording(0.0)
     with capture_logs() as logged, traces.span("move", parent="", always=True):
         yield
-    assert event in [one["event"] for one in logged]
-    assert note in [one.name for span in exporter.get_finished_spans() for one in span.events]
+    assert event in [entry["event"] for entry in logged]
+    assert note in [entry.name for span in exporter.get_finished_spans() for entry in span.events]
 
 
 DATA = random.Random(3).randbytes(6_000_000)
@@ -281,8 +281,8 @@ def pages(seed: int, count: int) -> list[bytes]:
 
 async def test_pages_that_the_receiver_has_are_sent_as_references(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    known, other = pages(1, 9000), pages(2, 20)
-    sender = await carry(ends, listener, port, b"".join(known + other + known), bases=(Held("x", known),))
+    base, other = pages(1, 9000), pages(2, 20)
+    sender = await carry(ends, listener, port, b"".join(base + other + base), bases=(Held("x", base),))
     savings = sender.savings
     assert savings.sibling == 18_000 and savings.incompressible + savings.literal == 20
     assert savings.incompressible > 10
@@ -376,15 +376,15 @@ async def test_a_missing_base_costs_savings_only(ends: Ends, listening: tuple[Li
 
 async def test_another_project_s_key_finds_nothing(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    known = pages(1, 500)
-    receiving = asyncio.create_task(receive(listener, ends.terms((Held("x", known),))))
+    base = pages(1, 500)
+    receiving = asyncio.create_task(receive(listener, ends.terms((Held("x", base),))))
     await asyncio.sleep(0)
     sender = ends.sender(port)
     options = msgspec.structs.replace(sender._options, key=b"other" + bytes(27))
     sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
     async with sender:
-        await sender.send(source(b"".join(known)), Plain())
-    assert await receiving == b"".join(known)
+        await sender.send(source(b"".join(base)), Plain())
+    assert await receiving == b"".join(base)
     assert sender.savings.sibling == 0 and sender.counters.wire_bytes > 490 * PAGE
 
 

@@ -74,12 +74,12 @@ async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database
         await connection.execute(INSERT_USER, "tok-last", "last")
     await asyncio.wait_for(follower, 20)
 
-    found: dict[str, list[str]] = {}
+    received: dict[str, list[str]] = {}
     for change in seen:
         if change.kind == "user" and change.key != "tok-last":
             assert change.body is not None
-            found.setdefault(change.key, []).append(change.body["name"])
-    assert found == committed, f"seed {seed}"
+            received.setdefault(change.key, []).append(change.body["name"])
+    assert received == committed, f"seed {seed}"
     revisions = [change.revision for change in seen]
     assert revisions == sorted(revisions), f"seed {seed}"
 

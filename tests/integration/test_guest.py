@@ -23,11 +23,11 @@ def told(site: Platform, vm: dict[str, Any]) -> dict[str, str]:
     """Return what the guest found on its CD, by the file's name."""
 
     def seen() -> dict[str, str]:
-        found = dict(re.findall(r"^seed (\S+): (.*?)\r?$", site.console_log(site.client.get("vms", vm["id"])), re.M))
-        return found if len(found) == 3 else {}
+        seeds = dict(re.findall(r"^seed (\S+): (.*?)\r?$", site.console_log(site.client.get("vms", vm["id"])), re.M))
+        return seeds if len(seeds) == 3 else {}
 
-    found: dict[str, str] = until(seen, "the guest has read its CD", 60)
-    return found
+    seeds: dict[str, str] = until(seen, "the guest has read its CD", 60)
+    return seeds
 
 
 def until_heard(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
@@ -49,17 +49,17 @@ def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
     vm = site.client.get("vms", name)
     try:
         assert vm["status"]["guest"] == {"hostname": "db.example.org", "addresses": ["10.77.0.40"]}
-        found = told(site, vm)
-        meta, network = json.loads(found["meta-data"]), json.loads(found["network-config"])
+        seeds = told(site, vm)
+        meta, network = json.loads(seeds["meta-data"]), json.loads(seeds["network-config"])
         assert meta == {"instance-id": vm["id"], "local-hostname": "db.example.org", "public-keys": [KEY]}
-        assert found["user-data"] == "#cloud-configpackages: [nginx]"
+        assert seeds["user-data"] == "#cloud-configpackages: [nginx]"
         nic = network["ethernets"]["nic0"]
         assert nic["addresses"] == ["10.77.0.40/24"] and nic["routes"] == [{"to": "0.0.0.0/0", "via": "10.77.0.1"}]
         assert "packages" not in json.dumps(site.client.get("vms", name)), "user data is not shown again"
         assert "10.77.0.40" in site.cli("vm", "show", name).stdout
     finally:
         site.client.delete("vms", vm["id"])
-        until(lambda: all(found["id"] != vm["id"] for found in site.client.list("vms")), "it is deleted")
+        until(lambda: all(seeds["id"] != vm["id"] for seeds in site.client.list("vms")), "it is deleted")
 
 
 @pytest.mark.slow

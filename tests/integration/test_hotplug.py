@@ -13,8 +13,8 @@ OF_CPUS = "for f in /sys/devices/system/cpu/cpu*/online; do echo 1 > $f 2>/dev/n
 
 def seen(site: Platform, vm: Object) -> tuple[int, int]:
     """Return how many processors the guest uses, and how many MiB of memory."""
-    found = shell(site, vm, f"{OF_MEMORY}; {OF_CPUS}; echo $(grep -c ^processor /proc/cpuinfo) $(free -m | sed -n 2p)")
-    words = found.split()
+    output = shell(site, vm, f"{OF_MEMORY}; {OF_CPUS}; echo $(grep -c ^processor /proc/cpuinfo) $(free -m | sed -n 2p)")
+    words = output.split()
     return int(words[0]), int(words[2])
 
 

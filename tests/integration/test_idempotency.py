@@ -137,14 +137,14 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
         if fast:
             quick = new_vms.in_one_statement(project, new, "ann")
             assert quick is not None
-            made = await idempotency.change_vm_at_once(database, quick, {}, claim, 201, {})
-            if made is not None:
-                return made[1]
+            stored = await idempotency.change_vm_at_once(database, quick, {}, claim, 201, {})
+            if stored is not None:
+                return stored[1]
 
         async def work(connection: Connection) -> bytes:
-            known = await idempotency.claim(connection, claim)
-            if known is not None:
-                return known.body
+            claimed = await idempotency.claim(connection, claim)
+            if claimed is not None:
+                return claimed.body
             vm = await new_vms.create(connection, await projects.making(connection, "default"), new, "ann")
             body = msgspec.json.encode(vm)
             await idempotency.settle(connection, claim, idempotency.StoredAnswer(201, body, {}))

@@ -30,13 +30,13 @@ NewVm = Callable[..., dict[str, Any]]
 @pytest.fixture
 def name(site: Platform, new_name: Callable[[], str]) -> Iterator[str]:
     """A name for an image, which is removed afterwards, and of which nothing may be left."""
-    made = new_name()
-    yield made
-    if any(image["name"] == made for image in site.client.list("images")):
-        site.client.delete_image(made)
+    image_name = new_name()
+    yield image_name
+    if any(image["name"] == image_name for image in site.client.list("images")):
+        site.client.delete_image(image_name)
     for host in site.lab.hosts:
         names = [path.name for path in site.images_of(host.name).iterdir()]
-        assert not [left for left in names if left.startswith(".") or left == made]
+        assert not [file_name for file_name in names if file_name.startswith(".") or file_name == image_name]
 
 
 def disk(path: Path) -> Path:
@@ -51,9 +51,11 @@ def disk(path: Path) -> Path:
 
 
 def finished(site: Platform, begun: dict[str, Any]) -> dict[str, Any]:
-    found = site.client.wait("imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 60)
-    assert found is not None
-    return found
+    ended_import = site.client.wait(
+        "imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 60
+    )
+    assert ended_import is not None
+    return ended_import
 
 
 def held_as(site: Platform, node: str, name: str) -> Path:
@@ -82,10 +84,10 @@ def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str,
     assert said.startswith(f"image {name} is on host-")
     image = site.client.get("images", name)
     assert image["kind"] == "disk" and image["disk_bytes"] == SIZE and image["description"] == "of a test"
-    found = held_as(site, image["nodes"][0], name)
-    assert found.read_bytes() == raw.read_bytes()
-    assert found.stat().st_blocks * 512 < SIZE, "holes stay holes"
-    assert found.stat().st_uid == 0 and not found.stat().st_mode & 0o077, "no VM opens it by name"
+    disk_file = held_as(site, image["nodes"][0], name)
+    assert disk_file.read_bytes() == raw.read_bytes()
+    assert disk_file.stat().st_blocks * 512 < SIZE, "holes stay holes"
+    assert disk_file.stat().st_uid == 0 and not disk_file.stat().st_mode & 0o077, "no VM opens it by name"
 
 
 def test_an_interrupted_upload_resumes_where_it_stopped(site: Platform, api: Api, name: str, tmp_path: Path) -> None:
@@ -168,8 +170,8 @@ def test_a_link_out_of_the_nodes_directory_is_not_followed(site: Platform, name:
     disk(root / "it, 'is' $HOME.img")
     done = finished(site, site.client.import_image(name, path="it, 'is' $HOME.img", node="host-a"))
     assert done["phase"] == "done", done
-    for left in ("link", "folder", "pipe", "it, 'is' $HOME.img"):
-        (root / left).unlink()
+    for entry in ("link", "folder", "pipe", "it, 'is' $HOME.img"):
+        (root / entry).unlink()
 
 
 def zipped(data: bytes) -> bytes:

@@ -45,23 +45,23 @@ class Recording:
         self.asked: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._connection, name)
+        attribute = getattr(self._connection, name)
         if name not in ("fetch", "fetchrow", "fetchval", "execute"):
-            return found
+            return attribute
 
         async def call(query: str, *arguments: Any, **more: Any) -> Any:
             self.asked.append((query, arguments))
-            return await found(query, *arguments, **more)
+            return await attribute(query, *arguments, **more)
 
         return call
 
 
 def scans(plan: Any) -> list[str]:
     """Return the tables that a plan reads from end to end."""
-    found = [plan["Relation Name"]] if plan["Node Type"] == "Seq Scan" else []
+    scanned = [plan["Relation Name"]] if plan["Node Type"] == "Seq Scan" else []
     for inner in plan.get("Plans", ()):
-        found += scans(inner)
-    return found
+        scanned += scans(inner)
+    return scanned
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         token, _ = await tokens.create(connection, user, tokens.NewToken("t", scopes=[Right.READ]), "ann")
         await vms.get(connection, "vm-5")
         making = await projects.making(connection, "default")
-        made = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")
-        await vms.configure(connection, made.id, "newer", {"start_order": 3}, None, "ann")
+        created = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")
+        await vms.configure(connection, created.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", Action.STOP, None, "ann")
         await node_statements.messages(

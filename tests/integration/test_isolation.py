@@ -34,10 +34,10 @@ async def fleet(database: Database) -> Database:
 
 
 async def add_node(connection: Connection, name: str, **status: Any) -> None:
-    made = node(name)
+    record = node(name)
     await connection.execute(
         "INSERT INTO nodes (name, spec, status) VALUES ($1, $2, $3)",
-        name, msgspec.to_builtins(made.spec), msgspec.to_builtins(made.status) | status,
+        name, msgspec.to_builtins(record.spec), msgspec.to_builtins(record.status) | status,
     )  # fmt: skip
     await connection.execute(
         "INSERT INTO node_leases (node, renewed_at, hears_until) VALUES ($1, now(), now() + interval '1 h')", name
@@ -74,8 +74,8 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_decoded_and_tries_it_aga
     objects = Objects("placement", clock=clock)
     await PlacementController().step(fleet, objects)
     objects.end_pass()
-    found = await where(fleet)
-    assert found["good-1"] and found["good-2"] and found["bad"] is None
+    nodes_of = await where(fleet)
+    assert nodes_of["good-1"] and nodes_of["good-2"] and nodes_of["bad"] is None
     assert objects.failure("bad") is not None and objects.due_in_s() is not None
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE vms SET spec = spec || '{\"power\": \"running\"}' WHERE id = 'bad'")
@@ -110,8 +110,8 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database)
             "CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW WHEN (OLD.id = 'bad') EXECUTE FUNCTION refuse()"
         )
     await PlacementController().step(fleet, Objects("placement"))
-    found = await where(fleet)
-    assert found["good"] is not None and found["bad"] is None
+    nodes_of = await where(fleet)
+    assert nodes_of["good"] is not None and nodes_of["bad"] is None
 
 
 async def test_failover_starts_the_others_past_a_vm_that_cant_be_decoded(fleet: Database) -> None:
@@ -121,8 +121,8 @@ async def test_failover_starts_the_others_past_a_vm_that_cant_be_decoded(fleet: 
             await add_vm(connection, name, "a", ha=True, ha_priority=1)
         await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
     await Failover().step(fleet, Objects("failover"))
-    found = await where(fleet)
-    assert found["bad"] == "a" and {found["good-1"], found["good-2"]} <= {"b", "c"}
+    nodes_of = await where(fleet)
+    assert nodes_of["bad"] == "a" and {nodes_of["good-1"], nodes_of["good-2"]} <= {"b", "c"}
 
 
 async def test_failover_goes_on_past_a_node_whose_fencing_fails(fleet: Database, monkeypatch: Any) -> None:
@@ -212,5 +212,5 @@ async def test_a_node_that_cant_be_decoded_gets_nothing_and_stops_nothing(fleet:
     await health.step(fleet, Objects("health"))
     await gateways.step(fleet, Objects("gateways"))
     async with fleet.connection() as connection:
-        ready = {known.name: known.status.ready for known in await nodes.all(connection)}
+        ready = {node_record.name: node_record.status.ready for node_record in await nodes.all(connection)}
     assert ready == {"a": True, "b": True, "c": False}

@@ -36,11 +36,11 @@ def boots(site: Platform, vm: dict[str, Any]) -> int:
 
 async def test_the_probe_reports_the_accelerator_that_really_runs(tmp_path: Path) -> None:
     started = time.monotonic()
-    found = await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json")
-    assert found.kind in AcceleratorKind and found.reason
+    result = await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json")
+    assert result.kind in AcceleratorKind and result.reason
     assert time.monotonic() - started < 2 * probe.TIME_LIMIT_S + 5
     answer = (tmp_path / "answer.json").read_text()
-    assert await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json") == found
+    assert await probe.remembered("qemu-system-x86_64", "7", tmp_path / "answer.json") == result
     assert (tmp_path / "answer.json").read_text() == answer, "it is asked once"
 
 

@@ -216,8 +216,8 @@ async def test_a_first_message_that_cannot_be_read_is_answered_with_the_protocol
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with serving() as found:
-        yield found.client
+    with serving() as running_server:
+        yield running_server.client
 
 
 @contextlib.asynccontextmanager
@@ -243,8 +243,8 @@ async def test_a_server_skips_what_it_cannot_decode_and_takes_what_comes_after_i
     client: Client, tmp_path: Path
 ) -> None:
     async with asyncio.timeout(30), connected(client, tmp_path, "host-odd") as link:
-        known = codec.encode(wire.Removed("vm-1"))
-        for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), known[:-2]):
+        removal = codec.encode(wire.Removed("vm-1"))
+        for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), removal[:-2]):
             await link.send(raw)
         await link.send("text, where bytes should be")
         await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))

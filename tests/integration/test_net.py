@@ -134,13 +134,13 @@ def test_traffic_to_another_site_stops_while_its_encryption_is_missing(wan: Lab)
 
 def _read(device: int) -> bytes:
     """Return what is waiting in a tap."""
-    found = b""
+    data = b""
     for _ in range(64):
         try:
-            found += os.read(device, 2000)
+            data += os.read(device, 2000)
         except BlockingIOError:
             break
-    return found
+    return data
 
 
 def interface(vm: str, address: str, *, cidr: str = "192.0.2.0/24") -> Interface:

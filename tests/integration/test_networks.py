@@ -14,7 +14,7 @@ NewVm = Callable[..., dict[str, Any]]
 
 
 def gone(site: Platform, vm: dict[str, Any]) -> None:
-    until(lambda: all(one["id"] != vm["id"] for one in site.client.list("vms")), f"{vm['name']} is deleted")
+    until(lambda: all(vm_now["id"] != vm["id"] for vm_now in site.client.list("vms")), f"{vm['name']} is deleted")
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_an_invalid_network_is_refused(site: Platform, api: Api, fields: Any, fi
 
 
 def test_a_network_gives_each_vm_an_address_and_is_deleted_last(site: Platform, api: Api, new_vm: NewVm) -> None:
-    made = site.client.create_network("small", subnet="10.30.0.0/29")
-    assert made["spec"]["subnet"] == "10.30.0.0/29" and made["gateway"] is None
+    small_network = site.client.create_network("small", subnet="10.30.0.0/29")
+    assert small_network["spec"]["subnet"] == "10.30.0.0/29" and small_network["gateway"] is None
     assert api("POST", "/api/v1/networks", {"name": "small"}).status == 409
     other = site.client.create_network("other")
-    assert other["spec"]["subnet"] == "10.64.0.0/24" and other["number"] != made["number"]
+    assert other["spec"]["subnet"] == "10.64.0.0/24" and other["number"] != small_network["number"]
     site.client.create_security_group("web", [{"protocol": "tcp", "ports": "80"}])
     nic = {"network": "small"}
     off = {"power": "stopped", "memory_mib": 64}
     vms = [new_vm(nics=[nic], **off) for _ in range(3)]
     vms.append(new_vm(nics=[nic, {"network": "other", "address": "10.64.0.99", "groups": ["web"]}], **off))
-    given = [vm["spec"]["nics"][0]["address"] for vm in vms]
-    assert given == ["10.30.0.3", "10.30.0.4", "10.30.0.5", "10.30.0.6"]
+    addresses = [vm["spec"]["nics"][0]["address"] for vm in vms]
+    assert addresses == ["10.30.0.3", "10.30.0.4", "10.30.0.5", "10.30.0.6"]
     assert vms[3]["spec"]["nics"][1]["address"] == "10.64.0.99"
 
     def refused(status: int, **fields: Any) -> str:
@@ -109,7 +109,7 @@ def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform,
     assert api("POST", "/api/v1/forwards", {**forward, "port": 70000}).problem["field"] == "port"
     site.client.create_forward(vm["id"], 80, 8080)
     assert api("POST", "/api/v1/forwards", forward).problem["field"] == "port"
-    assert [one["vm_name"] for one in site.client.list("forwards", vm=vm["name"])] == [vm["name"]]
+    assert [entry["vm_name"] for entry in site.client.list("forwards", vm=vm["name"])] == [vm["name"]]
     site.client.delete("vms", vm["id"])
     gone(site, vm)
     assert not list(site.client.list("forwards"))

@@ -25,14 +25,14 @@ Samples = dict[str, list[Any]]
 
 def samples(text: str) -> Samples:
     """Return what a text of Prometheus' format says, by family."""
-    found: Samples = {}
+    by_name: Samples = {}
     for family in text_string_to_metric_families(text):
-        found.setdefault(family.name, []).extend(family.samples)
-    return found
+        by_name.setdefault(family.name, []).extend(family.samples)
+    return by_name
 
 
-def said(found: Samples, family: declared.Family) -> list[Any]:
-    return found.get(family.name.removesuffix("_total") if family.kind is declared.Kind.COUNTER else family.name, [])
+def said(exposed: Samples, family: declared.Family) -> list[Any]:
+    return exposed.get(family.name.removesuffix("_total") if family.kind is declared.Kind.COUNTER else family.name, [])
 
 
 def scraped(asked: Api, path: str, **headers: str) -> str:
@@ -54,14 +54,14 @@ def test_prometheus_discovers_and_scrapes_agents_through_the_api(
         assert group["labels"]["instance"] == group["labels"]["node"] and group["labels"]["site"]
     there = samples(scraped(asked, groups[1]["labels"]["__metrics_path__"]))
     of_vm = {"vm": moved["id"], "name": "web", "project": "default"}
-    running = [one for one in there["novacron_vm_running"] if one.labels["vm"] == moved["id"]]
-    assert [one.labels for one in running] == [of_vm] and running[0].value == 1
+    running = [sample for sample in there["novacron_vm_running"] if sample.labels["vm"] == moved["id"]]
+    assert [sample.labels for sample in running] == [of_vm] and running[0].value == 1
     until(
         lambda: not said(samples(scraped(asked, groups[0]["labels"]["__metrics_path__"])), RUNNING),
         "the node that it left says nothing of it",
     )
-    assert sum(one.value for one in there["novacron_vm_cpu_seconds"] if one.labels["vm"] == moved["id"]) > 0
-    assert {one.labels["mode"] for one in there["novacron_host_cpu_seconds"]} >= {"user", "idle"}
+    assert sum(sample.value for sample in there["novacron_vm_cpu_seconds"] if sample.labels["vm"] == moved["id"]) > 0
+    assert {sample.labels["mode"] for sample in there["novacron_host_cpu_seconds"]} >= {"user", "idle"}
     assert there["novacron_agent_link_connected"][0].value == 1
 
 
@@ -125,8 +125,8 @@ def tree(spans: list[Span], of: Span) -> Callable[[str], bool]:
     """Return what says whether a name is among the descendants of a span."""
     below, more = {of.id}, True
     while more:
-        found = {span.id for span in spans if span.parent in below} | below
-        more, below = found != below, found
+        children = {span.id for span in spans if span.parent in below} | below
+        more, below = children != below, children
     names = {(span.service, span.name) for span in spans if span.id in below}
     return lambda name: any(name == f"{service}: {span}" for service, span in names)
 
@@ -134,10 +134,10 @@ def tree(spans: list[Span], of: Span) -> Callable[[str], bool]:
 def test_one_trace_shows_a_migration_from_the_request_to_the_guest_running_elsewhere(
     watched: Platform, collector: Collector, moved: dict[str, Any]
 ) -> None:
-    migration = next(one for one in watched.client.list("migrations") if one["vm"] == moved["id"])
+    migration = next(entry for entry in watched.client.list("migrations") if entry["vm"] == moved["id"])
     trace = migration["trace"].split("-")[1]
 
-    wanted = (
+    expected = (
         "novacron-server: migration is asked for", "novacron-server: migration begins",
         "novacron-agent: agent receive", "novacron-agent: agent send", "novacron-agent: dwcp open",
         "novacron-agent: dwcp send", "novacron-agent: dwcp receive", "novacron-agent: qmp migrate",
@@ -150,10 +150,10 @@ def test_one_trace_shows_a_migration_from_the_request_to_the_guest_running_elsew
         spans = collector.of(trace)
         root = next((span for span in spans if span.name == "POST /api/v1/vms/{ref}/actions/migrate"), None)
         if root is None:
-            return set(wanted)
+            return set(expected)
         assert root.service == "novacron-server" and not root.failed
         has = tree(spans, root)
-        return {name for name in wanted if not has(name)}
+        return {name for name in expected if not has(name)}
 
     try:
         until(lambda: not missing(), "the trace is whole", 20)
@@ -193,7 +193,7 @@ def test_every_question_to_a_node_is_in_its_requests_trace(watched: Platform, co
     imports.mkdir(exist_ok=True)
     (imports / "empty").write_bytes(bytes(1 << 20))
     ask("POST", "imports", {"name": "empty", "path": "empty", "node": "host-a"}, "agent import")
-    until(lambda: any(one["name"] == "empty" for one in watched.client.list("images")), "the image is there")
+    until(lambda: any(entry["name"] == "empty" for entry in watched.client.list("images")), "the image is there")
     stopped = watched.client.create_vm(name="exported", image="empty", memory_mib=128, node="host-a", power="stopped")
     watched.wait_state(stopped["id"], "stopped")
     export = ask("POST", f"vms/{stopped['id']}/actions/export", None, "agent export")
@@ -214,7 +214,9 @@ def test_every_question_to_a_node_is_in_its_requests_trace(watched: Platform, co
     ask("DELETE", f"vms/{vm['id']}", None, "agent destroy")
     watched.client.delete("exports", export["id"])
     watched.client.delete("vms", stopped["id"])
-    until(lambda: not {stopped["id"], vm["id"]} & {one["id"] for one in watched.client.list("vms")}, "they are gone")
+    until(
+        lambda: not {stopped["id"], vm["id"]} & {entry["id"] for entry in watched.client.list("vms")}, "they are gone"
+    )
     watched.client.delete("images", "empty")
 
 
@@ -265,11 +267,11 @@ def test_every_log_line_can_be_parsed_and_holds_no_token(watched: Platform) -> N
         lines = [line for line in whole.splitlines() if "administrator token" not in line]
         lines = [line for line in lines if not line.startswith("CLI settings")]  # said to who started it
         parsed = [json.loads(line) for line in lines]
-        assert parsed and all({"event", "level", "timestamp", "component"} <= set(one) for one in parsed)
+        assert parsed and all({"event", "level", "timestamp", "component"} <= set(entry) for entry in parsed)
         assert watched.client.config.token not in "".join(lines)
         if service is watched.agents["host-b"]:
-            actions = [one for one in parsed if one["event"] == "action" and one.get("vm")]
-            assert actions and all(len(one.get("trace_id", "")) in (0, 32) for one in actions)
+            actions = [entry for entry in parsed if entry["event"] == "action" and entry.get("vm")]
+            assert actions and all(len(entry.get("trace_id", "")) in (0, 32) for entry in actions)
 
 
 def test_scrapes_while_a_server_ends_are_answered_or_refused(watched: Platform, asked: Api) -> None:

@@ -60,8 +60,8 @@ class Provider:
 
             def do_POST(self) -> None:
                 form = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
-                told = provider.token({name: values[0] for name, values in form.items()}, self.headers)
-                self._say(told, 200 if "id_token" in told else 400)
+                identity_token = provider.token({name: values[0] for name, values in form.items()}, self.headers)
+                self._say(identity_token, 200 if "id_token" in identity_token else 400)
 
             def _say(self, body: Any, status: int = 200) -> None:
                 data = json.dumps(body).encode()
@@ -109,7 +109,7 @@ class Provider:
     def _write_certificate(self) -> None:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "provider")])
         now = datetime.datetime.now(datetime.UTC)
-        made = (
+        certificate = (
             x509.CertificateBuilder()
             .subject_name(name).issuer_name(name).public_key(self.key.public_key()).serial_number(1)
             .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=1))
@@ -119,7 +119,7 @@ class Provider:
         pem = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        self.certificate.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
+        self.certificate.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
 
 
 class Browser:
@@ -154,8 +154,8 @@ def provided() -> Iterator[tuple[Client, Provider]]:
         }  # fmt: skip
         (directory / "oidc.json").write_text(json.dumps(settings))
         try:
-            with serving("--oidc", str(directory / "oidc.json")) as found:
-                yield found.client, provider
+            with serving("--oidc", str(directory / "oidc.json")) as running_server:
+                yield running_server.client, provider
         finally:
             provider.close()
 
@@ -219,6 +219,6 @@ def test_a_login_can_only_end_in_the_browser_that_began_it(provided: tuple[Clien
     victim.get("/api/v1/oidc/login")
     assert victim.get(f"/api/v1/oidc/callback?code={code}&state={state}").status == 401
     assert Browser(client).get(f"/api/v1/oidc/callback?code={code}&state={state}").status == 401
-    given = attacker.cookies[STEP]
-    attacker.cookies[STEP] = ("A" if given[0] != "A" else "B") + given[1:]
+    cookie = attacker.cookies[STEP]
+    attacker.cookies[STEP] = ("A" if cookie[0] != "A" else "B") + cookie[1:]
     assert attacker.get(f"/api/v1/oidc/callback?code={code}&state={state}").status == 401

@@ -33,16 +33,16 @@ HELD_UP_S = 5.0
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    made = Redis(str(tmp_path_factory.mktemp("redis")))
-    yield made
-    made.stop()
+    server = Redis(str(tmp_path_factory.mktemp("redis")))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
 def served(redis: Redis) -> Iterator[Served]:
     """Two replicas, each of two processes, that share a Redis."""
-    with serving("--workers", "2", "--redis", redis.url, "--leave-after", "4", replicas=2) as found:
-        yield found
+    with serving("--workers", "2", "--redis", redis.url, "--leave-after", "4", replicas=2) as platform:
+        yield platform
 
 
 class Seen(NamedTuple):
@@ -88,11 +88,11 @@ class Load:
                     pause(0.05)
                     continue
                 url = f"{replicas[turn % len(replicas)].url}/api/v1/projects"
-                made = self._ask(pool, "POST", url, name, json.dumps({"name": name}))
-                if made is not None and made.status == 201:
+                answer = self._ask(pool, "POST", url, name, json.dumps({"name": name}))
+                if answer is not None and answer.status == 201:
                     self.made.add(name)
                     # Over a new connection another process may answer.
-                    self._ask(pool, "GET", f"{url}/{name}?min_revision={made.json()['revision']}", name)
+                    self._ask(pool, "GET", f"{url}/{name}?min_revision={answer.json()['revision']}", name)
                 pause(0.01)
 
     def _ask(
@@ -105,7 +105,7 @@ class Load:
         return answer
 
     def failed(self) -> list[Seen]:
-        return [one for one in self.seen if one.status not in (200, 201)]
+        return [request for request in self.seen if request.status not in (200, 201)]
 
 
 def kept(served: Served, load: Load) -> None:
@@ -177,8 +177,10 @@ def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_a
         until(lambda: all(replica.is_ready() for replica in served.replicas), "they are ready again", 30)
         ready_at = time.monotonic()
         pause(LOADED_S)
-    assert {one.status for one in load.failed()} == {503}, "what can't be done now is said so"
-    assert all(lost_at <= one.at and one.began <= ready_at + GRACE_S for one in load.failed()), "and only then"
+    assert {request.status for request in load.failed()} == {503}, "what can't be done now is said so"
+    assert all(lost_at <= request.at and request.began <= ready_at + GRACE_S for request in load.failed()), (
+        "and only then"
+    )
     assert ready_at - back_at < 20
     kept(served, load)
     no_defects(served)
@@ -190,14 +192,14 @@ def test_a_replica_that_is_killed_under_load_loses_its_own_connections_and_no_wr
         pause(1)
         second.server.kill()
         pause(LOADED_S)
-        others = [one for one in load.seen[-10:] if one.status == 201]
+        others = [request for request in load.seen[-10:] if request.status == 201]
         second.start()
         back_at = time.monotonic()
         pause(LOADED_S)
     assert others, "the other one goes on"
     # Not connected, or, while it starts, not ready: never an answer that is wrong.
-    assert {one.status for one in load.failed()} <= {0, 503}
-    assert all(one.began < back_at + GRACE_S for one in load.failed())
+    assert {request.status for request in load.failed()} <= {0, 503}
+    assert all(request.began < back_at + GRACE_S for request in load.failed())
     kept(served, load)
     no_defects(served)
     assert first.is_ready()
@@ -224,22 +226,22 @@ def test_idle_connections_and_slow_senders_block_no_other_client(served: Served)
         slow = []
         for _ in range(50):
             raw = stack.enter_context(socket.create_connection(("127.0.0.1", replica.port), 10))
-            one = stack.enter_context(context.wrap_socket(raw, server_hostname="127.0.0.1"))
-            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-            slow.append(one)
+            connection = stack.enter_context(context.wrap_socket(raw, server_hostname="127.0.0.1"))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            slow.append(connection)
         assert max(_took_s(served) for _ in range(20)) < HELD_UP_S
         deadline = time.monotonic() + 30
         while slow and time.monotonic() < deadline:  # each sends a byte now and then, and is cut off all the same
-            for one in list(slow):
+            for connection in list(slow):
                 try:
-                    one.settimeout(0.001)
-                    one.sendall(b"x")
-                    if one.recv(100) == b"":
-                        slow.remove(one)
+                    connection.settimeout(0.001)
+                    connection.sendall(b"x")
+                    if connection.recv(100) == b"":
+                        slow.remove(connection)
                 except TimeoutError:
                     pass
                 except OSError:
-                    slow.remove(one)
+                    slow.remove(connection)
             pause(0.5)
         assert not slow, f"{len(slow)} that send slowly are still connected"
         assert max(_took_s(served) for _ in range(20)) < HELD_UP_S
@@ -248,9 +250,9 @@ def test_idle_connections_and_slow_senders_block_no_other_client(served: Served)
 
 def _memory_mib(replica: Replica) -> float:
     assert replica.server.process is not None
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{replica.server.process.pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{replica.server.process.pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def test_a_follower_that_stops_reading_is_disconnected_and_delays_nobody(served: Served) -> None:
@@ -285,5 +287,5 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(served: Served) -
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         pause(LOADED_S)
-    assert {one.status for one in load.failed()} <= {0}
+    assert {request.status for request in load.failed()} <= {0}
     kept(served, load)

@@ -32,8 +32,8 @@ def as_they_were(site: Platform) -> Iterator[None]:
 
 
 def placed(site: Platform, vm: dict[str, Any]) -> str:
-    found: str = until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
-    return found
+    node_name: str = until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
+    return node_name
 
 
 def test_labels_taints_and_groups_decide_placement_and_a_dry_run_gives_reasons(site: Platform, new_vm: NewVm) -> None:
@@ -52,9 +52,11 @@ def test_labels_taints_and_groups_decide_placement_and_a_dry_run_gives_reasons(s
     assert len(together) == 1
     apart = [new_vm(**off, placement={"anti_affinity": "db"}) for _ in range(3)]
     until(lambda: sum(site.client.get("vms", vm["id"])["node"] is not None for vm in apart) == 2, "two are placed")
-    left = next(vm for vm in apart if site.client.get("vms", vm["id"])["node"] is None)
-    until(lambda: "anti-affinity group db" in site.client.get("vms", left["id"])["status"]["reason"], "it is said why")
-    moved = next(vm for vm in apart if vm is not left)
+    unplaced = next(vm for vm in apart if site.client.get("vms", vm["id"])["node"] is None)
+    until(
+        lambda: "anti-affinity group db" in site.client.get("vms", unplaced["id"])["status"]["reason"], "it is said why"
+    )
+    moved = next(vm for vm in apart if vm is not unplaced)
     verdicts = {
         v["node"]: v["refusal"] for v in json.loads(site.cli("vm", "placement", moved["name"], "-o", "json").stdout)
     }
@@ -75,10 +77,10 @@ def test_many_creates_at_once_fill_nodes_and_overfill_none(site: Platform, api: 
     room = int((inventory["memory_mib"] - 512) * max(fits, 0.1)) // 30
     size = max(size, room)
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: new_vm(power="stopped", memory_mib=size), range(100)))
+        created = list(pool.map(lambda _: new_vm(power="stopped", memory_mib=size), range(100)))
 
     def counts() -> Counter[str | None]:
-        mine = {vm["id"] for vm in made}
+        mine = {vm["id"] for vm in created}
         return Counter(vm["node"] for vm in site.client.list("vms") if vm["id"] in mine)
 
     until(lambda: counts()[None] == 40, "60 are placed", 30)
@@ -104,7 +106,7 @@ def test_waiting_vms_cause_no_writes(site: Platform, new_vm: NewVm) -> None:
     def written() -> tuple[int, ...]:
         objects = [site.client.get("vms", vm["id"]) for vm in (stays, waits)] + [site.client.get("drains", drain["id"])]
         events = [len(list(site.client.list("events", object=vm["id"]))) for vm in (stays, waits)]
-        return (*(one["revision"] for one in objects), *events)
+        return (*(item["revision"] for item in objects), *events)
 
     def same_for_a_second() -> bool:
         before = written()

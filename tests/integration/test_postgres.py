@@ -54,10 +54,10 @@ def started_elsewhere(directory: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_start_ends_the_server_that_a_killed_parent_left() -> None:
     with open_directory("nvpg-") as directory:
         with started_elsewhere(directory / "pg"):
-            left = int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0])
+            orphan_pid = int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0])
         new = Postgres(directory / "pg")
         new.start()
-        assert int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0]) != left
+        assert int((directory / "pg/data/postmaster.pid").read_text().splitlines()[0]) != orphan_pid
         new.stop()
 
 

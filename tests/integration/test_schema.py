@@ -22,8 +22,8 @@ LEFT_OUT = (
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serving("--reads-per-s", "100000", "--writes-per-s", "100000") as found:
-        yield found
+    with serving("--reads-per-s", "100000", "--writes-per-s", "100000") as platform:
+        yield platform
 
 
 @pytest.mark.slow

@@ -45,15 +45,15 @@ class Redis:
 @pytest.fixture(scope="module")
 def redis() -> Iterator[Redis]:
     with open_directory("nvr-") as directory:
-        made = Redis(str(directory))
-        yield made
-        made.stop()
+        server = Redis(str(directory))
+        yield server
+        server.stop()
 
 
 async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
     here, there = (Rates(RateSettings(strangers=10)) for _ in range(2))
     shared = [Shared(redis.url), Shared(redis.url)]
-    tasks = [asyncio.create_task(share_rates(one, rates)) for one, rates in zip(shared, (here, there), strict=True)]
+    tasks = [asyncio.create_task(share_rates(each, rates)) for each, rates in zip(shared, (here, there), strict=True)]
     try:
         for _ in range(15):
             assert not here.take(None, "192.0.2.1", "GET").exceeded
@@ -72,26 +72,26 @@ async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for one in shared:
-            await one.close()
+        for each in shared:
+            await each.close()
 
 
 async def test_password_guesses_are_counted_across_processes_and_without_redis(redis: Redis) -> None:
     shared = [Shared(redis.url), Shared(redis.url)]
-    one, other = (Passwords(each) for each in shared)
+    here, other = (Passwords(each) for each in shared)
     for number in range(TRIES):
-        assert not await (one if number % 2 else other).verify("ann", f"192.0.2.{number + 10}", None, "guess")
+        assert not await (here if number % 2 else other).verify("ann", f"192.0.2.{number + 10}", None, "guess")
     with pytest.raises(TooManyRequests, match="name ann"):
-        await one.verify("ann", "192.0.2.99", None, "guess")
+        await here.verify("ann", "192.0.2.99", None, "guess")
     redis.stop()
     try:
         with suppress(TooManyRequests):
-            assert not await one.verify("bob", "192.0.2.3", None, "guess")
+            assert not await here.verify("bob", "192.0.2.3", None, "guess")
         for _ in range(TRIES):
             with suppress(TooManyRequests):
-                await one.verify("bob", "192.0.2.4", None, "guess")
+                await here.verify("bob", "192.0.2.4", None, "guess")
         with pytest.raises(TooManyRequests):
-            await one.verify("bob", "192.0.2.5", None, "guess")
+            await here.verify("bob", "192.0.2.5", None, "guess")
     finally:
         redis.start()
         for each in shared:

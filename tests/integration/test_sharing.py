@@ -22,8 +22,8 @@ def link(site: Platform) -> Iterator[Platform]:
     for name in ("host-a", "host-b"):
         site.client.configure_node(name, migrations_at_once=2)
     yield site
-    for found in site.client.list("links"):
-        site.client.unlimit_link(*found["sites"])
+    for listed in site.client.list("links"):
+        site.client.unlimit_link(*listed["sites"])
     for name in ("host-a", "host-b"):
         site.client.configure_node(name, site="default", migration_rate_bytes_per_s=None, migrations_at_once=None)
 
@@ -43,10 +43,10 @@ def test_a_migration_keeps_to_its_own_limit(link: Platform, new_vm: NewVm) -> No
     node = booted(link, vm)
     done = link.cli("vm", "migrate", vm["name"], "--to", other(node), "--max-rate", "80Mbit", "--output", "json")
     assert '"phase": "completed"' in done.stdout
-    found = next(iter(link.client.list("migrations", vm=vm["name"])))
-    assert found["rate_limit_bytes_per_s"] == found["rate_bytes_per_s"] == SLOW
-    told = found["progress"]
-    assert told["wire_bytes"] / told["elapsed_s"] < SLOW * TOLERANCE, told
+    migration = next(iter(link.client.list("migrations", vm=vm["name"])))
+    assert migration["rate_limit_bytes_per_s"] == migration["rate_bytes_per_s"] == SLOW
+    progress = migration["progress"]
+    assert progress["wire_bytes"] / progress["elapsed_s"] < SLOW * TOLERANCE, progress
 
 
 def test_a_link_is_shared_by_weight_and_its_limit_counts_at_once(link: Platform, new_vm: NewVm) -> None:
@@ -106,11 +106,13 @@ def test_an_impossible_limit_is_refused(link: Platform, rate: int, window: dict[
 
 
 def test_a_path_is_measured(link: Platform) -> None:
-    found = link.client.probe_link("host-a", "host-b", 0.5)
-    assert (found["source"], found["target"]) == ("host-a", "host-b")
-    assert found["delivered_bytes"] > 0 and found["rate_bytes_per_s"] > 0 and 0 < found["rtt_ms"] < 1000
-    told = link.cli("link", "probe", "host-b", "host-a", "--seconds", "0.5").stdout
-    assert "Mbit/s" in told and "ROUND TRIP" in told
+    measurement = link.client.probe_link("host-a", "host-b", 0.5)
+    assert (measurement["source"], measurement["target"]) == ("host-a", "host-b")
+    assert (
+        measurement["delivered_bytes"] > 0 and measurement["rate_bytes_per_s"] > 0 and 0 < measurement["rtt_ms"] < 1000
+    )
+    output = link.cli("link", "probe", "host-b", "host-a", "--seconds", "0.5").stdout
+    assert "Mbit/s" in output and "ROUND TRIP" in output
 
 
 @pytest.mark.parametrize(
@@ -128,9 +130,13 @@ def test_a_probe_of_an_invalid_path_is_refused(
 def test_a_forecast_of_a_migration_moves_nothing(link: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
     node = booted(link, vm)
-    found = link.client.act("vms", vm["id"], "foresee-migration", {"target": other(node)})
-    move = found["move"]
-    assert (found["source"], found["target"]) == (node, other(node)) == (move["path"]["source"], move["path"]["target"])
+    forecast = link.client.act("vms", vm["id"], "foresee-migration", {"target": other(node)})
+    move = forecast["move"]
+    assert (
+        (forecast["source"], forecast["target"])
+        == (node, other(node))
+        == (move["path"]["source"], move["path"]["target"])
+    )
     assert 8 << 20 < move["memory_bytes"] < 256 << 20, "the guest's kernel, and no page that it never touched"
     assert 0 < move["ratio"] < 0.8 and move["forecast"]["total_s"] > 0
     link.client.configure_node("host-a", migration_rate_bytes_per_s=1_000_000)
@@ -138,8 +144,8 @@ def test_a_forecast_of_a_migration_moves_nothing(link: Platform, new_vm: NewVm) 
     assert limited["path"]["best_rate_bytes_per_s"] <= 1_000_000
     assert limited["forecast"]["total_s"] > move["memory_bytes"] * move["ratio"] / 2_000_000
     assert move["disk_bytes"] == 0
-    told = link.cli("vm", "migrate", vm["name"], "--dry-run").stdout
-    assert ("VERDICT" in told and "of downtime" in told) or "does not converge" in told
+    output = link.cli("vm", "migrate", vm["name"], "--dry-run").stdout
+    assert ("VERDICT" in output and "of downtime" in output) or "does not converge" in output
     assert not list(link.client.list("migrations", vm=vm["name"]))
     link.cli("vm", "stop", vm["name"], "--grace", "1", "--wait")
     with pytest.raises(ApiError) as refused:

@@ -48,7 +48,7 @@ def in_file(site: Platform, vm: Object) -> list[str]:
         ["qemu-img", "info", "-U", "--output", "json", str(directory(site, vm) / "disk.qcow2")],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    return [found["name"] for found in json.loads(said.stdout).get("snapshots", [])]
+    return [snapshot["name"] for snapshot in json.loads(said.stdout).get("snapshots", [])]
 
 
 def answers(site: Platform, vm: Object) -> None:

@@ -51,26 +51,26 @@ class Up:
 
     def pids(self, *words: str) -> list[int]:
         """Return the processes of this installation whose command line has all the words."""
-        found = []
+        process_ids = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 place = f"{line} {(entry / 'cwd').readlink()}"
                 if str(self.directory) in place and all(word in line for word in words):
-                    found.append(int(entry.name))
-        return found
+                    process_ids.append(int(entry.name))
+        return process_ids
 
 
 @pytest.fixture
 def up(images: Path) -> Iterator[Up]:
     with open_directory("nvu-") as directory:
-        made = Up(directory, images)
+        platform = Up(directory, images)
         try:
-            yield made
+            yield platform
         finally:
-            if made.process is not None and made.process.poll() is None:
-                made.end(signal.SIGTERM)
-            for pid in made.pids("qemu-system"):
+            if platform.process is not None and platform.process.poll() is None:
+                platform.end(signal.SIGTERM)
+            for pid in platform.pids("qemu-system"):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -22,23 +22,23 @@ PATH = "/api/v1/volumes"
 @pytest.fixture
 def volume(site: Platform, new_vm: NewVm, new_name: Callable[[], str]) -> Iterator[Create]:
     """Create volumes; all are detached and deleted afterwards."""
-    made: list[str] = []
+    ids: list[str] = []
 
     def create(**fields: Any) -> Object:
         begun = site.client.create_volume(new_name(), **{"size_mib": 64, **fields})
-        made.append(begun["id"])
+        ids.append(begun["id"])
         done = site.client.wait("volumes", begun["id"], lambda now: now is None or now["phase"] != "creating", 20)
         assert done is not None and done["phase"] == "ready", done
         return done
 
     yield create
-    for id in made:
-        found = next((one for one in site.client.list("volumes") if one["id"] == id), None)
-        if found is not None and found["vm"] is not None:
-            detach(site, found)
-        if found is not None:
+    for id in ids:
+        created = next((listed for listed in site.client.list("volumes") if listed["id"] == id), None)
+        if created is not None and created["vm"] is not None:
+            detach(site, created)
+        if created is not None:
             site.client.delete("volumes", id)
-    until(lambda: not set(made) & {one["id"] for one in site.client.list("volumes")}, "the volumes are gone")
+    until(lambda: not set(ids) & {listed["id"] for listed in site.client.list("volumes")}, "the volumes are gone")
 
 
 def file_of(site: Platform, volume: Object) -> Path:
@@ -65,8 +65,8 @@ def size_seen(site: Platform, vm: Object, disk: str = "sda") -> int:
 def called(site: Platform, vm: Object, volume: Object) -> str:
     """Return what the guest calls a volume: who finds several at its boot gives them names as it comes."""
     look = f"grep -l {volume['id']} /sys/block/sd*/device/vpd_pg80 2>/dev/null"
-    found: str = until(lambda: shell(site, vm, f"{look} | cut -d/ -f4"), f"the guest has {volume['name']}")
-    return found
+    device: str = until(lambda: shell(site, vm, f"{look} | cut -d/ -f4"), f"the guest has {volume['name']}")
+    return device
 
 
 def put(site: Platform, vm: Object, text: str, disk: str = "sda") -> str:
@@ -115,7 +115,7 @@ def test_a_volume_is_attached_when_its_vm_starts_and_outlives_the_vm(
     attach(site, second, vm, boot_order=0)
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
-    names = [called(site, vm, one) for one in (first, second)]
+    names = [called(site, vm, each) for each in (first, second)]
     assert [size_seen(site, vm, name) for name in names] == [64, 32]
     put(site, vm, "kept", names[0])
     site.cli("vm", "kill", vm["name"], "--wait")
@@ -178,25 +178,25 @@ def moved(site: Platform, vm: Object, to: str) -> None:
     vm["node"] = to
 
 
-def files_of(site: Platform, one: Object) -> list[str]:
+def files_of(site: Platform, volume: Object) -> list[str]:
     """Return on which hosts there is a file of a local volume."""
-    pool = "agent/volumes" if one["pool"] == "local" else "small"
+    pool = "agent/volumes" if volume["pool"] == "local" else "small"
     hosts = [host.name for host in site.lab.hosts]
-    return [name for name in hosts if (site.directory / name / pool / f"{one['id']}.raw").exists()]
+    return [name for name in hosts if (site.directory / name / pool / f"{volume['id']}.raw").exists()]
 
 
 def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm: NewVm, volume: Create) -> None:
     vm = booted(site, new_vm, node="host-a")
     first, second = volume(node="host-a"), volume(node="host-a", pool="small", size_mib=32)
-    for one, disk, size in ((first, "sda", 64), (second, "sdb", 32)):
-        attach(site, one, vm)
+    for each, disk, size in ((first, "sda", 64), (second, "sdb", 32)):
+        attach(site, each, vm)
         until(lambda disk=disk, size=size: size_seen(site, vm, disk) == size, "the guest sees it")  # type: ignore[misc]
     assert put(site, vm, "one") == "done" and put(site, vm, "two", "sdb") == "done"
     write(site, vm, "own")
     moved(site, vm, "host-b")
     assert (got(site, vm), got(site, vm, "sdb"), read(site, vm)) == ("one", "two", "own")
     assert put(site, vm, "three") == "done"
-    assert {site.client.get("volumes", one["id"])["node"] for one in (first, second)} == {"host-b"}
+    assert {site.client.get("volumes", each["id"])["node"] for each in (first, second)} == {"host-b"}
     until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing of them is left behind")
     moved(site, vm, "host-a")
     assert (got(site, vm), got(site, vm, "sdb")) == ("three", "two")
@@ -205,7 +205,7 @@ def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm
     moved(site, vm, "host-b")
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: "tiny guest: ready" in site.console_log(vm), "it is up", 60)
-    names = [called(site, vm, one) for one in (first, second)]
+    names = [called(site, vm, each) for each in (first, second)]
     assert (*(got(site, vm, name) for name in names), read(site, vm)) == ("three", "two", "own")
     until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing is left behind")
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
@@ -243,7 +243,7 @@ def test_a_target_without_the_pool_or_enough_space_is_refused_early(
     site.wait_state(vm["id"], "stopped")
     data = volume(node="host-a")
     attach(site, data, vm)
-    verdicts = {one["node"]: one["refusal"] for one in site.client.placement(vm["id"])}
+    verdicts = {verdict["node"]: verdict["refusal"] for verdict in site.client.placement(vm["id"])}
     assert verdicts["host-b"] is None
     assert "is on node host-a already" in verdicts["host-a"]
 
@@ -303,7 +303,7 @@ def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume:
         if site.client.get("volumes", begun["id"])["vm"] is None:
             site.client.delete("volumes", begun["id"])
             kill()
-    until(lambda: all(one["id"] != begun["id"] for one in site.client.list("volumes")), "it is gone")
+    until(lambda: all(listed["id"] != begun["id"] for listed in site.client.list("volumes")), "it is gone")
     assert not file_of(site, begun).exists()
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 
@@ -357,7 +357,7 @@ def test_a_guest_boots_from_the_volume_that_comes_first(
     file, image = tmp_path / "disk.raw", new_name()
     file.write_bytes(sector("from its disk").ljust(1 << 20, b"\0"))
     site.client.import_image(image, file)
-    until(lambda: any(found["name"] == image for found in site.client.list("images")), "the image is there")
+    until(lambda: any(listed["name"] == image for listed in site.client.list("images")), "the image is there")
     vm = new_vm(image=image, power="stopped")
     vm = until(lambda: (now := site.client.get("vms", vm["id"]))["node"] and now, "it is placed")
     data = volume(node=vm["node"])

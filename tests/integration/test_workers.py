@@ -25,14 +25,14 @@ from tests.waiting import pause
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Client, Service]]:
     """A server with two workers beside its own process."""
-    with serving("--workers", "3", "--leave-after", "5") as found:
-        yield found.client, found.server
+    with serving("--workers", "3", "--leave-after", "5") as platform:
+        yield platform.client, platform.server
 
 
 def workers_of(server: Service) -> list[int]:
     assert server.process is not None
-    found = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [int(pid) for pid in found if b"server.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if b"server.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def listeners(port: int) -> int:
@@ -59,8 +59,8 @@ def test_each_process_answers_everything_and_is_replaced(served: tuple[Client, S
     assert {ask(client) for _ in range(30)} == {(1, 404)}
     for number in range(10):
         name = f"made-{number}"
-        made = Client(client.config).create_project(name)
-        seen = Client(client.config).request("GET", f"/api/v1/projects/{name}?min_revision={made['revision']}")
+        created = Client(client.config).create_project(name)
+        seen = Client(client.config).request("GET", f"/api/v1/projects/{name}?min_revision={created['revision']}")
         assert seen["name"] == name, "whichever process is asked"
     killed = workers_of(server)
     assert len(killed) == 2

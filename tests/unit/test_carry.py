@@ -11,10 +11,12 @@ from tests.unit.test_placement import NOW, node
 
 
 def with_pool(name: str, id: str, free: int = 1 << 30) -> Node:
-    made = node(name)
-    assert made.status.inventory is not None
-    inventory = msgspec.structs.replace(made.status.inventory, pools=(Pool("fast", PoolKind.LOCAL, 1 << 40, free, id),))
-    return msgspec.structs.replace(made, status=msgspec.structs.replace(made.status, inventory=inventory))
+    record = node(name)
+    assert record.status.inventory is not None
+    inventory = msgspec.structs.replace(
+        record.status.inventory, pools=(Pool("fast", PoolKind.LOCAL, 1 << 40, free, id),)
+    )
+    return msgspec.structs.replace(record, status=msgspec.structs.replace(record.status, inventory=inventory))
 
 
 def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
@@ -26,7 +28,9 @@ def test_a_local_volume_moves_only_to_another_directory_with_room() -> None:
         "a": with_pool("a", "1"), "same": with_pool("same", "1"), "full": with_pool("full", "2", 1 << 20),
         "none": node("none"), "good": with_pool("good", "3"),
     }  # fmt: skip
-    found = lacking(every, [volume])
-    assert found.keys() == {"same", "full", "none"}
-    assert "is one directory" in found["same"] and "1 MiB free" in found["full"] and "has no pool" in found["none"]
+    reasons = lacking(every, [volume])
+    assert reasons.keys() == {"same", "full", "none"}
+    assert (
+        "is one directory" in reasons["same"] and "1 MiB free" in reasons["full"] and "has no pool" in reasons["none"]
+    )
     assert "does not say" in lacking({"good": every["good"]}, [volume])["good"]

@@ -87,11 +87,11 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    made = Calls()
+    recorder = Calls()
     for module in (vm_create, vms, volumes, networks, nodes, images):
-        monkeypatch.setattr(module, "Client", lambda: made)
+        monkeypatch.setattr(module, "Client", lambda: recorder)
     monkeypatch.setattr(output, "fields", lambda *_: None)
-    return made
+    return recorder
 
 
 def run(*arguments: str) -> None:
@@ -182,7 +182,7 @@ def test_the_server_is_set_up_as_its_options_say(monkeypatch: pytest.MonkeyPatch
 
 def test_an_agent_is_set_up_as_its_options_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings: list[AgentSettings] = []
-    monkeypatch.setattr("novacron.agent.main.run", lambda made, join: settings.append(made))
+    monkeypatch.setattr("novacron.agent.main.run", lambda agent_settings, join: settings.append(agent_settings))
     monkeypatch.setattr("novacron.qemu.confine.can_confine", lambda: True)
     run("agent", "--name", "a", "--state-dir", str(tmp_path), "--pool", f"data={tmp_path}", "--pages-limit", "2",
         "--keep-images", "1", "--reuse", "none", "--mask-cpu-flag", "avx2")  # fmt: skip

@@ -41,9 +41,9 @@ class FakeTransport(Transport):
 
 
 def client(transport: FakeTransport) -> Client:
-    made = Client(CONFIG)
-    made._transport = transport
-    return made
+    sync_client = Client(CONFIG)
+    sync_client._transport = transport
+    return sync_client
 
 
 BUSY, DONE = Answer(503, b'{"status": 503, "detail": "starting"}'), Answer(201, b'{"id": "vm-1"}')

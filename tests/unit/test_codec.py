@@ -30,12 +30,12 @@ def encoded(message: wire.Message) -> dict[str, Any]:
     ],
 )
 def test_a_decoding_error_names_the_message_kind(raw: bytes, kind: str) -> None:
-    with pytest.raises(codec.Undecodable) as found:
+    with pytest.raises(codec.Undecodable) as raised:
         codec.decode_from_agent(raw)
-    assert found.value.kind == kind
-    with pytest.raises(codec.Undecodable) as found:
+    assert raised.value.kind == kind
+    with pytest.raises(codec.Undecodable) as raised:
         codec.decode_from_server(raw)
-    assert found.value.kind == kind
+    assert raised.value.kind == kind
 
 
 def test_a_statement_with_an_unknown_enum_value_costs_no_other_vm_its_statement() -> None:

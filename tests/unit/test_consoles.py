@@ -54,4 +54,4 @@ async def test_input_for_a_console_whose_guest_has_gone_is_dropped() -> None:
             await consoles.open(1, "vm-a", ConsoleKind.SERIAL)
             await consoles.open(2, "vm-a", ConsoleKind.SERIAL)
             ended = [await asyncio.wait_for(said.get(), 20) for _ in range(2)]
-            assert sorted(one.channel for one in ended if isinstance(one, wire.ConsoleClosed)) == [1, 2]
+            assert sorted(item.channel for item in ended if isinstance(item, wire.ConsoleClosed)) == [1, 2]

@@ -19,11 +19,11 @@ FLAGS = st.frozensets(st.sampled_from("abcdef"))
 
 @given(st.lists(FLAGS, min_size=1, max_size=5))
 def test_a_baseline_is_what_every_node_can_be(flags: list[frozenset[str]]) -> None:
-    every = [CpuModel("V", 6, number, 1, tuple(sorted(one))) for number, one in enumerate(flags)]
-    found = baseline(every, every[-1])
-    assert all(one.cannot_be(found) is None for one in every)
-    assert set(found.flags) == set.intersection(*map(set, flags)) and found.model == 0
-    assert baseline(reversed(every), every[0]) == found
+    every = [CpuModel("V", 6, number, 1, tuple(sorted(model))) for number, model in enumerate(flags)]
+    common = baseline(every, every[-1])
+    assert all(model.cannot_be(common) is None for model in every)
+    assert set(common.flags) == set.intersection(*map(set, flags)) and common.model == 0
+    assert baseline(reversed(every), every[0]) == common
 
 
 def test_processors_of_other_vendors_do_not_count_and_get_no_guests() -> None:
@@ -36,18 +36,18 @@ def test_processors_of_other_vendors_do_not_count_and_get_no_guests() -> None:
 
 
 def test_a_node_that_cannot_run_a_vm_as_started_is_refused_with_the_reason() -> None:
-    one = node("a")
-    plain = one.status.inventory
+    record = node("a")
+    plain = record.status.inventory
     assert plain is not None
 
     def has(**fields: object) -> dict[str, str]:
         inventory = msgspec.structs.replace(plain, **fields)
-        other = msgspec.structs.replace(one, status=msgspec.structs.replace(one.status, inventory=inventory))
+        other = msgspec.structs.replace(record, status=msgspec.structs.replace(record.status, inventory=inventory))
         return unlike([other], VmStatus(accelerator="tcg", machine="pc-q35-7.2", cpu=INTEL), runs=True)
 
     kind = plain.accelerator.kind
     status = VmStatus(accelerator=kind, machine="pc-q35-7.2", cpu=INTEL)
-    assert unlike([one], status, runs=True) == {}, "what it has not said is not held against it"
+    assert unlike([record], status, runs=True) == {}, "what it has not said is not held against it"
     assert "no machine type pc-q35-7.2" in has(machines=("pc-q35-5.2",))["a"]
     assert (
         "lacks avx2"

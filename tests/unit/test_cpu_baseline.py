@@ -85,7 +85,7 @@ def test_a_node_without_a_reported_processor_has_no_baseline() -> None:
 
 def test_each_node_watches_the_next_nodes_by_name() -> None:
     def names(node: str, *ring: str) -> list[str]:
-        return [name for name, _ in watched_by([(one, "endpoint") for one in ring], node)]
+        return [name for name, _ in watched_by([(peer, "endpoint") for peer in ring], node)]
 
     assert names("a", "a", "b", "c", "d") == ["b", "c"]
     assert names("c", "a", "b", "c", "d") == ["d", "a"]

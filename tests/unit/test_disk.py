@@ -302,5 +302,5 @@ def test_an_image_whose_disk_ends_within_a_page_is_refused(tmp_path: Path, size:
     files = [describe(image / name) for name in ("vmlinuz", "initrd.img", "disk.raw")]
     manifest = Manifest("kernel", files[0], files[1], "", disk=files[2])
     (image / "manifest.json").write_bytes(msgspec.json.encode(manifest))
-    found, wrong = scan(tmp_path)
-    assert not found and "no multiple of 4096" in wrong[0]
+    images, wrong = scan(tmp_path)
+    assert not images and "no multiple of 4096" in wrong[0]

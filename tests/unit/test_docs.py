@@ -59,11 +59,11 @@ def anchor(heading: str) -> str:
 
 @functools.cache
 def anchors(page: Path) -> frozenset[str]:
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for heading in HEADING.findall(prose(page)):
         name = anchor(heading.strip())
-        found[name] = found.get(name, 0) + 1
-    return frozenset(name if n == 0 else f"{name}-{n}" for name, count in found.items() for n in range(count))
+        counts[name] = counts.get(name, 0) + 1
+    return frozenset(name if n == 0 else f"{name}-{n}" for name, count in counts.items() for n in range(count))
 
 
 def links(page: Path) -> Iterator[str]:
@@ -212,8 +212,8 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
     for line in command_lines(page):
         line = re.split(r"[|>;]", line)[0]
         words = re.sub(r"^novacron( --project \S+)?", "novacron", line).split()
-        known = next(" ".join(words[:n]) for n in range(len(words), 0, -1) if " ".join(words[:n]) in commands())
+        command = next(" ".join(words[:n]) for n in range(len(words), 0, -1) if " ".join(words[:n]) in commands())
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
-        is_group = known == "novacron" and len(words) > 1
-        unknown += [line] if is_group or any(option not in commands()[known] for option in options) else []
+        is_group = command == "novacron" and len(words) > 1
+        unknown += [line] if is_group or any(option not in commands()[command] for option in options) else []
     assert unknown == []

@@ -163,10 +163,10 @@ def test_slots_that_the_ring_has_overwritten_are_not_referenced(tmp_path: Path) 
 def test_every_stream_decodes_to_what_was_encoded(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    known = [page(n) for n in range(6)]
-    encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of(known), slots=8192 + 40)
+    base = [page(n) for n in range(6)]
+    encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of(base), slots=8192 + 40)
     choices = st.one_of(
-        st.sampled_from(known), st.integers(10, 14).map(page), st.integers(20, 24).map(text),
+        st.sampled_from(base), st.integers(10, 14).map(page), st.integers(20, 24).map(text),
         st.binary(min_size=20, max_size=20).map(lambda start: start + text(20)[20:]),
     )  # fmt: skip
     for _ in range(data.draw(st.integers(1, 6))):
@@ -199,12 +199,12 @@ def test_damaged_pages_are_requested_and_repaired(tmp_path: Path, sealed: bool) 
     decoder._bases = [ScatteredBase("x", "x", lambda at, n: b"\0" * n, [(0, PAGE)] * 5, digests, sealed=sealed)]
     data, runs = records([good[3], text(1), good[0]])
     piece = encoder.encode(data, runs)
-    found = decoder.decode(piece.finish(*Compressor().compress(piece.body)))
-    assert isinstance(found, Missing) and found.ordinals == [0, 1] and decoder.damaged == 2
+    decoded = decoder.decode(piece.finish(*Compressor().compress(piece.body)))
+    assert isinstance(decoded, Missing) and decoded.ordinals == [0, 1] and decoder.damaged == 2
     with pytest.raises(ProtocolError, match="2 pages were asked for"):
-        decoder.repair(found, [good[3]])
-    pages = [page for page in (piece.referenced[n] for n in found.ordinals) if isinstance(page, bytes)]
-    assert decoder.repair(found, pages) == data
+        decoder.repair(decoded, [good[3]])
+    pages = [page for page in (piece.referenced[n] for n in decoded.ordinals) if isinstance(page, bytes)]
+    assert decoder.repair(decoded, pages) == data
 
 
 def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: int | None = None) -> bytes:
@@ -252,8 +252,8 @@ def test_the_decoder_survives_any_input(tmp_path_factory: pytest.TempPathFactory
         sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.one_of(st.just(len(sent)), st.integers(0, len(sent))))
     with contextlib.suppress(ProtocolError):
-        found = decoder.decode(bytes(sent[:cut]))
-        assert isinstance(found, Missing) or found == raw
+        decoded = decoder.decode(bytes(sent[:cut]))
+        assert isinstance(decoded, Missing) or decoded == raw
 
 
 def test_a_digest_needs_the_project_s_key() -> None:
@@ -322,10 +322,10 @@ def test_an_index_of_another_node_s_store_names_the_same_base(tmp_path: Path) ->
 
 
 def test_a_stream_begins_before_all_digests_only_if_they_come_in_its_order() -> None:
-    encoder, told = Encoder(HASH, None), [HASH.digest(page(n)) for n in range(10_000)]
+    encoder, digests = Encoder(HASH, None), [HASH.digest(page(n)) for n in range(10_000)]
 
     def frame(number: int, first: int, count: int) -> Frame:
-        return Frame(FrameType.BASE, number << 40 | first, b"".join(told[first : first + count]))
+        return Frame(FrameType.BASE, number << 40 | first, b"".join(digests[first : first + count]))
 
     receiver = ReceiverIndex(HASH, (base_of([page(1)]),), {})
     infos = [BaseInfo("sibling", "s", 20, 20), BaseInfo("checkpoint", "c", 10_000, 10_000)]

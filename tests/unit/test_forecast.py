@@ -12,20 +12,22 @@ LINK = Path(rate=12.5e6, rtt_s=0.05, ratio=0.4)
 
 
 def test_a_guest_that_writes_little_converges() -> None:
-    found = forecast(400e6, 2e6, LINK, 0.2)
-    assert found.converges and 12.8 < found.total_s < 15 and found.downtime_ms <= 200
+    result = forecast(400e6, 2e6, LINK, 0.2)
+    assert result.converges and 12.8 < result.total_s < 15 and result.downtime_ms <= 200
 
 
 def test_a_guest_that_writes_faster_than_the_link_does_not_converge_and_the_reason_is_given() -> None:
-    found = forecast(400e6, 60e6, LINK, 0.2)
-    assert not found.converges
-    assert "writes 60.0 MB/s" in found.reason and "takes 31.2 MB/s" in found.reason and "200 ms" in found.reason
+    result = forecast(400e6, 60e6, LINK, 0.2)
+    assert not result.converges
+    assert "writes 60.0 MB/s" in result.reason and "takes 31.2 MB/s" in result.reason and "200 ms" in result.reason
 
 
 def test_with_one_pass_all_writes_during_it_count_as_downtime() -> None:
     assert forecast(400e6, 20e6, LINK, 0.2).converges
-    one = forecast(400e6, 20e6, LINK, 0.2, passes_max=1)
-    assert not one.converges and one.downtime_ms == pytest.approx(downtime_s(20e6 * 12.8, LINK) * 1e3, 0.01)
+    single_pass = forecast(400e6, 20e6, LINK, 0.2, passes_max=1)
+    assert not single_pass.converges and single_pass.downtime_ms == pytest.approx(
+        downtime_s(20e6 * 12.8, LINK) * 1e3, 0.01
+    )
 
 
 def test_data_queued_for_the_link_adds_to_the_downtime() -> None:
@@ -49,11 +51,11 @@ def test_how_far_off_a_forecast_was() -> None:
     st.floats(0, 1e12), st.floats(0, 1e10), st.floats(1, 1e10), st.floats(0, 1), st.floats(1e-4, 2), st.floats(0.01, 10)
 )
 def test_every_forecast_terminates_and_is_consistent(
-    left: float, dirty: float, rate: float, rtt: float, ratio: float, limit: float
+    remaining: float, dirty: float, rate: float, rtt: float, ratio: float, limit: float
 ) -> None:
-    found = forecast(left, dirty, Path(rate, rtt, ratio), limit)
-    assert found.total_s >= 0
-    if found.converges:
-        assert found.downtime_ms <= limit * 1e3 + 0.1 and found.reason == ""
+    result = forecast(remaining, dirty, Path(rate, rtt, ratio), limit)
+    assert result.total_s >= 0
+    if result.converges:
+        assert result.downtime_ms <= limit * 1e3 + 0.1 and result.reason == ""
     else:
-        assert found.reason
+        assert result.reason

@@ -24,16 +24,16 @@ def make(root: Path, name: str, kernel: ImageFile | None = None) -> Path:
 
 def test_a_good_image_is_found(tmp_path: Path) -> None:
     make(tmp_path, "tiny")
-    found, wrong = scan(tmp_path)
-    assert list(found) == ["tiny"] and not wrong
-    assert found["tiny"].info.size_bytes == 12
+    images, wrong = scan(tmp_path)
+    assert list(images) == ["tiny"] and not wrong
+    assert images["tiny"].info.size_bytes == 12
 
 
 def test_a_manifest_must_not_name_a_file_of_the_host(tmp_path: Path) -> None:
     for number, path in enumerate(("/etc/shadow", "../x", ".hidden")):
         make(tmp_path, f"evil{number}", ImageFile(path, "0" * 64, 1))
-    found, wrong = scan(tmp_path)
-    assert not found
+    images, wrong = scan(tmp_path)
+    assert not images
     assert len(wrong) == 3 and all("outside the image" in problem for problem in wrong)
 
 
@@ -41,22 +41,22 @@ def test_a_link_is_no_image_file(tmp_path: Path) -> None:
     directory = make(tmp_path, "evil")
     (directory / "vmlinuz").unlink()
     (directory / "vmlinuz").symlink_to("/etc/passwd")
-    found, wrong = scan(tmp_path)
-    assert not found and len(wrong) == 1
+    images, wrong = scan(tmp_path)
+    assert not images and len(wrong) == 1
 
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     directory = make(tmp_path, "cut")
     (directory / "vmlinuz").write_bytes(b"ker")
-    found, wrong = scan(tmp_path)
-    assert not found and "not the file that its manifest describes" in wrong[0]
+    images, wrong = scan(tmp_path)
+    assert not images and "not the file that its manifest describes" in wrong[0]
 
 
 def test_a_broken_manifest_is_reported_and_stops_no_other_image(tmp_path: Path) -> None:
     make(tmp_path, "tiny")
     (make(tmp_path, "broken") / MANIFEST).write_text("{")
-    found, wrong = scan(tmp_path)
-    assert list(found) == ["tiny"] and "broken" in wrong[0]
+    images, wrong = scan(tmp_path)
+    assert list(images) == ["tiny"] and "broken" in wrong[0]
 
 
 def test_the_kernel_can_read_the_initramfs_archive() -> None:

@@ -15,13 +15,13 @@ from novacron.agent.images.imports import HOLE_BYTES, Writer, _filled
 @settings(max_examples=60)
 def test_data_extents_cover_everything_that_is_not_zero(parts: list[tuple[bool, int]]) -> None:
     piece = b"".join((b"x" if full else b"\0") * count for full, count in parts)
-    found = list(_filled(piece))
+    extents = list(_filled(piece))
     rest = bytearray(piece)
-    for start, end in found:
+    for start, end in extents:
         assert start % HOLE_BYTES == 0 and 0 <= start < end <= len(piece)
         rest[start:end] = bytes(end - start)
     assert not any(rest), "nothing but zeros is left out"
-    assert all(one[1] < other[0] for one, other in itertools.pairwise(found)), "in order, and apart"
+    assert all(extent[1] < other[0] for extent, other in itertools.pairwise(extents)), "in order, and apart"
 
 
 def test_a_file_is_written_unchanged_with_its_holes(tmp_path: Path) -> None:

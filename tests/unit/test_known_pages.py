@@ -26,7 +26,7 @@ class Memory:
     looks = 0
 
     def __init__(self, *contents: bytes) -> None:
-        self.contents = [one * PAGE for one in contents]
+        self.contents = [content * PAGE for content in contents]
 
     def pages(self) -> Iterator[tuple[int, bytes]]:
         Memory.looks += 1
@@ -65,36 +65,36 @@ def arrive(node: KnownPages, *neighbours: LocalVm, tenant: Tenant = KEY) -> list
 
 
 def digests(*contents: bytes) -> list[bytes]:
-    return [PageHash(KEY.key).digest(one * PAGE) for one in contents]
+    return [PageHash(KEY.key).digest(content * PAGE) for content in contents]
 
 
 def test_a_surveyed_vm_is_not_surveyed_again_when_a_sibling_arrives(tmp_path: Path, clock: list[float]) -> None:
-    node, one = here(tmp_path), neighbour("one", b"a", b"\0", b"b", b"a")
-    asyncio.run(node.survey([one]))
+    node, sibling = here(tmp_path), neighbour("one", b"a", b"\0", b"b", b"a")
+    asyncio.run(node.survey([sibling]))
     assert Memory.looks == 1
-    assert arrive(node, one) == [("sibling:one", digests(b"a", b"b"))]
+    assert arrive(node, sibling) == [("sibling:one", digests(b"a", b"b"))]
     assert Memory.looks == 1
 
 
 def test_of_two_siblings_the_surveyed_one_is_used(tmp_path: Path, clock: list[float]) -> None:
-    node, one, two = here(tmp_path), neighbour("one", b"a"), neighbour("two", b"b")
+    node, first, two = here(tmp_path), neighbour("one", b"a"), neighbour("two", b"b")
     asyncio.run(node.survey([two]))
-    assert arrive(node, one, two) == [("sibling:two", digests(b"b"))]
+    assert arrive(node, first, two) == [("sibling:two", digests(b"b"))]
     assert Memory.looks == 1
 
 
 def test_without_an_earlier_survey_a_vm_is_surveyed_when_a_sibling_arrives(tmp_path: Path, clock: list[float]) -> None:
-    node, one = here(tmp_path), neighbour("one", b"a")
-    assert arrive(node, one) == [("sibling:one", digests(b"a"))]
+    node, sibling = here(tmp_path), neighbour("one", b"a")
+    assert arrive(node, sibling) == [("sibling:one", digests(b"a"))]
     assert Memory.looks == 1
 
 
 def test_surveys_are_repeated_at_growing_intervals(tmp_path: Path, clock: list[float]) -> None:
-    node, one = here(tmp_path), neighbour("one", b"a")
+    node, sibling = here(tmp_path), neighbour("one", b"a")
     times = []
     for _ in range(3600):
         before = Memory.looks
-        asyncio.run(node.survey([one]))
+        asyncio.run(node.survey([sibling]))
         if Memory.looks > before:
             times.append(clock[0] - 1000)
         clock[0] += 1
@@ -113,8 +113,8 @@ def test_one_vm_of_each_image_and_project_is_surveyed_up_to_a_limit(tmp_path: Pa
 
 
 def test_the_survey_of_a_vm_that_ended_or_restarted_is_dropped(tmp_path: Path, clock: list[float]) -> None:
-    node, one = here(tmp_path), neighbour("one", b"a")
-    asyncio.run(node.survey([one]))
+    node, sibling = here(tmp_path), neighbour("one", b"a")
+    asyncio.run(node.survey([sibling]))
     again = neighbour("one", b"b")
     cast(Any, again.machine).pid = -1
     assert arrive(node, again) == [("sibling:one", digests(b"b"))]
@@ -123,9 +123,9 @@ def test_the_survey_of_a_vm_that_ended_or_restarted_is_dropped(tmp_path: Path, c
 
 
 def test_pages_of_another_project_are_never_used(tmp_path: Path, clock: list[float]) -> None:
-    node, one = here(tmp_path), neighbour("one", b"a")
-    asyncio.run(node.survey([one]))
-    assert arrive(node, one, tenant=Tenant("q", b"q" * 32)) == []
+    node, sibling = here(tmp_path), neighbour("one", b"a")
+    asyncio.run(node.survey([sibling]))
+    assert arrive(node, sibling, tenant=Tenant("q", b"q" * 32)) == []
 
 
 def test_a_vm_whose_memory_cannot_be_read_blocks_no_other_survey(tmp_path: Path, clock: list[float]) -> None:
@@ -133,9 +133,9 @@ def test_a_vm_whose_memory_cannot_be_read_blocks_no_other_survey(tmp_path: Path,
         def pages(self) -> Iterator[tuple[int, bytes]]:
             raise OSError("gone")
 
-    node, gone, one = here(tmp_path), neighbour("gone", b"a"), neighbour("one", b"b", image="other")
+    node, gone, sibling = here(tmp_path), neighbour("gone", b"a"), neighbour("one", b"b", image="other")
     cast(Any, gone.machine).memory = Gone(b"a")
-    asyncio.run(node.survey([gone, one]))
+    asyncio.run(node.survey([gone, sibling]))
     assert list(node._surveys) == [(KEY, "other")]
 
 

@@ -48,10 +48,10 @@ def test_shares_are_max_min_fair(demands: list[Demand], budgets: dict[str, float
 
 def test_weights_divide_a_shared_link_and_unused_shares_go_to_the_others() -> None:
     link = {"link x/y": 12.0}
-    one, two = Demand("1", ("link x/y",)), Demand("2", ("link x/y",), 2)
-    assert allot([one, two], link) == {"1": 4.0, "2": 8.0}
-    assert allot([one, Demand("2", ("link x/y",), 2, 3.0)], link) == {"1": 9.0, "2": 3.0}
-    assert allot([one, Demand("3", ("node c",))], link) == {"1": 12.0, "3": None}
+    first, two = Demand("1", ("link x/y",)), Demand("2", ("link x/y",), 2)
+    assert allot([first, two], link) == {"1": 4.0, "2": 8.0}
+    assert allot([first, Demand("2", ("link x/y",), 2, 3.0)], link) == {"1": 9.0, "2": 3.0}
+    assert allot([first, Demand("3", ("node c",))], link) == {"1": 12.0, "3": None}
 
 
 def test_another_migration_waits_when_every_share_would_be_too_small() -> None:

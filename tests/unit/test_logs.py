@@ -41,10 +41,10 @@ def test_processes_that_share_a_pipe_lose_and_mix_no_log_lines() -> None:
     processes = [subprocess.Popen([sys.executable, "-c", NOISY, name], stdout=writing) for name in names]
     os.close(writing)
     with os.fdopen(reading) as lines:
-        found = [json.loads(line) for line in lines]
+        entries = [json.loads(line) for line in lines]
     assert [process.wait(30) for process in processes] == [0, 0, 0]
     for name in names:
-        assert [one["number"] for one in found if one["component"] == name] == list(range(COUNT))
+        assert [entry["number"] for entry in entries if entry["component"] == name] == list(range(COUNT))
 
 
 def test_a_sink_that_does_not_read_costs_lines_and_no_time() -> None:
@@ -105,8 +105,8 @@ def test_a_line_has_a_limit_and_stays_json() -> None:
     assert long["text"].startswith("aaa") and long["text"].endswith("aaz") and "[...]" in long["text"]
     assert many["event"] == "many" and many["cut"]
     assert failed["exception"].startswith("Traceback") and failed["exception"].endswith(" of it")
-    for one in (long, many, failed):
-        assert len(json.dumps(one).encode()) < logs.LINE_BYTES_MAX
+    for line in (long, many, failed):
+        assert len(json.dumps(line).encode()) < logs.LINE_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_secrets_are_hidden_in_fields_and_in_tracebacks() -> None:
         "except OSError:\n    log.exception('two')\n"
         "logging.getLogger('library').warning('with %s', 'Bearer sesamesesame')\n"
     )
-    found = run(code)
-    assert "sesame" not in json.dumps(found) and found[0]["nested"]["plain"] == "shown"
-    assert [one["event"] for one in found] == ["one", "two", "with [hidden]"]
+    entries = run(code)
+    assert "sesame" not in json.dumps(entries) and entries[0]["nested"]["plain"] == "shown"
+    assert [entry["event"] for entry in entries] == ["one", "two", "with [hidden]"]
 
 
 def test_the_level_changes_while_a_process_runs(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_the_level_changes_while_a_process_runs(tmp_path: Path) -> None:
         "    task.cancel()\n"
         "asyncio.run(main())\n"
     )
-    events = [one["event"] for one in run(code, str(tmp_path / "level"))]
+    events = [entry["event"] for entry in run(code, str(tmp_path / "level"))]
     assert "during" in events and "before" not in events and "after" not in events
     assert "the log level can't be changed" in events
 

@@ -35,8 +35,8 @@ def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def migration(phase: str, **progress: Any) -> Body:
-    told = msgspec.to_builtins(msgspec.structs.replace(Progress(), **progress))
-    return {"phase": phase, "kind": "live", "source": "a", "target": "b", "progress": told}
+    progress_fields = msgspec.to_builtins(msgspec.structs.replace(Progress(), **progress))
+    return {"phase": phase, "kind": "live", "source": "a", "target": "b", "progress": progress_fields}
 
 
 def said(directory: Path, of: Seen = ()) -> dict[str, float]:
@@ -58,13 +58,13 @@ def test_a_migration_counts_once_and_its_downtime_when_it_is_known(tmp_path: Pat
         migration("completed", **end, downtime_ms=150.0),
     ):  # fmt: skip
         migrations.observe("m", body)
-    found = said(tmp_path)
-    assert found["novacron_migrations_total live completed"] == 1
-    assert found["novacron_dwcp_stream_bytes_total"] == 1000 and found["novacron_dwcp_wire_bytes_total"] == 100
-    assert found["novacron_dwcp_saved_bytes_total zero"] == 4096
-    assert found["novacron_migration_duration_seconds_bucket live 4.0"] == 1
-    assert found["novacron_migration_downtime_seconds_count"] == 1
-    assert found["novacron_migration_downtime_seconds_sum"] == 0.15
+    exposed = said(tmp_path)
+    assert exposed["novacron_migrations_total live completed"] == 1
+    assert exposed["novacron_dwcp_stream_bytes_total"] == 1000 and exposed["novacron_dwcp_wire_bytes_total"] == 100
+    assert exposed["novacron_dwcp_saved_bytes_total zero"] == 4096
+    assert exposed["novacron_migration_duration_seconds_bucket live 4.0"] == 1
+    assert exposed["novacron_migration_downtime_seconds_count"] == 1
+    assert exposed["novacron_migration_downtime_seconds_sum"] == 0.15
 
 
 def test_failures_count_and_migrations_that_ended_before_do_not(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_failures_count_and_migrations_that_ended_before_do_not(tmp_path: Path) 
     migrations.observe("m", migration("failed"))
     migrations.observe("gone", migration("pending"))
     migrations.observe("gone", None)
-    found = said(tmp_path)
-    assert found["novacron_migrations_total live failed"] == 1
-    assert not any(value for name, value in found.items() if "completed" in name)
+    exposed = said(tmp_path)
+    assert exposed["novacron_migrations_total live failed"] == 1
+    assert not any(value for name, value in exposed.items() if "completed" in name)
 
 
 def test_active_migrations_are_measured_per_link(tmp_path: Path) -> None:
@@ -94,12 +94,14 @@ def test_active_migrations_are_measured_per_link(tmp_path: Path) -> None:
     asyncio.run(cache.apply(Batch(9, changes)))
     of = list(seen(cache))
     assert all(declared.BY_NAME[name].together is Together.SEEN for name, *_ in of)
-    found = said(tmp_path, of)
-    assert found["novacron_migrations_active transferring"] == 2 and found["novacron_migrations_active pending"] == 1
-    assert found["novacron_dwcp_rate_bytes_per_second a b"] == 15 and found["novacron_dwcp_streams a b"] == 3
-    assert found["novacron_dwcp_round_trip_seconds a b"] == 0.08
-    assert found["novacron_migration_remaining_bytes a b"] == 7
-    assert found["novacron_cache_objects migration"] == 4
+    exposed = said(tmp_path, of)
+    assert (
+        exposed["novacron_migrations_active transferring"] == 2 and exposed["novacron_migrations_active pending"] == 1
+    )
+    assert exposed["novacron_dwcp_rate_bytes_per_second a b"] == 15 and exposed["novacron_dwcp_streams a b"] == 3
+    assert exposed["novacron_dwcp_round_trip_seconds a b"] == 0.08
+    assert exposed["novacron_migration_remaining_bytes a b"] == 7
+    assert exposed["novacron_cache_objects migration"] == 4
 
 
 def test_migrations_that_never_end_do_not_fill_memory() -> None:
@@ -143,12 +145,12 @@ def test_undeclared_metrics_cannot_be_counted() -> None:
 def test_a_histogram_bucket_includes_its_bound(tmp_path: Path) -> None:
     for took_s in (0.0, 0.5, 0.50001, 1e9):
         values.histogram("novacron_migration_duration_seconds").observe(took_s, "live")
-    found = said(tmp_path)
-    assert found["novacron_migration_duration_seconds_bucket live 0.5"] == 2
-    assert found["novacron_migration_duration_seconds_bucket live 1.0"] == 3
-    assert found["novacron_migration_duration_seconds_bucket live +Inf"] == 4
-    assert found["novacron_migration_duration_seconds_count live"] == 4
-    assert found["novacron_migration_duration_seconds_sum live"] == pytest.approx(1e9 + 1.00001)
+    exposed = said(tmp_path)
+    assert exposed["novacron_migration_duration_seconds_bucket live 0.5"] == 2
+    assert exposed["novacron_migration_duration_seconds_bucket live 1.0"] == 3
+    assert exposed["novacron_migration_duration_seconds_bucket live +Inf"] == 4
+    assert exposed["novacron_migration_duration_seconds_count live"] == 4
+    assert exposed["novacron_migration_duration_seconds_sum live"] == pytest.approx(1e9 + 1.00001)
 
 
 def test_unbounded_labels_do_not_fill_memory(tmp_path: Path) -> None:
@@ -197,19 +199,19 @@ def test_counts_of_all_processes_add_up_and_outlive_an_ended_process(tmp_path: P
     command = [sys.executable, "-c", PROCESS, str(tmp_path / "metrics")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"written\n"
-        found = said(tmp_path / "metrics")
-        assert (found["novacron_api_refused_total rate"], found["novacron_api_refused_total mine"]) == (7, 1)
-        assert found["novacron_loop_lag_seconds_count"] == 2
-        assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (2, 7)
+        exposed = said(tmp_path / "metrics")
+        assert (exposed["novacron_api_refused_total rate"], exposed["novacron_api_refused_total mine"]) == (7, 1)
+        assert exposed["novacron_loop_lag_seconds_count"] == 2
+        assert (exposed["novacron_processes"], exposed["novacron_feed_lag_seconds"]) == (2, 7)
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
         assert process.stdout.readline() == b"2.0\n"
         process.kill()
-    found = said(tmp_path / "metrics")
-    assert found["novacron_api_refused_total mine"] == 2, "it was said just before it was killed"
-    assert (found["novacron_api_refused_total rate"], found["novacron_loop_lag_seconds_count"]) == (7, 2)
-    assert (found["novacron_processes"], found["novacron_feed_lag_seconds"]) == (1, 3)
+    exposed = said(tmp_path / "metrics")
+    assert exposed["novacron_api_refused_total mine"] == 2, "it was said just before it was killed"
+    assert (exposed["novacron_api_refused_total rate"], exposed["novacron_loop_lag_seconds_count"]) == (7, 2)
+    assert (exposed["novacron_processes"], exposed["novacron_feed_lag_seconds"]) == (1, 3)
     (tmp_path / "metrics" / "1-1").write_bytes(b"broken")
     assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 7
     here.begin()
@@ -235,7 +237,7 @@ def test_an_unwritable_metrics_directory_is_logged_once_and_breaks_nothing(
 def test_a_hostile_label_stays_one_value(hostile: str, tmp_path: Path) -> None:
     values.counter("novacron_api_refused_total").add(hostile)
     text = asyncio.run(Metrics(Processes(tmp_path), lambda: ()).render()).decode()
-    (family,) = [one for one in text_string_to_metric_families(text) if one.name == "novacron_api_refused"]
+    (family,) = [metric for metric in text_string_to_metric_families(text) if metric.name == "novacron_api_refused"]
     assert [sample.labels for sample in family.samples] == [{"reason": hostile}]
 
 
@@ -244,7 +246,7 @@ def test_exemplars_appear_in_openmetrics_only(tmp_path: Path) -> None:
     metrics = Metrics(Processes(tmp_path), lambda: ())
     assert "ab" * 16 not in asyncio.run(metrics.render()).decode()
     lines = asyncio.run(metrics.render(open_metrics=True)).decode().splitlines()
-    (line,) = [one for one in lines if "ab" * 16 in one]
+    (line,) = [text_line for text_line in lines if "ab" * 16 in text_line]
     assert 'le="0.5"' in line and '# {trace_id="' in line and lines[-1] == "# EOF"
 
 
@@ -269,6 +271,6 @@ async def test_a_hanging_file_system_delays_nobody(tmp_path: Path, monkeypatch: 
     finally:
         go.set()
     for _ in range(200):
-        if found := await filesystems.look():
+        if usages := await filesystems.look():
             break
-    assert {labels for _, labels, _ in found} == {("state",), ("images",), ("away",)}
+    assert {labels for _, labels, _ in usages} == {("state",), ("images",), ("away",)}

@@ -42,9 +42,9 @@ def told(**fields: object) -> NetworkOnNode:
 def test_addresses_are_assigned_until_the_subnet_is_full() -> None:
     taken: set[str] = set()
     for expected in ("10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"):
-        found = give("10.0.0.0/29", taken, None)
-        assert found == expected
-        taken.add(found)
+        address = give("10.0.0.0/29", taken, None)
+        assert address == expected
+        taken.add(address)
     with pytest.raises(NoCapacity):
         give("10.0.0.0/29", taken, None)
     taken.remove("10.0.0.4")
@@ -52,19 +52,19 @@ def test_addresses_are_assigned_until_the_subnet_is_full() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.5", "10.0.0.255", "10.0.1.3", "10.0.0.03", "::1", "x"]
+    "requested", ["10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.5", "10.0.0.255", "10.0.1.3", "10.0.0.03", "::1", "x"]
 )
-def test_an_unusable_address_is_refused(wanted: str) -> None:
+def test_an_unusable_address_is_refused(requested: str) -> None:
     with pytest.raises(InvalidInput):
-        give("10.0.0.0/24", {"10.0.0.5"}, wanted)
+        give("10.0.0.0/24", {"10.0.0.5"}, requested)
 
 
 @given(st.lists(st.integers(0, 300), max_size=40))
 def test_a_free_subnet_overlaps_no_other(numbers: list[int]) -> None:
     every = list(DEFAULT_SUBNETS.subnets(new_prefix=24))
     taken = [str(every[number]) for number in numbers]
-    found = ipaddress.IPv4Network(free_subnet(taken))
-    assert not any(found.overlaps(ipaddress.IPv4Network(other)) for other in (*taken, *map(str, RESERVED)))
+    subnet = ipaddress.IPv4Network(free_subnet(taken))
+    assert not any(subnet.overlaps(ipaddress.IPv4Network(other)) for other in (*taken, *map(str, RESERVED)))
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ def woken(
     audience: NetworkAudience, sessions: dict[str, NodeSession], kind: str, key: str, body: dict[str, Any] | None
 ) -> set[str]:
     audience.changed(Change(1, kind, key, body), sessions)
-    found = {name for name, one in sessions.items() if cast(SimpleNamespace, one).woken.is_set()}
-    for one in sessions.values():
-        cast(SimpleNamespace, one).woken.clear()
-    return found
+    names = {name for name, each in sessions.items() if cast(SimpleNamespace, each).woken.is_set()}
+    for each in sessions.values():
+        cast(SimpleNamespace, each).woken.clear()
+    return names
 
 
 def vm(node: str, *networks: str, state: str = "running") -> dict[str, Any]:

@@ -87,11 +87,11 @@ def test_migrations_wait_for_a_node_that_is_busy() -> None:
         migration("4", "e", "f", Phase.PENDING),
         migration("5", "c", "a", Phase.PENDING),
     ]
-    found = plan(active, {}, {}, dict.fromkeys("abcdef", 2))
-    assert found.begin == ["2", "4"]
-    assert found.waits_for == {
+    planned = plan(active, {}, {}, dict.fromkeys("abcdef", 2))
+    assert planned.begin == ["2", "4"]
+    assert planned.waits_for == {
         "3": "node a has 2 migrations under way",
         "5": "node a has 2 migrations under way",
     }
-    assert found.rates == {"1": None, "2": None, "4": None}
+    assert planned.rates == {"1": None, "2": None, "4": None}
     assert plan(active, {}, {}, dict.fromkeys("abcdef", 3)).begin == ["2", "3", "4"]

@@ -72,8 +72,8 @@ async def test_waiting_reporters_get_an_error_when_the_server_stops() -> None:
     for task in running:
         task.cancel()
     async with asyncio.timeout(20):
-        found = await asyncio.gather(*taken, *waiting, return_exceptions=True)
-    assert all(isinstance(one, Unavailable) for one in found)
+        results = await asyncio.gather(*taken, *waiting, return_exceptions=True)
+    assert all(isinstance(result, Unavailable) for result in results)
     with pytest.raises(Unavailable, match="about to end"):
         observations.add(owned.Report("a", "three", 1, status))
     with pytest.raises(Unavailable, match="about to end"):

@@ -54,9 +54,9 @@ def placed(fleet: Fleet, specs: list[VmSpec]) -> list[str | None]:
 
 def test_vms_fill_nodes_evenly_and_no_node_beyond_what_it_has() -> None:
     fleet = Fleet([node("a"), node("b", memory_mib=8704)], {})
-    found = placed(fleet, [vm(memory_mib=1024) for _ in range(13)])
-    assert Counter(found) == {"a": 4, "b": 8, None: 1}
-    assert found[0] == "b", "the one with more room"
+    placements = placed(fleet, [vm(memory_mib=1024) for _ in range(13)])
+    assert Counter(placements) == {"a": 4, "b": 8, None: 1}
+    assert placements[0] == "b", "the one with more room"
 
 
 def test_overcommit_is_the_nodes_own() -> None:
@@ -120,10 +120,10 @@ def test_a_vm_may_move_within_its_own_zone_though_its_group_is_apart_by_zones() 
 
 def test_a_group_is_spread_over_sites_then_zones_then_nodes() -> None:
     nodes = [node(f"{site}{zone}{n}", site=site, zone=zone) for site in "xy" for zone in "12" for n in "ab"]
-    found = placed(Fleet(nodes, {}), [vm(spread="web", memory_mib=128) for _ in range(8)])
-    assert Counter(str(name)[0] for name in found[:2]) == {"x": 1, "y": 1}
-    assert Counter(str(name)[:2] for name in found[:4]) == {"x1": 1, "x2": 1, "y1": 1, "y2": 1}
-    assert len(set(found)) == 8
+    placements = placed(Fleet(nodes, {}), [vm(spread="web", memory_mib=128) for _ in range(8)])
+    assert Counter(str(name)[0] for name in placements[:2]) == {"x": 1, "y": 1}
+    assert Counter(str(name)[:2] for name in placements[:4]) == {"x1": 1, "x2": 1, "y1": 1, "y2": 1}
+    assert len(set(placements)) == 8
 
 
 def test_a_move_goes_to_a_suitable_node_other_than_the_present_one() -> None:
@@ -142,11 +142,11 @@ def test_a_move_goes_to_a_suitable_node_other_than_the_present_one() -> None:
     ),
 )
 def test_no_node_is_overfilled_and_the_fast_choice_equals_the_slow_choice(
-    has: list[tuple[int, int]], wanted: list[tuple[int, int, str | None]]
+    has: list[tuple[int, int]], requests: list[tuple[int, int, str | None]]
 ) -> None:
     nodes = [node(f"n{i}", memory_mib=memory, cpus=cpus, vcpu_overcommit=2) for i, (memory, cpus) in enumerate(has)]
     fleet = Fleet(nodes, {})
-    for number, (memory_mib, vcpus, group) in enumerate(wanted):
+    for number, (memory_mib, vcpus, group) in enumerate(requests):
         wish = Wish(f"{number}", vm(memory_mib=memory_mib, vcpus=vcpus, anti_affinity=group))
         best = next((v for v in fleet.explain(wish) if v.refusal is None), None)
         chosen = fleet.place(wish)
@@ -154,10 +154,10 @@ def test_no_node_is_overfilled_and_the_fast_choice_equals_the_slow_choice(
         if best is not None and chosen is not None and group is None:
             before = Fleet(nodes, {**fleet.loads, chosen: _less(fleet.loads[chosen], wish.spec)})
             assert before.judge(wish, chosen).score == pytest.approx(best.score)
-    for one in nodes:
-        memory_mib_max, vcpus_max = capacity(one)
-        assert fleet.loads[one.name].memory_mib <= max(0, memory_mib_max)
-        assert fleet.loads[one.name].vcpus <= vcpus_max
+    for each in nodes:
+        memory_mib_max, vcpus_max = capacity(each)
+        assert fleet.loads[each.name].memory_mib <= max(0, memory_mib_max)
+        assert fleet.loads[each.name].vcpus <= vcpus_max
 
 
 def _less(load: Load, spec: VmSpec) -> Load:
@@ -173,8 +173,8 @@ def test_a_placement_round_trips_through_its_encoding() -> None:
 
 def test_groups_of_the_same_name_in_other_projects_are_separate() -> None:
     apart = VmSpec(image="tiny", placement=Placement(anti_affinity="db", affinity="db"))
-    ours, theirs = (of_project(apart, project).placement for project in ("ours", "theirs"))
-    assert (ours.anti_affinity, theirs.affinity) == ("ours/db", "theirs/db")
+    ours, other = (of_project(apart, project).placement for project in ("ours", "theirs"))
+    assert (ours.anti_affinity, other.affinity) == ("ours/db", "theirs/db")
     assert of_project(apart, "default") is apart
     plain = VmSpec(image="tiny")
     assert of_project(plain, "ours") is plain

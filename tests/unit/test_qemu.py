@@ -56,10 +56,10 @@ def test_no_two_disks_have_the_same_boot_index() -> None:
     volumes = tuple(QemuVolume(f"vol-{lun}", lun, 10 + lun, boot_order=order) for lun, order in enumerate(orders))
     config = msgspec.structs.replace(CONFIG, disk=Path("disk.qcow2"), volumes=volumes)
     text = " ".join(command(config, incoming=False))
-    found = [int(place) for place in re.findall(r'bootindex"?[=:] ?(\d+)', text)]
-    assert len(found) == 6 and len(set(found)) == 6 and 0 not in found
-    disk = next(place for place in found if place % 100 == 0)
-    assert sorted(found).index(disk) == 2, "those with 0 come before the disk, those with 1 after it"
+    indexes = [int(place) for place in re.findall(r'bootindex"?[=:] ?(\d+)', text)]
+    assert len(indexes) == 6 and len(set(indexes)) == 6 and 0 not in indexes
+    disk = next(place for place in indexes if place % 100 == 0)
+    assert sorted(indexes).index(disk) == 2, "those with 0 come before the disk, those with 1 after it"
 
 
 def test_a_layers_header_never_decides_which_file_backs_it() -> None:

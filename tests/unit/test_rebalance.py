@@ -23,9 +23,9 @@ NODES = [node("a", cpus=8), node("b", cpus=8), node("c", cpus=8)]
 
 def fleet(vms: list[VmLoad], nodes: list[Node] = NODES) -> Fleet:
     loads: dict[str, Load] = {}
-    for one in vms:
-        had = loads.get(str(one.wish.at), Load())
-        loads[str(one.wish.at)] = Load(had.vcpus + one.wish.spec.vcpus, had.memory_mib + one.wish.spec.memory_mib)
+    for each in vms:
+        had = loads.get(str(each.wish.at), Load())
+        loads[str(each.wish.at)] = Load(had.vcpus + each.wish.spec.vcpus, had.memory_mib + each.wish.spec.memory_mib)
     return Fleet(nodes, loads)
 
 
@@ -46,10 +46,10 @@ def test_an_imbalance_that_lasts_is_evened_out_and_each_move_says_why() -> None:
     assert not decided(CROWD, rounds=0).moves
     first = decided(CROWD, rounds=0)
     assert first.rounds == 1 and "for 1 rounds" in first.why
-    found = decided(CROWD, rounds=1)
-    assert {move.target for move in found.moves} == {"b", "c"} and all(move.source == "a" for move in found.moves)
-    assert "a is loaded by" in found.moves[0].why and found.imbalance > 0.04
-    after = [running(one.name, {m.vm: m.target for m in found.moves}.get(one.name, "a"), 1.5) for one in CROWD]
+    decision = decided(CROWD, rounds=1)
+    assert {move.target for move in decision.moves} == {"b", "c"} and all(move.source == "a" for move in decision.moves)
+    assert "a is loaded by" in decision.moves[0].why and decision.imbalance > 0.04
+    after = [running(each.name, {m.vm: m.target for m in decision.moves}.get(each.name, "a"), 1.5) for each in CROWD]
     assert not decided(after).moves, "and that is that"
 
 
@@ -59,9 +59,11 @@ def test_nothing_is_moved_without_a_good_reason() -> None:
     assert not decided([running("big", "a", 6.0)]).moves, "that would only make another node the most loaded one"
     assert "already" in decided(CROWD, under_way=4).why
     assert len(decided(CROWD, under_way=3).moves) == 1
-    assert not decided([msgspec.structs.replace(one, moved_s=3600.0) for one in CROWD]).moves, "they were moved lately"
-    assert not decided([msgspec.structs.replace(one, movable=False) for one in CROWD]).moves
-    slow = [msgspec.structs.replace(one, move_s=3600.0) for one in CROWD]
+    assert not decided([msgspec.structs.replace(each, moved_s=3600.0) for each in CROWD]).moves, (
+        "they were moved lately"
+    )
+    assert not decided([msgspec.structs.replace(each, movable=False) for each in CROWD]).moves
+    slow = [msgspec.structs.replace(each, move_s=3600.0) for each in CROWD]
     assert "no move would be worth its cost" in decided(slow).why
 
 
@@ -84,10 +86,10 @@ def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
 
 def test_a_group_that_is_apart_stays_so() -> None:
     apart = [VmLoad(Wish(f"vm-{n}", vm(anti_affinity="g"), "abc"[n]), f"vm-{n}", [6.0, 0.1, 0.1][n]) for n in range(3)]
-    known = Fleet(NODES, {})
-    for one in apart:
-        known.take(one.wish._replace(at=None), str(one.wish.at))
-    assert not decide(known, uses_of(apart), apart, AUTO, Since(5, 0)).moves
+    fleet_now = Fleet(NODES, {})
+    for each in apart:
+        fleet_now.take(each.wish._replace(at=None), str(each.wish.at))
+    assert not decide(fleet_now, uses_of(apart), apart, AUTO, Since(5, 0)).moves
 
 
 def test_a_peak_moves_an_average_little() -> None:
@@ -117,9 +119,9 @@ def test_the_load_of_a_process_is_measured() -> None:
         os.wait3(os.WNOHANG)
         busy_s = 0.0
         while busy_s == 0.0:
-            found = dict(loads.look([("vm-1", busy.pid)]))
-            busy_s = found["vm-1"]
-        assert set(found) == {"vm-1"}
+            loads_by_vm = dict(loads.look([("vm-1", busy.pid)]))
+            busy_s = loads_by_vm["vm-1"]
+        assert set(loads_by_vm) == {"vm-1"}
     finally:
         busy.kill()
         busy.wait()

@@ -48,15 +48,15 @@ SECOND = word(3 * PAGE, 0x08) + named(b"pc.ram") + page(9)
 
 
 def split(raw: bytes, cuts: list[int]) -> tuple[bytes, list[tuple[int, bytes]]]:
-    splitter, back, found = RamSplitter(), b"", []
+    splitter, back, page_runs = RamSplitter(), b"", []
     edges = [0, *sorted(cut % (len(raw) + 1) for cut in cuts), len(raw)]
     for start, end in itertools.pairwise(edges):
         data, runs = splitter.split(raw[start:end])
         back += data
         assert sum(run_length(run) for run in runs) == len(data), "runs cover all of it"
-        found += [(run[0], data[run[1] : run[1] + run_length(run)]) for run in runs]
+        page_runs += [(run[0], data[run[1] : run[1] + run_length(run)]) for run in runs]
     data, runs = splitter.finish()
-    return back + data, found + [(run[0], data[run[1] : run[1] + run_length(run)]) for run in runs]
+    return back + data, page_runs + [(run[0], data[run[1] : run[1] + run_length(run)]) for run in runs]
 
 
 def run_length(run: tuple[int, int, int, int, int, bool]) -> int:
@@ -69,12 +69,12 @@ def run_length(run: tuple[int, int, int, int, int, bool]) -> int:
 @given(st.lists(st.integers(0, 1 << 20), max_size=40))
 def test_pages_are_recognised_and_nothing_is_lost_however_the_stream_is_split(cuts: list[int]) -> None:
     raw = stream([FIRST, SECOND])
-    back, found = split(raw, cuts)
+    back, page_runs = split(raw, cuts)
     assert back == raw
-    pages = b"".join(data for kind, data in found if kind == PAGES_RUN)
+    pages = b"".join(data for kind, data in page_runs if kind == PAGES_RUN)
     for seed in (1, 2, 3, 4, 9):
         assert page(seed) in pages
-    assert sum(len(data) // 9 for kind, data in found if kind == ZERO_RUN) == 4
+    assert sum(len(data) // 9 for kind, data in page_runs if kind == ZERO_RUN) == 4
 
 
 def test_every_address_form_names_the_same_page_of_its_block() -> None:
@@ -87,24 +87,24 @@ def test_every_address_form_names_the_same_page_of_its_block() -> None:
 def test_an_unknown_record_makes_the_rest_of_the_stream_opaque(flags: int) -> None:
     unknown = word(0, flags) + bytes(100)
     raw = stream([FIRST, unknown + SECOND])
-    back, found = split(raw, [])
+    back, page_runs = split(raw, [])
     assert back == raw
-    assert page(9) not in b"".join(data for kind, data in found if kind == PAGES_RUN)
-    assert found[-1][0] == OPAQUE_RUN and page(9) in found[-1][1]
+    assert page(9) not in b"".join(data for kind, data in page_runs if kind == PAGES_RUN)
+    assert page_runs[-1][0] == OPAQUE_RUN and page(9) in page_runs[-1][1]
 
 
 def test_an_unknown_version_of_the_memory_section_is_opaque() -> None:
     raw = stream([FIRST]).replace(RAM_START, RAM_START[:-1] + b"\x05")
-    back, found = split(raw, [10, 1000])
-    assert back == raw and all(kind == OPAQUE_RUN for kind, _ in found)
+    back, page_runs = split(raw, [10, 1000])
+    assert back == raw and all(kind == OPAQUE_RUN for kind, _ in page_runs)
 
 
 def test_the_devices_state_is_never_parsed() -> None:
     """A guest decides what is in its devices: it must not be able to pass it off as pages."""
     forged = b"\x02" + RAM_ID + word(0, 0x08) + named(b"pc.ram") + page(7)
-    back, found = split(stream([FIRST]) + forged, [])
-    assert back.endswith(forged) and found[-1][0] == OPAQUE_RUN
-    assert page(7) not in b"".join(data for kind, data in found if kind == PAGES_RUN)
+    back, page_runs = split(stream([FIRST]) + forged, [])
+    assert back.endswith(forged) and page_runs[-1][0] == OPAQUE_RUN
+    assert page(7) not in b"".join(data for kind, data in page_runs if kind == PAGES_RUN)
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(0, 3000), max_size=5))

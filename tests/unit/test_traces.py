@@ -37,31 +37,31 @@ def names(exporter: InMemorySpanExporter) -> list[str]:
 
 
 def test_a_share_of_traces_is_recorded_with_all_of_their_spans() -> None:
-    found = recording(0.25)
+    exporter = recording(0.25)
     for _ in range(2000):
         with traces.span("request", parent=""), traces.span("part"):
             pass
-    assert 350 < names(found).count("request") < 650
-    assert names(found).count("part") == names(found).count("request")
+    assert 350 < names(exporter).count("request") < 650
+    assert names(exporter).count("part") == names(exporter).count("request")
 
 
 def test_changes_are_always_recorded_with_half_of_their_queries() -> None:
-    found = recording(0.0)
+    exporter = recording(0.0)
     with traces.span("change", always=True):
         for _ in range(1000):
             with traces.span("db select"):
                 pass
-    assert "change" in names(found)
-    assert 400 < names(found).count("db select") < 600
+    assert "change" in names(exporter)
+    assert 400 < names(exporter).count("db select") < 600
 
 
 def test_failures_are_recorded_even_when_nothing_else_is() -> None:
-    found = recording(0.0)
+    exporter = recording(0.0)
     with pytest.raises(ValueError, match="no"), traces.span("read", parent="", what="it"):
         with traces.span("first part"):
             pass
         raise ValueError("no")
-    (span,) = found.get_finished_spans()
+    (span,) = exporter.get_finished_spans()
     assert span.name == "read" and not span.status.is_ok
     assert span.attributes is not None and span.attributes["what"] == "it"
     assert span.attributes["error.type"] == "ValueError"
@@ -69,22 +69,22 @@ def test_failures_are_recorded_even_when_nothing_else_is() -> None:
 
 
 def test_a_remote_process_continues_the_trace_of_its_caller() -> None:
-    found = recording(0.0)
+    exporter = recording(0.0)
     with traces.span("here", always=True):
         carried = traces.carry()
     with traces.span("there", parent=carried):
         pass
-    here, there = found.get_finished_spans()
+    here, there = exporter.get_finished_spans()
     assert here.context is not None and there.context is not None and there.parent is not None
     assert there.context.trace_id == here.context.trace_id and there.parent.span_id == here.context.span_id
 
 
 @pytest.mark.parametrize("parent", ["", "nonsense", "00-0-0-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\xff" * 9])
 def test_an_invalid_trace_header_begins_a_new_trace(parent: str) -> None:
-    found = recording(1.0)
+    exporter = recording(1.0)
     with traces.span("request", parent=parent):
         pass
-    (span,) = found.get_finished_spans()
+    (span,) = exporter.get_finished_spans()
     assert span.parent is None
 
 
@@ -134,9 +134,9 @@ def test_a_stuck_collector_costs_spans_which_are_counted() -> None:
 
 
 def test_no_span_ends_before_it_begins_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, real = recording(1.0), time.time_ns
+    exporter, real = recording(1.0), time.time_ns
     with traces.span("work", parent=""):
         monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
-    (span,) = found.get_finished_spans()
+    (span,) = exporter.get_finished_spans()
     assert span.start_time is not None and span.end_time is not None
     assert 0 <= span.end_time - span.start_time < 10**9

@@ -60,11 +60,11 @@ class Kernel(Vfio):
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Kernel:
-    found = Kernel(tmp_path)
-    found.add(NIC, "8086:10fb", "ixgbe", "12")
-    found.add(DISK, "1b4b:9230", "", "12")
-    found.add(TWIN, "8086:10fb", "ixgbe", "13")
-    return found
+    fake = Kernel(tmp_path)
+    fake.add(NIC, "8086:10fb", "ixgbe", "12")
+    fake.add(DISK, "1b4b:9230", "", "12")
+    fake.add(TWIN, "8086:10fb", "ixgbe", "13")
+    return fake
 
 
 def test_a_device_belongs_to_its_guest_until_the_guest_ends(kernel: Kernel) -> None:
@@ -106,14 +106,14 @@ def test_qemu_gets_devices_by_their_addresses() -> None:
 
 
 def with_devices(name: str, listed: tuple[str, ...], group: int | None = 12) -> Node:
-    one = node(name)
-    assert one.status.inventory is not None
+    record = node(name)
+    assert record.status.inventory is not None
     devices = tuple(PciDevice(address, "8086:10fb", "0200", "ixgbe", group) for address in (NIC, TWIN))
-    inventory = msgspec.structs.replace(one.status.inventory, hardware=Hardware("", (), (), (), devices))
+    inventory = msgspec.structs.replace(record.status.inventory, hardware=Hardware("", (), (), (), devices))
     return msgspec.structs.replace(
-        one,
-        spec=msgspec.structs.replace(one.spec, passthrough=listed),
-        status=msgspec.structs.replace(one.status, inventory=inventory),
+        record,
+        spec=msgspec.structs.replace(record.spec, passthrough=listed),
+        status=msgspec.structs.replace(record.status, inventory=inventory),
     )
 
 

@@ -69,8 +69,8 @@ def test_names_derived_from_an_id_fit_their_length_limits(random: bytes) -> None
 
 
 def _alternatives(annotation: object) -> set[object]:
-    found = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return set(typing.get_args(annotation)) - {msgspec.UnsetType, type(None)} if found else {annotation}
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return set(typing.get_args(annotation)) - {msgspec.UnsetType, type(None)} if is_union else {annotation}
 
 
 def test_changeable_vm_fields_have_the_types_of_the_spec() -> None:

@@ -44,12 +44,12 @@ async def started(*history: Change, after: int = 0) -> Cache:
 
 
 async def take(cache: Cache, after: int | None, count: int) -> list[Delivery]:
-    found = []
+    changes = []
     async for delivery in cache.follow(after):
-        found.append(delivery)
-        if len(found) == count:
+        changes.append(delivery)
+        if len(changes) == count:
             break
-    return found
+    return changes
 
 
 async def test_a_vm_is_found_by_id_and_by_its_present_name() -> None:
@@ -57,8 +57,8 @@ async def test_a_vm_is_found_by_id_and_by_its_present_name() -> None:
     await cache.apply(Batch(1, [vm(1)]))
     await cache.apply(Batch(2, [vm(2, name="db")]))
     assert not cache.named("vm", "web")
-    (found,) = cache.named("vm", "db")
-    assert json.loads(found.json)["id"] == "vm-a" and cache.get("vm", "vm-a") is found
+    (match,) = cache.named("vm", "db")
+    assert json.loads(match.json)["id"] == "vm-a" and cache.get("vm", "vm-a") is match
     await cache.apply(Batch(3, [Change(3, "vm", "vm-a", None)]))
     assert not cache.named("vm", "db") and cache.get("vm", "vm-a") is None
 
@@ -75,8 +75,8 @@ async def test_a_name_is_resolved_within_its_project() -> None:
 async def test_a_revoked_token_is_refused_from_then_on() -> None:
     cache = await started()
     await cache.apply(Batch(1, [user(1), token(1, revoked=False)]))
-    found = cache.callers.get("h")
-    assert found is not None and (found.id, found.name) == ("tok-a", "ann")
+    caller = cache.callers.get("h")
+    assert caller is not None and (caller.id, caller.name) == ("tok-a", "ann")
     await cache.apply(Batch(2, [token(2, revoked=True)]))
     assert cache.callers.get("h") is None
 
@@ -86,8 +86,8 @@ async def test_changed_rights_of_a_user_apply_at_once() -> None:
     await cache.apply(Batch(1, [user(1), token(1, revoked=False), grant(1, "viewer", "web")]))
 
     def may(right: Right, project: str | None) -> bool:
-        found = cache.callers.get("h")
-        return found is not None and found.access.allows(right, project)
+        caller = cache.callers.get("h")
+        return caller is not None and caller.access.allows(right, project)
 
     assert may(Right.READ, "web") and not may(Right.WRITE, "web") and not may(Right.READ, "other")
     await cache.apply(Batch(2, [grant(2, "member", "web")]))
@@ -152,5 +152,5 @@ async def test_an_older_change_never_overwrites_a_newer_one() -> None:
     cache = await started()
     await cache.apply(Batch(5, [vm(5, "new")]))
     await cache.apply(Batch(6, [vm(4, "old")]))
-    found: Any = cache.get("vm", "vm-a")
-    assert found.body["name"] == "new"
+    current: Any = cache.get("vm", "vm-a")
+    assert current.body["name"] == "new"
