@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -21,6 +22,18 @@ def _import(row: Any) -> Import:
     return msgspec.convert(dict(row), Import)
 
 
+def _choose_node(every: Sequence[Node], name: str | None) -> str:
+    """Return the node of this name, or without one the first that takes new work. Raises Unavailable."""
+    ready = [node for node in every if node.status.ready]
+    if name is None:
+        chosen = next((node.name for node in ready if not node.spec.cordoned), None)
+    else:
+        chosen = next((node.name for node in ready if node.name == name), None)
+    if chosen is None:
+        raise Unavailable(f"node {name} is not ready" if name else "no node is ready", hint="see: novacron node list")
+    return chosen
+
+
 async def create(connection: Connection, project: str | None, spec: ImportSpec, node: str | None, actor: str) -> Import:
     """Begin an import on ``node``, or on one that is ready, for a project or (None) for all.
 
@@ -34,12 +47,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
             raise Conflict(
                 f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
             )
-    ready = [candidate.name for candidate in every if candidate.status.ready and not candidate.spec.cordoned]
-    chosen = node or next(iter(ready), None)
-    if chosen is None or not any(candidate.name == chosen and candidate.status.ready for candidate in every):
-        raise Unavailable(
-            f"node {chosen} is not ready" if chosen else "no node is ready", hint="see: novacron node list"
-        )
+    chosen = _choose_node(every, node)
     count = await connection.fetchval("SELECT count(*) FROM imports WHERE node = $1 AND finished_at IS NULL", chosen)
     if count >= limits.IMPORTS_PER_NODE_MAX:
         raise Unavailable(f"node {chosen} is at {count} imports already", hint="wait for one, or name another node")

@@ -133,17 +133,7 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
     for network in locked.values():
         if network.project != project:
             raise NotFound(f"project {project} has no network {network.name!r}", field="nics")
-    taken = {
-        name: {
-            row["address"]
-            for row in await connection.fetch(
-                "SELECT address FROM nics WHERE network = $1 AND address IS NOT NULL"
-                " UNION SELECT address FROM floating_addresses WHERE network = $1",
-                name,
-            )
-        }
-        for name in locked
-    }
+    taken = {name: await _taken(connection, name) for name in locked}
     await check_groups(connection, spec.nics, project)
     nics = []
     for nic in spec.nics:
@@ -160,6 +150,16 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
         taken[nic.network].add(address)
         nics.append(msgspec.structs.replace(nic, address=address))
     return msgspec.structs.replace(spec, nics=tuple(nics))
+
+
+async def _taken(connection: Connection, network: str) -> set[str]:
+    """Return the addresses of a network that interfaces and floating addresses use."""
+    rows = await connection.fetch(
+        "SELECT address FROM nics WHERE network = $1 AND address IS NOT NULL"
+        " UNION SELECT address FROM floating_addresses WHERE network = $1",
+        network,
+    )
+    return {row["address"] for row in rows}
 
 
 async def check_groups(connection: Connection, nics: Sequence[NicSpec], project: str) -> None:

@@ -53,24 +53,7 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
             raise InvalidInput(why, field="size_mib" if has_mib else "image", hint="see: novacron image list")
     if node is not None:
         await nodes.get(connection, node, field="node")
-    candidates = [
-        (pool_there.bytes_free, candidate.name, pool_there.kind)
-        for candidate in await nodes.all(connection)
-        if node in (None, candidate.name) and candidate.status.ready and not candidate.spec.cordoned
-        if image is None or holds(candidate, image)
-        for pool_there in pools_of(candidate)
-        if pool_there.name == pool
-    ]
-    if not candidates:
-        where = "no node that is ready" if node is None else f"node {node}, as it is now,"
-        what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
-        raise NotFound(f"{where} has {what}", field="pool", hint="see: novacron pool list")
-    free, chosen, kind = max(candidates)
-    if size_mib << 20 > free:
-        raise NoCapacity(
-            f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {size_mib}",
-            field="size_mib", hint="see: novacron pool list",
-        )  # fmt: skip
+    chosen, kind = _choose_pool(await nodes.all(connection), new)
     try:
         row = await connection.fetchrow(
             "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project,"
@@ -86,6 +69,33 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
         connection, events.Event("volume", volume.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
     )
     return volume
+
+
+def _choose_pool(every: Sequence[Node], new: NewVolume) -> tuple[str, PoolKind]:
+    """Return the node whose pool has the most space for a new volume, and the pool's kind.
+
+    Raises NotFound, NoCapacity.
+    """
+    pool, node, image = new.pool, new.node, new.image
+    candidates = [
+        (pool_there.bytes_free, candidate.name, pool_there.kind)
+        for candidate in every
+        if node in (None, candidate.name) and candidate.status.ready and not candidate.spec.cordoned
+        if image is None or holds(candidate, image)
+        for pool_there in pools_of(candidate)
+        if pool_there.name == pool
+    ]
+    if not candidates:
+        where = "no node that is ready" if node is None else f"node {node}, as it is now,"
+        what = f"a pool {pool!r}" + ("" if image is None else f", and image {image}")
+        raise NotFound(f"{where} has {what}", field="pool", hint="see: novacron pool list")
+    free, chosen, kind = max(candidates)
+    if new.size_mib << 20 > free:
+        raise NoCapacity(
+            f"pool {pool} has {free >> 20} MiB free on node {chosen}, not {new.size_mib}",
+            field="size_mib", hint="see: novacron pool list",
+        )  # fmt: skip
+    return chosen, kind
 
 
 async def get(connection: Connection, ref: str) -> Volume:
