@@ -21,6 +21,7 @@ from lab.platform import Platform, default_cache, open_directory, platform
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database, migrate
 
+pytest.register_assert_rewrite("tests.support")
 _numbers = itertools.count(1)
 
 SLOW_FILES = 20

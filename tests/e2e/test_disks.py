@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,33 +17,15 @@ from tests.e2e.conftest import (
     has_text,
     kill,
     revive,
-    typed,
     until_counts_on,
     until_ended,
     until_settled,
     watching,
 )
+from tests.support.e2e_guest import disk_sum, run, written
 from tests.waiting import pause
 
 MIB = 1 << 20
-
-
-def run(victim: Platform, vm: Object, command: str) -> str:
-    """Run a command in the guest; return the last word of what it prints."""
-    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
-    return typed(victim, vm, f"echo {mark}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
-
-
-def disk_sum(victim: Platform, vm: Object) -> str:
-    """Return the checksum of the whole disk, taken inside the guest, past its cache."""
-    return run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda")
-
-
-def written(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
-    """Let the guest write random data over part of its disk; return the disk's checksum."""
-    where = f"bs=1M count={mib} seek={seek_mib}"
-    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda {where} conv=notrunc,fsync 2>&1; echo done")
-    return disk_sum(victim, vm)
 
 
 def test_a_running_vm_moves_with_its_disk_and_back(victim: Platform) -> None:

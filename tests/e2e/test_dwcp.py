@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import time
 from collections import Counter
 
 import pytest
@@ -12,16 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lab.platform import Platform, until
 from tests.e2e.conftest import (
-    Object,
     boot,
     delete,
     has_text,
-    typed,
     until_counts_on,
     until_ended,
     until_settled,
     watching,
 )
+from tests.support.e2e_guest import checksum
 from tests.waiting import pause
 
 
@@ -32,15 +29,6 @@ def metrics(victim: Platform) -> Counter[tuple[str, str]]:
         for sample in family.samples:
             values[sample.name, list(sample.labels.values())[-1] if sample.labels else ""] += int(sample.value)
     return values
-
-
-def checksum(victim: Platform, vm: Object) -> str:
-    """Return the checksum, taken inside the guest, of what it holds in memory."""
-    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
-    line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
-    digest = line.partition("-")[2].strip()
-    assert len(digest) == 32
-    return digest
 
 
 def test_moving_back_costs_almost_nothing_and_preserves_memory(victim: Platform) -> None:

@@ -25,7 +25,7 @@ from novacron.model.network import VNI_BASE
 from novacron.net import dnsmasq, wireguard
 from novacron.net.overlay import VXLAN_PORT
 from tests.e2e.conftest import delete, until_settled
-from tests.integration.test_snapshots import answers, shell
+from tests.support.vms import answers, shell
 
 Object = dict[str, Any]
 

@@ -19,7 +19,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
-from tests.e2e.test_dwcp import checksum
+from tests.support.e2e_guest import checksum
 from tests.waiting import pause
 
 SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 4_000_000}

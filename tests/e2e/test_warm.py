@@ -17,8 +17,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
-from tests.e2e.test_disks import run, written
-from tests.e2e.test_dwcp import checksum
+from tests.support.e2e_guest import checksum, run, written
 from tests.waiting import pause
 
 SLOWLY = {"target": "host-b", "warm": True, "rate_limit_bytes_per_s": 8_000_000}

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,10 @@ import zstandard
 from lab.hosts import lab
 from lab.observers import Collector
 from lab.platform import Platform, PlatformOptions, default_cache, open_directory, platform, until
+from novacron import pki
 from novacron.client import Client
+from novacron.dwcp.listener import Listener
+from tests.support.dwcp import Ends
 
 _numbers = itertools.count(1)
 
@@ -142,3 +145,17 @@ def moved(watched: Platform) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def asked(watched: Platform) -> Api:
     return Api(watched.client)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    """Certificates of the nodes at both ends of a DWCP session."""
+    return Ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture
+async def listening(ends: Ends) -> AsyncIterator[tuple[Listener, int]]:
+    """Listen as node b; yield the listener and its port."""
+    listener = Listener(ends.tls("b", server=True), pki.peer_name)
+    async with listener.listen("127.0.0.1", 0) as port:
+        yield listener, port

@@ -22,9 +22,9 @@ from lab.platform import Platform, until
 from novacron.client import ApiError, Unreachable, archive, archive_format
 from novacron.client.errors import ArchiveError
 from tests.integration.conftest import Api
-from tests.integration.test_snapshots import NewVm, Object, directory
-from tests.integration.test_volumes import sector
-from tests.unit.test_ovf import CD, CPUS, SCSI, descriptor, drive
+from tests.support.boot_sector import sector
+from tests.support.ovf import CD, CPUS, SCSI, descriptor, drive
+from tests.support.vms import NewVm, Object, directory
 
 DISK_BYTES = 8 << 20
 

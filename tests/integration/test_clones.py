@@ -14,8 +14,7 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.integration.test_lifecycle import boots
-from tests.integration.test_snapshots import NewVm, Object, answers, booted, directory, in_file, read, shell, write
+from tests.support.vms import NewVm, Object, answers, booted, boots, directory, in_file, read, shell, write
 
 Clone = Callable[..., Object]
 

@@ -24,7 +24,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.client.console import Console, ConsoleClosed
 from tests.integration.conftest import Api
-from tests.integration.test_lifecycle import ready
+from tests.support.vms import ready
 from tests.waiting import pause
 
 NewVm = Callable[..., dict[str, Any]]

@@ -26,7 +26,7 @@ from novacron.store.database import Database, PooledConnection
 from novacron.telemetry import traces, values
 from novacron.telemetry.declared import BY_NAME
 from tests.integration.conftest import Api, sending
-from tests.unit.test_traces import recording
+from tests.support.recorded_spans import recording
 from tests.waiting import pause
 
 SOURCE = Path(novacron.__file__).parent

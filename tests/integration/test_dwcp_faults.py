@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from novacron import pki
 from novacron.dwcp import frames
 from novacron.dwcp.compression import METHODS, Compressor
-from novacron.dwcp.frames import End, Frame, FrameType, SessionHello, Welcome
+from novacron.dwcp.frames import End, Frame, FrameType
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.page_codec import PageHash
 from novacron.dwcp.page_encoder import Encoder
@@ -25,93 +25,9 @@ from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import Sender, SendFailed
 from novacron.telemetry import traces
-from tests.integration.test_dwcp import (
-    KEY,
-    OUTAGE_S,
-    Ends,
-    Held,
-    Kept,
-    Plain,
-    carry,
-    ends,
-    listening,
-    receive,
-    sample,
-    source,
-)
-from tests.unit.test_traces import recording
+from tests.support.dwcp import KEY, OUTAGE_S, Ends, Held, Kept, Middle, Plain, by_hand, carry, receive, sample, source
+from tests.support.recorded_spans import recording
 from tests.waiting import eventually, pause_async
-
-__all__ = ["ends", "listening"]
-
-
-class Middle:
-    """A relay between two nodes that can do what a bad path does."""
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self.port = 0
-        self.dead = False
-        """Nothing goes through, and nobody is told."""
-        self.flip = False
-        """Change a byte of the next data towards the receiver."""
-        self.repeat = False
-        self.truncate = False
-        self.passed = 0
-        self._writers: list[asyncio.StreamWriter] = []
-        self.connections = 0
-
-    @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[Middle]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            self.cut()
-            server.close()
-
-    def cut(self, count: int | None = None) -> None:
-        """Reset connections: all, or the first ``count``."""
-        for writer in self._writers[: None if count is None else 2 * count]:
-            writer.transport.abort()
-        self._writers = [writer for writer in self._writers if not writer.is_closing()]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.dead:
-            await pause_async(30)  # a SYN that nobody answers
-            return
-        self.connections += 1
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        self._writers += [writer, to_writer]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, to_writer, outward=True))
-                group.create_task(self._pump(to_reader, writer, outward=False))
-        except* OSError:
-            pass
-        finally:
-            for each in (writer, to_writer):
-                each.transport.abort()
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, outward: bool) -> None:
-        while data := await reader.read(16 * 1024):
-            while self.dead:
-                await pause_async(0.05)
-                if writer.is_closing():
-                    return
-            if outward and self.passed > 50_000:
-                if self.flip:
-                    self.flip, data = False, data[:-1] + bytes([data[-1] ^ 1])
-                elif self.repeat:
-                    self.repeat, data = False, data + data
-                elif self.truncate:
-                    self.truncate, data = False, data[: len(data) // 2]
-            self.passed += len(data)
-            writer.write(data)
-            await writer.drain()
-            await pause_async(0.002)
-        writer.close()
 
 
 async def through(
@@ -421,20 +337,6 @@ async def test_a_warm_connection_that_died_is_replaced(ends: Ends, listening: tu
 
 
 # peers that lie
-
-
-async def by_hand(ends: Ends, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection by hand and say HELLO as node a."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=ends.tls("a", server=False), server_hostname=pki.node_host("b")
-    )
-    check = PageHash(KEY).digest(b"key check")
-    hello = msgspec.msgpack.encode(SessionHello(frames.VERSION, "s", b"i" * 16, check))
-    writer.writelines(frames.encode(Frame(FrameType.HELLO, payload=hello)))
-    answer = await frames.read(reader)
-    assert answer.type is FrameType.WELCOME
-    msgspec.msgpack.decode(answer.payload, type=Welcome)
-    return reader, writer
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,8 @@ from novacron.dwcp.page_codec import DIGEST_BYTES
 from novacron.dwcp.page_ring import SLOTS
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
-from tests.integration.test_dwcp import Ends, Kept, Plain, ends, listening, receive, source
-from tests.integration.test_dwcp_faults import by_hand
+from tests.support.dwcp import Ends, Kept, Plain, by_hand, receive, source
 from tests.waiting import eventually
-
-__all__ = ["ends", "listening"]
 
 Answer = Callable[[SessionHello, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

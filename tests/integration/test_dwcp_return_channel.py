@@ -12,11 +12,8 @@ import pytest
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
-from tests.integration.test_dwcp import Ends, Kept, Plain, ends, listening
-from tests.integration.test_dwcp_faults import Middle
+from tests.support.dwcp import Ends, Kept, Middle, Plain
 from tests.waiting import eventually, pause_async
-
-__all__ = ["ends", "listening"]
 
 
 class Open:

@@ -10,7 +10,7 @@ from novacron.store import migrations
 from novacron.store.database import Database
 from novacron.store.feed import Feed, Snapshot
 from novacron.store.fleet_index import FleetIndex
-from tests.integration.test_isolation import add_node, add_vm, where
+from tests.support.stored_fleet import add_node, add_vm, where
 
 
 async def indexed(database: Database) -> FleetIndex:

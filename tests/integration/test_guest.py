@@ -13,7 +13,7 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.integration.test_lifecycle import boots
+from tests.support.vms import boots, until_heard
 
 NewVm = Callable[..., dict[str, Any]]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5C2fSkRUfC0L6Oz6uP0yLQ6NQxg1SLk4sFJFsZwQ7F me@here"
@@ -28,10 +28,6 @@ def told(site: Platform, vm: dict[str, Any]) -> dict[str, str]:
 
     seeds: dict[str, str] = until(seen, "the guest has read its CD", 60)
     return seeds
-
-
-def until_heard(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
-    return site.wait_vm(vm["id"], lambda now: now["status"]["guest"] is not None, "its guest agent answers", 60)
 
 
 def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.integration.test_lifecycle import ready
-from tests.integration.test_snapshots import NewVm, Object, shell
+from tests.support.vms import NewVm, Object, ready, shell
 
 OF_MEMORY = "for f in /sys/devices/system/memory/memory*/state; do echo online > $f 2>/dev/null; done"
 OF_CPUS = "for f in /sys/devices/system/cpu/cpu*/online; do echo 1 > $f 2>/dev/null; done"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from novacron.control import gateways, health, migration
@@ -14,11 +13,10 @@ from novacron.control.objects import BACKOFF_S_MAX, Objects
 from novacron.control.placement import BATCH_MAX, PlacementController
 from novacron.model.drain import DrainPhase, DrainPolicy
 from novacron.model.probe import MoveForeseen
-from novacron.model.vm import Power, VmSpec, VmState, VmStatus
 from novacron.store import drains, nodes
-from novacron.store.database import Connection, Database
-from tests.unit.test_objects import Clock
-from tests.unit.test_placement import node
+from novacron.store.database import Database
+from tests.support.clock import Clock
+from tests.support.stored_fleet import add_node, add_vm, where
 
 POISON = {"power": "teleport"}
 """Passes every check of the database, and no decoder's."""
@@ -31,34 +29,6 @@ async def fleet(database: Database) -> Database:
         for name in "abc":
             await add_node(connection, name)
     return database
-
-
-async def add_node(connection: Connection, name: str, **status: Any) -> None:
-    record = node(name)
-    await connection.execute(
-        "INSERT INTO nodes (name, spec, status) VALUES ($1, $2, $3)",
-        name, msgspec.to_builtins(record.spec), msgspec.to_builtins(record.status) | status,
-    )  # fmt: skip
-    await connection.execute(
-        "INSERT INTO node_leases (node, renewed_at, hears_until) VALUES ($1, now(), now() + interval '1 h')", name
-    )
-
-
-async def add_vm(connection: Connection, name: str, at: str | None = None, **spec: Any) -> str:
-    """Store a VM; later ones count as younger."""
-    fields = msgspec.to_builtins(VmSpec(image="tiny", memory_mib=64, power=Power.RUNNING)) | spec
-    status = VmStatus(state=VmState.PENDING if at is None else VmState.RUNNING, kept=True)
-    await connection.execute(
-        "INSERT INTO vms (id, name, spec, status, node, epoch, project, created_at)"
-        " VALUES ($1, $1, $2, $3, $4, ($4::text IS NOT NULL)::int, 'default', clock_timestamp())",
-        name, fields, msgspec.to_builtins(status), at,
-    )  # fmt: skip
-    return name
-
-
-async def where(database: Database) -> dict[str, str | None]:
-    async with database.connection() as connection:
-        return {row["id"]: row["node"] for row in await connection.fetch("SELECT id, node FROM vms ORDER BY id")}
 
 
 async def foresee(vm: str, source: str, target: str) -> MoveForeseen:

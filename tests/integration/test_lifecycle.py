@@ -19,19 +19,8 @@ import pytest
 from lab.platform import Platform, until
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import probe
+from tests.support.vms import NewVm, boots, ready
 from tests.waiting import pause
-
-NewVm = Callable[..., dict[str, Any]]
-
-
-def ready(site: Platform, vm: dict[str, Any]) -> None:
-    """Wait until the guest has booted."""
-    node = site.wait_state(vm["id"], "running")["node"]
-    until(lambda: "tiny guest: ready" in site.console_log(vm, node), f"{vm['name']} has booted", 60)
-
-
-def boots(site: Platform, vm: dict[str, Any]) -> int:
-    return site.console_log(site.client.get("vms", vm["id"])).count("tiny guest: up")
 
 
 async def test_the_probe_reports_the_accelerator_that_really_runs(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
-from tests.unit.test_network import told
+from tests.support.network import told
 
 MAC = "52:54:00:aa:bb:cc"
 ADDRESS = "198.19.0.77"

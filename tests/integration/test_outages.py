@@ -21,7 +21,7 @@ import urllib3
 
 from lab.platform import until
 from lab.replicas import Replica, Served, serving
-from tests.integration.test_shared import Redis
+from tests.support.redis import Redis
 from tests.waiting import pause
 
 LOADED_S = 3.0

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
-from lab.platform import free_ports, open_directory, until
+from lab.platform import open_directory
 from novacron.api.access.passwords import TRIES, Passwords
 from novacron.api.access.shared_counters import Shared
 from novacron.api.edge.rate_limits import Rates, RateSettings
 from novacron.api.edge.shared_limits import share_rates
 from novacron.model.errors import TooManyRequests
+from tests.support.redis import Redis
 from tests.waiting import pause_async
-
-
-class Redis:
-    """A Redis server of the test's own."""
-
-    def __init__(self, directory: str) -> None:
-        (self.port,) = free_ports(1)
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [
-            "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", directory,
-        ]  # fmt: skip
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        until(self._answers, "Redis answers")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _answers(self) -> bool:
-        done = subprocess.run(["redis-cli", "-p", str(self.port), "ping"], capture_output=True, check=False)
-        return b"PONG" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -11,62 +10,15 @@ from typing import Any
 
 import pytest
 
-from lab import guest
 from lab.platform import Platform, until
-from novacron.client import ApiError
 from tests.integration.conftest import Api
-from tests.integration.test_guest import until_heard
-from tests.integration.test_lifecycle import boots, ready
+from tests.support.vms import Object, answers, booted, boots, directory, in_file, read, shell, until_heard, write
 
 NewVm = Callable[..., dict[str, Any]]
-Object = dict[str, Any]
-
-
-def shell(site: Platform, vm: Object, command: str) -> str:
-    return guest.shell(site.client, vm["id"], command)
-
-
-def write(site: Platform, vm: Object, text: str) -> None:
-    shell(site, vm, f"echo {text} | dd of=/dev/vda conv=fsync,notrunc bs=4096 seek=2048 2>/dev/null; echo done")
-
-
-def read(site: Platform, vm: Object) -> str:
-    drop = "echo 3 > /proc/sys/vm/drop_caches"
-    return shell(site, vm, f"{drop}; dd if=/dev/vda bs=4096 skip=2048 count=1 2>/dev/null | head -n 1")
 
 
 def names(site: Platform, vm: Object) -> list[str]:
     return [line.split()[0] for line in site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]]
-
-
-def directory(site: Platform, vm: Object) -> Path:
-    return site.directory / str(vm["node"]) / "agent" / "vms" / str(vm["id"])
-
-
-def in_file(site: Platform, vm: Object) -> list[str]:
-    said = subprocess.run(
-        ["qemu-img", "info", "-U", "--output", "json", str(directory(site, vm) / "disk.qcow2")],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [snapshot["name"] for snapshot in json.loads(said.stdout).get("snapshots", [])]
-
-
-def answers(site: Platform, vm: Object) -> None:
-    """Wait until the VM's node is connected, after something was killed."""
-
-    def does() -> bool:
-        with contextlib.suppress(ApiError):
-            site.client.console_log(vm["id"])
-            return True
-        return False
-
-    until(does, "its node answers")
-
-
-def booted(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
-    vm = new_vm(image="disk", **fields)
-    ready(site, vm)
-    return site.client.get("vms", vm["id"])
 
 
 def test_a_disk_is_reverted_back_and_forth_in_its_snapshot_tree(site: Platform, new_vm: NewVm) -> None:

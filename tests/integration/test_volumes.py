@@ -13,7 +13,8 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.integration.test_snapshots import NewVm, Object, answers, booted, read, shell, write
+from tests.support.boot_sector import sector
+from tests.support.vms import NewVm, Object, answers, booted, read, shell, write
 
 Create = Callable[..., Object]
 PATH = "/api/v1/volumes"
@@ -343,12 +344,6 @@ def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
         site.cli("volume", "delete", data["name"])
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
-
-
-def sector(text: str) -> bytes:
-    """Return a boot sector that writes a text to the first serial line, and stands still."""
-    code = bytes.fromhex("31c0 8ed8 be207c baf803 ac 84c0 7403 ee ebf8 f4 ebfd")
-    return (code.ljust(0x20, b"\0") + f"{text}\r\n".encode() + b"\0").ljust(510, b"\0") + b"\x55\xaa"
 
 
 def test_a_guest_boots_from_the_volume_that_comes_first(

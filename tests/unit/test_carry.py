@@ -7,7 +7,7 @@ import msgspec
 from novacron.model.node import Node
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
 from novacron.store.volumes import lacking
-from tests.unit.test_placement import NOW, node
+from tests.support.fleet import NOW, node
 
 
 def with_pool(name: str, id: str, free: int = 1 << 30) -> Node:

@@ -11,7 +11,7 @@ from novacron.model.fit import unlike
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmStatus
 from novacron.qemu.abilities import argument
-from tests.unit.test_placement import node
+from tests.support.fleet import node
 
 INTEL = CpuModel("GenuineIntel", 6, 85, 4, ("aes", "avx2", "sse4-2"))
 FLAGS = st.frozensets(st.sampled_from("abcdef"))

@@ -14,7 +14,7 @@ from novacron.model.placement import Fleet, Member, Wish
 from novacron.model.vm import VmSpec
 from novacron.store.feed import Change
 from novacron.store.fleet_index import FleetIndex
-from tests.unit.test_placement import node, vm
+from tests.support.fleet import node, vm
 
 NODES = [f"n{number}" for number in range(8)]
 

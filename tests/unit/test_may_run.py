@@ -14,7 +14,7 @@ from novacron.agent.worker import Worker
 from novacron.disk.images import Image
 from novacron.model.ownership import Claim, Held
 from novacron.model.vm import Restart
-from tests.unit.test_worker import assigned, services_in
+from tests.support.agent import assigned, services_in
 
 NOT_OWNERS = [Record(Held(3, claim)) for claim in Claim if claim is not Claim.OWNER]
 DAMAGED = Record(Held(3, Claim.OWNER), damaged=True)

@@ -17,7 +17,6 @@ from novacron.model.network import (
     Entrance,
     Interface,
     NetworkKind,
-    NetworkOnNode,
     NetworkSpec,
     Passing,
     Protocol,
@@ -30,13 +29,7 @@ from novacron.model.network import (
     give,
 )
 from novacron.net import dnsmasq, firewall, router
-
-NIC = Interface("vm-aaaaaaaaaaaaaaaa", 0, "52:54:00:00:00:01", "10.20.0.3", None)
-
-
-def told(**fields: object) -> NetworkOnNode:
-    names = (("52:54:00:00:00:01", "10.20.0.3", "web"),)
-    return NetworkOnNode("lan", NetworkSpec(subnet="10.20.0.0/24"), 7, 1450, 1, True, (), names, (NIC,), **fields)  # type: ignore[arg-type]
+from tests.support.network import NIC, told
 
 
 def test_addresses_are_assigned_until_the_subnet_is_full() -> None:

@@ -9,14 +9,7 @@ import pytest
 from novacron.control.objects import BACKOFF_S_MAX, BACKOFF_S_MIN, UNAVAILABLE_IN_A_ROW_MAX, Objects
 from novacron.model.errors import Conflict, Unavailable
 from novacron.store.database import Overtaken
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.support.clock import Clock
 
 
 class Reconciler:

@@ -25,7 +25,7 @@ from novacron.model.ownership import Claim, Held
 from novacron.qemu import transfer
 from novacron.qemu.transfer import TransferStatus
 from novacron.wire import messages as wire
-from tests.unit.test_worker import said, services_in
+from tests.support.agent import said, services_in
 
 EPOCH = 4
 

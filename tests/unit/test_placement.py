@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import pytest
@@ -14,38 +12,12 @@ from hypothesis import strategies as st
 from novacron.model.constraints import Effect, Placement, Scope, Taint
 from novacron.model.fit import capacity
 from novacron.model.node import (
-    Accelerator,
-    AcceleratorKind,
-    ImageInfo,
-    Inventory,
     Load,
-    Node,
-    NodeSpec,
-    NodeStatus,
 )
 from novacron.model.placement import Fleet, Member, Wish
 from novacron.model.vm import VmSpec
-from novacron.model.volume import Pool, PoolKind
 from novacron.store.fleet import of_project
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def node(
-    name: str, *, memory_mib: int = 4608, cpus: int = 4, image: str = "tiny", free: float = 0.5, **spec: Any
-) -> Node:
-    inventory = Inventory(
-        cpus=cpus, memory_mib=memory_mib, architecture="x86_64", kernel="6.1", qemu_version="7.2",
-        accelerator=Accelerator(AcceleratorKind.TCG, ""), images=(ImageInfo(image, "0" * 64, 1, "kernel"),),
-        bridge=None, dwcp_endpoint="", agent_version="0",
-        pools=(Pool("local", PoolKind.LOCAL, 1000, int(free * 1000)),),
-    )  # fmt: skip
-    return Node(name, NodeSpec(**spec), NodeStatus(True, "", inventory), 1, NOW)
-
-
-def vm(**where: Any) -> VmSpec:
-    size = {field: where.pop(field) for field in ("vcpus", "memory_mib", "image") if field in where}
-    return VmSpec(**{"image": "tiny", **size}, placement=Placement(**where))
+from tests.support.fleet import node, vm
 
 
 def placed(fleet: Fleet, specs: list[VmSpec]) -> list[str | None]:

@@ -15,7 +15,7 @@ from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Wish
 from novacron.model.rebalance import Decision, Mode, Settings, Since, VmLoad, decide, deviation, smoothed, uses_of
-from tests.unit.test_placement import node, vm
+from tests.support.fleet import node, vm
 
 AUTO = Settings(mode=Mode.AUTO, rounds=2)
 NODES = [node("a", cpus=8), node("b", cpus=8), node("c", cpus=8)]

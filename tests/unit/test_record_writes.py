@@ -11,7 +11,7 @@ import pytest
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
 from novacron.model.ownership import Claim, Held
-from tests.unit.test_worker import services_in
+from tests.support.agent import services_in
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from novacron.agent.vm.retries import DEFECT_S_MAX, EXPECTED_S_MAX, Retries
 from novacron.agent.worker import Worker
 from novacron.model.migration import Side
 from novacron.model.ownership import Claim, Held
-from tests.unit.test_worker import services_in
+from tests.support.agent import services_in
 
 
 class JumpingClock:

@@ -18,7 +18,7 @@ from novacron.dwcp.sender import Sender, SendFailed
 from novacron.model.migration import Kind, Side
 from novacron.model.ownership import Claim, Held
 from novacron.wire import messages as wire
-from tests.unit.test_worker import services_in
+from tests.support.agent import services_in
 from tests.waiting import eventually
 
 ENDPOINT = "127.0.0.1:7445"

@@ -22,7 +22,7 @@ from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Order, OrderKind
 from novacron.model.vm import Hardware, Power, VmSpec, VmState
 from novacron.wire import messages as wire
-from tests.unit.test_worker import services_in
+from tests.support.agent import services_in
 
 
 class SimulatedMachine:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lab.platform import until
 from novacron.telemetry import traces, values
 from novacron.telemetry.traces import Bounded, _Nothing, _Share, _State
+from tests.support.recorded_spans import recording
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +22,6 @@ def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     was = _State.tracer, _State.provider, _State.share
     yield
     _State.tracer, _State.provider, _State.share = was
-
-
-def recording(share: float) -> InMemorySpanExporter:
-    """Record this share of what is not recorded anyhow; return where it is."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=_Share(share))
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    _State.tracer, _State.share = provider.get_tracer("test"), max(share, 1e-9)
-    return exporter
 
 
 def names(exporter: InMemorySpanExporter) -> list[str]:

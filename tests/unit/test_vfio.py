@@ -13,7 +13,7 @@ from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
 from novacron.qemu.vfio import DeviceFailed, Vfio, arguments
-from tests.unit.test_placement import node
+from tests.support.fleet import node
 
 NIC, TWIN, DISK = "0000:01:00.0", "0000:02:00.0", "0000:01:00.1"
 

@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
-from unittest.mock import Mock
 
 import pytest
 
-from novacron.agent.host.clock import Clock, SystemClock
-from novacron.agent.host.lease import NodeLease
-from novacron.agent.host.networks import NodeNetworks
-from novacron.agent.host.passthrough import Passthrough
-from novacron.agent.host.volumes import Pools
-from novacron.agent.migration.services import NodeServices
-from novacron.agent.migration.transport import DwcpTransport, MemoryTransport
-from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal, Record
-from novacron.agent.vm.machine import QemuHypervisor
-from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
-from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Held
-from novacron.model.vm import Restart, VmSpec, VmState
+from novacron.model.vm import Restart, VmState
 from novacron.wire import messages as wire
-
-said: list[Any] = []
-
-
-def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTransport | None = None) -> NodeServices:
-    settings = AgentSettings(directory, directory / "images", "host-a")
-    return NodeServices(
-        settings=settings,
-        identity=cast(Any, None),
-        journal=Journal(directory / "journal"),
-        listener=cast(Any, None),
-        images={},
-        accelerator=AcceleratorKind.TCG,
-        cpu=None,
-        endpoint="127.0.0.1:7445",
-        connections=cast(Any, None),
-        transport=transport or DwcpTransport(cast(Any, None), cast(Any, None), settings),
-        pages=cast(Any, Mock()),
-        find_vm=lambda _: None,
-        neighbours=list,
-        run_in_background=lambda work: work.close(),
-        storage_pools=Pools(settings),
-        start_queue=StartQueue(4),
-        clock=clock or SystemClock(),
-        lease=NodeLease(settings.lease_path),
-        networks=NodeNetworks(settings),
-        hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),
-        send=said.append,
-    )
+from tests.support.agent import assigned, said, services_in
 
 
 @pytest.fixture
@@ -102,11 +61,6 @@ async def test_crash_counts_survive_the_agents_own_death(worker: Worker, tmp_pat
     worker._reconciler.note_crash("test")
     await worker._reconciler._count_crashes()
     assert Journal(tmp_path / "journal").load_one("vm-a").crashes == 2
-
-
-def assigned(restart: Restart) -> wire.Assignment:
-    spec = VmSpec(image="tiny", starts=3, restart=restart)
-    return wire.Assignment("vm-a", "a", spec, False, "", 0, None, "default", bytes(32))
 
 
 @pytest.mark.parametrize(

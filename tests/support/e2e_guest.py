@@ -1,0 +1,39 @@
+"""What end-to-end tests do inside of a guest."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from lab.platform import Platform
+from tests.e2e.conftest import (
+    Object,
+    typed,
+)
+
+
+def checksum(victim: Platform, vm: Object) -> str:
+    """Return the checksum, taken inside the guest, of what it holds in memory."""
+    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
+    line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
+    digest = line.partition("-")[2].strip()
+    assert len(digest) == 32
+    return digest
+
+
+def run(victim: Platform, vm: Object, command: str) -> str:
+    """Run a command in the guest; return the last word of what it prints."""
+    mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
+    return typed(victim, vm, f"echo {mark}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
+
+
+def disk_sum(victim: Platform, vm: Object) -> str:
+    """Return the checksum of the whole disk, taken inside the guest, past its cache."""
+    return run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda")
+
+
+def written(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
+    """Let the guest write random data over part of its disk; return the disk's checksum."""
+    where = f"bs=1M count={mib} seek={seek_mib}"
+    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda {where} conv=notrunc,fsync 2>&1; echo done")
+    return disk_sum(victim, vm)
