@@ -37,7 +37,7 @@ Object = dict[str, Any]
 Columns = dict[str, Callable[[Object], Any]]
 
 
-def show_json(value: Any) -> None:
+def show_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
@@ -66,7 +66,7 @@ def fields(details: Object, columns: Columns, output: Format) -> None:
         print(f"{name.ljust(width)}  {text(get(details))}")
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):

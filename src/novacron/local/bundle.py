@@ -63,7 +63,7 @@ def clean(text: str) -> str:
     return EMAIL.sub(HIDDEN, redacted(text))
 
 
-def without_secrets(value: Any) -> Any:
+def without_secrets(value: object) -> object:
     """Return what the API answered without fields that hold, or may hold, secrets: what guests begin with, too."""
     if isinstance(value, dict):
         return {
@@ -127,7 +127,7 @@ def _some(client: Client, kind: str) -> list[Any]:
     return objects
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, indent=1, default=str) + "\n"
 
 

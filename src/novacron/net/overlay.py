@@ -11,12 +11,16 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from novacron.model.network import NetworkOnNode, gateway_address, service_address
 from novacron.net import namespace
 from novacron.net.firewall import GATEWAY_MAC, SERVICE_MAC, SERVICE_PORT, TUNNEL
 from novacron.net.tap import NetworkFailed, netlink
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute  # large: see ``tap.load``
+
 
 BRIDGE, SERVICE, GATEWAY, GATEWAY_PORT, UPLINK = "br", "svc", "gw", "gwp", "up"
 VXLAN_PORT = 4789
@@ -65,13 +69,13 @@ def sysctl(name: str, value: int) -> None:
         path.write_text(str(value))
 
 
-def index(ip: Any, name: str) -> int | None:
+def index(ip: IPRoute, name: str) -> int | None:
     """Return the number of an interface, None if it is not there."""
     indexes = ip.link_lookup(ifname=name)
     return int(indexes[0]) if indexes else None
 
 
-def _bridge(ip: Any, mtu: int) -> int:
+def _bridge(ip: IPRoute, mtu: int) -> int:
     if index(ip, BRIDGE) is None:
         ip.link("add", ifname=BRIDGE, kind="bridge", br_forward_delay=0, br_mcast_snooping=0)
     bridge = index(ip, BRIDGE)
@@ -80,7 +84,7 @@ def _bridge(ip: Any, mtu: int) -> int:
     return bridge
 
 
-def _pair(ip: Any, inner: str, port: str, mac: str, bridge: int, mtu: int) -> int:
+def _pair(ip: IPRoute, inner: str, port: str, mac: str, bridge: int, mtu: int) -> int:
     """Have an interface of the namespace that is a port of its bridge; return its number."""
     if index(ip, inner) is None:
         ip.link("add", ifname=inner, kind="veth", peer={"ifname": port})
@@ -91,7 +95,7 @@ def _pair(ip: Any, inner: str, port: str, mac: str, bridge: int, mtu: int) -> in
     return inner_index
 
 
-def _address(ip: Any, device: int, address: str, subnet: ipaddress.IPv4Network, metric: int) -> None:
+def _address(ip: IPRoute, device: int, address: str, subnet: ipaddress.IPv4Network, metric: int) -> None:
     """Give an interface an address, and a way to its subnet: the lowest metric is the one that is used."""
     if not list(ip.get_addr(index=device, family=socket.AF_INET)):
         ip.addr("add", index=device, address=address, prefixlen=subnet.prefixlen, IFA_FLAGS=IFA_F_NOPREFIXROUTE)
@@ -138,7 +142,7 @@ def _inside(network: NetworkOnNode) -> None:
             )  # fmt: skip
 
 
-def _without_gateway(ip: Any) -> None:
+def _without_gateway(ip: IPRoute) -> None:
     for name in (GATEWAY, UPLINK):
         link = index(ip, name)
         if link is not None:

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from novacron.model.network import NetworkOnNode
 from novacron.net import namespace
@@ -32,6 +32,10 @@ from novacron.net.overlay import (
     transit_address,
 )
 from novacron.net.tap import netlink
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute  # large: see ``tap.load``
+
 
 TABLE = "novacron"
 OUTSIDE = "novagw*"
@@ -200,7 +204,7 @@ def lead(network: NetworkOnNode) -> None:
             ip.route("replace", dst=f"{address}/32", gateway=inside, oif=near, flags=["onlink"])
 
 
-def _wire_of(ip: Any, address: str) -> tuple[str, int] | None:
+def _wire_of(ip: IPRoute, address: str) -> tuple[str, int] | None:
     """Return name and index of the host's interface whose subnet has an address."""
     for entry in ip.get_addr(family=socket.AF_INET):
         own, prefix = entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]

@@ -9,7 +9,11 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute  # large: see ``tap.load``
+
 
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
@@ -46,7 +50,7 @@ def load() -> None:
     netlink().close()
 
 
-def netlink() -> Any:
+def netlink() -> IPRoute:
     """Return a netlink connection in the calling thread's namespace."""
     from pyroute2 import IPRoute  # large: see `load`
 
@@ -100,7 +104,7 @@ def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> i
     return mtu
 
 
-def _tag(ip: Any, index: int, master: int, bridge: str, vlan: int) -> None:
+def _tag(ip: IPRoute, index: int, master: int, bridge: str, vlan: int) -> None:
     """Put a port of a bridge into one VLAN only. Raises NetworkFailed."""
     if not ip.get_links(master)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING"):
         raise NetworkFailed(f"bridge {bridge} does not filter VLANs: ip link set {bridge} type bridge vlan_filtering 1")

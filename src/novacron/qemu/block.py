@@ -26,11 +26,12 @@ async def size_bytes(monitor: Monitor, device: str = DISK) -> int:
     return 0 if inserted is None else int(inserted["image"]["virtual-size"])
 
 
-async def _inserted(monitor: Monitor, device: str) -> Any:
+async def _inserted(monitor: Monitor, device: str) -> dict[str, Any] | None:
     for block in await monitor.execute("query-block"):
         # QEMU gives the path of the device or of what is in it: /machine/peripheral/disk0-device/virtio-backend
         if f"{device}-device" in str(block.get("qdev", "")).split("/"):
-            return block.get("inserted")
+            inserted: dict[str, Any] | None = block.get("inserted")
+            return inserted
     return None
 
 
@@ -85,5 +86,5 @@ async def clear_copy(monitor: Monitor) -> None:
         await monitor.execute("blockdev-del", {"node-name": COPY})
 
 
-async def _job(monitor: Monitor) -> Any:
+async def _job(monitor: Monitor) -> dict[str, Any] | None:
     return next((job for job in await monitor.execute("query-jobs") if job["id"] == COPY_JOB), None)

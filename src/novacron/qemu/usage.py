@@ -42,13 +42,13 @@ async def disks(monitor: Monitor) -> list[DiskUse]:
     return [_disk(entry) for entry in await monitor.execute("query-blockstats") if _name(entry)]
 
 
-def _name(entry: Any) -> str:
+def _name(entry: dict[str, Any]) -> str:
     """Return the name of a disk's device: QEMU gives its path, or that of what is in it."""
     places = [place for place in str(entry.get("qdev", "")).split("/") if place.endswith("-device")]
     return places[0].removesuffix("-device") if places else ""
 
 
-def _disk(entry: Any) -> DiskUse:
+def _disk(entry: dict[str, Any]) -> DiskUse:
     stats = entry["stats"]
     return DiskUse(
         _name(entry),

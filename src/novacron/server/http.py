@@ -8,7 +8,6 @@ import gc
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -179,7 +178,7 @@ def _oidc(settings: ServerSettings, authority: pki.Authority) -> Oidc | None:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 
 
-def _granian(settings: ServerSettings, admission: Admission, certificate: Path, key: Path) -> Any:
+def _granian(settings: ServerSettings, admission: Admission, certificate: Path, key: Path) -> Granian:
     return Granian(
         admission,
         address=settings.host,

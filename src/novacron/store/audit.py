@@ -49,7 +49,7 @@ async def search(connection: Connection, filters: Wanted, before: int | None, li
     """Return records, newest first, older than the one with id ``before``."""
     terms, values = ["true"], list[Any]()
 
-    def where(term: str, value: Any) -> None:
+    def where(term: str, value: object) -> None:
         if value is not None:
             values.append(value)
             terms.append(term.format(f"${len(values)}"))

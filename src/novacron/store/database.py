@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -212,7 +212,7 @@ class Database:
         task.add_done_callback(done)
 
     @asynccontextmanager
-    async def transaction(self, isolation: Any = None) -> AsyncIterator[Connection]:
+    async def transaction(self, isolation: Literal["repeatable_read"] | None = None) -> AsyncIterator[Connection]:
         """Lend a connection inside a transaction, committed at the end of the block. Raises Unavailable, also when
         another transaction came between."""
         try:

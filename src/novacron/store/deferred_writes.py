@@ -38,7 +38,7 @@ async def add(connection: Connection, table: Table, rows: Sequence[Sequence[Any]
         await connection.execute(table.insert, *map(list, zip(*rows, strict=True)))
 
 
-async def execute(connection: Connection, statement: str, *arguments: Any) -> None:
+async def execute(connection: Connection, statement: str, *arguments: object) -> None:
     """Write something else then, as ``add`` does."""
     pending = _pending.get()
     if pending is not None:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import asyncpg
 import msgspec
 
 from novacron.model import limits
@@ -14,7 +15,7 @@ from novacron.model.errors import NotFound
 from novacron.model.node import Node
 from novacron.store import events
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each, report_bad_row
+from novacron.store.rows import decode_each, object_of, report_bad_row
 
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 30.0, 600.0
 """A VM whose move has failed is moved again after this, after twice as long the next time, and so on."""
@@ -26,8 +27,8 @@ COLD_MIB = 64
 """What a VM that does not run counts for, in an estimate."""
 
 
-def _drain(row: Any) -> Drain:
-    return msgspec.convert(dict(row), Drain)
+def _drain(row: asyncpg.Record | None) -> Drain:
+    return object_of(Drain, row)
 
 
 async def begin(connection: Connection, node: str, policy: DrainPolicy, actor: str) -> Drain:
@@ -62,7 +63,7 @@ async def end(connection: Connection, node: str, *, bring_back: bool) -> Drain |
     return _drain(row)
 
 
-async def finish(connection: Connection, id: str, phase: DrainPhase) -> Any:
+async def finish(connection: Connection, id: str, phase: DrainPhase) -> asyncpg.Record | None:
     """End a drain."""
     return await connection.fetchrow(
         "UPDATE drains SET phase = $2, moving = '[]', stays = CASE WHEN $2 = 'drained' THEN '[]' ELSE stays END,"
@@ -145,7 +146,7 @@ def _longest_first(rows: Sequence[Any]) -> list[Waiting]:
     return sorted(map(_waiting, rows), key=lambda vm: (-vm.cost_mib, vm.id))
 
 
-def _waiting(row: Any) -> Waiting:
+def _waiting(row: asyncpg.Record) -> Waiting:
     try:
         return msgspec.convert(dict(row), Waiting)
     except msgspec.ValidationError as error:  # the drain must not end as if the VM were gone

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import asyncpg
 import msgspec
 
 from novacron.model import limits
@@ -13,11 +14,12 @@ from novacron.model.export import Export, ExportPhase
 from novacron.model.vm import Action
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
 
-def _export(row: Any) -> Export:
-    return msgspec.convert(dict(row), Export)
+def _export(row: asyncpg.Record | None) -> Export:
+    return object_of(Export, row)
 
 
 async def create(connection: Connection, ref: str, actor: str) -> Export:

@@ -83,7 +83,7 @@ def _owner(kind: str, key: str, project: str | None) -> str | None:
     return key if kind == "project" else project
 
 
-def _change(row: Any) -> Change:
+def _change(row: asyncpg.Record) -> Change:
     kind, key = row["kind"], row["key"]
     return Change(int(row["txid"]), kind, key, row["body"], _owner(kind, key, row["project"]))
 

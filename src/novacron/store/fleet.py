@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import asyncpg
 import msgspec
 
 from novacron.model.constraints import Placement
@@ -97,7 +98,7 @@ async def _members(connection: Connection, names: Collection[str], wishes: Seque
     return decode_each("vms", rows, _member)
 
 
-def _member(row: Any) -> Member:
+def _member(row: asyncpg.Record) -> Member:
     """Return a VM with what of it concerns others: its groups and devices count even if the rest can't be decoded."""
     placement = msgspec.convert(row["placement"] or {}, Placement)
     devices = msgspec.convert(row["devices"] or (), tuple[str, ...])
@@ -210,7 +211,7 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
     return [row["id"] for row, _ in placed]
 
 
-def wish_of(row: Any) -> Wish:
+def wish_of(row: asyncpg.Record) -> Wish:
     """Return a VM that waits for a node as placement sees it."""
     return Wish(row["id"], of_project(msgspec.convert(row["spec"], VmSpec), row["project"]))
 

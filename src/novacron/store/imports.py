@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -12,14 +11,15 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
 from novacron.model.image import Import, ImportSpec, Phase, Source
-from novacron.model.node import Node
+from novacron.model.node import ImageInfo, Node
 from novacron.store import events, nodes
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
 
-def _import(row: Any) -> Import:
-    return msgspec.convert(dict(row), Import)
+def _import(row: asyncpg.Record | None) -> Import:
+    return object_of(Import, row)
 
 
 def _choose_node(every: Sequence[Node], name: str | None) -> str:
@@ -86,7 +86,7 @@ async def check_usable(connection: Connection, image: str, project: str) -> None
         )  # fmt: skip
 
 
-def _images(node: Node) -> Any:
+def _images(node: Node) -> tuple[ImageInfo, ...]:
     return node.status.inventory.images if node.status.inventory else ()
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
-import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound
@@ -14,14 +13,15 @@ from novacron.model.network import FloatingAddress, Forward, NetworkKind, Protoc
 from novacron.model.vm import Vm
 from novacron.store import events, networks, vms
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 
 
-def _floating(row: Any) -> FloatingAddress:
-    return msgspec.convert(dict(row), FloatingAddress)
+def _floating(row: asyncpg.Record | None) -> FloatingAddress:
+    return object_of(FloatingAddress, row)
 
 
-def _forward(row: Any) -> Forward:
-    return msgspec.convert(dict(row), Forward)
+def _forward(row: asyncpg.Record | None) -> Forward:
+    return object_of(Forward, row)
 
 
 async def add_address(connection: Connection, project: str, address: str, actor: str) -> FloatingAddress:

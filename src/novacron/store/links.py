@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import asyncpg
 import msgspec
 
 from novacron.model.errors import NotFound, PreconditionFailed
 from novacron.model.link_sharing import Link, LinkSpec, link_id
 from novacron.store import events
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, object_of
 
 
-def _link(row: Any) -> Link:
-    return msgspec.convert(dict(row), Link)
+def _link(row: asyncpg.Record | None) -> Link:
+    return object_of(Link, row)
 
 
 async def all(connection: Connection) -> list[Link]:

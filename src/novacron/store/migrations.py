@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -32,7 +31,7 @@ from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, object_of
 from novacron.telemetry import traces
 
 MEGABYTE = 1_000_000
@@ -43,8 +42,8 @@ COLUMNS = (
 )
 
 
-def _migration(row: Any) -> Migration:
-    return msgspec.convert(dict(row), Migration)
+def _migration(row: asyncpg.Record | None) -> Migration:
+    return object_of(Migration, row)
 
 
 class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):

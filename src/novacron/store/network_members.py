@@ -32,7 +32,7 @@ HOSTS = """
 """
 
 
-def _peer(own: Any, other: Any, encryption: Encryption) -> NetworkPeer:
+def _peer(own: asyncpg.Record, other: asyncpg.Record, encryption: Encryption) -> NetworkPeer:
     far = encryption is Encryption.ALWAYS or (encryption is Encryption.BETWEEN_SITES and own["site"] != other["site"])
     key = other["key"] if far and own["key"] else ""
     return NetworkPeer(other["endpoint"].rpartition(":")[0], other["number"], key)
@@ -89,7 +89,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
     return tuple(networks_)
 
 
-def _nic(row: Any) -> NicSpec:
+def _nic(row: asyncpg.Record) -> NicSpec:
     return msgspec.convert(row["spec"]["nics"][row["number"]], NicSpec)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -29,15 +28,15 @@ from novacron.model.node import Node
 from novacron.model.vm import VmSpec, mac_address
 from novacron.store import events, nodes, projects
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, object_of
 
 LOCK = "networks"
 """Numbers and subnets are given out by one transaction at a time."""
 
 
-def network_of(row: Any) -> Network:
+def network_of(row: asyncpg.Record | None) -> Network:
     """Return a row as a network."""
-    return msgspec.convert(dict(row), Network)
+    return object_of(Network, row)
 
 
 async def all(connection: Connection) -> list[Network]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from novacron.model.drain import DrainPolicy
@@ -12,11 +13,11 @@ from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.store import drains, events
 from novacron.store.database import Connection
-from novacron.store.rows import decode_each
+from novacron.store.rows import decode_each, object_of
 
 
-def _node(row: Any) -> Node:
-    return msgspec.convert(dict(row), Node)
+def _node(row: asyncpg.Record | None) -> Node:
+    return object_of(Node, row)
 
 
 async def take_turn(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from novacron.model.migration import Cause
 from novacron.model.project import DEFAULT, Project, Quota, Usage, check
 from novacron.store import events
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 
 USAGE = """
     SELECT u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.snapshots, u.networks,
@@ -36,8 +37,8 @@ COUNT_ANEW = """
 """
 
 
-def _project(row: Any) -> Project:
-    return msgspec.convert(dict(row), Project)
+def _project(row: asyncpg.Record | None) -> Project:
+    return object_of(Project, row)
 
 
 async def get(connection: Connection, name: str, *, lock: bool = False, field: str | None = None) -> Project:
@@ -90,7 +91,7 @@ async def configure(connection: Connection, name: str, changes: dict[str, Any], 
     return _project(row)
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if isinstance(value, Quota):
         return " ".join(f"{field}={limit}" for field, limit in msgspec.to_builtins(value).items() if limit is not None)
     return str(value)

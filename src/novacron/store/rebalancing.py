@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
+import asyncpg
 import msgspec
 
 from novacron.model.placement import Wish
@@ -112,7 +112,7 @@ async def loads(connection: Connection, nodes: Sequence[str]) -> list[VmLoad]:
     return decode_each("vms", rows, _load)
 
 
-def _load(row: Any) -> VmLoad:
+def _load(row: asyncpg.Record) -> VmLoad:
     spec = fleet.of_project(msgspec.convert(row["spec"], VmSpec), row["project"])
     elapsed_s = row["elapsed_s"]
     return VmLoad(

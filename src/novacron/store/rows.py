@@ -1,10 +1,11 @@
-"""Reading many rows, so that one that can't be decoded does not hide the others."""
+"""Reading rows; of many, one that can't be decoded does not hide the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import asyncpg
 import msgspec
 
 from novacron.telemetry import logs
@@ -19,6 +20,15 @@ ERROR_LENGTH_MAX = 300
 T = TypeVar("T")
 
 _reported: set[tuple[str, str, str]] = set()
+
+
+def object_of(type_: type[T], row: asyncpg.Record | None) -> T:
+    """Return a row as an object of its type. ``row`` comes from a statement that must return one.
+
+    Raises msgspec.ValidationError.
+    """
+    assert row is not None
+    return msgspec.convert(dict(row), type_)
 
 
 def decode_each(table: str, rows: Iterable[Any], decode: Callable[[Any], T], *, key: str = "id") -> list[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -12,10 +11,11 @@ from novacron.model.errors import Conflict, NotFound
 from novacron.model.network import RuleSpec, SecurityGroup, check_rule
 from novacron.store import events
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 
 
-def _group(row: Any) -> SecurityGroup:
-    return msgspec.convert(dict(row), SecurityGroup)
+def _group(row: asyncpg.Record | None) -> SecurityGroup:
+    return object_of(SecurityGroup, row)
 
 
 async def _checked(connection: Connection, project: str, name: str, rules: Sequence[RuleSpec]) -> tuple[RuleSpec, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -16,10 +16,11 @@ from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_tran
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 
 
-def _snapshot(row: Any) -> Snapshot:
-    return msgspec.convert(dict(row), Snapshot)
+def _snapshot(row: asyncpg.Record | None) -> Snapshot:
+    return object_of(Snapshot, row)
 
 
 async def of_vm(connection: Connection, vm: str) -> list[Snapshot]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -14,16 +13,17 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.user import Grant, User, UserKind
 from novacron.store import events
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 
 ADMINISTRATOR = "administrator"
 
 
-def _user(row: Any) -> User:
-    return msgspec.convert(dict(row), User)
+def _user(row: asyncpg.Record | None) -> User:
+    return object_of(User, row)
 
 
-def _grant(row: Any) -> Grant:
-    return msgspec.convert(dict(row), Grant)
+def _grant(row: asyncpg.Record | None) -> Grant:
+    return object_of(Grant, row)
 
 
 async def get(connection: Connection, ref: str, *, field: str | None = None) -> User:

@@ -30,15 +30,16 @@ from novacron.model.vm import (
 )
 from novacron.store import events, networks, projects, sizes
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
 DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
 """What is said of a volume that no VM has."""
 
 
-def of_row(row: Any) -> Vm:
+def of_row(row: asyncpg.Record | None) -> Vm:
     """Return the VM that a row of its table is."""
-    return msgspec.convert(dict(row), Vm)
+    return object_of(Vm, row)
 
 
 def name_taken(name: str) -> Conflict:

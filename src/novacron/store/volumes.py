@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
-import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
@@ -16,11 +15,12 @@ from novacron.model.vm import Action, Vm
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
 from novacron.store import events, imports, nodes, projects, sizes, vms
 from novacron.store.database import Connection
+from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
 
-def _volume(row: Any) -> Volume:
-    return msgspec.convert(dict(row), Volume)
+def _volume(row: asyncpg.Record | None) -> Volume:
+    return object_of(Volume, row)
 
 
 def pools_of(node: Node) -> tuple[Pool, ...]:

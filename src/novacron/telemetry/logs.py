@@ -24,6 +24,7 @@ from typing import Any
 
 import structlog
 from opentelemetry import trace
+from structlog.typing import FilteringBoundLogger
 
 from novacron.telemetry.values import counter
 
@@ -288,6 +289,7 @@ def set_up(component: str, level: str = "info") -> None:
         get(__name__).warning("unknown log level: using info", found=level, levels=LEVELS)
 
 
-def get(name: str) -> Any:
+def get(name: str) -> FilteringBoundLogger:
     """Return the logger of a module."""
-    return structlog.get_logger(name)
+    logger: FilteringBoundLogger = structlog.get_logger(name)
+    return logger

@@ -65,20 +65,20 @@ class Recorder:
         self._reads_at = time.monotonic()
 
     async def done(
-        self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Any
+        self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: object
     ) -> None:
         """Record a change, in its transaction. ``changed`` is the object, as far as it has an id and a name."""
         await self.done_all(connection, request, status, [changed])
 
     async def done_all(
-        self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]
+        self, connection: Connection, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[object]
     ) -> None:
         """Record several changes of one request, in their transaction."""
         records = self.records(request, status, changed)
         if records:
             await audit.add(connection, records)
 
-    def records(self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[Any]) -> list[Request]:
+    def records(self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[object]) -> list[Request]:
         """Return the audit records of changes."""
         return [_record(request, Outcome.DONE, status, "", _changed(object)) for object in changed]
 
@@ -175,10 +175,10 @@ def _text(text: str) -> str:
     return text.replace("\0", "\\0").encode(errors="replace").decode()
 
 
-def _changed(object: Any) -> _Changed:
-    name = getattr(object, "name", None) or getattr(object, "vm_name", None)
-    key = getattr(object, "id", None) or getattr(object, "address", None) or name
-    return _Changed(key, name, getattr(object, "project", None))
+def _changed(changed: object) -> _Changed:
+    name = getattr(changed, "name", None) or getattr(changed, "vm_name", None)
+    key = getattr(changed, "id", None) or getattr(changed, "address", None) or name
+    return _Changed(key, name, getattr(changed, "project", None))
 
 
 class _Changed(NamedTuple):

@@ -22,7 +22,7 @@ from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import Services
 from novacron.api.access.recorder import UNSAFE, CompletedCall
 from novacron.api.edge.rate_limits import Limit, Rates
-from novacron.api.edge.unread_body import UnreadBody, may_remain
+from novacron.api.edge.unread_body import Message, Receive, Scope, Send, UnreadBody, may_remain
 from novacron.api.read_model import response_cache
 from novacron.api.read_model.principals import Caller
 from novacron.model.access import Right
@@ -34,9 +34,6 @@ from novacron.telemetry.values import counter, histogram
 
 log = logs.get(__name__)
 
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
@@ -85,7 +82,7 @@ class _Request:
 
     __slots__ = ("address", "caller", "headers", "id", "limit_headers", "method", "path", "scope", "started")
 
-    def __init__(self, scope: Any, headers: dict[bytes, bytes], caller: Caller | None) -> None:
+    def __init__(self, scope: Scope, headers: dict[bytes, bytes], caller: Caller | None) -> None:
         self.started = time.perf_counter()
         self.scope, self.headers, self.caller = scope, headers, caller
         self.method: str = scope["method"]
@@ -149,7 +146,7 @@ class Admission:
             return None
         return caller
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

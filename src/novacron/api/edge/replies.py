@@ -97,7 +97,7 @@ async def one(
 
 
 @contextlib.asynccontextmanager
-async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Connection]:
+async def change(request: ApiRequest, changed: object = None) -> AsyncIterator[Connection]:
     """Open a transaction for a change that answers with no object of its own, and add its audit record.
 
     This replica's cache has the change when the block ends.
@@ -105,7 +105,7 @@ async def change(request: ApiRequest, object: Any = None) -> AsyncIterator[Conne
     context = services(request)
     async with context.database.transaction() as connection:
         yield connection
-        await context.recorder.done(connection, request, 200, object)
+        await context.recorder.done(connection, request, 200, changed)
         revision = int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
     await context.cache.reached(revision, OWN_WRITE_WAIT_S)
 

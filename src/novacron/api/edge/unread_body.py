@@ -7,14 +7,20 @@ its next request. So the rest of a body is read first if it is short; otherwise 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Scope = dict[str, Any]
 
 TAKEN_BYTES_MAX = 64 * 1024
 WAIT_S_MAX = 1.0
 CLOSE = (b"connection", b"close")
 
 
-def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
+def may_remain(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     """Say whether a request has a body whose unread rest would block the connection (RFC 9112, section 9.3)."""
     if scope["http_version"].startswith("2"):
         return False
@@ -24,7 +30,7 @@ def may_remain(scope: Any, headers: dict[bytes, bytes]) -> bool:
 class UnreadBody:
     """Wraps the HTTP server's ``receive`` and ``send``: reads what the route left of the body before it answers."""
 
-    def __init__(self, receive: Any, send: Any, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
         self._receive, self._send = receive, send
         self._asks_first = b"expect" in headers  # reading would send 100 Continue
         self._whole = False

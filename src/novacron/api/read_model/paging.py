@@ -136,12 +136,12 @@ def _sorted(kind: str, paging: Paging, entries: Iterable[Entry]) -> tuple[list[E
     return [entry for _, entry in chosen], last
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a value so that texts are ordered as values are."""
     return f"{value:020d}" if isinstance(value, int) else "" if value is None else str(value)
 
 
-def _shown(entry: Entry, fields: tuple[str, ...] | None) -> Any:
+def _shown(entry: Entry, fields: tuple[str, ...] | None) -> msgspec.Raw | Object:
     if fields is None:
         return msgspec.Raw(entry.json)
     shown: Object = {}

@@ -50,7 +50,9 @@ async def watch(
         return
 
 
-async def _send(socket: Any, changes: AsyncIterator[Delivery], kinds_followed: frozenset[str]) -> None:
+async def _send(
+    socket: WebSocket[Caller, str, Any], changes: AsyncIterator[Delivery], kinds_followed: frozenset[str]
+) -> None:
     async for delivery in changes:
         message: dict[str, Any] = {}
         if delivery.kind in kinds_followed and access_of(socket, socket.user).sees(delivery.project):
@@ -65,7 +67,7 @@ async def _send(socket: Any, changes: AsyncIterator[Delivery], kinds_followed: f
             await socket.send_text(msgspec.json.encode(message).decode())
 
 
-async def _until_gone(socket: Any) -> None:
+async def _until_gone(socket: WebSocket[Caller, str, Any]) -> None:
     while True:
         await socket.receive_data(mode="text")
 
