@@ -22,7 +22,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
-from tests.support.e2e_guest import disk_sum, run, written
+from tests.support.e2e_guest import disk_sum, run_in_guest, write_random_data
 from tests.waiting import pause
 
 MIB = 1 << 20
@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 def test_a_running_vm_moves_with_its_disk_and_back(victim: Platform) -> None:
     vm = boot(victim, "disk", 60, image="disk")
-    before = written(victim, vm)
+    before = write_random_data(victim, vm)
     sent = []
     with watching(victim, 60) as client:
         for target in ("host-b", "host-a"):
@@ -64,21 +64,21 @@ COMPARE = (
 
 def test_writes_during_a_migration_arrive(victim: Platform) -> None:
     vm = boot(victim, "writes", 61, image="disk")
-    assert run(victim, vm, CHURN) == "begun"
+    assert run_in_guest(victim, vm, CHURN) == "begun"
     pause(3)
     for target in ("host-b", "host-a"):
         migration = victim.client.act("vms", "writes", "migrate", {"target": target})
         ended = until_ended(victim, migration["id"])
         assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
         until_settled(victim, vm)
-    assert run(victim, vm, COMPARE) == "same" * 8
+    assert run_in_guest(victim, vm, COMPARE) == "same" * 8
     delete(victim, vm)
 
 
 @pytest.mark.slow
 def test_a_stopped_vm_moves_with_its_disk(victim: Platform) -> None:
     vm = boot(victim, "cold", 62, image="disk")
-    before = written(victim, vm)
+    before = write_random_data(victim, vm)
     for target in ("host-b", "host-a"):
         victim.cli("vm", "stop", "cold", "--wait")
         migration = victim.client.act("vms", "cold", "migrate", {"target": target})
@@ -95,7 +95,7 @@ def begin(victim: Platform, name: str, number: int, moment: str = "disk") -> tup
     """Begin to move a VM whose disk takes a while, up to where that is on its way, or where it is there and memory is
     not; return it, its migration, and the checksum of its disk."""
     vm = boot(victim, name, number, image="disk")
-    before = written(victim, vm, 24)
+    before = write_random_data(victim, vm, 24)
     migration = victim.client.act("vms", name, "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 4_000_000})
 
     def reached() -> bool:
@@ -163,7 +163,7 @@ def small_disk(victim: Platform, node: str, mib: int) -> Iterator[None]:
 @pytest.mark.parametrize("midway", [False, True], ids=["from the start", "midway"])
 def test_a_target_without_space_says_so_and_the_vm_keeps_running_at_the_source(victim: Platform, midway: bool) -> None:
     vm = boot(victim, "large", 66, image="disk")
-    before = written(victim, vm, 24)
+    before = write_random_data(victim, vm, 24)
     with small_disk(victim, "host-b", 48 if midway else 8):
         migration = victim.client.act(
             "vms", "large", "migrate", {"target": "host-b", "rate_limit_bytes_per_s": 4_000_000}

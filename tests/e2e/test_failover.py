@@ -61,7 +61,7 @@ def _cwd(entry: Path) -> Path | None:
         return None
 
 
-def where(victim: Platform, vm: Object) -> list[str]:
+def hosts_running(victim: Platform, vm: Object) -> list[str]:
     """Return on which hosts a QEMU of the VM is."""
     return [key.partition("/")[0] for key in victim.qemus() if vm["id"] in key]
 
@@ -70,14 +70,14 @@ def until_moved(victim: Platform, vm: Object) -> None:
     """Wait until the VM runs on host-b, never in two places."""
     deadline = time.monotonic() + BACK_S_MAX
     while time.monotonic() < deadline:
-        assert len(where(victim, vm)) <= 1, "it is in two places"
+        assert len(hosts_running(victim, vm)) <= 1, "it is in two places"
         if "tiny guest: ready" in victim.console_log(vm, "host-b"):
             return
         pause(0.05)
     raise AssertionError(f"it is not there: {victim.client.get('vms', vm['id'])}\n{victim.tails()}")
 
 
-def happened(victim: Platform, object_: str) -> set[str]:
+def event_reasons(victim: Platform, object_: str) -> set[str]:
     return {event["reason"] for event in victim.client.list("events", object=object_)}
 
 
@@ -93,7 +93,7 @@ def test_a_lost_nodes_vms_start_elsewhere_and_the_node_gives_them_up_on_its_retu
     assert "kept" in typed(victim, vm, "head -c 4 /dev/sda; echo", "kept")
     moved = victim.client.get("vms", vm["id"])
     assert (moved["node"], moved["epoch"]) == ("host-b", vm["epoch"] + 1)
-    assert "RestartedElsewhere" in happened(victim, vm["id"]) and "Failed" in happened(victim, "host-a")
+    assert "RestartedElsewhere" in event_reasons(victim, vm["id"]) and "Failed" in event_reasons(victim, "host-a")
     assert victim.client.get("vms", other["id"])["node"] == "host-a", "it is not highly available"
     victim.agents["host-a"].start()
     victim.wait_node("host-a")
@@ -124,7 +124,7 @@ def test_a_server_outage_stops_no_vm(victim: Platform) -> None:
     vm = boot(victim, "ha3")
     victim.server.kill()
     pause(LEASE_S * 2)
-    assert where(victim, vm) == ["host-a"]
+    assert hosts_running(victim, vm) == ["host-a"]
     revive(victim)
     settled = until_settled(victim, vm)
     assert (settled["node"], settled["status"]["pid"]) == ("host-a", vm["status"]["pid"])

@@ -63,7 +63,7 @@ def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what:
     with watching(victim, number) as client:
         until(lambda: client.last > 0, "the guest counts")
         migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-        wait_for(victim, moment, migration["id"], since)
+        wait_for_moment(victim, moment, migration["id"], since)
         kill(victim, what, vm, "host-a", "host-b")
         revive(victim)
         ended = until_ended(victim, migration["id"])
@@ -75,7 +75,7 @@ def test_a_kill_during_a_migration_leaves_one_running_vm(victim: Platform, what:
     delete(victim, vm)
 
 
-def wait_for(victim: Platform, moment: str, migration: str, since: dict[str, int]) -> None:
+def wait_for_moment(victim: Platform, moment: str, migration: str, since: dict[str, int]) -> None:
     step = MOMENTS[moment]
     if step is None:
         return
@@ -101,7 +101,7 @@ def wait_for(victim: Platform, moment: str, migration: str, since: dict[str, int
 def test_two_kills_at_once_leave_one_running_vm(victim: Platform, first: str, second: str) -> None:
     vm = boot(victim, f"mover-{next_number()}", next_number(), image="noisy")
     migration = victim.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
-    wait_for(victim, "memory flows", migration["id"], {})
+    wait_for_moment(victim, "memory flows", migration["id"], {})
     for what in (first, second):
         kill(victim, what, vm, "host-a", "host-b")
     pause(1)  # a while without them: what is said meanwhile is lost

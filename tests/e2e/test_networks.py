@@ -25,7 +25,7 @@ from novacron.model.network import VNI_BASE
 from novacron.net import dnsmasq, wireguard
 from novacron.net.overlay import VXLAN_PORT
 from tests.e2e.conftest import delete, until_settled
-from tests.support.vms import answers, shell
+from tests.support.vms import shell, wait_until_node_answers
 
 Object = dict[str, Any]
 
@@ -33,7 +33,7 @@ FLOATING = "198.19.0.200"
 NET = "/sys/class/net"
 
 
-def made(victim: Platform, name: str, node: str, *nics: Object, **fields: Any) -> Object:
+def create_vm(victim: Platform, name: str, node: str, *nics: Object, **fields: Any) -> Object:
     """Create a VM in networks, and wait until its guest has an address."""
     vm = victim.client.create_vm(name=name, image="tiny", memory_mib=128, node=node, nics=list(nics), **fields)
     until(lambda: "tiny guest: ready" in victim.console_log(vm, node), f"{name} has booted", 60)
@@ -102,7 +102,7 @@ def dnsmasqs(victim: Platform, network: str) -> list[int]:
 def lan(victim: Platform) -> Iterator[Object]:
     """A network with a VM on each host; tests leave both where they were."""
     network = victim.client.create_network("lan", subnet="10.20.0.0/24")
-    vms = [made(victim, f"lan-{node[-1]}", node, {"network": "lan"}) for node in ("host-a", "host-b")]
+    vms = [create_vm(victim, f"lan-{node[-1]}", node, {"network": "lan"}) for node in ("host-a", "host-b")]
     yield {**network, "vms": vms}
     for vm in vms:
         delete(victim, vm)
@@ -258,7 +258,7 @@ def test_killed_network_processes_restart_and_another_node_becomes_the_gateway(v
     victim.agents["host-a"].kill()
     victim.agents["host-a"].start()
     until(lambda: len(dnsmasqs(victim, "lan")) == 2, "both nodes have DHCP and DNS again", 40)
-    answers(victim, a)
+    wait_until_node_answers(victim, a)
     until(lambda: reaches(victim, a, "nslookup lan-b"), "names are there again")
     victim.client.act("nodes", "host-a", "cordon")
     until(lambda: victim.client.get("networks", "lan")["gateway"] == "host-b", "host-b is the gateway")
@@ -294,7 +294,7 @@ def test_a_network_can_use_a_hosts_bridge_and_binds_its_guests_to_their_addresse
     victim.client.create_network("office", kind="bridge", bridge="br0", subnet="198.19.0.0/24")
     host_a, host_b = victim.lab.hosts
     nic = {"network": "office", "address": "198.19.0.60"}
-    vm = made(victim, "at-office", "host-a", nic)
+    vm = create_vm(victim, "at-office", "host-a", nic)
     shell(victim, vm, "killall udhcpc; ip address add 198.19.0.60/24 dev eth0; echo done")
     assert reaches(victim, vm, "ping -c 2 -W 2 198.19.0.2") and echoes(host_b, "198.19.0.60", 7001)
     victim.client.create_security_group("shut", [{"protocol": "icmp"}])

@@ -10,7 +10,7 @@ from lab.platform import Platform, until
 from tests.e2e.conftest import boot, delete, until_settled, watching
 
 
-def ready(victim: Platform, name: str) -> bool:
+def is_ready(victim: Platform, name: str) -> bool:
     return any(node["name"] == name and node["status"]["ready"] for node in victim.client.list("nodes"))
 
 
@@ -22,7 +22,7 @@ def test_a_node_is_renamed_while_its_vms_keep_running(victim: Platform) -> None:
         assert refused.returncode in (2, 4) and says in refused.stderr
     with watching(victim, 31) as client:
         victim.cli("node", "rename", "host-b", "east-1")
-        until(lambda: ready(victim, "east-1"), "it is there under its new name")
+        until(lambda: is_ready(victim, "east-1"), "it is there under its new name")
         assert [node["name"] for node in victim.client.list("nodes")] == ["east-1", "host-a"]
         victim.agents["host-b"].kill()
         victim.agents["host-b"].start()  # under its old --name: what counts is its certificate
@@ -35,7 +35,7 @@ def test_a_node_is_renamed_while_its_vms_keep_running(victim: Platform) -> None:
         until(lambda: client.last > now + 20, "the guest counts on")
         assert client.broken is None and client.missing_numbers() == 0
     victim.cli("node", "rename", "east-1", "host-b")
-    until(lambda: ready(victim, "host-b"), "it has its name back")
+    until(lambda: is_ready(victim, "host-b"), "it has its name back")
     assert until_settled(victim, vm)["status"]["crashes"] == 0
     reasons = [event["reason"] for event in victim.client.list("events", object="host-b")]
     assert "Renamed" in reasons

@@ -26,18 +26,18 @@ SLOWLY = {"target": "host-b", "policy": "post-copy", "rate_limit_bytes_per_s": 4
 FOLLOWS = "its memory is still on its way"
 
 
-def follows(victim: Platform, vm: Object) -> bool:
+def is_in_post_copy(victim: Platform, vm: Object) -> bool:
     """Say whether the VM runs while some of its memory is elsewhere."""
     return FOLLOWS in str(victim.client.get("vms", vm["id"])["status"]["reason"])
 
 
-def until_follows(victim: Platform, vm: Object) -> None:
-    until(lambda: follows(victim, vm), "it runs and its memory is not there yet")
+def wait_until_in_post_copy(victim: Platform, vm: Object) -> None:
+    until(lambda: is_in_post_copy(victim, vm), "it runs and its memory is not there yet")
 
 
-def until_whole(victim: Platform, vm: Object) -> None:
+def wait_until_memory_complete(victim: Platform, vm: Object) -> None:
     try:
-        until(lambda: not follows(victim, vm), "all of the memory has come", 90)
+        until(lambda: not is_in_post_copy(victim, vm), "all of the memory has come", 90)
         assert until_settled(victim, vm)["node"] == "host-b"
     except AssertionError as error:
         raise AssertionError(f"{error}\n{victim.tails(40)}") from None
@@ -58,8 +58,8 @@ def test_with_post_copy_a_guest_runs_before_all_of_its_memory_has_arrived(victim
         migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)
         ended = until_ended(victim, migration["id"])
         assert ended["phase"] == "completed", f"{ended['error']}\n{victim.tails(40)}"
-        until_follows(victim, vm)
-        until_whole(victim, vm)
+        wait_until_in_post_copy(victim, vm)
+        wait_until_memory_complete(victim, vm)
         until_counts_on(victim, client, vm)
     assert checksum(victim, vm) == before
     back = victim.client.act("vms", vm["id"], "migrate", {"target": "host-a"})
@@ -77,7 +77,7 @@ def test_a_dead_link_during_post_copy_costs_the_outage(victim: Platform) -> None
     host.cut()
     pause(10)
     host.mend()
-    until_whole(victim, vm)
+    wait_until_memory_complete(victim, vm)
     assert checksum(victim, vm) == before
     delete(victim, vm)
 
@@ -87,11 +87,11 @@ def test_a_dead_link_during_post_copy_costs_the_outage(victim: Platform) -> None
 def test_post_copy_continues_after_an_agent_was_killed(victim: Platform, what: str) -> None:
     vm, migration, before = begin(victim, what.replace(" ", "-") + "-2", 82)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
-    until_follows(victim, vm)
+    wait_until_in_post_copy(victim, vm)
     kill(victim, what, vm, "host-a", "host-b")
     pause(2)
     revive(victim)
-    until_whole(victim, vm)
+    wait_until_memory_complete(victim, vm)
     assert checksum(victim, vm) == before
     delete(victim, vm)
 
@@ -100,7 +100,7 @@ def test_post_copy_continues_after_an_agent_was_killed(victim: Platform, what: s
 def test_an_agent_that_is_killed_while_the_guest_waits_for_a_page_costs_the_outage(victim: Platform) -> None:
     vm, migration, before = begin(victim, "waits", 85)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
-    until_follows(victim, vm)
+    wait_until_in_post_copy(victim, vm)
     with concurrent.futures.ThreadPoolExecutor(1) as beside:
         beside.submit(checksum, victim, vm)  # it needs what is not there yet; its console ends with the agent
         until(lambda: waits_for_a_page(victim, vm), "a thread of QEMU's waits for a page", 10)
@@ -108,7 +108,7 @@ def test_an_agent_that_is_killed_while_the_guest_waits_for_a_page_costs_the_outa
         pause(2)
         assert waits_for_a_page(victim, vm), "nobody brings it meanwhile"
         revive(victim)
-        until_whole(victim, vm)
+        wait_until_memory_complete(victim, vm)
     assert checksum(victim, vm) == before
     delete(victim, vm)
 
@@ -131,10 +131,10 @@ def test_a_vm_in_post_copy_can_be_deleted(victim: Platform) -> None:
 def test_a_guest_in_post_copy_is_not_migrated_again(victim: Platform) -> None:
     vm, migration, before = begin(victim, "hasty", 84)
     assert until_ended(victim, migration["id"])["phase"] == "completed"
-    until_follows(victim, vm)
+    wait_until_in_post_copy(victim, vm)
     again = victim.client.act("vms", vm["id"], "migrate", {"target": "host-a"})
     ended = until_ended(victim, again["id"])
     assert ended["phase"] == "failed" and "its memory is still on its way" in ended["error"]
-    until_whole(victim, vm)
+    wait_until_memory_complete(victim, vm)
     assert checksum(victim, vm) == before
     delete(victim, vm)

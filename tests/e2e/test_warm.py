@@ -17,7 +17,7 @@ from tests.e2e.conftest import (
     until_settled,
     watching,
 )
-from tests.support.e2e_guest import checksum, run, written
+from tests.support.e2e_guest import checksum, run_in_guest, write_random_data
 from tests.waiting import pause
 
 SLOWLY = {"target": "host-b", "warm": True, "rate_limit_bytes_per_s": 8_000_000}
@@ -37,8 +37,8 @@ def begin(victim: Platform, name: str, number: int) -> tuple[Object, str, str]:
     """Return a VM, and the checksums of what it has on its disk and in memory. ``number``: an address that no other has
     had, for hosts remember who had one."""
     vm = boot(victim, name, number, image="disk")
-    run(victim, vm, "dd if=/dev/urandom of=/run/random bs=1M count=16 2>/dev/null; echo done")
-    return vm, written(victim, vm, 12), checksum(victim, vm)
+    run_in_guest(victim, vm, "dd if=/dev/urandom of=/run/random bs=1M count=16 2>/dev/null; echo done")
+    return vm, write_random_data(victim, vm, 12), checksum(victim, vm)
 
 
 def until_moment(victim: Platform, migration: str, moment: str, since: int) -> None:
@@ -77,7 +77,7 @@ def test_a_kill_during_a_warm_migration_leaves_one_unchanged_guest(victim: Platf
         until(
             lambda: "tiny guest: ready" in victim.console_log(settled).rpartition("tiny guest: up")[2], "it is up", 60
         )
-    assert run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
+    assert run_in_guest(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
     delete(victim, vm)
 
 
@@ -94,5 +94,5 @@ def test_an_aborted_warm_migration_resumes_the_guest_at_the_source(victim: Platf
         assert until_settled(victim, vm)["node"] == "host-a"
         until_counts_on(victim, client, vm)
     assert checksum(victim, vm) == memory
-    assert run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
+    assert run_in_guest(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda") == disk
     delete(victim, vm)

@@ -93,7 +93,7 @@ OWNED = {"vms": "ref", "networks": "network", "security-groups": "group", "volum
          "floating-addresses": "address"}  # fmt: skip
 
 
-def filled(path: str, objects: dict[str, Object]) -> str:
+def fill_in_path(path: str, objects: dict[str, Object]) -> str:
     """Return a path with the name of an object of ours in place of its first parameter, and made-up others."""
     kind = path.split("/")[3] if path.count("/") > 2 else ""
     ours = objects.get(OWNED.get(kind, ""), {})
@@ -122,7 +122,7 @@ def test_each_route_serves_only_callers_with_its_right(api: Api, tenants: Tenant
         if scope in (RouteScope.PUBLIC, None) or path == "/api/v1/logout":  # that works, and is tried elsewhere
             continue
         right = right_of(handler, method)
-        address = filled(path, tenants.objects)
+        address = fill_in_path(path, tenants.objects)
         body = None if method == "GET" else {"no-such-field": True}
         if method == "DELETE" or (method == "POST" and handler.parsed_data_field is None):
             address = re.sub(r"(vms|networks|security-groups|volumes|floating-addresses)/[^/]+", r"\1/none", address)

@@ -24,13 +24,13 @@ from novacron.client.errors import ArchiveError
 from tests.integration.conftest import Api
 from tests.support.boot_sector import sector
 from tests.support.ovf import CD, CPUS, SCSI, descriptor, drive
-from tests.support.vms import NewVm, Object, directory
+from tests.support.vms import NewVm, Object, directory_of
 
 DISK_BYTES = 8 << 20
 
 
 @pytest.fixture
-def boots(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> Iterator[str]:
+def talking_image(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> Iterator[str]:
     """An image whose guest says "from its disk", and stands still."""
     name, file = new_name(), tmp_path / "source.raw"
     file.write_bytes(sector("from its disk").ljust(4096, b"\0") + os.urandom(1 << 20))
@@ -38,20 +38,20 @@ def boots(site: Platform, new_name: Callable[[], str], tmp_path: Path) -> Iterat
     site.client.import_image(name, file)
     until(lambda: any(listed["name"] == name for listed in site.client.list("images")), "the image is there")
     yield name
-    gone(site, name)
+    wait_until_image_deleted(site, name)
 
 
-def gone(site: Platform, image: str) -> None:
-    until(lambda: deleted(site, image), f"image {image} is gone")
+def wait_until_image_deleted(site: Platform, image: str) -> None:
+    until(lambda: image_is_deleted(site, image), f"image {image} is gone")
 
 
-def deleted(site: Platform, image: str) -> bool:
+def image_is_deleted(site: Platform, image: str) -> bool:
     with contextlib.suppress(ApiError):
         site.client.delete_image(image)
     return all(listed["name"] != image for listed in site.client.list("images"))
 
 
-def said(site: Platform, vm: Object, text: str) -> None:
+def wait_until_console_shows(site: Platform, vm: Object, text: str) -> None:
     def says() -> bool:
         with contextlib.suppress(ApiError):  # it is not there yet
             return text in site.client.console_log(vm["id"]).decode()
@@ -60,27 +60,27 @@ def said(site: Platform, vm: Object, text: str) -> None:
     until(says, f"it says {text}", 40)
 
 
-def changed(site: Platform, vm: Object, text: str) -> None:
+def write_boot_sector(site: Platform, vm: Object, text: str) -> None:
     """Write another boot sector to the layer of a VM that is off."""
-    new = directory(site, vm) / "sector.bin"
+    new = directory_of(site, vm) / "sector.bin"
     new.write_bytes(sector(text))
-    layer = directory(site, vm) / "disk.qcow2"
+    layer = directory_of(site, vm) / "disk.qcow2"
     command = ["qemu-io", "-f", "qcow2", "-c", f"write -s {new} 0 512", str(layer)]
     subprocess.run(command, check=True, capture_output=True)
     new.unlink()
 
 
 def test_a_vm_comes_back_from_its_archive(
-    site: Platform, boots: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
+    site: Platform, talking_image: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
 ) -> None:
-    vm = new_vm(image=boots, vcpus=2)
-    said(site, vm, "from its disk")
+    vm = new_vm(image=talking_image, vcpus=2)
+    wait_until_console_shows(site, vm, "from its disk")
     vm = site.client.get("vms", vm["id"])
     site.cli("vm", "kill", vm["name"], "--wait")
-    changed(site, vm, "changed")
+    write_boot_sector(site, vm, "changed")
     site.cli("vm", "clone", vm["name"], f"{vm['name']}-l", "--linked", "--wait")
     site.cli("vm", "start", vm["name"], "--wait")
-    said(site, vm, "changed")
+    wait_until_console_shows(site, vm, "changed")
     file = tmp_path / "vm.tar"
     assert "a disk of 8.0 MiB" in site.cli("vm", "export", vm["name"], str(file)).stdout
     with tarfile.open(file) as opened:
@@ -101,64 +101,66 @@ def test_a_vm_comes_back_from_its_archive(
     name = new_name()
     site.cli("vm", "import", str(file), name, "--wait")
     again = site.client.get("vms", name)
-    said(site, again, "changed")
+    wait_until_console_shows(site, again, "changed")
     assert (again["spec"]["vcpus"], again["spec"]["image"]) == (2, f"{name}-disk")
     for vm_name in (name, f"{vm['name']}-l"):
         site.cli("vm", "delete", vm_name, "--wait")
-    gone(site, f"{name}-disk")
+    wait_until_image_deleted(site, f"{name}-disk")
 
 
 def test_an_archive_restores_the_state_of_firmware_and_tpm(
-    site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
+    site: Platform, api: Api, talking_image: str, new_vm: NewVm, new_name: Callable[[], str], tmp_path: Path
 ) -> None:
-    vm = new_vm(image=boots, firmware="uefi", tpm=True)
+    vm = new_vm(image=talking_image, firmware="uefi", tpm=True)
     site.wait_state(vm["id"], "running")
     vm = site.client.get("vms", vm["id"])
-    until(lambda: (directory(site, vm) / "tpm/tpm2-00.permall").exists(), "its TPM remembers something")
+    until(lambda: (directory_of(site, vm) / "tpm/tpm2-00.permall").exists(), "its TPM remembers something")
     site.cli("vm", "kill", vm["name"], "--wait")
-    variables = directory(site, vm) / "nvram.fd"
+    variables = directory_of(site, vm) / "nvram.fd"
     with variables.open("r+b") as opened:  # as its guest would set one
         opened.seek(-4096, os.SEEK_END)
         opened.write(b"remembered")
-    kept = {name: (directory(site, vm) / name).read_bytes() for name in ("nvram.fd", "tpm/tpm2-00.permall")}
+    kept = {name: (directory_of(site, vm) / name).read_bytes() for name in ("nvram.fd", "tpm/tpm2-00.permall")}
     file = tmp_path / "vm.tar"
     assert "keep it as secret" in site.cli("vm", "export", vm["name"], str(file)).stderr
     name = new_name()
     site.cli("vm", "import", str(file), name, "--no-start", "--wait")
     again = site.wait_state(site.client.get("vms", name)["id"], "stopped")
     site.cli("vm", "start", name, "--wait")
-    assert (directory(site, again) / "nvram.fd").read_bytes()[-4096:] == kept["nvram.fd"][-4096:]
-    remembered = (directory(site, again) / "tpm/tpm2-00.permall").read_bytes()
+    assert (directory_of(site, again) / "nvram.fd").read_bytes()[-4096:] == kept["nvram.fd"][-4096:]
+    remembered = (directory_of(site, again) / "tpm/tpm2-00.permall").read_bytes()
     assert remembered[:64] == kept["tpm/tpm2-00.permall"][:64] and len(remembered) == len(kept["tpm/tpm2-00.permall"])
     site.cli("vm", "delete", name, "--wait")
-    gone(site, f"{name}-disk")
+    wait_until_image_deleted(site, f"{name}-disk")
     for field, value, why in (
         ("nvram", base64.b64encode(b"x").decode(), "is damaged"),
         ("nvram", base64.b64encode(zlib.compress(bytes(512))).decode(), "512 bytes"),
         ("tpm", base64.b64encode(zlib.compress(bytes(2 << 20))).decode(), "more than"),
     ):
-        bad = new_vm(image=boots, firmware="uefi", tpm=True, firmware_state={field: value})
+        bad = new_vm(image=talking_image, firmware="uefi", tpm=True, firmware_state={field: value})
         until(lambda id=bad["id"], why=why: why in site.client.get("vms", id)["status"]["reason"], why)  # type: ignore[misc]
-    refused = api("POST", "/api/v1/vms", {"name": "big", "image": boots, "firmware_state": {"tpm": "A" * 400_000}})
+    refused = api(
+        "POST", "/api/v1/vms", {"name": "big", "image": talking_image, "firmware_state": {"tpm": "A" * 400_000}}
+    )
     assert refused.status == 400 and "firmware_state" in str(refused.problem)
 
 
 def test_a_vm_without_its_own_disk_boots_from_a_volume_that_began_as_a_copy(
-    site: Platform, api: Api, boots: str, new_vm: NewVm, new_name: Callable[[], str]
+    site: Platform, api: Api, talking_image: str, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
     name = new_name()
-    small = api("POST", "/api/v1/volumes", {"name": name, "size_mib": 4, "image": boots})
+    small = api("POST", "/api/v1/volumes", {"name": name, "size_mib": 4, "image": talking_image})
     assert small.status == 400 and "has a disk of 8 MiB" in small.problem["detail"]
-    site.cli("volume", "create", name, "--size", "16", "--image", boots, "--pool", "nfs")
+    site.cli("volume", "create", name, "--size", "16", "--image", talking_image, "--pool", "nfs")
     root = site.client.get("volumes", name)
-    vm = new_vm(image=boots, own_disk=False, power="stopped", ha=True)
+    vm = new_vm(image=talking_image, own_disk=False, power="stopped", ha=True)
     until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
     site.cli("volume", "attach", name, vm["name"], "--boot-order", "0")
     site.cli("vm", "start", vm["name"], "--wait")
     now = site.client.get("vms", vm["id"])
-    said(site, now, "from its disk")
-    assert not (directory(site, now) / "disk.qcow2").exists()
-    refused = api("POST", "/api/v1/vms", {"name": "sized", "image": boots, "own_disk": False, "disk_mib": 64})
+    wait_until_console_shows(site, now, "from its disk")
+    assert not (directory_of(site, now) / "disk.qcow2").exists()
+    refused = api("POST", "/api/v1/vms", {"name": "sized", "image": talking_image, "own_disk": False, "disk_mib": 64})
     assert refused.status == 400 and refused.problem["field"] == "disk_mib"
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("volume", "detach", name)
@@ -167,9 +169,9 @@ def test_a_vm_without_its_own_disk_boots_from_a_volume_that_began_as_a_copy(
 
 
 def test_an_export_goes_on_whatever_is_killed(
-    site: Platform, boots: str, new_vm: NewVm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Platform, talking_image: str, new_vm: NewVm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vm = new_vm(image=boots, power="stopped")
+    vm = new_vm(image=talking_image, power="stopped")
     vm = site.wait_state(vm["id"], "stopped")
     agent, file = site.agents[vm["node"]], tmp_path / "vm.tar"
     begun = site.client.act("vms", vm["id"], "export")
@@ -205,8 +207,10 @@ def test_an_export_goes_on_whatever_is_killed(
     assert archive_format.read(file).disk.size_bytes > 1 << 20 and not (tmp_path / "vm.tar.part").exists()
 
 
-def test_an_export_without_enough_space_fails_with_its_reason(site: Platform, boots: str, new_vm: NewVm) -> None:
-    vm = site.wait_state(new_vm(image=boots, power="stopped")["id"], "stopped")
+def test_an_export_without_enough_space_fails_with_its_reason(
+    site: Platform, talking_image: str, new_vm: NewVm
+) -> None:
+    vm = site.wait_state(new_vm(image=talking_image, power="stopped")["id"], "stopped")
     exports = site.directory / vm["node"] / "agent" / "exports"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(exports)], check=True)
     try:
@@ -268,10 +272,10 @@ def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
     file = ova(tmp_path / "vm.ova", vmdk_of(sector("from an OVA"), tmp_path))
     site.cli("vm", "import", str(file), "--wait")
     vm = site.client.get("vms", "web-server-1")
-    said(site, vm, "from an OVA")
+    wait_until_console_shows(site, vm, "from an OVA")
     assert (vm["spec"]["vcpus"], vm["spec"]["memory_mib"]) == (2, 192)
     site.cli("vm", "delete", vm["name"], "--wait")
-    gone(site, "web-server-1-disk")
+    wait_until_image_deleted(site, "web-server-1-disk")
 
 
 def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) -> None:
@@ -287,13 +291,13 @@ def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) 
     until(lambda: site.client.get("volumes", volume["id"])["vm"] is None, "it is detached")
     site.cli("vm", "import", str(file), "two-disks")  # what was broken off goes on
     assert site.client.get("volumes", volume["id"])["vm"] == vm["id"]
-    said(site, vm, "boots")
+    wait_until_console_shows(site, vm, "boots")
     refused = site.cli("vm", "import", str(file), "two-disks", check=False)
     assert refused.returncode != 0 and "exists" in refused.stderr, "it runs: it is another one"
     site.cli("vm", "delete", vm["name"], "--wait")
     site.cli("volume", "delete", volume["name"])
-    gone(site, "two-disks-disk")
-    gone(site, "two-disks-disk-2")
+    wait_until_image_deleted(site, "two-disks-disk")
+    wait_until_image_deleted(site, "two-disks-disk-2")
 
 
 def test_a_descriptor_with_separate_disks_becomes_a_vm_and_lists_what_was_ignored(
@@ -319,11 +323,11 @@ def test_a_descriptor_with_separate_disks_becomes_a_vm_and_lists_what_was_ignore
     done = site.cli("vm", "import", str(tmp_path / "vm.ovf"), "--wait")
     assert "not taken: a CD drive 'CD'" in done.stderr
     vm, volume = site.client.get("vms", "grosse-7"), site.client.get("volumes", "grosse-7-disk-2")
-    said(site, vm, "from files")
+    wait_until_console_shows(site, vm, "from files")
     assert (volume["vm"], volume["size_mib"], volume["image"]) == (vm["id"], 3, None)
     site.cli("vm", "delete", vm["name"], "--wait")
     site.cli("volume", "delete", volume["name"])
-    gone(site, "grosse-7-disk")
+    wait_until_image_deleted(site, "grosse-7-disk")
 
 
 @pytest.mark.parametrize(

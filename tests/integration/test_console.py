@@ -24,7 +24,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.client.console import Console, ConsoleClosed
 from tests.integration.conftest import Api
-from tests.support.vms import ready
+from tests.support.vms import wait_until_booted
 from tests.waiting import pause
 
 NewVm = Callable[..., dict[str, Any]]
@@ -70,7 +70,7 @@ class Terminal:
 
 def test_the_console_is_a_terminal_with_escape_keys_and_a_size(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
-    ready(site, vm)
+    wait_until_booted(site, vm)
     terminal = Terminal(vm["name"])
     terminal.until_saw(b"press Ctrl-] q to leave")
     pause(0.2)
@@ -91,7 +91,7 @@ def test_the_console_is_a_terminal_with_escape_keys_and_a_size(site: Platform, n
 
 def test_a_ticket_opens_one_console_once(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = new_vm()
-    ready(site, vm)
+    wait_until_booted(site, vm)
     ticket = site.client.act("vms", vm["id"], "open-console")
     with opened(site, ticket) as console:
         console.send(b"\recho $((6*7))\r")
@@ -110,7 +110,7 @@ def test_the_display_is_available_to_a_vnc_viewer_and_as_a_screenshot(
     site: Platform, new_vm: NewVm, tmp_path: Path
 ) -> None:
     vm = new_vm()
-    ready(site, vm)
+    wait_until_booted(site, vm)
     serving = subprocess.Popen(
         [sys.executable, "-m", "novacron", "vm", "display", vm["name"]], stdout=subprocess.PIPE, text=True
     )
@@ -164,7 +164,7 @@ def test_a_question_to_an_agent_that_is_killed_is_answered_at_once(site: Platfor
 
 def test_console_output_can_be_read_after_a_crash(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="never")
-    ready(site, vm)
+    wait_until_booted(site, vm)
     os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
     site.wait_state(vm["id"], "stopped")
     assert "novacron tiny guest: ready" in site.cli("vm", "log", vm["name"]).stdout
@@ -178,7 +178,7 @@ def test_a_guest_that_floods_its_console_stays_within_limits(site: Platform, new
     with opened(site, site.client.act("vms", vm["id"], "open-console")) as console:
         until(lambda: (log.parent / "console.log.1").exists(), "its log has begun anew", 60)
         assert log.stat().st_size < 64 << 20
-        ready(site, other)
+        wait_until_booted(site, other)
         with contextlib.suppress(ConsoleClosed):  # who does not look is sent away
             console.send(b"x" * (1 << 20))  # which the guest does not take
         site.cli("vm", "pause", other["name"], "--wait", "--timeout", "10")

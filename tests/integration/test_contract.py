@@ -166,16 +166,16 @@ async def test_a_websocket_delivers_changes_and_resumes_without_a_gap(
     async with connect(url, ssl=context, additional_headers=headers) as socket:
         began = json.loads(await asyncio.wait_for(socket.recv(), 10))["revision"]
         vm = clean_up_later(api("POST", "/api/v1/vms", {"name": "watched", **OFF})).body
-        assert (await heard(socket, vm["id"]))["object"]["name"] == "watched"
+        assert (await next_message_about(socket, vm["id"]))["object"]["name"] == "watched"
     api("PATCH", "/api/v1/vms/watched", {"start_order": 3})
     async with connect(f"{url}&after={began}", ssl=context, additional_headers=headers) as socket:
-        seen = [(await heard(socket, vm["id"]))["object"]["spec"]["start_order"] for _ in range(2)]
+        seen = [(await next_message_about(socket, vm["id"]))["object"]["spec"]["start_order"] for _ in range(2)]
         assert seen[0] == 500
     with pytest.raises(InvalidStatus, match="403"):
         await connect(url, ssl=context)
 
 
-async def heard(socket: ClientConnection, id: str) -> Object:
+async def next_message_about(socket: ClientConnection, id: str) -> Object:
     """Return the next message about an object."""
     async with asyncio.timeout(10):
         while True:

@@ -26,7 +26,7 @@ from novacron.store.database import Database, PooledConnection
 from novacron.telemetry import traces, values
 from novacron.telemetry.declared import BY_NAME
 from tests.integration.conftest import Api, sending
-from tests.support.recorded_spans import recording
+from tests.support.recorded_spans import record_spans
 from tests.waiting import pause
 
 SOURCE = Path(novacron.__file__).parent
@@ -295,7 +295,7 @@ def test_a_group_that_lacks_a_metric_a_log_or_a_trace_is_below_its_floor(group: 
 
 
 async def test_a_query_is_counted_logged_and_traced(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter = recording(1.0)
+    exporter = record_spans(1.0)
     monkeypatch.setattr(traces, "QUERIES_SHARE", 1.0)
     monkeypatch.setattr("novacron.store.database.logs.debugging", lambda: True)
     queries = values.histogram("novacron_database_query_duration_seconds")
@@ -319,7 +319,7 @@ async def test_a_query_is_counted_logged_and_traced(database: Database, monkeypa
 async def test_an_action_is_counted_logged_and_traced() -> None:
     from novacron.agent import actions
 
-    exporter = recording(0.0)
+    exporter = record_spans(0.0)
     for action in Action:
         cell = actions.DONE.cell(action, "done")
         before = cell[0]

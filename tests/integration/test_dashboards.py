@@ -190,14 +190,14 @@ def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None
     until(found, "Prometheus has exemplars", 30)
 
 
-def quiet(watch: Watch, alert: str) -> None:
+def wait_until_resolved(watch: Watch, alert: str) -> None:
     """Wait until an alert that may have fired before does not, and forget what was told of it."""
     until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 90)
     pause(2)
     watch.webhook.told.clear()
 
 
-def told(watch: Watch, alert: str) -> Any:
+def wait_until_webhook_told(watch: Watch, alert: str) -> Any:
     """Wait until the webhook was told that an alert fires; return it as it was told."""
     try:
         return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 90)[0]
@@ -207,10 +207,10 @@ def told(watch: Watch, alert: str) -> Any:
 
 
 def test_the_webhook_hears_of_a_stopped_agent_and_of_its_return(watch: Watch, watched: Platform) -> None:
-    quiet(watch, "NodeDown")
+    wait_until_resolved(watch, "NodeDown")
     watched.agents["host-a"].stop()
     try:
-        alert = told(watch, "NodeDown")
+        alert = wait_until_webhook_told(watch, "NodeDown")
         assert alert["labels"]["node"] == "host-a" and alert["labels"]["severity"] == "critical"
         assert alert["annotations"]["runbook_url"].endswith("#nodedown")
         assert alert["annotations"]["dashboard_url"].endswith("/d/novacron-nodes")
@@ -242,7 +242,7 @@ def asking(asked: Api, threads: int, method: str, path: str, body: dict[str, Any
 
 def test_the_webhook_hears_of_an_exhausted_connection_pool(watch: Watch, watched: Platform, asked: Api) -> None:
     """Somebody holds what changes need, and does not let go of it."""
-    quiet(watch, "DatabaseConnectionPoolExhaustion")
+    wait_until_resolved(watch, "DatabaseConnectionPoolExhaustion")
     over = threading.Event()
 
     async def hold() -> None:
@@ -256,7 +256,7 @@ def test_the_webhook_hears_of_an_exhausted_connection_pool(watch: Watch, watched
     holding.start()
     try:
         with asking(asked, 40, "PUT", "/api/v1/links/here/there", {"rate_bytes_per_s": 1_000_000}):
-            alert = told(watch, "DatabaseConnectionPoolExhaustion")
+            alert = wait_until_webhook_told(watch, "DatabaseConnectionPoolExhaustion")
             assert alert["annotations"]["dashboard_url"].endswith("/d/novacron-database")
             over.set()
     finally:
@@ -276,7 +276,7 @@ def processes_below(pid: int) -> list[int]:
 
 def test_the_webhook_hears_of_a_slow_database(watch: Watch, watched: Platform, asked: Api) -> None:
     """Its processes stand still for most of the time."""
-    quiet(watch, "DatabaseSlow")
+    wait_until_resolved(watch, "DatabaseSlow")
     over = threading.Event()
     postmaster = int((watched.postgres.data / "postmaster.pid").read_text().split()[0])
 
@@ -293,7 +293,7 @@ def test_the_webhook_hears_of_a_slow_database(watch: Watch, watched: Platform, a
     slowing.start()
     try:
         with asking(asked, 4, "PATCH", "/api/v1/nodes/host-a", {"zone": "z"}):
-            told(watch, "DatabaseSlow")
+            wait_until_webhook_told(watch, "DatabaseSlow")
             over.set()
     finally:
         over.set()
@@ -303,10 +303,10 @@ def test_the_webhook_hears_of_a_slow_database(watch: Watch, watched: Platform, a
 def test_the_webhook_hears_of_a_server_that_is_down_and_not_of_the_consequences(
     watch: Watch, watched: Platform, asked: Api
 ) -> None:
-    quiet(watch, "ServiceDown")
+    wait_until_resolved(watch, "ServiceDown")
     watched.server.stop()
     try:
-        told(watch, "ServiceDown")
+        wait_until_webhook_told(watch, "ServiceDown")
         assert not watch.webhook.alerts("ControllerWithoutLeader")
     finally:
         watched.server.start()

@@ -16,14 +16,14 @@ from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
-from tests.support.dwcp import Ends, Kept, Plain, carry, sample, source
+from tests.support.dwcp import Ends, MemorySink, PieceSource, PlainPages, carry, sample_stream
 from tests.waiting import pause_async
 
 
 @pytest.mark.parametrize("streams", [1, 4, 16])
 async def test_every_byte_arrives_in_order(ends: Ends, listening: tuple[Listener, int], streams: int) -> None:
     listener, port = listening
-    data = sample()
+    data = sample_stream()
     sender = await carry(ends, listener, port, data, streams=streams)
     assert sender.counters.raw_bytes == len(data)
     assert sender.counters.wire_bytes < len(data) / 2
@@ -68,7 +68,7 @@ async def test_a_tls_context_below_1_3_or_without_client_certificates_is_rejecte
 async def test_the_sender_learns_why_the_receiver_gave_up(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
 
-    class Full(Kept):
+    class Full(MemorySink):
         def write(self, data: bytes) -> None:
             raise OSError("no space left")
 
@@ -80,7 +80,7 @@ async def test_the_sender_learns_why_the_receiver_gave_up(ends: Ends, listening:
     await asyncio.sleep(0)
     with pytest.raises(SendFailed, match="no space left"):
         async with ends.sender(port) as sender:
-            await asyncio.wait_for(sender.send(source(os.urandom(8_000_000)), Plain()), 20)
+            await asyncio.wait_for(sender.send(PieceSource(os.urandom(8_000_000)), PlainPages()), 20)
     with pytest.raises(ReceiveFailed, match="no space left"):
         await receiving
 
@@ -90,7 +90,7 @@ async def test_a_slow_receiver_holds_the_sender_back(ends: Ends, listening: tupl
     listener, port = listening
     gate = threading.Event()
 
-    class Slow(Kept):
+    class Slow(MemorySink):
         def write(self, data: bytes) -> None:
             gate.wait(60)
 
@@ -101,7 +101,7 @@ async def test_a_slow_receiver_holds_the_sender_back(ends: Ends, listening: tupl
     receiving = asyncio.create_task(receive_slowly())
     await asyncio.sleep(0)
     async with ends.sender(port, streams=4) as sender:
-        sending = asyncio.create_task(sender.send(source(os.urandom(80_000_000)), Plain()))
+        sending = asyncio.create_task(sender.send(PieceSource(os.urandom(80_000_000)), PlainPages()))
         last = -1
         while sender.counters.raw_bytes != last:
             last = sender.counters.raw_bytes

@@ -25,13 +25,26 @@ from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import Sender, SendFailed
 from novacron.telemetry import traces
-from tests.support.dwcp import KEY, OUTAGE_S, Ends, Held, Kept, Middle, Plain, by_hand, carry, receive, sample, source
-from tests.support.recorded_spans import recording
+from tests.support.dwcp import (
+    KEY,
+    OUTAGE_S,
+    Ends,
+    FaultyRelay,
+    MemoryBase,
+    MemorySink,
+    PieceSource,
+    PlainPages,
+    carry,
+    connect_as_node_a,
+    receive,
+    sample_stream,
+)
+from tests.support.recorded_spans import record_spans
 from tests.waiting import eventually, pause_async
 
 
-async def through(
-    ends: Ends, listener: Listener, middle: Middle, data: bytes, streams: int = 1
+async def start_session(
+    ends: Ends, listener: Listener, middle: FaultyRelay, data: bytes, streams: int = 1
 ) -> tuple[asyncio.Task[None], Sender, asyncio.Task[bytes]]:
     """Start a session through the middle; return its sender's task, the sender, and the receiver's task."""
     receiving = asyncio.create_task(receive(listener, ends.terms()))
@@ -40,15 +53,15 @@ async def through(
 
     async def send() -> None:
         async with sender:
-            await sender.send(source(data), Plain())
+            await sender.send(PieceSource(data), PlainPages())
 
     return asyncio.create_task(send()), sender, receiving
 
 
 @contextlib.contextmanager
-def seen(event: str, note: str) -> Iterator[None]:
+def logged_and_traced(event: str, note: str) -> Iterator[None]:
     """Fail unless what happens meanwhile is in the log and in a trace."""
-    exporter = recording(0.0)
+    exporter = record_spans(0.0)
     with capture_logs() as logged, traces.span("move", parent="", always=True):
         yield
     assert event in [entry["event"] for entry in logged]
@@ -64,9 +77,9 @@ async def test_a_reset_of_every_connection_costs_a_moment(
     ends: Ends, listening: tuple[Listener, int], at: int, streams: int
 ) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
-        with seen("a session goes on: all its connections had been lost", "dwcp resumed"):
-            sending, sender, receiving = await through(ends, listener, middle, DATA, streams)
+    async with FaultyRelay(port).run() as middle:
+        with logged_and_traced("a session goes on: all its connections had been lost", "dwcp resumed"):
+            sending, sender, receiving = await start_session(ends, listener, middle, DATA, streams)
             await eventually(lambda: middle.passed > at)
             middle.cut()
             await asyncio.wait_for(sending, 30)
@@ -76,8 +89,8 @@ async def test_a_reset_of_every_connection_costs_a_moment(
 
 async def test_one_connection_of_several_is_cut(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
-        sending, sender, receiving = await through(ends, listener, middle, DATA, 4)
+    async with FaultyRelay(port).run() as middle:
+        sending, sender, receiving = await start_session(ends, listener, middle, DATA, 4)
         await eventually(lambda: middle.connections == 4 and middle.passed > 1_000_000)
         middle.cut(1)
         await asyncio.wait_for(sending, 30)
@@ -91,9 +104,9 @@ async def test_bytes_corrupted_in_transit_cost_one_connection(
     ends: Ends, listening: tuple[Listener, int], harm: str
 ) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
+    async with FaultyRelay(port).run() as middle:
         setattr(middle, harm, True)
-        sending, sender, receiving = await through(ends, listener, middle, DATA)
+        sending, sender, receiving = await start_session(ends, listener, middle, DATA)
         await asyncio.wait_for(sending, 40)
         assert await receiving == DATA
         assert getattr(middle, harm) is False
@@ -102,8 +115,8 @@ async def test_bytes_corrupted_in_transit_cost_one_connection(
 
 async def test_a_dead_link_costs_the_outage(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
-        sending, sender, receiving = await through(ends, listener, middle, DATA)
+    async with FaultyRelay(port).run() as middle:
+        sending, sender, receiving = await start_session(ends, listener, middle, DATA)
         await eventually(lambda: middle.passed > 2_000_000)
         middle.dead = True
         await pause_async(OUTAGE_S * 0.4)
@@ -117,8 +130,8 @@ async def test_a_link_that_stays_dead_ends_the_session_at_both_ends(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
-        sending, _, receiving = await through(ends, listener, middle, DATA)
+    async with FaultyRelay(port).run() as middle:
+        sending, _, receiving = await start_session(ends, listener, middle, DATA)
         await eventually(lambda: middle.passed > 1_000_000)
         middle.dead = True
         with pytest.raises(SendFailed, match="nothing was heard from the peer for 6 s"):
@@ -129,8 +142,8 @@ async def test_a_link_that_stays_dead_ends_the_session_at_both_ends(
 
 async def test_a_sender_that_gives_up_tells_the_receiver_at_once(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
-        sending, _, receiving = await through(ends, listener, middle, DATA)
+    async with FaultyRelay(port).run() as middle:
+        sending, _, receiving = await start_session(ends, listener, middle, DATA)
         await eventually(lambda: middle.passed > 1_000_000)
         sending.cancel()
         with pytest.raises(ReceiveFailed, match="the sender gave up"):
@@ -145,7 +158,7 @@ async def test_a_session_that_is_cancelled_repeatedly_ends_and_blocks_nothing(
     listener, port = listening
     gate = threading.Event()
 
-    class Stuck(Kept):
+    class Stuck(MemorySink):
         def write(self, data: bytes) -> None:
             gate.wait(60)
 
@@ -162,7 +175,7 @@ async def test_a_session_that_is_cancelled_repeatedly_ends_and_blocks_nothing(
 
     async def send() -> None:
         async with sender:
-            await sender.send(source(os.urandom(80_000_000)), Plain())
+            await sender.send(PieceSource(os.urandom(80_000_000)), PlainPages())
 
     sending = asyncio.create_task(send())
     await eventually(lambda: sender.counters.blocked_s > 0 or sender._window.next - sender._window.acknowledged > 400)
@@ -198,7 +211,7 @@ def pages(seed: int, count: int) -> list[bytes]:
 async def test_pages_that_the_receiver_has_are_sent_as_references(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     base, other = pages(1, 9000), pages(2, 20)
-    sender = await carry(ends, listener, port, b"".join(base + other + base), bases=(Held("x", base),))
+    sender = await carry(ends, listener, port, b"".join(base + other + base), bases=(MemoryBase("x", base),))
     savings = sender.savings
     assert savings.sibling == 18_000 and savings.incompressible + savings.literal == 20
     assert savings.incompressible > 10
@@ -207,7 +220,7 @@ async def test_pages_that_the_receiver_has_are_sent_as_references(ends: Ends, li
 
 async def test_digests_that_both_ends_can_compute_are_not_sent(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    image = Held("image:1", pages(1, 9000))
+    image = MemoryBase("image:1", pages(1, 9000))
     sender = await carry(ends, listener, port, b"".join(image.pages), bases=(image,), own=(image,))
     assert sender.savings.sibling == 9000
 
@@ -216,7 +229,7 @@ async def test_digests_that_were_sent_in_advance_are_not_sent_again(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
     listener, port = listening
-    base = Held("checkpoint:1", pages(1, 3000), sealed=True)
+    base = MemoryBase("checkpoint:1", pages(1, 3000), sealed=True)
     for number in (5, 6, 2000):
         base.pages[number] = bytes(PAGE)  # damaged since: the sender still has what it told
     data = b"".join(pages(1, 3000))
@@ -226,14 +239,14 @@ async def test_digests_that_were_sent_in_advance_are_not_sent_again(
     sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
     async with sender:
         assert sender._receiver_index.covers(1_000_000)
-        await sender.send(source(data), Plain())
+        await sender.send(PieceSource(data), PlainPages())
     assert await receiving == data
     assert sender.savings.sibling == 3000 and sender.counters.repaired_pages == 3
 
 
 async def test_a_stream_can_begin_while_digests_are_sent(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    base = Held("checkpoint:1", pages(1, 20_000))
+    base = MemoryBase("checkpoint:1", pages(1, 20_000))
     base.kind = "checkpoint"
     sender = await carry(ends, listener, port, b"".join(base.pages), bases=(base,))
     assert sender.savings.checkpoint == 20_000 and sender.counters.wire_bytes < 2_000_000
@@ -250,7 +263,7 @@ async def test_an_announced_session_waits_until_the_receiver_expects_it(
         receiving = asyncio.create_task(receive(listener, ends.terms()))
         async with asyncio.timeout(20):
             sender = await opening
-            await sender.send(source(b"x" * 3_000_000), Plain())
+            await sender.send(PieceSource(b"x" * 3_000_000), PlainPages())
             await sender.__aexit__(None)
     assert await receiving == b"x" * 3_000_000
 
@@ -260,7 +273,7 @@ async def test_a_base_with_the_same_name_and_other_pages_is_detected(
 ) -> None:
     """The two ends disagree about an image: pages are found not to be what was meant, and sent."""
     listener, port = listening
-    here, there = Held("image:1", pages(1, 900)), Held("image:1", pages(1, 450) + pages(2, 450))
+    here, there = MemoryBase("image:1", pages(1, 900)), MemoryBase("image:1", pages(1, 450) + pages(2, 450))
     with pytest.raises((SendFailed, ReceiveFailed), match="checksum"):
         await carry(ends, listener, port, b"".join(here.pages), bases=(there,), own=(here,))
 
@@ -270,18 +283,18 @@ async def test_damaged_pages_of_a_base_are_sent_again(
     ends: Ends, listening: tuple[Listener, int], damaged: int, sealed: bool
 ) -> None:
     listener, port = listening
-    base = Held("x", pages(1, 4000), sealed=sealed)
+    base = MemoryBase("x", pages(1, 4000), sealed=sealed)
     for number in random.Random(9).sample(range(4000), damaged):
         base.pages[number] = b"\0" * PAGE
     data = b"".join(pages(1, 4000))
-    with seen("pages are sent again: the peer's were damaged", "dwcp repaired"):
+    with logged_and_traced("pages are sent again: the peer's were damaged", "dwcp repaired"):
         sender = await carry(ends, listener, port, data, bases=(base,))
     assert sender.counters.repaired_pages == damaged and sender.savings.sibling == 4000
 
 
 async def test_a_missing_base_costs_savings_only(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    base = Held("x", pages(1, 500))
+    base = MemoryBase("x", pages(1, 500))
 
     def gone(index: int, count: int) -> bytes:
         raise OSError("input/output error")
@@ -293,13 +306,13 @@ async def test_a_missing_base_costs_savings_only(ends: Ends, listening: tuple[Li
 async def test_another_project_s_key_finds_nothing(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
     base = pages(1, 500)
-    receiving = asyncio.create_task(receive(listener, ends.terms((Held("x", base),))))
+    receiving = asyncio.create_task(receive(listener, ends.terms((MemoryBase("x", base),))))
     await asyncio.sleep(0)
     sender = ends.sender(port)
     options = msgspec.structs.replace(sender._options, key=b"other" + bytes(27))
     sender = Sender(("127.0.0.1", port), pki.node_host("b"), "s", ends.pool(), options)
     async with sender:
-        await sender.send(source(b"".join(base)), Plain())
+        await sender.send(PieceSource(b"".join(base)), PlainPages())
     assert await receiving == b"".join(base)
     assert sender.savings.sibling == 0 and sender.counters.wire_bytes > 490 * PAGE
 
@@ -309,7 +322,7 @@ async def test_every_method_carries_every_kind_of_page(
     ends: Ends, listening: tuple[Listener, int], method: int
 ) -> None:
     listener, port = listening
-    await carry(ends, listener, port, sample() * 2 + b"tail", method=method)
+    await carry(ends, listener, port, sample_stream() * 2 + b"tail", method=method)
 
 
 # connections that wait
@@ -319,7 +332,7 @@ async def test_a_connection_carries_one_session_after_another(ends: Ends, listen
     listener, port = listening
     pool = ends.pool()
     for number in range(5):
-        await carry(ends, listener, port, sample(), pool=pool, session=f"s{number}", streams=2)
+        await carry(ends, listener, port, sample_stream(), pool=pool, session=f"s{number}", streams=2)
         assert pool.idle == 2
     assert pool.taken >= 8
     pool.close()
@@ -327,12 +340,12 @@ async def test_a_connection_carries_one_session_after_another(ends: Ends, listen
 
 async def test_a_warm_connection_that_died_is_replaced(ends: Ends, listening: tuple[Listener, int]) -> None:
     listener, port = listening
-    async with Middle(port).run() as middle:
+    async with FaultyRelay(port).run() as middle:
         pool = ends.pool()
         pool.warm(("127.0.0.1", middle.port), pki.node_host("b"), 2)
         await eventually(lambda: pool.idle == 2)
         middle.cut()
-        await carry(ends, listener, middle.port, sample(), pool=pool)
+        await carry(ends, listener, middle.port, sample_stream(), pool=pool)
         pool.close()
 
 
@@ -356,7 +369,7 @@ async def test_a_peer_that_lies_ends_the_session(
     listener, port = listening
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)
-    reader, writer = await by_hand(ends, port)
+    reader, writer = await connect_as_node_a(ends, port)
     writer.writelines(frames.encode(frame))
     with pytest.raises(ReceiveFailed, match=why):
         await asyncio.wait_for(receiving, 10)
@@ -369,7 +382,7 @@ async def test_duplicate_frames_are_processed_once(ends: Ends, listening: tuple[
     listener, port = listening
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)
-    _, writer = await by_hand(ends, port)
+    _, writer = await connect_as_node_a(ends, port)
     encoder, compressor = Encoder(PageHash(KEY), None), Compressor()
     sent, crc = [], 0
     for number, word in enumerate((b"one", b"two", b"three")):

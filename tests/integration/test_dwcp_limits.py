@@ -18,7 +18,7 @@ from novacron.dwcp.page_codec import DIGEST_BYTES
 from novacron.dwcp.page_ring import SLOTS
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
-from tests.support.dwcp import Ends, Kept, Plain, by_hand, receive, source
+from tests.support.dwcp import Ends, MemorySink, PieceSource, PlainPages, connect_as_node_a, receive
 from tests.waiting import eventually
 
 Answer = Callable[[SessionHello, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -100,7 +100,7 @@ async def test_a_receiver_learns_why_the_sender_gave_up_whatever_code_it_uses(
     listener, port = listening
     receiving = asyncio.create_task(receive(listener, ends.terms()))
     await asyncio.sleep(0)
-    _, writer = await by_hand(ends, port)
+    _, writer = await connect_as_node_a(ends, port)
     writer.writelines(frames.encode(Frame(FrameType.ERROR, number, b"the sender gave up")))
     with pytest.raises(ReceiveFailed, match="the sender gave up") as failed:
         await asyncio.wait_for(receiving, 10)
@@ -113,7 +113,7 @@ async def test_an_unforeseen_error_ends_the_session_at_both_ends_as_any_other(
 ) -> None:
     listener, port = listening
 
-    class Broken(Kept):
+    class Broken(MemorySink):
         def write(self, data: bytes) -> None:
             raise LookupError("a defect")
 
@@ -125,7 +125,7 @@ async def test_an_unforeseen_error_ends_the_session_at_both_ends_as_any_other(
     await asyncio.sleep(0)
     with pytest.raises(SendFailed, match="a defect") as failed:
         async with ends.sender(port) as sender:
-            await asyncio.wait_for(sender.send(source(b"x" * 1_000_000), Plain()), 20)
+            await asyncio.wait_for(sender.send(PieceSource(b"x" * 1_000_000), PlainPages()), 20)
     assert failed.value.code is ErrorCode.LOCAL_FAILURE
     with pytest.raises(ReceiveFailed, match="a defect"):
         await receiving
@@ -136,7 +136,7 @@ async def test_an_unforeseen_error_of_the_sender_is_a_failed_session(
 ) -> None:
     listener, port = listening
 
-    class Broken(Plain):
+    class Broken(PlainPages):
         def split(self, data: bytes):  # type: ignore[no-untyped-def]  # it returns nothing
             raise LookupError("a defect")
 
@@ -144,7 +144,7 @@ async def test_an_unforeseen_error_of_the_sender_is_a_failed_session(
     await asyncio.sleep(0)
     with pytest.raises(SendFailed, match="a defect"):
         async with ends.sender(port) as sender:
-            await asyncio.wait_for(sender.send(source(b"x" * 1_000_000), Broken()), 20)
+            await asyncio.wait_for(sender.send(PieceSource(b"x" * 1_000_000), Broken()), 20)
     with pytest.raises(ReceiveFailed, match="gave up") as failed:
         await receiving
     assert failed.value.code is ErrorCode.CANCELLED

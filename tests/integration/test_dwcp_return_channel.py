@@ -12,7 +12,7 @@ import pytest
 from novacron.dwcp.listener import Listener
 from novacron.dwcp.receiver import ReceiveFailed
 from novacron.dwcp.sender import SendFailed
-from tests.support.dwcp import Ends, Kept, Middle, Plain
+from tests.support.dwcp import Ends, FaultyRelay, MemorySink, PlainPages
 from tests.waiting import eventually, pause_async
 
 
@@ -41,14 +41,14 @@ async def test_the_return_channel_delivers_in_order_and_once_across_resets(
     listener, port = listening
     said = [os.urandom(100 + number) for number in range(60)]
     got = bytearray()
-    async with Middle(port).run() as middle:
+    async with FaultyRelay(port).run() as middle:
         with listener.expect("s", "a", ends.terms()) as incoming:
-            kept = Kept()
+            kept = MemorySink()
             receiving = asyncio.create_task(incoming.receive(kept))
             sender, stream = ends.sender(middle.port), Open(b"x" * 5000)
             sender.on_back = got.extend
             async with sender:
-                sending = asyncio.create_task(sender.send(stream, Plain()))
+                sending = asyncio.create_task(sender.send(stream, PlainPages()))
                 for number, data in enumerate(said):
                     await incoming.back.send(data)
                     if number % 20 == 10:
@@ -65,10 +65,10 @@ async def test_a_restarted_sender_replaces_a_replaceable_session(ends: Ends, lis
     listener, port = listening
     terms = msgspec.structs.replace(ends.terms(), replaceable=True)
     with listener.expect("s", "a", terms) as incoming:
-        receiving = asyncio.create_task(incoming.receive(Kept()))
+        receiving = asyncio.create_task(incoming.receive(MemorySink()))
         async with ends.sender(port) as first:
             stream = Open(b"x" * 5000)
-            sending = asyncio.create_task(first.send(stream, Plain()))
+            sending = asyncio.create_task(first.send(stream, PlainPages()))
             await eventually(lambda: first.counters.delivered_bytes > 0)
             with pytest.raises(SendFailed, match="another sender"):
                 await ends.sender(port).__aenter__()
@@ -93,4 +93,4 @@ async def test_a_receiver_can_wait_for_a_session_or_not(ends: Ends, listening: t
         listener.expect("s", "a", ends.terms()) as incoming,
         pytest.raises(ReceiveFailed, match="did not begin"),
     ):
-        await incoming.receive(Kept(), 0.2)
+        await incoming.receive(MemorySink(), 0.2)

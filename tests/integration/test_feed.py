@@ -34,7 +34,7 @@ async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
             return
 
 
-async def began(seen: list[Change]) -> None:
+async def wait_until_followed(seen: list[Change]) -> None:
     """Wait until a follower has what was there before: a database begins with a project."""
     await eventually(lambda: seen, "the follower has what was there before")
 
@@ -67,7 +67,7 @@ async def test_nothing_is_lost_under_eight_concurrent_writers(database: Database
         await connection.close()
 
     follower = asyncio.create_task(collect(database.url, seen, stop))
-    await began(seen)
+    await wait_until_followed(seen)
     await asyncio.gather(*(writer(number) for number in range(WRITERS)))
     stop.set()
     async with database.transaction() as connection:
@@ -197,7 +197,7 @@ async def test_pruned_history_is_not_offered(database: Database) -> None:
 async def test_a_reader_reports_at_once_that_the_database_went_away(database: Database) -> None:
     seen: list[Change] = []
     ended = asyncio.create_task(collect(database.url, seen, asyncio.Event()))
-    await began(seen)
+    await wait_until_followed(seen)
     async with database.connection() as connection:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

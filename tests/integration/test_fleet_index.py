@@ -10,7 +10,7 @@ from novacron.store import migrations
 from novacron.store.database import Database
 from novacron.store.feed import Feed, Snapshot
 from novacron.store.fleet_index import FleetIndex
-from tests.support.stored_fleet import add_node, add_vm, where
+from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
 
 
 async def indexed(database: Database) -> FleetIndex:
@@ -36,7 +36,7 @@ async def test_an_index_that_lags_behind_overfills_no_node(database: Database) -
         await add_vm(connection, "new", memory_mib=2048)
         await add_vm(connection, "small", memory_mib=64)
     await PlacementController(index).step(database, Objects("placement"))
-    assert await where(database) == {"there": "a", "new": None, "small": "a"}
+    assert await nodes_of_vms(database) == {"there": "a", "new": None, "small": "a"}
 
 
 async def test_the_index_places_vms_side_by_side_and_never_beyond_what_a_node_has(database: Database) -> None:
@@ -50,7 +50,7 @@ async def test_the_index_places_vms_side_by_side_and_never_beyond_what_a_node_ha
         PlacementController(index).step(database, Objects("placement")),
         PlacementController(other).step(database, Objects("placement")),
     )
-    places = list((await where(database)).values())
+    places = list((await nodes_of_vms(database)).values())
     assert (places.count("a"), places.count("b"), places.count(None)) == (4, 4, 2)
 
 

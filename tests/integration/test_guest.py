@@ -13,13 +13,13 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.support.vms import boots, until_heard
+from tests.support.vms import count_boots, wait_for_guest_agent
 
 NewVm = Callable[..., dict[str, Any]]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5C2fSkRUfC0L6Oz6uP0yLQ6NQxg1SLk4sFJFsZwQ7F me@here"
 
 
-def told(site: Platform, vm: dict[str, Any]) -> dict[str, str]:
+def read_seed(site: Platform, vm: dict[str, Any]) -> dict[str, str]:
     """Return what the guest found on its CD, by the file's name."""
 
     def seen() -> dict[str, str]:
@@ -45,7 +45,7 @@ def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
     vm = site.client.get("vms", name)
     try:
         assert vm["status"]["guest"] == {"hostname": "db.example.org", "addresses": ["10.77.0.40"]}
-        seeds = told(site, vm)
+        seeds = read_seed(site, vm)
         meta, network = json.loads(seeds["meta-data"]), json.loads(seeds["network-config"])
         assert meta == {"instance-id": vm["id"], "local-hostname": "db.example.org", "public-keys": [KEY]}
         assert seeds["user-data"] == "#cloud-configpackages: [nginx]"
@@ -60,14 +60,14 @@ def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
 
 @pytest.mark.slow
 def test_a_guest_with_an_agent_reboots_and_powers_off_by_itself(site: Platform, new_vm: NewVm) -> None:
-    vm = until_heard(site, new_vm(image="agent", cloud_init={}))
+    vm = wait_for_guest_agent(site, new_vm(image="agent", cloud_init={}))
     name, pid = vm["name"], vm["status"]["pid"]
     site.cli("vm", "reboot", name, "--wait")
-    until(lambda: boots(site, vm) == 2, "it has booted again", 60)
-    until_heard(site, vm)
+    until(lambda: count_boots(site, vm) == 2, "it has booted again", 60)
+    wait_for_guest_agent(site, vm)
     site.cli("vm", "reset", name, "--wait")
-    until(lambda: boots(site, vm) == 3, "it was reset", 60)
-    assert until_heard(site, vm)["status"]["pid"] == pid
+    until(lambda: count_boots(site, vm) == 3, "it was reset", 60)
+    assert wait_for_guest_agent(site, vm)["status"]["pid"] == pid
     site.cli("vm", "pause", name, "--wait")
     site.cli("vm", "resume", name, "--wait")
     started = time.monotonic()
@@ -91,7 +91,9 @@ def test_a_guest_whose_agent_is_hostile_harms_only_itself(
     site: Platform, new_vm: NewVm, kind: str, script: str
 ) -> None:
     vm = new_vm(image="agent", cloud_init={"user_data": f"#! {kind} is hostile\n{script}\n"})
-    other = until_heard(site, new_vm(image="agent", cloud_init={}, node=site.wait_state(vm["id"], "running")["node"]))
+    other = wait_for_guest_agent(
+        site, new_vm(image="agent", cloud_init={}, node=site.wait_state(vm["id"], "running")["node"])
+    )
     until(lambda: "ready" in site.console_log(site.client.get("vms", vm["id"])), "it has booted", 60)
     assert site.client.get("vms", vm["id"])["status"]["guest"] is None
     site.cli("vm", "pause", other["name"], "--wait", "--timeout", "30")

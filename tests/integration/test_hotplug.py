@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.support.vms import NewVm, Object, ready, shell
+from tests.support.vms import NewVm, Object, shell, wait_until_booted
 
 OF_MEMORY = "for f in /sys/devices/system/memory/memory*/state; do echo online > $f 2>/dev/null; done"
 OF_CPUS = "for f in /sys/devices/system/cpu/cpu*/online; do echo 1 > $f 2>/dev/null; done"
@@ -19,7 +19,7 @@ def seen(site: Platform, vm: Object) -> tuple[int, int]:
 
 def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = new_vm(memory_mib=256, vcpus_max=4, memory_max_mib=1024)
-    ready(site, vm)
+    wait_until_booted(site, vm)
     vm = site.client.get("vms", vm["id"])
     cpus, mib = seen(site, vm)
     assert cpus == 1 and mib < 256

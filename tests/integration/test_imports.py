@@ -50,7 +50,7 @@ def disk(path: Path) -> Path:
     return path
 
 
-def finished(site: Platform, begun: dict[str, Any]) -> dict[str, Any]:
+def wait_until_finished(site: Platform, begun: dict[str, Any]) -> dict[str, Any]:
     ended_import = site.client.wait(
         "imports", begun["id"], lambda now: now is None or now["finished_at"] is not None, 60
     )
@@ -58,7 +58,7 @@ def finished(site: Platform, begun: dict[str, Any]) -> dict[str, Any]:
     return ended_import
 
 
-def held_as(site: Platform, node: str, name: str) -> Path:
+def disk_file_of(site: Platform, node: str, name: str) -> Path:
     return site.images_of(node) / name / "disk.raw"
 
 
@@ -84,7 +84,7 @@ def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str,
     assert said.startswith(f"image {name} is on host-")
     image = site.client.get("images", name)
     assert image["kind"] == "disk" and image["disk_bytes"] == SIZE and image["description"] == "of a test"
-    disk_file = held_as(site, image["nodes"][0], name)
+    disk_file = disk_file_of(site, image["nodes"][0], name)
     assert disk_file.read_bytes() == raw.read_bytes()
     assert disk_file.stat().st_blocks * 512 < SIZE, "holes stay holes"
     assert disk_file.stat().st_uid == 0 and not disk_file.stat().st_mode & 0o077, "no VM opens it by name"
@@ -112,8 +112,8 @@ def test_an_interrupted_upload_resumes_where_it_stopped(site: Platform, api: Api
     site.wait_ready()
     until(lambda: _put(api, f"{path}{2 << 20}", data[2 << 20 : 3 << 20]) == 3 << 20, "so does a new server")
     assert site.client.upload(site.client.get("imports", begun["id"]), file)["held_bytes"] in (3 << 20, SIZE)
-    assert finished(site, begun)["phase"] == "done"
-    assert held_as(site, "host-a", name).read_bytes() == data
+    assert wait_until_finished(site, begun)["phase"] == "done"
+    assert disk_file_of(site, "host-a", name).read_bytes() == data
 
 
 def _put(api: Api, path: str, piece: bytes) -> int:
@@ -149,7 +149,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 def test_an_import_fetches_nothing_from_the_node_itself(site: Platform, name: str) -> None:
     for host in ("127.0.0.1", "localhost", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"):
-        done = finished(site, site.client.import_image(name, url=f"http://{host}:1/disk"))
+        done = wait_until_finished(site, site.client.import_image(name, url=f"http://{host}:1/disk"))
         assert "this host itself, or on its own link" in done["error"], done
 
 
@@ -165,10 +165,10 @@ def test_a_link_out_of_the_nodes_directory_is_not_followed(site: Platform, name:
     (root / "folder").symlink_to("/etc")
     os.mkfifo(root / "pipe")
     for path in ("link", "folder/shadow", "pipe", "nothing"):
-        done = finished(site, site.client.import_image(name, path=path, node="host-a"))
+        done = wait_until_finished(site, site.client.import_image(name, path=path, node="host-a"))
         assert done["phase"] == "failed" and path in done["error"]
     disk(root / "it, 'is' $HOME.img")
-    done = finished(site, site.client.import_image(name, path="it, 'is' $HOME.img", node="host-a"))
+    done = wait_until_finished(site, site.client.import_image(name, path="it, 'is' $HOME.img", node="host-a"))
     assert done["phase"] == "done", done
     for entry in ("link", "folder", "pipe", "it, 'is' $HOME.img"):
         (root / entry).unlink()
@@ -273,10 +273,12 @@ def test_a_disk_with_a_partial_last_page_is_described_as_stored(site: Platform, 
     data = os.urandom((5 << 20) + 1000)
     (root / "odd.raw").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    done = finished(site, site.client.import_image(name, path="odd.raw", format="raw", sha256=digest, node="host-a"))
+    done = wait_until_finished(
+        site, site.client.import_image(name, path="odd.raw", format="raw", sha256=digest, node="host-a")
+    )
     assert done["phase"] == "done", done
     (root / "odd.raw").unlink()
-    kept = held_as(site, "host-a", name).read_bytes()
+    kept = disk_file_of(site, "host-a", name).read_bytes()
     assert kept == data.ljust(-(-len(data) // 4096) * 4096, b"\0")
     verify(site.images_of("host-a") / name, next(i["digest"] for i in site.client.list("images") if i["name"] == name))
 
@@ -299,8 +301,8 @@ def test_an_import_survives_a_kill_while_its_upload_is_converted(
         site.client.upload(begun, file)
     finally:
         killed.join()
-    assert finished(site, begun)["phase"] == "done"
-    assert held_as(site, "host-a", name).read_bytes()[: raw.stat().st_size] == raw.read_bytes()
+    assert wait_until_finished(site, begun)["phase"] == "done"
+    assert disk_file_of(site, "host-a", name).read_bytes()[: raw.stat().st_size] == raw.read_bytes()
     assert not scratch.exists()
 
 

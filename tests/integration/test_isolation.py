@@ -16,7 +16,7 @@ from novacron.model.probe import MoveForeseen
 from novacron.store import drains, nodes
 from novacron.store.database import Database
 from tests.support.clock import Clock
-from tests.support.stored_fleet import add_node, add_vm, where
+from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
 
 POISON = {"power": "teleport"}
 """Passes every check of the database, and no decoder's."""
@@ -44,17 +44,17 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_decoded_and_tries_it_aga
     objects = Objects("placement", clock=clock)
     await PlacementController().step(fleet, objects)
     objects.end_pass()
-    nodes_of = await where(fleet)
+    nodes_of = await nodes_of_vms(fleet)
     assert nodes_of["good-1"] and nodes_of["good-2"] and nodes_of["bad"] is None
     assert objects.failure("bad") is not None and objects.due_in_s() is not None
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE vms SET spec = spec || '{\"power\": \"running\"}' WHERE id = 'bad'")
     await PlacementController().step(fleet, objects)
     objects.end_pass()
-    assert (await where(fleet))["bad"] is None, "it rests"
+    assert (await nodes_of_vms(fleet))["bad"] is None, "it rests"
     clock.now_s += BACKOFF_S_MAX
     await PlacementController().step(fleet, objects)
-    assert (await where(fleet))["bad"] is not None
+    assert (await nodes_of_vms(fleet))["bad"] is not None
 
 
 async def test_more_bad_vms_than_a_batch_has_room_for_stop_no_placement(fleet: Database) -> None:
@@ -66,7 +66,7 @@ async def test_more_bad_vms_than_a_batch_has_room_for_stop_no_placement(fleet: D
     for _ in range(2):
         await PlacementController().step(fleet, objects)
         objects.end_pass()
-    assert (await where(fleet))["good"] is not None
+    assert (await nodes_of_vms(fleet))["good"] is not None
 
 
 async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database) -> None:
@@ -80,7 +80,7 @@ async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database)
             "CREATE TRIGGER refuse BEFORE UPDATE ON vms FOR EACH ROW WHEN (OLD.id = 'bad') EXECUTE FUNCTION refuse()"
         )
     await PlacementController().step(fleet, Objects("placement"))
-    nodes_of = await where(fleet)
+    nodes_of = await nodes_of_vms(fleet)
     assert nodes_of["good"] is not None and nodes_of["bad"] is None
 
 
@@ -91,7 +91,7 @@ async def test_failover_starts_the_others_past_a_vm_that_cant_be_decoded(fleet: 
             await add_vm(connection, name, "a", ha=True, ha_priority=1)
         await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
     await Failover().step(fleet, Objects("failover"))
-    nodes_of = await where(fleet)
+    nodes_of = await nodes_of_vms(fleet)
     assert nodes_of["bad"] == "a" and {nodes_of["good-1"], nodes_of["good-2"]} <= {"b", "c"}
 
 
@@ -107,7 +107,7 @@ async def test_failover_goes_on_past_a_node_whose_fencing_fails(fleet: Database,
 
     monkeypatch.setattr(Failover, "_fence", fence)
     await Failover().step(fleet, Objects("failover"))
-    assert await where(fleet) == {"bad": "a", "good": "c"}
+    assert await nodes_of_vms(fleet) == {"bad": "a", "good": "c"}
 
 
 async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there(fleet: Database) -> None:
@@ -178,7 +178,7 @@ async def test_a_node_that_cant_be_decoded_gets_nothing_and_stops_nothing(fleet:
             "UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node IN ('Bad', 'c')"
         )
     await PlacementController().step(fleet, Objects("placement"))
-    assert (await where(fleet))["good"] in {"a", "b", "c"}
+    assert (await nodes_of_vms(fleet))["good"] in {"a", "b", "c"}
     await health.step(fleet, Objects("health"))
     await gateways.step(fleet, Objects("gateways"))
     async with fleet.connection() as connection:

@@ -19,7 +19,7 @@ import pytest
 from lab.platform import Platform, until
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import probe
-from tests.support.vms import NewVm, boots, ready
+from tests.support.vms import NewVm, count_boots, wait_until_booted
 from tests.waiting import pause
 
 
@@ -48,13 +48,13 @@ def test_the_probe_is_shown_with_the_node(site: Platform) -> None:
 
 def test_pause_resume_reboot_stop_start(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
-    ready(site, vm)
+    wait_until_booted(site, vm)
     name = vm["name"]
     assert "paused" in site.cli("vm", "pause", name, "--wait").stdout
     assert "running" in site.cli("vm", "resume", name, "--wait").stdout
     pid = site.client.get("vms", name)["status"]["pid"]
     site.cli("vm", "reboot", name, "--wait")
-    until(lambda: boots(site, vm) == 2, "it has booted again", 60)
+    until(lambda: count_boots(site, vm) == 2, "it has booted again", 60)
     assert site.client.get("vms", name)["status"]["pid"] == pid, "a reboot keeps the process"
     until(lambda: site.console_log(site.client.get("vms", name)).count("tiny guest: ready") == 2, "it is up", 60)
     started = time.monotonic()
@@ -97,7 +97,7 @@ def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[],
 
 def test_a_guest_that_powers_itself_off_stays_off(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm()
-    ready(site, vm)
+    wait_until_booted(site, vm)
     power_off_from_within(site, vm, lambda: site.client.get("vms", vm["id"])["status"]["state"] == "stopped")
     off = site.client.get("vms", vm["id"])
     assert off["status"]["reason"] == "powered off by the guest" and off["spec"]["power"] == "running"
@@ -116,14 +116,14 @@ def test_a_qemu_that_is_killed_is_started_again(site: Platform, new_vm: NewVm) -
 
 def test_a_guest_that_powers_itself_off_restarts_where_its_spec_says_so(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="always")
-    ready(site, vm)
-    power_off_from_within(site, vm, lambda: boots(site, vm) == 2)
+    wait_until_booted(site, vm)
+    power_off_from_within(site, vm, lambda: count_boots(site, vm) == 2)
     site.wait_state(vm["id"], "running")
 
 
 def test_a_crashed_vm_stays_off_where_its_spec_says_so_and_can_be_resized(site: Platform, new_vm: NewVm) -> None:
     vm = new_vm(restart="never")
-    ready(site, vm)
+    wait_until_booted(site, vm)
     os.kill(site.client.get("vms", vm["id"])["status"]["pid"], signal.SIGKILL)
     off = site.wait_state(vm["id"], "stopped")
     assert off["status"]["reason"] == "crashed, and is not to be started again"

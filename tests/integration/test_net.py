@@ -21,7 +21,7 @@ from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
-from tests.support.network import told
+from tests.support.network import network_on_node
 
 MAC = "52:54:00:aa:bb:cc"
 ADDRESS = "198.19.0.77"
@@ -108,10 +108,10 @@ def test_a_former_address_of_a_host_is_forgotten(wan: Lab) -> None:
         return set(re.findall(r"dst (\S+)", run(*within, "show", "dev", TUNNEL)))
 
     try:
-        host.within(lambda: overlay.settle(name, told(), None, [plain]))
+        host.within(lambda: overlay.settle(name, network_on_node(), None, [plain]))
         run(*within, "append", MAC, "dev", TUNNEL, "dst", plain, "dynamic")
         assert destinations() == {plain}
-        host.within(lambda: overlay.settle(name, told(), None, [encrypted]))
+        host.within(lambda: overlay.settle(name, network_on_node(), None, [encrypted]))
         assert destinations() == {encrypted}
     finally:
         host.within(lambda: namespace.delete(name))

@@ -13,7 +13,7 @@ from tests.integration.conftest import Api
 NewVm = Callable[..., dict[str, Any]]
 
 
-def gone(site: Platform, vm: dict[str, Any]) -> None:
+def wait_until_deleted(site: Platform, vm: dict[str, Any]) -> None:
     until(lambda: all(vm_now["id"] != vm["id"] for vm_now in site.client.list("vms")), f"{vm['name']} is deleted")
 
 
@@ -71,7 +71,7 @@ def test_a_network_gives_each_vm_an_address_and_is_deleted_last(site: Platform, 
     site.client.create_security_group("apps", [{"group": "web"}])
     for vm in vms:
         site.client.delete("vms", vm["id"])
-        gone(site, vm)
+        wait_until_deleted(site, vm)
     assert "rule of security group apps" in api("DELETE", "/api/v1/security-groups/web").problem["detail"]
     site.client.delete("security-groups", "apps")
     site.client.delete("security-groups", "web")
@@ -111,7 +111,7 @@ def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform,
     assert api("POST", "/api/v1/forwards", forward).problem["field"] == "port"
     assert [entry["vm_name"] for entry in site.client.list("forwards", vm=vm["name"])] == [vm["name"]]
     site.client.delete("vms", vm["id"])
-    gone(site, vm)
+    wait_until_deleted(site, vm)
     assert not list(site.client.list("forwards"))
     assert site.client.get("floating-addresses", "192.0.2.7")["network"] is None
     site.client.delete("floating-addresses", "192.0.2.7")

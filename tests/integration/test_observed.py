@@ -31,11 +31,11 @@ def samples(text: str) -> Samples:
     return by_name
 
 
-def said(exposed: Samples, family: declared.Family) -> list[Any]:
+def samples_of(exposed: Samples, family: declared.Family) -> list[Any]:
     return exposed.get(family.name.removesuffix("_total") if family.kind is declared.Kind.COUNTER else family.name, [])
 
 
-def scraped(asked: Api, path: str, **headers: str) -> str:
+def scrape_text(asked: Api, path: str, **headers: str) -> str:
     answer = asked("GET", path, raw=None, token="", **headers)
     assert answer.status == 200, answer.body
     return str(answer.body)
@@ -52,12 +52,12 @@ def test_prometheus_discovers_and_scrapes_agents_through_the_api(
     for group in groups:
         assert group["targets"] == [asked.url.removeprefix("https://")]
         assert group["labels"]["instance"] == group["labels"]["node"] and group["labels"]["site"]
-    there = samples(scraped(asked, groups[1]["labels"]["__metrics_path__"]))
+    there = samples(scrape_text(asked, groups[1]["labels"]["__metrics_path__"]))
     of_vm = {"vm": moved["id"], "name": "web", "project": "default"}
     running = [sample for sample in there["novacron_vm_running"] if sample.labels["vm"] == moved["id"]]
     assert [sample.labels for sample in running] == [of_vm] and running[0].value == 1
     until(
-        lambda: not said(samples(scraped(asked, groups[0]["labels"]["__metrics_path__"])), RUNNING),
+        lambda: not samples_of(samples(scrape_text(asked, groups[0]["labels"]["__metrics_path__"])), RUNNING),
         "the node that it left says nothing of it",
     )
     assert sum(sample.value for sample in there["novacron_vm_cpu_seconds"] if sample.labels["vm"] == moved["id"]) > 0
@@ -77,14 +77,16 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
     watched.cli("vm", "migrate", "web", "--to", there)  # this server may have begun since the last one
 
     def is_counted() -> bool:
-        return bool(said(samples(scraped(asked, "/metrics")), declared.BY_NAME["novacron_dwcp_saved_bytes_total"]))
+        return bool(
+            samples_of(samples(scrape_text(asked, "/metrics")), declared.BY_NAME["novacron_dwcp_saved_bytes_total"])
+        )
 
     until(is_counted, "the migration is counted")
-    agents = [samples(scraped(asked, f"/api/v1/nodes/{node}/metrics")) for node in ("host-a", "host-b")]
-    server = samples(scraped(asked, "/metrics"))
+    agents = [samples(scrape_text(asked, f"/api/v1/nodes/{node}/metrics")) for node in ("host-a", "host-b")]
+    server = samples(scrape_text(asked, "/metrics"))
     silent = {
         family.name for family in declared.FAMILIES
-        if not said(server, family) and not any(said(agent, family) for agent in agents)
+        if not samples_of(server, family) and not any(samples_of(agent, family) for agent in agents)
     }  # fmt: skip
     happen = {
         "novacron_api_refused_total", "novacron_dwcp_rate_bytes_per_second", "novacron_dwcp_streams",
@@ -104,17 +106,17 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
 
 def test_prometheus_finds_no_fault_with_the_metrics(asked: Api, moved: dict[str, Any]) -> None:
     for path in ("/metrics", "/api/v1/nodes/host-b/metrics"):
-        done = subprocess.run(["promtool", "check", "metrics"], input=scraped(asked, path), capture_output=True,
+        done = subprocess.run(["promtool", "check", "metrics"], input=scrape_text(asked, path), capture_output=True,
                               text=True, timeout=30)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_openmetrics_scrapes_get_exemplars_that_lead_to_traces(asked: Api, moved: dict[str, Any]) -> None:
-    text = scraped(asked, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    text = scrape_text(asked, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
     examples = [line for line in text.splitlines() if ' # {trace_id="' in line]
     assert any(line.startswith("novacron_api_request_duration_seconds_bucket") for line in examples)
-    text = scraped(asked, "/api/v1/nodes/host-b/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    text = scrape_text(asked, "/api/v1/nodes/host-b/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert any(
         line.startswith("novacron_agent_action_duration_seconds_bucket") and ' # {trace_id="' in line
         for line in text.splitlines()

@@ -108,7 +108,7 @@ class Load:
         return [request for request in self.seen if request.status not in (200, 201)]
 
 
-def kept(served: Served, load: Load) -> None:
+def check_no_write_lost(served: Served, load: Load) -> None:
     """See that all that was accepted is there, in every replica."""
     assert load.made, "nothing was made: this tests nothing"
     until(lambda: all(replica.is_ready() for replica in served.replicas), "all replicas are ready", 30)
@@ -121,7 +121,7 @@ def kept(served: Served, load: Load) -> None:
         served.client.delete("projects", name)
 
 
-def no_defects(served: Served) -> None:
+def check_no_defects(served: Served) -> None:
     for replica in served.replicas:
         log = replica.server.log.read_text()
         assert "Traceback" not in log and "defect" not in log, log[-3000:]
@@ -150,8 +150,8 @@ def test_a_rolling_restart_under_load_fails_no_request(served: Served) -> None:
         over.set()
         balancer.join()
     assert not load.failed(), load.failed()[:5]
-    kept(served, load)
-    no_defects(served)
+    check_no_write_lost(served, load)
+    check_no_defects(served)
 
 
 def test_losing_redis_under_load_fails_no_request(served: Served, redis: Redis) -> None:
@@ -162,8 +162,8 @@ def test_losing_redis_under_load_fails_no_request(served: Served, redis: Redis) 
         redis.start()
         pause(1)
     assert not load.failed(), load.failed()[:5]
-    kept(served, load)
-    no_defects(served)
+    check_no_write_lost(served, load)
+    check_no_defects(served)
 
 
 def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_accepted(served: Served) -> None:
@@ -182,8 +182,8 @@ def test_losing_the_database_under_load_costs_the_outage_and_no_write_that_was_a
         "and only then"
     )
     assert ready_at - back_at < 20
-    kept(served, load)
-    no_defects(served)
+    check_no_write_lost(served, load)
+    check_no_defects(served)
 
 
 def test_a_replica_that_is_killed_under_load_loses_its_own_connections_and_no_write(served: Served) -> None:
@@ -200,8 +200,8 @@ def test_a_replica_that_is_killed_under_load_loses_its_own_connections_and_no_wr
     # Not connected, or, while it starts, not ready: never an answer that is wrong.
     assert {request.status for request in load.failed()} <= {0, 503}
     assert all(request.began < back_at + GRACE_S for request in load.failed())
-    kept(served, load)
-    no_defects(served)
+    check_no_write_lost(served, load)
+    check_no_defects(served)
     assert first.is_ready()
 
 
@@ -245,7 +245,7 @@ def test_idle_connections_and_slow_senders_block_no_other_client(served: Served)
             pause(0.5)
         assert not slow, f"{len(slow)} that send slowly are still connected"
         assert max(_took_s(served) for _ in range(20)) < HELD_UP_S
-    no_defects(served)
+    check_no_defects(served)
 
 
 def _memory_mib(replica: Replica) -> float:
@@ -274,7 +274,7 @@ def test_a_follower_that_stops_reading_is_disconnected_and_delays_nobody(served:
         assert max(_took_s(served) for _ in range(20)) < HELD_UP_S
         assert _memory_mib(replica) - before < 60
         served.client.delete("projects", project["name"])
-    no_defects(served)
+    check_no_defects(served)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(served: Served) -> None:
@@ -288,4 +288,4 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(served: Served) -
             os.kill(pid, signal.SIGKILL)
         pause(LOADED_S)
     assert {request.status for request in load.failed()} <= {0}
-    kept(served, load)
+    check_no_write_lost(served, load)

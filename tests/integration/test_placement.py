@@ -138,7 +138,7 @@ def test_a_vm_with_devices_waits_for_a_node_that_has_them_and_stays_there_while_
     )
     vm = site.wait_state(new_vm(image="disk", memory_mib=128)["id"], "running")
     # There is no such device here: let the database say that it has one.
-    asyncio.run(pretend(site, vm["id"], '["8086:10fb"]'))
+    asyncio.run(store_devices(site, vm["id"], '["8086:10fb"]'))
     for path, body in (
         (f"vms/{vm['id']}/actions/migrate", {}),
         (f"vms/{vm['id']}/actions/migrate", {"warm": True}),
@@ -146,10 +146,10 @@ def test_a_vm_with_devices_waits_for_a_node_that_has_them_and_stays_there_while_
     ):
         refused = api("POST", f"/api/v1/{path}", body)
         assert refused.status == 409 and "has devices of " in refused.problem["detail"]
-    asyncio.run(pretend(site, vm["id"], "[]"))
+    asyncio.run(store_devices(site, vm["id"], "[]"))
 
 
-async def pretend(site: Platform, vm: str, devices: str) -> None:
+async def store_devices(site: Platform, vm: str, devices: str) -> None:
     connection = await asyncpg.connect(site.postgres.url)
     try:
         await connection.execute(

@@ -12,7 +12,18 @@ import pytest
 
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.support.vms import Object, answers, booted, boots, directory, in_file, read, shell, until_heard, write
+from tests.support.vms import (
+    Object,
+    boot_vm,
+    count_boots,
+    directory_of,
+    read_from_disk,
+    shell,
+    snapshots_in_file,
+    wait_for_guest_agent,
+    wait_until_node_answers,
+    write_to_disk,
+)
 
 NewVm = Callable[..., dict[str, Any]]
 
@@ -22,50 +33,50 @@ def names(site: Platform, vm: Object) -> list[str]:
 
 
 def test_a_disk_is_reverted_back_and_forth_in_its_snapshot_tree(site: Platform, new_vm: NewVm) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     for text in ("one", "two"):
-        write(site, vm, text)
+        write_to_disk(site, vm, text)
         assert "ready" in site.cli("snapshot", "create", vm["name"], text).stdout
-    write(site, vm, "three")
+    write_to_disk(site, vm, "three")
     site.cli("snapshot", "revert", vm["name"], "one")
-    until(lambda: boots(site, vm) == 2, "it has booted from what it was", 60)
+    until(lambda: count_boots(site, vm) == 2, "it has booted from what it was", 60)
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
-    assert read(site, vm) == "one"
-    write(site, vm, "lost")
+    assert read_from_disk(site, vm) == "one"
+    write_to_disk(site, vm, "lost")
     site.cli("snapshot", "revert", vm["name"], "one")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 3, "it is up", 60)
-    assert read(site, vm) == "one", "also the second time"
-    write(site, vm, "other")
+    assert read_from_disk(site, vm) == "one", "also the second time"
+    write_to_disk(site, vm, "other")
     site.cli("snapshot", "create", vm["name"], "branch")
     listed = site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]
     assert [line.rstrip().split("  ready")[0].rstrip() for line in listed] == ["one", "  two", "  branch *"]
     site.cli("snapshot", "delete", vm["name"], "one")
-    assert names(site, vm) == ["two", "branch"] and read(site, vm) == "other", "it goes on running"
+    assert names(site, vm) == ["two", "branch"] and read_from_disk(site, vm) == "other", "it goes on running"
     site.cli("vm", "kill", vm["name"], "--wait")
     site.cli("snapshot", "create", vm["name"], "off")
     site.cli("snapshot", "revert", vm["name"], "two")
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 4, "it is up", 60)
-    assert read(site, vm) == "two"
+    assert read_from_disk(site, vm) == "two"
     site.cli("snapshot", "delete", vm["name"], "branch")
-    assert len(in_file(site, vm)) == 2
+    assert len(snapshots_in_file(site, vm)) == 2
 
 
 def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -> None:
-    vm = booted(site, new_vm)
-    write(site, vm, "before")
+    vm = boot_vm(site, new_vm)
+    write_to_disk(site, vm, "before")
     shell(site, vm, "echo kept > /run/word")
     site.cli("snapshot", "create", vm["name"], "whole", "--memory")
-    write(site, vm, "after")
+    write_to_disk(site, vm, "after")
     shell(site, vm, "echo lost > /run/word")
     site.cli("snapshot", "revert", vm["name"], "whole")
-    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("kept", "before")
-    assert boots(site, vm) == 1, "it did not boot: it went on from there"
+    assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("kept", "before")
+    assert count_boots(site, vm) == 1, "it did not boot: it went on from there"
     site.cli("vm", "kill", vm["name"], "--wait")
     refused = site.cli("vm", "migrate", vm["name"], "--to", "host-b" if vm["node"] == "host-a" else "host-a")
     assert refused.returncode == 0, "off, it moves with its snapshots"
     vm = site.client.get("vms", vm["id"])
-    assert len(in_file(site, vm)) == 1
+    assert len(snapshots_in_file(site, vm)) == 1
     site.cli("snapshot", "revert", vm["name"], "whole")
     site.wait_state(vm["id"], "running")
     assert shell(site, vm, "cat /run/word") == "kept", "also where it is now"
@@ -77,25 +88,25 @@ def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -
 def test_a_warm_migration_moves_the_guests_snapshots(
     site: Platform, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
-    vm = booted(site, new_vm, node="host-a")
+    vm = boot_vm(site, new_vm, node="host-a")
     volume = site.client.create_volume(new_name(), size_mib=8, node="host-a")
     site.client.wait("volumes", volume["id"], lambda now: now is not None and now["phase"] == "ready", 30)
     site.client.attach_volume(volume["id"], vm["id"])
-    write(site, vm, "before")
+    write_to_disk(site, vm, "before")
     shell(site, vm, "echo kept > /run/word; echo volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done")
     site.cli("snapshot", "create", vm["name"], "whole", "--memory")
-    write(site, vm, "after")
+    write_to_disk(site, vm, "after")
     shell(site, vm, "echo moved > /run/word; echo done")
     done = json.loads(site.cli("vm", "migrate", vm["name"], "--to", "host-b", "--warm", "-o", "json").stdout)
     assert (done["kind"], done["phase"]) == ("warm", "completed")
     vm = site.wait_state(vm["id"], "running")
-    assert (vm["node"], vm["status"]["crashes"]) == ("host-b", 0) and len(in_file(site, vm)) == 1
-    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("moved", "after"), "the same guest goes on"
+    assert (vm["node"], vm["status"]["crashes"]) == ("host-b", 0) and len(snapshots_in_file(site, vm)) == 1
+    assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("moved", "after"), "the same guest goes on"
     assert shell(site, vm, "dd if=/dev/sda bs=6 count=1 2>/dev/null") == "volume"
     downtime = site.client.get("migrations", done["id"])["progress"]["downtime_ms"]
     assert downtime is not None and downtime > 0
     site.cli("snapshot", "revert", vm["name"], "whole")
-    assert (shell(site, vm, "cat /run/word"), read(site, vm)) == ("kept", "before")
+    assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("kept", "before")
     site.cli("snapshot", "delete", vm["name"], "whole")
     site.client.act("volumes", volume["id"], "detach")
     until(lambda: site.client.get("volumes", volume["id"])["vm"] is None, "its volume is detached")
@@ -106,27 +117,27 @@ def test_a_warm_migration_moves_the_guests_snapshots(
 def test_snapshots_that_lack_the_guest_agent_or_disk_they_need_are_refused(
     site: Platform, api: Api, new_vm: NewVm
 ) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     answer = api("POST", f"/api/v1/vms/{vm['id']}/snapshots", {"name": "a", "quiesce": True})
     assert answer.problem["field"] == "quiesce" and "no guest agent" in answer.problem["detail"]
-    heard = until_heard(site, new_vm(image="agent", cloud_init={}))
+    heard = wait_for_guest_agent(site, new_vm(image="agent", cloud_init={}))
     answer = api("POST", f"/api/v1/vms/{heard['id']}/snapshots", {"name": "a"})
     assert answer.status == 409 and "has no disk" in answer.problem["detail"]
 
 
 def test_a_quiesced_snapshot_contains_unflushed_guest_writes(site: Platform, new_vm: NewVm) -> None:
-    vm = until_heard(site, new_vm(image="filesystem", cloud_init={}))
+    vm = wait_for_guest_agent(site, new_vm(image="filesystem", cloud_init={}))
     assert shell(site, vm, "echo kept > /data/file && echo done") == "done"
     site.cli("snapshot", "create", vm["name"], "q", "--quiesce")
     assert shell(site, vm, "echo lost > /data/file && sync && echo done") == "done", "it may write again"
     site.cli("snapshot", "revert", vm["name"], "q")
-    until(lambda: boots(site, vm) == 2, "it has booted from what it was", 60)
-    until_heard(site, vm)
+    until(lambda: count_boots(site, vm) == 2, "it has booted from what it was", 60)
+    wait_for_guest_agent(site, vm)
     assert shell(site, vm, "cat /data/file") == "kept"
 
 
 def test_invalid_snapshot_requests_are_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     path = f"/api/v1/vms/{vm['id']}/snapshots"
     for name in ("A", "a,b", "../x", "$(id)"):
         assert api("POST", path, {"name": name}).problem["field"] == "name"
@@ -157,11 +168,11 @@ def test_invalid_snapshot_requests_are_refused(site: Platform, api: Api, new_vm:
 def test_snapshot_operations_complete_after_a_kill(
     site: Platform, new_vm: NewVm, phase: str, what: str
 ) -> None:  # fmt: skip
-    vm = booted(site, new_vm)
-    write(site, vm, "before")
+    vm = boot_vm(site, new_vm)
+    write_to_disk(site, vm, "before")
     if phase != "create":
         site.cli("snapshot", "create", vm["name"], "a", "--memory")
-        write(site, vm, "after")
+        write_to_disk(site, vm, "after")
     service = site.agents[vm["node"]] if what == "agent" else site.server
     client = site.client
     asked = {
@@ -173,16 +184,16 @@ def test_snapshot_operations_complete_after_a_kill(
     service.kill()
     service.start()
     site.wait_ready()
-    answers(site, vm)
+    wait_until_node_answers(site, vm)
     client = site.client
     done = client.wait("snapshots", asked["id"], lambda now: now is None or now["phase"] in ("ready", "failed"), 60)
     if phase == "delete":
-        assert done is None and in_file(site, vm) == []
-        assert read(site, vm) == "after"
+        assert done is None and snapshots_in_file(site, vm) == []
+        assert read_from_disk(site, vm) == "after"
     else:
         assert done is not None and done["phase"] == "ready", done
-        assert in_file(site, vm) == [asked["id"]]
-        assert read(site, vm) == "before"
+        assert snapshots_in_file(site, vm) == [asked["id"]]
+        assert read_from_disk(site, vm) == "before"
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 
 
@@ -206,22 +217,22 @@ def small(tmp_path: Path) -> Any:
 def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(
     site: Platform, new_vm: NewVm, small: Callable[[Path, int], None]
 ) -> None:
-    vm = booted(site, new_vm)
-    other = booted(site, new_vm, node=vm["node"])
+    vm = boot_vm(site, new_vm)
+    other = boot_vm(site, new_vm, node=vm["node"])
     site.cli("vm", "kill", vm["name"], "--wait")
-    small(directory(site, vm), 24)
+    small(directory_of(site, vm), 24)
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
     with site.client.open_console(vm["id"]) as console:
         console.send(b"\rdd if=/dev/urandom of=/dev/vda bs=1M count=40 conv=fsync,notrunc; echo wrote-$?\r")
         paused = site.wait_state(vm["id"], "paused", 60)
         assert "its disk is full" in paused["status"]["reason"]
-        write(site, other, "fine")
-        subprocess.run(["mount", "-o", "remount,size=256m", str(directory(site, vm))], check=True)
+        write_to_disk(site, other, "fine")
+        subprocess.run(["mount", "-o", "remount,size=256m", str(directory_of(site, vm))], check=True)
         site.wait_state(vm["id"], "running")
         seen = b""
         while b"wrote-0" not in seen:
             seen += console.recv(60)
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
     site.cli("vm", "kill", vm["name"], "--wait")
-    subprocess.run(["umount", "-l", str(directory(site, vm))], check=True)
+    subprocess.run(["umount", "-l", str(directory_of(site, vm))], check=True)

@@ -14,7 +14,7 @@ import pytest
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
 from tests.support.boot_sector import sector
-from tests.support.vms import NewVm, Object, answers, booted, read, shell, write
+from tests.support.vms import NewVm, Object, boot_vm, read_from_disk, shell, wait_until_node_answers, write_to_disk
 
 Create = Callable[..., Object]
 PATH = "/api/v1/volumes"
@@ -58,49 +58,49 @@ def detach(site: Platform, volume: Object) -> None:
     site.client.wait("volumes", volume["id"], lambda now: now is None or now["vm"] is None, 20)
 
 
-def size_seen(site: Platform, vm: Object, disk: str = "sda") -> int:
+def disk_size_mib(site: Platform, vm: Object, disk: str = "sda") -> int:
     """Return how many MiB the guest sees of a disk, 0 if it has none."""
     return int(shell(site, vm, f"cat /sys/block/{disk}/size 2>/dev/null || echo 0")) // 2048
 
 
-def called(site: Platform, vm: Object, volume: Object) -> str:
+def device_name(site: Platform, vm: Object, volume: Object) -> str:
     """Return what the guest calls a volume: who finds several at its boot gives them names as it comes."""
     look = f"grep -l {volume['id']} /sys/block/sd*/device/vpd_pg80 2>/dev/null"
     device: str = until(lambda: shell(site, vm, f"{look} | cut -d/ -f4"), f"the guest has {volume['name']}")
     return device
 
 
-def put(site: Platform, vm: Object, text: str, disk: str = "sda") -> str:
+def write_text(site: Platform, vm: Object, text: str, disk: str = "sda") -> str:
     return shell(
         site, vm, f"echo {text} | dd of=/dev/{disk} conv=fsync,notrunc bs=4096 2>/dev/null && echo done || echo no"
     )
 
 
-def got(site: Platform, vm: Object, disk: str = "sda") -> str:
+def read_text(site: Platform, vm: Object, disk: str = "sda") -> str:
     return shell(
         site, vm, f"echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/{disk} bs=4096 count=1 2>/dev/null | head -n 1"
     )
 
 
 def test_a_volume_moves_from_one_running_guest_to_another(site: Platform, new_vm: NewVm, volume: Create) -> None:
-    vm = booted(site, new_vm)
-    other = booted(site, new_vm, node=vm["node"])
+    vm = boot_vm(site, new_vm)
+    other = boot_vm(site, new_vm, node=vm["node"])
     data = volume(node=vm["node"])
     assert file_of(site, data).stat().st_size == 64 << 20 and data["used_bytes"] == 0
     assert "attached to" in site.cli("volume", "attach", data["name"], vm["name"]).stdout
-    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+    until(lambda: disk_size_mib(site, vm) == 64, "the guest sees it")
     assert shell(site, vm, "cat /sys/block/sda/device/vpd_pg80 | tr -d '\\0' | grep -c " + data["id"]) == "1"
-    assert put(site, vm, "hello") == "done"
+    assert write_text(site, vm, "hello") == "done"
     refused = site.cli("volume", "attach", data["name"], other["name"], check=False)
     assert refused.returncode != 0 and f"is attached to VM {vm['name']}" in refused.stderr
     site.cli("volume", "set", data["name"], "--size", "96")
-    until(lambda: size_seen(site, vm) == 96, "it has grown under the guest")
+    until(lambda: disk_size_mib(site, vm) == 96, "it has grown under the guest")
     until(lambda: site.client.get("volumes", data["id"])["used_bytes"] > 0, "its usage is known")
     site.cli("volume", "detach", data["name"])
-    assert size_seen(site, vm) == 0
+    assert disk_size_mib(site, vm) == 0
     attach(site, data, other, read_only=True)
-    until(lambda: size_seen(site, other) == 96, "the other guest sees it")
-    assert got(site, other) == "hello" and put(site, other, "changed") == "no"
+    until(lambda: disk_size_mib(site, other) == 96, "the other guest sees it")
+    assert read_text(site, other) == "hello" and write_text(site, other, "changed") == "no"
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
     history = site.cli("vm", "history", vm["name"]).stdout
     assert "VolumeAttached" in history and "VolumeDetached" in history
@@ -109,16 +109,16 @@ def test_a_volume_moves_from_one_running_guest_to_another(site: Platform, new_vm
 def test_a_volume_is_attached_when_its_vm_starts_and_outlives_the_vm(
     site: Platform, new_vm: NewVm, volume: Create
 ) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     site.cli("vm", "kill", vm["name"], "--wait")
     first, second = volume(node=vm["node"]), volume(node=vm["node"], size_mib=32)
     attach(site, first, vm)
     attach(site, second, vm, boot_order=0)
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
-    names = [called(site, vm, each) for each in (first, second)]
-    assert [size_seen(site, vm, name) for name in names] == [64, 32]
-    put(site, vm, "kept", names[0])
+    names = [device_name(site, vm, each) for each in (first, second)]
+    assert [disk_size_mib(site, vm, name) for name in names] == [64, 32]
+    write_text(site, vm, "kept", names[0])
     site.cli("vm", "kill", vm["name"], "--wait")
     detach(site, second)
     assert site.client.get("volumes", second["id"])["boot_order"] is None
@@ -130,10 +130,10 @@ def test_a_volume_is_attached_when_its_vm_starts_and_outlives_the_vm(
 
 
 def test_discarded_blocks_take_no_space_and_writes_are_limited(site: Platform, new_vm: NewVm, volume: Create) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     data = volume(node=vm["node"], bytes_per_s=2_000_000)
     attach(site, data, vm)
-    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
+    until(lambda: disk_size_mib(site, vm) == 64, "the guest sees it")
     started = time.monotonic()
     assert (
         shell(
@@ -154,25 +154,25 @@ def test_discarded_blocks_take_no_space_and_writes_are_limited(site: Platform, n
 def test_a_shared_volume_stays_where_it_is_when_its_vm_moves(
     site: Platform, api: Api, new_vm: NewVm, volume: Create
 ) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     there = "host-b" if vm["node"] == "host-a" else "host-a"
     shared = volume(pool="nfs")
     attach(site, shared, vm)
-    until(lambda: size_seen(site, vm) == 64, "the guest sees it")
-    put(site, vm, "one")
+    until(lambda: disk_size_mib(site, vm) == 64, "the guest sees it")
+    write_text(site, vm, "one")
     site.cli("vm", "migrate", vm["name"], "--to", there)
-    assert got(site, vm) == "one" and put(site, vm, "two") == "done"
+    assert read_text(site, vm) == "one" and write_text(site, vm, "two") == "done"
     detach(site, shared)
-    assert size_seen(site, vm) == 0
+    assert disk_size_mib(site, vm) == 0
     attach(site, shared, vm)
-    until(lambda: size_seen(site, vm) == 64, "the guest sees it again")
-    assert got(site, vm) == "two"
+    until(lambda: disk_size_mib(site, vm) == 64, "the guest sees it again")
+    assert read_text(site, vm) == "two"
     elsewhere = volume(node=vm["node"])
     answer = api("POST", f"{PATH}/{elsewhere['id']}/actions/attach", {"vm": vm["id"]})
     assert answer.status == 409 and "is on node" in answer.problem["detail"]
 
 
-def moved(site: Platform, vm: Object, to: str) -> None:
+def migrate(site: Platform, vm: Object, to: str) -> None:
     site.cli("vm", "migrate", vm["name"], "--to", to)
     now = site.client.get("vms", vm["id"])
     assert now["node"] == to, now
@@ -187,27 +187,27 @@ def files_of(site: Platform, volume: Object) -> list[str]:
 
 
 def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm: NewVm, volume: Create) -> None:
-    vm = booted(site, new_vm, node="host-a")
+    vm = boot_vm(site, new_vm, node="host-a")
     first, second = volume(node="host-a"), volume(node="host-a", pool="small", size_mib=32)
     for each, disk, size in ((first, "sda", 64), (second, "sdb", 32)):
         attach(site, each, vm)
-        until(lambda disk=disk, size=size: size_seen(site, vm, disk) == size, "the guest sees it")  # type: ignore[misc]
-    assert put(site, vm, "one") == "done" and put(site, vm, "two", "sdb") == "done"
-    write(site, vm, "own")
-    moved(site, vm, "host-b")
-    assert (got(site, vm), got(site, vm, "sdb"), read(site, vm)) == ("one", "two", "own")
-    assert put(site, vm, "three") == "done"
+        until(lambda disk=disk, size=size: disk_size_mib(site, vm, disk) == size, "the guest sees it")  # type: ignore[misc]
+    assert write_text(site, vm, "one") == "done" and write_text(site, vm, "two", "sdb") == "done"
+    write_to_disk(site, vm, "own")
+    migrate(site, vm, "host-b")
+    assert (read_text(site, vm), read_text(site, vm, "sdb"), read_from_disk(site, vm)) == ("one", "two", "own")
+    assert write_text(site, vm, "three") == "done"
     assert {site.client.get("volumes", each["id"])["node"] for each in (first, second)} == {"host-b"}
     until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing of them is left behind")
-    moved(site, vm, "host-a")
-    assert (got(site, vm), got(site, vm, "sdb")) == ("three", "two")
+    migrate(site, vm, "host-a")
+    assert (read_text(site, vm), read_text(site, vm, "sdb")) == ("three", "two")
     site.cli("vm", "kill", vm["name"], "--wait")
     until(lambda: files_of(site, first) == ["host-a"], "nothing is left behind")
-    moved(site, vm, "host-b")
+    migrate(site, vm, "host-b")
     site.cli("vm", "start", vm["name"], "--wait")
     until(lambda: "tiny guest: ready" in site.console_log(vm), "it is up", 60)
-    names = [called(site, vm, each) for each in (first, second)]
-    assert (*(got(site, vm, name) for name in names), read(site, vm)) == ("three", "two", "own")
+    names = [device_name(site, vm, each) for each in (first, second)]
+    assert (*(read_text(site, vm, name) for name in names), read_from_disk(site, vm)) == ("three", "two", "own")
     until(lambda: files_of(site, first) == files_of(site, second) == ["host-b"], "nothing is left behind")
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
 
@@ -216,11 +216,11 @@ def test_local_volumes_move_with_their_vm_running_and_not(site: Platform, new_vm
 def test_a_failed_migration_leaves_volumes_where_they_were(
     site: Platform, new_vm: NewVm, volume: Create, what: str
 ) -> None:
-    vm = booted(site, new_vm, node="host-a")
+    vm = boot_vm(site, new_vm, node="host-a")
     data = volume(node="host-a", size_mib=256)
     attach(site, data, vm)
-    until(lambda: size_seen(site, vm) == 256, "the guest sees it")
-    put(site, vm, "here")
+    until(lambda: disk_size_mib(site, vm) == 256, "the guest sees it")
+    write_text(site, vm, "here")
     shell(site, vm, "dd if=/dev/urandom of=/dev/sda bs=1M seek=1 count=100 conv=fsync 2>/dev/null; echo written")
     site.client.configure_node("host-a", migration_rate_bytes_per_s=2_500_000)
     begun = site.client.act("vms", vm["id"], "migrate", {"target": "host-b"})
@@ -232,8 +232,8 @@ def test_a_failed_migration_leaves_volumes_where_they_were(
     done = site.client.wait("migrations", begun["id"], lambda now: now is None or now["finished_at"] is not None, 120)
     assert done is not None and done["phase"] == "failed", done
     site.client.configure_node("host-a", migration_rate_bytes_per_s=None)
-    answers(site, vm)
-    assert got(site, vm) == "here" and site.client.get("volumes", data["id"])["node"] == "host-a"
+    wait_until_node_answers(site, vm)
+    assert read_text(site, vm) == "here" and site.client.get("volumes", data["id"])["node"] == "host-a"
     until(lambda: files_of(site, data) == ["host-a"], "nothing of it is left at the target", 60)
 
 
@@ -271,14 +271,14 @@ def test_invalid_volumes_and_attachments_are_refused(site: Platform, api: Api, n
 
 @pytest.mark.parametrize("what", ["agent", pytest.param("server", marks=pytest.mark.slow)])
 def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume: Create, what: str) -> None:
-    vm = booted(site, new_vm)
+    vm = boot_vm(site, new_vm)
     service = site.agents[vm["node"]] if what == "agent" else site.server
 
     def kill() -> None:
         service.kill()
         service.start()
         site.wait_ready()
-        answers(site, vm)
+        wait_until_node_answers(site, vm)
 
     begun = site.client.create_volume(f"killed-{what}", size_mib=64, node=vm["node"])
     kill()
@@ -286,20 +286,20 @@ def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume:
         until(lambda: site.client.get("volumes", begun["id"])["phase"] == "ready", "it is made")
         attach(site, begun, vm)
         kill()
-        until(lambda: size_seen(site, vm) == 64, "the guest sees it")
-        put(site, vm, "here")
+        until(lambda: disk_size_mib(site, vm) == 64, "the guest sees it")
+        write_text(site, vm, "here")
         site.client.configure_volume(begun["id"], size_mib=80)
         kill()
-        until(lambda: size_seen(site, vm) == 80, "it has grown")
+        until(lambda: disk_size_mib(site, vm) == 80, "it has grown")
         site.client.act("volumes", begun["id"], "detach")
         kill()
         until(lambda: site.client.get("volumes", begun["id"])["vm"] is None, "it is detached")
-        assert size_seen(site, vm) == 0
+        assert disk_size_mib(site, vm) == 0
         size = site.client.get("images", "disk")["disk_bytes"] >> 20
-        assert size_seen(site, vm, "vda") == size
+        assert disk_size_mib(site, vm, "vda") == size
         site.client.configure_vm(vm["id"], disk_mib=size + 8)
         kill()
-        until(lambda: size_seen(site, vm, "vda") == size + 8, "its own disk has grown")
+        until(lambda: disk_size_mib(site, vm, "vda") == size + 8, "its own disk has grown")
     finally:
         if site.client.get("volumes", begun["id"])["vm"] is None:
             site.client.delete("volumes", begun["id"])
@@ -312,8 +312,8 @@ def test_volume_operations_survive_a_kill(site: Platform, new_vm: NewVm, volume:
 def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
     site: Platform, api: Api, new_vm: NewVm, volume: Create
 ) -> None:
-    vm = booted(site, new_vm)
-    other = booted(site, new_vm, node=vm["node"])
+    vm = boot_vm(site, new_vm)
+    other = boot_vm(site, new_vm, node=vm["node"])
     small = site.directory / vm["node"] / "small"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", str(small)], check=True)
     try:
@@ -326,14 +326,14 @@ def test_a_full_pool_pauses_the_vm_that_writes_to_it_and_no_other(
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 160 << 20)
         attach(site, data, vm)
-        until(lambda: size_seen(site, vm) == 128, "the guest sees it")
+        until(lambda: disk_size_mib(site, vm) == 128, "the guest sees it")
         with site.client.open_console(vm["id"]) as console:
             console.send(
                 b"\rtr '\\0' x </dev/zero | dd iflag=fullblock of=/dev/sda bs=1M count=60 conv=fsync; echo wrote-$?\r"
             )
             paused = site.wait_state(vm["id"], "paused", 60)
             assert "pool small is full" in paused["status"]["reason"]
-            write(site, other, "fine")
+            write_to_disk(site, other, "fine")
             ballast.unlink()
             site.wait_state(vm["id"], "running")
             seen = b""

@@ -21,7 +21,7 @@ from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Restart, VmSpec
 from novacron.wire import messages as wire
 
-said: list[Any] = []
+sent_messages: list[Any] = []
 
 
 def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTransport | None = None) -> NodeServices:
@@ -47,7 +47,7 @@ def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTr
         lease=NodeLease(settings.lease_path),
         networks=NodeNetworks(settings),
         hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),
-        send=said.append,
+        send=sent_messages.append,
     )
 
 

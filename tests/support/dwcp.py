@@ -28,7 +28,7 @@ KEY = b"k" * 32
 OUTAGE_S = 6.0
 
 
-class Plain:
+class PlainPages:
     """Splits a stream of nothing but pages without headers, each 4096 bytes."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Plain:
         return self._rest, [(0, 0, len(self._rest), 0, 0, False)] if self._rest else []
 
 
-class Held:
+class MemoryBase:
     """A base in memory."""
 
     kind: str = "sibling"
@@ -97,7 +97,7 @@ class Ends:
         return ReceiveOptions(KEY, self.directory / "rings", bases, OUTAGE_S)
 
 
-class source:
+class PieceSource:
     """A stream of ``data``."""
 
     def __init__(self, data: bytes, piece: int = 200_000) -> None:
@@ -111,7 +111,7 @@ class source:
         self._pieces = iter(())
 
 
-class Kept:
+class MemorySink:
     """A sink in memory."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Kept:
 
 
 async def receive(listener: Listener, terms: ReceiveOptions, session: str = "s") -> bytes:
-    kept = Kept()
+    kept = MemorySink()
     with listener.expect(session, "a", terms) as incoming:
         await incoming.receive(kept)
     return bytes(kept.data)
@@ -144,7 +144,7 @@ async def carry(
     await asyncio.sleep(0)
     try:
         async with ends.sender(port, session=session, streams=streams, pool=pool, bases=own, method=method) as sender:
-            await asyncio.wait_for(sender.send(source(data), Plain()), 60)
+            await asyncio.wait_for(sender.send(PieceSource(data), PlainPages()), 60)
     except SendFailed:
         await asyncio.gather(receiving, return_exceptions=True)  # it failed too, and says why
         raise
@@ -152,12 +152,12 @@ async def carry(
     return sender
 
 
-def sample() -> bytes:
+def sample_stream() -> bytes:
     rng = random.Random(5)
     return b"".join(rng.choice((bytes(4096), rng.randbytes(4096), b"text " * 819)) for _ in range(SIZE // 4096))
 
 
-class Middle:
+class FaultyRelay:
     """A relay between two nodes that can do what a bad path does."""
 
     def __init__(self, port: int) -> None:
@@ -174,7 +174,7 @@ class Middle:
         self.connections = 0
 
     @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[Middle]:
+    async def run(self) -> AsyncIterator[FaultyRelay]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -226,7 +226,7 @@ class Middle:
         writer.close()
 
 
-async def by_hand(ends: Ends, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_as_node_a(ends: Ends, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a connection by hand and say HELLO as node a."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port, ssl=ends.tls("a", server=False), server_hostname=pki.node_host("b")

@@ -21,7 +21,7 @@ def checksum(victim: Platform, vm: Object) -> str:
     return digest
 
 
-def run(victim: Platform, vm: Object, command: str) -> str:
+def run_in_guest(victim: Platform, vm: Object, command: str) -> str:
     """Run a command in the guest; return the last word of what it prints."""
     mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
     return typed(victim, vm, f"echo {mark}-$({command})", f"{mark}-", 90).partition("-")[2].split()[0]
@@ -29,11 +29,11 @@ def run(victim: Platform, vm: Object, command: str) -> str:
 
 def disk_sum(victim: Platform, vm: Object) -> str:
     """Return the checksum of the whole disk, taken inside the guest, past its cache."""
-    return run(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda")
+    return run_in_guest(victim, vm, "sync; echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/vda")
 
 
-def written(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
+def write_random_data(victim: Platform, vm: Object, mib: int = 4, seek_mib: int = 8) -> str:
     """Let the guest write random data over part of its disk; return the disk's checksum."""
     where = f"bs=1M count={mib} seek={seek_mib}"
-    run(victim, vm, f"dd if=/dev/urandom of=/dev/vda {where} conv=notrunc,fsync 2>&1; echo done")
+    run_in_guest(victim, vm, f"dd if=/dev/urandom of=/dev/vda {where} conv=notrunc,fsync 2>&1; echo done")
     return disk_sum(victim, vm)

@@ -11,6 +11,6 @@ from novacron.model.network import (
 NIC = Interface("vm-aaaaaaaaaaaaaaaa", 0, "52:54:00:00:00:01", "10.20.0.3", None)
 
 
-def told(**fields: object) -> NetworkOnNode:
+def network_on_node(**fields: object) -> NetworkOnNode:
     names = (("52:54:00:00:00:01", "10.20.0.3", "web"),)
     return NetworkOnNode("lan", NetworkSpec(subnet="10.20.0.0/24"), 7, 1450, 1, True, (), names, (NIC,), **fields)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from novacron.telemetry.traces import _Share, _State
 
 
-def recording(share: float) -> InMemorySpanExporter:
+def record_spans(share: float) -> InMemorySpanExporter:
     """Record this share of what is not recorded anyhow; return where it is."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=_Share(share))

@@ -34,6 +34,6 @@ async def add_vm(connection: Connection, name: str, at: str | None = None, **spe
     return name
 
 
-async def where(database: Database) -> dict[str, str | None]:
+async def nodes_of_vms(database: Database) -> dict[str, str | None]:
     async with database.connection() as connection:
         return {row["id"]: row["node"] for row in await connection.fetch("SELECT id, node FROM vms ORDER BY id")}

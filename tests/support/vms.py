@@ -16,17 +16,17 @@ from novacron.client import ApiError
 NewVm = Callable[..., dict[str, Any]]
 
 
-def ready(site: Platform, vm: dict[str, Any]) -> None:
+def wait_until_booted(site: Platform, vm: dict[str, Any]) -> None:
     """Wait until the guest has booted."""
     node = site.wait_state(vm["id"], "running")["node"]
     until(lambda: "tiny guest: ready" in site.console_log(vm, node), f"{vm['name']} has booted", 60)
 
 
-def boots(site: Platform, vm: dict[str, Any]) -> int:
+def count_boots(site: Platform, vm: dict[str, Any]) -> int:
     return site.console_log(site.client.get("vms", vm["id"])).count("tiny guest: up")
 
 
-def until_heard(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
+def wait_for_guest_agent(site: Platform, vm: dict[str, Any]) -> dict[str, Any]:
     return site.wait_vm(vm["id"], lambda now: now["status"]["guest"] is not None, "its guest agent answers", 60)
 
 
@@ -37,28 +37,28 @@ def shell(site: Platform, vm: Object, command: str) -> str:
     return guest.shell(site.client, vm["id"], command)
 
 
-def write(site: Platform, vm: Object, text: str) -> None:
+def write_to_disk(site: Platform, vm: Object, text: str) -> None:
     shell(site, vm, f"echo {text} | dd of=/dev/vda conv=fsync,notrunc bs=4096 seek=2048 2>/dev/null; echo done")
 
 
-def read(site: Platform, vm: Object) -> str:
+def read_from_disk(site: Platform, vm: Object) -> str:
     drop = "echo 3 > /proc/sys/vm/drop_caches"
     return shell(site, vm, f"{drop}; dd if=/dev/vda bs=4096 skip=2048 count=1 2>/dev/null | head -n 1")
 
 
-def directory(site: Platform, vm: Object) -> Path:
+def directory_of(site: Platform, vm: Object) -> Path:
     return site.directory / str(vm["node"]) / "agent" / "vms" / str(vm["id"])
 
 
-def in_file(site: Platform, vm: Object) -> list[str]:
+def snapshots_in_file(site: Platform, vm: Object) -> list[str]:
     said = subprocess.run(
-        ["qemu-img", "info", "-U", "--output", "json", str(directory(site, vm) / "disk.qcow2")],
+        ["qemu-img", "info", "-U", "--output", "json", str(directory_of(site, vm) / "disk.qcow2")],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     return [snapshot["name"] for snapshot in json.loads(said.stdout).get("snapshots", [])]
 
 
-def answers(site: Platform, vm: Object) -> None:
+def wait_until_node_answers(site: Platform, vm: Object) -> None:
     """Wait until the VM's node is connected, after something was killed."""
 
     def does() -> bool:
@@ -70,7 +70,7 @@ def answers(site: Platform, vm: Object) -> None:
     until(does, "its node answers")
 
 
-def booted(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
+def boot_vm(site: Platform, new_vm: NewVm, **fields: Any) -> Object:
     vm = new_vm(image="disk", **fields)
-    ready(site, vm)
+    wait_until_booted(site, vm)
     return site.client.get("vms", vm["id"])

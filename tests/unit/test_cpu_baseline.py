@@ -24,7 +24,7 @@ def inventory(flags: tuple[str, ...] | None, kind: AcceleratorKind = Accelerator
     )  # fmt: skip
 
 
-def said(node: str, has: Inventory, passthrough: tuple[str, ...] = ()) -> Change:
+def inventory_change(node: str, has: Inventory, passthrough: tuple[str, ...] = ()) -> Change:
     body: dict[str, Any] = {
         "status": {"inventory": msgspec.to_builtins(has)},
         "spec": {"passthrough": list(passthrough)},
@@ -41,27 +41,27 @@ def test_the_baseline_is_unknown_before_the_feed_has_begun() -> None:
 
 def test_a_lesser_processor_affects_nodes_with_the_same_accelerator() -> None:
     processors = CpuBaselines()
-    assert processors.changed(said("a", inventory(MANY))) == {"a"}
-    assert processors.changed(said("b", inventory(MANY))) == {"b"}
-    assert processors.changed(said("slow", inventory(MANY, AcceleratorKind.TCG))) == {"slow"}
+    assert processors.changed(inventory_change("a", inventory(MANY))) == {"a"}
+    assert processors.changed(inventory_change("b", inventory(MANY))) == {"b"}
+    assert processors.changed(inventory_change("slow", inventory(MANY, AcceleratorKind.TCG))) == {"slow"}
     assert processors.common(inventory(MANY)) == inventory(MANY).cpu
 
-    assert processors.changed(said("c", inventory(FEW))) == {"a", "b", "c"}
+    assert processors.changed(inventory_change("c", inventory(FEW))) == {"a", "b", "c"}
     assert processors.common(inventory(MANY)) == inventory(FEW).cpu
     assert processors.common(inventory(MANY, AcceleratorKind.TCG)) == inventory(MANY).cpu
 
 
 def test_a_repeated_inventory_affects_nobody() -> None:
     processors = CpuBaselines()
-    processors.changed(said("a", inventory(MANY)))
-    assert processors.changed(said("a", inventory(MANY))) == set()
-    assert processors.changed(said("a", inventory(MANY), ("0000:01:00.0",))) == {"a"}
+    processors.changed(inventory_change("a", inventory(MANY)))
+    assert processors.changed(inventory_change("a", inventory(MANY))) == set()
+    assert processors.changed(inventory_change("a", inventory(MANY), ("0000:01:00.0",))) == {"a"}
 
 
 def test_limits_of_a_kind_end_with_its_last_node() -> None:
     processors = CpuBaselines()
     for node, flags in (("a", MANY), ("b", FEW), ("c", FEW)):
-        processors.changed(said(node, inventory(flags)))
+        processors.changed(inventory_change(node, inventory(flags)))
     assert processors.changed(Change(2, "node", "b", None)) == set()
     assert processors.changed(Change(3, "node", "c", None)) == {"a"}
     assert processors.common(inventory(MANY)) == inventory(MANY).cpu
@@ -70,15 +70,15 @@ def test_limits_of_a_kind_end_with_its_last_node() -> None:
 
 def test_a_node_whose_processor_changes_is_counted_once() -> None:
     processors = CpuBaselines()
-    processors.changed(said("a", inventory(MANY)))
-    processors.changed(said("b", inventory(FEW)))
-    assert processors.changed(said("b", inventory(MANY))) == {"a", "b"}
+    processors.changed(inventory_change("a", inventory(MANY)))
+    processors.changed(inventory_change("b", inventory(FEW)))
+    assert processors.changed(inventory_change("b", inventory(MANY))) == {"a", "b"}
     assert processors.common(inventory(MANY)) == inventory(MANY).cpu
 
 
 def test_a_node_without_a_reported_processor_has_no_baseline() -> None:
     processors = CpuBaselines()
-    processors.changed(said("a", inventory(None)))
+    processors.changed(inventory_change("a", inventory(None)))
     assert processors.common(inventory(None)) is None
     assert processors.common(None) is None
 

@@ -92,7 +92,7 @@ def records(pages: list[bytes], header: int = 0x28) -> tuple[bytes, list[Run]]:
     return data, [(2, 0, len(pages), header, 0, False)]
 
 
-def both(tmp_path: Path, *bases: ScatteredBase, slots: int = 20_000) -> tuple[Encoder, Decoder]:
+def make_codec(tmp_path: Path, *bases: ScatteredBase, slots: int = 20_000) -> tuple[Encoder, Decoder]:
     encoder = Encoder(HASH, PageRing(tmp_path, slots))
     for number, base in enumerate(bases):
         encoder.add_base(number, base.kind, 0, base.digests)
@@ -128,7 +128,7 @@ def text(seed: int) -> bytes:
 
 
 def test_each_kind_of_page_uses_its_encoding(tmp_path: Path) -> None:
-    encoder, decoder = both(tmp_path, base_of([page(1), page(2)]), base_of([page(3)], "image"))
+    encoder, decoder = make_codec(tmp_path, base_of([page(1), page(2)]), base_of([page(3)], "image"))
     changed = text(4)[:-100] + bytes(100)
     carry(encoder, decoder, *records([page(1), page(2), page(3), text(4), page(5), text(4), page(5)]))
     carry(encoder, decoder, *records([page(1), page(2), page(3), changed, page(6)]))
@@ -141,15 +141,15 @@ def test_each_kind_of_page_uses_its_encoding(tmp_path: Path) -> None:
 
 def test_a_page_sent_by_reference_costs_almost_nothing(tmp_path: Path) -> None:
     pages = [page(n) for n in range(1000)]
-    encoder, decoder = both(tmp_path, base_of(pages))
+    encoder, decoder = make_codec(tmp_path, base_of(pages))
     assert carry(encoder, decoder, *records(pages)) < 100
-    encoder, decoder = both(tmp_path)
+    encoder, decoder = make_codec(tmp_path)
     assert carry(encoder, decoder, *records(pages)) > 1000 * PAGE
     assert carry(encoder, decoder, *records(pages)) < 100
 
 
 def test_slots_that_the_ring_has_overwritten_are_not_referenced(tmp_path: Path) -> None:
-    encoder, decoder = both(tmp_path, slots=8192 + 64)
+    encoder, decoder = make_codec(tmp_path, slots=8192 + 64)
     for _ in range(3):
         for start in range(0, 20_000, 1000):
             carry(encoder, decoder, *records([n.to_bytes(4, "big") * 1024 for n in range(start, start + 1000)]))
@@ -164,7 +164,7 @@ def test_every_stream_decodes_to_what_was_encoded(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     base = [page(n) for n in range(6)]
-    encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of(base), slots=8192 + 40)
+    encoder, decoder = make_codec(tmp_path_factory.getbasetemp(), base_of(base), slots=8192 + 40)
     choices = st.one_of(
         st.sampled_from(base), st.integers(10, 14).map(page), st.integers(20, 24).map(text),
         st.binary(min_size=20, max_size=20).map(lambda start: start + text(20)[20:]),
@@ -194,7 +194,7 @@ def test_every_stream_decodes_to_what_was_encoded(
 @pytest.mark.parametrize("sealed", [True, False])
 def test_damaged_pages_are_requested_and_repaired(tmp_path: Path, sealed: bool) -> None:
     good = [page(n) for n in range(5)]
-    encoder, decoder = both(tmp_path, base_of(good))
+    encoder, decoder = make_codec(tmp_path, base_of(good))
     digests = [HASH.digest(p) for p in good]
     decoder._bases = [ScatteredBase("x", "x", lambda at, n: b"\0" * n, [(0, PAGE)] * 5, digests, sealed=sealed)]
     data, runs = records([good[3], text(1), good[0]])
@@ -207,7 +207,7 @@ def test_damaged_pages_are_requested_and_repaired(tmp_path: Path, sealed: bool) 
     assert decoder.repair(decoded, pages) == data
 
 
-def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: int | None = None) -> bytes:
+def make_piece(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: int | None = None) -> bytes:
     """Return a piece of these ops, as a peer that lies would make it."""
     from novacron.dwcp.page_codec import HEADER
 
@@ -220,19 +220,19 @@ def made(ops: list[tuple[int, int, int, int]], opaque: bytes = b"", raw_bytes: i
     ("piece", "why"),
     [
         (b"short", "shorter than its header"),
-        (made([(9, 1, 0, 0)]), "not known"),
-        (made([(Op.ZERO, 0, 0, 0)]), "count 0"),
-        (made([(Op.ZERO | BARE, 2, 0, 0)]), "not known"),
-        (made([(Op.ZERO, 2**31, 0, 0)]), "more than it says"),
-        (made([(Op.OPAQUE, PAGE, 0, 0)], b"too little"), "need more than it holds"),
-        (made([(Op.LITERAL | BARE, 1, 0, 0)]), "need more than it holds"),
-        (made([(Op.SLOT | BARE, 1, 0, 0)]), "slot 0 is not held"),
-        (made([(Op.SLOT | BARE, 1, 0, 2**40)]), "is not held"),
-        (made([(Op.BASE | BARE, 1, 0, 0)]), "base 0 has no pages"),
-        (made([(Op.ZERO, 1, 0, 0)]), "do not make what it says"),
-        (made([(Op.ZERO, 400, 2**64 - 1, 0)]), "more than it says"),
-        (made([(Op.OPAQUE, 3, 0, 0)], b"abc", 3), "checksum"),
-        (made([], b"", 2**31), "over the limits"),
+        (make_piece([(9, 1, 0, 0)]), "not known"),
+        (make_piece([(Op.ZERO, 0, 0, 0)]), "count 0"),
+        (make_piece([(Op.ZERO | BARE, 2, 0, 0)]), "not known"),
+        (make_piece([(Op.ZERO, 2**31, 0, 0)]), "more than it says"),
+        (make_piece([(Op.OPAQUE, PAGE, 0, 0)], b"too little"), "need more than it holds"),
+        (make_piece([(Op.LITERAL | BARE, 1, 0, 0)]), "need more than it holds"),
+        (make_piece([(Op.SLOT | BARE, 1, 0, 0)]), "slot 0 is not held"),
+        (make_piece([(Op.SLOT | BARE, 1, 0, 2**40)]), "is not held"),
+        (make_piece([(Op.BASE | BARE, 1, 0, 0)]), "base 0 has no pages"),
+        (make_piece([(Op.ZERO, 1, 0, 0)]), "do not make what it says"),
+        (make_piece([(Op.ZERO, 400, 2**64 - 1, 0)]), "more than it says"),
+        (make_piece([(Op.OPAQUE, 3, 0, 0)], b"abc", 3), "checksum"),
+        (make_piece([], b"", 2**31), "over the limits"),
     ],
 )
 def test_the_error_names_what_is_wrong_with_a_piece(tmp_path: Path, piece: bytes, why: str) -> None:
@@ -244,7 +244,7 @@ def test_the_error_names_what_is_wrong_with_a_piece(tmp_path: Path, piece: bytes
 @given(st.data())
 def test_the_decoder_survives_any_input(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A piece that was changed at random is refused, or it decodes to what its checksum says; nothing else happens."""
-    encoder, decoder = both(tmp_path_factory.getbasetemp(), base_of([page(1), page(2)]), slots=9000)
+    encoder, decoder = make_codec(tmp_path_factory.getbasetemp(), base_of([page(1), page(2)]), slots=9000)
     raw, runs = records([page(1), text(1), page(9), text(1), page(2)])
     piece = encoder.encode(raw, runs)
     sent = bytearray(piece.finish(*Compressor(data.draw(st.integers(0, 2))).compress(piece.body)))

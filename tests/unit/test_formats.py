@@ -20,7 +20,7 @@ from novacron.model.image import Format
 SIZE = 8 << 20
 
 
-def made(path: Path, format: Format, *options: str) -> Path:
+def create_disk(path: Path, format: Format, *options: str) -> Path:
     driver = DRIVERS.get(format, format.value)
     subprocess.run(["qemu-img", "create", "-q", "-f", driver, *options, str(path), str(SIZE)], check=True)
     return path
@@ -28,7 +28,7 @@ def made(path: Path, format: Format, *options: str) -> Path:
 
 @pytest.mark.parametrize("format", list(Format))
 def test_each_format_is_recognised(tmp_path: Path, format: Format) -> None:
-    with made(tmp_path / "disk", format).open("rb") as file:
+    with create_disk(tmp_path / "disk", format).open("rb") as file:
         assert detect(file) is format
         size = check(file, format)
         if format is Format.VHDX:
@@ -39,7 +39,7 @@ def test_each_format_is_recognised(tmp_path: Path, format: Format) -> None:
 
 
 def test_a_fixed_vhd_is_recognised_by_its_footer(tmp_path: Path) -> None:
-    path = made(tmp_path / "disk", Format.VHD, "-o", "subformat=fixed,force_size=on")
+    path = create_disk(tmp_path / "disk", Format.VHD, "-o", "subformat=fixed,force_size=on")
     with path.open("rb") as file:
         assert detect(file) is Format.VHD and check(file, Format.VHD) == SIZE
 
@@ -87,20 +87,20 @@ def test_a_blank_disk_is_a_raw_one(tmp_path: Path) -> None:
 
 
 def test_a_qcow2_over_another_file_is_refused(tmp_path: Path) -> None:
-    path = made(tmp_path / "disk", Format.QCOW2, "-u", "-F", "raw", "-b", "/etc/shadow")
+    path = create_disk(tmp_path / "disk", Format.QCOW2, "-u", "-F", "raw", "-b", "/etc/shadow")
     with path.open("rb") as file, pytest.raises(Unacceptable, match="lies over another disk"):
         check(file, Format.QCOW2)
 
 
 def test_a_qcow2_with_its_data_elsewhere_is_refused(tmp_path: Path) -> None:
     option = f"data_file={tmp_path / 'data'},data_file_raw=on"
-    path = made(tmp_path / "disk", Format.QCOW2, "-o", option)
+    path = create_disk(tmp_path / "disk", Format.QCOW2, "-o", option)
     with path.open("rb") as file, pytest.raises(Unacceptable, match="external data file"):
         check(file, Format.QCOW2)
 
 
 def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
-    sparse = made(tmp_path / "disk", Format.VMDK).read_bytes()
+    sparse = create_disk(tmp_path / "disk", Format.VMDK).read_bytes()
     for old, new in (
         (b"parentCID=ffffffff", b"parentCID=12345678"),
         (b'createType="monolithicSparse"', b'createType="monolithicFlat"  '),
@@ -108,20 +108,20 @@ def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
         assert old in sparse
         with pytest.raises(Unacceptable, match=r"parent|other files"):
             check(io.BytesIO(sparse.replace(old, new)), Format.VMDK)
-    flat = made(tmp_path / "flat", Format.VMDK, "-o", "subformat=monolithicFlat")
+    flat = create_disk(tmp_path / "flat", Format.VMDK, "-o", "subformat=monolithicFlat")
     with flat.open("rb") as file, pytest.raises(Unacceptable, match="VMDK of several files"):
         detect(file)
 
 
 def test_blanks_after_a_value_in_a_vmdk_are_ignored(tmp_path: Path) -> None:
-    sparse = made(tmp_path / "disk", Format.VMDK).read_bytes()
+    sparse = create_disk(tmp_path / "disk", Format.VMDK).read_bytes()
     for blank in (b" ", b"\t", b" \r"):
         written = sparse.replace(b"parentCID=ffffffff\n", b"parentCID=ffffffff" + blank + b"\n", 1)
         assert check(io.BytesIO(written[: len(sparse)]), Format.VMDK) == SIZE
 
 
 def test_a_vhd_with_a_parent_or_a_damaged_footer_is_refused(tmp_path: Path) -> None:
-    data = bytearray(made(tmp_path / "disk", Format.VHD).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", Format.VHD).read_bytes())
     data[-512 + 70] ^= 1
     with pytest.raises(Unacceptable, match="checksum"):
         check(io.BytesIO(bytes(data)), Format.VHD)
@@ -133,14 +133,14 @@ def test_a_vhd_with_a_parent_or_a_damaged_footer_is_refused(tmp_path: Path) -> N
 
 
 def test_a_vmdk_without_a_descriptor_is_refused(tmp_path: Path) -> None:
-    data = bytearray(made(tmp_path / "disk", Format.VMDK).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", Format.VMDK).read_bytes())
     struct.pack_into("<QQ", data, 28, 1 << 63, 20)
     with pytest.raises(Unacceptable, match="descriptor is missing"):
         check(io.BytesIO(bytes(data)), Format.VMDK)
 
 
 def test_a_differencing_vdi_is_refused(tmp_path: Path) -> None:
-    data = bytearray(made(tmp_path / "disk", Format.VDI).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", Format.VDI).read_bytes())
     struct.pack_into("<I", data, 0x4C, 4)
     with pytest.raises(Unacceptable, match="difference"):
         check(io.BytesIO(bytes(data)), Format.VDI)

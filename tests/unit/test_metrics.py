@@ -39,7 +39,7 @@ def migration(phase: str, **progress: Any) -> Body:
     return {"phase": phase, "kind": "live", "source": "a", "target": "b", "progress": progress_fields}
 
 
-def said(directory: Path, of: Seen = ()) -> dict[str, float]:
+def exposed_values(directory: Path, of: Seen = ()) -> dict[str, float]:
     """Return what is rendered, by name and labels."""
     text = asyncio.run(Metrics(Processes(directory), lambda: of).render())
     return {
@@ -58,7 +58,7 @@ def test_a_migration_counts_once_and_its_downtime_when_it_is_known(tmp_path: Pat
         migration("completed", **end, downtime_ms=150.0),
     ):  # fmt: skip
         migrations.observe("m", body)
-    exposed = said(tmp_path)
+    exposed = exposed_values(tmp_path)
     assert exposed["novacron_migrations_total live completed"] == 1
     assert exposed["novacron_dwcp_stream_bytes_total"] == 1000 and exposed["novacron_dwcp_wire_bytes_total"] == 100
     assert exposed["novacron_dwcp_saved_bytes_total zero"] == 4096
@@ -74,7 +74,7 @@ def test_failures_count_and_migrations_that_ended_before_do_not(tmp_path: Path) 
     migrations.observe("m", migration("failed"))
     migrations.observe("gone", migration("pending"))
     migrations.observe("gone", None)
-    exposed = said(tmp_path)
+    exposed = exposed_values(tmp_path)
     assert exposed["novacron_migrations_total live failed"] == 1
     assert not any(value for name, value in exposed.items() if "completed" in name)
 
@@ -94,7 +94,7 @@ def test_active_migrations_are_measured_per_link(tmp_path: Path) -> None:
     asyncio.run(cache.apply(Batch(9, changes)))
     of = list(seen(cache))
     assert all(declared.BY_NAME[name].together is Together.SEEN for name, *_ in of)
-    exposed = said(tmp_path, of)
+    exposed = exposed_values(tmp_path, of)
     assert (
         exposed["novacron_migrations_active transferring"] == 2 and exposed["novacron_migrations_active pending"] == 1
     )
@@ -145,7 +145,7 @@ def test_undeclared_metrics_cannot_be_counted() -> None:
 def test_a_histogram_bucket_includes_its_bound(tmp_path: Path) -> None:
     for took_s in (0.0, 0.5, 0.50001, 1e9):
         values.histogram("novacron_migration_duration_seconds").observe(took_s, "live")
-    exposed = said(tmp_path)
+    exposed = exposed_values(tmp_path)
     assert exposed["novacron_migration_duration_seconds_bucket live 0.5"] == 2
     assert exposed["novacron_migration_duration_seconds_bucket live 1.0"] == 3
     assert exposed["novacron_migration_duration_seconds_bucket live +Inf"] == 4
@@ -158,14 +158,14 @@ def test_unbounded_labels_do_not_fill_memory(tmp_path: Path) -> None:
     for number in range(values.CELLS_MAX + 10):
         refused.add(str(number))
     assert len(refused.cells) == values.CELLS_MAX + 1 and refused.cells["other",] == [10]
-    assert said(tmp_path)["novacron_metrics_dropped_labels_total novacron_api_refused_total"] == 10
+    assert exposed_values(tmp_path)["novacron_metrics_dropped_labels_total novacron_api_refused_total"] == 10
 
 
 def test_hostile_labels_stay_in_their_line(tmp_path: Path) -> None:
     for text in ('"} 1\nnovacron_evil 1', "\\", "\n", "\0", "ä" * 1000):
         values.counter("novacron_api_refused_total").add(text)
-        assert said(tmp_path)[f"novacron_api_refused_total {text}"] == 1
-    assert "novacron_evil" not in said(tmp_path)
+        assert exposed_values(tmp_path)[f"novacron_api_refused_total {text}"] == 1
+    assert "novacron_evil" not in exposed_values(tmp_path)
 
 
 PROCESS = """
@@ -199,7 +199,7 @@ def test_counts_of_all_processes_add_up_and_outlive_an_ended_process(tmp_path: P
     command = [sys.executable, "-c", PROCESS, str(tmp_path / "metrics")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"written\n"
-        exposed = said(tmp_path / "metrics")
+        exposed = exposed_values(tmp_path / "metrics")
         assert (exposed["novacron_api_refused_total rate"], exposed["novacron_api_refused_total mine"]) == (7, 1)
         assert exposed["novacron_loop_lag_seconds_count"] == 2
         assert (exposed["novacron_processes"], exposed["novacron_feed_lag_seconds"]) == (2, 7)
@@ -208,14 +208,14 @@ def test_counts_of_all_processes_add_up_and_outlive_an_ended_process(tmp_path: P
         process.stdin.flush()
         assert process.stdout.readline() == b"2.0\n"
         process.kill()
-    exposed = said(tmp_path / "metrics")
+    exposed = exposed_values(tmp_path / "metrics")
     assert exposed["novacron_api_refused_total mine"] == 2, "it was said just before it was killed"
     assert (exposed["novacron_api_refused_total rate"], exposed["novacron_loop_lag_seconds_count"]) == (7, 2)
     assert (exposed["novacron_processes"], exposed["novacron_feed_lag_seconds"]) == (1, 3)
     (tmp_path / "metrics" / "1-1").write_bytes(b"broken")
-    assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 7
+    assert exposed_values(tmp_path / "metrics")["novacron_api_refused_total rate"] == 7
     here.begin()
-    assert said(tmp_path / "metrics")["novacron_api_refused_total rate"] == 2
+    assert exposed_values(tmp_path / "metrics")["novacron_api_refused_total rate"] == 2
 
 
 def test_an_unwritable_metrics_directory_is_logged_once_and_breaks_nothing(
@@ -230,7 +230,7 @@ def test_an_unwritable_metrics_directory_is_logged_once_and_breaks_nothing(
         here.write()
     said_of_it = capsys.readouterr()
     assert (said_of_it.out + said_of_it.err).count("can't be shared") == 1
-    assert said(tmp_path / "file" / "metrics")["novacron_api_refused_total rate"] == 1
+    assert exposed_values(tmp_path / "file" / "metrics")["novacron_api_refused_total rate"] == 1
 
 
 @pytest.mark.parametrize("hostile", ['a"b', "a\\b", "a\nb", "a{b}", "ä€😀", " ", "#", "le", "a,b=c", "\x00\x1b[31m"])

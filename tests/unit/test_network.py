@@ -29,7 +29,7 @@ from novacron.model.network import (
     give,
 )
 from novacron.net import dnsmasq, firewall, router
-from tests.support.network import NIC, told
+from tests.support.network import NIC, network_on_node
 
 
 def test_addresses_are_assigned_until_the_subnet_is_full() -> None:
@@ -154,12 +154,12 @@ def test_nothing_passes_through_a_closed_interface() -> None:
 
 
 def test_dnsmasq_and_nftables_get_names_and_forwards() -> None:
-    files = dnsmasq.config(told(), Path("/run/x"), ["9.9.9.9"])
+    files = dnsmasq.config(network_on_node(), Path("/run/x"), ["9.9.9.9"])
     assert files["hosts"] == "52:54:00:00:00:01,10.20.0.3,web\n" and files["names"] == "10.20.0.3 web\n"
     for line in ("server=9.9.9.9", "domain=lan.internal", "dhcp-option=option:mtu,1450", "dhcp-range=10.20.0.0,static"):
         assert line in files["dnsmasq.conf"]
     entrance = Entrance(None, Protocol.TCP, 8080, "10.20.0.3", 80)
-    gateway = told(floating=(("192.0.2.9", "10.20.0.4"),), entrances=(entrance,))
+    gateway = network_on_node(floating=(("192.0.2.9", "10.20.0.4"),), entrances=(entrance,))
     inside = router.inside_script(gateway)
     assert "ip daddr 192.0.2.9 dnat to 10.20.0.4" in inside
     assert "ip daddr 100.127.0.7 tcp dport 8080 dnat to 10.20.0.3:80" in inside

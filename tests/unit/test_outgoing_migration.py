@@ -25,7 +25,7 @@ from novacron.model.ownership import Claim, Held
 from novacron.qemu import transfer
 from novacron.qemu.transfer import TransferStatus
 from novacron.wire import messages as wire
-from tests.support.agent import said, services_in
+from tests.support.agent import sent_messages, services_in
 
 EPOCH = 4
 
@@ -34,7 +34,7 @@ class Setting:
     """A VM that is sent, with a QEMU that gives the statuses of a list, one after another."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[TransferStatus]) -> None:
-        said.clear()
+        sent_messages.clear()
         directory.joinpath("vms", "vm-a").mkdir(parents=True)
         self.context: VmContext = Worker("vm-a", Record(Held(EPOCH, Claim.OWNER)), services_in(directory)).context
         self.context.machine.monitor = cast(Any, Mock())
@@ -86,7 +86,7 @@ async def test_the_source_promises_when_qemu_has_sent_everything(
     await source_stream.send(migration)
     assert migration.phase is Phase.PROMISED
     assert setting.calls == ["send", "switch"]
-    assert said == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
+    assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
     held = setting.context.services.journal.load_one("vm-a").held
     assert held == setting.context.record.held == Held(EPOCH, Claim.RELEASED)
     assert setting.cancelled == []
@@ -103,7 +103,7 @@ async def test_with_post_copy_the_source_promises_before_all_memory_has_arrived(
     await source_stream.send(migration)
     assert migration.phase is Phase.POST_COPY
     assert setting.calls == ["send", "start_post_copy"]
-    assert said == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
+    assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
     assert setting.context.record.post_copy is not None
 
 
@@ -116,7 +116,7 @@ async def test_without_a_promise_the_guest_continues_at_the_source(
     with pytest.raises(TransferFailed, match="the link is down"):
         await source_stream.send(migration)
     migration.end()
-    assert (migration.phase, setting.cancelled, said) == (Phase.FAILED, ["cancel"], [])
+    assert (migration.phase, setting.cancelled, sent_messages) == (Phase.FAILED, ["cancel"], [])
     assert setting.context.record.held.claim is Claim.OWNER
 
 
@@ -138,4 +138,4 @@ async def test_the_source_does_not_promise_after_a_later_epoch(tmp_path: Path, m
     with pytest.raises(ValueError, match="cannot release"):
         await source_stream.send(setting.migration(Policy.THROTTLE))
     assert setting.context.record.held == Held(EPOCH + 1, Claim.OWNER)
-    assert said == []
+    assert sent_messages == []

@@ -20,20 +20,20 @@ from novacron.store.fleet import of_project
 from tests.support.fleet import node, vm
 
 
-def placed(fleet: Fleet, specs: list[VmSpec]) -> list[str | None]:
+def place_all(fleet: Fleet, specs: list[VmSpec]) -> list[str | None]:
     return [fleet.place(Wish(f"vm-{number}", spec)) for number, spec in enumerate(specs)]
 
 
 def test_vms_fill_nodes_evenly_and_no_node_beyond_what_it_has() -> None:
     fleet = Fleet([node("a"), node("b", memory_mib=8704)], {})
-    placements = placed(fleet, [vm(memory_mib=1024) for _ in range(13)])
+    placements = place_all(fleet, [vm(memory_mib=1024) for _ in range(13)])
     assert Counter(placements) == {"a": 4, "b": 8, None: 1}
     assert placements[0] == "b", "the one with more room"
 
 
 def test_overcommit_is_the_nodes_own() -> None:
     fleet = Fleet([node("a", memory_overcommit=2.0, vcpu_overcommit=2.0), node("b", vcpu_overcommit=1.0)], {})
-    assert Counter(placed(fleet, [vm(memory_mib=1024, vcpus=2) for _ in range(8)])) == {"a": 4, "b": 2, None: 2}
+    assert Counter(place_all(fleet, [vm(memory_mib=1024, vcpus=2) for _ in range(8)])) == {"a": 4, "b": 2, None: 2}
 
 
 def test_labels_and_taints_decide_which_vms_may_come() -> None:
@@ -49,7 +49,7 @@ def test_labels_and_taints_decide_which_vms_may_come() -> None:
     refused = {verdict.node: verdict.refusal for verdict in fleet.explain(Wish("1", vm(labels={"disk": "hdd"})))}
     assert refused["a"] == "node a does not have the label disk=hdd"
     assert refused["b"] == "node b has the taint gpu, which the VM does not tolerate"
-    assert placed(fleet, [vm(memory_mib=512) for _ in range(9)]) == ["a"] * 8 + ["c"], "avoided while there is room"
+    assert place_all(fleet, [vm(memory_mib=512) for _ in range(9)]) == ["a"] * 8 + ["c"], "avoided while there is room"
 
 
 def test_placement_prefers_nodes_with_the_image_the_pages_or_the_space() -> None:
@@ -66,11 +66,11 @@ def test_a_group_stays_together_or_apart() -> None:
     fleet = Fleet(nodes, {})
     first = fleet.place(Wish("1", vm(affinity="web")))
     assert fleet.place(Wish("2", vm(affinity="web"))) == first
-    assert len(set(placed(fleet, [vm(anti_affinity="db") for _ in range(3)]))) == 3
+    assert len(set(place_all(fleet, [vm(anti_affinity="db") for _ in range(3)]))) == 3
     assert "has a VM of its anti-affinity group db" in str(fleet.judge(Wish("9", vm(anti_affinity="db")), "a").refusal)
-    sites = placed(fleet, [vm(anti_affinity="dc", anti_affinity_scope=Scope.SITE) for _ in range(3)])
+    sites = place_all(fleet, [vm(anti_affinity="dc", anti_affinity_scope=Scope.SITE) for _ in range(3)])
     assert None in sites and len(set(sites)) == 3
-    zones = placed(fleet, [vm(anti_affinity="rack", anti_affinity_scope=Scope.ZONE) for _ in range(3)])
+    zones = place_all(fleet, [vm(anti_affinity="rack", anti_affinity_scope=Scope.ZONE) for _ in range(3)])
     assert set(zones) == {"a", "b", "c"}
 
 
@@ -92,7 +92,7 @@ def test_a_vm_may_move_within_its_own_zone_though_its_group_is_apart_by_zones() 
 
 def test_a_group_is_spread_over_sites_then_zones_then_nodes() -> None:
     nodes = [node(f"{site}{zone}{n}", site=site, zone=zone) for site in "xy" for zone in "12" for n in "ab"]
-    placements = placed(Fleet(nodes, {}), [vm(spread="web", memory_mib=128) for _ in range(8)])
+    placements = place_all(Fleet(nodes, {}), [vm(spread="web", memory_mib=128) for _ in range(8)])
     assert Counter(str(name)[0] for name in placements[:2]) == {"x": 1, "y": 1}
     assert Counter(str(name)[:2] for name in placements[:4]) == {"x1": 1, "x2": 1, "y1": 1, "y2": 1}
     assert len(set(placements)) == 8

@@ -33,7 +33,7 @@ def running(name: str, at: str, cpus: float, **more: object) -> VmLoad:
     return VmLoad(Wish(name, vm(memory_mib=256), at), name, cpus, **more)  # type: ignore[arg-type]
 
 
-def decided(
+def make_decision(
     vms: list[VmLoad], *, rounds: int = 5, under_way: int = 0, settings: Settings = AUTO, nodes: list[Node] = NODES
 ) -> Decision:
     return decide(fleet(vms, nodes), uses_of(vms), vms, settings, Since(rounds, under_way))
@@ -43,45 +43,45 @@ CROWD = [running(f"vm-{number}", "a", 1.5) for number in range(4)]
 
 
 def test_an_imbalance_that_lasts_is_evened_out_and_each_move_says_why() -> None:
-    assert not decided(CROWD, rounds=0).moves
-    first = decided(CROWD, rounds=0)
+    assert not make_decision(CROWD, rounds=0).moves
+    first = make_decision(CROWD, rounds=0)
     assert first.rounds == 1 and "for 1 rounds" in first.why
-    decision = decided(CROWD, rounds=1)
+    decision = make_decision(CROWD, rounds=1)
     assert {move.target for move in decision.moves} == {"b", "c"} and all(move.source == "a" for move in decision.moves)
     assert "a is loaded by" in decision.moves[0].why and decision.imbalance > 0.04
     after = [running(each.name, {m.vm: m.target for m in decision.moves}.get(each.name, "a"), 1.5) for each in CROWD]
-    assert not decided(after).moves, "and that is that"
+    assert not make_decision(after).moves, "and that is that"
 
 
 def test_nothing_is_moved_without_a_good_reason() -> None:
     even = [running(name, name, 2.0) for name in "abc"]
-    assert decided(even).rounds == 0 and "even enough" in decided(even).why
-    assert not decided([running("big", "a", 6.0)]).moves, "that would only make another node the most loaded one"
-    assert "already" in decided(CROWD, under_way=4).why
-    assert len(decided(CROWD, under_way=3).moves) == 1
-    assert not decided([msgspec.structs.replace(each, moved_s=3600.0) for each in CROWD]).moves, (
+    assert make_decision(even).rounds == 0 and "even enough" in make_decision(even).why
+    assert not make_decision([running("big", "a", 6.0)]).moves, "that would only make another node the most loaded one"
+    assert "already" in make_decision(CROWD, under_way=4).why
+    assert len(make_decision(CROWD, under_way=3).moves) == 1
+    assert not make_decision([msgspec.structs.replace(each, moved_s=3600.0) for each in CROWD]).moves, (
         "they were moved lately"
     )
-    assert not decided([msgspec.structs.replace(each, movable=False) for each in CROWD]).moves
+    assert not make_decision([msgspec.structs.replace(each, movable=False) for each in CROWD]).moves
     slow = [msgspec.structs.replace(each, move_s=3600.0) for each in CROWD]
-    assert "no move would be worth its cost" in decided(slow).why
+    assert "no move would be worth its cost" in make_decision(slow).why
 
 
 def test_a_lost_node_stops_no_moves_between_the_others() -> None:
     lost = msgspec.structs.replace(NODES[2], status=msgspec.structs.replace(NODES[2].status, ready=False))
     on_lost = running("on-lost", "c", 6.0)
-    decision = decided([*CROWD, on_lost], nodes=[*NODES[:2], lost])
+    decision = make_decision([*CROWD, on_lost], nodes=[*NODES[:2], lost])
     assert {(move.source, move.target) for move in decision.moves} == {("a", "b")}
     assert "lost nodes left out: 1" in decision.why
     even = [running(name, name, 2.0) for name in "ab"]
-    assert not decided([*even, on_lost], nodes=[*NODES[:2], lost]).moves
+    assert not make_decision([*even, on_lost], nodes=[*NODES[:2], lost]).moves
 
 
 def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
     cordoned = [NODES[0], node("b", cpus=8, cordoned=True), node("c", cpus=8)]
-    assert {m.target for m in decided(CROWD, nodes=cordoned).moves} == {"c"}
+    assert {m.target for m in make_decision(CROWD, nodes=cordoned).moves} == {"c"}
     small = [NODES[0], node("b", cpus=8, memory_mib=700), node("c", cpus=8, memory_mib=700)]
-    assert not decided(CROWD, nodes=small).moves
+    assert not make_decision(CROWD, nodes=small).moves
 
 
 def test_a_group_that_is_apart_stays_so() -> None:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from lab.platform import until
 from novacron.telemetry import traces, values
 from novacron.telemetry.traces import Bounded, _Nothing, _Share, _State
-from tests.support.recorded_spans import recording
+from tests.support.recorded_spans import record_spans
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def names(exporter: InMemorySpanExporter) -> list[str]:
 
 
 def test_a_share_of_traces_is_recorded_with_all_of_their_spans() -> None:
-    exporter = recording(0.25)
+    exporter = record_spans(0.25)
     for _ in range(2000):
         with traces.span("request", parent=""), traces.span("part"):
             pass
@@ -38,7 +38,7 @@ def test_a_share_of_traces_is_recorded_with_all_of_their_spans() -> None:
 
 
 def test_changes_are_always_recorded_with_half_of_their_queries() -> None:
-    exporter = recording(0.0)
+    exporter = record_spans(0.0)
     with traces.span("change", always=True):
         for _ in range(1000):
             with traces.span("db select"):
@@ -48,7 +48,7 @@ def test_changes_are_always_recorded_with_half_of_their_queries() -> None:
 
 
 def test_failures_are_recorded_even_when_nothing_else_is() -> None:
-    exporter = recording(0.0)
+    exporter = record_spans(0.0)
     with pytest.raises(ValueError, match="no"), traces.span("read", parent="", what="it"):
         with traces.span("first part"):
             pass
@@ -61,7 +61,7 @@ def test_failures_are_recorded_even_when_nothing_else_is() -> None:
 
 
 def test_a_remote_process_continues_the_trace_of_its_caller() -> None:
-    exporter = recording(0.0)
+    exporter = record_spans(0.0)
     with traces.span("here", always=True):
         carried = traces.carry()
     with traces.span("there", parent=carried):
@@ -73,7 +73,7 @@ def test_a_remote_process_continues_the_trace_of_its_caller() -> None:
 
 @pytest.mark.parametrize("parent", ["", "nonsense", "00-0-0-01", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "\xff" * 9])
 def test_an_invalid_trace_header_begins_a_new_trace(parent: str) -> None:
-    exporter = recording(1.0)
+    exporter = record_spans(1.0)
     with traces.span("request", parent=parent):
         pass
     (span,) = exporter.get_finished_spans()
@@ -126,7 +126,7 @@ def test_a_stuck_collector_costs_spans_which_are_counted() -> None:
 
 
 def test_no_span_ends_before_it_begins_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter, real = recording(1.0), time.time_ns
+    exporter, real = record_spans(1.0), time.time_ns
     with traces.span("work", parent=""):
         monkeypatch.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
     (span,) = exporter.get_finished_spans()

@@ -11,26 +11,26 @@ from novacron.agent.worker import Worker
 from novacron.model.ownership import Claim, Held
 from novacron.model.vm import Restart, VmState
 from novacron.wire import messages as wire
-from tests.support.agent import assigned, said, services_in
+from tests.support.agent import assigned, sent_messages, services_in
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
-    said.clear()
+    sent_messages.clear()
     return Worker("vm-a", Record(Held(1, Claim.OWNER)), services_in(tmp_path))
 
 
 def test_an_unchanged_observation_is_reported_once(worker: Worker) -> None:
     worker.context.report(VmState.RUNNING)
     worker.context.report(VmState.RUNNING)
-    assert [type(message) for message in said] == [wire.Observed]
+    assert [type(message) for message in sent_messages] == [wire.Observed]
 
 
 async def test_a_new_link_gets_every_report_again(worker: Worker) -> None:
     worker.context.report(VmState.RUNNING)
     worker.resync()
     worker.context.report(VmState.RUNNING)
-    assert len(said) == 2
+    assert len(sent_messages) == 2
 
 
 async def test_a_report_is_repeated_when_the_epoch_grows(worker: Worker) -> None:
@@ -38,7 +38,7 @@ async def test_a_report_is_repeated_when_the_epoch_grows(worker: Worker) -> None
     worker.context.report(VmState.RUNNING)
     await worker.context.store(held=Held(2, Claim.OWNER))
     worker.context.report(VmState.RUNNING)
-    assert [message.epoch for message in said] == [1, 2]
+    assert [message.epoch for message in sent_messages] == [1, 2]
 
 
 async def test_a_record_that_cannot_be_stored_is_not_kept_in_memory(
