@@ -68,13 +68,15 @@ def hosts_running(victim: Platform, vm: Object) -> list[str]:
 
 def until_moved(victim: Platform, vm: Object) -> None:
     """Wait until the VM runs on host-b, never in two places."""
-    deadline = time.monotonic() + BACK_S_MAX
-    while time.monotonic() < deadline:
-        assert len(hosts_running(victim, vm)) <= 1, "it is in two places"
-        if "tiny guest: ready" in victim.console_log(vm, "host-b"):
-            return
-        pause(0.05)
-    raise AssertionError(f"it is not there: {victim.client.get('vms', vm['id'])}\n{victim.tails()}")
+
+    def runs_there() -> bool:
+        assert len(hosts_running(victim, vm)) <= 1, "it runs in two places"
+        return "tiny guest: ready" in victim.console_log(vm, "host-b")
+
+    try:
+        until(runs_there, "the VM runs on host-b", BACK_S_MAX)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {victim.client.get('vms', vm['id'])}\n{victim.tails()}") from None
 
 
 def event_reasons(victim: Platform, object_: str) -> set[str]:

@@ -75,7 +75,7 @@ def test_a_dead_link_costs_a_copy_the_outage_and_a_killed_target_keeps_nothing(v
     add_image(victim, "patient", "host-a", "is cut off on its way")
     host = victim.host("host-a")
     begun = victim.client.copy_image("patient", "host-b")
-    pause(0.7)
+    until(lambda: list(victim.images_of("host-b").glob(".receiving-*")), "it is on its way")
     host.cut()
     pause(8)
     assert "host-b" not in holders(victim, "patient")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 
 class Clock:
+    """Returns ``now_s``, which the test sets."""
+
     def __init__(self) -> None:
         self.now_s = 0.0
 

@@ -10,7 +10,7 @@ from novacron.telemetry.traces import _Share, _State
 
 
 def record_spans(share: float) -> InMemorySpanExporter:
-    """Record this share of what is not recorded anyhow; return where it is."""
+    """Record this share of the spans that are not recorded in any case; return the exporter that has them."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=_Share(share))
     provider.add_span_processor(SimpleSpanProcessor(exporter))

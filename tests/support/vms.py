@@ -23,6 +23,7 @@ def wait_until_booted(site: Platform, vm: dict[str, Any]) -> None:
 
 
 def count_boots(site: Platform, vm: dict[str, Any]) -> int:
+    """Return how often the guest has begun to boot."""
     return site.console_log(site.client.get("vms", vm["id"])).count("tiny guest: up")
 
 

@@ -18,7 +18,7 @@ from novacron.server.session import NodeSession
 from novacron.store import owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
-from tests.waiting import pause_async
+from tests.waiting import eventually
 
 
 class Stored:
@@ -52,12 +52,16 @@ async def test_an_observation_that_cannot_be_stored_fails_alone_and_is_remembere
 
 
 async def test_waiting_reporters_get_an_error_when_the_server_stops() -> None:
+    writing: list[str] = []
+
     class Away:
         async def transact(self, work: Callable[[Any], Awaitable[None]]) -> None:
+            writing.append("observations")
             await asyncio.Event().wait()
 
         @asynccontextmanager
         async def transaction(self) -> AsyncIterator[None]:
+            writing.append("heartbeats")
             await asyncio.Event().wait()
             yield
 
@@ -66,7 +70,7 @@ async def test_waiting_reporters_get_an_error_when_the_server_stops() -> None:
     status, beat = VmStatus(state=VmState.RUNNING), Beat("a", 1, None, 0.0, (), ())
     running = [asyncio.create_task(observations.run()), asyncio.create_task(heartbeats.run())]
     taken = [observations.add(owned.Report("a", "one", 1, status)), asyncio.create_task(heartbeats.store(beat))]
-    await pause_async(0.1)
+    await eventually(lambda: len(writing) == 2, "both are being written")
     waiting = [observations.add(owned.Report("a", "two", 1, status)), asyncio.create_task(heartbeats.store(beat))]
     await asyncio.sleep(0)
     for task in running:
