@@ -32,7 +32,7 @@ class SimulatedAgent:
     def __init__(self, who: identity.Identity) -> None:
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
-        self._told: dict[str, VmStatus] = {}
+        self._sent: dict[str, VmStatus] = {}
         self._link = LinkClient(who, self._hello, self._receive, self._lost, self._beat, lambda: None)
         self._name = who.name
 
@@ -47,10 +47,10 @@ class SimulatedAgent:
         )  # fmt: skip
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
-        return wire.Hello(wire.PROTOCOL, inventory, tuple(self._told))
+        return wire.Hello(wire.PROTOCOL, inventory, tuple(self._sent))
 
     def _lost(self) -> None:
-        self._told.clear()
+        self._sent.clear()
 
     def _beat(self) -> wire.Heartbeat:
         self._number += 1
@@ -68,15 +68,15 @@ class SimulatedAgent:
     def _obey(self, statement: wire.Statement) -> None:
         assignment = statement.assignment
         if assignment is None:
-            if self._told.pop(statement.vm, None) is not None:
+            if self._sent.pop(statement.vm, None) is not None:
                 self._link.send(wire.Removed(statement.vm))
             return
         state = VmState.ABSENT if assignment.deleting else STATES[assignment.spec.power]
         status = VmStatus(
             state=state, machine="pc-i440fx-7.2", reboots=assignment.spec.reboots, resets=assignment.spec.resets
         )
-        if self._told.get(statement.vm) != status:
-            self._told[statement.vm] = status
+        if self._sent.get(statement.vm) != status:
+            self._sent[statement.vm] = status
             self._link.send(wire.Observed(statement.vm, statement.order.epoch, status))
 
 

@@ -28,7 +28,7 @@ from novacron.store import (
     users,
     vms,
 )
-from novacron.store.audit import Wanted
+from novacron.store.audit import Filters
 from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
 
@@ -137,9 +137,9 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await tenancy_lookup.find(connection, "vm", "web-77", by_name=True)
         await projects.usage(connection, "default")
         await feed.read(connection, 120)
-        await audit.search(connection, Wanted(actor="u7"), None, 50)
-        await audit.search(connection, Wanted(object="vm-7"), None, 50)
-        await audit.search(connection, Wanted(), 4000, 50)
+        await audit.search(connection, Filters(actor="u7"), None, 50)
+        await audit.search(connection, Filters(object="vm-7"), None, 50)
+        await audit.search(connection, Filters(), 4000, 50)
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
         await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])

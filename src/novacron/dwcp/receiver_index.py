@@ -30,11 +30,11 @@ class ReceiverIndex:
         self._digests = digests
         self._shared: dict[int, Base] = {}
         self._kinds: list[str] = []
-        self._told = 0
+        self._received = 0
         """Digests that have arrived."""
         self._counts: list[int] = []
         """Pages that each base has."""
-        self._untold: list[int] = []
+        self._outstanding: list[int] = []
         """Digests that have yet to arrive, by base."""
 
     @property
@@ -54,7 +54,7 @@ class ReceiverIndex:
         self._encoder = encoder
         self._kinds = [info.kind for info in bases]
         self._counts = [info.count for info in bases]
-        self._untold = [info.told for info in bases]
+        self._outstanding = [info.told for info in bases]
 
     def take(self, frame: Frame) -> None:
         """Learn digests. Raises ProtocolError."""
@@ -63,21 +63,21 @@ class ReceiverIndex:
             raise ProtocolError(f"expected BASE, got {frame.type.name} {frame.sequence}")
         payload = frame.payload
         count = len(payload) // DIGEST_BYTES
-        if count > self._untold[number] or first + count > self._counts[number]:
+        if count > self._outstanding[number] or first + count > self._counts[number]:
             raise ProtocolError(f"base {number}: more digests than the {self._counts[number]} announced")
-        room = max(0, DIGESTS_MAX - self._told)
+        room = max(0, DIGESTS_MAX - self._received)
         digests = [payload[at : at + DIGEST_BYTES] for at in range(0, min(count, room) * DIGEST_BYTES, DIGEST_BYTES)]
         self._encoder.add_base(number, self._kinds[number], first, digests)
-        self._told += count
-        self._untold[number] -= count
+        self._received += count
+        self._outstanding[number] -= count
 
     def can_begin(self) -> bool:
         """Return whether the stream may begin: digests still to come will be in its order."""
-        return all(untold <= 0 or kind == IN_ORDER for untold, kind in zip(self._untold, self._kinds, strict=True))
+        return all(untold <= 0 or kind == IN_ORDER for untold, kind in zip(self._outstanding, self._kinds, strict=True))
 
     def covers(self, pages: int) -> bool:
         """Return whether enough digests have arrived to look up the stream's first ``pages``."""
-        return sum(self._untold) <= 0 or self._told >= pages + AHEAD_DIGESTS
+        return sum(self._outstanding) <= 0 or self._received >= pages + AHEAD_DIGESTS
 
     def page(self, referred: bytes | int) -> bytes:
         """Return a page that the encoder referred to. Raises Damaged."""

@@ -32,7 +32,7 @@ async def add(connection: Connection, requests: Sequence[Request]) -> None:
     await deferred_writes.add(connection, AUDIT, rows_of(requests))
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Filters(msgspec.Struct, frozen=True):
     """What to look for; None: anything."""
 
     actor: str | None = None
@@ -45,7 +45,7 @@ class Wanted(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-async def search(connection: Connection, filters: Wanted, before: int | None, limit: int) -> list[Record]:
+async def search(connection: Connection, filters: Filters, before: int | None, limit: int) -> list[Record]:
     """Return records, newest first, older than the one with id ``before``."""
     terms, values = ["true"], list[Any]()
 

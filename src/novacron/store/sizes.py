@@ -22,13 +22,13 @@ async def image_disk_mib(connection: Connection, image: str) -> int | None:
     return -(-max(sizes) >> 20) if sizes else None
 
 
-async def check_disk(connection: Connection, image: str, has_mib: int, wanted_mib: int) -> None:
-    """Raise InvalidInput unless a VM of this image can have a disk of ``wanted_mib``, if it has one of ``has_mib``."""
+async def check_disk(connection: Connection, image: str, has_mib: int, requested_mib: int) -> None:
+    """Raise InvalidInput unless a VM of this image can have ``requested_mib`` of disk, if it has ``has_mib``."""
     of_image_mib = await image_disk_mib(connection, image)
     if of_image_mib == 0:
         raise InvalidInput(f"VMs of image {image} have no disk", field="disk_mib", hint="leave it out")
     has_mib = max(has_mib, of_image_mib or 0)
-    if wanted_mib < has_mib:
+    if requested_mib < has_mib:
         raise InvalidInput(f"the disk has {has_mib} MiB, and can only grow", field="disk_mib")
 
 

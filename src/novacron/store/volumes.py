@@ -231,12 +231,12 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
     """Change a volume's name, size or limits. It only grows. Raises NotFound, InvalidInput, NoCapacity, Conflict."""
     volume = await _ready(connection, ref)
     before = await projects.lock_usage(connection, volume.project)
-    wanted_mib = changes.get("size_mib", volume.size_mib)
-    if wanted_mib < volume.size_mib:
+    requested_mib = changes.get("size_mib", volume.size_mib)
+    if requested_mib < volume.size_mib:
         raise InvalidInput(f"the volume has {volume.size_mib} MiB, and can only grow", field="size_mib")
     node = await nodes.get(connection, volume.node)
     free = next((pool.bytes_free for pool in pools_of(node) if pool.name == volume.pool), 0)
-    if wanted_mib - volume.size_mib > free >> 20:
+    if requested_mib - volume.size_mib > free >> 20:
         raise NoCapacity(f"pool {volume.pool} has {free >> 20} MiB free on node {node.name}", field="size_mib")
     columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, 2))
     try:

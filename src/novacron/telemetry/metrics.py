@@ -92,23 +92,23 @@ class Metrics:
 def text(families: dict[str, Cells], *, open_metrics: bool = False) -> bytes:
     """Return what was counted in Prometheus' text format, or in OpenMetrics, which has exemplars."""
     registry = CollectorRegistry()
-    registry.register(_Found(families, values.examples() if open_metrics else {}))
+    registry.register(_Snapshot(families, values.examples() if open_metrics else {}))
     return bytes((openmetrics.generate_latest if open_metrics else generate_latest)(registry))
 
 
-class _Found(Collector):
+class _Snapshot(Collector):
     """What was counted and seen at one moment."""
 
     def __init__(self, families: dict[str, Cells], examples: Examples) -> None:
-        self._found, self._examples = families, examples
+        self._families, self._examples = families, examples
 
     def describe(self) -> Iterable[Metric]:
         return ()  # registering must not collect
 
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
-            if family.name in self._found:
-                yield _rendered(family, self._found[family.name], self._examples.get(family.name, {}))
+            if family.name in self._families:
+                yield _rendered(family, self._families[family.name], self._examples.get(family.name, {}))
 
 
 def _exemplar(exemplar: values.Exemplar | None) -> Exemplar | None:

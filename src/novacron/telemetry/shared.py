@@ -23,7 +23,7 @@ WRITE_S = 1.0
 GONE_MAX = 500
 """Files of processes that have ended; the oldest are let go of."""
 
-Told = dict[str, list[tuple[Labels, list[float]]]]
+Counts = dict[str, list[tuple[Labels, list[float]]]]
 
 
 class Processes:
@@ -54,7 +54,7 @@ class Processes:
 
     def write(self) -> None:
         """Write what this process has counted. A disk that takes nothing costs the others its figures, no more."""
-        counts: Told = {
+        counts: Counts = {
             name: list(cells.items()) for name, cells in counted().items() if BY_NAME[name].together != Together.SEEN
         }
         new = self._own.with_name(f".{self._own.name}")
@@ -80,7 +80,7 @@ class Processes:
             if not alive:
                 gone.append(path)
             with contextlib.suppress(OSError, msgspec.DecodeError):
-                _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Told), alive=alive)
+                _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Counts), alive=alive)
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)
         if others:
@@ -88,7 +88,7 @@ class Processes:
         return totals
 
 
-def _add(totals: dict[str, Cells], counts: Told, *, alive: bool) -> None:
+def _add(totals: dict[str, Cells], counts: Counts, *, alive: bool) -> None:
     for name, cells in counts.items():
         family = BY_NAME.get(name)
         if family is None or (family.kind is Kind.GAUGE and not alive):

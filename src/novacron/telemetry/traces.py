@@ -102,7 +102,7 @@ def span(
     """Make what is done in the block a span: part of the present one, or of the ``parent`` that another process has
     carried here (``""``: of none). ``always``: it is recorded in any case. An exception ends it as failed."""
     context = None if parent is None else carried(parent)
-    known_attributes = _known(attributes)
+    known_attributes = _without_none(attributes)
     began_ns, began = time.time_ns(), time.perf_counter()
     span_ = _State.tracer.start_span(
         name, context, kind, {**known_attributes, ALWAYS: True} if always else known_attributes, start_time=began_ns
@@ -138,7 +138,9 @@ def happened(
     """Record what has just ended, and was not watched from its beginning: in the trace of ``parent``, if that is
     recorded or this has failed, or in one of its own."""
     now_ns = time.time_ns()
-    known_attributes = _known(attributes) if parent and not error else {**_known(attributes), ALWAYS: True}
+    known_attributes = (
+        _without_none(attributes) if parent and not error else {**_without_none(attributes), ALWAYS: True}
+    )
     span_ = _State.tracer.start_span(
         name, carried(parent), kind, known_attributes, start_time=now_ns - int(took_s * 1e9)
     )
@@ -189,7 +191,7 @@ def failed(why: str) -> None:
 
 def note(name: str, **attributes: AttributeValue | None) -> None:
     """Say that something happened within the present span."""
-    trace.get_current_span().add_event(name, _known(attributes))
+    trace.get_current_span().add_event(name, _without_none(attributes))
 
 
 def present() -> SpanContext | None:
@@ -204,7 +206,7 @@ def recorded_id() -> str:
     return f"{span_.get_span_context().trace_id:032x}" if span_.is_recording() else ""
 
 
-def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return attributes with names as they are written; those without a value are left out."""
     return {name.replace("__", "."): value for name, value in attributes.items() if value not in (None, "")}
 

@@ -143,7 +143,7 @@ class ImageImports:
         self._arrived = arrived
         self._running: dict[str, asyncio.Task[None]] = {}
         self._desired: dict[str, wire.ImportWanted] = {}
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self._clearing = self._clear_due = False
         self._more: dict[str, asyncio.Event] = {}
         self._writing = asyncio.Lock()
@@ -152,7 +152,7 @@ class ImageImports:
     def tell(self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Work on these imports only, and remove the files of others."""
         self._desired = {import_.id: import_ for import_ in desired}
-        self._told.set()
+        self._changed.set()
         for id, task in self._running.items():
             if id not in self._desired:
                 task.cancel()
@@ -192,8 +192,8 @@ class ImageImports:
         with contextlib.suppress(TimeoutError):  # its first piece may come before the word of it
             async with asyncio.timeout(TOLD_S_MAX):
                 while id not in self._desired:
-                    self._told.clear()
-                    await self._told.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         import_ = self._desired.get(id)
         if import_ is None or id not in self._more or import_.spec.source is not Source.UPLOAD:
             raise Unacceptable("this node does not expect that upload")

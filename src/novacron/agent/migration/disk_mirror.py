@@ -57,7 +57,7 @@ class Part(msgspec.Struct, frozen=True):
     whole: bool
 
 
-def told_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
+def disks_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
     """Return what a live migration tells of a VM's disks: of its own, the layer over this image, then its volumes."""
     own = [] if image.disk is None else [VolumeInfo(DISK, size_bytes, image.info.digest)]
     return own + [VolumeInfo(volume.id, volume.size_mib << 20) for volume in volumes if volume.moves]
@@ -66,10 +66,10 @@ def told_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) ->
 def parts_of(machine: VirtualMachine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
     """Return the disks that move with a VM. What its own disk shares with other VMs stays here, and is sent, too."""
     shares = bool(machine.home.shared())
-    return [Part(info.name, info, shares or info.name != DISK) for info in told_of(image, size_bytes, volumes)]
+    return [Part(info.name, info, shares or info.name != DISK) for info in disks_of(image, size_bytes, volumes)]
 
 
-class _Told:
+class _RecordedDisk:
     """One of the disks that share a recorder, in turns."""
 
     def __init__(self, recorder: DiskRecorder, number: int, turn: threading.Lock, last: list[int]) -> None:
@@ -116,7 +116,7 @@ class Leaving:
             for number, part in enumerate(self._parts):
                 name = OUTGOING_DISK_SOCKETS[number]
                 listening = self._machine.home.listen(name)
-                recorded = _Told(self._recorder, number, turn, last)
+                recorded = _RecordedDisk(self._recorder, number, turn, last)
                 self._exports.append(NbdExport(listening, part.info.size_bytes, recorded))
                 await mirror.start(monitor, number, Path(name), part.node, whole=part.whole)
         except BaseException:

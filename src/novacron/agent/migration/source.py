@@ -112,7 +112,7 @@ class MigrationSource:
             return None
         if cold:
             return image if disk_mirror.keeps_files(context.spec(), image, context.volumes()) else None
-        return image if disk_mirror.told_of(image, context.disk_bytes(image), context.volumes()) else None
+        return image if disk_mirror.disks_of(image, context.disk_bytes(image), context.volumes()) else None
 
     def _begin(self, task: wire.Task) -> OutgoingMigration:
         self._migration = OutgoingMigration(task, self._context, self._opener)

@@ -86,7 +86,7 @@ class MigrationTarget:
         self._transfer = asyncio.create_task(work, name=f"load-{context.vm}")
 
     def _infos(self, assignment: wire.Assignment, image: Image) -> list[VolumeInfo]:
-        return disk_mirror.told_of(image, assignment.spec.disk_bytes(image.info.disk_bytes), assignment.volumes)
+        return disk_mirror.disks_of(image, assignment.spec.disk_bytes(image.info.disk_bytes), assignment.volumes)
 
     def _paths(self, assignment: wire.Assignment) -> dict[str, Path]:
         """Return where the volumes that come with a VM are to be. Raises OSError."""

@@ -103,7 +103,7 @@ async def load(arrival: Arrival) -> None:
             await disk_mirror.offer(machine, disk)
         await arrival.ready()
         receiving = asyncio.create_task(incoming.receive(SocketPipe(connection)))
-        wait = _told if post_copy else _completed
+        wait = _completed_by_event if post_copy else _completed
         completed = asyncio.create_task(wait(machine, arrival.changed))
         before = [asyncio.create_task(_devices(machine))] if post_copy else []
         if disk is not None:
@@ -151,8 +151,8 @@ async def _completed(machine: VirtualMachine, status_changed: asyncio.Event) -> 
         await status_changed.wait()
 
 
-async def _told(machine: VirtualMachine, status_changed: asyncio.Event) -> None:
-    """Wait until QEMU has told that it completed: it can't be asked while it waits for memory (post-copy)."""
+async def _completed_by_event(machine: VirtualMachine, status_changed: asyncio.Event) -> None:
+    """Wait for the event that QEMU has completed: QEMU can't be asked while it waits for memory (post-copy)."""
     while machine.migration_status != "completed":
         if machine.migration_status in ("failed", transfer.INTERRUPTED) or machine.pid is None:
             raise LoadFailed(f"QEMU could not load the VM: {machine.last_words() or machine.migration_status}")

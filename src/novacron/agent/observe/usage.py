@@ -34,7 +34,7 @@ class Filesystems:
 
     def __init__(self, settings: AgentSettings, pools: Callable[[], Mapping[str, Path]]) -> None:
         self._settings, self._pools = settings, pools
-        self._found: list[Value] = []
+        self._latest: list[Value] = []
         self._looking: asyncio.Task[list[Value]] | None = None
 
     async def look(self) -> list[Value]:
@@ -42,8 +42,8 @@ class Filesystems:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(asyncio.to_thread(self._look))
         with contextlib.suppress(TimeoutError):
-            self._found = await asyncio.wait_for(asyncio.shield(self._looking), LOOK_S_MAX)
-        return self._found
+            self._latest = await asyncio.wait_for(asyncio.shield(self._looking), LOOK_S_MAX)
+        return self._latest
 
     def _look(self) -> list[Value]:
         values: list[Value] = []

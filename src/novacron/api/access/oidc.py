@@ -51,8 +51,8 @@ class Oidc:
         context = ssl.create_default_context(cafile=provider.ca_file)
         self._http = urllib3.PoolManager(ssl_context=context, timeout=TIMEOUT_S, retries=False, maxsize=4)
         self._context = context
-        self._known: dict[str, Any] = {}
-        self._known_until_s = 0.0
+        self._configuration: dict[str, Any] = {}
+        self._configuration_until_s = 0.0
         self._keys: jwt.PyJWKClient | None = None
 
     async def begin(self) -> tuple[str, str]:
@@ -97,13 +97,13 @@ class Oidc:
         return body
 
     def _discover(self) -> dict[str, Any]:
-        if time.monotonic() > self._known_until_s:
+        if time.monotonic() > self._configuration_until_s:
             configuration = self._ask("GET", self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
             if configuration.get("issuer") != self.provider.issuer:
                 raise Unavailable(f"{self.provider.issuer} says that it is {configuration.get('issuer')!r}")
             self._keys = jwt.PyJWKClient(configuration["jwks_uri"], ssl_context=self._context, timeout=TIMEOUT_S)
-            self._known, self._known_until_s = configuration, time.monotonic() + DISCOVERY_S
-        return self._known
+            self._configuration, self._configuration_until_s = configuration, time.monotonic() + DISCOVERY_S
+        return self._configuration
 
     def _claims(self, step: LoginStep, code: str) -> dict[str, Any]:
         endpoints = self._discover()

@@ -87,7 +87,7 @@ async def search_audit(
     authorization.check(request, subject.project, Right.MANAGE)
     if cursor is not None and not cursor.isdecimal():
         raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
-    terms, before = audit.Wanted(*subject, *period), None if cursor is None else int(cursor)
+    terms, before = audit.Filters(*subject, *period), None if cursor is None else int(cursor)
     async with services(request).database.connection() as connection:
         records = await audit.search(connection, terms, before, limit + 1)
     return Records(records[:limit], str(records[limit - 1].id) if len(records) > limit else None)

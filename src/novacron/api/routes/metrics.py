@@ -48,7 +48,7 @@ class Target(msgspec.Struct):
     opt=authorization.in_fleet(),
 )
 async def metrics(request: ApiRequest) -> Response[bytes]:
-    open_metrics, media_type = _wanted(request)
+    open_metrics, media_type = _format_of(request)
     return Response(await services(request).metrics.render(open_metrics=open_metrics), media_type=media_type)
 
 
@@ -76,7 +76,7 @@ async def targets(request: ApiRequest) -> list[Target]:
     tags=["nodes"],
 )
 async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
-    open_metrics, media_type = _wanted(request)
+    open_metrics, media_type = _format_of(request)
     text = await services(request).agents.ask(known_node(request, name), ReadMetrics(open_metrics))
     return Response(text, media_type=media_type)
 
@@ -88,7 +88,7 @@ def known_node(request: ApiRequest, name: str) -> str:
     return name
 
 
-def _wanted(request: ApiRequest) -> tuple[bool, str]:
+def _format_of(request: ApiRequest) -> tuple[bool, str]:
     """Say whether the client accepts OpenMetrics, and which content type it gets."""
     open_metrics = "application/openmetrics-text" in request.headers.get("accept", "")
     return open_metrics, OPEN_CONTENT_TYPE if open_metrics else CONTENT_TYPE
