@@ -119,7 +119,7 @@ def until_settled(victim: Platform, vm: Object, timeout_s: float = 90) -> Object
 
 
 def delete(victim: Platform, vm: Object) -> None:
-    """Delete a VM and see that every trace of it is gone."""
+    """Delete a VM and check that it leaves no trace."""
     victim.client.delete("vms", vm["id"])
     try:
         until(lambda: all(v["id"] != vm["id"] for v in victim.client.list("vms")), f"{vm['name']} is deleted", 60)
@@ -158,7 +158,7 @@ def kill(victim: Platform, what: str, vm: Object, source: str, target: str) -> N
 
 
 def revive(victim: Platform) -> None:
-    """Start again what was killed."""
+    """Start every killed process again."""
     if victim.postgres.process is None or victim.postgres.process.poll() is not None:
         victim.postgres.start()
     for service in (victim.server, *victim.agents.values()):

@@ -1,4 +1,4 @@
-"""Disks that move with their VMs: what is in them is the same on the other host, whatever happens on the way."""
+"""Disks that move with their VMs: their contents arrive unchanged, whatever happens during the migration."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def wait_until_memory_complete(victim: Platform, vm: Object) -> None:
 
 
 def begin(victim: Platform, name: str, number: int) -> tuple[Object, Object, str]:
-    """Begin to move a VM in post-copy; return it, its migration, and the checksum of what it holds in memory."""
+    """Begin to move a VM in post-copy; return it, its migration, and the checksum of its memory."""
     vm = boot(victim, name, number, image="noisy")
     before = checksum(victim, vm)
     migration = victim.client.act("vms", vm["id"], "migrate", SLOWLY)

@@ -1,4 +1,4 @@
-"""Warm moves: the guest stands still, and whatever is killed or given up meanwhile, it goes on as it was, once."""
+"""Warm migrations: the guest is paused, and resumes unchanged in one place, whatever is killed or aborted."""
 
 from __future__ import annotations
 

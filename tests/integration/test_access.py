@@ -1,4 +1,4 @@
-"""Projects, users, roles, tokens and quotas: each route for each kind of caller, and what is written down of it."""
+"""Projects, users, roles, tokens and quotas: each route for each kind of caller, and the audit log."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ async def test_counted_usage_equals_the_existing_objects(
     assert not wrong, "what is placed on nodes is what there is"
 
 
-def test_vms_of_a_project_without_the_hosts_network_need_one_of_their_own(site: Platform, api: Api) -> None:
+def test_vms_of_a_project_without_the_hosts_network_need_a_network(site: Platform, api: Api) -> None:
     site.client.create_project("acc-inside")
     try:
         refused = api("POST", "/api/v1/vms?project=acc-inside", {"name": "out", **OFF})

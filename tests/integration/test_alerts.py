@@ -182,7 +182,7 @@ def test_prometheus_accepts_its_configuration_and_rules() -> None:
     assert all((DIRECTORY / "rules").glob(pattern.removeprefix("rules/")) for pattern in config["rule_files"])
 
 
-def test_each_alert_is_tested_both_ways_and_says_what_to_do() -> None:
+def test_each_alert_is_tested_firing_and_silent_and_gives_advice() -> None:
     assert [rule["alert"] for rule in RULES] == list(CASES)
     text = RUNBOOK.read_text()
     sections = re.findall(r"^## (\w+)$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The API: what it promises to those who call it right, and to those who call it wrong."""
+"""The API: its answers to valid and to invalid requests."""
 
 from __future__ import annotations
 

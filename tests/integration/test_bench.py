@@ -39,7 +39,7 @@ def test_every_section_of_a_long_benchmark_runs(name: str, tmp_path: Path, lacks
 
 
 def run(name: str, arguments: tuple[str, ...], tmp_path: Path, lacks: list[str]) -> None:
-    """Run a benchmark with a tiny load and check the form of what it writes."""
+    """Run a benchmark with a tiny load and check the form of its results."""
     if lacks and name in NEEDS_NAMESPACES:
         pytest.skip("; ".join(lacks))
     if shutil.which("wrk") is None:

@@ -1,4 +1,4 @@
-"""Consoles: the serial line in a terminal, the display for VNC viewers, what was printed, and pictures."""
+"""Consoles: the serial line in a terminal, the display for VNC viewers, the stored log, and screenshots."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def of_actions() -> list[Seen]:
 
 
 def texts(*packages: str) -> dict[str, set[str]]:
-    """Return what is said in calls of logs, traces and metrics, by which it is."""
+    """Return the texts of the calls that log, trace and count, by source."""
     by_source: dict[str, set[str]] = {"log": set(), "traces": set(), "counter": set()}
     for _, tree in modules(*packages):
         for call in calls(tree):

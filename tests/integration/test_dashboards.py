@@ -131,7 +131,7 @@ def test_every_job_is_scraped(watch: Watch) -> None:
 
 
 def test_every_panel_of_every_dashboard_finds_its_series(watch: Watch, watched: Platform, asked: Api) -> None:
-    """While requests come, VMs run, and one moves to and fro: some is said only while it does."""
+    """Run while requests arrive and a VM migrates back and forth: some series exist only then."""
     asks = [
         (uid, title, plain(expression))
         for uid in DASHBOARDS
@@ -191,14 +191,14 @@ def test_exemplars_lead_from_a_panel_to_traces(watch: Watch, asked: Api) -> None
 
 
 def wait_until_resolved(watch: Watch, alert: str) -> None:
-    """Wait until an alert that may have fired before does not, and forget what was told of it."""
+    """Wait until an alert that may have fired before is resolved, and forget the webhook's messages."""
     until(lambda: not watch.prometheus.query(f'ALERTS{{alertname="{alert}"}}'), f"{alert} is over", 90)
     pause(2)
     watch.webhook.told.clear()
 
 
 def wait_until_webhook_told(watch: Watch, alert: str) -> Any:
-    """Wait until the webhook was told that an alert fires; return it as it was told."""
+    """Wait until the webhook has received a firing alert; return the alert."""
     try:
         return until(lambda: watch.webhook.alerts(alert), f"the webhook is told of {alert}", 90)[0]
     except AssertionError as error:

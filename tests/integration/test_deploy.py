@@ -107,7 +107,7 @@ def test_the_configuration_check_detects_a_wrong_key() -> None:
 
 
 def _defined(config: Any, more: Any = None) -> None:
-    """Check that pipelines use what is defined, and that all that is defined is used."""
+    """Check that pipelines use only defined components, and all of them."""
     for kind in ("receivers", "processors", "exporters"):
         has = set(config.get(kind, ())) | set((more or {}).get(kind, ()))
         used = {name for pipeline in config["service"]["pipelines"].values() for name in pipeline[kind]}

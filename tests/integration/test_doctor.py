@@ -25,7 +25,7 @@ NEVER = ("nva_", "nvj_", "PRIVATE KEY", "sesame")
 
 
 def doctor(*arguments: str, **environment: str) -> tuple[int, list[dict[str, Any]]]:
-    """Return the command's status, and what it found."""
+    """Return the command's status and its findings."""
     done = subprocess.run(
         [sys.executable, "-m", "novacron", "doctor", "-o", "json", *arguments], capture_output=True, text=True,
         timeout=120, env={**os.environ, **environment},

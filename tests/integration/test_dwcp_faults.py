@@ -271,7 +271,7 @@ async def test_an_announced_session_waits_until_the_receiver_expects_it(
 async def test_a_base_with_the_same_name_and_other_pages_is_detected(
     ends: Ends, listening: tuple[Listener, int]
 ) -> None:
-    """The two ends disagree about an image: pages are found not to be what was meant, and sent."""
+    """The two ends disagree about an image: wrong pages are detected and sent again."""
     listener, port = listening
     here, there = MemoryBase("image:1", pages(1, 900)), MemoryBase("image:1", pages(1, 450) + pages(2, 450))
     with pytest.raises((SendFailed, ReceiveFailed), match="checksum"):

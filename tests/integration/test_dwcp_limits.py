@@ -1,4 +1,4 @@
-"""Hostile, old and unlucky peers over real sockets: what they may cost, and what they are told."""
+"""Hostile, old and unlucky peers over real sockets: the limits on them, and the errors they get."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.waiting import eventually, pause_async
 
 
 class Open:
-    """A stream that has its bytes at once, and ends when it is told to."""
+    """A stream whose bytes are available at once, and that ends on request."""
 
     def __init__(self, data: bytes) -> None:
         self.piece_bytes = len(data)

@@ -35,7 +35,7 @@ async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
 
 
 async def wait_until_followed(seen: list[Change]) -> None:
-    """Wait until a follower has what was there before: a database begins with a project."""
+    """Wait until a follower has the rows of the new database, which begins with a project."""
     await eventually(lambda: seen, "the follower has what was there before")
 
 

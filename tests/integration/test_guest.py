@@ -1,4 +1,4 @@
-"""What a guest is told at its first boot, and what it says of itself: with QEMU's own guest agent, and hostile ones."""
+"""A guest's first-boot data and its reports, with QEMU's own guest agent and with hostile ones."""
 
 from __future__ import annotations
 

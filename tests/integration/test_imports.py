@@ -182,7 +182,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def hostile(path: Path, kind: str) -> Path:
-    """Write a file that would do harm, or can't be what it says."""
+    """Write a harmful or contradictory disk file."""
     create = ["qemu-img", "create", "-q", "-f", "qcow2"]
     match kind:
         case "a backing file":

@@ -38,7 +38,7 @@ LARGE = {"vms", "volumes", "snapshots", "migrations", "events", "changes", "audi
 
 
 class Recording:
-    """A connection that remembers what it was asked."""
+    """A connection that records its queries."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

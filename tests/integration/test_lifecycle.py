@@ -82,7 +82,7 @@ def power_off_from_within(site: Platform, vm: dict[str, Any], done: Callable[[],
     assert console.stdin is not None
 
     def typed() -> bool:
-        """Type it, again and again: a shell that is only just starting throws away what was typed before."""
+        """Type it repeatedly: a shell that is just starting discards earlier input."""
         with contextlib.suppress(OSError):  # the console has ended, and with it the guest
             console.stdin.write(b"\npoweroff -f\n")  # type: ignore[union-attr]
             console.stdin.flush()  # type: ignore[union-attr]
@@ -198,7 +198,7 @@ def test_a_second_agent_on_the_same_files_is_refused(site: Platform, images: Pat
     assert done.returncode == 1 and "another agent runs with" in done.stderr
 
 
-def test_a_host_without_a_token_is_told_how_to_get_one(tmp_path: Path) -> None:
+def test_a_host_without_a_token_gets_instructions_to_obtain_it(tmp_path: Path) -> None:
     for join, text in (([], "node join-token"), (["--join", "nonsense"], "not a join token")):
         done = subprocess.run(
             [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), *join],
@@ -207,7 +207,7 @@ def test_a_host_without_a_token_is_told_how_to_get_one(tmp_path: Path) -> None:
         assert done.returncode == 1 and text in done.stderr
 
 
-def test_nothing_listens_beyond_what_is_documented(site: Platform) -> None:
+def test_only_documented_ports_are_open(site: Platform) -> None:
     """The server listens on its two loopback ports, an agent on DWCP's, which demands a node's certificate."""
     assert site.server.process is not None
     lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -104,9 +104,7 @@ class Node:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_an_agent_skips_what_it_cannot_decode_and_takes_what_comes_after_it(
-    server: Server, tmp_path: Path
-) -> None:
+async def test_an_agent_skips_undecodable_messages_and_handles_the_next(server: Server, tmp_path: Path) -> None:
     before = SKIPPED.cell("undecodable")[0]
     node = Node(server.identity(tmp_path / "node"))
     async with asyncio.timeout(30), node.running():
@@ -239,9 +237,7 @@ async def acknowledged(link: ClientConnection) -> int:
             return message.number
 
 
-async def test_a_server_skips_what_it_cannot_decode_and_takes_what_comes_after_it(
-    client: Client, tmp_path: Path
-) -> None:
+async def test_a_server_skips_undecodable_messages_and_handles_the_next(client: Client, tmp_path: Path) -> None:
     async with asyncio.timeout(30), connected(client, tmp_path, "host-odd") as link:
         removal = codec.encode(wire.Removed("vm-1"))
         for raw in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), removal[:-2]):

@@ -1,4 +1,4 @@
-"""Networks through the API: what is asked for wrongly, what is full, and what still has users."""
+"""Networks through the API: invalid requests, full subnets, and objects in use."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_metrics_need_a_token(asked: Api) -> None:
 
 
 def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: dict[str, Any]) -> None:
-    """But what only says something once it has happened, and has happened to nobody here."""
+    """Except for metrics of events that do not occur in this test."""
     there = "host-a" if watched.client.get("vms", moved["id"])["node"] == "host-b" else "host-b"
     watched.cli("vm", "migrate", "web", "--to", there)  # this server may have begun since the last one
 

@@ -1,4 +1,4 @@
-"""Logins through a provider: a real server, and a provider that signs what it says, or lies."""
+"""Logins through a provider: a real server, and a provider that signs its tokens or forges them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API does under load while what it needs goes away, and with clients that mean harm."""
+"""The API under load while its dependencies fail, and with hostile clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: what is made from it, right and wrong, is answered as it says."""
+"""The OpenAPI document is correct: valid and invalid requests that are generated from it get the documented answers."""
 
 from __future__ import annotations
 

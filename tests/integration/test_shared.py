@@ -26,7 +26,7 @@ def redis() -> Iterator[Redis]:
         server.stop()
 
 
-async def test_processes_share_what_callers_have_spent(redis: Redis) -> None:
+async def test_processes_share_rate_limit_counters(redis: Redis) -> None:
     here, there = (Rates(RateSettings(strangers=10)) for _ in range(2))
     shared = [Shared(redis.url), Shared(redis.url)]
     tasks = [asyncio.create_task(share_rates(each, rates)) for each, rates in zip(shared, (here, there), strict=True)]

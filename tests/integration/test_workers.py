@@ -71,7 +71,7 @@ def test_each_process_answers_everything_and_is_replaced(served: tuple[Client, S
 
 
 def counted(client: Client) -> dict[str, float]:
-    """Return what is said to Prometheus, by name and the values of the labels."""
+    """Return the exposed metrics by name and label values."""
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(client.metrics())

@@ -1,4 +1,4 @@
-"""What end-to-end tests do inside of a guest."""
+"""Commands that end-to-end tests run inside a guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.conftest import (
 
 
 def checksum(victim: Platform, vm: Object) -> str:
-    """Return the checksum, taken inside the guest, of what it holds in memory."""
+    """Return the checksum of a guest's memory contents, computed inside the guest."""
     mark = hashlib.md5(str(time.monotonic_ns()).encode()).hexdigest()[:8]  # noqa: S324 (a mark, no secret)
     line = typed(victim, vm, f"echo {mark}-$(md5sum < /run/random | cut -c1-32)", f"{mark}-")
     digest = line.partition("-")[2].strip()

@@ -40,7 +40,7 @@ def test_each_kind_of_failure_has_its_exit_code(error: BaseException, code: int)
     assert caught.value.exit_code == code
 
 
-def test_an_error_names_the_field_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_names_the_field_and_gives_advice(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit), output.errors():
         raise ApiError({"status": 400, "detail": "too small", "field": "memory_mib", "hint": "use 64 or more"})
     assert capsys.readouterr().err == "error: memory_mib: too small\nuse 64 or more\n"
@@ -99,7 +99,7 @@ def run(*arguments: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_creating_a_vm_sends_defaults_and_what_was_given(calls: Calls, tmp_path: Path) -> None:
+def test_creating_a_vm_sends_defaults_and_explicit_options(calls: Calls, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# mine\nssh-ed25519 AAAA\n\n")
     run("vm", "create", "web", "--image", "tiny", "--memory", "512", "--no-start", "--cpu-flag", "avx2", "--ha",
@@ -116,7 +116,7 @@ def test_creating_a_vm_sends_defaults_and_what_was_given(calls: Calls, tmp_path:
     })]  # fmt: skip
 
 
-def test_changing_a_vm_sends_only_what_was_given(calls: Calls) -> None:
+def test_changing_a_vm_sends_only_explicit_options(calls: Calls) -> None:
     run("vm", "set", "web", "--no-protect", "--disk-iops", "0", "--vcpus-max", "8", "--restart", "never")
     changes: Object = {"protected": False, "disk_iops": None, "vcpus_max": 8, "restart": "never"}
     assert calls.made == [("configure_vm", ("web",), changes)]

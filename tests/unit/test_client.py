@@ -1,4 +1,4 @@
-"""When the SDK tries again, and what it sends then."""
+"""When the SDK retries a request, and what it sends then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = Config("https://api.invalid", "token", "", "blue")
 
 
 class FakeTransport(Transport):
-    """Answers with what it was given, in order; None: not at all."""
+    """Gives its prepared answers in order; None stands for no answer."""
 
     def __init__(self, *answers: Answer | None, streams: tuple[bytes | None, ...] = ()) -> None:
         self.answers, self.streams = list(answers), list(streams)

@@ -18,7 +18,7 @@ FLAGS = st.frozensets(st.sampled_from("abcdef"))
 
 
 @given(st.lists(FLAGS, min_size=1, max_size=5))
-def test_a_baseline_is_what_every_node_can_be(flags: list[frozenset[str]]) -> None:
+def test_a_baseline_is_the_processor_that_every_node_can_provide(flags: list[frozenset[str]]) -> None:
     every = [CpuModel("V", 6, number, 1, tuple(sorted(model))) for number, model in enumerate(flags)]
     common = baseline(every, every[-1])
     assert all(model.cannot_be(common) is None for model in every)

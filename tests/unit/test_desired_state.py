@@ -1,4 +1,4 @@
-"""Which nodes are told anew when something changes."""
+"""Which nodes get new desired state when something changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks as streams: what is recorded is what is played, over NBD with QEMU's own server and client, too."""
+"""Disks as streams: recorded writes are replayed unchanged, also over NBD with QEMU's own server and client."""
 
 from __future__ import annotations
 

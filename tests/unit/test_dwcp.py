@@ -43,7 +43,7 @@ def test_nothing_of_a_piece_waits_for_the_next_one() -> None:
         assert decompressor.decompress(*compressor.compress(piece), len(piece)) == piece
 
 
-def test_the_method_follows_what_is_scarce() -> None:
+def test_the_compression_method_follows_the_scarcer_resource() -> None:
     compressor, decompressor = Compressor(), Decompressor()
     now = StageClocks(0.0)
     chooser = MethodChooser(now)

@@ -86,7 +86,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_index_chooses_as_well_as_a_fleet_that_is_read_anew(seed: int) -> None:
+def test_the_index_chooses_as_well_as_a_freshly_read_fleet(seed: int) -> None:
     world = World(seed)
     for number in range(150):
         world.step()

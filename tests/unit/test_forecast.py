@@ -43,7 +43,7 @@ def test_data_queued_for_the_link_adds_to_the_duration_and_is_sent_by_the_end() 
     assert waits.downtime_ms == idle.downtime_ms
 
 
-def test_how_far_off_a_forecast_was() -> None:
+def test_a_forecast_is_compared_with_the_migration() -> None:
     assert error(Forecast(True, 10.0, 150.0), 12.5, 100.0) == ForecastError(2.5, -50.0)
 
 

@@ -1,4 +1,4 @@
-"""Images on a host: what is taken, what is refused; the tiny guest's archive."""
+"""Images on a host: which are accepted and which refused; the tiny guest's archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(root: Path, name: str, kernel: ImageFile | None = None) -> Path:
     return directory
 
 
-def test_a_good_image_is_found(tmp_path: Path) -> None:
+def test_a_valid_image_is_listed(tmp_path: Path) -> None:
     make(tmp_path, "tiny")
     images, wrong = scan(tmp_path)
     assert list(images) == ["tiny"] and not wrong

@@ -96,7 +96,7 @@ async def test_a_console_that_opens_slowly_gets_its_input_in_order_and_delays_no
 
 
 class Socket:
-    """A connection over which a node says what it is given."""
+    """A connection over which a node sends prepared messages."""
 
     def __init__(self) -> None:
         self.says: asyncio.Queue[bytes] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""What is written to the log: whole lines, from several processes at once; no secrets; and nobody waits for it."""
+"""Logs: whole lines from several processes at once, without secrets, and without blocking."""
 
 from __future__ import annotations
 

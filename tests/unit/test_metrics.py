@@ -40,7 +40,7 @@ def migration(phase: str, **progress: Any) -> Body:
 
 
 def exposed_values(directory: Path, of: Seen = ()) -> dict[str, float]:
-    """Return what is rendered, by name and labels."""
+    """Return the rendered values by name and labels."""
     text = asyncio.run(Metrics(Processes(directory), lambda: of).render())
     return {
         sample.name + "".join(f" {sample.labels[label]}" for label in sorted(sample.labels)): sample.value

@@ -97,7 +97,7 @@ async def test_an_answer_of_another_type_fails_the_question_alone() -> None:
         await asking
 
 
-async def test_questions_to_one_node_are_limited_and_those_who_wait_hear_when_it_disconnects() -> None:
+async def test_questions_to_one_node_are_limited_and_waiting_callers_hear_of_its_disconnection() -> None:
     node = Node()
     asking = [
         asyncio.create_task(node.questions.ask("host-a", questions.TakeScreenshot("vm-1")))

@@ -84,7 +84,7 @@ def test_nothing_is_moved_to_a_node_that_is_cordoned_or_full() -> None:
     assert not make_decision(CROWD, nodes=small).moves
 
 
-def test_a_group_that_is_apart_stays_so() -> None:
+def test_members_of_an_anti_affinity_group_stay_apart() -> None:
     apart = [VmLoad(Wish(f"vm-{n}", vm(anti_affinity="g"), "abc"[n]), f"vm-{n}", [6.0, 0.1, 0.1][n]) for n in range(3)]
     fleet_now = Fleet(NODES, {})
     for each in apart:
@@ -92,7 +92,7 @@ def test_a_group_that_is_apart_stays_so() -> None:
     assert not decide(fleet_now, uses_of(apart), apart, AUTO, Since(5, 0)).moves
 
 
-def test_a_peak_moves_an_average_little() -> None:
+def test_a_short_peak_changes_the_average_little() -> None:
     assert smoothed(None, 2.0, 30) == 2.0
     assert 0.0 < smoothed(0.0, 4.0, 30) < 0.05
     assert smoothed(0.0, 4.0, 10 * 3600) == pytest.approx(4.0, abs=0.01)

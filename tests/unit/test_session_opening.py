@@ -115,7 +115,7 @@ async def test_a_target_that_is_ready_too_late_is_tried_once_more(monkeypatch: p
     assert await opening.open(TASK) is cast(Any, targets)
 
 
-async def test_a_session_whose_sender_begins_anew_ends_with_that_code(tmp_path: Path) -> None:
+async def test_a_session_whose_sender_restarts_ends_with_that_code(tmp_path: Path) -> None:
     moving = PostCopy("mig-a", Side.TARGET, "host-b")
     worker = Worker("vm-a", Record(Held(4, Claim.OWNER), post_copy=moving), services_in(tmp_path))
     session = Mock()

@@ -139,7 +139,7 @@ async def test_the_real_worker_starts_stops_and_removes_a_simulated_vm(tmp_path:
     assert services.journal.load_one("vm-a").held.claim is Claim.NONE
 
 
-async def test_a_vm_that_can_not_start_is_tried_ever_later_and_makes_no_noise(tmp_path: Path) -> None:
+async def test_a_vm_that_cannot_start_is_retried_with_growing_pauses_and_little_logging(tmp_path: Path) -> None:
     messages: list[wire.Message] = []
     services = services_in(tmp_path)
     services.send = messages.append

@@ -1,4 +1,4 @@
-"""QEMU's migration stream: what is found in it, however it is cut, and that nothing is lost."""
+"""QEMU's migration stream: its pages are recognised however it is split, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_unknown_version_of_the_memory_section_is_opaque() -> None:
 
 
 def test_the_devices_state_is_never_parsed() -> None:
-    """A guest decides what is in its devices: it must not be able to pass it off as pages."""
+    """A guest controls its devices' state, and must not be able to pass it off as pages."""
     forged = b"\x02" + RAM_ID + word(0, 0x08) + named(b"pc.ram") + page(7)
     back, page_runs = split(stream([FIRST]) + forged, [])
     assert back.endswith(forged) and page_runs[-1][0] == OPAQUE_RUN

@@ -1,4 +1,4 @@
-"""The code keeps its shape: numbers that may only fall, each with what it counts today."""
+"""The code keeps its shape: each number may only fall below today's count."""
 
 from __future__ import annotations
 

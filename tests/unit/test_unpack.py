@@ -50,7 +50,7 @@ def test_each_kind_is_recognised_and_unpacked(kind: Compression) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Compression if kind is not Compression.ZIP])
-def test_streams_that_follow_each_other_are_one_file_and_padding_is_none(kind: Compression) -> None:
+def test_concatenated_streams_are_one_file_and_padding_is_ignored(kind: Compression) -> None:
     assert unpacked(PACKED[kind] * 2 + bytes(1024), kind) == DATA * 2
 
 

@@ -130,7 +130,7 @@ async def test_only_the_last_change_of_a_transaction_can_be_resumed_after() -> N
     assert [d.last for d in await take(cache, 0, 2)] == [False, True]
 
 
-async def test_followers_are_cut_off_when_the_feed_starts_anew() -> None:
+async def test_followers_are_disconnected_when_the_feed_restarts() -> None:
     cache = await started()
     follower = cache.follow(None)
     waiting = anext(follower)
