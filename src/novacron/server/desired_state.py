@@ -203,6 +203,8 @@ class DesiredStateSender:
         if begun != sent_state.reads or begun % 2:  # everything was read meanwhile, perhaps later than this
             self._touch(vm)
             return
+        if vm in readings.unreadable:
+            return
         basis = sent_state.basis
         statement = None if basis is None else readings.on(session.node, vm, self._page_key, basis)
         if statement is None:

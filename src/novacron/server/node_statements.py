@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from novacron.model.cpu import CpuKind, CpuModel
-from novacron.model.migration import Phase, Side
+from novacron.model.migration import Migration, Phase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
@@ -25,10 +27,17 @@ from novacron.store import (
 )
 from novacron.store.database import Connection
 from novacron.store.owned import OwnedVm
+from novacron.store.rows import Decoded, UnreadableRow, report_bad_row
+from novacron.telemetry import logs
 from novacron.wire import messages as wire
+
+log = logs.get(__name__)
 
 PageKey = Callable[[str], bytes]
 """Gives the key of a project's pages."""
+MOVING = frozenset({Phase.PREPARING, Phase.TRANSFERRING})
+"""Phases of migrations in which nodes have something to do."""
+HasVm = TypeVar("HasVm", Snapshot, Volume)
 
 
 class NodeBasis(NamedTuple):
@@ -42,28 +51,52 @@ class NodeBasis(NamedTuple):
 async def messages(
     connection: Connection, node: str, held: set[str], page_key: PageKey, of: NodeBasis
 ) -> tuple[wire.Message, ...]:
-    """Return all that ``node`` is to be told, a message of each kind. As for ``statements``."""
-    return (
-        wire.Networks(await network_members.on_node(connection, node)),
-        wire.Desired(await statements(connection, node, held, page_key, of)),
-        wire.Imports(tuple(wire.ImportWanted(i.id, i.spec, i.trace) for i in await imports.working(connection, node))),
-        wire.Exports(
-            tuple(
-                wire.ExportWanted(export.id, export.vm, export.phase, export.trace)
-                for export in await exports.on_node(connection, node)
-            )
-        ),
-        wire.Volumes(
-            tuple(
-                wire.VolumeWanted(v.id, v.pool, v.size_mib, v.phase, v.image, v.trace)
-                for v in await volumes.on_node(connection, node)
-            )
-            + tuple(
-                wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING)
-                for id, pool in await volumes.left_over(connection, node)
-            )
-        ),
-    )
+    """Return all that ``node`` is to be told, a message of each kind. As for ``statements``.
+
+    What is not in such a message is gone, to the node. So a kind of which a row can't be decoded is left out as a
+    whole: the node goes on with what it was told last.
+    """
+
+    async def networks_message() -> wire.Message:
+        return wire.Networks(await network_members.on_node(connection, node))
+
+    async def imports_message() -> wire.Message:
+        working = await imports.working(connection, node)
+        return wire.Imports(tuple(wire.ImportWanted(item.id, item.spec, item.trace) for item in working))
+
+    async def exports_message() -> wire.Message:
+        on_node = await exports.on_node(connection, node)
+        return wire.Exports(tuple(wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node))
+
+    async def volumes_message() -> wire.Message:
+        wanted = tuple(
+            wire.VolumeWanted(v.id, v.pool, v.size_mib, v.phase, v.image, v.trace)
+            for v in await volumes.on_node(connection, node)
+        )
+        left_over = await volumes.left_over(connection, node)
+        return wire.Volumes(
+            wanted + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
+        )
+
+    desired = wire.Desired(await statements(connection, node, held, page_key, of))
+    others: list[wire.Message | None] = [
+        await _unless_unreadable(node, read)
+        for read in (networks_message, imports_message, exports_message, volumes_message)
+    ]
+    networks, *rest = others
+    return tuple(message for message in (networks, desired, *rest) if message is not None)
+
+
+async def _unless_unreadable(node: str, read: Callable[[], Awaitable[wire.Message]]) -> wire.Message | None:
+    """Return a message, or None if a row for it can't be decoded."""
+    try:
+        return await read()
+    except UnreadableRow as error:  # counted and logged where it was read
+        log.warning("a node keeps what it was told of this last", node=node, what=str(error))
+    except msgspec.ValidationError as error:
+        report_bad_row("networks", node, error)
+        log.warning("a node keeps what it was told of this last", node=node, what=f"networks: {error}")
+    return None
 
 
 def _attached(volume: Volume) -> wire.VolumeAttached:
@@ -98,26 +131,39 @@ def _owned(
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
 
+def _by_vm(rows: Iterable[HasVm]) -> dict[str, list[HasVm]]:
+    by_vm: dict[str, list[HasVm]] = {}
+    for row in rows:
+        assert row.vm is not None
+        by_vm.setdefault(row.vm, []).append(row)
+    return by_vm
+
+
 class VmReadings:
-    """How some VMs are to be, wherever they are: read at once, for all nodes that they concern."""
+    """How some VMs are to be, wherever they are: read at once, for all nodes that they concern.
+
+    No node is told anything of VMs that are ``unreadable``: each keeps what it has.
+    """
 
     def __init__(
-        self, own: dict[str, OwnedVm], working: dict[str, list[Snapshot]], having: dict[str, list[Volume]],
+        self, own: Decoded[OwnedVm], working: Decoded[Snapshot], having: Decoded[Volume],
         epochs: dict[str, tuple[int, bool]],
     ) -> None:  # fmt: skip
-        self._owned, self._working, self._having, self._epochs = own, working, having, epochs
+        self.unreadable = own.unreadable | working.unreadable | having.unreadable
+        self._owned = {vm.id: vm for vm in own.rows}
+        self._working, self._having, self._epochs = _by_vm(working.rows), _by_vm(having.rows), epochs
 
     @classmethod
     async def read(cls, connection: Connection, ids: Sequence[str]) -> VmReadings:
         """Must run in a REPEATABLE READ transaction."""
-        own = {vm.id: vm for vm in await owned.all(connection, ids=ids)}
+        own = await owned.all(connection, ids=ids)
         working, having = await snapshots.working(connection, ids), await volumes.of_vms(connection, ids)
         return cls(own, working, having, await owned.epochs(connection, ids))
 
     def on(self, node: str, id: str, page_key: PageKey, of: NodeBasis) -> wire.Statement | None:
         """Return what a node is to be told of a VM that is there, or was; None: more has to be read for that."""
         vm = self._owned.get(id)
-        if vm is not None and vm.migration is not None:
+        if id in self.unreadable or (vm is not None and vm.migration is not None):
             return None
         if vm is not None and vm.node == node:
             return _owned(vm, None, self._working.get(id, ()), self._having.get(id, ()), page_key, of)
@@ -133,47 +179,55 @@ async def statements(
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
-    must not make nodes destroy what was created after it. ``page_key`` gives a project's.
+    must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded: the node keeps
+    what it has. ``page_key`` gives a project's.
     """
     stated: dict[str, wire.Statement] = {}
-    active = {m.vm: m for m in await migrations.touching(connection, node)}
+    moving = await migrations.touching(connection, node)
     own = await owned.all(connection, node=node)
-    working = await snapshots.working(connection, [vm.id for vm in own])
-    having = await volumes.of_vms(connection, [*(vm.id for vm in own), *active])
-    for vm in own:
-        task = None
-        m = active.get(vm.id)
-        if m is not None and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
-            warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
-            task = wire.Task(
-                m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy,
-                m.trace,
-            )  # fmt: skip
-        stated[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
+    active, ids = {m.vm: m for m in moving.rows}, [vm.id for vm in own.rows]
+    snapshot_rows = await snapshots.working(connection, ids)
+    volume_rows = await volumes.of_vms(connection, [*ids, *active])
+    unreadable = moving.unreadable | own.unreadable | snapshot_rows.unreadable | volume_rows.unreadable
+    working, having = _by_vm(snapshot_rows.rows), _by_vm(volume_rows.rows)
+    for vm in own.rows:
+        if vm.id not in unreadable:
+            task = await _source_task(connection, active.get(vm.id))
+            stated[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
     for m in active.values():
-        if m.target == node and m.phase in (Phase.PREPARING, Phase.TRANSFERRING):
-            incoming = await vms.get(connection, m.vm)
-            was, id = incoming.status, (await projects.get(connection, incoming.project)).id
-            assignment = wire.Assignment(
-                incoming.id,
-                incoming.name,
-                incoming.spec,
-                False,
-                was.machine,
-                was.reboots,
-                was.halted_at_start,
-                id,
-                page_key(id),
-                await vms.seed_of(connection, incoming.id),
-                was.resets,
-                volumes=tuple(_attached(volume) for volume in having.get(incoming.id, ())),
-                hardware=was.hardware,
-                cpu=was.cpu,
-                trace=m.trace,
-            )
-            warm = await nodes.dwcp_endpoint(connection, m.source)
-            task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)
-            stated[m.vm] = wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)
-    for vm_id, (epoch, deleted) in (await owned.epochs(connection, [vm for vm in held if vm not in stated])).items():
+        if m.target == node and m.phase in MOVING and m.vm not in unreadable:
+            try:
+                stated[m.vm] = await _incoming(connection, m, having.get(m.vm, ()), page_key)
+            except msgspec.ValidationError as error:
+                report_bad_row("vms", m.vm, error)
+                unreadable.add(m.vm)
+    rest = [vm for vm in held if vm not in stated and vm not in unreadable]
+    for vm_id, (epoch, deleted) in (await owned.epochs(connection, rest)).items():
         stated[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
     return tuple(stated.values())
+
+
+async def _source_task(connection: Connection, m: Migration | None) -> wire.Task | None:
+    """Return what a VM's owner is to do for its migration, if that has begun."""
+    if m is None or m.phase not in MOVING:
+        return None
+    warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
+    return wire.Task(
+        m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy, m.trace
+    )
+
+
+async def _incoming(
+    connection: Connection, m: Migration, attached: Sequence[Volume], page_key: PageKey
+) -> wire.Statement:  # fmt: skip
+    """Return what a migration's target is told. Raises ValidationError if a row of the VM can't be decoded."""
+    vm = await vms.get(connection, m.vm)
+    was, project = vm.status, (await projects.get(connection, vm.project)).id
+    assignment = wire.Assignment(
+        vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project, page_key(project),
+        await vms.seed_of(connection, vm.id), was.resets,
+        volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
+    )  # fmt: skip
+    warm = await nodes.dwcp_endpoint(connection, m.source)
+    task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)
+    return wire.Statement(m.vm, Order(OrderKind.RECEIVE, m.epoch), assignment, task)

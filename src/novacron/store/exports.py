@@ -14,7 +14,7 @@ from novacron.model.export import Export, ExportPhase
 from novacron.model.vm import Action
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
-from novacron.store.rows import object_of
+from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
 
@@ -70,11 +70,11 @@ async def delete(connection: Connection, id: str, actor: str) -> Export:
 
 
 async def on_node(connection: Connection, node: str) -> list[Export]:
-    """Return the exports that a node is to keep, or to make."""
+    """Return the exports that a node is to keep, or to make. Raises UnreadableRow."""
     rows = await connection.fetch(
         "SELECT * FROM exports WHERE node = $1 AND phase <> $2 ORDER BY id", node, ExportPhase.FAILED
     )
-    return [_export(row) for row in rows]
+    return decode_whole("exports", rows, _export)
 
 
 class ExportReport(NamedTuple):

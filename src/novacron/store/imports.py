@@ -14,7 +14,7 @@ from novacron.model.image import Import, ImportSpec, Phase, Source
 from novacron.model.node import ImageInfo, Node
 from novacron.store import events, nodes
 from novacron.store.database import Connection
-from novacron.store.rows import object_of
+from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
 
@@ -113,11 +113,11 @@ async def expected(connection: Connection, id: str, offset: int, length: int) ->
 
 
 async def working(connection: Connection, node: str) -> list[Import]:
-    """Return what a node is to import."""
+    """Return what a node is to import. Raises UnreadableRow."""
     rows = await connection.fetch(
         "SELECT * FROM imports WHERE node = $1 AND finished_at IS NULL AND NOT aborting ORDER BY created_at", node
     )
-    return [_import(row) for row in rows]
+    return decode_whole("imports", rows, _import)
 
 
 async def report(connection: Connection, node: str, id: str, phase: Phase, held_bytes: int, error: str) -> None:

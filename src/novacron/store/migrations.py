@@ -31,7 +31,7 @@ from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
-from novacron.store.rows import decode_each, object_of
+from novacron.store.rows import Decoded, decode, decode_each, object_of
 from novacron.telemetry import traces
 
 MEGABYTE = 1_000_000
@@ -221,13 +221,13 @@ async def active(connection: Connection) -> list[Migration]:
     return decode_each("migrations", rows, _migration)
 
 
-async def touching(connection: Connection, node: str) -> list[Migration]:
-    """Return the active migrations that ``node`` has a part in."""
+async def touching(connection: Connection, node: str) -> Decoded[Migration]:
+    """Return the active migrations that ``node`` has a part in, and the VMs of those that can't be decoded."""
     rows = await connection.fetch(
         f"SELECT {COLUMNS} FROM migrations WHERE finished_at IS NULL AND (source = $1 OR target = $1)",
         node,
     )
-    return [_migration(row) for row in rows]
+    return decode("migrations", rows, _migration, of="vm")
 
 
 async def share(connection: Connection, rates: dict[str, int | None], waits_for: dict[str, str | None]) -> None:

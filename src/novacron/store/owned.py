@@ -13,6 +13,7 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
 from novacron.store import events, vms
 from novacron.store.database import Connection
+from novacron.store.rows import Decoded, decode, decode_each
 
 
 class OwnedVm(msgspec.Struct, frozen=True):
@@ -37,8 +38,11 @@ class OwnedVm(msgspec.Struct, frozen=True):
     trace: str
 
 
-async def all(connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None) -> list[OwnedVm]:
-    """Return every VM that ``node`` owns, or those of ``ids`` that any node owns."""
+async def all(
+    connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None
+) -> Decoded[OwnedVm]:  # fmt: skip
+    """Return every VM that ``node`` owns, or those of ``ids`` that any node owns; and the ids of those that can't be
+    decoded, which are not gone."""
     where, value = ("node = $1", node) if ids is None else ("node IS NOT NULL AND vms.id = ANY($1)", ids)
     rows = await connection.fetch(
         "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
@@ -52,7 +56,7 @@ async def all(connection: Connection, *, node: str | None = None, ids: Sequence[
         f" WHERE {where}",
         value,
     )
-    return [msgspec.convert(dict(row), OwnedVm) for row in rows]
+    return decode("vms", rows, lambda row: msgspec.convert(dict(row), OwnedVm))
 
 
 async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
@@ -75,11 +79,12 @@ class Report(NamedTuple):
 
 
 async def observe(connection: Connection, reports: Sequence[Report]) -> None:
-    """Store what the owners of VMs report, in this order; anyone else's report is ignored. Finishes deletions."""
+    """Store what the owners of VMs report, in this order; anyone else's report is ignored, and so
+    is one of a VM whose row can't be decoded. Finishes deletions."""
     rows = await connection.fetch(
         "SELECT * FROM vms WHERE id = ANY($1) ORDER BY id FOR UPDATE", list({report.vm for report in reports})
     )
-    vms_by_id = {row["id"]: vms.of_row(row) for row in rows}
+    vms_by_id = {vm.id: vm for vm in decode_each("vms", rows, vms.of_row)}
     changed: dict[str, VmStatus] = {}
     for node, id, epoch, status in reports:
         vm = vms_by_id.get(id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
@@ -16,6 +16,8 @@ log = logs.get(__name__)
 REPORTED_MAX = 1000
 """How many bad rows are remembered as reported; beyond that they are only counted."""
 ERROR_LENGTH_MAX = 300
+UNDECODABLE = (msgspec.ValidationError, ValueError, TypeError, KeyError, AttributeError)
+"""What decoding a row raises that it can't be decoded."""
 
 T = TypeVar("T")
 
@@ -31,18 +33,48 @@ def object_of(type_: type[T], row: asyncpg.Record | None) -> T:
     return msgspec.convert(dict(row), type_)
 
 
-def decode_each(table: str, rows: Iterable[Any], decode: Callable[[Any], T], *, key: str = "id") -> list[T]:
+class UnreadableRow(Exception):
+    """A row can't be decoded, and without it nothing may be said of what it belongs to. It was counted and logged."""
+
+
+class Decoded(NamedTuple, Generic[T]):
+    """Rows that were decoded, and whose rows could not be."""
+
+    rows: list[T]
+    unreadable: set[str]
+
+
+def decode_each(table: str, rows: Iterable[Any], decode_row: Callable[[Any], T], *, key: str = "id") -> list[T]:
     """Decode rows; leave out those that can't be decoded.
 
     A bad row is counted each time (``novacron_database_bad_rows_total``) and logged once per process, with its
     ``table``, its ``key`` and the error. Callers must be safe without the row: use this where rows are independent.
     """
-    decoded = []
+    return decode(table, rows, decode_row, key=key).rows
+
+
+def decode(
+    table: str, rows: Iterable[Any], decode_row: Callable[[Any], T], *, key: str = "id", of: str | None = None
+) -> Decoded[T]:
+    """Decode rows as ``decode_each`` does, and return, too, the column ``of`` (by default: the key) of bad ones.
+
+    For callers to whom a row that is left out would look like one that is gone.
+    """
+    decoded, unreadable = list[T](), set[str]()
     for row in rows:
         try:
-            decoded.append(decode(row))
-        except (msgspec.ValidationError, ValueError, TypeError, KeyError, AttributeError) as error:
+            decoded.append(decode_row(row))
+        except UNDECODABLE as error:
             report_bad_row(table, str(row[key]), error)
+            unreadable.add(str(row[of or key]))
+    return Decoded(decoded, unreadable)
+
+
+def decode_whole(table: str, rows: Iterable[Any], decode_row: Callable[[Any], T], *, key: str = "id") -> list[T]:
+    """Decode rows that mean something only together. Raises UnreadableRow if one of them can't be decoded."""
+    decoded, unreadable = decode(table, rows, decode_row, key=key)
+    if unreadable:
+        raise UnreadableRow(f"{table}: {', '.join(sorted(unreadable))[:ERROR_LENGTH_MAX]}")
     return decoded
 
 

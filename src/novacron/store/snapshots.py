@@ -16,7 +16,7 @@ from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_tran
 from novacron.model.vm import Action, Power, Vm, VmState
 from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
-from novacron.store.rows import object_of
+from novacron.store.rows import Decoded, decode, object_of
 
 
 def _snapshot(row: asyncpg.Record | None) -> Snapshot:
@@ -181,16 +181,13 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
     await events.record(connection, events.Event("vm", vm_id, vm_row["name"], reason, message))
 
 
-async def working(connection: Connection, ids: Sequence[str]) -> dict[str, list[Snapshot]]:
-    """Return the open work on VMs' snapshots, by VM."""
+async def working(connection: Connection, ids: Sequence[str]) -> Decoded[Snapshot]:
+    """Return the open work on VMs' snapshots, oldest first, and the VMs of those that can't be decoded."""
     rows = await connection.fetch(
         "SELECT * FROM snapshots WHERE vm = ANY($1) AND phase = ANY($2) ORDER BY created_at",
         ids, [phase.value for phase in WORKING],
     )  # fmt: skip
-    by_vm: dict[str, list[Snapshot]] = {}
-    for row in rows:
-        by_vm.setdefault(row["vm"], []).append(_snapshot(row))
-    return by_vm
+    return decode("snapshots", rows, _snapshot, of="vm")
 
 
 async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:

@@ -15,7 +15,7 @@ from novacron.model.vm import Action, Vm
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
 from novacron.store import events, imports, nodes, projects, sizes, vms
 from novacron.store.database import Connection
-from novacron.store.rows import object_of
+from novacron.store.rows import Decoded, decode, decode_whole, object_of
 from novacron.telemetry import traces
 
 
@@ -285,20 +285,18 @@ async def of_vm(connection: Connection, vm: str) -> list[Volume]:
     return [_volume(row) for row in rows]
 
 
-async def of_vms(connection: Connection, ids: Sequence[str]) -> dict[str, list[Volume]]:
-    """Return the volumes of several VMs."""
-    volumes: dict[str, list[Volume]] = {}
-    for row in await connection.fetch("SELECT * FROM volumes WHERE vm = ANY($1) ORDER BY lun", ids):
-        volumes.setdefault(row["vm"], []).append(_volume(row))
-    return volumes
+async def of_vms(connection: Connection, ids: Sequence[str]) -> Decoded[Volume]:
+    """Return the volumes of several VMs, in the order of each VM's, and the VMs of those that can't be decoded."""
+    rows = await connection.fetch("SELECT * FROM volumes WHERE vm = ANY($1) ORDER BY lun", ids)
+    return decode("volumes", rows, _volume, of="vm")
 
 
 async def on_node(connection: Connection, node: str) -> list[Volume]:
-    """Return the volumes that a node is to see to."""
+    """Return the volumes that a node is to see to. Raises UnreadableRow."""
     rows = await connection.fetch(
         "SELECT * FROM volumes WHERE node = $1 AND phase <> $2 ORDER BY id", node, VolumePhase.FAILED
     )
-    return [_volume(row) for row in rows]
+    return decode_whole("volumes", rows, _volume)
 
 
 async def check_movable(connection: Connection, vm: Vm) -> list[Volume]:

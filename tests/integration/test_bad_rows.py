@@ -1,0 +1,119 @@
+"""A row that can't be decoded costs its own object what is done for it, never another one, and never a running VM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
+from novacron.model.ownership import OrderKind
+from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.server.node_statements import NodeBasis, VmReadings, messages, statements
+from novacron.store import identities, migrations, new_vms, nodes, owned, projects, vms
+from novacron.store.database import Connection, Database
+from novacron.telemetry.values import counter
+from novacron.wire import messages as wire
+
+NO_BASIS = NodeBasis(None, ())
+BAD_SPEC = "UPDATE vms SET spec = jsonb_set(spec, '{memory_mib}', '\"much\"') WHERE id = $1"
+VOLUME = (
+    "INSERT INTO volumes (id, name, project, pool, kind, size_mib, node, phase, vm, vm_name, lun)"
+    " VALUES ('vol-1', 'data', 'default', 'local', 'local', 64, 'a', $2, $1, 'web-1', 1)"
+)
+
+
+def page_key(project: str) -> bytes:
+    return b"k" * 32
+
+
+async def _made(connection: Connection, count: int = 3) -> list[str]:
+    """Create nodes a and b, and so many VMs on a; return their ids."""
+    inventory = Inventory(
+        8, 8192, "x86_64", "6", "7", Accelerator(AcceleratorKind.TCG, ""), (ImageInfo("tiny", "0", 1, "kernel"),),
+        None, "x:1", "0",
+    )  # fmt: skip
+    for name in ("a", "b"):
+        await identities.join(connection, name, "")
+        await nodes.connected(connection, name, inventory)
+    making = await projects.making(connection, "default")
+    return [
+        (await new_vms.create(connection, making, new_vms.NewVm(f"web-{n}", VmSpec(image="tiny"), node="a"), "ann")).id
+        for n in range(count)
+    ]
+
+
+async def _told(database: Database, node: str, held: Sequence[str]) -> dict[str, OrderKind]:
+    async with database.transaction(isolation="repeatable_read") as connection:
+        told = await statements(connection, node, set(held), page_key, NO_BASIS)
+        readings = await VmReadings.read(connection, held)
+    stated = {statement.vm: statement.order.kind for statement in told}
+    for vm in held:
+        briefly = readings.on(node, vm, page_key, NO_BASIS)
+        assert briefly is None or stated[vm] is briefly.order.kind
+        if vm not in stated:
+            assert briefly is None, "what is read of one VM says no more"
+    return stated
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        BAD_SPEC,
+        "UPDATE vms SET status = jsonb_set(status, '{cpu}', '7') WHERE id = $1",
+        "INSERT INTO vm_seeds (vm, seed) VALUES ($1, '{\"user_data\": 7}')",
+    ],
+)
+async def test_a_node_is_told_nothing_of_a_vm_that_cannot_be_decoded_and_all_of_the_others(
+    database: Database, damage: str
+) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        await connection.execute(damage, ids[1])
+    before = counter("novacron_database_bad_rows_total").cell("vms")[0]
+    assert await _told(database, "a", ids) == {ids[0]: OrderKind.OWN, ids[2]: OrderKind.OWN}
+    assert counter("novacron_database_bad_rows_total").cell("vms")[0] > before
+
+
+async def test_a_volume_that_cannot_be_decoded_is_not_taken_for_one_that_is_gone(database: Database) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        await connection.execute(VOLUME, ids[1], "fromthefuture")
+    assert await _told(database, "a", ids) == {ids[0]: OrderKind.OWN, ids[2]: OrderKind.OWN}
+    async with database.transaction(isolation="repeatable_read") as connection:
+        told = await messages(connection, "a", set(ids), page_key, NO_BASIS)
+    assert {type(message) for message in told} == {wire.Networks, wire.Desired, wire.Imports, wire.Exports}
+
+
+async def test_a_migration_that_cannot_be_decoded_leaves_its_vm_alone_at_both_ends(database: Database) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        await connection.execute("UPDATE node_leases SET renewed_at = now()")
+        for id in ids[:2]:
+            migration = await migrations.create(connection, id, migrations.MoveRequest(actor="ann", target="b"))
+            await migrations.begin(connection, migration.id)
+        await connection.execute('UPDATE migrations SET progress = \'{"raw_bytes": "x"}\' WHERE vm = $1', ids[0])
+    assert await _told(database, "a", ids) == {ids[1]: OrderKind.OWN, ids[2]: OrderKind.OWN}
+    assert await _told(database, "b", ids[:2]) == {ids[1]: OrderKind.RECEIVE}
+
+
+async def test_a_target_is_told_nothing_of_a_vm_that_cannot_be_decoded(database: Database) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        for id in ids[:2]:
+            migration = await migrations.create(connection, id, migrations.MoveRequest(actor="ann", target="b"))
+            await migrations.begin(connection, migration.id)
+        await connection.execute(BAD_SPEC, ids[0])
+    assert await _told(database, "b", ids[:2]) == {ids[1]: OrderKind.RECEIVE}
+
+
+async def test_a_report_of_a_vm_that_cannot_be_decoded_is_ignored_and_the_others_are_stored(database: Database) -> None:
+    async with database.transaction() as connection:
+        ids = await _made(connection)
+        await connection.execute(BAD_SPEC, ids[1])
+    async with database.transaction() as connection:
+        await owned.observe(
+            connection, [owned.Report("a", id, 1, VmStatus(state=VmState.RUNNING)) for id in ids]
+        )  # fmt: skip
+        assert (await vms.get(connection, ids[0])).status.state is VmState.RUNNING
+        assert (await vms.get(connection, ids[2])).status.state is VmState.RUNNING
