@@ -8,7 +8,7 @@ import pytest
 
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
-from novacron.model.ownership import Claim, Held
+from novacron.model.ownership import Claim, Held, Order, OrderKind
 from novacron.model.vm import Restart, VmState
 from novacron.wire import messages as wire
 from tests.support.agent import assigned, sent_messages, services_in
@@ -73,3 +73,13 @@ async def test_a_crashed_vm_stays_off_only_where_its_spec_says_so(
     worker._reconciler.note_crash("test")
     await worker._reconciler._count_crashes()
     assert (worker.context.record.halted_at_start, worker.context.record.crashes) == (halted, 1)
+
+
+async def test_a_worker_that_lost_its_record_says_so_and_names_the_command_that_helps(tmp_path: Path) -> None:
+    said.clear()
+    worker = Worker("vm-a", Record(damaged=True), services_in(tmp_path))
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 3), assigned(Restart.NEVER)))
+    await worker._step()
+    report = next(message for message in said if isinstance(message, wire.Observed))
+    assert report.epoch == 3 and report.status.record_lost and report.status.state is VmState.FAILED
+    assert report.status.reason.endswith("novacron vm start a")

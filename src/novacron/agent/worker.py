@@ -42,10 +42,7 @@ RETRY_S_MAX = 30.0
 """A step that fails again and again is tried again ever later, until the server says something new of the VM."""
 LOST_AFTER_S = 5.0
 """What an earlier agent was sending, and the target does not have by then, it will not get."""
-DAMAGED = (
-    "what this node remembered of the VM is damaged: it does not start it until the VM's next epoch, "
-    "which any migration brings, also one that fails"
-)
+DAMAGED = "what this node remembered of the VM is damaged, so it leaves it as it is; to go on: novacron vm start {name}"
 
 
 def trace_of(statement: wire.Statement) -> str:
@@ -284,7 +281,7 @@ class Worker:
         context = self.context
         held, task = context.record.held, statement.task
         if context.record.damaged:
-            return self._refuse_damaged(task)
+            return self._refuse_damaged(statement)
         if held.claim is Claim.RELEASED and task is not None:
             context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
             lost = not self._source.has_sent_all(task.migration) and context.record.post_copy is None
@@ -297,12 +294,13 @@ class Worker:
             context.report(VmState.ABSENT)
         return IDLE_S
 
-    def _refuse_damaged(self, task: wire.Task | None) -> float:
+    def _refuse_damaged(self, statement: wire.Statement) -> float:
         """What was promised is not known: neither run the VM nor vote. Return when to look again."""
-        context = self.context
+        context, task = self.context, statement.task
+        reason = DAMAGED.format(name=self.vm if statement.assignment is None else statement.assignment.name)
         if task is not None:  # it ends, and moves the VM to a later epoch, which this node may obey again
-            context.services.send(wire.MigrationFailed(task.migration, DAMAGED))
-        context.report(VmState.FAILED if self.machine.pid is None else VmState.RUNNING, DAMAGED)
+            context.services.send(wire.MigrationFailed(task.migration, reason))
+        context.report(VmState.FAILED if self.machine.pid is None else VmState.RUNNING, reason)
         return IDLE_S
 
     async def _end_transfers(self, verdict: Verdict) -> None:

@@ -222,6 +222,9 @@ class VmStatus(msgspec.Struct, frozen=True):
     """Its processor, since its first start; replayed when it moves or starts."""
     kept: bool = False
     """It ends with its node's lease, so it may be started elsewhere after that."""
+    record_lost: bool = False
+    """What its node remembered of it is damaged, so the node leaves it as it is. To start, stop or delete it begins the
+    next epoch, which the node obeys again."""
 
 
 class Guest(msgspec.Struct, frozen=True):
@@ -292,6 +295,9 @@ ALLOWED_IN: dict[Action, frozenset[VmState]] = {
     Action.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""
+
+BEGIN_ANEW = frozenset({Action.START, Action.STOP, Action.DELETE})
+"""Actions with which the VM's node, if it has lost its record of the VM, may go on with it."""
 
 BARRED_BY_MIGRATION = frozenset(Action) - {Action.STOP}
 """Actions refused while the VM is being migrated."""

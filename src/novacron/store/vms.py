@@ -22,6 +22,7 @@ from novacron.model.network import NicSpec
 from novacron.model.vm import (
     ALLOWED_IN,
     BARRED_BY_MIGRATION,
+    BEGIN_ANEW,
     DISTURB_CLONING,
     Action,
     Power,
@@ -72,7 +73,7 @@ def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
             f"cannot {action} VM {vm.name}: migration {vm.migration} is moving it",
             hint=f"wait for it, or: novacron migration abort {vm.migration}",
         )
-    if vm.status.state not in ALLOWED_IN[action]:
+    if vm.status.state not in ALLOWED_IN[action] and not (vm.status.record_lost and action in BEGIN_ANEW):
         raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
     if action is Action.DELETE and vm.spec.protected:
         raise Conflict(f"VM {vm.name} is protected", hint=f"if it has to go: novacron vm set {vm.name} --no-protect")
@@ -100,7 +101,11 @@ async def act(
     actor: str,
     stop_timeout_s: int | None = None,
 ) -> Vm:
-    """Change the spec as ``action`` asks: start, stop, pause, resume, reboot or delete."""
+    """Change the spec as ``action`` asks: start, stop, pause, resume, reboot or delete.
+
+    A node that has lost its record of the VM may have promised something at the present epoch, in a migration. Once no
+    migration is active that promise binds nobody any more: the owner stays, at the next epoch, and may act again.
+    """
     vm = await get(connection, id, lock=True)
     check_action(vm, action, if_match)
     await check_not_cloning(connection, vm, action)
@@ -109,17 +114,23 @@ async def act(
         return msgspec.structs.replace(vm, deleting=True)
     spec = msgspec.structs.replace(vm.spec, **power_changes(vm.spec, action, stop_timeout_s))
     row = await connection.fetchrow(
-        "UPDATE vms SET spec = $2, deleting = deleting OR $3, trace = $4 WHERE id = $1 RETURNING *",
+        "UPDATE vms SET spec = $2, deleting = deleting OR $3, trace = $4, epoch = epoch + $5 WHERE id = $1 RETURNING *",
         vm.id,
         msgspec.to_builtins(spec),
         action is Action.DELETE,
         traces.carry(),
+        int(_begins_anew(vm, action)),
     )
     await events.record(
         connection,
         events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project),
     )
     return of_row(row)
+
+
+def _begins_anew(vm: Vm, action: Action) -> bool:
+    """Say whether an action moves the VM to its next epoch."""
+    return vm.status.record_lost and action in BEGIN_ANEW and vm.node is not None and vm.migration is None
 
 
 class ChangedVm(NamedTuple):
@@ -168,7 +179,7 @@ def act_in_one_statement(
 ) -> OneStatement | None:
     """Return what ``act`` would do in one statement, or None where it takes more. Raises as that does."""
     check_action(vm, action, if_match)
-    if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE:
+    if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE or _begins_anew(vm, action):
         return None
     event = events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
     return _change(vm, power_changes(vm.spec, action, stop_timeout_s), event)

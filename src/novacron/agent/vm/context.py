@@ -230,6 +230,7 @@ class VmContext:
             guest=self.guest.known,
             hardware=self.machine.hardware,
             kept=self._ends_with_lease(),
+            record_lost=self.record.damaged,
         )
         # With the epoch: the server ignores what is reported at an earlier one.
         report = wire.Observed(self.vm, self.record.held.epoch, status)
