@@ -22,6 +22,7 @@ from novacron.model.vm import Vm, VmSpec
 from novacron.store import idempotency, new_vms, projects
 from novacron.store.database import Connection, Database
 from tests.integration.conftest import Answer, Api
+from tests.waiting import eventually
 
 VMS = "/api/v1/vms"
 INVENTORY = Inventory(
@@ -173,3 +174,34 @@ async def test_both_ways_to_create_agree_on_a_key(database: Database) -> None:
             assert (answer is not None) == (name == names[0]), f"turn {turn}"
         vms = [msgspec.json.decode(answer, type=Vm) for answer in answers if answer is not None]
         assert all(vm == vms[0] for vm in vms), f"turn {turn}"
+
+
+@pytest.mark.parametrize("name", ["web", "other"])
+async def test_a_request_that_waits_for_a_key_has_locked_nothing_yet(database: Database, name: str) -> None:
+    """Else it and the one that has the key wait for each other, until PostgreSQL ends one of them after a second."""
+    async with database.connection() as connection:
+        project: dict[str, Any] = await connection.fetchval("SELECT to_jsonb(p) FROM projects p")
+    new, claim = new_vms.NewVm("web", VmSpec(image="tiny"), 0), idempotency.KeyClaim("t", "k", b"request")
+
+    async def waiting() -> list[Any]:
+        async with database.connection() as other:
+            rows: list[Any] = await other.fetch(
+                "SELECT backend_xid IS NOT NULL AS writes FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return rows
+
+    quick = new_vms.in_one_statement(project, new, "ann")
+    assert quick is not None
+    async with database.transaction() as connection:
+        assert await idempotency.claim(connection, claim) is None
+        at_once = asyncio.create_task(idempotency.change_vm_at_once(database, quick, {}, claim, 201, {}))
+        await eventually(waiting, "the other request waits")
+        assert [row["writes"] for row in await waiting()] == [False]
+        making = await projects.making(connection, "default")
+        await asyncio.wait_for(new_vms.create(connection, making, new._replace(name=name), "ann"), 0.9)
+        await idempotency.settle(connection, claim, idempotency.StoredAnswer(201, b"{}", {}))
+    assert await asyncio.wait_for(at_once, 5) is None
+    async with database.transaction() as connection:
+        assert await idempotency.claim(connection, claim) == idempotency.StoredAnswer(201, b"{}", {})
+        assert [row["name"] for row in await connection.fetch("SELECT name FROM vms")] == [name]

@@ -251,14 +251,14 @@ class Database:
 
     async def at_once(
         self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]],
-        answer: tuple[str, Sequence[Any]] | None = None,
+        answer: tuple[str, Sequence[Any]] | None = None, turn: tuple[str, Sequence[Any]] | None = None,
     ) -> Any:  # fmt: skip
         """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
 
         ``answer``: a statement, with its arguments, that stores what is made of that row (``done``) and returns columns
-        that are added to the row. Raises Unavailable.
+        that are added to the row. ``turn``: see ``deferred_writes.all_at_once``. Raises Unavailable.
         """
-        text, values = deferred_writes.all_at_once(statement, arguments, rows, answer)
+        text, values = deferred_writes.all_at_once(statement, arguments, rows, answer, turn)
         try:
             async with self.connection() as connection:
                 return await connection.fetchrow(text, *values)

@@ -10,6 +10,9 @@ from typing import Any
 
 from novacron.store.connection import Connection
 
+IN_TURN = "/* in turn */ true"
+"""A condition in a statement for ``all_at_once``: there the statement waits for its turn, before it writes."""
+
 
 class Table:
     """Where rows go: the table's columns with their types."""
@@ -74,11 +77,22 @@ def undone_with_block() -> Iterator[None]:
 
 def all_at_once(
     statement: str, arguments: Sequence[Any], rows: dict[Table, list[Sequence[Any]]],
-    answer: tuple[str, Sequence[Any]] | None = None,
+    answer: tuple[str, Sequence[Any]] | None = None, turn: tuple[str, Sequence[Any]] | None = None,
 ) -> tuple[str, list[Any]]:  # fmt: skip
     """Return one statement, with its arguments, that does ``statement``, and if that returns a row, adds ``rows`` and
-    does ``answer``, which reads the row from ``done`` and returns columns that are added to it."""
-    texts, values = [f"done AS ({statement})"], list(arguments)
+    does ``answer``, which reads the row from ``done`` and returns columns that are added to it.
+
+    ``turn``: a query that returns a row once nobody else is at work on the same; ``statement`` writes nothing before.
+    Raises ValueError if the statement does not have ``IN_TURN``.
+    """
+    texts, values = list[str](), list(arguments)
+    if turn is not None:
+        if IN_TURN not in statement:
+            raise ValueError("the statement does not say where it waits for its turn")
+        texts.append(f"turn AS MATERIALIZED ({_numbered(turn[0], len(values))})")
+        statement = statement.replace(IN_TURN, "EXISTS (SELECT FROM turn)")
+        values += turn[1]
+    texts.append(f"done AS ({statement})")
     for n, (table, added) in enumerate(rows.items()):
         insert = f"{_numbered(table.insert, len(values))} WHERE EXISTS (SELECT FROM done)"
         texts.append(f"w{n} AS ({insert})")

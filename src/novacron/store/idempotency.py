@@ -13,6 +13,15 @@ from novacron.model.vm import Vm
 from novacron.store import deferred_writes, vms
 from novacron.store.database import Connection, Database
 
+TURN = "SELECT true AS taken FROM pg_advisory_xact_lock(hashtextextended($1::text || chr(1) || $2::text, 0))"
+"""Waits until no other request with the key is at work, before anything is written or locked: a request that had locked
+what it changes, and then waited for the key, could wait for one that has the key and waits for what it changes. Whoever
+waits here has no transaction id, and holds up no reader of the feed."""
+_CLAIM = f"""
+    WITH turn AS MATERIALIZED ({TURN})
+    INSERT INTO idempotency (token, key, request) SELECT $1, $2, $3::bytea WHERE EXISTS (SELECT FROM turn)
+    ON CONFLICT DO NOTHING RETURNING key
+"""
 _COLUMNS = ", ".join(
     "to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS created_at"
     if field == "created_at"
@@ -52,10 +61,7 @@ async def claim(connection: Connection, claimed: KeyClaim) -> StoredAnswer | Non
     Of two requests at once, the second waits here for the first one's transaction. Raises IdempotencyMismatch when
     the key was used for another request.
     """
-    row = await connection.fetchrow(
-        "INSERT INTO idempotency (token, key, request) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING key",
-        claimed.token, claimed.key, claimed.request,
-    )  # fmt: skip
+    row = await connection.fetchrow(_CLAIM, claimed.token, claimed.key, claimed.request)
     if row is not None:
         return None
     row = await connection.fetchrow(
@@ -90,7 +96,8 @@ async def change_vm_at_once(
     """
     store = (STORE_VM, [claimed.token, claimed.key, claimed.request, status, headers])
     try:
-        row = await database.at_once(change.statement, change.arguments, rows, store)
+        turn = (TURN, [claimed.token, claimed.key])
+        row = await database.at_once(change.statement, change.arguments, rows, store, turn)
     except asyncpg.UniqueViolationError:
         return None
     return None if row is None else (msgspec.convert(dict(row), Vm), row["answer_body"])

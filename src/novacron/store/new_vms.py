@@ -17,15 +17,16 @@ from novacron.store import deferred_writes, events, fleet, imports, networks, pr
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
-INSERT = """
+INSERT = f"""
     INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace)
     SELECT new.id, new.name, new.spec, $7::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $8::text,
            new.disk_mib, $9::text
     FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[])
          AS new (id, name, spec, node, clone_of, disk_mib)
-    WHERE $10::jsonb IS NULL
-          OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network)
-             AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8)
+    WHERE {deferred_writes.IN_TURN}
+          AND ($10::jsonb IS NULL
+               OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network)
+                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
 """The only insert of VMs. With a quota ($10) it checks by itself what ``_checked`` does for others: the project still

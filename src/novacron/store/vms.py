@@ -29,7 +29,7 @@ from novacron.model.vm import (
     Vm,
     VmSpec,
 )
-from novacron.store import events, networks, projects, sizes
+from novacron.store import deferred_writes, events, networks, projects, sizes
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
@@ -157,7 +157,8 @@ SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_by
 def _change(vm: Vm, changes: dict[str, Any], event: events.Event) -> OneStatement:
     """Return a change of fields of a VM's spec that needs to read no other object."""
     spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
-    statement = "UPDATE vms SET spec = $2, trace = $4 WHERE id = $1 AND revision = $3 RETURNING *"
+    condition = f"{deferred_writes.IN_TURN} AND id = $1 AND revision = $3"
+    statement = f"UPDATE vms SET spec = $2, trace = $4 WHERE {condition} RETURNING *"
     return OneStatement(
         ChangedVm(vm.id, vm.name, vm.project), statement, (vm.id, spec, vm.revision, traces.carry()), event
     )
