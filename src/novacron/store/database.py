@@ -38,6 +38,10 @@ YIELDS: ContextVar[bool] = ContextVar("yields", default=False)
 """What is done leaves a part of the connections to others: nodes, controllers, operators."""
 RESERVED = 5
 """So many."""
+FULL_RETRY_S, FULL_RETRY_S_MAX = 0.02, 0.5
+"""How soon to try again to open a connection that PostgreSQL has no room for: the first pause and the longest."""
+FULL_SAID_S = 60.0
+"""How often that is logged."""
 
 LOST = (
     OSError,
@@ -141,6 +145,10 @@ class Database:
         self._yielding = asyncio.Semaphore(max(1, int(pool.get_max_size()) - RESERVED))
         self._pool = pool
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._no_room = asyncio.Lock()
+        """Held by the one who waits because PostgreSQL takes no more connections; others stand in line behind."""
+        self._given_back = asyncio.Event()
+        self._say_full_at = 0.0
 
     @classmethod
     async def open(cls, url: str, connections: int = POOL_DEFAULT) -> Database:
@@ -180,7 +188,7 @@ class Database:
                 if turn is not None:
                     await turn.acquire()
                 try:
-                    connection = await self._pool.acquire()
+                    connection = await self._acquire()
                 except BaseException:
                     if turn is not None:
                         turn.release()
@@ -199,11 +207,40 @@ class Database:
                 hint="try again in a few seconds",
             ) from error
 
+    async def _acquire(self) -> asyncpg.pool.PoolConnectionProxy:
+        """Return a connection of the pool. Where PostgreSQL has no room for another one (servers that share a database
+        may have larger pools in all than its ``max_connections``), wait for one that is in use here."""
+        if not self._no_room.locked():
+            with suppress(asyncpg.TooManyConnectionsError):
+                return await self._pool.acquire()
+        async with self._no_room:
+            backoff_s = FULL_RETRY_S
+            while True:
+                self._given_back.clear()
+                try:
+                    return await self._pool.acquire()
+                except asyncpg.TooManyConnectionsError as error:
+                    self._say_full(error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(backoff_s):
+                        await self._given_back.wait()
+                backoff_s = min(2 * backoff_s, FULL_RETRY_S_MAX)
+
+    def _say_full(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now >= self._say_full_at:
+            self._say_full_at = now + FULL_SAID_S
+            hint = "raise its max_connections, or lower --pool of the servers"
+            log.warning(
+                "the database takes no more connections", open=self._pool.get_size(), error=str(error), hint=hint
+            )
+
     def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
         """Let the pool have a connection again. Nobody waits for that: it costs turns of the loop, too."""
 
         def done(task: asyncio.Task[None]) -> None:
             self._giving_back.discard(task)
+            self._given_back.set()
             if not task.cancelled() and task.exception() is not None:
                 log.debug("a connection was lost when it was given back", error=str(task.exception()))
 
