@@ -234,3 +234,41 @@ async def test_a_reader_lags_while_committed_rows_are_withheld(database: Databas
         for connection in (slow, fast):
             await connection.close()
     assert reader.lag_s() > 0, "nobody reads any more"
+
+
+class _Hooked:
+    """A connection that lets somebody else write after each page that it reads."""
+
+    def __init__(self, connection: Connection, url: str) -> None:
+        self._connection, self._url, self.pages = connection, url, list[int]()
+
+    async def fetchval(self, *args: Any) -> Any:
+        return await self._connection.fetchval(*args)
+
+    async def fetch(self, query: str, *args: Any) -> Any:
+        rows = await self._connection.fetch(query, *args)
+        if " FROM users " in query:
+            self.pages.append(len(rows))
+            other = await connect(self._url)
+            await other.execute("UPDATE users SET name = name || 'x'")
+            await other.execute(INSERT_USER, f"zzz-{len(self.pages)}", f"late-{len(self.pages)}")
+            await other.execute("DELETE FROM users WHERE id = 'u-6'")
+            await other.close()
+        return rows
+
+
+@pytest.mark.parametrize("count", [0, 6, 7])
+async def test_a_snapshot_read_in_pages_is_of_one_moment(database: Database, count: int) -> None:
+    async with database.transaction() as connection:
+        await connection.execute("DELETE FROM users")
+        for number in range(count):
+            await connection.execute(INSERT_USER, f"u-{number}", f"user-{number}")
+    async with database.transaction(isolation="repeatable_read") as connection:
+        hooked = _Hooked(connection, database.url)
+        read = await feed.snapshot(hooked, 10, page_max=3)  # type: ignore[arg-type]  # only what it calls
+    assert sum(hooked.pages) == count and max(hooked.pages) <= 3 and len(hooked.pages) == count // 3 + 1
+    users = _users(read.batch.changes)
+    assert [(user.key, user.body and user.body["name"]) for user in users] == [
+        (f"u-{number}", f"user-{number}") for number in range(count)
+    ]
+    assert all(user.revision <= read.batch.revision for user in users)

@@ -21,6 +21,8 @@ from novacron.store.database import LOST, Connection, connect
 
 BATCH_MAX = 1000
 HISTORY_MAX = 10_000
+PAGE_MAX = 5_000
+"""Rows that one statement of a snapshot reads: each statement has a time limit, whatever the number of objects."""
 POLL_S = 2.0
 BEHIND_POLL_S = 0.005
 """How soon to look again when a change is committed but an older transaction still runs."""
@@ -88,19 +90,32 @@ def _change(row: asyncpg.Record) -> Change:
     return Change(int(row["txid"]), kind, key, row["body"], _owner(kind, key, row["project"]))
 
 
-async def snapshot(connection: Connection, events_max: int, history_max: int = HISTORY_MAX) -> Snapshot:
+async def _objects(connection: Connection, kind: str, page_max: int) -> AsyncIterator[Change]:
+    """Yield every object of a kind, read in pages. In a REPEATABLE READ transaction all pages are of one moment."""
+    table, key = TABLES[kind]
+    after = ""  # below every key
+    while True:
+        rows = await connection.fetch(
+            f"SELECT {key} AS key, to_jsonb(t) AS body FROM {table} t WHERE {key} > $1 ORDER BY {key} LIMIT $2",
+            after, page_max,
+        )  # fmt: skip
+        for row in rows:
+            body = row["body"]
+            yield Change(body["revision"], kind, row["key"], body, _owner(kind, row["key"], body.get("project")))
+        if len(rows) < page_max:
+            return
+        after = rows[-1]["key"]
+
+
+async def snapshot(
+    connection: Connection, events_max: int, history_max: int = HISTORY_MAX, page_max: int = PAGE_MAX
+) -> Snapshot:  # fmt: skip
     """Return every object as changes, and the revision from which the feed goes on.
 
     Must run in a REPEATABLE READ transaction. Changes at or above the revision may be repeated by the feed.
     """
     horizon = int(await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text"))
-    changes = []
-    for kind, (table, key) in TABLES.items():
-        for row in await connection.fetch(f"SELECT {key} AS key, to_jsonb(t) AS body FROM {table} t"):
-            body = row["body"]
-            changes.append(
-                Change(body["revision"], kind, row["key"], body, _owner(kind, row["key"], body.get("project")))
-            )
+    changes = [change for kind in TABLES async for change in _objects(connection, kind, page_max)]
     rows = await connection.fetch(
         "SELECT id::text AS key, to_jsonb(t) AS body FROM events t ORDER BY id DESC LIMIT $1", events_max
     )
