@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from novacron.control import gateways, health, migration
+from novacron.control import gateways, health, migration, placement
 from novacron.control.drain import Drains
 from novacron.control.failover import Failover
 from novacron.control.objects import BACKOFF_S_MAX, Objects
@@ -67,6 +67,33 @@ async def test_more_bad_vms_than_a_batch_has_room_for_stop_no_placement(fleet: D
         await PlacementController().step(fleet, objects)
         objects.end_pass()
     assert (await nodes_of_vms(fleet))["good"] is not None
+
+
+async def test_more_vms_without_room_than_a_pass_looks_at_keep_no_younger_one_waiting(
+    fleet: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "BATCH_MAX", 3)
+    monkeypatch.setattr(placement, "BATCHES_MAX", 2)
+    async with fleet.transaction() as connection:
+        for number in range(10):
+            await add_vm(connection, f"big-{number}", memory_mib=1 << 30)
+        await add_vm(connection, "good")
+    controller, objects = PlacementController(), Objects("placement", clock=Clock())
+    await controller.step(fleet, objects)
+    objects.end_pass()
+    assert (await where(fleet))["good"] is None and objects.due_in_s() == 0, "the next pass follows at once"
+    await controller.step(fleet, objects)
+    objects.end_pass()
+    assert (await where(fleet))["good"] is not None and objects.due_in_s() is None, "all have been looked at"
+
+
+async def test_vms_of_a_whole_batch_without_room_keep_no_younger_one_waiting(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        for number in range(BATCH_MAX):
+            await add_vm(connection, f"big-{number}", memory_mib=1 << 30)
+        await add_vm(connection, "good")
+    await PlacementController().step(fleet, Objects("placement", clock=Clock()))
+    assert (await where(fleet))["good"] is not None
 
 
 async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database) -> None:

@@ -66,6 +66,8 @@ class Objects:
         """In this pass."""
         self._unavailable: list[str] = []
         """Keys that have failed one after another for want of the database."""
+        self.unfinished = False
+        """The pass has not come to all objects: the next one follows at once."""
         self._results = counter("novacron_controller_objects_total")
 
     def failure(self, key: str) -> str | None:
@@ -80,7 +82,9 @@ class Objects:
         return resting
 
     def due_in_s(self) -> float | None:
-        """Return after how many seconds a failed object is to be tried again, None if none is."""
+        """Return after how many seconds a failed object is to be tried again, or the pass to go on; None: neither."""
+        if self.unfinished:
+            return 0.0
         if not self._failures:
             return None
         return max(0.0, min(failure.retry_at for failure in self._failures.values()) - self._clock())

@@ -24,13 +24,16 @@ class PlacementController(msgspec.Struct):
     """Where the next pass goes on: VMs that no node can take must not keep others from being looked at."""
 
     async def step(self, database: Database, objects: Objects) -> None:
+        objects.unfinished = True  # until the youngest VM has been looked at
         for _ in range(BATCHES_MAX):
             async with database.connection() as connection:
                 batch = await fleet.waiting(connection, BATCH_MAX, self.last, leave_out=objects.resting())
             began_anew, self.last = self.last is None, batch[-1] if len(batch) == BATCH_MAX else None
             await self._place_all(database, batch, objects)
-            if self.last is None and began_anew:
-                return
+            if self.last is None:
+                objects.unfinished = False
+                if began_anew:
+                    return
 
     async def _place_all(self, database: Database, batch: Sequence[WaitingVm], objects: Objects) -> None:
         async def place(ids: Sequence[str]) -> None:
