@@ -89,6 +89,10 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
+DERIVED_MAX = 10_000
+"""Derived secrets that are remembered: of projects and purposes."""
+
+
 class Authority:
     """The CA of one installation: its certificate and key, in two files of a directory."""
 
@@ -96,6 +100,7 @@ class Authority:
         self._certificate = certificate
         self._key = key
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self._derived: dict[str, bytes] = {}
 
     @classmethod
     def open(cls, directory: Path) -> Authority:
@@ -117,6 +122,14 @@ class Authority:
 
     def derive(self, purpose: str) -> bytes:
         """Return a secret of 32 bytes that is always the same for one purpose (HKDF, RFC 5869, from the CA's key)."""
+        derived = self._derived.get(purpose)
+        if derived is None:
+            derived = self._derive(purpose)
+            if len(self._derived) < DERIVED_MAX:
+                self._derived[purpose] = derived
+        return derived
+
+    def _derive(self, purpose: str) -> bytes:
         secret = self._key.private_numbers().private_value.to_bytes(32, "big")
         return HKDF(hashes.SHA256(), 32, b"novacron", purpose.encode()).derive(secret)
 

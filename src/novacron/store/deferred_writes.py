@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from typing import Any
 
 from novacron.store.connection import Connection
 
+TEXTS_MAX = 256
+"""Composed statements that are remembered: to compose one takes as long as a tenth of what it does."""
 IN_TURN = "/* in turn */ true"
 """A condition in a statement for ``all_at_once``: there the statement waits for its turn, before it writes."""
 
@@ -85,23 +89,34 @@ def all_at_once(
     ``turn``: a query that returns a row once nobody else is at work on the same; ``statement`` writes nothing before.
     Raises ValueError if the statement does not have ``IN_TURN``.
     """
-    texts, values = list[str](), list(arguments)
+    counts = [len(arguments), *(len(part[1]) for part in (turn,) if part), *(len(table.columns) for table in rows)]
+    text = _all_at_once_text(
+        statement, tuple(table.insert for table in rows), answer and answer[0], turn and turn[0], tuple(counts)
+    )
+    values = [*arguments, *(turn[1] if turn else ())]
+    for added in rows.values():
+        values += map(list, zip(*added, strict=True))
+    return text, [*values, *(answer[1] if answer else ())]
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _all_at_once_text(
+    statement: str, inserts: tuple[str, ...], answer: str | None, turn: str | None, counts: tuple[int, ...]
+) -> str:
+    """Return the text. ``counts``: arguments of the statement, of ``turn`` if there is one, and of each insert."""
+    starts, texts = list(itertools.accumulate(counts)), list[str]()
     if turn is not None:
         if IN_TURN not in statement:
             raise ValueError("the statement does not say where it waits for its turn")
-        texts.append(f"turn AS MATERIALIZED ({_numbered(turn[0], len(values))})")
+        texts.append(f"turn AS MATERIALIZED ({_numbered(turn, starts.pop(0))})")
         statement = statement.replace(IN_TURN, "EXISTS (SELECT FROM turn)")
-        values += turn[1]
     texts.append(f"done AS ({statement})")
-    for n, (table, added) in enumerate(rows.items()):
-        insert = f"{_numbered(table.insert, len(values))} WHERE EXISTS (SELECT FROM done)"
-        texts.append(f"w{n} AS ({insert})")
-        values += map(list, zip(*added, strict=True))
+    for n, insert in enumerate(inserts):
+        texts.append(f"w{n} AS ({_numbered(insert, starts[n])} WHERE EXISTS (SELECT FROM done))")
     if answer is None:
-        return f"WITH {', '.join(texts)} SELECT * FROM done", values
-    texts.append(f"answer AS ({_numbered(answer[0], len(values))})")
-    values += answer[1]
-    return f"WITH {', '.join(texts)} SELECT * FROM done, answer", values
+        return f"WITH {', '.join(texts)} SELECT * FROM done"
+    texts.append(f"answer AS ({_numbered(answer, starts[len(inserts)])})")
+    return f"WITH {', '.join(texts)} SELECT * FROM done, answer"
 
 
 def _numbered(statement: str, after: int) -> str:
@@ -115,10 +130,16 @@ async def write(connection: Connection, pending: _Pending) -> None:
     parts += pending.statements
     if not parts:
         return
-    texts, values = [], list[Any]()
+    text = _write_text(tuple((text, len(arguments)) for text, arguments in parts))
+    await connection.execute(text, *(value for _, arguments in parts for value in arguments))
+
+
+@functools.lru_cache(TEXTS_MAX)
+def _write_text(parts: tuple[tuple[str, int], ...]) -> str:
+    texts, count = list[str](), 0
     for text, arguments in parts:
-        texts.append(_numbered(text, len(values)))
-        values += arguments
+        texts.append(_numbered(text, count))
+        count += arguments
     *first, last = texts
     named = ", ".join(f"w{n} AS ({text})" for n, text in enumerate(first))
-    await connection.execute(f"WITH {named} {last}" if named else last, *values)
+    return f"WITH {named} {last}" if named else last
