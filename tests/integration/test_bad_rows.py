@@ -16,7 +16,7 @@ from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 NO_BASIS = NodeBasis(None, ())
-BAD_SPEC = "UPDATE vms SET spec = jsonb_set(spec, '{memory_mib}', '\"much\"') WHERE id = $1"
+BAD_SPEC = "UPDATE vms SET spec = spec || '{\"power\": \"teleport\"}' WHERE id = $1"
 VOLUME = (
     "INSERT INTO volumes (id, name, project, pool, kind, size_mib, node, phase, vm, vm_name, lun)"
     " VALUES ('vol-1', 'data', 'default', 'local', 'local', 64, 'a', $2, $1, 'web-1', 1)"
@@ -37,10 +37,12 @@ async def _made(connection: Connection, count: int = 3) -> list[str]:
         await identities.join(connection, name, "")
         await nodes.connected(connection, name, inventory)
     making = await projects.making(connection, "default")
-    return [
+    ids = [
         (await new_vms.create(connection, making, new_vms.NewVm(f"web-{n}", VmSpec(image="tiny"), node="a"), "ann")).id
         for n in range(count)
     ]
+    await owned.observe(connection, [owned.Report("a", id, 1, VmStatus(state=VmState.STOPPED)) for id in ids])
+    return ids
 
 
 async def _told(database: Database, node: str, held: Sequence[str]) -> dict[str, OrderKind]:

@@ -76,7 +76,7 @@ async def test_more_vms_without_room_than_a_pass_looks_at_keep_no_younger_one_wa
     monkeypatch.setattr(placement, "BATCHES_MAX", 2)
     async with fleet.transaction() as connection:
         for number in range(10):
-            await add_vm(connection, f"big-{number}", memory_mib=1 << 30)
+            await add_vm(connection, f"big-{number}", memory_mib=1 << 22)
         await add_vm(connection, "good")
     controller, objects = PlacementController(), Objects("placement", clock=Clock())
     await controller.step(fleet, objects)
@@ -90,7 +90,7 @@ async def test_more_vms_without_room_than_a_pass_looks_at_keep_no_younger_one_wa
 async def test_vms_of_a_whole_batch_without_room_keep_no_younger_one_waiting(fleet: Database) -> None:
     async with fleet.transaction() as connection:
         for number in range(BATCH_MAX):
-            await add_vm(connection, f"big-{number}", memory_mib=1 << 30)
+            await add_vm(connection, f"big-{number}", memory_mib=1 << 22)
         await add_vm(connection, "good")
     await PlacementController().step(fleet, Objects("placement", clock=Clock()))
     assert (await where(fleet))["good"] is not None

@@ -67,6 +67,7 @@ async def test_the_only_node_goes_on_with_a_vm_whose_record_it_lost(
 
 async def test_a_promise_of_an_active_migration_binds_a_node_that_lost_its_record(database: Database) -> None:
     vm = await _store_vm(database, ("a", "b"))
+    await _report(database, vm, VmStatus(state=VmState.STOPPED))
     async with database.transaction() as connection:
         await migrations.create(connection, vm.id, migrations.MoveRequest(actor="ann", target="b"))
     await _report(database, vm, LOST)
