@@ -16,7 +16,7 @@ from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
 
 NO_BASIS = NodeBasis(None, ())
-BAD_SPEC = "UPDATE vms SET spec = spec || '{\"power\": \"teleport\"}' WHERE id = $1"
+BAD_SPEC = 'UPDATE vms SET spec = spec || \'{"power": "teleport"}\' WHERE id = $1'
 VOLUME = (
     "INSERT INTO volumes (id, name, project, pool, kind, size_mib, node, phase, vm, vm_name, lun)"
     " VALUES ('vol-1', 'data', 'default', 'local', 'local', 64, 'a', $2, $1, 'web-1', 1)"

@@ -201,10 +201,15 @@ async def statements(
             except msgspec.ValidationError as error:
                 report_bad_row("vms", m.vm, error)
                 unreadable.add(m.vm)
-    rest = [vm for vm in held if vm not in stated and vm not in unreadable]
-    for vm_id, (epoch, deleted) in (await owned.epochs(connection, rest)).items():
-        stated[vm_id] = wire.Statement(vm_id, Order(OrderKind.GONE, epoch), deleted=deleted)
-    return tuple(stated.values())
+    return (*stated.values(), *await _gone(connection, held - stated.keys() - unreadable))
+
+
+async def _gone(connection: Connection, ids: set[str]) -> list[wire.Statement]:
+    """Return what a node is told of VMs that it has something of, and is not to have."""
+    return [
+        wire.Statement(vm, Order(OrderKind.GONE, epoch), deleted=deleted)
+        for vm, (epoch, deleted) in (await owned.epochs(connection, list(ids))).items()
+    ]
 
 
 async def _source_task(connection: Connection, m: Migration | None) -> wire.Task | None:
