@@ -81,10 +81,10 @@ async def test_more_vms_without_room_than_a_pass_looks_at_keep_no_younger_one_wa
     controller, objects = PlacementController(), Objects("placement", clock=Clock())
     await controller.step(fleet, objects)
     objects.end_pass()
-    assert (await where(fleet))["good"] is None and objects.due_in_s() == 0, "the next pass follows at once"
+    assert (await nodes_of_vms(fleet))["good"] is None and objects.due_in_s() == 0, "the next pass follows at once"
     await controller.step(fleet, objects)
     objects.end_pass()
-    assert (await where(fleet))["good"] is not None and objects.due_in_s() is None, "all have been looked at"
+    assert (await nodes_of_vms(fleet))["good"] is not None and objects.due_in_s() is None, "all have been looked at"
 
 
 async def test_vms_of_a_whole_batch_without_room_keep_no_younger_one_waiting(fleet: Database) -> None:
@@ -93,7 +93,7 @@ async def test_vms_of_a_whole_batch_without_room_keep_no_younger_one_waiting(fle
             await add_vm(connection, f"big-{number}", memory_mib=1 << 22)
         await add_vm(connection, "good")
     await PlacementController().step(fleet, Objects("placement", clock=Clock()))
-    assert (await where(fleet))["good"] is not None
+    assert (await nodes_of_vms(fleet))["good"] is not None
 
 
 async def test_placement_goes_on_past_a_vm_that_cant_be_written(fleet: Database) -> None:

@@ -76,10 +76,10 @@ async def test_a_crashed_vm_stays_off_only_where_its_spec_says_so(
 
 
 async def test_a_worker_that_lost_its_record_says_so_and_names_the_command_that_helps(tmp_path: Path) -> None:
-    said.clear()
+    sent_messages.clear()
     worker = Worker("vm-a", Record(damaged=True), services_in(tmp_path))
     worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 3), assigned(Restart.NEVER)))
     await worker._step()
-    report = next(message for message in said if isinstance(message, wire.Observed))
+    report = next(message for message in sent_messages if isinstance(message, wire.Observed))
     assert report.epoch == 3 and report.status.record_lost and report.status.state is VmState.FAILED
     assert report.status.reason.endswith("novacron vm start a")
