@@ -22,12 +22,17 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def valid(lease: str) -> bool:
+def since_boot_s() -> float:
+    """Return the seconds since the host was started, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def valid(lease: str, now_s: float | None = None) -> bool:
     """Say whether the lease holds now: a file of the boot's id and when it ends (CLOCK_BOOTTIME, seconds)."""
     for _ in range(READS):  # the agent writes it in place: read again what is half written
         try:
             boot, deadline_s, _ = Path(lease).read_text().split()
-            return boot == boot_id() and time.clock_gettime(time.CLOCK_BOOTTIME) < float(deadline_s)
+            return boot == boot_id() and (since_boot_s() if now_s is None else now_s) < float(deadline_s)
         except (OSError, ValueError):
             time.sleep(READ_AGAIN_S)
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from novacron.model import lease
@@ -20,10 +21,12 @@ def now() -> float:
 
 
 class NodeLease:
-    """A lease in a file: the boot's id, when it ends, and when the control plane was heard last."""
+    """A lease in a file: the boot's id, when it ends, and when the control plane was heard last. ``clock`` is read as
+    ``now`` is; a simulation has its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = now) -> None:
         self.path = path
+        self._now = clock
         self._boot = boot_id()
         deadline, heard_at = 0.0, None
         try:
@@ -32,32 +35,32 @@ class NodeLease:
                 deadline, heard_at = float(deadline_text), float(heard_text)
         except (OSError, ValueError):
             pass
-        self.rule = lease.Lease(now(), deadline, heard_at)
+        self.rule = lease.Lease(self._now(), deadline, heard_at)
         # Open, and as long as it ever gets: it is written in place, which needs no room on a disk that is full.
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         self._write()
 
     def beaten(self, number: int) -> None:
         """The control plane has acknowledged a heartbeat."""
-        self.rule.beaten(number, now())
+        self.rule.beaten(number, self._now())
         self._write()
 
     def may_go_on(self, silent: set[str], asked_at: float) -> bool:
         """Go on without the control plane if the voters allow it."""
-        allowed = self.rule.may_go_on(silent, asked_at, now())
+        allowed = self.rule.may_go_on(silent, asked_at, self._now())
         if allowed:
             self._write()
         return allowed
 
     def valid(self) -> bool:
-        return self.rule.valid(now())
+        return self.rule.valid(self._now())
 
     def remaining_s(self) -> float:
         """Return for how long it is still valid."""
-        return max(0.0, self.rule.deadline - now())
+        return max(0.0, self.rule.deadline - self._now())
 
     def silent(self) -> bool:
-        return self.rule.silent(now())
+        return self.rule.silent(self._now())
 
     def _write(self) -> None:
         text = f"{self._boot} {self.rule.deadline:.3f} {self.rule.heard_at:.3f}"

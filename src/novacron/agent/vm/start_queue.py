@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 GATHER_S = 0.01
-"""How long the queue waits for others that go first."""
 
 
 class StartQueue:
-    """Lets at most ``slots`` VMs start at once: the lowest order first, among equals the first to ask."""
+    """Lets at most ``slots`` VMs start at once: the lowest order first, among equals the first to ask.
 
-    def __init__(self, slots: int) -> None:
-        self._free = slots
+    ``gather_s``: how long it waits for others that go first; a simulation does not."""
+
+    def __init__(self, slots: int, gather_s: float = GATHER_S) -> None:
+        self._free, self._gather_s = slots, gather_s
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._grant: asyncio.TimerHandle | None = None
@@ -28,7 +29,7 @@ class StartQueue:
         granted: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (order, next(self._numbers), granted))
         if self._grant is None:
-            self._grant = loop.call_later(GATHER_S, self._grant_next)
+            self._grant = loop.call_later(self._gather_s, self._grant_next)
         try:
             await granted
         except asyncio.CancelledError:

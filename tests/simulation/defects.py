@@ -1,0 +1,70 @@
+"""Defects that are put into the product's code, each of which the simulation must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from novacron.agent.vm import context, journal
+from novacron.agent.vm.context import VmContext
+from novacron.agent.vm.journal import Record
+from novacron.model import ownership
+from novacron.model.migration import Migration, Phase
+from novacron.model.ownership import Claim, Held, Order, OrderKind, Verdict
+from novacron.store import migrations
+from novacron.store.database import Connection
+
+
+def promise_does_not_bind(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is told at the epoch of its promise that it owns the VM runs it."""
+
+    def obey(held: Held, order: Order) -> tuple[Held, Verdict]:
+        if order.kind is OrderKind.OWN and order.epoch == held.epoch and held.claim is Claim.RELEASED:
+            return Held(order.epoch, Claim.OWNER), Verdict.RUN
+        return ownership.obey(held, order)
+
+    patch.setattr(journal, "obey", obey)
+
+
+def failed_migration_keeps_its_epoch(patch: pytest.MonkeyPatch) -> None:
+    end = migrations._end
+
+    async def keep(
+        connection: Connection, migration: Migration, phase: Phase, owner: str, error: str | None = None
+    ) -> None:
+        await end(connection, migration, phase, owner, error)
+        if phase is not Phase.COMPLETED:
+            await connection.execute("UPDATE vms SET epoch = epoch - 1 WHERE id = $1", migration.vm)
+
+    patch.setattr(migrations, "_end", keep)
+
+
+def target_alone_switches(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(migrations, "switches", lambda phase, _source, target: phase is Phase.TRANSFERRING and target)
+
+
+def may_run_after_release(patch: pytest.MonkeyPatch) -> None:
+    """The last gate before a guest executes is open after a promise."""
+    patch.setattr(context, "may_run", lambda held: held.claim in (Claim.OWNER, Claim.RELEASED))
+
+
+def journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
+    """What is remembered is in memory alone."""
+
+    async def update(self: VmContext, change: Callable[[Record], Record]) -> None:
+        before, self.record = self.record, change(self.record)
+        if msgspec.structs.replace(before, held=self.record.held) != self.record:
+            self.services.journal.store(self.vm, msgspec.structs.replace(self.record, held=before.held))
+
+    patch.setattr(VmContext, "update", update)
+
+
+OWNERSHIP = (
+    promise_does_not_bind,
+    failed_migration_keeps_its_epoch,
+    target_alone_switches,
+    may_run_after_release,
+    journal_is_not_written,
+)

@@ -1,0 +1,316 @@
+"""A small data centre in which all but the hardware is the product's: what can be done to it, and what must hold.
+
+Real: the store in PostgreSQL, the controllers, what the server says and stores (``node_statements``, ``Reports``), the
+agents' workers, dispatchers, journals and leases. Simulated: QEMU, the memory's transport, the link, time, hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from novacron.agent.vm.context import MayNotRun
+from novacron.control import drain, failover, migration, placement
+from novacron.control.objects import Objects
+from novacron.model.errors import NovaError, Unavailable
+from novacron.model.node import Accelerator, AcceleratorKind, Inventory
+from novacron.model.probe import MoveForeseen
+from novacron.model.vm import Vm, VmSpec
+from novacron.server.node_statements import NodeBasis, VmReadings, statements
+from novacron.server.reports import Reports
+from novacron.store import identities, leases, migrations, new_vms, nodes, owned, projects, vms
+from novacron.store.database import Connection, Database
+from novacron.wire import messages as wire
+from tests.simulation.clock import SimulatedClock, settle
+from tests.simulation.host import IMAGE, Death, SimulatedHost
+from tests.simulation.machine import EXECUTES, SimulatedQemu
+from tests.simulation.network import SimulatedNetwork
+from tests.simulation.transport import Channel
+
+T = TypeVar("T")
+
+NO_BASIS = NodeBasis(None, ())
+SETTLE_ROUNDS = 40
+ROUND_S = 3.0
+CALM_ROUNDS = 2
+DELIVERIES_MAX = 500
+"""Messages that are delivered in one round: more are an endless exchange."""
+TABLES = "nodes, node_leases, node_signs, vms, vm_tombstones, migrations, events, changes"
+CLOCK_SQL = """
+CREATE SCHEMA IF NOT EXISTS simulation;
+CREATE TABLE IF NOT EXISTS simulation.clock (at timestamptz NOT NULL);
+CREATE OR REPLACE FUNCTION simulation.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
+  AS 'SELECT at FROM simulation.clock';
+CREATE OR REPLACE FUNCTION simulation.now() RETURNS timestamptz LANGUAGE sql STABLE
+  AS 'SELECT at FROM simulation.clock';
+DELETE FROM simulation.clock;
+INSERT INTO simulation.clock VALUES (pg_catalog.clock_timestamp());
+ALTER DATABASE postgres SET synchronous_commit = off;
+ALTER DATABASE postgres SET search_path = simulation, pg_catalog, public;
+"""
+
+
+class Broken(AssertionError):
+    """What must never happen has happened."""
+
+
+async def open_database(url: str) -> Database:
+    """Open a database whose clock is the simulation's."""
+    database = await Database.open(url)
+    async with database.connection() as connection:
+        await connection.execute(CLOCK_SQL)
+        await connection.execute("ALTER SYSTEM SET fsync = off")  # hosts crash here, the database's does not
+        await connection.execute("SELECT pg_reload_conf()")
+    await database.close()
+    return await Database.open(url)
+
+
+def _page_key(project: str) -> bytes:
+    return b"k" * 32
+
+
+class World:
+    """Hosts, a server, and one VM that belongs to exactly one of them."""
+
+    def __init__(self, database: Database, directory: Path, names: tuple[str, ...]) -> None:
+        self.database = database
+        self.clock, self.network = SimulatedClock(), SimulatedNetwork()
+        self.channels: dict[str, Channel] = {}
+        self.newest_memory = 0
+        """Counts what guests have done: a guest that goes on with less than this goes on from an old copy."""
+        self.violations: list[str] = []
+        self.vm = ""
+        self.names = names
+        self.reports = Reports(database, self.clock.monotonic)
+        self.drains = drain.Drains(_foresee_nothing)
+        self.failover, self.placement = failover.Failover(), placement.PlacementController()
+        self.objects = {
+            name: Objects(name, clock=self.clock.monotonic) for name in ("migration", "placement", "failover", "drain")
+        }
+        self.generations: dict[str, int] = {}
+        self.hosts = {name: SimulatedHost(self, name, directory / name) for name in names}
+
+    # the server
+
+    async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self.database.transaction() as connection:
+            return await work(connection)
+
+    async def begin(self, *, ha: bool = False) -> None:
+        """Make the nodes and the VM."""
+
+        async def make(connection: Connection) -> str:
+            await connection.execute(f"TRUNCATE {TABLES} CASCADE")
+            accelerator = Accelerator(AcceleratorKind.TCG, "")
+            inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, "x:1", "0")
+            for name in self.names:
+                await identities.join(connection, name, "")
+                await nodes.connected(connection, name, inventory)
+                self.generations[name] = await leases.begin(connection, name)
+            making = await projects.making(connection, "default")
+            new = new_vms.NewVm("web", VmSpec(image="tiny", ha=ha), node=self.names[0])
+            return (await new_vms.create(connection, making, new, "test")).id
+
+        self.vm = await self.transact(make)
+
+    async def say_to(self, name: str, *, compares: bool = False) -> None:
+        """The server says to a node how things are now; the message is under way."""
+        async with self.database.transaction(isolation="repeatable_read") as connection:
+            stated = await statements(connection, name, {self.vm}, _page_key, NO_BASIS)
+            if compares:
+                brief = (await VmReadings.read(connection, [self.vm])).on(name, self.vm, _page_key, NO_BASIS)
+                assert brief is None or brief in stated, "what is read of one VM says the same"
+        # Without an endpoint to warm up no session is opened early: sessions are not simulated.
+        cold = tuple(
+            s if s.task is None else msgspec.structs.replace(s, task=msgspec.structs.replace(s.task, warm=None))
+            for s in stated
+        )
+        self.network.to_host(name, wire.Desired(cold))
+
+    async def server_hears(self, name: str, message: wire.Message) -> None:
+        match message:
+            case wire.Observed(vm=vm, epoch=epoch, status=status):
+                report = owned.Report(name, vm, epoch, status)
+                await self.transact(lambda connection: owned.observe(connection, [report]))
+            case wire.Removed() | wire.Stopped():
+                pass
+            case _:
+                await self.reports.store(name, message)
+
+    async def host_hears(self, name: str, message: wire.Message) -> None:
+        self.hosts[name].agent.dispatcher.take(message)
+        await self.settle()
+
+    async def control(self) -> None:
+        """Every controller makes a pass."""
+        await migration.step(self.database, self.objects["migration"])
+        await self.placement.step(self.database, self.objects["placement"])
+        await self.drains.step(self.database, self.objects["drain"])
+        await self.failover.step(self.database, self.objects["failover"])
+        for objects in self.objects.values():
+            failing = [objects.failure(key) for key in list(objects._failures)]
+            objects.end_pass()
+            assert not any("internal error" in (failure or "") for failure in failing), failing
+
+    async def renew_leases(self) -> None:
+        """Every node was heard just now."""
+        beats = [leases.Beat(name, generation) for name, generation in self.generations.items()]
+        await self.transact(lambda connection: leases.renew(connection, beats, 0.0))
+
+    async def step_server_clock(self, seconds: float) -> None:
+        """The server's clock is set, or time passes for it."""
+        at = timedelta(seconds=seconds)
+        async with self.database.connection() as connection:
+            await connection.execute("UPDATE simulation.clock SET at = at + $1", at)
+
+    async def server_time(self) -> datetime:
+        async with self.database.connection() as connection:
+            at: datetime = await connection.fetchval("SELECT at FROM simulation.clock")
+            return at
+
+    async def migrate(self, target: str | None) -> None:
+        """An operator asks for it; what refuses it is right to."""
+        try:
+            await self.transact(
+                lambda connection: migrations.create(
+                    connection, self.vm, migrations.MoveRequest(actor="test", target=target)
+                )
+            )
+        except NovaError:
+            return
+
+    async def abort(self) -> None:
+        async def work(connection: Connection) -> None:
+            for active in await migrations.active(connection):
+                await migrations.abort(connection, active.id, "test")
+
+        await self.transact(work)
+
+    # time and hosts
+
+    async def pass_time(self, seconds: float) -> None:
+        """Time passes, for everybody alike."""
+        await self.clock.advance(seconds)
+        await self.step_server_clock(seconds)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen now; agents that were killed meanwhile have successors."""
+        await settle()
+        for host in self.hosts.values():
+            if not host.agent.alive:
+                await host.crash_agent()
+                await settle()
+        self.check()
+
+    async def let_memory_flow(self, *, arrives: bool) -> None:
+        """Sources hand everything on; perhaps the targets get it."""
+        for channel in self.channels.values():
+            channel.may_flow.set()
+            if arrives:
+                channel.may_arrive.set()
+        await self.settle()
+
+    async def cut_migrations(self) -> None:
+        for channel in self.channels.values():
+            channel.cut()
+        await self.settle()
+
+    async def kill_agent_at_its_next_write(self, name: str, death: Death) -> None:
+        self.hosts[name].agent.dies = death
+
+    # what must hold
+
+    def guest_goes_on(self, qemu: SimulatedQemu) -> None:
+        """A guest executes from now on: checked at that moment, whatever stops it again."""
+        running = [host.name for host in self.hosts.values() for other in host.qemus.values()
+                   if other.vm == qemu.vm and (other is qemu or other.run_state in EXECUTES)]  # fmt: skip
+        if len(running) > 1:
+            self.violations.append(
+                f"{self.clock.now_s:.1f} s: the guest goes on at {qemu.host.name}, runs on {running}"
+            )
+        if qemu.memory < self.newest_memory:
+            self.violations.append(f"the guest goes on at {qemu.host.name} from an old copy of its memory")
+        self.newest_memory += 1
+        qemu.memory = self.newest_memory
+
+    def check(self) -> None:
+        """Raise Broken if two may run the VM, do, or did since the last time."""
+        owners = []
+        for host in self.hosts.values():
+            worker = host.agent.workers.get(self.vm)
+            if worker is not None and _may_run(worker.context.check_may_run):
+                owners.append(host.name)
+            for qemu in host.qemus.values():
+                if qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
+                    self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
+        if len(owners) > 1:
+            self.violations.append(f"{owners} may all run the VM")
+        if self.violations:
+            raise Broken("; ".join(self.violations))
+
+    async def come_to_rest(self) -> Vm:
+        """Messages arrive again and nothing fails: return the VM once everything has come to rest. Raises Broken."""
+        self.network.lose_everything()
+        for host in self.hosts.values():
+            host.agent.dies = None
+        calm = 0
+        for _ in range(SETTLE_ROUNDS):
+            await self._good_round()
+            vm, restless = await self._restless()
+            calm = 0 if restless else calm + 1
+            if calm == CALM_ROUNDS:
+                return vm
+        raise Broken(restless or "it never stays at rest")
+
+    async def _restless(self) -> tuple[Vm, str]:
+        """Return the VM, and why not everything is at rest, or nothing."""
+        async with self.database.connection() as connection:
+            vm, active = await vms.get(connection, self.vm), await migrations.active(connection)
+        states = {host.name: qemu.run_state for host in self.hosts.values() for qemu in host.qemus.values()}
+        if active:
+            return vm, f"a migration never ends: {active[0].id} is {active[0].phase}"
+        if states != {vm.node: "running"}:
+            return vm, f"the VM belongs to {vm.node}, and its QEMUs are {states}"
+        return vm, ""
+
+    async def completed(self) -> int:
+        """Return how many migrations were completed."""
+        async with self.database.connection() as connection:
+            count: int = await connection.fetchval("SELECT count(*) FROM migrations WHERE phase = 'completed'")
+            return count
+
+    async def _good_round(self) -> None:
+        for name in self.names:
+            await self.say_to(name)
+        await self.let_memory_flow(arrives=True)
+        for _ in range(DELIVERIES_MAX):
+            if self.network.for_hosts:
+                await self.host_hears(*self.network.for_hosts.pop(0))
+            elif self.network.for_server:
+                await self.server_hears(*self.network.for_server.pop(0))
+            else:
+                break
+        await self.renew_leases()
+        await self.control()
+        await self.pass_time(ROUND_S)
+
+    async def end(self) -> None:
+        for host in self.hosts.values():
+            await host.end()
+
+
+async def _foresee_nothing(*_: object) -> MoveForeseen:
+    raise Unavailable("moves are not measured in a simulation")
+
+
+def _may_run(gate: Callable[[], None]) -> bool:
+    try:
+        gate()
+    except MayNotRun:
+        return False
+    return True
