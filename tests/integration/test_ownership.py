@@ -17,6 +17,7 @@ import pytest
 
 from novacron.store.database import Database
 from tests.simulation import defects
+from tests.simulation.failover import FailoverHistory
 from tests.simulation.ownership import run_histories, simulation_database
 from tests.simulation.world import Broken
 
@@ -56,3 +57,26 @@ def test_the_simulation_finds_a_defect_in(
     defect(monkeypatch)
     with pytest.raises(Broken):
         run_histories(place, HISTORIES_WITH_DEFECT_MAX, DEFECT_SEED)
+
+
+def run_failovers(place: Place, name: str, count: int) -> int:
+    """Run so many histories, each of a seed of its own; return how often the VM was given to another node."""
+    runner, database, directory = place
+
+    async def run(number: int) -> int:
+        return await FailoverHistory(database, directory / f"{name}-{number}", number).run()
+
+    return sum(runner.run(run(number)) - 1 for number in range(count))
+
+
+def test_a_node_that_is_cut_off_stops_its_vm_before_another_starts_it(place: Place) -> None:
+    assert run_failovers(place, "failover", 8) > 0
+
+
+@pytest.mark.parametrize("defect", defects.LEASES, ids=lambda defect: defect.__name__)
+def test_the_simulation_of_leases_finds_a_defect_in(
+    defect: Callable[[pytest.MonkeyPatch], None], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect(monkeypatch)
+    with pytest.raises(Broken):
+        run_failovers(place, defect.__name__, 15)

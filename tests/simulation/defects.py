@@ -13,7 +13,7 @@ from novacron.agent.vm.journal import Record
 from novacron.model import ownership
 from novacron.model.migration import Migration, Phase
 from novacron.model.ownership import Claim, Held, Order, OrderKind, Verdict
-from novacron.store import migrations
+from novacron.store import leases, migrations
 from novacron.store.database import Connection
 
 
@@ -61,6 +61,11 @@ def journal_is_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(VmContext, "update", update)
 
 
+def failover_does_not_wait_for_the_lease(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(leases, "LEASE_S", 6.0)
+
+
+LEASES = (failover_does_not_wait_for_the_lease,)
 OWNERSHIP = (
     promise_does_not_bind,
     failed_migration_keeps_its_epoch,

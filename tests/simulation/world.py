@@ -83,6 +83,8 @@ class World:
         self.newest_memory = 0
         """Counts what guests have done: a guest that goes on with less than this goes on from an old copy."""
         self.violations: list[str] = []
+        self.leased = False
+        """The VM is highly available: a node that is cut off owns it as far as it knows, and its lease stops it."""
         self.vm = ""
         self.names = names
         self.reports = Reports(database, self.clock.monotonic)
@@ -248,7 +250,7 @@ class World:
             for qemu in host.qemus.values():
                 if qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
                     self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
-        if len(owners) > 1:
+        if len(owners) > 1 and not self.leased:
             self.violations.append(f"{owners} may all run the VM")
         if self.violations:
             raise Broken("; ".join(self.violations))
