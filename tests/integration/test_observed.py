@@ -100,6 +100,8 @@ def test_every_declared_metric_is_exposed(watched: Platform, asked: Api, moved: 
         "novacron_vm_disk_read_bytes_total", "novacron_vm_disk_written_bytes_total", "novacron_vm_disk_reads_total",
         "novacron_vm_disk_writes_total", "novacron_vm_disk_flushes_total", "novacron_vm_disk_seconds_total",
         "novacron_vm_disk_errors_total", "novacron_host_pressure_seconds_total",
+        "novacron_agent_skipped_messages_total", "novacron_link_skipped_messages_total",
+        "novacron_database_bad_rows_total", "novacron_work_restarts_total", "novacron_placement_index_misses_total",
     }  # fmt: skip
     assert silent <= happen
 

@@ -96,6 +96,7 @@ class OutgoingMigration:
             return msgspec.structs.replace(record, held=held, migration=task.migration, post_copy=moving)
 
         await context.update(release_vm)
+        log.info("promised not to run it", vm=context.vm, migration=task.migration)
         self.enter(Phase.PROMISED)
         self._context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
         if memory_follows:
