@@ -23,7 +23,7 @@ from lab.platform import Platform, clean_up_when_ended, default_cache, open_dire
 from novacron.client import Client
 from novacron.disk import debian
 from novacron.disk.cloud_init import build as build_seed
-from novacron.disk.images import Image, scan
+from novacron.disk.images import LocalImage, scan
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
 from novacron.qemu.command import QemuConfig, QemuNic, command, console_log_path
@@ -60,7 +60,7 @@ FULL, QUICK, SMOKE = Size(50, 5, 3), Size(10, 3, 1), Size(2, 1, 1, 10_000_000, 0
 
 
 @contextlib.contextmanager
-def bare(directory: Path, image: Image, memory_mib: int, *, agent: bool = False) -> Iterator[None]:
+def bare(directory: Path, image: LocalImage, memory_mib: int, *, agent: bool = False) -> Iterator[None]:
     """Run QEMU alone, configured as NovaCron configures it."""
     (directory / "run").mkdir(parents=True)
     descriptors = []
@@ -104,7 +104,7 @@ def booted(logs: list[Path], count: int) -> None:
     )  # fmt: skip
 
 
-def many_figures(p: Platform, directory: Path, image: Image, size: Size) -> list[Figure]:
+def many_figures(p: Platform, directory: Path, image: LocalImage, size: Size) -> list[Figure]:
     """Many VMs on one node, against as many bare QEMUs; and what the agent uses while they idle."""
     count = size.vms
     started = time.monotonic()
@@ -202,7 +202,7 @@ def clone_figures(p: Platform, rounds: int) -> list[Figure]:
     ]
 
 
-def debian_figures(p: Platform, directory: Path, image: Image, rounds: int) -> list[Figure]:
+def debian_figures(p: Platform, directory: Path, image: LocalImage, rounds: int) -> list[Figure]:
     """Debian until its guest agent answers, bare QEMU and NovaCron in turn."""
     own, peer = [], []
     for number in range(rounds):

@@ -18,7 +18,7 @@ from bench.report import Figure, median
 from novacron.model.vm import Power, VmSpec, VmStatus
 from novacron.store import fleet, migrations
 from novacron.store.database import Connection, Database
-from novacron.store.feed import Feed, Snapshot
+from novacron.store.feed import Feed, FeedSnapshot
 from novacron.store.fleet_index import FleetIndex
 
 READERS = 4
@@ -110,7 +110,7 @@ async def _placement_figures(url: str) -> list[Figure]:
     database, index = await Database.open(url), FleetIndex()
     try:
         async for item in Feed(url, 0).batches():
-            assert isinstance(item, Snapshot)
+            assert isinstance(item, FeedSnapshot)
             index.clear()
             for change in item.batch.changes:
                 index.changed(change)

@@ -24,21 +24,21 @@ TO_SYNC = (
     (r"\bclient\.aio\b", "client.sync"),
 )
 """What a call for asyncio has that a blocking one has not."""
-CHOICES: dict[str, type[StrEnum]] = {
-    "AntiAffinityScope": constraints.Scope,
-    "AuditOutcome": audit.Outcome,
-    "CpuKind": cpu.CpuKind,
-    "Display": vm.Display,
-    "DrainPolicy": drain.DrainPolicy,
-    "Encryption": network.Encryption,
-    "Firmware": vm.Firmware,
-    "ImageFormat": image.Format,
-    "MigrationPolicy": migration.Policy,
-    "Power": vm.Power,
-    "RebalanceMode": rebalance.Mode,
-    "Restart": vm.Restart,
-}
-"""Enums of the model under the names that the client gives them."""
+CHOICES: tuple[type[StrEnum], ...] = (
+    constraints.AntiAffinityScope,
+    audit.AuditOutcome,
+    cpu.CpuKind,
+    vm.Display,
+    drain.DrainPolicy,
+    network.Encryption,
+    vm.Firmware,
+    image.ImageFormat,
+    migration.MigrationPolicy,
+    vm.Power,
+    rebalance.RebalanceMode,
+    vm.Restart,
+)
+"""Enums of the model that the client has too."""
 CHOICES_HEAD = '''"""The model's enums and a VM's fields, for programs that can't wait for the model to load.
 
 Made of ``novacron.model`` by script/generate: change that, and run it.
@@ -80,7 +80,8 @@ def sync_client() -> dict[Path, str]:
 def choices() -> str:
     """Return a module with the model's enums and a VM's fields that the client can load fast."""
     lines = [CHOICES_HEAD]
-    for name, enum in CHOICES.items():
+    for enum in CHOICES:
+        name = enum.__name__
         lines += [f"class {name}(StrEnum):", f'    """{(enum.__doc__ or name).splitlines()[0]}"""', ""]
         lines += [f'    {member.name} = "{member.value}"' for member in enum] + ["", ""]
     lines.append("VM_FIELDS: dict[str, VmField] = {")
@@ -91,13 +92,9 @@ def choices() -> str:
             changeable = field.name in changes
             clearable = changeable and type(None) in _members(changes[field.name].type)
             default = () if type_ == "list" else field.default
-            value = f"{_name(type(default))}.{default.name}" if isinstance(default, Enum) else repr(default)
+            value = f"{type(default).__name__}.{default.name}" if isinstance(default, Enum) else repr(default)
             lines.append(f'    "{field.name}": VmField({type_}, {value}, {changeable}, {clearable}),')
     return _formatted("\n".join([*lines, "}", '"""Those with a default and of a simple type."""', ""]))
-
-
-def _name(enum: type) -> str:
-    return next(name for name, choice in CHOICES.items() if choice is enum)
 
 
 def _members(annotation: object) -> set[object]:
@@ -112,7 +109,7 @@ def _type(annotation: object) -> str | None:
             return name
     enum = kinds.get(msgspec.inspect.EnumType)
     if isinstance(enum, msgspec.inspect.EnumType):
-        return _name(enum.cls)
+        return enum.cls.__name__
     array = kinds.get(msgspec.inspect.VarTupleType)
     if isinstance(array, msgspec.inspect.VarTupleType):
         return "list" if isinstance(array.item_type, msgspec.inspect.StrType) else None

@@ -65,7 +65,7 @@ def doctor(
     database: Annotated[
         str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of a database to check too")
     ] = None,
-    output_: output.Output = output.Format.TABLE,
+    output_: output.Output = output.OutputFormat.TABLE,
 ) -> None:
     """Check this machine and the platform that it can reach, and say what to do. Changes nothing."""
     import asyncio
@@ -83,7 +83,7 @@ def doctor(
     rows = [msgspec.to_builtins(finding) for finding in findings]
     output.rows(rows, columns, output_)
     advised = [row for row in rows if row["advice"]]
-    if output_ is output.Format.TABLE and advised:
+    if output_ is output.OutputFormat.TABLE and advised:
         print("\nWhat to do:")
         for row in advised:
             print(f"  {row['about']}: {row['advice']}")

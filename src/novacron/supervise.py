@@ -17,7 +17,7 @@ log = logs.get(__name__)
 RESTARTS = counter("novacron_work_restarts_total")
 
 
-class Backoff(msgspec.Struct, frozen=True):
+class BackoffPolicy(msgspec.Struct, frozen=True):
     """How long to pause after a failure: ``first_s``, then twice as long each time, up to ``most_s``.
 
     After ``steady_s`` without a failure it begins again with ``first_s``.
@@ -34,13 +34,13 @@ class Backoff(msgspec.Struct, frozen=True):
         return min(pause_s * 2, self.most_s)
 
 
-DEFAULT = Backoff()
+DEFAULT = BackoffPolicy()
 
 
 async def supervise(
     name: str,
     work: Callable[[], Awaitable[None]],
-    backoff: Backoff = DEFAULT,
+    backoff: BackoffPolicy = DEFAULT,
     passes: tuple[type[Exception], ...] = (),
 ) -> None:
     """Do ``work`` until it returns or is cancelled; begin it again, after a pause, whenever it fails.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from novacron.telemetry.declared import BY_NAME, FAMILIES, Kind
+from novacron.telemetry.declared import BY_NAME, FAMILIES, MetricKind
 
 DIRECTORY = Path(__file__).parents[2] / "deploy/prometheus"
 RUNBOOK = Path(__file__).parents[2] / "docs/runbooks/alerts.md"
@@ -201,7 +201,7 @@ def test_rules_query_only_existing_metrics() -> None:
         for family in FAMILIES
         for name in (
             [f"{family.name}_{end}" for end in ("bucket", "sum", "count")]
-            if family.kind is Kind.HISTOGRAM
+            if family.kind is MetricKind.HISTOGRAM
             else [family.name]
         )
     }

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from lab.platform import Platform, until
-from novacron.client.console import Console, ConsoleClosed
+from novacron.client.console import Console, ConsoleEnded
 from tests.integration.conftest import Api
 from tests.support.vms import wait_until_booted
 from tests.waiting import pause
@@ -36,7 +36,7 @@ def opened(site: Platform, ticket: dict[str, Any]) -> Console:
 
 
 def why_closed(site: Platform, ticket: dict[str, Any]) -> str:
-    with opened(site, ticket) as console, pytest.raises(ConsoleClosed) as closed:
+    with opened(site, ticket) as console, pytest.raises(ConsoleEnded) as closed:
         console.recv(10)
     return str(closed.value)
 
@@ -179,7 +179,7 @@ def test_a_guest_that_floods_its_console_stays_within_limits(site: Platform, new
         until(lambda: (log.parent / "console.log.1").exists(), "its log has begun anew", 60)
         assert log.stat().st_size < 64 << 20
         wait_until_booted(site, other)
-        with contextlib.suppress(ConsoleClosed):  # who does not look is sent away
+        with contextlib.suppress(ConsoleEnded):  # who does not look is sent away
             console.send(b"x" * (1 << 20))  # which the guest does not take
         site.cli("vm", "pause", other["name"], "--wait", "--timeout", "10")
     assert "y" in site.cli("vm", "log", vm["name"], "--size", "8").stdout

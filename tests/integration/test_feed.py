@@ -12,7 +12,7 @@ import pytest
 from novacron.model import limits
 from novacron.store import feed, garbage
 from novacron.store.database import Connection, Database, Overtaken, connect
-from novacron.store.feed import Batch, Change, Feed, Snapshot
+from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
 from tests.waiting import eventually, pause_async
 
 WRITERS = 8
@@ -29,7 +29,7 @@ def _users(changes: list[Change]) -> list[Change]:
 async def collect(url: str, into: list[Change], stop: asyncio.Event) -> None:
     """Follow the feed as a server does, and note every change."""
     async for item in Feed(url, 10).batches():
-        into += item.batch.changes if isinstance(item, Snapshot) else item.changes
+        into += item.batch.changes if isinstance(item, FeedSnapshot) else item.changes
         if stop.is_set():
             return
 
@@ -157,12 +157,12 @@ async def test_a_reader_that_starts_again_gets_everything_and_the_recent_history
         await connection.execute(INSERT_USER, "tok-a", "first")
     async with database.transaction() as connection:
         await connection.execute("UPDATE users SET name = 'second'")
-    items: list[Snapshot | Batch] = []
+    items: list[FeedSnapshot | Batch] = []
     async for item in Feed(database.url, 10).batches():
         items.append(item)
         break
     snapshot = items[0]
-    assert isinstance(snapshot, Snapshot)
+    assert isinstance(snapshot, FeedSnapshot)
     assert [change.body["name"] for change in _users(snapshot.batch.changes) if change.body] == ["second"]
     assert [change.body["name"] for change in _users(snapshot.history) if change.body] == ["first", "second"]
     assert snapshot.history_after == 0
@@ -213,7 +213,7 @@ async def test_a_reader_lags_while_committed_rows_are_withheld(database: Databas
 
     async def follow() -> None:
         async for item in reader.batches():
-            seen.extend(item.batch.changes if isinstance(item, Snapshot) else item.changes)
+            seen.extend(item.batch.changes if isinstance(item, FeedSnapshot) else item.changes)
 
     following = asyncio.create_task(follow())
     slow, fast = await connect(database.url), await connect(database.url)

@@ -8,7 +8,7 @@ from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.store import migrations
 from novacron.store.database import Database
-from novacron.store.feed import Feed, Snapshot
+from novacron.store.feed import Feed, FeedSnapshot
 from novacron.store.fleet_index import FleetIndex
 from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
 
@@ -17,7 +17,7 @@ async def indexed(database: Database) -> FleetIndex:
     """Return an index of what there is now, which hears of nothing that comes later."""
     index = FleetIndex()
     async for item in Feed(database.url, 0).batches():
-        assert isinstance(item, Snapshot)
+        assert isinstance(item, FeedSnapshot)
         index.clear()
         for change in item.batch.changes:
             index.changed(change)

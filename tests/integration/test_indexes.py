@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from novacron.model.access import Right
-from novacron.model.audit import Outcome
+from novacron.model.audit import AuditOutcome
 from novacron.model.user import UserKind
-from novacron.model.vm import Action, VmSpec, VmState, VmStatus
+from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
 from novacron.store import (
     audit,
@@ -126,7 +126,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         created = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")
         await vms.configure(connection, created.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
-        await vms.act(connection, "vm-6", Action.STOP, None, "ann")
+        await vms.act(connection, "vm-6", VmAction.STOP, None, "ann")
         await node_statements.messages(
             connection, "n7", {"vm-9"}, lambda _: b"k" * 32, node_statements.NodeBasis(None, ())
         )
@@ -143,7 +143,7 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
         await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])
-        assert token.user == user.id and Outcome.DONE
+        assert token.user == user.id and AuditOutcome.DONE
         read: dict[str, list[str]] = {}
         for query, arguments in connection.asked:
             if not query.lstrip().upper().startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):

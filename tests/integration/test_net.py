@@ -16,7 +16,7 @@ from lab.hosts import Lab, run
 from lab.platform import until
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
-from novacron.model.network import Direction, Interface, Passing, Protocol
+from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, nft
 from novacron.net.in_flight_frames import InFlightFrames
@@ -143,9 +143,9 @@ def _read(device: int) -> bytes:
     return data
 
 
-def interface(vm: str, address: str, *, cidr: str = "192.0.2.0/24") -> Interface:
+def interface(vm: str, address: str, *, cidr: str = "192.0.2.0/24") -> VmInterface:
     passing = (Passing(Direction.IN, Protocol.TCP, (22, 22), (cidr,)),)
-    return Interface(vm, 0, "52:54:00:00:00:01", address, passing)
+    return VmInterface(vm, 0, "52:54:00:00:00:01", address, passing)
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ def samples(text: str) -> Samples:
 
 
 def samples_of(exposed: Samples, family: declared.Family) -> list[Any]:
-    return exposed.get(family.name.removesuffix("_total") if family.kind is declared.Kind.COUNTER else family.name, [])
+    return exposed.get(
+        family.name.removesuffix("_total") if family.kind is declared.MetricKind.COUNTER else family.name, []
+    )
 
 
 def scrape_text(asked: Api, path: str, **headers: str) -> str:

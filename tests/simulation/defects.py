@@ -11,8 +11,8 @@ from novacron.agent.vm import context, journal
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Record
 from novacron.model import ownership
-from novacron.model.migration import Migration, Phase
-from novacron.model.ownership import Claim, Held, Order, OrderKind, Verdict
+from novacron.model.migration import Migration, MigrationPhase
+from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
 from novacron.store import leases, migrations
 from novacron.store.database import Connection
 
@@ -20,9 +20,9 @@ from novacron.store.database import Connection
 def promise_does_not_bind(patch: pytest.MonkeyPatch) -> None:
     """Whoever is told at the epoch of its promise that it owns the VM runs it."""
 
-    def obey(held: Held, order: Order) -> tuple[Held, Verdict]:
+    def obey(held: OwnershipRecord, order: Order) -> tuple[OwnershipRecord, OrderVerdict]:
         if order.kind is OrderKind.OWN and order.epoch == held.epoch and held.claim is Claim.RELEASED:
-            return Held(order.epoch, Claim.OWNER), Verdict.RUN
+            return OwnershipRecord(order.epoch, Claim.OWNER), OrderVerdict.RUN
         return ownership.obey(held, order)
 
     patch.setattr(journal, "obey", obey)
@@ -32,17 +32,19 @@ def failed_migration_keeps_its_epoch(patch: pytest.MonkeyPatch) -> None:
     end = migrations._end
 
     async def keep(
-        connection: Connection, migration: Migration, phase: Phase, owner: str, error: str | None = None
+        connection: Connection, migration: Migration, phase: MigrationPhase, owner: str, error: str | None = None
     ) -> None:
         await end(connection, migration, phase, owner, error)
-        if phase is not Phase.COMPLETED:
+        if phase is not MigrationPhase.COMPLETED:
             await connection.execute("UPDATE vms SET epoch = epoch - 1 WHERE id = $1", migration.vm)
 
     patch.setattr(migrations, "_end", keep)
 
 
 def target_alone_switches(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(migrations, "switches", lambda phase, _source, target: phase is Phase.TRANSFERRING and target)
+    patch.setattr(
+        migrations, "switches", lambda phase, _source, target: phase is MigrationPhase.TRANSFERRING and target
+    )
 
 
 def may_run_after_release(patch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from novacron.agent.vm.hypervisor import Hypervisor
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.ownership import Claim
 from novacron.qemu import lease_guard
@@ -86,7 +86,7 @@ class AgentProcess:
             identity=cast(Any, None),
             journal=MortalJournal(settings.journal_dir, self),
             listener=cast(Any, SimulatedListener()),
-            images={IMAGE.name: Image(IMAGE, settings.images_dir, None, None, "")},
+            images={IMAGE.name: LocalImage(IMAGE, settings.images_dir, None, None, "")},
             accelerator=AcceleratorKind.TCG,
             cpu=None,
             endpoint=f"{host.name}:1",

@@ -13,7 +13,7 @@ from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Hardware, VmSpec
+from novacron.model.vm import GuestHardware, VmSpec
 from novacron.qemu.monitor import MonitorFailed
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class SimulatedMachine:
         self.directory: Path = self.home.path
         self.qemu: SimulatedQemu | None = None
         self.guest_listens = False
-        self.hardware: Hardware | None = None
+        self.hardware: GuestHardware | None = None
         self.monitor = None
         self.migration_status = ""
         self.guest = cast(Any, None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from novacron.agent.migration.outgoing import OutgoingMigration
-from novacron.agent.migration.phases import Phase
+from novacron.agent.migration.phases import SourcePhase
 from novacron.agent.migration.pre_copy import TransferFailed
 from novacron.agent.migration.target_stream import Arrival, LoadFailed
 from novacron.agent.vm.hypervisor import VirtualMachine
@@ -79,12 +79,12 @@ class SimulatedTransport:
         if qemu is None or channel is None or channel.broken or channel.memory is not None:
             raise TransferFailed("nobody waits for the memory")
         qemu.outgoing = channel
-        migration.enter(Phase.PRE_COPY)
+        migration.enter(SourcePhase.PRE_COPY)
         try:
             await channel.may_flow.wait()
             if channel.broken or not qemu.alive or qemu.outgoing is not channel:
                 raise ConnectionError("the connection was lost")
-            migration.enter(Phase.SWITCHOVER)
+            migration.enter(SourcePhase.SWITCHOVER)
             channel.send(qemu.stop_and_hand_on())
             await migration.promise(memory_follows=False)
             await channel.wait_for("confirmed")

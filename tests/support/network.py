@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from novacron.model.network import (
-    Interface,
     NetworkOnNode,
     NetworkSpec,
+    VmInterface,
 )
 
-NIC = Interface("vm-aaaaaaaaaaaaaaaa", 0, "52:54:00:00:00:01", "10.20.0.3", None)
+NIC = VmInterface("vm-aaaaaaaaaaaaaaaa", 0, "52:54:00:00:00:01", "10.20.0.3", None)
 
 
 def network_on_node(**fields: object) -> NetworkOnNode:

@@ -17,7 +17,7 @@ from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates, RateSettings
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.token import hash_secret
-from novacron.store.feed import Batch, Change, Snapshot
+from novacron.store.feed import Batch, Change, FeedSnapshot
 
 SECRET = "nova_secret"
 
@@ -55,7 +55,7 @@ class Server:
         self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)))
 
     async def start(self) -> None:
-        await self.cache.reset(Snapshot(Batch(0, []), [], 0))
+        await self.cache.reset(FeedSnapshot(Batch(0, []), [], 0))
         token = {
             "id": "tok-a", "name": "t", "hash": hash_secret(SECRET).hex(), "revoked": False, "user": "user-a",
             "kind": "api", "scopes": None, "project": None, "expires_at": None,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from novacron.client import ApiError, AsyncClient, Client, Config, Unreachable
-from novacron.client.protocol import Answer, EventParser
+from novacron.client.protocol import EventParser, HttpReply
 from novacron.client.sync.transport import Transport
 
 CONFIG = Config("https://api.invalid", "token", "", "blue")
@@ -16,14 +16,14 @@ CONFIG = Config("https://api.invalid", "token", "", "blue")
 class FakeTransport(Transport):
     """Gives its prepared answers in order; None stands for no answer."""
 
-    def __init__(self, *answers: Answer | None, streams: tuple[bytes | None, ...] = ()) -> None:
+    def __init__(self, *answers: HttpReply | None, streams: tuple[bytes | None, ...] = ()) -> None:
         self.answers, self.streams = list(answers), list(streams)
         self.sent: list[tuple[str, str, dict[str, str], bytes | None]] = []
         self.paused_s: list[float] = []
 
     def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None, timeout_s: float = 0
-    ) -> Answer:
+    ) -> HttpReply:
         self.sent.append((method, path, headers, body))
         answer = self.answers.pop(0)
         if answer is None:
@@ -46,7 +46,7 @@ def client(transport: FakeTransport) -> Client:
     return sync_client
 
 
-BUSY, DONE = Answer(503, b'{"status": 503, "detail": "starting"}'), Answer(201, b'{"id": "vm-1"}')
+BUSY, DONE = HttpReply(503, b'{"status": 503, "detail": "starting"}'), HttpReply(201, b'{"id": "vm-1"}')
 
 
 def test_a_request_is_retried_with_the_same_idempotency_key() -> None:
@@ -58,7 +58,7 @@ def test_a_request_is_retried_with_the_same_idempotency_key() -> None:
 
 
 def test_a_failed_download_is_retried_like_any_other_request() -> None:
-    assert client(FakeTransport(None, BUSY, Answer(200, b"PNG"))).screenshot("web") == b"PNG"
+    assert client(FakeTransport(None, BUSY, HttpReply(200, b"PNG"))).screenshot("web") == b"PNG"
 
 
 def test_the_third_failure_is_raised_to_the_caller() -> None:
@@ -69,7 +69,7 @@ def test_the_third_failure_is_raised_to_the_caller() -> None:
 
 
 def test_a_refused_request_is_not_retried() -> None:
-    transport = FakeTransport(Answer(409, b'{"status": 409, "detail": "exists"}'))
+    transport = FakeTransport(HttpReply(409, b'{"status": 409, "detail": "exists"}'))
     with pytest.raises(ApiError, match="exists"):
         client(transport).create_vm(name="web")
     assert len(transport.sent) == 1

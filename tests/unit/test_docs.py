@@ -15,7 +15,7 @@ import pytest
 from novacron.agent.migration import phases
 from novacron.agent.vm.journal import Record
 from novacron.agent.vm.power import Step
-from novacron.model.migration import Phase
+from novacron.model.migration import MigrationPhase
 from novacron.model.ownership import Claim
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import VmState
@@ -169,7 +169,9 @@ def test_the_page_of_the_agent_link_is_about_the_protocol_that_is_spoken() -> No
 
 
 @pytest.mark.parametrize(
-    "machine", [VmState, Phase, phases.Phase, SnapshotPhase, Claim, Step], ids=lambda machine: machine.__name__
+    "machine",
+    [VmState, MigrationPhase, phases.SourcePhase, SnapshotPhase, Claim, Step],
+    ids=lambda machine: machine.__name__,
 )
 def test_every_state_is_on_the_page_of_state_machines(machine: type[StrEnum]) -> None:
     page = (ROOT / "docs/reference/state-machines.md").read_text()

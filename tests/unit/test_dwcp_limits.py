@@ -12,7 +12,7 @@ import pytest
 
 from novacron.dwcp import connection as connection_module
 from novacron.dwcp import receiver_index, sockets
-from novacron.dwcp.connection import Connection
+from novacron.dwcp.connection import FrameConnection
 from novacron.dwcp.frames import (
     MISSING_MAX,
     BaseInfo,
@@ -159,7 +159,7 @@ def test_a_peer_that_keeps_asking_and_never_reads_is_disconnected(monkeypatch: p
     writer = SimpleNamespace(
         transport=transport, writelines=write, is_closing=lambda: transport.aborted, get_extra_info=lambda _: None
     )
-    link = Connection(cast("object", None), cast("object", writer))  # type: ignore[arg-type]  # a stand-in
+    link = FrameConnection(cast("object", None), cast("object", writer))  # type: ignore[arg-type]  # a stand-in
     with pytest.raises(ConnectionResetError, match="does not read"):
         for _ in range(2_000_000):
             link.put(Frame(FrameType.ACK, payload=b"x" * 1000))

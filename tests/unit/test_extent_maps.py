@@ -16,7 +16,7 @@ from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
 from novacron.disk.extent_maps import bytes_needed, check_whole
 from novacron.disk.formats import check, detect
-from novacron.model.image import Format
+from novacron.model.image import ImageFormat
 
 SIZE = 8 << 20
 KINDS = (
@@ -46,7 +46,7 @@ def converted(raw: Path, path: Path, kind: str, options: str) -> Path:
     return path
 
 
-def refused(path: Path, format: Format) -> bool:
+def refused(path: Path, format: ImageFormat) -> bool:
     try:
         with path.open("rb") as file:
             check(file, detect(file))
@@ -56,7 +56,7 @@ def refused(path: Path, format: Format) -> bool:
     return False
 
 
-def same_as(raw: Path, path: Path, format: Format) -> bool | None:
+def same_as(raw: Path, path: Path, format: ImageFormat) -> bool | None:
     """Say whether qemu-img reads this disk's content as that of ``raw``; None if it does not read it at all."""
     driver, copy = DRIVERS.get(format, format.value), path.with_suffix(".copy")
     command = ["qemu-img", "convert", "-f", driver, "-O", "raw", str(path), str(copy)]
@@ -85,7 +85,7 @@ def test_a_whole_disk_is_accepted_and_an_incomplete_one_refused(
 
 
 def test_a_raw_disk_needs_nothing_but_itself() -> None:
-    assert bytes_needed(io.BytesIO(b"x"), Format.RAW) == 0
+    assert bytes_needed(io.BytesIO(b"x"), ImageFormat.RAW) == 0
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)

@@ -15,33 +15,33 @@ from hypothesis import strategies as st
 from novacron.disk.convert import DRIVERS
 from novacron.disk.errors import Unacceptable
 from novacron.disk.formats import DISK_SIGNS, OTHERS, check, detect
-from novacron.model.image import Format
+from novacron.model.image import ImageFormat
 
 SIZE = 8 << 20
 
 
-def create_disk(path: Path, format: Format, *options: str) -> Path:
+def create_disk(path: Path, format: ImageFormat, *options: str) -> Path:
     driver = DRIVERS.get(format, format.value)
     subprocess.run(["qemu-img", "create", "-q", "-f", driver, *options, str(path), str(SIZE)], check=True)
     return path
 
 
-@pytest.mark.parametrize("format", list(Format))
-def test_each_format_is_recognised(tmp_path: Path, format: Format) -> None:
+@pytest.mark.parametrize("format", list(ImageFormat))
+def test_each_format_is_recognised(tmp_path: Path, format: ImageFormat) -> None:
     with create_disk(tmp_path / "disk", format).open("rb") as file:
         assert detect(file) is format
         size = check(file, format)
-        if format is Format.VHDX:
+        if format is ImageFormat.VHDX:
             assert size is None
         else:
             assert size is not None
-            assert size == SIZE or (format is Format.VHD and size > SIZE)
+            assert size == SIZE or (format is ImageFormat.VHD and size > SIZE)
 
 
 def test_a_fixed_vhd_is_recognised_by_its_footer(tmp_path: Path) -> None:
-    path = create_disk(tmp_path / "disk", Format.VHD, "-o", "subformat=fixed,force_size=on")
+    path = create_disk(tmp_path / "disk", ImageFormat.VHD, "-o", "subformat=fixed,force_size=on")
     with path.open("rb") as file:
-        assert detect(file) is Format.VHD and check(file, Format.VHD) == SIZE
+        assert detect(file) is ImageFormat.VHD and check(file, ImageFormat.VHD) == SIZE
 
 
 @pytest.mark.parametrize("magic", list(OTHERS))
@@ -74,81 +74,83 @@ def test_files_that_are_not_disks_are_refused_with_their_kind(data: bytes, why: 
 
 @pytest.mark.parametrize(("at", "sign"), DISK_SIGNS)
 def test_a_raw_disk_is_recognised_by_its_contents(at: int, sign: bytes) -> None:
-    assert detect(io.BytesIO(b"\x01" * at + sign + bytes(70_000))) is Format.RAW
+    assert detect(io.BytesIO(b"\x01" * at + sign + bytes(70_000))) is ImageFormat.RAW
 
 
 def test_a_blank_disk_is_a_raw_one(tmp_path: Path) -> None:
-    assert detect(io.BytesIO(bytes(1 << 20))) is Format.RAW
+    assert detect(io.BytesIO(bytes(1 << 20))) is ImageFormat.RAW
     path = tmp_path / "sparse"
     path.touch()
     os.truncate(path, 1 << 35)  # 32 GiB of nothing cost nothing
     with path.open("rb") as file:
-        assert detect(file) is Format.RAW
+        assert detect(file) is ImageFormat.RAW
 
 
 def test_a_qcow2_over_another_file_is_refused(tmp_path: Path) -> None:
-    path = create_disk(tmp_path / "disk", Format.QCOW2, "-u", "-F", "raw", "-b", "/etc/shadow")
+    path = create_disk(tmp_path / "disk", ImageFormat.QCOW2, "-u", "-F", "raw", "-b", "/etc/shadow")
     with path.open("rb") as file, pytest.raises(Unacceptable, match="lies over another disk"):
-        check(file, Format.QCOW2)
+        check(file, ImageFormat.QCOW2)
 
 
 def test_a_qcow2_with_its_data_elsewhere_is_refused(tmp_path: Path) -> None:
     option = f"data_file={tmp_path / 'data'},data_file_raw=on"
-    path = create_disk(tmp_path / "disk", Format.QCOW2, "-o", option)
+    path = create_disk(tmp_path / "disk", ImageFormat.QCOW2, "-o", option)
     with path.open("rb") as file, pytest.raises(Unacceptable, match="external data file"):
-        check(file, Format.QCOW2)
+        check(file, ImageFormat.QCOW2)
 
 
 def test_a_vmdk_with_a_parent_or_other_files_is_refused(tmp_path: Path) -> None:
-    sparse = create_disk(tmp_path / "disk", Format.VMDK).read_bytes()
+    sparse = create_disk(tmp_path / "disk", ImageFormat.VMDK).read_bytes()
     for old, new in (
         (b"parentCID=ffffffff", b"parentCID=12345678"),
         (b'createType="monolithicSparse"', b'createType="monolithicFlat"  '),
     ):
         assert old in sparse
         with pytest.raises(Unacceptable, match=r"parent|other files"):
-            check(io.BytesIO(sparse.replace(old, new)), Format.VMDK)
-    flat = create_disk(tmp_path / "flat", Format.VMDK, "-o", "subformat=monolithicFlat")
+            check(io.BytesIO(sparse.replace(old, new)), ImageFormat.VMDK)
+    flat = create_disk(tmp_path / "flat", ImageFormat.VMDK, "-o", "subformat=monolithicFlat")
     with flat.open("rb") as file, pytest.raises(Unacceptable, match="VMDK of several files"):
         detect(file)
 
 
 def test_blanks_after_a_value_in_a_vmdk_are_ignored(tmp_path: Path) -> None:
-    sparse = create_disk(tmp_path / "disk", Format.VMDK).read_bytes()
+    sparse = create_disk(tmp_path / "disk", ImageFormat.VMDK).read_bytes()
     for blank in (b" ", b"\t", b" \r"):
         written = sparse.replace(b"parentCID=ffffffff\n", b"parentCID=ffffffff" + blank + b"\n", 1)
-        assert check(io.BytesIO(written[: len(sparse)]), Format.VMDK) == SIZE
+        assert check(io.BytesIO(written[: len(sparse)]), ImageFormat.VMDK) == SIZE
 
 
 def test_a_vhd_with_a_parent_or_a_damaged_footer_is_refused(tmp_path: Path) -> None:
-    data = bytearray(create_disk(tmp_path / "disk", Format.VHD).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", ImageFormat.VHD).read_bytes())
     data[-512 + 70] ^= 1
     with pytest.raises(Unacceptable, match="checksum"):
-        check(io.BytesIO(bytes(data)), Format.VHD)
+        check(io.BytesIO(bytes(data)), ImageFormat.VHD)
     data[-512 + 70] ^= 1
     data[-512 + 63] += 1  # type 4
     struct.pack_into(">I", data, len(data) - 448, struct.unpack_from(">I", data, len(data) - 448)[0] - 1)
     with pytest.raises(Unacceptable, match="difference"):
-        check(io.BytesIO(bytes(data)), Format.VHD)
+        check(io.BytesIO(bytes(data)), ImageFormat.VHD)
 
 
 def test_a_vmdk_without_a_descriptor_is_refused(tmp_path: Path) -> None:
-    data = bytearray(create_disk(tmp_path / "disk", Format.VMDK).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", ImageFormat.VMDK).read_bytes())
     struct.pack_into("<QQ", data, 28, 1 << 63, 20)
     with pytest.raises(Unacceptable, match="descriptor is missing"):
-        check(io.BytesIO(bytes(data)), Format.VMDK)
+        check(io.BytesIO(bytes(data)), ImageFormat.VMDK)
 
 
 def test_a_differencing_vdi_is_refused(tmp_path: Path) -> None:
-    data = bytearray(create_disk(tmp_path / "disk", Format.VDI).read_bytes())
+    data = bytearray(create_disk(tmp_path / "disk", ImageFormat.VDI).read_bytes())
     struct.pack_into("<I", data, 0x4C, 4)
     with pytest.raises(Unacceptable, match="difference"):
-        check(io.BytesIO(bytes(data)), Format.VDI)
+        check(io.BytesIO(bytes(data)), ImageFormat.VDI)
 
 
-@given(st.sampled_from([f for f in Format if f is not Format.RAW]), st.integers(0, 600), st.binary(max_size=64))
-def test_a_broken_header_is_read_or_refused_and_never_crashes(format: Format, at: int, noise: bytes) -> None:
-    magic = {Format.QCOW2: b"QFI\xfb", Format.VMDK: b"KDMV", Format.VHDX: b"vhdxfile"}.get(format, b"")
+@given(
+    st.sampled_from([f for f in ImageFormat if f is not ImageFormat.RAW]), st.integers(0, 600), st.binary(max_size=64)
+)
+def test_a_broken_header_is_read_or_refused_and_never_crashes(format: ImageFormat, at: int, noise: bytes) -> None:
+    magic = {ImageFormat.QCOW2: b"QFI\xfb", ImageFormat.VMDK: b"KDMV", ImageFormat.VHDX: b"vhdxfile"}.get(format, b"")
     head = bytearray(magic + os.urandom(600))
     head[at : at + len(noise)] = noise
     try:

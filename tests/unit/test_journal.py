@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from novacron.agent.vm.journal import FORGET_AFTER_S, Journal, Record, obey_order
-from novacron.model.ownership import Claim, Held, Order, OrderKind, Verdict, may_run
+from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord, may_run
 
 
 def test_a_record_comes_back_as_it_was_stored(tmp_path: Path) -> None:
-    record = Record(Held(3, Claim.RELEASED), machine="pc-i440fx-7.2", reboots=2, migration="mig-a")
+    record = Record(OwnershipRecord(3, Claim.RELEASED), machine="pc-i440fx-7.2", reboots=2, migration="mig-a")
     Journal(tmp_path).store("vm-a", record)
     assert Journal(tmp_path).load() == {"vm-a": record}
     assert Journal(tmp_path).load_one("vm-a") == record
@@ -26,12 +26,12 @@ def test_a_vm_never_heard_of_has_an_empty_record(tmp_path: Path) -> None:
 
 def test_a_write_cut_short_leaves_the_record_before_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.store("vm-a", Record(Held(1, Claim.OWNER)))
+    journal.store("vm-a", Record(OwnershipRecord(1, Claim.OWNER)))
     (tmp_path / "vm-a.new").write_bytes(b'{"held": {"ep')
-    assert Journal(tmp_path).load() == {"vm-a": Record(Held(1, Claim.OWNER))}
+    assert Journal(tmp_path).load() == {"vm-a": Record(OwnershipRecord(1, Claim.OWNER))}
 
 
-RECORD = Record(Held(3, Claim.RELEASED), machine="pc-i440fx-7.2", reboots=2, migration="mig-a")
+RECORD = Record(OwnershipRecord(3, Claim.RELEASED), machine="pc-i440fx-7.2", reboots=2, migration="mig-a")
 
 
 def damaged_contents() -> list[bytes]:
@@ -48,12 +48,12 @@ def test_a_vm_whose_record_is_damaged_does_not_run_before_a_later_epoch(tmp_path
     assert record.damaged
     for _ in range(3):  # however often the server repeats it
         record, verdict = obey_order(record, Order(OrderKind.OWN, 3))
-        assert verdict is Verdict.HOLD
+        assert verdict is OrderVerdict.HOLD
         assert not may_run(record.held)
-    for kind, refused in ((OrderKind.GONE, Verdict.HOLD), (OrderKind.RECEIVE, Verdict.IGNORE)):
+    for kind, refused in ((OrderKind.GONE, OrderVerdict.HOLD), (OrderKind.RECEIVE, OrderVerdict.IGNORE)):
         assert obey_order(record, Order(kind, 3)) == (record, refused)
     record, verdict = obey_order(record, Order(OrderKind.OWN, 4))
-    assert (verdict, record.held, record.damaged) == (Verdict.RUN, Held(4, Claim.OWNER), False)
+    assert (verdict, record.held, record.damaged) == (OrderVerdict.RUN, OwnershipRecord(4, Claim.OWNER), False)
 
 
 def test_damage_is_remembered_through_the_agents_own_death(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_damage_is_remembered_through_the_agents_own_death(tmp_path: Path) -> No
     record, _ = obey_order(journal.load()["vm-a"], Order(OrderKind.OWN, 3))
     journal.store("vm-a", record)
     _, verdict = obey_order(Journal(tmp_path).load()["vm-a"], Order(OrderKind.OWN, 3))
-    assert verdict is Verdict.HOLD
+    assert verdict is OrderVerdict.HOLD
 
 
 def test_a_record_that_an_earlier_agent_set_aside_still_counts_as_damaged(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_a_damaged_record_is_kept_for_whoever_looks_into_it(tmp_path: Path) -> N
 
 def test_only_records_of_vms_gone_long_ago_are_removed(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.store("vm-gone", Record(Held(2, Claim.NONE)))
-    journal.store("vm-owned", Record(Held(2, Claim.OWNER)))
-    journal.store("vm-fresh", Record(Held(2, Claim.NONE)))
+    journal.store("vm-gone", Record(OwnershipRecord(2, Claim.NONE)))
+    journal.store("vm-owned", Record(OwnershipRecord(2, Claim.OWNER)))
+    journal.store("vm-fresh", Record(OwnershipRecord(2, Claim.NONE)))
     old = time.time() - FORGET_AFTER_S - 10
     for vm in ("vm-gone", "vm-owned"):
         os.utime(tmp_path / f"{vm}.json", (old, old))

@@ -8,18 +8,18 @@ from unittest.mock import Mock
 import msgspec
 
 from novacron.agent.vm.launch import Inherited, StartRequest, qemu_config
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Display, Firmware, Hardware, VmSpec
+from novacron.model.vm import Display, Firmware, GuestHardware, VmSpec
 from novacron.qemu.command import QemuNic
 from novacron.wire import messages as wire
 
 INHERITED = Inherited((QemuNic("02:00:00:00:00:01", None),), (), (), 3, 4, 5, None, None, None, None, None, ())
 
 
-def request(spec: VmSpec, *, incoming: bool = False, hardware: Hardware | None = None) -> StartRequest:
+def request(spec: VmSpec, *, incoming: bool = False, hardware: GuestHardware | None = None) -> StartRequest:
     assignment = wire.Assignment("vm-a", "a", spec, False, "", 0, None, "default", bytes(32), hardware=hardware)
-    image = Mock(spec=Image, disk=Path("/images/tiny.raw"), cmdline="quiet", kernel=None, initrd=None)
+    image = Mock(spec=LocalImage, disk=Path("/images/tiny.raw"), cmdline="quiet", kernel=None, initrd=None)
     return StartRequest(assignment, image, AcceleratorKind.TCG, "", list, incoming)
 
 
@@ -31,7 +31,7 @@ def test_devices_follow_the_spec() -> None:
 
 
 def test_an_incoming_guest_has_the_hardware_that_it_has_grown_to() -> None:
-    spec, grown = VmSpec(image="tiny", vcpus=4, memory_mib=512), Hardware(2, 256, balloon=False)
+    spec, grown = VmSpec(image="tiny", vcpus=4, memory_mib=512), GuestHardware(2, 256, balloon=False)
     here = qemu_config("vm-a", "qemu", request(spec, hardware=grown), INHERITED)
     coming = qemu_config("vm-a", "qemu", request(spec, incoming=True, hardware=grown), INHERITED)
     assert (here.vcpus, here.memory_mib, here.balloon) == (4, 512, True)

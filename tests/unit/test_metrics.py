@@ -22,7 +22,7 @@ from novacron.api.routes.metrics import seen
 from novacron.model.migration import Progress, Savings
 from novacron.store.feed import Batch, Change
 from novacron.telemetry import declared, page, values
-from novacron.telemetry.declared import FAMILIES, Kind, Together
+from novacron.telemetry.declared import FAMILIES, MetricKind, Together
 from novacron.telemetry.metrics import FOLLOWED_MAX, Metrics, MigrationMetrics, Seen
 from novacron.telemetry.shared import Processes
 
@@ -117,13 +117,15 @@ UNITS = ("_seconds", "_bytes", "_seconds_total", "_bytes_total", "_bytes_per_sec
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_metric_names_follow_the_rules(family: declared.Family) -> None:
     assert re.fullmatch(r"novacron_[a-z][a-z0-9_]*", family.name)
-    assert (family.kind is Kind.COUNTER) == family.name.endswith("_total")
+    assert (family.kind is MetricKind.COUNTER) == family.name.endswith("_total")
     assert family.name.endswith(UNITS) or not re.search(r"_(ms|s|mib|kb|milliseconds|minutes)(_|$)", family.name)
-    assert (family.kind is Kind.HISTOGRAM) == bool(family.buckets) and list(family.buckets) == sorted(family.buckets)
-    assert family.kind is not Kind.HISTOGRAM or family.name.endswith("_seconds")
+    assert (family.kind is MetricKind.HISTOGRAM) == bool(family.buckets) and list(family.buckets) == sorted(
+        family.buckets
+    )
+    assert family.kind is not MetricKind.HISTOGRAM or family.name.endswith("_seconds")
     assert family.help.endswith(".") and len(family.help) > 8
     assert all(re.fullmatch(r"[a-z][a-z_]*", label) and label != "le" for label in family.labels)
-    assert family.together is Together.SUM or family.kind is Kind.GAUGE
+    assert family.together is Together.SUM or family.kind is MetricKind.GAUGE
 
 
 def test_each_metric_is_declared_once_and_documented() -> None:

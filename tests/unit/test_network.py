@@ -15,12 +15,12 @@ from novacron.model.network import (
     RESERVED,
     Direction,
     Entrance,
-    Interface,
     NetworkKind,
     NetworkSpec,
     Passing,
     Protocol,
     RuleSpec,
+    VmInterface,
     check_rule,
     check_spec,
     check_subnet,
@@ -120,7 +120,7 @@ def test_security_rules_apply_in_their_direction_and_nothing_enters_without_one(
         Passing(Direction.IN, Protocol.ANY, None, ()),
         Passing(Direction.OUT, Protocol.UDP, (53, 53), None),
     )
-    nic = Interface(NIC.vm, 0, NIC.mac, NIC.address, passing)
+    nic = VmInterface(NIC.vm, 0, NIC.mac, NIC.address, passing)
     chains = firewall.chains([nic], "10.20.0.2")
     let_in = [rule for rule in chains["to_nvaaaaaaaaaaaa"] if "saddr {" in rule]
     assert len(let_in) == 1 and "th dport 80-90" in let_in[0], "a group without members lets nobody in"
@@ -147,7 +147,7 @@ def test_a_range_is_stored_in_the_form_that_nftables_reads() -> None:
 
 
 def test_nothing_passes_through_a_closed_interface() -> None:
-    nic = Interface(NIC.vm, 0, NIC.mac, NIC.address, (Passing(Direction.IN, Protocol.ANY, None, None),))
+    nic = VmInterface(NIC.vm, 0, NIC.mac, NIC.address, (Passing(Direction.IN, Protocol.ANY, None, None),))
     chains = firewall.chains([nic], "10.20.0.2", closed={firewall.key_of(nic)})
     assert chains["spoofing_nvaaaaaaaaaaaa"] == chains["to_nvaaaaaaaaaaaa"] == ["drop"]
     assert '"nvaaaaaaaaaaaa" : jump to_nvaaaaaaaaaaaa' in chains["after"][0]

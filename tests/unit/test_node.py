@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from novacron.control.migration import plan
-from novacron.model.migration import Cause, Kind, Migration, Phase, Policy, Progress
+from novacron.model.migration import Cause, Migration, MigrationKind, MigrationPhase, MigrationPolicy, Progress
 from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory, Load, Node, NodeSpec, NodeStatus
 from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
@@ -51,12 +51,12 @@ def test_a_node_with_enough_room_accepts_the_vm() -> None:
     assert fleet.judge(Wish("vm", VmSpec(image="tiny", memory_mib=584)), "n").refusal is None
 
 
-def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
+def migration(id: str, source: str, target: str, phase: MigrationPhase) -> Migration:
     return Migration(
         id,
         "vm-" + id,
         id,
-        Kind.LIVE,
+        MigrationKind.LIVE,
         source,
         target,
         1,
@@ -68,7 +68,7 @@ def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
         None,
         None,
         None,
-        Policy.THROTTLE,
+        MigrationPolicy.THROTTLE,
         Cause.REQUEST,
         Progress(),
         None,
@@ -81,11 +81,11 @@ def migration(id: str, source: str, target: str, phase: Phase) -> Migration:
 
 def test_migrations_wait_for_a_node_that_is_busy() -> None:
     active = [
-        migration("1", "a", "b", Phase.TRANSFERRING),
-        migration("2", "a", "c", Phase.PENDING),
-        migration("3", "a", "d", Phase.PENDING),
-        migration("4", "e", "f", Phase.PENDING),
-        migration("5", "c", "a", Phase.PENDING),
+        migration("1", "a", "b", MigrationPhase.TRANSFERRING),
+        migration("2", "a", "c", MigrationPhase.PENDING),
+        migration("3", "a", "d", MigrationPhase.PENDING),
+        migration("4", "e", "f", MigrationPhase.PENDING),
+        migration("5", "c", "a", MigrationPhase.PENDING),
     ]
     planned = plan(active, {}, {}, dict.fromkeys("abcdef", 2))
     assert planned.begin == ["2", "4"]

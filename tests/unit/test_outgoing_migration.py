@@ -12,7 +12,7 @@ import pytest
 
 from novacron.agent.migration import source_stream
 from novacron.agent.migration.outgoing import OutgoingMigration
-from novacron.agent.migration.phases import Phase
+from novacron.agent.migration.phases import SourcePhase
 from novacron.agent.migration.pre_copy import TransferFailed
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Record
@@ -20,8 +20,8 @@ from novacron.agent.worker import Worker
 from novacron.dwcp.page_codec import PageSavings
 from novacron.dwcp.send_pipeline import Counters
 from novacron.dwcp.sender import SendFailed
-from novacron.model.migration import Kind, Policy, Side
-from novacron.model.ownership import Claim, Held
+from novacron.model.migration import MigrationKind, MigrationPolicy, Side
+from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.qemu import transfer
 from novacron.qemu.transfer import TransferStatus
 from novacron.wire import messages as wire
@@ -36,7 +36,9 @@ class Setting:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, statuses: list[TransferStatus]) -> None:
         sent_messages.clear()
         directory.joinpath("vms", "vm-a").mkdir(parents=True)
-        self.context: VmContext = Worker("vm-a", Record(Held(EPOCH, Claim.OWNER)), services_in(directory)).context
+        self.context: VmContext = Worker(
+            "vm-a", Record(OwnershipRecord(EPOCH, Claim.OWNER)), services_in(directory)
+        ).context
         self.context.machine.monitor = cast(Any, Mock())
         self.pumped = asyncio.Event()
         self.cancelled: list[str] = []
@@ -62,12 +64,14 @@ class Setting:
             raise self.pump_error
         await asyncio.sleep(0)
 
-    def migration(self, policy: Policy) -> OutgoingMigration:
+    def migration(self, policy: MigrationPolicy) -> OutgoingMigration:
         sender = MagicMock(rate_bytes_per_s=100e6, backlog_bytes=0, counters=Counters())
         sender.__aexit__ = AsyncMock(return_value=None)
         sender.savings = PageSavings()
         opener = Mock(open=AsyncMock(return_value=sender))
-        task = wire.Task("mig-a", Side.SOURCE, Kind.LIVE, "host-b", EPOCH, endpoint="127.0.0.1:7445", policy=policy)
+        task = wire.Task(
+            "mig-a", Side.SOURCE, MigrationKind.LIVE, "host-b", EPOCH, endpoint="127.0.0.1:7445", policy=policy
+        )
         return OutgoingMigration(task, self.context, opener)
 
 
@@ -82,13 +86,13 @@ async def test_the_source_promises_when_qemu_has_sent_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE)
-    migration = setting.migration(Policy.THROTTLE)
+    migration = setting.migration(MigrationPolicy.THROTTLE)
     await source_stream.send(migration)
-    assert migration.phase is Phase.PROMISED
+    assert migration.phase is SourcePhase.PROMISED
     assert setting.calls == ["send", "switch"]
     assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
     held = setting.context.services.journal.load_one("vm-a").held
-    assert held == setting.context.record.held == Held(EPOCH, Claim.RELEASED)
+    assert held == setting.context.record.held == OwnershipRecord(EPOCH, Claim.RELEASED)
     assert setting.cancelled == []
 
 
@@ -99,9 +103,9 @@ async def test_with_post_copy_the_source_promises_before_all_memory_has_arrived(
     statuses = [status("active", 1, 1 << 28), status("postcopy-active", 1, 1 << 28), status("completed", 1, 0)]
     setting = Setting(tmp_path, monkeypatch, statuses)
     monkeypatch.setattr(transfer, "logs_every_write", AsyncMock(return_value=False))
-    migration = setting.migration(Policy.POST_COPY)
+    migration = setting.migration(MigrationPolicy.POST_COPY)
     await source_stream.send(migration)
-    assert migration.phase is Phase.POST_COPY
+    assert migration.phase is SourcePhase.POST_COPY
     assert setting.calls == ["send", "start_post_copy"]
     assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, EPOCH)]
     assert setting.context.record.post_copy is not None
@@ -112,11 +116,11 @@ async def test_without_a_promise_the_guest_continues_at_the_source(
 ) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE[:1])
     setting.pump_error = SendFailed("the link is down")
-    migration = setting.migration(Policy.THROTTLE)
+    migration = setting.migration(MigrationPolicy.THROTTLE)
     with pytest.raises(TransferFailed, match="the link is down"):
         await source_stream.send(migration)
     migration.end()
-    assert (migration.phase, setting.cancelled, sent_messages) == (Phase.FAILED, ["cancel"], [])
+    assert (migration.phase, setting.cancelled, sent_messages) == (SourcePhase.FAILED, ["cancel"], [])
     assert setting.context.record.held.claim is Claim.OWNER
 
 
@@ -125,17 +129,17 @@ async def test_a_failure_after_the_promise_changes_nothing_at_the_source(
 ) -> None:
     setting = Setting(tmp_path, monkeypatch, [status("completed", 1, 0)])
     setting.pump_error = SendFailed("the link is down")
-    migration = setting.migration(Policy.THROTTLE)
+    migration = setting.migration(MigrationPolicy.THROTTLE)
     await source_stream.send(migration)
     migration.end()
-    assert (migration.phase, setting.cancelled) == (Phase.DONE, [])
+    assert (migration.phase, setting.cancelled) == (SourcePhase.DONE, [])
     assert setting.context.record.held.claim is Claim.RELEASED
 
 
 async def test_the_source_does_not_promise_after_a_later_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(tmp_path, monkeypatch, LIVE)
-    await setting.context.store(held=Held(EPOCH + 1, Claim.OWNER))
+    await setting.context.store(held=OwnershipRecord(EPOCH + 1, Claim.OWNER))
     with pytest.raises(ValueError, match="cannot release"):
-        await source_stream.send(setting.migration(Policy.THROTTLE))
-    assert setting.context.record.held == Held(EPOCH + 1, Claim.OWNER)
+        await source_stream.send(setting.migration(MigrationPolicy.THROTTLE))
+    assert setting.context.record.held == OwnershipRecord(EPOCH + 1, Claim.OWNER)
     assert sent_messages == []

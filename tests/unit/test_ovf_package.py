@@ -11,7 +11,7 @@ from novacron.client.errors import ArchiveError
 from novacron.client.ovf import OvfDisk
 from novacron.client.ovf_package import (
     Checksum,
-    Piece,
+    DiskPart,
     check_descriptor,
     check_piece,
     checksums,
@@ -27,9 +27,9 @@ def test_a_checksum_of_each_kind_is_checked(tmp_path: Path, algorithm: str) -> N
     right = hashlib.new(algorithm, b"disk").hexdigest()
     line = f"{algorithm.upper()}(my disk (1).vmdk)= {right}\r\n\r\n".encode()
     assert checksums(line) == {"my disk (1).vmdk": Checksum(algorithm, right)}
-    check_piece(Piece(file, 6, 4, Checksum(algorithm, right)))
+    check_piece(DiskPart(file, 6, 4, Checksum(algorithm, right)))
     with pytest.raises(ArchiveError, match="checksum is not the one"):
-        check_piece(Piece(file, 5, 4, Checksum(algorithm, right)))
+        check_piece(DiskPart(file, 5, 4, Checksum(algorithm, right)))
     check_descriptor("vm.ovf", b"disk", {"vm.ovf": Checksum(algorithm, right)})
     with pytest.raises(ArchiveError, match=r"vm.ovf is damaged"):
         check_descriptor("vm.ovf", b"disc", {"vm.ovf": Checksum(algorithm, right)})
@@ -43,9 +43,9 @@ def test_an_uncheckable_checksum_does_not_pass(line: str) -> None:
 
 def test_a_chunked_disk_is_joined_in_order_and_must_be_complete(tmp_path: Path) -> None:
     disk = OvfDisk("a.vmdk", 0, chunk_bytes=10)
-    files = {f"a.vmdk.{number:09d}": Piece(tmp_path, number, size) for number, size in enumerate((10, 10, 3))}
+    files = {f"a.vmdk.{number:09d}": DiskPart(tmp_path, number, size) for number, size in enumerate((10, 10, 3))}
     assert [piece.offset for piece in disk_pieces(disk, files, tmp_path)] == [0, 1, 2]
-    short = files | {"a.vmdk.000000001": Piece(tmp_path, 1, 9)}
+    short = files | {"a.vmdk.000000001": DiskPart(tmp_path, 1, 9)}
     with pytest.raises(ArchiveError, match=r"piece 1 .* cut off"):
         disk_pieces(disk, short, tmp_path)
     with pytest.raises(ArchiveError, match="lacks the pieces"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.model.constraints import Effect, Placement, Scope, Taint
+from novacron.model.constraints import AntiAffinityScope, Effect, Placement, Taint
 from novacron.model.fit import capacity
 from novacron.model.node import (
     Load,
@@ -68,9 +68,9 @@ def test_a_group_stays_together_or_apart() -> None:
     assert fleet.place(Wish("2", vm(affinity="web"))) == first
     assert len(set(place_all(fleet, [vm(anti_affinity="db") for _ in range(3)]))) == 3
     assert "has a VM of its anti-affinity group db" in str(fleet.judge(Wish("9", vm(anti_affinity="db")), "a").refusal)
-    sites = place_all(fleet, [vm(anti_affinity="dc", anti_affinity_scope=Scope.SITE) for _ in range(3)])
+    sites = place_all(fleet, [vm(anti_affinity="dc", anti_affinity_scope=AntiAffinityScope.SITE) for _ in range(3)])
     assert None in sites and len(set(sites)) == 3
-    zones = place_all(fleet, [vm(anti_affinity="rack", anti_affinity_scope=Scope.ZONE) for _ in range(3)])
+    zones = place_all(fleet, [vm(anti_affinity="rack", anti_affinity_scope=AntiAffinityScope.ZONE) for _ in range(3)])
     assert set(zones) == {"a", "b", "c"}
 
 
@@ -85,7 +85,7 @@ def test_a_group_can_leave_a_cordoned_node() -> None:
 
 
 def test_a_vm_may_move_within_its_own_zone_though_its_group_is_apart_by_zones() -> None:
-    spec = vm(anti_affinity="db", anti_affinity_scope=Scope.ZONE)
+    spec = vm(anti_affinity="db", anti_affinity_scope=AntiAffinityScope.ZONE)
     fleet = Fleet([node("a"), node("b"), node("c", zone="2")], {}, [Member("1", "a", spec), Member("2", "c", spec)])
     assert fleet.choose(Wish("1", spec, at="a")) == "b"
 
@@ -137,7 +137,7 @@ def _less(load: Load, spec: VmSpec) -> Load:
 
 
 def test_a_placement_round_trips_through_its_encoding() -> None:
-    spec = vm(labels={"a": "b"}, tolerations=("x",), affinity="g", anti_affinity_scope=Scope.SITE)
+    spec = vm(labels={"a": "b"}, tolerations=("x",), affinity="g", anti_affinity_scope=AntiAffinityScope.SITE)
     assert msgspec.convert(msgspec.to_builtins(spec), VmSpec) == spec
     with pytest.raises(msgspec.ValidationError, match="labels"):
         msgspec.convert({"labels": {"Not A Label!": "x"}}, Placement)

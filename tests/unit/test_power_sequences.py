@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from novacron.agent.vm.power import PowerRequests, Situation, Step, decide
-from novacron.model.vm import Action, Power, Restart, VmSpec
+from novacron.model.vm import Power, Restart, VmAction, VmSpec
 from novacron.store.vms import power_changes
 
 LENGTH = 5
@@ -66,10 +66,10 @@ class World:
         """Let something happen; say whether it can."""
         match what:
             case "start" | "stop" | "pause" | "resume" | "reboot" | "reset":
-                self._request(Action(what), None)
+                self._request(VmAction(what), None)
                 self.resets_asked += what in ("reboot", "reset")
             case "kill":
-                self._request(Action.STOP, 0)
+                self._request(VmAction.STOP, 0)
             case "guest powers off" | "guest resets" if self.run_state != "running":
                 return False
             case "guest powers off":
@@ -90,7 +90,7 @@ class World:
         self.settle()
         return True
 
-    def _request(self, action: Action, stop_timeout_s: int | None) -> None:
+    def _request(self, action: VmAction, stop_timeout_s: int | None) -> None:
         self.spec = msgspec.structs.replace(self.spec, **power_changes(self.spec, action, stop_timeout_s))
 
     def settle(self) -> None:

@@ -19,7 +19,7 @@ from novacron.api.read_model.response_cache import ResponseCache
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.access import Access, Right
 from novacron.model.token import TokenKind
-from novacron.store.feed import Batch, Change, Snapshot
+from novacron.store.feed import Batch, Change, FeedSnapshot
 
 PROJECTS, NODES, STATES, IMAGES = ("p", "q", "r"), ("a", "b", None), ("running", "stopped"), ("tiny", "big")
 CALLER = Caller("tok", "ann", "user", TokenKind.API, Access(frozenset({Right.READ})), "p", NEVER_S, "*")
@@ -63,7 +63,7 @@ def apply(cache: Cache, revision: int, what: dict[str, Any] | str) -> None:
 
 def started() -> Cache:
     cache = Cache()
-    asyncio.run(cache.reset(Snapshot(Batch(0, []), [], 0)))
+    asyncio.run(cache.reset(FeedSnapshot(Batch(0, []), [], 0)))
     return cache
 
 

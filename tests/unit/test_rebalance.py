@@ -14,10 +14,20 @@ from novacron.agent.host.loads import Loads
 from novacron.model.drain import estimate_s
 from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Wish
-from novacron.model.rebalance import Decision, Mode, Settings, Since, VmLoad, decide, deviation, smoothed, uses_of
+from novacron.model.rebalance import (
+    Decision,
+    RebalanceMode,
+    Settings,
+    Since,
+    VmLoad,
+    decide,
+    deviation,
+    smoothed,
+    uses_of,
+)
 from tests.support.fleet import node, vm
 
-AUTO = Settings(mode=Mode.AUTO, rounds=2)
+AUTO = Settings(mode=RebalanceMode.AUTO, rounds=2)
 NODES = [node("a", cpus=8), node("b", cpus=8), node("c", cpus=8)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
-from novacron.model.ownership import Claim, Held
+from novacron.model.ownership import Claim, OwnershipRecord
 from tests.support.agent import services_in
 
 
@@ -41,8 +41,8 @@ async def test_a_slow_disk_does_not_hold_up_the_event_loop(tmp_path: Path, slow_
 async def test_a_promise_whose_writing_is_cancelled_is_remembered_if_it_reaches_the_disk(
     tmp_path: Path, slow_disk: threading.Event
 ) -> None:
-    context = Worker("vm-a", Record(Held(3, Claim.OWNER)), services_in(tmp_path)).context
-    promise = Held(3, Claim.RELEASED)
+    context = Worker("vm-a", Record(OwnershipRecord(3, Claim.OWNER)), services_in(tmp_path)).context
+    promise = OwnershipRecord(3, Claim.RELEASED)
     writing = asyncio.create_task(context.store(held=promise))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

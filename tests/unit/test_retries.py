@@ -13,7 +13,7 @@ from novacron.agent.vm.journal import PostCopy, Record
 from novacron.agent.vm.retries import DEFECT_S_MAX, EXPECTED_S_MAX, Retries
 from novacron.agent.worker import Worker
 from novacron.model.migration import Side
-from novacron.model.ownership import Claim, Held
+from novacron.model.ownership import Claim, OwnershipRecord
 from tests.support.agent import services_in
 
 
@@ -64,7 +64,7 @@ async def test_an_unforeseen_error_while_memory_follows_its_guest_makes_no_busy_
     monkeypatch.setattr(post_copy, work, fail)
     clock = JumpingClock(8)
     moving = PostCopy("mig-a", side, "host-b", "127.0.0.1:7445")
-    held = Held(2, Claim.RELEASED if side is Side.SOURCE else Claim.OWNER)
+    held = OwnershipRecord(2, Claim.RELEASED if side is Side.SOURCE else Claim.OWNER)
     worker = Worker("vm-a", Record(held, post_copy=moving), services_in(tmp_path, clock=clock))
     part = worker._source if side is Side.SOURCE else worker._target
     while attempts < 8:

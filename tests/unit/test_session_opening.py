@@ -15,14 +15,14 @@ from novacron.agent.vm.journal import PostCopy, Record
 from novacron.agent.worker import Worker
 from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.sender import Sender, SendFailed
-from novacron.model.migration import Kind, Side
-from novacron.model.ownership import Claim, Held
+from novacron.model.migration import MigrationKind, Side
+from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.wire import messages as wire
 from tests.support.agent import services_in
 from tests.waiting import eventually
 
 ENDPOINT = "127.0.0.1:7445"
-TASK = wire.Task("mig-a", Side.SOURCE, Kind.LIVE, "host-b", 4, endpoint=ENDPOINT)
+TASK = wire.Task("mig-a", Side.SOURCE, MigrationKind.LIVE, "host-b", 4, endpoint=ENDPOINT)
 
 
 class JumpingClock:
@@ -117,7 +117,7 @@ async def test_a_target_that_is_ready_too_late_is_tried_once_more(monkeypatch: p
 
 async def test_a_session_whose_sender_restarts_ends_with_that_code(tmp_path: Path) -> None:
     moving = PostCopy("mig-a", Side.TARGET, "host-b")
-    worker = Worker("vm-a", Record(Held(4, Claim.OWNER), post_copy=moving), services_in(tmp_path))
+    worker = Worker("vm-a", Record(OwnershipRecord(4, Claim.OWNER), post_copy=moving), services_in(tmp_path))
     session = Mock()
     worker._target._session = session
     worker.on_unexpected_session(session_of(moving), "host-c")

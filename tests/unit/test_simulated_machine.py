@@ -17,10 +17,10 @@ from novacron.agent.vm.journal import Record
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.reconciler import RETRY_S
 from novacron.agent.worker import RETRY_S_MAX, Worker
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, Order, OrderKind
-from novacron.model.vm import Hardware, Power, VmSpec, VmState
+from novacron.model.vm import GuestHardware, Power, VmSpec, VmState
 from novacron.wire import messages as wire
 from tests.support.agent import services_in
 
@@ -33,7 +33,7 @@ class SimulatedMachine:
         self.directory = self.home.path
         self.pid: int | None = None
         self.kept, self.guest_listens = False, False
-        self.hardware: Hardware | None = None
+        self.hardware: GuestHardware | None = None
         self.monitor = None
         self.migration_status = ""
         self.guest = cast(Any, None)
@@ -117,7 +117,7 @@ async def test_the_real_worker_starts_stops_and_removes_a_simulated_vm(tmp_path:
         return cast(VirtualMachine, machines[-1])
 
     services.hypervisor = Mock(machine=machine)
-    services.images["tiny"] = Mock(spec=Image, disk=None, info=Mock(disk_bytes=0))
+    services.images["tiny"] = Mock(spec=LocalImage, disk=None, info=Mock(disk_bytes=0))
     worker = Worker("vm-a", Record(), services)
     running = asyncio.create_task(worker.run())
 
@@ -148,7 +148,7 @@ async def test_a_vm_that_cannot_start_is_retried_with_growing_pauses_and_little_
     starts = AsyncMock(side_effect=MachineFailed("no tap"))
     machine.start = starts  # type: ignore[method-assign]  # the start that fails
     services.hypervisor = Mock(machine=lambda vm, on_event: machine)
-    services.images["tiny"] = Mock(spec=Image, disk=None, info=Mock(disk_bytes=0))
+    services.images["tiny"] = Mock(spec=LocalImage, disk=None, info=Mock(disk_bytes=0))
     worker = Worker("vm-a", Record(), services)
     spec = VmSpec(image="tiny", power=Power.RUNNING, starts=1)
     assignment = wire.Assignment("vm-a", "a", spec, False, "", 0, None, "default", bytes(32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,11 @@ COMPLEXITY_MAX = 15
 FILE_LINES_MAX = 500
 FOREIGN_SIGNATURES = {"telemetry/traces.py should_sample"}
 """Functions whose parameters somebody else prescribes."""
+SHARED_CLASS_NAMES = {
+    "AntiAffinityScope", "AuditOutcome", "CpuKind", "Display", "DrainPolicy", "Encryption", "Firmware", "ImageFormat",
+    "MigrationPolicy", "Power", "RebalanceMode", "Restart",
+}  # fmt: skip
+"""Enums of the model that the client, which does not load the model, has a generated copy of (client/choices.py)."""
 
 
 class Ceiling(NamedTuple):
@@ -128,6 +134,18 @@ def test_the_shape_of_the_code_gets_no_worse(what: str) -> None:
 
 def test_no_ceiling_is_below_its_goal() -> None:
     assert all(ceiling.allowed >= ceiling.goal for ceiling in CEILINGS.values())
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    places = defaultdict[str, list[str]](list)
+    for name, path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    unexpected = {name: where for name, where in shared.items() if name not in SHARED_CLASS_NAMES}
+    assert not unexpected, f"give each its own telling name: {unexpected}"
+    assert shared.keys() == SHARED_CLASS_NAMES, f"shared no longer: {SHARED_CLASS_NAMES - shared.keys()}"
 
 
 def sleeps(call: ast.Call) -> bool:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from novacron.supervise import RESTARTS, Backoff, FewTasks, Rarely, supervise, until_one_ends
+from novacron.supervise import RESTARTS, BackoffPolicy, FewTasks, Rarely, supervise, until_one_ends
 
-AT_ONCE = Backoff(first_s=0.001, most_s=0.002, steady_s=60.0)
+AT_ONCE = BackoffPolicy(first_s=0.001, most_s=0.002, steady_s=60.0)
 
 
 async def test_failed_work_is_restarted_and_counted_while_other_work_continues() -> None:
@@ -41,7 +41,7 @@ async def test_an_error_that_is_meant_to_end_the_work_ends_it() -> None:
 
 
 def test_pauses_double_up_to_a_limit_and_reset_after_steady_work() -> None:
-    backoff, pauses, pause_s = Backoff(1.0, 5.0, 60.0), [], 0.0
+    backoff, pauses, pause_s = BackoffPolicy(1.0, 5.0, 60.0), [], 0.0
     for lasted_s in (0, 0, 0, 0, 0, 61):
         pause_s = backoff.after(pause_s, lasted_s)
         pauses.append(pause_s)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from novacron.agent.host.passthrough import Passthrough
-from novacron.model.hardware import Hardware, PciDevice
+from novacron.model.hardware import HostHardware, PciDevice
 from novacron.model.node import Node
 from novacron.model.placement import Fleet, Wish
 from novacron.model.vm import VmSpec
@@ -109,7 +109,7 @@ def with_devices(name: str, listed: tuple[str, ...], group: int | None = 12) -> 
     record = node(name)
     assert record.status.inventory is not None
     devices = tuple(PciDevice(address, "8086:10fb", "0200", "ixgbe", group) for address in (NIC, TWIN))
-    inventory = msgspec.structs.replace(record.status.inventory, hardware=Hardware("", (), (), (), devices))
+    inventory = msgspec.structs.replace(record.status.inventory, hardware=HostHardware("", (), (), (), devices))
     return msgspec.structs.replace(
         record,
         spec=msgspec.structs.replace(record.spec, passthrough=listed),

@@ -11,7 +11,7 @@ import pytest
 from novacron.api.read_model.watch_cache import Cache, Delivery
 from novacron.model.access import Right
 from novacron.model.errors import Gone, Unavailable
-from novacron.store.feed import Batch, Change, Snapshot
+from novacron.store.feed import Batch, Change, FeedSnapshot
 
 
 def vm(revision: int, name: str = "web", id: str = "vm-a") -> Change:
@@ -39,7 +39,7 @@ def grant(revision: int, role: str | None, project: str | None = None) -> Change
 async def started(*history: Change, after: int = 0) -> Cache:
     cache = Cache()
     revision = history[-1].revision if history else after
-    await cache.reset(Snapshot(Batch(revision, []), list(history), after))
+    await cache.reset(FeedSnapshot(Batch(revision, []), list(history), after))
     return cache
 
 
@@ -136,7 +136,7 @@ async def test_followers_are_disconnected_when_the_feed_restarts() -> None:
     waiting = anext(follower)
     task = asyncio.ensure_future(waiting)
     await asyncio.sleep(0)
-    await cache.reset(Snapshot(Batch(9, []), [], 9))
+    await cache.reset(FeedSnapshot(Batch(9, []), [], 9))
     with pytest.raises(Unavailable):
         await task
 

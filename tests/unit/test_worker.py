@@ -8,7 +8,7 @@ import pytest
 
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
-from novacron.model.ownership import Claim, Held, Order, OrderKind
+from novacron.model.ownership import Claim, Order, OrderKind, OwnershipRecord
 from novacron.model.vm import Restart, VmState
 from novacron.wire import messages as wire
 from tests.support.agent import assigned, sent_messages, services_in
@@ -17,7 +17,7 @@ from tests.support.agent import assigned, sent_messages, services_in
 @pytest.fixture
 def worker(tmp_path: Path) -> Worker:
     sent_messages.clear()
-    return Worker("vm-a", Record(Held(1, Claim.OWNER)), services_in(tmp_path))
+    return Worker("vm-a", Record(OwnershipRecord(1, Claim.OWNER)), services_in(tmp_path))
 
 
 def test_an_unchanged_observation_is_reported_once(worker: Worker) -> None:
@@ -36,7 +36,7 @@ async def test_a_new_link_gets_every_report_again(worker: Worker) -> None:
 async def test_a_report_is_repeated_when_the_epoch_grows(worker: Worker) -> None:
     """Found by kills at random moments: the server ignores reports of an older epoch, so they must not count."""
     worker.context.report(VmState.RUNNING)
-    await worker.context.store(held=Held(2, Claim.OWNER))
+    await worker.context.store(held=OwnershipRecord(2, Claim.OWNER))
     worker.context.report(VmState.RUNNING)
     assert [message.epoch for message in sent_messages] == [1, 2]
 
@@ -51,8 +51,8 @@ async def test_a_record_that_cannot_be_stored_is_not_kept_in_memory(
 
     monkeypatch.setattr(Journal, "store", full)
     with pytest.raises(OSError):
-        await worker.context.store(held=Held(2, Claim.OWNER))
-    assert worker.context.record.held == Held(1, Claim.OWNER)
+        await worker.context.store(held=OwnershipRecord(2, Claim.OWNER))
+    assert worker.context.record.held == OwnershipRecord(1, Claim.OWNER)
 
 
 async def test_crash_counts_survive_the_agents_own_death(worker: Worker, tmp_path: Path) -> None:

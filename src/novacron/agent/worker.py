@@ -27,8 +27,8 @@ from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Record, obey_order
 from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.dwcp.backoff import Backoff
-from novacron.model.migration import Kind, Side
-from novacron.model.ownership import Claim, OrderKind, Verdict
+from novacron.model.migration import MigrationKind, Side
+from novacron.model.ownership import Claim, OrderKind, OrderVerdict
 from novacron.model.vm import Power, VmState
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
@@ -187,27 +187,27 @@ class Worker:
         self._source.resume()
         self._target.resume()
         match verdict:
-            case Verdict.RUN:
+            case OrderVerdict.RUN:
                 return await self._run(statement)
-            case Verdict.RECEIVE if self._source.serves_memory:
+            case OrderVerdict.RECEIVE if self._source.serves_memory:
                 assert statement.task is not None
                 why = "its memory is still on its way from here to where it runs"
                 context.services.send(wire.MigrationFailed(statement.task.migration, why))
-            case Verdict.DESTROY if self._source.serves_memory:
+            case OrderVerdict.DESTROY if self._source.serves_memory:
                 if not self._has_left:
                     await self.machine.leave()
                     self._has_left = True
-            case Verdict.RECEIVE:
+            case OrderVerdict.RECEIVE:
                 assert statement.task is not None and statement.assignment is not None
                 await self._target.step(statement.task, statement.assignment)
-            case Verdict.DESTROY:
+            case OrderVerdict.DESTROY:
                 await self._remove(statement, moved=was_released or self._has_left)
                 return 0
-            case Verdict.HOLD:
+            case OrderVerdict.HOLD:
                 return self._repeat_promise(statement)
         return IDLE_S
 
-    async def _obey(self, statement: wire.Statement) -> Verdict:
+    async def _obey(self, statement: wire.Statement) -> OrderVerdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
         context, before = self.context, self.context.record
         after, verdict = obey_order(before, statement.order)
@@ -270,7 +270,7 @@ class Worker:
         await clone_disk.settle(self.machine)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
-            if assignment.spec.power is Power.STOPPED and task.kind is not Kind.COLD:
+            if assignment.spec.power is Power.STOPPED and task.kind is not MigrationKind.COLD:
                 await self._source.fail(task.migration, "the VM was stopped on request")
             elif await self._source.step(task):
                 return IDLE_S
@@ -303,12 +303,12 @@ class Worker:
         context.report(VmState.FAILED if self.machine.pid is None else VmState.RUNNING, reason)
         return IDLE_S
 
-    async def _end_transfers(self, verdict: Verdict) -> None:
+    async def _end_transfers(self, verdict: OrderVerdict) -> None:
         """End what belongs to an earlier epoch, but not memory that a guest that has left, or come, still needs."""
         if self._source.serves_memory:
-            if verdict is Verdict.RUN:
+            if verdict is OrderVerdict.RUN:
                 await self._source.take_guest_back()
-        elif not (self._target.awaits_memory and verdict is Verdict.RUN):
+        elif not (self._target.awaits_memory and verdict is OrderVerdict.RUN):
             await self._cancel_transfers()
 
     async def _cancel_transfers(self) -> None:

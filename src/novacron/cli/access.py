@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import options, output
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import AuditOutcome
 
@@ -96,18 +96,18 @@ def _asked_password() -> str:
 
 
 @projects.command("list")
-def list_projects(output_: Output = Format.TABLE) -> None:
+def list_projects(output_: Output = OutputFormat.TABLE) -> None:
     """List the projects that you can see."""
     with output.errors():
         output.rows(Client().list("projects"), PROJECTS, output_)
 
 
 @projects.command("show")
-def show_project(project: ProjectName, output_: Output = Format.TABLE) -> None:
+def show_project(project: ProjectName, output_: Output = OutputFormat.TABLE) -> None:
     """Show a project's usage and quota."""
     with output.errors():
         usage = Client().usage(project)
-        if output_ is Format.JSON:
+        if output_ is OutputFormat.JSON:
             output.show_json(usage)
             return
         rows = [{"what": key, "has": usage["usage"][key], "may": usage["quota"][key]} for key in QUOTAS]
@@ -120,7 +120,7 @@ def create_project(
     description: Annotated[str, typer.Option(help="what it is for")] = "",
     quota: QuotaTexts = None,
     host_network: HostNetwork = False,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Create a project."""
     with output.errors():
@@ -137,7 +137,7 @@ def set_project(
     description: Annotated[str | None, typer.Option(help="what it is for")] = None,
     quota: QuotaTexts = None,
     host_network: HostNetwork = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Change a project's name, description or quota."""
     options_ = {"name": name, "description": description, "host_network": host_network}
@@ -160,7 +160,7 @@ def delete_project(project: ProjectName) -> None:
 
 
 @users.command("list")
-def list_users(output_: Output = Format.TABLE) -> None:
+def list_users(output_: Output = OutputFormat.TABLE) -> None:
     """List users."""
     with output.errors():
         output.rows(Client().list("users"), USERS, output_)
@@ -174,7 +174,7 @@ def create_user(
     ] = False,
     project: Annotated[str | None, typer.Option(help="project whose administrators manage the service account")] = None,
     password: Password = False,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Create a user, without any permission yet: see novacron grant."""
     with output.errors():
@@ -222,7 +222,7 @@ def delete_user(user: UserRef) -> None:
 @grants.command("list")
 def list_grants(
     user: Annotated[str | None, typer.Option(help="only roles of this user")] = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List which user has which role where."""
     with output.errors():
@@ -235,7 +235,7 @@ def create_grant(
     user: UserRef,
     role: Annotated[str, typer.Argument(help="viewer, member, operator or administrator", show_default=False)],
     project: Annotated[str | None, typer.Option(help="project; everywhere if not given")] = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Give a user a role, instead of the one that they have there."""
     with output.errors():
@@ -250,7 +250,7 @@ def delete_grant(id: Annotated[str, typer.Argument(help="id of the grant", show_
         print(f"{id}: deleted")
 
 
-def whoami(output_: Output = Format.TABLE) -> None:
+def whoami(output_: Output = OutputFormat.TABLE) -> None:
     """Show who you are to the API, and your permissions."""
     with output.errors():
         output.fields(Client().me(), ME, output_)
@@ -269,7 +269,7 @@ AUDIT_OPTIONS = (
 def audit(
     filters: Annotated[Object, AUDIT_OPTIONS],
     limit: Annotated[int, typer.Option(help="how many entries, newest first")] = 50,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Show the audit log: who did what from where, and with what outcome."""
     with output.errors():

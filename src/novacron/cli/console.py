@@ -11,7 +11,7 @@ import threading
 import tty
 
 from novacron.client import ApiError, Client, Config, Unreachable
-from novacron.client.console import Console, ConsoleClosed
+from novacron.client.console import Console, ConsoleEnded
 
 ESCAPE = b"\x1d"
 """Ctrl-]: the next key is for us."""
@@ -39,7 +39,7 @@ def attach(client: Client, vm: str) -> None:
         _Keys(console, terminal).start()
         while True:
             os.write(1, console.recv())
-    except ConsoleClosed as closed:
+    except ConsoleEnded as closed:
         reason = str(closed)
     finally:
         if saved is not None:
@@ -82,7 +82,7 @@ class _Keys:
                         self._console.send(key)
                     escaped = key == ESCAPE and not escaped
             self._console.close()
-        except ConsoleClosed:
+        except ConsoleEnded:
             pass
 
     def _obey(self, key: bytes) -> None:
@@ -102,7 +102,7 @@ class _Keys:
             if self._follows:
                 try:
                     self._console.send(f"stty rows {size.lines} cols {size.columns}\r".encode())
-                except ConsoleClosed:
+                except ConsoleEnded:
                     return
 
 
@@ -125,7 +125,7 @@ def _carry(config: Config, vm: str, viewer: socket.socket) -> None:
                     viewer.sendall(console.recv())
         except (ApiError, Unreachable, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-        except ConsoleClosed as closed:
+        except ConsoleEnded as closed:
             if str(closed):
                 print(f"error: {closed}", file=sys.stderr)
 
@@ -135,5 +135,5 @@ def _outwards(viewer: socket.socket, console: Console) -> None:
         while data := viewer.recv(READ_BYTES):
             console.send(data)
         console.close()
-    except (ConsoleClosed, OSError):
+    except (ConsoleEnded, OSError):
         pass

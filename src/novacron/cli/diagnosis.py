@@ -11,7 +11,7 @@ from novacron.cli import output
 from novacron.client.api import Client
 
 
-class LogLevel(StrEnum):
+class LogLevelName(StrEnum):
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
@@ -19,7 +19,7 @@ class LogLevel(StrEnum):
 
 
 def log_level(
-    level: Annotated[LogLevel | None, typer.Argument(help="lowest level to log", show_default=False)] = None,
+    level: Annotated[LogLevelName | None, typer.Argument(help="lowest level to log", show_default=False)] = None,
     node: Annotated[str | None, typer.Option(help="change the agent on this node instead of the server")] = None,
 ) -> None:
     """Show the server's log level, or change it, or that of a node's agent, until it restarts."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 
 COLUMNS: Columns = {
@@ -25,7 +25,7 @@ def events(
     object: Annotated[str | None, typer.Option(help="only events of the object with this name or id")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="keep showing events until interrupted")] = False,
     limit: Annotated[int, typer.Option(min=1, help="how many events")] = 50,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Show events, newest first; with --follow, new ones as they happen."""
     with output.errors():
@@ -37,7 +37,7 @@ def events(
         for _, event in client.stream(kinds="event"):
             if event.get("deleted") or (object and object not in (event["object"], event["name"])):
                 continue
-            if output_ is Format.JSON:
+            if output_ is OutputFormat.JSON:
                 print(json.dumps(event), flush=True)
             else:
                 print("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)

@@ -27,7 +27,7 @@ COLUMNS: Columns = {
 
 @app.command("list")
 def list_(
-    output_: Output = output.Format.TABLE,
+    output_: Output = output.OutputFormat.TABLE,
 ) -> None:
     """List images and the nodes that hold them."""
     with output.errors():
@@ -110,7 +110,7 @@ def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:
 
 
 @app.command()
-def imports(output_: Output = output.Format.TABLE) -> None:
+def imports(output_: Output = output.OutputFormat.TABLE) -> None:
     """List imports, newest first."""
     with output.errors():
         output.rows(Client().list("imports"), IMPORTS, output_)

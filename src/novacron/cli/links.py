@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Limit the bandwidth of migrations between sites.")
@@ -56,7 +56,7 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = Format.TABLE) -> None:
+def list_(output_: Output = OutputFormat.TABLE) -> None:
     """List the links that have a limit."""
     with output.errors():
         output.rows(Client().list("links"), COLUMNS, output_)
@@ -70,7 +70,7 @@ def set_(
     less: Annotated[
         list[str] | None, typer.Option(help="time window with a lower limit, in UTC: [mon,tue ]08:00-18:00=20Mbit")
     ] = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Limit the bandwidth of migrations between two sites, also of those under way."""
     schedule = [parse_window(text) for text in less or ()]
@@ -103,7 +103,7 @@ def probe(
     seconds: Annotated[
         float, typer.Option(min=0.5, max=30, help="seconds to send data for; it uses the whole link")
     ] = 3.0,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Measure the path from one node to another, as a migration would use it."""
     with output.errors():

@@ -9,7 +9,7 @@ import typer
 
 from novacron.cli import output, progress
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Show migrations of VMs, and abort them.")
@@ -107,7 +107,7 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
     """Follow a migration if asked to, and say how it ended."""
     if wait.wait:
         migration = _followed(client, migration["id"], wait)
-    if wait.output is Format.JSON:
+    if wait.output is OutputFormat.JSON:
         output.show_json(migration)
     elif wait.wait:
         name, target = migration["vm_name"], migration["target"]
@@ -122,7 +122,7 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
 def _followed(client: Client, id: str, wait: Wait) -> Object:
     migration = progress.migration(client, id, wait.timeout_s)
     if migration["phase"] != "completed":
-        if wait.output is Format.JSON:
+        if wait.output is OutputFormat.JSON:
             output.show_json(migration)
         raise output.fail(f"the migration {migration['phase']}: {migration['error']}", output.EXIT_FAILED)
     if migration["kind"] == "live" and migration["progress"]["downtime_ms"] is None:
@@ -139,7 +139,7 @@ def _followed(client: Client, id: str, wait: Wait) -> Object:
 def list_(
     vm: Annotated[str | None, typer.Option(help="only migrations of this VM")] = None,
     limit: Annotated[int, typer.Option(min=1, help="how many, newest first")] = 50,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List migrations, newest first."""
     with output.errors():
@@ -148,18 +148,18 @@ def list_(
 
 
 @app.command()
-def show(id: Id, output_: Output = Format.TABLE) -> None:
+def show(id: Id, output_: Output = OutputFormat.TABLE) -> None:
     """Show a migration in detail."""
     with output.errors():
         output.fields(Client().get("migrations", id), DETAILS, output_)
 
 
 @app.command()
-def abort(id: Id, output_: Output = Format.TABLE) -> None:
+def abort(id: Id, output_: Output = OutputFormat.TABLE) -> None:
     """Abort a migration; the VM stays on its source node."""
     with output.errors():
         migration = Client().act("migrations", id, "abort")
-        if output_ is Format.JSON:
+        if output_ is OutputFormat.JSON:
             output.show_json(migration)
         else:
             print(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")

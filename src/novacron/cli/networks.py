@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import options, output
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import Encryption
 
@@ -91,14 +91,14 @@ def parse_rule(text: str) -> Object:
 
 
 @app.command("list")
-def list_(output_: Output = Format.TABLE) -> None:
+def list_(output_: Output = OutputFormat.TABLE) -> None:
     """List networks."""
     with output.errors():
         output.rows(Client().list("networks"), NETWORKS, output_)
 
 
 @app.command()
-def show(network: NetworkName, output_: Output = Format.TABLE) -> None:
+def show(network: NetworkName, output_: Output = OutputFormat.TABLE) -> None:
     """Show a network."""
     with output.errors():
         output.fields(Client().get("networks", network), DETAILS, output_)
@@ -138,7 +138,7 @@ def delete(network: NetworkName) -> None:
 
 
 @groups.command("list")
-def list_groups(output_: Output = Format.TABLE) -> None:
+def list_groups(output_: Output = OutputFormat.TABLE) -> None:
     """List security groups."""
     with output.errors():
         output.rows(Client().list("security-groups"), GROUPS, output_)
@@ -169,7 +169,7 @@ def delete_group(name: GroupName) -> None:
 
 
 @floating.command("list")
-def list_floating(output_: Output = Format.TABLE) -> None:
+def list_floating(output_: Output = OutputFormat.TABLE) -> None:
     """List floating addresses."""
     with output.errors():
         output.rows(Client().list("floating-addresses"), FLOATING, output_)
@@ -211,7 +211,7 @@ def detach(address: Address) -> None:
 
 @forwards.command("list")
 def list_forwards(
-    vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None, output_: Output = Format.TABLE
+    vm: Annotated[str | None, typer.Option(help="only ports of this VM")] = None, output_: Output = OutputFormat.TABLE
 ) -> None:
     """List forwarded ports."""
     with output.errors():

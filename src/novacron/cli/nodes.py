@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from novacron.cli import options, output
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
 
@@ -110,29 +110,29 @@ DRAINS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = Format.TABLE) -> None:
+def list_(output_: Output = OutputFormat.TABLE) -> None:
     """List nodes."""
     with output.errors():
         output.rows(Client().list("nodes"), COLUMNS, output_)
 
 
 @app.command()
-def show(node: NodeName, output_: Output = Format.TABLE) -> None:
+def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
     """Show a node in detail: its hardware, which accelerator it uses and why, and its VMs."""
     with output.errors():
         client = Client()
         output.fields(client.get("nodes", node), DETAILS, output_)
-        if output_ is Format.TABLE:
+        if output_ is OutputFormat.TABLE:
             from novacron.cli.vms import COLUMNS as VM_COLUMNS
 
             print()
             output.table(client.list("vms", node=node), VM_COLUMNS)
 
 
-def _set(node: str, action: str, out: Format) -> None:
+def _set(node: str, action: str, out: OutputFormat) -> None:
     with output.errors():
         updated = Client().act("nodes", node, action)
-        if out is Format.JSON:
+        if out is OutputFormat.JSON:
             output.show_json(updated)
         else:
             print(f"{node}: {state(updated)}")
@@ -177,7 +177,7 @@ def set_(
         list[str] | None,
         typer.Option(help="address of a PCI device that VMs can use; ADDRESS- takes it back; can be repeated"),
     ] = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Change a node's site, labels and taints, its overcommit, and the limits of its migrations."""
     if not changes and not label and not taint and passthrough is None:
@@ -223,7 +223,7 @@ def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> di
 
 
 @app.command()
-def cordon(node: NodeName, output_: Output = Format.TABLE) -> None:
+def cordon(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
     """Cordon a node: place no new VMs on it."""
     _set(node, "cordon", output_)
 
@@ -234,7 +234,7 @@ def uncordon(
     bring_back: BringBack = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until they are back")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Uncordon a node: place VMs on it again, and end its drain."""
     with output.errors():
@@ -242,7 +242,7 @@ def uncordon(
         updated = client.act("nodes", node, "uncordon", {"bring_back": bring_back})
         if bring_back and wait:
             follow_back(client, [node], timeout)
-        if output_ is Format.JSON:
+        if output_ is OutputFormat.JSON:
             output.show_json(updated)
         else:
             print(f"{node}: {state(updated)}")
@@ -254,7 +254,7 @@ def drain(
     policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Drain a node: move its VMs to other nodes and place no new ones on it. No VM is stopped."""
     with output.errors():
@@ -262,7 +262,7 @@ def drain(
         updated = client.act("nodes", node, "drain", {"policy": policy.value})
         if wait:
             follow(client, [node], timeout)
-        if output_ is Format.JSON:
+        if output_ is OutputFormat.JSON:
             output.show_json(updated)
         else:
             print(f"{node}: {'empty and cordoned' if wait else state(updated)}")
@@ -270,7 +270,8 @@ def drain(
 
 @app.command()
 def drains(
-    node: Annotated[str | None, typer.Option(help="only drains of this node")] = None, output_: Output = Format.TABLE
+    node: Annotated[str | None, typer.Option(help="only drains of this node")] = None,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List drains, newest first: their progress, and which VMs stay."""
     with output.errors():

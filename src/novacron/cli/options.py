@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 
 import typer
 
-from novacron.cli.output import Format, Object, Output
+from novacron.cli.output import Object, Output, OutputFormat
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -58,7 +58,7 @@ class Wait:
 
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is done")] = False
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="longest wait, in seconds")] = 120
-    output: Output = Format.TABLE
+    output: Output = OutputFormat.TABLE
 
 
 @dataclasses.dataclass(frozen=True)

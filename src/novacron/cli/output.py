@@ -25,12 +25,12 @@ EXIT_UNREACHABLE = 6
 EXIT_TIMEOUT = 7
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
 
 
-Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs")]
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="table for people, json for programs")]
 """The option that every command which shows something has."""
 
 Object = dict[str, Any]
@@ -49,16 +49,16 @@ def table(rows: Iterable[Object], columns: Columns) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def rows(objects: Iterable[Object], columns: Columns, output: Format) -> None:
-    if output is Format.JSON:
+def rows(objects: Iterable[Object], columns: Columns, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
         show_json(list(objects))
     else:
         table(objects, columns)
 
 
-def fields(details: Object, columns: Columns, output: Format) -> None:
+def fields(details: Object, columns: Columns, output: OutputFormat) -> None:
     """Print one object, a field a line."""
-    if output is Format.JSON:
+    if output is OutputFormat.JSON:
         show_json(details)
         return
     width = max(len(name) for name in columns)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import options, output
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import RebalanceMode
 
@@ -28,7 +28,7 @@ DETAILS: Columns = {
 
 
 @app.command()
-def show(output_: Output = Format.TABLE) -> None:
+def show(output_: Output = OutputFormat.TABLE) -> None:
     """Show how the fleet is rebalanced, and the last decision with its reasons."""
     with output.errors():
         output.fields(Client().rebalancing(), DETAILS, output_)
@@ -45,7 +45,7 @@ SET_OPTIONS = (
 
 @app.command("set")
 @options.expand
-def set_(changes: Annotated[Object, SET_OPTIONS], output_: Output = Format.TABLE) -> None:
+def set_(changes: Annotated[Object, SET_OPTIONS], output_: Output = OutputFormat.TABLE) -> None:
     """Change how the fleet is rebalanced."""
     with output.errors():
         client = Client()

@@ -8,7 +8,7 @@ import typer
 
 from novacron.cli import output
 from novacron.cli.nodes import BringBack, DrainPolicyOption, follow, follow_back
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
 
@@ -25,7 +25,7 @@ COLUMNS: Columns = {
 
 
 @app.command("list")
-def list_(output_: Output = Format.TABLE) -> None:
+def list_(output_: Output = OutputFormat.TABLE) -> None:
     """List sites with the numbers of their nodes."""
     with output.errors():
         output.rows(Client().list("sites"), COLUMNS, output_)

@@ -9,7 +9,7 @@ import typer
 
 from novacron.cli import options, output, progress
 from novacron.cli.options import QuietWait
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef
 from novacron.client import Client
 
@@ -57,7 +57,7 @@ def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> Non
 
 
 @app.command("list")
-def list_(vm: VmRef, output_: Output = Format.TABLE) -> None:
+def list_(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
     """List a VM's snapshots as a tree; a star marks the one that the VM took, or reverted to, last."""
     with output.errors():
         client = Client()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Manage API tokens.")
@@ -28,7 +28,7 @@ COLUMNS: Columns = {
 
 @app.command("list")
 def list_(
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List API tokens, without their secrets."""
     with output.errors():

@@ -10,7 +10,7 @@ import typer
 
 from novacron.cli import options, output, progress
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 
@@ -86,7 +86,7 @@ def import_(
     volumes NAME-disk-2 and so on."""
     from novacron.client import archive, archive_format
 
-    order = archive.Order(name, node, pool, start, wait.timeout_s)
+    order = archive.ArchiveImport(name, node, pool, start, wait.timeout_s)
     with output.errors():
         client = Client()
         for sentence in archive_format.read(file).dropped:
@@ -97,7 +97,7 @@ def import_(
         finish(client, vm, ("running",) if start else ("stopped", "pending"), wait)
 
 
-def exports(output_: Output = Format.TABLE) -> None:
+def exports(output_: Output = OutputFormat.TABLE) -> None:
     """List the exports that nodes keep, newest first; novacron vm export fetches one and removes it."""
     with output.errors():
         output.rows(Client().list("exports"), EXPORTS, output_)

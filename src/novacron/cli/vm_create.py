@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from novacron.cli import options, output
 from novacron.cli.options import Wait
-from novacron.cli.output import Columns, Format, Output
+from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.cli.vm_options import NewVm
 from novacron.cli.vms import VmRef, WaitFor, finish
 from novacron.client import Client
@@ -51,7 +51,7 @@ def create(
         finish(client, vm, (fields["power"],), wait, wait_for)
 
 
-def placement(vm: VmRef, output_: Output = Format.TABLE) -> None:
+def placement(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
     """Show for each node whether a VM could move there now, and how well it suits."""
     with output.errors():
         output.rows(Client().placement(vm), VERDICTS, output_)

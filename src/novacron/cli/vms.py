@@ -10,7 +10,7 @@ import typer
 
 from novacron.cli import options, output, progress
 from novacron.cli.options import QuietWait, Wait
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
 from novacron.client import Client
 from novacron.client.choices import MigrationPolicy
@@ -88,7 +88,7 @@ def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait
     """Wait, if asked to, until the VM is in one of the states, or its guest agent answers, and show it."""
     if wait.wait or wait_for is not None:
         vm = _waited(client, vm, states, wait.timeout_s, wait_for)
-    if wait.output is Format.JSON:
+    if wait.output is OutputFormat.JSON:
         output.show_json(vm)
     else:
         print(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
@@ -121,7 +121,7 @@ def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: floa
 @app.command("set")
 @options.expand
 def set_(
-    vm: VmRef, changes: VmChanges, no_security_group: NoSecurityGroup = False, output_: Output = Format.TABLE
+    vm: VmRef, changes: VmChanges, no_security_group: NoSecurityGroup = False, output_: Output = OutputFormat.TABLE
 ) -> None:
     """Change a VM: its name, size, availability or protection."""
     if no_security_group:
@@ -134,7 +134,7 @@ def set_(
 def list_(
     node: Annotated[str | None, typer.Option(help="only VMs on this node")] = None,
     state: Annotated[str | None, typer.Option(help="only VMs in this state")] = None,
-    output_: Output = Format.TABLE,
+    output_: Output = OutputFormat.TABLE,
 ) -> None:
     """List VMs."""
     with output.errors():
@@ -143,13 +143,13 @@ def list_(
 
 
 @app.command()
-def show(vm: VmRef, output_: Output = Format.TABLE) -> None:
+def show(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
     """Show a VM in detail, with its latest events."""
     with output.errors():
         client = Client()
         details = client.get("vms", vm)
         output.fields(details, DETAILS, output_)
-        if output_ is Format.TABLE:
+        if output_ is OutputFormat.TABLE:
             from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 
             print()
@@ -157,7 +157,7 @@ def show(vm: VmRef, output_: Output = Format.TABLE) -> None:
 
 
 @app.command()
-def history(vm: VmRef, output_: Output = Format.TABLE) -> None:
+def history(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
     """Show the events of a VM."""
     from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 

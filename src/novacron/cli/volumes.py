@@ -8,7 +8,7 @@ import typer
 
 from novacron.cli import options, output, progress
 from novacron.cli.options import QuietWait
-from novacron.cli.output import Columns, Format, Object, Output
+from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Manage volumes: disks that outlive VMs.")
@@ -67,7 +67,7 @@ def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
 
 @app.command("list")
 def list_(
-    vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None, output_: Output = Format.TABLE
+    vm: Annotated[str | None, typer.Option(help="only volumes of this VM")] = None, output_: Output = OutputFormat.TABLE
 ) -> None:
     """List volumes."""
     with output.errors():
@@ -76,7 +76,7 @@ def list_(
 
 
 @app.command()
-def show(volume: VolumeRef, output_: Output = Format.TABLE) -> None:
+def show(volume: VolumeRef, output_: Output = OutputFormat.TABLE) -> None:
     """Show a volume."""
     with output.errors():
         output.fields(Client().get("volumes", volume), DETAILS, output_)
@@ -159,7 +159,7 @@ def delete(volume: VolumeRef, wait: QuietWait = QuietWait(timeout_s=60)) -> None
 
 
 @pools.command("list")
-def list_pools(output_: Output = Format.TABLE) -> None:
+def list_pools(output_: Output = OutputFormat.TABLE) -> None:
     """List the pools of each node."""
     with output.errors():
         output.rows(Client().list("pools"), POOLS, output_)

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 from novacron.client.api import Client
 from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, read
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
-from novacron.client.ovf_package import Piece, check_piece
+from novacron.client.ovf_package import DiskPart, check_piece
 from novacron.client.protocol import Object
 
 NAME_SHARE = 56
@@ -141,7 +141,7 @@ def _patiently(fetch: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-class Order(NamedTuple):
+class ArchiveImport(NamedTuple):
     """What VM to make of an archive: under which name (None: the archive's own), where, and whether to start it."""
 
     name: str | None = None
@@ -152,7 +152,9 @@ class Order(NamedTuple):
     timeout_s: float = 7200.0
 
 
-def import_(client: Client, file: Path, order: Order, on_progress: Progress = lambda have, total: None) -> Object:
+def import_(
+    client: Client, file: Path, order: ArchiveImport, on_progress: Progress = lambda have, total: None
+) -> Object:
     """Create a VM from an archive or an OVA: its disk becomes the image ``NAME-disk``, of which the VM is made. Further
     disks become the volumes ``NAME-disk-2`` and so on, attached to it.
 
@@ -250,7 +252,7 @@ def _created(client: Client, name: str, image: str, deadline: float, fields: Obj
 
 
 @contextlib.contextmanager
-def _in_one_piece(disk: ArchivedDisk) -> Iterator[Piece]:
+def _in_one_piece(disk: ArchivedDisk) -> Iterator[DiskPart]:
     """Yield the bytes of a disk whose checksums are right; several pieces are put together in a temporary file.
 
     Raises ArchiveError, OSError.
@@ -266,7 +268,7 @@ def _in_one_piece(disk: ArchivedDisk) -> Iterator[Piece]:
             for data in piece.read():
                 together.write(data)
         together.flush()
-        yield Piece(Path(together.name), 0, disk.size_bytes)
+        yield DiskPart(Path(together.name), 0, disk.size_bytes)
 
 
 def _uploaded(

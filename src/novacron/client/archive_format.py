@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, cast
 
 from novacron.client import ovf, ovf_package
 from novacron.client.errors import ArchiveError
-from novacron.client.ovf_package import Piece
+from novacron.client.ovf_package import DiskPart
 from novacron.client.protocol import Object
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class ArchivedDisk(NamedTuple):
     ``size_bytes``: of the file, or of the disk itself when that is blank and has no ``pieces``.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[DiskPart, ...]
     size_bytes: int
     format: str | None = None
     sha256: str | None = None
@@ -76,7 +76,8 @@ def read(file: Path) -> ArchivedVm:
             stated = ovf_package.checksums(manifest)
             ovf_package.check_descriptor(description, text(description), stated)
             files = {
-                name: Piece(file, member.offset_data, member.size, stated.get(name)) for name, member in members.items()
+                name: DiskPart(file, member.offset_data, member.size, stated.get(name))
+                for name, member in members.items()
             }
             return _packaged_vm(file, ovf.parse(text(description)), files)
     except tarfile.TarError as error:
@@ -115,7 +116,7 @@ def _own_archive(file: Path, text: bytes, disk: tarfile.TarInfo) -> ArchivedVm:
         fields = {field: about["spec"][field] for field in CARRIED if field in about["spec"]}
         if about.get("firmware_state"):  # older archives of format 1 have none
             fields["firmware_state"] = about["firmware_state"]
-        piece = Piece(file, disk.offset_data, disk.size)
+        piece = DiskPart(file, disk.offset_data, disk.size)
         archived = ArchivedDisk((piece,), disk.size, "qcow2", str(about["sha256"]))
         return ArchivedVm(str(about["name"]), fields, archived)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -140,7 +141,7 @@ def _small(file: Path) -> bytes:
     return content
 
 
-def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, Piece]) -> ArchivedVm:
+def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, DiskPart]) -> ArchivedVm:
     disks = []
     for disk in machine.disks:
         pieces = ovf_package.disk_pieces(disk, files, package)
@@ -149,7 +150,7 @@ def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, Piece]
     return ArchivedVm(ovf.plain_name(machine.name), machine.fields, disks[0], tuple(disks[1:]), machine.dropped)
 
 
-def _sha256_of(pieces: tuple[Piece, ...]) -> str | None:
+def _sha256_of(pieces: tuple[DiskPart, ...]) -> str | None:
     """Return the SHA-256 of a file in one piece, if the manifest says it."""
     checksum = pieces[0].checksum if len(pieces) == 1 else None
     return checksum.hexadecimal if checksum is not None and checksum.algorithm == "sha256" else None

@@ -25,7 +25,7 @@ CLOSED = "closed"
 """The reason where there is none: one of the two ends wanted it so."""
 
 
-class ConsoleClosed(Exception):
+class ConsoleEnded(Exception):
     """It is closed: says why, nothing if one of the two ends wanted it so."""
 
 
@@ -53,18 +53,18 @@ class Console:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def send(self, data: bytes) -> None:
-        """Send bytes to the guest. Raises ConsoleClosed."""
+        """Send bytes to the guest. Raises ConsoleEnded."""
         try:
             self._do(self._socket.send(data))
         except ConnectionClosed as closed:
-            raise ConsoleClosed(_reason(closed)) from closed
+            raise ConsoleEnded(_reason(closed)) from closed
 
     def recv(self, timeout_s: float | None = None) -> bytes:
-        """Return the next bytes of the guest's. Raises ConsoleClosed, TimeoutError."""
+        """Return the next bytes of the guest's. Raises ConsoleEnded, TimeoutError."""
         try:
             return self._do(self._recv(timeout_s))
         except ConnectionClosed as closed:
-            raise ConsoleClosed(_reason(closed)) from closed
+            raise ConsoleEnded(_reason(closed)) from closed
 
     async def _recv(self, timeout_s: float | None) -> bytes:
         async with asyncio.timeout(timeout_s):
@@ -72,7 +72,7 @@ class Console:
         return data if isinstance(data, bytes) else data.encode()
 
     def close(self) -> None:
-        """Close it. Whoever waits for something gets ConsoleClosed."""
+        """Close it. Whoever waits for something gets ConsoleEnded."""
         if self._thread.is_alive():
             self._do(self._socket.close(reason=CLOSED))
 

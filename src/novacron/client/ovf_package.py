@@ -28,7 +28,7 @@ class Checksum(NamedTuple):
     hexadecimal: str
 
 
-class Piece(NamedTuple):
+class DiskPart(NamedTuple):
     """Bytes of a file that are all, or the next part, of a disk."""
 
     file: Path
@@ -67,7 +67,7 @@ def check_descriptor(name: str, text: bytes, stated: Mapping[str, Checksum]) -> 
         raise ArchiveError(f"{name} is damaged: its checksum is not the one in the package's manifest")
 
 
-def check_piece(piece: Piece) -> None:
+def check_piece(piece: DiskPart) -> None:
     """Read a piece and raise ArchiveError when its checksum is not the one in the manifest."""
     if piece.checksum is None:
         return
@@ -78,7 +78,7 @@ def check_piece(piece: Piece) -> None:
         raise ArchiveError(f"a disk in {piece.file} is damaged: its checksum is not the one in the package's manifest")
 
 
-def disk_pieces(disk: OvfDisk, files: Mapping[str, Piece], package: Path) -> tuple[Piece, ...]:
+def disk_pieces(disk: OvfDisk, files: Mapping[str, DiskPart], package: Path) -> tuple[DiskPart, ...]:
     """Return where a disk's bytes are, in order; none for a blank disk. Raises ArchiveError when one is missing."""
     if disk.href is None:
         return ()
@@ -86,7 +86,7 @@ def disk_pieces(disk: OvfDisk, files: Mapping[str, Piece], package: Path) -> tup
         if disk.href not in files:
             raise ArchiveError(f"{package} lacks the disk {disk.href!r} of its VM")
         return (files[disk.href],)
-    pieces: list[Piece] = []
+    pieces: list[DiskPart] = []
     while (piece := files.get(f"{disk.href}.{len(pieces):09d}")) is not None:
         if pieces and pieces[-1].size_bytes != disk.chunk_bytes:
             raise ArchiveError(f"piece {len(pieces) - 1} of {disk.href!r} in {package} was cut off")
@@ -98,7 +98,7 @@ def disk_pieces(disk: OvfDisk, files: Mapping[str, Piece], package: Path) -> tup
     return tuple(pieces)
 
 
-def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[str, Checksum]) -> dict[str, Piece]:
+def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[str, Checksum]) -> dict[str, DiskPart]:
     """Return the files of disks in a descriptor's directory. Raises ArchiveError for names that lead elsewhere."""
     files = {}
     for href in (disk.href for disk in disks if disk.href is not None):
@@ -107,5 +107,5 @@ def files_beside(descriptor: Path, disks: tuple[OvfDisk, ...], stated: Mapping[s
         for path in descriptor.parent.iterdir():
             chunk = path.name.removeprefix(f"{href}.")
             if (path.name == href or re.fullmatch("[0-9]{9}", chunk)) and path.is_file() and not path.is_symlink():
-                files[path.name] = Piece(path, 0, path.stat().st_size, stated.get(path.name))
+                files[path.name] = DiskPart(path, 0, path.stat().st_size, stated.get(path.name))
     return files

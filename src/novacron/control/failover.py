@@ -77,7 +77,7 @@ class Failover(msgspec.Struct):
         self.decided[node.node] = message
         log.warning("a node has failed", node=node.node, sign=node.sign, decided=message)
         async with database.transaction() as connection:
-            await events.record(connection, events.Event("node", node.node, node.node, reason, message))
+            await events.record(connection, events.NewEvent("node", node.node, node.node, reason, message))
 
     async def _fence(self, database: Database, node: Silent) -> None:
         """Cut a node off, if there is a way. If that fails, its lease is over all the same."""
@@ -97,7 +97,7 @@ class Failover(msgspec.Struct):
         async with database.transaction() as connection:
             await leases.fenced(connection, node.node)
             if said:
-                await events.record(connection, events.Event("node", node.node, node.node, reason, said))
+                await events.record(connection, events.NewEvent("node", node.node, node.node, reason, said))
 
 
 async def _restart(database: Database, node: Silent, objects: Objects, index: FleetIndex | None) -> None:

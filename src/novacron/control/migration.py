@@ -10,7 +10,7 @@ import msgspec
 
 from novacron.control.objects import Objects
 from novacron.model.link_sharing import Demand, allot, budgets, crowding, uses
-from novacron.model.migration import Migration, Phase
+from novacron.model.migration import Migration, MigrationPhase
 from novacron.store import links, migrations, nodes
 from novacron.store.database import Database
 from novacron.telemetry import traces
@@ -33,12 +33,12 @@ def plan(
     """Share ``budgets`` among running migrations and those that may begin, oldest first. ``at_once`` says how many may
     touch each node."""
     demands = {m.id: Demand(m.id, uses(m.source, m.target, sites), m.weight, m.rate_limit_bytes_per_s) for m in active}
-    running = [demands[m.id] for m in active if m.phase is not Phase.PENDING]
-    busy = Counter(name for m in active if m.phase is not Phase.PENDING for name in (m.source, m.target))
+    running = [demands[m.id] for m in active if m.phase is not MigrationPhase.PENDING]
+    busy = Counter(name for m in active if m.phase is not MigrationPhase.PENDING for name in (m.source, m.target))
     begin: list[str] = []
     waits_for: dict[str, str | None] = {}
     for m in active:
-        if m.phase is not Phase.PENDING:
+        if m.phase is not MigrationPhase.PENDING:
             continue
         full = next((name for name in (m.source, m.target) if busy[name] >= at_once.get(name, 1)), None)
         if full is not None:

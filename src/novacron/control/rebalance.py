@@ -8,7 +8,7 @@ from novacron.control.drain import Foresee
 from novacron.control.objects import Objects
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
-from novacron.model.rebalance import Decision, Mode, Move, Since, decide, sources
+from novacron.model.rebalance import Decision, Move, RebalanceMode, Since, decide, sources
 from novacron.store import fleet, migrations, rebalancing
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
@@ -29,14 +29,14 @@ class Rebalance(msgspec.Struct):
     async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
             now = await rebalancing.get(connection)
-            if now.settings.mode is Mode.OFF:
+            if now.settings.mode is RebalanceMode.OFF:
                 return
             nodes = await fleet.load(connection) if self.index is None or not self.index.ready else self.index.fleet
             uses = await rebalancing.uses(connection)
             since = Since(now.rounds, await rebalancing.under_way(connection))
             vms = await rebalancing.loads(connection, sources(nodes, uses, now.settings.concurrency))
         decision = decide(nodes, uses, vms, now.settings, since)
-        if now.settings.mode is Mode.AUTO:
+        if now.settings.mode is RebalanceMode.AUTO:
             worth = {vm.wish.id: vm.move_s for vm in vms}
             planned = {move.vm: move for move in decision.moves}
             begun: list[Move] = []

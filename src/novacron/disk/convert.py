@@ -14,7 +14,7 @@ from typing import NamedTuple
 from novacron.disk import qemu_img
 from novacron.disk.errors import Unacceptable
 from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
-from novacron.model.image import Format
+from novacron.model.image import ImageFormat
 
 MEMORY_BYTES_MAX = 2 << 30
 CPU_S_MAX = 3600
@@ -23,7 +23,7 @@ LIMITS = [f"--as={MEMORY_BYTES_MAX}", f"--cpu={CPU_S_MAX}", f"--nofile={FILES_MA
 CONVERT_S_MAX = 2 * 3600.0
 CHECK_LEAKS = 3
 """Exit status of ``qemu-img check`` when nothing but space is lost."""
-DRIVERS = {Format.VHD: "vpc"}
+DRIVERS = {ImageFormat.VHD: "vpc"}
 """QEMU's names of formats, where they differ from ours."""
 
 
@@ -37,7 +37,7 @@ class ToolUser(NamedTuple):
 
 
 async def convert(
-    source: Path, format: Format, target: Path, size_bytes: int | None, spare_bytes: int, user: ToolUser
+    source: Path, format: ImageFormat, target: Path, size_bytes: int | None, spare_bytes: int, user: ToolUser
 ) -> None:
     """Write the disk in ``source`` to ``target`` as a raw one of ``size_bytes``, or of the size that the tool reads in
     its header if None. At least ``spare_bytes`` of the file system stay free.
@@ -46,7 +46,7 @@ async def convert(
     """
     with contextlib.ExitStack() as stack:
         readable = _open(source, os.O_RDONLY, user.uid, stack)
-        if format is Format.QCOW2:
+        if format is ImageFormat.QCOW2:
             await _check(readable, format, user.wrap)
         if size_bytes is None:
             size_bytes = await _size(readable, format, user.wrap)
@@ -103,13 +103,13 @@ def _open(path: Path, flags: int, owner: int | None, stack: contextlib.ExitStack
     return descriptor
 
 
-def _named(descriptor: int, format: Format) -> str:
+def _named(descriptor: int, format: ImageFormat) -> str:
     """Return the disk's name for the tool: in this format and without a backing file, regardless of its header."""
     node: dict[str, object] = {"driver": DRIVERS.get(format, format.value), "read-only": True}
     node["file"] = {"driver": "file", "filename": f"/proc/self/fd/{descriptor}"}
-    if format in (Format.QCOW2, Format.VMDK):
+    if format in (ImageFormat.QCOW2, ImageFormat.VMDK):
         node["backing"] = None
-    if format is Format.VHD:
+    if format is ImageFormat.VHD:
         node["force_size_calc"] = "current_size"  # what its geometry says is less than the disk has
     return f"json:{json.dumps(node)}"
 
@@ -119,7 +119,7 @@ def _lack_of_room(path: Path, spare_bytes: int, before: int) -> str | None:
     return f"there is no room for it: {before} bytes were free" if free < spare_bytes else None
 
 
-async def _check(descriptor: int, format: Format, wrap: Wrap) -> None:
+async def _check(descriptor: int, format: ImageFormat, wrap: Wrap) -> None:
     """Raise Unacceptable when the tool finds a disk's tables damaged. Space that is lost does no harm."""
     arguments = ["check", "-q", "--output", "json", _named(descriptor, format)]
     invocation = Invocation(wrap, [*LIMITS, "--fsize=0"], (descriptor,))
@@ -130,7 +130,7 @@ async def _check(descriptor: int, format: Format, wrap: Wrap) -> None:
             raise Unacceptable(f"its tables are damaged (qemu-img check): {error}") from error
 
 
-async def _size(descriptor: int, format: Format, wrap: Wrap) -> int:
+async def _size(descriptor: int, format: ImageFormat, wrap: Wrap) -> int:
     arguments = ["info", "--output", "json", _named(descriptor, format)]
     output = await _run(arguments, Invocation(wrap, [*LIMITS, "--fsize=0"], (descriptor,)))
     try:

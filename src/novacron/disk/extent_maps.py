@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from novacron.disk.errors import Unacceptable
-from novacron.model.image import Format
+from novacron.model.image import ImageFormat
 
 SECTOR = 512
 MAP_BYTES_MAX = 1 << 30
@@ -41,22 +41,22 @@ VHDX_PRESENT = (6, 7)
 """States of a block that is in the file, wholly or in part."""
 
 
-def bytes_needed(file: BinaryIO, format: Format) -> int:
+def bytes_needed(file: BinaryIO, format: ImageFormat) -> int:
     """Return how many bytes a file must have, at least, for what its map names; 0 for a raw disk, which has no map.
 
     The file's header must have been checked. Raises Unacceptable when the map can't be read.
     """
-    needed: dict[Format, Callable[[BinaryIO], int]] = {
-        Format.QCOW2: _qcow2,
-        Format.VMDK: _vmdk,
-        Format.VDI: _vdi,
-        Format.VHD: _vhd,
-        Format.VHDX: _vhdx,
+    needed: dict[ImageFormat, Callable[[BinaryIO], int]] = {
+        ImageFormat.QCOW2: _qcow2,
+        ImageFormat.VMDK: _vmdk,
+        ImageFormat.VDI: _vdi,
+        ImageFormat.VHD: _vhd,
+        ImageFormat.VHDX: _vhdx,
     }
     return needed[format](file) if format in needed else 0
 
 
-def check_whole(file: BinaryIO, format: Format) -> None:
+def check_whole(file: BinaryIO, format: ImageFormat) -> None:
     """Raise Unacceptable when a file ends before the blocks that its map names."""
     size, needed = file.seek(0, os.SEEK_END), bytes_needed(file, format)
     if size < needed:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from novacron.disk.blocks import data_ranges
 from novacron.disk.errors import Unacceptable
-from novacron.model.image import Format
+from novacron.model.image import ImageFormat
 
 SECTOR = 512
 HEAD_BYTES = 1 << 20
@@ -55,7 +55,7 @@ file systems (ext, XFS, Btrfs, F2FS, swap, ISO 9660, UDF, squashfs, EROFS, cramf
 JFS, NTFS, exFAT, BitLocker)."""
 
 
-def detect(file: BinaryIO) -> Format:
+def detect(file: BinaryIO) -> ImageFormat:
     """Return the format that a file appears to have. Raises Unacceptable for anything but a disk, or
     nothing that is known: a raw disk has a partition table, a file system, or nothing but zeros."""
     head = _read(file, 0, 1024)
@@ -64,7 +64,7 @@ def detect(file: BinaryIO) -> Format:
     size = file.seek(0, 2)
     tail = _read(file, max(0, size - SECTOR), SECTOR)
     if tail.startswith(VHD_MAGIC):
-        return Format.VHD
+        return ImageFormat.VHD
     if tail.startswith(DMG_TRAILER):
         raise Unacceptable("it is an Apple disk image (DMG), not a disk that can be taken: convert it first")
     if head.lstrip().lower().startswith(PAGES):
@@ -76,21 +76,24 @@ def detect(file: BinaryIO) -> Format:
             "it does not look like a disk: it has no known format, partition table or file system; if it is a raw disk"
             " all the same, say so: --format raw"
         )
-    return Format.RAW
+    return ImageFormat.RAW
 
 
-def _by_head(head: bytes) -> Format | None:
+def _by_head(head: bytes) -> ImageFormat | None:
     """Return the format that a file's first bytes tell, None if they tell none. Raises Unacceptable."""
     for magic, name in OTHERS.items():
         if head.startswith(magic):
             raise Unacceptable(f"it is {name}, not a disk that can be taken: convert it first, for example to qcow2")
     for magic, format in (
-        (QCOW2_MAGIC, Format.QCOW2), (VMDK_MAGIC, Format.VMDK), (VHDX_MAGIC, Format.VHDX), (VHD_MAGIC, Format.VHD),
-    ):  # fmt: skip
+        (QCOW2_MAGIC, ImageFormat.QCOW2),
+        (VMDK_MAGIC, ImageFormat.VMDK),
+        (VHDX_MAGIC, ImageFormat.VHDX),
+        (VHD_MAGIC, ImageFormat.VHD),
+    ):
         if head.startswith(magic):
             return format
     if len(head) >= SECTOR and struct.unpack_from("<I", head, VDI_MAGIC_AT)[0] == VDI_MAGIC:
-        return Format.VDI
+        return ImageFormat.VDI
     return None
 
 
@@ -116,23 +119,23 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
             yield at, min(end, at + HEAD_BYTES)
 
 
-def check(file: BinaryIO, format: Format) -> int | None:
+def check(file: BinaryIO, format: ImageFormat) -> int | None:
     """Return how many bytes the disk in a file has, as far as its header says; None for what only a tool can tell.
 
     Raises Unacceptable when it is not in this format, is damaged, or refers to another file.
     """
     match format:
-        case Format.RAW:
+        case ImageFormat.RAW:
             return file.seek(0, 2)
-        case Format.QCOW2:
+        case ImageFormat.QCOW2:
             return _check_qcow2(file)
-        case Format.VMDK:
+        case ImageFormat.VMDK:
             return _check_vmdk(file)
-        case Format.VDI:
+        case ImageFormat.VDI:
             return _check_vdi(file)
-        case Format.VHD:
+        case ImageFormat.VHD:
             return _check_vhd(file)
-        case Format.VHDX:
+        case ImageFormat.VHDX:
             if not _read(file, 0, 8).startswith(VHDX_MAGIC):
                 raise Unacceptable("it does not begin as a VHDX does")
             return None  # QEMU takes none with a parent, and opens no other file

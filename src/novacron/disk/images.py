@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(file for file in (self.kernel, self.initrd, self.disk) if file is not None)
 
 
-class Image(msgspec.Struct, frozen=True):
+class LocalImage(msgspec.Struct, frozen=True):
     """An image on this host."""
 
     info: ImageInfo
@@ -55,7 +55,7 @@ class Image(msgspec.Struct, frozen=True):
     cmdline: str
     disk: Path | None = None
 
-    def without_disk(self) -> Image:
+    def without_disk(self) -> LocalImage:
         """Return the image as a VM without a disk of its own has it."""
         return msgspec.structs.replace(self, disk=None)
 
@@ -87,7 +87,7 @@ def verify(directory: Path, digest: str) -> None:
         raise ImageUnusable(f"it has files that the manifest does not name: {', '.join(sorted(extra))}")
 
 
-def _load(directory: Path) -> Image:
+def _load(directory: Path) -> LocalImage:
     raw = (directory / MANIFEST).read_bytes()[:MANIFEST_BYTES_MAX]
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
@@ -104,7 +104,7 @@ def _load(directory: Path) -> Image:
     disk_bytes = 0 if manifest.disk is None else manifest.disk.size_bytes
     info = ImageInfo(directory.name, digest, size, manifest.kind, manifest.description, disk_bytes)
     places = [None if file is None else paths[file.path] for file in (manifest.kernel, manifest.initrd, manifest.disk)]
-    return Image(info, directory, places[0], places[1], manifest.cmdline, places[2])
+    return LocalImage(info, directory, places[0], places[1], manifest.cmdline, places[2])
 
 
 def _path_of(file: ImageFile, directory: Path) -> Path:
@@ -117,9 +117,9 @@ def _path_of(file: ImageFile, directory: Path) -> Path:
     return path
 
 
-def scan(root: Path) -> tuple[dict[str, Image], list[str]]:
+def scan(root: Path) -> tuple[dict[str, LocalImage], list[str]]:
     """Return the usable images under ``root`` by name, and the errors of the others."""
-    images: dict[str, Image] = {}
+    images: dict[str, LocalImage] = {}
     errors: list[str] = []
     if not root.is_dir():
         return images, [f"there is no image directory {root}"]

@@ -29,7 +29,7 @@ POOL_MARGIN_S = 30.0
 Endpoint = tuple[str, int]
 
 
-class Connection:
+class FrameConnection:
     """Frames over one TLS connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,14 +94,14 @@ class Connection:
         self._writer.close()
 
 
-async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -> Connection:
+async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -> FrameConnection:
     """Open a connection. ``peer_host`` is the name that the peer's certificate must carry. Raises OSError."""
     OPENED.add()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(
             *endpoint, ssl=sockets.require_tls13(context), server_hostname=peer_host, limit=READ_AHEAD_BYTES
         )
-    return Connection(reader, writer)
+    return FrameConnection(reader, writer)
 
 
 class ConnectionPool:
@@ -109,7 +109,7 @@ class ConnectionPool:
 
     def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
         self._context = context
-        self._idle: dict[tuple[Endpoint, str], list[Connection]] = {}
+        self._idle: dict[tuple[Endpoint, str], list[FrameConnection]] = {}
         self._warming: set[asyncio.Task[None]] = set()
         self.taken = 0
         """Connections that did not have to be opened when they were needed."""
@@ -119,7 +119,7 @@ class ConnectionPool:
         """How many connections wait."""
         return sum(len(waiting) for waiting in self._idle.values())
 
-    async def take(self, endpoint: Endpoint, peer_host: str) -> Connection:
+    async def take(self, endpoint: Endpoint, peer_host: str) -> FrameConnection:
         """Return a connection: one that waits, or a new one. Raises OSError."""
         self.prune()
         waiting = self._idle.get((endpoint, peer_host))
@@ -128,7 +128,7 @@ class ConnectionPool:
             return waiting.pop()
         return await connect(endpoint, self._context(), peer_host)
 
-    def give(self, endpoint: Endpoint, peer_host: str, connection: Connection) -> None:
+    def give(self, endpoint: Endpoint, peer_host: str, connection: FrameConnection) -> None:
         """Let a connection whose session ended well wait for the next one."""
         self.prune()
         if connection.lost or self.idle >= POOL_MAX:

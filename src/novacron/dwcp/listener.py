@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import msgspec
 
 from novacron.dwcp import frames, sockets
-from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, Connection
+from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, FrameConnection
 from novacron.dwcp.frames import ErrorCode, Frame, FrameType, ProtocolError, SessionHello
 from novacron.dwcp.receiver import SILENCE_S, ReceiveOptions, ReceiveSession, code_of
 from novacron.dwcp.sender import CONNECTION_LOST
@@ -95,7 +95,7 @@ class Listener:
                 return
             peer = self._name_of(writer.get_extra_info("ssl_object"))
             with self._counted(peer) as few:
-                connection = Connection(reader, writer)
+                connection = FrameConnection(reader, writer)
                 while few and await self._session(connection, peer):
                     pass
         except CONNECTION_LOST:
@@ -126,7 +126,7 @@ class Listener:
             await asyncio.sleep(LOOK_S)
         return expected
 
-    async def _session(self, connection: Connection, peer: str) -> bool:
+    async def _session(self, connection: FrameConnection, peer: str) -> bool:
         """Serve the next session of a connection; return whether it can carry another."""
         frame = await asyncio.wait_for(connection.read(), POOL_IDLE_S)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.dwcp import frames
-from novacron.dwcp.connection import Connection
+from novacron.dwcp.connection import FrameConnection
 from novacron.dwcp.connection_count import STREAMS_MAX
 from novacron.dwcp.frames import (
     MISSING_MAX,
@@ -87,7 +87,7 @@ class ReceiveSession:
         with contextlib.suppress(OSError):  # a full disk: the sender then has to send every page anew
             self._ring = PageRing(terms.ring_dir, terms.slots)
         self._instance: bytes | None = None
-        self._connections: list[Connection] = []
+        self._connections: list[FrameConnection] = []
         """Those that have received their first frames and can carry more."""
         self._serving = 0
         self._next = 0
@@ -318,7 +318,7 @@ class ReceiveSession:
                 payload = b"".join(digests[start : start + BASE_DIGESTS])
                 yield Frame(FrameType.BASE, number << 40 | start, payload)
 
-    async def serve(self, hello: SessionHello, connection: Connection) -> bool:
+    async def serve(self, hello: SessionHello, connection: FrameConnection) -> bool:
         """Take frames from one connection until the session is over or the connection is lost.
 
         Returns whether the connection can carry another session.
@@ -349,7 +349,7 @@ class ReceiveSession:
             if connection in self._connections:
                 self._connections.remove(connection)
 
-    async def _take_after_telling(self, connection: Connection, untold: list[int]) -> None:
+    async def _take_after_telling(self, connection: FrameConnection, untold: list[int]) -> None:
         """Tell the digests of bases, then take frames until the connection is lost."""
         for frame in self._digests(untold):
             connection.put(frame)
@@ -360,7 +360,7 @@ class ReceiveSession:
             connection.put(Frame(FrameType.DONE))
         await self._take_from(connection)
 
-    async def _take_from(self, connection: Connection) -> None:
+    async def _take_from(self, connection: FrameConnection) -> None:
         while True:
             frame = await asyncio.wait_for(connection.read(), SILENCE_S)
             self._heard_at = connection.heard_at

@@ -8,7 +8,7 @@ from collections import deque
 from typing import NamedTuple
 
 from novacron.dwcp import sockets
-from novacron.dwcp.connection import Connection
+from novacron.dwcp.connection import FrameConnection
 from novacron.dwcp.send_pipeline import Counters
 from novacron.dwcp.send_window import SendWindow
 
@@ -22,7 +22,7 @@ KNOWN_AFTER_BYTES = 4 * 1024 * 1024
 class SendPath:
     """One connection of the session, and the frames that it was given and that are not acknowledged."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: FrameConnection) -> None:
         self.connection = connection
         self.unacknowledged: deque[int] = deque()
         self.task: asyncio.Task[None] | None = None

@@ -15,7 +15,7 @@ import msgspec
 from novacron.dwcp import frames, sockets
 from novacron.dwcp.backoff import Backoff
 from novacron.dwcp.compression import FIRST
-from novacron.dwcp.connection import PING, Connection, ConnectionPool, Endpoint
+from novacron.dwcp.connection import PING, ConnectionPool, Endpoint, FrameConnection
 from novacron.dwcp.connection_count import STREAMS_MAX, StreamCount
 from novacron.dwcp.frames import (
     ErrorCode,
@@ -208,7 +208,7 @@ class Sender:
             else:
                 path.connection.close()
 
-    async def _take_leave(self, connection: Connection) -> None:
+    async def _take_leave(self, connection: FrameConnection) -> None:
         """Tell the peer that no more comes, and wait a moment until it has heard."""
         async with asyncio.timeout(LEAVE_TIMEOUT_S):
             connection.put(frames.error_frame("the sender gave up", ErrorCode.CANCELLED))
@@ -247,7 +247,7 @@ class Sender:
             connection.abort()
             raise
 
-    async def _learn(self, connection: Connection, welcome: Welcome) -> None:
+    async def _learn(self, connection: FrameConnection, welcome: Welcome) -> None:
         """Take what the receiver has: digests that this end has too, and those that it tells."""
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
@@ -317,7 +317,7 @@ class Sender:
         if self._window.acknowledge(number, held):
             self._tick.set()
 
-    def _repair(self, connection: Connection, missing: MissingPages) -> None:
+    def _repair(self, connection: FrameConnection, missing: MissingPages) -> None:
         """Send pages whose base turned out to be damaged."""
         pages = self._window.pages_of(missing.piece)
         if pages is None or connection.unsent_bytes > REPAIR_WAITING_BYTES_MAX:

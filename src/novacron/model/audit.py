@@ -8,14 +8,14 @@ from enum import StrEnum
 import msgspec
 
 
-class Outcome(StrEnum):
+class AuditOutcome(StrEnum):
     DONE = "done"
     REFUSED = "refused"
     """The caller may not, or is not known."""
     FAILED = "failed"
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class AuditedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A change that was asked for, or a refusal, and what came of it."""
 
     actor: str
@@ -29,13 +29,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     object: str | None = None
     name: str | None = None
     project: str | None = None
-    outcome: Outcome
+    outcome: AuditOutcome
     status: int
     detail: str = ""
     request_id: str
 
 
-class Record(Request, frozen=True, kw_only=True):
+class AuditRecord(AuditedRequest, frozen=True, kw_only=True):
     """A request as it was written down."""
 
     id: int

@@ -38,7 +38,7 @@ class Taint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Taints = Annotated[tuple[Taint, ...], Meta(max_length=limits.TAINTS_MAX)]
 
 
-class Scope(StrEnum):
+class AntiAffinityScope(StrEnum):
     """Within what VMs of an anti-affinity group are never together."""
 
     NODE = "node"
@@ -57,6 +57,6 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of this group are on one node. A member on a node that is cordoned holds no other back."""
     anti_affinity: GroupName | None = None
     """No two VMs of this group are on one node, or in one zone or site."""
-    anti_affinity_scope: Scope = Scope.NODE
+    anti_affinity_scope: AntiAffinityScope = AntiAffinityScope.NODE
     spread: GroupName | None = None
     """VMs of this group are spread as evenly as there is room: over sites, then zones, then nodes."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from novacron.model.migration import Policy
+from novacron.model.migration import MigrationPolicy
 
 
 class DrainPolicy(StrEnum):
@@ -21,9 +21,9 @@ class DrainPolicy(StrEnum):
     """Leave it where it is, and say so."""
 
     @property
-    def of_migrations(self) -> Policy:
+    def of_migrations(self) -> MigrationPolicy:
         """Return what its migrations do."""
-        return Policy.GO_ON if self is DrainPolicy.LEAVE else Policy(self.value)
+        return MigrationPolicy.GO_ON if self is DrainPolicy.LEAVE else MigrationPolicy(self.value)
 
 
 class DrainPhase(StrEnum):

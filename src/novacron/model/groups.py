@@ -8,11 +8,11 @@ from typing import Protocol
 
 import msgspec
 
-from novacron.model.constraints import Placement, Scope
+from novacron.model.constraints import AntiAffinityScope, Placement
 from novacron.model.node import Node
 from novacron.model.project import DEFAULT
 
-Places = Mapping[Scope, str]
+Places = Mapping[AntiAffinityScope, str]
 
 
 class Occupant(Protocol):
@@ -34,10 +34,14 @@ def is_grouped(spec: Occupant) -> bool:
     return (where.affinity, where.anti_affinity, where.spread) != (None, None, None) or bool(spec.devices)
 
 
-def places_of(node: Node) -> dict[Scope, str]:
+def places_of(node: Node) -> dict[AntiAffinityScope, str]:
     """Return the names under which a node's places are counted: a zone is one of its site."""
     site = node.spec.site
-    return {Scope.SITE: site, Scope.ZONE: f"{site}/{node.spec.zone}", Scope.NODE: node.name}
+    return {
+        AntiAffinityScope.SITE: site,
+        AntiAffinityScope.ZONE: f"{site}/{node.spec.zone}",
+        AntiAffinityScope.NODE: node.name,
+    }
 
 
 def groups_of_project(where: Placement, project: str) -> Placement:
@@ -53,8 +57,8 @@ class Groups:
     def __init__(self) -> None:
         self._affinity: dict[str, dict[str, str]] = {}
         """Of each group: the members, and their nodes."""
-        self._anti: dict[str, Counter[tuple[Scope, str]]] = {}
-        self._spread: dict[str, Counter[tuple[Scope, str]]] = {}
+        self._anti: dict[str, Counter[tuple[AntiAffinityScope, str]]] = {}
+        self._spread: dict[str, Counter[tuple[AntiAffinityScope, str]]] = {}
 
     def count(self, id: str, where: Placement, node: str, places: Places, by: int) -> None:
         """Count a VM on a node (``by`` 1), or no longer (-1)."""
@@ -88,5 +92,10 @@ class Groups:
         """Return how many VMs of a spread group are in a node's site, in its zone and on it; empty without a group."""
         if where.spread is None:
             return ()
-        counts = self._spread.get(where.spread, Counter[tuple[Scope, str]]())
-        return tuple([counts[scope, places[scope]] for scope in (Scope.SITE, Scope.ZONE, Scope.NODE)])
+        counts = self._spread.get(where.spread, Counter[tuple[AntiAffinityScope, str]]())
+        return tuple(
+            [
+                counts[scope, places[scope]]
+                for scope in (AntiAffinityScope.SITE, AntiAffinityScope.ZONE, AntiAffinityScope.NODE)
+            ]
+        )

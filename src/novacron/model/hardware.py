@@ -28,7 +28,7 @@ class Disk(msgspec.Struct, frozen=True):
     rotates: bool
 
 
-class Interface(msgspec.Struct, frozen=True):
+class HostInterface(msgspec.Struct, frozen=True):
     """A network interface of the host's own."""
 
     name: str
@@ -49,9 +49,9 @@ class PciDevice(msgspec.Struct, frozen=True):
     """None: nothing keeps it away from memory that is not its guest's, so no guest gets it."""
 
 
-class Hardware(msgspec.Struct, frozen=True):
+class HostHardware(msgspec.Struct, frozen=True):
     processor: str
     numa: tuple[NumaNode, ...]
     disks: tuple[Disk, ...]
-    interfaces: tuple[Interface, ...]
+    interfaces: tuple[HostInterface, ...]
     devices: tuple[PciDevice, ...]

@@ -16,7 +16,7 @@ from novacron.model import limits
 from novacron.model.errors import InvalidInput
 
 
-class Format(StrEnum):
+class ImageFormat(StrEnum):
     """How a disk is written down in a file."""
 
     RAW = "raw"
@@ -38,7 +38,7 @@ class Source(StrEnum):
     """In the node's own directory for imports."""
 
 
-class Phase(StrEnum):
+class ImportPhase(StrEnum):
     RECEIVING = "receiving"
     CONVERTING = "converting"
     DONE = "done"
@@ -59,7 +59,7 @@ class ImportSpec(msgspec.Struct, frozen=True):
     """Of the file, if it is uploaded."""
     sha256: str | None = None
     """Of the file as it comes in, before it is converted."""
-    format: Format | None = None
+    format: ImageFormat | None = None
     """None: told by how the file begins."""
     description: str = ""
 
@@ -70,7 +70,7 @@ class Import(msgspec.Struct, frozen=True):
     id: str
     spec: ImportSpec
     node: str
-    phase: Phase
+    phase: ImportPhase
     held_bytes: int
     """How much of the file the node has."""
     error: str

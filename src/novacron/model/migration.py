@@ -12,7 +12,7 @@ from novacron.model.forecast import Forecast, ForecastError
 from novacron.model.project import DEFAULT
 
 
-class Phase(StrEnum):
+class MigrationPhase(StrEnum):
     """Where a migration stands.
 
     ``pending``: waits for its turn. ``preparing``: the target makes an empty VM that waits for the stream.
@@ -27,15 +27,15 @@ class Phase(StrEnum):
     ABORTED = "aborted"
 
 
-ACTIVE = frozenset({Phase.PENDING, Phase.PREPARING, Phase.TRANSFERRING})
+ACTIVE = frozenset({MigrationPhase.PENDING, MigrationPhase.PREPARING, MigrationPhase.TRANSFERRING})
 
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PENDING: frozenset({Phase.PREPARING, Phase.FAILED, Phase.ABORTED}),
-    Phase.PREPARING: frozenset({Phase.TRANSFERRING, Phase.FAILED, Phase.ABORTED}),
-    Phase.TRANSFERRING: frozenset({Phase.COMPLETED, Phase.FAILED, Phase.ABORTED}),
-    Phase.COMPLETED: frozenset(),
-    Phase.FAILED: frozenset(),
-    Phase.ABORTED: frozenset(),
+TRANSITIONS: dict[MigrationPhase, frozenset[MigrationPhase]] = {
+    MigrationPhase.PENDING: frozenset({MigrationPhase.PREPARING, MigrationPhase.FAILED, MigrationPhase.ABORTED}),
+    MigrationPhase.PREPARING: frozenset({MigrationPhase.TRANSFERRING, MigrationPhase.FAILED, MigrationPhase.ABORTED}),
+    MigrationPhase.TRANSFERRING: frozenset({MigrationPhase.COMPLETED, MigrationPhase.FAILED, MigrationPhase.ABORTED}),
+    MigrationPhase.COMPLETED: frozenset(),
+    MigrationPhase.FAILED: frozenset(),
+    MigrationPhase.ABORTED: frozenset(),
 }
 
 
@@ -44,7 +44,7 @@ class Side(StrEnum):
     TARGET = "target"
 
 
-class Kind(StrEnum):
+class MigrationKind(StrEnum):
     LIVE = "live"
     WARM = "warm"
     """The guest stands still, is sent with all that belongs to it, its snapshots too, and goes on at the target."""
@@ -52,7 +52,7 @@ class Kind(StrEnum):
     """It does not run."""
 
 
-class Policy(StrEnum):
+class MigrationPolicy(StrEnum):
     """What to do with a guest that writes faster than the link takes it.
 
     ``throttle``: slow it down, more and more. ``go-on``: let it run as it does, until it writes less or is aborted.
@@ -137,12 +137,12 @@ class Migration(msgspec.Struct, frozen=True):
     id: str
     vm: str
     vm_name: str
-    kind: Kind
+    kind: MigrationKind
     source: str
     target: str
     epoch: int
     """The VM's epoch when the migration began. Every end of it moves the VM to the next epoch."""
-    phase: Phase
+    phase: MigrationPhase
     source_vote: bool
     target_vote: bool
     endpoint: str | None
@@ -154,7 +154,7 @@ class Migration(msgspec.Struct, frozen=True):
     """What it may use now, after what nodes and links allow; None: as much as there is."""
     waits_for: str | None
     """Why it does not begin yet."""
-    policy: Policy
+    policy: MigrationPolicy
     cause: Cause
     progress: Progress
     error: str | None
@@ -174,10 +174,10 @@ def migration_id(random: bytes) -> str:
     return "mig-" + base64.b32encode(random).decode().lower()
 
 
-def switches(phase: Phase, source_vote: bool, target_vote: bool) -> bool:
+def switches(phase: MigrationPhase, source_vote: bool, target_vote: bool) -> bool:
     """Say whether ownership changes now: both sides have promised, and nothing ended the migration before.
 
     The source's vote means that its guest is stopped, everything was sent, and it will not run again before an
     epoch later than the migration's says so. The target's vote means that it has loaded everything and waits.
     """
-    return phase is Phase.TRANSFERRING and source_vote and target_vote
+    return phase is MigrationPhase.TRANSFERRING and source_vote and target_vote

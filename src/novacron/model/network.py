@@ -283,7 +283,7 @@ class Passing(msgspec.Struct, frozen=True):
     cidrs: tuple[str, ...] | None
 
 
-class Interface(msgspec.Struct, frozen=True):
+class VmInterface(msgspec.Struct, frozen=True):
     """An interface of a VM that is on a node, or on its way there. ``passing`` None: it has no security group."""
 
     vm: str
@@ -324,7 +324,7 @@ class NetworkOnNode(msgspec.Struct, frozen=True):
     peers: tuple[NetworkPeer, ...]
     names: tuple[tuple[str, str, str], ...]
     """MAC address, address and name of every VM in it."""
-    interfaces: tuple[Interface, ...]
+    interfaces: tuple[VmInterface, ...]
     floating: tuple[tuple[str, str], ...] = ()
     """Floating addresses, and those of the guests that they lead to: of the gateway only, as are the next."""
     entrances: tuple[Entrance, ...] = ()

@@ -12,7 +12,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
-from novacron.model.hardware import Hardware, PciAddress
+from novacron.model.hardware import HostHardware, PciAddress
 from novacron.model.vm import NAME_PATTERN, Firmware
 from novacron.model.volume import Pool
 
@@ -66,7 +66,7 @@ class Inventory(msgspec.Struct, frozen=True):
     """All that guests' processors can have here."""
     machines: tuple[str, ...] = ()
     """Versioned QEMU machine types that it can run."""
-    hardware: Hardware | None = None
+    hardware: HostHardware | None = None
     networks: bool = False
     """It can have networks of VMs."""
     bridges: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ class Claim(StrEnum):
     INCOMING = "incoming"
 
 
-class Held(msgspec.Struct, frozen=True):
+class OwnershipRecord(msgspec.Struct, frozen=True):
     """A node's durable memory of one VM: the latest epoch seen and its claim at that epoch."""
 
     epoch: int = 0
@@ -49,7 +49,7 @@ class Order(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class Verdict(StrEnum):
+class OrderVerdict(StrEnum):
     """What the node may do after an order.
 
     ``run``: it owns the VM; start it, or let what was loaded or stopped here go on. ``receive``: prepare to load.
@@ -63,38 +63,42 @@ class Verdict(StrEnum):
     IGNORE = "ignore"
 
 
-def obey(held: Held, order: Order) -> tuple[Held, Verdict]:
+def obey(held: OwnershipRecord, order: Order) -> tuple[OwnershipRecord, OrderVerdict]:
     """Return what the node remembers from now on and what it may do.
 
     The returned memory must be durable before the verdict is acted on.
     """
     if order.epoch < held.epoch:
-        return held, Verdict.IGNORE
+        return held, OrderVerdict.IGNORE
     later = order.epoch > held.epoch
     match order.kind:
         case OrderKind.OWN:
             if later or held.claim is Claim.OWNER:
-                return Held(order.epoch, Claim.OWNER), Verdict.RUN
+                return OwnershipRecord(order.epoch, Claim.OWNER), OrderVerdict.RUN
             # At the same epoch: a promise binds, and a VM that was told to go does not come back.
-            return held, Verdict.HOLD
+            return held, OrderVerdict.HOLD
         case OrderKind.RECEIVE:
             if held.claim is Claim.NONE or (held.claim is Claim.INCOMING and not later):
-                return Held(order.epoch, Claim.INCOMING), Verdict.RECEIVE
+                return OwnershipRecord(order.epoch, Claim.INCOMING), OrderVerdict.RECEIVE
             # Something of an earlier epoch is still here: it has to go before the VM can come back.
-            return (Held(order.epoch, Claim.NONE), Verdict.DESTROY) if later else (held, Verdict.IGNORE)
+            return (
+                (OwnershipRecord(order.epoch, Claim.NONE), OrderVerdict.DESTROY)
+                if later
+                else (held, OrderVerdict.IGNORE)
+            )
         case OrderKind.GONE:
             if later or held.claim is Claim.NONE:
-                return Held(order.epoch, Claim.NONE), Verdict.DESTROY
-            return held, Verdict.HOLD
+                return OwnershipRecord(order.epoch, Claim.NONE), OrderVerdict.DESTROY
+            return held, OrderVerdict.HOLD
 
 
-def release(held: Held, epoch: int) -> Held:
+def release(held: OwnershipRecord, epoch: int) -> OwnershipRecord:
     """Return the memory of a source that has stopped its guest and is about to vote at ``epoch``."""
     if held.claim not in (Claim.OWNER, Claim.RELEASED) or held.epoch != epoch:
         raise ValueError(f"cannot release at epoch {epoch}: holds {held.claim} at epoch {held.epoch}")
-    return Held(epoch, Claim.RELEASED)
+    return OwnershipRecord(epoch, Claim.RELEASED)
 
 
-def may_run(held: Held) -> bool:
+def may_run(held: OwnershipRecord) -> bool:
     """Say whether the node may let the guest execute."""
     return held.claim is Claim.OWNER

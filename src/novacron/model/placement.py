@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from novacron.model.constraints import Effect, Scope
+from novacron.model.constraints import AntiAffinityScope, Effect
 from novacron.model.fit import capacity, free_share, given_devices, no_room, refusal
 from novacron.model.groups import Groups, Occupant, is_grouped, places_of
 from novacron.model.network import Network
@@ -129,7 +129,7 @@ class Fleet:
         self.loads: dict[str, Load] = {}
         self._networks = {network.name: network for network in networks}
         self._capacity: dict[str, tuple[float, float]] = {}
-        self._places: dict[str, dict[Scope, str]] = {}
+        self._places: dict[str, dict[AntiAffinityScope, str]] = {}
         self._held = Counter(held)
         """Images, and how many nodes hold each that could give it to others."""
         self._groups = Groups()

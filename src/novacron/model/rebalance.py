@@ -26,7 +26,7 @@ SOURCES_MAX, TARGETS_MAX = 4, 6
 """Of how many of the most loaded nodes, and to how many of the least loaded ones, moves are looked for."""
 
 
-class Mode(StrEnum):
+class RebalanceMode(StrEnum):
     OFF = "off"
     ADVISE = "advise"
     """Say what would be moved, and why."""
@@ -37,7 +37,7 @@ class Mode(StrEnum):
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the fleet is rebalanced."""
 
-    mode: Mode = Mode.OFF
+    mode: RebalanceMode = RebalanceMode.OFF
     imbalance_min: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.04
     """Standard deviation of the nodes' loads below which nothing is done."""
     rounds: Annotated[int, Meta(ge=1, le=100)] = 3

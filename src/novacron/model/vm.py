@@ -180,7 +180,7 @@ class VmSpec(VmFields, frozen=True):
         return max(of_image, (self.disk_mib or 0) << 20) if of_image and self.own_disk else 0
 
 
-class Hardware(msgspec.Struct, frozen=True):
+class GuestHardware(msgspec.Struct, frozen=True):
     """What a guest has, and how it came by it: a QEMU to which it moves has to have the same."""
 
     vcpus: int
@@ -216,7 +216,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     resets: int = 0
     guest: Guest | None = None
     """None: no guest agent answers."""
-    hardware: Hardware | None = None
+    hardware: GuestHardware | None = None
     """None: it does not run."""
     cpu: CpuModel | None = None
     """Its processor, since its first start; replayed when it moves or starts."""
@@ -263,7 +263,7 @@ class Vm(msgspec.Struct, frozen=True):
     project: str = DEFAULT
 
 
-class Action(StrEnum):
+class VmAction(StrEnum):
     """What a user can do to a VM that exists."""
 
     START = "start"
@@ -280,30 +280,30 @@ class Action(StrEnum):
     DELETE = "delete"
 
 
-ALLOWED_IN: dict[Action, frozenset[VmState]] = {
-    Action.START: frozenset({VmState.STOPPED, VmState.FAILED, VmState.STOPPING, VmState.PENDING}),
-    Action.STOP: frozenset(VmState) - {VmState.ABSENT},
-    Action.PAUSE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STARTING}),
-    Action.RESUME: frozenset({VmState.PAUSED, VmState.RUNNING}),
-    Action.REBOOT: frozenset({VmState.RUNNING}),
-    Action.RESET: frozenset({VmState.RUNNING}),
-    Action.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
-    Action.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
-    Action.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
-    Action.CLONE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
-    Action.EXPORT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
-    Action.DELETE: frozenset(VmState),
+ALLOWED_IN: dict[VmAction, frozenset[VmState]] = {
+    VmAction.START: frozenset({VmState.STOPPED, VmState.FAILED, VmState.STOPPING, VmState.PENDING}),
+    VmAction.STOP: frozenset(VmState) - {VmState.ABSENT},
+    VmAction.PAUSE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STARTING}),
+    VmAction.RESUME: frozenset({VmState.PAUSED, VmState.RUNNING}),
+    VmAction.REBOOT: frozenset({VmState.RUNNING}),
+    VmAction.RESET: frozenset({VmState.RUNNING}),
+    VmAction.MIGRATE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    VmAction.CONFIGURE: frozenset(VmState) - {VmState.ABSENT},
+    VmAction.SNAPSHOT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    VmAction.CLONE: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    VmAction.EXPORT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
+    VmAction.DELETE: frozenset(VmState),
 }
 """The observed states in which each action makes sense."""
 
-BEGIN_ANEW = frozenset({Action.START, Action.STOP, Action.DELETE})
+BEGIN_ANEW = frozenset({VmAction.START, VmAction.STOP, VmAction.DELETE})
 """Actions with which the VM's node, if it has lost its record of the VM, may go on with it."""
 
-BARRED_BY_MIGRATION = frozenset(Action) - {Action.STOP}
+BARRED_BY_MIGRATION = frozenset(VmAction) - {VmAction.STOP}
 """Actions refused while the VM is being migrated."""
 
 
-DISTURB_CLONING = frozenset({Action.MIGRATE, Action.SNAPSHOT, Action.DELETE})
+DISTURB_CLONING = frozenset({VmAction.MIGRATE, VmAction.SNAPSHOT, VmAction.DELETE})
 """Actions that change where a VM's disk is, or what is in it."""
 
 

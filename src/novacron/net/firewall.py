@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from novacron.model.network import Direction, Interface, Passing, Protocol
+from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.model.vm import tap_name
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
@@ -53,11 +53,11 @@ class NicKey(NamedTuple):
     number: int
 
 
-def key_of(nic: Interface) -> NicKey:
+def key_of(nic: VmInterface) -> NicKey:
     return NicKey(nic.vm, nic.number)
 
 
-def _spoofing(nic: Interface) -> Iterator[str]:
+def _spoofing(nic: VmInterface) -> Iterator[str]:
     """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router."""
     yield f"ether saddr != {nic.mac} drop"
     yield f"arp saddr ether != {nic.mac} drop"
@@ -135,7 +135,7 @@ def _vmap(end: str, jumps: Mapping[str, str]) -> str:
     return f"{end} vmap {{ {pairs} }}"
 
 
-def chains(nics: Iterable[Interface], service: str | None, closed: Collection[NicKey] = ()) -> dict[str, list[str]]:
+def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[NicKey] = ()) -> dict[str, list[str]]:
     """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
     node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours. Nothing
     passes to or from ``closed`` interfaces."""
@@ -177,9 +177,13 @@ def chains(nics: Iterable[Interface], service: str | None, closed: Collection[Ni
 
 
 def script(
-    table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float], stale: Iterable[str] = (),
+    table: str,
+    nics: Sequence[VmInterface],
+    service: str | None,
+    arrived: Mapping[str, float],
+    stale: Iterable[str] = (),
     closed: Collection[NicKey] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Return what makes a table of family ``bridge`` be as it should, in one transaction.
 
     ``arrived``: addresses of guests that came lately, and for how many seconds that still counts. ``stale``: names of
@@ -239,7 +243,9 @@ def present(table: str) -> list[str]:
     return names
 
 
-def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]) -> dict[NicKey, str]:
+def load(
+    table: str, nics: Sequence[VmInterface], service: str | None, arrived: Mapping[str, float]
+) -> dict[NicKey, str]:
     """Let the rules of this namespace be these; flows go on.
 
     An interface whose own rules nft refuses is closed, and the others get theirs: return why, for each that is closed.
@@ -261,7 +267,7 @@ def load(table: str, nics: Sequence[Interface], service: str | None, arrived: Ma
 
 
 def _refused(
-    table: str, nics: Sequence[Interface], service: str | None, arrived: Mapping[str, float]
+    table: str, nics: Sequence[VmInterface], service: str | None, arrived: Mapping[str, float]
 ) -> dict[NicKey, str]:
     """Return the interfaces whose rules nft refuses when they stand alone, and why. Raises NetworkFailed."""
     refused = {}

@@ -39,7 +39,7 @@ class _Interface(msgspec.Struct):
     addresses: list[_Address] = msgspec.field(name="ip-addresses", default_factory=list)
 
 
-class _Answer(msgspec.Struct):
+class _AgentReply(msgspec.Struct):
     returned: msgspec.Raw = msgspec.field(name="return", default=msgspec.Raw(b""))
     error: dict[str, Any] | None = None
 
@@ -153,12 +153,12 @@ class GuestAgent:
 
     def _mark(self, line: bytes) -> int | None:
         with contextlib.suppress(msgspec.DecodeError):
-            return msgspec.json.decode(msgspec.json.decode(line, type=_Answer).returned, type=int)
+            return msgspec.json.decode(msgspec.json.decode(line, type=_AgentReply).returned, type=int)
         return None
 
     def _answer(self, line: bytes, command: str) -> msgspec.Raw:
         try:
-            answer = msgspec.json.decode(line, type=_Answer)
+            answer = msgspec.json.decode(line, type=_AgentReply)
         except msgspec.DecodeError:
             raise GuestSilent(f"the guest agent talks nonsense when asked {command}") from None
         if answer.error is not None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 
-from novacron.model.vm import Hardware
+from novacron.model.vm import GuestHardware
 from novacron.qemu.monitor import Monitor, MonitorFailed
 from novacron.qemu.usage import has_balloon
 
 
-async def look(monitor: Monitor) -> Hardware:
+async def look(monitor: Monitor) -> GuestHardware:
     """Return what the guest has now. Raises MonitorFailed."""
     sizes = await monitor.execute("query-memory-size-summary")
     devices = await monitor.execute("query-memory-devices")
@@ -20,10 +20,10 @@ async def look(monitor: Monitor) -> Hardware:
     places = [entry["qom-path"] for entry in await monitor.execute("query-hotpluggable-cpus") if "qom-path" in entry]
     added = sum(place.startswith("/machine/peripheral") for place in places)
     dimms_mib = tuple(size >> 20 for _, size in dimms)
-    return Hardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, await has_balloon(monitor))
+    return GuestHardware(len(places) - added, sizes["base-memory"] >> 20, added, dimms_mib, await has_balloon(monitor))
 
 
-async def replay(monitor: Monitor, hardware: Hardware) -> None:
+async def replay(monitor: Monitor, hardware: GuestHardware) -> None:
     """Add to a QEMU that waits for a migration what was hot-plugged at the source. Raises MonitorFailed."""
     if hardware.vcpus_added:
         await add_cpus(monitor, hardware.vcpus_added)

@@ -93,7 +93,7 @@ async def probe(binary: str, uid: int | None = None) -> Accelerator:
     return Accelerator(AcceleratorKind.TCG, f"{reason}; emulation works")
 
 
-class _Answer(msgspec.Struct):
+class _CachedProbe(msgspec.Struct):
     host: str
     accelerator: Accelerator
 
@@ -108,11 +108,11 @@ async def remembered(binary: str, version: str, path: Path, uid: int | None = No
     """Return the answer kept in ``path`` if kernel, processor, QEMU and probe are the same, else probe and keep it."""
     host = f"{platform.release()} {_cpu()} {version} {Path('/dev/kvm').exists()} {zlib.crc32(CODE):08x} {uid}"
     try:
-        answer = msgspec.json.decode(path.read_bytes(), type=_Answer)
+        answer = msgspec.json.decode(path.read_bytes(), type=_CachedProbe)
         if answer.host == host:
             return answer.accelerator
     except (FileNotFoundError, msgspec.DecodeError):
         pass
     accelerator = await probe(binary, uid)
-    path.write_bytes(msgspec.json.encode(_Answer(host, accelerator)))
+    path.write_bytes(msgspec.json.encode(_CachedProbe(host, accelerator)))
     return accelerator

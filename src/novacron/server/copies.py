@@ -84,7 +84,8 @@ class Copies:
         try:
             async with self._database.transaction() as connection:
                 await events.record(
-                    connection, events.Event("node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor)
+                    connection,
+                    events.NewEvent("node", copy.target, copy.target, reason, f"{message} ({copy.id})", actor),
                 )
         except Unavailable as error:
             log.warning("the end of a copy can't be stored", copy=copy.id, error=str(error))

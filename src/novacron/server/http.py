@@ -32,7 +32,7 @@ from novacron.model.errors import InvalidInput
 from novacron.model.oidc import Provider
 from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
-from novacron.store.feed import Batch, Change, Feed, Snapshot
+from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
 from novacron.store.fleet_index import FleetIndex
 from novacron.supervise import RESTARTS, Rarely, supervise
 from novacron.telemetry import logs, process
@@ -130,9 +130,9 @@ class Front:
         counter("novacron_feed_losses_total").add()
         log.warning("the change feed is away", error=str(error) or type(error).__name__)
 
-    async def _take(self, item: Snapshot | Batch) -> None:
+    async def _take(self, item: FeedSnapshot | Batch) -> None:
         began = time.perf_counter()
-        if isinstance(item, Snapshot):
+        if isinstance(item, FeedSnapshot):
             gc.unfreeze()
             await self.cache.reset(item)
             _keep_what_is_here()

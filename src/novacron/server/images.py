@@ -67,6 +67,6 @@ class ImageUpkeep:
             await self._questions.ask(node, RemoveImage(name, digest))
             async with self._database.transaction() as connection:
                 message = f"image {name}, of which no VM there is made"
-                await events.record(connection, events.Event("node", node, node, "ImageRemoved", message))
+                await events.record(connection, events.NewEvent("node", node, node, "ImageRemoved", message))
         except NovaError as error:
             log.warning("an image that is not used stays", node=node, image=name, error=str(error))

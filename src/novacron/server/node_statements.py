@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from novacron.model.cpu import CpuKind, CpuModel
-from novacron.model.migration import Migration, Phase, Side
+from novacron.model.migration import Migration, MigrationPhase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
 from novacron.model.vm import VmSpec
@@ -35,7 +35,7 @@ log = logs.get(__name__)
 
 PageKey = Callable[[str], bytes]
 """Gives the key of a project's pages."""
-MOVING = frozenset({Phase.PREPARING, Phase.TRANSFERRING})
+MOVING = frozenset({MigrationPhase.PREPARING, MigrationPhase.TRANSFERRING})
 """Phases of migrations in which nodes have something to do."""
 HasVm = TypeVar("HasVm", Snapshot, Volume)
 

@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from novacron.api.access.context import Agents, Console
+from novacron.api.access.context import Agents, ConsoleStream
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
@@ -66,7 +66,7 @@ class ForeseeMove(Call[MoveForeseen], frozen=True, tag=True):
     target: str
 
 
-class CopyImage(Call[ImageCopy], frozen=True, tag=True):
+class StartImageCopy(Call[ImageCopy], frozen=True, tag=True):
     """Begin to copy an image to a node."""
 
     name: str
@@ -75,7 +75,7 @@ class CopyImage(Call[ImageCopy], frozen=True, tag=True):
     actor: str
 
 
-class OpenConsole(Call[int], frozen=True, tag=True):
+class OpenNodeConsole(Call[int], frozen=True, tag=True):
     """Open a VM's console. The answer is its number among the worker's consoles."""
 
     node: str
@@ -114,8 +114,8 @@ AnyCall = (
     | ListConnected
     | ProbePath
     | ForeseeMove
-    | CopyImage
-    | OpenConsole
+    | StartImageCopy
+    | OpenNodeConsole
     | ReadConsole
     | WriteConsole
     | CloseConsole
@@ -140,7 +140,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     hint: str | None
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
+class CallResult(msgspec.Struct, frozen=True, array_like=True):
     """What came of a call."""
 
     id: int
@@ -151,7 +151,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 NOTHING = msgspec.Raw(b"\xc0")
 _encode = msgspec.msgpack.Encoder().encode
 _calls = msgspec.msgpack.Decoder(Envelope)
-_answers = msgspec.msgpack.Decoder(Answer)
+_answers = msgspec.msgpack.Decoder(CallResult)
 
 
 def _error_classes() -> dict[str, type[NovaError]]:
@@ -173,7 +173,7 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(size)
 
 
-def _frame(message: Envelope | Answer) -> bytes:
+def _frame(message: Envelope | CallResult) -> bytes:
     data = _encode(message)
     return len(data).to_bytes(4, "big") + data
 
@@ -197,7 +197,7 @@ class _Desk:
     def __init__(self, agents: Agents, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._agents = agents
         self._reader, self._writer = reader, writer
-        self._consoles: dict[int, Console] = {}
+        self._consoles: dict[int, ConsoleStream] = {}
         self._numbers = itertools.count(1)
         self._free_calls = asyncio.Semaphore(CALLS_MAX)
 
@@ -226,7 +226,7 @@ class _Desk:
             failure = Failure("internal-error", "something went wrong here, not with the request", None, "try again")
         finally:
             self._free_calls.release()
-        self._writer.write(_frame(Answer(envelope.id, result, failure)))
+        self._writer.write(_frame(CallResult(envelope.id, result, failure)))
         await self._writer.drain()
 
     async def _do(self, call: AnyCall) -> object:
@@ -239,9 +239,9 @@ class _Desk:
                 return await self._agents.probe(call.source, call.target, call.seconds)
             case ForeseeMove():
                 return await self._agents.foresee(call.vm, call.source, call.target)
-            case CopyImage():
+            case StartImageCopy():
                 return await self._agents.copy_image(call.name, call.source, call.target, call.actor)
-            case OpenConsole():
+            case OpenNodeConsole():
                 number = next(self._numbers)
                 self._consoles[number] = await self._agents.open_console(call.node, call.vm, call.kind)
                 return number
@@ -263,7 +263,7 @@ class Relay:
         self.gone = asyncio.Event()
         """The process that has the links has ended."""
         self._writer = writer
-        self._pending = Pending[Answer]("calls", CALLS_MAX, CALLS_MAX)
+        self._pending = Pending[CallResult]("calls", CALLS_MAX, CALLS_MAX)
         self._numbers = itertools.count(1)
         self._listening = asyncio.create_task(self._listen(reader), name="relay")
 
@@ -306,8 +306,8 @@ class Relay:
         raw = await self.call(AskNode(node, msgspec.Raw(_encode(question))))
         return msgspec.msgpack.decode(raw, type=questions.answer_type(type(question)))
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> Console:
-        return _RelayedConsole(self, await self.call(OpenConsole(node, vm, kind)))
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleStream:
+        return _RelayedConsole(self, await self.call(OpenNodeConsole(node, vm, kind)))
 
     async def connected(self) -> list[str]:
         return await self.call(ListConnected())
@@ -319,7 +319,7 @@ class Relay:
         return await self.call(ForeseeMove(vm, source, target))
 
     async def copy_image(self, name: str, source: str | None, target: str, actor: str) -> ImageCopy:
-        return await self.call(CopyImage(name, source, target, actor))
+        return await self.call(StartImageCopy(name, source, target, actor))
 
 
 class _RelayedConsole:

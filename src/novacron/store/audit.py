@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from novacron.model.audit import ApiCall, Record, Request
+from novacron.model.audit import ApiCall, AuditedRequest, AuditRecord
 from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
@@ -22,12 +22,12 @@ AUDIT = deferred_writes.Table(
 )  # fmt: skip
 
 
-def rows_of(requests: Sequence[Request]) -> list[Sequence[Any]]:
+def rows_of(requests: Sequence[AuditedRequest]) -> list[Sequence[Any]]:
     """Return what was asked as rows of its table."""
     return [[getattr(request, column) for column in AUDIT.columns] for request in requests]
 
 
-async def add(connection: Connection, requests: Sequence[Request]) -> None:
+async def add(connection: Connection, requests: Sequence[AuditedRequest]) -> None:
     """Add what was asked, and what came of it; in the transaction of the change, if there was one."""
     await deferred_writes.add(connection, AUDIT, rows_of(requests))
 
@@ -45,7 +45,7 @@ class Filters(msgspec.Struct, frozen=True):
     until: datetime | None = None
 
 
-async def search(connection: Connection, filters: Filters, before: int | None, limit: int) -> list[Record]:
+async def search(connection: Connection, filters: Filters, before: int | None, limit: int) -> list[AuditRecord]:
     """Return records, newest first, older than the one with id ``before``."""
     terms, values = ["true"], list[Any]()
 
@@ -67,7 +67,7 @@ async def search(connection: Connection, filters: Filters, before: int | None, l
     rows = await connection.fetch(
         f"SELECT * FROM audit WHERE {' AND '.join(terms)} ORDER BY id DESC LIMIT ${len(values)}", *values
     )
-    return [msgspec.convert(dict(row), Record) for row in rows]
+    return [msgspec.convert(dict(row), AuditRecord) for row in rows]
 
 
 async def add_calls(connection: Connection, calls: Sequence[ApiCall]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from novacron.model.errors import Conflict, IllegalState
-from novacron.model.vm import Action, CloneOf, Power, Vm
+from novacron.model.vm import CloneOf, Power, Vm, VmAction
 from novacron.store import events, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 
@@ -28,7 +28,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     """
     name, changes, linked, if_match = asked
     source = await vms.get(connection, ref, lock=True)
-    vms.check_action(source, Action.CLONE, if_match)
+    vms.check_action(source, VmAction.CLONE, if_match)
     if source.node is None:
         raise IllegalState(f"VM {source.name} is on no node yet", hint="wait until it is placed")
     if source.clone_of is not None:
@@ -56,7 +56,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     of = CloneOf(source.id, source.name, linked)
     new = new_vms.NewVm(name, spec, None, source.node, seed, begins, of)
     clone = await new_vms.create(connection, await projects.making(connection, source.project), new, actor)
-    await events.record(connection, events.Event("vm", source.id, source.name, "CloneAsked", f"clone {name}", actor))
+    await events.record(connection, events.NewEvent("vm", source.id, source.name, "CloneAsked", f"clone {name}", actor))
     return clone
 
 
@@ -69,5 +69,5 @@ async def made(connection: Connection, node: str, id: str, epoch: int) -> None:
     )  # fmt: skip
     if row is not None:
         await events.record(
-            connection, events.Event("vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")
+            connection, events.NewEvent("vm", id, row["name"], "Cloned", f"from {row['before']['source_name']}")
         )

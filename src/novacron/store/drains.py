@@ -240,7 +240,9 @@ async def report(connection: Connection, drain: Drain, progress: DrainProgress) 
 
 async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: str) -> None:
     """Record why a VM can't leave."""
-    await events.record(connection, events.Event("vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}"))
+    await events.record(
+        connection, events.NewEvent("vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}")
+    )
 
 
 async def slots(connection: Connection, node: Node) -> int:

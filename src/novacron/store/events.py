@@ -12,7 +12,7 @@ SYSTEM = "system"
 MESSAGE_LENGTH_MAX = 2000
 
 
-class Event(NamedTuple):
+class NewEvent(NamedTuple):
     """One line of an object's log, for example ``("vm", "vm-x", "web", "Created", ...)``. ``project`` None: that of the
     object, as the database knows it."""
 
@@ -34,16 +34,16 @@ EVENTS = deferred_writes.Table(
 )  # fmt: skip
 
 
-def rows_of(happened: Sequence[Event]) -> list[Sequence[str | None]]:
+def rows_of(happened: Sequence[NewEvent]) -> list[Sequence[str | None]]:
     """Return events as rows of their table."""
     return [(*event[:4], event.message[:MESSAGE_LENGTH_MAX], *event[5:]) for event in happened]
 
 
-async def record_all(connection: Connection, happened: Sequence[Event]) -> None:
+async def record_all(connection: Connection, happened: Sequence[NewEvent]) -> None:
     """Add lines to the logs of several objects, in their order."""
     await deferred_writes.add(connection, EVENTS, rows_of(happened))
 
 
-async def record(connection: Connection, event: Event) -> None:
+async def record(connection: Connection, event: NewEvent) -> None:
     """Add one line to the log of an object."""
     await record_all(connection, [event])

@@ -11,7 +11,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NotFound, Unavailable
 from novacron.model.export import Export, ExportPhase
-from novacron.model.vm import Action
+from novacron.model.vm import VmAction
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
 from novacron.store.rows import decode_whole, object_of
@@ -25,7 +25,7 @@ def _export(row: asyncpg.Record | None) -> Export:
 async def create(connection: Connection, ref: str, actor: str) -> Export:
     """Ask for a VM's disk as it is now. Raises NotFound, IllegalState, Conflict, Unavailable."""
     vm = await vms.get(connection, ref, lock=True)
-    vms.check_action(vm, Action.EXPORT, None)
+    vms.check_action(vm, VmAction.EXPORT, None)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
@@ -49,7 +49,7 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node, msgspec.to_builtins(vm.spec), ExportPhase.MAKING,
         traces.carry(),
     )  # fmt: skip
-    await events.record(connection, events.Event("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))
     return _export(row)
 
 
@@ -65,7 +65,7 @@ async def delete(connection: Connection, id: str, actor: str) -> Export:
     """Forget an export, and let its node remove the file. Raises NotFound."""
     export = await get(connection, id)
     await connection.execute("DELETE FROM exports WHERE id = $1", id)
-    await events.record(connection, events.Event("vm", export.vm, export.vm_name, "ExportDeleted", export.id, actor))
+    await events.record(connection, events.NewEvent("vm", export.vm, export.vm_name, "ExportDeleted", export.id, actor))
     return export
 
 
@@ -100,5 +100,5 @@ async def report(connection: Connection, node: str, report: ExportReport) -> Non
     )  # fmt: skip
     reason = "Exported" if phase is ExportPhase.READY else "ExportFailed"
     await events.record(
-        connection, events.Event("vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")
+        connection, events.NewEvent("vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")
     )

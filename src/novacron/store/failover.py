@@ -68,7 +68,7 @@ async def restart_elsewhere(
         vm.id, choice.node, msgspec.to_builtins(status),
     )  # fmt: skip
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {choice.node}: {why}")
+        connection, events.NewEvent("vm", vm.id, vm.name, "RestartedElsewhere", f"starts on {choice.node}: {why}")
     )
     return choice.node
 
@@ -81,4 +81,4 @@ async def said(connection: Connection, vm: Vm, reason: str, message: str) -> Non
         vm.id, reason, message, SAID_AGAIN_AFTER_S,
     )  # fmt: skip
     if not again:
-        await events.record(connection, events.Event("vm", vm.id, vm.name, reason, message))
+        await events.record(connection, events.NewEvent("vm", vm.id, vm.name, reason, message))

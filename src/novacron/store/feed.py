@@ -47,7 +47,7 @@ class Batch(msgspec.Struct, frozen=True):
     changes: list[Change]
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class FeedSnapshot(msgspec.Struct, frozen=True):
     """Every object as it is, and what changed lately.
 
     ``history`` holds every change after revision ``history_after`` up to ``batch.revision``, in order: a reader that
@@ -109,7 +109,7 @@ async def _objects(connection: Connection, kind: str, page_max: int) -> AsyncIte
 
 async def snapshot(
     connection: Connection, events_max: int, history_max: int = HISTORY_MAX, page_max: int = PAGE_MAX
-) -> Snapshot:  # fmt: skip
+) -> FeedSnapshot:  # fmt: skip
     """Return every object as changes, and the revision from which the feed goes on.
 
     Must run in a REPEATABLE READ transaction. Changes at or above the revision may be repeated by the feed.
@@ -132,7 +132,7 @@ async def snapshot(
     if len(history) > history_max:
         after = history[0].revision
         history = [change for change in history if change.revision > after]
-    return Snapshot(Batch(horizon - 1, changes), history, after)
+    return FeedSnapshot(Batch(horizon - 1, changes), history, after)
 
 
 async def read(connection: Connection, after: int) -> tuple[Batch, bool]:
@@ -201,7 +201,7 @@ class Feed:
         since_s = time.monotonic() - self._complete_at
         return since_s if self._behind or since_s > 2 * POLL_S else 0.0
 
-    async def batches(self) -> AsyncIterator[Snapshot | Batch]:
+    async def batches(self) -> AsyncIterator[FeedSnapshot | Batch]:
         """Yield first a snapshot of everything there is, then what changes, for ever.
 
         Raises one of ``database.LOST`` when the connection breaks: call again after a pause. A reader that starts

@@ -265,7 +265,9 @@ async def _choose_again(
         index.assume(wish.id, chosen[wish.id].node)
 
 
-async def _store_placed(connection: Connection, placed: Sequence[tuple[Any, str]], began: float) -> list[events.Event]:
+async def _store_placed(
+    connection: Connection, placed: Sequence[tuple[Any, str]], began: float
+) -> list[events.NewEvent]:
     """Give VMs their nodes; one that has changed meanwhile is looked at again."""
     done = await connection.fetch(
         "UPDATE vms v SET node = p.node, epoch = 1 FROM unnest($1::text[], $2::bigint[], $3::text[])"
@@ -279,18 +281,18 @@ async def _store_placed(connection: Connection, placed: Sequence[tuple[Any, str]
             took_s = time.perf_counter() - began
             traces.happened("VM is placed", took_s, parent=row["trace"], vm=row["id"], node=node)
     return [
-        events.Event("vm", row["id"], row["name"], "Placed", f"placed on {node}", project=row["project"])
+        events.NewEvent("vm", row["id"], row["name"], "Placed", f"placed on {node}", project=row["project"])
         for row, node in placed
     ]
 
 
-async def _store_unplaced(connection: Connection, unplaced: Sequence[tuple[Any, VmStatus]]) -> list[events.Event]:
+async def _store_unplaced(connection: Connection, unplaced: Sequence[tuple[Any, VmStatus]]) -> list[events.NewEvent]:
     """Store why VMs wait."""
     for row, status in unplaced:
         await connection.execute(
             "UPDATE vms SET status = $2 WHERE id = $1 AND node IS NULL", row["id"], msgspec.to_builtins(status)
         )
     return [
-        events.Event("vm", row["id"], row["name"], "Unplaced", status.reason, project=row["project"])
+        events.NewEvent("vm", row["id"], row["name"], "Unplaced", status.reason, project=row["project"])
         for row, status in unplaced
     ]

@@ -36,7 +36,7 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
         raise Conflict(f"{name} was the name of a node until lately", field="name", hint="try again in a moment")
     message = "joined" if inserted else "another host, or the same one anew, has taken its place"
-    await events.record(connection, events.Event("node", name, name, "Joined", message))
+    await events.record(connection, events.NewEvent("node", name, name, "Joined", message))
 
 
 async def known(connection: Connection, said: str, key_hash: str) -> str | None:
@@ -78,7 +78,7 @@ async def rename(connection: Connection, name: str, new: str, actor: str) -> Nod
     )
     for table, column in ELSEWHERE:
         await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {column} = $1", name, new)
-    await events.record(connection, events.Event("node", new, new, "Renamed", f"its name was {name}", actor))
+    await events.record(connection, events.NewEvent("node", new, new, "Renamed", f"its name was {name}", actor))
     row = await connection.fetchrow("SELECT * FROM nodes WHERE name = $1", new)
     if row is None:
         raise NotFound(f"there is no node {new!r}")

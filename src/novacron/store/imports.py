@@ -10,7 +10,7 @@ import msgspec
 
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
-from novacron.model.image import Import, ImportSpec, Phase, Source
+from novacron.model.image import Import, ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Node
 from novacron.store import events, nodes
 from novacron.store.database import Connection
@@ -54,7 +54,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     try:
         row = await connection.fetchrow(
             "INSERT INTO imports (id, spec, node, phase, project, trace) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
-            f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, Phase.RECEIVING, project,
+            f"import-{secrets.token_hex(8)}", msgspec.to_builtins(spec), chosen, ImportPhase.RECEIVING, project,
             traces.carry(),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
@@ -66,7 +66,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     import_ = _import(row)
     where = spec.location or "an upload"
     await events.record(
-        connection, events.Event("import", import_.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
+        connection, events.NewEvent("import", import_.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
     )
     return import_
 
@@ -120,20 +120,22 @@ async def working(connection: Connection, node: str) -> list[Import]:
     return decode_whole("imports", rows, _import)
 
 
-async def report(connection: Connection, node: str, id: str, phase: Phase, held_bytes: int, error: str) -> None:
+async def report(connection: Connection, node: str, id: str, phase: ImportPhase, held_bytes: int, error: str) -> None:
     """Store the node's report; a finished import stays finished."""
     row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1 FOR UPDATE", id)
     if row is None or row["node"] != node or row["finished_at"] is not None:
         return
-    over = phase in (Phase.DONE, Phase.FAILED)
+    over = phase in (ImportPhase.DONE, ImportPhase.FAILED)
     await connection.execute(
         "UPDATE imports SET phase = $2, held_bytes = $3, error = $4, finished_at = CASE WHEN $5 THEN now() END"
         " WHERE id = $1",
         id, phase, held_bytes, error[:500], over,
     )  # fmt: skip
     if over:
-        reason, message = ("ImportDone", f"it is on {node}") if phase is Phase.DONE else ("ImportFailed", error[:500])
-        await events.record(connection, events.Event("import", id, row["spec"]["name"], reason, message))
+        reason, message = (
+            ("ImportDone", f"it is on {node}") if phase is ImportPhase.DONE else ("ImportFailed", error[:500])
+        )
+        await events.record(connection, events.NewEvent("import", id, row["spec"]["name"], reason, message))
 
 
 async def abort(connection: Connection, id: str, actor: str) -> Import:
@@ -144,7 +146,7 @@ async def abort(connection: Connection, id: str, actor: str) -> Import:
     row = await connection.fetchrow(
         "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', finished_at = now()"
         " WHERE id = $1 RETURNING *",
-        id, Phase.FAILED,
+        id, ImportPhase.FAILED,
     )  # fmt: skip
-    await events.record(connection, events.Event("import", id, aborted.spec.name, "ImportAborted", "aborted", actor))
+    await events.record(connection, events.NewEvent("import", id, aborted.spec.name, "ImportAborted", "aborted", actor))
     return _import(row)

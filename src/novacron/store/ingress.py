@@ -33,7 +33,7 @@ async def add_address(connection: Connection, project: str, address: str, actor:
         )
     except asyncpg.UniqueViolationError:
         raise Conflict(f"{text} is a floating address already", field="address") from None
-    await events.record(connection, events.Event("floating-address", text, text, "Added", "it is free", actor))
+    await events.record(connection, events.NewEvent("floating-address", text, text, "Added", "it is free", actor))
     return _floating(row)
 
 
@@ -53,7 +53,9 @@ async def remove_address(connection: Connection, address: str, actor: str) -> Fl
             hint=f"novacron floating-address detach {address}",
         )
     await connection.execute("DELETE FROM floating_addresses WHERE address = $1", address)
-    await events.record(connection, events.Event("floating-address", address, address, "Removed", "it was free", actor))
+    await events.record(
+        connection, events.NewEvent("floating-address", address, address, "Removed", "it was free", actor)
+    )
     return floating
 
 
@@ -100,7 +102,7 @@ async def attach(connection: Connection, address: str, vm_id: str, network: str 
         address, vm.id, vm.name, through,
     )  # fmt: skip
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "AddressAttached", f"floating address {address}", actor)
+        connection, events.NewEvent("vm", vm.id, vm.name, "AddressAttached", f"floating address {address}", actor)
     )
     return _floating(row)
 
@@ -116,7 +118,7 @@ async def detach(connection: Connection, address: str, actor: str) -> FloatingAd
     if floating.vm is not None:
         await events.record(
             connection,
-            events.Event(
+            events.NewEvent(
                 "vm",
                 floating.vm,
                 floating.vm_name or floating.vm,
@@ -167,7 +169,7 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
         ) from None
     created = _forward(row)
     what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
-    await events.record(connection, events.Event("vm", vm.id, vm.name, "PortForwarded", what, actor))
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "PortForwarded", what, actor))
     return created
 
 
@@ -184,5 +186,5 @@ async def remove_forward(connection: Connection, id: str, actor: str) -> Forward
             removed.address,
         )
     what = f"{removed.protocol} port {removed.port} of {removed.address or 'the gateway'} leads to it no more"
-    await events.record(connection, events.Event("vm", removed.vm, removed.vm_name, "PortForwardEnded", what, actor))
+    await events.record(connection, events.NewEvent("vm", removed.vm, removed.vm_name, "PortForwardEnded", what, actor))
     return removed

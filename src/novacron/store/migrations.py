@@ -15,10 +15,10 @@ from novacron.model.migration import (
     ACTIVE,
     TRANSITIONS,
     Cause,
-    Kind,
     Migration,
-    Phase,
-    Policy,
+    MigrationKind,
+    MigrationPhase,
+    MigrationPolicy,
     Progress,
     Side,
     migration_id,
@@ -26,7 +26,7 @@ from novacron.model.migration import (
 )
 from novacron.model.node import Node
 from novacron.model.placement import Verdict, Wish
-from novacron.model.vm import Action, Power, Vm, VmState
+from novacron.model.vm import Power, Vm, VmAction, VmState
 from novacron.model.volume import Volume
 from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
 from novacron.store.database import Connection
@@ -54,7 +54,7 @@ class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):
     if_match: int | None = None
     weight: int = 1
     rate_limit_bytes_per_s: int | None = None
-    policy: Policy = Policy.THROTTLE
+    policy: MigrationPolicy = MigrationPolicy.THROTTLE
     cause: Cause = Cause.REQUEST
     warm: bool = False
 
@@ -94,7 +94,7 @@ async def _insert(connection: Connection, vm: Vm, target: str, request: MoveRequ
             f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
             f" RETURNING {COLUMNS}",
             migration_id(secrets.token_bytes(10)), vm.id, vm.name, kind_of(vm, warm=request.warm), vm.node, target,
-            vm.epoch, Phase.PENDING, msgspec.to_builtins(Progress()), request.weight,
+            vm.epoch, MigrationPhase.PENDING, msgspec.to_builtins(Progress()), request.weight,
             request.rate_limit_bytes_per_s, request.policy, request.cause, trace,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
@@ -107,9 +107,9 @@ def is_live(vm: Vm) -> bool:
     return vm.status.state in (VmState.RUNNING, VmState.PAUSED) and vm.spec.power is not Power.STOPPED
 
 
-def kind_of(vm: Vm, *, warm: bool) -> Kind:
+def kind_of(vm: Vm, *, warm: bool) -> MigrationKind:
     """Return of which kind a move of the VM is."""
-    return (Kind.WARM if warm else Kind.LIVE) if is_live(vm) else Kind.COLD
+    return (MigrationKind.WARM if warm else MigrationKind.LIVE) if is_live(vm) else MigrationKind.COLD
 
 
 async def choose(
@@ -118,16 +118,16 @@ async def choose(
 ) -> tuple[Vm, str]:  # fmt: skip
     """Return the VM and where it would be moved. Raises what ``create`` does."""
     vm = await vms.get(connection, ref, lock=True)
-    vms.check_action(vm, Action.MIGRATE, if_match)
+    vms.check_action(vm, VmAction.MIGRATE, if_match)
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is not placed yet", hint="wait until it has a node")
-    await vms.check_not_cloning(connection, vm, Action.MIGRATE)
+    await vms.check_not_cloning(connection, vm, VmAction.MIGRATE)
     if vm.spec.devices and is_live(vm):
         raise IllegalState(
             f"VM {vm.name} has devices of node {vm.node}, which can't follow it while it runs",
             hint=f"stop it first: novacron vm stop {vm.name} --wait",
         )
-    await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is Kind.LIVE)
+    await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is MigrationKind.LIVE)
     attached = await volumes.check_movable(connection, vm)
     await nodes.take_turn(connection)
     wish = await _wish(connection, vm, attached)
@@ -186,8 +186,8 @@ async def been(connection: Connection, vm: str) -> frozenset[str]:
 
 async def _event(connection: Connection, m: Migration, reason: str, message: str, actor: str = events.SYSTEM) -> None:
     """Record what happened, for the migration and in the VM's own history."""
-    await events.record(connection, events.Event("migration", m.id, m.vm_name, reason, message, actor))
-    await events.record(connection, events.Event("vm", m.vm, m.vm_name, f"Migration{reason}", message, actor))
+    await events.record(connection, events.NewEvent("migration", m.id, m.vm_name, reason, message, actor))
+    await events.record(connection, events.NewEvent("vm", m.vm, m.vm_name, f"Migration{reason}", message, actor))
 
 
 async def get(connection: Connection, id: str, *, lock: bool = False) -> Migration:
@@ -210,7 +210,7 @@ async def _lock(connection: Connection, id: str) -> Migration | None:
     return await get(connection, id, lock=True)
 
 
-def _advance(migration: Migration, phase: Phase) -> None:
+def _advance(migration: Migration, phase: MigrationPhase) -> None:
     if phase not in TRANSITIONS[migration.phase]:
         raise IllegalState(f"migration {migration.id} can't go from {migration.phase} to {phase}")
 
@@ -252,25 +252,25 @@ async def share(connection: Connection, rates: dict[str, int | None], waits_for:
 async def begin(connection: Connection, id: str) -> None:
     """Let a pending migration go: the target prepares."""
     migration = await _lock(connection, id)
-    if migration is None or migration.phase is not Phase.PENDING:
+    if migration is None or migration.phase is not MigrationPhase.PENDING:
         return
     await connection.execute(
         "UPDATE migrations SET phase = $2, started_at = clock_timestamp(), moved_at = clock_timestamp() WHERE id = $1",
         id,
-        Phase.PREPARING,
+        MigrationPhase.PREPARING,
     )
 
 
 async def target_ready(connection: Connection, id: str, node: str, endpoint: str) -> None:
     """The target waits for the stream at ``endpoint``: the source may send."""
     migration = await _lock(connection, id)
-    if migration is None or migration.phase is not Phase.PREPARING or migration.target != node:
+    if migration is None or migration.phase is not MigrationPhase.PREPARING or migration.target != node:
         return
-    _advance(migration, Phase.TRANSFERRING)
+    _advance(migration, MigrationPhase.TRANSFERRING)
     await connection.execute(
         "UPDATE migrations SET phase = $2, endpoint = $3, moved_at = clock_timestamp() WHERE id = $1",
         id,
-        Phase.TRANSFERRING,
+        MigrationPhase.TRANSFERRING,
         endpoint,
     )
 
@@ -313,7 +313,7 @@ async def vote(connection: Connection, id: str, node: str, side: Side, epoch: in
     Returns whether the VM changed hands now. A late, repeated or foreign vote changes nothing.
     """
     migration = await _lock(connection, id)
-    if migration is None or migration.phase is not Phase.TRANSFERRING or migration.epoch != epoch:
+    if migration is None or migration.phase is not MigrationPhase.TRANSFERRING or migration.epoch != epoch:
         return False
     if node != (migration.source if side is Side.SOURCE else migration.target):
         return False
@@ -327,7 +327,7 @@ async def vote(connection: Connection, id: str, node: str, side: Side, epoch: in
     )
     if not switches(migration.phase, source_vote, target_vote):
         return False
-    await _end(connection, migration, Phase.COMPLETED, owner=migration.target)
+    await _end(connection, migration, MigrationPhase.COMPLETED, owner=migration.target)
     message = f"VM {migration.vm_name} runs on {migration.target} now"
     await _event(connection, migration, "Completed", message + told(migration.progress))
     return True
@@ -344,7 +344,7 @@ def told(progress: Progress) -> str:
 
 
 async def _end(
-    connection: Connection, migration: Migration, phase: Phase, owner: str, error: str | None = None
+    connection: Connection, migration: Migration, phase: MigrationPhase, owner: str, error: str | None = None
 ) -> None:
     _advance(migration, phase)
     updated = await connection.execute(
@@ -356,9 +356,9 @@ async def _end(
     )
     if updated != "UPDATE 1":
         raise AssertionError(f"migration {migration.id} and its VM disagree about the epoch")
-    if migration.phase is not Phase.PENDING:
+    if migration.phase is not MigrationPhase.PENDING:
         await volumes.moved(
-            connection, migration.vm, migration.source, migration.target, arrived=phase is Phase.COMPLETED
+            connection, migration.vm, migration.source, migration.target, arrived=phase is MigrationPhase.COMPLETED
         )
     await connection.execute(
         "UPDATE migrations SET phase = $2, error = $3, finished_at = clock_timestamp() WHERE id = $1",
@@ -375,7 +375,7 @@ async def fail(connection: Connection, id: str, why: str, node: str | None = Non
         return
     if node is not None and node not in (migration.source, migration.target):
         return
-    await _end(connection, migration, Phase.FAILED, owner=migration.source, error=why[:1000])
+    await _end(connection, migration, MigrationPhase.FAILED, owner=migration.source, error=why[:1000])
     message = f"failed: {why[:800]}. VM {migration.vm_name} stays on {migration.source}"
     await _event(connection, migration, "Failed", message)
 
@@ -387,7 +387,7 @@ async def abort(connection: Connection, id: str, actor: str) -> Migration:
         raise NotFound(f"there is no migration {id!r}", hint="see: novacron migration list")
     if migration.phase not in ACTIVE:
         raise IllegalState(f"migration {id} is {migration.phase}: it can't be aborted any more")
-    await _end(connection, migration, Phase.ABORTED, owner=migration.source, error="aborted on request")
+    await _end(connection, migration, MigrationPhase.ABORTED, owner=migration.source, error="aborted on request")
     await _event(connection, migration, "Aborted", f"VM {migration.vm_name} stays on {migration.source}", actor)
     return await get(connection, id)
 
@@ -406,7 +406,9 @@ async def stalled(connection: Connection) -> list[tuple[str, str]]:
     )
     reasons = []
     for row in rows:
-        limit_s = limits.MIGRATION_PREPARE_S_MAX if row["phase"] == Phase.PREPARING else limits.MIGRATION_STALL_S_MAX
+        limit_s = (
+            limits.MIGRATION_PREPARE_S_MAX if row["phase"] == MigrationPhase.PREPARING else limits.MIGRATION_STALL_S_MAX
+        )
         if row["still_s"] > limit_s:
             reasons.append((row["id"], f"no progress for {row['still_s']:.0f} s while {row['phase']}"))
         for side in ("source", "target"):

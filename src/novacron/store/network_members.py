@@ -12,7 +12,6 @@ import msgspec
 from novacron.model.network import (
     Encryption,
     Entrance,
-    Interface,
     NetworkKind,
     NetworkOnNode,
     NetworkPeer,
@@ -20,6 +19,7 @@ from novacron.model.network import (
     Passing,
     Protocol,
     SecurityGroup,
+    VmInterface,
 )
 from novacron.store import networks
 from novacron.store.database import Connection
@@ -78,7 +78,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 _peers(hosts, node, others, network.spec.encryption),
                 tuple(sorted({(row["mac"], row["address"], row["name"]) for row in members if row["address"]})),
                 tuple(
-                    Interface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
+                    VmInterface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
                     for row in members
                     if row["node"] == node
                 ),

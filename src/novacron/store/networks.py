@@ -87,7 +87,7 @@ async def create(
         raise Conflict(f"a network named {name!r} exists", field="name", hint="choose another name") from None
     await projects.check_quota(connection, project, before)
     what = spec.subnet or f"bridge {spec.bridge}"
-    await events.record(connection, events.Event("network", name, name, "Created", what, actor))
+    await events.record(connection, events.NewEvent("network", name, name, "Created", what, actor))
     return network_of(row)
 
 
@@ -105,7 +105,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
         raise Conflict(f"VM {vm} is in network {name}", hint="delete its VMs first")
     await connection.execute("UPDATE floating_addresses SET network = NULL WHERE network = $1", name)
     await connection.execute("DELETE FROM networks WHERE name = $1", name)
-    await events.record(connection, events.Event("network", name, name, "Deleted", "it had no VMs", actor))
+    await events.record(connection, events.NewEvent("network", name, name, "Deleted", "it had no VMs", actor))
     return network
 
 
@@ -209,4 +209,4 @@ async def move_gateway(connection: Connection, name: str, before: str | None, no
     )
     if done == "UPDATE 1":
         what = f"the gateway is {now or 'nowhere'}" + (f", it was {before}" if before else "")
-        await events.record(connection, events.Event("network", name, name, "GatewayMoved", what))
+        await events.record(connection, events.NewEvent("network", name, name, "GatewayMoved", what))

@@ -151,7 +151,7 @@ def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms
     if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
         return None
     row = _row(new, spec, (new.image_mib or 0) if spec.own_disk else 0)
-    event = events.Event("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
+    event = events.NewEvent("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
     arguments = tuple(_arguments([row], project.name, project_row["quota"]))
     return vms.OneStatement(vms.ChangedVm(row.id, new.name, project.name), INSERT, arguments, event)
 
@@ -184,6 +184,6 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     return _row(new, spec, disk_mib), after
 
 
-def _created(vm: Vm, actor: str) -> events.Event:
+def _created(vm: Vm, actor: str) -> events.NewEvent:
     source = f"image {vm.spec.image}" if vm.clone_of is None else f"VM {vm.clone_of.source_name}"
-    return events.Event("vm", vm.id, vm.name, "Created", f"created from {source}", actor, vm.project)
+    return events.NewEvent("vm", vm.id, vm.name, "Created", f"created from {source}", actor, vm.project)

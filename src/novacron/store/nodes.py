@@ -96,7 +96,7 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
     if status != node.status:
         await _set_status(connection, name, status)
     if not node.status.ready:
-        await events.record(connection, events.Event("node", name, name, "Ready", "its agent is connected"))
+        await events.record(connection, events.NewEvent("node", name, name, "Ready", "its agent is connected"))
 
 
 async def skewed(connection: Connection, name: str, skew_s: float) -> None:
@@ -107,7 +107,7 @@ async def skewed(connection: Connection, name: str, skew_s: float) -> None:
         f"its clock is {abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}" if skew_s else "its clock is right"
     )
     await events.record(
-        connection, events.Event("node", name, name, "ClockSkewed" if skew_s else "ClockRight", message)
+        connection, events.NewEvent("node", name, name, "ClockSkewed" if skew_s else "ClockRight", message)
     )
 
 
@@ -147,7 +147,7 @@ async def mark_lost(connection: Connection, names: Sequence[str], after_s: float
         await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
         message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
         await events.record(
-            connection, events.Event("node", row["name"], row["name"], "Lost" if lost else "Ready", message)
+            connection, events.NewEvent("node", row["name"], row["name"], "Lost" if lost else "Ready", message)
         )
 
 
@@ -168,11 +168,11 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
     if (spec.cordoned, spec.draining) == (node.spec.cordoned, node.spec.draining):
         was, is_ = msgspec.to_builtins(node.spec), msgspec.to_builtins(spec)
         changed = ", ".join(f"{field} {was[field]} to {value}" for field, value in is_.items() if value != was[field])
-        await events.record(connection, events.Event("node", name, name, "Configured", changed[:500], actor))
+        await events.record(connection, events.NewEvent("node", name, name, "Configured", changed[:500], actor))
     else:
         word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
         await events.record(
-            connection, events.Event("node", name, name, word.capitalize(), f"{word} on request", actor)
+            connection, events.NewEvent("node", name, name, word.capitalize(), f"{word} on request", actor)
         )
     return _node(row)
 
@@ -219,4 +219,4 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
         raise Conflict(f"node {name} holds {vms} VMs", hint=f"move them away first: novacron node drain {name}")
     await drains.end(connection, name, bring_back=False)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
-    await events.record(connection, events.Event("node", name, name, "Removed", "removed", actor))
+    await events.record(connection, events.NewEvent("node", name, name, "Removed", "removed", actor))

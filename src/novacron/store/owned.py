@@ -100,7 +100,7 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
             if status.state is not was.state:
                 message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
                 reason = status.state.capitalize()
-                await events.record(connection, events.Event("vm", id, vm.name, reason, message, project=vm.project))
+                await events.record(connection, events.NewEvent("vm", id, vm.name, reason, message, project=vm.project))
     if changed:
         await connection.execute(
             "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"

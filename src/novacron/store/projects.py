@@ -62,7 +62,7 @@ async def create(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a project named {name!r} exists", field="name", hint="choose another name") from None
-    await events.record(connection, events.Event("project", name, name, "Created", description, actor, project=name))
+    await events.record(connection, events.NewEvent("project", name, name, "Created", description, actor, project=name))
     return _project(row)
 
 
@@ -86,7 +86,7 @@ async def configure(connection: Connection, name: str, changes: dict[str, Any], 
         await connection.execute(COUNT_ANEW, now.name)  # what it has took its new name before or after its own row
     said = ", ".join(f"{field} {_said(value)}" for field, value in changes.items())
     await events.record(
-        connection, events.Event("project", now.name, now.name, "Configured", said, actor, project=now.name)
+        connection, events.NewEvent("project", now.name, now.name, "Configured", said, actor, project=now.name)
     )
     return _project(row)
 
@@ -113,7 +113,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     await connection.execute("DELETE FROM migrations WHERE project = $1", name)
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)
-    await events.record(connection, events.Event("project", name, name, "Deleted", "it had nothing left", actor))
+    await events.record(connection, events.NewEvent("project", name, name, "Deleted", "it had nothing left", actor))
     return project
 
 

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from novacron.model.placement import Wish
-from novacron.model.rebalance import Decision, Mode, NodeUse, Settings, VmLoad, smoothed
+from novacron.model.rebalance import Decision, NodeUse, RebalanceMode, Settings, VmLoad, smoothed
 from novacron.model.vm import VmSpec
 from novacron.store import events, fleet
 from novacron.store.database import Connection
@@ -41,7 +41,7 @@ async def configure(connection: Connection, settings: Settings, actor: str) -> R
     await connection.execute("UPDATE rebalancing SET settings = $1, rounds = 0", msgspec.to_builtins(settings))
     said = ", ".join(f"{field} {value}" for field, value in msgspec.to_builtins(settings).items())
     await events.record(
-        connection, events.Event("rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
+        connection, events.NewEvent("rebalancing", "rebalancing", "rebalancing", "Configured", said, actor)
     )
     return await get(connection)
 
@@ -55,12 +55,12 @@ async def decided(connection: Connection, decision: Decision) -> None:
     )
 
 
-async def record(connection: Connection, mode: Mode, decision: Decision) -> None:
+async def record(connection: Connection, mode: RebalanceMode, decision: Decision) -> None:
     """Record a decision, whether it was carried out or only advised."""
     for move in decision.moves:
-        reason = "Rebalanced" if mode is Mode.AUTO else "RebalanceAdvised"
+        reason = "Rebalanced" if mode is RebalanceMode.AUTO else "RebalanceAdvised"
         message = f"from {move.source} to {move.target}: {decision.why}; {move.why}"
-        await events.record(connection, events.Event("vm", move.vm, move.vm_name, reason, message))
+        await events.record(connection, events.NewEvent("vm", move.vm, move.vm_name, reason, message))
 
 
 async def measured(connection: Connection, node: str, used: Sequence[tuple[str, float]]) -> None:

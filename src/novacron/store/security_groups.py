@@ -51,7 +51,9 @@ async def create(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a security group named {name!r} exists", field="name") from None
-    await events.record(connection, events.Event("security-group", name, name, "Created", f"{len(rules)} rules", actor))
+    await events.record(
+        connection, events.NewEvent("security-group", name, name, "Created", f"{len(rules)} rules", actor)
+    )
     return _group(row)
 
 
@@ -62,7 +64,7 @@ async def configure(connection: Connection, name: str, rules: Sequence[RuleSpec]
         "UPDATE security_groups SET rules = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(rules)
     )
     await events.record(
-        connection, events.Event("security-group", name, name, "Configured", f"{len(rules)} rules", actor)
+        connection, events.NewEvent("security-group", name, name, "Configured", f"{len(rules)} rules", actor)
     )
     return _group(row)
 
@@ -82,5 +84,5 @@ async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup
     if other is not None:
         raise Conflict(f"a rule of security group {other} is about {name}", hint="change that first")
     await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
-    await events.record(connection, events.Event("security-group", name, name, "Deleted", "nothing used it", actor))
+    await events.record(connection, events.NewEvent("security-group", name, name, "Deleted", "nothing used it", actor))
     return group

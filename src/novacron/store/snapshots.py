@@ -13,7 +13,7 @@ from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.node import holds
 from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_transition
-from novacron.model.vm import Action, Power, Vm, VmState
+from novacron.model.vm import Power, Vm, VmAction, VmState
 from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, object_of
@@ -66,15 +66,15 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
     await projects.check_quota(connection, vm.project, before)
     await vms.touch(connection, vm.id)
-    await events.record(connection, events.Event("vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor))
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor))
     return _snapshot(row)
 
 
 async def _free(connection: Connection, ref: str) -> Vm:
     """Return a VM with which nothing else goes on. Raises NotFound, Conflict, IllegalState."""
     vm = await vms.get(connection, ref, lock=True)
-    vms.check_action(vm, Action.SNAPSHOT, None)
-    await vms.check_not_cloning(connection, vm, Action.SNAPSHOT)
+    vms.check_action(vm, VmAction.SNAPSHOT, None)
+    await vms.check_not_cloning(connection, vm, VmAction.SNAPSHOT)
     await check_idle(connection, vm)
     return vm
 
@@ -124,7 +124,7 @@ async def revert(connection: Connection, ref: str, name: str, actor: str) -> Sna
         spec = msgspec.structs.replace(vm.spec, power=Power.RUNNING, starts=vm.spec.starts + 1)
         await connection.execute("UPDATE vms SET spec = $2 WHERE id = $1", vm.id, msgspec.to_builtins(spec))
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "RevertAsked", f"to snapshot {snapshot.name}", actor)
+        connection, events.NewEvent("vm", vm.id, vm.name, "RevertAsked", f"to snapshot {snapshot.name}", actor)
     )
     return entered
 
@@ -134,7 +134,7 @@ async def delete(connection: Connection, ref: str, name: str, actor: str) -> Sna
     vm = await _free(connection, ref)
     entered = await _enter(connection, vm, await _get(connection, vm, name), SnapshotPhase.DELETING)
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "SnapshotDeleteAsked", f"snapshot {entered.name}", actor)
+        connection, events.NewEvent("vm", vm.id, vm.name, "SnapshotDeleteAsked", f"snapshot {entered.name}", actor)
     )
     return entered
 
@@ -178,7 +178,7 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
             id, SnapshotPhase.READY, pause_ms,
         )  # fmt: skip
         await connection.execute("UPDATE vms SET snapshot = $2 WHERE id = $1", vm_id, id)
-    await events.record(connection, events.Event("vm", vm_id, vm_row["name"], reason, message))
+    await events.record(connection, events.NewEvent("vm", vm_id, vm_row["name"], reason, message))
 
 
 async def working(connection: Connection, ids: Sequence[str]) -> Decoded[Snapshot]:

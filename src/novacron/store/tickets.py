@@ -35,7 +35,7 @@ async def create(connection: Connection, ref: str, kind: ConsoleKind, actor: str
         " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5)) RETURNING expires_at",
         hash_secret(secret), vm.id, kind, actor, float(limits.TICKET_S),
     )  # fmt: skip
-    await events.record(connection, events.Event("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", actor))
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", actor))
     return Ticket(secret, vm.id, kind, f"/api/v1/console?ticket={secret}", expires_at)
 
 

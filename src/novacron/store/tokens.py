@@ -56,7 +56,7 @@ async def create(connection: Connection, user: User, new: NewToken, actor: str) 
     )
     token = msgspec.convert({key: row[key] for key in Token.__struct_fields__}, Token)
     what = "logged in" if session else f"API token {name} created"
-    await events.record(connection, events.Event("token", token.id, name, "Created", what, actor))
+    await events.record(connection, events.NewEvent("token", token.id, name, "Created", what, actor))
     return token, secret
 
 
@@ -81,7 +81,7 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
             "no administrator could use the API any more", hint="create another token first, or set a password"
         )
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
-    await events.record(connection, events.Event("token", id, row["name"], "Revoked", what, actor))
+    await events.record(connection, events.NewEvent("token", id, row["name"], "Revoked", what, actor))
 
 
 async def uses(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[datetime, str]]:
@@ -130,7 +130,7 @@ async def create_join(connection: Connection, node: str | None, ttl_s: int, acto
         float(ttl_s),
     )
     message = f"join token for {node or 'any node'}, valid {ttl_s} s"
-    await events.record(connection, events.Event("node", node or "-", node or "-", "JoinToken", message, actor))
+    await events.record(connection, events.NewEvent("node", node or "-", node or "-", "JoinToken", message, actor))
     return secret
 
 

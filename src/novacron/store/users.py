@@ -50,7 +50,9 @@ async def create(
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a user named {name!r} exists", field="name", hint="choose another name") from None
     user = _user(row)
-    await events.record(connection, events.Event("user", user.id, name, "Created", f"{kind}", actor, project=project))
+    await events.record(
+        connection, events.NewEvent("user", user.id, name, "Created", f"{kind}", actor, project=project)
+    )
     return user
 
 
@@ -72,7 +74,7 @@ async def set_password(connection: Connection, user: User, hash: str, actor: str
     await connection.execute("DELETE FROM tokens WHERE \"user\" = $1 AND kind = 'session'", user.id)
     row = await connection.fetchrow("UPDATE users SET disabled = disabled WHERE id = $1 RETURNING *", user.id)
     await events.record(
-        connection, events.Event("user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
+        connection, events.NewEvent("user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
     )
     return _user(row)
 
@@ -95,7 +97,9 @@ async def disable(connection: Connection, ref: str, disabled: bool, actor: str) 
     row = await connection.fetchrow("UPDATE users SET disabled = $2 WHERE id = $1 RETURNING *", user.id, disabled)
     await _check_administrator(connection)
     reason = "Disabled" if disabled else "Enabled"
-    await events.record(connection, events.Event("user", user.id, user.name, reason, "", actor, project=user.project))
+    await events.record(
+        connection, events.NewEvent("user", user.id, user.name, reason, "", actor, project=user.project)
+    )
     return _user(row)
 
 
@@ -105,7 +109,7 @@ async def delete(connection: Connection, ref: str, actor: str) -> User:
     await connection.execute("DELETE FROM users WHERE id = $1", user.id)
     await _check_administrator(connection)
     await events.record(
-        connection, events.Event("user", user.id, user.name, "Deleted", "", actor, project=user.project)
+        connection, events.NewEvent("user", user.id, user.name, "Deleted", "", actor, project=user.project)
     )
     return user
 
@@ -125,7 +129,9 @@ async def grant(connection: Connection, user_ref: str, project: str | None, role
         raise NotFound(f"there is no project {project!r}", field="project") from None
     await _check_administrator(connection)
     said = f"{role} in {project or 'all projects, and the fleet'}"
-    await events.record(connection, events.Event("user", user.id, user.name, "Granted", said, actor, project=project))
+    await events.record(
+        connection, events.NewEvent("user", user.id, user.name, "Granted", said, actor, project=project)
+    )
     return _grant(row)
 
 
@@ -145,7 +151,7 @@ async def revoke(connection: Connection, id: str, actor: str) -> Grant:
     scope = f"{revoked.role} in {revoked.project or 'all projects, and the fleet'}"
     await events.record(
         connection,
-        events.Event("user", revoked.user, revoked.user_name, "Revoked", scope, actor, project=revoked.project),
+        events.NewEvent("user", revoked.user, revoked.user_name, "Revoked", scope, actor, project=revoked.project),
     )
     return revoked
 

@@ -24,9 +24,9 @@ from novacron.model.vm import (
     BARRED_BY_MIGRATION,
     BEGIN_ANEW,
     DISTURB_CLONING,
-    Action,
     Power,
     Vm,
+    VmAction,
     VmSpec,
 )
 from novacron.store import deferred_writes, events, networks, projects, sizes
@@ -56,7 +56,7 @@ async def get(connection: Connection, id: str, *, lock: bool = False) -> Vm:
     return of_row(row)
 
 
-def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
+def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
     """Raise PreconditionFailed, Conflict or IllegalState when ``action`` does not fit the VM as it is."""
     if if_match is not None and if_match != vm.revision:
         raise PreconditionFailed(
@@ -65,7 +65,7 @@ def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
             hint="read the VM again, look at what changed, and repeat",
         )
     if vm.deleting:
-        if action is Action.DELETE:
+        if action is VmAction.DELETE:
             return
         raise IllegalState(f"cannot {action} VM {vm.name}: it is being deleted")
     if vm.migration is not None and action in BARRED_BY_MIGRATION:
@@ -75,15 +75,15 @@ def check_action(vm: Vm, action: Action, if_match: int | None) -> None:
         )
     if vm.status.state not in ALLOWED_IN[action] and not (vm.status.record_lost and action in BEGIN_ANEW):
         raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
-    if action is Action.DELETE and vm.spec.protected:
+    if action is VmAction.DELETE and vm.spec.protected:
         raise Conflict(f"VM {vm.name} is protected", hint=f"if it has to go: novacron vm set {vm.name} --no-protect")
 
 
-async def check_not_cloning(connection: Connection, vm: Vm, action: Action) -> None:
+async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) -> None:
     """Raise Conflict while a clone of the VM, or the VM as a clone, is being made, if ``action`` would disturb that."""
     if action not in DISTURB_CLONING:
         return
-    if vm.clone_of is not None and action is not Action.DELETE:
+    if vm.clone_of is not None and action is not VmAction.DELETE:
         raise Conflict(f"cannot {action} VM {vm.name}: it is being cloned from {vm.clone_of.source_name}")
     name = await connection.fetchval("SELECT name FROM vms WHERE clone_of ->> 'source' = $1 LIMIT 1", vm.id)
     if name is not None:
@@ -96,7 +96,7 @@ async def check_not_cloning(connection: Connection, vm: Vm, action: Action) -> N
 async def act(
     connection: Connection,
     id: str,
-    action: Action,
+    action: VmAction,
     if_match: int | None,
     actor: str,
     stop_timeout_s: int | None = None,
@@ -109,7 +109,7 @@ async def act(
     vm = await get(connection, id, lock=True)
     check_action(vm, action, if_match)
     await check_not_cloning(connection, vm, action)
-    if action is Action.DELETE and vm.node is None:
+    if action is VmAction.DELETE and vm.node is None:
         await remove(connection, vm)
         return msgspec.structs.replace(vm, deleting=True)
     spec = msgspec.structs.replace(vm.spec, **power_changes(vm.spec, action, stop_timeout_s))
@@ -117,18 +117,18 @@ async def act(
         "UPDATE vms SET spec = $2, deleting = deleting OR $3, trace = $4, epoch = epoch + $5 WHERE id = $1 RETURNING *",
         vm.id,
         msgspec.to_builtins(spec),
-        action is Action.DELETE,
+        action is VmAction.DELETE,
         traces.carry(),
         int(_begins_anew(vm, action)),
     )
     await events.record(
         connection,
-        events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project),
+        events.NewEvent("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, project=vm.project),
     )
     return of_row(row)
 
 
-def _begins_anew(vm: Vm, action: Action) -> bool:
+def _begins_anew(vm: Vm, action: VmAction) -> bool:
     """Say whether an action moves the VM to its next epoch."""
     return vm.status.record_lost and action in BEGIN_ANEW and vm.node is not None and vm.migration is None
 
@@ -147,14 +147,14 @@ class OneStatement(NamedTuple):
     of: ChangedVm
     statement: str
     arguments: tuple[Any, ...]
-    event: events.Event
+    event: events.NewEvent
 
 
 SIMPLE = frozenset({"restart", "start_order", "protected", "disk_iops", "disk_bytes_per_s", "placement", "ha_priority"})
 """What of a VM depends on nothing else, and nothing else on it."""
 
 
-def _change(vm: Vm, changes: dict[str, Any], event: events.Event) -> OneStatement:
+def _change(vm: Vm, changes: dict[str, Any], event: events.NewEvent) -> OneStatement:
     """Return a change of fields of a VM's spec that needs to read no other object."""
     spec = msgspec.to_builtins(msgspec.structs.replace(vm.spec, **changes))
     condition = f"{deferred_writes.IN_TURN} AND id = $1 AND revision = $3"
@@ -168,41 +168,41 @@ def configure_in_one_statement(
     vm: Vm, changes: dict[str, Any], if_match: int | None, actor: str
 ) -> OneStatement | None:
     """Return what ``configure`` would do in one statement, or None where it takes more. Raises as that does."""
-    check_action(vm, Action.CONFIGURE, if_match)
+    check_action(vm, VmAction.CONFIGURE, if_match)
     if not SIMPLE.issuperset(changes):
         return None
     message = _said(vm, changes)
-    return _change(vm, changes, events.Event("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
+    return _change(vm, changes, events.NewEvent("vm", vm.id, vm.name, "Configured", message, actor, vm.project))
 
 
 def act_in_one_statement(
-    vm: Vm, action: Action, if_match: int | None, actor: str, stop_timeout_s: int | None
+    vm: Vm, action: VmAction, if_match: int | None, actor: str, stop_timeout_s: int | None
 ) -> OneStatement | None:
     """Return what ``act`` would do in one statement, or None where it takes more. Raises as that does."""
     check_action(vm, action, if_match)
-    if action in DISTURB_CLONING or vm.clone_of is not None or action is Action.DELETE or _begins_anew(vm, action):
+    if action in DISTURB_CLONING or vm.clone_of is not None or action is VmAction.DELETE or _begins_anew(vm, action):
         return None
-    event = events.Event("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
+    event = events.NewEvent("vm", vm.id, vm.name, action.capitalize(), f"{action} requested", actor, vm.project)
     return _change(vm, power_changes(vm.spec, action, stop_timeout_s), event)
 
 
-def power_changes(spec: VmSpec, action: Action, stop_timeout_s: int | None) -> dict[str, Any]:
+def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) -> dict[str, Any]:
     """Return what of a spec an action changes."""
     match action:
-        case Action.START:
+        case VmAction.START:
             return {"power": Power.RUNNING, "starts": spec.starts + 1}
-        case Action.STOP:
+        case VmAction.STOP:
             timeout_s = limits.STOP_TIMEOUT_S_DEFAULT if stop_timeout_s is None else stop_timeout_s
             return {"power": Power.STOPPED, "stop_timeout_s": timeout_s}
-        case Action.PAUSE:
+        case VmAction.PAUSE:
             return {"power": Power.PAUSED}
-        case Action.RESUME:
+        case VmAction.RESUME:
             return {"power": Power.RUNNING}
-        case Action.REBOOT:
+        case VmAction.REBOOT:
             return {"reboots": spec.reboots + 1}
-        case Action.RESET:
+        case VmAction.RESET:
             return {"resets": spec.resets + 1}
-        case Action.DELETE:
+        case VmAction.DELETE:
             return {}
     raise ValueError(f"{action} is no change of power")
 
@@ -222,7 +222,7 @@ async def configure(
     Raises Conflict, NoCapacity, QuotaExceeded.
     """
     vm = await get(connection, id, lock=True)
-    check_action(vm, Action.CONFIGURE, if_match)
+    check_action(vm, VmAction.CONFIGURE, if_match)
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
@@ -255,7 +255,7 @@ async def configure(
             await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
     await events.record(
         connection,
-        events.Event("vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project),
+        events.NewEvent("vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project),
     )
     return changed_vm
 
@@ -311,7 +311,7 @@ async def remove(connection: Connection, vm: Vm) -> None:
     await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
     await events.record(
         connection,
-        events.Event("vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project),
+        events.NewEvent("vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project),
     )
 
 

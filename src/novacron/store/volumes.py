@@ -11,7 +11,7 @@ import asyncpg
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
 from novacron.model.node import Node, holds
-from novacron.model.vm import Action, Vm
+from novacron.model.vm import Vm, VmAction
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
 from novacron.store import events, imports, nodes, projects, sizes, vms
 from novacron.store.database import Connection
@@ -66,7 +66,7 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
     await projects.check_quota(connection, project, before)
     volume = _volume(row)
     await events.record(
-        connection, events.Event("volume", volume.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
+        connection, events.NewEvent("volume", volume.id, name, "VolumeAsked", f"{size_mib} MiB in {pool}", actor)
     )
     return volume
 
@@ -128,7 +128,7 @@ async def attach(
         vm = await vms.get(connection, vm_ref, lock=True)
     except NotFound as error:
         raise NotFound(error.detail, field="vm", hint=error.hint) from None
-    vms.check_action(vm, Action.CONFIGURE, None)
+    vms.check_action(vm, VmAction.CONFIGURE, None)
     volume = await _ready(connection, ref)
     if volume.project != vm.project:
         raise Conflict(
@@ -158,7 +158,7 @@ async def attach(
     )  # fmt: skip
     await vms.touch(connection, vm.id)
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
+        connection, events.NewEvent("vm", vm.id, vm.name, "VolumeAttached", f"volume {volume.name}", actor)
     )
     return _volume(row)
 
@@ -218,11 +218,11 @@ async def detach(connection: Connection, ref: str, actor: str) -> Volume:
     if volume.vm is None:
         raise IllegalState(f"volume {volume.name} is attached to no VM")
     vm = await vms.get(connection, volume.vm, lock=True)
-    vms.check_action(vm, Action.CONFIGURE, None)
+    vms.check_action(vm, VmAction.CONFIGURE, None)
     row = await connection.fetchrow("UPDATE volumes SET detaching = true WHERE id = $1 RETURNING *", volume.id)
     await vms.touch(connection, vm.id)
     await events.record(
-        connection, events.Event("vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
+        connection, events.NewEvent("vm", vm.id, vm.name, "VolumeDetachAsked", f"volume {volume.name}", actor)
     )
     return _volume(row)
 
@@ -249,7 +249,9 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
     if volume.vm is not None:
         await vms.touch(connection, volume.vm)
     changed = ", ".join(f"{key} {getattr(volume, key)} to {value}" for key, value in changes.items())
-    await events.record(connection, events.Event("volume", volume.id, volume.name, "VolumeConfigured", changed, actor))
+    await events.record(
+        connection, events.NewEvent("volume", volume.id, volume.name, "VolumeConfigured", changed, actor)
+    )
     assert row is not None
     return _volume(row)
 
@@ -274,7 +276,7 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
         volume.id, VolumePhase.DELETING, node, traces.carry(),
     )  # fmt: skip
     await events.record(
-        connection, events.Event("volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
+        connection, events.NewEvent("volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
     )
     return _volume(row)
 
@@ -348,7 +350,7 @@ async def report(
         if volume.phase is VolumePhase.DELETING:
             await connection.execute("DELETE FROM volumes WHERE id = $1", id)
             await events.record(
-                connection, events.Event("volume", id, volume.name, "VolumeDeleted", "with all that was in it")
+                connection, events.NewEvent("volume", id, volume.name, "VolumeDeleted", "with all that was in it")
             )
         return
     if volume.phase is not VolumePhase.CREATING and phase is not volume.phase:
@@ -360,7 +362,7 @@ async def report(
     )
     if phase is not volume.phase:
         reason = "VolumeMade" if phase is VolumePhase.READY else "VolumeFailed"
-        await events.record(connection, events.Event("volume", id, volume.name, reason, error or f"on {node}"))
+        await events.record(connection, events.NewEvent("volume", id, volume.name, reason, error or f"on {node}"))
 
 
 class VolumeReport(NamedTuple):
@@ -384,10 +386,10 @@ async def handled(connection: Connection, node: str, report: VolumeReport) -> No
     if released and volume.detaching:
         await connection.execute(f"UPDATE volumes SET {vms.DETACHED} WHERE id = $1", id)
         await events.record(
-            connection, events.Event("vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
+            connection, events.NewEvent("vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
         )
     elif not released and error[:500] != volume.error:
         await connection.execute("UPDATE volumes SET error = $2 WHERE id = $1", id, error[:500])
         if error:
             message = f"volume {volume.name}: {error}"
-            await events.record(connection, events.Event("vm", vm, owner["name"], "VolumeFailed", message))
+            await events.record(connection, events.NewEvent("vm", vm, owner["name"], "VolumeFailed", message))

@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
@@ -28,7 +28,7 @@ class Family(msgspec.Struct, frozen=True):
     """Metrics of one name. ``buckets`` are the upper bounds of a histogram, in its unit."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -43,19 +43,19 @@ DOWNTIMES_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 
 
 def _counter(name: str, help: str, *labels: str) -> Family:
-    return Family(name, Kind.COUNTER, help, labels)
+    return Family(name, MetricKind.COUNTER, help, labels)
 
 
 def _gauge(name: str, help: str, *labels: str, together: Together = Together.SUM) -> Family:
-    return Family(name, Kind.GAUGE, help, labels, together=together)
+    return Family(name, MetricKind.GAUGE, help, labels, together=together)
 
 
 def _seen(name: str, help: str, *labels: str) -> Family:
-    return Family(name, Kind.GAUGE, help, labels, together=Together.SEEN)
+    return Family(name, MetricKind.GAUGE, help, labels, together=Together.SEEN)
 
 
 def _histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...]) -> Family:
-    return Family(name, Kind.HISTOGRAM, help, labels, buckets)
+    return Family(name, MetricKind.HISTOGRAM, help, labels, buckets)
 
 
 API = (

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from novacron.telemetry import values
-from novacron.telemetry.declared import FAMILIES, Family, Kind
+from novacron.telemetry.declared import FAMILIES, Family, MetricKind
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import Cells, Labels, counter, histogram
 
@@ -117,17 +117,17 @@ def _exemplar(exemplar: values.Exemplar | None) -> Exemplar | None:
 
 def _rendered(family: Family, cells: Cells, examples: Mapping[Labels, Mapping[int, values.Exemplar]]) -> Metric:
     match family.kind:
-        case Kind.COUNTER:
+        case MetricKind.COUNTER:
             count = CounterMetricFamily(family.name, family.help, labels=family.labels)
             for labels, cell in cells.items():
                 count.add_metric(labels, cell[0])
             return count
-        case Kind.GAUGE:
+        case MetricKind.GAUGE:
             gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
             for labels, cell in cells.items():
                 gauge.add_metric(labels, cell[0])
             return gauge
-        case Kind.HISTOGRAM:
+        case MetricKind.HISTOGRAM:
             shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
             bounds = [*(str(float(bound)) for bound in family.buckets), "+Inf"]
             for labels, cell in cells.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.telemetry import logs
-from novacron.telemetry.declared import BY_NAME, Kind, Together
+from novacron.telemetry.declared import BY_NAME, MetricKind, Together
 from novacron.telemetry.values import Cells, Labels, counted
 
 log = logs.get(__name__)
@@ -91,7 +91,7 @@ class Processes:
 def _add(totals: dict[str, Cells], counts: Counts, *, alive: bool) -> None:
     for name, cells in counts.items():
         family = BY_NAME.get(name)
-        if family is None or (family.kind is Kind.GAUGE and not alive):
+        if family is None or (family.kind is MetricKind.GAUGE and not alive):
             continue
         into = totals.setdefault(name, {})
         for labels, cell in cells:

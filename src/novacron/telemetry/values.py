@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
-from novacron.telemetry.declared import BY_NAME, Family, Kind
+from novacron.telemetry.declared import BY_NAME, Family, MetricKind
 
 CELLS_MAX = 5000
 """Different labels of one metric in one process; what has others is counted as ``OTHER``."""
@@ -34,12 +34,12 @@ class Exemplar(NamedTuple):
 
 
 class _Values:
-    kind: Kind
+    kind: MetricKind
 
     def __init__(self, family: Family) -> None:
         self.family = family
         self.cells: Cells = {}
-        self._empty = [0.0] * (len(family.buckets) + 2 if family.kind is Kind.HISTOGRAM else 1)
+        self._empty = [0.0] * (len(family.buckets) + 2 if family.kind is MetricKind.HISTOGRAM else 1)
         if not family.labels:
             self.cells[()] = self._empty.copy()
 
@@ -57,14 +57,14 @@ class _Values:
 
 
 class Counter(_Values):
-    kind = Kind.COUNTER
+    kind = MetricKind.COUNTER
 
     def add(self, *labels: str, count: float = 1) -> None:
         self.cell(*labels)[0] += count
 
 
 class Gauge(_Values):
-    kind = Kind.GAUGE
+    kind = MetricKind.GAUGE
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
@@ -81,7 +81,7 @@ class Gauge(_Values):
 
 
 class Histogram(_Values):
-    kind = Kind.HISTOGRAM
+    kind = MetricKind.HISTOGRAM
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
@@ -142,7 +142,7 @@ def histogram(name: str) -> Histogram:
 def begin(families: Iterable[Family]) -> None:
     """Have counters without labels there before they count anything: an increase from nothing is not seen."""
     for family in families:
-        if family.kind is Kind.COUNTER and not family.labels:
+        if family.kind is MetricKind.COUNTER and not family.labels:
             counter(family.name)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from novacron.model.export import ExportPhase
+from novacron.model.image import ImportPhase as ImportPhase
 from novacron.model.image import ImportSpec
-from novacron.model.image import Phase as ImportPhase
 from novacron.model.node import ImageInfo
 from novacron.wire.base import Message, Reply, Request, over_key, ready_key, settled_keys
 

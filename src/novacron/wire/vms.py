@@ -7,10 +7,10 @@ import msgspec
 from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
-from novacron.model.migration import Kind, Policy, Side
+from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order
 from novacron.model.snapshot import SnapshotPhase
-from novacron.model.vm import CloneOf, Hardware, VmSpec, VmStatus
+from novacron.model.vm import CloneOf, GuestHardware, VmSpec, VmStatus
 from novacron.wire.base import Message
 
 
@@ -60,7 +60,7 @@ class Assignment(msgspec.Struct, frozen=True):
     clone_of: CloneOf | None = None
     """Its disk is to be made from this VM's, before anything else."""
     volumes: tuple[VolumeAttached, ...] = ()
-    hardware: Hardware | None = None
+    hardware: GuestHardware | None = None
     """Of a guest that is to come here while it runs."""
     passthrough: tuple[str, ...] = ()
     """Devices of the node's that VMs may have."""
@@ -77,7 +77,7 @@ class Task(msgspec.Struct, frozen=True):
 
     migration: str
     side: Side
-    kind: Kind
+    kind: MigrationKind
     peer: str
     epoch: int
     endpoint: str | None
@@ -86,7 +86,7 @@ class Task(msgspec.Struct, frozen=True):
     """Where the target will wait: the source may open connections already. To the target: where the VM came from."""
     rate_bytes_per_s: int | None = None
     """What the source may use of the link now."""
-    policy: Policy = Policy.THROTTLE
+    policy: MigrationPolicy = MigrationPolicy.THROTTLE
     trace: str = ""
 
 

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from novacron import pki
 from novacron.agent.identity import Identity
 from novacron.model import limits
-from novacron.supervise import Backoff, Rarely, supervise, until_one_ends
+from novacron.supervise import BackoffPolicy, Rarely, supervise, until_one_ends
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 from novacron.wire import codec
@@ -29,8 +29,8 @@ SKIPPED = counter("novacron_agent_skipped_messages_total")
 
 BULK_MAX = 64
 """Messages in the queue beyond which those of consoles wait."""
-RETRY = Backoff(first_s=0.2, most_s=5.0, steady_s=10.0)
-AFTER_DEFECT = Backoff(first_s=5.0, most_s=300.0, steady_s=600.0)
+RETRY = BackoffPolicy(first_s=0.2, most_s=5.0, steady_s=10.0)
+AFTER_DEFECT = BackoffPolicy(first_s=5.0, most_s=300.0, steady_s=600.0)
 """After a message met a defect everything is asked for again: by a new connection, no sooner than this."""
 RENEWAL_CHECK_S = 3600.0
 CERTIFICATES_MAX = 8

@@ -75,7 +75,7 @@ class Transfers:
         except (path_probe.ProbeFailed, estimate.ForeseeFailed) as error:
             self._host.send(wire.Probed(request.probe, None, error=str(error)))
 
-    async def _look_at(self, vm: str) -> estimate.Guest:
+    async def _look_at(self, vm: str) -> estimate.GuestLoad:
         """Return what a VM's move depends on. Raises ForeseeFailed."""
         worker = self._workers.get(vm)
         neighbour = None if worker is None else worker.neighbour()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from novacron.model.hardware import Disk, Hardware, Interface, NumaNode, PciDevice
+from novacron.model.hardware import Disk, HostHardware, HostInterface, NumaNode, PciDevice
 from novacron.net import tap
 
 SYS = Path("/sys")
@@ -63,13 +63,13 @@ def _devices(root: Path) -> Iterator[PciDevice]:
             )
 
 
-def _interfaces() -> list[Interface]:
-    return [Interface(*interface) for interface in tap.links()]
+def _interfaces() -> list[HostInterface]:
+    return [HostInterface(*interface) for interface in tap.links()]
 
 
-def look(root: Path = SYS) -> Hardware:
+def look(root: Path = SYS) -> HostHardware:
     """Return this host's hardware, as far as Linux reports it."""
-    return Hardware(
+    return HostHardware(
         next((line.partition(":")[2].strip() for line in _text(Path("/proc/cpuinfo")).splitlines()
               if line.startswith("model name")), ""),
         tuple(_numa(root)),

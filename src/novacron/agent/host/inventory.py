@@ -11,7 +11,7 @@ from novacron import __version__
 from novacron.agent.host import hardware, networks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.settings import AgentSettings
-from novacron.disk.images import Image, scan
+from novacron.disk.images import LocalImage, scan
 from novacron.model.errors import InvalidInput
 from novacron.model.network import MTU_DEFAULT
 from novacron.model.node import Inventory
@@ -38,7 +38,7 @@ async def _qemu_version(binary: str) -> str:
     return words[words.index("version") + 1] if "version" in words else "unknown"
 
 
-async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tuple[Inventory, dict[str, Image]]:
+async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tuple[Inventory, dict[str, LocalImage]]:
     """Return the inventory and the images. Raises InvalidInput when QEMU is missing."""
     version = await _qemu_version(settings.qemu_binary)
     accelerator = await probe.remembered(

@@ -20,7 +20,14 @@ from typing import NamedTuple
 import msgspec
 
 from novacron.agent.settings import AgentSettings
-from novacron.model.network import MTU_DEFAULT, Interface, NetworkKind, NetworkOnNode, gateway_address, service_address
+from novacron.model.network import (
+    MTU_DEFAULT,
+    NetworkKind,
+    NetworkOnNode,
+    VmInterface,
+    gateway_address,
+    service_address,
+)
 from novacron.model.vm import mac_address, tap_name
 from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
@@ -91,7 +98,7 @@ def tunnel_address(settings: AgentSettings) -> str | None:
     return None if address is None or address.startswith("127.") or address == "0.0.0.0" else address
 
 
-def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[Interface]:
+def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[VmInterface]:
     return (nic for network in networks for nic in network.interfaces)
 
 

@@ -16,7 +16,7 @@ from novacron.agent.actions import Action, doing
 from novacron.agent.settings import AgentSettings
 from novacron.disk.blocks import data_ranges
 from novacron.disk.files import make_durable
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
 from novacron.supervise import Rarely
@@ -112,7 +112,7 @@ def _id_of(directory: Path) -> str:
 class NodeVolumes:
     """All volumes of this node."""
 
-    def __init__(self, pools: Pools, images: Mapping[str, Image], send: Callable[[wire.Message], None]) -> None:
+    def __init__(self, pools: Pools, images: Mapping[str, LocalImage], send: Callable[[wire.Message], None]) -> None:
         self._pools = pools
         self._images = images
         self._send = send

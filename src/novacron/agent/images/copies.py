@@ -13,7 +13,7 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import disk_mirror
 from novacron.agent.settings import AgentSettings
 from novacron.disk.files import NewFile, make_durable
-from novacron.disk.images import MANIFEST, Image, ImageUnusable, verify
+from novacron.disk.images import MANIFEST, ImageUnusable, LocalImage, verify
 from novacron.disk.stream import DiskPlayer, Head, StreamError, VolumeSink
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
@@ -37,7 +37,7 @@ def _key(copy: str) -> bytes:
     return hashlib.sha256(copy.encode()).digest()
 
 
-async def give(pool: ConnectionPool, order: wire.CopyWanted, image: Image, settings: AgentSettings) -> None:
+async def give(pool: ConnectionPool, order: wire.CopyWanted, image: LocalImage, settings: AgentSettings) -> None:
     """Send an image to the node that expects it. Raises CopyFailed."""
     options = SendOptions(
         _key(order.copy), settings.rings_dir, outage_s=settings.outage_s, rate_bytes_per_s=order.rate_bytes_per_s

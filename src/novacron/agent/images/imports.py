@@ -31,7 +31,7 @@ from novacron.disk.errors import Unacceptable
 from novacron.disk.files import make_durable
 from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
-from novacron.model.image import Format, Phase, Source
+from novacron.model.image import ImageFormat, ImportPhase, Source
 from novacron.qemu.confine import Account, confined
 from novacron.supervise import guard
 from novacron.telemetry import logs
@@ -200,7 +200,7 @@ class ImageImports:
         path = self._scratch(import_) / SOURCE
         async with self._writing:
             held = await asyncio.to_thread(_append, path, offset, data, import_.spec.size_bytes)
-        self._report(import_, Phase.RECEIVING, held, soon=held < import_.spec.size_bytes)
+        self._report(import_, ImportPhase.RECEIVING, held, soon=held < import_.spec.size_bytes)
         if id in self._more:
             self._more[id].set()
         return held
@@ -209,7 +209,7 @@ class ImageImports:
         return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{import_.id}"
 
     def _report(
-        self, import_: wire.ImportWanted, phase: Phase, held: int, error: str = "", *, soon: bool = False
+        self, import_: wire.ImportWanted, phase: ImportPhase, held: int, error: str = "", *, soon: bool = False
     ) -> None:
         if soon and time.monotonic() - self._reported_at < REPORT_S:
             return
@@ -229,18 +229,18 @@ class ImageImports:
         except (Unacceptable, OSError, TimeoutError) as error:
             log.warning("an image could not be imported", image=import_.spec.name, error=str(error))
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(import_, Phase.FAILED, 0, str(error) or type(error).__name__)
+            self._report(import_, ImportPhase.FAILED, 0, str(error) or type(error).__name__)
         except Exception as error:  # a defect met with import_ file must not take the agent away
             log.exception("defect in an import", image=import_.spec.name)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(import_, Phase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
+            self._report(import_, ImportPhase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
         else:
             log.info("an image was imported", image=import_.spec.name)
             try:
                 await self._arrived()
             except OSError as error:  # the images are looked at again soon
                 log.warning("can't look at the images", error=str(error))
-            self._report(import_, Phase.DONE, held)
+            self._report(import_, ImportPhase.DONE, held)
 
     async def _import(self, import_: wire.ImportWanted, scratch: Path) -> int:
         """Bring the image here and return how many bytes its file had. Raises Unacceptable, OSError, TimeoutError."""
@@ -256,7 +256,7 @@ class ImageImports:
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         read = await self._receive(import_, source)
         held = source.stat().st_size
-        self._report(import_, Phase.CONVERTING, held)
+        self._report(import_, ImportPhase.CONVERTING, held)
         if import_.spec.sha256 is not None:
             if read is None:
                 read = await asyncio.to_thread(_sha256, source)
@@ -291,7 +291,7 @@ class ImageImports:
         try:
             while not copying.done():
                 await asyncio.wait({copying}, timeout=REPORT_S)
-                self._report(import_, Phase.RECEIVING, writer.held_bytes, soon=True)
+                self._report(import_, ImportPhase.RECEIVING, writer.held_bytes, soon=True)
             copying.result()
             return await asyncio.to_thread(writer.close)
         finally:
@@ -332,7 +332,7 @@ class ImageImports:
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
         target.unlink(missing_ok=True)
-        if format is Format.RAW:
+        if format is ImageFormat.RAW:
             os.link(source, target)  # both names: after a kill here the received file is still found
         else:
             uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
@@ -387,7 +387,7 @@ class ImageImports:
             await asyncio.to_thread(writer.abandon)
 
 
-def _examine(source: Path, said: Format | None) -> tuple[Format, int | None]:
+def _examine(source: Path, said: ImageFormat | None) -> tuple[ImageFormat, int | None]:
     """Return in which format a disk is, and how many bytes it has as far as its header says. Raises Unacceptable."""
     with source.open("rb") as file:
         format = said or formats.detect(file)

@@ -7,7 +7,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from novacron.agent.settings import AgentSettings
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.node import ImageInfo
 
 MARK = ".fetched-"
@@ -28,7 +28,7 @@ def _path(root: Path, image: str) -> Path:
     return root / f"{MARK}{image}"
 
 
-def idle(settings: AgentSettings, images: dict[str, Image], in_use: Set[str]) -> list[ImageInfo]:
+def idle(settings: AgentSettings, images: dict[str, LocalImage], in_use: Set[str]) -> list[ImageInfo]:
     """Return the images that came for VMs of which none has been here for ``keep_images_s``. Raises OSError."""
     idle_images = []
     for path in settings.images_dir.glob(f"{MARK}*"):

@@ -23,7 +23,7 @@ from novacron.agent.vm.directory import (
 )
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.disk import files
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.disk.nbd import NbdClient, NbdExport
 from novacron.disk.stream import DiskPlayer, DiskRecorder, DiskSplitter, Head, StreamError, VolumeInfo, VolumeSink
 from novacron.dwcp.receiver import ReceiveSession
@@ -57,13 +57,15 @@ class Part(msgspec.Struct, frozen=True):
     whole: bool
 
 
-def disks_of(image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
+def disks_of(image: LocalImage, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[VolumeInfo]:
     """Return what a live migration tells of a VM's disks: of its own, the layer over this image, then its volumes."""
     own = [] if image.disk is None else [VolumeInfo(DISK, size_bytes, image.info.digest)]
     return own + [VolumeInfo(volume.id, volume.size_mib << 20) for volume in volumes if volume.moves]
 
 
-def parts_of(machine: VirtualMachine, image: Image, size_bytes: int, volumes: Iterable[VolumeAttached]) -> list[Part]:
+def parts_of(
+    machine: VirtualMachine, image: LocalImage, size_bytes: int, volumes: Iterable[VolumeAttached]
+) -> list[Part]:
     """Return the disks that move with a VM. What its own disk shares with other VMs stays here, and is sent, too."""
     shares = bool(machine.home.shared())
     return [Part(info.name, info, shares or info.name != DISK) for info in disks_of(image, size_bytes, volumes)]
@@ -189,7 +191,7 @@ class Coming(msgspec.Struct, frozen=True):
     """The disks of a VM that is to come here while it runs: ``paths`` are where its volumes are, by their ids."""
 
     session: ReceiveSession
-    image: Image
+    image: LocalImage
     infos: Sequence[VolumeInfo]
     paths: Mapping[str, Path]
 
@@ -263,13 +265,13 @@ def are_whole(machine: VirtualMachine) -> bool:
     return (machine.directory / DISKS_COMPLETE).exists()
 
 
-def keeps_files(spec: VmSpec, image: Image, volumes: Iterable[VolumeAttached]) -> bool:
+def keeps_files(spec: VmSpec, image: LocalImage, volumes: Iterable[VolumeAttached]) -> bool:
     """Say whether a VM that does not run has anything that has to move with it."""
     beside = image.disk is not None or spec.firmware is not Firmware.BIOS or spec.tpm
     return beside or any(volume.moves for volume in volumes)
 
 
-async def send_state(directory: Path, sender: Sender, image: Image, volumes: Mapping[str, Path]) -> None:
+async def send_state(directory: Path, sender: Sender, image: LocalImage, volumes: Mapping[str, Path]) -> None:
     """Send what a VM that does not run consists of; returns when the peer has it. Raises SendFailed, OSError."""
     (directory / COMPLETE).write_text("complete\n")
     named = [(name, path) for name, place in STATE.items() if files.is_plain(path := directory / place)]
@@ -303,7 +305,7 @@ async def send_files(named: list[tuple[str, Path]], sender: Sender, below: str =
 
 
 async def receive_state(
-    session: ReceiveSession, directory: Path, image: Image, bytes_max: int, volumes: Mapping[str, tuple[Path, int]]
+    session: ReceiveSession, directory: Path, image: LocalImage, bytes_max: int, volumes: Mapping[str, tuple[Path, int]]
 ) -> None:
     """Receive what a VM consists of into ``directory``, whole or not at all; its disk may have ``bytes_max``.
     ``volumes`` are where those are to be, and their sizes.
@@ -340,7 +342,7 @@ async def receive_state(
         await asyncio.to_thread(clear)
 
 
-def _check_state(head: Head, image: Image, bytes_max: int, volume_sizes: Mapping[str, int]) -> None:
+def _check_state(head: Head, image: LocalImage, bytes_max: int, volume_sizes: Mapping[str, int]) -> None:
     """Raise StreamError unless a stream brings these volumes and the files of a VM of this image, none too large."""
     names = [info.name for info in head.volumes]
     if len(set(names)) != len(names) or not volume_sizes.keys() <= set(names) <= STATE.keys() | volume_sizes.keys():
@@ -353,7 +355,7 @@ def _check_state(head: Head, image: Image, bytes_max: int, volume_sizes: Mapping
             _check_file(info, image, bytes_max)
 
 
-def _check_file(info: VolumeInfo, image: Image, bytes_max: int) -> None:
+def _check_file(info: VolumeInfo, image: LocalImage, bytes_max: int) -> None:
     """Raise StreamError unless a file of a VM's own lies over this image, and is not too large."""
     if info.below != image.info.digest:
         raise StreamError(f"the source's disk is based on another image than this node's {image.info.name}")

@@ -30,7 +30,7 @@ class ForeseeFailed(Exception):
     """The guest could not be looked at: says why."""
 
 
-class Guest(msgspec.Struct, frozen=True):
+class GuestLoad(msgspec.Struct, frozen=True):
     """What was measured. Sizes in bytes."""
 
     memory_bytes: int
@@ -79,7 +79,7 @@ def _weigh(pages: Iterable[bytes]) -> tuple[float, float]:
     return len(telling) / len(sample), min(1.0, len(zstandard.ZstdCompressor(LEVEL).compress(text)) / len(text))
 
 
-async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> Guest:
+async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path] = ()) -> GuestLoad:
     """Measure a running guest, for about a second, and the files that would move with it. Raises ForeseeFailed."""
     if machine.monitor is None or machine.pid is None:
         raise ForeseeFailed("the VM does not run")
@@ -91,10 +91,10 @@ async def look(machine: VirtualMachine, memory_bytes: int, disks: Sequence[Path]
         disk_size, disk_ratio = await asyncio.to_thread(_look_at_disks, disks)
     except (MonitorFailed, OSError, TimeoutError) as error:
         raise ForeseeFailed(str(error) or type(error).__name__) from error
-    return Guest(size, dirty, round(ratio, 4), PASSES_MAX if trusted else 1, disk_size, round(disk_ratio, 4))
+    return GuestLoad(size, dirty, round(ratio, 4), PASSES_MAX if trusted else 1, disk_size, round(disk_ratio, 4))
 
 
-def foresee(guest: Guest, path: PathMeasured, limit_s: float) -> MoveForeseen:
+def foresee(guest: GuestLoad, path: PathMeasured, limit_s: float) -> MoveForeseen:
     """Say how a migration of ``guest`` over ``path`` would go, to a target that knows nothing of it."""
     disk = guest.disk_bytes * guest.disk_ratio  # goes before the memory
     way = forecast.Path(path.best_rate_bytes_per_s, path.rtt_ms / 1e3, guest.ratio, disk)

@@ -22,7 +22,7 @@ from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.vm.tenant import Tenant
 from novacron.disk.blocks import data_places, pages_of, places
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.dwcp.page_codec import DIGEST_BYTES, Base, PageHash
 from novacron.dwcp.page_store import ZERO_PAGE, PageStore, ScatteredBase, index_of, read_index
 from novacron.qemu.memory import PAGE, GuestMemory
@@ -124,21 +124,21 @@ class KnownPages:
         self._surveys: dict[tuple[Tenant, str], _Survey] = {}
         self._lock = asyncio.Lock()
 
-    async def of_image(self, image: Image, tenant: Tenant) -> list[Base]:
+    async def of_image(self, image: LocalImage, tenant: Tenant) -> list[Base]:
         """Return the pages of an image; their digests are computed once for each project."""
         return [await self._of_file(image, file, tenant) for file in _files(image)]
 
-    async def prepare(self, image: Image, tenant: Tenant) -> None:
+    async def prepare(self, image: LocalImage, tenant: Tenant) -> None:
         """Have the digests of an image's pages in a file before a migration needs them; others have the processor."""
         for path in _files(image):
             if not self._index(image, path, tenant).exists():
                 await _in_background(functools.partial(self._hash_file, image, path, tenant))
 
-    async def of_disk(self, image: Image, tenant: Tenant) -> list[Base]:
+    async def of_disk(self, image: LocalImage, tenant: Tenant) -> list[Base]:
         """Return the pages of an image's disk, if it has one."""
         return [] if image.disk is None else [await self._of_file(image, image.disk, tenant)]
 
-    async def _of_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
+    async def _of_file(self, image: LocalImage, path: Path, tenant: Tenant) -> Base:
         async with self._lock:
             key = (image.info.digest, path.name, tenant)
             base = self._images.get(key)
@@ -147,10 +147,10 @@ class KnownPages:
                 self._images.put(key, base)
             return base
 
-    def _index(self, image: Image, path: Path, tenant: Tenant) -> Path:
+    def _index(self, image: LocalImage, path: Path, tenant: Tenant) -> Path:
         return self.store.root / tenant.project / "images" / f"{image.info.digest}-{path.name}.index"
 
-    def _hash_file(self, image: Image, path: Path, tenant: Tenant) -> Base:
+    def _hash_file(self, image: LocalImage, path: Path, tenant: Tenant) -> Base:
         hash = PageHash(tenant.key)
         name = f"{IMAGE}:{image.info.digest}-{path.name}"
         file = _OpenFile(path)
@@ -166,7 +166,7 @@ class KnownPages:
         return ScatteredBase(IMAGE, name, file.read, all_places, digests, sealed=True)
 
     async def for_arrival(
-        self, vm: str, image: Image, tenant: Tenant, local_vms: Sequence[LocalVm]
+        self, vm: str, image: LocalImage, tenant: Tenant, local_vms: Sequence[LocalVm]
     ) -> tuple[Base, ...]:  # fmt: skip
         """Return what may spare a VM that comes here sending pages, the most likely first."""
         hash = PageHash(tenant.key)
@@ -207,7 +207,7 @@ class KnownPages:
             self.store.load_index, tenant.project, CHECKPOINT_INDEX, vm, CHECKPOINT, PageHash(tenant.key)
         )  # fmt: skip
 
-    async def for_disk(self, vm: str, image: Image, tenant: Tenant) -> tuple[Base, ...]:
+    async def for_disk(self, vm: str, image: LocalImage, tenant: Tenant) -> tuple[Base, ...]:
         """Return what may spare the disk of a VM that comes here sending pages."""
         bases: list[Base] = []
         if IMAGE in self._reuse:
@@ -318,7 +318,7 @@ def _is_of(survey: _Survey | None, local_vm: LocalVm | None) -> bool:
     )
 
 
-def _files(image: Image) -> list[Path]:
+def _files(image: LocalImage) -> list[Path]:
     return [path for path in (image.initrd, image.disk) if path is not None]
 
 

@@ -7,12 +7,12 @@ import contextlib
 import msgspec
 
 from novacron.agent.migration.disk_mirror import Leaving
-from novacron.agent.migration.phases import AFTER_PROMISE, Phase, check_transition
+from novacron.agent.migration.phases import AFTER_PROMISE, SourcePhase, check_transition
 from novacron.agent.migration.session_opening import SessionOpener
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import PostCopy, Record
 from novacron.dwcp.sender import Sender
-from novacron.model.migration import Policy, Progress, Side
+from novacron.model.migration import MigrationPolicy, Progress, Side
 from novacron.model.ownership import release
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import Monitor
@@ -31,7 +31,7 @@ class OutgoingMigration:
         self.changed = context.migration_changed
         """Set whenever QEMU says something about its migration."""
         self.downtime_limit_s = context.services.settings.downtime_limit_ms / 1e3
-        self.phase = Phase.OPENING
+        self.phase = SourcePhase.OPENING
         self.disk: Leaving | None = None
         """The disks that are mirrored, if any are."""
         self._memory: Sender | None = None
@@ -40,13 +40,13 @@ class OutgoingMigration:
         log.info("migration begins", vm=context.vm, migration=task.migration, kind=task.kind, phase=self.phase)
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> MigrationPolicy:
         return self.task.policy
 
     @property
     def post_copies(self) -> bool:
         """The guest may run at the target before all of its memory is there."""
-        return self.task.policy is Policy.POST_COPY
+        return self.task.policy is MigrationPolicy.POST_COPY
 
     @property
     def monitor(self) -> Monitor:
@@ -56,7 +56,7 @@ class OutgoingMigration:
 
     # phases
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: SourcePhase) -> None:
         """Go on to another phase. Raises WrongTransition."""
         check_transition(self.phase, phase)
         log.info("migration phase", vm=self._context.vm, migration=self.task.migration, phase=phase, after=self.phase)
@@ -66,14 +66,14 @@ class OutgoingMigration:
     def end(self) -> None:
         """It has ended, perhaps before its end. What fails after a promise is the target's to report."""
         if self.promised and not self.ended:
-            self.enter(Phase.DONE)
+            self.enter(SourcePhase.DONE)
         elif not self.ended:
-            self.enter(Phase.FAILED)
+            self.enter(SourcePhase.FAILED)
 
     @property
     def ended(self) -> bool:
         """Nothing is sent for it any more."""
-        return self.phase in (Phase.DONE, Phase.FAILED)
+        return self.phase in (SourcePhase.DONE, SourcePhase.FAILED)
 
     @property
     def promised(self) -> bool:
@@ -85,7 +85,7 @@ class OutgoingMigration:
         it at this epoch. Done once. Raises OSError when the promise can't be written down: then none is given."""
         if self.promised:
             return
-        check_transition(self.phase, Phase.PROMISED)
+        check_transition(self.phase, SourcePhase.PROMISED)
         context, task = self._context, self.task
         moving = None
         if memory_follows:
@@ -97,10 +97,10 @@ class OutgoingMigration:
 
         await context.update(release_vm)
         log.info("promised not to run it", vm=context.vm, migration=task.migration)
-        self.enter(Phase.PROMISED)
+        self.enter(SourcePhase.PROMISED)
         self._context.services.send(wire.Voted(task.migration, Side.SOURCE, task.epoch))
         if memory_follows:
-            self.enter(Phase.POST_COPY)
+            self.enter(SourcePhase.POST_COPY)
 
     # sessions and rate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Phase(StrEnum):
+class SourcePhase(StrEnum):
     """Where an outgoing migration stands."""
 
     OPENING = "opening"
@@ -28,29 +28,31 @@ class Phase(StrEnum):
     """It ended without a promise: the guest goes on here."""
 
 
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.OPENING: frozenset({Phase.COPYING, Phase.MIRRORING, Phase.PRE_COPY, Phase.FAILED}),
-    Phase.COPYING: frozenset({Phase.PRE_COPY, Phase.PROMISED, Phase.FAILED}),
-    Phase.MIRRORING: frozenset({Phase.PRE_COPY, Phase.FAILED}),
+TRANSITIONS: dict[SourcePhase, frozenset[SourcePhase]] = {
+    SourcePhase.OPENING: frozenset(
+        {SourcePhase.COPYING, SourcePhase.MIRRORING, SourcePhase.PRE_COPY, SourcePhase.FAILED}
+    ),
+    SourcePhase.COPYING: frozenset({SourcePhase.PRE_COPY, SourcePhase.PROMISED, SourcePhase.FAILED}),
+    SourcePhase.MIRRORING: frozenset({SourcePhase.PRE_COPY, SourcePhase.FAILED}),
     # QEMU may finish before it is asked to switch over, in a short migration.
-    Phase.PRE_COPY: frozenset({Phase.SWITCHOVER, Phase.PROMISED, Phase.FAILED}),
-    Phase.SWITCHOVER: frozenset({Phase.PROMISED, Phase.FAILED}),
-    Phase.PROMISED: frozenset({Phase.POST_COPY, Phase.DONE}),
-    Phase.POST_COPY: frozenset({Phase.DONE}),
-    Phase.DONE: frozenset(),
-    Phase.FAILED: frozenset(),
+    SourcePhase.PRE_COPY: frozenset({SourcePhase.SWITCHOVER, SourcePhase.PROMISED, SourcePhase.FAILED}),
+    SourcePhase.SWITCHOVER: frozenset({SourcePhase.PROMISED, SourcePhase.FAILED}),
+    SourcePhase.PROMISED: frozenset({SourcePhase.POST_COPY, SourcePhase.DONE}),
+    SourcePhase.POST_COPY: frozenset({SourcePhase.DONE}),
+    SourcePhase.DONE: frozenset(),
+    SourcePhase.FAILED: frozenset(),
 }
 """The phases that may follow each phase. No phase after a promise leads to ``failed``: a promise is never taken back
 by what happens to the migration, only by a later epoch."""
 
-AFTER_PROMISE = frozenset({Phase.PROMISED, Phase.POST_COPY, Phase.DONE})
+AFTER_PROMISE = frozenset({SourcePhase.PROMISED, SourcePhase.POST_COPY, SourcePhase.DONE})
 
 
 class WrongTransition(AssertionError):
     """A migration was to enter a phase that can't follow the one it is in: a defect of the agent."""
 
 
-def check_transition(before: Phase, after: Phase) -> None:
+def check_transition(before: SourcePhase, after: SourcePhase) -> None:
     """Raise WrongTransition unless ``after`` may follow ``before``."""
     if after not in TRANSITIONS[before]:
         raise WrongTransition(f"a migration can't go from {before} to {after}")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.outgoing import OutgoingMigration
-from novacron.agent.migration.phases import Phase
+from novacron.agent.migration.phases import SourcePhase
 from novacron.dwcp.page_ring import PAGE
 from novacron.dwcp.sender import Sender
 from novacron.model.forecast import SHRINKS, Forecast, Path, downtime_s, forecast
-from novacron.model.migration import Policy, Progress, Savings
+from novacron.model.migration import MigrationPolicy, Progress, Savings
 from novacron.qemu import transfer
 from novacron.qemu.stream import RamSplitter
 from novacron.qemu.transfer import TransferStatus
@@ -95,15 +95,17 @@ class PreCopy:
     async def _act(self, sender: Sender, status: TransferStatus) -> None:
         if self._disk is not None:
             await self._mind_disk(self._disk, status)
-        if self._migration.phase is Phase.PRE_COPY:
+        if self._migration.phase is SourcePhase.PRE_COPY:
             await self._steer(sender, status, time.monotonic())
 
     async def _wait(self, status: TransferStatus, pump: asyncio.Task[None]) -> None:
         """Wait until QEMU says something, the session ends, or it is time to look again."""
-        close = status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is Policy.POST_COPY
+        close = (
+            status.remaining_bytes < NEAR_END_BYTES or status.passes > 1 or self._policy is MigrationPolicy.POST_COPY
+        )
         if close and status.status not in transfer.ENDED:
             self._migration.guest_may_stop()
-        pause_s = LOOK_CLOSELY_S if close and self._migration.phase is Phase.PRE_COPY else LOOK_S
+        pause_s = LOOK_CLOSELY_S if close and self._migration.phase is SourcePhase.PRE_COPY else LOOK_S
         changed = asyncio.create_task(self._migration.changed.wait())
         waiting = {changed} if pump.done() else {changed, pump}
         await asyncio.wait(waiting, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
@@ -136,11 +138,11 @@ class PreCopy:
         self._forecast = forecast(remaining_bytes, dirty_rate, path, self._limit_s, self._passes_max)
         if self._first is None and sender.counters.raw_bytes > RATIO_AFTER_BYTES:
             self._first, self._first_at = self._forecast, now
-        if self._policy is Policy.POST_COPY and self._passes_max == 1:
+        if self._policy is MigrationPolicy.POST_COPY and self._passes_max == 1:
             sender.shallow(urgent=True)  # what waits is sent before the devices, while the guest stands still
-        if self._policy is Policy.POST_COPY and self._must_follow(status):
+        if self._policy is MigrationPolicy.POST_COPY and self._must_follow(status):
             log.info("the guest writes too fast: its memory will follow it", dirty=status.dirty_bytes_per_s)
-            self._migration.enter(Phase.SWITCHOVER)
+            self._migration.enter(SourcePhase.SWITCHOVER)
             await transfer.start_post_copy(self._monitor)
         elif status.passes > 1:
             await self._switch_or_throttle(status, downtime_s(remaining_bytes, path))
@@ -167,9 +169,9 @@ class PreCopy:
         settled = self._throttling or status.passes >= SETTLED_PASSES
         if down_s <= (self._limit_s if settled else self._limit_s * AIM):
             self._forecast = Forecast(True, 0.0, round(down_s * 1e3, 1))
-            self._migration.enter(Phase.SWITCHOVER)
+            self._migration.enter(SourcePhase.SWITCHOVER)
             await transfer.switch(self._monitor)
-        elif self._policy is Policy.THROTTLE and not self._throttling and self._stuck():
+        elif self._policy is MigrationPolicy.THROTTLE and not self._throttling and self._stuck():
             self._throttling = True
             log.info(
                 "the guest writes faster than the link takes it: it is slowed down", dirty=status.dirty_bytes_per_s

@@ -12,7 +12,7 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import checkpoint_index, disk_mirror
 from novacron.agent.migration.disk_mirror import Leaving
 from novacron.agent.migration.outgoing import OutgoingMigration
-from novacron.agent.migration.phases import Phase
+from novacron.agent.migration.phases import SourcePhase
 from novacron.agent.migration.pre_copy import TransferFailed
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.session_opening import SessionOpener
@@ -21,11 +21,11 @@ from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.disk import overlay
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.disk.overlay import OverlayFailed
 from novacron.dwcp.page_codec import Base
 from novacron.dwcp.sender import Sender, SendFailed, SendOptions
-from novacron.model.migration import Kind, Side
+from novacron.model.migration import MigrationKind, Side
 from novacron.qemu import transfer
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -52,7 +52,7 @@ class MigrationSource:
         """Do the next step; say whether QEMU must be left alone meanwhile."""
         context = self._context
         if task.endpoint is None:
-            early = task.kind is Kind.LIVE and context.record.migration != task.migration
+            early = task.kind is MigrationKind.LIVE and context.record.migration != task.migration
             if task.warm is not None and early and not self._has_disks():  # their mirror comes first
                 self._opener.begin_early(task, task.warm)
             return False
@@ -72,21 +72,21 @@ class MigrationSource:
         run_state = await context.machine.status()
         try:
             _check_run_state(task, run_state)
-            image = self._image_to_send(cold=task.kind is not Kind.LIVE)
+            image = self._image_to_send(cold=task.kind is not MigrationKind.LIVE)
         except TransferFailed as error:
             await self.fail(task.migration, str(error))
             return False
         return await self._start(task, image, run_state)
 
-    async def _start(self, task: wire.Task, image: Image | None, run_state: str) -> bool:
+    async def _start(self, task: wire.Task, image: LocalImage | None, run_state: str) -> bool:
         """Begin the migration; say whether QEMU must be left alone meanwhile."""
         context = self._context
-        if task.kind is Kind.WARM and run_state == "running":
+        if task.kind is MigrationKind.WARM and run_state == "running":
             await context.machine.execute("stop")
             self._services.send(wire.Stopped(task.migration))
-        if task.kind is Kind.COLD and image is None:
+        if task.kind is MigrationKind.COLD and image is None:
             migration = self._begin(task)
-            migration.enter(Phase.COPYING)  # of nothing: the VM has no files
+            migration.enter(SourcePhase.COPYING)  # of nothing: the VM has no files
             await migration.promise(memory_follows=False)
             migration.end()
             return True
@@ -101,7 +101,7 @@ class MigrationSource:
     def _has_disks(self) -> bool:
         return self._has_layer() or any(volume.moves for volume in self._context.volumes())
 
-    def _image_to_send(self, *, cold: bool) -> Image | None:
+    def _image_to_send(self, *, cold: bool) -> LocalImage | None:
         """Return the image of a VM of which more than memory is to be sent, else None. Raises TransferFailed."""
         context = self._context
         try:
@@ -141,7 +141,7 @@ class MigrationSource:
             return await (pages.of_disk if of_disk else pages.of_image)(image, context.tenant())
         return []
 
-    async def _send(self, task: wire.Task, image: Image | None) -> None:
+    async def _send(self, task: wire.Task, image: LocalImage | None) -> None:
         context = self._context
         migration = self._begin(task)
         try:
@@ -162,7 +162,7 @@ class MigrationSource:
         self._failure = why
         self._services.send(wire.MigrationFailed(task.migration, why))
 
-    async def _send_all(self, migration: OutgoingMigration, image: Image | None) -> None:
+    async def _send_all(self, migration: OutgoingMigration, image: LocalImage | None) -> None:
         context, task = self._context, migration.task
         if image is None:
             await self._send_memory(migration)
@@ -173,13 +173,13 @@ class MigrationSource:
         address, peer = parse_endpoint(task.endpoint), pki.node_host(task.peer)
         sender = Sender(address, peer, session, self._services.connections, options)
         async with sender:
-            if task.kind is not Kind.LIVE:
+            if task.kind is not MigrationKind.LIVE:
                 await self._send_stopped(migration, sender, image)
             else:
                 parts = disk_mirror.parts_of(context.machine, image, context.disk_bytes(image), context.volumes())
                 migration.disk = Leaving(context.machine, sender, parts)
                 await self._send_memory(migration)
-        if task.kind is Kind.WARM:
+        if task.kind is MigrationKind.WARM:
             await self._send_memory(migration)
 
     async def _send_memory(self, migration: OutgoingMigration) -> None:
@@ -225,9 +225,9 @@ class MigrationSource:
         await self.cancel()
         await self._context.store(post_copy=None)
 
-    async def _send_stopped(self, migration: OutgoingMigration, sender: Sender, image: Image) -> None:
+    async def _send_stopped(self, migration: OutgoingMigration, sender: Sender, image: LocalImage) -> None:
         """Send what a VM whose guest does not run consists of, but for memory."""
-        migration.enter(Phase.COPYING)
+        migration.enter(SourcePhase.COPYING)
         directory = self._context.machine.directory
         directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
@@ -236,7 +236,7 @@ class MigrationSource:
         pools = self._services.storage_pools
         volumes = {volume.id: pools.path(volume.pool, volume.id) for volume in self._context.volumes() if volume.moves}
         await disk_mirror.send_state(directory, sender, image, volumes)
-        if migration.task.kind is Kind.COLD:
+        if migration.task.kind is MigrationKind.COLD:
             await migration.promise(memory_follows=False)
 
     def has_sent_all(self, migration: str) -> bool:
@@ -273,7 +273,7 @@ class MigrationSource:
 
 def _check_run_state(task: wire.Task, run_state: str) -> None:
     """Raise TransferFailed unless the guest is in a state that the migration needs."""
-    states = ("absent",) if task.kind is Kind.COLD else ("running", "paused")
+    states = ("absent",) if task.kind is MigrationKind.COLD else ("running", "paused")
     if run_state not in states:
-        needs = "stopped" if task.kind is Kind.COLD else "running"
+        needs = "stopped" if task.kind is MigrationKind.COLD else "running"
         raise TransferFailed(f"the VM is {run_state}, a {task.kind} migration needs it {needs}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from novacron.agent.migration.outgoing import OutgoingMigration
-from novacron.agent.migration.phases import Phase
+from novacron.agent.migration.phases import SourcePhase
 from novacron.agent.migration.pre_copy import PreCopy, TransferFailed
 from novacron.agent.vm.directory import OUTGOING_SOCKET, VmDirectory
 from novacron.agent.vm.hypervisor import VirtualMachine
@@ -56,13 +56,13 @@ async def _send(migration: OutgoingMigration) -> None:
     async with contextlib.AsyncExitStack() as stack:
         pre_copy = PreCopy(migration, PASSES_MAX if await transfer.logs_every_write(monitor) else 1)
         if disk is not None:
-            migration.enter(Phase.MIRRORING)
+            migration.enter(SourcePhase.MIRRORING)
             await stack.enter_async_context(disk)
             await disk.ready(pre_copy.report)
         sender = await migration.open_memory_session()
         stack.push_async_exit(sender)
         server = stack.enter_context(listening(migration.machine.home))
-        migration.enter(Phase.PRE_COPY)
+        migration.enter(SourcePhase.PRE_COPY)
         await transfer.send(
             monitor, Path(OUTGOING_SOCKET), pauses=disk is not None, post_copy=migration.post_copies
         )  # fmt: skip

@@ -20,12 +20,12 @@ from novacron.agent.vm.journal import PostCopy
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.retries import Retries
 from novacron.agent.vm.tenant import Tenant
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.disk.stream import VolumeInfo
 from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions, ReceiveSession
 from novacron.model import limits
-from novacron.model.migration import Kind, Policy, Side
+from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.qemu import userfaults
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -67,14 +67,16 @@ class MigrationTarget:
             return
         if not assignment.spec.own_disk:
             image = image.without_disk()
-        cold = task.kind is Kind.COLD
+        cold = task.kind is MigrationKind.COLD
         if cold and not disk_mirror.keeps_files(assignment.spec, image, assignment.volumes):
             await self._begin(task, assignment)
             send(wire.TargetReady(task.migration, self._services.endpoint))
             send(wire.Voted(task.migration, Side.TARGET, task.epoch))
             return
         if context.record.migration == task.migration:
-            if await self._has_all(cold=cold, mirrored=task.kind is Kind.LIVE and bool(self._infos(assignment, image))):
+            if await self._has_all(
+                cold=cold, mirrored=task.kind is MigrationKind.LIVE and bool(self._infos(assignment, image))
+            ):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
             await self._destroy()
@@ -85,7 +87,7 @@ class MigrationTarget:
         work = self._receive_stopped(task, assignment, image) if cold else self._load(task, assignment, image)
         self._transfer = asyncio.create_task(work, name=f"load-{context.vm}")
 
-    def _infos(self, assignment: wire.Assignment, image: Image) -> list[VolumeInfo]:
+    def _infos(self, assignment: wire.Assignment, image: LocalImage) -> list[VolumeInfo]:
         return disk_mirror.disks_of(image, assignment.spec.disk_bytes(image.info.disk_bytes), assignment.volumes)
 
     def _paths(self, assignment: wire.Assignment) -> dict[str, Path]:
@@ -122,7 +124,7 @@ class MigrationTarget:
         log.info("everything is loaded", vm=self._context.vm, migration=task.migration, memory_follows=follows)
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
-    async def _terms(self, assignment: wire.Assignment, image: Image, *, of_disk: bool) -> ReceiveOptions:
+    async def _terms(self, assignment: wire.Assignment, image: LocalImage, *, of_disk: bool) -> ReceiveOptions:
         host, tenant = self._services, Tenant(assignment.project, assignment.page_key)
         if of_disk:
             bases = await host.pages.for_disk(self._context.vm, image, tenant)
@@ -130,7 +132,7 @@ class MigrationTarget:
             bases = await host.pages.for_arrival(self._context.vm, image, tenant, host.neighbours())
         return ReceiveOptions(assignment.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
 
-    async def _load(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
+    async def _load(self, task: wire.Task, assignment: wire.Assignment, image: LocalImage) -> None:
         context = self._context
         host = self._services
         try:
@@ -159,11 +161,11 @@ class MigrationTarget:
         finally:
             self._end()
 
-    async def _load_all(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
+    async def _load_all(self, task: wire.Task, assignment: wire.Assignment, image: LocalImage) -> None:
         """Receive memory, and disks before or with it. Raises LoadFailed, ReceiveFailed, MachineFailed, OSError."""
         context, host = self._context, self._services
         infos, paths = self._infos(assignment, image), self._paths(assignment)
-        if task.kind is Kind.WARM:
+        if task.kind is MigrationKind.WARM:
             await self._receive_files(task, assignment, image)
             infos = []  # nothing is written to them any more
         else:
@@ -181,7 +183,7 @@ class MigrationTarget:
                 )
             )
         )
-        may = userfaults.allowed(host.settings.state_dir) if task.policy is Policy.POST_COPY else nullcontext()
+        may = userfaults.allowed(host.settings.state_dir) if task.policy is MigrationPolicy.POST_COPY else nullcontext()
         try:
             with may:
                 terms = await self._terms(assignment, image, of_disk=False)
@@ -242,14 +244,14 @@ class MigrationTarget:
                 machine=context.machine,
                 session=session,
                 disk=disk,
-                post_copies=task.policy is Policy.POST_COPY,
+                post_copies=task.policy is MigrationPolicy.POST_COPY,
                 changed=context.migration_changed,
                 ready=lambda: self._ready(task),
                 loaded=lambda follows: self._loaded(task, follows),
             )
         )
 
-    async def _receive_stopped(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
+    async def _receive_stopped(self, task: wire.Task, assignment: wire.Assignment, image: LocalImage) -> None:
         """Receive a VM that does not run."""
         context = self._context
         try:
@@ -265,7 +267,7 @@ class MigrationTarget:
         finally:
             self._end()
 
-    async def _receive_files(self, task: wire.Task, assignment: wire.Assignment, image: Image) -> None:
+    async def _receive_files(self, task: wire.Task, assignment: wire.Assignment, image: LocalImage) -> None:
         """Receive what a VM whose guest does not run consists of, but for memory. Raises ReceiveFailed, OSError."""
         if not disk_mirror.keeps_files(assignment.spec, image, assignment.volumes):
             return

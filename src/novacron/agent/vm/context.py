@@ -27,7 +27,7 @@ from novacron.agent.vm.hypervisor import Hypervisor, MachineFailed, OnEvent, Vir
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.vm.tenant import Tenant
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.cpu import CpuModel
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, may_run
@@ -49,7 +49,7 @@ class VmServices(msgspec.Struct):
     settings: AgentSettings
     identity: Identity
     journal: Journal
-    images: dict[str, Image]
+    images: dict[str, LocalImage]
     accelerator: AcceleratorKind
     cpu: CpuModel | None
     storage_pools: Pools
@@ -163,7 +163,7 @@ class VmContext:
         """Return what the VM is to be."""
         return self.assigned().spec
 
-    def image(self) -> Image:
+    def image(self) -> LocalImage:
         """Return the VM's image. Raises MachineFailed when this node does not hold it."""
         name = self.spec().image
         image = self.services.images.get(name)
@@ -176,7 +176,7 @@ class VmContext:
         assignment = self.statement.assignment if self.statement is not None else None
         return None if assignment is None else assignment.spec.image
 
-    def disk_bytes(self, image: Image) -> int:
+    def disk_bytes(self, image: LocalImage) -> int:
         """Return the size of the VM's disk, 0 for none."""
         return self.spec().disk_bytes(image.info.disk_bytes)
 

@@ -13,7 +13,7 @@ from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Hardware, VmSpec
+from novacron.model.vm import GuestHardware, VmSpec
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor
 
@@ -35,7 +35,7 @@ class VirtualMachine(Protocol):
     """None: it does not run."""
     kept: bool
     """It ends with this node's lease."""
-    hardware: Hardware | None
+    hardware: GuestHardware | None
     """What the guest has; None: it does not run."""
     monitor: Monitor | None
     """For what only QEMU can do (disks, snapshots, the memory's transport); None: never connected, or simulated."""

@@ -10,7 +10,7 @@ import msgspec
 
 from novacron.model.cpu import CpuModel
 from novacron.model.migration import Side
-from novacron.model.ownership import Claim, Held, Order, Verdict, obey
+from novacron.model.ownership import Claim, Order, OrderVerdict, OwnershipRecord, obey
 from novacron.telemetry import logs
 
 log = logs.get(__name__)
@@ -33,7 +33,7 @@ class PostCopy(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """What is remembered of one VM."""
 
-    held: Held = Held()
+    held: OwnershipRecord = OwnershipRecord()
     machine: str = ""
     """QEMU machine type, with its version, that the VM was first started with."""
     cpu: CpuModel | None = None
@@ -52,14 +52,14 @@ class Record(msgspec.Struct, frozen=True):
     the server has shown since."""
 
 
-def obey_order(record: Record, order: Order) -> tuple[Record, Verdict]:
+def obey_order(record: Record, order: Order) -> tuple[Record, OrderVerdict]:
     """Return what the node remembers after an order, and what it may do once that is durable.
 
     After damage the first epoch that the server shows may be the one at which something was promised: it binds as if
     it had been. Any later one is obeyed as usual.
     """
     if record.damaged and record.held.claim is Claim.NONE:
-        return msgspec.structs.replace(record, held=Held(order.epoch, Claim.RELEASED)), Verdict.HOLD
+        return msgspec.structs.replace(record, held=OwnershipRecord(order.epoch, Claim.RELEASED)), OrderVerdict.HOLD
     held, verdict = obey(record.held, order)
     if held == record.held:
         return record, verdict

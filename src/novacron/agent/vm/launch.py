@@ -19,10 +19,10 @@ from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.tpm import Tpm, TpmFailed
 from novacron.disk.cloud_init import build as build_seed
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Display, Firmware, Hardware, VmSpec
+from novacron.model.vm import Display, Firmware, GuestHardware, VmSpec
 from novacron.qemu import command, confine, firmware
 from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume
 from novacron.qemu.firmware import MACHINES
@@ -40,7 +40,7 @@ class StartRequest(msgspec.Struct, frozen=True):
     """What a VM is started as."""
 
     assignment: wire.Assignment
-    image: Image
+    image: LocalImage
     accelerator: AcceleratorKind
     machine: str
     """QEMU's machine type; empty: the newest that this QEMU has."""
@@ -52,11 +52,11 @@ class StartRequest(msgspec.Struct, frozen=True):
     def machine_type(self) -> str:
         return self.machine or MACHINES[self.assignment.spec.firmware]
 
-    def hardware(self) -> Hardware:
+    def hardware(self) -> GuestHardware:
         """Return the processors and the memory to start with: what a guest that comes here has already grown to."""
         if self.incoming and self.assignment.hardware:
             return self.assignment.hardware
-        return Hardware(self.assignment.spec.vcpus, self.assignment.spec.memory_mib, balloon=True)
+        return GuestHardware(self.assignment.spec.vcpus, self.assignment.spec.memory_mib, balloon=True)
 
 
 class Inherited(msgspec.Struct, frozen=True):

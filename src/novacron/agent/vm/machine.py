@@ -21,7 +21,7 @@ from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
 from novacron.disk import overlay
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
-from novacron.model.vm import Hardware, VmSpec
+from novacron.model.vm import GuestHardware, VmSpec
 from novacron.net.tap import NetworkFailed
 from novacron.qemu import block, command, confine, hotplug, process, usage
 from novacron.qemu.confine import Cgroup
@@ -51,7 +51,7 @@ class Machine:
         self.directory = self.home.path
         self.pid: int | None = None
         self.monitor: Monitor | None = None
-        self.hardware: Hardware | None = None
+        self.hardware: GuestHardware | None = None
         """What the guest has; None: it does not run."""
         self.migration_status = ""
         """QEMU's latest word on its migration, from its events: the only one while its main loop waits for memory."""

@@ -94,7 +94,7 @@ class PowerRequests:
         if self._revoked_at is not None and now - self._revoked_at > self._revoked_for_s:
             self._revoked_at = None  # it has ignored the request: if it powers off now, it does so by itself
 
-    def situation(self, run_state: str, record: Record, now: float) -> Situation:
+    def situation(self, run_state: str, record: PowerRecord, now: float) -> Situation:
         """Return how the VM is."""
         return Situation(
             run_state,
@@ -143,7 +143,7 @@ class PowerRequests:
         return None
 
 
-class Record(Protocol):
+class PowerRecord(Protocol):
     """What a VM's journal record says of what was done."""
 
     @property

@@ -18,7 +18,7 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
 from novacron.agent.vm.tenant import Tenant
-from novacron.disk.images import Image
+from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
 from novacron.qemu.monitor import MonitorFailed
@@ -39,7 +39,7 @@ STABLE_S = 60.0
 class Reconciler:
     """Lets the VM be as its spec says. ``prepare_pages`` makes what a migration will need of an image."""
 
-    def __init__(self, context: VmContext, prepare_pages: Callable[[Image, Tenant], Awaitable[None]]) -> None:
+    def __init__(self, context: VmContext, prepare_pages: Callable[[LocalImage, Tenant], Awaitable[None]]) -> None:
         self._context = context
         self._services, self._machine = context.services, context.machine
         self._prepare_pages = prepare_pages

@@ -26,7 +26,7 @@ from novacron.wire.questions import Question
 A = TypeVar("A")
 
 
-class Console(Protocol):
+class ConsoleStream(Protocol):
     """An open serial console, as routes use it."""
 
     reason: str
@@ -39,7 +39,7 @@ class Console(Protocol):
 class Agents(Protocol):
     """The server's end of the agent link, as routes use it."""
 
-    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> Console: ...
+    async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleStream: ...
     async def ask(self, node: str, question: Question[A]) -> A: ...
     async def connected(self) -> list[str]: ...
     async def probe(self, source: str, target: str, seconds: float) -> PathMeasured: ...

@@ -15,7 +15,7 @@ from litestar import Request as HttpRequest
 from litestar.connection import ASGIConnection
 
 from novacron.api.read_model.principals import Caller
-from novacron.model.audit import ApiCall, Outcome, Request
+from novacron.model.audit import ApiCall, AuditedRequest, AuditOutcome
 from novacron.model.errors import Unavailable
 from novacron.store import audit, tokens
 from novacron.store.database import Connection, Database
@@ -55,7 +55,7 @@ class Recorder:
         self.lost = 0
         """Refusals and calls that were not recorded, because too many waited."""
         self._database = database
-        self._refused: deque[Request] = deque()
+        self._refused: deque[AuditedRequest] = deque()
         self._calls: deque[ApiCall] = deque()
         self._used: dict[str, tuple[datetime, str]] = {}
         self._used_at = time.monotonic()
@@ -78,14 +78,16 @@ class Recorder:
         if records:
             await audit.add(connection, records)
 
-    def records(self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[object]) -> list[Request]:
+    def records(
+        self, request: HttpRequest[Any, Any, Any], status: int, changed: Sequence[object]
+    ) -> list[AuditedRequest]:
         """Return the audit records of changes."""
-        return [_record(request, Outcome.DONE, status, "", _changed(object)) for object in changed]
+        return [_record(request, AuditOutcome.DONE, status, "", _changed(object)) for object in changed]
 
     def refused(self, request: HttpRequest[Any, Any, Any], status: int, detail: str) -> None:
         """Record, soon, a request that was refused or failed."""
-        outcome = Outcome.REFUSED if status in (401, 403, 429) else Outcome.FAILED
-        if outcome is Outcome.FAILED and request.method not in UNSAFE:
+        outcome = AuditOutcome.REFUSED if status in (401, 403, 429) else AuditOutcome.FAILED
+        if outcome is AuditOutcome.FAILED and request.method not in UNSAFE:
             return
         if len(self._refused) >= PENDING_MAX:
             self.lost += 1
@@ -190,8 +192,12 @@ class _Changed(NamedTuple):
 
 
 def _record(
-    request: HttpRequest[Any, Any, Any], outcome: Outcome, status: int, detail: str, changed: _Changed | None = None
-) -> Request:
+    request: HttpRequest[Any, Any, Any],
+    outcome: AuditOutcome,
+    status: int,
+    detail: str,
+    changed: _Changed | None = None,
+) -> AuditedRequest:
     user = request.scope.get("user")
     caller = user if isinstance(user, Caller) else None
     handler = request.scope.get("route_handler")
@@ -200,7 +206,7 @@ def _record(
     if object is None:
         ref = next(iter(request.scope.get("path_params", {}).values()), None)
         object = None if ref is None else str(ref)[:200]
-    return Request(
+    return AuditedRequest(
         actor=caller.name if caller else NOBODY,
         user_id=caller.user if caller else None,
         token=caller.id if caller else None,

@@ -19,7 +19,7 @@ from novacron.api.read_model.principals import KINDS as CALLERS
 from novacron.api.read_model.principals import Callers
 from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
-from novacron.store.feed import HISTORY_MAX, Batch, Change, Snapshot
+from novacron.store.feed import HISTORY_MAX, Batch, Change, FeedSnapshot
 from novacron.telemetry.values import counter
 
 PUBLIC = (
@@ -203,7 +203,7 @@ class Cache:
 
     # what the feed uses
 
-    async def reset(self, snapshot: Snapshot) -> None:
+    async def reset(self, snapshot: FeedSnapshot) -> None:
         """Start again with a snapshot. Followers are disconnected and resume after the last change that they had."""
         self._clear()
         self._history.clear()

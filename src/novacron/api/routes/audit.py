@@ -14,7 +14,7 @@ from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.model import limits
 from novacron.model.access import Right
-from novacron.model.audit import ApiCall, Outcome, Record
+from novacron.model.audit import ApiCall, AuditOutcome, AuditRecord
 from novacron.model.errors import InvalidInput
 from novacron.store import audit
 
@@ -22,7 +22,7 @@ Limit = Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX)]
 
 
 class Records(msgspec.Struct):
-    items: list[Record]
+    items: list[AuditRecord]
     next: str | None
 
 
@@ -47,7 +47,7 @@ class AuditSubject(NamedTuple):
     object: str | None
     project: str | None
     action: str | None
-    outcome: Outcome | None
+    outcome: AuditOutcome | None
     address: str | None
 
 
@@ -63,7 +63,7 @@ async def subject_of(
     object: FromQuery[str | None] = None,
     project: Annotated[str | None, authorization.PROJECT] = None,
     action: FromQuery[str | None] = None,
-    outcome: FromQuery[Outcome | None] = None,
+    outcome: FromQuery[AuditOutcome | None] = None,
     address: FromQuery[str | None] = None,
 ) -> AuditSubject:
     return AuditSubject(actor, object, project, action, outcome, address)

@@ -16,7 +16,7 @@ from novacron.api.edge import problems, replies
 from novacron.api.routes.vms import ConfigureVm, CreateVm, new_vm
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NovaError
-from novacron.model.vm import Action, Vm, check_name
+from novacron.model.vm import Vm, VmAction, check_name
 from novacron.store import deferred_writes, new_vms, projects, vms
 from novacron.store.database import Connection
 
@@ -150,7 +150,7 @@ async def delete_vms(request: ApiRequest, data: JSONBody[DeleteVms]) -> Response
             return error
 
         async def work(connection: Connection) -> Vm:
-            return await vms.act(connection, id, Action.DELETE, None, request.user.name)
+            return await vms.act(connection, id, VmAction.DELETE, None, request.user.name)
 
         return work
 

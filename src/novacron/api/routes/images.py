@@ -97,7 +97,7 @@ async def delete_image(request: ApiRequest, name: FromPath[str], node: FromQuery
         await context.agents.ask(holder, RemoveImage(name, digest))
         async with replies.change(request) as connection:
             await events.record(
-                connection, events.Event("node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
+                connection, events.NewEvent("node", holder, holder, "ImageRemoved", f"image {name}", request.user.name)
             )
     if node is None:
         async with replies.change(request) as connection:

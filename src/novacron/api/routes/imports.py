@@ -17,7 +17,17 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.errors import InvalidInput
-from novacron.model.image import Format, Import, ImportSpec, Phase, Sha256, SizeBytes, Source, check_path, check_url
+from novacron.model.image import (
+    ImageFormat,
+    Import,
+    ImportPhase,
+    ImportSpec,
+    Sha256,
+    SizeBytes,
+    Source,
+    check_path,
+    check_url,
+)
 from novacron.model.node import NodeName
 from novacron.model.vm import Name, check_name
 from novacron.store import imports
@@ -39,14 +49,14 @@ class ImportImage(msgspec.Struct, forbid_unknown_fields=True):
     path: str | None = None
     size_bytes: SizeBytes | None = None
     sha256: Sha256 | None = None
-    format: Format | None = None
+    format: ImageFormat | None = None
     description: Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)] = ""
     node: NodeName | None = None
     shared: bool | None = None
     """Every project may use the image, which needs a role in all projects; default: whether the caller has one."""
 
 
-class Held(msgspec.Struct):
+class UploadProgress(msgspec.Struct):
     """How much of an upload has arrived: the next piece begins here."""
 
     held_bytes: int
@@ -56,7 +66,7 @@ class Held(msgspec.Struct):
 async def list_imports(
     request: ApiRequest,
     paging: NamedDependency[Paging],
-    phase: FromQuery[Phase | None] = None,
+    phase: FromQuery[ImportPhase | None] = None,
 ) -> Response[Page[Import]]:
     return lists.answer(request, paging, Query("import", lists.where({"phase": phase}), newest_first=True))
 
@@ -104,13 +114,13 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
     status_code=200,
     request_max_body_size=limits.UPLOAD_PIECE_BYTES_MAX,
 )
-async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> Held:
+async def upload(request: ApiRequest, id: FromPath[str], offset: Offset) -> UploadProgress:
     id, context, piece = await _own(request, id), services(request), await request.body()
     if not piece:
         raise InvalidInput("the piece is empty", hint=f"send 1 to {limits.UPLOAD_PIECE_BYTES_MAX} bytes")
     async with context.database.connection() as connection:
         upload = await imports.expected(connection, id, offset, len(piece))
-    return Held(await context.agents.ask(upload.node, TakePiece(id, offset, piece)))
+    return UploadProgress(await context.agents.ask(upload.node, TakePiece(id, offset, piece)))
 
 
 async def _own(request: ApiRequest, id: str) -> str:

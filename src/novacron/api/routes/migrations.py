@@ -14,7 +14,7 @@ from novacron.api.edge import lists, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
-from novacron.model.migration import Migration, Phase
+from novacron.model.migration import Migration, MigrationPhase
 from novacron.store import migrations
 from novacron.store.database import Connection
 
@@ -26,7 +26,7 @@ async def list_migrations(
     request: ApiRequest,
     paging: NamedDependency[Paging],
     vm: FromQuery[str | None] = None,
-    phase: FromQuery[Phase | None] = None,
+    phase: FromQuery[MigrationPhase | None] = None,
 ) -> Response[Page[Migration]]:
     return lists.answer(
         request, paging, Query("migration", (*lists.of_vm(vm), *lists.where({"phase": phase})), newest_first=True)

@@ -14,7 +14,7 @@ from novacron.model.placement import Verdict, Wish
 from novacron.store import fleet, migrations
 
 
-class Foreseen(msgspec.Struct):
+class PlacementForecast(msgspec.Struct):
     """The verdict on each node: the best first, those that can't take the VM last."""
 
     items: list[Verdict]
@@ -26,11 +26,11 @@ class Foreseen(msgspec.Struct):
     status_code=200,
     opt=authorization.in_fleet(Right.READ),
 )
-async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[Foreseen]:
+async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Response[PlacementForecast]:
     spec = fleet.of_project(spec_of(request, data), authorization.project_for_new(request, Right.READ))
     async with services(request).database.connection() as connection:
         verdicts = (await fleet.load(connection)).explain(Wish("", spec))
-    return Response(Foreseen([verdict for verdict in verdicts if data.node in (None, verdict.node)]))
+    return Response(PlacementForecast([verdict for verdict in verdicts if data.node in (None, verdict.node)]))
 
 
 @get(
@@ -38,10 +38,10 @@ async def foresee_placement(request: ApiRequest, data: JSONBody[CreateVm]) -> Re
     summary="Show to which nodes a VM could migrate now",
     opt=authorization.in_project(Right.OPERATE),
 )
-async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[Foreseen]:
+async def placement(request: ApiRequest, ref: FromPath[str]) -> Response[PlacementForecast]:
     id = await authorization.resolve(request, "vm", ref)
     async with services(request).database.connection() as connection:
-        return Response(Foreseen(await migrations.explain(connection, id)))
+        return Response(PlacementForecast(await migrations.explain(connection, id)))
 
 
 router = Router("/", route_handlers=[foresee_placement, placement], tags=["vms"])

@@ -24,15 +24,15 @@ from novacron.model.cloud_init import Seed, check_seed
 from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
-from novacron.model.migration import Migration, Policy
+from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import SecurityGroups
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import (
-    Action,
     Name,
     Power,
     StopTimeout,
     Vm,
+    VmAction,
     VmChanges,
     VmFields,
     VmSpec,
@@ -87,7 +87,7 @@ class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
     target: Name | None = None
     weight: Weight = 1
     rate_limit_bytes_per_s: Rate | None = None
-    policy: Policy = Policy.THROTTLE
+    policy: MigrationPolicy = MigrationPolicy.THROTTLE
     warm: bool = False
     """Pause the guest during the migration, and move its snapshots along."""
 
@@ -98,7 +98,7 @@ class ForeseeMigration(msgspec.Struct, forbid_unknown_fields=True):
     target: Name | None = None
 
 
-class Foreseen(msgspec.Struct):
+class MigrationForecast(msgspec.Struct):
     vm_name: str
     source: str
     target: str
@@ -197,37 +197,37 @@ def _in_one_statement(
 
 @delete("/{ref:str}", summary="Delete a VM and everything that belongs to it", status_code=202)
 async def delete_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.DELETE, status=202)
+    return await _act(request, ref, VmAction.DELETE, status=202)
 
 
 @post("/{ref:str}/actions/start", summary="Start a VM", status_code=202)
 async def start_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.START)
+    return await _act(request, ref, VmAction.START)
 
 
 @post("/{ref:str}/actions/stop", summary="Stop: power off, by force after a timeout", status_code=202)
 async def stop_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[StopVm | None] = None) -> Response[Vm]:
-    return await _act(request, ref, Action.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
+    return await _act(request, ref, VmAction.STOP, stop_timeout_s=(data or StopVm()).timeout_s)
 
 
 @post("/{ref:str}/actions/pause", summary="Pause the guest: stop its CPUs, keep its memory", status_code=202)
 async def pause_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.PAUSE)
+    return await _act(request, ref, VmAction.PAUSE)
 
 
 @post("/{ref:str}/actions/resume", summary="Resume a paused guest", status_code=202)
 async def resume_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.RESUME)
+    return await _act(request, ref, VmAction.RESUME)
 
 
 @post("/{ref:str}/actions/reboot", summary="Reboot the guest; without a guest agent, reset it", status_code=202)
 async def reboot_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.REBOOT)
+    return await _act(request, ref, VmAction.REBOOT)
 
 
 @post("/{ref:str}/actions/reset", summary="Reset the guest, like its reset button", status_code=202)
 async def reset_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, Action.RESET)
+    return await _act(request, ref, VmAction.RESET)
 
 
 @post("/{ref:str}/actions/clone", summary="Clone a VM, on its node", status_code=201)
@@ -288,7 +288,7 @@ async def migrate_vm(
 )
 async def foresee_migration(
     request: ApiRequest, ref: FromPath[str], data: JSONBody[ForeseeMigration | None] = None
-) -> Foreseen:
+) -> MigrationForecast:
     id, context = await authorization.resolve(request, "vm", ref), services(request)
     async with context.database.transaction() as connection:
         vm, target = await migrations.choose(
@@ -298,11 +298,11 @@ async def foresee_migration(
         raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
     assert vm.node is not None
     foreseen = await context.agents.foresee(vm.id, vm.node, target)
-    return Foreseen(vm.name, vm.node, target, foreseen)
+    return MigrationForecast(vm.name, vm.node, target, foreseen)
 
 
 async def _act(
-    request: ApiRequest, ref: str, action: Action, *, status: int = 202, stop_timeout_s: int | None = None
+    request: ApiRequest, ref: str, action: VmAction, *, status: int = 202, stop_timeout_s: int | None = None
 ) -> Response[Any]:
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from novacron.client import protocol
 from novacron.client.config import Config
 from novacron.client.errors import ApiError, Unreachable
-from novacron.client.protocol import Answer, EventParser, Object, quoted
+from novacron.client.protocol import EventParser, HttpReply, Object, quoted
 
 if TYPE_CHECKING:
     from novacron.client.aio.transport import AsyncTransport
@@ -61,11 +61,11 @@ class AsyncConnection:
             protocol.decode(answer, self.config.url)
         return answer.body
 
-    async def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> Answer:
+    async def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> HttpReply:
         headers = {**protocol.authorization(self.config), **headers}
         attempt = 1
         while True:
-            answer: Answer | None = None
+            answer: HttpReply | None = None
             try:
                 answer = await self._transport.send(method, path, headers, content)
             except Unreachable:

@@ -11,7 +11,7 @@ import httpx
 from novacron.client import protocol
 from novacron.client.config import Config
 from novacron.client.errors import Unreachable
-from novacron.client.protocol import Answer
+from novacron.client.protocol import HttpReply
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class AsyncTransport:
     async def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None,
         timeout_s: float = protocol.READ_TIMEOUT_S,
-    ) -> Answer:  # fmt: skip
+    ) -> HttpReply:  # fmt: skip
         """Send one request, once. Raises Unreachable."""
         try:
             response = await self._http.request(
@@ -40,7 +40,7 @@ class AsyncTransport:
             )
         except httpx.HTTPError as error:
             raise Unreachable(f"no answer from {self._config.url}: {error or type(error).__name__}") from error
-        return Answer(response.status_code, response.content)
+        return HttpReply(response.status_code, response.content)
 
     async def stream(self, path: str, headers: dict[str, str]) -> AsyncIterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""
@@ -48,7 +48,7 @@ class AsyncTransport:
         try:
             async with self._http.stream("GET", self._config.url + path, headers=headers, timeout=timeout) as response:
                 if response.status_code != 200:
-                    protocol.decode(Answer(response.status_code, await response.aread()), self._config.url)
+                    protocol.decode(HttpReply(response.status_code, await response.aread()), self._config.url)
                 async for chunk in response.aiter_raw():
                     yield chunk
         except httpx.HTTPError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from novacron.client import protocol
 from novacron.client.config import Config
 from novacron.client.errors import ApiError, Unreachable
-from novacron.client.protocol import Answer, EventParser, Object, quoted
+from novacron.client.protocol import EventParser, HttpReply, Object, quoted
 
 if TYPE_CHECKING:
     from novacron.client.sync.transport import Transport
@@ -62,11 +62,11 @@ class Connection:
             protocol.decode(answer, self.config.url)
         return answer.body
 
-    def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> Answer:
+    def _send(self, method: str, path: str, headers: dict[str, str], content: bytes | None) -> HttpReply:
         headers = {**protocol.authorization(self.config), **headers}
         attempt = 1
         while True:
-            answer: Answer | None = None
+            answer: HttpReply | None = None
             try:
                 answer = self._transport.send(method, path, headers, content)
             except Unreachable:

@@ -11,7 +11,7 @@ import urllib3
 from novacron.client import protocol
 from novacron.client.config import Config
 from novacron.client.errors import Unreachable
-from novacron.client.protocol import Answer
+from novacron.client.protocol import HttpReply
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Transport:
     def send(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None = None,
         timeout_s: float = protocol.READ_TIMEOUT_S,
-    ) -> Answer:  # fmt: skip
+    ) -> HttpReply:  # fmt: skip
         """Send one request, once. Raises Unreachable."""
         try:
             response = self._pool.request(
@@ -36,7 +36,7 @@ class Transport:
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"no answer from {self._config.url}: {error}") from error
-        return Answer(response.status, response.data)
+        return HttpReply(response.status, response.data)
 
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:
         """Yield the pieces of a long answer as they come. Raises ApiError, Unreachable."""
@@ -47,7 +47,7 @@ class Transport:
             )  # fmt: skip
             try:
                 if response.status != 200:
-                    protocol.decode(Answer(response.status, response.data), self._config.url)
+                    protocol.decode(HttpReply(response.status, response.data), self._config.url)
                 yield from response.stream(None)
             finally:
                 response.close()
