@@ -21,7 +21,7 @@ class VmField(NamedTuple):
 
 
 class AntiAffinityScope(StrEnum):
-    """Within what VMs of an anti-affinity group are never together."""
+    """What VMs of an anti-affinity group never share: a node, a zone or a site."""
 
     NODE = "node"
     ZONE = "zone"
@@ -37,21 +37,21 @@ class AuditOutcome(StrEnum):
 
 
 class CpuKind(StrEnum):
-    """Which processor a guest has, from its first start on."""
+    """The processor model that a guest gets at its first start, and keeps."""
 
     BASELINE = "baseline"
     HOST = "host"
 
 
 class Display(StrEnum):
-    """What the guest has for a display."""
+    """The guest's graphics card."""
 
     VGA = "vga"
     NONE = "none"
 
 
 class DrainPolicy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it."""
+    """What to do with a guest that writes to memory faster than the link can send it."""
 
     THROTTLE = "throttle"
     POST_COPY = "post-copy"
@@ -59,7 +59,7 @@ class DrainPolicy(StrEnum):
 
 
 class Encryption(StrEnum):
-    """What of an overlay is encrypted on its way between nodes."""
+    """Which traffic of an overlay is encrypted between nodes."""
 
     BETWEEN_SITES = "between-sites"
     ALWAYS = "always"
@@ -67,7 +67,7 @@ class Encryption(StrEnum):
 
 
 class Firmware(StrEnum):
-    """What the guest boots with."""
+    """The firmware with which the guest boots."""
 
     BIOS = "bios"
     UEFI = "uefi"
@@ -75,7 +75,7 @@ class Firmware(StrEnum):
 
 
 class ImageFormat(StrEnum):
-    """How a disk is written down in a file."""
+    """The format of a disk image file."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -86,7 +86,7 @@ class ImageFormat(StrEnum):
 
 
 class MigrationPolicy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it."""
+    """What to do with a guest that writes to memory faster than the link can send it."""
 
     THROTTLE = "throttle"
     GO_ON = "go-on"
@@ -94,7 +94,7 @@ class MigrationPolicy(StrEnum):
 
 
 class Power(StrEnum):
-    """What the user wants the VM to be."""
+    """The power state that the user wants the VM to have."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -110,7 +110,7 @@ class RebalanceMode(StrEnum):
 
 
 class Restart(StrEnum):
-    """When a VM that ended without being asked to is started again; each time soon after the last, later."""
+    """When to restart a VM that stopped without a request. Restarts in quick succession wait longer each time."""
 
     ALWAYS = "always"
     ON_FAILURE = "on-failure"

@@ -1,4 +1,4 @@
-"""Who may do what, and where: rights, the roles that stand for them, and what a caller has of them. Pure."""
+"""Rights, the roles that grant them, and the rights of a caller in each project. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import msgspec
 
 
 class Right(StrEnum):
-    """What a route needs."""
+    """A permission that a route requires."""
 
     READ = "read"
-    """See a project's objects; everywhere: those of all projects, and the fleet."""
+    """See a project's objects. Everywhere: see all projects, and the fleet."""
     WRITE = "write"
     """Create, change and delete a project's objects."""
     OPERATE = "operate"
-    """Move a project's VMs; everywhere: run the fleet."""
+    """Migrate a project's VMs. Everywhere: run the fleet."""
     MANAGE = "manage"
-    """Say who may do what in a project; everywhere: users, projects and quotas, and see what they did."""
+    """Grant roles in a project. Everywhere: manage users, projects and quotas, and read the audit log."""
 
 
 class Role(StrEnum):
@@ -39,13 +39,13 @@ NONE: frozenset[Right] = frozenset()
 
 
 class Access(msgspec.Struct, frozen=True):
-    """What a caller may do: ``everywhere``, and in single projects by name."""
+    """The rights of a caller: ``everywhere``, and in single projects by name."""
 
     everywhere: frozenset[Right] = NONE
     projects: Mapping[str, frozenset[Right]] = {}
 
     def allows(self, right: Right, project: str | None) -> bool:
-        """Say whether ``right`` is there in a project; None: in the fleet, which belongs to none."""
+        """Say whether the caller has ``right`` in a project; None: on the fleet, which belongs to no project."""
         return right in self.everywhere or (project is not None and right in self.projects.get(project, NONE))
 
     @property
@@ -56,8 +56,8 @@ class Access(msgspec.Struct, frozen=True):
         return self.allows(Right.READ, project)
 
     def within(self, scopes: frozenset[Right] | None, project: str | None) -> Access:
-        """Return what is left of it for a token with ``scopes`` (None: all), that is good in one project only (None:
-        in all)."""
+        """Return these rights cut to a token's ``scopes`` (None: all rights) and its only ``project`` (None: all
+        projects)."""
         cut = EVERY_RIGHT if scopes is None else scopes
         if project is None:
             return Access(self.everywhere & cut, {name: has & cut for name, has in self.projects.items()})
@@ -65,7 +65,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 def access(grants: Iterable[tuple[str | None, Role]]) -> Access:
-    """Return what ``(project, role)`` give together; a project of None is everywhere."""
+    """Return the rights of several ``(project, role)`` together. The project None means everywhere."""
     everywhere, projects = NONE, dict[str, frozenset[Right]]()
     for project, role in grants:
         if project is None:

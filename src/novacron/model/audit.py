@@ -1,4 +1,4 @@
-"""What is written down of what callers ask: the audit log, and the API's own log."""
+"""Records of API requests: the audit log and the API log."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 class AuditOutcome(StrEnum):
     DONE = "done"
     REFUSED = "refused"
-    """The caller may not, or is not known."""
+    """The caller is not allowed to do this, or not authenticated."""
     FAILED = "failed"
 
 
 class AuditedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A change that was asked for, or a refusal, and what came of it."""
+    """A request to change something, or a refused request, with its outcome."""
 
     actor: str
     user_id: str | None
@@ -25,7 +25,7 @@ class AuditedRequest(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     action: str
-    """What the route does, such as ``create_vm``."""
+    """The name of the route's handler, such as ``create_vm``."""
     object: str | None = None
     name: str | None = None
     project: str | None = None
@@ -36,14 +36,14 @@ class AuditedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditRecord(AuditedRequest, frozen=True, kw_only=True):
-    """A request as it was written down."""
+    """A request as the audit log stores it."""
 
     id: int
     at: datetime
 
 
 class ApiCall(msgspec.Struct, frozen=True):
-    """A call of the API: all changes and all errors; of reads, as many as fit (``telemetry/calls.py``)."""
+    """A call of the API. All changes and errors are logged; reads as far as there is room (``telemetry/calls.py``)."""
 
     at: datetime
     request_id: str

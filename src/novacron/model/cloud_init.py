@@ -1,4 +1,4 @@
-"""What a guest is told when it boots first."""
+"""The data that cloud-init applies at a guest's first boot."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ USER_DATA_BEGINS = (
 
 
 class Seed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """First-boot data for cloud-init (NoCloud). What is not given is left to the image."""
+    """First-boot data for cloud-init (NoCloud). An omitted field leaves the image's own setting."""
 
     hostname: Annotated[str, Meta(pattern=HOSTNAME, max_length=253)] | None = None
-    """The VM's name if not given."""
+    """By default the VM's name."""
     ssh_keys: Annotated[tuple[str, ...], Meta(max_length=limits.SSH_KEYS_MAX)] = ()
     user_data: Annotated[str, Meta(max_length=limits.USER_DATA_BYTES_MAX)] = ""
-    """As cloud-init takes it: ``#cloud-config`` and YAML, or a script. It is not shown again."""
+    """In a format of cloud-init: ``#cloud-config`` and YAML, or a script. The API never shows it again."""
     gateway: str | None = None
-    """IPv4 address of the router, where the VM has an address of its own."""
+    """IPv4 address of the default gateway, if the VM has a static address."""
     nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
 
 

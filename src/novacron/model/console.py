@@ -1,4 +1,4 @@
-"""How people look at a VM: its serial line, and its display."""
+"""The consoles of a VM: its serial line and its display."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from enum import StrEnum
 import msgspec
 
 PREFIX = "nvt_"
-"""Of a ticket's secret."""
+"""Prefix of a ticket's secret."""
 
 
 class ConsoleKind(StrEnum):
     SERIAL = "serial"
-    """Bytes of its first serial line."""
+    """The first serial line, as raw bytes."""
     DISPLAY = "display"
-    """Its display, as VNC speaks (RFC 6143)."""
+    """The display, in VNC's protocol (RFC 6143)."""
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """Opens one console, once, until it expires."""
+    """A one-time permission to open one console."""
 
     ticket: str
     vm: str
     kind: ConsoleKind
     path: str
-    """Of the WebSocket, the ticket included."""
+    """Path of the WebSocket, with the ticket."""
     expires_at: datetime
     revision: int = 0

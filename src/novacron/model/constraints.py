@@ -1,4 +1,4 @@
-"""Where VMs may go: what nodes are called, what keeps VMs away from them, and which VMs belong together or apart."""
+"""Placement constraints: labels and taints of nodes, affinity and anti-affinity groups of VMs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Effect(StrEnum):
     """What a taint does to VMs that do not tolerate it."""
 
     NO_SCHEDULE = "no-schedule"
-    """They are not placed there."""
+    """No such VM is placed there."""
     AVOID = "avoid"
-    """They are placed there only if no other node takes them."""
+    """Such a VM is placed there only if no other node can take it."""
 
 
 class Taint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A reason to keep VMs away from a node; those that tolerate its key may go there."""
+    """A reason to keep VMs away from a node. VMs that tolerate its key may be placed there."""
 
     key: LabelKey
     effect: Effect = Effect.NO_SCHEDULE
@@ -39,7 +39,7 @@ Taints = Annotated[tuple[Taint, ...], Meta(max_length=limits.TAINTS_MAX)]
 
 
 class AntiAffinityScope(StrEnum):
-    """Within what VMs of an anti-affinity group are never together."""
+    """What VMs of an anti-affinity group never share: a node, a zone or a site."""
 
     NODE = "node"
     ZONE = "zone"
@@ -47,16 +47,16 @@ class AntiAffinityScope(StrEnum):
 
 
 class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a VM may be placed. Groups are names that VMs share."""
+    """Where a VM may be placed. VMs that name the same group belong to it."""
 
     labels: Labels = {}
-    """Its node must have them."""
+    """The VM's node must have all of these."""
     tolerations: Annotated[tuple[LabelKey, ...], Meta(max_length=limits.TAINTS_MAX)] = ()
-    """Taints that do not keep it away."""
+    """Keys of taints that do not keep the VM away from a node."""
     affinity: GroupName | None = None
-    """VMs of this group are on one node. A member on a node that is cordoned holds no other back."""
+    """VMs of this group share one node. Members on cordoned nodes are disregarded."""
     anti_affinity: GroupName | None = None
-    """No two VMs of this group are on one node, or in one zone or site."""
+    """No two VMs of this group share a node, zone or site: see ``anti_affinity_scope``."""
     anti_affinity_scope: AntiAffinityScope = AntiAffinityScope.NODE
     spread: GroupName | None = None
-    """VMs of this group are spread as evenly as there is room: over sites, then zones, then nodes."""
+    """VMs of this group are spread as evenly as room allows: over sites, then zones, then nodes."""

@@ -1,4 +1,4 @@
-"""Processors as guests see them: what a node can give, and what all nodes can."""
+"""Processors as guests see them: what a node can offer, and what all nodes have in common."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NAMED_MAX = 5
 
 
 class CpuKind(StrEnum):
-    """Which processor a guest has, from its first start on."""
+    """The processor model that a guest gets at its first start, and keeps."""
 
     BASELINE = "baseline"
-    """What every node of the cluster can give: it can move to any of them."""
+    """The features that all nodes of the cluster have in common: the VM can migrate to any of them."""
     HOST = "host"
-    """All that the node of its first start can give: it can move to nodes that have as much."""
+    """All features of the node on which it first starts: the VM can migrate only to nodes that have them too."""
 
 
 class CpuModel(msgspec.Struct, frozen=True):
-    """A processor. ``flags`` are QEMU's names of its features, sorted."""
+    """A processor model. ``flags`` are its features by QEMU's names, sorted."""
 
     vendor: str
     family: int
@@ -33,11 +33,11 @@ class CpuModel(msgspec.Struct, frozen=True):
     flags: tuple[str, ...]
 
     def lacks(self, flags: Iterable[str]) -> list[str]:
-        """Return which of these flags it does not have."""
+        """Return those of the flags that this processor lacks."""
         return sorted(set(flags) - set(self.flags))
 
     def cannot_be(self, other: CpuModel) -> str | None:
-        """Say why a guest with another processor can't run on this one, or None if it can."""
+        """Return why a guest with the processor ``other`` can't run on this one, or None if it can."""
         if self.vendor != other.vendor:
             return f"its processor is one of {self.vendor}, not of {other.vendor}"
         missing = self.lacks(other.flags)
@@ -51,13 +51,13 @@ class CpuModel(msgspec.Struct, frozen=True):
 
 
 def named(flags: list[str]) -> str:
-    """Return a few of these flags' names, and how many there are beyond."""
+    """Return the first few of these flags, and how many more there are."""
     more = f" and {len(flags) - NAMED_MAX} more" if len(flags) > NAMED_MAX else ""
     return ", ".join(flags[:NAMED_MAX]) + more
 
 
 def baseline(every: Iterable[CpuModel], like: CpuModel) -> CpuModel:
-    """Return what all processors of one vendor have in common; those of others take no guests of theirs."""
+    """Return what all processors of the vendor of ``like`` have in common. Guests can't move between vendors."""
     same = [cpu for cpu in every if cpu.vendor == like.vendor] or [like]
     family, model, stepping = min((cpu.family, cpu.model, cpu.stepping) for cpu in same)
     flags = frozenset.intersection(*(frozenset(cpu.flags) for cpu in same))

@@ -1,4 +1,4 @@
-"""Drains: nodes that are emptied, and get their VMs back if that is wanted."""
+"""Drains: moving all VMs away from a node, and back again if requested."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from novacron.model.migration import MigrationPolicy
 
 
 class DrainPolicy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it."""
+    """What to do with a guest that writes to memory faster than the link can send it."""
 
     THROTTLE = "throttle"
-    """Slow it down."""
+    """Slow the guest down."""
     POST_COPY = "post-copy"
-    """Let it run elsewhere before its memory is there."""
+    """Run the guest at the target before all of its memory has arrived."""
     LEAVE = "leave"
-    """Leave it where it is, and say so."""
+    """Leave the VM on its node, and report it."""
 
     @property
     def of_migrations(self) -> MigrationPolicy:
-        """Return what its migrations do."""
+        """Return the policy of the drain's migrations."""
         return MigrationPolicy.GO_ON if self is DrainPolicy.LEAVE else MigrationPolicy(self.value)
 
 
 class DrainPhase(StrEnum):
     DRAINING = "draining"
     DRAINED = "drained"
-    """Nothing is left on the node."""
+    """The node is empty."""
     ENDED = "ended"
-    """The node was taken into use again before it was empty, or removed."""
+    """The node was uncordoned before it was empty, or removed."""
     RETURNING = "returning"
-    """Its VMs are brought back."""
+    """The node's VMs are moving back."""
     RETURNED = "returned"
 
 
 class Stays(msgspec.Struct, frozen=True):
-    """A VM that is not where it should be yet, and why."""
+    """A VM that could not be moved yet, and why."""
 
     vm: str
     vm_name: str
@@ -54,22 +54,22 @@ class Drain(msgspec.Struct, frozen=True):
     actor: str
     phase: DrainPhase
     total: int
-    """How many VMs it had to move."""
+    """How many VMs were on the node."""
     moved: tuple[str, ...]
-    """VMs that have left, by id; while they return: those that are back are not in it any more."""
+    """Ids of the VMs that have left the node; while VMs return, of those that have yet to come back."""
     moving: tuple[str, ...]
     stays: tuple[Stays, ...]
     given_up: tuple[str, ...]
-    """VMs that are left where they are until someone asks again."""
+    """Ids of the VMs that stay where they are until the drain is requested again."""
     estimate_s: float | None
-    """How many seconds it takes yet, going by what was moved so far."""
+    """Estimated seconds to the end, from the rate so far; None: unknown."""
     revision: int
     created_at: datetime
     finished_at: datetime | None
 
 
 def estimate_s(moved_mib: int, left_mib: int, passed_s: float) -> float | None:
-    """Return how long the rest takes, if it goes on as it went so far; None where nothing has been moved yet."""
+    """Return how long the rest will take at the rate so far; None if nothing has been moved yet."""
     if not left_mib:
         return 0.0
     return None if not moved_mib else round(passed_s * left_mib / moved_mib, 1)

@@ -1,13 +1,13 @@
-"""Which errors users can meet, each with a stable code and an HTTP status (RFC 9457)."""
+"""The errors that users see, each with a stable code and an HTTP status (RFC 9457)."""
 
 from __future__ import annotations
 
 
 class NovaError(Exception):
-    """Base of every error that a user is shown.
+    """Base of every error that users see.
 
-    ``detail`` says what was being done, to what, and what was found; ``hint`` says what to do next;
-    ``field`` names the input that is at fault, if one is.
+    ``detail`` says what failed, on which object, and why; ``hint`` says what to do next; ``field`` names the input at
+    fault, if there is one.
     """
 
     code = "internal-error"
@@ -42,7 +42,7 @@ class Unauthenticated(NovaError):
 
 
 class Forbidden(NovaError):
-    """The caller is known and may not do this, for example a viewer who would delete a VM."""
+    """The caller is authenticated but not allowed to do this, for example a viewer who deletes a VM."""
 
     code = "forbidden"
     status = 403
@@ -50,14 +50,14 @@ class Forbidden(NovaError):
 
 
 class QuotaExceeded(Forbidden):
-    """The project would have more than it may, for example one VM more than its quota."""
+    """The request would exceed the project's quota."""
 
     code = "quota-exceeded"
     title = "Quota exceeded"
 
 
 class TooManyRequests(NovaError):
-    """The caller asks too often; ``Retry-After`` says when to go on."""
+    """The caller sends requests too often; ``Retry-After`` says when to try again."""
 
     code = "too-many-requests"
     status = 429
@@ -73,7 +73,7 @@ class NotFound(NovaError):
 
 
 class Conflict(NovaError):
-    """The request is well formed but does not fit the present state, for example a name in use."""
+    """The request is valid but conflicts with the present state, for example a name that is in use."""
 
     code = "conflict"
     status = 409
@@ -95,7 +95,7 @@ class NoCapacity(Conflict):
 
 
 class Gone(NovaError):
-    """The revision asked for is older than what is kept; list again and resume from there."""
+    """The requested revision is no longer kept; list again and resume from there."""
 
     code = "revision-gone"
     status = 410
@@ -103,7 +103,7 @@ class Gone(NovaError):
 
 
 class PreconditionFailed(NovaError):
-    """If-Match names a revision that is not the object's present one."""
+    """The revision in If-Match is not the object's present one."""
 
     code = "stale-revision"
     status = 412
@@ -119,7 +119,7 @@ class IdempotencyMismatch(NovaError):
 
 
 class Unavailable(NovaError):
-    """Something the request needs can't be reached now, for example the database; try again."""
+    """Something that the request needs, for example the database, can't be reached now; try again."""
 
     code = "unavailable"
     status = 503

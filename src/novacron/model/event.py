@@ -1,4 +1,4 @@
-"""What happened: the log that people read."""
+"""Events: the log of what happened to which object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One thing that happened to one object, and who or what caused it."""
+    """Something that happened to an object, and who or what caused it."""
 
     id: int
     at: datetime
@@ -20,11 +20,11 @@ class Event(msgspec.Struct, frozen=True):
     actor: str
     revision: int
     project: str | None = None
-    """Whose the object is; None: the fleet's."""
+    """The project of the object; None: the object belongs to the fleet."""
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image, with the nodes that hold it."""
+    """An image and the nodes that hold it."""
 
     name: str
     digest: str
@@ -32,14 +32,14 @@ class Image(msgspec.Struct, frozen=True):
     kind: str
     description: str
     disk_bytes: int
-    """Size of the disk that a VM of it has; 0 for none."""
+    """Size of the disk in the image; 0: it has none."""
     nodes: tuple[str, ...]
     project: str | None = None
-    """Whose it is; None: everybody may use it."""
+    """The project that owns the image; None: all projects may use it."""
 
 
 class ImageCopy(msgspec.Struct, frozen=True):
-    """A copy of an image that has begun; events of the target node say how it ended."""
+    """An image copy that has started. Events of the target node report how it ends."""
 
     id: str
     image: str

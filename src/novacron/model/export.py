@@ -1,4 +1,4 @@
-"""Exports: a VM's disk as one file, kept on its node until it is fetched."""
+"""Exports: a VM's disk as one file, kept on the VM's node for download."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Export(msgspec.Struct, frozen=True):
     vm_name: str
     node: str
     spec: VmSpec
-    """The VM's, when the export was asked for."""
+    """The VM's spec when the export was requested."""
     phase: ExportPhase
     size_bytes: int
-    """Of the file."""
+    """Size of the file."""
     disk_bytes: int
-    """Of the disk in it."""
+    """Size of the disk in the file."""
     sha256: str
     error: str
     revision: int
     created_at: datetime
     project: str = DEFAULT
     trace: str = ""
-    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""
+    """The trace to which all work on this export belongs (W3C Trace Context: traceparent)."""

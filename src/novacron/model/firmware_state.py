@@ -1,4 +1,4 @@
-"""What a VM keeps between its boots beside its disks: UEFI's variables, and what its TPM remembers."""
+"""What a VM keeps between boots besides its disks: UEFI variables and the state of its TPM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Packed = Annotated[bytes, Meta(max_length=FIRMWARE_STATE_BYTES_MAX)]
 
 
 class FirmwareState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """With it a new VM is what an exported one was. It is secret: keys in a TPM may open the disk."""
+    """Firmware state of an exported VM, for the VM made from it. It is secret: keys in a TPM can unlock the disk."""
 
     nvram: Packed | None = None
     tpm: Packed | None = None

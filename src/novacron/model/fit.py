@@ -23,7 +23,7 @@ def free_share(node: Node) -> float:
 
 
 def capacity(node: Node) -> tuple[float, float]:
-    """Return how many MiB of memory and how many vCPUs may be placed on a node."""
+    """Return how much memory, in MiB, and how many vCPUs may be placed on a node, overcommitment included."""
     inventory = node.status.inventory
     if inventory is None:
         return 0.0, 0.0
@@ -32,8 +32,10 @@ def capacity(node: Node) -> tuple[float, float]:
 
 
 def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Network] = NO_NETWORKS) -> str | None:
-    """Say why a VM can't be placed on a node, however much room it has, or None if it can. ``image_comes``: another
-    node has its image. ``networks`` are all that there are."""
+    """Return why a VM can't be placed on a node, however much room the node has, or None if it can.
+
+    ``image_comes``: the image can be copied from another node. ``networks``: all networks, by name.
+    """
     inventory = node.status.inventory
     if not node.status.ready or inventory is None:
         return f"node {node.name} is not ready: {node.status.reason}"
@@ -48,7 +50,7 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
 
 
 def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:
-    """Say which label a node lacks, or which taint keeps a VM away."""
+    """Return which label the node lacks, or which taint keeps the VM away."""
     where = vm.placement
     for key, value in where.labels.items():
         if node.spec.labels.get(key) != value:
@@ -60,7 +62,7 @@ def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:
 
 
 def _refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | None:
-    """Say which firmware, processor or device that a VM needs a node lacks."""
+    """Return which firmware, TPM, CPU feature or device the VM needs and the node lacks."""
     if vm.firmware not in inventory.firmware:
         return f"node {node.name} has no firmware {vm.firmware}: apt-get install ovmf"
     if vm.tpm and not inventory.tpm:
@@ -76,7 +78,7 @@ def _refusal_by_hardware(node: Node, inventory: Inventory, vm: VmSpec) -> str | 
 
 
 def _refusal_by_networks(node: Node, inventory: Inventory, vm: VmSpec, networks: Mapping[str, Network]) -> str | None:
-    """Say which network of a VM a node can't have."""
+    """Return which network of the VM the node can't connect to."""
     for nic in vm.nics:
         why = _lacks(inventory, networks[nic.network]) if nic.network in networks else f"there is no {nic.network}"
         if why is not None:
@@ -85,7 +87,7 @@ def _refusal_by_networks(node: Node, inventory: Inventory, vm: VmSpec, networks:
 
 
 def given_devices(node: Node) -> Counter[str]:
-    """Return how many devices of each id a node gives to VMs: those that are listed, and kept within their guests."""
+    """Return how many devices of each id a node can pass through: those that are listed and confined by an IOMMU."""
     has = node.status.inventory
     devices = () if has is None or has.hardware is None else has.hardware.devices
     return Counter(
@@ -94,7 +96,7 @@ def given_devices(node: Node) -> Counter[str]:
 
 
 def _lacks(has: Inventory, network: Network) -> str | None:
-    """Say why a node can't have a network, or None if it can."""
+    """Return why a node can't connect to a network, or None if it can."""
     if not has.networks:
         return "it lacks what networks need, see what it misses"
     if network.spec.kind is NetworkKind.BRIDGE:
@@ -106,7 +108,7 @@ def _lacks(has: Inventory, network: Network) -> str | None:
 
 
 def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
-    """Say why a VM would overfill a node that carries ``load``, or None if it would not."""
+    """Return why a node that carries ``load`` has no room for a VM, or None if it has."""
     if node.status.inventory is None:
         return f"node {node.name} has not reported its inventory"
     memory_mib, vcpus = capacity(node)
@@ -119,13 +121,13 @@ def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
 
 
 def unlike(nodes: Iterable[Node], status: VmStatus, *, runs: bool) -> dict[str, str]:
-    """Return the nodes that can't give a VM what it was started with, and why. ``runs``: it moves while it does."""
+    """Return the nodes that can't run a VM as it was started, and why. ``runs``: the VM moves while it runs."""
     reasons = ((node.name, cannot_run(node, status, runs=runs)) for node in nodes)
     return {name: reason for name, reason in reasons if reason is not None}
 
 
 def cannot_run(node: Node, status: VmStatus, *, runs: bool) -> str | None:
-    """Say why a node can't give a VM what it was started with, or None if it can. ``runs``: it moves while it does."""
+    """Return why a node can't run a VM as it was started, or None if it can. ``runs``: the VM moves while it runs."""
     inventory = node.status.inventory
     if inventory is None:
         return None

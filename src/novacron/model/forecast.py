@@ -1,8 +1,9 @@
-"""How long a live migration will take, and how long the guest will stand still: pure arithmetic.
+"""How long a live migration will take, and how long its downtime will be: pure arithmetic.
 
-Pre-copy sends all memory, then what was written meanwhile, and so on. A pass is as long as the link needs for what it
-sends, or the processors for what they look at, whichever is more. What a guest writes in that time is the next pass.
-The guest stops when a pass would be short enough (Clark et al., "Live Migration of Virtual Machines", NSDI 2005).
+Pre-copy sends all memory, then the pages that the guest wrote meanwhile, and so on. A pass takes as long as the link
+needs to send the pages or the processors need to examine them, whichever is longer. The pages that the guest writes in
+that time make the next pass. The guest stops when the next pass would be short enough (Clark et al., "Live Migration of
+Virtual Machines", NSDI 2005).
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ import msgspec
 
 PASSES_MAX = 40
 PROCESSING_BYTES_PER_S = 200_000_000
-"""How fast both ends look at memory that costs the link nothing."""
+"""How fast both ends process memory that need not be sent."""
 SWITCH_S = 0.06
-"""What the switch takes beyond the last bytes' way: the devices' state, two promises, one transaction."""
+"""Time of the switchover besides sending the last pages: device state, two promises, one transaction."""
 SHRINKS = 0.9
-"""A pass that is not shorter than this share of the one before is as short as it gets."""
+"""If a pass is not shorter than this share of the pass before, passes are not getting shorter."""
 
 
 class Path(msgspec.Struct, frozen=True):
-    """What is known of the way: rates in bytes a second, times in seconds."""
+    """The path between source and target. Rates are in bytes a second, times in seconds."""
 
     rate: float
     rtt_s: float
     ratio: float
-    """Bytes on the link for each byte of memory that is sent."""
+    """Bytes on the link for each byte of memory sent."""
     backlog: float = 0.0
-    """Bytes that wait for the link already."""
+    """Bytes that already wait for the link."""
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """A verdict: whether it converges, in how many seconds from now, with how much downtime, and if not, why."""
+    """Whether a migration converges, and if not, why; how long it takes from now, and with how much downtime."""
 
     converges: bool
     total_s: float
@@ -39,14 +40,14 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 class ForecastError(msgspec.Struct, frozen=True):
-    """By how much a migration took longer, and its guest stood still longer, than was foreseen at first."""
+    """How much longer a migration and its downtime were than the first forecast; less than 0: shorter."""
 
     total_s: float
     downtime_ms: float
 
 
 def error(foreseen: Forecast, took_s: float, downtime_ms: float) -> ForecastError:
-    """Compare what was foreseen with what came. ``took_s`` counts from when it was foreseen."""
+    """Compare a forecast with the result. ``took_s`` counts from the moment of the forecast."""
     return ForecastError(round(took_s - foreseen.total_s, 2), round(downtime_ms - foreseen.downtime_ms, 1))
 
 
@@ -56,7 +57,7 @@ def pass_s(size: float, path: Path) -> float:
 
 
 def downtime_s(size: float, path: Path) -> float:
-    """Return how long the guest stands still if it stops now, with ``size`` bytes of memory left to send."""
+    """Return the downtime if the guest stops now, with ``size`` bytes of memory left to send."""
     return pass_s(size, path) + path.backlog / max(path.rate, 1.0) + path.rtt_s / 2 + SWITCH_S
 
 

@@ -1,4 +1,4 @@
-"""Which VMs are to be together, apart or spread, and where those of each group are. Pure."""
+"""Affinity, anti-affinity and spread groups, and how many of their VMs are where. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Places = Mapping[AntiAffinityScope, str]
 
 
 class Occupant(Protocol):
-    """What of a VM takes room on a node, or concerns other VMs. A ``VmSpec`` is one."""
+    """The part of a VM's spec that takes room on a node or affects where other VMs go. A ``VmSpec`` has it."""
 
     @property
     def vcpus(self) -> int: ...
@@ -29,13 +29,13 @@ class Occupant(Protocol):
 
 
 def is_grouped(spec: Occupant) -> bool:
-    """Say whether other VMs' places depend on where this one is."""
+    """Say whether the VM affects where other VMs go, by its groups or devices."""
     where = spec.placement
     return (where.affinity, where.anti_affinity, where.spread) != (None, None, None) or bool(spec.devices)
 
 
 def places_of(node: Node) -> dict[AntiAffinityScope, str]:
-    """Return the names under which a node's places are counted: a zone is one of its site."""
+    """Return the names of a node's site, zone and the node itself. The zone includes its site's name."""
     site = node.spec.site
     return {
         AntiAffinityScope.SITE: site,
@@ -45,23 +45,23 @@ def places_of(node: Node) -> dict[AntiAffinityScope, str]:
 
 
 def groups_of_project(where: Placement, project: str) -> Placement:
-    """Return a placement whose groups can't collide with groups of the same name in other projects."""
+    """Return a placement with group names that are unique to the project."""
     names = {field: getattr(where, field) for field in ("affinity", "anti_affinity", "spread")}
     groups = {field: f"{project}/{name}" for field, name in names.items() if name is not None}
     return msgspec.structs.replace(where, **groups) if groups and project != DEFAULT else where
 
 
 class Groups:
-    """How many VMs of each group are in each place."""
+    """Counts of each group's VMs in each place."""
 
     def __init__(self) -> None:
         self._affinity: dict[str, dict[str, str]] = {}
-        """Of each group: the members, and their nodes."""
+        """The members of each group, with their nodes."""
         self._anti: dict[str, Counter[tuple[AntiAffinityScope, str]]] = {}
         self._spread: dict[str, Counter[tuple[AntiAffinityScope, str]]] = {}
 
     def count(self, id: str, where: Placement, node: str, places: Places, by: int) -> None:
-        """Count a VM on a node (``by`` 1), or no longer (-1)."""
+        """Add a VM on a node to the counts (``by`` 1), or take it away (-1)."""
         if where.affinity is not None:
             members = self._affinity.setdefault(where.affinity, {})
             if by > 0:
@@ -80,7 +80,7 @@ class Groups:
         return (node for member, node in members.items() if member != id)
 
     def taken(self, where: Placement, own: Places) -> set[str]:
-        """Return the places where another VM of an anti-affinity group is; ``own``: those of the VM itself, if any."""
+        """Return the places of other VMs of an anti-affinity group. ``own``: the VM's own places."""
         counts = self._anti.get(where.anti_affinity or "")
         if counts is None:
             return set()

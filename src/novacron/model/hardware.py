@@ -1,4 +1,4 @@
-"""What a host is made of."""
+"""The hardware of a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICES_PER_VM_MAX = 8
 
 
 class NumaNode(msgspec.Struct, frozen=True):
-    """Processors that share a part of the memory."""
+    """Processors with their local memory."""
 
     cpus: int
     memory_mib: int
@@ -29,7 +29,7 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class HostInterface(msgspec.Struct, frozen=True):
-    """A network interface of the host's own."""
+    """A physical network interface of the host."""
 
     name: str
     mac: str
@@ -38,7 +38,7 @@ class HostInterface(msgspec.Struct, frozen=True):
 
 
 class PciDevice(msgspec.Struct, frozen=True):
-    """A device that a guest might have. ``kind`` is its class and subclass (PCI Code and ID Assignment)."""
+    """A device that can be passed through. ``kind`` is its class and subclass (PCI Code and ID Assignment)."""
 
     address: str
     id: str
@@ -46,7 +46,7 @@ class PciDevice(msgspec.Struct, frozen=True):
     kind: str
     driver: str
     iommu_group: int | None
-    """None: nothing keeps it away from memory that is not its guest's, so no guest gets it."""
+    """None: no IOMMU confines the device to its guest's memory, so it can't be passed through."""
 
 
 class HostHardware(msgspec.Struct, frozen=True):

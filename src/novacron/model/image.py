@@ -1,4 +1,4 @@
-"""How an image comes in: what is imported, from where, and how far it is."""
+"""Image imports: what is imported, from where, and its progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from novacron.model.errors import InvalidInput
 
 
 class ImageFormat(StrEnum):
-    """How a disk is written down in a file."""
+    """The format of a disk image file."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
@@ -28,14 +28,14 @@ class ImageFormat(StrEnum):
 
 
 class Source(StrEnum):
-    """Where the file is."""
+    """Where the file comes from."""
 
     UPLOAD = "upload"
-    """With the caller, who sends it in pieces."""
+    """The caller uploads it in pieces."""
     URL = "url"
-    """Where the node can fetch it over HTTP."""
+    """The node downloads it over HTTP or HTTPS."""
     PATH = "path"
-    """In the node's own directory for imports."""
+    """It is in the node's import directory."""
 
 
 class ImportPhase(StrEnum):
@@ -50,17 +50,17 @@ SizeBytes = Annotated[int, Meta(ge=1, le=limits.IMAGE_FILE_BYTES_MAX)]
 
 
 class ImportSpec(msgspec.Struct, frozen=True):
-    """What the user asked for. ``location`` is a URL, or a path below the node's directory for imports."""
+    """What the user requested. ``location`` is a URL, or a path below the node's import directory."""
 
     name: str
     source: Source
     location: str = ""
     size_bytes: int = 0
-    """Of the file, if it is uploaded."""
+    """Size of the file, for uploads."""
     sha256: str | None = None
-    """Of the file as it comes in, before it is converted."""
+    """Checksum of the file as received, before conversion."""
     format: ImageFormat | None = None
-    """None: told by how the file begins."""
+    """None: detected from the beginning of the file."""
     description: str = ""
 
 
@@ -72,20 +72,20 @@ class Import(msgspec.Struct, frozen=True):
     node: str
     phase: ImportPhase
     held_bytes: int
-    """How much of the file the node has."""
+    """How many bytes of the file the node has received."""
     error: str
     aborting: bool
     revision: int
     created_at: datetime
     finished_at: datetime | None
     project: str | None = None
-    """Whose the image will be; None: everybody's."""
+    """The project that will own the image; None: all projects may use it."""
     trace: str = ""
-    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""
+    """The trace to which all work on this import belongs (W3C Trace Context: traceparent)."""
 
 
 def check_url(url: str) -> str:
-    """Return the URL, or raise InvalidInput when it is none of HTTP's, or holds a password."""
+    """Return the URL, or raise InvalidInput if it is not an HTTP or HTTPS URL, or contains a user or password."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f]", url)
@@ -100,7 +100,7 @@ def check_url(url: str) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return a path that stays below where it begins, or raise InvalidInput."""
+    """Return a relative path that does not leave its directory, or raise InvalidInput."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path) > limits.PATH_LENGTH_MAX:
         raise InvalidInput(

@@ -12,7 +12,7 @@ START_ORDER_MAX = 1000
 START_ORDER_DEFAULT = 500
 DISK_MIB_MAX = 64 * 1024 * 1024
 REBOOT_S_MAX = 60.0
-"""How long a guest may take to boot again before it is reset."""
+"""How long a guest may take to reboot before it is reset."""
 STOP_TIMEOUT_S_MAX = 600
 STOP_TIMEOUT_S_DEFAULT = 15
 
@@ -20,13 +20,13 @@ VCPU_OVERCOMMIT_DEFAULT = 32
 """vCPUs placed for each logical CPU of a node."""
 OVERCOMMIT_MAX = 1000
 PAGES_LIKELY_KEPT_S = 24 * 3600
-"""How long a node that a VM has left is likely to hold pages of it."""
+"""How long a node is likely to keep pages of a VM that has left it."""
 LABELS_MAX = 64
 TAINTS_MAX = 32
 LOCAL_POOL = "local"
 """The pool that every node has."""
 NODE_MEMORY_RESERVE_MIB = 512
-"""Memory of a node that is never given to VMs."""
+"""Memory of a node that VMs never get."""
 
 QUOTA_MAX = 2**52
 PROJECTS_MAX, USERS_MAX, TOKENS_PER_USER_MAX = 10_000, 100_000, 200
@@ -49,7 +49,7 @@ HEARTBEAT_INTERVAL_S = 3.0
 NODE_LOST_AFTER_S = 16.0
 BEATS_REMEMBERED = 8
 WATCHED_BY = 2
-"""Other nodes that look after each node."""
+"""How many other nodes watch each node."""
 LINK_MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 LINK_QUEUE_MAX = 1024
 TICKET_S = 60
@@ -59,40 +59,40 @@ CONSOLE_CHANNELS_PER_NODE_MAX = 64
 MIGRATION_PREPARE_S_MAX = 30.0
 MIGRATION_STALL_S_MAX = 150.0
 MIGRATION_NODE_LOST_S_MAX = 75.0
-"""Both are longer than a link may be dead (60 s by default): an outage is to cost itself, not the migration."""
+"""Both are longer than a link may be down (60 s by default), so that an outage delays migrations, but ends none."""
 MIGRATIONS_PER_NODE_DEFAULT_MAX, MIGRATIONS_PER_NODE_MAX = 2, 16
-"""Active migrations that may touch one node, unless it is set, and at most; more wait as ``pending``."""
+"""Migrations from or to one node at the same time: the default and the maximum. More wait as ``pending``."""
 CPUS_PER_MIGRATION = 2
-"""A node with fewer has one migration at a time: two would each stand still for longer, and take no less in all."""
+"""CPUs of a node for each of its migrations. On fewer, each of two would have more downtime, and none ends sooner."""
 DRAIN_AHEAD = 1
-"""Migrations of a drain that wait already while others run, so that no time passes between them."""
+"""Migrations that a drain queues while others run, so that the next one starts at once."""
 RATE_BYTES_PER_S_MIN = 125_000
 RATE_BYTES_PER_S_MAX = 125_000_000_000
-"""Of a limit on migrations: 1 Mbit/s to 1 Tbit/s."""
+"""Bounds of a rate limit for migrations: 1 Mbit/s to 1 Tbit/s."""
 RATE_BYTES_PER_S_USEFUL = 1_250_000
-"""A migration waits rather than begin if it, or one that it shares with, would have less than these 10 Mbit/s."""
+"""10 Mbit/s. A migration waits if it, or one that shares a budget with it, would get less."""
 LINK_WINDOWS_MAX = 20
 RESTART_BACKOFF_S_MAX = 60.0
 GROWING_MEMORY_MIB_MIN = 256
-"""Linux sets 64 MiB aside where memory might come to lie above 4 GiB, and does not boot with what is left of 128."""
+"""Linux reserves 64 MiB if memory might be added above 4 GiB, and does not boot with the rest of 128 MiB."""
 MEMORY_SLOTS = 8
-"""How often a guest's memory may grow while it runs."""
+"""How many times a guest's memory may grow while it runs."""
 MEMORY_STEP_MIB = 128
-"""By a multiple of this: Linux takes no less."""
+"""Memory grows by multiples of this: Linux accepts no smaller step."""
 VOLUMES_PER_VM_MAX = 16
 EXPORTS_PER_NODE_MAX = 8
 UPLOAD_S_MAX = 7 * 24 * 3600
-"""An upload that is not finished by then is given up."""
+"""An upload that takes longer is aborted."""
 EXPORT_RETENTION_S = 24 * 3600
 BOOT_ORDER_MAX = 99
 IOPS_MIN, IOPS_MAX = 10, 10_000_000
 DISK_BYTES_PER_S_MIN, DISK_BYTES_PER_S_MAX = 100_000, 1_000_000_000_000
 SHARED_LAYERS_MAX = 8
-"""Of a VM's disk: every linked clone of it, and of its clones, adds one."""
+"""Layers below a VM's disk: every linked clone adds one, clones of clones included."""
 IMAGE_FILE_BYTES_MAX = 1 << 40
-"""Of a file that is imported, and of the disk in it."""
+"""Size of an imported file, and of the disk in it."""
 UPLOAD_PIECE_BYTES_MAX = 2 * 1024 * 1024
-"""At most half of a message of the agent link."""
+"""At most half of the largest message of the agent link."""
 IMPORTS_PER_NODE_MAX = 8
 URL_LENGTH_MAX = 2000
 PATH_LENGTH_MAX = 1000
@@ -103,7 +103,7 @@ SSH_KEYS_MAX = 32
 NAMESERVERS_MAX = 8
 NICS_PER_VM_MAX = 8
 NETWORKS_MAX = 16_000
-"""Each has a number of its own, which makes addresses between a network and its gateway's host."""
+"""Each network has its own number, from which the addresses between it and its gateway's host follow."""
 GROUPS_PER_NIC_MAX = 8
 RULES_PER_GROUP_MAX = 128
 FORWARDS_PER_NETWORK_MAX = 256

@@ -1,8 +1,8 @@
 """How concurrent migrations share nodes and links: pure arithmetic.
 
 Each migration gets its weighted max-min fair share of every budget that it uses (Bertsekas and Gallager, "Data
-Networks", 6.5.2): all rates grow together, each by its weight, until a budget is used up; those that use it keep what
-they have, and the others go on growing. Rates are in bytes a second.
+Networks", 6.5.2): all rates grow together, each in proportion to its weight, until a budget is used up. Migrations that
+use that budget keep their rate, and the others go on growing. Rates are in bytes a second.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TimeOfDay = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]\\Z")]
 Day = Annotated[int, Meta(ge=1, le=7)]
 
 FULL = 0.999
-"""A budget of which more than this share is used has nothing left."""
+"""A budget counts as used up if more than this share of it is used."""
 EVERY_DAY = (1, 2, 3, 4, 5, 6, 7)
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the day in which a link carries less. Times are UTC; one that ends before it begins ends next day."""
+    """A time of day with a lower rate. Times are UTC. A window whose end is before its start ends on the next day."""
 
     start: TimeOfDay
     end: TimeOfDay
     rate_bytes_per_s: Rate
     days: tuple[Day, ...] = EVERY_DAY
-    """The days on which it begins, 1 for Monday."""
+    """The days on which the window starts; 1 is Monday."""
 
     def holds(self, now: datetime) -> bool:
         time, day = now.strftime("%H:%M"), now.isoweekday()
@@ -49,18 +49,18 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What migrations between two sites may use together."""
+    """The rate that all migrations between two sites share."""
 
     rate_bytes_per_s: Rate
     schedule: Annotated[tuple[Window, ...], Meta(max_length=limits.LINK_WINDOWS_MAX)] = ()
-    """Windows only lower it; where several hold, the lowest counts."""
+    """Windows can only lower the rate. If several apply, the lowest counts."""
 
     def rate_at(self, now: datetime) -> int:
         return min([self.rate_bytes_per_s, *(window.rate_bytes_per_s for window in self.schedule if window.holds(now))])
 
 
 class Link(msgspec.Struct, frozen=True):
-    """The budget of a pair of sites as stored; of one site with itself, that of its own network."""
+    """The budget between two sites, as stored; of a site with itself: the budget of its own network."""
 
     id: str
     sites: tuple[str, str]
@@ -75,7 +75,7 @@ def link_id(site: str, other: str) -> str:
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """A migration that wants all it can get of the budgets that it uses, up to its own limit."""
+    """A migration that takes all it can get of the budgets that it uses, up to its own limit."""
 
     id: str
     uses: tuple[str, ...]
@@ -84,7 +84,7 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 def budgets(nodes: Iterable[Node], links: Iterable[Link], now: datetime) -> dict[str, float]:
-    """Return the rate of everything that has a limit, by what it is called in messages."""
+    """Return the budgets of nodes and links, by the names that messages give them, such as ``node host-a``."""
     rates: dict[str, float] = {f"link {link.id}": link.spec.rate_at(now) for link in links}
     for node in nodes:
         if node.spec.migration_rate_bytes_per_s is not None:
@@ -93,19 +93,19 @@ def budgets(nodes: Iterable[Node], links: Iterable[Link], now: datetime) -> dict
 
 
 def uses(source: str, target: str, sites: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what a migration between two nodes uses, as ``budgets`` calls it. ``sites`` says where nodes stand."""
+    """Return the names of the budgets that a migration between two nodes uses. ``sites``: the site of each node."""
     return f"node {source}", f"node {target}", f"link {link_id(sites.get(source, ''), sites.get(target, ''))}"
 
 
 def lowest(source: Node, target: Node, links: Iterable[Link], now: datetime) -> int | None:
-    """Return the smallest budget that something between two nodes must keep to, or None where nothing limits it."""
+    """Return the smallest budget for traffic between two nodes, or None if nothing limits it."""
     limited = budgets((source, target), links, now)
     used = uses(source.name, target.name, {node.name: node.spec.site for node in (source, target)})
     return min((int(limited[budget]) for budget in used if budget in limited), default=None)
 
 
 def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the rate of each demand, None where nothing limits it. Budgets that are not named are unlimited."""
+    """Return the rate of each demand, None if nothing limits it. A budget that is missing is unlimited."""
     rates: dict[str, float | None] = {}
     remaining = dict(budgets)
     growing = {d.id: d for d in demands}
@@ -122,7 +122,7 @@ def allot(demands: Iterable[Demand], budgets: Mapping[str, float]) -> dict[str, 
 
 
 def _levels(growing: Collection[Demand], remaining: Mapping[str, float]) -> dict[str, float]:
-    """Return the rate per weight at which each demand meets its first limit; those without a limit are left out."""
+    """Return the rate per weight at which each demand meets its first limit, without demands that have no limit."""
     weights: Counter[str] = Counter()
     for d in growing:
         for budget in d.uses:
@@ -138,9 +138,9 @@ def _levels(growing: Collection[Demand], remaining: Mapping[str, float]) -> dict
 
 
 def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str, float]) -> str | None:
-    """Say which budget is too small for one more, or None if ``candidate`` may begin beside ``running``.
+    """Return which budget is too small for one more migration, or None if ``candidate`` may begin beside ``running``.
 
-    One that would share nothing limited with others may always begin, however little that is.
+    A migration that shares no budget with others may always begin, however small its budgets are.
     """
     shared = [b for b in candidate.uses if b in budgets and any(b in d.uses for d in running)]
     if not shared:
@@ -155,9 +155,9 @@ def crowding(candidate: Demand, running: Sequence[Demand], budgets: Mapping[str,
 
 
 def _starves(users: Sequence[Demand], rates: Mapping[str, float]) -> bool:
-    """Say whether a full budget leaves one of its users less than is useful.
+    """Say whether a used-up budget leaves one of its users a rate that is too low to be useful.
 
-    Those that it holds back are the ones with the highest level of all that use it.
+    The budget holds back those of its users that have the highest rate per weight.
     """
     levels = {d.id: rates[d.id] / d.weight for d in users}
     highest = max(levels.values())

@@ -1,4 +1,4 @@
-"""What a migration is: its phases, its votes, and how it ends."""
+"""Migrations: their kinds, phases, votes and ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from novacron.model.project import DEFAULT
 
 
 class MigrationPhase(StrEnum):
-    """Where a migration stands.
+    """The phase of a migration.
 
-    ``pending``: waits for its turn. ``preparing``: the target makes an empty VM that waits for the stream.
-    ``transferring``: memory flows. The other three are ends.
+    ``pending``: it waits for its turn. ``preparing``: the target starts an empty VM that waits for the stream.
+    ``transferring``: memory is sent. The other three are final.
     """
 
     PENDING = "pending"
@@ -47,17 +47,17 @@ class Side(StrEnum):
 class MigrationKind(StrEnum):
     LIVE = "live"
     WARM = "warm"
-    """The guest stands still, is sent with all that belongs to it, its snapshots too, and goes on at the target."""
+    """The guest is stopped, sent with its memory, disks and snapshots, and resumes at the target."""
     COLD = "cold"
-    """It does not run."""
+    """The VM does not run."""
 
 
 class MigrationPolicy(StrEnum):
-    """What to do with a guest that writes faster than the link takes it.
+    """What to do with a guest that writes to memory faster than the link can send it.
 
-    ``throttle``: slow it down, more and more. ``go-on``: let it run as it does, until it writes less or is aborted.
-    ``post-copy``: let it run at the target before its memory is there; if a node or the link is lost then, it stands
-    still until that is back.
+    ``throttle``: slow the guest down, step by step. ``go-on``: don't touch the guest; the migration goes on until the
+    guest writes less or somebody aborts it. ``post-copy``: run the guest at the target before all of its memory has
+    arrived; if a node or the link then fails, the guest stands still until that is back.
     """
 
     THROTTLE = "throttle"
@@ -66,69 +66,69 @@ class MigrationPolicy(StrEnum):
 
 
 class Cause(StrEnum):
-    """Who wanted a migration."""
+    """What started a migration."""
 
     REQUEST = "request"
     DRAIN = "drain"
     RETURN = "return"
-    """A node is in use again, and gets back what it had."""
+    """A drained node is in use again, and its VMs return."""
     REBALANCE = "rebalance"
 
 
 class Savings(msgspec.Struct, frozen=True):
-    """Bytes of memory that did not have to be sent as they are, by what they were told as instead."""
+    """Bytes of memory that did not have to be sent in full, by the reason."""
 
     zero: int = 0
     session: int = 0
-    """The same page was sent before in this migration."""
+    """The same page was sent earlier in this migration."""
     image: int = 0
-    """In the VM's image, which the target holds."""
+    """The page is in the VM's image, which the target has."""
     sibling: int = 0
-    """In another VM of the project, which is at the target or was."""
+    """The page is in another VM of the project that is or was at the target."""
     checkpoint: int = 0
-    """In what this VM left behind at the target when it was there before."""
+    """The page is in the checkpoint that this VM left at the target on an earlier stay."""
     difference: int = 0
-    """Sent as what has changed since the page was sent before."""
+    """Only the difference from an earlier version of the page was sent."""
     compression: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the source measures while memory flows."""
+    """The progress of a migration, as the source measures it."""
 
     total_bytes: int = 0
     remaining_bytes: int = 0
     disk_bytes: int = 0
-    """How much of a disk is to be mirrored: what the VM wrote to it, and what was written meanwhile."""
+    """How much of the disks must be mirrored: data that the VM has written, also during the migration."""
     disk_remaining_bytes: int = 0
     raw_bytes: int = 0
-    """Bytes that QEMU gave to the transport."""
+    """Bytes that QEMU passed to the transport."""
     wire_bytes: int = 0
-    """Bytes that the transport put on the link, before TLS and TCP headers."""
+    """Bytes that the transport sent, without TLS and TCP headers."""
     dirty_bytes_per_s: int = 0
     rate_bytes_per_s: int = 0
     passes: int = 0
     streams: int = 0
     rtt_ms: float = 0.0
-    """Round trip of the link, as TCP sees it, queues included."""
+    """Round-trip time of the link as TCP measures it, including queues."""
     retransmits: int = 0
     resumed: int = 0
-    """How often the session went on after all of its connections were lost."""
+    """How many times the session resumed after all of its connections were lost."""
     repaired_pages: int = 0
-    """Pages that were damaged in the target's stores, and sent."""
+    """Pages that were damaged in the target's stores, and sent instead."""
     savings: Savings = Savings()
     elapsed_s: float = 0.0
     throttle_percent: int = 0
-    """How much of its processor time the guest is denied, so that it writes less."""
+    """How much of its processor time is withheld from the guest, so that it writes less."""
     first_forecast: Forecast | None = None
-    """What was foreseen when memory began to flow."""
+    """The forecast made when memory began to be sent."""
     first_forecast_at_s: float = 0.0
-    """When that was, after so much of the elapsed time."""
+    """When the first forecast was made, as a value of ``elapsed_s``."""
     forecast: Forecast | None = None
-    """What is foreseen now; at the end, what was foreseen last before the guest stopped."""
+    """The latest forecast; at the end: the last one before the guest stopped."""
     downtime_ms: float | None = None
-    """From the guest's stop at the source to its first instruction at the target, as the server saw it."""
+    """From the guest's stop at the source to its first instruction at the target, as the server measured it."""
     forecast_error: ForecastError | None = None
-    """How far off the first forecast was, once the migration has completed."""
+    """The error of the first forecast, once the migration has completed."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -141,19 +141,19 @@ class Migration(msgspec.Struct, frozen=True):
     source: str
     target: str
     epoch: int
-    """The VM's epoch when the migration began. Every end of it moves the VM to the next epoch."""
+    """The VM's epoch when the migration began. However the migration ends, the VM moves to the next epoch."""
     phase: MigrationPhase
     source_vote: bool
     target_vote: bool
     endpoint: str | None
     weight: int
-    """Its share where several migrations share a budget, in proportion to the others' weights."""
+    """Its share of a budget, in proportion to the weights of other migrations that use it."""
     rate_limit_bytes_per_s: int | None
-    """What it may use at most, as asked for."""
+    """The limit that was requested."""
     rate_bytes_per_s: int | None
-    """What it may use now, after what nodes and links allow; None: as much as there is."""
+    """The limit that applies now, after the budgets of nodes and links; None: no limit."""
     waits_for: str | None
-    """Why it does not begin yet."""
+    """Why the migration is still pending."""
     policy: MigrationPolicy
     cause: Cause
     progress: Progress
@@ -164,7 +164,7 @@ class Migration(msgspec.Struct, frozen=True):
     finished_at: datetime | None
     project: str = DEFAULT
     trace: str = ""
-    """To which trace all belongs that is done for it (W3C Trace Context: traceparent)."""
+    """The trace to which all work on this migration belongs (W3C Trace Context: traceparent)."""
 
 
 def migration_id(random: bytes) -> str:
@@ -175,9 +175,9 @@ def migration_id(random: bytes) -> str:
 
 
 def switches(phase: MigrationPhase, source_vote: bool, target_vote: bool) -> bool:
-    """Say whether ownership changes now: both sides have promised, and nothing ended the migration before.
+    """Say whether ownership changes now: both sides have voted, and the migration has not ended.
 
-    The source's vote means that its guest is stopped, everything was sent, and it will not run again before an
-    epoch later than the migration's says so. The target's vote means that it has loaded everything and waits.
+    The source's vote is a promise: its guest is stopped, everything was sent, and the source won't run the guest again
+    at the migration's epoch. The target's vote means that it has loaded everything and waits.
     """
     return phase is MigrationPhase.TRANSFERRING and source_vote and target_vote

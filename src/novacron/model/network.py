@@ -1,4 +1,4 @@
-"""Networks of VMs: what they are, which addresses are free in them, and who may talk to whom."""
+"""Networks of VMs: their subnets and addresses, security groups, floating addresses and port forwards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from novacron.model.errors import InvalidInput, NoCapacity
 from novacron.model.project import DEFAULT
 
 TUNNEL_BYTES = 50
-"""Of each packet, what VXLAN over IPv4 takes (RFC 7348, section 5)."""
+"""Bytes that VXLAN over IPv4 adds to each packet (RFC 7348, section 5)."""
 WIREGUARD_BYTES = 80
-"""... and what WireGuard takes besides, over IPv6 too."""
+"""Bytes that WireGuard adds on top, over IPv4 or IPv6."""
 MTU_MIN, MTU_DEFAULT = 576, 1500
 PREFIX_MIN, PREFIX_MAX = 16, 29
 VNI_BASE = 0x4E0000
 DEFAULT_SUBNETS = ipaddress.IPv4Network("10.64.0.0/10")
-"""Of which a network without a subnet of its own gets the first /24 that no other has."""
+"""A network that names no subnet gets the first free /24 of these."""
 RESERVED = tuple(
     ipaddress.IPv4Network(text)
     for text in ("0.0.0.0/8", "100.127.0.0/16", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
 )
-"""Of no network: the last /16 of 100.64.0.0/10 and 169.254.0.0/16 are between networks and their hosts."""
+"""No network may use these. 100.127.0.0/16 and 169.254.0.0/16 connect networks with their hosts."""
 
 InterfaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
 VlanId = Annotated[int, Meta(ge=1, le=4094)]
@@ -39,35 +39,35 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 
 class NetworkKind(StrEnum):
     OVERLAY = "overlay"
-    """Its own: a bridge on every node that has VMs in it, joined by VXLAN."""
+    """A network of its own: a bridge on every node that has VMs in it, connected by VXLAN."""
     BRIDGE = "bridge"
-    """A bridge that the hosts have already."""
+    """An existing bridge of the hosts."""
 
 
 class Encryption(StrEnum):
-    """What of an overlay is encrypted on its way between nodes."""
+    """Which traffic of an overlay is encrypted between nodes."""
 
     BETWEEN_SITES = "between-sites"
-    """What goes from one site to another, where both nodes can."""
+    """Traffic between sites, if both nodes can encrypt."""
     ALWAYS = "always"
-    """All; its VMs can only be on nodes that can."""
+    """All traffic. Its VMs run only on nodes that can encrypt."""
     NEVER = "never"
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user asked for. It does not change: guests have been told of it."""
+    """What the user requested. It never changes, because guests rely on it."""
 
     kind: NetworkKind = NetworkKind.OVERLAY
     subnet: str | None = None
-    """IPv4, such as ``10.20.0.0/24``. The first address is the gateway's, the second that of DHCP and DNS."""
+    """An IPv4 subnet, such as ``10.20.0.0/24``. The gateway has the first address, DHCP and DNS the second."""
     nat: bool = True
-    """Guests reach what their gateway's host reaches, under that host's address."""
+    """Guests reach other networks through the gateway's host, with that host's address as their source."""
     nameservers: Annotated[tuple[str, ...], Meta(max_length=limits.NAMESERVERS_MAX)] = ()
-    """Where names outside the network are looked up; none: where each node does."""
+    """DNS servers for names outside the network; none: those of each node."""
     encryption: Encryption = Encryption.BETWEEN_SITES
     bridge: InterfaceName | None = None
     vlan: VlanId | None = None
-    """Frames of its VMs have this tag on the bridge, which has to filter VLANs."""
+    """VLAN tag of the VMs' frames on the bridge. The bridge must have VLAN filtering enabled."""
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -77,9 +77,9 @@ class Network(msgspec.Struct, frozen=True):
     spec: NetworkSpec
     number: int
     mtu: int
-    """In bytes, of its guests' interfaces: what the narrowest node carries, less what VXLAN takes."""
+    """MTU of the guests' interfaces, in bytes: the smallest MTU between nodes, less VXLAN's overhead."""
     gateway: str | None
-    """The node through which its guests reach others."""
+    """The node through which guests reach other networks."""
     revision: int
     created_at: datetime
     project: str = DEFAULT
@@ -89,13 +89,13 @@ SecurityGroups = Annotated[tuple[GroupName, ...], Meta(max_length=limits.GROUPS_
 
 
 class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An interface of a VM."""
+    """A network interface of a VM."""
 
     network: NetworkName
     address: str | None = None
-    """IPv4, without a prefix length; given out when the VM is created if the network has a subnet."""
+    """IPv4 address without prefix length; None: assigned when the VM is created, if the network has a subnet."""
     groups: SecurityGroups = ()
-    """Security groups. With none, everything may reach it."""
+    """Security groups. Without any, all traffic is allowed."""
 
 
 class Direction(StrEnum):
@@ -111,12 +111,12 @@ class Protocol(StrEnum):
 
 
 class RuleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may pass. ``cidr`` and ``group``: at the other end; neither: anywhere."""
+    """A rule that allows traffic. ``cidr`` or ``group``: the other end; neither: anywhere."""
 
     direction: Direction = Direction.IN
     protocol: Protocol = Protocol.ANY
     ports: Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")] | None = None
-    """Of TCP or UDP, such as ``443`` or ``8000-8099``."""
+    """TCP or UDP ports, such as ``443`` or ``8000-8099``; None: all ports."""
     cidr: str | None = None
     group: GroupName | None = None
 
@@ -132,7 +132,7 @@ Rules = Annotated[tuple[RuleSpec, ...], Meta(max_length=limits.RULES_PER_GROUP_M
 
 
 class SecurityGroup(msgspec.Struct, frozen=True):
-    """A set of rules. What no rule lets in stays out; all goes out, unless there is a rule for that."""
+    """A set of rules. Incoming traffic needs a rule. Outgoing traffic needs one only if the group has rules for it."""
 
     name: str
     rules: tuple[RuleSpec, ...]
@@ -142,25 +142,25 @@ class SecurityGroup(msgspec.Struct, frozen=True):
 
 
 class FloatingAddress(msgspec.Struct, frozen=True):
-    """An address of the hosts' network that reaches a VM, or the ports of VMs, wherever they are."""
+    """An address of the hosts' network that leads to a VM, or to ports of VMs, on whichever node they are."""
 
     address: str
     vm: str | None
     vm_name: str | None
     network: str | None
-    """The one through whose gateway it comes; None: it is not used."""
+    """The network whose gateway has the address; None: the address is not in use."""
     revision: int
     created_at: datetime
     project: str = DEFAULT
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """A port that leads to one of a VM."""
+    """A port forward: a port that leads to a port of a VM."""
 
     id: str
     network: str
     address: str | None
-    """A floating one; None: those of the gateway's host."""
+    """A floating address; None: the addresses of the gateway's host."""
     protocol: Protocol
     port: int
     vm: str
@@ -172,7 +172,7 @@ class Forward(msgspec.Struct, frozen=True):
 
 
 def check_subnet(text: str) -> ipaddress.IPv4Network:
-    """Return a subnet that guests can have. Raises InvalidInput."""
+    """Return a valid subnet for guests. Raises InvalidInput."""
     try:
         subnet = ipaddress.IPv4Network(text)
     except ValueError as error:
@@ -196,7 +196,7 @@ def check_address(text: str, field: str = "address") -> ipaddress.IPv4Address:
 
 
 def check_spec(spec: NetworkSpec) -> None:
-    """Raise InvalidInput unless the fields of a network belong together."""
+    """Raise InvalidInput unless the fields of a network fit together."""
     overlay = spec.kind is NetworkKind.OVERLAY
     if overlay and (spec.bridge is not None or spec.vlan is not None):
         field = "bridge" if spec.bridge is not None else "vlan"
@@ -210,11 +210,11 @@ def check_spec(spec: NetworkSpec) -> None:
 
 
 def check_rule(rule: RuleSpec) -> RuleSpec:
-    """Return a rule as it is stored, with its range in canonical form. Raises InvalidInput unless its fields belong
+    """Return a rule as it is stored, with its CIDR in canonical form. Raises InvalidInput unless its fields fit
     together.
 
-    Python reads ``198.51.100.0/0.0.0.255`` as a range (a host mask); nftables does not, and would refuse all rules of
-    the network.
+    Python accepts ``198.51.100.0/0.0.0.255`` (a host mask); nftables does not, and would reject all rules of the
+    network.
     """
     if rule.ports is not None and rule.protocol not in (Protocol.TCP, Protocol.UDP):
         raise InvalidInput(f"{rule.protocol} has no ports", field="ports", hint="protocol: tcp or udp")
@@ -238,12 +238,12 @@ def gateway_address(subnet: str) -> str:
 
 
 def service_address(subnet: str) -> str:
-    """Return where a network's guests find DHCP and DNS, on their own node."""
+    """Return the address of a network's DHCP and DNS, which each node serves for its own guests."""
     return str(ipaddress.IPv4Network(subnet)[2])
 
 
 def free_subnet(taken: Collection[str]) -> str:
-    """Return the first /24 that overlaps no network. Raises NoCapacity."""
+    """Return the first /24 that overlaps none of the subnets ``taken``. Raises NoCapacity."""
     others = [ipaddress.IPv4Network(subnet) for subnet in taken]
     for candidate in DEFAULT_SUBNETS.subnets(new_prefix=24):
         if not any(candidate.overlaps(other) for other in others) and not any(
@@ -254,7 +254,7 @@ def free_subnet(taken: Collection[str]) -> str:
 
 
 def give(subnet: str, taken: Collection[str], requested: str | None) -> str:
-    """Return the address that an interface gets: the requested one, or the first that nobody has.
+    """Return the address for an interface: the requested one, or the first free one.
 
     Raises InvalidInput, NoCapacity.
     """
@@ -275,7 +275,7 @@ def give(subnet: str, taken: Collection[str], requested: str | None) -> str:
 
 
 class Passing(msgspec.Struct, frozen=True):
-    """A rule as a node keeps to it. ``cidrs`` None: anywhere."""
+    """A rule as a node applies it. ``cidrs`` None: anywhere."""
 
     direction: Direction
     protocol: Protocol
@@ -284,7 +284,7 @@ class Passing(msgspec.Struct, frozen=True):
 
 
 class VmInterface(msgspec.Struct, frozen=True):
-    """An interface of a VM that is on a node, or on its way there. ``passing`` None: it has no security group."""
+    """An interface of a VM that is on a node or migrates to it. ``passing`` None: it has no security group."""
 
     vm: str
     number: int
@@ -294,7 +294,7 @@ class VmInterface(msgspec.Struct, frozen=True):
 
 
 class Entrance(msgspec.Struct, frozen=True):
-    """A port that leads to one of a guest. ``address`` None: those of the gateway's host."""
+    """A port forward as its gateway applies it. ``address`` None: the addresses of the gateway's host."""
 
     address: str | None
     protocol: Protocol
@@ -304,7 +304,7 @@ class Entrance(msgspec.Struct, frozen=True):
 
 
 class NetworkPeer(msgspec.Struct, frozen=True):
-    """Another node that has a network. ``key``: with which what goes there is encrypted; empty: it is not."""
+    """Another node of the network. ``key``: its public key; empty: traffic to it is not encrypted."""
 
     host: str
     number: int
@@ -312,21 +312,21 @@ class NetworkPeer(msgspec.Struct, frozen=True):
 
 
 class NetworkOnNode(msgspec.Struct, frozen=True):
-    """All that a node has to know of a network."""
+    """Everything that a node needs to know about a network."""
 
     name: str
     spec: NetworkSpec
     number: int
     mtu: int
     node_number: int
-    """Makes the node's own address in the network."""
+    """The node's own address in the network follows from it."""
     is_gateway: bool
     peers: tuple[NetworkPeer, ...]
     names: tuple[tuple[str, str, str], ...]
-    """MAC address, address and name of every VM in it."""
+    """MAC address, IP address and name of each interface in it."""
     interfaces: tuple[VmInterface, ...]
     floating: tuple[tuple[str, str], ...] = ()
-    """Floating addresses, and those of the guests that they lead to: of the gateway only, as are the next."""
+    """Floating addresses, each with the guest's address. Only the gateway has them, and the entrances."""
     entrances: tuple[Entrance, ...] = ()
 
     @property
@@ -338,10 +338,10 @@ class NetworkOnNode(msgspec.Struct, frozen=True):
 def choose_gateway(
     now: str | None, having: Collection[str], counts: dict[str, int], there: Collection[str]
 ) -> str | None:
-    """Return the node that should be a network's gateway. It stays where it can: its connections end when it moves.
+    """Return the node that should be a network's gateway. The present one stays if it can: moving ends connections.
 
-    ``having``: nodes that have VMs of the network. ``counts``: of how many networks each node that may be a gateway is
-    one; what is chosen is counted. ``there``: nodes that are not dead.
+    ``having``: nodes that have VMs of the network. ``counts``: the nodes that may be gateways, each with the number of
+    networks for which it is; the choice is added to it. ``there``: nodes that are not dead.
     """
     if now in counts:
         return now

@@ -1,4 +1,4 @@
-"""What a node is: a host that runs an agent."""
+"""Nodes: hosts that run an agent."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class AcceleratorKind(StrEnum):
 
 
 class Accelerator(msgspec.Struct, frozen=True):
-    """What the probe found: which accelerator runs guest code here, and why not the better one."""
+    """The accelerator that runs guest code on this host, and why not a faster one."""
 
     kind: AcceleratorKind
     reason: str
 
 
 class ImageInfo(msgspec.Struct, frozen=True):
-    """An image as one node holds it. ``digest`` is the SHA-256 of its manifest."""
+    """An image on one node. ``digest`` is the SHA-256 of its manifest."""
 
     name: str
     digest: str
@@ -40,11 +40,11 @@ class ImageInfo(msgspec.Struct, frozen=True):
     kind: str
     description: str = ""
     disk_bytes: int = 0
-    """Size of the disk that a VM of it has; 0 for none."""
+    """Size of the disk in the image; 0: it has none."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
-    """What a host has, as its agent reports it on connecting."""
+    """What a host offers, as its agent reports it when it connects."""
 
     cpus: int
     memory_mib: int
@@ -57,45 +57,45 @@ class Inventory(msgspec.Struct, frozen=True):
     dwcp_endpoint: str
     agent_version: str
     missing: tuple[str, ...] = ()
-    """What this host can't offer, each in one sentence."""
+    """What this host lacks, one sentence each."""
     firmware: tuple[Firmware, ...] = (Firmware.BIOS,)
     tpm: bool = False
     pools: tuple[Pool, ...] = ()
-    """Where volumes can be."""
+    """Storage pools for volumes."""
     cpu: CpuModel | None = None
-    """All that guests' processors can have here."""
+    """The processor with all features that guests can have here."""
     machines: tuple[str, ...] = ()
-    """Versioned QEMU machine types that it can run."""
+    """Versioned QEMU machine types that this host can run."""
     hardware: HostHardware | None = None
     networks: bool = False
-    """It can have networks of VMs."""
+    """This host can take part in networks of VMs."""
     bridges: tuple[str, ...] = ()
-    """Of this host, for VMs."""
+    """Bridges of this host that VMs may use."""
     wireguard: str = ""
-    """Its public key, if networks can be encrypted there."""
+    """This host's public key; empty: it can't encrypt networks."""
     tunnel_mtu: int = 1500
-    """What the way to other nodes carries, in bytes."""
+    """MTU of the path to other nodes, in bytes."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
     cordoned: bool = False
     draining: bool = False
     site: str = "default"
-    """Where it stands: links between sites have budgets."""
+    """The site where the node is. Links between sites have budgets."""
     migration_rate_bytes_per_s: int | None = None
-    """What all migrations from and to the node may use together."""
+    """The rate that all migrations from and to the node share; None: no limit."""
     migrations_at_once: Annotated[int, Meta(ge=1, le=limits.MIGRATIONS_PER_NODE_MAX)] | None = None
-    """How many may be under way; None: as its processors allow, one for every two of them, and two at most."""
+    """Migrations from and to the node at the same time; None: one for every two CPUs, at most two."""
     zone: str = "default"
-    """What of its site fails with it, such as a rack."""
+    """The part of its site that fails together, such as a rack."""
     labels: Labels = {}
     taints: Taints = ()
     vcpu_overcommit: Overcommit = limits.VCPU_OVERCOMMIT_DEFAULT
-    """vCPUs placed for each logical CPU."""
+    """vCPUs that may be placed for each logical CPU."""
     passthrough: Annotated[tuple[PciAddress, ...], Meta(max_length=limits.PASSTHROUGH_MAX)] = ()
-    """PCI devices that may be handed to guests."""
+    """PCI devices that may be passed through to guests."""
     memory_overcommit: Overcommit = 1.0
-    """Memory placed for each MiB that VMs may have: more than 1 needs swap, or guests that do not use theirs."""
+    """Memory that may be placed for each MiB that the node has for VMs. More than 1 needs swap, or idle guests."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     reason: str = "has not connected yet"
     inventory: Inventory | None = None
     clock_skew_s: float = 0.0
-    """By how much its clock is ahead of the control plane's; less than half a second counts as none."""
+    """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def migrations_at_once(self) -> int:
-        """Return how many migrations may touch the node at once."""
+        """Return how many migrations from and to the node may run at the same time."""
         if self.spec.migrations_at_once is not None:
             return self.spec.migrations_at_once
         cpus = self.status.inventory.cpus if self.status.inventory else 1
@@ -123,7 +123,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What is placed on a node, VMs on their way in included."""
+    """The sum of the VMs placed on a node, including VMs that migrate to it."""
 
     vcpus: int = 0
     memory_mib: int = 0

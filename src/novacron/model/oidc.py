@@ -1,4 +1,4 @@
-"""Who vouches for people from outside (OpenID Connect), and which of their groups mean which roles here."""
+"""Login through an identity provider (OpenID Connect), and the roles that its groups give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME_LENGTH_MAX = 63
 
 
 class GroupRole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Members of ``group`` have a role, in a project or (null) everywhere."""
+    """Members of ``group`` have a role in a project, or everywhere (null)."""
 
     group: str
     role: Role
@@ -20,7 +20,7 @@ class GroupRole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who vouches. ``client_secret_file`` holds the secret that the provider gave this client."""
+    """The identity provider. ``client_secret_file`` holds the client secret that it issued."""
 
     issuer: str
     client_id: str
@@ -29,19 +29,19 @@ class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name_claim: str = "preferred_username"
     groups_claim: str = "groups"
     roles: tuple[GroupRole, ...] = ()
-    """The only roles of those for whom it vouches, renewed at each login; without any, administrators give them."""
+    """The only roles that its users have, renewed at each login. Without any, administrators grant roles."""
     ca_file: str | None = None
-    """Whom to trust when talking to it (PEM); by default whom this machine trusts."""
+    """Certificate authorities for the provider's certificate (PEM); by default those of this machine."""
 
 
 def user_name(claims: dict[str, object], claim: str) -> str:
-    """Return what somebody is called here, by what the provider says of them."""
+    """Return a valid user name from the provider's claims."""
     said = str(claims.get(claim) or claims.get("email") or claims.get("sub") or "")
     return re.sub(r"[^a-zA-Z0-9._@+-]+", "-", said).strip("-._@+")[:NAME_LENGTH_MAX] or "user"
 
 
 def roles_of(provider: Provider, claims: dict[str, object]) -> dict[str | None, Role]:
-    """Return the roles that somebody's groups mean, by project; of several in one project, the one that allows most."""
+    """Return a user's role in each project, from their groups: the most powerful one if several apply."""
     groups = claims.get(provider.groups_claim)
     has = {str(group) for group in groups} if isinstance(groups, list) else set()
     roles: dict[str | None, Role] = {}

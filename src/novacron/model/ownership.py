@@ -1,8 +1,8 @@
-"""Who may run a VM: the rule that must never break, as pure functions.
+"""Which node may run a VM: the rule that must never break, as pure functions.
 
-Each VM has an *epoch* and an owning node. Every end of a migration, whatever the outcome, moves the VM to the
-next epoch, so one rule covers both sides: **what a node promised at an epoch binds it until it is shown a later
-epoch.** A node remembers, durably, the latest epoch it has been shown for each VM, and never obeys an earlier one.
+Each VM has an *epoch* and an owning node. Every end of a migration, whatever the outcome, moves the VM to the next
+epoch, so one rule covers both sides: **a node's promise at an epoch binds it until it receives a later epoch.** A node
+stores the latest epoch that it has received for each VM durably, and never obeys an earlier one.
 See docs/architecture.md, "Who owns a VM".
 """
 
@@ -14,11 +14,11 @@ import msgspec
 
 
 class Claim(StrEnum):
-    """What a node has on its disk about a VM.
+    """A node's claim to a VM, stored on its disk.
 
-    ``none``: nothing but perhaps a remembered epoch. ``owner``: it runs the VM, or may. ``released``: it was the
-    owner, has stopped the guest for good as far as this epoch goes, and has voted so. ``incoming``: it loads or has
-    loaded the VM's memory and must not run it at this epoch.
+    ``none``: no claim, perhaps an epoch. ``owner``: the node may run the VM. ``released``: the node was the owner, has
+    stopped the guest for the rest of this epoch, and has voted so. ``incoming``: the node is loading or has loaded the
+    VM's memory and must not run it at this epoch.
     """
 
     NONE = "none"
@@ -28,14 +28,14 @@ class Claim(StrEnum):
 
 
 class OwnershipRecord(msgspec.Struct, frozen=True):
-    """A node's durable memory of one VM: the latest epoch seen and its claim at that epoch."""
+    """A node's durable record of one VM: the latest epoch that it has received, and its claim at that epoch."""
 
     epoch: int = 0
     claim: Claim = Claim.NONE
 
 
 class OrderKind(StrEnum):
-    """What the control plane says to one node about one VM."""
+    """What the control plane tells a node to do with a VM: own it, receive it, or remove it."""
 
     OWN = "own"
     RECEIVE = "receive"
@@ -43,17 +43,18 @@ class OrderKind(StrEnum):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """One statement about one VM for one node, true at ``epoch``."""
+    """An order to one node about one VM, valid at ``epoch``."""
 
     kind: OrderKind
     epoch: int
 
 
 class OrderVerdict(StrEnum):
-    """What the node may do after an order.
+    """What a node does about an order.
 
-    ``run``: it owns the VM; start it, or let what was loaded or stopped here go on. ``receive``: prepare to load.
-    ``destroy``: remove every trace. ``hold``: change nothing; a promise binds it. ``ignore``: the order is stale.
+    ``run``: it owns the VM; start it, or resume the guest that was loaded or stopped here. ``receive``: prepare to load
+    the VM. ``destroy``: remove every trace. ``hold``: change nothing, because a promise binds the node. ``ignore``: the
+    order is stale.
     """
 
     RUN = "run"
@@ -64,9 +65,9 @@ class OrderVerdict(StrEnum):
 
 
 def obey(held: OwnershipRecord, order: Order) -> tuple[OwnershipRecord, OrderVerdict]:
-    """Return what the node remembers from now on and what it may do.
+    """Return the node's new record and what it may do.
 
-    The returned memory must be durable before the verdict is acted on.
+    The record must be durable before the node acts on the verdict.
     """
     if order.epoch < held.epoch:
         return held, OrderVerdict.IGNORE
@@ -75,12 +76,12 @@ def obey(held: OwnershipRecord, order: Order) -> tuple[OwnershipRecord, OrderVer
         case OrderKind.OWN:
             if later or held.claim is Claim.OWNER:
                 return OwnershipRecord(order.epoch, Claim.OWNER), OrderVerdict.RUN
-            # At the same epoch: a promise binds, and a VM that was told to go does not come back.
+            # At the same epoch: a promise binds, and a removed VM does not come back.
             return held, OrderVerdict.HOLD
         case OrderKind.RECEIVE:
             if held.claim is Claim.NONE or (held.claim is Claim.INCOMING and not later):
                 return OwnershipRecord(order.epoch, Claim.INCOMING), OrderVerdict.RECEIVE
-            # Something of an earlier epoch is still here: it has to go before the VM can come back.
+            # The VM of an earlier epoch is still here: remove it before the VM can come back.
             return (
                 (OwnershipRecord(order.epoch, Claim.NONE), OrderVerdict.DESTROY)
                 if later
@@ -93,12 +94,12 @@ def obey(held: OwnershipRecord, order: Order) -> tuple[OwnershipRecord, OrderVer
 
 
 def release(held: OwnershipRecord, epoch: int) -> OwnershipRecord:
-    """Return the memory of a source that has stopped its guest and is about to vote at ``epoch``."""
+    """Return the record of a source that has stopped its guest and is about to vote at ``epoch``."""
     if held.claim not in (Claim.OWNER, Claim.RELEASED) or held.epoch != epoch:
         raise ValueError(f"cannot release at epoch {epoch}: holds {held.claim} at epoch {held.epoch}")
     return OwnershipRecord(epoch, Claim.RELEASED)
 
 
 def may_run(held: OwnershipRecord) -> bool:
-    """Say whether the node may let the guest execute."""
+    """Say whether the node may run the guest."""
     return held.claim is Claim.OWNER

@@ -1,8 +1,8 @@
-"""Which node a VM goes to: filters that refuse with a reason, and weights among those that are left. Pure.
+"""Placement of VMs: filters that refuse nodes with a reason, and weights that rank the other nodes. Pure.
 
-A ``Fleet`` is all nodes with what is on them. What is placed in it is counted at once, so many VMs can be placed one
-after another without a look at anything else. VMs that ask for the same are compared with every node once, in a
-``_Ranking``: afterwards only nodes that have changed are looked at again.
+A ``Fleet`` has all nodes with their VMs. It counts each VM that it places at once, so it can place many VMs one after
+another. VMs with the same requirements are compared with every node once, in a ``_Ranking``; afterwards only nodes that
+have changed are looked at again.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from novacron.model.node import Load, Node, holds
 from novacron.model.vm import VmSpec
 
 MEMORY_WEIGHT, CPU_WEIGHT, SPACE_WEIGHT = 0.5, 0.25, 0.05
-"""Of the share of a node's memory, processors and disk that is free once the VM is there."""
+"""Weights of the share of a node's memory, processors and disk that is free after the VM is placed."""
 IMAGE_WEIGHT = 0.3
-"""Of a node that holds the VM's image: no other has to send it."""
+"""Weight of a node that holds the VM's image: no other node has to send it."""
 PAGES_WEIGHT = 0.5
-"""Of a node that the VM has been on lately: most of its memory need not be sent again."""
+"""Weight of a node that the VM has been on lately: most of its memory need not be sent again."""
 AVOID_WEIGHT = 2.0
-"""Against a node that the VM should avoid: more than all others together."""
+"""Weight against a node that the VM should avoid: more than all other weights together."""
 
 NOWHERE: Mapping[str, str] = {}
 Shape = tuple[object, ...]
 RANKINGS_MAX = 64
-"""Rankings that are kept; the one that was used longest ago goes first."""
+"""The most rankings that are kept. The least recently used one is dropped first."""
 HEAP_FACTOR_MAX = 4
-"""Entries of a ranking's heap for each node, outdated ones included, before it is built anew."""
+"""Entries of a ranking's heap for each node, outdated ones included, before the heap is rebuilt."""
 
 
 class Wish(NamedTuple):
-    """A VM that is to be placed, or moved."""
+    """A VM to place or to move."""
 
     id: str
     spec: VmSpec
     at: str | None = None
-    """Where it is: it can't be moved there."""
+    """The node where it is. It can't be moved there."""
     elsewhere: Mapping[str, str] = NOWHERE
-    """Nodes that can't take it for reasons of its own, such as its volumes, and those reasons."""
+    """Nodes that can't take this particular VM, for example because of its volumes, with the reasons."""
     been: frozenset[str] = frozenset()
     """Nodes that hold pages of its memory."""
     images_come: bool = True
-    """A node that lacks its image may get it from another one that is ready."""
+    """A node without the image may get it from another node that is ready."""
     refuses: Callable[[Node], str | None] | None = None
-    """Says why a node can't take it for reasons of its own, as ``elsewhere``, but only of nodes that are looked at."""
+    """Returns why a node can't take this particular VM, or None. Like ``elsewhere``, but computed on demand."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is said of one node: why it can't take the VM, or how good it would be, and by what."""
+    """The verdict on one node: why it can't take the VM, or its score with the weights that make it up."""
 
     node: str
     refusal: str | None
@@ -64,7 +64,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """Higher is better."""
     weights: dict[str, float] = {}
     spread: tuple[int, ...] = ()
-    """VMs of its spread group in the node's site, in its zone and on it: fewer is better, before the score counts."""
+    """VMs of the spread group in the node's site, in its zone and on it. Fewer is better, and precedes the score."""
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -72,7 +72,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Member(NamedTuple):
-    """A VM that is somewhere already, as far as groups are concerned."""
+    """A placed VM, as a member of groups."""
 
     id: str
     node: str
@@ -80,7 +80,7 @@ class Member(NamedTuple):
 
 
 def _shape(wish: Wish) -> Shape:
-    """Return what decides about nodes, the same for VMs that ask for the same."""
+    """Return the requirements that decide on nodes. VMs with equal ones share a ranking."""
     spec, where = wish.spec, wish.spec.placement
     labels = tuple(sorted(where.labels.items()))
     size = spec.vcpus, spec.memory_mib, spec.disk_mib
@@ -92,49 +92,49 @@ def _shape(wish: Wish) -> Shape:
 
 
 def _given(node: Node | None) -> set[str]:
-    """Return the images that a node can give to others."""
+    """Return the images that other nodes can copy from a node."""
     if node is None or not node.status.ready or node.status.inventory is None:
         return set()
     return {image.name for image in node.status.inventory.images}
 
 
 class _Ranking:
-    """How good nodes are for VMs of one shape.
+    """The ranking of nodes for VMs of one shape.
 
-    The heap has an entry for each node that may take one; entries of nodes that got fuller are found out when they
-    come up, and nodes that may have become better are ``dirty`` until the ranking is used again.
+    The heap has an entry for each node that may take such a VM. An outdated entry is noticed when it reaches the top;
+    nodes that may have become better are ``dirty`` until the ranking is used again.
     """
 
     def __init__(self, wish: Wish, nodes: Iterable[str]) -> None:
         self.wish = wish
         self.refusals: dict[str, str | None] = {}
-        """Why nodes can't take it, however much room they have."""
+        """Why nodes can't take such a VM, however much room they have."""
         self.scores: dict[str, tuple[int, float]] = {}
-        """Of each node: the version of it that was looked at, and its score."""
+        """Each node's score, with the version of the node that was scored."""
         self.heap: list[tuple[float, str, int]] = []
         self.queued: dict[str, int] = {}
-        """Of each node in the heap: the newest version there."""
+        """The newest version in the heap of each node."""
         self.dirty = dict.fromkeys(nodes)
 
 
 class Fleet:
-    """All nodes, what is on them, and what is placed there from now on."""
+    """All nodes with their VMs; it places further VMs."""
 
     def __init__(
         self, nodes: Iterable[Node] = (), loads: Mapping[str, Load] | None = None, members: Iterable[Member] = (),
         networks: Iterable[Network] = (), held: Iterable[str] = (),
     ) -> None:  # fmt: skip
-        """``held``: images that nodes hold which are not here."""
+        """``held``: images of nodes that are not in this fleet."""
         self.nodes: dict[str, Node] = {}
         self.loads: dict[str, Load] = {}
         self._networks = {network.name: network for network in networks}
         self._capacity: dict[str, tuple[float, float]] = {}
         self._places: dict[str, dict[AntiAffinityScope, str]] = {}
         self._held = Counter(held)
-        """Images, and how many nodes hold each that could give it to others."""
+        """The number of nodes from which each image can be copied."""
         self._groups = Groups()
         self._devices: dict[str, Counter[str]] = {}
-        """Those that VMs have."""
+        """The devices of each node that VMs use."""
         self._rankings: dict[Shape, _Ranking] = {}
         self._versions: Counter[str] = Counter()
         for node in nodes:
@@ -149,7 +149,7 @@ class Fleet:
     # what is known of nodes
 
     def put(self, node: Node) -> None:
-        """Take a node into account as it is now; what is on it stays."""
+        """Add or update a node. Its VMs stay."""
         self._hold(self.nodes.get(node.name), node)
         self.nodes[node.name] = node
         self.loads.setdefault(node.name, Load())
@@ -158,7 +158,7 @@ class Fleet:
         self._renew(node.name)
 
     def forget(self, name: str) -> None:
-        """A node is gone, with what was on it."""
+        """Remove a node and its VMs."""
         if name not in self.nodes:
             return
         self._hold(self.nodes.pop(name), None)
@@ -167,7 +167,7 @@ class Fleet:
         self._renew(name)
 
     def put_networks(self, networks: Iterable[Network]) -> None:
-        """Take networks into account as they are now."""
+        """Add or update networks."""
         self._networks.update((network.name, network) for network in networks)
         self._rankings.clear()
 
@@ -176,11 +176,11 @@ class Fleet:
         self._rankings.clear()
 
     def held(self) -> set[str]:
-        """Return the images that some node can give to others."""
+        """Return the images that can be copied from some node."""
         return set(+self._held)
 
     def _hold(self, before: Node | None, now: Node | None) -> None:
-        """Keep count of who holds which image, from what a node was to what it is."""
+        """Update the count of nodes that hold each image, after a node has changed."""
         gone, new = _given(before), _given(now)
         for image, by in [*((image, -1) for image in gone - new), *((image, 1) for image in new - gone)]:
             was_held = self._held[image] > 0
@@ -190,7 +190,7 @@ class Fleet:
                     del self._rankings[shape]
 
     def _renew(self, name: str) -> None:
-        """What was found out about a node is not true any more."""
+        """Forget the rankings' results for a node that has changed."""
         self._versions[name] += 1
         for ranking in self._rankings.values():
             ranking.refusals.pop(name, None)
@@ -199,7 +199,7 @@ class Fleet:
     # what is asked
 
     def judge(self, wish: Wish, name: str, ranking: _Ranking | None = None) -> Verdict:
-        """Say what speaks for or against one node."""
+        """Return the verdict on one node."""
         why = self._refusal(wish, name, ranking)
         if why is not None:
             return Verdict(name, why)
@@ -213,14 +213,14 @@ class Fleet:
         )
 
     def explain(self, wish: Wish) -> list[Verdict]:
-        """Judge every node: those that can take the VM first, the best of them first of all."""
+        """Return the verdicts on all nodes: the best node first, those that can't take the VM last."""
         ranking = self._ranking(wish)
         verdicts = [self.judge(wish, name, ranking) for name in self.nodes]
         fit = sorted((v for v in verdicts if v.refusal is None), key=lambda v: v.order, reverse=True)
         return fit + sorted((v for v in verdicts if v.refusal is not None), key=lambda v: v.node)
 
     def refusals(self, wish: Wish, text_max: int) -> list[str]:
-        """Return why nodes can't take a VM, by their names: so many reasons that they fill ``text_max`` characters."""
+        """Return why nodes can't take a VM, sorted by node, up to about ``text_max`` characters in all."""
         reasons, length, ranking = list[str](), 0, self._ranking(wish)
         for name in sorted(self.nodes):
             reason = self._refusal(wish, name, ranking)
@@ -232,15 +232,15 @@ class Fleet:
         return reasons
 
     def choose(self, wish: Wish) -> str | None:
-        """Return the best node, None if there is none."""
+        """Return the best node, or None if no node can take the VM."""
         ranking = self._ranking(wish)
         self._look(ranking, len(ranking.dirty))
         return self._choose_among_all(wish, ranking) if is_grouped(wish.spec) else self._choose_ranked(wish, ranking)
 
     def prepare(self, wish: Wish, nodes_max: int) -> bool:
-        """Look at up to ``nodes_max`` nodes for a VM that is to be placed soon; say whether more have to be looked at.
+        """Look at up to ``nodes_max`` nodes for a VM that will be placed soon; return whether more nodes are left.
 
-        So the comparison with every node, which takes long the first time, can be made in parts.
+        The first comparison with every node takes long; this splits it into parts.
         """
         ranking = self._ranking(wish)
         self._look(ranking, nodes_max)
@@ -255,7 +255,7 @@ class Fleet:
         return ranking
 
     def _look(self, ranking: _Ranking, nodes_max: int) -> None:
-        """Look at nodes that may have become better than the ranking says."""
+        """Look again at nodes that may have become better."""
         for _ in range(min(nodes_max, len(ranking.dirty))):
             name, _ = ranking.dirty.popitem()
             if name in self.nodes and self._ever(ranking, name) is None:
@@ -265,7 +265,7 @@ class Fleet:
             heapq.heapify(ranking.heap)
 
     def _queue(self, ranking: _Ranking, name: str) -> None:
-        """Put a node into the heap as it is now, if it has room."""
+        """Push a node onto the heap with its present score, if it has room."""
         version = self._versions[name]
         if (
             ranking.queued.get(name) != version
@@ -275,7 +275,7 @@ class Fleet:
             ranking.queued[name] = version
 
     def _best_left(self, ranking: _Ranking) -> tuple[float, str, int] | None:
-        """Return the first entry of the heap that is true now; those before it are renewed, or dropped."""
+        """Return the first entry of the heap that is up to date. Outdated ones before it are renewed or dropped."""
         while ranking.heap:
             entry = ranking.heap[0]
             _, name, version = entry
@@ -289,7 +289,7 @@ class Fleet:
         return None
 
     def _choose_ranked(self, wish: Wish, ranking: _Ranking) -> str | None:
-        """Return the first node of the ranking that takes the VM, or one that holds its pages if that is better."""
+        """Return the best node of the ranking that can take the VM, or a better one that holds its pages."""
         best = max(
             (
                 (self._score(ranking, name) + PAGES_WEIGHT, name)
@@ -347,24 +347,24 @@ class Fleet:
         return name
 
     def take(self, wish: Wish, name: str) -> None:
-        """Count a VM on a node, and not where it was."""
+        """Count a VM on a node, and no longer on the node where it was."""
         self.add(wish.id, wish.spec, name)
         if wish.at is not None and wish.at in self.nodes:
             self.leave(wish, wish.at)
 
     def leave(self, wish: Wish, name: str) -> None:
-        """Count a VM no longer on a node."""
+        """Stop counting a VM on a node."""
         self.remove(wish.id, wish.spec, name)
 
     def add(self, id: str, spec: Occupant, name: str) -> None:
-        """Count a VM on a node, which is there."""
+        """Count a VM on a node of this fleet."""
         load = self.loads[name]
         self.loads[name] = Load(load.vcpus + spec.vcpus, load.memory_mib + spec.memory_mib)
         self._versions[name] += 1
         self._count(id, name, spec, 1)
 
     def remove(self, id: str, spec: Occupant, name: str) -> None:
-        """Count a VM no longer on a node: that may be the best again for what was compared before."""
+        """Stop counting a VM on a node. Rankings look at the node again: it may now be the best."""
         load = self.loads[name]
         self.loads[name] = Load(load.vcpus - spec.vcpus, load.memory_mib - spec.memory_mib)
         self._versions[name] += 1
@@ -392,7 +392,7 @@ class Fleet:
         )
 
     def _own_refusal(self, wish: Wish, name: str) -> str | None:
-        """Say why a VM can't be on a node for reasons of its own, or None if it can."""
+        """Return why a node can't take this particular VM, or None if it can."""
         if name == wish.at:
             return f"it is on node {name} already"
         return (
@@ -402,7 +402,7 @@ class Fleet:
         )
 
     def _ever(self, ranking: _Ranking, name: str) -> str | None:
-        """Say what would keep a VM away from a node, however much room that has."""
+        """Return why a node can't take a VM, however much room it has, or None if it can."""
         if name not in ranking.refusals:
             wish = ranking.wish
             comes = wish.images_come and self._held[wish.spec.image] > 0
@@ -430,12 +430,12 @@ class Fleet:
         return None
 
     def _together(self, wish: Wish) -> set[str]:
-        """Return the nodes where its affinity group is, without cordoned ones; none: it may be anywhere."""
+        """Return the nodes of its affinity group that are not cordoned; empty: it may be anywhere."""
         nodes = self._groups.together(wish.id, wish.spec.placement)
         return {name for name in nodes if name in self.nodes and not self.nodes[name].spec.cordoned}
 
     def _taken(self, wish: Wish) -> set[str]:
-        """Return the places where another VM of its anti-affinity group is."""
+        """Return the places of other VMs of its anti-affinity group."""
         return self._groups.taken(wish.spec.placement, self._places.get(wish.at or "", {}))
 
     def _weights(self, wish: Wish, name: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a probe of the path between two nodes found, and what it means for a move."""
+"""Results of probes: the path between two nodes, and what a migration over it would be like."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ SECONDS_MAX = 30.0
 
 
 class PathMeasured(msgspec.Struct, frozen=True):
-    """A path as a migration would meet it, measured with data that can't be compressed."""
+    """A path between two nodes, measured as a migration would use it, with incompressible data."""
 
     source: str
     target: str
     seconds: float
-    """How long data flowed."""
+    """How long data was sent."""
     delivered_bytes: int
-    """What the target confirmed in that time."""
+    """Bytes that the target confirmed in that time."""
     rate_bytes_per_s: float
-    """``delivered_bytes`` over the time, the start included."""
+    """``delivered_bytes`` divided by ``seconds``, including the slow start."""
     best_rate_bytes_per_s: float
-    """What TCP measured at its best."""
+    """The highest rate that TCP measured."""
     open_ms: float
-    """Until the session was open: connection, TLS, and the target's answer."""
+    """Time to open the session: connection, TLS, and the target's answer."""
     rtt_ms: float
-    """The shortest round trip that TCP saw."""
+    """The shortest round-trip time that TCP measured."""
     loaded_rtt_ms: float
-    """The round trip while data flowed: what is more than ``rtt_ms`` are queues."""
+    """The round-trip time under load. The excess over ``rtt_ms`` is time in queues."""
     retransmits: int
     streams: int
 
 
 class MoveForeseen(msgspec.Struct, frozen=True):
-    """What a migration would be like, measured before it: nothing has moved.
+    """The forecast of a migration, from measurements. Nothing has moved.
 
-    What the target has already is not counted: an image, a sibling or a checkpoint make it shorter.
+    It disregards pages that the target already has: an image, a sibling or a checkpoint make the migration shorter.
     """
 
     memory_bytes: int
-    """Memory that would have to be sent: what the guest has touched, without pages of zeros."""
+    """Memory to send: pages that the guest has used, without pages of zeros."""
     dirty_bytes_per_s: int
     ratio: float
-    """Bytes on the link for each of these bytes, compressed, from samples."""
+    """Bytes on the link for each byte of memory, after compression; estimated from samples."""
     path: PathMeasured
     forecast: Forecast
     disk_bytes: int = 0
-    """What would have to be sent of the disks that move with it: of its own what lies over the image, without zeros."""
+    """Data to send of the disks that move with the VM: of its own disk, what differs from the image; without zeros."""
     disk_ratio: float = 1.0
-    """Bytes on the link for each of these."""
+    """Bytes on the link for each byte of the disks."""

@@ -1,4 +1,4 @@
-"""Projects: whose objects are whose, and how much of everything each may have."""
+"""Projects: owners of objects, and their quotas."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from novacron.model import limits
 from novacron.model.errors import QuotaExceeded
 
 DEFAULT = "default"
-"""The project that is there from the start; its id, too."""
+"""Name and id of the project that always exists."""
 
 Amount = Annotated[int, Meta(ge=0, le=limits.QUOTA_MAX)]
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much a project may have at most; None: no limit."""
+    """Limits of a project; None: no limit."""
 
     vms: Amount | None = None
     vcpus: Amount | None = None
     memory_mib: Amount | None = None
     disk_mib: Amount | None = None
-    """VMs' own disks, and volumes."""
+    """Disks of VMs, and volumes."""
     snapshots: Amount | None = None
     networks: Amount | None = None
     migrations: Amount | None = None
-    """Under way at once, that its users asked for."""
+    """Migrations at the same time, requested by the project's users."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """How much a project has."""
+    """What a project uses now."""
 
     vms: int = 0
     vcpus: int = 0
@@ -51,13 +51,13 @@ class Project(msgspec.Struct, frozen=True):
     description: str
     quota: Quota
     host_network: bool
-    """VMs without networks of their own may be on the hosts' network."""
+    """VMs without interfaces of their own may use the hosts' network."""
     revision: int
     created_at: datetime
 
 
 def check(project: str, quota: Quota, before: Usage, after: Usage) -> None:
-    """Raise QuotaExceeded where something has grown beyond what the project may have."""
+    """Raise QuotaExceeded if usage has grown beyond a limit."""
     for field in Quota.__struct_fields__:
         most, has, had = getattr(quota, field), getattr(after, field), getattr(before, field)
         if most is not None and has > most and has > had:

@@ -1,8 +1,8 @@
-"""Rebalancing: few and worthwhile moves, from measured load. Pure: what is known in, what is decided out.
+"""Rebalancing: few and worthwhile moves, decided from measured load. Pure.
 
-A node's load is the share of its processors that its VMs use, and of its memory that they have. Moves are chosen one
-after another, each by how much evener it makes the loads as they will be after it: by how much less the sum of their
-squares is. What a guest used just now counts little: loads are averages over an hour, so that a peak moves nothing.
+A node's load combines the share of its processors that its VMs use and the share of its memory that they have. Moves
+are chosen one after another, each by how much it reduces the sum of the squares of the loads. Loads are averages over
+an hour, so that a short peak moves nothing.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from novacron.model.fit import capacity
 from novacron.model.placement import Fleet, Wish
 
 CPU_SHARE, MEMORY_SHARE = 0.7, 0.3
-"""What of a node's load its processors and its memory are."""
+"""Weights of processors and memory in a node's load."""
 AVERAGE_S = 3600.0
-"""Over how long loads are averaged."""
+"""Time over which loads are averaged."""
 SOURCES_MAX, TARGETS_MAX = 4, 6
-"""Of how many of the most loaded nodes, and to how many of the least loaded ones, moves are looked for."""
+"""Moves are considered from this many of the most loaded nodes, to this many of the least loaded ones."""
 
 
 class RebalanceMode(StrEnum):
     OFF = "off"
     ADVISE = "advise"
-    """Say what would be moved, and why."""
+    """Report which VMs would be moved, and why."""
     AUTO = "auto"
-    """Move it."""
+    """Move VMs."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the fleet is rebalanced."""
+    """The policy by which the fleet is rebalanced."""
 
     mode: RebalanceMode = RebalanceMode.OFF
     imbalance_min: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.04
-    """Standard deviation of the nodes' loads below which nothing is done."""
+    """Nothing is moved while the standard deviation of the nodes' loads is at most this."""
     rounds: Annotated[int, Meta(ge=1, le=100)] = 3
-    """In how many rounds, one after another, it must have been above that."""
+    """The deviation must be greater in this many consecutive rounds before a VM is moved."""
     gain_min: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.003
-    """How much evener a move must make the two nodes, beyond its cost."""
+    """The least gain of a move, after its cost: by how much it reduces the sum of the squares of the loads."""
     cost_per_s: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0001
-    """What a second of a migration counts for, against that."""
+    """The cost of a second of a migration, subtracted from the gain."""
     cool_down_s: Annotated[int, Meta(ge=60, le=7 * 24 * 3600)] = 12 * 3600
-    """A VM is not moved again for so long."""
+    """A VM is not moved again for this long."""
     concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
-    """How many such moves are under way at most."""
+    """The most moves at the same time."""
 
 
 class VmLoad(msgspec.Struct, frozen=True):
-    """A VM as rebalancing sees it."""
+    """A VM with its measured load."""
 
     wish: Wish
-    """With the node that it is on."""
+    """Includes the node that the VM is on."""
     name: str
     cpus: float
-    """How many processors it uses, on average."""
+    """How many processors the VM uses, on average."""
     moved_s: float = math.inf
-    """How long ago it was moved last."""
+    """Seconds since the VM last moved."""
     movable: bool = True
     move_s: float = 0.0
-    """How long a move takes, as foreseen."""
+    """Estimated seconds that a move takes."""
 
 
 class Move(msgspec.Struct, frozen=True):
-    """A move that is worth it, and why."""
+    """A worthwhile move, and its reason."""
 
     vm: str
     vm_name: str
@@ -79,25 +79,25 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What was decided in a round."""
+    """The decision of a round."""
 
     imbalance: float
     """Standard deviation of the nodes' loads."""
     rounds: int
-    """In how many rounds it has been too high, this one included."""
+    """Consecutive rounds in which the imbalance was too high, including this one."""
     moves: tuple[Move, ...]
     why: str
 
 
 def smoothed(old: float | None, new: float, passed_s: float) -> float:
-    """Return an average over ``AVERAGE_S`` that goes on (exponentially weighted) with a value of ``passed_s``."""
+    """Return the exponentially weighted average over ``AVERAGE_S``, updated with the value of the last ``passed_s``."""
     if old is None:
         return new
     return old + (new - old) * (1.0 - math.exp(-passed_s / AVERAGE_S))
 
 
 def deviation(loads: Mapping[str, float]) -> float:
-    """Return the standard deviation of loads."""
+    """Return the standard deviation of the loads."""
     if not loads:
         return 0.0
     mean = math.fsum(loads.values()) / len(loads)
@@ -113,14 +113,14 @@ def _part(fleet: Fleet, node: str, cpus: float, memory_mib: float) -> float:
 
 
 class NodeUse(NamedTuple):
-    """What a node's VMs use together, on average."""
+    """The average use of all VMs of a node."""
 
     cpus: float = 0.0
     memory_mib: int = 0
 
 
 def uses_of(vms: Iterable[VmLoad]) -> dict[str, NodeUse]:
-    """Return what the VMs of each node use together."""
+    """Return the sum of what the VMs of each node use."""
     uses: dict[str, NodeUse] = {}
     for vm in vms:
         if vm.wish.at is not None:
@@ -130,10 +130,9 @@ def uses_of(vms: Iterable[VmLoad]) -> dict[str, NodeUse]:
 
 
 def loads_of(fleet: Fleet, uses: Mapping[str, NodeUse]) -> dict[str, float]:
-    """Return the load of every node that is well: ready and not cordoned.
+    """Return the load of every node that is ready and not cordoned.
 
-    Others count for nothing here, and nothing is moved from or to them: what they do now, and what they will have to
-    take back, is unsure.
+    Other nodes are disregarded, and nothing is moved from or to them: their load, now and later, is not known.
     """
     return {
         name: _part(fleet, name, *uses.get(name, NodeUse()))
@@ -143,13 +142,13 @@ def loads_of(fleet: Fleet, uses: Mapping[str, NodeUse]) -> dict[str, float]:
 
 
 def sources(fleet: Fleet, uses: Mapping[str, NodeUse], moves_max: int) -> list[str]:
-    """Return the most loaded nodes: all those whose VMs ``decide`` may look at, for so many moves."""
+    """Return the most loaded nodes: those whose VMs ``decide`` may look at, for up to ``moves_max`` moves."""
     loads = loads_of(fleet, uses)
     return sorted(loads, key=lambda name: (loads[name], name))[-(SOURCES_MAX + moves_max) :]
 
 
 class Since(NamedTuple):
-    """In how many rounds before this one the loads were too uneven, and how many moves are under way."""
+    """Consecutive earlier rounds in which the imbalance was too high, and the moves that are under way."""
 
     rounds: int
     under_way: int
@@ -158,7 +157,7 @@ class Since(NamedTuple):
 def decide(
     fleet: Fleet, uses: Mapping[str, NodeUse], vms: Sequence[VmLoad], settings: Settings, since: Since
 ) -> Decision:
-    """Return what to move now. ``uses``: of all nodes; ``vms``: at least those of the ``sources``."""
+    """Return which VMs to move now. ``uses``: of all nodes; ``vms``: at least the VMs of the ``sources``."""
     rounds, under_way = since
     loads = loads_of(fleet, uses)
     imbalance = round(deviation(loads), 4)
@@ -226,7 +225,7 @@ def _best(
 
 
 def _candidates(there: Mapping[str, list[VmLoad]], loads: Mapping[str, float]) -> Iterator[tuple[str, str, VmLoad]]:
-    """Return each VM of the most loaded nodes with its node and every less loaded one to which it could go."""
+    """Yield each VM of the most loaded nodes with its node and each of the least loaded nodes."""
     order = sorted(loads, key=lambda name: (loads[name], name))
     for source in reversed(order[-SOURCES_MAX:]):
         for target in order[:TARGETS_MAX]:

@@ -1,4 +1,4 @@
-"""Snapshots: a VM's disk, and if asked for its memory, as they were at one moment."""
+"""Snapshots: a VM's disk, and on request its memory, at one moment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class SnapshotPhase(StrEnum):
     CREATING = "creating"
     READY = "ready"
     REVERTING = "reverting"
-    """The VM goes back to it."""
+    """The VM is being reverted to it."""
     DELETING = "deleting"
     FAILED = "failed"
-    """It was never made: there is nothing but its reason."""
+    """It could not be created: only the error is kept."""
 
 
 TRANSITIONS: dict[SnapshotPhase, frozenset[SnapshotPhase]] = {
@@ -28,9 +28,9 @@ TRANSITIONS: dict[SnapshotPhase, frozenset[SnapshotPhase]] = {
     SnapshotPhase.DELETING: frozenset(),
     SnapshotPhase.FAILED: frozenset({SnapshotPhase.DELETING}),
 }
-"""What may follow what; after DELETING it is gone."""
+"""The phases that may follow each phase. After DELETING the snapshot is gone."""
 WORKING = frozenset({SnapshotPhase.CREATING, SnapshotPhase.REVERTING, SnapshotPhase.DELETING})
-"""In these a node has something to do."""
+"""The phases in which a node has work to do."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     vm_name: str
     name: str
     parent: str | None
-    """The snapshot to which the VM had gone back, or which it had made, before."""
+    """The snapshot that had been created or reverted to last, before this one was created."""
     memory: bool
     quiesce: bool
     vcpus: int
@@ -49,14 +49,14 @@ class Snapshot(msgspec.Struct, frozen=True):
     phase: SnapshotPhase
     error: str
     pause_ms: float | None
-    """How long the guest stood still for it."""
+    """How long the guest was paused for the snapshot."""
     revision: int
     created_at: datetime
     project: str = DEFAULT
 
 
 def check_transition(snapshot: Snapshot, phase: SnapshotPhase) -> None:
-    """Raise IllegalState when ``phase`` does not follow the snapshot's."""
+    """Raise IllegalState if the snapshot can't enter ``phase`` from its present one."""
     if phase not in TRANSITIONS[snapshot.phase]:
         raise IllegalState(
             f"snapshot {snapshot.name} of VM {snapshot.vm_name} is {snapshot.phase}, and can't become {phase}",

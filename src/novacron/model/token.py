@@ -1,4 +1,4 @@
-"""What a token is: the secret that proves who calls, of which only the hash is kept."""
+"""Tokens: secrets that authenticate callers. Only their hashes are stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOIN_PREFIX = "nvj_"
 class TokenKind(StrEnum):
     API = "api"
     SESSION = "session"
-    """Of a browser: a cookie, whose changes need proof that they come from our own pages."""
+    """A browser's session: its token is in a cookie, and changes need a CSRF token too."""
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -31,9 +31,9 @@ class Token(msgspec.Struct, frozen=True):
     user: str
     user_name: str
     scopes: tuple[Right, ...] | None
-    """What it may be used for, of what its user may do; None: all of that."""
+    """The rights to which it is limited; None: all rights of its user."""
     project: str | None
-    """In which project it is good; None: in all of its user's."""
+    """The only project in which it is valid; None: all projects of its user."""
     expires_at: datetime | None
     revoked: bool
     revision: int
@@ -41,7 +41,7 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class JoinTicket(msgspec.Struct, frozen=True):
-    """What a join token carries: where to go, whom to trust there, and the one-time secret."""
+    """The content of a join token: the server's addresses, its certificate authority, and a one-time secret."""
 
     api_url: str
     link_url: str
@@ -55,7 +55,7 @@ def api_secret(random: bytes) -> str:
 
 
 def csrf_of(secret: str) -> str:
-    """Return what a browser's pages send with changes, to prove that they may read what a login answered."""
+    """Return the CSRF token of a session. Pages get it from the answer to a login, and send it with changes."""
     return hashlib.sha256(b"csrf:" + secret.encode()).hexdigest()
 
 
@@ -65,12 +65,12 @@ def hash_secret(secret: str) -> bytes:
 
 
 def encode_ticket(ticket: JoinTicket) -> str:
-    """Return the join token that an operator copies to a host."""
+    """Return a ticket as the join token that an operator copies to a host."""
     return JOIN_PREFIX + base64.urlsafe_b64encode(msgspec.msgpack.encode(ticket)).decode().rstrip("=")
 
 
 def decode_ticket(token: str) -> JoinTicket:
-    """Return what a join token carries, or raise InvalidInput."""
+    """Return the content of a join token, or raise InvalidInput."""
     body = token.strip().removeprefix(JOIN_PREFIX)
     try:
         raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))

@@ -1,4 +1,4 @@
-"""Users: people and service accounts, and which roles they have where."""
+"""Users: people and service accounts, and the roles granted to them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Password = Annotated[str, Meta(min_length=10, max_length=1024)]
 class UserKind(StrEnum):
     PERSON = "person"
     SERVICE = "service"
-    """A program; it has tokens, and no password."""
+    """A program. It has tokens and no password."""
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user as stored and as the API shows it: never a password."""
+    """A user as stored and as the API shows it, without the password."""
 
     id: str
     name: str
     kind: UserKind
     project: str | None
-    """Of a service account: whose administrators see to it."""
+    """For a service account: the project whose administrators manage it."""
     issuer: str | None
-    """Who vouches for them (OpenID Connect); None: they have a password here, or only tokens."""
+    """The identity provider (OpenID Connect); None: the user has a local password, or only tokens."""
     subject: str | None
     disabled: bool
     revision: int
@@ -38,7 +38,7 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A role of a user, in one project or everywhere (None)."""
+    """A role granted to a user, in one project or everywhere (None)."""
 
     id: str
     user: str

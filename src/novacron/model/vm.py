@@ -43,7 +43,7 @@ StopTimeout = Annotated[int, Meta(ge=0, le=limits.STOP_TIMEOUT_S_MAX)]
 
 
 class Power(StrEnum):
-    """What the user wants the VM to be."""
+    """The power state that the user wants the VM to have."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -51,7 +51,7 @@ class Power(StrEnum):
 
 
 class VmState(StrEnum):
-    """What the VM was last seen to be."""
+    """The state in which the VM was last seen."""
 
     PENDING = "pending"
     STARTING = "starting"
@@ -64,26 +64,26 @@ class VmState(StrEnum):
 
 
 class Restart(StrEnum):
-    """When a VM that ended without being asked to is started again; each time soon after the last, later."""
+    """When to restart a VM that stopped without a request. Restarts in quick succession wait longer each time."""
 
     ALWAYS = "always"
-    """... whatever it ended by, also when its guest powered off."""
+    """After a crash, and after the guest powered off."""
     ON_FAILURE = "on-failure"
-    """... when it crashed. A guest that powered itself off stays off."""
+    """After a crash. A guest that powered itself off stays off."""
     NEVER = "never"
 
 
 class Firmware(StrEnum):
-    """What the guest boots with."""
+    """The firmware with which the guest boots."""
 
     BIOS = "bios"
     UEFI = "uefi"
     UEFI_SECURE = "uefi-secure"
-    """... which starts only what is signed: its variables hold Microsoft's keys."""
+    """UEFI with Secure Boot, which starts only signed boot loaders. Microsoft's keys are enrolled."""
 
 
 class Display(StrEnum):
-    """What the guest has for a display."""
+    """The guest's graphics card."""
 
     VGA = "vga"
     NONE = "none"
@@ -105,9 +105,9 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: Vcpus = 1
     memory_mib: MemoryMib = 256
     vcpus_max: Vcpus | None = None
-    """Limit to which the virtual CPUs can grow while the VM runs; None: they cannot."""
+    """The most virtual CPUs that the VM can have while it runs; None: their number can't grow."""
     memory_max_mib: MemoryMib | None = None
-    """Limit to which the memory can grow while the VM runs; None: it cannot."""
+    """The most memory that the VM can have while it runs; None: it can't grow."""
     address: str | None = None
     """IPv4 address with prefix length for the guest's interface, for example ``10.77.0.10/24``."""
     power: Power = Power.RUNNING
@@ -115,37 +115,38 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_order: StartOrder = limits.START_ORDER_DEFAULT
     """VMs that start at the same time on a node start in this order, lowest first."""
     protected: bool = False
-    """The VM cannot be deleted while this is set."""
+    """While this is set, the VM can't be deleted."""
     display: Display = Display.VGA
     firmware: Firmware = Firmware.BIOS
     tpm: bool = False
     """The VM has a TPM 2.0."""
     disk_mib: DiskMib | None = None
-    """Size of the disk; None: the size of the image's. A disk only grows."""
+    """Size of the disk; None: that of the image's disk. A disk can grow, but not shrink."""
     disk_iops: Iops | None = None
-    """Limit of reads and writes a second on the VM's disk."""
+    """Limit of the VM's disk: reads and writes a second, together."""
     disk_bytes_per_s: BytesPerS | None = None
-    """Limit of bytes a second read from and written to the VM's disk."""
+    """Limit of the VM's disk: bytes read and written a second, together."""
     placement: Placement = msgspec.field(default_factory=Placement)
     ha: bool = False
-    """Restart the VM on another node when its node fails. From its next start on, it stops when its node's lease
-    ends."""
+    """High availability: restart the VM on another node when its node fails. From its next start on, the VM stops
+    when its node's lease expires."""
     ha_priority: HaPriority = limits.HA_PRIORITY_DEFAULT
-    """After a node failed, its VMs restart in this order, highest first."""
+    """After a node has failed, its VMs restart in this order, highest first."""
     own_disk: bool = True
-    """The VM has a disk made from its image; otherwise it boots from a volume, or from its image's kernel."""
+    """The VM has a disk made from its image. Without one it boots from a volume, or from its image's kernel."""
     cpu: CpuKind = CpuKind.BASELINE
     cpu_flags: Annotated[tuple[CpuFlag, ...], Meta(max_length=FLAGS_MAX)] = ()
-    """CPU features beyond those of ``cpu``, by QEMU's names. The VM only runs on nodes that have them."""
+    """CPU features beyond those of ``cpu``, by QEMU's names. The VM runs only on nodes that have them."""
     devices: Annotated[tuple[PciId, ...], Meta(max_length=DEVICES_PER_VM_MAX)] = ()
-    """PCI devices of the node, by vendor and device, passed through while the VM runs. Such a VM cannot migrate."""
+    """PCI devices of the node, by vendor and device id, passed through to the guest. Such a VM can't migrate while it
+    runs."""
     nics: Annotated[tuple[NicSpec, ...], Meta(max_length=limits.NICS_PER_VM_MAX)] = ()
     """Network interfaces. Without any, the VM has one on its node's bridge, or QEMU's user-mode network where the node
     has no bridge."""
 
 
 class VmChanges(msgspec.Struct, forbid_unknown_fields=True):
-    """The fields of ``VmFields`` that can change later; what is left out stays as it is."""
+    """The fields of ``VmFields`` that can change later. An omitted field keeps its value."""
 
     vcpus: Vcpus | UnsetType = UNSET
     memory_mib: MemoryMib | UnsetType = UNSET
@@ -167,28 +168,28 @@ class VmSpec(VmFields, frozen=True):
     """What the user asked for. Only the user changes it."""
 
     starts: int = 0
-    """How often a start was requested: a guest that powered itself off stays off until this grows."""
+    """How many starts were requested. A guest that powered itself off stays off until this grows."""
     reboots: int = 0
-    """How often a reboot was requested; the agent has done ``status.reboots`` of them."""
+    """How many reboots were requested; the agent has performed ``status.reboots`` of them."""
     resets: int = 0
-    """How often a reset was requested; the agent has done ``status.resets`` of them."""
+    """How many resets were requested; the agent has performed ``status.resets`` of them."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
-    """How long the guest may take to power off before it is forced to; 0 forces at once."""
+    """How long the guest may take to power off before it is forced off; 0: force it off at once."""
 
     def disk_bytes(self, of_image: int) -> int:
-        """Return the size of the VM's disk, given that of its image's disk; 0 for none."""
+        """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""
         return max(of_image, (self.disk_mib or 0) << 20) if of_image and self.own_disk else 0
 
 
 class GuestHardware(msgspec.Struct, frozen=True):
-    """What a guest has, and how it came by it: a QEMU to which it moves has to have the same."""
+    """The hardware that a running guest has. The QEMU to which it migrates must be set up in the same way."""
 
     vcpus: int
     memory_mib: int
-    """With which it was started: also what depends on their number, such as queues of devices, is then settled."""
+    """At the start, as ``vcpus`` is: the number of queues of a device, for example, follows from them."""
     vcpus_added: int = 0
     dimms_mib: tuple[int, ...] = ()
-    """What it was given while it ran, in order."""
+    """Memory modules added while the guest ran, in order."""
     balloon: bool = False
 
     @property
@@ -201,46 +202,46 @@ class GuestHardware(msgspec.Struct, frozen=True):
 
 
 class VmStatus(msgspec.Struct, frozen=True):
-    """What the owning node reported last."""
+    """The owning node's latest report."""
 
     state: VmState = VmState.PENDING
     reason: str = ""
     accelerator: str = ""
     machine: str = ""
-    """Versioned QEMU machine type that the VM was started with; replayed when it moves."""
+    """Versioned QEMU machine type with which the VM was started; it keeps this type when it migrates."""
     pid: int = 0
     reboots: int = 0
     halted_at_start: int | None = None
-    """``spec.starts`` when the guest powered itself off, if it has: it stays off until it is started again."""
+    """``spec.starts`` at the time when the guest powered itself off; it stays off until ``spec.starts`` is greater."""
     crashes: int = 0
     resets: int = 0
     guest: Guest | None = None
-    """None: no guest agent answers."""
+    """What the guest agent reports; None: no guest agent answers."""
     hardware: GuestHardware | None = None
-    """None: it does not run."""
+    """None: the VM does not run."""
     cpu: CpuModel | None = None
-    """Its processor, since its first start; replayed when it moves or starts."""
+    """The processor that the guest sees, chosen at its first start; it keeps this one when it starts or migrates."""
     kept: bool = False
-    """It ends with its node's lease, so it may be started elsewhere after that."""
+    """The VM stops when its node's lease expires, so it can then start on another node."""
     record_lost: bool = False
-    """What its node remembered of it is damaged, so the node leaves it as it is. To start, stop or delete it begins the
-    next epoch, which the node obeys again."""
+    """The node's own record of the VM is damaged, so the node does nothing with the VM. Start, stop or delete the VM to
+    begin its next epoch, which the node obeys again."""
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """What the guest says of itself, through its agent. It may not be true."""
+    """What the guest's own agent reports. Don't trust it: the guest can report anything."""
 
     hostname: str = ""
     addresses: tuple[str, ...] = ()
 
 
 class CloneOf(msgspec.Struct, frozen=True):
-    """From which VM, on the same node, a clone's disk is still to be made."""
+    """The VM, on the same node, from which the disk of a clone has yet to be made."""
 
     source: str
     source_name: str
     linked: bool
-    """It shares what its source had written; else it has a copy."""
+    """The clone shares the source's disk layers; otherwise it has a full copy."""
 
 
 class Vm(msgspec.Struct, frozen=True):
@@ -255,16 +256,16 @@ class Vm(msgspec.Struct, frozen=True):
     migration: str | None
     deleting: bool
     snapshot: str | None
-    """The snapshot that it made, or went back to, last."""
+    """The snapshot that was created or restored last: the next one's parent."""
     clone_of: CloneOf | None
-    """None: it has its disk."""
+    """None: the VM is no clone, or its disk is finished."""
     revision: int
     created_at: datetime
     project: str = DEFAULT
 
 
 class VmAction(StrEnum):
-    """What a user can do to a VM that exists."""
+    """What a user can do with a VM."""
 
     START = "start"
     STOP = "stop"
@@ -294,17 +295,15 @@ ALLOWED_IN: dict[VmAction, frozenset[VmState]] = {
     VmAction.EXPORT: frozenset({VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED}),
     VmAction.DELETE: frozenset(VmState),
 }
-"""The observed states in which each action makes sense."""
+"""The observed states in which each action is allowed."""
 
 BEGIN_ANEW = frozenset({VmAction.START, VmAction.STOP, VmAction.DELETE})
-"""Actions with which the VM's node, if it has lost its record of the VM, may go on with it."""
+"""Actions that begin a new epoch where the VM's node has lost its record of the VM."""
 
 BARRED_BY_MIGRATION = frozenset(VmAction) - {VmAction.STOP}
-"""Actions refused while the VM is being migrated."""
-
-
+"""Actions that are refused while the VM migrates."""
 DISTURB_CLONING = frozenset({VmAction.MIGRATE, VmAction.SNAPSHOT, VmAction.DELETE})
-"""Actions that change where a VM's disk is, or what is in it."""
+"""Actions that are refused while a clone is made of the VM's disk: they move the disk, or change its layers."""
 
 
 def vm_id(random: bytes) -> str:
@@ -315,18 +314,18 @@ def vm_id(random: bytes) -> str:
 
 
 def mac_address(id: str, nic: int = 0) -> str:
-    """Return the MAC address of a VM's interface: QEMU's prefix and 24 bits that follow from the VM's id."""
+    """Return the MAC address of a VM's interface: QEMU's prefix and 24 bits of a hash of the VM's id."""
     digest = hashlib.sha256(f"{id}/{nic}".encode() if nic else id.encode()).digest()
     return f"52:54:00:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}"
 
 
 def tap_name(id: str, nic: int = 0) -> str:
-    """Return the name of the tap of a VM's interface, within Linux' 15 characters."""
+    """Return the name of the tap device of a VM's interface; Linux allows 15 characters."""
     return "nv" + id.removeprefix("vm-")[:12] + (str(nic) if nic else "")
 
 
 def check_name(name: str, field: str = "name") -> str:
-    """Return ``name``, or raise InvalidInput when it is no VM name or looks like an id."""
+    """Return ``name``, or raise InvalidInput if it is not a valid VM name or looks like an id."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidInput(
             f"{name!r} is not a valid name",

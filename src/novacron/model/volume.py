@@ -20,18 +20,18 @@ class PoolKind(StrEnum):
     LOCAL = "local"
     """A directory of one node."""
     SHARED = "shared"
-    """A directory that several nodes have in common, such as one on NFS."""
+    """A directory that several nodes share, for example on NFS."""
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A directory for volumes, as one node sees it. Sizes in bytes."""
+    """A directory for volumes, as one node sees it. Sizes are in bytes."""
 
     name: str
     kind: PoolKind
     bytes_total: int
     bytes_free: int
     id: str = ""
-    """Of a local one's directory: two nodes that say the same have the same directory."""
+    """Id of a local pool's directory. Two nodes that report the same id have the same directory."""
 
 
 class VolumePhase(StrEnum):
@@ -39,9 +39,9 @@ class VolumePhase(StrEnum):
     READY = "ready"
     DELETING = "deleting"
     FAILED = "failed"
-    """It was never made: there is nothing but its reason."""
+    """It could not be created: only the error is kept."""
     DELETED = "deleted"
-    """Only said by nodes: it is gone."""
+    """Reported by nodes only: the volume is gone."""
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -52,10 +52,10 @@ class Volume(msgspec.Struct, frozen=True):
     pool: str
     kind: PoolKind
     node: str
-    """Which node has it; of a shared pool: which one made it."""
+    """The node that has the volume; in a shared pool: the node that created it."""
     size_mib: DiskMib
     iops: Iops | None
-    """Reads and writes a second at most, while it is attached."""
+    """Limit of reads and writes a second, together, while it is attached."""
     bytes_per_s: BytesPerS | None
     phase: VolumePhase
     error: str
@@ -63,16 +63,16 @@ class Volume(msgspec.Struct, frozen=True):
     vm: str | None
     vm_name: str | None
     lun: int | None
-    """Its place at the VM's SCSI controller."""
+    """Its logical unit number on the VM's SCSI controller."""
     read_only: bool
     boot_order: BootOrder | None
-    """Firmware tries the lowest first; the VM's own disk has 1."""
+    """The firmware tries the lowest number first. The VM's own disk has 1."""
     detaching: bool
-    """It is still in its VM's hands, but should not be."""
+    """The volume is still attached to its VM, and is being detached."""
     image: str | None
-    """Of which image's disk it began as a copy."""
+    """The image from whose disk the volume was made."""
     revision: int
     created_at: datetime
     project: str = DEFAULT
     trace: str = ""
-    """To which trace belongs what was last asked of it (W3C Trace Context: traceparent)."""
+    """The trace of the last request for this volume (W3C Trace Context: traceparent)."""
