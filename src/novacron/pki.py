@@ -7,7 +7,10 @@ import hashlib
 import ipaddress
 import os
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,6 +23,14 @@ CA_DAYS = 3650
 SERVER_DAYS = 397
 NODE_DAYS = 30
 CLOCK_SKEW = datetime.timedelta(minutes=10)
+ENDS_SOON_S = 14 * 86_400.0
+"""From when on somebody is told that a certificate ends. Those that can be renewed are renewed before."""
+RENEW_BELOW = {"authority": 1 / 5, "server": 1 / 3, "node": 1 / 2}
+"""Which share of its life is left when a certificate is renewed: two years, four months, 15 days."""
+NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python's ssl module does not name."""
+
+Clock = Callable[[], float]
 
 
 def node_host(name: str) -> str:
@@ -62,8 +73,8 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _builder(subject: str, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+def _builder(subject: str, issuer: x509.Name, days: int, now_s: float) -> x509.CertificateBuilder:
+    now = datetime.datetime.fromtimestamp(now_s, datetime.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
@@ -94,31 +105,39 @@ DERIVED_MAX = 10_000
 
 
 class Authority:
-    """The CA of one installation: its certificate and key, in two files of a directory."""
+    """The CA of one installation: its certificate and key, in two files of a directory.
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-        self._certificate = certificate
-        self._key = key
-        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
+    Its certificate is renewed for the same key and name: what it has issued stays valid, and who trusts the earlier
+    certificate trusts what it issues from then on, until that one ends.
+    """
+
+    def __init__(self, directory: Path, clock: Clock = time.time) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._key = load_key(directory / "ca.key")
+        self._load()
         self._derived: dict[str, bytes] = {}
 
+    def _load(self) -> None:
+        self.pem = (self._directory / "ca.crt").read_bytes()
+        self._certificate = x509.load_pem_x509_certificate(self.pem)
+
     @classmethod
-    def open(cls, directory: Path) -> Authority:
+    def open(cls, directory: Path, clock: Clock = time.time) -> Authority:
         """Load the CA, or make it on the first start."""
-        cert_path, key_path = directory / "ca.crt", directory / "ca.key"
-        if not cert_path.exists():
+        if not (directory / "ca.crt").exists():
             key = new_key()
-            certificate = (
-                _builder("NovaCron CA", _name("NovaCron CA"), CA_DAYS)
-                .public_key(key.public_key())
-                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-                .add_extension(_key_usage(ca=True), critical=True)
-                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-                .sign(key, hashes.SHA256())
-            )
-            write_secret(key_path, key_pem(key))
-            write_secret(cert_path, certificate.public_bytes(serialization.Encoding.PEM))
-        return cls(x509.load_pem_x509_certificate(cert_path.read_bytes()), load_key(key_path))
+            write_secret(directory / "ca.key", key_pem(key))
+            write_secret(directory / "ca.crt", _self_signed(key, clock()))
+        return cls(directory, clock)
+
+    def renew(self) -> bool:
+        """Renew the CA's own certificate if it is time; say whether it was."""
+        if not due("authority", self.pem, self._clock()):
+            return False
+        write_secret(self._directory / "ca.crt", _self_signed(self._key, self._clock()))
+        self._load()
+        return True
 
     def derive(self, purpose: str) -> bytes:
         """Return a secret of 32 bytes that is always the same for one purpose (HKDF, RFC 5869, from the CA's key)."""
@@ -159,17 +178,15 @@ class Authority:
 
     def issue_server(self, directory: Path, hosts: list[str]) -> tuple[Path, Path]:
         """Write the server's certificate for ``hosts`` (names or addresses) and its key; return both paths."""
-        cert_path, key_path = directory / "server.crt", directory / "server.key"
-        key = new_key()
-        pem = self._sign(
-            _builder("novacron-server", self._certificate.subject, SERVER_DAYS),
-            key.public_key(),
-            hosts,
-            client=False,
-        )
-        write_secret(key_path, key_pem(key))
-        write_secret(cert_path, pem)
-        return cert_path, key_path
+        write_secret(directory / "server.key", key_pem(new_key()))
+        self.reissue_server(directory, hosts)
+        return directory / "server.crt", directory / "server.key"
+
+    def reissue_server(self, directory: Path, hosts: list[str]) -> None:
+        """Write another certificate for the server's key: whoever reads both files finds two that belong together."""
+        key = load_key(directory / "server.key").public_key()
+        builder = _builder("novacron-server", self._certificate.subject, SERVER_DAYS, self._clock())
+        write_secret(directory / "server.crt", self._sign(builder, key, hosts, client=False))
 
     def issue_node(self, csr_pem: bytes, name: str) -> bytes:
         """Return a certificate for the node's own key. Raises ValueError for a request that is not well signed."""
@@ -177,7 +194,21 @@ class Authority:
         key = request.public_key()
         if not request.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("the certificate request is not signed by an elliptic-curve key")
-        return self._sign(_builder(name, self._certificate.subject, NODE_DAYS), key, [node_host(name)], client=True)
+        builder = _builder(name, self._certificate.subject, NODE_DAYS, self._clock())
+        return self._sign(builder, key, [node_host(name)], client=True)
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey, now_s: float) -> bytes:
+    """Return the CA's own certificate (PEM)."""
+    certificate = (
+        _builder("NovaCron CA", _name("NovaCron CA"), CA_DAYS, now_s)
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
@@ -186,16 +217,47 @@ def certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def remaining_share(cert_pem: bytes) -> float:
-    """Return which share of a certificate's life is left, 0 to 1."""
-    certificate = x509.load_pem_x509_certificate(cert_pem)
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return max(0.0, (end - datetime.datetime.now(datetime.UTC)) / (end - start))
+class Validity(NamedTuple):
+    """From when until when a certificate is valid, in seconds since 1970."""
+
+    starts_at_s: float
+    ends_at_s: float
+
+    def remaining_share(self, now_s: float) -> float:
+        """Return which share of its life is left, 0 to 1."""
+        return max(0.0, (self.ends_at_s - now_s) / (self.ends_at_s - self.starts_at_s))
+
+    def objection(self, now_s: float) -> str | None:
+        """Return why it is not valid now, with the time; None if it is."""
+        if now_s >= self.ends_at_s:
+            return f"ended on {utc(self.ends_at_s)}"
+        if now_s < self.starts_at_s:
+            return f"begins on {utc(self.starts_at_s)}; is a clock wrong?"
+        return None
+
+
+def _validity(certificate: x509.Certificate) -> Validity:
+    return Validity(certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp())
+
+
+def validity(cert_pem: bytes) -> Validity:
+    """Return from when until when a certificate (PEM) is valid. Raises ValueError."""
+    return _validity(x509.load_pem_x509_certificate(cert_pem))
 
 
 def expires_at_s(cert_pem: bytes) -> float:
     """Return when a certificate ends, in seconds since 1970."""
-    return x509.load_pem_x509_certificate(cert_pem).not_valid_after_utc.timestamp()
+    return validity(cert_pem).ends_at_s
+
+
+def due(kind: str, cert_pem: bytes, now_s: float) -> bool:
+    """Say whether it is time to renew a certificate of a kind of ``RENEW_BELOW``."""
+    return validity(cert_pem).remaining_share(now_s) <= RENEW_BELOW[kind]
+
+
+def utc(at_s: float) -> str:
+    """Return a time as people read it, such as 2027-01-31 12:00 UTC."""
+    return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.SSLContext:
@@ -206,6 +268,17 @@ def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.S
     context.load_cert_chain(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+def agent_link_tls(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return ``mutual_tls`` of the server that lets nodes in whose certificate has ended, and no others.
+
+    TLS can tell such a node nothing that people understand. Whoever serves the connection must look at
+    ``peer_validity`` first, and say it.
+    """
+    context = mutual_tls(ca, certificate, key, server=True)
+    context.verify_flags |= NO_CHECK_TIME
     return context
 
 
@@ -222,6 +295,14 @@ def peer_key_hash(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:
     if der is None:
         raise ssl.SSLError("the peer has shown no certificate")
     return key_hash(x509.load_der_x509_certificate(der))
+
+
+def peer_validity(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> Validity:
+    """Return from when until when the peer's certificate is valid."""
+    der = ssl_object.getpeercert(binary_form=True)
+    if der is None:
+        raise ssl.SSLError("the peer has shown no certificate")
+    return _validity(x509.load_der_x509_certificate(der))
 
 
 def common_name(certificate: bytes) -> str:

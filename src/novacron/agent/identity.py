@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,6 @@ from novacron import pki
 from novacron.model.errors import InvalidInput
 from novacron.model.token import JoinTicket
 
-RENEW_BELOW = 1 / 3
 JOIN_TIMEOUT_S = 20.0
 
 
@@ -44,8 +44,8 @@ class Identity(msgspec.Struct, frozen=True):
         context.load_cert_chain(self.certificate, self.key)
 
     def renewal(self) -> bytes | None:
-        """Return a certificate request when less than a third of the certificate's life is left."""
-        if pki.remaining_share(self.certificate.read_bytes()) > RENEW_BELOW:
+        """Return a certificate request when it is time to renew the certificate."""
+        if not pki.due("node", self.certificate.read_bytes(), time.time()):
             return None
         return self.request(self.name)
 
