@@ -28,6 +28,7 @@ from novacron.server.link import LinkServer
 from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
+from novacron.wire.base import REFUSED
 
 INVENTORY = Inventory(
     cpus=2, memory_mib=4096, architecture="x86_64", kernel="6.1", qemu_version="7.2",
@@ -167,6 +168,34 @@ async def test_a_link_that_keeps_breaking_is_retried_with_growing_pauses(
         while len(pauses) < 4:
             await sleep(0.01)
     assert pauses[:4] == [0.2, 0.4, 0.8, 1.6]
+
+
+async def test_an_agent_that_is_refused_says_why_and_asks_ever_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, str, float]] = []
+    slept: list[float] = []
+    monkeypatch.setattr("novacron.agent.control.link.random.uniform", lambda _low, _high: 1.0)
+    monkeypatch.setattr(
+        "novacron.agent.control.link.log.error",
+        lambda text, **about: said.append((text, about["reason"], about["retry_s"])),
+    )
+    sleep = asyncio.sleep
+
+    async def note(pause_s: float) -> None:
+        is_retry = len(said) > len(slept) and said[len(slept)][2] == pause_s
+        if is_retry:
+            slept.append(pause_s)
+        await sleep(0 if is_retry else pause_s)
+
+    monkeypatch.setattr("novacron.agent.control.link.asyncio.sleep", note)
+    async with asyncio.timeout(30), Node(server.identity(tmp_path / "node")).running():
+        for _ in range(8):
+            await (await server.connected.get()).close(code=REFUSED, reason="this node was removed")
+        while len(slept) < 8:
+            await sleep(0.01)
+    assert slept == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
+    assert said[0] == ("the server refuses this node", "this node was removed", 5.0)
 
 
 async def test_an_agent_with_another_name_starts_afresh(server: Server, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 
 COLUMNS: Columns = {
-    "TIME": lambda e: e["at"][:19].replace("T", " "),
+    "TIME": lambda e: (e["last_at"] or e["at"])[:19].replace("T", " "),
     "KIND": lambda e: e["kind"],
     "NAME": lambda e: e["name"],
     "REASON": lambda e: e["reason"],
     "BY": lambda e: e["actor"],
-    "MESSAGE": lambda e: e["message"],
+    "MESSAGE": lambda e: e["message"] + (f" ({e['count']} times)" if e["count"] > 1 else ""),
 }
 
 

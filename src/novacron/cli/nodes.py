@@ -349,8 +349,22 @@ def join_token(
 
 
 @app.command()
-def remove(node: NodeName) -> None:
-    """Remove an empty node and revoke its certificate."""
+def remove(
+    node: NodeName,
+    force: Annotated[
+        bool, typer.Option("--force", help="the host is gone for good: its VMs start elsewhere, where they can")
+    ] = False,
+    confirm: options.Confirm = None,
+) -> None:
+    """Remove an empty node, or with --force one that is gone for good, and revoke its certificate."""
     with output.errors():
-        Client().delete("nodes", node)
+        client = Client()
+        if not force:
+            client.delete("nodes", node)
+        else:
+            lost = [vm["name"] for vm in client.list("vms", node=node)]
+            client.remove_node(node, force=True, confirm=confirm or options.ask_for_word(node))
+            names = set(lost) & {vm["name"] for vm in client.list("vms") if vm["lost_on"] == node}
+            if names:
+                print(f"their disks were on {node} only: {', '.join(sorted(names))}\nsee: novacron vm recover --help")
         print(f"{node}: removed")

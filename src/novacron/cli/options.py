@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -45,6 +46,21 @@ def option(
     panel = info.pop("panel", None)
     optional = type_ | None if default is None else type_
     return Option(field, optional, default, typer.Option(name, rich_help_panel=panel, **info), convert)
+
+
+Confirm = Annotated[
+    str | None,
+    typer.Option(metavar="NODE", help="name of the node that is gone, as your word that its host is off"),
+]
+
+
+def ask_for_word(node: str) -> str | None:
+    """Return what a person types as the word that a node's host is off; None where nobody can be asked."""
+    if not sys.stdin.isatty():
+        return None
+    typer.echo(f"If the host of node {node} is on, its VMs may run twice and destroy their disks.", err=True)
+    word: str = typer.prompt("Make sure that it is off, then type the node's name", err=True)
+    return word.strip()
 
 
 def zero_removes(value: int) -> int | None:

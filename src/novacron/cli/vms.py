@@ -241,15 +241,44 @@ def kill(vm: VmRef, wait: Wait = Wait()) -> None:
 
 @app.command()
 @options.expand
-def delete(vm: VmRef, wait: QuietWait = QuietWait(wait=False, timeout_s=120)) -> None:
+def delete(
+    vm: VmRef,
+    force: Annotated[bool, typer.Option("--force", help="its node is gone: delete it without the node")] = False,
+    confirm: options.Confirm = None,
+    wait: QuietWait = QuietWait(wait=False, timeout_s=120),
+) -> None:
     """Delete a VM with its disk and snapshots."""
     with output.errors():
         client = Client()
-        id = client.get("vms", vm)["id"]
-        client.delete("vms", id)
+        found = client.get("vms", vm)
+        id = found["id"]
+        if force:
+            client.delete_lost_vm(id, confirm or (found["node"] and options.ask_for_word(found["node"])))
+        else:
+            client.delete("vms", id)
         if wait.wait:
             progress.waiting(client, "vms", id, f"deleting {vm}", lambda current: current is None, wait.timeout_s)
         print(f"{vm}: {'deleted' if wait.wait else 'deleting'}")
+
+
+@app.command()
+@options.expand
+def recover(
+    vm: VmRef,
+    confirm: options.Confirm = None,
+    discard_disk: Annotated[
+        bool, typer.Option("--discard-disk", help="begin with a new disk if the old one was on that node only")
+    ] = False,
+    wait: Wait = Wait(),
+) -> None:
+    """Let a VM run again whose node is gone: on another node, or on the same one once that has joined again."""
+    with output.errors():
+        client = Client()
+        found = client.get("vms", vm)
+        if confirm is None and found["node"] is not None:
+            confirm = options.ask_for_word(found["node"])
+        recovered = client.recover_vm(found["id"], confirm, discard_disk)
+        finish(client, recovered, (recovered["spec"]["power"],), wait)
 
 
 @app.command()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,6 +24,8 @@ log = logs.get(__name__)
 FENCE_S_MAX = 30.0
 FENCE_TRIES_MAX = 3
 FENCE_PAUSE_S = 2.0
+DECISION_S_MIN = 60.0
+"""So long after a node was said to have failed it is not said that its VMs may still run: voters may come and go."""
 NODES_AT_ONCE = 8
 """Nodes that are fenced side by side: one whose fence command hangs must not hold up the others."""
 TAKE_OVER_S_MAX = 600.0
@@ -32,20 +37,28 @@ MEANS = {
 }
 
 
+class Decision(NamedTuple):
+    """What was recorded about a silent node, and when, on the controller's clock."""
+
+    reason: str
+    at_s: float
+
+
 class Failover(msgspec.Struct):
-    """``fence`` is a program that cuts a node off, given its name: it exits with 0 once that is dnode."""
+    """``fence`` is a program that cuts a node off, given its name: it exits with 0 once that is done."""
 
     fence: Path | None = None
     index: FleetIndex | None = None
     """The fleet in memory."""
-    decided: dict[str, str] = {}
-    """What was decided about nodes that are silent now: it is recorded when it changes."""
+    decided: dict[str, Decision] = {}
+    """What was recorded last about nodes that are silent now."""
+    clock: Callable[[], float] = time.monotonic
 
     async def step(self, database: Database, objects: Objects) -> None:
         async with database.connection() as connection:
             silent = {node.node: node for node in await leases.over(connection)}
             steady = await leases.steady(connection) if silent else set()
-        self.decided = {node: message for node, message in self.decided.items() if node in silent}
+        self.decided = {node: decision for node, decision in self.decided.items() if node in silent}
 
         async def take_over(name: str) -> None:
             node = silent[name]
@@ -72,31 +85,34 @@ class Failover(msgspec.Struct):
         return True
 
     async def _decide(self, database: Database, node: Silent, reason: str, message: str) -> None:
-        if self.decided.get(node.node) == message:
-            return
-        self.decided[node.node] = message
+        before = self.decided.get(node.node)
+        if before is not None:
+            too_soon = reason == "FailoverHeld" and self.clock() - before.at_s < DECISION_S_MIN
+            if before.reason == reason or too_soon:
+                return
+        self.decided[node.node] = Decision(reason, self.clock())
         log.warning("a node has failed", node=node.node, sign=node.sign, decided=message)
         async with database.transaction() as connection:
             await events.record(connection, events.NewEvent("node", node.node, node.node, reason, message))
 
     async def _fence(self, database: Database, node: Silent) -> None:
         """Cut a node off, if there is a way. If that fails, its lease is over all the same."""
-        said, reason = "", "Fenced"
+        said, cut_off = "", False
         if self.fence is not None:
             for again in range(FENCE_TRIES_MAX):
                 error = await _run(self.fence, node.node)
-                said = "the fence command has cut it off" if error is None else f"the fence command failed: {error}"
-                if error is None:
+                cut_off = error is None
+                if cut_off:
                     break
-                reason = "FenceFailed"
                 await asyncio.sleep(FENCE_PAUSE_S * (again + 1))
-            else:
-                said += "; its lease is over, and what kept its VMs has ended them"
-            if "failed" not in said:
-                reason = "Fenced"
+            said = (
+                "the fence command has cut it off" if cut_off
+                else f"the fence command failed: {error}; its lease is over, and what kept its VMs has ended them"
+            )  # fmt: skip
         async with database.transaction() as connection:
-            await leases.fenced(connection, node.node)
+            await leases.fenced(connection, node.node, cut_off=cut_off)
             if said:
+                reason = "Fenced" if cut_off else "FenceFailed"
                 await events.record(connection, events.NewEvent("node", node.node, node.node, reason, said))
 
 

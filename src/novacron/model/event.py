@@ -21,6 +21,10 @@ class Event(msgspec.Struct, frozen=True):
     revision: int
     project: str | None = None
     """The project of the object; None: the object belongs to the fleet."""
+    count: int = 1
+    """How often it has happened: the system's events of one object that repeat quickly are counted as one."""
+    last_at: datetime | None = None
+    """When it happened last, if it may repeat; ``message`` is of then."""
 
 
 class Image(msgspec.Struct, frozen=True):

@@ -262,6 +262,8 @@ class Vm(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    lost_on: str | None = None
+    """The removed node that had its disk: it stays where it is until it is recovered or deleted."""
 
 
 class VmAction(StrEnum):

@@ -20,6 +20,7 @@ from novacron.model.errors import NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.server import dismissal
 from novacron.server.copies import Copies
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
@@ -203,7 +204,7 @@ class LinkServer:
         hello = await self._hello(socket)
         if hello is None:
             CONNECTIONS.add("refused")
-            await session.close(f"this server speaks protocol {wire.PROTOCOL}")
+            await session.refuse(f"this server speaks protocol {wire.PROTOCOL}")
             return False
         certified = session.node
         key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
@@ -215,7 +216,7 @@ class LinkServer:
                     await identities.renamed(connection, name)
         if name is None:
             CONNECTIONS.add("refused")
-            await session.close("this node was removed, or another host has taken its place")
+            await dismissal.dismiss(self._database, session, socket, hello.held)
             return False
         if name != certified:
             await self._rename(session, socket)

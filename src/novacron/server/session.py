@@ -19,6 +19,7 @@ from novacron.server.node_statements import NodeBasis
 from novacron.telemetry import traces
 from novacron.wire import codec
 from novacron.wire import messages as wire
+from novacron.wire.base import REFUSED
 
 
 class ConsoleChannel:
@@ -151,6 +152,10 @@ class NodeSession:
 
     async def close(self, reason: str) -> None:
         await self._socket.close(code=1008, reason=reason)
+
+    async def refuse(self, reason: str) -> None:
+        """End a connection that would be refused again: the agent takes its time before it tries again."""
+        await self._socket.close(code=REFUSED, reason=reason)
 
     def abort(self) -> None:
         """Cut the connection off without a word."""

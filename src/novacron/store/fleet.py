@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -12,11 +13,13 @@ import msgspec
 
 from novacron.model.constraints import Placement
 from novacron.model.errors import NoCapacity
+from novacron.model.fit import cannot_run
 from novacron.model.groups import groups_of_project, is_grouped
-from novacron.model.node import Load
+from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Member, Verdict, Wish
-from novacron.model.vm import VmSpec, VmStatus
-from novacron.store import events, networks, nodes
+from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.model.volume import Volume
+from novacron.store import events, networks, nodes, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex, Size
 from novacron.store.rows import decode_each
@@ -175,7 +178,8 @@ async def waiting(
 ) -> list[WaitingVm]:
     """Return up to ``limit`` VMs that wait for a node, oldest first, from the one after ``after`` on."""
     rows = await connection.fetch(
-        "SELECT id, spec, project, created_at FROM vms WHERE node IS NULL AND NOT deleting AND id <> ALL($2)"
+        "SELECT id, spec, project, created_at FROM vms WHERE node IS NULL AND lost_on IS NULL AND NOT deleting"
+        " AND id <> ALL($2)"
         " AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4)) ORDER BY created_at, id LIMIT $1",
         limit, leave_out, after and after.created_at, after and after.id,
     )  # fmt: skip
@@ -192,23 +196,42 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
     began = time.perf_counter()
     await nodes.take_turn(connection)
     rows = await connection.fetch(
-        "SELECT id, name, spec, status, project, revision, trace FROM vms"
-        " WHERE node IS NULL AND NOT deleting AND id = ANY($1) ORDER BY created_at, id",
+        "SELECT id, name, spec, status, project, revision, trace, epoch FROM vms"
+        " WHERE node IS NULL AND lost_on IS NULL AND NOT deleting AND id = ANY($1) ORDER BY created_at, id",
         ids,
     )
-    wishes = {row["id"]: wish_of(row) for row in rows}
+    wishes = await _recovering(connection, rows, {row["id"]: wish_of(row) for row in rows})
     chosen = await _choose_all(connection, list(wishes.values()), index)
     placed = [(row, node) for row in rows if (node := chosen[row["id"]].node) is not None]
     unplaced = list[tuple[Any, VmStatus]]()
     for row in rows:
         choice = chosen[row["id"]]
         if choice.node is None:
-            status = VmStatus(reason=why_not(choice.fleet, wishes[row["id"]]))
-            if status != msgspec.convert(row["status"], VmStatus):  # the controller is woken by what it writes here
+            was, why = msgspec.convert(row["status"], VmStatus), why_not(choice.fleet, wishes[row["id"]])
+            status = msgspec.structs.replace(was, state=VmState.PENDING, reason=why)
+            if status != was:  # the controller is woken by what it writes here
                 unplaced.append((row, status))
     happened = await _store_placed(connection, placed, began) + await _store_unplaced(connection, unplaced)
     await events.record_all(connection, happened)
     return [row["id"] for row, _ in placed]
+
+
+async def _recovering(
+    connection: Connection, rows: Sequence[asyncpg.Record], wishes: dict[str, Wish]
+) -> dict[str, Wish]:
+    """Return the wishes, those of VMs that have run elsewhere with what they were started with and their volumes."""
+    had = {row["id"]: msgspec.convert(row["status"], VmStatus) for row in rows if row["epoch"] > 0}
+    if not had:
+        return wishes
+    attached: dict[str, list[Volume]] = {}
+    for volume in (await volumes.of_vms(connection, list(had))).rows:
+        attached.setdefault(volume.vm or "", []).append(volume)
+
+    def refuses(id: str, node: Node) -> str | None:
+        reasons = (volumes.unreachable(node, volume) for volume in attached.get(id, ()))
+        return cannot_run(node, had[id], runs=False) or next(filter(None, reasons), None)
+
+    return {id: wish._replace(refuses=partial(refuses, id)) if id in had else wish for id, wish in wishes.items()}
 
 
 def wish_of(row: asyncpg.Record) -> Wish:
@@ -270,7 +293,7 @@ async def _store_placed(
 ) -> list[events.NewEvent]:
     """Give VMs their nodes; one that has changed meanwhile is looked at again."""
     done = await connection.fetch(
-        "UPDATE vms v SET node = p.node, epoch = 1 FROM unnest($1::text[], $2::bigint[], $3::text[])"
+        "UPDATE vms v SET node = p.node, epoch = epoch + 1 FROM unnest($1::text[], $2::bigint[], $3::text[])"
         " AS p (id, revision, node) WHERE v.id = p.id AND v.revision = p.revision AND v.node IS NULL RETURNING v.id",
         [row["id"] for row, _ in placed], [row["revision"] for row, _ in placed], [node for _, node in placed],
     )  # fmt: skip

@@ -35,6 +35,9 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
         await connection.execute("UPDATE nodes SET key_hash = $2, was = NULL WHERE name = $1", name, key_hash)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
         raise Conflict(f"{name} was the name of a node until lately", field="name", hint="try again in a moment")
+    await connection.execute(
+        "UPDATE volumes SET error = '' WHERE node = $1 AND kind = 'local' AND phase = 'ready' AND error <> ''", name
+    )
     message = "joined" if inserted else "another host, or the same one anew, has taken its place"
     await events.record(connection, events.NewEvent("node", name, name, "Joined", message))
 

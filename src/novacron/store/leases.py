@@ -42,7 +42,7 @@ async def renew(connection: Connection, beats: Sequence[Beat], now: float) -> se
     be told everything anew.
     """
     rows = await connection.fetch(
-        "UPDATE node_leases l SET renewed_at = clock_timestamp(), fenced_at = NULL,"
+        "UPDATE node_leases l SET renewed_at = clock_timestamp(), fenced_at = NULL, cut_off = false,"
         " voters = string_to_array(b.voters, ','),"
         " steady_since = clock_timestamp() - make_interval(secs => b.steady_s),"
         " hears_until = clock_timestamp() + make_interval(secs => b.hears_s)"
@@ -157,6 +157,27 @@ async def take_over(connection: Connection, node: str) -> bool:
     return done == "UPDATE 1"
 
 
-async def fenced(connection: Connection, node: str) -> None:
-    """Store that a node was fenced since it was heard last."""
-    await connection.execute("UPDATE node_leases SET fenced_at = clock_timestamp() WHERE node = $1", node)
+async def fenced(connection: Connection, node: str, *, cut_off: bool) -> None:
+    """Store that a node was fenced since it was heard last, and whether the fence command has ``cut_off`` it."""
+    await connection.execute(
+        "UPDATE node_leases SET fenced_at = clock_timestamp(), cut_off = $2 WHERE node = $1", node, cut_off
+    )
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """What is known of a node that is said to be gone. ``over``: its lease is, so its highly available VMs have ended.
+    ``cut_off``: the fence command has cut it off since it was heard last, so all have."""
+
+    silent_s: float
+    over: bool
+    cut_off: bool
+
+
+async def silence(connection: Connection, node: str) -> Silence | None:
+    """Return what is known of a node's silence, None if it was never connected."""
+    row = await connection.fetchrow(
+        "SELECT extract(epoch FROM clock_timestamp() - renewed_at)::float AS silent_s, cut_off FROM node_leases"
+        " WHERE node = $1 FOR UPDATE",
+        node,
+    )
+    return None if row is None else Silence(row["silent_s"], row["silent_s"] > LEASE_S + MARGIN_S, row["cut_off"])

@@ -216,7 +216,28 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
         name,
     )
     if vms:
-        raise Conflict(f"node {name} holds {vms} VMs", hint=f"move them away first: novacron node drain {name}")
+        raise Conflict(
+            f"node {name} holds {vms} VMs",
+            hint=f"move them away first: novacron node drain {name}; if it is gone for good: node remove --force",
+        )
+    local = await connection.fetch(
+        "SELECT name FROM volumes WHERE node = $1 AND kind = 'local' ORDER BY name LIMIT 5", name
+    )
+    if local:
+        names = ", ".join(row["name"] for row in local)
+        raise Conflict(f"node {name} holds volumes: {names}", hint="delete them first: novacron volume delete")
+    await forget(connection, name, actor, "removed")
+
+
+async def forget(connection: Connection, name: str, actor: str, message: str) -> None:
+    """Let a node be gone, on which nothing is."""
     await drains.end(connection, name, bring_back=False)
+    for table in ("imports", "exports"):
+        await connection.execute(
+            f"UPDATE {table} SET phase = 'failed', error = $2 WHERE node = $1"
+            + (" AND finished_at IS NULL" if table == "imports" else ""),
+            name, f"node {name} was removed",
+        )  # fmt: skip
+    await connection.execute("UPDATE imports SET finished_at = now() WHERE node = $1 AND finished_at IS NULL", name)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
-    await events.record(connection, events.NewEvent("node", name, name, "Removed", "removed", actor))
+    await events.record(connection, events.NewEvent("node", name, name, "Removed", message, actor))

@@ -60,9 +60,10 @@ async def all(
 
 
 async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
-    """Return the epoch of each of these VMs, and whether it was deleted; ones never known are left out."""
+    """Return the epoch of each of these VMs, and whether it was deleted; ones never known, and ones whose disk
+    only a removed node has, are left out: whoever comes with it keeps it."""
     rows = await connection.fetch(
-        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1)"
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL"
         " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
         ids,
     )

@@ -34,7 +34,10 @@ from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
 
-DETACHED = "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false, error = ''"
+DETACHED = (
+    "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false,"
+    " error = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE error END"
+)
 """What is said of a volume that no VM has."""
 
 
@@ -68,6 +71,11 @@ def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
         if action is VmAction.DELETE:
             return
         raise IllegalState(f"cannot {action} VM {vm.name}: it is being deleted")
+    if vm.lost_on is not None and action is not VmAction.DELETE:
+        raise IllegalState(
+            f"cannot {action} VM {vm.name}: its disk is on node {vm.lost_on}, which was removed",
+            hint=f"see: novacron vm recover {vm.name} --help",
+        )
     if vm.migration is not None and action in BARRED_BY_MIGRATION:
         raise Conflict(
             f"cannot {action} VM {vm.name}: migration {vm.migration} is moving it",

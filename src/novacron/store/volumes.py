@@ -271,6 +271,14 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
             if candidate.status.ready and any(pool.name == volume.pool for pool in pools_of(candidate))
         ]
         node = node if node in able else next(iter(able), node)
+    if not await nodes.some(connection, [node]):  # nobody is left who could remove it
+        await connection.execute("DELETE FROM volumes WHERE id = $1", volume.id)
+        message = f"node {node}, which had it, was removed before"
+        await events.record(
+            connection,
+            events.NewEvent("volume", volume.id, volume.name, "VolumeDeleted", message, actor, volume.project),
+        )
+        return volume
     row = await connection.fetchrow(
         "UPDATE volumes SET phase = $2, node = $3, trace = $4 WHERE id = $1 RETURNING *",
         volume.id, VolumePhase.DELETING, node, traces.carry(),
@@ -279,6 +287,29 @@ async def delete(connection: Connection, ref: str, actor: str) -> Volume:
         connection, events.NewEvent("volume", volume.id, volume.name, "VolumeDeleteAsked", "delete requested", actor)
     )
     return _volume(row)
+
+
+async def node_removed(connection: Connection, node: str) -> None:
+    """A node is about to go: another one sees to its volumes in shared pools, those of its own are said to be lost."""
+    await connection.execute("DELETE FROM volumes WHERE node = $1 AND kind = 'local' AND phase = 'deleting'", node)
+    await connection.execute(
+        "UPDATE volumes SET error = $2, phase = CASE WHEN phase = 'creating' THEN 'failed' ELSE phase END"
+        " WHERE node = $1 AND kind = 'local'",
+        node, f"node {node}, which has it, was removed",
+    )  # fmt: skip
+    every = [other for other in await nodes.all(connection) if other.name != node]
+    every.sort(key=lambda other: not other.status.ready)
+    for row in await connection.fetch(
+        "SELECT DISTINCT pool FROM volumes WHERE node = $1 AND kind = 'shared' ORDER BY pool", node
+    ):
+        able = (
+            other.name for other in every
+            if any(pool.name == row["pool"] and pool.kind is PoolKind.SHARED for pool in pools_of(other))
+        )  # fmt: skip
+        await connection.execute(
+            "UPDATE volumes SET node = $3 WHERE node = $1 AND pool = $2 AND kind = 'shared'",
+            node, row["pool"], next(able, node),
+        )  # fmt: skip
 
 
 async def of_vm(connection: Connection, vm: str) -> list[Volume]:

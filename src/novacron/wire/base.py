@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+REFUSED = 4001
+"""Code with which the server closes the connection of an agent that it does not serve, with the reason: the agent tries
+again, but not soon."""
+
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, kw_only=True, omit_defaults=True):
     """Base of all messages."""

@@ -21,6 +21,7 @@ from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 from novacron.wire import codec
 from novacron.wire import messages as wire
+from novacron.wire.base import REFUSED
 
 log = logs.get(__name__)
 
@@ -30,10 +31,21 @@ SKIPPED = counter("novacron_agent_skipped_messages_total")
 BULK_MAX = 64
 """Messages in the queue beyond which those of consoles wait."""
 RETRY = BackoffPolicy(first_s=0.2, most_s=5.0, steady_s=10.0)
+AFTER_REFUSAL = BackoffPolicy(first_s=5.0, most_s=300.0, steady_s=600.0)
+"""A server that has refused this node does so again until somebody changes that."""
 AFTER_DEFECT = BackoffPolicy(first_s=5.0, most_s=300.0, steady_s=600.0)
 """After a message met a defect everything is asked for again: by a new connection, no sooner than this."""
 RENEWAL_CHECK_S = 3600.0
 CERTIFICATES_MAX = 8
+
+
+REFUSED_HINT = "to let this host join again: novacron node join-token on the server; if it shall not: stop its agent"
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return why the server refuses this node, None if the connection was lost in another way."""
+    closed = error.rcvd if isinstance(error, websockets.ConnectionClosed) else None
+    return closed.reason if closed is not None and closed.code == REFUSED else None
 
 
 class Renamed(Exception):
@@ -114,14 +126,14 @@ class LinkClient:
     async def run(self) -> None:
         """Connect, and connect again, until cancelled. Raises Renamed."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        pause_s = 0.0
+        pause_s = refused_s = 0.0
         while True:
-            began = time.monotonic()
+            began, refusal = time.monotonic(), None
             try:
                 await self._connect()
                 error = "it was closed"
             except (OSError, TimeoutError, websockets.WebSocketException) as lost:
-                error = str(lost) or type(lost).__name__
+                error, refusal = str(lost) or type(lost).__name__, _refusal(lost)
             finally:
                 self._queue = self._socket = None
                 self._room.set()
@@ -129,9 +141,14 @@ class LinkClient:
                     self._anew.cancel()
                     self._anew = None
                 self._lost()
-            pause_s = RETRY.after(pause_s, time.monotonic() - began)
-            CONNECTIONS.add("lost")
-            log.warning("the link is down", error=error, retry_s=round(pause_s, 1))
+            if refusal is None:
+                pause_s, refused_s = RETRY.after(pause_s, time.monotonic() - began), 0.0
+                CONNECTIONS.add("lost")
+                log.warning("the link is down", error=error, retry_s=round(pause_s, 1))
+            else:
+                pause_s = refused_s = AFTER_REFUSAL.after(refused_s, 0.0)
+                CONNECTIONS.add("refused")
+                log.error("the server refuses this node", reason=refusal, retry_s=round(pause_s, 1), hint=REFUSED_HINT)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (spreads the reconnects)
 
     async def _connect(self) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from cryptography import x509
 from litestar import Response, Router, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, UnsetType
 
 from novacron import pki
@@ -25,9 +25,13 @@ from novacron.model.link_sharing import Rate, SiteName
 from novacron.model.node import Node, NodeName
 from novacron.model.token import JoinTicket, encode_ticket
 from novacron.model.vm import check_name
-from novacron.store import identities, nodes, tokens
+from novacron.store import identities, lost_nodes, nodes, tokens
 from novacron.store.database import Connection
 
+Confirm = Annotated[
+    str | None,
+    QueryParameter(description="name of the node that is gone, as a word that its host is off"),
+]
 JoinTtl = Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)]
 
 
@@ -154,12 +158,18 @@ async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any
 
 @delete(
     "/{name:str}",
-    summary="Remove a node without VMs and revoke its certificate",
+    summary="Remove a node without VMs, or with force one that is gone for good, and revoke its certificate",
     status_code=204,
 )
-async def remove_node(request: ApiRequest, name: FromPath[str]) -> None:
+async def remove_node(
+    request: ApiRequest, name: FromPath[str], force: FromQuery[bool] = False, confirm: Confirm = None
+) -> None:
+    name = replies.check_ref("node", name)
     async with replies.change(request) as connection:
-        await nodes.remove(connection, replies.check_ref("node", name), request.user.name)
+        if force:
+            await lost_nodes.remove_node(connection, name, confirm, request.user.name)
+        else:
+            await nodes.remove(connection, name, request.user.name)
 
 
 @post("/{name:str}/actions/rename", summary="Rename a node", status_code=200)

@@ -18,6 +18,7 @@ from novacron.api.edge import lists, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes import consoles, exports, images, snapshots
+from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.cloud_init import Seed, check_seed
@@ -40,7 +41,7 @@ from novacron.model.vm import (
     check_address,
     check_name,
 )
-from novacron.store import clones, migrations, new_vms, projects, vms
+from novacron.store import clones, lost_nodes, migrations, new_vms, projects, vms
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX, description="how long to wait, in seconds")]
@@ -77,6 +78,15 @@ class StopVm(msgspec.Struct, forbid_unknown_fields=True):
     """How to stop: the guest has ``timeout_s`` seconds to power off before it is forced to; 0 forces at once."""
 
     timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
+
+
+class RecoverVm(msgspec.Struct, forbid_unknown_fields=True):
+    """How a VM is recovered whose node is gone."""
+
+    confirm: Name | None = None
+    """The name of its node, as a word that the host is off and nothing runs there."""
+    discard_disk: bool = False
+    """Begin with a new disk if the old one was on that node only."""
 
 
 class MigrateVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -195,9 +205,40 @@ def _in_one_statement(
     return None
 
 
-@delete("/{ref:str}", summary="Delete a VM and everything that belongs to it", status_code=202)
-async def delete_vm(request: ApiRequest, ref: FromPath[str]) -> Response[Vm]:
-    return await _act(request, ref, VmAction.DELETE, status=202)
+@delete(
+    "/{ref:str}",
+    summary="Delete a VM and everything that belongs to it; with force, at once, because its node is gone",
+    status_code=202,
+)
+async def delete_vm(
+    request: ApiRequest, ref: FromPath[str], force: FromQuery[bool] = False, confirm: Confirm = None
+) -> Response[Vm]:
+    if not force:
+        return await _act(request, ref, VmAction.DELETE, status=202)
+    authorization.check(request, None, Right.OPERATE)
+    id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
+
+    async def work(connection: Connection) -> Vm:
+        return await lost_nodes.delete_vm(connection, id, revision, confirm, request.user.name)
+
+    return await replies.write(request, work, status=202)
+
+
+@post(
+    "/{ref:str}/actions/recover",
+    summary="Let a VM run again whose node is gone",
+    status_code=202,
+    opt=authorization.in_project(Right.OPERATE),
+)
+async def recover_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[RecoverVm | None] = None) -> Response[Vm]:
+    id, options = await authorization.resolve(request, "vm", ref), data or RecoverVm()
+
+    async def work(connection: Connection) -> Vm:
+        return await lost_nodes.recover_vm(
+            connection, id, options.confirm, request.user.name, discard_disk=options.discard_disk
+        )
+
+    return await replies.write(request, work, status=202)
 
 
 @post("/{ref:str}/actions/start", summary="Start a VM", status_code=202)
@@ -329,6 +370,7 @@ router = Router(
         resume_vm,
         reboot_vm,
         reset_vm,
+        recover_vm,
         clone_vm,
         exports.export_vm,
         migrate_vm,

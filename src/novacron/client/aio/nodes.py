@@ -20,6 +20,12 @@ class AsyncNodeCalls(AsyncConnection):
         """Rename a node; its agent takes the new name over by itself."""
         return await self.act("nodes", name, "rename", {"name": new})
 
+    async def remove_node(self, name: str, force: bool = False, confirm: str | None = None) -> None:
+        """Remove an empty node. With ``force``: one that is gone for good, with what only it had; unless it was fenced,
+        ``confirm`` is its name, as a word that its host is off."""
+        query = protocol.query({"force": "true", **({"confirm": confirm} if confirm else {})}) if force else ""
+        await self.request("DELETE", f"/api/v1/nodes/{quoted(name)}" + (f"?{query}" if query else ""))
+
     async def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
         """Return a one-time token with which a host joins."""
         return str((await self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])

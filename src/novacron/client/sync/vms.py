@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from novacron.client import protocol
 from novacron.client.protocol import Object, quoted, without_none
 from novacron.client.sync.connection import Connection
 
@@ -35,6 +36,17 @@ class VmCalls(Connection):
     def delete_vms(self, refs: Sequence[str]) -> Object:
         """Delete up to 100 VMs at once."""
         return self._object("DELETE", "/api/v1/vms/batch", {"vms": list(refs)})
+
+    def delete_lost_vm(self, ref: str, confirm: str | None = None) -> None:
+        """Delete a VM whose node is gone; unless the node was fenced or removed, ``confirm`` is the node's name, as a
+        word that its host is off."""
+        query = protocol.query({"force": "true", **({"confirm": confirm} if confirm else {})})
+        self.request("DELETE", f"/api/v1/vms/{quoted(ref)}?{query}")
+
+    def recover_vm(self, ref: str, confirm: str | None = None, discard_disk: bool = False) -> Object:
+        """Let a VM run again whose node is gone; ``confirm`` as for ``delete_lost_vm``. ``discard_disk``: begin with a
+        new disk if the old one was on that node only."""
+        return self.act("vms", ref, "recover", {"confirm": confirm, "discard_disk": discard_disk})
 
     def clone_vm(self, ref: str, name: str, **fields: object) -> Object:
         """Create a VM like another; fields as in ``POST /api/v1/vms/{ref}/actions/clone``."""

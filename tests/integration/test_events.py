@@ -1,0 +1,99 @@
+"""Events: one broken thing makes few of them, however often it fails, and each says how often it has happened."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import asyncpg
+import pytest
+
+from novacron.control.failover import DECISION_S_MIN, Failover
+from novacron.model.lease import Sign
+from novacron.model.vm import VmState, VmStatus
+from novacron.store import events, owned
+from novacron.store.database import Database
+from novacron.store.leases import Silent
+from tests.support.clock import Clock
+from tests.support.stored_fleet import add_node, add_vm
+
+PER_MINUTE_MAX = 5
+
+
+async def stored(database: Database) -> Sequence[asyncpg.Record]:
+    async with database.connection() as connection:
+        return await connection.fetch("SELECT * FROM events ORDER BY id")
+
+
+async def happen(database: Database, *reasons: str, actor: str = events.SYSTEM, object: str = "vm-1") -> None:
+    for number, reason in enumerate(reasons, 1):
+        async with database.transaction() as connection:
+            await events.record(connection, events.NewEvent("vm", object, "web", reason, f"time {number}", actor, "p"))
+
+
+@pytest.mark.parametrize("reasons", [1, 2, 3, 5])
+async def test_one_broken_thing_makes_five_events_a_minute_and_the_rest_are_counted(
+    database: Database, reasons: int
+) -> None:
+    await happen(database, *itertools.islice(itertools.cycle("ABCDE"[:reasons]), 40))
+    rows = await stored(database)
+    assert len(rows) == PER_MINUTE_MAX
+    assert sum(row["count"] for row in rows) == 40
+    last = max(rows, key=lambda row: row["last_at"])
+    assert last["message"] == "time 40" and last["last_at"] > last["at"]
+
+
+async def test_the_next_minute_has_events_of_its_own(database: Database) -> None:
+    await happen(database, *["Failed"] * 20)
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE events SET at = at - interval '61 seconds'")
+    await happen(database, *["Failed"] * 20)
+    assert len(await stored(database)) == 2 * PER_MINUTE_MAX
+
+
+async def test_new_reasons_other_objects_and_what_people_do_are_never_counted_as_repeats(database: Database) -> None:
+    await happen(database, *["Failed"] * 10)
+    await happen(database, "Running")
+    await happen(database, "Failed", object="vm-2")
+    await happen(database, *["Start"] * 10, actor="anna")
+    rows = [(row["object"], row["reason"]) for row in await stored(database)][PER_MINUTE_MAX:]
+    assert rows == [("vm-1", "Running"), ("vm-2", "Failed"), *[("vm-1", "Start")] * 10]
+
+
+async def test_repeats_in_one_statement_are_counted_too(database: Database) -> None:
+    async with database.transaction() as connection:
+        await events.record_all(
+            connection, [events.NewEvent("vm", "vm-1", "web", "Failed", str(n), project="p") for n in range(30)]
+        )
+    rows = await stored(database)
+    assert len(rows) == PER_MINUTE_MAX and sum(row["count"] for row in rows) == 30
+
+
+async def test_a_vm_that_fails_again_and_again_makes_five_events_a_minute(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_node(connection, "a")
+        await add_vm(connection, "web", "a")
+    for number in range(30):
+        for state in (VmState.STARTING, VmState.FAILED):
+            async with database.transaction() as connection:
+                report = owned.Report("a", "web", 1, VmStatus(state=state, reason=f"no space, tried {number} times"))
+                await owned.observe(connection, [report])
+    rows = await stored(database)
+    assert len(rows) <= PER_MINUTE_MAX and sum(row["count"] for row in rows) == 60
+
+
+async def test_a_node_on_which_votes_come_and_go_is_said_to_have_failed_once(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_node(connection, "a")
+    clock = Clock()
+    failover = Failover(clock=clock)
+    node = Silent("a", 0, Sign.DEAD, (), 20.0, ("b", "c"), fenced=True)
+    for _ in range(10):
+        await failover._may_take_over(database, node, {"b", "c"})
+        await failover._may_take_over(database, node, set())
+        clock.now_s += 3.0
+    assert [row["reason"] for row in await stored(database)] == ["Failed"]
+    clock.now_s += DECISION_S_MIN
+    await failover._may_take_over(database, node, set())
+    await failover._may_take_over(database, node, set())
+    assert [row["reason"] for row in await stored(database)] == ["Failed", "FailoverHeld"]
