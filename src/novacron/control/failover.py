@@ -37,7 +37,7 @@ MEANS = {
 }
 
 
-class Decision(NamedTuple):
+class SilenceDecision(NamedTuple):
     """What was recorded about a silent node, and when, on the controller's clock."""
 
     reason: str
@@ -50,7 +50,7 @@ class Failover(msgspec.Struct):
     fence: Path | None = None
     index: FleetIndex | None = None
     """The fleet in memory."""
-    decided: dict[str, Decision] = {}
+    decided: dict[str, SilenceDecision] = {}
     """What was recorded last about nodes that are silent now."""
     clock: Callable[[], float] = time.monotonic
 
@@ -90,7 +90,7 @@ class Failover(msgspec.Struct):
             too_soon = reason == "FailoverHeld" and self.clock() - before.at_s < DECISION_S_MIN
             if before.reason == reason or too_soon:
                 return
-        self.decided[node.node] = Decision(reason, self.clock())
+        self.decided[node.node] = SilenceDecision(reason, self.clock())
         log.warning("a node has failed", node=node.node, sign=node.sign, decided=message)
         async with database.transaction() as connection:
             await events.record(connection, events.NewEvent("node", node.node, node.node, reason, message))
