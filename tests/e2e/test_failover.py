@@ -149,7 +149,7 @@ def test_a_vm_ends_with_its_lease_guard_and_restarts_on_the_same_node(victim: Pl
     vm = boot(victim, "ha5")
     pid = vm["status"]["pid"]
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    assert b"keeper.py" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    assert b"lease_guard.py" in Path(f"/proc/{parent}/cmdline").read_bytes()
     os.kill(parent, signal.SIGKILL)
     restarted = victim.wait_vm(
         vm["id"],

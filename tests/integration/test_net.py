@@ -18,7 +18,7 @@ from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.net import firewall, namespace, overlay, router, tap
-from novacron.net.firewall import TUNNEL, nft
+from novacron.net.firewall import TUNNEL, VXLAN_PORT, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
 from tests.support.network import network_on_node
@@ -123,10 +123,10 @@ def test_traffic_to_another_site_stops_while_its_encryption_is_missing(wan: Lab)
     run(*host.prefix, "ip", "route", "add", str(overlay.RANGE), "via", "198.18.0.1")
     try:
         with host.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
-            sender.sendto(b"frame", (encrypted, overlay.VXLAN_PORT))
-            host.within(lambda: nft(router.host_script("nvtest", [], [(5, [encrypted])], only_between=None)))
+            sender.sendto(b"frame", (encrypted, VXLAN_PORT))
+            host.within(lambda: nft(router.host_script("nvtest", router.HostRules([], [(5, [encrypted])]))))
             with pytest.raises(PermissionError):
-                sender.sendto(b"frame", (encrypted, overlay.VXLAN_PORT))
+                sender.sendto(b"frame", (encrypted, VXLAN_PORT))
     finally:
         host.within(lambda: nft("table ip nvtest\ndelete table ip nvtest\n"))
         run(*host.prefix, "ip", "route", "del", str(overlay.RANGE))

@@ -103,11 +103,11 @@ def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform,
     assert api("POST", f"{floating}/192.0.2.7/actions/attach", {"vm": alone["id"]}).problem["field"] == "vm"
     site.client.attach_floating_address("192.0.2.7", vm["id"])
     assert api("DELETE", f"{floating}/192.0.2.7").status == 409
-    forward = {"vm": vm["id"], "vm_port": 80, "port": 8080}
+    forward = {"vm": vm["id"], "vm_port": 80, "port": 30080}
     assert api("POST", "/api/v1/forwards", {**forward, "address": "192.0.2.7"}).status == 409, "it leads to the VM"
     assert api("POST", "/api/v1/forwards", {**forward, "protocol": "icmp"}).problem["field"] == "protocol"
     assert api("POST", "/api/v1/forwards", {**forward, "port": 70000}).problem["field"] == "port"
-    site.client.create_forward(vm["id"], 80, 8080)
+    site.client.create_forward(vm["id"], 80, 30080)
     assert api("POST", "/api/v1/forwards", forward).problem["field"] == "port"
     assert [entry["vm_name"] for entry in site.client.list("forwards", vm=vm["name"])] == [vm["name"]]
     site.client.delete("vms", vm["id"])
@@ -116,3 +116,58 @@ def test_conflicting_forwards_and_floating_addresses_are_refused(site: Platform,
     assert site.client.get("floating-addresses", "192.0.2.7")["network"] is None
     site.client.delete("floating-addresses", "192.0.2.7")
     site.client.delete("networks", "lan")
+
+
+def test_only_ports_of_the_sites_range_are_forwarded(site: Platform, api: Api, new_vm: NewVm) -> None:
+    """A gateway's other ports are its host's: SSH, the API, the agents', the tunnels' between hosts."""
+    site.client.create_network("lan")
+    vm = new_vm(nics=[{"network": "lan"}], power="stopped", memory_mib=64)
+
+    def forward(port: int | None, protocol: str = "tcp") -> Any:
+        return api("POST", "/api/v1/forwards", {"vm": vm["id"], "vm_port": 80, "port": port, "protocol": protocol})
+
+    for port in (22, 80, 443, 4789, 8443, 29_999, 32_768, 51_820):
+        for protocol in ("tcp", "udp"):
+            refused = forward(port, protocol)
+            assert (refused.status, refused.problem["field"]) == (400, "port"), port
+            assert "30000-32767" in refused.problem["hint"]
+    first, second = forward(None), forward(None)
+    assert (first.body["port"], second.body["port"]) == (30_000, 30_001), "the first that are free"
+    sites = "/api/v1/sites/default"
+    for ports in ("1-65535", "80-90", "4000-5000", "51820-51820", "40000-30000", "x", "30000-99999"):
+        assert api("PATCH", sites, {"forward_ports": ports}).problem["field"] == "forward_ports", ports
+    assert api("PATCH", "/api/v1/sites/nowhere", {"forward_ports": "8000-8999"}).status == 404
+    assert api("PATCH", sites, {"forward_ports": "8000-8999"}).status == 409, "30000 is forwarded"
+    for entry in (first, second):
+        site.client.delete("forwards", entry.body["id"])
+    assert site.client.configure_site("default", forward_ports="8000-8001")["forward_ports"] == "8000-8001"
+    assert [entry["forward_ports"] for entry in site.client.list("sites")] == ["8000-8001"]
+    assert [forward(None).body["port"] for _ in range(2)] == [8000, 8001]
+    assert forward(30_000).status == 400 and forward(None).status == 409, "all are taken"
+    site.client.delete("vms", vm["id"])
+    wait_until_deleted(site, vm)
+    site.client.configure_site("default", forward_ports="30000-32767")
+    site.client.delete("networks", "lan")
+
+
+def test_forwards_count_in_quotas(site: Platform, api: Api, new_vm: NewVm) -> None:
+    site.client.create_network("lan")
+    vm = new_vm(nics=[{"network": "lan"}], power="stopped", memory_mib=64)
+    project = "/api/v1/projects/default"
+    assert api("PATCH", project, {"quota": {"forwards": 1}}).status == 200
+    try:
+        forward = site.client.create_forward(vm["id"], 80)
+        refused = api("POST", "/api/v1/forwards", {"vm": vm["id"], "vm_port": 81})
+        assert (refused.status, refused.problem["field"]) == (403, "forwards")
+        assert [entry["id"] for entry in site.client.list("forwards")] == [forward["id"]]
+    finally:
+        assert api("PATCH", project, {"quota": {}}).status == 200
+    site.client.delete("vms", vm["id"])
+    wait_until_deleted(site, vm)
+    site.client.delete("networks", "lan")
+
+
+def test_a_hosts_address_is_no_floating_address(site: Platform, api: Api) -> None:
+    endpoint = next(iter(site.client.list("nodes")))["status"]["inventory"]["dwcp_endpoint"]
+    refused = api("POST", "/api/v1/floating-addresses", {"address": endpoint.rpartition(":")[0]})
+    assert (refused.status, refused.problem["field"]) == (400, "address")

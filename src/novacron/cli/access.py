@@ -17,7 +17,7 @@ projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quo
 users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
 grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
 
-QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks", "migrations")
+QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks", "forwards", "migrations")
 ProjectName = Annotated[str, typer.Argument(help="name of the project", show_default=False)]
 UserRef = Annotated[str, typer.Argument(help="name or id of the user", show_default=False)]
 QuotaTexts = Annotated[

@@ -223,7 +223,10 @@ def list_forwards(
 def create_forward(
     vm: Annotated[str, typer.Argument(help="name or id of the VM", show_default=False)],
     vm_port: Annotated[int, typer.Argument(help="port of the VM", show_default=False)],
-    port: Annotated[int, typer.Option(help="port to forward; by default the same number")] = 0,
+    port: Annotated[
+        int | None,
+        typer.Option(help="port to forward; by default the same of a floating address, or a free one of the gateway"),
+    ] = None,
     protocol: Annotated[str, typer.Option(help="tcp or udp")] = "tcp",
     address: Annotated[str | None, typer.Option(help="floating address; by default the gateway host's own")] = None,
     network: Annotated[str | None, typer.Option(help="network to use, if the VM is in several")] = None,
@@ -231,7 +234,7 @@ def create_forward(
     """Forward a port to a VM."""
     with output.errors():
         forward = Client().create_forward(
-            vm, vm_port, port or vm_port, protocol=protocol, address=address, network=network
+            vm, vm_port, port, protocol=protocol, address=address, network=network
         )  # fmt: skip
         via = f"{forward['protocol']} port {forward['port']}"
         print(f"{forward['id']}: {via} leads to {forward['vm_name']}, port {vm_port}")

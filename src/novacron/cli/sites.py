@@ -21,6 +21,7 @@ COLUMNS: Columns = {
     "NODES": lambda s: s["nodes"],
     "READY": lambda s: s["ready"],
     "CORDONED": lambda s: s["cordoned"],
+    "FORWARDED PORTS": lambda s: s["forward_ports"],
 }
 
 
@@ -29,6 +30,17 @@ def list_(output_: Output = OutputFormat.TABLE) -> None:
     """List sites with the numbers of their nodes."""
     with output.errors():
         output.rows(Client().list("sites"), COLUMNS, output_)
+
+
+@app.command("set")
+def set_(
+    site: SiteName,
+    forward_ports: Annotated[str, typer.Option(help="ports of gateways that projects may forward", show_default=False)],
+) -> None:
+    """Set which ports of a site's gateways may be forwarded to VMs, such as 30000-32767."""
+    with output.errors():
+        done = Client().configure_site(site, forward_ports=forward_ports)
+        print(f"{site}: ports {done['forward_ports']} may be forwarded")
 
 
 @app.command()

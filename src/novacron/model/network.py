@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -110,22 +110,65 @@ class Protocol(StrEnum):
     ICMP = "icmp"
 
 
+FORWARD_PORTS_DEFAULT = "30000-32767"
+"""Of gateways' hosts: below the ports that Linux gives to outgoing connections, and above those of services."""
+FORWARD_PORT_MIN = 1024
+TUNNEL_PORTS = (4789, 51820)
+"""At which hosts take frames of networks: VXLAN, WireGuard."""
+
+
+class PortRange(NamedTuple):
+    """Ports from ``first`` to ``last``."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and self.first <= port <= self.last
+
+
+def port_range(text: str) -> PortRange:
+    """Return a range of ports in the form ``443`` or ``8000-8099``."""
+    first, _, last = text.partition("-")
+    return PortRange(int(first), int(last or first))
+
+
+def forward_ports(text: str) -> PortRange:
+    """Return the range of ports of gateways that may be forwarded. Raises InvalidInput."""
+    ports = port_range(text)
+    if not FORWARD_PORT_MIN <= ports.first <= ports.last <= 65535:
+        raise InvalidInput(
+            f"{text} is not a range of ports between {FORWARD_PORT_MIN} and 65535",
+            field="forward_ports", hint=f"such as {FORWARD_PORTS_DEFAULT}",
+        )  # fmt: skip
+    for port in TUNNEL_PORTS:
+        if port in ports:
+            raise InvalidInput(
+                f"{text} includes port {port}, at which hosts take frames of networks",
+                field="forward_ports", hint=f"such as {FORWARD_PORTS_DEFAULT}",
+            )  # fmt: skip
+    return ports
+
+
+PortRangeText = Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")]
+
+
 class RuleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule that allows traffic. ``cidr`` or ``group``: the other end; neither: anywhere."""
 
     direction: Direction = Direction.IN
     protocol: Protocol = Protocol.ANY
-    ports: Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")] | None = None
+    ports: PortRangeText | None = None
     """TCP or UDP ports, such as ``443`` or ``8000-8099``; None: all ports."""
     cidr: str | None = None
     group: GroupName | None = None
 
     @property
-    def port_range(self) -> tuple[int, int] | None:
-        if self.ports is None:
-            return None
-        first, _, last = self.ports.partition("-")
-        return int(first), int(last or first)
+    def port_range(self) -> PortRange | None:
+        return None if self.ports is None else port_range(self.ports)
 
 
 Rules = Annotated[tuple[RuleSpec, ...], Meta(max_length=limits.RULES_PER_GROUP_MAX)]
@@ -163,6 +206,7 @@ class Forward(msgspec.Struct, frozen=True):
     """A floating address; None: the addresses of the gateway's host."""
     protocol: Protocol
     port: int
+    """Without a floating address, from the range of the gateway's site: outside of it, it leads nowhere."""
     vm: str
     vm_name: str
     vm_port: int
@@ -193,6 +237,14 @@ def check_address(text: str, field: str = "address") -> ipaddress.IPv4Address:
         return ipaddress.IPv4Address(text)
     except ValueError:
         raise InvalidInput(f"{text!r} is no IPv4 address", field=field, hint="such as 10.20.0.10") from None
+
+
+def is_private(text: str) -> bool:
+    """Say whether a text is an IPv4 address that is not reached from everywhere (IANA's special-purpose registry)."""
+    try:
+        return ipaddress.IPv4Address(text).is_private
+    except ValueError:
+        return False
 
 
 def check_spec(spec: NetworkSpec) -> None:

@@ -43,6 +43,9 @@ class ImageInfo(msgspec.Struct, frozen=True):
     """Size of the disk in the image; 0: it has none."""
 
 
+SITE_DEFAULT = "default"
+
+
 class Inventory(msgspec.Struct, frozen=True):
     """What a host offers, as its agent reports it when it connects."""
 
@@ -75,12 +78,14 @@ class Inventory(msgspec.Struct, frozen=True):
     """This host's public key; empty: it can't encrypt networks."""
     tunnel_mtu: int = 1500
     """MTU of the path to other nodes, in bytes."""
+    addresses: tuple[str, ...] = ()
+    """IPv4 addresses of the host, which guests can't reach through their gateway."""
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
     cordoned: bool = False
     draining: bool = False
-    site: str = "default"
+    site: str = SITE_DEFAULT
     """The site where the node is. Links between sites have budgets."""
     migration_rate_bytes_per_s: int | None = None
     """The rate that all migrations from and to the node share; None: no limit."""

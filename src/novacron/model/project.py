@@ -27,6 +27,8 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Disks of VMs, and volumes."""
     snapshots: Amount | None = None
     networks: Amount | None = None
+    forwards: Amount | None = None
+    """Ports that lead to VMs."""
     migrations: Amount | None = None
     """Migrations at the same time, requested by the project's users."""
 
@@ -40,6 +42,7 @@ class Usage(msgspec.Struct, frozen=True):
     disk_mib: int = 0
     snapshots: int = 0
     networks: int = 0
+    forwards: int = 0
     migrations: int = 0
 
 
@@ -68,4 +71,10 @@ def check(project: str, quota: Quota, before: Usage, after: Usage) -> None:
 
 
 def _named(field: str) -> str:
-    return {"vms": "VMs", "vcpus": "vCPUs", "memory_mib": "MiB of memory", "disk_mib": "MiB of disks"}.get(field, field)
+    return {
+        "vms": "VMs",
+        "vcpus": "vCPUs",
+        "memory_mib": "MiB of memory",
+        "disk_mib": "MiB of disks",
+        "forwards": "forwarded ports",
+    }.get(field, field)

@@ -23,6 +23,7 @@ SERVICE_MAC = "02:4e:4f:56:00:02"
 GATEWAY_MAC = "02:4e:4f:56:00:01"
 """The same on every node: a guest that moves finds DHCP, DNS and its gateway where they were."""
 TUNNEL, SERVICE_PORT = "vx", "svcp"
+VXLAN_PORT = 4789
 TAPS = "nv*"
 FLOWS_MAX = 65_536
 FLOW_S, CONNECTED_S = 180, 3600
@@ -57,8 +58,14 @@ def key_of(nic: VmInterface) -> NicKey:
     return NicKey(nic.vm, nic.number)
 
 
-def _spoofing(nic: VmInterface) -> Iterator[str]:
-    """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router."""
+def _spoofing(nic: VmInterface, *, hosts_bridge: bool) -> Iterator[str]:
+    """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router.
+
+    ``hosts_bridge``: hosts are reached from the guest's bridge. No guest sends them frames of overlays.
+    """
+    if hosts_bridge:
+        yield f"udp dport {VXLAN_PORT} drop"
+        yield f"vlan type ip udp dport {VXLAN_PORT} drop"
     yield f"ether saddr != {nic.mac} drop"
     yield f"arp saddr ether != {nic.mac} drop"
     yield "udp sport 67 udp dport 68 drop"
@@ -148,7 +155,7 @@ def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[
             inward[tap] = f"to_{tap}"
             rules[taps[tap]] = rules[inward[tap]] = ["drop"]
             continue
-        rules[taps[tap]] = list(_spoofing(nic))
+        rules[taps[tap]] = list(_spoofing(nic, hosts_bridge=service is None))
         if nic.passing is not None:
             inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
             rules[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))

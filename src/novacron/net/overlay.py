@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from novacron.model.network import NetworkOnNode, gateway_address, service_address
 from novacron.net import namespace
-from novacron.net.firewall import GATEWAY_MAC, SERVICE_MAC, SERVICE_PORT, TUNNEL
+from novacron.net.firewall import GATEWAY_MAC, SERVICE_MAC, SERVICE_PORT, TUNNEL, VXLAN_PORT
 from novacron.net.tap import NetworkFailed, netlink
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 BRIDGE, SERVICE, GATEWAY, GATEWAY_PORT, UPLINK = "br", "svc", "gw", "gwp", "up"
-VXLAN_PORT = 4789
+WIREGUARD_PORT = 51820
 TTL = 64
 IFA_F_NOPREFIXROUTE, RT_SCOPE_LINK = 0x200, 253
 LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")

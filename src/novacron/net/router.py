@@ -11,21 +11,22 @@ import contextlib
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from novacron.model.network import NetworkOnNode
+from novacron.model.network import NetworkOnNode, Protocol
 from novacron.net import namespace
-from novacron.net.firewall import GATEWAY_MAC, nft
+from novacron.net.firewall import GATEWAY_MAC, VXLAN_PORT, nft
 from novacron.net.overlay import (
     GATEWAY,
+    LINK_LOCAL,
     NEXT_HOP,
     RANGE,
     RT_SCOPE_LINK,
     TRANSIT,
     UPLINK,
-    VXLAN_PORT,
+    WIREGUARD_PORT,
     index,
     refusals,
     sysctl,
@@ -98,22 +99,49 @@ def _but(vni: int, side: str, peers: Sequence[str]) -> str:
     return f"  udp dport {VXLAN_PORT} @th,96,24 {vni}{others} drop"
 
 
-def host_script(
-    table: str, gateways: Sequence[NetworkOnNode], tunnels: Sequence[tuple[int, Sequence[str]]], *,
-    only_between: Iterable[str] | None,
-) -> str:  # fmt: skip
-    """Return the rules of the host: ``tunnels`` are the VXLAN identifiers here, and at which addresses the others are:
-    traffic from or to elsewhere is dropped. A host that did not forward before we let it does so
-    for guests only, and where they are none of its packets: ``only_between`` the ports of each of these bridges. None:
-    it forwards whatever it did."""
+def _guests_out(nodes: Iterable[str]) -> list[str]:
+    """Return the rules for what guests send through this host as their gateway.
+
+    It leaves under the host's own address, which other hosts trust. So no guest reaches a host of the platform, the
+    ranges that it uses itself, or a port at which hosts take tunnels. Answers to connections that came in go out.
+    """
+    platform = [str(LINK_LOCAL), str(RANGE), *sorted(nodes)]
+    return [
+        f'  iifname "{OUTSIDE}" ct state established,related accept',
+        f'  iifname "{OUTSIDE}" ip daddr {TRANSIT} ct status & dnat == 0 drop',
+        f'  iifname "{OUTSIDE}" ip daddr {{ {", ".join(platform)} }} drop',
+        f'  iifname "{OUTSIDE}" oifname != "{OUTSIDE}" udp dport {{ {VXLAN_PORT}, {WIREGUARD_PORT} }} drop',
+        f'  iifname "{OUTSIDE}" oifname "{ENCRYPTED}" drop',
+    ]
+
+
+class HostRules(NamedTuple):
+    """What the rules of a host depend on."""
+
+    gateways: Sequence[NetworkOnNode]
+    """Networks whose gateway it is."""
+    tunnels: Sequence[tuple[int, Sequence[str]]]
+    """VXLAN identifiers of its networks, and the addresses of the hosts that have them, too."""
+    nodes: Collection[str] = ()
+    """IPv4 addresses of all hosts of the platform."""
+    only_between: Iterable[str] | None = None
+    """The host forwards for guests only, and between the ports of each of these bridges; None: whatever it did
+    before."""
+    used: Collection[tuple[Protocol, int]] = ()
+    """Ports at which something on the host listens: they are never forwarded."""
+
+
+def host_script(table: str, host: HostRules) -> str:
+    """Return the rules of the host. Frames of a tunnel that come from or go to other hosts are dropped."""
     into = [
         f"  fib daddr type local {entrance.protocol} dport {entrance.port} dnat to {transit_address(network.number)}:"
         f"{entrance.port}"
-        for network in gateways
+        for network in host.gateways
         for entrance in network.entrances
-        if entrance.address is None
+        if entrance.address is None and (entrance.protocol, entrance.port) not in host.used
     ]
-    foreign, astray = ([_but(vni, side, peers) for vni, peers in tunnels] for side in ("saddr", "daddr"))
+    foreign, astray = ([_but(vni, side, peers) for vni, peers in host.tunnels] for side in ("saddr", "daddr"))
+    only_between = host.only_between
     return "\n".join(
         [
             f"table ip {table}",
@@ -137,6 +165,7 @@ def host_script(
             *astray,
             " }",
             " chain through { type filter hook forward priority 0; policy accept;",
+            *_guests_out(host.nodes),
             *(f'  iifname "{bridge}" oifname "{bridge}" accept' for bridge in only_between or ()),
             *([] if only_between is None else [f'  iifname != "{OUTSIDE}" oifname != "{OUTSIDE}" drop']),
             " }",

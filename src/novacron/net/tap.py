@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 SIOCETHTOOL, ETHTOOL_GDRVINFO, DRVINFO_BYTES = 0x8946, 3, 196
+RT_SCOPE_UNIVERSE = 0
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
@@ -142,6 +143,13 @@ def mtu_at(address: str | None) -> int | None:
             if entry.get_attr("IFA_ADDRESS") == address:
                 return int(ip.get_links(entry["index"])[0].get_attr("IFLA_MTU"))
     return None
+
+
+def addresses() -> list[str]:
+    """Return the IPv4 addresses of this host that others may reach, sorted; none of its loopback's."""
+    with netlink() as ip:
+        own = {entry.get_attr("IFA_ADDRESS") for entry in ip.get_addr(family=socket.AF_INET, scope=RT_SCOPE_UNIVERSE)}
+    return sorted(address for address in own if not address.startswith("127."))
 
 
 def open_(name: str) -> int:

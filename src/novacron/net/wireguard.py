@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from novacron.model.network import WIREGUARD_BYTES, NetworkPeer
-from novacron.net.overlay import RANGE, encrypted_address, index, refusals
+from novacron.net.overlay import RANGE, WIREGUARD_PORT, encrypted_address, index, refusals
 from novacron.net.tap import NetworkFailed, netlink
 
-PORT = 51820
 TOOL, DAEMON = "wg", "wireguard-go"
 APPEAR_S, LOOK_S, TIMEOUT_S = 5.0, 0.02, 10.0
 KEEPALIVE_S = 25
@@ -69,12 +68,12 @@ def public_key(path: Path) -> str:
 
 def config(private: str, peers: Sequence[NetworkPeer], addresses: dict[str, str]) -> str:
     """Return the configuration for wg(8). ``addresses`` are those of the peers' hosts."""
-    lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {PORT}"]
+    lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {WIREGUARD_PORT}"]
     for peer in peers:
         if peer.host in addresses:
             lines += [
                 "[Peer]", f"PublicKey = {peer.key}", f"AllowedIPs = {encrypted_address(peer.number)}/32",
-                f"Endpoint = {addresses[peer.host]}:{PORT}", f"PersistentKeepalive = {KEEPALIVE_S}",
+                f"Endpoint = {addresses[peer.host]}:{WIREGUARD_PORT}", f"PersistentKeepalive = {KEEPALIVE_S}",
             ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

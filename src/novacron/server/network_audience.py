@@ -59,7 +59,7 @@ class NetworkAudience:
                 return self._vms[body["vm"]].networks if body["vm"] in self._vms else None
             case "node" if body is not None:
                 has = body["status"]["inventory"] or {}
-                reached = body["spec"]["site"], has.get("dwcp_endpoint"), has.get("wireguard")
+                reached = body["spec"]["site"], has.get("dwcp_endpoint"), has.get("wireguard"), has.get("addresses")
                 was, self._reached[change.key] = self._reached.get(change.key), reached
                 return none if was == reached else None
             case "migration":

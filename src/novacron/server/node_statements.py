@@ -58,7 +58,9 @@ async def messages(
     """
 
     async def networks_message() -> wire.Message:
-        return wire.Networks(await network_members.on_node(connection, node))
+        networks = await network_members.on_node(connection, node)
+        is_gateway = any(network.is_gateway for network in networks)
+        return wire.Networks(networks, await network_members.hosts(connection) if is_gateway else ())
 
     async def imports_message() -> wire.Message:
         working = await imports.working(connection, node)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import asyncpg
 
 from novacron.model import limits
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound
 from novacron.model.network import FloatingAddress, Forward, NetworkKind, Protocol, check_address
+from novacron.model.node import SITE_DEFAULT
 from novacron.model.vm import Vm
-from novacron.store import events, networks, vms
+from novacron.store import events, network_members, networks, projects, sites, vms
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 
@@ -27,6 +28,8 @@ def _forward(row: asyncpg.Record | None) -> Forward:
 async def add_address(connection: Connection, project: str, address: str, actor: str) -> FloatingAddress:
     """Say that a project may give an address of the hosts' network to its VMs. Raises InvalidInput, Conflict."""
     text = str(check_address(address))
+    if text in await network_members.hosts(connection):
+        raise InvalidInput(f"{text} is the address of a host", field="address", hint="one that no host has")
     try:
         row = await connection.fetchrow(
             "INSERT INTO floating_addresses (address, project) VALUES ($1, $2) RETURNING *", text, project
@@ -132,23 +135,45 @@ async def detach(connection: Connection, address: str, actor: str) -> FloatingAd
 
 class NewForward(NamedTuple):
     """A port that is to lead to one of a VM: of a floating address, or of the gateway; ``network`` None: the VM's only
-    one."""
+    one. ``port`` None: the same as the VM's of a floating address, a free one of the gateway."""
 
     vm_port: int
     protocol: Protocol
-    port: int
+    port: int | None
     address: str | None = None
     network: str | None = None
 
 
+async def _gateway_port(connection: Connection, node: str | None, protocol: Protocol, port: int | None) -> int:
+    """Return the port of gateways that a forward gets: ``port`` if it may have that one, without one the first that is
+    free. The host of the gateway, and the platform on it, need the others. Raises InvalidInput, NoCapacity."""
+    site = await connection.fetchval("SELECT spec ->> 'site' FROM nodes WHERE name = $1", node) or SITE_DEFAULT
+    ports = await sites.forward_ports_of(connection, site)
+    if port is None:
+        port = await connection.fetchval(
+            "SELECT free FROM generate_series($1::int, $2::int) AS free WHERE NOT EXISTS (SELECT FROM forwards"
+            " WHERE address IS NULL AND protocol = $3 AND port = free) ORDER BY free LIMIT 1",
+            *ports, protocol,
+        )  # fmt: skip
+        if port is None:
+            raise NoCapacity(f"all {protocol} ports of {ports} are forwarded", field="port", hint="delete a forward")
+    elif port not in ports:
+        raise InvalidInput(
+            f"port {port} of gateways at site {site} can't be forwarded",
+            field="port", hint=f"one of {ports}, none for a free one, or a floating address",
+        )  # fmt: skip
+    return int(port)
+
+
 async def forward(connection: Connection, vm_id: str, new: NewForward, actor: str) -> Forward:
     """Let a port lead to one of a VM. Raises NotFound, Conflict, InvalidInput."""
-    vm_port, protocol, port, address, network = new
+    vm_port, protocol, wanted_port, address, network = new
     if protocol not in (Protocol.TCP, Protocol.UDP):
         raise InvalidInput(f"{protocol} has no ports", field="protocol", hint="tcp or udp")
     vm = await _vm(connection, vm_id)
     through = await _inside(connection, vm, network)
-    await networks.get(connection, through, lock=True)
+    inside = await networks.get(connection, through, lock=True)
+    before = await projects.lock_usage(connection, vm.project)
     count = await connection.fetchval("SELECT count(*) FROM forwards WHERE network = $1", through)
     if count >= limits.FORWARDS_PER_NETWORK_MAX:
         raise Conflict(f"network {through} has {count} ports that lead to VMs", hint="delete one first")
@@ -157,6 +182,9 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
         if floating.vm is not None or floating.network not in (None, through):
             raise Conflict(f"{address} is used by {floating.vm_name or f'network {floating.network}'}", field="address")
         await connection.execute("UPDATE floating_addresses SET network = $2 WHERE address = $1", address, through)
+        port = vm_port if wanted_port is None else wanted_port
+    else:
+        port = await _gateway_port(connection, inside.gateway or vm.node, protocol, wanted_port)
     try:
         row = await connection.fetchrow(
             "INSERT INTO forwards (id, network, address, protocol, port, vm, vm_name, vm_port)"
@@ -167,6 +195,7 @@ async def forward(connection: Connection, vm_id: str, new: NewForward, actor: st
         raise Conflict(
             f"{protocol} port {port} of {address or 'gateways'} leads to a VM already", field="port"
         ) from None
+    await projects.check_quota(connection, vm.project, before)
     created = _forward(row)
     what = f"{protocol} port {port} of {address or 'the gateway'} leads to its port {vm_port}"
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "PortForwarded", what, actor))

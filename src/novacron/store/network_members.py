@@ -20,16 +20,28 @@ from novacron.model.network import (
     Protocol,
     SecurityGroup,
     VmInterface,
+    is_private,
 )
-from novacron.store import networks
+from novacron.store import networks, sites
 from novacron.store.database import Connection
 from novacron.store.fleet import PLACED
 
+HOST_ADDRESSES_MAX = 32
 HOSTS = """
     SELECT name, number, spec ->> 'site' AS site, status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint,
            coalesce(status -> 'inventory' ->> 'wireguard', '') AS key
     FROM nodes
 """
+
+
+async def hosts(connection: Connection) -> tuple[str, ...]:
+    """Return names and addresses of all hosts of the platform, sorted: as others reach them, and the private ones that
+    they have besides. A host may not claim public ones: guests would lose them."""
+    rows = await connection.fetch("SELECT status -> 'inventory' AS inventory FROM nodes WHERE status ? 'inventory'")
+    has = [row["inventory"] for row in rows if row["inventory"]]
+    endpoints = {inventory["dwcp_endpoint"].rpartition(":")[0] for inventory in has}
+    own = {address for inventory in has for address in inventory.get("addresses", ())[:HOST_ADDRESSES_MAX]}
+    return tuple(sorted((endpoints | {address for address in own if is_private(address)}) - {""}))
 
 
 def _peer(own: asyncpg.Record, other: asyncpg.Record, encryption: Encryption) -> NetworkPeer:
@@ -40,7 +52,7 @@ def _peer(own: asyncpg.Record, other: asyncpg.Record, encryption: Encryption) ->
 
 async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...]:
     """Return every network that a node has to have: those of its VMs, and those that it is the gateway of."""
-    hosts = {row["name"]: row for row in await connection.fetch(HOSTS)}
+    hosts = {row["name"]: row for row in await connection.fetch(HOSTS)}  # by name
     network_rows = await connection.fetch(
         f"SELECT * FROM networks WHERE gateway = $1 OR name IN (SELECT network FROM nics"
         f" JOIN ({PLACED}) placed ON placed.id = nics.vm WHERE placed.node = $1) ORDER BY name",
@@ -66,7 +78,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
         members = of[network.name]
         others = {str(name) for name in (network.gateway, *(row["node"] for row in members)) if name}
         is_gateway = network.gateway == node
-        floating, entrances = await _ways_in(connection, network.name) if is_gateway else ((), ())
+        floating, entrances = await _ways_in(connection, network.name, hosts[node]["site"]) if is_gateway else ((), ())
         networks_.append(
             NetworkOnNode(
                 network.name,
@@ -137,8 +149,12 @@ def _passing(nic: NicSpec, groups: dict[str, tuple[Passing, ...]]) -> tuple[Pass
     return tuple(dict.fromkeys(rule for group in nic.groups for rule in groups.get(group, ())))
 
 
-async def _ways_in(connection: Connection, network: str) -> tuple[tuple[tuple[str, str], ...], tuple[Entrance, ...]]:
-    """Return the floating addresses of a network's guests, and the ports that lead to them."""
+async def _ways_in(
+    connection: Connection, network: str, site: str
+) -> tuple[tuple[tuple[str, str], ...], tuple[Entrance, ...]]:
+    """Return the floating addresses of a network's guests, and the ports that lead to them; those of its gateway only
+    as far as the gateway's site forwards them."""
+    ports = await sites.forward_ports_of(connection, site)
     floating = await connection.fetch(
         "SELECT f.address, nics.address AS guest FROM floating_addresses f JOIN nics ON nics.vm = f.vm"
         " AND nics.network = f.network WHERE f.network = $1 AND nics.address IS NOT NULL ORDER BY f.address",
@@ -154,6 +170,7 @@ async def _ways_in(connection: Connection, network: str) -> tuple[tuple[tuple[st
         tuple(
             Entrance(row["address"], Protocol(row["protocol"]), row["port"], row["guest"], row["vm_port"])
             for row in forwards
+            if row["address"] is not None or row["port"] in ports
         ),
     )
 

@@ -19,7 +19,8 @@ from novacron.store.rows import object_of
 USAGE = """
     SELECT u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.snapshots, u.networks,
            (SELECT count(*) FROM migrations m WHERE m.project = u.project AND m.finished_at IS NULL AND m.cause = $2)
-           AS migrations
+           AS migrations,
+           (SELECT count(*) FROM forwards f WHERE f.project = u.project) AS forwards
     FROM project_usage u WHERE u.project = $1
 """
 
@@ -163,7 +164,7 @@ async def making(connection: Connection, name: str) -> Making:
     )
     if row is None:
         raise NotFound(f"there is no project {name!r}", hint="see: novacron project list")
-    return Making(_project(row), msgspec.convert({**row["has"], "migrations": 0}, Usage))
+    return Making(_project(row), msgspec.convert({**row["has"], "migrations": 0, "forwards": 0}, Usage))
 
 
 async def check_quota(connection: Connection, name: str, before: Usage) -> None:

@@ -10,3 +10,5 @@ class Networks(Message, frozen=True):
     """All networks that this node is to have, and no others."""
 
     networks: tuple[NetworkOnNode, ...]
+    hosts: tuple[str, ...] = ()
+    """Addresses and names of all hosts of the platform, which guests can't reach: for gateways only."""

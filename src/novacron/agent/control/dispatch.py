@@ -73,8 +73,8 @@ class Dispatcher:
                 parts.subjects.imports.tell(imports, self._tasks)
             case wire.Exports(exports=exports):
                 parts.subjects.exports.tell(exports, self._tasks)
-            case wire.Networks(networks=networks):
-                parts.host.networks.tell(networks)
+            case wire.Networks(networks=networks, hosts=hosts):
+                parts.host.networks.tell(networks, hosts)
             case wire.Volumes(volumes=volumes):
                 parts.volumes.tell(volumes)
             case wire.Ask():

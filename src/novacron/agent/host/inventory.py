@@ -89,6 +89,7 @@ async def take(settings: AgentSettings, dwcp_endpoint: str, pools: Pools) -> tup
         bridges=() if lacks else tuple(await asyncio.to_thread(tap.bridges)),
         wireguard=wireguard.public_key(settings.wireguard_key) if may_encrypt else "",
         tunnel_mtu=await asyncio.to_thread(_tunnel_mtu, settings),
+        addresses=() if lacks else tuple(await asyncio.to_thread(tap.addresses)),
     )
     return inventory, images
 

@@ -24,12 +24,13 @@ from novacron.model.network import (
     MTU_DEFAULT,
     NetworkKind,
     NetworkOnNode,
+    Protocol,
     VmInterface,
     gateway_address,
     service_address,
 )
 from novacron.model.vm import mac_address, tap_name
-from novacron.net import dnsmasq, firewall, namespace, overlay, router, tap, wireguard
+from novacron.net import dnsmasq, firewall, listening, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 
@@ -87,7 +88,7 @@ def lacks() -> list[str]:
 
 
 def _resolved(host: str) -> str | None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the latter: what can be no name
         return socket.gethostbyname(host)
     return None
 
@@ -129,6 +130,10 @@ class NodeNetworks:
         self._table = f"novacron_{self.instance}"
         self._settings = settings
         self._desired: tuple[NetworkOnNode, ...] | None = None
+        self._hosts: tuple[str, ...] = ()
+        self._host_addresses: dict[str, str] = {}
+        """Addresses of ``_hosts``, those that are known."""
+        self._not_forwarded: frozenset[tuple[Protocol, int]] = frozenset()
         self._settled: dict[str, NetworkOnNode] = {}
         self._failed: dict[str, str] = {}
         self._closed: dict[str, dict[firewall.NicKey, str]] = {}
@@ -149,14 +154,15 @@ class NodeNetworks:
         """With what the names of this agent's namespaces begin."""
         return f"novacron-{self.instance}-"
 
-    def tell(self, desired: tuple[NetworkOnNode, ...]) -> None:
+    def tell(self, desired: tuple[NetworkOnNode, ...], hosts: tuple[str, ...] = ()) -> None:
+        """Take what is desired of networks here. ``hosts``: names and addresses that no guest reaches."""
         open_ = {(nic.vm, nic.number) for nic in _interfaces(self._desired or ()) if nic.passing is None}
         shut = {
             nic.address for nic in _interfaces(desired) if nic.passing is not None and (nic.vm, nic.number) in open_
         }
         # What these have begun while nobody asked goes on.
         self._arrived |= dict.fromkeys(filter(None, shut), time.monotonic() + firewall.ARRIVED_S)
-        self._desired = desired
+        self._desired, self._hosts = desired, hosts
         self._changed.set()
 
     async def run(self) -> None:
@@ -323,8 +329,11 @@ class NodeNetworks:
             self._remove_host_rules()
             return {}
         forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
-        only_between = None if forwarded else tap.bridges()
-        rules = router.host_script(self._table, gateways, list(tunnels.items()), only_between=only_between)
+        host = router.HostRules(
+            gateways, list(tunnels.items()), self._addresses_of_hosts(whole=whole) if gateways else (),
+            None if forwarded else tap.bridges(), self._used_ports(gateways),
+        )  # fmt: skip
+        rules = router.host_script(self._table, host)
         if not whole and self._rules.get("host") == rules:
             return {}
         try:
@@ -337,9 +346,34 @@ class NodeNetworks:
                 raise
         accepted = {vni: [] if vni in refused else peers for vni, peers in tunnels.items()}
         open_ = [network for network in gateways if network.vni not in refused]
-        firewall.nft(router.host_script(self._table, open_, list(accepted.items()), only_between=only_between))
+        firewall.nft(router.host_script(self._table, host._replace(gateways=open_, tunnels=list(accepted.items()))))
         self._rules["host"] = ""
         return refused
+
+    def _addresses_of_hosts(self, *, whole: bool) -> list[str]:
+        """Return the addresses of the platform's hosts; names are looked up again with ``whole``."""
+        known = {} if whole else self._host_addresses
+        self._host_addresses = {
+            host: address for host in self._hosts if (address := known.get(host) or _resolved(host)) is not None
+        }
+        return sorted({address for address in self._host_addresses.values() if not address.startswith(("127.", "0."))})
+
+    def _used_ports(self, gateways: list[NetworkOnNode]) -> frozenset[tuple[Protocol, int]]:
+        """Return the forwarded ports that this host itself listens at: they stay the host's."""
+        forwarded = {
+            (entrance.protocol, entrance.port): network.name
+            for network in gateways
+            for entrance in network.entrances
+            if entrance.address is None
+        }
+        used = listening.used_ports() & forwarded.keys() if forwarded else frozenset()
+        for protocol, port in sorted(used - self._not_forwarded):
+            log.error(
+                "a port is not forwarded: this host itself listens at it",
+                network=forwarded[protocol, port], protocol=protocol, port=port,
+            )  # fmt: skip
+        self._not_forwarded = used
+        return used
 
     def _remove_host_rules(self) -> None:
         if self._rules.pop("host", None) is not None:
@@ -351,7 +385,7 @@ class NodeNetworks:
         for vni, peers in tunnels.items():
             own = [network for network in gateways if network.vni == vni]
             try:
-                script = router.host_script(f"{self._table}_check", own, [(vni, peers)], only_between=None)
+                script = router.host_script(f"{self._table}_check", router.HostRules(own, [(vni, peers)]))
                 firewall.nft(script, check=True)
             except firewall.RulesRefused as error:
                 refused[vni] = str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from litestar import Response, Router, get, post
+from litestar import Response, Router, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
@@ -16,8 +16,10 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes.nodes import DrainNode, Uncordon
 from novacron.model import limits
 from novacron.model.drain import Drain, DrainPolicy
+from novacron.model.network import FORWARD_PORTS_DEFAULT, PortRangeText
 from novacron.model.node import Node
 from novacron.store import nodes
+from novacron.store import sites as store_sites
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
@@ -30,10 +32,25 @@ class Site(msgspec.Struct):
     nodes: list[str]
     ready: int
     cordoned: int
+    forward_ports: str = FORWARD_PORTS_DEFAULT
+    """Ports of its gateways that projects may forward to VMs."""
 
 
 class SiteList(msgspec.Struct):
     items: list[Site]
+
+
+class ConfigureSite(msgspec.Struct, forbid_unknown_fields=True):
+    """Ports of the site's gateways that projects may forward to VMs, such as ``30000-32767``."""
+
+    forward_ports: PortRangeText
+
+
+class SiteSettings(msgspec.Struct):
+    """What is set for a site."""
+
+    name: str
+    forward_ports: str
 
 
 class SiteNodes(msgspec.Struct):
@@ -67,6 +84,10 @@ async def list_sites(request: ApiRequest) -> Response[SiteList]:
         site.nodes.append(name)
         site.ready += entry.body["status"]["ready"]
         site.cordoned += spec["cordoned"]
+    async with services(request).database.connection() as connection:
+        for name, ports in (await store_sites.all_forward_ports(connection)).items():
+            if name in sites:
+                sites[name].forward_ports = ports
     return Response(SiteList([sites[name] for name in sorted(sites)]))
 
 
@@ -88,6 +109,14 @@ async def drain_site(
     return await replies.write(request, work, status=202)
 
 
+@patch("/sites/{site:str}", summary="Set which ports of a site's gateways may be forwarded", status_code=200)
+async def configure_site(request: ApiRequest, site: FromPath[str], data: JSONBody[ConfigureSite]) -> SiteSettings:
+    site = replies.check_ref("site", site)
+    async with replies.change(request) as connection:
+        await store_sites.set_forward_ports(connection, site, data.forward_ports, request.user.name)
+    return SiteSettings(site, data.forward_ports)
+
+
 @post("/sites/{site:str}/actions/uncordon", summary="Uncordon all nodes of a site", status_code=200)
 async def uncordon_site(
     request: ApiRequest, site: FromPath[str], data: JSONBody[Uncordon | None] = None
@@ -107,7 +136,7 @@ async def uncordon_site(
 
 router = Router(
     "/",
-    route_handlers=[list_drains, show_drain, list_sites, drain_site, uncordon_site],
+    route_handlers=[list_drains, show_drain, list_sites, configure_site, drain_site, uncordon_site],
     tags=["nodes"],
     opt=authorization.in_fleet(),
 )

@@ -83,11 +83,12 @@ class AttachFloatingAddress(msgspec.Struct, forbid_unknown_fields=True):
 
 class CreateForward(msgspec.Struct, forbid_unknown_fields=True):
     """A port that leads to ``vm_port`` of a VM. ``address``: a floating one; those of the gateway's host if not
-    given."""
+    given. ``port``: for a floating address, by default the VM's; for a gateway, one of its site's range (see
+    ``GET /sites``), by default a free one."""
 
     vm: str
     vm_port: Port
-    port: Port
+    port: Port | None = None
     protocol: Protocol = Protocol.TCP
     address: str | None = None
     network: Name | None = None

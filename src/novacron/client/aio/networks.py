@@ -31,7 +31,7 @@ class AsyncNetworkCalls(AsyncConnection):
         """Let a floating address lead to a VM; ``act("floating-addresses", address, "detach")`` undoes that."""
         return await self.act("floating-addresses", address, "attach", {"vm": vm, "network": network})
 
-    async def create_forward(self, vm: str, vm_port: int, port: int, **fields: object) -> Object:
+    async def create_forward(self, vm: str, vm_port: int, port: int | None = None, **fields: object) -> Object:
         """Forward a port to one of a VM; fields as in ``POST /api/v1/forwards``, those that are None left out."""
-        body = {"vm": vm, "vm_port": vm_port, "port": port, **without_none(fields)}
+        body = {"vm": vm, "vm_port": vm_port, **without_none({"port": port, **fields})}
         return await self._object("POST", "/api/v1/forwards", body)

@@ -30,6 +30,10 @@ class AsyncNodeCalls(AsyncConnection):
         """Return a one-time token with which a host joins."""
         return str((await self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])
 
+    async def configure_site(self, site: str, *, forward_ports: str) -> Object:
+        """Set which ports of a site's gateways may be forwarded to VMs, such as ``30000-32767``."""
+        return await self._object("PATCH", f"/api/v1/sites/{quoted(site)}", {"forward_ports": forward_ports})
+
     async def limit_link(
         self, site: str, other_site: str, rate_bytes_per_s: int, schedule: Sequence[Object] = ()
     ) -> Object:

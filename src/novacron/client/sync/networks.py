@@ -32,7 +32,7 @@ class NetworkCalls(Connection):
         """Let a floating address lead to a VM; ``act("floating-addresses", address, "detach")`` undoes that."""
         return self.act("floating-addresses", address, "attach", {"vm": vm, "network": network})
 
-    def create_forward(self, vm: str, vm_port: int, port: int, **fields: object) -> Object:
+    def create_forward(self, vm: str, vm_port: int, port: int | None = None, **fields: object) -> Object:
         """Forward a port to one of a VM; fields as in ``POST /api/v1/forwards``, those that are None left out."""
-        body = {"vm": vm, "vm_port": vm_port, "port": port, **without_none(fields)}
+        body = {"vm": vm, "vm_port": vm_port, **without_none({"port": port, **fields})}
         return self._object("POST", "/api/v1/forwards", body)

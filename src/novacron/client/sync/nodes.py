@@ -31,6 +31,10 @@ class NodeCalls(Connection):
         """Return a one-time token with which a host joins."""
         return str((self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])
 
+    def configure_site(self, site: str, *, forward_ports: str) -> Object:
+        """Set which ports of a site's gateways may be forwarded to VMs, such as ``30000-32767``."""
+        return self._object("PATCH", f"/api/v1/sites/{quoted(site)}", {"forward_ports": forward_ports})
+
     def limit_link(self, site: str, other_site: str, rate_bytes_per_s: int, schedule: Sequence[Object] = ()) -> Object:
         """Limit what migrations between two sites may use together; fields as in ``PUT /api/v1/links``."""
         body = {"rate_bytes_per_s": rate_bytes_per_s, "schedule": list(schedule)}
