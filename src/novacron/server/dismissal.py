@@ -21,8 +21,8 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-ENDS_S_MAX = 30.0
-"""How long a host has to end its VMs; if it takes longer, it is told again when it connects next."""
+ENDS_S_MAX = 10.0
+"""How long the host is listened to while it ends its VMs. It goes on by itself, and is told again when it connects."""
 REASON = "this node was removed, or another host has taken its place"
 NAMED_MAX = 5
 
