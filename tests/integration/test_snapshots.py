@@ -85,6 +85,51 @@ def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -
     site.cli("snapshot", "delete", vm["name"], "whole")
 
 
+def test_a_revert_that_fails_leaves_the_guest_as_it_was(
+    site: Platform, new_vm: NewVm, new_name: Callable[[], str]
+) -> None:
+    """Its memory was kept with a volume that the VM has no more: QEMU finds that when the disk has gone back."""
+    vm = boot_vm(site, new_vm)
+    volume = site.client.create_volume(new_name(), size_mib=8, node=vm["node"])
+    site.client.wait("volumes", volume["id"], lambda now: now is not None and now["phase"] == "ready", 30)
+    site.client.attach_volume(volume["id"], vm["id"])
+    until(lambda: shell(site, vm, "test -b /dev/sda && echo there") == "there", "the guest has its volume", 30)
+    write_to_disk(site, vm, "before")
+    site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    site.client.act("volumes", volume["id"], "detach")
+    site.client.wait("volumes", volume["id"], lambda now: now is not None and now["vm"] is None, 30)
+    write_to_disk(site, vm, "after")
+    shell(site, vm, "echo now > /run/word")
+    refused = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
+    assert refused.returncode != 0 and "the guest goes on as it was" in refused.stderr
+    assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
+    assert count_boots(site, vm) == 1 and len(snapshots_in_file(site, vm)) == 1, "nothing is left of the attempt"
+    site.wait_state(vm["id"], "running")
+    site.client.attach_volume(volume["id"], vm["id"])
+    site.cli("snapshot", "revert", vm["name"], "whole")
+    assert read_from_disk(site, vm) == "before", "with its volume it goes back"
+    site.client.act("volumes", volume["id"], "detach")
+    site.client.wait("volumes", volume["id"], lambda now: now is not None and now["vm"] is None, 30)
+    site.client.delete("volumes", volume["id"])
+
+
+def test_a_revert_to_what_is_not_in_the_disk_does_not_end_the_guest(site: Platform, new_vm: NewVm) -> None:
+    vm = boot_vm(site, new_vm)
+    for name in ("kept", "gone"):
+        site.cli("snapshot", "create", vm["name"], name)
+    site.cli("vm", "kill", vm["name"], "--wait")
+    listed = site.client.request("GET", f"/api/v1/vms/{vm['id']}/snapshots")["items"]
+    gone = next(entry["id"] for entry in listed if entry["name"] == "gone")
+    layer = directory_of(site, vm) / "disk.qcow2"
+    subprocess.run(["qemu-img", "snapshot", "-d", gone, str(layer)], check=True, capture_output=True)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    boots = count_boots(site, vm)
+    refused = site.cli("snapshot", "revert", vm["name"], "gone", check=False)
+    assert refused.returncode != 0 and "it is not in the VM's disk" in refused.stderr
+    assert count_boots(site, vm) == boots and site.client.get("vms", vm["id"])["status"]["state"] == "running"
+
+
 def test_a_warm_migration_moves_the_guests_snapshots(
     site: Platform, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:

@@ -231,6 +231,8 @@ class Reconciler:
             with context.doing(Action.SNAPSHOT, snapshot=snapshot.id, phase=snapshot.phase):
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
                 pause_ms = await snapshots.work(self._machine, snapshot, run_state)
+            if snapshot.phase is SnapshotPhase.REVERTING and snapshot.memory:
+                self._services.run_in_background(guest_agent.set_time(self._machine))
         except SnapshotFailed as failure:
             error = str(failure)
         self._snapshot_done = snapshot
