@@ -368,5 +368,5 @@ def test_a_hostile_archive_is_refused(site: Platform, api: Api, new_vm: NewVm, t
     assert site.cli("vm", "import", str(tmp_path / "none"), check=False).returncode == 2
     vm = site.wait_state(new_vm(image="disk", power="stopped")["id"], "stopped")
     until(lambda: site.client.get("vms", vm["id"])["node"], "it is placed")
-    assert "boots a kernel" in api("POST", f"/api/v1/vms/{vm['id']}/actions/export").problem["detail"]
+    assert "boots the kernel of its image" in api("POST", f"/api/v1/vms/{vm['id']}/actions/export").problem["detail"]
     assert api("GET", "/api/v1/exports/none/data").status == 404

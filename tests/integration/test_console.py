@@ -98,7 +98,7 @@ def test_a_ticket_opens_one_console_once(site: Platform, api: Api, new_vm: NewVm
         seen = b""
         while b"42" not in seen:
             seen += console.recv(10)
-    assert "wrong, used or too old" in why_closed(site, ticket)
+    assert "wrong, was used or has expired" in why_closed(site, ticket)
     for forged in ("", "nvt_x", ticket["ticket"][:-1], site.client.config.token):
         assert "ticket" in why_closed(site, {"path": f"/api/v1/console?ticket={forged}"})
     assert api("POST", f"/api/v1/vms/{vm['id']}/actions/open-console", {"kind": "x"}).problem["field"] == "kind"

@@ -81,7 +81,7 @@ def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -
     site.wait_state(vm["id"], "running")
     assert shell(site, vm, "cat /run/word") == "kept", "also where it is now"
     refused = site.cli("vm", "migrate", vm["name"], check=False)
-    assert refused.returncode == 4 and "which can't follow it while it runs" in refused.stderr
+    assert refused.returncode == 4 and "so it can't migrate while it runs" in refused.stderr
     site.cli("snapshot", "delete", vm["name"], "whole")
 
 

@@ -36,9 +36,9 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
     await snapshots.check_idle(connection, source)
     if linked and await snapshots.of_vm(connection, source.id):
         raise IllegalState(
-            f"VM {source.name} has snapshots, which a layer that is shared would put out of reach",
+            f"VM {source.name} has snapshots, so its disk can't be shared with a linked clone",
             field="linked",
-            hint=f"clone it fully, or delete them, see: novacron snapshot list {source.name}",
+            hint=f"make a full clone, or delete the snapshots, see: novacron snapshot list {source.name}",
         )
     spec = msgspec.structs.replace(
         source.spec,

@@ -232,7 +232,7 @@ class Database:
             self._say_full_at = now + FULL_SAID_S
             hint = "raise its max_connections, or lower --pool of the servers"
             log.warning(
-                "the database takes no more connections", open=self._pool.get_size(), error=str(error), hint=hint
+                "the database accepts no more connections", open=self._pool.get_size(), error=str(error), hint=hint
             )
 
     def _give_back(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
@@ -260,7 +260,7 @@ class Database:
             ENDED.add("committed")
         except OVERTAKEN as error:
             ENDED.add("overtaken")
-            raise Overtaken(f"another change came between: {error}", hint="try again") from error
+            raise Overtaken(f"another change came first: {error}", hint="try again") from error
         except BaseException:
             ENDED.add("failed")
             raise

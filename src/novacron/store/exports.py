@@ -35,13 +35,13 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")
     image = next((image for image in node.status.inventory.images if image.name == vm.spec.image), None)
     if image is None or not image.disk_bytes:
-        raise IllegalState(f"VM {vm.name} has no disk that could be exported")
+        raise IllegalState(f"VM {vm.name} has no disk to export")
     if image.kind == "kernel":
-        raise IllegalState(f"VM {vm.name} boots a kernel that is in its image, not on its disk: that would not boot")
+        raise IllegalState(f"VM {vm.name} boots the kernel of its image, so its disk alone would not boot elsewhere")
     count = await connection.fetchval("SELECT count(*) FROM exports WHERE node = $1", vm.node)
     if count >= limits.EXPORTS_PER_NODE_MAX:
         raise Unavailable(
-            f"node {vm.node} keeps {count} exports already", hint="delete one, see: novacron vm exports"
+            f"node {vm.node} already keeps {count} exports", hint="delete one, see: novacron vm exports"
         )  # fmt: skip
     row = await connection.fetchrow(
         "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace)"

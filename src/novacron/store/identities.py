@@ -30,7 +30,7 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
         node = await nodes.get(connection, name, lock=True)
         if node.status.ready:
             raise Conflict(
-                f"node {name} is connected", field="name", hint="stop its agent first if this host is to take its place"
+                f"node {name} is connected", field="name", hint="to replace it with this host, stop its agent first"
             )
         await connection.execute("UPDATE nodes SET key_hash = $2, was = NULL WHERE name = $1", name, key_hash)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
@@ -63,14 +63,14 @@ async def rename(connection: Connection, name: str, new: str, actor: str) -> Nod
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE name = $1 OR was = $1)", new):
         raise Conflict(f"a node named {new!r} exists", field="name", hint="choose another name")
     if await connection.fetchval("SELECT was FROM nodes WHERE name = $1", name):
-        raise Conflict(f"node {name} has not taken over its name yet", hint="wait until its agent is connected")
+        raise Conflict(f"node {name} has not taken its new name yet", hint="wait until its agent is connected")
     for what, sql in (
         ("takes part in a migration", "SELECT 1 FROM migrations WHERE finished_at IS NULL AND $1 IN (source, target)"),
         ("is being drained", "SELECT 1 FROM drains WHERE finished_at IS NULL AND node = $1"),
     ):
         if await connection.fetchval(f"{sql} LIMIT 1", name):
-            raise Conflict(f"node {name} {what}", hint="wait until that is over")
-    status = msgspec.structs.replace(node.status, ready=False, reason="its agent is taking over its new name")
+            raise Conflict(f"node {name} {what}", hint="wait until it has ended")
+    status = msgspec.structs.replace(node.status, ready=False, reason="its agent is taking its new name")
     await connection.execute(
         "UPDATE nodes SET name = $2, was = $1, status = $3 WHERE name = $1", name, new, msgspec.to_builtins(status)
     )

@@ -50,7 +50,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     chosen = _choose_node(every, node)
     count = await connection.fetchval("SELECT count(*) FROM imports WHERE node = $1 AND finished_at IS NULL", chosen)
     if count >= limits.IMPORTS_PER_NODE_MAX:
-        raise Unavailable(f"node {chosen} is at {count} imports already", hint="wait for one, or name another node")
+        raise Unavailable(f"node {chosen} already has {count} imports", hint="wait for one, or name another node")
     try:
         row = await connection.fetchrow(
             "INSERT INTO imports (id, spec, node, phase, project, trace) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
@@ -102,9 +102,9 @@ async def expected(connection: Connection, id: str, offset: int, length: int) ->
     """Return an import that waits for a piece of its upload. Raises NotFound, IllegalState, InvalidInput."""
     upload = await get(connection, id)
     if upload.spec.source is not Source.UPLOAD:
-        raise IllegalState(f"import {id} is no upload: its node fetches it itself")
+        raise IllegalState(f"import {id} is not an upload: its node downloads the file itself")
     if upload.finished_at is not None or upload.aborting:
-        raise IllegalState(f"import {id} is over: {upload.error or upload.phase}")
+        raise IllegalState(f"import {id} has ended: {upload.error or upload.phase}")
     if offset + length > upload.spec.size_bytes:
         raise InvalidInput(
             f"{offset + length} bytes are more than the {upload.spec.size_bytes} that were announced", field="offset"
@@ -142,7 +142,7 @@ async def abort(connection: Connection, id: str, actor: str) -> Import:
     """End an import; nothing of it stays. Raises NotFound, IllegalState."""
     aborted = await get(connection, id, lock=True)
     if aborted.finished_at is not None:
-        raise IllegalState(f"import {id} is over: {aborted.phase}")
+        raise IllegalState(f"import {id} has ended: {aborted.phase}")
     row = await connection.fetchrow(
         "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', finished_at = now()"
         " WHERE id = $1 RETURNING *",

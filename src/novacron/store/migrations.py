@@ -68,7 +68,7 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
     assert vm.node is not None
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
-        raise Conflict(f"node {vm.node}, where VM {vm.name} is, is not ready", hint="bring it back first")
+        raise Conflict(f"node {vm.node}, which has VM {vm.name}, is not ready", hint="bring it back first")
     before = await projects.lock_usage(connection, vm.project)
     with traces.span(
         "migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=request.cause
@@ -124,7 +124,7 @@ async def choose(
     await vms.check_not_cloning(connection, vm, VmAction.MIGRATE)
     if vm.spec.devices and is_live(vm):
         raise IllegalState(
-            f"VM {vm.name} has devices of node {vm.node}, which can't follow it while it runs",
+            f"VM {vm.name} has devices of node {vm.node}, so it can't migrate while it runs",
             hint=f"stop it first: novacron vm stop {vm.name} --wait",
         )
     await snapshots.check_movable(connection, vm, live=kind_of(vm, warm=warm) is MigrationKind.LIVE)
@@ -145,7 +145,7 @@ async def choose(
 async def _check_target(connection: Connection, vm: Vm, wish: Wish, target: str) -> None:
     """Raise InvalidInput, NotFound or NoCapacity unless a VM may be moved to a node."""
     if target == vm.node:
-        raise InvalidInput(f"VM {vm.name} is on {target} already", field="target", hint="name another node")
+        raise InvalidInput(f"VM {vm.name} is already on {target}", field="target", hint="name another node")
     await nodes.get(connection, target, field="target")
     refusal = (await fleet.load_some(connection, [target], [wish])).judge(wish, target).refusal
     if refusal is not None:
@@ -212,7 +212,7 @@ async def _lock(connection: Connection, id: str) -> Migration | None:
 
 def _advance(migration: Migration, phase: MigrationPhase) -> None:
     if phase not in TRANSITIONS[migration.phase]:
-        raise IllegalState(f"migration {migration.id} can't go from {migration.phase} to {phase}")
+        raise IllegalState(f"migration {migration.id} is {migration.phase}, and can't become {phase}")
 
 
 async def active(connection: Connection) -> list[Migration]:

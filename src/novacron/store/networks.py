@@ -73,11 +73,14 @@ async def create(
         spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
     most = _mtu_max(spec, every)
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
-        raise InvalidInput(f"an MTU of {mtu} does not fit the nodes: {MTU_MIN} to {most}", field="mtu")
+        raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
     used = {other.number for other in others}
     number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
     if number is None:
-        raise NoCapacity(f"there are {limits.NETWORKS_MAX} networks", hint="delete one that has no VMs")
+        raise NoCapacity(
+            f"there are already {limits.NETWORKS_MAX} networks, the most that is possible",
+            hint="delete one that has no VMs",
+        )
     try:
         row = await connection.fetchrow(
             "INSERT INTO networks (name, spec, number, mtu, project) VALUES ($1, $2, $3, $4, $5) RETURNING *",
@@ -125,7 +128,7 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
     Raises NotFound, InvalidInput, NoCapacity.
     """
     if spec.nics and spec.address is not None:
-        raise InvalidInput("the interfaces have addresses of their own", field="address", hint="nics: [{address}]")
+        raise InvalidInput("a VM with nics has its addresses in them", field="address", hint="nics: [{address}]")
     locked = {
         name: await get(connection, name, lock=True, field="nics") for name in sorted({n.network for n in spec.nics})
     }

@@ -82,7 +82,7 @@ async def delete(connection: Connection, name: str, actor: str) -> SecurityGroup
         name, [{"group": name}],
     )  # fmt: skip
     if other is not None:
-        raise Conflict(f"a rule of security group {other} is about {name}", hint="change that first")
+        raise Conflict(f"a rule of security group {other} names {name}", hint="change that rule first")
     await connection.execute("DELETE FROM security_groups WHERE name = $1", name)
     await events.record(connection, events.NewEvent("security-group", name, name, "Deleted", "nothing used it", actor))
     return group

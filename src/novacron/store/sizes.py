@@ -47,7 +47,7 @@ def check_maxima(spec: VmSpec) -> None:
             raise InvalidInput(f"{most} is less than the {value} that it has", field=field)
     if spec.memory_max_mib is not None and spec.memory_mib < limits.GROWING_MEMORY_MIB_MIN:
         raise InvalidInput(
-            f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB to begin with", field="memory_mib"
+            f"a guest whose memory may grow needs {limits.GROWING_MEMORY_MIB_MIN} MiB at the start", field="memory_mib"
         )
 
 

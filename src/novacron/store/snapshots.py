@@ -33,7 +33,7 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
     """Ask for a snapshot. Raises NotFound, Conflict, IllegalState."""
     vm = await _free(connection, ref)
     if vm.node is None or not await _has_disk(connection, vm):
-        raise IllegalState(f"VM {vm.name} has no disk: there is nothing that a snapshot could keep")
+        raise IllegalState(f"VM {vm.name} has no disk to take a snapshot of")
     if (memory or quiesce) and vm.status.state not in (VmState.RUNNING, VmState.PAUSED):
         what = "memory" if memory else "guest to write out what it has"
         raise IllegalState(
@@ -41,13 +41,13 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         )
     if memory and vm.status.hardware is not None and vm.status.hardware.dimms_mib:
         raise IllegalState(
-            f"VM {vm.name} was given memory while it runs, which can't be kept", field="memory",
-            hint="let it stop and start, or leave its memory out",
+            f"VM {vm.name} got memory while it runs, and a snapshot can't save that", field="memory",
+            hint="stop and start it first, or take the snapshot without memory",
         )  # fmt: skip
     if memory and vm.spec.devices:
         raise IllegalState(
-            f"VM {vm.name} has devices of its node, whose state can't be kept", field="memory",
-            hint="leave its memory out",
+            f"VM {vm.name} has devices of its node, and a snapshot can't save their state", field="memory",
+            hint="take the snapshot without memory",
         )  # fmt: skip
     if quiesce and vm.status.guest is None:
         raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
@@ -195,6 +195,6 @@ async def check_movable(connection: Connection, vm: Vm, *, live: bool) -> None:
     await check_idle(connection, vm)
     if live and any(snapshot.phase is not SnapshotPhase.FAILED for snapshot in await of_vm(connection, vm.id)):
         raise IllegalState(
-            f"VM {vm.name} has snapshots, which can't follow it while it runs",
-            hint=f"move it with them while it stands still: novacron vm migrate {vm.name} --warm",
+            f"VM {vm.name} has snapshots, so it can't migrate while it runs",
+            hint=f"move both, with the VM paused: novacron vm migrate {vm.name} --warm",
         )

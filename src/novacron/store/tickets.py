@@ -45,7 +45,9 @@ async def use(connection: Connection, secret: str) -> Admitted:
         "DELETE FROM tickets WHERE hash = $1 AND expires_at > now() RETURNING vm, kind", hash_secret(secret)
     )
     if row is None:
-        raise Unauthenticated("the ticket is wrong, used or too old", field="ticket", hint="ask for another one")
+        raise Unauthenticated(
+            "the ticket is wrong, was used or has expired", field="ticket", hint="ask for another one"
+        )
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node")

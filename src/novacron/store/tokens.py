@@ -78,7 +78,7 @@ async def revoke(connection: Connection, id: str, actor: str) -> None:
     )
     if not can_administer:
         raise Conflict(
-            "no administrator could use the API any more", hint="create another token first, or set a password"
+            "nobody could administer the platform any more", hint="create another token first, or set a password"
         )
     what = "session ended" if row["kind"] == TokenKind.SESSION else f"API token {row['name']} revoked"
     await events.record(connection, events.NewEvent("token", id, row["name"], "Revoked", what, actor))

@@ -84,7 +84,7 @@ def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
     if vm.status.state not in ALLOWED_IN[action] and not (vm.status.record_lost and action in BEGIN_ANEW):
         raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
     if action is VmAction.DELETE and vm.spec.protected:
-        raise Conflict(f"VM {vm.name} is protected", hint=f"if it has to go: novacron vm set {vm.name} --no-protect")
+        raise Conflict(f"VM {vm.name} is protected", hint=f"to delete it: novacron vm set {vm.name} --no-protect")
 
 
 async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) -> None:
@@ -276,7 +276,9 @@ def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
     """Return changes in which ``security_groups`` are those of all interfaces. Raises InvalidInput."""
     if not vm.spec.nics:
         raise InvalidInput(
-            f"VM {vm.name} is in no network", field="security_groups", hint="only interfaces in networks have them"
+            f"VM {vm.name} is in no network",
+            field="security_groups",
+            hint="only network interfaces (nics) have security groups",
         )
     rest = {key: value for key, value in changes.items() if key != "security_groups"}
     return rest | {
@@ -287,13 +289,13 @@ def _with_groups(vm: Vm, changes: dict[str, Any]) -> dict[str, Any]:
 async def check_available(connection: Connection, id: str | None, spec: VmSpec) -> None:
     """Raise InvalidInput when a VM is to be highly available, and something of it is on one node only."""
     if not spec.own_disk and spec.disk_mib is not None:
-        raise InvalidInput("a VM without its own disk has no disk size", field="disk_mib", hint="leave it out")
+        raise InvalidInput("a VM without a disk of its own has no disk size", field="disk_mib", hint="leave it out")
     if not spec.ha:
         return
     if spec.own_disk and await sizes.image_disk_mib(connection, spec.image):
         raise InvalidInput(
-            f"VMs of image {spec.image} have a disk of their own, which is on their node only",
-            field="ha", hint="create it with own_disk false, and let it boot from a volume in a shared pool",
+            f"a VM of image {spec.image} has a disk that is on its node only",
+            field="ha", hint="create it without a disk (own_disk: false) and boot it from a volume in a shared pool",
         )  # fmt: skip
     local = await connection.fetchval("SELECT name FROM volumes WHERE vm = $1 AND kind = 'local' LIMIT 1", id)
     if local is not None:

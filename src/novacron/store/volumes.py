@@ -142,8 +142,8 @@ async def attach(
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.spec.ha and volume.kind is PoolKind.LOCAL:
         raise Conflict(
-            f"VM {vm.name} is highly available, and volume {volume.name} is on node {volume.node} only",
-            field="vm", hint="make the volume in a shared pool",
+            f"VM {vm.name} is highly available, but volume {volume.name} is on node {volume.node} only",
+            field="vm", hint="use a volume in a shared pool",
         )  # fmt: skip
     why = unreachable(await nodes.get(connection, vm.node), volume)
     if why is not None:

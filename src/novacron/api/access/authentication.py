@@ -24,7 +24,9 @@ class Authentication(AbstractAuthenticationMiddleware):
 
     async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
         if not services(connection).cache.ready:
-            raise Unavailable("this server has lost the database and does not answer from old data", hint="try again")
+            raise Unavailable(
+                "this server has lost its database connection and does not answer from old data", hint="try again"
+            )
         header = connection.headers.get("authorization")
         caller = _by_header(connection, header) if header is not None else _by_cookie(connection)
         services(connection).recorder.used(caller.id, address_of(connection))

@@ -72,7 +72,9 @@ class Oidc:
         """Return the provider's verified claims. Raises Unauthenticated, Unavailable."""
         step = self._opened(cookie)
         if step is None or step.expires_at_s < time.time() or not hmac.compare_digest(step.state, state):
-            raise Unauthenticated("this login did not begin here, or began too long ago", hint="log in again")
+            raise Unauthenticated(
+                "this login was not started in this browser, or it took too long", hint="log in again"
+            )
         return await asyncio.to_thread(self._claims, step, code)
 
     def _sealed(self, step: LoginStep) -> str:

@@ -169,6 +169,6 @@ def _decoded(cursor: str | None, sort: str) -> str | None:
         raise InvalidInput(
             "the cursor is invalid, or belongs to another sort order",
             field="cursor",
-            hint="send `next` as it was given",
+            hint="send the `next` of the previous page unchanged",
         )
     return key

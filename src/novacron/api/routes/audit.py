@@ -86,7 +86,9 @@ async def search_audit(
 ) -> Records:
     authorization.check(request, subject.project, Right.MANAGE)
     if cursor is not None and not cursor.isdecimal():
-        raise InvalidInput("the cursor is not one of ours", field="cursor", hint="send `next` as it was given")
+        raise InvalidInput(
+            "the cursor is invalid", field="cursor", hint="send the `next` of the previous page unchanged"
+        )
     terms, before = audit.Filters(*subject, *period), None if cursor is None else int(cursor)
     async with services(request).database.connection() as connection:
         records = await audit.search(connection, terms, before, limit + 1)

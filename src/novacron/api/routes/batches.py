@@ -131,7 +131,7 @@ async def _configuring(request: ApiRequest, item: ConfigureOne) -> Work | NovaEr
         id = await authorization.resolve(request, "vm", item.vm, "vm")
         name = None if changes.name is UNSET else check_name(fields.pop("name"))
         if not fields and name is None:
-            raise InvalidInput("nothing is to change", field="changes")
+            raise InvalidInput("the request changes nothing", field="changes")
     except NovaError as error:
         return error
 

@@ -86,7 +86,7 @@ async def create_import(request: ApiRequest, data: JSONBody[ImportImage]) -> Res
         raise InvalidInput(
             "name the disk's source" if not sources else f"{' and '.join(sources)} are more than one source",
             field="url" if not sources else sources[1],
-            hint="give one of url, path, and size_bytes for an upload",
+            hint="give exactly one of url, path, or size_bytes (for an upload)",
         )
     shared = {"sha256": data.sha256, "format": data.format, "description": data.description}
     if data.url is not None:

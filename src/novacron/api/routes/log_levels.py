@@ -47,7 +47,7 @@ async def change(request: ApiRequest, data: JSONBody[LogLevel]) -> LogLevel:
             new.write_text(data.level)
             new.replace(file)  # other processes of the server read it at any moment
         except OSError as error:
-            raise Unavailable(f"the level can't be kept: {error}", hint="look at the server's disk") from error
+            raise Unavailable(f"the log level can't be saved: {error}", hint="check the server's disk") from error
         logs.set_level(data.level)
     return data
 

@@ -101,7 +101,7 @@ async def configure_project(
     name = replies.check_ref("project", name)
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not changes:
-        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
     if "name" in changes:
         check_name(changes["name"])
 

@@ -78,7 +78,7 @@ async def logout(request: ApiRequest) -> Response[None]:
 async def oidc_login(request: ApiRequest) -> Response[None]:
     oidc = services(request).oidc
     if oidc is None:
-        raise NotFound("this installation has no provider of logins", hint="see: novacron server --oidc")
+        raise NotFound("this installation has no identity provider", hint="see: novacron server --oidc")
     where, step = await oidc.begin()
     # Lax: the provider's page leads back here.
     cookie = Cookie(STEP_COOKIE, value=step, path="/", httponly=True, secure=True, samesite="lax", max_age=600)
@@ -92,7 +92,7 @@ async def oidc_callback(
 ) -> Response[LoggedIn]:
     oidc = services(request).oidc
     if oidc is None:
-        raise NotFound("this installation has no provider of logins")
+        raise NotFound("this installation has no identity provider")
     claims = await oidc.end(request.cookies.get(STEP_COOKIE, ""), sent_state, code)
     provider = oidc.provider
     async with services(request).database.transaction() as connection:

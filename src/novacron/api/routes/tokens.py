@@ -99,13 +99,13 @@ def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
     assert own is not None
     has = own.body
     if has["scopes"] is not None and (data.scopes is None or not set(data.scopes) <= set(has["scopes"])):
-        raise Forbidden("a token makes none that may more than it", field="scopes")
+        raise Forbidden("a token can't create a token with more rights than its own", field="scopes")
     if has["project"] is not None and data.project != has["project"]:
-        raise Forbidden("a token makes none that is good elsewhere", field="project")
+        raise Forbidden("a token limited to a project can't create a token for another one", field="project")
     if has["expires_at"] is not None and has["kind"] == TokenKind.API:
         left_s = request.user.expires_at_s - datetime.now().timestamp()
         if data.expires_in_s is None or data.expires_in_s > left_s:
-            raise Forbidden("a token makes none that is good for longer", field="expires_in_s")
+            raise Forbidden("a token can't create a token that expires later than itself", field="expires_in_s")
 
 
 @delete("/{id:str}", summary="Revoke an API token or end a session, immediately and permanently", status_code=204)

@@ -102,7 +102,7 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     if data.kind is UserKind.SERVICE and data.password is not None:
         raise InvalidInput("service accounts have tokens, not passwords", field="password")
     if data.kind is UserKind.PERSON and data.project is not None:
-        raise InvalidInput("people belong to no project: give them a role in it", field="project")
+        raise InvalidInput("only service accounts belong to a project: give people a role in it", field="project")
     context = services(request)
     hash = None if data.password is None else await context.passwords.hash(data.password)
 
@@ -129,7 +129,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
     user, context = _user(request, ref).body, services(request)
     own = context.cache.get("token", request.user.id)
     if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
-        raise Forbidden("a restricted token cannot set passwords", hint="use one without scopes and project")
+        raise Forbidden("a restricted token cannot set passwords", hint="use a token without scopes and project")
     if not request.user.access.allows(Right.MANAGE, None):
         if user["id"] != request.user.user:
             raise Forbidden(f"{request.user.name} may not set others' passwords")

@@ -179,7 +179,7 @@ async def configure_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[C
     id, revision = await authorization.resolve(request, "vm", ref), replies.if_match(request)
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not changes:
-        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
     name = None if data.name is UNSET else check_name(changes.pop("name"))
 
     async def work(connection: Connection) -> Vm:
@@ -336,7 +336,9 @@ async def foresee_migration(
             connection, id, (data or ForeseeMigration()).target, None, index=context.fleet
         )
     if vm.status.state is not VmState.RUNNING:
-        raise IllegalState(f"VM {vm.name} is {vm.status.state}", hint="only a running VM's move can be foreseen")
+        raise IllegalState(
+            f"VM {vm.name} is {vm.status.state}", hint="only the migration of a running VM can be estimated"
+        )
     assert vm.node is not None
     foreseen = await context.agents.foresee(vm.id, vm.node, target)
     return MigrationForecast(vm.name, vm.node, target, foreseen)

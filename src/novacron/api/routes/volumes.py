@@ -133,7 +133,7 @@ async def configure_volume(
     id = await authorization.resolve(request, "volume", ref)
     changes = {field: value for field in data.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
     if not changes:
-        raise InvalidInput("nothing is to change", hint="the fields and their rules are in /schema")
+        raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
     if data.name is not UNSET:
         check_name(changes["name"])
 
