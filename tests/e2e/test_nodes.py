@@ -49,6 +49,7 @@ def test_a_replacement_host_takes_over_a_node_and_invents_no_disks(victim: Platf
     state = victim.directory / "host-b" / "agent"
     agent = victim.agents["host-b"]
     agent.kill()
+    victim.kill_qemu(vm)  # the other host has been switched off
     token = victim.client.join_token("host-b")
     away = Path(f"{state}-old")
     state.rename(away)
@@ -66,10 +67,9 @@ def test_a_replacement_host_takes_over_a_node_and_invents_no_disks(victim: Platf
     away.rename(state)
     since = len(victim.server.log.read_text())
     agent.start()
-    until(lambda: "has taken its place" in agent.log.read_text(), "the old one is turned away")
+    until(lambda: "has taken its place" in agent.log.read_text(), "the old one is turned away", 60)
     assert "agent connected" not in victim.server.log.read_text()[since:]
     agent.stop()
-    victim.kill_qemu(vm)
     state.rename(away)
     new.rename(state)
     agent.start()

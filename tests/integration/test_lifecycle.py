@@ -145,8 +145,10 @@ def test_a_hanging_qemu_is_not_taken_for_dead(site: Platform, new_vm: NewVm) -> 
     os.kill(pid, signal.SIGSTOP)
     try:
         site.client.act("vms", vm["id"], "pause")
-        failed = site.wait_state(vm["id"], "failed", 60)
-        assert "did not answer" in failed["status"]["reason"]
+        unknown = site.wait_state(vm["id"], "unknown", 60)
+        assert "did not answer" in unknown["status"]["reason"]
+        refused = site.cli("vm", "migrate", vm["name"], check=False)
+        assert refused.returncode == 4 and "its QEMU may still run" in refused.stderr and "--force" in refused.stderr
         assert len([key for key in site.qemus() if vm["id"] in key]) == 1
         site.client.act("vms", vm["id"], "stop", {"timeout_s": 0})
         site.wait_state(vm["id"], "stopped", 60)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import msgspec
 import urllib3
+from cryptography import x509
 
 from novacron import pki
 from novacron.model.errors import InvalidInput
 from novacron.model.token import JoinTicket
 
+OWNER_CHARS = 16
+"""Of the digest of the key of an installation's authority."""
 JOIN_TIMEOUT_S = 20.0
 
 
@@ -36,6 +39,11 @@ class Identity(msgspec.Struct, frozen=True):
     def key(self) -> Path:
         return self.directory / "node.key"
 
+    @property
+    def owner(self) -> str:
+        """Return what tells this node from all others, whatever host and folder it works in: installation and name."""
+        return owner_of(self.ca.read_bytes(), self.name)
+
     def tls(self, *, server: bool) -> ssl.SSLContext:
         return pki.mutual_tls(self.ca, self.certificate, self.key, server=server)
 
@@ -52,6 +60,11 @@ class Identity(msgspec.Struct, frozen=True):
     def request(self, name: str) -> bytes:
         """Return a request for a certificate under this name."""
         return pki.certificate_request(pki.load_key(self.key), name)
+
+
+def owner_of(ca: bytes, name: str) -> str:
+    """Return ``Identity.owner`` of a node with this name in the installation that has this authority (PEM)."""
+    return f"{pki.key_hash(x509.load_pem_x509_certificate(ca))[:OWNER_CHARS]}/{name}"
 
 
 def load(directory: Path) -> Identity | None:

@@ -27,6 +27,7 @@ from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.presence import AgentLives, Presence
 from novacron.agent.host.volumes import NodeVolumes, Pools
 from novacron.agent.identity import Identity
 from novacron.agent.images import copies
@@ -42,6 +43,7 @@ from novacron.agent.vm import console_log
 from novacron.agent.vm.console import Consoles
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.leftovers import Leftovers
 from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
@@ -50,7 +52,7 @@ from novacron.dwcp.listener import Listener
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
 from novacron.model.ownership import Claim
-from novacron.model.token import decode_ticket
+from novacron.model.token import JoinTicket, decode_ticket
 from novacron.net import tap
 from novacron.qemu import userfaults
 from novacron.state_lock import FolderInUse, FolderLock
@@ -283,21 +285,43 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             pool.close()
 
 
-def identify(settings: AgentSettings, join: str | None) -> Identity:
-    """Return this node's identity, joining first if it has none. Raises InvalidInput."""
-    directory = settings.state_dir / "identity"
-    identity = identities.load(directory)
-    if identity is not None:
-        return identity
+def _ticket(settings: AgentSettings, join: str | None) -> JoinTicket:
+    """Return the ticket with which a host joins. Raises InvalidInput."""
     if join is None:
         raise InvalidInput(
-            f"this host has not joined yet (no identity in {directory})",
+            f"this host has not joined yet (no identity in {settings.identity_dir})",
             field="join",
             hint="make a token with: novacron node join-token, and give it with --join",
         )
-    if join.startswith("@"):
-        join = Path(join[1:]).read_text()
-    return identities.join(directory, decode_ticket(join), settings.name)
+    return decode_ticket(Path(join[1:]).read_text() if join.startswith("@") else join)
+
+
+def _be_present(owner: str) -> Presence:
+    """Make sure that no other agent of this node works on this host. Raises InvalidInput."""
+    try:
+        return Presence(owner)
+    except AgentLives as error:
+        raise InvalidInput(str(error), field="state-dir", hint="stop it first") from None
+
+
+def _begin(settings: AgentSettings, join: str | None, presence: contextlib.ExitStack) -> tuple[AgentSettings, Identity]:
+    """Return this node's identity, joining first if it has none, once nothing of an earlier agent acts on this host.
+
+    What can keep this agent from beginning is looked at first: a token is used up only then. Raises InvalidInput.
+    """
+    identity = identities.load(settings.identity_dir)
+    if identity is not None:
+        settings = msgspec.structs.replace(settings, owner=identity.owner)
+        presence.callback(_be_present(settings.owner).release)
+    else:
+        ticket = _ticket(settings, join)
+        owner = identities.owner_of(ticket.ca_pem.encode(), settings.name)
+        settings = msgspec.structs.replace(settings, owner=owner)
+        presence.callback(_be_present(owner).release)
+        Leftovers(settings).check()
+        identity = identities.join(settings.identity_dir, ticket, settings.name)
+    asyncio.run(Leftovers(settings).settle())
+    return settings, identity
 
 
 def _lock(directory: Path) -> FolderLock:
@@ -313,17 +337,16 @@ def run(settings: AgentSettings, join: str | None) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = _lock(settings.state_dir)
-    identity = identify(settings, join)
-    traces.set_up("agent", identity.name)
-    try:
-        if _until_renamed(settings, identity):
-            os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (as it was started)
-    except asyncio.CancelledError:
-        log.info("agent stopped; its VMs go on")
-    finally:
-        traces.close()
-        lock.release()
+    with contextlib.ExitStack() as held:
+        held.callback(_lock(settings.state_dir).release)
+        settings, identity = _begin(settings, join, held)
+        traces.set_up("agent", identity.name)
+        held.callback(traces.close)
+        try:
+            if _until_renamed(settings, identity):
+                os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (as it was started)
+        except asyncio.CancelledError:
+            log.info("agent stopped; its VMs go on")
 
 
 def _until_renamed(settings: AgentSettings, identity: Identity) -> bool:

@@ -46,6 +46,13 @@ class AgentSettings(msgspec.Struct, frozen=True):
     uid_base: int | None = None
     """First of the 65,536 user numbers that VMs' QEMUs run as; None: all run as the agent's user."""
 
+    owner: str = ""
+    """Whose QEMUs this agent starts, as ``identity.owner`` says it: by that they are found again on this host."""
+
+    @property
+    def identity_dir(self) -> Path:
+        return self.state_dir / "identity"
+
     @property
     def wireguard_key(self) -> Path:
         return self.state_dir / "wireguard.key"

@@ -166,7 +166,8 @@ class Worker:
                 context.report(VmState.RUNNING, context.missing_memory_reason())
             elif context.owns():
                 tried = f"; tried {context.failures} times" if context.failures > 1 else ""
-                context.report(VmState.FAILED, (str(error) or type(error).__name__) + tried)
+                state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
+                context.report(state, (str(error) or type(error).__name__) + tried)
             return self._backoff.next_s()
         except Exception:  # a defect met with one VM must not take the others' workers away
             log.exception("defect in a worker", vm=self.vm)

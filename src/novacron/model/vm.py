@@ -60,6 +60,8 @@ class VmState(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
+    UNKNOWN = "unknown"
+    """Its QEMU runs, or may, and its node can't tell how the guest is: nothing may be done that could run it twice."""
     ABSENT = "absent"
 
 

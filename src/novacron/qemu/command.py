@@ -125,6 +125,11 @@ def name_argument(id: str) -> str:
     return f"guest={quoted(id)}"
 
 
+def uuid_argument(id: str) -> str:
+    """Return a VM's UUID, which follows from its id."""
+    return str(uuid.uuid5(NAMESPACE, id))
+
+
 def quoted(value: object) -> str:
     """Return a value for a QEMU option list, in which a comma is written twice."""
     return str(value).replace(",", ",,")
@@ -254,7 +259,7 @@ def command(config: QemuConfig, *, incoming: bool) -> list[str]:
     arguments = [
         config.binary,
         *("-name", name_argument(config.id)),
-        *("-uuid", str(uuid.uuid5(NAMESPACE, config.id))),
+        *("-uuid", uuid_argument(config.id)),
         *("-nodefaults", "-no-user-config", "-no-shutdown"),
         *("-display", f"vnc=unix:{quoted(display_path(directory))}" if config.display else "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),

@@ -1,4 +1,4 @@
-"""A QEMU process: started so that it outlives us, found again, and its end noticed without polling."""
+"""A QEMU process: started so that it outlives us, and its end noticed without polling."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from novacron.qemu import lease_guard
-from novacron.qemu.command import name_argument
 from novacron.qemu.firmware import TPM
 
-KILL_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S, QUIT_TIMEOUT_S = 10.0, 10.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 KEEPER_ANSWER_S_MAX = 15.0
@@ -29,27 +28,40 @@ KEEPER = ("-I", "-S", str(Path(lease_guard.__file__).resolve()))
 
 
 def spawn(
-    arguments: list[str], directory: Path, descriptors: Sequence[int] = (), log: str = LOG, lease: Path | None = None
+    arguments: list[str],
+    directory: Path,
+    descriptors: Sequence[int] = (),
+    *,
+    log: str = LOG,
+    lease: Path | None = None,
+    marks: Mapping[str, str] | None = None,
 ) -> int:
     """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``log``.
 
-    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. Raises OSError.
+    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. ``marks`` are added to its
+    environment. Raises OSError.
     """
+    environment = {**os.environ, **(marks or {})}
     with (directory / log).open("wb") as messages:
         if lease is not None:
-            return _spawn_kept(arguments, directory, descriptors, messages, lease)
+            return _spawn_kept(arguments, directory, descriptors, messages, lease, environment)
         return subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, cwd=directory,
-            start_new_session=True, pass_fds=descriptors, umask=0o077,
+            start_new_session=True, pass_fds=descriptors, umask=0o077, env=environment,
         ).pid  # fmt: skip
 
 
 def _spawn_kept(
-    arguments: list[str], directory: Path, descriptors: Sequence[int], messages: BinaryIO, lease: Path
+    arguments: list[str],
+    directory: Path,
+    descriptors: Sequence[int],
+    messages: BinaryIO,
+    lease: Path,
+    environment: Mapping[str, str],
 ) -> int:
     keeper_ = subprocess.Popen(
         [sys.executable, *KEEPER, str(lease.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages,
-        cwd=directory, start_new_session=True, pass_fds=descriptors, umask=0o077,
+        cwd=directory, start_new_session=True, pass_fds=descriptors, umask=0o077, env=environment,
     )  # fmt: skip
     assert keeper_.stdin is not None and keeper_.stdout is not None
     with keeper_.stdin as stdin, keeper_.stdout as said:
@@ -93,29 +105,6 @@ def log_tail(directory: Path) -> str:
         return (directory / LOG).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
-
-
-def _is_ours(pid: int, directory: Path) -> bool:
-    try:
-        if Path(f"/proc/{pid}/cwd").readlink() != directory:
-            return False
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError):
-        return False
-    return state != "Z" and os.fsencode(name_argument(directory.name)) in arguments
-
-
-def find(directory: Path) -> int | None:
-    """Return the process id of the QEMU that runs in ``directory``, which is named after its VM, or None.
-
-    A process is asked where it is, not a file: so a QEMU is also found when we were killed while it was started.
-    """
-    directory = directory.resolve()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and _is_ours(int(entry.name), directory):
-            return int(entry.name)
-    return None
 
 
 class Used(NamedTuple):
@@ -171,6 +160,16 @@ async def ended(pid: int) -> int | None:
 async def reaped(pid: int) -> None:
     """Wait for a child, so that nothing is left of it."""
     await ended(pid)
+
+
+async def quit(pid: int) -> None:
+    """End a QEMU of which nobody can ask anything, its disks' caches written; one that does not end is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended(pid), QUIT_TIMEOUT_S)
+            return
+        await kill(pid)
 
 
 async def kill(pid: int) -> None:

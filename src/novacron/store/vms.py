@@ -28,6 +28,7 @@ from novacron.model.vm import (
     Vm,
     VmAction,
     VmSpec,
+    VmState,
 )
 from novacron.store import deferred_writes, events, networks, projects, sizes
 from novacron.store.database import Connection
@@ -82,9 +83,23 @@ def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
             hint=f"wait for it, or: novacron migration abort {vm.migration}",
         )
     if vm.status.state not in ALLOWED_IN[action] and not (vm.status.record_lost and action in BEGIN_ANEW):
-        raise IllegalState(f"cannot {action} VM {vm.name}: it is {vm.status.state}")
+        raise IllegalState(f"cannot {action} VM {vm.name}: {_standing(vm)}", hint=_way_out(vm))
     if action is VmAction.DELETE and vm.spec.protected:
         raise Conflict(f"VM {vm.name} is protected", hint=f"to delete it: novacron vm set {vm.name} --no-protect")
+
+
+def _standing(vm: Vm) -> str:
+    """Say how a VM is, in a sentence about why something can't be done."""
+    if vm.status.state is not VmState.UNKNOWN:
+        return f"it is {vm.status.state}"
+    reason = f": {vm.status.reason}" if vm.status.reason else ""
+    return f"its state is unknown, and its QEMU may still run on node {vm.node}{reason}"
+
+
+def _way_out(vm: Vm) -> str | None:
+    if vm.status.state is not VmState.UNKNOWN:
+        return None
+    return f"wait until its node can tell, or end what may run: novacron vm stop {vm.name} --force"
 
 
 async def check_not_cloning(connection: Connection, vm: Vm, action: VmAction) -> None:

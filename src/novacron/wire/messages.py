@@ -49,7 +49,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 FromAgent = (
     Hello

@@ -83,6 +83,15 @@ def _decode(raw: bytes) -> Record:
     return msgspec.json.decode(raw, type=Record)
 
 
+def peek(directory: Path, vm: str) -> Record | None:
+    """Return the record of one VM in a journal that may be another agent's, which is left as it is; None: there is no
+    sound one."""
+    try:
+        return _decode((directory / f"{vm}.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 class Journal:
     """All records of one node."""
 
@@ -128,6 +137,11 @@ class Journal:
             self._write(path.with_suffix(DAMAGED_SUFFIX), raw)
         self.store(vm, record)
         return record
+
+    def has(self, vm: str) -> bool:
+        """Say whether anything is remembered of a VM."""
+        path = self._directory / f"{vm}.json"
+        return path.exists() or path.with_suffix(DAMAGED_SUFFIX).exists()
 
     def store(self, vm: str, record: Record) -> None:
         """Write a record; when this returns it survives a power cut. Raises OSError."""

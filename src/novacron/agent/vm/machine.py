@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from novacron.agent.actions import Action, Doing
+from novacron.agent.host import presence
 from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -18,15 +19,17 @@ from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
+from novacron.agent.vm.leftovers import owner_of
 from novacron.disk import overlay
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import GuestHardware, VmSpec
 from novacron.net.tap import NetworkFailed
-from novacron.qemu import block, command, confine, hotplug, process, usage
+from novacron.qemu import block, command, confine, hotplug, process, running, usage
 from novacron.qemu.confine import Cgroup
 from novacron.qemu.guest import GuestAgent
 from novacron.qemu.monitor import Monitor, MonitorFailed
+from novacron.qemu.running import RunningQemu
 from novacron.qemu.vfio import DeviceFailed
 from novacron.telemetry import logs
 
@@ -92,10 +95,10 @@ class Machine:
         What that agent was carrying is lost: its sockets are removed.
         """
         self.home.clear_sockets()
-        self.pid = await asyncio.to_thread(process.find, self.directory)
-        if self.pid is None:
+        found = await self._find()
+        if found is None:
             return False
-        self.kept = process.is_kept(self.pid)
+        self.pid, self.kept = found.pid, process.is_kept(found.pid)
         self._launch.note_devices()
         await self._attach()
         return True
@@ -105,9 +108,7 @@ class Machine:
 
         Raises MachineFailed.
         """
-        running = await asyncio.to_thread(process.find, self.directory)
-        if running is not None:
-            raise MachineFailed(f"QEMU {running} runs this VM already")
+        await self._check_alone(incoming=request.incoming)
         uid = await self._make_directory(request)
         try:
             await self._spawn(request, uid)
@@ -127,6 +128,30 @@ class Machine:
             said = process.log_tail(self.directory)
             await self.kill()
             raise MachineFailed(f"QEMU did not start: {said or error}") from error
+
+    async def _find(self) -> RunningQemu | None:
+        """Return the QEMU that runs this VM for this node, wherever it does."""
+        return await asyncio.to_thread(running.find, self.directory, self._settings.owner)
+
+    async def _check_alone(self, *, incoming: bool) -> None:
+        """Raise MachineFailed while a QEMU on this host may run this VM: for this node, or for one without an agent.
+
+        A guest that is ``incoming`` does not run before the node that it comes from has promised not to run it.
+        """
+        found = await self._find()
+        if found is not None:
+            self.pid, self.kept = found.pid, process.is_kept(found.pid)
+            self._watch_end(found.pid)
+            raise MachineFailed(f"QEMU {found.pid} runs this VM already, in {found.directory or 'a removed directory'}")
+        if incoming:
+            return
+        for other in await asyncio.to_thread(running.of_vm, self.id):
+            owner = await asyncio.to_thread(owner_of, other)
+            if owner and not await asyncio.to_thread(presence.lives, owner):
+                raise MachineFailed(
+                    f"QEMU {other.pid} of node {owner.partition('/')[2]}, whose agent does not work, runs this VM"
+                    " on this host: start that agent, or end the process"
+                )
 
     async def _make_directory(self, request: StartRequest) -> int | None:
         """Have the VM's directory and its disk; return its user number. Raises MachineFailed."""
@@ -152,8 +177,11 @@ class Machine:
         with Opener(self.home) as opener:
             arguments = await self._launch.prepare(request, uid, opener)
             lease = self._settings.lease_path if spec.ha else None
+            marks = running.marks(self._settings.owner, self._settings.state_dir)
             spawning = asyncio.ensure_future(
-                asyncio.to_thread(process.spawn, arguments, self.directory, opener.descriptors, lease=lease)
+                asyncio.to_thread(
+                    process.spawn, arguments, self.directory, opener.descriptors, lease=lease, marks=marks
+                )
             )
             try:
                 await finished_in_thread(spawning)
@@ -229,8 +257,13 @@ class Machine:
         pid = self.pid
         assert pid is not None
         self.migration_status, self._disk_bytes = "", 0
-        self._ending = asyncio.create_task(self._watch(pid))
+        self._watch_end(pid)
         await self._connect()
+
+    def _watch_end(self, pid: int) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = asyncio.create_task(self._watch(pid))
 
     async def _connect(self) -> None:
         self.monitor = await Monitor.connect(
@@ -295,9 +328,11 @@ class Machine:
 
     async def kill(self) -> None:
         """End QEMU at once, and take its tap away."""
-        pid = self.pid or await asyncio.to_thread(process.find, self.directory)
+        found = await self._find()
+        pids = {self.pid, None if found is None else found.pid} - {None}
         await self.detach()
-        if pid is not None:
+        for pid in pids:
+            assert pid is not None
             await process.kill(pid)
         self.pid = None
         await self._launch.tpm.end()

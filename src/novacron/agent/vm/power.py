@@ -42,7 +42,7 @@ STATES = {
     "shutdown": VmState.STOPPED,
     "absent": VmState.STOPPED,
 }
-"""What QEMU's run states (QMP RunState) mean to users; the others mean that the VM has failed."""
+"""What QEMU's run states (QMP RunState) mean to users; in others nobody can tell how the guest is."""
 
 RESUMABLE = frozenset({"paused", "prelaunch", "postmigrate"})
 

@@ -149,7 +149,7 @@ class Reconciler:
 
     def _report(self, assignment: wire.Assignment, run_state: str) -> None:
         context, spec = self._context, assignment.spec
-        state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.FAILED)
+        state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.UNKNOWN)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
         reason = self._grow_error if run_state == "running" else ""
         if context.record.post_copy is not None:

@@ -1,0 +1,123 @@
+"""Agents whose state folder was moved away, copied or put back from a copy while their VMs run: with real QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lab.platform import Platform, Service, until
+from novacron.qemu.running import files_of
+from tests.e2e.conftest import boot, delete, until_counts_on, until_settled, watching
+
+
+def qemus_of(victim: Platform, vm: dict[str, Any]) -> list[int]:
+    """Return the QEMUs that run a VM anywhere on this machine, found by their command line alone."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and f"guest={vm['id']}".encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                pids.append(int(entry.name))
+    return pids
+
+
+@contextlib.contextmanager
+def agent_with(victim: Platform, state: Path) -> Iterator[Service]:
+    """Yield another agent of host-b, which works with another state folder, and end it."""
+    host, own = victim.host("host-b"), victim.agents["host-b"]
+    arguments = [
+        *("agent", "--name", "host-b", "--state-dir", str(state), "--images-dir", str(victim.images_of("host-b"))),
+        *("--advertise", host.address, "--dwcp-port", "7446", *(("--bridge", "br0") if host.netns else ())),
+        *("--pool", f"small={victim.directory / 'host-b' / 'small'}", "--shared-pool", f"nfs={victim.shared_pool}"),
+    ]
+    agent = Service("copy", arguments, victim.directory / "copy.log", host.enter, {})
+    agent.env = dict(own.env)
+    try:
+        yield agent
+    finally:
+        agent.kill()
+
+
+def refused(agent: Service) -> str:
+    """Start an agent that must end by itself; return what it said."""
+    before = len(agent.log.read_text()) if agent.log.exists() else 0
+    agent.start()
+    until(lambda: not agent.running, "it does not start", 40)
+    assert agent.process is not None and agent.process.returncode != 0
+    return agent.log.read_text()[before:]
+
+
+def test_no_copy_of_a_state_folder_is_used_while_its_vms_run(victim: Platform) -> None:
+    vm = boot(victim, "copied", 71, node="host-b", memory_mib=128, image="disk")
+    agent, state = victim.agents["host-b"], victim.directory / "host-b" / "agent"
+    (pid,) = qemus_of(victim, vm)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other_disk, watching(victim, 71) as client:
+        shutil.copytree(state, Path(other_disk) / "agent", symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+        with agent_with(victim, Path(other_disk)) as copy:
+            assert "is an agent of node host-b on this host already" in refused(copy)
+            agent.kill()
+            said = refused(copy)
+            assert f"{vm['id']} (process {pid}, in {state / 'vms' / vm['id']})" in said
+            assert f"--state-dir {state.parent}" in said, "it names the folder to use"
+        # An older copy in the folder's place.
+        state.rename(f"{state}-bad")
+        shutil.copytree(Path(other_disk) / "agent", state, symlinks=True)
+        try:
+            assert f"{state}-bad" in refused(agent)
+        finally:
+            shutil.rmtree(state)
+            Path(f"{state}-bad").rename(state)
+        assert qemus_of(victim, vm) == [pid]
+        agent.start()
+        victim.wait_node("host-b")
+        assert until_settled(victim, vm)["status"]["pid"] == pid
+        until_counts_on(victim, client, vm)
+    delete(victim, vm)
+
+
+def test_a_wiped_agent_that_joins_again_takes_over_its_vms_with_all_that_they_are(victim: Platform) -> None:
+    vm = boot(victim, "wiped", 72, node="host-b", memory_mib=128, image="disk")
+    volume = victim.client.create_volume("of-wiped", size_mib=8, node="host-b")
+    victim.cli("volume", "attach", "of-wiped", "wiped")
+    agent, state = victim.agents["host-b"], victim.directory / "host-b" / "agent"
+    (pid,) = qemus_of(victim, vm)
+    disk = state / "volumes" / f"{volume['id']}.raw"
+    until(lambda: disk in files_of(pid), "it has the volume")
+    away = Path(f"{state}-away")
+    with watching(victim, 72) as client:
+        agent.kill()
+        state.rename(away)
+        victim.wait_node("host-b", ready=False)
+        assert "is not ready" in victim.cli("vm", "migrate", "wiped", check=False).stderr
+        agent.start("--join", victim.client.join_token("host-b"))
+        victim.wait_node("host-b")
+        until(lambda: victim.client.get("vms", vm["id"])["status"]["pid"] == pid, "its QEMU is adopted")
+        assert until_settled(victim, vm)["status"]["state"] == "running"
+        assert qemus_of(victim, vm) == [pid]
+        until_counts_on(victim, client, vm)
+        victim.cli("vm", "migrate", "wiped", "--to", "host-a", "--wait")
+        until_counts_on(victim, client, vm)
+    assert not (away / "volumes" / disk.name).exists(), "its volume went with it"
+    assert (away / "identity").exists() and not list((away / "vms").iterdir())
+    delete(victim, vm)
+    victim.client.delete("volumes", volume["id"])
+    victim.until_clean()
+    shutil.rmtree(away)
+
+
+def test_a_vm_whose_files_were_removed_while_it_ran_does_not_run_beside_its_successor(victim: Platform) -> None:
+    vm = boot(victim, "removed", 73, node="host-b", memory_mib=128)
+    agent, state = victim.agents["host-b"], victim.directory / "host-b" / "agent"
+    (pid,) = qemus_of(victim, vm)
+    agent.kill()
+    shutil.rmtree(state)
+    victim.wait_node("host-b", ready=False)
+    agent.start("--join", victim.client.join_token("host-b"))
+    victim.wait_node("host-b")
+    until(lambda: len(qemus_of(victim, vm)) == 1 and pid not in qemus_of(victim, vm), "a new one runs alone", 60)
+    until_settled(victim, vm)
+    delete(victim, vm)
+    victim.until_clean()
