@@ -56,6 +56,42 @@ def test_a_vm_whose_record_is_damaged_does_not_run_before_a_later_epoch(tmp_path
     assert (verdict, record.held, record.damaged) == (OrderVerdict.RUN, OwnershipRecord(4, Claim.OWNER), False)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'{"held":{"epoch":3,"claim":"released"},"machine":"\xff"}', b'{"a":' * 100_000,
+     b'{"held":{"epoch":-1,"claim":"none"}}'],
+    ids=["no UTF-8", "nested too deeply", "a negative epoch"],
+)  # fmt: skip
+def test_a_record_that_no_decoder_takes_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vm-a.json").write_bytes(content)
+    assert Journal(tmp_path).load()["vm-a"].damaged
+
+
+def test_a_directory_in_place_of_a_record_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "vm-a.json").mkdir()
+    assert Journal(tmp_path).load()["vm-a"].damaged
+
+
+def test_a_flipped_bit_does_not_undo_a_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELEASED at epoch 8 with one bit flipped was RELEASED at 0, which lets the node run the VM at 8."""
+    Journal(tmp_path).store("vm-a", Record(OwnershipRecord(8, Claim.RELEASED), machine="pc-i440fx-7.2"))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    path = tmp_path / "vm-a.json"
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        record = Journal(tmp_path).load_one("vm-a")
+        assert record.damaged or record.held == OwnershipRecord(8, Claim.RELEASED), bytes(changed)
+        path.with_suffix(".damaged").unlink(missing_ok=True)
+
+
+def test_a_record_without_a_checksum_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vm-a.json").write_bytes(msgspec.json.encode(RECORD))
+    assert Journal(tmp_path).load_one("vm-a") == RECORD
+
+
 def test_damage_is_remembered_through_the_agents_own_death(tmp_path: Path) -> None:
     (tmp_path / "vm-a.json").write_bytes(b"garbage")
     assert Journal(tmp_path).load_one("vm-a").damaged

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.node import ImageInfo
 from novacron.model.vm import NAME_PATTERN
 
@@ -91,7 +91,7 @@ def _load(directory: Path) -> LocalImage:
     raw = (directory / MANIFEST).read_bytes()[:MANIFEST_BYTES_MAX]
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise InvalidInput(f"{directory / MANIFEST} is not an image manifest: {error}", field="image") from None
     required = {"kernel": (manifest.kernel, manifest.initrd), "disk": (manifest.disk,)}.get(manifest.kind)
     if required is None or None in required:
@@ -112,6 +112,8 @@ def _path_of(file: ImageFile, directory: Path) -> Path:
     if "/" in file.path or file.path.startswith("."):
         raise InvalidInput(f"{directory / MANIFEST} names a file outside the image", field=file.path)
     path = directory / file.path
+    if not file.path.isprintable():
+        raise InvalidInput(f"{directory / MANIFEST} names a file that can't be one", field="image")
     if path.is_symlink() or path.stat().st_size != file.size_bytes:
         raise InvalidInput(f"{path} is not the file that its manifest describes", field="image")
     return path

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import msgspec
 
+from novacron.model.errors import MALFORMED
+
 PAGE = 4096
 RECORD = 8 + PAGE
 VERSION = 1
@@ -248,7 +250,7 @@ class DiskPlayer:
             raise StreamError("a disk's stream without a head")
         try:
             head = msgspec.msgpack.decode(data[_head.size : _head.size + length], type=Head)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise StreamError(f"the head of a disk's stream can't be read: {error}") from error
         if head.version != VERSION or not 0 < len(head.volumes) <= VOLUMES_MAX:
             raise StreamError(f"version {head.version} with {len(head.volumes)} volumes is not known")

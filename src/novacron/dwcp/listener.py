@@ -16,6 +16,7 @@ from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, FrameConnect
 from novacron.dwcp.frames import ErrorCode, Frame, FrameType, ProtocolError, SessionHello
 from novacron.dwcp.receiver import SILENCE_S, ReceiveOptions, ReceiveSession, code_of
 from novacron.dwcp.sender import CONNECTION_LOST
+from novacron.model.errors import MALFORMED
 
 ANNOUNCED_S = 4.0
 """How long a sender may wait for a session that was announced: less than it waits for an answer."""
@@ -147,7 +148,7 @@ class Listener:
                 text = f"no session {hello.session[:SESSION_SHOWN]!r} is expected from {peer}"
                 raise ProtocolError(text, ErrorCode.NOT_EXPECTED)
             return await incoming.serve(hello, connection)
-        except (ProtocolError, msgspec.DecodeError) as error:
+        except (ProtocolError, *MALFORMED) as error:
             connection.put(frames.error_frame(str(error), code_of(error)))
             async with asyncio.timeout(SILENCE_S):
                 await connection.drain()

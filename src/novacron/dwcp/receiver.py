@@ -35,6 +35,7 @@ from novacron.dwcp.pipes import Handover, PipelineStopped, Stages, StreamSink
 from novacron.dwcp.return_channel import ReturnSender
 from novacron.dwcp.send_window import WINDOW_FRAMES
 from novacron.dwcp.sender import OUTAGE_S
+from novacron.model.errors import MALFORMED
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 
@@ -50,7 +51,7 @@ SILENCE_S = 20.0
 BASE_DIGESTS = 512
 """Digests in one BASE frame: the first ones arrive with the first packets of a connection."""
 PIECE_FRAMES_MAX = 2 * PIECE_BYTES_MAX // frames.PAYLOAD_BYTES_MAX + 8
-FAILURES = (ProtocolError, OSError, msgspec.DecodeError, PipelineStopped)
+FAILURES = (ProtocolError, OSError, *MALFORMED, PipelineStopped)
 
 
 class ReceiveFailed(Exception):
@@ -407,4 +408,4 @@ def code_of(error: Exception) -> ErrorCode:
     """Return the text of an error for the peer."""
     if isinstance(error, ProtocolError):
         return error.code
-    return ErrorCode.PROTOCOL if isinstance(error, msgspec.DecodeError) else ErrorCode.LOCAL_FAILURE
+    return ErrorCode.PROTOCOL if isinstance(error, MALFORMED) else ErrorCode.LOCAL_FAILURE

@@ -36,6 +36,7 @@ from novacron.dwcp.return_channel import ReturnReceiver
 from novacron.dwcp.send_paths import SendPath, SendPaths
 from novacron.dwcp.send_pipeline import Counters, SendPipeline, StreamSplitter
 from novacron.dwcp.send_window import SendWindow
+from novacron.model.errors import MALFORMED
 from novacron.telemetry import logs, traces
 from novacron.telemetry.values import counter
 
@@ -240,7 +241,7 @@ class Sender:
                 self._acknowledge(welcome.next, welcome.held)
             self._heard_at = time.monotonic()
             return SendPath(connection)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             connection.abort()
             raise ProtocolError(f"a WELCOME that can't be read: {error}") from error
         except BaseException:
@@ -381,7 +382,7 @@ class Sender:
             first = group_error.exceptions[0]
             if isinstance(first, SendFailed):
                 raise first from first.__cause__
-            if isinstance(first, OSError | ProtocolError | PageDamaged | msgspec.DecodeError):
+            if isinstance(first, (OSError, ProtocolError, PageDamaged, *MALFORMED)):
                 raise SendFailed(f"the session broke: {first or type(first).__name__}") from first
             # A defect of ours ends this session as a failed link would, so that retries back off as usual.
             log.error("a session met an unforeseen error", peer=self._peer_host, exc_info=first)

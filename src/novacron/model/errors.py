@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoding bytes raises that come from a file or from others: ``msgspec`` lets text that is no UTF-8 through as
+ValueError, and what is nested too deeply as RecursionError."""
+
 
 class NovaError(Exception):
     """Base of every error that users see.

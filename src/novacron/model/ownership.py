@@ -9,8 +9,12 @@ See docs/architecture.md, "Who owns a VM".
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
+
+EPOCH_MAX = 2**53
 
 
 class Claim(StrEnum):
@@ -30,7 +34,7 @@ class Claim(StrEnum):
 class OwnershipRecord(msgspec.Struct, frozen=True):
     """A node's durable record of one VM: the latest epoch that it has received, and its claim at that epoch."""
 
-    epoch: int = 0
+    epoch: Annotated[int, Meta(ge=0, le=EPOCH_MAX)] = 0
     claim: Claim = Claim.NONE
 
 

@@ -15,11 +15,14 @@ from typing import Any
 
 import msgspec
 
+from novacron.model.errors import MALFORMED
+
 ANSWER_BYTES_MAX = 1 << 20
 ANSWER_S = 5.0
 CONNECT_S = 2.0
 FREEZE_S = 20.0
 INTERFACES_MAX, ADDRESSES_MAX = 64, 64
+ADDRESS_LENGTH_MAX = 64
 TEXT_MAX = 100
 THINGS_MAX, SETTLE_S = 4096, 1.0
 DELIMITER = b"\xff"
@@ -61,13 +64,14 @@ class GuestAgent:
         raw = await self._ask("guest-network-get-interfaces")
         try:
             interfaces = msgspec.json.decode(raw, type=list[_Interface])
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise GuestSilent(f"the guest agent talks nonsense: {error}") from None
         texts = []
         for interface in interfaces[:INTERFACES_MAX]:
             for address in interface.addresses[:ADDRESSES_MAX]:
                 with contextlib.suppress(ValueError):
-                    parsed = ipaddress.ip_address(address.address)
+                    # Without its scope, which may be any text (RFC 4007).
+                    parsed = ipaddress.ip_address(address.address[:ADDRESS_LENGTH_MAX].partition("%")[0])
                     if not parsed.is_loopback and not parsed.is_link_local:
                         texts.append(str(parsed))
         return tuple(dict.fromkeys(texts))[:ADDRESSES_MAX]
@@ -77,7 +81,7 @@ class GuestAgent:
         raw = await self._ask("guest-get-host-name")
         try:
             return plain(str(msgspec.json.decode(raw, type=dict[str, Any])["host-name"]))
-        except (msgspec.DecodeError, KeyError):
+        except (*MALFORMED, KeyError):
             raise GuestSilent("the guest agent talks nonsense") from None
 
     async def shut_down(self, mode: str = "powerdown") -> None:
@@ -96,7 +100,7 @@ class GuestAgent:
             try:
                 units = msgspec.json.decode(raw, type=list[dict[str, Any]])[:THINGS_MAX]
                 offline = [{key: int(unit[key]), "online": True} for unit in units if not unit["online"]]
-            except (msgspec.DecodeError, KeyError, ValueError, TypeError):
+            except (*MALFORMED, KeyError, TypeError):
                 raise GuestSilent("the guest agent talks nonsense") from None
             if offline:
                 name = "mem-blks" if kind == "memory-blocks" else kind
@@ -113,7 +117,7 @@ class GuestAgent:
     def _count(self, raw: msgspec.Raw) -> int:
         try:
             return msgspec.json.decode(raw, type=int)
-        except msgspec.DecodeError:
+        except MALFORMED:
             raise GuestSilent("the guest agent talks nonsense") from None
 
     async def _ask(
@@ -152,14 +156,14 @@ class GuestAgent:
             writer.close()
 
     def _mark(self, line: bytes) -> int | None:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(*MALFORMED):
             return msgspec.json.decode(msgspec.json.decode(line, type=_AgentReply).returned, type=int)
         return None
 
     def _answer(self, line: bytes, command: str) -> msgspec.Raw:
         try:
             answer = msgspec.json.decode(line, type=_AgentReply)
-        except msgspec.DecodeError:
+        except MALFORMED:
             raise GuestSilent(f"the guest agent talks nonsense when asked {command}") from None
         if answer.error is not None:
             raise GuestSilent(f"the guest agent refuses {command}: {plain(str(answer.error.get('desc', '')))}")

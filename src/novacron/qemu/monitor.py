@@ -116,4 +116,7 @@ class Monitor:
 
     async def _events(self) -> None:
         async for event in self._client.events:
-            self._on_event(str(event["event"]), cast("dict[str, Any]", event.get("data", {})))
+            try:
+                self._on_event(str(event["event"]), cast("dict[str, Any]", event.get("data", {})))
+            except Exception:  # a defect met with one event, such as one without what it should say
+                log.exception("defect while an event of QEMU was taken", event_name=str(event.get("event"))[:100])

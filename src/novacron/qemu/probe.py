@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.model.errors import MALFORMED
 from novacron.model.node import Accelerator, AcceleratorKind
 from novacron.qemu.confine import account, confined, inherited_path
 
@@ -111,7 +112,7 @@ async def remembered(binary: str, version: str, path: Path, uid: int | None = No
         answer = msgspec.json.decode(path.read_bytes(), type=_CachedProbe)
         if answer.host == host:
             return answer.accelerator
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *MALFORMED):
         pass
     accelerator = await probe(binary, uid)
     path.write_bytes(msgspec.json.encode(_CachedProbe(host, accelerator)))

@@ -16,6 +16,13 @@ Batch: TypeAlias = list[tuple[T, asyncio.Future[None]]]
 """Items in order of arrival, each with its waiter's future."""
 
 
+def settle(batch: Batch[T], error: Exception | None) -> None:
+    """Let those who wait for the items of a batch go on, with the error if there is one."""
+    for _, done in batch:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+
 class Batcher(Generic[T]):
     """Gathers for ``gather_s`` seconds, at most ``at_once_max`` at a time; at most ``waiting_max`` wait."""
 

@@ -196,7 +196,11 @@ class DesiredStateSender:
             return
         for vm in vms:
             for session in self._holders.get(vm, ()):
-                self._say(session, vm, readings, begun.get(session, -1))
+                try:
+                    self._say(session, vm, readings, begun.get(session, -1))
+                except Exception:  # a defect met with one VM stops neither the others nor what comes later
+                    log.exception("defect while telling a node of a VM", node=session.node, vm=vm)
+                    session.look_anew()
 
     def _say(self, session: NodeSession, vm: str, readings: node_statements.VmReadings, begun: int) -> None:
         sent_state = session.sent_state

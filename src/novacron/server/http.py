@@ -28,7 +28,7 @@ from novacron.api.edge.shared_limits import share_rates
 from novacron.api.read_model.watch_cache import Cache
 from novacron.api.routes.metrics import seen
 from novacron.model import limits
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.oidc import Provider
 from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
@@ -174,7 +174,7 @@ def _oidc(settings: ServerSettings, authority: pki.Authority) -> Oidc | None:
         provider = msgspec.json.decode(settings.oidc.read_bytes(), type=Provider)
         back = f"{settings.url(settings.port)}/api/v1/oidc/callback"
         return Oidc(provider, back, authority.derive("logins through a provider"))
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 
 

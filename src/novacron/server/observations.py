@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
+
 from novacron.model.errors import NovaError, Unavailable
-from novacron.server.batcher import Batch, Batcher
+from novacron.server.batcher import Batch, Batcher, settle
 from novacron.store import owned
 from novacron.store.database import LOST, Database
 from novacron.store.owned import Report
@@ -47,15 +49,20 @@ class Observations:
             await self._database.transact(lambda connection: owned.observe(connection, reports))
         except (NovaError, *LOST) as error:
             failed = Unavailable(f"what was reported can't be stored: {error}")
+        except asyncpg.DataError as error:
+            if not last:
+                return False
+            # The node would say the same over its next connection, and over the one after that.
+            log.error("a report is refused", vm=reports[0].vm, node=reports[0].node, error=str(error))
+            counter("novacron_link_reports_total").add("refused")
+            settle(batch, None)
+            return True
         except Exception as error:  # also a defect met with one report: it must not keep the others waiting for ever
             if not last:
                 return False
-            log.exception("a report can't be stored", vm=reports[0].vm, node=reports[0].node)
             failed = Unavailable(f"a report can't be stored: {error}")
         if failed is not None:
             log.warning("what nodes report can't be stored", count=len(batch), error=failed.detail)
         counter("novacron_link_reports_total").add("stored" if failed is None else "failed", count=len(batch))
-        for _, done in batch:
-            if not done.done():
-                done.set_result(None) if failed is None else done.set_exception(failed)
+        settle(batch, failed)
         return True

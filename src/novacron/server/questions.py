@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from novacron.model.errors import InvalidInput, Unavailable
+from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.server.pending import Pending
 from novacron.server.session import NodeSession
 from novacron.telemetry import traces
@@ -50,7 +50,7 @@ class Questions:
             answer = msgspec.msgpack.decode(reply.value, type=answer_type(type(question)))
             outcome = "answered"
             return answer
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise Unavailable(f"node {node} answers {kind} with something else: {error}", hint="update it") from error
         except TimeoutError:
             outcome = "timeout"

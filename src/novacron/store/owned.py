@@ -47,8 +47,9 @@ async def all(
     rows = await connection.fetch(
         "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
         " vms.id, name, spec, node, migration, epoch, deleting, status ->> 'machine' AS machine,"
-        " (status ->> 'reboots')::int AS reboots, (status ->> 'halted_at_start')::int AS halted_at_start,"
-        " coalesce((status ->> 'resets')::int, 0) AS resets, seed, clone_of,"
+        # As JSON: a number that a node reports may be larger than any of the database's, and stops only its own VM.
+        " status -> 'reboots' AS reboots, nullif(status -> 'halted_at_start', 'null') AS halted_at_start,"
+        " coalesce(status -> 'resets', '0') AS resets, seed, clone_of,"
         " status -> 'cpu' AS cpu, trace,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"

@@ -79,7 +79,7 @@ class Processes:
             others |= alive
             if not alive:
                 gone.append(path)
-            with contextlib.suppress(OSError, msgspec.DecodeError):
+            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
                 _add(totals, msgspec.msgpack.decode(path.read_bytes(), type=Counts), alive=alive)
         for path in sorted(gone, key=lambda path: path.name.partition("-")[2])[:-GONE_MAX]:
             path.unlink(missing_ok=True)

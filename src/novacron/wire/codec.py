@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from novacron.model.errors import MALFORMED
 from novacron.wire.messages import Desired, FromAgent, FromServer, Message, Statement, Volumes, VolumeWanted
 
 KIND_LENGTH_MAX = 40
@@ -49,7 +50,7 @@ def decode_from_agent(raw: bytes) -> Message:
     """Return a message of an agent. Raises Undecodable."""
     try:
         return _from_agent.decode(raw)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except MALFORMED as error:
         raise Undecodable(_kind(raw), error) from error
 
 
@@ -61,13 +62,13 @@ def decode_from_server(raw: bytes) -> tuple[Message, list[Undecodable]]:
     """
     try:
         return _from_server.decode(raw), []
-    except (msgspec.MsgspecError, ValueError) as error:
+    except MALFORMED as error:
         kind = _kind(raw)
         if kind not in ("desired", "volumes"):
             raise Undecodable(kind, error) from error
         try:
             parts = msgspec.msgpack.decode(raw, type=_Parts)
-        except (msgspec.MsgspecError, ValueError):
+        except MALFORMED:
             raise Undecodable(kind, error) from error
     left_out: list[Undecodable] = []
     if kind == "desired":
@@ -81,7 +82,7 @@ def _decodable(kind: str, raws: tuple[msgspec.Raw, ...], type: type[T], left_out
     for raw in raws:
         try:
             decoded.append(msgspec.msgpack.decode(raw, type=type))
-        except (msgspec.MsgspecError, ValueError) as error:
+        except MALFORMED as error:
             left_out.append(Undecodable(f"part of {kind}", error))
     return tuple(decoded)
 
@@ -89,5 +90,5 @@ def _decodable(kind: str, raws: tuple[msgspec.Raw, ...], type: type[T], left_out
 def _kind(raw: bytes) -> str:
     try:
         return msgspec.msgpack.decode(raw, type=_Tagged).type[:KIND_LENGTH_MAX]
-    except (msgspec.MsgspecError, ValueError):
+    except MALFORMED:
         return "garbage"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from novacron.model.node import Inventory
 from novacron.wire.base import Message
+
+STEADY_S_MAX = 1e9
 
 
 class Hello(Message, frozen=True):
@@ -29,7 +34,7 @@ class Heartbeat(Message, frozen=True):
 
     number: int
     acknowledged: int
-    steady_s: float
+    steady_s: Annotated[float, Meta(ge=0, le=STEADY_S_MAX)]
     voters: tuple[str, ...]
     """By whose word the node would go on without the control plane, once this is acknowledged."""
     seen: tuple[PeerSeen, ...] = ()

@@ -17,13 +17,14 @@ from novacron.agent.host.lease import NodeLease, now
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
+from novacron.model.errors import MALFORMED
 from novacron.model.lease import ANSWER_S_MAX, POLL_S, Vitals
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.IncompleteReadError, msgspec.DecodeError)
+FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.IncompleteReadError, *MALFORMED)
 
 
 class PeerWatch:
@@ -35,7 +36,7 @@ class PeerWatch:
         """``ended`` is called when the lease is over."""
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
         self._peers = wire.Peers((), ())
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, *MALFORMED):
             self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
             lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._peers.voters)
         self._seen: dict[str, wire.PeerSeen] = {}
@@ -95,8 +96,8 @@ class PeerWatch:
 
     async def _ask(self, peer: wire.Peer) -> Vitals | None:
         """Ask one node; None if it does not answer soon."""
-        endpoint, host = parse_endpoint(peer.endpoint), pki.node_host(peer.name)
         try:
+            endpoint, host = parse_endpoint(peer.endpoint), pki.node_host(peer.name)
             async with asyncio.timeout(ANSWER_S_MAX):
                 connection = await self._pool.take(endpoint, host)
                 try:
@@ -109,4 +110,7 @@ class PeerWatch:
                 self._pool.give(endpoint, host, connection)
                 return msgspec.msgpack.decode(frame.payload, type=Vitals)
         except FAILURES:
+            return None
+        except Exception:  # a defect met with one of them must not keep the others from being heard
+            log.exception("defect while a node was asked", peer=peer.name)
             return None

@@ -18,7 +18,7 @@ from novacron.agent.vm import console_log
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.worker import Worker
 from novacron.disk.errors import Unacceptable
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -77,7 +77,7 @@ async def answer(message: wire.Ask, about: Subjects) -> wire.Answered:
         kind = type(question).__name__
         value = await HANDLERS[type(question)](question, about)
         outcome = "answered"
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         return wire.Answered(message.ask, error=f"its agent does not know this question: {error}")
     except InvalidInput as error:
         return wire.Answered(message.ask, error=error.detail, field=error.field)

@@ -47,6 +47,8 @@ class MigrationTarget:
         self._retries = Retries(context.vm, "take the rest of a guest's memory", services.clock)
         self._transfer: asyncio.Task[None] | None = None
         self._awaiting: str | None = None
+        self._voted: str | None = None
+        """The migration for which this node has voted: the guest may run here."""
         self._session: ReceiveSession | None = None
 
     async def step(self, task: wire.Task, assignment: wire.Assignment) -> None:
@@ -121,6 +123,7 @@ class MigrationTarget:
         self._context.arrived_by = task.migration
         if follows:
             await self._context.store(post_copy=PostCopy(task.migration, Side.TARGET, task.peer))
+        self._voted = task.migration
         log.info("everything is loaded", vm=self._context.vm, migration=task.migration, memory_follows=follows)
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
@@ -150,13 +153,13 @@ class MigrationTarget:
             host.run_in_background(checkpoint_index.learn(host, context.vm, tenant, task, context.owns))
             await host.pages.forget(context.vm, tenant)
         except (LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
-            if self.awaits_memory:
+            if self._may_run_here(task):
                 log.warning("a guest's memory does not arrive at the moment", vm=context.vm, error=str(error))
             else:
                 await self._fail(task, error)
         except Exception as error:  # a defect met with one VM must not leave its migration hanging
             log.exception("defect while receiving a VM", vm=context.vm, migration=task.migration)
-            if not self.awaits_memory:
+            if not self._may_run_here(task):
                 await self._fail(task, MachineFailed(f"a defect in its agent: {error!r}"))
         finally:
             self._end()
@@ -199,6 +202,10 @@ class MigrationTarget:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+
+    def _may_run_here(self, task: wire.Task) -> bool:
+        """The guest may be here alone: this node has voted, or the guest awaits memory. Nothing may end it then."""
+        return self.awaits_memory or self._voted == task.migration
 
     @property
     def awaits_memory(self) -> bool:

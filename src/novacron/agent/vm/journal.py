@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
 
 from novacron.model.cpu import CpuModel
+from novacron.model.errors import MALFORMED
 from novacron.model.migration import Side
 from novacron.model.ownership import Claim, Order, OrderVerdict, OwnershipRecord, obey
 from novacron.telemetry import logs
@@ -66,6 +69,9 @@ def obey_order(record: Record, order: Order) -> tuple[Record, OrderVerdict]:
     return msgspec.structs.replace(record, held=held, damaged=False), verdict
 
 
+CHECKSUM = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
+
+
 class _Held(msgspec.Struct):
     epoch: int
     claim: Claim
@@ -78,7 +84,10 @@ class _Essential(msgspec.Struct):
 
 
 def _decode(raw: bytes) -> Record:
-    """Return a record. Raises msgspec.DecodeError when it is damaged."""
+    """Return a record. Raises ``MALFORMED`` when it is damaged."""
+    marked = CHECKSUM.match(raw)  # records that older agents wrote have none
+    if marked is not None and int(marked[1], 16) != zlib.crc32(b"{" + raw[marked.end() :]):
+        raise ValueError("it is not as it was written: its checksum is another")
     msgspec.json.decode(raw, type=_Essential)
     return msgspec.json.decode(raw, type=Record)
 
@@ -88,8 +97,14 @@ def peek(directory: Path, vm: str) -> Record | None:
     sound one."""
     try:
         return _decode((directory / f"{vm}.json").read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *MALFORMED):
         return None
+
+
+def _encode(record: Record) -> bytes:
+    """Return the bytes of a record, of which the first field is the CRC-32 of all that comes after it."""
+    raw = msgspec.json.encode(record)
+    return b'{"crc32":"%08x",' % zlib.crc32(raw) + raw[1:]
 
 
 class Journal:
@@ -127,9 +142,12 @@ class Journal:
             if not path.with_suffix(DAMAGED_SUFFIX).exists():
                 return Record()
             raw = b""  # an agent set it aside, and was killed or knew no better
+        except IsADirectoryError:
+            path.rename(path.with_suffix(f"{DAMAGED_SUFFIX}.{time.time_ns()}"))
+            raw = b""
         try:
             return _decode(raw)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             # Written whole or not at all: this is damage from outside.
             log.error("a journal record is damaged: its VM is not run before a later epoch", vm=vm, error=str(error))
         record = Record(damaged=True)
@@ -145,7 +163,7 @@ class Journal:
 
     def store(self, vm: str, record: Record) -> None:
         """Write a record; when this returns it survives a power cut. Raises OSError."""
-        self._write(self._directory / f"{vm}.json", msgspec.json.encode(record))
+        self._write(self._directory / f"{vm}.json", _encode(record))
 
     def _write(self, path: Path, content: bytes) -> None:
         """Have a file with this content, whole or not at all."""

@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import problems
 from novacron.model import limits
-from novacron.model.errors import InvalidInput, Unavailable
+from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.store import feed
 
 REACH_S, REVISION_DIGITS_MAX = 5.0, 19
@@ -49,7 +49,7 @@ async def check(request: ApiRequest) -> Response[None] | None:
         raise InvalidInput(
             str(error).partition(" - at ")[0], field=name or None, hint="the fields and their rules are in /schema"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
     return None
 
