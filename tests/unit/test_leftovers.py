@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.platform import until
 from novacron import pki
 from novacron.agent import identity as identities
 from novacron.agent.host import presence
@@ -87,6 +88,8 @@ class Program:
                 stdin=volume,
                 env={**os.environ, **running.marks(settings.owner, settings.state_dir)},
             )
+        # The kernel closes what is closed on execution before it sets the new command line.
+        until(lambda: running.of_vm(vm) != [], "the process has its command line")
 
     @property
     def alive(self) -> bool:
