@@ -140,10 +140,24 @@ def agent(options: AgentOptions) -> None:
     from novacron.model.errors import NovaError
 
     try:
-        run(options.settings(), options.join)
+        if options.rejoin is not None:
+            _rejoin(options.settings().state_dir / "identity", options.rejoin)
+        else:
+            run(options.settings(), options.join)
     except NovaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _rejoin(identity_dir: Path, token: str) -> None:
+    """Get a node another certificate. Raises InvalidInput."""
+    from novacron import pki
+    from novacron.agent import identity as identities
+
+    identity = identities.rejoin(identity_dir, identities.read_ticket(token))
+    until = pki.utc(pki.expires_at_s(identity.certificate.read_bytes()))
+    print(f"node {identity.name} has a certificate until {until}")
+    print("its agent uses it within minutes if it runs; if not: systemctl start novacron-agent")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,6 +32,7 @@ NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which Python's ssl module does not name."""
 
 Clock = Callable[[], float]
+Key = ec.EllipticCurvePrivateKey
 
 
 def node_host(name: str) -> str:
@@ -130,6 +132,10 @@ class Authority:
             write_secret(directory / "ca.key", key_pem(key))
             write_secret(directory / "ca.crt", _self_signed(key, clock()))
         return cls(directory, clock)
+
+    def reload(self) -> None:
+        """Take over the CA's certificate from its file, where another process may have renewed it."""
+        self._load()
 
     def renew(self) -> bool:
         """Renew the CA's own certificate if it is time; say whether it was."""
@@ -271,6 +277,14 @@ def mutual_tls(ca: Path, certificate: Path, key: Path, *, server: bool) -> ssl.S
     return context
 
 
+def served_validity(url: str, timeout_s: float) -> Validity:
+    """Return from when until when the certificate is valid that a server shows, to say what is wrong with it: nothing
+    of it is verified. Raises OSError, ValueError."""
+    parts = urlsplit(url)
+    pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=timeout_s)
+    return validity(pem.encode())
+
+
 def agent_link_tls(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     """Return ``mutual_tls`` of the server that lets nodes in whose certificate has ended, and no others.
 
@@ -287,6 +301,11 @@ def key_hash(certificate: x509.Certificate | x509.CertificateSigningRequest) -> 
     format_ = serialization.PublicFormat.SubjectPublicKeyInfo
     der = certificate.public_key().public_bytes(serialization.Encoding.DER, format_)
     return hashlib.sha256(der).hexdigest()
+
+
+def authority_hash(ca_pem: bytes) -> str:
+    """Return ``key_hash`` of a certificate (PEM). Raises ValueError."""
+    return key_hash(x509.load_pem_x509_certificate(ca_pem))
 
 
 def peer_key_hash(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str:

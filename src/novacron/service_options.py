@@ -82,6 +82,12 @@ class AgentOptions:
     """How an agent is started."""
 
     join: Annotated[str | None, typer.Option(help="join token, or @FILE with it; needed once")] = None
+    rejoin: Annotated[
+        str | None,
+        typer.Option(
+            help="join token, or @FILE with it: get this node another certificate, and end; an agent that runs uses it"
+        ),
+    ] = None
     state_dir: StateDir = None
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None

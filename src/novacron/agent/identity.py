@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,15 @@ from cryptography import x509
 
 from novacron import pki
 from novacron.model.errors import InvalidInput
-from novacron.model.token import JoinTicket
+from novacron.model.token import JoinTicket, decode_ticket
+from novacron.state_lock import FolderInUse, FolderLock
+from novacron.telemetry import logs
 
 OWNER_CHARS = 16
 """Of the digest of the key of an installation's authority."""
 JOIN_TIMEOUT_S = 20.0
+
+log = logs.get(__name__)
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -48,8 +53,22 @@ class Identity(msgspec.Struct, frozen=True):
         return pki.mutual_tls(self.ca, self.certificate, self.key, server=server)
 
     def reload(self, context: ssl.SSLContext) -> None:
-        """Let a context that listens use the certificate that was renewed."""
+        """Let a context that listens use what was renewed."""
+        context.load_verify_locations(self.ca)
         context.load_cert_chain(self.certificate, self.key)
+
+    def objection(self) -> str | None:
+        """Return why this node's certificate is not valid now, with the time and what to do; None if it is."""
+        objection = pki.validity(self.certificate.read_bytes()).objection(time.time())
+        return None if objection is None else f"this node's certificate {objection}; {rejoin_advice(self.name)}"
+
+    def trust(self, ca_pem: bytes) -> None:
+        """Keep the authority's certificate after its renewal. Raises ValueError if it is of another authority."""
+        if ca_pem == self.ca.read_bytes():
+            return
+        if pki.authority_hash(ca_pem) != pki.authority_hash(self.ca.read_bytes()):
+            raise ValueError("the authority's certificate is for another key than that of this node's authority")
+        pki.write_secret(self.ca, ca_pem)
 
     def renewal(self) -> bytes | None:
         """Return a certificate request when it is time to renew the certificate."""
@@ -76,25 +95,91 @@ def load(directory: Path) -> Identity | None:
     return Identity(directory, stored["link_url"], pki.common_name((directory / "node.crt").read_bytes()))
 
 
+def rejoin_advice(name: str) -> str:
+    return (
+        f"make a token with: novacron node join-token --node {name}, then on this host: novacron agent --rejoin TOKEN"
+    )
+
+
+def read_ticket(text: str) -> JoinTicket:
+    """Return the ticket of a join token, or of ``@FILE`` with one. Raises InvalidInput."""
+    try:
+        return decode_ticket(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except OSError as error:
+        raise InvalidInput(f"can't read {text[1:]}: {error.strerror}", field="join") from None
+
+
 def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
     """Join with a one-time ticket. Raises InvalidInput with what the server said."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = pki.new_key()
+    document = _ask(ticket, name, key)
+    pki.write_secret(directory / "node.key", pki.key_pem(key))
+    return _keep(directory, ticket, document)
+
+
+def rejoin(directory: Path, ticket: JoinTicket) -> Identity:
+    """Get another certificate for the key of a node that has joined: to the server it stays the node that it was, under
+    the name that it has there by now. An agent that runs uses it when it connects next. Raises InvalidInput.
+    """
+    identity = load(directory)
+    if identity is None:
+        raise InvalidInput(
+            f"this host has not joined yet (no identity in {directory})", field="rejoin", hint="use --join instead"
+        )
+    try:
+        lock = FolderLock(directory, "rejoin.lock")
+    except FolderInUse as error:
+        raise InvalidInput(str(error), field="rejoin") from None
+    try:
+        key = pki.load_key(identity.key)
+        return _keep(directory, ticket, _ask(ticket, identity.name, key))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"this node's key can't be used: {error}", field="rejoin", hint=f"restore {identity.key} from a backup"
+        ) from None
+    finally:
+        lock.release()
+
+
+def renewed_at_start(identity: Identity, join: str | None) -> Identity:
+    """Return the identity of a node that has joined and is started with this join token: the token is used when the
+    node's certificate is not valid any more. If it can't be used the agent begins anyway: its VMs need it."""
+    if join is None:
+        return identity
+    objection = identity.objection()
+    if objection is None:
+        log.info("this host has joined already: --join is not used", node=identity.name)
+        return identity
+    try:
+        rejoined = rejoin(identity.directory, read_ticket(join))
+    except InvalidInput as error:
+        log.error("can't join again", node=identity.name, certificate=objection, error=str(error))
+        return identity
+    log.info("joined again: the certificate had ended", node=rejoined.name)
+    return rejoined
+
+
+def _ask(ticket: JoinTicket, name: str, key: pki.Key) -> Mapping[str, str]:
+    """Return what the server gives a host that joins. Raises InvalidInput with what it said."""
     body = {"name": name, "secret": ticket.secret, "csr": pki.certificate_request(key, name).decode()}
     context = ssl.create_default_context(cadata=ticket.ca_pem)
     with urllib3.PoolManager(ssl_context=context) as pool:
         try:
             answer = pool.request("POST", f"{ticket.api_url}/api/v1/join", json=body, timeout=JOIN_TIMEOUT_S, retries=2)
-        except urllib3.exceptions.HTTPError as error:
-            raise InvalidInput(f"can't reach {ticket.api_url}: {error}", field="join") from error
-    document = answer.json()
+            document: dict[str, str] = answer.json()
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise InvalidInput(f"no answer from {ticket.api_url}: {error}", field="join") from error
     if answer.status != 201:
         raise InvalidInput(
             f"{ticket.api_url} refused: {document.get('detail')}", field="join", hint=document.get("hint")
         )
+    return document
+
+
+def _keep(directory: Path, ticket: JoinTicket, document: Mapping[str, str]) -> Identity:
+    certificate = document["certificate"].encode()
     pki.write_secret(directory / "ca.crt", document["ca"].encode())
-    pki.write_secret(directory / "node.key", pki.key_pem(key))
-    pki.write_secret(directory / "node.crt", document["certificate"].encode())
-    identity = {"link_url": ticket.link_url}
-    pki.write_secret(directory / "identity.json", json.dumps(identity).encode())
-    return Identity(directory, ticket.link_url, name)
+    pki.write_secret(directory / "node.crt", certificate)
+    pki.write_secret(directory / "identity.json", json.dumps({"link_url": ticket.link_url}).encode())
+    return Identity(directory, ticket.link_url, pki.common_name(certificate))

@@ -52,7 +52,7 @@ from novacron.dwcp.listener import Listener
 from novacron.model.errors import InvalidInput
 from novacron.model.node import Inventory
 from novacron.model.ownership import Claim
-from novacron.model.token import JoinTicket, decode_ticket
+from novacron.model.token import JoinTicket
 from novacron.net import tap
 from novacron.qemu import userfaults
 from novacron.state_lock import FolderInUse, FolderLock
@@ -293,7 +293,7 @@ def _ticket(settings: AgentSettings, join: str | None) -> JoinTicket:
             field="join",
             hint="make a token with: novacron node join-token, and give it with --join",
         )
-    return decode_ticket(Path(join[1:]).read_text() if join.startswith("@") else join)
+    return identities.read_ticket(join)
 
 
 def _be_present(owner: str) -> Presence:
@@ -311,6 +311,7 @@ def _begin(settings: AgentSettings, join: str | None, presence: contextlib.ExitS
     """
     identity = identities.load(settings.identity_dir)
     if identity is not None:
+        identity = identities.renewed_at_start(identity, join)
         settings = msgspec.structs.replace(settings, owner=identity.owner)
         presence.callback(_be_present(settings.owner).release)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from novacron.client import Client
 from novacron.client.choices import DrainPolicy
 
 POLL_S = 0.5
+CERTIFICATE_ENDS_SOON_S = 14 * 86_400.0
 
 app = typer.Typer(no_args_is_help=True, help="Manage nodes: the hosts that run VMs.")
 
@@ -61,6 +63,19 @@ def _hardware(node: Object, what: str) -> list[Object]:
     return list((has(node, "hardware") or {}).get(what, ()))
 
 
+def _certificate(node: Object) -> str | None:
+    """Return until when the certificate of a node's agent is valid, and what to do if that is near."""
+    ends_at_s = node["status"].get("certificate_ends_at_s", 0.0)
+    if not ends_at_s:
+        return None
+    left_s = ends_at_s - time.time()
+    date = f"{datetime.fromtimestamp(ends_at_s, UTC):%Y-%m-%d %H:%M} UTC"
+    if left_s <= 0:
+        join = f"novacron node join-token --node {node['name']}, then there: novacron agent --rejoin TOKEN"
+        return f"ended on {date}: {join}"
+    return f"until {date}" + ("" if left_s > CERTIFICATE_ENDS_SOON_S else ": its agent renews it once it is connected")
+
+
 def _clock(skew_s: float) -> str:
     return f"{abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}" if skew_s else "right"
 
@@ -76,6 +91,7 @@ DETAILS: Columns = {
     "TAINTS": lambda n: [f"{taint['key']}={taint['effect']}" for taint in n["spec"]["taints"]],
     "OVERCOMMIT": lambda n: f"vCPUs {n['spec']['vcpu_overcommit']:g}, memory {n['spec']['memory_overcommit']:g}",
     "CLOCK": lambda n: _clock(n["status"]["clock_skew_s"]),
+    "CERTIFICATE": _certificate,
     "NUMA": lambda n: [f"{cell['cpus']} CPUs, {cell['memory_mib']} MiB" for cell in _hardware(n, "numa")],
     "DISKS": lambda n: [f"{disk['name']} {output.size(disk['size_bytes'])}" for disk in _hardware(n, "disks")],
     "INTERFACES": lambda n: [

@@ -109,6 +109,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     inventory: Inventory | None = None
     clock_skew_s: float = 0.0
     """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
+    certificate_ends_at_s: float = 0.0
+    """When the certificate of the node's agent ends, in seconds since 1970; 0: not known yet."""
 
 
 class Node(msgspec.Struct, frozen=True):

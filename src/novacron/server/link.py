@@ -33,6 +33,7 @@ from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.store import identities, leases, nodes
+from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
 from novacron.supervise import FewTasks, Rarely, supervise, until_one_ends
@@ -77,6 +78,7 @@ class LinkServer:
             database, self._sessions, lambda project: authority.derive(f"pages of project {project}")
         )
         self._heartbeats = Heartbeats(database, clock)
+        self._refused_now = Rarely()
         self._observations = Observations(database)
         self._takers = Takers(
             database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
@@ -179,9 +181,13 @@ class LinkServer:
         return foreseen
 
     async def _serve(self, socket: ServerConnection) -> None:
-        session = NodeSession(pki.peer_name(socket.transport.get_extra_info("ssl_object")), socket)
+        ssl_object = socket.transport.get_extra_info("ssl_object")
+        session, validity = NodeSession(pki.peer_name(ssl_object), socket), pki.peer_validity(ssl_object)
+        session.certificate_ends_at_s = validity.ends_at_s
         try:
-            if await self._admit(session, socket):
+            if objection := validity.objection(time.time()):  # first: TLS lets such a node in to be told
+                await self._refuse_certificate(session, objection)
+            elif await self._admit(session, socket):
                 await until_one_ends(Reader(session, self._takers).run(socket), self._desired_state.tell(session))
         except (websockets.ConnectionClosed, TimeoutError):
             pass  # the agent dials again
@@ -198,6 +204,15 @@ class LinkServer:
         BREAKS.add()
         log.warning("the agent link was lost", node=session.node, error=why)
         await session.close("internal")
+
+    async def _refuse_certificate(self, session: NodeSession, objection: str) -> None:
+        CONNECTIONS.add("refused")
+        if self._refused_now.due(session.node):
+            log.warning(
+                "a node's certificate is not valid: its agent is refused", node=session.node, certificate=objection,
+                hint=REJOIN.format(name=session.node),
+            )  # fmt: skip
+        await session.refuse(f"this node's certificate {objection}; see: novacron agent --rejoin")
 
     async def _admit(self, session: NodeSession, socket: ServerConnection) -> bool:
         """Take a node's hello and say whether the node may stay. Raises NovaError, TimeoutError, ConnectionClosed."""
@@ -242,6 +257,7 @@ class LinkServer:
             session.generation = await leases.begin(connection, node)
             session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
             await nodes.connected(connection, node, hello.inventory)
+            await nodes.certified(connection, node, session.certificate_ends_at_s)
         for vm in hello.held:
             self._desired_state.hold(session, vm)
         earlier, self._sessions[node] = self._sessions.get(node), session

@@ -131,7 +131,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     try:
         await _welcome(settings, database, authority)
         link = LinkServer(database, authority)
-        context = pki.mutual_tls(settings.state_dir / "ca.crt", certificate, key, server=True)
+        context = pki.agent_link_tls(settings.state_dir / "ca.crt", certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
         files = {"authority": settings.state_dir / "ca.crt", "server": certificate}

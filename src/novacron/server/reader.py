@@ -149,10 +149,17 @@ class Reader:
                 await observed
             with self._skipping_defects(type(message).__name__), self._span(message):
                 if isinstance(message, wire.RenewCertificate):
-                    certificate = self._takers.authority.issue_node(message.csr, self._session.node)
-                    await self._session.send(wire.CertificateIssued(certificate))
+                    await self._renew_certificate(message.csr)
                 else:
                     await self._takers.reports.store(self._session.node, message)
+
+    async def _renew_certificate(self, csr: bytes) -> None:
+        session, authority = self._session, self._takers.authority
+        certificate = authority.issue_node(csr, session.node)
+        await session.send(wire.CertificateIssued(certificate, authority.pem))
+        session.certificate_ends_at_s = pki.expires_at_s(certificate)
+        async with self._takers.database.transaction() as connection:
+            await nodes.certified(connection, session.node, session.certificate_ends_at_s)
 
     async def _store_heartbeats(self) -> None:
         while True:

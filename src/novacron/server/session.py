@@ -104,6 +104,7 @@ class NodeSession:
         self.channels: dict[int, ConsoleChannel] = {}
         self.sent_state = SentState()
         self.generation = 0
+        self.certificate_ends_at_s = 0.0
         """Of the node's lease, when it connected."""
         self.clock = ClockSkew(0.0)
         self.beats = Beats()

@@ -19,8 +19,14 @@ ELSEWHERE = (
 async def join(connection: Connection, name: str, key_hash: str) -> None:
     """Store a node that joins with this key. One whose name is known takes the other's place, unless that is there.
 
+    The same host may join again while it is there: it gets another certificate, and nothing else changes.
+
     Raises Conflict.
     """
+    if await holder(connection, name, key_hash) == name:
+        message = "the same host has joined again, for another certificate"
+        await events.record(connection, events.NewEvent("node", name, name, "Rejoined", message))
+        return
     inserted = await connection.fetchval(
         "INSERT INTO nodes (name, spec, status, key_hash) VALUES ($1, $2, $3, $4)"
         " ON CONFLICT DO NOTHING RETURNING name",
@@ -40,6 +46,14 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
     )
     message = "joined" if inserted else "another host, or the same one anew, has taken its place"
     await events.record(connection, events.NewEvent("node", name, name, "Joined", message))
+
+
+async def holder(connection: Connection, said: str, key_hash: str) -> str | None:
+    """Return the name of the node that has this key and is, or was until lately, called ``said``."""
+    name: str | None = await connection.fetchval(
+        "SELECT name FROM nodes WHERE (name = $1 OR was = $1) AND key_hash = $2", said, key_hash
+    )
+    return name
 
 
 async def known(connection: Connection, said: str, key_hash: str) -> str | None:

@@ -92,11 +92,18 @@ async def load(connection: Connection, name: str) -> Load:
 async def connected(connection: Connection, name: str, inventory: Inventory) -> None:
     """Store what the node has and that it is alive."""
     node = await get(connection, name, lock=True)
-    status = NodeStatus(True, "", inventory, node.status.clock_skew_s)
+    status = msgspec.structs.replace(node.status, ready=True, reason="", inventory=inventory)
     if status != node.status:
         await _set_status(connection, name, status)
     if not node.status.ready:
         await events.record(connection, events.NewEvent("node", name, name, "Ready", "its agent is connected"))
+
+
+async def certified(connection: Connection, name: str, ends_at_s: float) -> None:
+    """Store when the certificate of a node's agent ends."""
+    node = await get(connection, name, lock=True)
+    if node.status.certificate_ends_at_s != ends_at_s:
+        await _set_status(connection, name, msgspec.structs.replace(node.status, certificate_ends_at_s=ends_at_s))
 
 
 async def skewed(connection: Connection, name: str, skew_s: float) -> None:

@@ -86,6 +86,8 @@ class RenewCertificate(Message, frozen=True):
 
 
 class CertificateIssued(Message, frozen=True):
-    """The certificate (PEM) for the node's last request."""
+    """The certificate (PEM) for the node's last request, and that of the authority that the node trusts from now on."""
 
     certificate: bytes
+    ca: bytes = b""
+    """Empty: as before."""

@@ -14,6 +14,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from novacron import pki
+from novacron.agent import identity as identities
+from novacron.agent.control.link_errors import advise, explain
 from novacron.agent.identity import Identity
 from novacron.model import limits
 from novacron.supervise import BackoffPolicy, Rarely, supervise, until_one_ends
@@ -37,9 +39,6 @@ AFTER_DEFECT = BackoffPolicy(first_s=5.0, most_s=300.0, steady_s=600.0)
 """After a message met a defect everything is asked for again: by a new connection, no sooner than this."""
 RENEWAL_CHECK_S = 3600.0
 CERTIFICATES_MAX = 8
-
-
-REFUSED_HINT = "to let this host join again: novacron node join-token on the server; if it shall not: stop its agent"
 
 
 def _refusal(error: Exception) -> str | None:
@@ -133,7 +132,7 @@ class LinkClient:
                 await self._connect()
                 error = "it was closed"
             except (OSError, TimeoutError, websockets.WebSocketException) as lost:
-                error, refusal = str(lost) or type(lost).__name__, _refusal(lost)
+                error, refusal = await explain(self._identity, lost), _refusal(lost)
             finally:
                 self._queue = self._socket = None
                 self._room.set()
@@ -148,14 +147,16 @@ class LinkClient:
             else:
                 pause_s = refused_s = AFTER_REFUSAL.after(refused_s, 0.0)
                 CONNECTIONS.add("refused")
-                log.error("the server refuses this node", reason=refusal, retry_s=round(pause_s, 1), hint=REFUSED_HINT)
+                hint = await advise(self._identity)
+                log.error("the server refuses this node", reason=refusal, retry_s=round(pause_s, 1), hint=hint)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (spreads the reconnects)
 
     async def _connect(self) -> None:
         """Serve one connection until it ends. Raises OSError, TimeoutError, WebSocketException, Renamed."""
+        identity = await asyncio.to_thread(self._present)
         async with connect(
-            self._identity.link_url.replace("https://", "wss://"),
-            ssl=self._identity.tls(server=False),
+            identity.link_url.replace("https://", "wss://"),
+            ssl=identity.tls(server=False),
             max_size=limits.LINK_MESSAGE_BYTES_MAX,
             compression=None,
             open_timeout=10,
@@ -164,7 +165,7 @@ class LinkClient:
             close_timeout=2,
             proxy=None,
         ) as socket:
-            log.info("connected", url=self._identity.link_url)
+            log.info("connected", url=identity.link_url)
             CONNECTIONS.add("connected")
             queue = self._queue = asyncio.Queue(limits.LINK_QUEUE_MAX)
             self._socket = socket
@@ -176,6 +177,14 @@ class LinkClient:
                 supervise("certificate-renewal", self._renew),
                 supervise("certificates", self._take_certificates, passes=(Renamed,)),
             )
+
+    def _present(self) -> Identity:
+        """Return this node's identity as its files say now: it may have joined again. Raises Renamed, OSError."""
+        identity = identities.load(self._identity.directory) or self._identity
+        if identity.name != self._identity.name:
+            raise Renamed(identity.name)
+        self._renewed()
+        return identity
 
     async def _write(self, socket: ClientConnection, queue: asyncio.Queue[wire.Message]) -> None:
         while self._queue is queue:
@@ -230,12 +239,19 @@ class LinkClient:
             if isinstance(message, wire.Rename):
                 self.send(wire.RenewCertificate(self._identity.request(message.name)))
                 continue
-            await asyncio.to_thread(pki.write_secret, self._identity.certificate, message.certificate)
-            name = pki.common_name(message.certificate)
+            name = await asyncio.to_thread(self._keep, message)
             if name != self._identity.name:
                 raise Renamed(name)
             self._renewed()
             log.info("the node's certificate was renewed")
+
+    def _keep(self, issued: wire.CertificateIssued) -> str:
+        """Store a certificate and return its name. Raises OSError, ValueError."""
+        if issued.ca:
+            self._identity.trust(issued.ca)
+        name = pki.common_name(issued.certificate)
+        pki.write_secret(self._identity.certificate, issued.certificate)
+        return name
 
     async def _renew(self) -> None:
         """Ask for a new certificate in time."""

@@ -197,13 +197,15 @@ async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
     context = services(request)
     check_name(data.name)
     try:
-        certificate = context.authority.issue_node(data.csr.encode(), data.name)
+        context.authority.issue_node(data.csr.encode(), data.name)  # before the secret is used up
         key_hash = pki.key_hash(x509.load_pem_x509_csr(data.csr.encode()))
     except ValueError as error:
         raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
     async with replies.change(request) as connection:
-        await tokens.use_join(connection, data.secret, data.name)
-        await identities.join(connection, data.name, key_hash)
+        name = await identities.holder(connection, data.name, key_hash) or data.name  # it may have been renamed
+        await tokens.use_join(connection, data.secret, name)
+        await identities.join(connection, name, key_hash)
+    certificate = context.authority.issue_node(data.csr.encode(), name)
     return Joined(certificate.decode(), context.authority.pem.decode())
 
 

@@ -1,0 +1,220 @@
+"""Certificates that end, with a real server: who is told what, and how a node gets another one in place."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from lab.replicas import Served, serving
+from novacron import pki
+from novacron.agent import identity as identities
+from novacron.agent.identity import Identity
+from novacron.agent.main import identify
+from novacron.agent.settings import AgentSettings
+from novacron.client import Client
+from novacron.control import certificates
+from novacron.control.objects import Objects
+from novacron.model.errors import InvalidInput
+from novacron.model.token import decode_ticket
+from novacron.store import identities as stored
+from novacron.store import nodes
+from novacron.store.database import Database
+from novacron.wire import codec
+from novacron.wire import messages as wire
+from tests.integration.test_link import Node, Server
+from tests.waiting import eventually
+
+DAY_S = 86_400.0
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+def settings(directory: Path, name: str) -> AgentSettings:
+    return AgentSettings(state_dir=directory / "agent", images_dir=directory / "images", name=name)
+
+
+async def joined(client: Client, directory: Path, name: str) -> Identity:
+    token = await asyncio.to_thread(client.join_token, name)
+    return await asyncio.to_thread(identify, settings(directory, name), token)
+
+
+def let_end(served: Served, identity: Identity) -> None:
+    """Give a node a certificate that was issued a month and a day ago."""
+    authority = pki.Authority.open(served.replicas[0].state, lambda: time.time() - (pki.NODE_DAYS + 1) * DAY_S)
+    pki.write_secret(identity.certificate, authority.issue_node(identity.request(identity.name), identity.name))
+
+
+async def node_of(client: Client, name: str) -> dict[str, Any]:
+    return await asyncio.to_thread(client.get, "nodes", name)
+
+
+async def reasons(client: Client, name: str) -> list[str]:
+    listed = await asyncio.to_thread(lambda: list(client.list("events", object=name)))
+    return [event["reason"] for event in listed]
+
+
+async def test_an_agent_whose_certificate_has_ended_says_so_and_goes_on_once_it_has_rejoined(
+    served: Served, tmp_path: Path
+) -> None:
+    client = served.client
+    identity = await joined(client, tmp_path, "host-late")
+    key, before = identity.key.read_bytes(), await node_of(client, "host-late")
+    let_end(served, identity)
+    node = Node(identity)
+    async with asyncio.timeout(60), node.running():
+        with capture_logs() as logged:
+            await eventually(lambda: any(entry["event"] == "the link is down" for entry in logged), "it is refused")
+        error = next(entry["error"] for entry in logged if entry["event"] == "the link is down")
+        assert "this node's certificate ended on" in error and "novacron agent --rejoin TOKEN" in error
+        assert "--node host-late" in error and "HTTP" not in error
+        assert (await node_of(client, "host-late"))["status"]["inventory"] is None, "it was not let in"
+        token = await asyncio.to_thread(client.join_token, "host-late")
+        await asyncio.to_thread(identities.rejoin, identity.directory, decode_ticket(token))
+        await eventually(lambda: node.link.connected, "the running agent uses the new certificate")
+        await eventually(lambda: _ready(client, "host-late"), "the node is ready")
+    after = await node_of(client, "host-late")
+    assert identity.key.read_bytes() == key
+    assert after["created_at"] == before["created_at"] and after["spec"] == before["spec"]
+    assert after["status"]["certificate_ends_at_s"] > time.time() + (pki.NODE_DAYS - 1) * DAY_S
+    assert "Rejoined" in await reasons(client, "host-late")
+    assert "a node's certificate is not valid" in served.server.log.read_text()
+
+
+async def _ready(client: Client, name: str) -> bool:
+    return bool((await node_of(client, name))["status"]["ready"])
+
+
+async def test_a_node_that_was_renamed_while_it_was_away_rejoins_under_its_new_name(
+    served: Served, tmp_path: Path
+) -> None:
+    identity = await joined(served.client, tmp_path, "host-was")
+    await asyncio.to_thread(served.client.rename_node, "host-was", "host-is")
+    let_end(served, identity)
+    token = await asyncio.to_thread(served.client.join_token, "host-is")
+    rejoined = await asyncio.to_thread(identities.rejoin, identity.directory, decode_ticket(token))
+    assert rejoined.name == "host-is"
+    names = [node["name"] for node in await asyncio.to_thread(lambda: list(served.client.list("nodes")))]
+    assert "host-is" in names and "host-was" not in names
+
+
+async def test_a_token_for_another_node_or_a_used_one_does_not_let_a_node_rejoin(
+    served: Served, tmp_path: Path
+) -> None:
+    identity = await joined(served.client, tmp_path, "host-mine")
+    before = identity.certificate.read_bytes()
+    other = decode_ticket(await asyncio.to_thread(served.client.join_token, "host-other"))
+    with pytest.raises(InvalidInput, match="wrong, used, expired or for another node"):
+        await asyncio.to_thread(identities.rejoin, identity.directory, other)
+    used = decode_ticket(await asyncio.to_thread(served.client.join_token, "host-mine"))
+    await asyncio.to_thread(identities.rejoin, identity.directory, used)
+    with pytest.raises(InvalidInput, match="used"):
+        await asyncio.to_thread(identities.rejoin, identity.directory, used)
+    assert identity.certificate.read_bytes() != before
+    with pytest.raises(InvalidInput, match="has not joined yet"):
+        identities.rejoin(tmp_path / "nothing", used)
+
+
+async def test_a_join_token_is_used_by_a_node_whose_certificate_has_ended_and_by_no_other(
+    served: Served, tmp_path: Path
+) -> None:
+    identity = await joined(served.client, tmp_path, "host-again")
+    before, here = identity.certificate.read_bytes(), settings(tmp_path, "host-again")
+    token = await asyncio.to_thread(served.client.join_token, "host-again")
+    await asyncio.to_thread(identify, here, token)
+    assert identity.certificate.read_bytes() == before, "it is good: the token is kept"
+    let_end(served, identity)
+    await asyncio.to_thread(identify, here, token)
+    assert identity.objection() is None
+    let_end(served, identity)
+    with capture_logs() as logged:  # its VMs need an agent, with a certificate or without
+        assert (await asyncio.to_thread(identify, here, token)).name == "host-again"
+    assert any(entry["event"] == "can't join again" and "used" in entry["error"] for entry in logged)
+
+
+async def test_the_command_rejoins_while_the_agent_runs(served: Served, tmp_path: Path) -> None:
+    identity = await joined(served.client, tmp_path, "host-command")
+    let_end(served, identity)
+    token = await asyncio.to_thread(served.client.join_token, "host-command")
+    (tmp_path / "token").write_text(token + "\n")
+    command = [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), "--rejoin"]
+
+    def run(argument: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, argument], check=False, capture_output=True, text=True, timeout=60)
+
+    done = await asyncio.to_thread(run, f"@{tmp_path / 'token'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("node host-command has a certificate until 20")
+    assert identity.objection() is None
+    again = await asyncio.to_thread(run, f"@{tmp_path / 'token'}")
+    assert again.returncode == 1 and "used" in again.stderr and "novacron node join-token" in again.stderr
+
+
+@pytest.mark.parametrize("which", ["server", "authority"])
+async def test_an_agent_names_the_certificate_of_the_other_end_that_has_ended(tmp_path: Path, which: str) -> None:
+    days = {"server": pki.SERVER_DAYS, "authority": pki.CA_DAYS}[which]
+
+    def clock() -> float:
+        return time.time() - (days + 1) * DAY_S
+
+    if which == "authority":
+        pki.Authority.open(tmp_path / "server", clock)
+    server = Server(tmp_path)
+    if which == "server":
+        pki.Authority.open(tmp_path / "server", clock).issue_server(tmp_path / "server", ["127.0.0.1"])
+    async with asyncio.timeout(30), server.listening():
+        node = Node(server.identity(tmp_path / "node"))
+        with capture_logs() as logged:
+            async with node.running():
+                await eventually(lambda: any(entry["event"] == "the link is down" for entry in logged), "it fails")
+    error = next(entry["error"] for entry in logged if entry["event"] == "the link is down")
+    assert f"the {which}'s certificate" in error and "ended on 20" in error
+    assert {"server": "systemctl restart novacron-server", "authority": "agent --rejoin"}[which] in error
+
+
+async def test_a_renewed_authority_reaches_nodes_with_their_next_certificate(tmp_path: Path) -> None:
+    pki.Authority.open(tmp_path / "server", lambda: time.time() - pki.CA_DAYS * DAY_S * 0.9)
+    server = Server(tmp_path)
+    identity = server.identity(tmp_path / "node")
+    assert server.authority.renew() and identity.ca.read_bytes() != server.authority.pem
+    async with (
+        asyncio.timeout(30),
+        server.listening(),
+        Node(msgspec.structs.replace(identity, link_url=server.url)).running(),
+    ):
+        link = await server.connected.get()
+        certificate = server.authority.issue_node(identity.request("host-a"), "host-a")
+        await link.send(codec.encode(wire.CertificateIssued(certificate, server.authority.pem)))
+        await eventually(lambda: identity.certificate.read_bytes() == certificate, "it is stored")
+    assert identity.ca.read_bytes() == server.authority.pem
+    with pytest.raises(ValueError, match="another key"):
+        identity.trust(pki.Authority.open(tmp_path / "other").pem)
+    assert identity.ca.read_bytes() == server.authority.pem
+
+
+async def test_the_control_plane_warns_once_a_day_of_certificates_that_end(database: Database) -> None:
+    ends_in_s = {"fresh": 20 * DAY_S, "soon": 13 * DAY_S, "over": -DAY_S, "forgotten": -20 * DAY_S}
+    async with database.transaction() as connection:
+        for name, left_s in ends_in_s.items():
+            await stored.join(connection, name, f"key of {name}")
+            await nodes.certified(connection, name, time.time() + left_s)
+    for _ in range(3):
+        await certificates.step(database, Objects("certificates"))
+    async with database.connection() as connection:
+        rows = await connection.fetch("SELECT name, reason, message FROM events WHERE reason LIKE 'Certificate%'")
+    told = {row["name"]: row for row in rows}
+    assert len(rows) == 2 and told.keys() == {"soon", "over"}
+    assert told["soon"]["reason"] == "CertificateEnding" and told["over"]["reason"] == "CertificateEnded"
+    assert "novacron node join-token --node over, then on its host: novacron agent --rejoin" in told["over"]["message"]
