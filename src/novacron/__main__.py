@@ -109,10 +109,16 @@ def support_bundle(
     print(f"{path}: review it before you share it: it has names of VMs, nodes and users")
 
 
-@app.command()
+servers = typer.Typer(invoke_without_command=True)
+app.add_typer(servers, name="server")
+
+
+@servers.callback()
 @expand
-def server(options: ServerOptions) -> None:
+def server(context: typer.Context, options: ServerOptions) -> None:
     """Run the control plane: API, controllers, and the agents' link."""
+    if context.invoked_subcommand is not None:
+        return
     from novacron.local.postgres import Postgres, PostgresFailed
     from novacron.model.errors import NovaError
     from novacron.server.main import run
@@ -130,6 +136,37 @@ def server(options: ServerOptions) -> None:
     finally:
         if postgres is not None:
             postgres.stop()
+
+
+@servers.command("recover-admin")
+def recover_admin(
+    state_dir: StateDir = None,
+    database: Annotated[
+        str | None, typer.Option(envvar="NOVACRON_DATABASE_URL", help="URL of PostgreSQL; default: the embedded one")
+    ] = None,
+    user: Annotated[str, typer.Option(help="user who is to be an administrator; made if there is none")] = (
+        "administrator"
+    ),
+    revoke_others: Annotated[
+        bool, typer.Option("--revoke-others", help="revoke the user's other tokens, and end the user's sessions")
+    ] = False,
+    url: Annotated[str, typer.Option(help="URL of the API, for the CLI's new context")] = "https://127.0.0.1:7443",
+) -> None:
+    """Make a new administrator's token on the server's machine, when the only one is lost."""
+    import asyncio
+
+    from novacron.local import recovery
+    from novacron.model.errors import NovaError
+
+    try:
+        recovered = asyncio.run(recovery.recover(state_dir or default_state_dir(), database, user, revoke_others))
+        context = recovery.keep(config_path(), url, recovered.secret, state_dir or default_state_dir())
+    except (NovaError, recovery.RecoveryFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(recovered.secret)
+    print(f"token of administrator {recovered.user}, shown once; {recovered.revoked} others revoked", file=sys.stderr)
+    print(context, file=sys.stderr)
 
 
 @app.command()

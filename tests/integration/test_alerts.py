@@ -155,8 +155,13 @@ CASES = {
     "MetricsLabelsDropped": one(
         'novacron_metrics_dropped_labels_total{metric="novacron_api_refused_total"}', "0+1x300", "7x300"
     ),
-    "CertificateExpires": one(
-        'novacron_certificate_expiry_timestamp_seconds{certificate="node", instance="n"}', "90000x300", "900000x300"
+    "CertificateExpires": Case(
+        {'novacron_certificate_expiry_timestamp_seconds{certificate="node", instance="s"}': "0x300",
+         'novacron_certificate_expiry_timestamp_seconds{certificate="server", instance="s"}': "3000000x300",
+         'novacron_node_certificate_expiry_timestamp_seconds{node="n", instance="s"}': "1100000x300"},
+        {'novacron_certificate_expiry_timestamp_seconds{certificate="server", instance="s"}': "3000000x300",
+         'novacron_node_certificate_expiry_timestamp_seconds{node="n", instance="s"}': "1300000x300",
+         'novacron_node_certificate_expiry_timestamp_seconds{node="new", instance="s"}': "0x300"},
     ),
     "TelemetryDropped": Case(
         {'novacron_traces_spans_total{outcome="dropped"}': "0+1x300",

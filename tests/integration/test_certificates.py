@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import urllib3
 from structlog.testing import capture_logs
 
 from lab.replicas import Served, serving
@@ -20,11 +23,12 @@ from novacron.agent import identity as identities
 from novacron.agent.identity import Identity
 from novacron.agent.main import identify
 from novacron.agent.settings import AgentSettings
-from novacron.client import Client
+from novacron.client import AsyncClient, Client, Config, Unreachable
 from novacron.control import certificates
 from novacron.control.objects import Objects
 from novacron.model.errors import InvalidInput
 from novacron.model.token import decode_ticket
+from novacron.server import certificates as server_certificates
 from novacron.store import identities as stored
 from novacron.store import nodes
 from novacron.store.database import Database
@@ -218,3 +222,89 @@ async def test_the_control_plane_warns_once_a_day_of_certificates_that_end(datab
     assert len(rows) == 2 and told.keys() == {"soon", "over"}
     assert told["soon"]["reason"] == "CertificateEnding" and told["over"]["reason"] == "CertificateEnded"
     assert "novacron node join-token --node over, then on its host: novacron agent --rejoin" in told["over"]["message"]
+
+
+async def test_a_server_takes_another_certificate_into_use_while_it_runs() -> None:
+    with serving("--workers", "2") as own:
+        state, api_url = own.replicas[0].state, own.replicas[0].url
+        link_url = decode_ticket(own.client.join_token("host-a")).link_url
+        with _open_stream(own):
+            pki.Authority.open(state, lambda: time.time() - 100 * DAY_S).reissue_server(state, ["127.0.0.1"])
+            ends_at_s = pki.expires_at_s((state / "server.crt").read_bytes())
+            for url in (api_url, link_url):
+                await eventually(
+                    lambda url=url: all(_shown(url) == ends_at_s for _ in range(8)),  # type: ignore[misc]
+                    "all processes use it", 60,
+                )  # fmt: skip
+            assert list(own.client.list("nodes")) == []
+            began = time.monotonic()
+            own.server.stop()
+            assert time.monotonic() - began < 30, "a stream that is still open does not keep it from ending"
+
+
+def _shown(url: str) -> float:
+    return pki.served_validity(url, 5.0).ends_at_s
+
+
+@contextlib.contextmanager
+def _open_stream(served: Served) -> Iterator[None]:
+    """Follow the events of a server meanwhile."""
+    context = ssl.create_default_context(cadata=served.client.config.ca)
+    headers = {"Authorization": f"Bearer {served.client.config.token}", "Accept": "text/event-stream"}
+    with urllib3.PoolManager(ssl_context=context) as pool:
+        response = pool.request(
+            "GET", f"{served.client.config.url}/api/v1/events", headers=headers, preload_content=False, retries=False
+        )
+        assert response.status == 200
+        yield
+        response.close()
+
+
+def test_certificates_of_server_and_authority_are_renewed_in_time_and_only_then(tmp_path: Path) -> None:
+    def aged(days: float) -> pki.Authority:
+        return pki.Authority.open(tmp_path, lambda: time.time() - days * DAY_S)
+
+    aged(pki.CA_DAYS * 0.7).issue_server(tmp_path, ["127.0.0.1"])
+    aged(pki.SERVER_DAYS * 0.6).issue_server(tmp_path, ["127.0.0.1"])
+    now = pki.Authority.open(tmp_path)
+    assert server_certificates.renew(now, tmp_path, ["127.0.0.1"]) == []
+    aged(pki.SERVER_DAYS * 0.7).issue_server(tmp_path, ["127.0.0.1"])
+    assert server_certificates.renew(now, tmp_path, ["127.0.0.1"]) == ["server"]
+    assert pki.expires_at_s((tmp_path / "server.crt").read_bytes()) > time.time() + (pki.SERVER_DAYS - 1) * DAY_S
+    old = tmp_path / "old"
+    pki.Authority.open(old, lambda: time.time() - pki.CA_DAYS * DAY_S * 0.9).issue_server(old, ["127.0.0.1"])
+    assert server_certificates.renew(pki.Authority.open(old), old, ["127.0.0.1"]) == ["authority", "server"]
+    assert server_certificates.renew(pki.Authority.open(old), old, ["127.0.0.1"]) == []
+
+
+@pytest.mark.parametrize("which", ["server", "authority"])
+async def test_a_client_names_the_certificate_that_has_ended_and_the_command(tmp_path: Path, which: str) -> None:
+    days = {"server": pki.SERVER_DAYS, "authority": pki.CA_DAYS}[which]
+    ended = pki.Authority.open(tmp_path / which, lambda: time.time() - (days + 1) * DAY_S)
+    if which == "server":
+        pki.write_secret(tmp_path / "server" / "ca.key", (tmp_path / which / "ca.key").read_bytes())
+    server = Server(tmp_path)
+    ended.issue_server(tmp_path / "server", ["127.0.0.1"])
+    async with asyncio.timeout(60), server.listening():
+        ca = (tmp_path / which / "ca.crt").read_text()
+        config = Config(server.url, "token", ca)
+        for failed in (
+            await asyncio.to_thread(_failure, lambda: list(Client(config).list("nodes"))),
+            await _failure_of(config),
+        ):
+            assert "ended on 20" in failed and "HTTP response" not in failed
+            assert f"the {which}'s certificate" in failed
+            assert {"server": "systemctl restart novacron-server", "authority": "novacron context add"}[which] in failed
+
+
+def _failure(call: Callable[[], object]) -> str:
+    with pytest.raises(Unreachable) as failed:
+        call()
+    return str(failed.value)
+
+
+async def _failure_of(config: Config) -> str:
+    async with AsyncClient(config) as client:
+        with pytest.raises(Unreachable) as failed:
+            await client.get("nodes", "any")
+    return str(failed.value)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,16 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
     authority.issue_server(directory, ["localhost"])
     grades = {result.found.split("'")[0]: result.grade for result in await machine.certificates(tmp_path)}
     assert grades == {"the authority": Grade.OK, "the server": Grade.WARNING}
+    monkeypatch.setattr(pki, "SERVER_DAYS", 15)
+    authority.issue_server(directory, ["localhost"])
+    assert {result.grade for result in await machine.certificates(tmp_path)} == {Grade.OK}
+    key = pki.new_key()
+    month_ago = pki.Authority.open(directory, lambda: time.time() - 31 * 86_400)
+    ended = month_ago.issue_node(pki.certificate_request(key, "host-a"), "host-a")
+    pki.write_secret(tmp_path / "agent" / "identity" / "node.crt", ended)
+    found = (await machine.certificates(tmp_path))[-1]
+    assert found.grade is Grade.BAD and "the node's ended on 20" in found.found
+    assert "novacron node join-token --node host-a" in found.advice and "agent --rejoin TOKEN" in found.advice
     (directory / "server.crt").write_text("nonsense")
     assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lab.platform import free_ports, open_directory, until
+from novacron import context_file
 
 
 class Up:
@@ -115,7 +116,6 @@ def _answers(up: Up) -> bool:
 def test_a_second_up_on_one_folder_is_refused_and_harms_nothing(up: Up) -> None:
     config = up.directory / "cli.json"
     config.write_text('{"url": "https://another.example:7440", "token": "the only copy"}')
-    before = config.read_bytes()
     own = up.directory / "s" / "config.json"
     up.env["NOVACRON_CONFIG"] = str(config)
     log = up.log.open("wb")
@@ -125,8 +125,10 @@ def test_a_second_up_on_one_folder_is_refused_and_harms_nothing(up: Up) -> None:
     ]  # fmt: skip
     up.process = subprocess.Popen(command, stdout=log, stderr=log, env=up.env, start_new_session=True)
     until(lambda: b"up: API at" in up.log.read_bytes(), f"it is up: {up.log}", 60)
-    assert config.read_bytes() == before, "the settings of another installation stay"
-    assert f"settings in {own}".encode() in up.log.read_bytes()
+    contexts = context_file.read(config)
+    assert contexts.get(contexts.current).token == "the only copy", "the settings of another installation stay in use"
+    assert contexts.names() == ["default", "local"]
+    assert f"settings in {config}; try: novacron --context local node list".encode() in up.log.read_bytes()
     up.env["NOVACRON_CONFIG"] = str(own)
     until(lambda: any(node["status"]["ready"] for node in up.cli("node", "list")), "its node is ready", 60)
     second = subprocess.run(command, capture_output=True, text=True, check=False, env=up.env, timeout=60)

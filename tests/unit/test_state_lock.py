@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from novacron.model.errors import InvalidInput
-from novacron.server.main import CONFIGS_MAX, _unused
 from novacron.state_lock import FolderInUse, FolderLock
 
 
@@ -47,16 +45,3 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         FolderLock(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_settings_of_another_installation_are_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    assert _unused(path) == path
-    path.touch()
-    assert _unused(path) == tmp_path / "config-2.json"
-    (tmp_path / "config-2.json").touch()
-    assert _unused(path) == tmp_path / "config-3.json"
-    for number in range(3, CONFIGS_MAX):
-        (tmp_path / f"config-{number}.json").touch()
-    with pytest.raises(InvalidInput, match="exist"):
-        _unused(path)

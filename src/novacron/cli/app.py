@@ -10,6 +10,7 @@ import typer
 from novacron import __version__
 from novacron.cli import (
     access,
+    contexts,
     diagnosis,
     events,
     images,
@@ -55,6 +56,7 @@ app.add_typer(migrations.app, name="migration")
 app.add_typer(links.app, name="link")
 app.add_typer(images.app, name="image")
 app.add_typer(tokens.app, name="token")
+app.add_typer(contexts.app, name="context")
 app.add_typer(access.projects, name="project")
 app.add_typer(access.users, name="user")
 app.add_typer(access.grants, name="grant")
@@ -79,6 +81,10 @@ def root(
             help="project to work in; by default your own, and lists show all that you can see",
         ),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(envvar="NOVACRON_CONTEXT", help="context to use: see novacron context list"),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
     ] = False,
@@ -86,3 +92,5 @@ def root(
     """Run virtual machines on many hosts, and move them live between sites."""
     if project:
         os.environ["NOVACRON_PROJECT"] = project
+    if context:
+        os.environ["NOVACRON_CONTEXT"] = context

@@ -1,12 +1,12 @@
-"""Which API to call: from the environment, or the file that ``novacron up`` and ``novacron login`` write."""
+"""Which API to call: from the environment, or a context of the file that servers and ``novacron context`` write."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron import context_file
 from novacron.client.errors import Unreachable
 
 
@@ -28,21 +28,33 @@ def config_path() -> Path:
     return Path(os.environ.get("NOVACRON_CONFIG") or base / "novacron" / "config.json")
 
 
-def load_config() -> Config:
-    """Return the settings; ``NOVACRON_URL``, ``NOVACRON_TOKEN`` and ``NOVACRON_PROJECT`` override the file.
+def context_name() -> str:
+    """Return the name of the context to use: ``NOVACRON_CONTEXT``, or the current one of the settings; empty: none.
 
-    Raises Unreachable if there is no URL or no token.
+    Raises SettingsError.
+    """
+    return os.environ.get("NOVACRON_CONTEXT") or context_file.read(config_path()).current
+
+
+def load_config() -> Config:
+    """Return the settings of the context to use; ``NOVACRON_URL``, ``NOVACRON_TOKEN`` and ``NOVACRON_PROJECT`` override
+    them.
+
+    Raises Unreachable if there is no URL or no token, or no such context.
     """
     path = config_path()
-    stored: dict[str, str] = {}
-    if path.exists():
-        stored = json.loads(path.read_text())
-    url = os.environ.get("NOVACRON_URL") or stored.get("url")
-    token = os.environ.get("NOVACRON_TOKEN") or stored.get("token")
+    stored = context_file.Context("", "")
+    try:
+        name = context_name()
+        if name:
+            stored = context_file.read(path).get(name)
+    except context_file.SettingsError as error:
+        raise Unreachable(str(error)) from None
+    url = os.environ.get("NOVACRON_URL") or stored.url
+    token = os.environ.get("NOVACRON_TOKEN") or stored.token
     if not url or not token:
         raise Unreachable(
-            f"no API settings: neither {path} nor NOVACRON_URL and NOVACRON_TOKEN are there\n"
-            "start a platform with: novacron up"
+            f"no API settings: neither a context of {path} nor NOVACRON_URL and NOVACRON_TOKEN are there\n"
+            "choose a context with: novacron context use NAME, or start a platform with: novacron up"
         )
-    project = os.environ.get("NOVACRON_PROJECT") or stored.get("project", "")
-    return Config(url, token, stored.get("ca", ""), project)
+    return Config(url, token, stored.ca, os.environ.get("NOVACRON_PROJECT") or stored.project)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from novacron import pki
+from novacron import context_file
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres, PostgresFailed
 from novacron.state_lock import FolderInUse, FolderLock
@@ -81,11 +81,26 @@ def _own_config(state_dir: Path, config: Path) -> Path:
     return config if begun_before and not own.exists() else own
 
 
-def _offer(own: Path, config: Path) -> Path:
-    """Make an installation's settings the user's, unless the user has others; return where to find them."""
-    if not config.exists():
-        pki.write_secret(config, own.read_bytes())
-    return config if config.read_bytes() == own.read_bytes() else own
+def _offer(own: Path, config: Path) -> str:
+    """Make an installation's context one of the user's; return its name there.
+
+    Raises SettingsError, OSError.
+    """
+    mine = context_file.read(own)
+    context = mine.get(mine.current)
+    with context_file.changing(config) as contexts:
+        name = contexts.name_of(context.url, context.token) or contexts.add_beside("local", context)
+        return name if contexts.current != name else ""
+
+
+def _settings(own: Path, config: Path) -> str:
+    """Say where the settings are and which command uses them."""
+    try:
+        name = _offer(own, config)
+    except (context_file.SettingsError, OSError) as error:
+        print(f"can't add this installation to the settings: {error}", file=sys.stderr)
+        return f"settings in {own}; try: NOVACRON_CONFIG={own} novacron"
+    return f"settings in {config}; try: novacron{f' --context {name}' if name else ''}"
 
 
 def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path) -> int:
@@ -106,6 +121,7 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         return 1
     own_config = _own_config(state_dir, config)
     os.environ["NOVACRON_CONFIG"] = str(own_config)
+    os.environ.pop("NOVACRON_CONTEXT", None)
     postgres = Postgres(state_dir / "postgres")
     services: list[_Service] = []
     try:
@@ -125,9 +141,7 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         )  # fmt: skip
         services.append(agent)
         agent.start()
-        shown = _offer(own_config, config)
-        use = "" if shown == config else f"export NOVACRON_CONFIG={shown} && "
-        print(f"up: API at {client.config.url}, settings in {shown}; try: {use}novacron node list", flush=True)
+        print(f"up: API at {client.config.url}, {_settings(own_config, config)} node list", flush=True)
         while not stopping:
             time.sleep(0.5)
             for service in services:

@@ -30,6 +30,7 @@ from novacron.api.routes.metrics import seen
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.oidc import Provider
+from novacron.server import certificates
 from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Batch, Change, Feed, FeedSnapshot
@@ -53,7 +54,8 @@ Heard = Callable[[Change], None]
 
 
 class Front:
-    """Answers people. ``changed`` hears of every change, ``resync`` when some may have been missed."""
+    """Answers people. ``changed`` hears of every change, ``resync`` when some may have been missed, ``certified`` of
+    new certificates."""
 
     def __init__(
         self, settings: ServerSettings, database: Database, authority: pki.Authority, agents: Agents,
@@ -62,7 +64,9 @@ class Front:
         self.cache, self.fleet = Cache(), FleetIndex()
         self.changed: list[Heard] = [self.fleet.changed]
         self.resync: list[Callable[[], None]] = [self.fleet.clear]
+        self.certified: list[Callable[[], None]] = [authority.reload]
         self._settings = settings
+        self._certificates = (settings.state_dir / "ca.crt", *certificate)
         self._feed = Feed(settings.database_url, limits.EVENTS_KEPT_IN_MEMORY)
         self._processes = Processes(settings.state_dir / "metrics")
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
@@ -86,6 +90,7 @@ class Front:
             "rates": lambda: share_rates(self._shared, self._rates),
             "metrics": self._processes.run,
             "process": process.watch,
+            "certificates": lambda: certificates.follow(self._certificates, self._use_certificates),
             "log-level": lambda: logs.follow(self._settings.log_level, logs.level()),
         }
         async with asyncio.TaskGroup() as group:
@@ -124,6 +129,13 @@ class Front:
             except Exception as error:
                 self._lost(error)
                 raise
+
+    def _use_certificates(self) -> None:
+        """Take new certificates into use; connections that are open keep theirs. Raises OSError, ValueError."""
+        for certified in self.certified:
+            certified()
+        self._http.reload()
+        log.info("new certificates are in use")
 
     def _lost(self, error: Exception) -> None:
         self.cache.lost()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import getpass
 import os
 import resource
@@ -13,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
-import msgspec
 
-from novacron import pki
+from novacron import context_file, pki
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput
-from novacron.server import relay, workers
+from novacron.server import certificates, relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import LinkServer
 from novacron.server.settings import ServerSettings
@@ -35,7 +35,7 @@ from novacron.telemetry.values import gauge
 log = logs.get(__name__)
 
 START_TRIES_MAX = 60
-CONFIGS_MAX = 100
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 async def _open_database(url: str, connections: int) -> Database:
@@ -55,36 +55,38 @@ async def _open_database(url: str, connections: int) -> Database:
 
 
 async def _welcome(settings: ServerSettings, database: Database, authority: pki.Authority) -> None:
+    """Make the first administrator of an installation, and a context of the CLI beside those that there are."""
+    context = ""
     async with database.transaction() as connection:
         secret = await tokens.first(connection)
         if secret is None:
             return
-        config_path = None if settings.cli_config is None else _unused(settings.cli_config)
-        if config_path is not None:
-            config = {"url": settings.url(settings.port), "token": secret, "ca": authority.pem.decode()}
-            pki.write_secret(config_path, msgspec.json.format(msgspec.json.encode(config)))
+        if settings.cli_config is not None:  # before the token counts: it is not lost if this fails
+            context, used = keep_context(settings.cli_config, settings, authority, secret)
     # On the terminal of the operator, not in the log.
     print(f"administrator token (shown once, only its hash is kept): {secret}", file=sys.stderr, flush=True)
-    if config_path is not None:
-        print(f"CLI settings of user {getpass.getuser()} are in {config_path}", file=sys.stderr, flush=True)
-    if config_path != settings.cli_config:
-        print(
-            f"{settings.cli_config} belongs to another installation and stays as it is; to work with this one: "
-            f"export NOVACRON_CONFIG={config_path}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+    if context:
+        print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}, context {context}",
+              file=sys.stderr, flush=True)  # fmt: skip
+        if not used:
+            print(f"to work with this installation: novacron context use {context}", file=sys.stderr, flush=True)
 
 
-def _unused(path: Path) -> Path:
-    """Return a path that names no file yet: ``config.json``, or ``config-2.json`` and so on beside it. The settings of
-    another installation may hold the only copy of its administrator's token."""
-    paths = (path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, CONFIGS_MAX)))
-    unused = next((candidate for candidate in paths if not candidate.exists()), None)
-    if unused is None:
+def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority, secret: str) -> tuple[str, bool]:
+    """Add a context for an administrator's token to a file; return its name, and whether it is the current one.
+
+    Raises InvalidInput.
+    """
+    url = settings.url(settings.port)
+    name = "local" if settings.public_host in LOOPBACK else settings.public_host.replace(":", ".")
+    try:
+        with context_file.changing(path) as contexts:
+            context = contexts.add_beside(name, context_file.Context(url, secret, authority.pem.decode()))
+    except (context_file.SettingsError, OSError) as error:
         raise InvalidInput(
-            f"{path} and {CONFIGS_MAX - 2} others beside it exist", field="NOVACRON_CONFIG", hint="name another file"
-        )
-    return unused
+            str(error), field="NOVACRON_CONFIG", hint="mend the file, or name another with NOVACRON_CONFIG"
+        ) from None
+    return context, contexts.current == context
 
 
 def _check_free(settings: ServerSettings) -> None:
@@ -125,8 +127,8 @@ def _lock(directory: Path) -> FolderLock:
 
 async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     authority = pki.Authority.open(settings.state_dir)
-    hosts = list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
-    certificate, key = authority.issue_server(settings.state_dir, hosts)
+    authority.renew()
+    certificate, key = authority.issue_server(settings.state_dir, certificates.hosts(settings))
     database = await _open_database(settings.database_url, settings.pool)
     try:
         await _welcome(settings, database, authority)
@@ -142,6 +144,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         controllers = Controllers(database, front.fleet, link.foresee, settings.fence)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
+        front.certified.append(lambda: context.load_cert_chain(certificate, key))
+        keep = functools.partial(certificates.keep, settings, authority, database)
         async with (
             link.listen(settings.host, settings.link_port, context),
             relay.listen(settings.relay, link),
@@ -154,6 +158,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
             work = [
                 answering,
                 asyncio.create_task(supervise("controllers", controllers.run), name="controllers"),
+                asyncio.create_task(supervise("certificates", keep), name="certificates"),
                 asyncio.create_task(supervise("statistics", lambda: statistics.watch(database)), name="statistics"),
                 *keepers,
             ]

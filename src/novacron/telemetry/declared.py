@@ -199,6 +199,11 @@ FLEET = (
     _seen("novacron_node_vcpus_allocated", "vCPUs of the VMs on a node.", "node"),
     _seen("novacron_node_memory_allocated_bytes", "Memory of the VMs on a node.", "node"),
     _seen("novacron_node_clock_skew_seconds", "By how much a node's clock is ahead; 0 if it may be right.", "node"),
+    _seen(
+        "novacron_node_certificate_expiry_timestamp_seconds",
+        "When the certificate of a node's agent ends, connected or not; 0: not known yet.",
+        "node",
+    ),
     _seen("novacron_node_images", "Images on a node.", "node"),
     _seen("novacron_volumes", "Volumes, by phase.", "phase"),
     _seen("novacron_volume_bytes", "Size of all volumes."),

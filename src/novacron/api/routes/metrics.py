@@ -172,6 +172,8 @@ def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
         yield "novacron_node_memory_bytes", (name,), inventory.get("memory_mib", 0) << 20
         yield "novacron_node_images", (name,), len(inventory.get("images", ()))
         yield "novacron_node_clock_skew_seconds", (name,), status.get("clock_skew_s", 0.0)
+        ends_at_s = status.get("certificate_ends_at_s", 0.0)
+        yield "novacron_node_certificate_expiry_timestamp_seconds", (name,), ends_at_s
         yield "novacron_node_vms", (name,), count[name]
         yield "novacron_node_vcpus_allocated", (name,), vcpus[name]
         yield "novacron_node_memory_allocated_bytes", (name,), memory[name]

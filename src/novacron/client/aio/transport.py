@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 import httpx
 
 from novacron.client import protocol
+from novacron.client.certificate_errors import explain
 from novacron.client.config import Config
 from novacron.client.errors import Unreachable
 from novacron.client.protocol import HttpReply
@@ -39,7 +40,8 @@ class AsyncTransport:
                 method, self._config.url + path, content=body, headers=headers, timeout=_timeout(timeout_s)
             )
         except httpx.HTTPError as error:
-            raise Unreachable(f"no answer from {self._config.url}: {error or type(error).__name__}") from error
+            why = await asyncio.to_thread(explain, self._config, error)
+            raise Unreachable(f"no answer from {self._config.url}: {why}") from error
         return HttpReply(response.status_code, response.content)
 
     async def stream(self, path: str, headers: dict[str, str]) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 import urllib3
 
 from novacron.client import protocol
+from novacron.client.certificate_errors import explain
 from novacron.client.config import Config
 from novacron.client.errors import Unreachable
 from novacron.client.protocol import HttpReply
@@ -35,7 +36,7 @@ class Transport:
                 timeout=urllib3.Timeout(connect=protocol.CONNECT_TIMEOUT_S, read=timeout_s),
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(f"no answer from {self._config.url}: {error}") from error
+            raise Unreachable(f"no answer from {self._config.url}: {explain(self._config, error)}") from error
         return HttpReply(response.status, response.data)
 
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[bytes]:

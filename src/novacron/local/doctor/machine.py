@@ -208,18 +208,31 @@ async def certificates(state_dir: Path) -> list[Finding]:
             )
             continue
         text = f"the {name}'s is good for {left_s / DAY_S:.0f} days"
+        advice = _renewal(name, path)
         if left_s <= 0:
-            findings.append(bad("certificates", f"the {name}'s has ended", _renewal(name)))
-        elif left_s < 5 * DAY_S:
-            findings.append(warning("certificates", text, _renewal(name)))
+            ended = f"the {name}'s ended on {pki.utc(time.time() + left_s)}"
+            findings.append(bad("certificates", ended, advice))
+        elif left_s < pki.ENDS_SOON_S:
+            findings.append(warning("certificates", text, advice))
         else:
             findings.append(ok("certificates", text))
     return findings
 
 
-def _renewal(name: str) -> str:
-    return {
-        "authority": "make a new one, and let all nodes join again",
-        "server": "restart the server: it makes itself a new one",
-        "node": "it is renewed while the node is connected: is it? Else remove the node, and let it join again",
-    }[name]
+def _renewal(name: str, path: Path) -> str:
+    """Return what renews a certificate that should have been renewed by itself."""
+    if name == "server":
+        return "systemctl restart novacron-server: it issues itself a new one; its log says why it has not before"
+    if name == "authority":
+        return (
+            "systemctl restart novacron-server: it renews it for the same key; then, on nodes that were away: novacron"
+            f" agent --rejoin TOKEN; for users: novacron context add NAME --replace --ca {path}"
+        )
+    try:
+        node = pki.common_name(path.read_bytes())
+    except (OSError, ValueError):
+        node = "NAME"
+    return (
+        "it is renewed while the agent is connected: systemctl status novacron-agent; once it has ended: novacron node"
+        f" join-token --node {node}, then on this host: novacron agent --rejoin TOKEN"
+    )

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import asyncpg
 
-from novacron import __version__
+from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
 from novacron.client.errors import ApiError, Unreachable
 from novacron.local.doctor.finding import Finding, bad, ok, warning
@@ -102,7 +102,8 @@ def _platform(client: Client) -> Iterator[Finding]:
     nodes = list(client.list("nodes"))
     yield from _nodes(nodes)
     yield from _vms(list(client.list("vms")))
-    yield from _certificates(client, [node["name"] for node in nodes if node["status"]["ready"]])
+    yield from _certificates(nodes)
+    yield from _agents(client, [node["name"] for node in nodes if node["status"]["ready"]])
 
 
 def _versions(client: Client) -> Iterator[Finding]:
@@ -161,18 +162,23 @@ def _age_s(text: str) -> float:
     return time.time() - datetime.fromisoformat(text).timestamp()
 
 
-def _certificates(client: Client, nodes: list[str]) -> Iterator[Finding]:
+def _certificates(nodes: list[Object]) -> Iterator[Finding]:
+    for node in nodes:
+        name, ends_at_s = node["name"], node["status"].get("certificate_ends_at_s", 0.0)
+        left_s = ends_at_s - time.time()
+        if not ends_at_s or left_s > pki.ENDS_SOON_S:
+            continue
+        rejoin = f"novacron node join-token --node {name}, then on its host: novacron agent --rejoin TOKEN"
+        if left_s <= 0:
+            yield bad(f"node {name}", f"its agent's certificate ended on {pki.utc(ends_at_s)}", rejoin)
+        else:
+            start = "" if node["status"]["ready"] else "start its agent, which renews it once it is connected; or "
+            yield warning(f"node {name}", f"its agent's certificate ends on {pki.utc(ends_at_s)}", start + rejoin)
+
+
+def _agents(client: Client, nodes: list[str]) -> Iterator[Finding]:
     for node in nodes[:200]:
         try:
-            metrics = client.metrics(node)
+            client.metrics(node)
         except ApiError as error:
             yield warning(f"node {node}", f"its agent does not say how it is: {error}", "see its log")
-            continue
-        expiry = re.search(r"^novacron_certificate_expiry_timestamp_seconds\{[^}]*\} (\S+)", metrics, re.MULTILINE)
-        remaining_s = float(expiry[1]) - time.time() if expiry else 0.0
-        if remaining_s < 5 * 86400:
-            yield warning(
-                f"node {node}",
-                f"its certificate ends in {remaining_s / 86400:.1f} days",
-                "restart its agent, and see its log",
-            )

@@ -1,0 +1,74 @@
+"""A server's certificates while it runs: renewed before they end, and taken into use by all of its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from novacron import pki
+from novacron.server.settings import ServerSettings
+from novacron.store import events
+from novacron.store.database import Database
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+RENEWAL_CHECK_S = 3600.0
+LOOK_S = 5.0
+
+
+def hosts(settings: ServerSettings) -> list[str]:
+    """Return the names and addresses by which a server is reached, as its certificate has them."""
+    return list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", socket.gethostname()]))
+
+
+def renew(authority: pki.Authority, directory: Path, hosts: list[str]) -> list[str]:
+    """Renew which of the authority's and the server's certificates it is time for; return which. Raises OSError."""
+    renewed = ["authority"] if authority.renew() else []
+    if pki.due("server", (directory / "server.crt").read_bytes(), time.time()):
+        authority.reissue_server(directory, hosts)
+        renewed.append("server")
+    return renewed
+
+
+async def keep(settings: ServerSettings, authority: pki.Authority, database: Database) -> None:
+    """Renew certificates in time, until cancelled."""
+    while True:
+        try:
+            for kind in await asyncio.to_thread(renew, authority, settings.state_dir, hosts(settings)):
+                await _record(settings, database, "CertificateRenewed", f"the {kind}'s certificate was renewed")
+                log.info("a certificate was renewed", certificate=kind)
+        except (OSError, ValueError) as error:
+            hint = f"make {settings.state_dir} readable and writable for the server, with free space"
+            log.error("can't renew certificates", error=str(error), hint=hint)
+            await _record(settings, database, "CertificateNotRenewed", f"can't renew certificates: {error}; {hint}")
+        await asyncio.sleep(RENEWAL_CHECK_S)
+
+
+async def _record(settings: ServerSettings, database: Database, reason: str, message: str) -> None:
+    host = settings.public_host
+    async with database.transaction() as connection:
+        await events.record(connection, events.NewEvent("server", host, host, reason, message))
+
+
+async def follow(files: Sequence[Path], changed: Callable[[], None]) -> None:
+    """Call ``changed`` whenever one of the files is another, until cancelled; again when it could not take them."""
+    seen = _marks(files)
+    while True:
+        await asyncio.sleep(LOOK_S)
+        marks = _marks(files)
+        if marks == seen:
+            continue
+        try:
+            changed()
+            seen = marks
+        except (OSError, ValueError) as error:
+            log.error("new certificates can't be used", error=str(error), retry_s=LOOK_S)
+
+
+def _marks(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return what tells these files from those that replace them."""
+    return [(status.st_ino, status.st_mtime_ns) for status in (file.stat() for file in files if file.exists())]
