@@ -38,6 +38,7 @@ from tests.integration.test_link import Node, Server
 from tests.waiting import eventually
 
 DAY_S = 86_400.0
+REFUSES = "the server refuses this node"
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,10 @@ async def test_an_agent_whose_certificate_has_ended_says_so_and_goes_on_once_it_
     node = Node(identity)
     async with asyncio.timeout(60), node.running():
         with capture_logs() as logged:
-            await eventually(lambda: any(entry["event"] == "the link is down" for entry in logged), "it is refused")
-        error = next(entry["error"] for entry in logged if entry["event"] == "the link is down")
-        assert "this node's certificate ended on" in error and "novacron agent --rejoin TOKEN" in error
-        assert "--node host-late" in error and "HTTP" not in error
+            await eventually(lambda: any(entry["event"] == REFUSES for entry in logged), "it is refused")
+        said = next(entry for entry in logged if entry["event"] == REFUSES)
+        assert "this node's certificate ended on" in said["reason"]
+        assert "--node host-late" in said["hint"] and "novacron agent --rejoin TOKEN" in said["hint"]
         assert (await node_of(client, "host-late"))["status"]["inventory"] is None, "it was not let in"
         token = await asyncio.to_thread(client.join_token, "host-late")
         await asyncio.to_thread(identities.rejoin, identity.directory, decode_ticket(token))
