@@ -21,8 +21,6 @@ from lab.replicas import Served, serving
 from novacron import pki
 from novacron.agent import identity as identities
 from novacron.agent.identity import Identity
-from novacron.agent.main import identify
-from novacron.agent.settings import AgentSettings
 from novacron.client import AsyncClient, Client, Config, Unreachable
 from novacron.control import certificates
 from novacron.control.objects import Objects
@@ -47,13 +45,9 @@ def served() -> Iterator[Served]:
         yield served
 
 
-def settings(directory: Path, name: str) -> AgentSettings:
-    return AgentSettings(state_dir=directory / "agent", images_dir=directory / "images", name=name)
-
-
 async def joined(client: Client, directory: Path, name: str) -> Identity:
-    token = await asyncio.to_thread(client.join_token, name)
-    return await asyncio.to_thread(identify, settings(directory, name), token)
+    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name))
+    return await asyncio.to_thread(identities.join, directory / "agent" / "identity", ticket, name)
 
 
 def let_end(served: Served, identity: Identity) -> None:
@@ -136,16 +130,16 @@ async def test_a_join_token_is_used_by_a_node_whose_certificate_has_ended_and_by
     served: Served, tmp_path: Path
 ) -> None:
     identity = await joined(served.client, tmp_path, "host-again")
-    before, here = identity.certificate.read_bytes(), settings(tmp_path, "host-again")
+    before = identity.certificate.read_bytes()
     token = await asyncio.to_thread(served.client.join_token, "host-again")
-    await asyncio.to_thread(identify, here, token)
+    await asyncio.to_thread(identities.renewed_at_start, identity, token)
     assert identity.certificate.read_bytes() == before, "it is good: the token is kept"
     let_end(served, identity)
-    await asyncio.to_thread(identify, here, token)
+    await asyncio.to_thread(identities.renewed_at_start, identity, token)
     assert identity.objection() is None
     let_end(served, identity)
     with capture_logs() as logged:  # its VMs need an agent, with a certificate or without
-        assert (await asyncio.to_thread(identify, here, token)).name == "host-again"
+        assert (await asyncio.to_thread(identities.renewed_at_start, identity, token)).name == "host-again"
     assert any(entry["event"] == "can't join again" and "used" in entry["error"] for entry in logged)
 
 
