@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from lab.platform import Platform, until
+from novacron import pki
+from novacron.agent import identity as identities
+from novacron.model.token import decode_ticket
 from tests.e2e.conftest import boot, delete, until_settled, watching
 
 
@@ -40,6 +44,32 @@ def test_a_node_is_renamed_while_its_vms_keep_running(victim: Platform) -> None:
     reasons = [event["reason"] for event in victim.client.list("events", object="host-b")]
     assert "Renamed" in reasons
     victim.client.delete("volumes", volume["id"])
+    delete(victim, vm)
+
+
+def test_a_node_whose_certificate_has_ended_rejoins_in_place_while_its_vms_keep_running(victim: Platform) -> None:
+    vm = boot(victim, "kept", 33, node="host-b", memory_mib=128)
+    pid = until_settled(victim, vm)["status"]["pid"]
+    agent, before = victim.agents["host-b"], victim.client.get("nodes", "host-b")
+    identity = identities.load(victim.directory / "host-b" / "agent" / "identity")
+    assert identity is not None
+    with watching(victim, 33) as client:
+        agent.stop()
+        month_ago = pki.Authority.open(victim.directory / "s" / "server", lambda: time.time() - 31 * 86_400)
+        pki.write_secret(identity.certificate, month_ago.issue_node(identity.request("host-b"), "host-b"))
+        agent.start()
+        until(lambda: "this node's certificate ended on" in agent.log.read_text(), "its agent says why it is refused")
+        victim.wait_node("host-b", ready=False)
+        ticket = decode_ticket(victim.client.join_token("host-b"))
+        identities.rejoin(identity.directory, ticket)
+        until(lambda: is_ready(victim, "host-b"), "its agent, which runs, uses the new certificate", 60)
+        now = client.last
+        until(lambda: client.last > now + 20, "the guest counts on")
+        assert client.broken is None and client.missing_numbers() == 0
+    after, kept = victim.client.get("nodes", "host-b"), until_settled(victim, vm)
+    assert after["created_at"] == before["created_at"] and after["spec"] == before["spec"]
+    assert kept["node"] == "host-b" and kept["status"]["pid"] == pid > 0
+    victim.cli("vm", "migrate", "kept", "--to", "host-a", "--wait")  # other nodes accept the certificate, too
     delete(victim, vm)
 
 
