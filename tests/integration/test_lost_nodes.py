@@ -241,3 +241,14 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
         assert await identities.known(connection, "a", pki.key_hash(x509.load_pem_x509_csr(request))) is None
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'Dismissed'")
     assert "has ended 2 VMs" in said
+
+
+async def test_a_host_whose_place_another_has_taken_is_told_to_end_what_that_can_start(fleet: Database) -> None:
+    before = {vm: await epoch_of(fleet, vm) for vm in ("shared", "off", "local")}
+    async with fleet.transaction() as connection:
+        await identities.join(connection, "a", "the key of another host")
+        await lost_nodes.take_place(connection, "a")
+    after = {vm: await epoch_of(fleet, vm) for vm in before}
+    assert after == {"shared": before["shared"] + 1, "off": before["off"] + 1, "local": before["local"]}, (
+        "a disk that only the other host has stays there"
+    )

@@ -70,6 +70,15 @@ async def _end_migrations(connection: Connection, node: str) -> None:
         await migrations.fail(connection, row["id"], f"node {node} is gone")
 
 
+async def take_place(connection: Connection, name: str) -> None:
+    """A host has joined as a node that was there before: what it can start without the other host's files begins its
+    next epoch, so that the other host, if it lives and connects, ends it. What only the other has stays as it is."""
+    for row in await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name):
+        vm = await vms.get(connection, row["id"], lock=True)
+        if vm.migration is None and await _only_there(connection, vm) is None:
+            await connection.execute("UPDATE vms SET epoch = epoch + 1 WHERE id = $1", vm.id)
+
+
 async def _only_there(connection: Connection, vm: Vm) -> str | None:
     """Say what of a VM its node alone has, or None if another one can start it."""
     if vm.clone_of is not None:

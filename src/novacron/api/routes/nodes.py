@@ -202,9 +202,12 @@ async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
     except ValueError as error:
         raise InvalidInput(f"the certificate request is not usable: {error}", field="csr") from None
     async with replies.change(request) as connection:
-        name = await identities.holder(connection, data.name, key_hash) or data.name  # it may have been renamed
+        holder = await identities.holder(connection, data.name, key_hash)  # it may have been renamed
+        name = holder or data.name
         await tokens.use_join(connection, data.secret, name)
         await identities.join(connection, name, key_hash)
+        if holder is None:
+            await lost_nodes.take_place(connection, name)
     certificate = context.authority.issue_node(data.csr.encode(), name)
     return Joined(certificate.decode(), context.authority.pem.decode())
 
