@@ -13,7 +13,7 @@ import urllib3
 from cryptography import x509
 
 from novacron import pki
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.token import JoinTicket, decode_ticket
 from novacron.state_lock import FolderInUse, FolderLock
 from novacron.telemetry import logs
@@ -86,13 +86,22 @@ def owner_of(ca: bytes, name: str) -> str:
     return f"{pki.key_hash(x509.load_pem_x509_certificate(ca))[:OWNER_CHARS]}/{name}"
 
 
+class _Stored(msgspec.Struct):
+    link_url: str
+
+
 def load(directory: Path) -> Identity | None:
     """Return the identity of a node that has joined before, else None."""
     path = directory / "identity.json"
     if not path.exists():
         return None
-    stored = json.loads(path.read_text())
-    return Identity(directory, stored["link_url"], pki.common_name((directory / "node.crt").read_bytes()))
+    try:
+        link_url = msgspec.json.decode(path.read_bytes(), type=_Stored).link_url
+    except (OSError, *MALFORMED) as error:
+        raise InvalidInput(
+            f"{path} is damaged: {error}", field="identity", hint="put the file back, or let the node join anew"
+        ) from error
+    return Identity(directory, link_url, pki.common_name((directory / "node.crt").read_bytes()))
 
 
 def rejoin_advice(name: str) -> str:

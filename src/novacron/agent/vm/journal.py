@@ -7,6 +7,7 @@ import re
 import time
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,8 @@ log = logs.get(__name__)
 FORGET_AFTER_S = 90 * 24 * 3600
 """How long the epoch of a VM that is gone is remembered; late messages are younger than that."""
 DAMAGED_SUFFIX = ".damaged"
+EPOCH_MAX = 2**53
+RECORD_BYTES_MAX = 1 << 20
 
 
 class PostCopy(msgspec.Struct, frozen=True):
@@ -73,7 +76,7 @@ CHECKSUM = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 
 
 class _Held(msgspec.Struct):
-    epoch: int
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=EPOCH_MAX)]
     claim: Claim
 
 
@@ -85,6 +88,8 @@ class _Essential(msgspec.Struct):
 
 def _decode(raw: bytes) -> Record:
     """Return a record. Raises ``MALFORMED`` when it is damaged."""
+    if len(raw) > RECORD_BYTES_MAX:
+        raise ValueError("it is too long")
     marked = CHECKSUM.match(raw)  # records that older agents wrote have none
     if marked is not None and int(marked[1], 16) != zlib.crc32(b"{" + raw[marked.end() :]):
         raise ValueError("it is not as it was written: its checksum is another")
@@ -137,12 +142,14 @@ class Journal:
         """
         path = self._directory / f"{vm}.json"
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                raw = file.read(RECORD_BYTES_MAX + 1)
         except FileNotFoundError:
             if not path.with_suffix(DAMAGED_SUFFIX).exists():
                 return Record()
             raw = b""  # an agent set it aside, and was killed or knew no better
-        except IsADirectoryError:
+        except OSError as error:  # of one VM: the others' records may be sound
+            log.error("a journal record can't be read", vm=vm, error=str(error))
             path.rename(path.with_suffix(f"{DAMAGED_SUFFIX}.{time.time_ns()}"))
             raw = b""
         try:
