@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -309,3 +310,13 @@ def test_messages_that_are_late_make_no_clock_late() -> None:
     for second in range(100):
         delay_s = 0.01 if second % CLOCK_SAMPLES == 0 else 3.0
         assert clock.differs(1000.0 + second, 1000.0 + second + delay_s) is None
+
+
+@pytest.mark.parametrize("deadline", ["inf", "nan", "1e300", "-inf", "far"])
+def test_a_lease_that_claims_more_than_any_lasts_is_none(tmp_path: Path, deadline: str) -> None:
+    path = tmp_path / "lease"
+    text = str(now() + 3600) if deadline == "far" else deadline
+    for heard_at in (str(now()), "inf"):
+        path.write_text(f"{lease_guard.boot_id()} {text} {heard_at}".ljust(95) + "\n")
+        assert not lease_guard.valid(str(path))
+        assert not NodeLease(path).valid()

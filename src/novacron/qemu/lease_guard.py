@@ -14,6 +14,8 @@ from pathlib import Path
 
 LOOK_S = 0.25
 READS, READ_AGAIN_S = 3, 0.01
+REMAINING_S_MAX = 15.0
+"""A little more than any lease lasts (``novacron.model.lease.LEASE_S``): a file that says more is damaged."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -32,7 +34,8 @@ def valid(lease: str, now_s: float | None = None) -> bool:
     for _ in range(READS):  # the agent writes it in place: read again what is half written
         try:
             boot, deadline_s, _ = Path(lease).read_text().split()
-            return boot == boot_id() and (since_boot_s() if now_s is None else now_s) < float(deadline_s)
+            remaining_s = float(deadline_s) - (since_boot_s() if now_s is None else now_s)
+            return boot == boot_id() and 0 < remaining_s <= REMAINING_S_MAX
         except (OSError, ValueError):
             time.sleep(READ_AGAIN_S)
     return False

@@ -13,6 +13,8 @@ from novacron.qemu.lease_guard import boot_id
 
 LENGTH = 96
 """Of what is in the file, in bytes."""
+CLOCK_ERROR_S = 1.0
+"""By how much a stored time may be later than can be: a lease that claims more is damaged, and none."""
 
 
 def now() -> float:
@@ -31,8 +33,10 @@ class NodeLease:
         deadline, heard_at = 0.0, None
         try:
             boot, deadline_text, heard_text = path.read_text().split()
-            if boot == self._boot:
-                deadline, heard_at = float(deadline_text), float(heard_text)
+            stored = float(deadline_text), float(heard_text)
+            at = self._now() + CLOCK_ERROR_S
+            if boot == self._boot and stored[0] <= at + lease.LEASE_S and stored[1] <= at:  # neither, if not a number
+                deadline, heard_at = stored
         except (OSError, ValueError):
             pass
         self.rule = lease.Lease(self._now(), deadline, heard_at)
