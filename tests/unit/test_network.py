@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from novacron.agent.host.networks import NodeNetworks, _noting_failures
+from novacron.agent.settings import AgentSettings
 from novacron.model.errors import InvalidInput, NoCapacity
 from novacron.model.network import (
     DEFAULT_SUBNETS,
@@ -29,6 +32,7 @@ from novacron.model.network import (
     give,
 )
 from novacron.net import dnsmasq, firewall, router
+from novacron.net.tap import NetworkFailed
 from tests.support.network import NIC, network_on_node
 
 
@@ -173,3 +177,23 @@ def test_dnsmasq_and_nftables_get_names_and_forwards() -> None:
     assert 'iifname "novagw*" ip daddr { 169.254.0.0/16, 100.126.0.0/16, 192.0.2.2, 192.0.2.3 } drop' in host
     used = router.host_script("t", rules._replace(used={(Protocol.TCP, 8080)}))
     assert "dport 8080" not in used, "what the host listens at stays the host's"
+
+
+def test_a_guest_that_does_not_come_leaves_nothing_open(tmp_path: Path) -> None:
+    """While it is on its way, what its connections send makes flows: for an hour, if nobody takes that back."""
+    networks = NodeNetworks(AgentSettings(tmp_path, tmp_path, ""))
+    networks.tell((network_on_node(),))
+    networks._arrivals()
+    networks._arrived.clear()
+    networks.arrives(NIC.vm)
+    assert set(networks._arrivals()) == {NIC.address}
+    networks.does_not_arrive(NIC.vm)
+    assert networks._arrivals() == {}
+
+
+def test_a_defect_with_one_network_is_noted_as_its_own() -> None:
+    failed: dict[str, str] = {}
+    for error in (NetworkFailed("no"), ProcessLookupError("gone"), ValueError("a defect")):
+        with _noting_failures([msgspec.structs.replace(network_on_node(), name=str(error))], failed):
+            raise error
+    assert failed == {"no": "no", "gone": "gone", "a defect": "a defect"}

@@ -108,9 +108,11 @@ def _noting_failures(networks: Iterable[NetworkOnNode], failed: dict[str, str]) 
     """Note by its name which network failed, and why; without networks, under no name. What failed before stays."""
     try:
         yield
-    except NetworkFailed as error:
+    except Exception as error:  # also a defect met with one network: the others are set up
+        if not isinstance(error, NetworkFailed):
+            log.exception("defect while a network was set up", networks=[network.name for network in networks])
         for name in [network.name for network in networks] or [""]:
-            failed.setdefault(name, str(error))
+            failed.setdefault(name, str(error) or type(error).__name__)
 
 
 def _tunnel_ends(network: NetworkOnNode, addresses: Mapping[str, str]) -> list[str]:
@@ -213,6 +215,11 @@ class NodeNetworks:
     def arrives(self, vm: str) -> None:
         """A guest is on its way here: its connections go on."""
         self._arriving |= self._addresses(vm)
+        self._changed.set()
+
+    def does_not_arrive(self, vm: str) -> None:
+        """A guest that was on its way does not come: its connections elsewhere make no flows here."""
+        self._arriving -= self._addresses(vm)
         self._changed.set()
 
     def arrived(self, vm: str) -> None:

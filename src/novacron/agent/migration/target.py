@@ -295,6 +295,7 @@ class MigrationTarget:
         context = self._context
         log.warning("migration failed at the target", vm=context.vm, migration=task.migration, error=str(error))
         context.exit_expected = True
+        self._services.networks.does_not_arrive(context.vm)
         await context.machine.destroy()
         self._services.send(wire.MigrationFailed(task.migration, str(error) or type(error).__name__))
 
@@ -307,5 +308,6 @@ class MigrationTarget:
         """Stop receiving, if anything is being received."""
         transfer = self._transfer
         if transfer is not None:
+            self._services.networks.does_not_arrive(self._context.vm)
             transfer.cancel()
             await asyncio.gather(transfer, return_exceptions=True)
