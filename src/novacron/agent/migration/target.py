@@ -81,7 +81,7 @@ class MigrationTarget:
             ):
                 send(wire.Voted(task.migration, Side.TARGET, task.epoch))
                 return
-            await self._destroy()
+            # An agent before this one may have voted, and the server have decided: what is left goes on its order only.
             send(wire.MigrationFailed(task.migration, "the VM that was being received is gone"))
             return
         await self._destroy()
