@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.machine import QemuHypervisor
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmSpec
+from novacron.qemu.process import LOG, log_tail
 from novacron.wire import messages as wire
 
 PROGRAM = """#!/bin/sh
@@ -48,3 +50,16 @@ async def test_a_qemu_that_does_not_start_says_why_and_leaves_nothing_running(tm
     assert len(descriptors - {0, 1, 2}) >= 4, "a kernel and three sockets"
     await machine.destroy()
     assert not machine.exists()
+
+
+def test_of_what_qemu_says_only_the_end_is_read(tmp_path: Path) -> None:
+    """A guest can make it say a great deal: this file has no content but takes 1 TiB."""
+    with (tmp_path / LOG).open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b" the last words\n")
+    assert log_tail(tmp_path).endswith("the last words")
+    (tmp_path / LOG).write_bytes(b"short\n")
+    assert log_tail(tmp_path) == "short"
+    (tmp_path / LOG).unlink()
+    assert log_tail(tmp_path) == ""

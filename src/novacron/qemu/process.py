@@ -102,7 +102,9 @@ def is_kept(pid: int) -> bool:
 def log_tail(directory: Path) -> str:
     """Return the end of QEMU's own messages."""
     try:
-        return (directory / LOG).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        with (directory / LOG).open("rb") as file:  # a guest can make QEMU write a great deal
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return file.read(LOG_TAIL_BYTES).decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

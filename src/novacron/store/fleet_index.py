@@ -78,10 +78,6 @@ class FleetIndex:
             self._vms[id] = vm._replace(node=node)
             self._recount(id)
 
-    def knows(self, id: str) -> bool:
-        """Say whether a VM is here."""
-        return id in self._vms
-
     async def prepare(self, wish: Wish) -> None:
         """Compare nodes for a VM that is to be placed soon, a part at a time, so that readers are not held up."""
         for _ in range(0, len(self.fleet.nodes) + PREPARE_NODES, PREPARE_NODES):

@@ -69,7 +69,7 @@ async def abandon(machine: VirtualMachine) -> None:
     """End a copy that an earlier agent began. Raises MonitorFailed, TimeoutError, OSError."""
     if machine.monitor is not None:
         await block.clear_copy(machine.monitor)
-    (machine.directory / COPY).unlink(missing_ok=True)
+    await asyncio.to_thread((machine.directory / COPY).unlink, missing_ok=True)  # of a large file it takes seconds
 
 
 async def _forget_snapshots(clone: VmDirectory) -> None:
