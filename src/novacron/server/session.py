@@ -104,8 +104,8 @@ class NodeSession:
         self.channels: dict[int, ConsoleChannel] = {}
         self.sent_state = SentState()
         self.generation = 0
-        self.certificate_ends_at_s = 0.0
         """Of the node's lease, when it connected."""
+        self.certificate_ends_at_s = 0.0
         self.clock = ClockSkew(0.0)
         self.beats = Beats()
         self.networks: frozenset[str] = frozenset()
