@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -148,6 +149,23 @@ def test_only_ports_of_the_sites_range_are_forwarded(site: Platform, api: Api, n
     wait_until_deleted(site, vm)
     site.client.configure_site("default", forward_ports="30000-32767")
     site.client.delete("networks", "lan")
+
+
+def test_forwards_that_are_created_at_once_get_different_ports(site: Platform, api: Api, new_vm: NewVm) -> None:
+    created = []
+    for name in ("lan-1", "lan-2"):
+        site.client.create_network(name)
+        created.append(new_vm(nics=[{"network": name}], power="stopped", memory_mib=64))
+    with ThreadPoolExecutor(8) as pool:
+        bodies = [{"vm": vm["id"], "vm_port": port} for port in range(80, 92) for vm in created]
+        answers = list(pool.map(lambda body: api("POST", "/api/v1/forwards", body), bodies))
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.body["port"] for answer in answers}) == len(bodies)
+    for vm in created:
+        site.client.delete("vms", vm["id"])
+        wait_until_deleted(site, vm)
+    for name in ("lan-1", "lan-2"):
+        site.client.delete("networks", name)
 
 
 def test_forwards_count_in_quotas(site: Platform, api: Api, new_vm: NewVm) -> None:

@@ -184,6 +184,11 @@ class DesiredStateSender:
         try:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 readings = await node_statements.VmReadings.read(connection, list(vms))
+        except asyncpg.DataError:  # of one VM, whose row is no good: each node is told for itself
+            log.exception("what changed can't be read", vms=len(vms))
+            for session in begun:
+                session.look_anew()
+            return
         except (NovaError, asyncpg.PostgresError, *LOST) as error:
             log.warning("changes can't be sent to nodes", vms=len(vms), error=str(error))
             self._touch(*vms)

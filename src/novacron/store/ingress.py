@@ -150,6 +150,8 @@ async def _gateway_port(connection: Connection, node: str | None, protocol: Prot
     site = await connection.fetchval("SELECT spec ->> 'site' FROM nodes WHERE name = $1", node) or SITE_DEFAULT
     ports = await sites.forward_ports_of(connection, site)
     if port is None:
+        # One after the other, until the end of the transaction: two would find the same one free.
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('ports of gateways'))")
         port = await connection.fetchval(
             "SELECT free FROM generate_series($1::int, $2::int) AS free WHERE NOT EXISTS (SELECT FROM forwards"
             " WHERE address IS NULL AND protocol = $3 AND port = free) ORDER BY free LIMIT 1",
