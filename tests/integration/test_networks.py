@@ -151,21 +151,25 @@ def test_only_ports_of_the_sites_range_are_forwarded(site: Platform, api: Api, n
     site.client.delete("networks", "lan")
 
 
-def test_forwards_that_are_created_at_once_get_different_ports(site: Platform, api: Api, new_vm: NewVm) -> None:
+def test_forwards_of_two_projects_that_are_created_at_once_get_different_ports(site: Platform, api: Api) -> None:
     created = []
-    for name in ("lan-1", "lan-2"):
-        site.client.create_network(name)
-        created.append(new_vm(nics=[{"network": name}], power="stopped", memory_mib=64))
+    for project in ("ports-1", "ports-2"):
+        assert api("POST", "/api/v1/projects", {"name": project}).status == 201
+        assert api("POST", f"/api/v1/networks?project={project}", {"name": f"lan-{project}"}).status == 201
+        off = {"name": project, "image": "tiny", "memory_mib": 64, "power": "stopped"}
+        answer = api("POST", f"/api/v1/vms?project={project}", {**off, "nics": [{"network": f"lan-{project}"}]})
+        assert answer.status == 201
+        created.append(answer.body)
     with ThreadPoolExecutor(8) as pool:
-        bodies = [{"vm": vm["id"], "vm_port": port} for port in range(80, 92) for vm in created]
+        bodies = [{"vm": vm["id"], "vm_port": port} for port in range(80, 100) for vm in created]
         answers = list(pool.map(lambda body: api("POST", "/api/v1/forwards", body), bodies))
     assert {answer.status for answer in answers} == {201}
     assert len({answer.body["port"] for answer in answers}) == len(bodies)
     for vm in created:
         site.client.delete("vms", vm["id"])
         wait_until_deleted(site, vm)
-    for name in ("lan-1", "lan-2"):
-        site.client.delete("networks", name)
+        site.client.delete("networks", f"lan-{vm['project']}")
+        site.client.delete("projects", vm["project"])
 
 
 def test_forwards_count_in_quotas(site: Platform, api: Api, new_vm: NewVm) -> None:
