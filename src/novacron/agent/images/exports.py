@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent.actions import Action, doing
+from novacron.agent.images.named_work import NamedWork
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm import clone_disk, firmware_state
 from novacron.agent.vm.context import VmContext
@@ -32,7 +32,6 @@ from novacron.model.export import ExportPhase
 from novacron.model.firmware_state import FirmwareState
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
-from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -54,43 +53,17 @@ class VmExports:
         self._uid = None if settings.uid_base is None else settings.uid_base + UIDS_MAX - 1
         self._find_vm = find_vm
         self._send = send
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._desired: set[str] = set()
-        self._clearing = self._clear_due = False
+        self._exports = NamedWork("export", self._see_to, self._remove_others)
         self._one_by_one = asyncio.Lock()
 
     def tell(self, desired: tuple[wire.ExportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Keep, or make, these and no others."""
-        self._desired = {export.id for export in desired}
-        for id, task in self._running.items():
-            if id not in self._desired:
-                task.cancel()
-        self._clear_due = True
-        if not self._clearing:
-            self._clearing = True
-            tasks.create_task(guard("exports-clear", self._clear_others), name="exports-clear")
-        for export in desired:
-            if export.id not in self._running:
-                task = tasks.create_task(
-                    guard("export", functools.partial(self._see_to, export)), name=f"export-{export.id}"
-                )
-                self._running[export.id] = task
-                task.add_done_callback(functools.partial(self._over, export.id))
+        self._exports.tell({export.id: export for export in desired}, tasks)
 
-    def _over(self, id: str, _task: asyncio.Task[None]) -> None:
-        del self._running[id]
-
-    async def _clear_others(self) -> None:
-        """Remove files of exports that are neither kept nor in progress."""
-        try:
-            while self._clear_due:
-                self._clear_due = False
-                await asyncio.to_thread(_remove_others, self._directory, self._is_kept)
-        finally:
-            self._clearing = False
-
-    def _is_kept(self, id: str) -> bool:
-        return id in self._desired or id in self._running
+    def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
+        for path in self._directory.iterdir():
+            if not is_kept(path.name.partition(".")[0]):
+                _remove(path)
 
     def read(self, id: str, offset: int, bytes_max: int) -> bytes:
         """Return a piece of an export. Raises OSError."""
@@ -113,9 +86,6 @@ class VmExports:
     async def _see_to(self, export: wire.ExportWanted) -> None:
         try:
             report = await self._have(export)
-        except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self._clear, export.id))
-            raise
         except (
             Unacceptable, OverlayFailed, MonitorFailed, MachineFailed, NoAccount, BadState, OSError,
             TimeoutError,
@@ -126,9 +96,7 @@ class VmExports:
         except Exception as error:  # a defect met with one must not take the agent away
             log.exception("defect in an export", vm=export.vm)
             report = wire.ExportStands(export.id, ExportPhase.FAILED, error=f"a defect: {type(error).__name__}")
-        if export.id not in self._desired:  # it was given up when it was all but done
-            await asyncio.to_thread(self._clear, export.id)
-        elif report is not None:
+        if report is not None:
             self._send(report)
 
     async def _have(self, export: wire.ExportWanted) -> wire.ExportStands | None:
@@ -186,12 +154,6 @@ class VmExports:
         target.rename(path)
         make_durable(self._directory)
         _remove(scratch)
-
-
-def _remove_others(directory: Path, is_kept: Callable[[str], bool]) -> None:
-    for path in directory.iterdir():
-        if not is_kept(path.name.partition(".")[0]):
-            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import os
 import queue
@@ -23,6 +22,7 @@ import msgspec
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.images.download import Fetch, open_beneath
+from novacron.agent.images.named_work import NamedWork
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.directory import UIDS_MAX
 from novacron.disk import convert, extent_maps, formats, unpack
@@ -33,7 +33,6 @@ from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
 from novacron.model.image import ImageFormat, ImportPhase, Source
 from novacron.qemu.confine import Account, confined
-from novacron.supervise import guard
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
@@ -141,68 +140,41 @@ class ImageImports:
         self._settings = settings
         self._send = send
         self._arrived = arrived
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._desired: dict[str, wire.ImportWanted] = {}
+        self._imports = NamedWork("import", self._work, self._remove_others)
         self._changed = asyncio.Event()
-        self._clearing = self._clear_due = False
         self._more: dict[str, asyncio.Event] = {}
         self._writing = asyncio.Lock()
         self._reported_at = 0.0
 
     def tell(self, desired: tuple[wire.ImportWanted, ...], tasks: asyncio.TaskGroup) -> None:
         """Work on these imports only, and remove the files of others."""
-        self._desired = {import_.id: import_ for import_ in desired}
+        self._more = {import_.id: self._more.get(import_.id) or asyncio.Event() for import_ in desired}
+        self._imports.tell({import_.id: import_ for import_ in desired}, tasks)
         self._changed.set()
-        for id, task in self._running.items():
-            if id not in self._desired:
-                task.cancel()
-        for import_ in desired:
-            if import_.id not in self._running:
-                self._more[import_.id] = asyncio.Event()
-                task = tasks.create_task(
-                    guard("import", functools.partial(self._work, import_)), name=f"import-{import_.id}"
-                )
-                self._running[import_.id] = task
-                task.add_done_callback(functools.partial(self._over, import_.id))
-        self._clear_due = True
-        if not self._clearing:
-            self._clearing = True
-            tasks.create_task(guard("imports-clear", self._clear_others), name="imports-clear")
 
-    def _over(self, id: str, _task: asyncio.Task[None]) -> None:
-        del self._running[id], self._more[id]
-
-    async def _clear_others(self) -> None:
-        """Remove the files of imports that are no longer worked on."""
-        try:
-            while self._clear_due:
-                self._clear_due = False
-                await asyncio.to_thread(self._remove_others)
-        finally:
-            self._clearing = False
-
-    def _remove_others(self) -> None:
+    def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
         for scratch in self._settings.images_dir.glob(f"{SCRATCH}{self._settings.name}.*"):
-            id = scratch.name.rpartition(".")[2]
-            if id not in self._desired and id not in self._running:
+            if not is_kept(scratch.name.rpartition(".")[2]):
                 shutil.rmtree(scratch, ignore_errors=True)
 
     async def take(self, id: str, offset: int, data: bytes) -> int:
         """Take a piece of an upload and return how much of it is here. Raises Unacceptable, OSError."""
         with contextlib.suppress(TimeoutError):  # its first piece may come before the word of it
             async with asyncio.timeout(TOLD_S_MAX):
-                while id not in self._desired:
+                while self._imports.get(id) is None:
                     self._changed.clear()
                     await self._changed.wait()
-        import_ = self._desired.get(id)
-        if import_ is None or id not in self._more or import_.spec.source is not Source.UPLOAD:
+        import_ = self._imports.get(id)
+        if import_ is None or import_.spec.source is not Source.UPLOAD:
             raise Unacceptable("this node does not expect that upload")
         path = self._scratch(import_) / SOURCE
         async with self._writing:
             held = await asyncio.to_thread(_append, path, offset, data, import_.spec.size_bytes)
+        if self._imports.get(id) is None:  # given up meanwhile: nothing else may still clear it
+            await asyncio.to_thread(shutil.rmtree, path.parent, True)
+            raise Unacceptable("this node does not expect that upload")
         self._report(import_, ImportPhase.RECEIVING, held, soon=held < import_.spec.size_bytes)
-        if id in self._more:
-            self._more[id].set()
+        self._more[id].set()
         return held
 
     def _scratch(self, import_: wire.ImportWanted) -> Path:
@@ -222,10 +194,6 @@ class ImageImports:
         try:
             with doing(Action.IMPORT, trace=import_.trace, image=import_.spec.name):
                 held = await self._import(import_, scratch)
-        except asyncio.CancelledError:
-            if import_.id not in self._desired:
-                await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
-            raise
         except (Unacceptable, OSError, TimeoutError) as error:
             log.warning("an image could not be imported", image=import_.spec.name, error=str(error))
             await asyncio.to_thread(shutil.rmtree, scratch, True)
@@ -278,9 +246,10 @@ class ImageImports:
     async def _receive(self, import_: wire.ImportWanted, source: Path) -> Hash | None:
         """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
         if import_.spec.source is Source.UPLOAD:
+            more = self._more[import_.id]
             while not source.exists() or source.stat().st_size < import_.spec.size_bytes:
-                self._more[import_.id].clear()
-                await self._more[import_.id].wait()
+                more.clear()
+                await more.wait()
             if source.stat().st_size > import_.spec.size_bytes:  # an earlier agent had filled its last page
                 os.truncate(source, import_.spec.size_bytes)
             return None

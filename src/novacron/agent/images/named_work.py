@@ -1,0 +1,63 @@
+"""Work on what the server names, each object in a task of its own; what it names no more is given up and cleared."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
+
+from novacron.supervise import guard
+
+T = TypeVar("T")
+
+
+class NamedWork(Generic[T]):
+    """``work`` runs once for each object that is named and not worked on; ``clear`` runs, in a thread, after each
+    statement of the server: it removes the files of all objects but those of which its argument says that they are
+    kept. An object that is no longer named is cleared after its task has ended, never beside it."""
+
+    def __init__(
+        self, kind: str, work: Callable[[T], Awaitable[None]], clear: Callable[[Callable[[str], bool]], None]
+    ) -> None:
+        self._kind, self._work, self._clear = kind, work, clear
+        self._named: Mapping[str, T] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._clearing = self._clear_due = False
+
+    def get(self, id: str) -> T | None:
+        """Return what the server said last of an object, or None if it does not name it."""
+        return self._named.get(id)
+
+    def tell(self, named: Mapping[str, T], tasks: asyncio.TaskGroup) -> None:
+        """Take all objects by id. ``tasks`` owns the work on them."""
+        self._named = named
+        for id, task in self._running.items():
+            if id not in named:
+                task.cancel()
+        for id, object_ in named.items():
+            if id not in self._running:
+                work = functools.partial(self._work, object_)
+                task = self._running[id] = tasks.create_task(guard(self._kind, work), name=f"{self._kind}-{id}")
+                task.add_done_callback(functools.partial(self._end, id))
+        self._clear_due = True
+        if not self._clearing:
+            self._clearing = True
+            tasks.create_task(guard(f"{self._kind}s-clear", self._clear_others), name=f"{self._kind}s-clear")
+
+    def _end(self, id: str, _task: asyncio.Task[None]) -> None:
+        del self._running[id]
+
+    async def _clear_others(self) -> None:
+        try:
+            while self._clear_due:
+                self._clear_due = False
+                given_up = [task for id, task in self._running.items() if id not in self._named]
+                if given_up:
+                    await asyncio.wait(given_up)
+                await asyncio.to_thread(self._clear, self._is_kept)
+        finally:
+            self._clearing = False
+
+    def _is_kept(self, id: str) -> bool:
+        return id in self._named or id in self._running
