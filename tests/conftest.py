@@ -35,19 +35,26 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("novacron")
 
 
-WITH_MOVES = ("tests/e2e/", *(f"tests/integration/test_{name}.py" for name in ("outages", "up", "workers")))
-"""What uses no platform that the others share, and takes about half of the time."""
+ON_SITE = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in (
+        "access", "api", "archive", "clones", "confinement", "console", "contract", "doctor", "firmware", "guest",
+        "hotplug", "imports", "lifecycle", "networks", "placement", "server", "sharing", "snapshots", "volumes",
+    )
+)  # fmt: skip
+GROUPS = {"moves": ("tests/e2e/",), "site": (*ON_SITE, "tests/security/")}
+"""What runs in a process of its own: moves of VMs, tests that share one platform; and all that needs neither."""
 
 
-class Halves(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With ``-n 2``, moves of VMs in one process and most else in the other: what tests share is made once."""
+class Groups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With ``-n 3``, each group in one process: what its tests share is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "moves" if nodeid.startswith(WITH_MOVES) else "others"
+        return next((group for group, paths in GROUPS.items() if nodeid.startswith(paths)), "others")
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Halves:
-    return Halves(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 class BlockedLoops(logging.Handler):
