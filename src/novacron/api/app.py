@@ -47,6 +47,7 @@ from novacron.api.routes import (
 )
 from novacron.model import limits
 from novacron.model.errors import NovaError
+from novacron.store.database import UNSTORABLE
 
 
 @get("/schema", include_in_schema=False, opt=authorization.SELF)
@@ -118,6 +119,7 @@ def create_app(services: Services) -> Litestar:
         exception_handlers={
             NovaError: problems.on_nova_error,
             HTTPException: problems.on_http_error,
+            UNSTORABLE: problems.on_unstorable,
             Exception: problems.on_any_error,
         },
         before_request=bodies.check,

@@ -25,7 +25,7 @@ from novacron.dwcp.page_ring import PAGE
 MAGIC = b"NVPAGES3"
 HEAD = struct.Struct("!8s16sQ")
 SUM_BYTES = 32
-NAME = re.compile(r"^[a-z0-9][a-z0-9:.-]{0,127}$")
+NAME = re.compile(r"^[a-z0-9][a-z0-9:.-]{0,127}\Z")
 ZERO_PAGE = bytes(PAGE)
 
 

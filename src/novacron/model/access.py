@@ -55,6 +55,12 @@ class Access(msgspec.Struct, frozen=True):
     def sees(self, project: str | None) -> bool:
         return self.allows(Right.READ, project)
 
+    def covers(self, other: Access) -> bool:
+        """Say whether these rights include all of another caller's."""
+        return other.everywhere <= self.everywhere and all(
+            rights <= self.everywhere | self.projects.get(project, NONE) for project, rights in other.projects.items()
+        )
+
     def within(self, scopes: frozenset[Right] | None, project: str | None) -> Access:
         """Return these rights cut to a token's ``scopes`` (None: all rights) and its only ``project`` (None: all
         projects)."""

@@ -12,10 +12,10 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 
-HOSTNAME = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}$"
+HOSTNAME = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,7}\Z"
 SSH_KEY = re.compile(
     r"^(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com)"
-    r" [A-Za-z0-9+/]{16,8000}={0,2}( [^\r\n]{0,200})?$"
+    r" [A-Za-z0-9+/]{16,8000}={0,2}( [^\r\n]{0,200})?\Z"
 )
 USER_DATA_BEGINS = (
     "#cloud-config",

@@ -10,12 +10,12 @@ from msgspec import Meta
 
 from novacron.model import limits
 
-LABEL_PATTERN = r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$"
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?\Z"
 
 LabelKey = Annotated[str, Meta(pattern=LABEL_PATTERN)]
-LabelValue = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,63}$")]
+LabelValue = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,63}\Z")]
 Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=limits.LABELS_MAX)]
-GroupName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+GroupName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")]
 Overcommit = Annotated[float, Meta(ge=0.1, le=limits.OVERCOMMIT_MAX)]
 
 

@@ -45,7 +45,7 @@ class ImportPhase(StrEnum):
     FAILED = "failed"
 
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="64 hexadecimal digits")]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z", description="64 hexadecimal digits")]
 SizeBytes = Annotated[int, Meta(ge=1, le=limits.IMAGE_FILE_BYTES_MAX)]
 
 

@@ -31,7 +31,7 @@ RESERVED = tuple(
 )
 """No network may use these. 100.127.0.0/16 and 169.254.0.0/16 connect networks with their hosts."""
 
-InterfaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")]
+InterfaceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}\Z")]
 VlanId = Annotated[int, Meta(ge=1, le=4094)]
 NetworkName = GroupName
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -153,7 +153,7 @@ def forward_ports(text: str) -> PortRange:
     return ports
 
 
-PortRangeText = Annotated[str, Meta(pattern=r"^\d{1,5}(-\d{1,5})?$")]
+PortRangeText = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?\Z")]
 
 
 class RuleSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

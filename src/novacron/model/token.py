@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 from datetime import datetime
 from enum import StrEnum
 
@@ -61,7 +62,12 @@ def csrf_of(secret: str) -> str:
 
 def hash_secret(secret: str) -> bytes:
     """Return the SHA-256 of a secret. Secrets here are 256 random bits, so a slow hash would gain nothing."""
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+
+
+def same_secret(one: str, other: str) -> bool:
+    """Compare secrets in constant time. Callers choose one of them: it may be any text."""
+    return hmac.compare_digest(one.encode(errors="surrogatepass"), other.encode(errors="surrogatepass"))
 
 
 def encode_ticket(ticket: JoinTicket) -> str:

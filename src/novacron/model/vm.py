@@ -21,8 +21,8 @@ from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}$")
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
+ID_PATTERN = re.compile(r"^vm-[a-z2-7]{16}\Z")
 
 Name = Annotated[
     str,

@@ -57,6 +57,9 @@ LOST = (
 )
 """What asyncpg raises when the database is away, restarting or too slow: retry, nothing is wrong with the request."""
 
+UNSTORABLE = asyncpg.DataError
+"""What it raises for a value that PostgreSQL can't store or compare: the request is wrong."""
+
 OVERTAKEN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """What it raises when another transaction came between: retry, at once."""
 TRIES_MAX = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ from novacron.api.access.context import services
 from novacron.api.access.recorder import UNSAFE, address_of
 from novacron.api.read_model.principals import Caller
 from novacron.model.errors import Forbidden, Unauthenticated, Unavailable
-from novacron.model.token import TokenKind, csrf_of, hash_secret
+from novacron.model.token import TokenKind, csrf_of, hash_secret, same_secret
 
 COOKIE = "__Host-novacron-session"
 """Holds a browser's session; scripts cannot read it."""
@@ -60,7 +59,7 @@ def _by_cookie(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
         raise Unauthenticated("the session has ended", hint="log in again")
     if connection.scope.get("method") in UNSAFE:
         sent = connection.headers.get("x-csrf-token", "")
-        if not hmac.compare_digest(sent, csrf_of(secret)):
+        if not same_secret(sent, csrf_of(secret)):
             raise Forbidden("a change from a browser needs the session's token", field="X-CSRF-Token")
     return caller
 

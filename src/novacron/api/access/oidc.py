@@ -23,6 +23,7 @@ import urllib3
 
 from novacron.model.errors import Unauthenticated, Unavailable
 from novacron.model.oidc import Provider
+from novacron.model.token import same_secret
 
 STEP_S_MAX = 600
 TIMEOUT_S = 10.0
@@ -71,7 +72,7 @@ class Oidc:
     async def end(self, cookie: str, state: str, code: str) -> dict[str, Any]:
         """Return the provider's verified claims. Raises Unauthenticated, Unavailable."""
         step = self._opened(cookie)
-        if step is None or step.expires_at_s < time.time() or not hmac.compare_digest(step.state, state):
+        if step is None or step.expires_at_s < time.time() or not same_secret(step.state, state):
             raise Unauthenticated(
                 "this login was not started in this browser, or it took too long", hint="log in again"
             )
@@ -83,7 +84,7 @@ class Oidc:
 
     def _opened(self, cookie: str) -> LoginStep | None:
         body, _, seal = cookie.rpartition(".")
-        if not hmac.compare_digest(hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest(), seal):
+        if not same_secret(hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest(), seal):
             return None
         return msgspec.json.decode(base64.urlsafe_b64decode(body), type=LoginStep)
 
@@ -127,6 +128,6 @@ class Oidc:
             )  # fmt: skip
         except (jwt.PyJWTError, KeyError) as error:
             raise Unauthenticated(f"the token from {self.provider.issuer} is invalid: {error}") from error
-        if not hmac.compare_digest(str(claims.get("nonce", "")), step.nonce):
+        if not same_secret(str(claims.get("nonce", "")), step.nonce):
             raise Unauthenticated("the provider's answer belongs to another login", hint="log in again")
         return claims

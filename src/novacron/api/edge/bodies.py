@@ -10,24 +10,25 @@ from litestar import Response
 from litestar.exceptions import HTTPException
 
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import problems
+from novacron.api.edge import problems, text
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.store import feed
 
-REACH_S, REVISION_DIGITS_MAX = 5.0, 19
+REACH_S = 5.0
 DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
 FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
 async def check(request: ApiRequest) -> Response[None] | None:
-    """Handle ``?min_revision=`` and OPTIONS, and validate the body against the type of the route's ``data``, without
-    converting types. Raises InvalidInput, Unavailable.
+    """Handle ``?min_revision=`` and OPTIONS, refuse text that no field can hold, and validate the body against the type
+    of the route's ``data``, without converting types. Raises InvalidInput, Unavailable.
 
     Runs before the framework's own parser, which would accept "128" for 128.
     """
     if request.method == "OPTIONS":
         return Response(None, status_code=204, headers={"Allow": ", ".join(problems.allowed(request))})
+    text.check_address(request.url.path, request.scope["query_string"])
     await _reach(request)
     field = request.route_handler.parsed_data_field
     if field is None:
@@ -51,27 +52,22 @@ async def check(request: ApiRequest) -> Response[None] | None:
         ) from None
     except MALFORMED as error:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
+    text.check_body(raw)
     return None
 
 
 async def _reach(request: ApiRequest) -> None:
     """Wait until this replica has the revision of ``?min_revision=``. Raises InvalidInput, Unavailable."""
-    text = request.query_params.get("min_revision")
-    if text is None:
+    asked, hint = request.query_params.get("min_revision"), "send the revision of an earlier response"
+    if asked is None:
         return
-    if not text.isdecimal() or len(text) > REVISION_DIGITS_MAX:
-        raise InvalidInput(
-            f"{text!r} is not a revision", field="min_revision", hint="send the revision of an earlier response"
-        )
-    cache = services(request).cache
-    if not await cache.reached(int(text), REACH_S):
+    revision, cache = text.natural(asked, "min_revision", hint=hint), services(request).cache
+    if not await cache.reached(revision, REACH_S):
         async with services(request).database.connection() as connection:
             newest = await feed.newest(connection)
-        if int(text) > newest:
-            raise InvalidInput(
-                f"there is no revision {text}", field="min_revision", hint="send the revision of an earlier response"
-            )
-        raise Unavailable(f"this server is at revision {cache.revision}, not {text}", hint="try again")
+        if revision > newest:
+            raise InvalidInput(f"there is no revision {revision}", field="min_revision", hint=hint)
+        raise Unavailable(f"this server is at revision {cache.revision}, not {revision}", hint="try again")
 
 
 async def _drain(request: ApiRequest) -> None:

@@ -23,7 +23,9 @@ METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
-    schema = _with_named_pages(msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema())))
+    encoded = msgspec.json.encode(app.openapi_schema.to_schema())
+    # The dialect of patterns in JSON Schema has no \\Z, and its $ takes no newline.
+    schema = _with_named_pages(msgspec.json.decode(encoded.replace(rb'\\Z"', b'$"')))
     components = schema["components"]
     (_,), schemas = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
     components["schemas"] |= schemas

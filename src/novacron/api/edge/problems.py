@@ -99,6 +99,13 @@ def allowed(request: Request[Any, Any, Any]) -> list[str]:
     return sorted(methods.get(nearest, ()))
 
 
+def on_unstorable(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer for a value that the database can't store. The edge and the fields' types should have refused it."""
+    log.warning("the database refused a value", path=request.url.path, error=str(error))
+    detail = "the database can't store a value of this request"
+    return response(request, _problem("invalid-input", TITLES[400][1], 400, detail, None, "see the fields in /schema"))
+
+
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     reference = secrets.token_hex(6)
     log.error("request failed", reference=reference, path=request.url.path, exc_info=error)

@@ -14,6 +14,7 @@ from litestar.enums import MediaType
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import text
 from novacron.api.read_model import long_poll
 from novacron.model import limits
 from novacron.model.errors import InvalidInput, NotFound
@@ -25,7 +26,7 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
-REF_PATTERN = re.compile(r"^[a-z0-9.-]{1,80}$")
+REF_PATTERN = re.compile(r"^[a-z0-9.-]{1,80}\Z")
 OWN_WRITE_WAIT_S = 1.0
 
 
@@ -152,14 +153,11 @@ async def _in_one_statement(
 
 def _wait_s(request: ApiRequest) -> float:
     """Return how many seconds the caller waits for the result (``?wait=``), 0 by default. Raises InvalidInput."""
-    text = request.query_params.get("wait")
-    if text is None:
+    asked = request.query_params.get("wait")
+    if asked is None:
         return 0.0
-    if not text.isdecimal() or int(text) > limits.LONG_POLL_S_MAX:
-        raise InvalidInput(
-            f"{text!r} is not a number of seconds", field="wait", hint=f"0 to {limits.LONG_POLL_S_MAX} seconds"
-        )
-    return float(text)
+    most = limits.LONG_POLL_S_MAX
+    return float(text.natural(asked, "wait", hint=f"wait for 0 to {most} seconds", most=most))
 
 
 class Writing(NamedTuple):

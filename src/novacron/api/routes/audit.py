@@ -12,6 +12,7 @@ from litestar.params import FromQuery, QueryParameter
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
+from novacron.api.edge import text
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.audit import ApiCall, AuditOutcome, AuditRecord
@@ -31,13 +32,17 @@ class Calls(msgspec.Struct):
 
 
 def _moment(request: ApiRequest, field: str, value: datetime | None) -> datetime | None:
-    """Return a time parameter; without a zone it is UTC. Raises InvalidInput for a bare number."""
+    """Return a time parameter in UTC, which is also its zone if it has none. Raises InvalidInput, also for a bare
+    number and what is out of range in UTC."""
     if value is None:
         return None
-    text = str(request.query_params[field])
-    if "-" not in text.lstrip("-"):
-        raise InvalidInput(f"{text!r} is not a time", field=field, hint="write it like 2026-11-27T08:00:00Z")
-    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    written, hint = str(request.query_params[field]), "write it like 2026-11-27T08:00:00Z"
+    if "-" not in written.lstrip("-"):
+        raise InvalidInput(f"{written!r} is not a time", field=field, hint=hint)
+    try:
+        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    except OverflowError:
+        raise InvalidInput(f"{written!r} is out of range", field=field, hint=hint) from None
 
 
 class AuditSubject(NamedTuple):
@@ -85,11 +90,9 @@ async def search_audit(
     cursor: FromQuery[str | None] = None,
 ) -> Records:
     authorization.check(request, subject.project, Right.MANAGE)
-    if cursor is not None and not cursor.isdecimal():
-        raise InvalidInput(
-            "the cursor is invalid", field="cursor", hint="send the `next` of the previous page unchanged"
-        )
-    terms, before = audit.Filters(*subject, *period), None if cursor is None else int(cursor)
+    hint = "send the `next` of the previous page unchanged"
+    before = None if cursor is None else text.natural(cursor, "cursor", hint=hint)
+    terms = audit.Filters(*subject, *period)
     async with services(request).database.connection() as connection:
         records = await audit.search(connection, terms, before, limit + 1)
     return Records(records[:limit], str(records[limit - 1].id) if len(records) > limit else None)

@@ -16,7 +16,7 @@ from litestar.response import Stream
 
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import lists
+from novacron.api.edge import lists, text
 from novacron.api.read_model.indexes import Condition
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.read_model.principals import Caller
@@ -42,20 +42,19 @@ async def list_events(
     return lists.answer(request, paging, Query("event", about, newest_first=True))
 
 
-def kinds_of(text: str | None) -> frozenset[str]:
+def kinds_of(named: str | None) -> frozenset[str]:
     """Return the kinds of objects that a stream follows. Raises InvalidInput."""
-    kinds = frozenset(PUBLIC if text is None else text.split(","))
+    kinds = frozenset(PUBLIC if named is None else named.split(","))
     if not kinds <= frozenset(PUBLIC):
-        raise InvalidInput(f"unknown kind in {text!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
+        raise InvalidInput(f"unknown kind in {named!r}", field="kinds", hint="use " + ", ".join(PUBLIC))
     return kinds
 
 
 def _stream(request: ApiRequest, cache: Cache, kinds: str | None) -> Stream:
     kinds_followed = kinds_of(kinds)
     resume = request.headers.get("last-event-id") or request.query_params.get("after")
-    if resume is not None and not resume.isdecimal():
-        raise InvalidInput(f"{resume!r} is not a revision", field="Last-Event-ID", hint="send the last id received")
-    changes = cache.follow(None if resume is None else int(resume))
+    after = None if resume is None else text.natural(resume, "Last-Event-ID", hint="send the last id received")
+    changes = cache.follow(after)
     return Stream(
         _encode(changes, kinds_followed, cache.revision, lambda: access_of(request, request.user)),
         media_type="text/event-stream",

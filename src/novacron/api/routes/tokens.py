@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Router, delete, get, post
@@ -16,7 +16,7 @@ from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page
 from novacron.model import limits
 from novacron.model.access import Right
-from novacron.model.errors import Forbidden, InvalidInput
+from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
 from novacron.model.token import Token, TokenKind
 from novacron.model.vm import Name
 from novacron.store import tokens, users
@@ -78,34 +78,47 @@ async def list_tokens(request: ApiRequest, user: FromQuery[str | None] = None) -
 
 @post("/", summary="Create an API token", status_code=201)
 async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> CreatedToken:
-    context, caller = services(request), request.user
+    caller = request.user
     async with replies.change(request) as connection:
         ref = caller.user if data.user is None else data.user
         user = await users.get(connection, ref, field="user")
         if not _managed(request, user.id):
             raise authorization.no_such("user", ref, "user")
-        if user.id == caller.user:
-            _check_no_more(request, data)
-        if data.project is not None and context.cache.get("project", data.project) is None:
-            raise InvalidInput(f"there is no project {data.project!r}", field="project")
+        _check_no_more(request, user.id, data)
         new = tokens.NewToken(data.name, data.scopes, data.project, data.expires_in_s)
         token, secret = await tokens.create(connection, user, new, caller.name)
     return CreatedToken(token.id, token.name, secret, token.expires_at)
 
 
-def _check_no_more(request: ApiRequest, data: CreateToken) -> None:
-    """Raise Forbidden if a token would create one with more rights or a longer life than its own."""
-    own = services(request).cache.get("token", request.user.id)
-    assert own is not None
-    has = own.body
-    if has["scopes"] is not None and (data.scopes is None or not set(data.scopes) <= set(has["scopes"])):
-        raise Forbidden("a token can't create a token with more rights than its own", field="scopes")
-    if has["project"] is not None and data.project != has["project"]:
-        raise Forbidden("a token limited to a project can't create a token for another one", field="project")
-    if has["expires_at"] is not None and has["kind"] == TokenKind.API:
-        left_s = request.user.expires_at_s - datetime.now().timestamp()
-        if data.expires_in_s is None or data.expires_in_s > left_s:
-            raise Forbidden("a token can't create a token that expires later than itself", field="expires_in_s")
+def _check_no_more(request: ApiRequest, user: str, data: CreateToken) -> None:
+    """Raise Forbidden if a token would create one with more rights or a longer life than its own, whoever its user is.
+
+    Raises InvalidInput for a project that there is not, or that the caller does not see.
+    """
+    cache, access = services(request).cache, request.user.access
+    own = cache.get("token", request.user.id)
+    if own is None:
+        raise Unauthenticated("the API token was revoked")
+    if data.project is not None and not (access.sees(data.project) and cache.get("project", data.project)):
+        raise InvalidInput(f"there is no project {data.project!r}", field="project")
+    field = _wider(own.body, request.user.expires_at_s, data)
+    if field is not None:
+        raise Forbidden("a token can't create a token with more rights or a longer life than its own", field=field)
+    scopes = None if data.scopes is None else frozenset(data.scopes)
+    if not access.covers(cache.callers.access_of(user).within(scopes, data.project)):
+        raise Forbidden("the token would have rights that its maker does not have", field="scopes")
+
+
+def _wider(own: dict[str, Any], expires_at_s: float, data: CreateToken) -> str | None:
+    """Return the field by which a new token would go beyond the caller's; None: it would not."""
+    if own["scopes"] is not None and (data.scopes is None or not set(data.scopes) <= set(own["scopes"])):
+        return "scopes"
+    if own["project"] is not None and data.project != own["project"]:
+        return "project"
+    if own["expires_at"] is None or own["kind"] != TokenKind.API:
+        return None
+    left_s = expires_at_s - datetime.now().timestamp()
+    return "expires_in_s" if data.expires_in_s is None or data.expires_in_s > left_s else None
 
 
 @delete("/{id:str}", summary="Revoke an API token or end a session, immediately and permanently", status_code=204)

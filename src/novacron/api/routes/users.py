@@ -15,7 +15,7 @@ from novacron.api.access.recorder import address_of
 from novacron.api.edge import lists, replies
 from novacron.api.read_model.indexes import Entry
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.model.access import Right, Role
+from novacron.model.access import Right, Role, access
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
 from novacron.model.token import TokenKind
 from novacron.model.user import Grant, Password, User, UserKind, UserName
@@ -180,6 +180,8 @@ async def list_grants(
 @post("/grants", summary="Grant a role to a user", status_code=201)
 async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
     authorization.check(request, data.project, Right.MANAGE)
+    if not request.user.access.covers(access([(data.project, data.role)])):
+        raise Forbidden("the role has rights that this token does not have", field="role")
 
     async def work(connection: Connection) -> Grant:
         return await users.grant(connection, data.user, data.project, data.role, request.user.name)

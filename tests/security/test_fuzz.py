@@ -1,0 +1,105 @@
+"""No request is a server's failure, whatever is in its fields."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import ssl
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from lab.replicas import Served
+from tests.integration.conftest import Api
+from tests.security.fuzz import Fuzz, Hostile
+
+ANSWER_S_MAX = 60.0
+AT_ONCE = 8
+QUICK = 400
+SLOW_MIN = 50_000
+
+
+async def _exchange(streams: Any, hostile: Hostile, token: str) -> int:
+    """Send a request and return the status of its answer; the body is read."""
+    reader, writer = streams
+    headers = {"Host": "nova", "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    headers |= hostile.headers
+    body = hostile.body or b""
+    lines = [f"{hostile.method} {hostile.target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    writer.write("\r\n".join(lines).encode("latin-1") + body)
+    await writer.drain()
+    status = int((await reader.readline()).split()[1])
+    first = await reader.read(65536)
+    if b"text/event-stream" not in first:
+        while await reader.read(65536):
+            pass
+    return status
+
+
+async def _ask(port: int, ca: str, hostile: Hostile, token: str) -> str | None:
+    """Return what is wrong with the answer; None: nothing."""
+    context = ssl.create_default_context(cadata=ca)
+    said = f"{hostile.at}: {hostile.method} {hostile.target[:200]} {hostile.headers} {(hostile.body or b'')[:300]!r}"
+    try:
+        async with asyncio.timeout(ANSWER_S_MAX):
+            streams = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            try:
+                status = await _exchange(streams, hostile, token)
+            finally:
+                streams[1].transport.abort()
+    except TimeoutError:
+        return f"no answer in {ANSWER_S_MAX:.0f} s: {said}"
+    except (OSError, IndexError, asyncio.IncompleteReadError):
+        return None  # the HTTP server itself closed the connection
+    # 503: what only a node can answer
+    return f"{status}: {said}" if status >= 500 and status != 503 else None
+
+
+async def attack(served: Served, requests: Iterable[Hostile]) -> tuple[int, list[str]]:
+    """Send requests, a few at a time; return how many there were, and which went wrong."""
+    queue, wrong, counts = iter(requests), list[str](), Counter[str]()
+    config = served.client.config
+
+    async def worker() -> None:
+        for hostile in queue:
+            counts["sent"] += 1
+            fault = await _ask(served.replicas[0].port, config.ca, hostile, config.token)
+            if fault is not None:
+                wrong.append(fault)
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    return counts["sent"], wrong
+
+
+@pytest.fixture(scope="module")
+def fuzz(api: Api) -> Fuzz:
+    return Fuzz(api("GET", "/schema").body)
+
+
+def _sample(fuzz: Fuzz, seed: int) -> Iterator[Hostile]:
+    every = list(fuzz.requests())
+    yield from random.Random(seed).sample(every, QUICK)
+    yield from fuzz.several(seed, QUICK // 4)
+
+
+async def test_no_hostile_field_is_a_server_failure(served: Served, fuzz: Fuzz) -> None:
+    """A part of what the slow matrix sends, another one each time; the seed is in the message."""
+    seed = random.SystemRandom().randrange(2**32)
+    _, wrong = await attack(served, _sample(fuzz, seed))
+    assert not wrong, f"seed {seed}: {len(wrong)} failed:\n" + "\n".join(wrong[:20])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+async def test_no_hostile_value_in_any_field_is_a_server_failure(served: Served, fuzz: Fuzz) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    every = list(fuzz.requests())
+    more = fuzz.several(seed, max(5000, SLOW_MIN - len(every)))
+    sent, wrong = await attack(served, itertools.chain(every, more))
+    assert sent >= SLOW_MIN
+    assert not wrong, f"seed {seed}: {len(wrong)} of {sent} failed:\n" + "\n".join(wrong[:20])
