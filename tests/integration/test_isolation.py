@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from novacron.control.objects import BACKOFF_S_MAX, Objects
 from novacron.control.placement import BATCH_MAX, PlacementController
 from novacron.model.drain import DrainPhase, DrainPolicy
 from novacron.model.probe import MoveForeseen
-from novacron.store import drains, nodes
+from novacron.store import drains, leases, nodes
 from novacron.store.database import Database
 from tests.support.clock import Clock
 from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
+from tests.waiting import eventually
 
 POISON = {"power": "teleport"}
 """Passes every check of the database, and no decoder's."""
@@ -29,6 +32,13 @@ async def fleet(database: Database) -> Database:
         for name in "abc":
             await add_node(connection, name)
     return database
+
+
+async def step_and_finish(controller: Failover | Drains, database: Database) -> None:
+    """Make one pass, and wait for all that it starts."""
+    objects = Objects("test")
+    await controller.step(database, objects)
+    await objects.finish()
 
 
 async def foresee(vm: str, source: str, target: str) -> MoveForeseen:
@@ -117,7 +127,7 @@ async def test_failover_starts_the_others_past_a_vm_that_cant_be_decoded(fleet: 
         for name in ("good-1", "good-2"):
             await add_vm(connection, name, "a", ha=True, ha_priority=1)
         await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
-    await Failover().step(fleet, Objects("failover"))
+    await step_and_finish(Failover(), fleet)
     nodes_of = await nodes_of_vms(fleet)
     assert nodes_of["bad"] == "a" and {nodes_of["good-1"], nodes_of["good-2"]} <= {"b", "c"}
 
@@ -133,8 +143,50 @@ async def test_failover_goes_on_past_a_node_whose_fencing_fails(fleet: Database,
             raise RuntimeError("a defect")
 
     monkeypatch.setattr(Failover, "_fence", fence)
-    await Failover().step(fleet, Objects("failover"))
+    await step_and_finish(Failover(), fleet)
     assert await nodes_of_vms(fleet) == {"bad": "a", "good": "c"}
+
+
+async def test_nodes_whose_fence_commands_hang_hold_up_no_node_that_is_lost_later(
+    fleet: Database, tmp_path: Path
+) -> None:
+    async with fleet.transaction() as connection:
+        for number in range(10):
+            await add_node(connection, f"hangs-{number}", ready=False)
+            await add_vm(connection, f"waits-{number}", f"hangs-{number}", ha=True)
+        await add_vm(connection, "good", "a", ha=True)
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node LIKE 'hangs%'")
+    program = tmp_path / "fence"
+    program.write_text('#!/bin/sh\ncase "$1" in hangs*) exec sleep 600;; esac\n')
+    program.chmod(0o755)
+    failover, objects = Failover(program), Objects("failover")
+
+    async def moved() -> bool:
+        await failover.step(fleet, objects)
+        objects.end_pass()
+        return (await nodes_of_vms(fleet))["good"] in {"b", "c"}
+
+    try:
+        assert not await moved()
+        async with fleet.transaction() as connection:
+            await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node = 'a'")
+        await eventually(moved, "the VM of the node that is lost later starts elsewhere", 25.0)
+        nodes_of = await nodes_of_vms(fleet)
+        assert all(nodes_of[f"waits-{number}"] == f"hangs-{number}" for number in range(10)), "fencing goes on"
+    finally:
+        await objects.end()
+    async with fleet.connection() as connection:
+        cut_off = await connection.fetch("SELECT node FROM node_leases WHERE cut_off")
+    assert [row["node"] for row in cut_off] == ["a"]
+
+
+async def test_a_node_that_is_heard_while_it_is_fenced_does_not_count_as_cut_off(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '5 s' WHERE node = 'a'")
+        await leases.fenced(connection, "a", cut_off=True, silent_s=30.0)
+        assert not await connection.fetchval("SELECT cut_off FROM node_leases WHERE node = 'a'")
+        await leases.fenced(connection, "a", cut_off=True, silent_s=1.0)
+        assert await connection.fetchval("SELECT cut_off FROM node_leases WHERE node = 'a'")
 
 
 async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there(fleet: Database) -> None:
@@ -142,7 +194,7 @@ async def test_a_drain_moves_the_others_and_does_not_end_while_a_bad_vm_is_there
         await add_vm(connection, "bad", "a", memory_mib=4096, **POISON)
         await add_vm(connection, "good", "a")
         drain = await drains.begin(connection, "a", DrainPolicy.THROTTLE, "test")
-    await Drains(foresee).step(fleet, Objects("drain"))
+    await step_and_finish(Drains(foresee), fleet)
     async with fleet.connection() as connection:
         moved = [row["vm"] for row in await connection.fetch("SELECT vm FROM migrations")]
         now = await drains.get(connection, drain.id)
@@ -156,9 +208,34 @@ async def test_a_bad_drain_stops_no_other_drain(fleet: Database) -> None:
             await add_vm(connection, f"vm-{name}", name)
             await drains.begin(connection, name, DrainPolicy.THROTTLE, "test")
         await connection.execute("UPDATE drains SET policy = 'teleport' WHERE node = 'a'")
-    await Drains(foresee).step(fleet, Objects("drain"))
+    await step_and_finish(Drains(foresee), fleet)
     async with fleet.connection() as connection:
         assert await connection.fetchval("SELECT array_agg(vm) FROM migrations") == ["vm-b"]
+
+
+async def test_a_drain_whose_node_does_not_answer_holds_up_no_later_drain(fleet: Database) -> None:
+    async def hang(vm: str, source: str, target: str) -> MoveForeseen:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    controller, objects = Drains(hang), Objects("drain")
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "hangs", "a")
+        await drains.begin(connection, "a", DrainPolicy.LEAVE, "test")
+    try:
+        await controller.step(fleet, objects)
+        async with fleet.transaction() as connection:
+            await add_vm(connection, "good", "b")
+            await drains.begin(connection, "b", DrainPolicy.THROTTLE, "test")
+        await controller.step(fleet, objects)
+
+        async def moves() -> bool:
+            async with fleet.connection() as connection:
+                return bool(await connection.fetchval("SELECT array_agg(vm) FROM migrations") == ["good"])
+
+        await eventually(moves, "the VM of the later drain moves")
+    finally:
+        await objects.end()
 
 
 async def test_a_migration_that_cant_be_ended_stops_no_other(fleet: Database) -> None:

@@ -71,6 +71,7 @@ class FailoverHistory:
                 await self._node(name)
             if self._every(CONTROL_S):
                 await self.world.failover.step(self.world.database, self.world.objects["failover"])
+                await self.world.objects["failover"].finish()
                 self.world.objects["failover"].end_pass()
             await self.world.settle()
 

@@ -152,7 +152,9 @@ class World:
         await migration.step(self.database, self.objects["migration"])
         await self.placement.step(self.database, self.objects["placement"])
         await self.drains.step(self.database, self.objects["drain"])
+        await self.objects["drain"].finish()
         await self.failover.step(self.database, self.objects["failover"])
+        await self.objects["failover"].finish()
         for objects in self.objects.values():
             failing = [objects.failure(key) for key in list(objects._failures)]
             objects.end_pass()

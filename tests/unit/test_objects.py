@@ -113,3 +113,65 @@ async def test_failures_of_deleted_objects_are_forgotten() -> None:
     await objects.each("b", reconcile)
     objects.end_pass()
     assert objects.failure("a") is None
+
+
+async def test_an_object_that_is_started_holds_up_no_pass_and_runs_once_at_a_time() -> None:
+    objects, began, ends = Objects("test"), list[str](), asyncio.Event()
+
+    async def reconcile(key: str) -> None:
+        began.append(key)
+        if key == "a":
+            await ends.wait()
+
+    for _ in range(3):
+        objects.start("ab", reconcile, count_max=10)
+        objects.end_pass()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert began.count("a") == 1 and began.count("b") > 1
+    ends.set()
+    await objects.finish()
+    objects.start("a", reconcile, count_max=10)
+    await objects.finish()
+    assert began.count("a") == 2
+
+
+async def test_no_more_objects_are_started_than_allowed() -> None:
+    objects, began, ends = Objects("test"), list[str](), asyncio.Event()
+
+    async def reconcile(key: str) -> None:
+        began.append(key)
+        await ends.wait()
+
+    objects.start("abc", reconcile, count_max=2)
+    await asyncio.sleep(0)
+    assert began == ["a", "b"]
+    ends.set()
+    await objects.finish()
+    objects.start("c", reconcile, count_max=2)
+    await objects.finish()
+    assert began == ["a", "b", "c"]
+
+
+async def test_a_started_object_that_fails_rests_and_makes_no_pass_follow_at_once_while_others_run() -> None:
+    clock = Clock()
+    objects, asked = Objects("test", clock=clock), list[str]()
+
+    async def reconcile(key: str) -> None:
+        asked.append(key)
+        if key == "a":
+            raise RuntimeError("a defect")
+        await asyncio.Event().wait()
+
+    objects.start("ab", reconcile, count_max=10)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    objects.end_pass()
+    assert objects.failure("a") is not None and objects.due_in_s() == pytest.approx(BACKOFF_S_MIN)
+    clock.now_s += 2 * BACKOFF_S_MIN
+    assert objects.due_in_s() is None, "the next pass comes in its own time"
+    objects.start("ab", reconcile, count_max=10)
+    await asyncio.sleep(0)
+    assert asked == ["a", "b", "a"]
+    await objects.end()
+    assert objects.failure("b") is None

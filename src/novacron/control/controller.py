@@ -94,8 +94,11 @@ class Controllers:
                 async with leadership(self._database.url, controller.name) as lock:
                     log.info("leading", controller=controller.name)
                     leading.set(1, controller.name)
-                    async for _ in self._passes(controller, lock):
-                        backoff_s = 0.1
+                    try:
+                        async for _ in self._passes(controller, lock):
+                            backoff_s = 0.1
+                    finally:
+                        await self._objects[controller.name].end()
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
                 steps.add(controller.name, "failed")
                 log.warning("controller pauses", controller=controller.name, error=str(error), retry_s=backoff_s)

@@ -20,7 +20,7 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 MOVABLE = ("running", "paused", "stopped", "failed")
-DRAINS_AT_ONCE = 4
+DRAINS_AT_ONCE = 16
 DRAIN_S_MAX = 300.0
 """Time limit of one look at a drain, in which moves of several VMs may be measured."""
 
@@ -35,6 +35,7 @@ class Drains(msgspec.Struct, frozen=True):
     index: FleetIndex | None = None
 
     async def step(self, database: Database, objects: Objects) -> None:
+        """Look at each drain. No pass waits for that: a node may take long to measure moves, or not answer."""
         async with database.connection() as connection:
             active = {drain.id: drain for drain in await drains.active(connection)}
 
@@ -44,7 +45,7 @@ class Drains(msgspec.Struct, frozen=True):
                 await _leave(database, drain, objects)
             await _Round(database, drain.id, self, objects).run()
 
-        await objects.each(active, advance, at_once=DRAINS_AT_ONCE, limit_s=DRAIN_S_MAX)
+        objects.start(active, advance, count_max=DRAINS_AT_ONCE, limit_s=DRAIN_S_MAX)
 
 
 async def _leave(database: Database, drain: Drain, objects: Objects) -> None:

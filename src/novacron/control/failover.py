@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from novacron.control.fencing import Fenced, cut_off
 from novacron.control.objects import Objects
 from novacron.model.lease import Sign, may_take_over
 from novacron.store import events, failover, leases
@@ -21,13 +20,10 @@ from novacron.telemetry import logs
 
 log = logs.get(__name__)
 
-FENCE_S_MAX = 30.0
-FENCE_TRIES_MAX = 3
-FENCE_PAUSE_S = 2.0
 DECISION_S_MIN = 60.0
 """So long after a node was said to have failed it is not said that its VMs may still run: voters may come and go."""
-NODES_AT_ONCE = 8
-"""Nodes that are fenced side by side: one whose fence command hangs must not hold up the others."""
+NODES_AT_ONCE = 256
+"""Nodes that are fenced side by side, each in a task of its own."""
 TAKE_OVER_S_MAX = 600.0
 """Time limit of fencing a node and asking for all of its VMs to be started elsewhere."""
 MEANS = {
@@ -55,6 +51,7 @@ class Failover(msgspec.Struct):
     clock: Callable[[], float] = time.monotonic
 
     async def step(self, database: Database, objects: Objects) -> None:
+        """Begin to take over from nodes whose lease is over. No pass waits for them: a fence command may hang."""
         async with database.connection() as connection:
             silent = {node.node: node for node in await leases.over(connection)}
             steady = await leases.steady(connection) if silent else set()
@@ -65,7 +62,7 @@ class Failover(msgspec.Struct):
             if await self._may_take_over(database, node, steady):
                 await _restart(database, node, objects, self.index)
 
-        await objects.each(silent, take_over, at_once=NODES_AT_ONCE, limit_s=TAKE_OVER_S_MAX)
+        objects.start(silent, take_over, count_max=NODES_AT_ONCE, limit_s=TAKE_OVER_S_MAX)
 
     async def _may_take_over(self, database: Database, node: Silent, steady: set[str]) -> bool:
         """Decide whether a silent node's VMs may be started elsewhere; if so, fence it."""
@@ -97,23 +94,20 @@ class Failover(msgspec.Struct):
 
     async def _fence(self, database: Database, node: Silent) -> None:
         """Cut a node off, if there is a way. If that fails, its lease is over all the same."""
-        said, cut_off = "", False
-        if self.fence is not None:
-            for again in range(FENCE_TRIES_MAX):
-                error = await _run(self.fence, node.node)
-                cut_off = error is None
-                if cut_off:
-                    break
-                await asyncio.sleep(FENCE_PAUSE_S * (again + 1))
-            said = (
-                "the fence command has cut it off" if cut_off
-                else f"the fence command failed: {error}; its lease is over, and what kept its VMs has ended them"
-            )  # fmt: skip
+        began_s = self.clock()
+        done = Fenced(cut_off=False) if self.fence is None else await cut_off(self.fence, node.node)
         async with database.transaction() as connection:
-            await leases.fenced(connection, node.node, cut_off=cut_off)
-            if said:
-                reason = "Fenced" if cut_off else "FenceFailed"
-                await events.record(connection, events.NewEvent("node", node.node, node.node, reason, said))
+            took_s = self.clock() - began_s
+            await leases.fenced(connection, node.node, cut_off=done.cut_off, silent_s=took_s)
+            if self.fence is not None:
+                await events.record(connection, _fenced(node.node, done))
+
+
+def _fenced(node: str, done: Fenced) -> events.NewEvent:
+    if done.cut_off:
+        return events.NewEvent("node", node, node, "Fenced", "the fence command has cut it off")
+    why = f"the fence command failed: {done.error}; its lease is over, and what kept its VMs has ended them"
+    return events.NewEvent("node", node, node, "FenceFailed", why)
 
 
 async def _restart(database: Database, node: Silent, objects: Objects, index: FleetIndex | None) -> None:
@@ -129,25 +123,3 @@ async def _restart(database: Database, node: Silent, objects: Objects, index: Fl
     async with database.connection() as connection:
         vms = await failover.waiting(connection, node.node)
     await objects.each(vms, restart)
-
-
-async def _run(program: Path, node: str) -> str | None:
-    """Run the fence command for a node; return why it failed, None if it has not."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            str(program), node, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        return f"{program}: {error.strerror}"
-    try:
-        async with asyncio.timeout(FENCE_S_MAX):
-            out, _ = await process.communicate()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        return f"{program} did not end within {FENCE_S_MAX:.0f} s"
-    if process.returncode == 0:
-        return None
-    return f"{program} exited with {process.returncode}: {out[-200:].decode(errors='replace').strip()}"

@@ -18,8 +18,10 @@ The same ideas, as code: ``sigs.k8s.io/controller-runtime/pkg/internal/controlle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -69,6 +71,8 @@ class Objects:
         self.unfinished = False
         """The pass has not come to all objects: the next one follows at once."""
         self._results = counter("novacron_controller_objects_total")
+        self._running: dict[str, asyncio.Task[None]] = {}
+        """What was started, by key."""
 
     def failure(self, key: str) -> str | None:
         """Return the error with which an object failed last, None if it did not."""
@@ -85,9 +89,10 @@ class Objects:
         """Return after how many seconds a failed object is to be tried again, or the pass to go on; None: neither."""
         if self.unfinished:
             return 0.0
-        if not self._failures:
-            return None
-        return max(0.0, min(failure.retry_at for failure in self._failures.values()) - self._clock())
+        now = self._clock()
+        # What is overdue while tasks run is theirs, and otherwise waits for the next pass.
+        due = [failure.retry_at for failure in self._failures.values() if failure.retry_at > now or not self._running]
+        return max(0.0, min(due) - now) if due else None
 
     async def reconcile(self, key: str, reconcile: Reconcile[T], *, limit_s: float | None = None) -> T | None:
         """Reconcile one object, unless it failed a moment ago; return what ``reconcile`` returns, None if it failed or
@@ -131,6 +136,36 @@ class Objects:
         if ended:
             raise ended[0]
 
+    def start(
+        self, keys: Iterable[str], reconcile: Reconcile[object], *, count_max: int, limit_s: float | None = None
+    ) -> None:
+        """Reconcile objects in tasks of their own, ``count_max`` at most, each within ``limit_s`` seconds. No pass
+        waits for them, so an object that takes long holds up no other one. ``end`` ends them."""
+        for key in dict.fromkeys(keys):
+            self._seen.add(key)
+            if key in self._running or self._rests(key) or len(self._running) >= count_max:
+                continue
+            task = asyncio.create_task(self._alone(key, reconcile, limit_s), name=f"{self._controller} {key}")
+            self._running[key] = task
+            task.add_done_callback(partial(self._ended, key))
+
+    async def _alone(self, key: str, reconcile: Reconcile[object], limit_s: float | None) -> None:
+        with contextlib.suppress(Unavailable):  # the next pass meets it, too, and ends with it
+            await self.reconcile(key, reconcile, limit_s=limit_s)
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        del self._running[key]
+
+    async def finish(self) -> None:
+        """Wait for what was started."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def end(self) -> None:
+        """Cancel what was started, and wait until it has ended."""
+        for task in self._running.values():
+            task.cancel()
+        await self.finish()
+
     async def together(
         self, keys: Iterable[str], reconcile_all: Callable[[Sequence[str]], Awaitable[object]],
         reconcile: Reconcile[object],
@@ -154,8 +189,9 @@ class Objects:
     def end_pass(self) -> None:
         """Log in one line what failed in this pass, and forget failures of objects that are gone."""
         failed, self._failed = self._failed, []
-        for key in self._failures.keys() - self._seen:
-            del self._failures[key]
+        if not self._running:  # what runs may have objects that no pass sees
+            for key in self._failures.keys() - self._seen:
+                del self._failures[key]
         self._seen.clear()
         self._unavailable.clear()
         gauge("novacron_controller_failing_objects").set(len(self._failures), self._controller)

@@ -157,11 +157,16 @@ async def take_over(connection: Connection, node: str) -> bool:
     return done == "UPDATE 1"
 
 
-async def fenced(connection: Connection, node: str, *, cut_off: bool) -> None:
-    """Store that a node was fenced since it was heard last, and whether the fence command has ``cut_off`` it."""
+async def fenced(connection: Connection, node: str, *, cut_off: bool, silent_s: float = 0.0) -> None:
+    """Store that a node was fenced since it was heard last, and whether the fence command has ``cut_off`` it.
+
+    A node that was heard within the last ``silent_s`` seconds, since fencing began, is left as it is.
+    """
     await connection.execute(
-        "UPDATE node_leases SET fenced_at = clock_timestamp(), cut_off = $2 WHERE node = $1", node, cut_off
-    )
+        "UPDATE node_leases SET fenced_at = clock_timestamp(), cut_off = $2"
+        " WHERE node = $1 AND renewed_at < clock_timestamp() - make_interval(secs => $3)",
+        node, cut_off, silent_s,
+    )  # fmt: skip
 
 
 class Silence(msgspec.Struct, frozen=True):
