@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from novacron.agent.control.consoles import AT_ONCE_MAX, ConsoleRequests
+from novacron.agent.control.consoles import AT_ONCE_MAX, INPUT_BYTES_MAX, ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.ownership import Order, OrderKind
+from novacron.model.vm import VmStatus
 from novacron.server.reader import Reader, Takers
 from novacron.server.session import ConsoleChannel, NodeSession
 from novacron.supervise import Rarely
@@ -128,9 +129,21 @@ class SlowStore:
         self.stored.append(what)
 
 
-def reader(socket: Socket, store: SlowStore) -> tuple[Reader, NodeSession]:
+def reader(
+    socket: Socket, store: SlowStore, observations: list[asyncio.Future[None]] | None = None
+) -> tuple[Reader, NodeSession]:
+    """Return what reads a node's messages. Futures of what it reports of its VMs are added to ``observations``."""
+
+    def add(report: object) -> asyncio.Future[None]:
+        assert observations is not None
+        observations.append(asyncio.get_running_loop().create_future())
+        return observations[-1]
+
     session, none = NodeSession("host-a", cast(Any, socket)), cast(Any, None)
-    takers = Takers(none, none, time.monotonic, none, none, none, cast(Any, store), none, cast(Any, store), Rarely())
+    takers = Takers(
+        none, none, time.monotonic, none, none, none, cast(Any, store), cast(Any, SimpleNamespace(add=add)),
+        cast(Any, store), Rarely(),
+    )  # fmt: skip
     return Reader(session, takers), session
 
 
@@ -160,3 +173,76 @@ async def test_a_node_that_reports_faster_than_can_be_stored_has_to_connect_agai
     with pytest.raises(Unavailable, match="faster than can be stored"):
         async with asyncio.timeout(10):
             await taking.run(cast(Any, socket))
+
+
+async def until_waiting(items: Sized, count: int) -> None:
+    await eventually(lambda: len(items) == count, f"there are {count}")
+
+
+async def test_what_a_node_reports_waits_within_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPORT_QUEUE_BYTES_MAX", 10_000)
+    socket, store = Socket(), SlowStore()
+    taking, _ = reader(socket, store)
+    for _ in range(20):
+        socket.say(wire.MigrationFailed("mig", "x" * 1000))
+    with pytest.raises(Unavailable, match="faster than can be stored"):
+        async with asyncio.timeout(10):
+            await taking.run(cast(Any, socket))
+
+
+async def test_what_a_node_reports_of_its_vms_waits_within_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPORT_QUEUE_BYTES_MAX", 10_000)
+    socket, waiting = Socket(), list[asyncio.Future[None]]()
+    taking, _ = reader(socket, SlowStore(), waiting)
+    running = asyncio.create_task(taking.run(cast(Any, socket)))
+    for number in range(1, 21):
+        socket.say(wire.Observed("vm-1", 1, VmStatus(reason="x" * 1000)))
+        await until_waiting(waiting, number)
+        waiting[-1].set_result(None)
+    for _ in range(20):
+        socket.say(wire.Observed("vm-1", 1, VmStatus(reason="x" * 1000)))
+    with pytest.raises(Unavailable, match="faster than can be stored"):
+        async with asyncio.timeout(10):
+            await running
+
+
+async def test_reports_that_are_stored_make_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPORT_QUEUE_BYTES_MAX", 10_000)
+    socket, store = Socket(), SlowStore()
+    store.may_store.set()
+    taking, _ = reader(socket, store)
+    running = asyncio.create_task(taking.run(cast(Any, socket)))
+    for number in range(1, 21):
+        socket.say(wire.MigrationFailed("mig", "x" * 1000))
+        await until_waiting(store.stored, number)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_console_whose_viewer_is_slow_holds_so_many_bytes_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONSOLE_QUEUE_BYTES_MAX", 10_000)
+    session = NodeSession("host-a", cast(Any, Socket()))
+    channel = session.channels[1] = ConsoleChannel(1, session)
+    for _ in range(100):
+        channel.feed(b"x" * 900)
+        assert await channel.read() == b"x" * 900, "what is read makes room"
+    for _ in range(100):
+        channel.feed(b"x" * 900)
+    assert session.channels == {} and channel.reason == "the viewer is too slow"
+    read = 0
+    while (data := await channel.read()) is not None:
+        read += len(data)
+    assert read <= 10_000
+    assert await channel.read() is None, "and it stays over"
+
+
+async def test_input_of_a_console_that_opens_slowly_waits_within_a_limit_of_bytes() -> None:
+    consoles, sent = SlowConsoles(), list[wire.Message]()
+    requests = ConsoleRequests(cast(Any, consoles), sent.append)
+    requests.open(wire.ConsoleOpen(1, "vm-1"))
+    for _ in range(INPUT_BYTES_MAX // 65536):
+        requests.write(1, b"x" * 65536)
+    assert sent == []
+    requests.write(1, b"x")
+    assert sent == [wire.ConsoleClosed(1, "the console takes no input")]
+    await requests.end()

@@ -52,6 +52,10 @@ WATCHED_BY = 2
 """How many other nodes watch each node."""
 LINK_MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 LINK_QUEUE_MAX = 1024
+CONSOLE_QUEUE_BYTES_MAX = 8 * 1024 * 1024
+"""Output of one console that waits for its viewer."""
+REPORT_QUEUE_BYTES_MAX = 16 * 1024 * 1024
+"""Reports of one node that wait to be stored."""
 TICKET_S = 60
 CONSOLE_LOG_TAIL_BYTES_MAX = 1024 * 1024
 CONSOLE_CHANNELS_PER_NODE_MAX = 64

@@ -7,11 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import msgspec
 from websockets.asyncio.server import ServerConnection
 
 from novacron import pki
+from novacron.byte_budget import ByteBudget
 from novacron.model import limits
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server.desired_state import DesiredStateSender
@@ -55,6 +57,14 @@ class Takers(msgspec.Struct, frozen=True):
     """When to log of a kind of message that it is skipped."""
 
 
+class _Report(NamedTuple):
+    """A report that waits to be stored, after what the node said before of its VMs."""
+
+    message: wire.Message
+    size_bytes: int
+    observed: asyncio.Future[None] | None
+
+
 class Reader:
     """Reads one node's messages until the connection ends."""
 
@@ -63,9 +73,8 @@ class Reader:
         self._takers = takers
         self._heartbeat: wire.Heartbeat | None = None
         self._heartbeat_came = asyncio.Event()
-        self._reports: asyncio.Queue[tuple[wire.Message, asyncio.Future[None] | None]] = asyncio.Queue(
-            limits.LINK_QUEUE_MAX
-        )
+        self._reports: asyncio.Queue[_Report] = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        self._budget = ByteBudget(limits.REPORT_QUEUE_BYTES_MAX)
 
     async def run(self, socket: ServerConnection) -> None:
         """Take what the node says. Raises NovaError when the node has to connect again, and ConnectionClosed."""
@@ -83,7 +92,7 @@ class Reader:
             kind = type(message).__name__
             MESSAGES.add(kind)
             with self._skipping_defects(kind), self._span(message):
-                self._take(message)
+                self._take(message, len(raw))
 
     @contextlib.contextmanager
     def _skipping_defects(self, kind: str) -> Iterator[None]:
@@ -110,7 +119,7 @@ class Reader:
         name = f"server hears {type(message).__name__}"
         return traces.span(name, parent=message.trace, node=self._session.node)
 
-    def _take(self, message: wire.Message) -> None:
+    def _take(self, message: wire.Message, size_bytes: int) -> None:
         """Take a message without waiting. Raises Unavailable when the node says more than can be stored."""
         session, takers = self._session, self._takers
         match message:
@@ -124,7 +133,10 @@ class Reader:
                 if number in session.channels:
                     session.channels[number].end(reason)
             case wire.Observed(vm=vm, epoch=epoch, status=status):
-                session.watch(takers.observations.add(owned.Report(session.node, vm, epoch, status)))
+                self._reserve(size_bytes)
+                stored = takers.observations.add(owned.Report(session.node, vm, epoch, status))
+                stored.add_done_callback(lambda _: self._budget.give_back(size_bytes))
+                session.watch(stored)
             case wire.Removed(vm=vm):
                 takers.desired_state.let_go(session, vm)
             case wire.Reply():
@@ -136,15 +148,24 @@ class Reader:
             case wire.Stopped(migration=id):
                 takers.reports.guest_stopped(id)
             case _:
-                try:
-                    self._reports.put_nowait((message, session.observed))
-                except asyncio.QueueFull:
-                    raise Unavailable(f"node {session.node} reports faster than can be stored") from None
+                if self._reports.full():
+                    raise self._too_fast()
+                self._reserve(size_bytes)
+                self._reports.put_nowait(_Report(message, size_bytes, session.observed))
+
+    def _reserve(self, size_bytes: int) -> None:
+        """Count bytes that wait to be stored. Raises Unavailable."""
+        if not self._budget.take(size_bytes):
+            raise self._too_fast()
+
+    def _too_fast(self) -> Unavailable:
+        return Unavailable(f"node {self._session.node} reports faster than can be stored")
 
     async def _store_reports(self) -> None:
         """Store what was reported, in its order. Raises Unavailable when everything has to be said again."""
         while True:
-            message, observed = await self._reports.get()
+            message, size_bytes, observed = await self._reports.get()
+            self._budget.give_back(size_bytes)
             if observed is not None:  # what the node said before is stored before
                 await observed
             with self._skipping_defects(type(message).__name__), self._span(message):

@@ -11,14 +11,15 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
 from novacron.api.access.context import Agents, ConsoleStream
 from novacron.model.console import ConsoleKind
-from novacron.model.errors import NovaError, Unavailable
+from novacron.model.errors import MALFORMED, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.server.pending import Pending
@@ -32,7 +33,13 @@ A = TypeVar("A")
 
 FRAME_BYTES_MAX = 16 << 20
 CALLS_MAX = 256
-"""Of one worker, under way."""
+"""Of one worker, under way, without those that wait for a console's output."""
+CONSOLES_MAX = 256
+"""Of one worker, open."""
+CALL_S_MAX = 150.0
+"""How long a worker waits for an answer: longer than whatever the other process waits for."""
+READ_S_MAX = 30.0
+"""How long a console is read before the worker is told that nothing came."""
 
 
 class Call(Answerable[A_co], frozen=True):
@@ -75,16 +82,17 @@ class StartImageCopy(Call[ImageCopy], frozen=True, tag=True):
     actor: str
 
 
-class OpenNodeConsole(Call[int], frozen=True, tag=True):
-    """Open a VM's console. The answer is its number among the worker's consoles."""
+class OpenNodeConsole(Call[None], frozen=True, tag=True):
+    """Open a VM's console. The worker gives it a number of its own."""
 
+    console: int
     node: str
     vm: str
     kind: ConsoleKind
 
 
 class ConsoleRead(msgspec.Struct, frozen=True, array_like=True):
-    """Bytes of a console, or at its end None and the reason."""
+    """Bytes of a console (none: nothing has come lately), or at its end None and the reason."""
 
     data: bytes | None
     reason: str
@@ -109,6 +117,12 @@ class CloseConsole(Call[None], frozen=True, tag=True):
     console: int
 
 
+class CancelCall(Call[None], frozen=True, tag=True):
+    """Nobody waits for the answer to a call any more: end it."""
+
+    id: int
+
+
 AnyCall = (
     AskNode
     | ListConnected
@@ -119,6 +133,7 @@ AnyCall = (
     | ReadConsole
     | WriteConsole
     | CloseConsole
+    | CancelCall
 )
 
 
@@ -126,7 +141,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     """A call on its way."""
 
     id: int
-    call: AnyCall
+    call: msgspec.Raw
+    """Decoded apart: one that can't be decoded is answered with an error."""
     trace: str = ""
     """The trace to which it belongs (W3C Trace Context: traceparent)."""
 
@@ -150,7 +166,8 @@ class CallResult(msgspec.Struct, frozen=True, array_like=True):
 
 NOTHING = msgspec.Raw(b"\xc0")
 _encode = msgspec.msgpack.Encoder().encode
-_calls = msgspec.msgpack.Decoder(Envelope)
+_envelopes = msgspec.msgpack.Decoder(Envelope)
+_calls: msgspec.msgpack.Decoder[AnyCall] = msgspec.msgpack.Decoder(AnyCall)
 _answers = msgspec.msgpack.Decoder(CallResult)
 
 
@@ -164,6 +181,7 @@ def _error_classes() -> dict[str, type[NovaError]]:
 
 
 ERRORS = _error_classes()
+DEFECT = Failure("internal-error", "something went wrong here, not with the request", None, "try again")
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
@@ -174,7 +192,12 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 def _frame(message: Envelope | CallResult) -> bytes:
+    """Return the bytes of a message. Raises Unavailable for more than the other end takes."""
     data = _encode(message)
+    if len(data) > FRAME_BYTES_MAX:
+        raise Unavailable(
+            f"a message of {len(data)} bytes is too large for the processes of this server", hint="ask for less"
+        )
     return len(data).to_bytes(4, "big") + data
 
 
@@ -198,35 +221,57 @@ class _Desk:
         self._agents = agents
         self._reader, self._writer = reader, writer
         self._consoles: dict[int, ConsoleStream] = {}
-        self._numbers = itertools.count(1)
-        self._free_calls = asyncio.Semaphore(CALLS_MAX)
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._free_calls = asyncio.Semaphore(CALLS_MAX + CONSOLES_MAX)
 
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
-                    await self._free_calls.acquire()
-                    group.create_task(self._answer(_calls.decode(await _read(self._reader))))
-        except* (asyncio.IncompleteReadError, ConnectionError, ValueError) as errors:
+                    envelope = _envelopes.decode(await _read(self._reader))
+                    await self._begin(envelope, group)
+        except* (asyncio.IncompleteReadError, ConnectionError) as errors:
             log.info("a worker process has ended", error=str(errors.exceptions[0]))
+        except* MALFORMED as errors:
+            log.error("a worker process says what can't be read: its connection ends", error=str(errors.exceptions[0]))
         finally:
-            for console in self._consoles.values():
-                await console.close()
             self._writer.close()
+            for console in self._consoles.values():
+                with contextlib.suppress(Exception):  # the others are closed all the same
+                    await console.close()
 
-    async def _answer(self, envelope: Envelope) -> None:
-        kind, trace, result, failure = type(envelope.call).__name__, envelope.trace, NOTHING, None
+    async def _begin(self, envelope: Envelope, group: asyncio.TaskGroup) -> None:
+        """Begin to answer a call."""
+        try:
+            call = _calls.decode(envelope.call)
+        except MALFORMED as error:
+            log.error("a call of a worker can't be read", error=str(error))
+            self._writer.write(_frame(CallResult(envelope.id, NOTHING, DEFECT)))
+            return
+        if isinstance(call, CancelCall):  # at once: it makes room for others
+            if call.id in self._running:
+                self._running[call.id].cancel()
+            return
+        await self._free_calls.acquire()
+        task = group.create_task(self._answer(envelope, call))
+        self._running[envelope.id] = task
+        task.add_done_callback(partial(self._ended, envelope.id))
+
+    def _ended(self, id: int, task: asyncio.Task[None]) -> None:
+        del self._running[id]
+        self._free_calls.release()
+
+    async def _answer(self, envelope: Envelope, call: AnyCall) -> None:
+        kind, trace = type(call).__name__, envelope.trace
         try:
             with traces.span(f"server does {kind}", parent=trace) if trace else nullcontext():
-                result = msgspec.Raw(_encode(await self._do(envelope.call)))
+                frame = _frame(CallResult(envelope.id, msgspec.Raw(_encode(await self._do(call)))))
         except NovaError as error:
-            failure = Failure(error.code, error.detail, error.field, error.hint)
+            frame = _frame(CallResult(envelope.id, NOTHING, Failure(error.code, error.detail, error.field, error.hint)))
         except Exception:  # a defect met by one request is that request's
             log.exception("defect while a worker is answered", call=kind)
-            failure = Failure("internal-error", "something went wrong here, not with the request", None, "try again")
-        finally:
-            self._free_calls.release()
-        self._writer.write(_frame(CallResult(envelope.id, result, failure)))
+            frame = _frame(CallResult(envelope.id, NOTHING, DEFECT))
+        self._writer.write(frame)
         await self._writer.drain()
 
     async def _do(self, call: AnyCall) -> object:
@@ -242,18 +287,31 @@ class _Desk:
             case StartImageCopy():
                 return await self._agents.copy_image(call.name, call.source, call.target, call.actor)
             case OpenNodeConsole():
-                number = next(self._numbers)
-                self._consoles[number] = await self._agents.open_console(call.node, call.vm, call.kind)
-                return number
+                console = await self._agents.open_console(call.node, call.vm, call.kind)
+                self._consoles[call.console] = console
+                return None
             case ReadConsole():
-                console = self._consoles[call.console]
-                return ConsoleRead(await console.read(), console.reason)
+                return await self._read_console(call.console)
             case WriteConsole():
-                await self._consoles[call.console].write(call.data)
+                if call.console in self._consoles:
+                    await self._consoles[call.console].write(call.data)
                 return None
             case CloseConsole():
-                await self._consoles.pop(call.console).close()
+                if call.console in self._consoles:
+                    await self._consoles.pop(call.console).close()
                 return None
+            case CancelCall():
+                raise AssertionError("it is done at once")
+
+    async def _read_console(self, number: int) -> ConsoleRead:
+        console = self._consoles.get(number)
+        if console is None:
+            return ConsoleRead(None, "closed")
+        try:
+            async with asyncio.timeout(READ_S_MAX):
+                return ConsoleRead(await console.read(), console.reason)
+        except TimeoutError:
+            return ConsoleRead(b"", "")
 
 
 class Relay:
@@ -263,8 +321,11 @@ class Relay:
         self.gone = asyncio.Event()
         """The process that has the links has ended."""
         self._writer = writer
-        self._pending = Pending[CallResult]("calls", CALLS_MAX, CALLS_MAX)
+        self._calls = Pending[CallResult]("calls", CALLS_MAX, CALLS_MAX)
+        self._reads = Pending[CallResult]("consoles", CONSOLES_MAX, CONSOLES_MAX)
+        """Apart, for they may last as long as somebody looks."""
         self._numbers = itertools.count(1)
+        self._consoles: set[int] = set()
         self._listening = asyncio.create_task(self._listen(reader), name="relay")
 
     @classmethod
@@ -281,33 +342,71 @@ class Relay:
         try:
             while True:
                 answer = _answers.decode(await _read(reader))
-                self._pending.settle(None, answer.id, answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+                self._calls.settle(None, answer.id, answer)
+                self._reads.settle(None, answer.id, answer)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            log.info("the process with the agents' links has ended", error=str(error))
+        except MALFORMED as error:
+            log.error("an answer can't be read: this worker ends", error=str(error))
         finally:
             self.gone.set()
-            self._pending.fail(None, "this server is about to end", "try again")
+            for pending in (self._calls, self._reads):
+                pending.fail(None, "this server is about to end", "try again")
 
     async def call(self, call: Call[A]) -> A:
         """Return the answer to a call. Raises NovaError."""
         if self.gone.is_set():
             raise Unavailable("this server is about to end", hint="try again")
-        id = next(self._numbers)
-        with self._pending.expect(None, id) as future:
-            self._writer.write(_frame(Envelope(id, cast("AnyCall", call), traces.carry())))
-            await self._writer.drain()
-            answer = await future
+        id, pending = next(self._numbers), self._reads if isinstance(call, ReadConsole) else self._calls
+        with pending.expect(None, id) as future:
+            try:
+                async with asyncio.timeout(CALL_S_MAX):
+                    self._write(id, call)
+                    await self._writer.drain()
+                    answer = await future
+            except TimeoutError:
+                self._tell(CancelCall(id))
+                log.error("the process with the agents' links does not answer", call=type(call).__name__)
+                raise Unavailable("this server's processes do not answer one another", hint="try again") from None
+            except asyncio.CancelledError:
+                self._tell(CancelCall(id))
+                raise
         if answer.failure is not None:
             failure = answer.failure
             raise ERRORS[failure.code](failure.detail, field=failure.field, hint=failure.hint)
         return msgspec.msgpack.decode(answer.result, type=questions.answer_type(type(call)))
+
+    def _write(self, id: int, call: Call[A]) -> None:
+        self._writer.write(_frame(Envelope(id, msgspec.Raw(_encode(call)), traces.carry())))
+
+    def _tell(self, call: Call[None]) -> None:
+        """Say something to which no answer is expected."""
+        if not self.gone.is_set():
+            self._write(next(self._numbers), call)
 
     async def ask(self, node: str, question: Question[A]) -> A:
         raw = await self.call(AskNode(node, msgspec.Raw(_encode(question))))
         return msgspec.msgpack.decode(raw, type=questions.answer_type(type(question)))
 
     async def open_console(self, node: str, vm: str, kind: ConsoleKind) -> ConsoleStream:
-        return _RelayedConsole(self, await self.call(OpenNodeConsole(node, vm, kind)))
+        if len(self._consoles) >= CONSOLES_MAX:
+            raise Unavailable(f"{len(self._consoles)} consoles are open at this server", hint="close one")
+        number = next(self._numbers)
+        self._consoles.add(number)
+        try:
+            await self.call(OpenNodeConsole(number, node, vm, kind))
+        except BaseException:  # also when its viewer goes meanwhile: it may be open
+            self._consoles.discard(number)
+            self._tell(CloseConsole(number))
+            raise
+        return _RelayedConsole(self, number)
+
+    async def close_console(self, number: int) -> None:
+        """Close a console. That is no call of which only so many may be under way: it makes room."""
+        self._consoles.discard(number)
+        self._tell(CloseConsole(number))
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
 
     async def connected(self) -> list[str]:
         return await self.call(ListConnected())
@@ -330,13 +429,14 @@ class _RelayedConsole:
         self._relay, self._number = relay, number
 
     async def read(self) -> bytes | None:
-        piece = await self._relay.call(ReadConsole(self._number))
-        self.reason = piece.reason
-        return piece.data
+        while True:
+            piece = await self._relay.call(ReadConsole(self._number))
+            if piece.data != b"":
+                self.reason = piece.reason
+                return piece.data
 
     async def write(self, data: bytes) -> None:
         await self._relay.call(WriteConsole(self._number, data))
 
     async def close(self) -> None:
-        with contextlib.suppress(NovaError):
-            await self._relay.call(CloseConsole(self._number))
+        await self._relay.close_console(self._number)

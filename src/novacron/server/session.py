@@ -11,6 +11,7 @@ import msgspec
 import websockets
 from websockets.asyncio.server import ServerConnection
 
+from novacron.byte_budget import ByteBudget
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
@@ -21,41 +22,57 @@ from novacron.wire import codec
 from novacron.wire import messages as wire
 from novacron.wire.base import REFUSED
 
+CLOSE_S_MAX = 5.0
+"""How long a console's end waits for room on the link."""
+
 
 class ConsoleChannel:
-    """One open console: bytes of the guest in order, until the agent closes it."""
+    """One open console: bytes of the guest in order, until the agent or the viewer closes it."""
 
     def __init__(self, number: int, session: NodeSession) -> None:
         self.number = number
         self._session = session
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(limits.LINK_QUEUE_MAX)
+        self._budget = ByteBudget(limits.CONSOLE_QUEUE_BYTES_MAX)
+        self._over = False
         self.reason = ""
 
     async def read(self) -> bytes | None:
         """Return the next bytes of the guest, or None at the end; then ``reason`` says why."""
-        return await self._queue.get()
+        if self._over and self._queue.empty():
+            return None
+        data = await self._queue.get()
+        self._budget.give_back(len(data or b""))
+        return data
 
     async def write(self, data: bytes) -> None:
-        """Send bytes to the guest."""
+        """Send bytes to the guest. Raises Unavailable."""
         await self._session.send(wire.ConsoleInput(self.number, data))
 
     async def close(self) -> None:
-        self._session.channels.pop(self.number, None)
-        with contextlib.suppress(Unavailable):
-            await self._session.send(wire.ConsoleClose(self.number))
+        """Let go of the console; whoever still reads is told of the end."""
+        self.end("closed")
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await self._session.send(wire.ConsoleClose(self.number))
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the agent; a viewer that is too slow loses the connection, not the guest."""
-        try:
-            self._queue.put_nowait(data)
-        except asyncio.QueueFull:
+        if self._over:
+            return
+        if self._queue.full() or not self._budget.take(len(data)):
             self.end("the viewer is too slow")
+        else:
+            self._queue.put_nowait(data)
 
     def end(self, reason: str) -> None:
-        self.reason = self.reason or reason
+        """Nothing more comes."""
+        if self._over:
+            return
+        self._over, self.reason = True, reason
         self._session.channels.pop(self.number, None)
         if self._queue.full():
-            self._queue.get_nowait()
+            self._budget.give_back(len(self._queue.get_nowait() or b""))
         self._queue.put_nowait(None)
 
 
@@ -148,7 +165,11 @@ class NodeSession:
         channel = ConsoleChannel(self._next_channel, self)
         self._next_channel += 1
         self.channels[channel.number] = channel
-        await self.send(wire.ConsoleOpen(channel.number, vm, kind))
+        try:
+            await self.send(wire.ConsoleOpen(channel.number, vm, kind))
+        except BaseException:  # also when its viewer goes meanwhile: the agent may have been told already
+            await channel.close()
+            raise
         return channel
 
     async def close(self, reason: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from novacron.agent.vm.console import Consoles
+from novacron.byte_budget import ByteBudget
 from novacron.model import limits
 from novacron.supervise import FewTasks, until_one_ends
 from novacron.telemetry import logs
@@ -15,10 +16,28 @@ log = logs.get(__name__)
 
 AT_ONCE_MAX = limits.CONSOLE_CHANNELS_PER_NODE_MAX + 16
 """More than the server opens: those that are being closed count, too."""
-INPUTS_MAX = 256
-"""Pieces of input of one console that wait until it is open, or takes them."""
+INPUTS_MAX, INPUT_BYTES_MAX = 256, 1024 * 1024
+"""Pieces of input of one console that wait until it is open, or takes them, and their bytes."""
 
-Inputs = asyncio.Queue[bytes]
+
+class Inputs:
+    """Input of one console that waits."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(INPUTS_MAX)
+        self._budget = ByteBudget(INPUT_BYTES_MAX)
+
+    def put(self, data: bytes) -> bool:
+        """Let input wait and return True; if there is no room for it, return False."""
+        if self._queue.full() or not self._budget.take(len(data)):
+            return False
+        self._queue.put_nowait(data)
+        return True
+
+    async def get(self) -> bytes:
+        data = await self._queue.get()
+        self._budget.give_back(len(data))
+        return data
 
 
 class ConsoleRequests:
@@ -33,7 +52,7 @@ class ConsoleRequests:
 
     def open(self, request: wire.ConsoleOpen) -> None:
         """Begin to open a console."""
-        channel, inputs, closed = request.channel, Inputs(INPUTS_MAX), asyncio.Event()
+        channel, inputs, closed = request.channel, Inputs(), asyncio.Event()
         if not self._tasks.start(self._serve(request, inputs, closed)):
             self._send(wire.ConsoleClosed(channel, "the node has too many consoles open"))
             return
@@ -44,9 +63,7 @@ class ConsoleRequests:
         inputs = self._inputs.get(channel)
         if inputs is None:
             return
-        try:
-            inputs.put_nowait(data)
-        except asyncio.QueueFull:
+        if not inputs.put(data):
             self._send(wire.ConsoleClosed(channel, "the console takes no input"))
             self.close(channel)
 
