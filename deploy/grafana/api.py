@@ -97,6 +97,9 @@ def api() -> Dashboard:
         .with_panel(graph("Followers cut off", "ops", {"too slow": rate("novacron_api_followers_cut_total")}))
         .with_panel(graph("Feed lost", "ops", {"{{instance}}": rate("novacron_feed_losses_total", "instance")}))
         .with_panel(
+            graph("Changes skipped", "ops", {"{{reason}}": rate("novacron_feed_skipped_changes_total", "reason")})
+        )
+        .with_panel(
             graph(
                 "Garbage collections",
                 "ops",

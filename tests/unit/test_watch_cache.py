@@ -154,3 +154,27 @@ async def test_an_older_change_never_overwrites_a_newer_one() -> None:
     await cache.apply(Batch(6, [vm(4, "old")]))
     current: Any = cache.get("vm", "vm-a")
     assert current.body["name"] == "new"
+
+
+async def test_kinds_of_objects_that_only_a_newer_server_knows_are_left_out() -> None:
+    cache = await started()
+    for revision in (1, 2):
+        await cache.apply(Batch(revision, [Change(revision, "spaceship", "s", {"id": "s"}), vm(revision)]))
+    await cache.apply(Batch(3, [Change(3, "spaceship", "s", None)]))
+    await cache.reset(FeedSnapshot(Batch(4, [Change(4, "spaceship", "s", {"id": "s"}), vm(4)]), [], 0))
+    assert cache.ready and cache.revision == 4 and [entry.revision for entry in cache.named("vm", "web")] == [4]
+    with pytest.raises(KeyError):
+        cache.all("spaceship")
+
+
+async def test_an_object_that_cant_be_taken_in_counts_as_gone_and_stops_no_other() -> None:
+    cache = await started()
+    await cache.apply(Batch(1, [vm(1), vm(1, "db", "vm-b"), user(1), grant(1, "operator"), token(1, revoked=False)]))
+    assert cache.callers.get("h") is not None
+    bad_vm, bad_grant = Change(2, "vm", "vm-a", {"id": "vm-a"}), Change(2, "grant", "grant-a", {"id": "grant-a"})
+    await cache.apply(Batch(2, [bad_vm, bad_grant, vm(2, "db", "vm-b")]))
+    assert cache.get("vm", "vm-a") is None and not cache.named("vm", "web")
+    assert [entry.revision for entry in cache.named("vm", "db")] == [2]
+    assert not cache.callers.access_of("user-a").everywhere, "nobody keeps a right that can't be read"
+    await cache.apply(Batch(3, [vm(3)]))
+    assert [entry.revision for entry in cache.named("vm", "web")] == [3]

@@ -85,6 +85,11 @@ FEED = (
     ),
     _counter("novacron_feed_batches_total", "Batches of changes that were taken in."),
     _counter("novacron_feed_changes_total", "Changes that were taken in, by kind of object.", "kind"),
+    _counter(
+        "novacron_feed_skipped_changes_total",
+        "Changes that were left out, by reason: a kind of object that this server does not know, or a defect.",
+        "reason",
+    ),
     _histogram("novacron_feed_apply_duration_seconds", "Taking a batch of changes in.", buckets=STEPS_S),
     _counter("novacron_feed_losses_total", "How often the feed was lost: the database was away."),
     _seen("novacron_cache_objects", "Objects that are held in memory, by kind.", "kind"),

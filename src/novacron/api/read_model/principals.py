@@ -73,11 +73,11 @@ class Callers:
             self._grants.get(was["user"], set()).discard(key)
         if body is None:
             return
-        self._objects[kind][key] = body
         if kind == "token" and not body["revoked"]:
             self._by_digest[body["hash"]] = key
         if kind == "grant":
             self._grants.setdefault(body["user"], set()).add(key)
+        self._objects[kind][key] = body  # last: what can't be read is not there
 
     def access_of(self, user: str) -> Access:
         """Return what a user may do, by their roles."""

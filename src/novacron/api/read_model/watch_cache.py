@@ -20,7 +20,11 @@ from novacron.api.read_model.principals import Callers
 from novacron.model import limits
 from novacron.model.errors import Gone, Unavailable
 from novacron.store.feed import HISTORY_MAX, Batch, Change, FeedSnapshot
+from novacron.supervise import Rarely
+from novacron.telemetry import logs
 from novacron.telemetry.values import counter
+
+log = logs.get(__name__)
 
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
@@ -87,6 +91,7 @@ class Cache:
         self._history: deque[Delivery] = deque(maxlen=HISTORY_MAX)
         self._history_from = 0
         self._subscribers: set[asyncio.Queue[Delivery | None]] = set()
+        self._log_now = Rarely()
         self._clear()
 
     def _clear(self) -> None:
@@ -213,14 +218,14 @@ class Cache:
         for delivery in _deliveries(snapshot.history):
             self._remember(delivery)
         for change in snapshot.batch.changes:
-            self._apply(change)
+            self._take(change)
         await self._advance(snapshot.batch.revision)
 
     async def apply(self, batch: Batch) -> None:
         """Apply whole transactions in order."""
         for change, delivery in zip(batch.changes, _deliveries(batch.changes), strict=True):
             # A deletion of an unknown object was in the snapshot already, and so in the history.
-            if self._apply(change) and change.kind in PUBLIC:
+            if self._take(change) and change.kind in PUBLIC:
                 self._remember(delivery)
                 for queue in list(self._subscribers):
                     try:
@@ -240,6 +245,24 @@ class Cache:
         """Note that the feed is interrupted: answers would become outdated."""
         self.ready = False
 
+    def _take(self, change: Change) -> bool:
+        """Apply a change; say whether there was anything to change. One that can't be applied concerns its object only,
+        which counts as gone: a newer server may write kinds of objects, and bodies, that this one does not know."""
+        if change.kind not in self._kinds:
+            self._skipped("unknown", change)
+            return False
+        try:
+            return self._apply(change)
+        except Exception as error:
+            self._skipped("defect", change, error)
+            self._apply(msgspec.structs.replace(change, body=None))
+            return False
+
+    def _skipped(self, reason: str, change: Change, error: Exception | None = None) -> None:
+        counter("novacron_feed_skipped_changes_total").add(reason)
+        if self._log_now.due(f"{reason} {change.kind}"):
+            log.error("a change was skipped", kind=change.kind, key=change.key, reason=reason, exc_info=error)
+
     def _apply(self, change: Change) -> bool:
         objects = self._kinds[change.kind]
         old = objects.get(change.key)
@@ -254,13 +277,15 @@ class Cache:
         if old is not None and old.revision > change.revision:
             return False
         body = change.body
+        entry = Entry(change.revision, body, encoded(change.kind, body))
         if change.kind in CALLERS:
             self.callers.change(change.kind, change.key, body)
         if change.kind in NAMED:
+            name, project, id = body["name"], body["project"], body["id"]
             if old is not None:
                 self._forget_name(change.kind, old)
-            self._names.setdefault((change.kind, body["name"]), {})[body["project"]] = body["id"]
-        entry = objects[change.key] = Entry(change.revision, body, encoded(change.kind, body))
+            self._names.setdefault((change.kind, name), {})[project] = id
+        objects[change.key] = entry
         self._placed(change.kind, old, entry)
         if change.kind == "event" and len(objects) > limits.EVENTS_KEPT_IN_MEMORY:
             self._placed("event", objects.pop(next(iter(objects))), None)
