@@ -28,6 +28,23 @@ from tests.support.vms import (
 NewVm = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    """Put a VM's directory onto a file system of so many MiB."""
+    mounted: list[Path] = []
+
+    def shrink(path: Path, mib: int) -> None:
+        saved = tmp_path / "saved"
+        subprocess.run(["cp", "-a", str(path), str(saved)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
+        mounted.append(path)
+        subprocess.run(["cp", "-a", f"{saved}/.", str(path)], check=True)
+
+    yield shrink
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=False)
+
+
 def names(site: Platform, vm: Object) -> list[str]:
     return [line.split()[0] for line in site.cli("snapshot", "list", vm["name"]).stdout.splitlines()[1:]]
 
@@ -88,20 +105,27 @@ def test_a_snapshot_with_memory_restores_memory(site: Platform, new_vm: NewVm) -
 def test_a_revert_that_fails_leaves_the_guest_as_it_was(
     site: Platform, new_vm: NewVm, new_name: Callable[[], str]
 ) -> None:
-    """Its memory was kept with a volume that the VM has no more: QEMU finds that when the disk has gone back."""
+    """Its memory was kept with a volume that the VM has no more. No snapshot contains a volume, and each says so."""
     vm = boot_vm(site, new_vm)
     volume = site.client.create_volume(new_name(), size_mib=8, node=vm["node"])
     site.client.wait("volumes", volume["id"], lambda now: now is not None and now["phase"] == "ready", 30)
     site.client.attach_volume(volume["id"], vm["id"])
     until(lambda: shell(site, vm, "test -b /dev/sda && echo there") == "there", "the guest has its volume", 30)
     write_to_disk(site, vm, "before")
-    site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    created = site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    assert f"volumes that the snapshot does not include: {volume['name']}" in created.stderr
+    assert volume["name"] in site.cli("snapshot", "list", vm["name"]).stdout
+    (snapshot,) = site.client.request("GET", f"/api/v1/vms/{vm['id']}/snapshots")["items"]
+    assert snapshot["excluded_volumes"] == [{"id": volume["id"], "name": volume["name"], "lun": 0}]
+    assert f"{volume['id']}-device (scsi-hd) at 0" in snapshot["layout"]["devices"]
+    assert snapshot["layout"]["memory_mib"] == 128 and snapshot["layout"]["machine"].startswith("pc-")
     site.client.act("volumes", volume["id"], "detach")
     site.client.wait("volumes", volume["id"], lambda now: now is not None and now["vm"] is None, 30)
     write_to_disk(site, vm, "after")
     shell(site, vm, "echo now > /run/word")
     refused = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
-    assert refused.returncode != 0 and "the guest goes on as it was" in refused.stderr
+    assert refused.returncode == 4 and f"volume {volume['name']} was attached" in refused.stderr
+    assert f"attach, in this order, those that it had: {volume['name']}" in refused.stderr
     assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
     assert count_boots(site, vm) == 1 and len(snapshots_in_file(site, vm)) == 1, "nothing is left of the attempt"
     site.wait_state(vm["id"], "running")
@@ -111,6 +135,56 @@ def test_a_revert_that_fails_leaves_the_guest_as_it_was(
     site.client.act("volumes", volume["id"], "detach")
     site.client.wait("volumes", volume["id"], lambda now: now is not None and now["vm"] is None, 30)
     site.client.delete("volumes", volume["id"])
+
+
+def damage_memory(layer: Path) -> None:
+    """Spoil what was kept of a guest's memory in the disk of a VM that is off: some way into it, as rot would."""
+    content = layer.read_bytes()
+    at = content.index(b"QEVM\0\0\0\3") + (300 << 10)  # how QEMU's stream begins
+    with layer.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * (64 << 10))
+
+
+def test_damaged_memory_changes_neither_a_guest_that_runs_nor_one_that_is_off(
+    site: Platform, new_vm: NewVm, small: Callable[[Path, int], None]
+) -> None:
+    vm = boot_vm(site, new_vm)
+    write_to_disk(site, vm, "before")
+    site.cli("snapshot", "create", vm["name"], "whole", "--memory")
+    (id,) = snapshots_in_file(site, vm)
+    write_to_disk(site, vm, "after")
+    site.cli("vm", "kill", vm["name"], "--wait")
+    layer = directory_of(site, vm) / "disk.qcow2"
+    damage_memory(layer)
+    subprocess.run(["qemu-img", "snapshot", "-c", "before-other", str(layer)], check=True, capture_output=True)
+
+    failed = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
+    assert failed.returncode != 0 and "snapshot whole" in failed.stderr
+    assert site.wait_state(vm["id"], "stopped")["status"]["crashes"] == 0, "it was off, and is off"
+    assert count_boots(site, vm) == 1
+
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: count_boots(site, vm) == 2 and site.console_log(vm).count("tiny guest: ready") == 2, "it is up", 60)
+    assert read_from_disk(site, vm) == "after"
+    until(lambda: snapshots_in_file(site, vm) == [id], "what an earlier attempt left is removed", 30)
+    shell(site, vm, "echo now > /run/word")
+    failed = site.cli("snapshot", "revert", vm["name"], "whole", check=False)
+    assert failed.returncode != 0 and "the guest goes on as it was" in failed.stderr
+    assert (shell(site, vm, "cat /run/word"), read_from_disk(site, vm)) == ("now", "after")
+    assert snapshots_in_file(site, vm) == [id]
+
+    site.cli("vm", "kill", vm["name"], "--wait")
+    used_mib = layer.stat().st_blocks * 512 >> 20
+    small(directory_of(site, vm), used_mib + 24)
+    site.cli("vm", "start", vm["name"], "--wait")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 3, "it is up", 60)
+    for command in (("revert", vm["name"], "whole"), ("create", vm["name"], "more", "--memory")):
+        failed = site.cli("snapshot", *command, check=False)
+        assert failed.returncode != 0 and "MiB are free there on the node" in failed.stderr
+    assert read_from_disk(site, vm) == "after" and site.client.get("vms", vm["id"])["status"]["state"] == "running"
+    site.cli("vm", "kill", vm["name"], "--wait")
+    subprocess.run(["umount", "-l", str(directory_of(site, vm))], check=True)
 
 
 def test_a_revert_to_what_is_not_in_the_disk_does_not_end_the_guest(site: Platform, new_vm: NewVm) -> None:
@@ -240,23 +314,6 @@ def test_snapshot_operations_complete_after_a_kill(
         assert snapshots_in_file(site, vm) == [asked["id"]]
         assert read_from_disk(site, vm) == "before"
     assert site.client.get("vms", vm["id"])["status"]["crashes"] == 0
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Any:
-    """Put a VM's directory onto a file system of so many MiB."""
-    mounted: list[Path] = []
-
-    def shrink(path: Path, mib: int) -> None:
-        saved = tmp_path / "saved"
-        subprocess.run(["cp", "-a", str(path), str(saved)], check=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
-        mounted.append(path)
-        subprocess.run(["cp", "-a", f"{saved}/.", str(path)], check=True)
-
-    yield shrink
-    for path in mounted:
-        subprocess.run(["umount", "-l", str(path)], check=False)
 
 
 def test_a_full_disk_pauses_the_vm_that_needs_it_and_no_other(

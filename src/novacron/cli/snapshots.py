@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -22,10 +23,21 @@ COLUMNS: Columns = {
     "PHASE": lambda s: s["phase"],
     "MEMORY": lambda s: "yes" if s["memory"] else "no",
     "QUIESCED": lambda s: "yes" if s["quiesce"] else "no",
+    "NOT INCLUDED": lambda s: _excluded(s) or None,
     "STOOD STILL": lambda s: None if s["pause_ms"] is None else f"{s['pause_ms']:.0f} ms",
     "AGE": lambda s: output.age(s["created_at"]),
     "ERROR": lambda s: s["error"],
 }
+
+
+def _excluded(snapshot: Object) -> str:
+    """Return the names of the volumes that a snapshot does not contain; empty: there were none, or it is not known."""
+    return ", ".join(volume["name"] for volume in snapshot.get("excluded_volumes") or ())
+
+
+def _say_excluded(snapshot: Object, what: str) -> None:
+    if excluded := _excluded(snapshot):
+        print(f"volumes {what}: {excluded}", file=sys.stderr)
 
 
 def tree(snapshots: list[Object], current: str | None) -> Iterator[Object]:
@@ -76,19 +88,23 @@ def create(
     ] = False,
     wait: QuietWait = QuietWait(timeout_s=900),
 ) -> None:
-    """Take a snapshot of a VM."""
+    """Take a snapshot of a VM: of its own disk, and its memory if asked for, but of no volumes."""
     with output.errors():
         client = Client()
-        _finish(client, client.create_snapshot(vm, name, memory, quiesce), "taking", wait)
+        snapshot = client.create_snapshot(vm, name, memory, quiesce)
+        _say_excluded(snapshot, "that the snapshot does not include")
+        _finish(client, snapshot, "taking", wait)
 
 
 @app.command()
 @options.expand
 def revert(vm: VmRef, name: Name, wait: QuietWait = QuietWait(timeout_s=900)) -> None:
-    """Revert a VM to a snapshot; what it wrote since is lost."""
+    """Revert a VM to a snapshot; what it wrote since to its own disk is lost. Volumes stay as they are."""
     with output.errors():
         client = Client()
-        _finish(client, client.revert_snapshot(vm, name), "reverting to", wait)
+        snapshot = client.revert_snapshot(vm, name)
+        _say_excluded(snapshot, "that the snapshot does not include, and that stay as they are")
+        _finish(client, snapshot, "reverting to", wait)
 
 
 @app.command()

@@ -253,8 +253,9 @@ def _nic(number: int, nic: QemuNic) -> list[str]:
     return ["-netdev", netdev, "-device", device]
 
 
-def command(config: QemuConfig, *, incoming: bool) -> list[str]:
-    """Return QEMU's arguments. With ``incoming`` it waits for a migration and stays paused after it."""
+def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list[str]:
+    """Return QEMU's arguments. With ``incoming`` it waits for a migration and stays paused after it; with ``paused``
+    the guest does not boot before it is told to."""
     directory = config.directory
     arguments = [
         config.binary,
@@ -288,4 +289,6 @@ def command(config: QemuConfig, *, incoming: bool) -> list[str]:
     ]
     if config.kernel is not None:
         arguments += ["-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.cmdline]
-    return [*arguments, "-S", "-incoming", "defer"] if incoming else arguments
+    if incoming or paused:
+        arguments.append("-S")
+    return [*arguments, "-incoming", "defer"] if incoming else arguments

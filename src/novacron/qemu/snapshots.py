@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import NamedTuple
 
 from novacron.qemu import block
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -12,13 +13,24 @@ JOB = "snapshot0"
 JOB_S_MAX, LOOK_S = 900.0, 0.02
 
 
-async def names(monitor: Monitor) -> set[str]:
-    """Return the names of those that there are. Raises MonitorFailed."""
+class StoredSnapshot(NamedTuple):
+    """A snapshot in the disk."""
+
+    name: str
+    memory_bytes: int
+    """0: without memory."""
+
+
+async def kept(monitor: Monitor) -> dict[str, StoredSnapshot]:
+    """Return the snapshots that there are, by name. Raises MonitorFailed."""
     disk = await block.top(monitor)
     for node in await monitor.execute("query-named-block-nodes", {"flat": True}):
         if node["node-name"] == disk:
-            return {str(snapshot["name"]) for snapshot in node["image"].get("snapshots", ())}
-    return set()
+            every = [
+                StoredSnapshot(str(s["name"]), int(s["vm-state-size"])) for s in node["image"].get("snapshots", ())
+            ]
+            return {snapshot.name: snapshot for snapshot in every}
+    return {}
 
 
 async def create(monitor: Monitor, name: str, *, memory: bool) -> None:

@@ -109,6 +109,13 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     )  # fmt: skip
 
 
+def _wanted(snapshot: Snapshot) -> wire.SnapshotWanted:
+    return wire.SnapshotWanted(
+        snapshot.id, snapshot.phase, snapshot.memory, snapshot.quiesce, snapshot.revision, snapshot.layout,
+        snapshot.starts_vm,
+    )  # fmt: skip
+
+
 def _begins_with(spec: VmSpec, common: CpuModel | None) -> CpuModel | None:
     """Return the processor of a VM that has not been started yet."""
     return None if common is None or spec.cpu is CpuKind.HOST else common.with_flags(spec.cpu_flags)
@@ -125,7 +132,7 @@ def _owned(
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
         page_key(vm.project_id), vm.seed, vm.resets,
-        tuple(wire.SnapshotWanted(s.id, s.phase, s.memory, s.quiesce, s.revision) for s in working), vm.clone_of,
+        tuple(_wanted(snapshot) for snapshot in working), vm.clone_of,
         tuple(_attached(volume) for volume in has), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
         trace=vm.trace,

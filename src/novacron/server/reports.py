@@ -56,8 +56,9 @@ class Reports:
                 await imports.report(connection, node, id, phase, held_bytes, error)
             case wire.SnapshotStands() as snapshot:
                 done = snapshots.SnapshotReport(
-                    snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error, snapshot.pause_ms
-                )
+                    snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error, snapshot.pause_ms,
+                    snapshot.layout,
+                )  # fmt: skip
                 await snapshots.report(connection, node, done)
             case _:
                 raise ValueError(f"unexpected message {type(message).__name__}")

@@ -12,9 +12,17 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NotFound
 from novacron.model.node import holds
-from novacron.model.snapshot import WORKING, Snapshot, SnapshotPhase, check_transition
+from novacron.model.snapshot import (
+    WORKING,
+    ExcludedVolume,
+    MachineLayout,
+    Snapshot,
+    SnapshotPhase,
+    check_transition,
+    volume_differences,
+)
 from novacron.model.vm import Power, Vm, VmAction, VmState
-from novacron.store import events, nodes, projects, vms
+from novacron.store import events, nodes, projects, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, object_of
 
@@ -57,10 +65,10 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
     parent = await connection.fetchval("SELECT snapshot FROM vms WHERE id = $1", vm.id)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO snapshots (id, vm, vm_name, name, parent, memory, quiesce, vcpus, memory_mib, phase)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *",
+            "INSERT INTO snapshots (id, vm, vm_name, name, parent, memory, quiesce, vcpus, memory_mib, phase,"
+            " excluded_volumes) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *",
             f"snap-{secrets.token_hex(8)}", vm.id, vm.name, name, parent, memory, quiesce, vm.spec.vcpus,
-            vm.spec.memory_mib, SnapshotPhase.CREATING,
+            vm.spec.memory_mib, SnapshotPhase.CREATING, msgspec.to_builtins(await _attached(connection, vm)),
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"VM {vm.name} has a snapshot {name!r}", field="name", hint="choose another name") from None
@@ -68,6 +76,35 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
     await vms.touch(connection, vm.id)
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "SnapshotAsked", f"snapshot {name}", actor))
     return _snapshot(row)
+
+
+async def _attached(connection: Connection, vm: Vm) -> list[ExcludedVolume]:
+    """Return the volumes that a VM has. Raises Conflict while it is to lose one."""
+    attached = await volumes.of_vm(connection, vm.id)
+    leaving = next((volume for volume in attached if volume.detaching), None)
+    if leaving is not None:
+        raise Conflict(f"volume {leaving.name} is being detached from VM {vm.name}", hint="wait until that is done")
+    return [ExcludedVolume(volume.id, volume.name, volume.lun) for volume in attached if volume.lun is not None]
+
+
+async def _check_fits(connection: Connection, vm: Vm, snapshot: Snapshot) -> None:
+    """Raise IllegalState unless the VM is as it was when its memory was kept, as far as the database can tell: its node
+    compares the rest."""
+    if (snapshot.vcpus, snapshot.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
+        size = f"{snapshot.vcpus} vCPUs and {snapshot.memory_mib} MiB"
+        raise IllegalState(
+            f"snapshot {snapshot.name} holds the memory of a VM with {size}",
+            hint=f"novacron vm set {vm.name} --vcpus {snapshot.vcpus} --memory {snapshot.memory_mib}",
+        )
+    had, has = snapshot.excluded_volumes, await _attached(connection, vm)
+    differences = [] if had is None else volume_differences(had, has)
+    if had is None or not differences:
+        return
+    wanted = ", then ".join(volume.name for volume in sorted(had, key=lambda volume: volume.lun)) or "none"
+    raise IllegalState(
+        f"snapshot {snapshot.name} holds the memory of a VM with other volumes: {'; '.join(differences)}",
+        hint=f"detach the volumes that differ, and attach, in this order, those that it had: {wanted}",
+    )
 
 
 async def _free(connection: Connection, ref: str) -> Vm:
@@ -113,14 +150,12 @@ async def revert(connection: Connection, ref: str, name: str, actor: str) -> Sna
     """Let a VM go back to a snapshot; what it wrote since is lost. Raises NotFound, Conflict, IllegalState."""
     vm = await _free(connection, ref)
     snapshot = await _get(connection, vm, name)
-    if snapshot.memory and (snapshot.vcpus, snapshot.memory_mib) != (vm.spec.vcpus, vm.spec.memory_mib):
-        size = f"{snapshot.vcpus} vCPUs and {snapshot.memory_mib} MiB"
-        raise IllegalState(
-            f"snapshot {snapshot.name} holds the memory of a VM with {size}",
-            hint=f"novacron vm set {vm.name} --vcpus {snapshot.vcpus} --memory {snapshot.memory_mib}",
-        )
+    if snapshot.memory:
+        await _check_fits(connection, vm, snapshot)
+    starts_vm = snapshot.memory and vm.status.state not in (VmState.RUNNING, VmState.PAUSED)
+    await connection.execute("UPDATE snapshots SET starts_vm = $2 WHERE id = $1", snapshot.id, starts_vm)
     entered = await _enter(connection, vm, snapshot, SnapshotPhase.REVERTING)
-    if snapshot.memory and vm.spec.power is not Power.RUNNING:
+    if starts_vm or (snapshot.memory and vm.spec.power is not Power.RUNNING):
         spec = msgspec.structs.replace(vm.spec, power=Power.RUNNING, starts=vm.spec.starts + 1)
         await connection.execute("UPDATE vms SET spec = $2 WHERE id = $1", vm.id, msgspec.to_builtins(spec))
     await events.record(
@@ -149,11 +184,12 @@ class SnapshotReport(NamedTuple):
     done: SnapshotPhase
     error: str
     pause_ms: float | None
+    layout: MachineLayout | None = None
 
 
 async def report(connection: Connection, node: str, report: SnapshotReport) -> None:
     """Store what a VM's owner did. Anyone else's report is ignored."""
-    vm_id, epoch, id, done, error, pause_ms = report
+    vm_id, epoch, id, done, error, pause_ms, layout = report
     vm_row = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm_id)
     row = await connection.fetchrow("SELECT * FROM snapshots WHERE id = $1 AND vm = $2", id, vm_id)
     if vm_row is None or row is None or (vm_row["node"], vm_row["epoch"]) != (node, epoch):
@@ -174,8 +210,9 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
         reason = "SnapshotMade" if done is SnapshotPhase.CREATING else "Reverted"
         message = f"{snapshot.name}" + ("" if pause_ms is None else f", the guest stood still for {pause_ms:.0f} ms")
         await connection.execute(
-            "UPDATE snapshots SET phase = $2, error = '', pause_ms = coalesce($3, pause_ms) WHERE id = $1",
-            id, SnapshotPhase.READY, pause_ms,
+            "UPDATE snapshots SET phase = $2, error = '', pause_ms = coalesce($3, pause_ms),"
+            " layout = coalesce($4, layout) WHERE id = $1",
+            id, SnapshotPhase.READY, pause_ms, None if layout is None else msgspec.to_builtins(layout),
         )  # fmt: skip
         await connection.execute("UPDATE vms SET snapshot = $2 WHERE id = $1", vm_id, id)
     await events.record(connection, events.NewEvent("vm", vm_id, vm_row["name"], reason, message))

@@ -9,7 +9,7 @@ from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order
-from novacron.model.snapshot import SnapshotPhase
+from novacron.model.snapshot import MachineLayout, SnapshotPhase
 from novacron.model.vm import CloneOf, GuestHardware, VmSpec, VmStatus
 from novacron.wire.base import Message
 
@@ -23,6 +23,10 @@ class SnapshotWanted(msgspec.Struct, frozen=True):
     quiesce: bool
     asked: int
     """Another number each time that it is asked for: going back twice is to be done twice."""
+    layout: MachineLayout | None = None
+    """What its memory fits, as far as that is known."""
+    starts_vm: bool = False
+    """The VM was off when it was asked to go back."""
 
 
 class VolumeAttached(msgspec.Struct, frozen=True):
@@ -139,3 +143,5 @@ class SnapshotStands(Message, frozen=True):
     done: SnapshotPhase
     error: str = ""
     pause_ms: float | None = None
+    layout: MachineLayout | None = None
+    """What the memory that was kept fits."""

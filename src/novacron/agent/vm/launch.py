@@ -48,6 +48,8 @@ class StartRequest(msgspec.Struct, frozen=True):
     """Returns the volumes that it starts with, open; called in a thread. Raises OSError."""
     incoming: bool
     """QEMU waits for the memory of a guest that runs elsewhere."""
+    paused: bool = False
+    """The guest does not boot: it is to have the memory of a snapshot."""
 
     def machine_type(self) -> str:
         return self.machine or MACHINES[self.assignment.spec.firmware]
@@ -204,7 +206,7 @@ class Launch:
             shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
         )
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
-        arguments = command.command(config, incoming=request.incoming)
+        arguments = command.command(config, incoming=request.incoming, paused=request.paused)
         return confined_command(arguments, spec, uid, request.accelerator)
 
     async def _seed(self, request: StartRequest, nics: tuple[QemuNic, ...]) -> Path | None:

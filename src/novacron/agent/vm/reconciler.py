@@ -50,6 +50,7 @@ class Reconciler:
         self._preparing: asyncio.Task[None] | None = None
         self._snapshot_done: wire.SnapshotWanted | None = None
         """What was last done about a snapshot, and said."""
+        self._ways_back = snapshots.WaysBack(self._machine, self._clock)
         self._grow_error = ""
         self._crashes: list[tuple[str, bool]] = []
         """What happened, and whether the VM had run for long: to be counted."""
@@ -105,6 +106,8 @@ class Reconciler:
         now = self._clock.monotonic()
         self._requests.look(assignment.spec, run_state, now)
         step = decide(assignment.spec, self._requests.situation(run_state, self._context.record, now))
+        if step is Step.CONTINUE and run_state == snapshots.NOT_STARTED and self._is_to_load(assignment):
+            step = Step.NOTHING  # the guest does not boot: it goes on from the snapshot
         if step is not Step.NOTHING:
             log.info("step", vm=self._context.vm, step=step, run_state=run_state)
             with self._context.doing(Action(step)):
@@ -142,6 +145,8 @@ class Reconciler:
     async def _settle_running(self, assignment: wire.Assignment) -> None:
         """Let a VM that runs have the volumes, processors, memory and disk that it should have."""
         await self._devices.settle(assignment)
+        if not assignment.snapshots:
+            await self._ways_back.settle()
         self._grow_error = await self._grow(assignment)
         image = self._services.images.get(assignment.spec.image)
         if image is not None:
@@ -225,22 +230,34 @@ class Reconciler:
         context = self._context
         if self._snapshot_done == snapshot:
             return False
-        error, pause_ms = "", None
-        context.exit_expected = snapshot.phase is SnapshotPhase.REVERTING and not snapshot.memory
+        error, done = "", snapshots.NOTHING_TO_TELL
+        reverting, starting = snapshot.phase is SnapshotPhase.REVERTING, run_state == snapshots.NOT_STARTED
+        context.exit_expected = reverting and (starting or not snapshot.memory)
         try:
             with context.doing(Action.SNAPSHOT, snapshot=snapshot.id, phase=snapshot.phase):
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
-                pause_ms = await snapshots.work(self._machine, snapshot, run_state)
-            if snapshot.phase is SnapshotPhase.REVERTING and snapshot.memory:
+                done = await snapshots.work(self._machine, snapshot, run_state)
+            if reverting and snapshot.memory:
                 self._services.run_in_background(guest_agent.set_time(self._machine))
         except SnapshotFailed as failure:
             error = str(failure)
+            if reverting and starting and snapshot.starts_vm:  # it was off, and is off
+                await context.store(halted_at_start=self._context.spec().starts)
         self._snapshot_done = snapshot
+        self._ways_back.expect()
         log.info("a snapshot was worked on", vm=context.vm, snapshot=snapshot.id, phase=snapshot.phase, error=error)
         self._services.send(
-            wire.SnapshotStands(context.vm, context.record.held.epoch, snapshot.id, snapshot.phase, error, pause_ms)
+            wire.SnapshotStands(
+                context.vm, context.record.held.epoch, snapshot.id, snapshot.phase, error, done.pause_ms, done.layout
+            )
         )
         return True
+
+    def _is_to_load(self, assignment: wire.Assignment) -> bool:
+        """Say whether the VM is to have the memory of a snapshot next."""
+        first = next(iter(assignment.snapshots), None)
+        is_to = first is not None and first.memory and first.phase is SnapshotPhase.REVERTING
+        return is_to and first != self._snapshot_done
 
     async def _grow(self, assignment: wire.Assignment) -> str:
         """Give the guest what it should have of processors and memory; return why it does not get it."""
@@ -290,6 +307,7 @@ class Reconciler:
                     context.record.machine or assignment.machine,
                     lambda: opened(self._services.storage_pools, assignment.volumes),
                     incoming=False,
+                    paused=self._is_to_load(assignment),
                 )
             )
         await context.store(
