@@ -12,12 +12,14 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S
 from novacron.store.database import Database
 from tests.simulation import defects
-from tests.simulation.failover import FailoverHistory
+from tests.simulation.failover import SERVER, FailoverHistory
 from tests.simulation.ownership import run_histories, simulation_database
 from tests.simulation.world import Broken
 
@@ -59,18 +61,56 @@ def test_the_simulation_finds_a_defect_in(
         run_histories(place, HISTORIES_WITH_DEFECT_MAX, DEFECT_SEED)
 
 
-def run_failovers(place: Place, name: str, count: int) -> int:
-    """Run so many histories, each of a seed of its own; return how often the VM was given to another node."""
+def run_failovers(place: Place, count: int, first: int = 0) -> int:
+    """Run so many histories, of seeds from ``first`` on; return how often the VM was given to another node."""
     runner, database, directory = place
 
-    async def run(number: int) -> int:
-        return await FailoverHistory(database, directory / f"{name}-{number}", number).run()
+    async def run(seed: int) -> int:
+        print(f"failover history: seed {seed}")
+        with TemporaryDirectory(dir=directory) as hosts:
+            return await FailoverHistory(database, Path(hosts) / "hosts", seed).run()
 
-    return sum(runner.run(run(number)) - 1 for number in range(count))
+    return sum(runner.run(run(seed)) for seed in range(first, first + count))
 
 
 def test_a_node_that_is_cut_off_stops_its_vm_before_another_starts_it(place: Place) -> None:
-    assert run_failovers(place, "failover", 8) > 0
+    assert run_failovers(place, 8) > 0
+
+
+async def calm_history(place: Place, name: str) -> FailoverHistory:
+    history = FailoverHistory(place[1], place[2] / name, 1, fails=False)
+    await history.begin()
+    await history.go_on(30, fails=False)
+    return history
+
+
+def test_a_server_that_is_away_stops_no_vm(place: Place) -> None:
+    async def run() -> int:
+        history = await calm_history(place, "away")
+        try:
+            (qemu,) = history.world.hosts["a"].qemus.values()
+            history.cut_off(SERVER)
+            await history.go_on(3 * LEASE_S, fails=False)
+            assert qemu.alive, "all nodes say that they hear nothing"
+            return await history.rest()
+        finally:
+            await history.world.end()
+
+    assert place[0].run(run()) == 0
+
+
+def test_a_node_that_is_cut_off_gives_its_vm_up(place: Place) -> None:
+    async def run() -> None:
+        history = await calm_history(place, "alone")
+        try:
+            history.cut_off("a")
+            await history.go_on(LEASE_S + MARGIN_S + STEADY_S + 5, fails=False)
+            running = [host.name for host in history.world.hosts.values() if host.qemus]
+            assert len(running) == 1 and running != ["a"]
+        finally:
+            await history.world.end()
+
+    place[0].run(run())
 
 
 @pytest.mark.parametrize("defect", defects.LEASES, ids=lambda defect: defect.__name__)
@@ -79,4 +119,4 @@ def test_the_simulation_of_leases_finds_a_defect_in(
 ) -> None:
     defect(monkeypatch)
     with pytest.raises(Broken):
-        run_failovers(place, defect.__name__, 15)
+        run_failovers(place, HISTORIES_WITH_DEFECT_MAX, defects.LEASES[defect])

@@ -18,7 +18,14 @@ WAKES_MAX = 5_000
 
 
 class SimulationLoop(asyncio.SelectorEventLoop):
-    """Does at once what others do in threads: the order of everything depends on the history alone."""
+    """Does at once what others do in threads, and has time limits end in simulated time: the order of everything
+    depends on the history alone."""
+
+    passed_s = 0.0
+    """Time that has passed in all histories."""
+
+    def time(self) -> float:
+        return self.passed_s
 
     def run_in_executor(  # type: ignore[override]  # asyncio's own signature says nothing of what it returns
         self, executor: Executor | None, func: Callable[..., T], *args: Any
@@ -78,10 +85,16 @@ class SimulatedClock:
             while self._sleepers and self._sleepers[0][2].done():  # cancelled
                 heapq.heappop(self._sleepers)
             if not self._sleepers or self._sleepers[0][0] > until_s:
-                self.now_s = until_s
+                self._jump_to(until_s)
                 return
             at_s, _, waker = heapq.heappop(self._sleepers)
-            self.now_s = max(self.now_s, at_s)
+            self._jump_to(max(self.now_s, at_s))
             waker.set_result(None)
             await settle()
         raise AssertionError(f"a busy loop: {WAKES_MAX} sleepers woke within {seconds} s")
+
+    def _jump_to(self, at_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulationLoop)
+        loop.passed_s += at_s - self.now_s
+        self.now_s = at_s

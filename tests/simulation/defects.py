@@ -10,9 +10,11 @@ import pytest
 from novacron.agent.vm import context, journal
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Record
-from novacron.model import ownership
+from novacron.control import failover
+from novacron.model import lease, ownership
 from novacron.model.migration import Migration, MigrationPhase
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
+from novacron.qemu import lease_guard
 from novacron.store import leases, migrations
 from novacron.store.database import Connection
 
@@ -67,7 +69,33 @@ def failover_does_not_wait_for_the_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases, "LEASE_S", 6.0)
 
 
-LEASES = (failover_does_not_wait_for_the_lease,)
+def lease_is_prolonged(patch: pytest.MonkeyPatch) -> None:
+    """Nodes think that leases last longer than the server does, and so does what ends their VMs."""
+    patch.setattr(lease, "LEASE_S", 40.0)
+    patch.setattr(lease_guard, "REMAINING_S_MAX", 41.0)
+
+
+def node_goes_on_without_a_majority(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lease, "majority_is_silent", lambda silent, voters: bool(set(silent) & set(voters)))
+
+
+def server_takes_over_without_voters(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(failover, "may_take_over", lambda steady, voters: True)
+
+
+def guard_does_not_look_at_the_lease(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lease_guard, "valid", lambda path, now_s=None: True)
+
+
+Defect = Callable[[pytest.MonkeyPatch], None]
+LEASES: dict[Defect, int] = {
+    failover_does_not_wait_for_the_lease: 9,
+    lease_is_prolonged: 1,
+    node_goes_on_without_a_majority: 1,
+    server_takes_over_without_voters: 3,
+    guard_does_not_look_at_the_lease: 1,
+}
+"""With the seed of a failover history that finds it, to begin with."""
 OWNERSHIP = (
     promise_does_not_bind,
     failed_migration_keeps_its_epoch,

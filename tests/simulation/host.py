@@ -1,6 +1,7 @@
 """One simulated host: its disk and its QEMUs, and the agents that live on it one after another.
 
-The workers, the dispatcher, the journal, the lease and both sides of migrations are the product's.
+The workers, the dispatcher, the journal, the lease, the watch over peers and both sides of migrations are the
+product's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import AsyncMock, Mock
 
 from novacron.agent.control.dispatch import Dispatcher, Parts
+from novacron.agent.control.peers import PeerWatch
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.volumes import Pools
@@ -25,12 +27,14 @@ from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.disk.images import LocalImage
+from novacron.dwcp.connection import ConnectionPool
 from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.ownership import Claim
 from novacron.qemu import lease_guard
 from novacron.qemu.monitor import MonitorFailed
 from novacron.wire import messages as wire
 from tests.simulation.machine import SimulatedHypervisor, SimulatedQemu
+from tests.simulation.peers import SimulatedPool
 from tests.simulation.transport import SimulatedListener, SimulatedTransport
 
 if TYPE_CHECKING:
@@ -106,9 +110,15 @@ class AgentProcess:
         )
         self.services.hypervisor = SimulatedHypervisor(self)
         none = Mock()
-        self.dispatcher = Dispatcher(
-            Parts(self.services, self.workers, self._add_worker, none, none, none, none, none), cast(Any, None)
+        pool = cast(ConnectionPool, SimulatedPool(world, host.name))
+        self.peers = PeerWatch(
+            settings.state_dir / "peers.json", host.name, pool, self.services.lease, world.clock, self._lease_over
         )
+        self.dispatcher = Dispatcher(
+            Parts(self.services, self.workers, self._add_worker, self.peers, none, none, none, none), cast(Any, None)
+        )
+        if world.leased:
+            self._begin(self.peers.run(), "peers")
         for vm, record in self.services.journal.load().items():
             if record.held.claim is not Claim.NONE or (settings.vms_dir / vm).exists():
                 self._add(vm, record)
@@ -127,10 +137,25 @@ class AgentProcess:
 
     def _add(self, vm: str, record: Record) -> Worker:
         worker = self.workers[vm] = Worker(vm, record, self.services)
-        task = asyncio.get_running_loop().create_task(self._work(worker), name=f"{self.host.name}-{vm}")
+        self._begin(self._work(worker), vm)
+        return worker
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.host.name}-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return worker
+
+    def hello(self) -> None:
+        """The link begins anew, as ``agent.main`` does it."""
+        self.services.lease.rule.connected()
+        for worker in self.workers.values():
+            worker.resync()
+
+    def _lease_over(self) -> None:
+        """As ``agent.main`` does it."""
+        for worker in self.workers.values():
+            worker.on_lease_lost()
+        self.host.world.link_ends(self.host.name)
 
     async def _work(self, worker: Worker) -> None:
         await worker.run()
@@ -172,6 +197,7 @@ class SimulatedHost:
     async def crash_agent(self) -> None:
         """Kill the agent; its successor begins at once. A QEMU that was loading ends: nobody feeds it any more."""
         await self.agent.bury()
+        self.world.link_ends(self.name)
         for qemu in list(self.qemus.values()):
             qemu.on_event = None
             if qemu.outgoing is not None:

@@ -76,15 +76,21 @@ def _page_key(project: str) -> bytes:
 class World:
     """Hosts, a server, and one VM that belongs to exactly one of them."""
 
-    def __init__(self, database: Database, directory: Path, names: tuple[str, ...]) -> None:
+    def __init__(self, database: Database, directory: Path, names: tuple[str, ...], *, leased: bool = False) -> None:
         self.database = database
         self.clock, self.network = SimulatedClock(), SimulatedNetwork()
         self.channels: dict[str, Channel] = {}
         self.newest_memory = 0
         """Counts what guests have done: a guest that goes on with less than this goes on from an old copy."""
         self.violations: list[str] = []
-        self.leased = False
+        self.leased = leased
         """The VM is highly available: a node that is cut off owns it as far as it knows, and its lease stops it."""
+        self.is_up: Callable[[str, str], bool] = lambda source, target: True
+        """Say whether what one node, or the server, says reaches another."""
+        self.delay_s: Callable[[], float] = lambda: 0.0
+        """How long the next message between nodes takes."""
+        self.link_ends: Callable[[str], None] = lambda name: None
+        """A node's agent drops its link to the server."""
         self.vm = ""
         self.names = names
         self.reports = Reports(database, self.clock.monotonic)
@@ -108,8 +114,8 @@ class World:
         async def make(connection: Connection) -> str:
             await connection.execute(f"TRUNCATE {TABLES} CASCADE")
             accelerator = Accelerator(AcceleratorKind.TCG, "")
-            inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, "x:1", "0")
             for name in self.names:
+                inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, f"{name}:1", "0")
                 await identities.join(connection, name, "")
                 await nodes.connected(connection, name, inventory)
                 self.generations[name] = await leases.begin(connection, name)

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from novacron.agent.control.peers import PeerWatch
+from novacron.agent.host.clock import SystemClock
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.migration.target import MigrationTarget
 from novacron.disk.images import scan
@@ -101,6 +102,13 @@ class Pool:
     def give(self, *_: object) -> None: ...
 
 
+def watch_in(directory: Path) -> PeerWatch:
+    return PeerWatch(
+        directory / "peers.json", "me", cast(ConnectionPool, Pool()), NodeLease(directory / "lease"), SystemClock(),
+        lambda: None,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "endpoint"),
     [("bad", "nonsense"), ("bad", ""), ("bad", "host:99999999"), ("bad\0", "127.0.0.1:1"), ("b" * 300, "127.0.0.1:1"),
@@ -108,16 +116,14 @@ class Pool:
     ids=range(7),
 )  # fmt: skip
 async def test_one_peer_does_not_keep_the_others_from_being_heard(tmp_path: Path, name: str, endpoint: str) -> None:
-    watch = PeerWatch(
-        tmp_path / "peers.json", "me", cast(ConnectionPool, Pool()), NodeLease(tmp_path / "lease"), lambda: None
-    )
+    watch = watch_in(tmp_path)
     answers = await watch._ask_all((wire.Peer("good", "127.0.0.1:1"), wire.Peer(name, endpoint)))
     assert "good" in answers
 
 
 def test_a_damaged_list_of_peers_does_not_stop_the_agent(tmp_path: Path) -> None:
     (tmp_path / "peers.json").write_bytes(b'{"voters":[{"name":"\xff","endpoint":"x"}],"watched":[]}')
-    PeerWatch(tmp_path / "peers.json", "me", cast(ConnectionPool, Pool()), NodeLease(tmp_path / "lease"), lambda: None)
+    watch_in(tmp_path)
 
 
 @pytest.mark.parametrize(

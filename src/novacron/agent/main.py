@@ -89,8 +89,9 @@ class Agent:
         self._workers: dict[str, Worker] = {}
         self._tasks = asyncio.TaskGroup()
         self._peers = PeerWatch(
-            settings.state_dir / "peers.json", identity.name, host.connections, host.lease, self._lease_over
-        )
+            settings.state_dir / "peers.json", identity.name, host.connections, host.lease, host.clock,
+            self._lease_over,
+        )  # fmt: skip
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
         self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from novacron import pki
+from novacron.agent.host.clock import Clock
 from novacron.agent.host.endpoint import parse_endpoint
-from novacron.agent.host.lease import NodeLease, now
+from novacron.agent.host.lease import NodeLease
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
@@ -31,10 +31,11 @@ class PeerWatch:
     """Asks other nodes how they are: always those that this one watches, and the voters when the server is silent."""
 
     def __init__(
-        self, path: Path, name: str, pool: ConnectionPool, lease: NodeLease, ended: Callable[[], None]
+        self, path: Path, name: str, pool: ConnectionPool, lease: NodeLease, clock: Clock, ended: Callable[[], None]
     ) -> None:
         """``ended`` is called when the lease is over."""
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
+        self._clock = clock
         self._peers = wire.Peers((), ())
         with contextlib.suppress(OSError, *MALFORMED):
             self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
@@ -59,21 +60,22 @@ class PeerWatch:
 
     def heartbeat(self) -> wire.Heartbeat:
         """Return what the server is to be told now."""
-        rule = self._lease.rule
-        number = rule.beat(now())
+        rule, now = self._lease.rule, self._lease.now()
+        number = rule.beat(now)
         return wire.Heartbeat(
-            number, rule.acknowledged, rule.steady_s(now()), rule.voters_next, tuple(self._seen.values()), time.time()
-        )
+            number, rule.acknowledged, rule.steady_s(now), rule.voters_next, tuple(self._seen.values()),
+            self._clock.time(),
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Look after the others, and after this node's lease, until cancelled."""
         looked_at = 0.0
         while True:
-            await asyncio.sleep(POLL_S)
+            await self._clock.sleep(POLL_S)
             if self._lease.silent():
                 await self._vote()
-            elif now() - looked_at > limits.HEARTBEAT_INTERVAL_S:
-                looked_at = now()
+            elif self._lease.now() - looked_at > limits.HEARTBEAT_INTERVAL_S:
+                looked_at = self._lease.now()
                 answers = await self._ask_all(self._peers.watched)
                 self._seen = {name: wire.PeerSeen(name, vitals.silent) for name, vitals in answers.items()}
             valid = self._lease.valid()
@@ -83,7 +85,7 @@ class PeerWatch:
             self._was_valid = valid
 
     async def _vote(self) -> None:
-        asked_at = now()
+        asked_at = self._lease.now()
         answers = await self._ask_all(tuple(peer for peer in self._peers.voters if peer.name != self._name))
         silent = {self._name} | {name for name, vitals in answers.items() if vitals.silent}
         allowed = self._lease.silent() and self._lease.may_go_on(silent, asked_at)
