@@ -47,7 +47,7 @@ class SimulatedAgent:
         )  # fmt: skip
         self._number = self._acknowledged = 0
         self._since = time.monotonic()
-        return wire.Hello(wire.PROTOCOL, inventory, tuple(self._sent))
+        return wire.Hello(wire.PROTOCOL, inventory, tuple(wire.HeldVm(vm, None) for vm in self._sent))
 
     def _lost(self) -> None:
         self._sent.clear()

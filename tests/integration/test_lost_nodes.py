@@ -18,7 +18,7 @@ from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.model.errors import Conflict, IllegalState, InvalidInput
 from novacron.model.lease import LEASE_S, MARGIN_S
-from novacron.model.ownership import OrderKind
+from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
 from novacron.model.vm import VmAction, VmState
 from novacron.server.dismissal import REASON
 from novacron.server.link import LinkServer
@@ -225,7 +225,10 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
     url = f"wss://127.0.0.1:{port}"
     async with asyncio.timeout(30), links.listen("127.0.0.1", port, context):
         async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:
-            await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ("shared", "going", "local", "vm-x"))))
+            held = tuple(
+                wire.HeldVm(vm, OwnershipRecord(1, Claim.OWNER)) for vm in ("shared", "going", "local", "vm-x")
+            )
+            await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, held)))
             told, _ = codec.decode_from_server(await link.recv(decode=False))
             assert isinstance(told, wire.Desired) and not told.whole
             orders: dict[str, Any] = {statement.vm: statement.order for statement in told.statements}

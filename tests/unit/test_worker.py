@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
-from novacron.model.ownership import Claim, Order, OrderKind, OwnershipRecord
+from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
+from novacron.model.unreconciled import VmDescription
 from novacron.model.vm import Restart, VmState
 from novacron.wire import messages as wire
 from tests.support.agent import assigned, sent_messages, services_in
@@ -83,3 +85,52 @@ async def test_a_worker_that_lost_its_record_says_so_and_names_the_command_that_
     report = next(message for message in sent_messages if isinstance(message, wire.Observed))
     assert report.epoch == 3 and report.status.record_lost and report.status.state is VmState.FAILED
     assert report.status.reason.endswith("novacron vm start a")
+
+
+def contradicted() -> list[wire.Contradicted]:
+    return [message for message in sent_messages if isinstance(message, wire.Contradicted)]
+
+
+async def test_what_a_vm_is_outlives_the_agent_that_was_told(worker: Worker, tmp_path: Path) -> None:
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 1), assigned(Restart.NEVER)))
+    await worker._obey(worker.context.statement)  # type: ignore[arg-type]
+    again = Worker("vm-a", Journal(tmp_path / "journal").load_one("vm-a"), services_in(tmp_path))
+    again.contradict()
+    (said,) = contradicted()
+    assert said.record == OwnershipRecord(1, Claim.OWNER)
+    described = msgspec.convert(said.description, VmDescription)
+    assert (described.name, described.project, described.spec) == ("a", "default", assigned(Restart.NEVER).spec)
+    assert again.context.image_name() == "tiny", "its image is in use, whatever the server knows"
+
+
+async def test_what_a_vm_is_need_not_fit_on_a_full_disk(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    statement = wire.Statement("vm-a", Order(OrderKind.OWN, 1), assigned(Restart.NEVER))
+    monkeypatch.setattr(Journal, "store", full)
+    assert await worker._obey(statement) is OrderVerdict.RUN
+
+
+@pytest.mark.parametrize(
+    ("held", "order"),
+    [
+        (OwnershipRecord(4, Claim.OWNER), Order(OrderKind.OWN, 3)),
+        (OwnershipRecord(4, Claim.OWNER), Order(OrderKind.GONE, 3)),
+        (OwnershipRecord(4, Claim.NONE), Order(OrderKind.OWN, 3)),
+        (OwnershipRecord(4, Claim.NONE), Order(OrderKind.OWN, 4)),
+        (OwnershipRecord(4, Claim.RELEASED), Order(OrderKind.OWN, 4)),
+    ],
+)
+async def test_an_order_that_contradicts_what_the_node_knows_is_answered_once_a_link(
+    tmp_path: Path, held: OwnershipRecord, order: Order
+) -> None:
+    sent_messages.clear()
+    worker = Worker("vm-a", Record(held), services_in(tmp_path))
+    worker.set_desired(wire.Statement("vm-a", order, assigned(Restart.NEVER)))
+    await worker._step()
+    await worker._step()
+    assert [said.record for said in contradicted()] == [held]
+    worker.resync()
+    await worker._step()
+    assert len(contradicted()) == 2

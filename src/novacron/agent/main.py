@@ -186,7 +186,8 @@ class Agent:
         self._host.lease.rule.connected()
         for worker in self._workers.values():
             worker.resync()
-        return wire.Hello(wire.PROTOCOL, self._images.inventory, tuple(self._workers))
+        held = tuple(worker.held() for worker in self._workers.values())
+        return wire.Hello(wire.PROTOCOL, self._images.inventory, held)
 
     def _receive(self, message: wire.Message) -> None:
         self._dispatcher.take(message)

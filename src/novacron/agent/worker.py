@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -29,6 +29,7 @@ from novacron.agent.vm.reconciler import IDLE_S, RETRY_S, Reconciler
 from novacron.dwcp.backoff import Backoff
 from novacron.model.migration import MigrationKind, Side
 from novacron.model.ownership import Claim, OrderKind, OrderVerdict
+from novacron.model.unreconciled import DescribedVolume, VmDescription
 from novacron.model.vm import Power, VmState
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
@@ -52,6 +53,16 @@ def trace_of(statement: wire.Statement) -> str:
     return "" if statement.assignment is None else statement.assignment.trace
 
 
+def _description(statement: wire.Statement) -> dict[str, Any] | None:
+    """Return what a statement says that a VM is, as it is written down and read again."""
+    assignment = statement.assignment
+    if assignment is None:
+        return None
+    volumes = tuple(msgspec.convert(volume, DescribedVolume, from_attributes=True) for volume in assignment.volumes)
+    description = VmDescription(assignment.name, assignment.project, assignment.spec, volumes, assignment.machine)
+    return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(description)))
+
+
 class Worker:
     """Owns everything that this node has of one VM."""
 
@@ -71,6 +82,8 @@ class Worker:
         self._began_at = self._services.clock.monotonic()
         self._has_left = False
         """The guest has left, as far as the network goes; its memory is still needed."""
+        self._contradicted: wire.Contradicted | None = None
+        """What was said last of what the server does not know."""
 
     # what the agent uses
 
@@ -109,9 +122,24 @@ class Worker:
         """Something has changed: look again."""
         self._wake.set()
 
+    def held(self) -> wire.HeldVm:
+        """Return what this node remembers of the VM, for the server."""
+        record = self.context.record
+        return wire.HeldVm(self.vm, None if record.damaged else record.held)
+
+    def contradict(self) -> None:
+        """The server has said something else than what this node knows of the VM, or nothing: tell it, once."""
+        record = self.context.record
+        description = None if record.held.claim is Claim.NONE else record.description
+        said = wire.Contradicted(self.vm, record.held, description)
+        if not record.damaged and said != self._contradicted:
+            self._contradicted = said
+            self._services.send(said)
+
     def resync(self) -> None:
         """The link is new: report everything again."""
         self.context.forget_reports()
+        self._contradicted = None
         self._reconciler.resync()
         self.wake()
 
@@ -206,6 +234,8 @@ class Worker:
                 return 0
             case OrderVerdict.HOLD:
                 return self._repeat_promise(statement)
+            case OrderVerdict.IGNORE:
+                self.contradict()
         return IDLE_S
 
     async def _obey(self, statement: wire.Statement) -> OrderVerdict:
@@ -213,17 +243,29 @@ class Worker:
         context, before = self.context, self.context.record
         after, verdict = obey_order(before, statement.order)
         if after == before:
+            if verdict is OrderVerdict.RUN:
+                await self._remember_description(statement)
             return verdict
 
         def obey(record: Record) -> Record:
             nonlocal verdict
             after, verdict = obey_order(record, statement.order)
-            return after
+            return msgspec.structs.replace(after, description=_description(statement))
 
         await context.update(obey)
         if context.record.held.epoch != before.held.epoch:
             await self._end_transfers(verdict)
         return verdict
+
+    async def _remember_description(self, statement: wire.Statement) -> None:
+        """Remember what the server says of the VM, for one that does not know it any more."""
+        description = _description(statement)
+        if description == self.context.record.description:
+            return
+        try:
+            await self.context.store(description=description)
+        except OSError as error:  # no promise hangs on this
+            log.warning("what the VM is to be can't be written down", vm=self.vm, error=str(error))
 
     async def _remove(self, statement: wire.Statement, *, moved: bool) -> None:
         """Remove every trace of the VM from this node."""
@@ -293,6 +335,7 @@ class Worker:
             return RETRY_S
         if held.claim is Claim.NONE and statement.assignment is not None and statement.assignment.deleting:
             context.report(VmState.ABSENT)
+        self.contradict()
         return IDLE_S
 
     def _refuse_damaged(self, statement: wire.Statement) -> float:

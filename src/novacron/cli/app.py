@@ -24,6 +24,7 @@ from novacron.cli import (
     tokens,
     vm_copies,
     vm_create,
+    vm_unreconciled,
     vms,
     volumes,
 )
@@ -41,6 +42,9 @@ vms.app.command()(vm_copies.export)
 vms.app.command("import")(vm_copies.import_)
 vms.app.command()(vm_copies.exports)
 vms.app.command("delete-export")(vm_copies.delete_export)
+vms.app.command()(vm_unreconciled.unreconciled)
+vms.app.command()(vm_unreconciled.adopt)
+vms.app.command()(vm_unreconciled.forget)
 app.add_typer(vms.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(volumes.app, name="volume")

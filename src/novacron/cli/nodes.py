@@ -84,6 +84,7 @@ DETAILS: Columns = {
     **COLUMNS,
     "PROBE": lambda n: (has(n, "accelerator") or {}).get("reason"),
     "REASON": lambda n: n["status"]["reason"],
+    "UNRECONCILED": lambda n: n["status"].get("unreconciled_vms") or None,
     "KERNEL": lambda n: has(n, "kernel"),
     "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
     "ZONE": lambda n: n["spec"]["zone"],

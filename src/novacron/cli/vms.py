@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +13,12 @@ from novacron.cli import options, output, progress
 from novacron.cli.options import QuietWait, Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
-from novacron.client import Client
+from novacron.client import ApiError, Client
 from novacron.client.choices import MigrationPolicy
 
 app = typer.Typer(no_args_is_help=True, help="Create and run virtual machines.")
 
+NAMED_MAX = 5
 VmRef = Annotated[str, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)]
 
 
@@ -28,6 +30,8 @@ class WaitFor(StrEnum):
 
 
 def state(vm: Object) -> str:
+    if vm.get("unreconciled"):
+        return "unreconciled"
     if vm["deleting"]:
         return "deleting"
     return f"{vm['status']['state']} (migrating)" if vm["migration"] else str(vm["status"]["state"])
@@ -139,7 +143,18 @@ def list_(
     """List VMs."""
     with output.errors():
         filters: Object = {key: value for key, value in (("node", node), ("state", state)) if value}
-        output.rows(Client().list("vms", **filters), COLUMNS, output_)
+        client = Client()
+        output.rows(client.list("vms", **filters), COLUMNS, output_)
+        if output_ is OutputFormat.TABLE:
+            _warn_of_unreconciled(client)
+
+
+def _warn_of_unreconciled(client: Client) -> None:
+    """Say on stderr that there are VMs that no list shows as they are."""
+    names = sorted({item["vm_name"] for item in client.list("unreconciled-vms")})
+    if names:
+        shown = ", ".join(names[:NAMED_MAX]) + ("..." if len(names) > NAMED_MAX else "")
+        print(f"warning: nodes know more than the database of: {shown}; see: novacron vm unreconciled", file=sys.stderr)
 
 
 @app.command()
@@ -147,7 +162,12 @@ def show(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
     """Show a VM in detail, with its latest events."""
     with output.errors():
         client = Client()
-        details = client.get("vms", vm)
+        try:
+            details = client.get("vms", vm)
+        except ApiError as error:
+            if error.status == 404 and vm in {item["vm_name"] for item in client.list("unreconciled-vms")}:
+                _warn_of_unreconciled(client)
+            raise
         output.fields(details, DETAILS, output_)
         if output_ is OutputFormat.TABLE:
             from novacron.cli.events import COLUMNS as EVENT_COLUMNS

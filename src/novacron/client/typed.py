@@ -16,6 +16,7 @@ from novacron.model.node import Node
 from novacron.model.project import Project
 from novacron.model.snapshot import Snapshot
 from novacron.model.token import Token
+from novacron.model.unreconciled import UnreconciledVm
 from novacron.model.user import Grant, User
 from novacron.model.vm import Vm
 from novacron.model.volume import Volume
@@ -26,7 +27,7 @@ KINDS: dict[type, str] = {
     Vm: "vms", Node: "nodes", Migration: "migrations", Snapshot: "snapshots", Volume: "volumes", Network: "networks",
     SecurityGroup: "security-groups", FloatingAddress: "floating-addresses", Forward: "forwards", Link: "links",
     Image: "images", Import: "imports", Export: "exports", Event: "events", Project: "projects", User: "users",
-    Grant: "grants", Token: "tokens",
+    Grant: "grants", Token: "tokens", UnreconciledVm: "unreconciled-vms",
 }  # fmt: skip
 """How the API calls the objects of each type."""
 

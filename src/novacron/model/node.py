@@ -111,6 +111,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
     certificate_ends_at_s: float = 0.0
     """When the certificate of the node's agent ends, in seconds since 1970; 0: not known yet."""
+    unreconciled_vms: int = 0
+    """VMs of which the node knows more than the database."""
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -266,6 +266,8 @@ class Vm(msgspec.Struct, frozen=True):
     project: str = DEFAULT
     lost_on: str | None = None
     """The removed node that had its disk: it stays where it is until it is recovered or deleted."""
+    unreconciled: str | None = None
+    """What a node knows of it that the database does not: nothing is done with it until it is adopted or forgotten."""
 
 
 class VmAction(StrEnum):

@@ -51,6 +51,9 @@ class DesiredStateSender:
         match change.kind, change.body:
             case "vm", body:
                 self._vm_changed(change.key, None if body is None else body["node"])
+            case "unreconciled-vm", _:
+                self._touch(change.key.partition(".")[0])
+                self._wake_all()
             case "export", None:  # its node is not said any more
                 self._wake_all()
             case "node", _:
@@ -73,6 +76,8 @@ class DesiredStateSender:
     def resync(self) -> None:
         """The feed was interrupted: every object is announced again from here on."""
         self._cpu_baselines.reset()
+        for session in self._sessions.values():
+            session.sent_state.begin_again()  # the database may be another, of which nodes know more
         self._wake_all()
 
     def _wake(self, node: str) -> None:

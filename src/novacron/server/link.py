@@ -32,7 +32,7 @@ from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
 from novacron.server.session import ConsoleChannel, NodeSession
-from novacron.store import identities, leases, nodes
+from novacron.store import identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
@@ -231,7 +231,7 @@ class LinkServer:
                     await identities.renamed(connection, name)
         if name is None:
             CONNECTIONS.add("refused")
-            await dismissal.dismiss(self._database, session, socket, hello.held)
+            await dismissal.dismiss(self._database, session, socket, [held.vm for held in hello.held])
             return False
         if name != certified:
             await self._rename(session, socket)
@@ -253,13 +253,16 @@ class LinkServer:
     async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""
         node = session.node
+        records = [reconciling.NodeRecord(held.vm, held.record) for held in hello.held if held.record is not None]
+        async with self._greeting:  # before anything is said to the node, or given to it
+            await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
         async with self._greeting, self._database.transaction() as connection:
             session.generation = await leases.begin(connection, node)
             session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
             await nodes.connected(connection, node, hello.inventory)
             await nodes.certified(connection, node, session.certificate_ends_at_s)
-        for vm in hello.held:
-            self._desired_state.hold(session, vm)
+        for held in hello.held:
+            self._desired_state.hold(session, held.vm)
         earlier, self._sessions[node] = self._sessions.get(node), session
         if earlier is not None:
             await earlier.close("the node connected again")

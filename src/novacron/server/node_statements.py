@@ -22,6 +22,7 @@ from novacron.store import (
     owned,
     projects,
     snapshots,
+    unreconciled,
     vms,
     volumes,
 )
@@ -54,7 +55,8 @@ async def messages(
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``.
 
     What is not in such a message is gone, to the node. So a kind of which a row can't be decoded is left out as a
-    whole: the node goes on with what it was told last.
+    whole: the node goes on with what it was told last. So are networks and volumes while the node has a VM of which
+    only it knows what belongs to it.
     """
 
     async def networks_message() -> wire.Message:
@@ -80,13 +82,15 @@ async def messages(
             wanted + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
         )
 
+    readers: tuple[Callable[[], Awaitable[wire.Message]], ...] = (
+        networks_message, imports_message, exports_message, volumes_message,
+    )  # fmt: skip
+    if await unreconciled.undescribed(connection, node):
+        readers = (imports_message, exports_message)
     desired = wire.Desired(await statements(connection, node, held, page_key, of))
-    others: list[wire.Message | None] = [
-        await _unless_unreadable(node, read)
-        for read in (networks_message, imports_message, exports_message, volumes_message)
-    ]
-    networks, *rest = others
-    return tuple(message for message in (networks, desired, *rest) if message is not None)
+    others = [message for read in readers if (message := await _unless_unreadable(node, read)) is not None]
+    return (*(m for m in others if isinstance(m, wire.Networks)), desired,
+            *(m for m in others if not isinstance(m, wire.Networks)))  # fmt: skip
 
 
 async def _unless_unreadable(node: str, read: Callable[[], Awaitable[wire.Message]]) -> wire.Message | None:
@@ -188,8 +192,8 @@ async def statements(
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
-    must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded: the node keeps
-    what it has. ``page_key`` gives a project's.
+    must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded, or that is
+    unreconciled: the node keeps what it has. ``page_key`` gives a project's.
     """
     stated: dict[str, wire.Statement] = {}
     moving = await migrations.touching(connection, node)

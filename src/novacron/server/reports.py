@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from novacron.store import clones, exports, imports, migrations, nodes, rebalancing, snapshots, volumes
+from novacron.store import clones, exports, imports, migrations, nodes, rebalancing, reconciling, snapshots, volumes
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -37,6 +37,9 @@ class Reports:
         match message:
             case wire.TargetReady() | wire.Progressed() | wire.Resumed() | wire.Voted() | wire.MigrationFailed():
                 await self._apply_to_migration(connection, node, message)
+            case wire.Contradicted(vm=vm, record=record, description=description):
+                said = reconciling.NodeRecord(vm, record, description)
+                await reconciling.take(connection, node, [said], whole=False)
             case wire.Measured(cpus=cpus):
                 await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):

@@ -96,6 +96,11 @@ class SentState:
         self.anew = True
         self.wake.set()
 
+    def begin_again(self) -> None:
+        """Say everything again, as if nothing had been said."""
+        self.begun = False
+        self._digests = {}
+
     def differ(self, statements: Sequence[wire.Statement], *, whole: bool) -> tuple[wire.Statement, ...]:
         """Return those that differ from what was sent last, and count them as sent. ``whole``: these are all."""
         different, digests = [], {} if whole else self._digests

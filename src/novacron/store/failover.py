@@ -18,7 +18,7 @@ SAID_AGAIN_AFTER_S = 300.0
 async def waiting(connection: Connection, node: str) -> list[str]:
     """Return the VMs of a node that are to be started elsewhere, the most important first."""
     rows = await connection.fetch(
-        "SELECT id FROM vms WHERE node = $1 AND (spec ->> 'ha')::bool AND NOT deleting"
+        "SELECT id FROM vms WHERE node = $1 AND (spec ->> 'ha')::bool AND NOT deleting AND unreconciled IS NULL"
         " AND spec -> 'power' <> '\"stopped\"' AND clone_of IS NULL"
         " ORDER BY spec -> 'ha_priority' DESC, spec -> 'start_order', id",
         node,
@@ -34,7 +34,7 @@ async def restart_elsewhere(
     Must run in one transaction. Its node's lease must be over, and is seen to not to be renewed as it was.
     """
     vm = await vms.get(connection, id, lock=True)
-    if vm.node != node or not vm.spec.ha or vm.deleting or vm.spec.power is Power.STOPPED:
+    if vm.node != node or not vm.spec.ha or vm.deleting or vm.spec.power is Power.STOPPED or vm.unreconciled:
         return None
     if not vm.status.kept and vm.status.state is not VmState.PENDING:
         await said(

@@ -62,6 +62,7 @@ class FeedSnapshot(msgspec.Struct, frozen=True):
 TABLES = {
     "node": ("nodes", "name"),
     "vm": ("vms", "id"),
+    "unreconciled-vm": ("unreconciled_vms", "id"),
     "import": ("imports", "id"),
     "snapshot": ("snapshots", "id"),
     "volume": ("volumes", "id"),

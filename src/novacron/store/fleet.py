@@ -179,7 +179,7 @@ async def waiting(
     """Return up to ``limit`` VMs that wait for a node, oldest first, from the one after ``after`` on."""
     rows = await connection.fetch(
         "SELECT id, spec, project, created_at FROM vms WHERE node IS NULL AND lost_on IS NULL AND NOT deleting"
-        " AND id <> ALL($2)"
+        " AND unreconciled IS NULL AND id <> ALL($2)"
         " AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4)) ORDER BY created_at, id LIMIT $1",
         limit, leave_out, after and after.created_at, after and after.id,
     )  # fmt: skip
@@ -197,7 +197,8 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
     await nodes.take_turn(connection)
     rows = await connection.fetch(
         "SELECT id, name, spec, status, project, revision, trace, epoch FROM vms"
-        " WHERE node IS NULL AND lost_on IS NULL AND NOT deleting AND id = ANY($1) ORDER BY created_at, id",
+        " WHERE node IS NULL AND lost_on IS NULL AND NOT deleting AND unreconciled IS NULL AND id = ANY($1)"
+        " ORDER BY created_at, id",
         ids,
     )
     wishes = await _recovering(connection, rows, {row["id"]: wish_of(row) for row in rows})

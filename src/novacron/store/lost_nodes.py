@@ -14,7 +14,7 @@ from novacron.model.lease import LEASE_S, MARGIN_S
 from novacron.model.node import Node
 from novacron.model.vm import Vm, VmAction, VmState, VmStatus
 from novacron.model.volume import PoolKind
-from novacron.store import events, leases, migrations, nodes, sizes, vms, volumes
+from novacron.store import events, leases, migrations, nodes, reconciling, sizes, unreconciled, vms, volumes
 from novacron.store.database import Connection
 
 
@@ -47,14 +47,16 @@ async def remove_node(connection: Connection, name: str, confirm: str | None, ac
     await nodes.take_turn(connection)
     node = await nodes.get(connection, name, lock=True)
     await check_gone(connection, node, confirm)
+    await reconciling.node_removed(connection, name)
     await _end_migrations(connection, name)
     why = f"node {name} was removed"
     rows = await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name)
     for row in rows:
         vm = await vms.get(connection, row["id"], lock=True)
+        unreconciled.check(vm, f"remove node {name} from under")
         if vm.deleting:
             await vms.remove(connection, vm)
-        elif (lost := await _only_there(connection, vm)) is not None:
+        elif (lost := await only_there(connection, vm)) is not None:
             await _lose(connection, vm, lost)
         else:
             await _release(connection, vm, why, actor)
@@ -75,11 +77,11 @@ async def take_place(connection: Connection, name: str) -> None:
     next epoch, so that the other host, if it lives and connects, ends it. What only the other has stays as it is."""
     for row in await connection.fetch("SELECT id FROM vms WHERE node = $1 ORDER BY id", name):
         vm = await vms.get(connection, row["id"], lock=True)
-        if vm.migration is None and await _only_there(connection, vm) is None:
+        if vm.migration is None and vm.unreconciled is None and await only_there(connection, vm) is None:
             await connection.execute("UPDATE vms SET epoch = epoch + 1 WHERE id = $1", vm.id)
 
 
-async def _only_there(connection: Connection, vm: Vm) -> str | None:
+async def only_there(connection: Connection, vm: Vm) -> str | None:
     """Say what of a VM its node alone has, or None if another one can start it."""
     if vm.clone_of is not None:
         return "it was still being cloned"
@@ -148,6 +150,7 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
     """
     await nodes.take_turn(connection)
     vm = await vms.get(connection, id, lock=True)
+    unreconciled.check(vm, "recover")
     if vm.deleting:
         raise IllegalState(f"cannot recover VM {vm.name}: it is being deleted")
     if vm.lost_on is not None and not discard_disk:
@@ -157,7 +160,7 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
             raise IllegalState(f"VM {vm.name} waits for a node: {vm.status.reason}", hint="see: novacron node list")
         return await _release(connection, vm, f"node {vm.lost_on} was removed", actor, discard_disk=True)
     await check_gone(connection, await nodes.get(connection, vm.node, lock=True), confirm)
-    lost = await _only_there(connection, vm)
+    lost = await only_there(connection, vm)
     if lost is not None and not discard_disk:
         raise Conflict(
             f"VM {vm.name} can't be started on another node than {vm.node}: {lost}",

@@ -26,7 +26,7 @@ from novacron.model.network import (
 )
 from novacron.model.node import Node
 from novacron.model.vm import VmSpec, mac_address
-from novacron.store import events, nodes, projects
+from novacron.store import events, nodes, projects, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of
 
@@ -136,6 +136,7 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
         if network.project != project:
             raise NotFound(f"project {project} has no network {network.name!r}", field="nics")
     taken = {name: await _taken(connection, name) for name in locked}
+    held = {name: await unreconciled.addresses(connection, name) for name in locked}
     await check_groups(connection, spec.nics, project)
     nics = []
     for nic in spec.nics:
@@ -145,8 +146,13 @@ async def give_addresses(connection: Connection, spec: VmSpec, project: str) -> 
                 raise InvalidInput(f"network {nic.network} has no subnet", field="nics", hint="leave the address out")
             nics.append(nic)
             continue
+        if nic.address in held[nic.network]:
+            other = held[nic.network][nic.address]
+            raise Conflict(
+                f"VM {other}, which is unreconciled, has {nic.address}", field="nics", hint=unreconciled.way_out(other)
+            )
         try:
-            address = give(subnet, taken[nic.network], nic.address)
+            address = give(subnet, taken[nic.network] | held[nic.network].keys(), nic.address)
         except InvalidInput as error:
             raise InvalidInput(f"network {nic.network}: {error.detail}", field="nics", hint=error.hint) from None
         taken[nic.network].add(address)
@@ -175,6 +181,25 @@ async def check_groups(connection: Connection, nics: Sequence[NicSpec], project:
         raise NotFound(
             f"there is no security group {min(missing)!r}", field="nics", hint="see: novacron security-group list"
         )
+
+
+async def check_given(connection: Connection, nics: Sequence[NicSpec], project: str) -> None:
+    """Raise Conflict or NotFound unless a VM can keep the addresses that it has, in networks that may be gone."""
+    for nic in nics:
+        found = await connection.fetchrow(
+            "SELECT name FROM networks WHERE name = $1 AND project = $2 FOR UPDATE", nic.network, project
+        )
+        if found is None:
+            raise Conflict(
+                f"project {project} has no network {nic.network}, in which it is", field="nics",
+                hint=f"create it again as it was: novacron network create {nic.network} --help",
+            )  # fmt: skip
+        if nic.address in await _taken(connection, nic.network):
+            raise Conflict(
+                f"its address {nic.address} in network {nic.network} is given to another VM by now", field="nics",
+                hint="delete that VM, or let go of the floating address, first",
+            )  # fmt: skip
+    await check_groups(connection, nics, project)
 
 
 async def attach(connection: Connection, vm: str, nics: Sequence[NicSpec]) -> None:

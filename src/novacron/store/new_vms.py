@@ -13,7 +13,7 @@ from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import CloneOf, Vm, VmSpec, VmStatus, vm_id
-from novacron.store import deferred_writes, events, fleet, imports, networks, projects, sizes, vms
+from novacron.store import deferred_writes, events, fleet, imports, networks, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -26,11 +26,12 @@ INSERT = f"""
     WHERE {deferred_writes.IN_TURN}
           AND ($10::jsonb IS NULL
                OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network)
-                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8))
+                  AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8)
+                  AND NOT EXISTS (SELECT FROM unreconciled_vms))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
 """The only insert of VMs. With a quota ($10) it checks by itself what ``_checked`` does for others: the project still
-has that quota and may use the hosts' network, and the image belongs to no other project."""
+has that quota and may use the hosts' network, the image belongs to no other project, and no VM is unreconciled."""
 
 
 class NewVm(NamedTuple):
@@ -163,6 +164,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     """
     spec, project = new.spec, making.project.name
     sizes.check_maxima(spec)
+    await unreconciled.check_name(connection, project, new.name)
     if spec.image not in making.usable:
         await imports.check_usable(connection, spec.image, project)
         making.usable.add(spec.image)

@@ -227,6 +227,13 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
             f"node {name} holds {vms} VMs",
             hint=f"move them away first: novacron node drain {name}; if it is gone for good: node remove --force",
         )
+    unreconciled = await connection.fetchval(
+        "SELECT vm_name FROM unreconciled_vms WHERE node = $1 ORDER BY vm_name LIMIT 1", name
+    )
+    if unreconciled is not None:
+        raise Conflict(
+            f"node {name} has VM {unreconciled}, which is unreconciled", hint="see: novacron vm unreconciled"
+        )
     local = await connection.fetch(
         "SELECT name FROM volumes WHERE node = $1 AND kind = 'local' ORDER BY name LIMIT 5", name
     )

@@ -42,7 +42,7 @@ async def all(
     connection: Connection, *, node: str | None = None, ids: Sequence[str] | None = None
 ) -> Decoded[OwnedVm]:  # fmt: skip
     """Return every VM that ``node`` owns, or those of ``ids`` that any node owns; and the ids of those that can't be
-    decoded, which are not gone."""
+    decoded, or are unreconciled: nodes are told nothing of them, and they are not gone."""
     where, value = ("node = $1", node) if ids is None else ("node IS NOT NULL AND vms.id = ANY($1)", ids)
     rows = await connection.fetch(
         "SELECT (SELECT p.id FROM projects p WHERE p.name = vms.project) AS project_id,"
@@ -54,17 +54,19 @@ async def all(
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
         " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"
-        f" WHERE {where}",
+        f" WHERE {where} AND unreconciled IS NULL",
         value,
     )
-    return decode("vms", rows, lambda row: msgspec.convert(dict(row), OwnedVm))
+    withheld = await connection.fetch(f"SELECT id FROM vms WHERE unreconciled IS NOT NULL AND {where}", value)
+    owned = decode("vms", rows, lambda row: msgspec.convert(dict(row), OwnedVm))
+    return Decoded(owned.rows, owned.unreadable | {row["id"] for row in withheld})
 
 
 async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
-    """Return the epoch of each of these VMs, and whether it was deleted; ones never known, and ones whose disk
-    only a removed node has, are left out: whoever comes with it keeps it."""
+    """Return the epoch of each of these VMs, and whether it was deleted; ones never known, ones that are
+    unreconciled, and ones whose disk only a removed node has, are left out: whoever comes with it keeps it."""
     rows = await connection.fetch(
-        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL"
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL AND unreconciled IS NULL"
         " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
         ids,
     )
@@ -90,7 +92,7 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     changed: dict[str, VmStatus] = {}
     for node, id, epoch, status in reports:
         vm = vms_by_id.get(id)
-        if vm is None or vm.node != node or vm.epoch != epoch:
+        if vm is None or vm.node != node or vm.epoch != epoch or vm.unreconciled is not None:
             continue
         was = changed.get(id, vm.status)
         if status.state is VmState.ABSENT:

@@ -30,7 +30,7 @@ from novacron.model.vm import (
     VmSpec,
     VmState,
 )
-from novacron.store import deferred_writes, events, networks, projects, sizes
+from novacron.store import deferred_writes, events, networks, projects, sizes, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
@@ -68,6 +68,7 @@ def check_action(vm: Vm, action: VmAction, if_match: int | None) -> None:
             field="If-Match",
             hint="read the VM again, look at what changed, and repeat",
         )
+    unreconciled.check(vm, action)
     if vm.deleting:
         if action is VmAction.DELETE:
             return
@@ -261,6 +262,7 @@ async def configure(
         await sizes.check_disk(connection, spec.image, vm.spec.disk_mib or 0, changes["disk_mib"])
     changed = [_said(vm, changes)] if changes else []
     if name is not None and name != vm.name:
+        await unreconciled.check_name(connection, vm.project, name)
         changed.insert(0, f"name {vm.name} to {name}")
     try:
         row = await connection.fetchrow(
@@ -331,13 +333,18 @@ async def remove(connection: Connection, vm: Vm) -> None:
         vm.id,
         vm.epoch + 1,
     )
-    await connection.execute(f"UPDATE volumes SET {DETACHED} WHERE vm = $1", vm.id)
-    await networks.release(connection, vm.id)
-    await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
+    await leave(connection, vm)
     await events.record(
         connection,
         events.NewEvent("vm", vm.id, vm.name, "Deleted", "deleted, with all that belonged to it", project=vm.project),
     )
+
+
+async def leave(connection: Connection, vm: Vm) -> None:
+    """Take a VM out of the database, with what belongs to it alone."""
+    await connection.execute(f"UPDATE volumes SET {DETACHED} WHERE vm = $1", vm.id)
+    await networks.release(connection, vm.id)
+    await connection.execute("DELETE FROM vms WHERE id = $1", vm.id)
 
 
 async def made_of(connection: Connection, image: str, node: str | None) -> list[str]:

@@ -13,7 +13,7 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.node import Node, holds
 from novacron.model.vm import Vm, VmAction
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
-from novacron.store import events, imports, nodes, projects, sizes, vms
+from novacron.store import events, imports, nodes, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, decode_whole, object_of
 from novacron.telemetry import traces
@@ -130,6 +130,7 @@ async def attach(
         raise NotFound(error.detail, field="vm", hint=error.hint) from None
     vms.check_action(vm, VmAction.CONFIGURE, None)
     volume = await _ready(connection, ref)
+    await unreconciled.check_volumes(connection, [volume.id])
     if volume.project != vm.project:
         raise Conflict(
             f"volume {volume.name} is project {volume.project}'s, VM {vm.name} is project {vm.project}'s", field="vm"
@@ -259,6 +260,7 @@ async def configure(connection: Connection, ref: str, changes: dict[str, Any], a
 async def delete(connection: Connection, ref: str, actor: str) -> Volume:
     """Delete a volume that is attached to no VM, and all that is in it. Raises NotFound, Conflict."""
     volume = await get(connection, ref)
+    await unreconciled.check_volumes(connection, [volume.id])
     if volume.vm is not None:
         raise Conflict(
             f"volume {volume.name} is attached to VM {volume.vm_name}", hint=f"novacron volume detach {volume.name}"
@@ -327,8 +329,10 @@ async def of_vms(connection: Connection, ids: Sequence[str]) -> Decoded[Volume]:
 async def on_node(connection: Connection, node: str) -> list[Volume]:
     """Return the volumes that a node is to see to. Raises UnreadableRow."""
     rows = await connection.fetch(
-        "SELECT * FROM volumes WHERE node = $1 AND phase <> $2 ORDER BY id", node, VolumePhase.FAILED
-    )
+        "SELECT * FROM volumes WHERE node = $1 AND phase <> $2"
+        f" AND (phase <> 'deleting' OR {unreconciled.NOT_OF_ONE.format('volumes.id')}) ORDER BY id",
+        node, VolumePhase.FAILED,
+    )  # fmt: skip
     return decode_whole("volumes", rows, _volume)
 
 
@@ -355,7 +359,11 @@ async def moved(connection: Connection, vm: str, source: str, target: str, *, ar
 
 async def left_over(connection: Connection, node: str) -> list[tuple[str, str]]:
     """Return volumes, and their pools, of which a node has a copy that nobody needs."""
-    rows = await connection.fetch("SELECT volume, pool FROM volume_leftovers WHERE node = $1 ORDER BY volume", node)
+    rows = await connection.fetch(
+        "SELECT volume, pool FROM volume_leftovers WHERE node = $1"
+        f" AND {unreconciled.NOT_OF_ONE.format('volume_leftovers.volume')} ORDER BY volume",
+        node,
+    )
     return [(row["volume"], row["pool"]) for row in rows]
 
 

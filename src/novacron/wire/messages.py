@@ -25,6 +25,7 @@ from novacron.wire.nodes import (
     Beaten,
     CertificateIssued,
     Heartbeat,
+    HeldVm,
     Hello,
     InventoryChanged,
     Measured,
@@ -38,6 +39,7 @@ from novacron.wire.probes import Probed, ProbeExpected, ProbeReady, ProbeWanted
 from novacron.wire.vms import (
     Assignment,
     Cloned,
+    Contradicted,
     Desired,
     Observed,
     Removed,
@@ -49,7 +51,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 7
+PROTOCOL = 8
 
 FromAgent = (
     Hello
@@ -58,6 +60,7 @@ FromAgent = (
     | InventoryChanged
     | Observed
     | Cloned
+    | Contradicted
     | Removed
     | TargetReady
     | Progressed
@@ -115,6 +118,7 @@ __all__ = [
     "ConsoleInput",
     "ConsoleOpen",
     "ConsoleOutput",
+    "Contradicted",
     "Copied",
     "CopyExpected",
     "CopyReady",
@@ -126,6 +130,7 @@ __all__ = [
     "FromAgent",
     "FromServer",
     "Heartbeat",
+    "HeldVm",
     "Hello",
     "ImageIdle",
     "ImageMissing",

@@ -8,9 +8,17 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model.node import Inventory
+from novacron.model.ownership import OwnershipRecord
 from novacron.wire.base import Message
 
 STEADY_S_MAX = 1e9
+
+
+class HeldVm(msgspec.Struct, frozen=True):
+    """A VM of which a host has something. ``record`` is None if its record is damaged."""
+
+    vm: str
+    record: OwnershipRecord | None
 
 
 class Hello(Message, frozen=True):
@@ -18,7 +26,7 @@ class Hello(Message, frozen=True):
 
     protocol: int
     inventory: Inventory
-    held: tuple[str, ...]
+    held: tuple[HeldVm, ...]
 
 
 class PeerSeen(msgspec.Struct, frozen=True):

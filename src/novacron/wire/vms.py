@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
-from novacron.model.ownership import Order
+from novacron.model.ownership import Order, OwnershipRecord
 from novacron.model.snapshot import MachineLayout, SnapshotPhase
 from novacron.model.vm import CloneOf, GuestHardware, VmSpec, VmStatus
 from novacron.wire.base import Message
@@ -126,6 +128,15 @@ class Cloned(Message, frozen=True):
 
     vm: str
     epoch: int
+
+
+class Contradicted(Message, frozen=True):
+    """What the server says of a VM, or leaves out, is not what this node knows. ``description`` is what it was told
+    last of a VM that it has: a ``VmDescription``."""
+
+    vm: str
+    record: OwnershipRecord
+    description: dict[str, Any] | None = None
 
 
 class Removed(Message, frozen=True):

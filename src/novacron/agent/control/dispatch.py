@@ -97,7 +97,8 @@ class Dispatcher:
             self._take_statement(statement)
         stated = {statement.vm for statement in statements}
         for vm in self._parts.workers.keys() - stated if whole else ():
-            log.warning("the server does not know a VM that is here; it is left alone", vm=vm)
+            log.warning("the server says nothing of a VM that is here; it is left alone", vm=vm)
+            self._parts.workers[vm].contradict()
 
     def _take_statement(self, statement: wire.Statement) -> None:
         """Tell a VM's worker; a defect met with one VM is tried again later, and holds up no other."""

@@ -172,9 +172,12 @@ class VmContext:
         return image if self.spec().own_disk else image.without_disk()
 
     def image_name(self) -> str | None:
-        """Return the name of the VM's image, as far as this node has been told."""
+        """Return the name of the VM's image, as far as this node has been told, or remembers."""
         assignment = self.statement.assignment if self.statement is not None else None
-        return None if assignment is None else assignment.spec.image
+        if assignment is not None:
+            return assignment.spec.image
+        spec = (self.record.description or {}).get("spec") or {}
+        return str(spec["image"]) if "image" in spec else None
 
     def disk_bytes(self, image: LocalImage) -> int:
         """Return the size of the VM's disk, 0 for none."""

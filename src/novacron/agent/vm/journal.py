@@ -7,7 +7,7 @@ import re
 import time
 import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -53,6 +53,9 @@ class Record(msgspec.Struct, frozen=True):
     """The migration for which this node last sent or received."""
     post_copy: PostCopy | None = None
     """Memory that this node still has to send or receive; QEMU lives until then, whichever node owns the VM."""
+    description: dict[str, Any] | None = None
+    """What the server said last of a VM that is this node's: a ``VmDescription``, as JSON values, so that an agent of
+    another version reads the rest. A server that knows nothing of the VM learns it from here."""
     damaged: bool = False
     """What was remembered is lost, perhaps a promise: ``held`` says nothing until a later epoch than the first that
     the server has shown since."""

@@ -282,13 +282,8 @@ class Reconciler:
             context.report(VmState.STARTING, "waits for this node's lease")
             return RETRY_S
         image = context.image()
-        if (
-            assignment.machine
-            and not context.record.machine
-            and image.disk is not None
-            and not self._machine.has_disk()
-        ):
-            context.report(VmState.FAILED, "its disk is not here: this host has taken the place of the one that had it")
+        if assignment.machine and image.disk is not None and not self._machine.has_disk():
+            context.report(VmState.FAILED, "its disk is not here, though it has run before; see: novacron vm recover")
             return RETRY_S
         if (
             not context.failures

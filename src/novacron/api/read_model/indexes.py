@@ -61,6 +61,8 @@ def place_of(kind: str, body: Object) -> str:
             return f"{body['id']:020d}"
         case "migration" | "import" | "export" | "drain" | "snapshot":
             return f"{body['created_at']} {body['id']}"
+        case "unreconciled-vm":
+            return f"{body['vm_name']} {body['id']}"
         case "floating-address":
             return str(body["address"])
         case _:

@@ -28,7 +28,7 @@ log = logs.get(__name__)
 
 PUBLIC = (
     "vm", "node", "migration", "event", "link", "import", "snapshot", "volume", "export", "drain", "network",
-    "security-group", "floating-address", "forward", "project",
+    "security-group", "floating-address", "forward", "project", "unreconciled-vm",
 )  # fmt: skip
 PRIVATE = (*CALLERS, "image-owner")
 NAMED = ("vm", "volume")

@@ -114,6 +114,7 @@ def seen(cache: Cache) -> Iterator[Value]:
     yield from by(
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip
+    yield "novacron_vms_unreconciled", (), len({body["vm"] for body in bodies("unreconciled-vm")})
     yield from by("novacron_users", "user", lambda body: str(body["kind"]))
     yield from by("novacron_tokens", "token", lambda body: str(body["kind"]))
     for name, kind in (

@@ -37,6 +37,16 @@ class VmCalls(Connection):
         """Delete up to 100 VMs at once."""
         return self._object("DELETE", "/api/v1/vms/batch", {"vms": list(refs)})
 
+    def adopt_vm(self, ref: str, **how: object) -> Object:
+        """Take an unreconciled VM into the database as its node knows it; fields as in
+        ``POST /api/v1/unreconciled-vms/{ref}/actions/adopt``, those that are None left out."""
+        return self._object("POST", f"/api/v1/unreconciled-vms/{quoted(ref)}/actions/adopt", without_none(how))
+
+    def forget_vm(self, ref: str, confirm: str) -> None:
+        """Let nodes end what they have of an unreconciled VM, because the database is right; ``confirm`` is its
+        name."""
+        self.request("POST", f"/api/v1/unreconciled-vms/{quoted(ref)}/actions/forget", {"confirm": confirm})
+
     def delete_lost_vm(self, ref: str, confirm: str | None = None) -> None:
         """Delete a VM whose node is gone; unless the node was fenced or removed, ``confirm`` is the node's name, as a
         word that its host is off."""

@@ -102,6 +102,7 @@ def _platform(client: Client) -> Iterator[Finding]:
     nodes = list(client.list("nodes"))
     yield from _nodes(nodes)
     yield from _vms(list(client.list("vms")))
+    yield from _unreconciled(list(client.list("unreconciled-vms")))
     yield from _certificates(nodes)
     yield from _agents(client, [node["name"] for node in nodes if node["status"]["ready"]])
 
@@ -156,6 +157,19 @@ def _vms(vms: list[Object]) -> Iterator[Finding]:
         yield bad("VMs", f"have no node: {_names(unplaced)}", f"novacron vm placement {unplaced[0]['name']} says why")
     if not failed and not unplaced:
         yield ok("VMs", f"none of {len(vms)} has failed or waits for a node")
+
+
+def _unreconciled(items: list[Object]) -> Iterator[Finding]:
+    """VMs of which nodes know more than the database."""
+    for item in items[:SHOWN_MAX]:
+        name = item["vm_name"]
+        yield bad(
+            f"VM {name}",
+            item["reason"],
+            f"if the node is right: novacron vm adopt {name}; if the database is: novacron vm forget {name}",
+        )
+    if len(items) > SHOWN_MAX:
+        yield bad("VMs", f"nodes know more than the database of {len(items)} VMs", "novacron vm unreconciled")
 
 
 def _age_s(text: str) -> float:

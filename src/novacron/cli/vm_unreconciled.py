@@ -1,0 +1,84 @@
+"""``novacron vm unreconciled``, ``adopt`` and ``forget``: VMs of which a node knows more than the database."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from novacron.cli import options, output
+from novacron.cli.options import Wait
+from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.vms import VmRef, finish
+from novacron.client import Client
+
+COLUMNS: Columns = {
+    "NAME": lambda item: item["vm_name"],
+    "NODE": lambda item: item["node"],
+    "CONTRADICTION": lambda item: item["contradiction"],
+    "EPOCH": lambda item: item["epoch"],
+    "PROJECT": lambda item: item["project"],
+    "AGE": lambda item: output.age(item["created_at"]),
+    "REASON": lambda item: item["reason"],
+    "ID": lambda item: item["vm"],
+}
+
+
+def unreconciled(output_: Output = OutputFormat.TABLE) -> None:
+    """List VMs of which a node knows more than the database: an older database was put back."""
+    with output.errors():
+        output.rows(Client().list("unreconciled-vms"), COLUMNS, output_)
+
+
+@options.expand
+def adopt(
+    vm: VmRef,
+    node: Annotated[
+        str | None, typer.Option(help="node whose knowledge counts; by default the one that has it")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="new name, if another VM has taken its own")] = None,
+    into: Annotated[
+        str | None, typer.Option("--into-project", help="project, if its own is not in the database")
+    ] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="name of the VM, as your word that no other node runs it"),
+    ] = None,
+    wait: Wait = Wait(),
+) -> None:
+    """Take a VM into the database as its node knows it: the node is right. The guest runs on."""
+    with output.errors():
+        client = Client()
+        adopted = client.adopt_vm(vm, node=node, name=name, project=into, confirm=confirm)
+        if adopted["deleting"]:
+            print(f"{adopted['name']}: taken out of the database")
+            return
+        finish(client, adopted, (adopted["spec"]["power"],), wait)
+
+
+def forget(
+    vm: VmRef,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="name of the VM, as your word that its copy on nodes may go")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """End what nodes have of a VM, with its disk: the database is right."""
+    with output.errors():
+        client = Client()
+        found = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
+        word = confirm or _word(found, yes)
+        client.forget_vm(found[0]["vm"] if found else vm, word or "")
+        print(f"{found[0]['vm_name'] if found else vm}: the database is right")
+
+
+def _word(found: list[Object], yes: bool) -> str | None:
+    """Return the VM's name if that is what the person who was shown what will be lost types."""
+    if not found or yes or not sys.stdin.isatty():
+        return found[0]["vm_name"] if found and yes else None
+    for item in found:
+        typer.echo(item["reason"], err=True)
+    typer.echo("Nodes will end what they have of the VM, and remove its disk there.", err=True)
+    typed: str = typer.prompt("To do so, type the VM's name", err=True)
+    return typed.strip()

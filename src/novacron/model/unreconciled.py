@@ -1,0 +1,98 @@
+"""VMs of which a node knows more than the database: an older database was put back. Pure.
+
+A node writes into its journal at which epoch it was given each VM, or gave it away. The database that told it so knows
+the same or more, unless it was replaced by an older copy of itself. Then nobody acts on the VM until an operator says
+who is right: see docs/how-to/restored-database.md.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import msgspec
+
+from novacron.model.ownership import Claim, OwnershipRecord
+from novacron.model.vm import VmSpec
+
+
+class Contradiction(StrEnum):
+    """How a node contradicts the database."""
+
+    UNKNOWN = "unknown"
+    """The node has a VM that is not in the database."""
+    LATER = "later"
+    """The node was given the VM at an epoch that the database does not know."""
+    GONE = "gone"
+    """The node gave the VM away, or removed it; the database has it there."""
+
+
+class Recorded(NamedTuple):
+    """A VM as the database has it."""
+
+    node: str | None
+    epoch: int
+    migrating: bool = False
+    deleting: bool = False
+    deleted: bool = False
+    """Only that it was deleted is known."""
+
+
+def contradiction(node: str, held: OwnershipRecord, recorded: Recorded | None) -> Contradiction | None:
+    """Return how what a node holds contradicts the database, which was read after the node said it."""
+    if recorded is None or (recorded.deleted and held.epoch > recorded.epoch):
+        return None if held.claim is Claim.NONE else Contradiction.UNKNOWN
+    if recorded.deleted or held.epoch < recorded.epoch:
+        return None
+    if held.epoch > recorded.epoch:
+        return Contradiction.GONE if held.claim is Claim.NONE else Contradiction.LATER
+    if held.claim is Claim.OWNER:
+        return None if recorded.node == node else Contradiction.LATER
+    is_to_run_it = recorded.node == node and not recorded.migrating and not recorded.deleting
+    return Contradiction.GONE if is_to_run_it else None
+
+
+class DescribedVolume(msgspec.Struct, frozen=True):
+    """A volume of a VM, as its node was told of it."""
+
+    id: str
+    pool: str
+    lun: int
+    size_mib: int
+    read_only: bool = False
+    boot_order: int | None = None
+    iops: int | None = None
+    bytes_per_s: int | None = None
+    moves: bool = True
+
+
+class VmDescription(msgspec.Struct, frozen=True):
+    """What a node was told last of a VM that it owns."""
+
+    name: str
+    project: str
+    """The project's id."""
+    spec: VmSpec
+    volumes: tuple[DescribedVolume, ...] = ()
+    machine: str = ""
+
+
+class UnreconciledVm(msgspec.Struct, frozen=True):
+    """A VM of which a node knows more than the database, as the API shows it."""
+
+    id: str
+    vm: str
+    vm_name: str
+    """As the node knows it, or the database; the VM's id, if neither does."""
+    node: str
+    contradiction: Contradiction
+    epoch: int
+    """The node's. The next epoch is above it."""
+    claim: Claim
+    reason: str
+    description: dict[str, Any] | None
+    """A ``VmDescription``, in the words of the node's version."""
+    revision: int
+    created_at: datetime
+    project: str | None = None

@@ -1,0 +1,236 @@
+"""The end of a contradiction between a node and the database: an operator says who is right.
+
+Either way the VM begins an epoch above all that any node has reported, which binds them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from novacron.model.errors import Conflict, InvalidInput, NotFound
+from novacron.model.ownership import Claim
+from novacron.model.unreconciled import UnreconciledVm, VmDescription
+from novacron.model.vm import Vm, VmState, VmStatus
+from novacron.model.volume import PoolKind, VolumePhase
+from novacron.store import events, lost_nodes, networks, nodes, projects, reconciling, sizes, vms
+from novacron.store.database import Connection
+from novacron.telemetry import traces
+
+
+class Adoption(msgspec.Struct, frozen=True):
+    """How a VM is taken into the database: from which ``node``, under which ``name`` and in which ``project``, where
+    that can't be seen."""
+
+    node: str | None = None
+    name: str | None = None
+    project: str | None = None
+    confirm: str | None = None
+    """The VM's name, as a word that no other node runs it: where the node has not got it, or only a part of it."""
+
+
+async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
+    """Return what nodes know of the unreconciled VM with this id or name, locked: who has it first, then the latest.
+
+    Raises NotFound, Conflict.
+    """
+    await nodes.take_turn(connection)
+    rows = await connection.fetch(
+        "SELECT * FROM unreconciled_vms WHERE $1 IN (id, vm, vm_name) OR vm IN (SELECT id FROM vms WHERE name = $1)"
+        " ORDER BY claim <> 'owner', epoch DESC, node FOR UPDATE",
+        ref,
+    )
+    found = [reconciling.of_row(row) for row in rows]
+    if not found:
+        raise NotFound(f"no node knows more of a VM {ref!r} than the database", hint="see: novacron vm unreconciled")
+    if len({record.vm for record in found}) > 1:
+        ids = ", ".join(sorted({record.vm for record in found}))
+        raise Conflict(f"several unreconciled VMs are called {ref}: {ids}", hint="name one by its id")
+    return found
+
+
+async def adopt(connection: Connection, ref: str, how: Adoption, actor: str) -> Vm:
+    """Let the database have a VM as a node knows it. Raises NotFound, Conflict, InvalidInput, NoCapacity."""
+    every = await find(connection, ref)
+    record = next((record for record in every if how.node in (None, record.node)), None)
+    if record is None:
+        raise NotFound(f"node {how.node} knows no more of VM {ref} than the database", field="node")
+    if record.claim is Claim.INCOMING:
+        raise Conflict(
+            f"node {record.node} has only a part of VM {record.vm_name}",
+            hint="let the node that has it connect, and adopt it from there",
+        )
+    if record.claim is not Claim.OWNER and how.confirm != record.vm_name:
+        raise InvalidInput(
+            f"{record.reason}: another node may have it, and connect later", field="confirm",
+            hint=f"make sure that no other node runs it, then give --confirm {record.vm_name}",
+        )  # fmt: skip
+    epoch = await _settle(connection, every)
+    row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", record.vm)
+    if record.claim is Claim.NONE:
+        return await _drop(connection, vms.of_row(row), record, actor)
+    described = _description(record)
+    if row is None:
+        vm = await _create(connection, record, described, how, epoch)
+    else:
+        vm = await _correct(connection, vms.of_row(row), record, described, how, epoch)
+    await _attach_volumes(connection, vm, described)
+    message = f"as node {record.node} knows it"
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Adopted", message, actor, vm.project))
+    return vm
+
+
+async def forget(connection: Connection, ref: str, confirm: str | None, actor: str) -> Vm | None:
+    """Let the database be right about a VM: nodes that have it otherwise end what they have of it.
+
+    Return the VM, None if there is none. Raises NotFound, Conflict, InvalidInput.
+    """
+    every = await find(connection, ref)
+    first = every[0]
+    if confirm != first.vm_name:
+        raise InvalidInput(
+            "nodes end what they have of the VM, with its disk, if the database is right", field="confirm",
+            hint=f"to do so, give --confirm {first.vm_name}",
+        )  # fmt: skip
+    epoch = await _settle(connection, every)
+    message = "the database is right: " + "; ".join(record.reason for record in every)
+    row = await connection.fetchrow("SELECT * FROM vms WHERE id = $1 FOR UPDATE", first.vm)
+    if row is None:
+        await connection.execute(
+            "INSERT INTO vm_tombstones (vm, epoch) VALUES ($1, $2)"
+            " ON CONFLICT (vm) DO UPDATE SET epoch = excluded.epoch, deleted_at = now()",
+            first.vm, epoch,
+        )  # fmt: skip
+        await events.record(
+            connection, events.NewEvent("vm", first.vm, first.vm_name, "Forgotten", message, actor, first.project)
+        )
+        return None
+    vm = vms.of_row(row)
+    node, lost_on, status = vm.node, vm.lost_on, VmStatus(machine=vm.status.machine, reason="the database was right")
+    if any(record.node == vm.node and record.claim in (Claim.NONE, Claim.INCOMING) for record in every):
+        lost = await lost_nodes.only_there(connection, vm)
+        node, lost_on = None, None if lost is None else vm.node
+        if lost is not None:
+            reason = f"node {vm.node} has removed it, and {lost}: see novacron vm recover {vm.name} --help"
+            status = VmStatus(state=VmState.FAILED, machine=vm.status.machine, reason=reason)
+    row = await connection.fetchrow(
+        "UPDATE vms SET node = $2, lost_on = $3, epoch = $4, status = $5, unreconciled = NULL WHERE id = $1"
+        " RETURNING *",
+        vm.id, node, lost_on, epoch, msgspec.to_builtins(status),
+    )  # fmt: skip
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Forgotten", message, actor, vm.project))
+    return vms.of_row(row)
+
+
+async def _settle(connection: Connection, every: list[UnreconciledVm]) -> int:
+    """Let a VM be reconciled; return the epoch that it begins, above all that are known."""
+    id = every[0].vm
+    await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1", id)
+    epoch: int = await connection.fetchval(
+        "SELECT 1 + greatest($2, (SELECT epoch FROM vms WHERE id = $1),"
+        " (SELECT epoch FROM vm_tombstones WHERE vm = $1))",
+        id, max(record.epoch for record in every),
+    )  # fmt: skip
+    await reconciling.count(connection, {record.node for record in every})
+    return epoch
+
+
+def _description(record: UnreconciledVm) -> VmDescription:
+    """Return what a node knows of a VM. Raises Conflict."""
+    try:
+        return msgspec.convert(record.description, VmDescription)
+    except msgspec.ValidationError as error:
+        why = "does not say" if record.description is None else f"says in words that this version can't read ({error})"
+        raise Conflict(
+            f"node {record.node} {why} what VM {record.vm_name} is", hint="is its agent connected, and as new as this?"
+        ) from None
+
+
+async def _drop(connection: Connection, vm: Vm, record: UnreconciledVm, actor: str) -> Vm:
+    """Take a VM out of the database that its node has not got any more. Should another node have it, and connect, that
+    can still be adopted: so nothing says that it was deleted."""
+    await vms.leave(connection, vm)
+    message = f"node {record.node} has removed it or given it away"
+    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Forgotten", message, actor, vm.project))
+    return msgspec.structs.replace(vm, deleting=True)
+
+
+def _status(record: UnreconciledVm, machine: str) -> dict[str, Any]:
+    status = VmStatus(machine=machine, reason=f"adopted from node {record.node}")
+    return msgspec.to_builtins(status)  # type: ignore[no-any-return]
+
+
+async def _create(
+    connection: Connection, record: UnreconciledVm, described: VmDescription, how: Adoption, epoch: int
+) -> Vm:
+    """Store a VM that the database does not know."""
+    spec, name, project = described.spec, how.name or described.name, how.project or record.project
+    if project is None:
+        raise Conflict(
+            f"the project of VM {name} is not in the database", field="project", hint="name another one: --project"
+        )
+    await projects.get(connection, project)
+    await networks.check_given(connection, spec.nics, project)
+    disk_mib = (spec.disk_mib or await sizes.image_disk_mib(connection, spec.image) or 0) if spec.own_disk else 0
+    await connection.execute("DELETE FROM vm_tombstones WHERE vm = $1", record.vm)
+    try:
+        row = await connection.fetchrow(
+            "INSERT INTO vms (id, name, spec, status, node, epoch, project, disk_mib, trace)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
+            record.vm, name, msgspec.to_builtins(spec), _status(record, described.machine), record.node, epoch,
+            project, disk_mib, traces.carry(),
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise _name_taken(name) from None
+    vm = vms.of_row(row)
+    await networks.attach(connection, vm.id, spec.nics)
+    return vm
+
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(f"another VM is named {name!r}", field="name", hint="adopt it under another name: --name")
+
+
+async def _correct(
+    connection: Connection, vm: Vm, record: UnreconciledVm, described: VmDescription, how: Adoption, epoch: int
+) -> Vm:
+    """Let the row of a VM say what its node knows."""
+    await connection.execute("DELETE FROM nics WHERE vm = $1", vm.id)
+    await networks.check_given(connection, described.spec.nics, vm.project)
+    try:
+        row = await connection.fetchrow(
+            "UPDATE vms SET name = $2, spec = $3, status = $4, node = $5, epoch = $6, lost_on = NULL,"
+            " unreconciled = NULL, deleting = false, trace = $7 WHERE id = $1 RETURNING *",
+            vm.id, how.name or described.name, msgspec.to_builtins(described.spec),
+            _status(record, described.machine or vm.status.machine), record.node, epoch, traces.carry(),
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError:
+        raise _name_taken(how.name or described.name) from None
+    await networks.attach(connection, vm.id, described.spec.nics)
+    return vms.of_row(row)
+
+
+async def _attach_volumes(connection: Connection, vm: Vm, described: VmDescription) -> None:
+    """Let a VM have the volumes that its node knows, and no others."""
+    ids = [volume.id for volume in described.volumes]
+    await connection.execute(f"UPDATE volumes SET {vms.DETACHED} WHERE vm = $1 AND id <> ALL($2)", vm.id, ids)
+    for volume in described.volumes:
+        kind = PoolKind.LOCAL if volume.moves else PoolKind.SHARED
+        stored = await connection.fetchrow(
+            "INSERT INTO volumes AS v (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, project, vm,"
+            " vm_name, lun, read_only, boot_order) VALUES ($1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
+            " $14) ON CONFLICT (id) DO UPDATE SET vm = $10, vm_name = $11, lun = $12, read_only = $13,"
+            " boot_order = $14, detaching = false, error = '', phase = $8, size_mib = greatest(v.size_mib, $5),"
+            " node = CASE WHEN v.kind = 'local' THEN $4 ELSE v.node END"
+            " WHERE (v.vm IS NULL OR v.vm = $10) AND v.project = $9 RETURNING id",
+            volume.id, volume.pool, kind, vm.node, volume.size_mib, volume.iops, volume.bytes_per_s,
+            VolumePhase.READY, vm.project, vm.id, vm.name, volume.lun, volume.read_only, volume.boot_order,
+        )  # fmt: skip
+        if stored is None:
+            raise Conflict(
+                f"volume {volume.id} of VM {vm.name} belongs to another VM or project by now",
+                hint=f"detach it there first: novacron volume detach {volume.id}",
+            )
+        await connection.execute("DELETE FROM volume_leftovers WHERE volume = $1 AND node = $2", volume.id, vm.node)

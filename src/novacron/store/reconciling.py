@@ -1,0 +1,207 @@
+"""VMs of which nodes know more than the database: what contradicts it, until an operator says who is right."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+
+from novacron.model.ownership import Claim, OwnershipRecord
+from novacron.model.unreconciled import Contradiction, Recorded, UnreconciledVm, contradiction
+from novacron.model.vm import Name, VmState
+from novacron.store import events, vms
+from novacron.store.database import Connection
+from novacron.store.rows import object_of
+from novacron.telemetry import logs
+
+log = logs.get(__name__)
+
+RECORDED = """
+    SELECT id, node, epoch, migration IS NOT NULL AS migrating, deleting, false AS deleted, name, project
+    FROM vms WHERE id = ANY($1)
+    UNION ALL SELECT vm, NULL, epoch, false, false, true, NULL, NULL
+    FROM vm_tombstones t WHERE vm = ANY($1) AND NOT EXISTS (SELECT FROM vms v WHERE v.id = t.vm)
+"""
+STORE = """
+    INSERT INTO unreconciled_vms AS u
+        (id, vm, vm_name, node, contradiction, epoch, claim, reason, description, project)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    ON CONFLICT (vm, node) DO UPDATE SET vm_name = $3, contradiction = $5, epoch = $6, claim = $7, reason = $8,
+        description = coalesce($9, u.description), project = $10
+    WHERE (u.vm_name, u.contradiction, u.epoch, u.claim, u.reason, coalesce($9, u.description), u.project)
+        IS DISTINCT FROM ($3, $5, $6, $7, $8, u.description, $10)
+"""
+WORDS = {
+    Claim.NONE: "has removed it or given it away",
+    Claim.OWNER: "has it",
+    Claim.RELEASED: "has given it away",
+    Claim.INCOMING: "was to receive it",
+}
+OUTDATED = "the database is older than what nodes know of the VM"
+
+
+class _ReservedNic(msgspec.Struct):
+    network: str
+    address: str | None = None
+
+
+class _ReservedSpec(msgspec.Struct):
+    nics: list[_ReservedNic] = []
+
+
+class _ReservedVolume(msgspec.Struct):
+    id: str
+
+
+class _Reserved(msgspec.Struct):
+    """What of a description nothing may be given out against, whatever version wrote it."""
+
+    name: Name
+    project: str
+    spec: _ReservedSpec
+    volumes: list[_ReservedVolume] = []
+
+
+class NodeRecord(NamedTuple):
+    """What a node remembers of a VM, and what it was told last that the VM is."""
+
+    vm: str
+    held: OwnershipRecord
+    description: dict[str, Any] | None = None
+
+
+def of_row(row: asyncpg.Record | None) -> UnreconciledVm:
+    """Return a row as an unreconciled VM."""
+    return object_of(UnreconciledVm, row)
+
+
+async def take(connection: Connection, node: str, records: Sequence[NodeRecord], *, whole: bool) -> None:
+    """Compare what a node remembers of VMs with the database, and store what contradicts it. ``whole``: the node has
+    nothing of any other VM."""
+    ids = [record.vm for record in records]
+    rows = {row["id"]: row for row in await connection.fetch(RECORDED, ids)}
+    before = await connection.fetch("SELECT vm, claim FROM unreconciled_vms WHERE node = $1", node)
+    touched = {record.vm for record in records if await _compare(connection, node, record, rows.get(record.vm))}
+    # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
+    said = set(ids) | ({row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set())
+    agreed = {row["vm"] for row in before} & said - touched
+    await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
+    if touched or agreed:
+        await mark(connection, touched | agreed, [node])
+
+
+async def _compare(connection: Connection, node: str, record: NodeRecord, row: asyncpg.Record | None) -> bool:
+    """Store what contradicts the database, and say whether anything does."""
+    recorded = None if row is None else Recorded(*(row[field] for field in Recorded._fields))
+    if recorded is not None and _both_removed(node, record.held, recorded):
+        await _remove(connection, record)
+        return True
+    how = contradiction(node, record.held, recorded)
+    if how is not None:
+        await _store(connection, node, record, how, row)
+    return how is not None
+
+
+def _both_removed(node: str, held: OwnershipRecord, recorded: Recorded) -> bool:
+    """Say whether a VM that is being deleted, says the database, is removed already."""
+    return recorded.deleting and recorded.node == node and held.claim is Claim.NONE and held.epoch >= recorded.epoch
+
+
+async def _remove(connection: Connection, record: NodeRecord) -> None:
+    vm = await vms.get(connection, record.vm, lock=True)
+    await vms.remove(connection, msgspec.structs.replace(vm, epoch=max(vm.epoch, record.held.epoch)))
+    await connection.execute("DELETE FROM unreconciled_vms WHERE vm = $1", vm.id)
+
+
+async def _store(
+    connection: Connection, node: str, record: NodeRecord, how: Contradiction, row: asyncpg.Record | None
+) -> None:
+    held, described = record.held, _sound(node, record)
+    description = described or {}
+    name = str(description.get("name") or (row and row["name"]) or record.vm)
+    project = (row and row["project"]) or await connection.fetchval(
+        "SELECT name FROM projects WHERE id = $1", str(description.get("project", ""))
+    )
+    reason = f"node {node} {WORDS[held.claim]}, at epoch {held.epoch}; " + _known(row)
+    done = await connection.execute(
+        STORE, f"{record.vm}.{secrets.token_hex(4)}", record.vm, name, node, how, held.epoch, held.claim, reason,
+        described, project,
+    )  # fmt: skip
+    if done == "INSERT 0 1":
+        await events.record(connection, events.NewEvent("vm", record.vm, name, "Unreconciled", reason, project=project))
+
+
+def _sound(node: str, record: NodeRecord) -> dict[str, Any] | None:
+    """Return a node's description of a VM, or None if it is none."""
+    if record.description is None:
+        return None
+    try:
+        msgspec.convert(record.description, _Reserved)
+    except msgspec.ValidationError as error:
+        log.warning("a node's description of a VM is of no use", node=node, vm=record.vm, error=str(error))
+        return None
+    return record.description
+
+
+def _known(row: asyncpg.Record | None) -> str:
+    if row is None:
+        return "the database does not know it"
+    if row["deleted"]:
+        return f"the database knows that it was deleted at epoch {row['epoch']}"
+    where = "on no node" if row["node"] is None else f"on {row['node']}"
+    return f"the database has it {where}, at epoch {row['epoch']}"
+
+
+async def node_removed(connection: Connection, node: str) -> None:
+    """Nobody asks a node any more what it knows: what others know of its VMs counts, above what it knew."""
+    rows = await connection.fetch("DELETE FROM unreconciled_vms WHERE node = $1 RETURNING vm, epoch", node)
+    await connection.execute(
+        "UPDATE vms SET unreconciled = NULL, epoch = greatest(vms.epoch, u.epoch) + 1"
+        " FROM unnest($1::text[], $2::bigint[]) AS u (vm, epoch)"
+        " WHERE id = u.vm AND unreconciled IS NOT NULL AND NOT EXISTS (SELECT FROM unreconciled_vms o WHERE o.vm = id)",
+        [row["vm"] for row in rows], [row["epoch"] for row in rows],
+    )  # fmt: skip
+    await mark(connection, {row["vm"] for row in rows}, [])
+
+
+async def mark(connection: Connection, ids: Iterable[str], nodes: Iterable[str]) -> None:
+    """Let VMs and nodes say what is unreconciled of them, or that nothing is any more."""
+    for id in sorted(ids):
+        reasons = await connection.fetch(
+            "SELECT reason FROM unreconciled_vms WHERE vm = $1 ORDER BY epoch DESC, node", id
+        )
+        if reasons:
+            await _withhold(connection, id, "; ".join(row["reason"] for row in reasons))
+        else:
+            await connection.execute(
+                "UPDATE vms SET unreconciled = NULL, epoch = epoch + 1 WHERE id = $1 AND unreconciled IS NOT NULL", id
+            )
+    await count(connection, nodes)
+
+
+async def count(connection: Connection, nodes: Iterable[str]) -> None:
+    """Let nodes say of how many VMs they know more than the database."""
+    await connection.execute(
+        "UPDATE nodes n SET status = n.status || jsonb_build_object('unreconciled_vms', u.count) FROM"
+        " (SELECT name, (SELECT count(*) FROM unreconciled_vms WHERE node = name) AS count FROM nodes) u"
+        " WHERE n.name = u.name AND n.name = ANY($1)"
+        " AND coalesce((n.status ->> 'unreconciled_vms')::bigint, 0) <> u.count",
+        sorted(nodes),
+    )
+
+
+async def _withhold(connection: Connection, id: str, reason: str) -> None:
+    """Let nobody act on a VM until it is reconciled; a migration that the database knows has ended, somehow."""
+    await connection.execute(
+        "UPDATE vms SET unreconciled = $2, migration = NULL, status = status || $3 WHERE id = $1"
+        " AND unreconciled IS DISTINCT FROM $2",
+        id, reason, {"state": VmState.UNKNOWN, "reason": reason},
+    )  # fmt: skip
+    await connection.execute(
+        "UPDATE migrations SET phase = 'failed', error = $2, finished_at = clock_timestamp()"
+        " WHERE vm = $1 AND finished_at IS NULL",
+        id, OUTDATED,
+    )  # fmt: skip

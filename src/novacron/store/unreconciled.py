@@ -1,0 +1,70 @@
+"""What only nodes know of VMs, and nothing may be given out against: names, addresses, volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from novacron.model.errors import Conflict
+from novacron.model.vm import Vm
+from novacron.store.database import Connection
+
+NOT_OF_ONE = (
+    "NOT EXISTS (SELECT FROM unreconciled_vms u, jsonb_array_elements(u.description -> 'volumes') AS described"
+    " WHERE described ->> 'id' = {})"
+)
+"""Of a volume: no node knows that an unreconciled VM has it."""
+
+
+def way_out(name: str) -> str:
+    """Return what ends a contradiction."""
+    return f"if the node is right: novacron vm adopt {name}; if the database is: novacron vm forget {name}"
+
+
+def check(vm: Vm, action: str) -> None:
+    """Raise Conflict when a node knows more of the VM than the database."""
+    if vm.unreconciled is not None:
+        raise Conflict(f"cannot {action} VM {vm.name}: {vm.unreconciled}", hint=way_out(vm.name))
+
+
+async def undescribed(connection: Connection, node: str) -> bool:
+    """Say whether a node has a VM of which nothing else is known here: its networks and volumes stay as they are."""
+    held: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM unreconciled_vms WHERE node = $1 AND claim <> 'none' AND description IS NULL)", node
+    )
+    return held
+
+
+async def check_name(connection: Connection, project: str, name: str) -> None:
+    """Raise Conflict if a VM that only a node knows has this name."""
+    row = await connection.fetchrow(
+        "SELECT vm, node FROM unreconciled_vms WHERE vm_name = $1 AND project IS NOT DISTINCT FROM $2"
+        " AND NOT EXISTS (SELECT FROM vms WHERE id = vm) LIMIT 1",
+        name, project,
+    )  # fmt: skip
+    if row is not None:
+        raise Conflict(
+            f"node {row['node']} has a VM named {name!r}, which the database does not know", field="name",
+            hint=way_out(name),
+        )  # fmt: skip
+
+
+async def addresses(connection: Connection, network: str) -> dict[str, str]:
+    """Return the addresses in a network that nodes know of unreconciled VMs, with the names of these."""
+    rows = await connection.fetch(
+        "SELECT vm_name, nic ->> 'address' AS address FROM unreconciled_vms,"
+        " jsonb_array_elements(description -> 'spec' -> 'nics') AS nic"
+        " WHERE nic ->> 'network' = $1 AND nic ->> 'address' IS NOT NULL",
+        network,
+    )
+    return {row["address"]: row["vm_name"] for row in rows}
+
+
+async def check_volumes(connection: Connection, ids: Collection[str]) -> None:
+    """Raise Conflict if an unreconciled VM has one of these volumes."""
+    name = await connection.fetchval(
+        "SELECT vm_name FROM unreconciled_vms, jsonb_array_elements(description -> 'volumes') AS volume"
+        " WHERE volume ->> 'id' = ANY($1) ORDER BY vm_name LIMIT 1",
+        list(ids),
+    )
+    if name is not None:
+        raise Conflict(f"VM {name}, which is unreconciled, has the volume", hint=way_out(name))

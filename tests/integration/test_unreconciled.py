@@ -1,0 +1,288 @@
+"""An older database put back: what nodes know of VMs beyond it, and that nothing is done against that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from novacron.control.objects import Objects
+from novacron.control.placement import PlacementController
+from novacron.model.errors import Conflict, InvalidInput, NotFound
+from novacron.model.network import NetworkSpec, NicSpec
+from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
+from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
+from novacron.server import node_statements
+from novacron.server.node_statements import NodeBasis
+from novacron.store import adoption, failover, networks, new_vms, nodes, owned, projects, reconciling, vms, volumes
+from novacron.store.adoption import Adoption
+from novacron.store.database import Connection, Database
+from novacron.store.reconciling import NodeRecord
+from novacron.wire import messages as wire
+from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
+
+NEW = "vm-new"
+NIC = {"network": "lan", "address": "10.9.0.7"}
+
+
+@pytest.fixture
+async def fleet(database: Database) -> Database:
+    """Nodes a and b, a network, and a VM that is on a at epoch 1, as the database, which is old, has it."""
+    async with database.transaction() as connection:
+        for name in "ab":
+            await add_node(connection, name)
+        await networks.create(connection, "default", "lan", NetworkSpec(subnet="10.9.0.0/24"), None, "me")
+        await add_vm(connection, "web", "a", ha=True, own_disk=False)
+    return database
+
+
+def described(name: str = "new", volumes: tuple[dict[str, Any], ...] = (), **spec: Any) -> dict[str, Any]:
+    fields = msgspec.to_builtins(VmSpec(image="tiny", memory_mib=64)) | spec
+    return {"name": name, "project": "default", "spec": fields, "volumes": list(volumes), "machine": "pc-q35-7.2"}
+
+
+async def said(
+    database: Database, node: str, vm: str, epoch: int, claim: Claim = Claim.OWNER, *, whole: bool = False,
+    **description: Any,
+) -> None:  # fmt: skip
+    known = described(**description) if claim is Claim.OWNER else None
+    record = NodeRecord(vm, OwnershipRecord(epoch, claim), known)
+    await database.transact(lambda connection: reconciling.take(connection, node, [record], whole=whole))
+
+
+async def create(database: Database, name: str, address: str | None = None, *, nic: bool = False) -> VmSpec:
+    nics = (NicSpec("lan", address=address),) if nic else ()
+
+    async def work(connection: Connection) -> VmSpec:
+        new = new_vms.NewVm(name, VmSpec(image="tiny", memory_mib=64, nics=nics), 0)
+        return (await new_vms.create(connection, await projects.making(connection, "default"), new, "me")).spec
+
+    return await database.transact(work)
+
+
+async def act(database: Database, vm: str, action: VmAction) -> None:
+    await database.transact(lambda connection: vms.act(connection, vm, action, None, "me"))
+
+
+async def adopt(database: Database, ref: str, **how: Any) -> Any:
+    return await database.transact(lambda connection: adoption.adopt(connection, ref, Adoption(**how), "me"))
+
+
+async def forget(database: Database, ref: str, confirm: str | None) -> Any:
+    return await database.transact(lambda connection: adoption.forget(connection, ref, confirm, "me"))
+
+
+async def orders(database: Database, node: str, *held: str) -> dict[str, tuple[OrderKind, int]]:
+    """Return what a node is told of VMs."""
+    async with database.transaction(isolation="repeatable_read") as connection:
+        messages = await node_statements.messages(
+            connection, node, set(held), lambda _: bytes(32), NodeBasis(None, ())
+        )  # fmt: skip
+    desired = next(message for message in messages if isinstance(message, wire.Desired))
+    return {statement.vm: (statement.order.kind, statement.order.epoch) for statement in desired.statements}
+
+
+async def stored(database: Database, vm: str) -> Any:
+    async with database.connection() as connection:
+        return await vms.get(connection, vm)
+
+
+async def count(database: Database, node: str) -> int:
+    async with database.connection() as connection:
+        return (await nodes.get(connection, node)).status.unreconciled_vms
+
+
+async def test_nothing_is_given_out_that_a_vm_has_which_only_a_node_knows(fleet: Database) -> None:
+    volume = {"id": "vol-1", "pool": "local", "lun": 0, "size_mib": 8}
+    await said(fleet, "b", NEW, 3, nics=[NIC], volumes=(volume,))
+    assert await count(fleet, "b") == 1
+    with pytest.raises(Conflict, match="node b has a VM named 'new'") as refused:
+        await create(fleet, "new")
+    assert "novacron vm adopt new" in str(refused.value.hint)
+    with pytest.raises(Conflict, match="VM new, which is unreconciled, has 10"):
+        await create(fleet, "other", "10.9.0.7", nic=True)
+    for number in range(6):
+        assert (await create(fleet, f"other-{number}", nic=True)).nics[0].address != "10.9.0.7"
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO volumes (id, name, pool, kind, node, size_mib, phase, project)"
+            " VALUES ('vol-1', 'data', 'local', 'local', 'a', 8, 'ready', 'default')"
+        )
+        with pytest.raises(Conflict, match="VM new, which is unreconciled"):
+            await volumes.attach(connection, "vol-1", "web", False, None, "me")
+        with pytest.raises(Conflict, match="VM new, which is unreconciled"):
+            await volumes.delete(connection, "vol-1", "me")
+        await connection.execute("UPDATE volumes SET phase = 'deleting'")
+        assert not await volumes.on_node(connection, "a"), "the node is not told to delete it"
+        with pytest.raises(Conflict, match="node b has VM new"):
+            await nodes.remove(connection, "b", "me")
+
+
+async def test_a_vm_of_which_a_node_knows_a_later_epoch_is_left_alone_by_everybody(fleet: Database) -> None:
+    await said(fleet, "b", "web", 3)
+    vm = await stored(fleet, "web")
+    assert vm.status.state is VmState.UNKNOWN
+    assert vm.unreconciled == "node b has it, at epoch 3; the database has it on a, at epoch 1"
+    for action in (*set(VmAction) - {VmAction.CONFIGURE, VmAction.MIGRATE, VmAction.CLONE, VmAction.EXPORT},):
+        with pytest.raises(Conflict, match="node b has it, at epoch 3") as refused:
+            await act(fleet, "web", action)
+        assert "novacron vm adopt web" in str(refused.value.hint) and "vm forget web" in str(refused.value.hint)
+        with pytest.raises(Conflict):
+            vms.act_in_one_statement(vm, action, None, "me", None)
+    assert await orders(fleet, "a", "web") == {} == await orders(fleet, "b", "web")
+    async with fleet.transaction() as connection:
+        assert await failover.waiting(connection, "a") == []
+        assert await failover.restart_elsewhere(connection, "web", "a", "a is silent") is None
+        await owned.observe(connection, [owned.Report("a", "web", 1, VmStatus(state=VmState.RUNNING))])
+    assert (await stored(fleet, "web")).status.state is VmState.UNKNOWN
+    with pytest.raises(Exception, match="its epoch stays as it is"):
+        async with fleet.transaction() as connection:
+            await connection.execute("UPDATE vms SET epoch = epoch + 1 WHERE id = 'web'")
+
+
+async def test_a_vm_that_the_database_has_on_no_node_is_not_placed_while_a_node_has_it(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "waits")
+    await said(fleet, "b", "waits", 1)
+    await PlacementController().step(fleet, Objects("placement"))
+    assert (await nodes_of_vms(fleet))["waits"] is None
+    adopted = await adopt(fleet, "waits")
+    assert (adopted.node, adopted.epoch) == ("b", 2)
+
+
+async def test_an_adopted_vm_is_as_its_node_knows_it_at_an_epoch_above_all(fleet: Database) -> None:
+    volume = {"id": "vol-1", "pool": "local", "lun": 0, "size_mib": 8, "moves": True}
+    await said(fleet, "b", NEW, 3, nics=[NIC], volumes=(volume,))
+    vm = await adopt(fleet, "new")
+    assert (vm.id, vm.name, vm.node, vm.epoch, vm.status.machine) == (NEW, "new", "b", 4, "pc-q35-7.2")
+    assert await orders(fleet, "b", NEW) == {NEW: (OrderKind.OWN, 4)}
+    async with fleet.connection() as connection:
+        (attached,) = await volumes.of_vm(connection, NEW)
+    assert (attached.id, attached.node, attached.lun) == ("vol-1", "b", 0)
+    with pytest.raises(InvalidInput, match="is another VM's"):
+        await create(fleet, "other", "10.9.0.7", nic=True)
+    assert await count(fleet, "b") == 0
+    await act(fleet, NEW, VmAction.STOP)
+    with pytest.raises(NotFound):
+        await adopt(fleet, "new")
+
+
+async def test_a_vm_that_moved_after_the_backup_is_adopted_where_it_is(fleet: Database) -> None:
+    await said(fleet, "a", "web", 2, Claim.NONE)
+    await said(fleet, "b", "web", 2, name="web")
+    vm = await adopt(fleet, "web")
+    assert (vm.node, vm.epoch, vm.unreconciled) == ("b", 3, None)
+    assert await orders(fleet, "a", "web") == {"web": (OrderKind.GONE, 3)}
+    assert await orders(fleet, "b", "web") == {"web": (OrderKind.OWN, 3)}
+
+
+async def test_what_stands_in_the_way_of_an_adoption_is_said(fleet: Database) -> None:
+    await create(fleet, "new")
+    await create(fleet, "other", "10.9.0.7", nic=True)
+    await said(fleet, "b", NEW, 3, nics=[NIC])
+    with pytest.raises(Conflict, match="in network lan is given to another VM"):
+        await adopt(fleet, NEW)
+    await said(fleet, "b", NEW, 3, nics=[{"network": "gone", "address": None}])
+    with pytest.raises(Conflict, match="has no network gone") as refused:
+        await adopt(fleet, NEW)
+    assert "novacron network create gone" in str(refused.value.hint)
+    await said(fleet, "b", NEW, 3)
+    with pytest.raises(Conflict, match="another VM is named 'new'"):
+        await adopt(fleet, NEW)
+    assert (await adopt(fleet, NEW, name="again")).name == "again"
+
+
+async def test_a_vm_that_was_deleted_after_the_backup_is_not_started_and_goes_when_that_is_adopted(
+    fleet: Database,
+) -> None:
+    await said(fleet, "a", "web", 2, Claim.NONE)
+    assert await orders(fleet, "a") == {}
+    assert "has removed it or given it away" in str((await stored(fleet, "web")).unreconciled)
+    with pytest.raises(InvalidInput, match="another node may have it") as refused:
+        await adopt(fleet, "web")
+    assert refused.value.field == "confirm" and "--confirm web" in str(refused.value.hint)
+    await adopt(fleet, "web", confirm="web")
+    assert await nodes_of_vms(fleet) == {}
+    await said(fleet, "b", "web", 3)
+    assert await orders(fleet, "b", "web") == {}, "another node that has it after all is not told to end it"
+
+
+async def test_a_vm_whose_deletion_the_database_saw_begin_is_gone_with_its_nodes_word(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE vms SET deleting = true")
+    await said(fleet, "a", "web", 2, Claim.NONE)
+    assert await nodes_of_vms(fleet) == {}
+    async with fleet.connection() as connection:
+        assert await owned.epochs(connection, ["web"]) == {"web": (3, True)}
+
+
+async def test_a_forgotten_vm_is_ended_where_the_database_does_not_have_it(fleet: Database) -> None:
+    await said(fleet, "b", NEW, 3)
+    await said(fleet, "b", "web", 5, name="web")
+    for ref, name in ((NEW, "new"), ("web", "web")):
+        with pytest.raises(InvalidInput, match="with its disk") as refused:
+            await forget(fleet, ref, None)
+        assert f"--confirm {name}" in str(refused.value.hint)
+        await forget(fleet, ref, name)
+    assert await orders(fleet, "b", NEW, "web") == {NEW: (OrderKind.GONE, 4), "web": (OrderKind.GONE, 6)}
+    assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 6)}
+    await said(fleet, "b", NEW, 3)
+    assert await count(fleet, "b") == 0, "what the node says late is no contradiction any more"
+
+
+async def test_a_vm_whose_node_has_removed_it_is_not_begun_anew_on_the_databases_word(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "UPDATE nodes SET status = jsonb_set(status, '{inventory,images,0,disk_bytes}', '1073741824')"
+        )
+        await add_vm(connection, "db", "a")
+    for vm in ("web", "db"):
+        await said(fleet, "a", vm, 2, Claim.NONE)
+        await forget(fleet, vm, vm)
+    assert await orders(fleet, "a") == {}
+    lost, web = await stored(fleet, "db"), await stored(fleet, "web")
+    assert (lost.lost_on, lost.status.state) == ("a", VmState.FAILED) and "vm recover db" in lost.status.reason
+    assert (web.node, web.lost_on) == (None, None), "what has no disk of its own is placed again"
+
+
+async def test_a_contradiction_ends_when_its_node_has_nothing_of_the_vm_any_more(fleet: Database) -> None:
+    await said(fleet, "b", "web", 3)
+    await said(fleet, "b", NEW, 3)
+    await fleet.transact(lambda connection: reconciling.take(connection, "b", [], whole=True))
+    vm = await stored(fleet, "web")
+    assert (vm.unreconciled, vm.node, vm.epoch) == (None, "a", 2) and await count(fleet, "b") == 0
+    await said(fleet, "a", "web", 4, Claim.NONE)
+    await fleet.transact(lambda connection: reconciling.take(connection, "a", [], whole=True))
+    assert (await stored(fleet, "web")).unreconciled is not None, "that it has it no more is what it said"
+
+
+async def test_a_migration_that_only_the_old_database_knows_ends_and_moves_nothing(fleet: Database) -> None:
+    async with fleet.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO migrations (id, vm, vm_name, kind, source, target, epoch, phase, progress)"
+            " VALUES ('mig-1', 'web', 'web', 'live', 'a', 'b', 1, 'transferring', '{}')"
+        )
+        await connection.execute("UPDATE vms SET migration = 'mig-1'")
+    await said(fleet, "b", "web", 2)
+    vm = await stored(fleet, "web")
+    assert (vm.node, vm.epoch, vm.migration) == ("a", 1, None)
+    async with fleet.connection() as connection:
+        row = await connection.fetchrow("SELECT phase, error FROM migrations")
+    assert row is not None and row["phase"] == "failed" and "older" in row["error"]
+
+
+async def test_a_node_is_told_nothing_of_networks_and_volumes_before_it_has_described_its_vm(fleet: Database) -> None:
+    async def told() -> set[type]:
+        async with fleet.transaction(isolation="repeatable_read") as connection:
+            basis = NodeBasis(None, ())
+            return {type(m) for m in await node_statements.messages(connection, "b", {NEW}, lambda _: b"", basis)}
+
+    record = NodeRecord(NEW, OwnershipRecord(3, Claim.OWNER))
+    await fleet.transact(lambda connection: reconciling.take(connection, "b", [record], whole=True))
+    assert not {wire.Networks, wire.Volumes} & await told()
+    hostile = NodeRecord(NEW, OwnershipRecord(3, Claim.OWNER), {"name": "../x", "spec": 7, "volumes": "all"})
+    await fleet.transact(lambda connection: reconciling.take(connection, "b", [hostile], whole=False))
+    assert not {wire.Networks, wire.Volumes} & await told()
+    await said(fleet, "b", NEW, 3)
+    assert {wire.Networks, wire.Volumes} <= await told()

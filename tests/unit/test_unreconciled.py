@@ -1,0 +1,50 @@
+"""What a node remembers of a VM against what the database says, which may be older."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord, obey
+from novacron.model.unreconciled import Contradiction, Recorded, contradiction
+
+NONE, OWNER, RELEASED, INCOMING = Claim.NONE, Claim.OWNER, Claim.RELEASED, Claim.INCOMING
+UNKNOWN, LATER, GONE = Contradiction.UNKNOWN, Contradiction.LATER, Contradiction.GONE
+
+
+@pytest.mark.parametrize(
+    ("claim", "epoch", "recorded", "expected"),
+    [
+        (OWNER, 1, None, UNKNOWN),
+        (NONE, 9, None, None),
+        (OWNER, 5, Recorded(None, 4, deleted=True), UNKNOWN),
+        (OWNER, 4, Recorded(None, 5, deleted=True), None),
+        (OWNER, 4, Recorded("a", 3), LATER),
+        (OWNER, 4, Recorded("b", 3), LATER),
+        (INCOMING, 4, Recorded("b", 3), LATER),
+        (NONE, 4, Recorded("a", 3), GONE),
+        (OWNER, 3, Recorded("b", 3), LATER),
+        (OWNER, 3, Recorded("a", 3), None),
+        (OWNER, 2, Recorded("b", 3), None),
+        (NONE, 3, Recorded("a", 3), GONE),
+        (NONE, 3, Recorded("a", 3, deleting=True), None),
+        (NONE, 3, Recorded("b", 3), None),
+        (RELEASED, 3, Recorded("a", 3), GONE),
+        (RELEASED, 3, Recorded("a", 3, migrating=True), None),
+        (INCOMING, 3, Recorded("b", 3, migrating=True), None),
+        (INCOMING, 3, Recorded("a", 3), GONE),
+    ],
+)
+def test_a_node_contradicts_the_database_where(
+    claim: Claim, epoch: int, recorded: Recorded | None, expected: Contradiction | None
+) -> None:
+    assert contradiction("a", OwnershipRecord(epoch, claim), recorded) is expected
+
+
+@given(st.builds(OwnershipRecord, epoch=st.integers(0, 4), claim=st.sampled_from(Claim)), st.integers(0, 4))
+def test_a_vm_that_its_node_would_not_run_as_ordered_is_unreconciled(held: OwnershipRecord, epoch: int) -> None:
+    """Nothing is done without a word: a node obeys the database, or contradicts it."""
+    _, verdict = obey(held, Order(OrderKind.OWN, epoch))
+    how = contradiction("a", held, Recorded("a", epoch))
+    assert (verdict is OrderVerdict.RUN) == (how is None)
