@@ -220,7 +220,17 @@ class NoDatabase:
     transaction = connection
 
 
-async def test_a_first_message_that_cannot_be_read_is_answered_with_the_protocol_and_ends_that_link_alone(
+UNREACHABLE = wire.Hello(wire.PROTOCOL, msgspec.structs.replace(INVENTORY, dwcp_endpoint="nonsense" * 50), ())
+SPOKEN = f"this server speaks protocol {wire.PROTOCOL}"
+FIRST_MESSAGES = (
+    (b"\xc1", SPOKEN),
+    (msgspec.msgpack.encode({"type": "fromthefuture"}), SPOKEN),
+    (codec.encode(wire.Removed("vm-1")), SPOKEN),
+    (codec.encode(UNREACHABLE), "this node's dwcp_endpoint: 'nonsense"),
+)
+
+
+async def test_a_first_message_that_no_node_may_send_is_answered_with_the_reason_and_ends_that_link_alone(
     server: Server, tmp_path: Path
 ) -> None:
     links = LinkServer(cast(Database, NoDatabase()), server.authority)
@@ -230,7 +240,7 @@ async def test_a_first_message_that_cannot_be_read_is_answered_with_the_protocol
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with asyncio.timeout(30), links.listen("127.0.0.1", port, context):
-        for first in (b"\xc1", msgspec.msgpack.encode({"type": "fromthefuture"}), codec.encode(wire.Removed("vm-1"))):
+        for first, reason in FIRST_MESSAGES:
             async with connect(
                 f"wss://127.0.0.1:{port}", ssl=identity.tls(server=False), compression=None, proxy=None
             ) as agent:
@@ -238,7 +248,7 @@ async def test_a_first_message_that_cannot_be_read_is_answered_with_the_protocol
                 with pytest.raises(websockets.ConnectionClosed) as closed:
                     await agent.recv()
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.reason == f"this server speaks protocol {wire.PROTOCOL}"
+            assert closed.value.rcvd.code == REFUSED and closed.value.rcvd.reason.startswith(reason)
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +293,7 @@ async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_nex
     async with asyncio.timeout(30), connected(client, tmp_path, "host-faulty") as link:
         await link.send(codec.encode(wire.RenewCertificate(b"no request")))
         await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))  # said once, and not now
+        await link.send(codec.encode(wire.InventoryChanged(UNREACHABLE.inventory)))
         key = pki.new_key()
         await link.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
         while True:
@@ -291,4 +302,7 @@ async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_nex
                 break
         await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
         assert await acknowledged(link) == 1
-    assert 'novacron_link_skipped_messages_total{reason="defect"} 2' in client.metrics()
+    metrics = client.metrics()
+    assert 'novacron_link_skipped_messages_total{reason="defect"} 2' in metrics
+    assert 'novacron_link_skipped_messages_total{reason="refused"} 1' in metrics
+    assert client.get("nodes", "host-faulty")["status"]["inventory"]["dwcp_endpoint"] == INVENTORY.dwcp_endpoint

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.finite import Finite
+
 PASSES_MAX = 40
 PROCESSING_BYTES_PER_S = 200_000_000
 """How fast both ends process memory that need not be sent."""
@@ -34,16 +36,16 @@ class Forecast(msgspec.Struct, frozen=True):
     """Whether a migration converges, and if not, why; how long it takes from now, and with how much downtime."""
 
     converges: bool
-    total_s: float
-    downtime_ms: float
+    total_s: Finite
+    downtime_ms: Finite
     reason: str = ""
 
 
 class ForecastError(msgspec.Struct, frozen=True):
     """How much longer a migration and its downtime were than the first forecast; less than 0: shorter."""
 
-    total_s: float
-    downtime_ms: float
+    total_s: Finite
+    downtime_ms: Finite
 
 
 def error(foreseen: Forecast, took_s: float, downtime_ms: float) -> ForecastError:

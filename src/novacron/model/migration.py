@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from novacron.model.finite import Finite
 from novacron.model.forecast import Forecast, ForecastError
 from novacron.model.project import DEFAULT
 
@@ -108,7 +109,7 @@ class Progress(msgspec.Struct, frozen=True):
     rate_bytes_per_s: int = 0
     passes: int = 0
     streams: int = 0
-    rtt_ms: float = 0.0
+    rtt_ms: Finite = 0.0
     """Round-trip time of the link as TCP measures it, including queues."""
     retransmits: int = 0
     resumed: int = 0
@@ -116,16 +117,16 @@ class Progress(msgspec.Struct, frozen=True):
     repaired_pages: int = 0
     """Pages that were damaged in the target's stores, and sent instead."""
     savings: Savings = Savings()
-    elapsed_s: float = 0.0
+    elapsed_s: Finite = 0.0
     throttle_percent: int = 0
     """How much of its processor time is withheld from the guest, so that it writes less."""
     first_forecast: Forecast | None = None
     """The forecast made when memory began to be sent."""
-    first_forecast_at_s: float = 0.0
+    first_forecast_at_s: Finite = 0.0
     """When the first forecast was made, as a value of ``elapsed_s``."""
     forecast: Forecast | None = None
     """The latest forecast; at the end: the last one before the guest stopped."""
-    downtime_ms: float | None = None
+    downtime_ms: Finite | None = None
     """From the guest's stop at the source to its first instruction at the target, as the server measured it."""
     forecast_error: ForecastError | None = None
     """The error of the first forecast, once the migration has completed."""

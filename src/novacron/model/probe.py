@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.finite import Finite
 from novacron.model.forecast import Forecast
 
 SECONDS_MAX = 30.0
@@ -14,19 +15,19 @@ class PathMeasured(msgspec.Struct, frozen=True):
 
     source: str
     target: str
-    seconds: float
+    seconds: Finite
     """How long data was sent."""
     delivered_bytes: int
     """Bytes that the target confirmed in that time."""
-    rate_bytes_per_s: float
+    rate_bytes_per_s: Finite
     """``delivered_bytes`` divided by ``seconds``, including the slow start."""
-    best_rate_bytes_per_s: float
+    best_rate_bytes_per_s: Finite
     """The highest rate that TCP measured."""
-    open_ms: float
+    open_ms: Finite
     """Time to open the session: connection, TLS, and the target's answer."""
-    rtt_ms: float
+    rtt_ms: Finite
     """The shortest round-trip time that TCP measured."""
-    loaded_rtt_ms: float
+    loaded_rtt_ms: Finite
     """The round-trip time under load. The excess over ``rtt_ms`` is time in queues."""
     retransmits: int
     streams: int
@@ -41,11 +42,11 @@ class MoveForeseen(msgspec.Struct, frozen=True):
     memory_bytes: int
     """Memory to send: pages that the guest has used, without pages of zeros."""
     dirty_bytes_per_s: int
-    ratio: float
+    ratio: Finite
     """Bytes on the link for each byte of memory, after compression; estimated from samples."""
     path: PathMeasured
     forecast: Forecast
     disk_bytes: int = 0
     """Data to send of the disks that move with the VM: of its own disk, what differs from the image; without zeros."""
-    disk_ratio: float = 1.0
+    disk_ratio: Finite = 1.0
     """Bytes on the link for each byte of the disks."""

@@ -16,10 +16,11 @@ from websockets.asyncio.server import ServerConnection, serve
 from novacron import pki
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
-from novacron.model.errors import NovaError, Unavailable
+from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
 from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.model.reachability import check_reachable
 from novacron.server import dismissal
 from novacron.server.copies import Copies
 from novacron.server.desired_state import DesiredStateSender
@@ -214,12 +215,25 @@ class LinkServer:
             )  # fmt: skip
         await session.refuse(f"this node's certificate {objection}; see: novacron agent --rejoin")
 
+    async def _refuse_inventory(self, session: NodeSession, error: InvalidInput) -> None:
+        CONNECTIONS.add("refused")
+        if self._refused_now.due(session.node):
+            log.warning(
+                "a node says what others can't act on: its agent is refused", node=session.node, error=str(error)
+            )
+        await session.refuse(f"this node's {error}")
+
     async def _admit(self, session: NodeSession, socket: ServerConnection) -> bool:
         """Take a node's hello and say whether the node may stay. Raises NovaError, TimeoutError, ConnectionClosed."""
         hello = await self._hello(socket)
         if hello is None:
             CONNECTIONS.add("refused")
             await session.refuse(f"this server speaks protocol {wire.PROTOCOL}")
+            return False
+        try:
+            check_reachable(hello.inventory)
+        except InvalidInput as error:
+            await self._refuse_inventory(session, error)
             return False
         certified = session.node
         key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from novacron.model.reachability import check_endpoint, check_reachable
 from novacron.store import clones, exports, imports, migrations, nodes, rebalancing, reconciling, snapshots, volumes
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
@@ -43,6 +44,7 @@ class Reports:
             case wire.Measured(cpus=cpus):
                 await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):
+                check_reachable(inventory)
                 await nodes.connected(connection, node, inventory)
             case wire.ExportStands() as export:
                 report = exports.ExportReport(
@@ -75,7 +77,7 @@ class Reports:
         id = message.migration
         match message:
             case wire.TargetReady(endpoint=endpoint):
-                await migrations.target_ready(connection, id, node, endpoint)
+                await migrations.target_ready(connection, id, node, check_endpoint(endpoint))
             case wire.Progressed(progress=progress):
                 await migrations.progressed(connection, id, node, progress)
             case wire.Resumed():

@@ -22,6 +22,8 @@ from novacron.wire import codec
 from novacron.wire import messages as wire
 from novacron.wire.base import REFUSED
 
+REASON_BYTES_MAX = 123
+"""Of a WebSocket's end (RFC 6455, section 5.5)."""
 CLOSE_S_MAX = 5.0
 """How long a console's end waits for room on the link."""
 
@@ -182,7 +184,7 @@ class NodeSession:
 
     async def refuse(self, reason: str) -> None:
         """End a connection that would be refused again: the agent takes its time before it tries again."""
-        await self._socket.close(code=REFUSED, reason=reason)
+        await self._socket.close(code=REFUSED, reason=reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore"))
 
     def abort(self) -> None:
         """Cut the connection off without a word."""

@@ -7,11 +7,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from novacron.model.finite import Finite
 from novacron.model.node import Inventory
 from novacron.model.ownership import OwnershipRecord
 from novacron.wire.base import Message
 
 STEADY_S_MAX = 1e9
+CLOCK_S_MAX = 1e11
 
 
 class HeldVm(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ class Heartbeat(Message, frozen=True):
     voters: tuple[str, ...]
     """By whose word the node would go on without the control plane, once this is acknowledged."""
     seen: tuple[PeerSeen, ...] = ()
-    clock: float = 0.0
+    clock: Annotated[float, Meta(ge=0, le=CLOCK_S_MAX)] = 0.0
     """What the node's clock said, in seconds since 1970."""
 
 
@@ -59,7 +61,7 @@ class Beaten(Message, frozen=True):
 class Measured(Message, frozen=True):
     """How many processors each VM has used lately."""
 
-    cpus: tuple[tuple[str, float], ...]
+    cpus: tuple[tuple[str, Finite], ...]
 
 
 class InventoryChanged(Message, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from novacron.model.finite import Finite
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.wire.base import Reply, Request, over_key, ready_key, settled_keys
 
@@ -11,7 +12,7 @@ class ProbeExpected(Request, frozen=True):
 
     probe: str
     peer: str
-    seconds: float
+    seconds: Finite
 
     @property
     def reply_key(self) -> str:
@@ -34,7 +35,7 @@ class ProbeWanted(Request, frozen=True):
     probe: str
     peer: str
     endpoint: str
-    seconds: float
+    seconds: Finite
     vm: str | None = None
     """Foresee the move of this VM, too."""
     rate_bytes_per_s: int | None = None

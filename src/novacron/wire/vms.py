@@ -8,6 +8,7 @@ import msgspec
 
 from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
+from novacron.model.finite import Finite
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order, OwnershipRecord
@@ -153,6 +154,6 @@ class SnapshotStands(Message, frozen=True):
     id: str
     done: SnapshotPhase
     error: str = ""
-    pause_ms: float | None = None
+    pause_ms: Finite | None = None
     layout: MachineLayout | None = None
     """What the memory that was kept fits."""
