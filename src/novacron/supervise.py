@@ -119,7 +119,7 @@ class FewTasks:
 class Rarely:
     """Says of each kind of event whether it is to be logged now: at once, then after pauses that double."""
 
-    KINDS_MAX = 64
+    KINDS_MAX = 4096
 
     def __init__(self, first_s: float = 60.0, most_s: float = 3600.0, clock: Callable[[], float] = time.monotonic):
         self._first_s, self._most_s, self._clock = first_s, most_s, clock

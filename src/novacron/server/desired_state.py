@@ -15,6 +15,7 @@ from novacron.server.session import NodeSession
 from novacron.store import nodes
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
@@ -39,6 +40,7 @@ class DesiredStateSender:
         self._page_key = page_key
         self._network_audience = NetworkAudience()
         self._cpu_baselines = CpuBaselines()
+        self._log_now = Rarely()
         self._reading = asyncio.Semaphore(ANEW_MAX)
         self._holders: dict[str, set[NodeSession]] = {}
         """Who holds something of each VM, or owns it."""
@@ -124,11 +126,11 @@ class DesiredStateSender:
                     counter("novacron_link_statements_total").add(count=len(statements))
                     await session.send(wire.Desired(statements, whole=False))
             except Unavailable as error:
-                log.warning("desired state can't be sent to a node", node=session.node, error=str(error))
+                self._say_failed(f"desired state can't be sent to node {session.node}", error)
                 session.look_anew()
                 await asyncio.sleep(RETRY_S)
-            except Exception:  # a defect: it is tried again, and seen in the log, rather than never told anything
-                log.exception("defect while sending desired state to a node", node=session.node)
+            except Exception as error:  # a defect: it is tried again, and logged, rather than never told anything
+                self._say_failed(f"desired state can't be sent to node {session.node}", error)
                 session.look_anew()
                 await asyncio.sleep(DEFECT_RETRY_S)
 
@@ -189,18 +191,18 @@ class DesiredStateSender:
         try:
             async with self._database.transaction(isolation="repeatable_read") as connection:
                 readings = await node_statements.VmReadings.read(connection, list(vms))
-        except asyncpg.DataError:  # of one VM, whose row is no good: each node is told for itself
-            log.exception("what changed can't be read", vms=len(vms))
+        except asyncpg.DataError as error:  # of one VM, whose row is no good: each node is told for itself
+            self._say_failed("what changed can't be read", error)
             for session in begun:
                 session.look_anew()
             return
         except (NovaError, asyncpg.PostgresError, *LOST) as error:
-            log.warning("changes can't be sent to nodes", vms=len(vms), error=str(error))
+            self._say_failed("what changed can't be read now", error)
             self._touch(*vms)
             await asyncio.sleep(RETRY_S)
             return
-        except Exception:  # a defect met with one VM: each node's own telling meets it, or does not
-            log.exception("defect while reading changes", vms=len(vms))
+        except Exception as error:  # a defect met with one VM: each node's own telling meets it, or does not
+            self._say_failed("what changed can't be read", error)
             for session in begun:
                 session.look_anew()
             return
@@ -208,9 +210,15 @@ class DesiredStateSender:
             for session in self._holders.get(vm, ()):
                 try:
                     self._say(session, vm, readings, begun.get(session, -1))
-                except Exception:  # a defect met with one VM stops neither the others nor what comes later
-                    log.exception("defect while telling a node of a VM", node=session.node, vm=vm)
+                except Exception as error:  # a defect met with one VM stops neither the others nor what comes later
+                    self._say_failed(f"node {session.node} can't be told of VM {vm}", error)
                     session.look_anew()
+
+    def _say_failed(self, what: str, error: Exception) -> None:
+        """Log a failure that is met again until its cause is gone: ever more rarely. Of a defect, say where it is."""
+        if self._log_now.due(what):
+            is_expected = isinstance(error, (NovaError, asyncpg.PostgresConnectionError, *LOST))
+            log.warning(what, error=str(error), exc_info=None if is_expected else error)
 
     def _say(self, session: NodeSession, vm: str, readings: node_statements.VmReadings, begun: int) -> None:
         sent_state = session.sent_state

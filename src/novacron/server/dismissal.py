@@ -15,6 +15,7 @@ from novacron.model.ownership import Order, OrderKind
 from novacron.server.session import NodeSession
 from novacron.store import events, owned
 from novacron.store.database import Database
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.wire import codec
 from novacron.wire import messages as wire
@@ -27,7 +28,9 @@ REASON = "this node was removed, or another host has taken its place"
 NAMED_MAX = 5
 
 
-async def dismiss(database: Database, session: NodeSession, socket: ServerConnection, held: Collection[str]) -> None:
+async def dismiss(
+    database: Database, session: NodeSession, socket: ServerConnection, held: Collection[str], log_now: Rarely
+) -> None:
     """Let a host end what it must not run, and refuse it. Raises NovaError, ConnectionClosed."""
     async with database.connection() as connection:
         epochs = await owned.epochs(connection, list(held))
@@ -43,7 +46,10 @@ async def dismiss(database: Database, session: NodeSession, socket: ServerConnec
             message += f", and has not ended {', '.join(sorted(remaining)[:NAMED_MAX])} yet"
         async with database.transaction() as connection:
             await events.record(connection, events.NewEvent("node", session.node, session.node, "Dismissed", message))
-    log.warning("a host that is no node any more is refused", node=session.node, held=len(held), told=len(statements))
+    if log_now.due(f"dismissed {session.node}"):
+        log.warning(
+            "a host that is no node any more is refused", node=session.node, held=len(held), told=len(statements)
+        )
     await session.refuse(REASON)
 
 

@@ -12,6 +12,7 @@ from novacron.server.batcher import Batch, Batcher, settle
 from novacron.store import leases
 from novacron.store.database import LOST, Database
 from novacron.store.leases import Beat
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, histogram
 
@@ -27,6 +28,7 @@ class Heartbeats:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
+        self._log_now = Rarely()
         self._batcher = Batcher[Beat]("heartbeats", GATHER_S, AT_ONCE_MAX, AT_ONCE_MAX)
 
     async def store(self, beat: Beat) -> None:
@@ -53,9 +55,10 @@ class Heartbeats:
             if not last and not isinstance(error, (NovaError, *LOST)):
                 return False
             counted.add("failed", count=len(batch))
-            expected = isinstance(error, (NovaError, asyncpg.PostgresError, *LOST))
-            say = log.warning if expected else log.exception
-            say("heartbeats can't be stored", count=len(batch), error=str(error))
+            if self._log_now.due(type(error).__name__):
+                expected = isinstance(error, (NovaError, asyncpg.PostgresError, *LOST))
+                say = log.warning if expected else log.exception
+                say("heartbeats can't be stored", count=len(batch), error=str(error))
             settle(batch, Unavailable(f"a heartbeat can't be stored: {error}"))
             return True
         histogram("novacron_link_heartbeats_store_duration_seconds").observe(time.perf_counter() - began)

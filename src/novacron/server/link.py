@@ -79,7 +79,7 @@ class LinkServer:
             database, self._sessions, lambda project: authority.derive(f"pages of project {project}")
         )
         self._heartbeats = Heartbeats(database, clock)
-        self._refused_now = Rarely()
+        self._log_now = Rarely()
         self._observations = Observations(database)
         self._takers = Takers(
             database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
@@ -187,7 +187,8 @@ class LinkServer:
         session.certificate_ends_at_s = validity.ends_at_s
         try:
             if objection := validity.objection(time.time()):  # first: TLS lets such a node in to be told
-                await self._refuse_certificate(session, objection)
+                reason = f"this node's certificate {objection}; see: novacron agent --rejoin"
+                await self._refuse(session, reason, hint=REJOIN.format(name=session.node))
             elif await self._admit(session, socket):
                 await until_one_ends(Reader(session, self._takers).run(socket), self._desired_state.tell(session))
         except (websockets.ConnectionClosed, TimeoutError):
@@ -195,7 +196,8 @@ class LinkServer:
         except NovaError as error:
             await self._break(session, str(error))
         except Exception as error:
-            log.exception("defect with a node's link", node=session.node)
+            if self._log_now.due(f"defect {session.node}"):
+                log.exception("defect with a node's link", node=session.node)
             await self._break(session, f"a defect: {type(error).__name__}")
         finally:
             self._clear_up(session)
@@ -203,37 +205,23 @@ class LinkServer:
     async def _break(self, session: NodeSession, why: str) -> None:
         """End a connection; the agent dials again, and the next one begins with everything."""
         BREAKS.add()
-        log.warning("the agent link was lost", node=session.node, error=why)
+        if self._log_now.due(f"lost {session.node}"):
+            log.warning("the agent link was lost", node=session.node, error=why)
         await session.close("internal")
 
-    async def _refuse_certificate(self, session: NodeSession, objection: str) -> None:
+    async def _refuse(self, session: NodeSession, reason: str, **about: str) -> None:
+        """End a connection that would be refused again. An agent that asks again and again fills no log."""
         CONNECTIONS.add("refused")
-        if self._refused_now.due(session.node):
-            log.warning(
-                "a node's certificate is not valid: its agent is refused", node=session.node, certificate=objection,
-                hint=REJOIN.format(name=session.node),
-            )  # fmt: skip
-        await session.refuse(f"this node's certificate {objection}; see: novacron agent --rejoin")
-
-    async def _refuse_inventory(self, session: NodeSession, error: InvalidInput) -> None:
-        CONNECTIONS.add("refused")
-        if self._refused_now.due(session.node):
-            log.warning(
-                "a node says what others can't act on: its agent is refused", node=session.node, error=str(error)
-            )
-        await session.refuse(f"this node's {error}")
+        if self._log_now.due(f"refused {session.node}"):
+            log.warning("an agent is refused", node=session.node, reason=reason, **about)
+        await session.refuse(reason)
 
     async def _admit(self, session: NodeSession, socket: ServerConnection) -> bool:
         """Take a node's hello and say whether the node may stay. Raises NovaError, TimeoutError, ConnectionClosed."""
-        hello = await self._hello(socket)
-        if hello is None:
-            CONNECTIONS.add("refused")
-            await session.refuse(f"this server speaks protocol {wire.PROTOCOL}")
-            return False
         try:
-            check_reachable(hello.inventory)
+            hello = await self._hello(socket)
         except InvalidInput as error:
-            await self._refuse_inventory(session, error)
+            await self._refuse(session, str(error), said=str(error.__cause__ or ""))
             return False
         certified = session.node
         key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
@@ -245,7 +233,8 @@ class LinkServer:
                     await identities.renamed(connection, name)
         if name is None:
             CONNECTIONS.add("refused")
-            await dismissal.dismiss(self._database, session, socket, [held.vm for held in hello.held])
+            held = [record.vm for record in hello.held]
+            await dismissal.dismiss(self._database, session, socket, held, self._log_now)
             return False
         if name != certified:
             await self._rename(session, socket)
@@ -253,16 +242,19 @@ class LinkServer:
         await self._welcome(session, hello)
         return True
 
-    async def _hello(self, socket: ServerConnection) -> wire.Hello | None:
-        """Return the first message, or None when it is none of this protocol."""
+    async def _hello(self, socket: ServerConnection) -> wire.Hello:
+        """Return the first message. Raises InvalidInput when it is none of this protocol, or other nodes could not act
+        on it, and TimeoutError, ConnectionClosed."""
         async with asyncio.timeout(HELLO_S_MAX):
             raw = await socket.recv(decode=False)
         try:
             hello = codec.decode_from_agent(raw)
         except codec.Undecodable as error:
-            log.warning("an agent's first message can't be read", error=str(error))
-            return None
-        return hello if isinstance(hello, wire.Hello) and hello.protocol == wire.PROTOCOL else None
+            raise InvalidInput(f"this server speaks protocol {wire.PROTOCOL}") from error
+        if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL:
+            raise InvalidInput(f"this server speaks protocol {wire.PROTOCOL}")
+        check_reachable(hello.inventory)
+        return hello
 
     async def _welcome(self, session: NodeSession, hello: wire.Hello) -> None:
         """Let a node be connected; an earlier connection of its ends."""

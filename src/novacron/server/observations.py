@@ -11,6 +11,7 @@ from novacron.server.batcher import Batch, Batcher, settle
 from novacron.store import owned
 from novacron.store.database import LOST, Database
 from novacron.store.owned import Report
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, gauge
 
@@ -27,6 +28,7 @@ class Observations:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._batcher = Batcher[Report]("reports", GATHER_S, AT_ONCE_MAX, WAITING_MAX)
+        self._log_now = Rarely()
         gauge("novacron_link_reports_waiting").read = lambda: {(): len(self._batcher)}
 
     def add(self, report: Report) -> asyncio.Future[None]:
@@ -53,7 +55,8 @@ class Observations:
             if not last:
                 return False
             # The node would say the same over its next connection, and over the one after that.
-            log.error("a report is refused", vm=reports[0].vm, node=reports[0].node, error=str(error))
+            if self._log_now.due(f"refused {reports[0].vm}"):
+                log.error("a report is refused", vm=reports[0].vm, node=reports[0].node, error=str(error))
             counter("novacron_link_reports_total").add("refused")
             settle(batch, None)
             return True
@@ -61,7 +64,7 @@ class Observations:
             if not last:
                 return False
             failed = Unavailable(f"a report can't be stored: {error}")
-        if failed is not None:
+        if failed is not None and self._log_now.due("failed"):
             log.warning("what nodes report can't be stored", count=len(batch), error=failed.detail)
         counter("novacron_link_reports_total").add("stored" if failed is None else "failed", count=len(batch))
         settle(batch, failed)
