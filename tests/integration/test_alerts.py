@@ -98,6 +98,9 @@ CASES = {
          'novacron_node_ready{node="n", site="s", instance="b"}': "0x300"},
     ),
     "NodeClockWrong": one('novacron_node_clock_skew_seconds{node="n"}', "-90x300", "-2x300"),
+    "NodePeersUnreachable": one('novacron_node_condition{node="n", type="PeersReachable"}', "0x300", "-1x300"),
+    "NodeDiskUnusable": one('novacron_node_condition{node="n", type="DiskUsable"}', "0x300", "1x300"),
+    "NodeMemoryShort": one('novacron_node_condition{node="n", type="MemoryAvailable"}', "0x300", "1x300"),
     "NodeMemoryAlmostFull": Case(
         {'novacron_node_memory_allocated_bytes{node="n"}': "96x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},
         {'novacron_node_memory_allocated_bytes{node="n"}': "90x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},

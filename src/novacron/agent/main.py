@@ -23,6 +23,7 @@ from novacron.agent.control.queries import Subjects
 from novacron.agent.control.transfers import Transfers
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.clock import SystemClock
+from novacron.agent.host.conditions import HostConditions
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
 from novacron.agent.host.networks import NodeNetworks
@@ -94,6 +95,7 @@ class Agent:
         )  # fmt: skip
         self._link = LinkClient(identity, self._hello, self._receive, self._lost, self._peers.heartbeat, renewed)
         host.send = self._link.send
+        self._conditions = HostConditions(settings.state_dir, self._peers.reach, self._link.send)
         self._consoles = Consoles(settings.vms_dir, self._pid_of, self._link.send_bulk)
         self._console_requests = ConsoleRequests(self._consoles, self._link.send)
         self._aside = FewTasks("aside", ASIDE_MAX)
@@ -125,6 +127,7 @@ class Agent:
         """Work until cancelled. VMs go on running afterwards. Raises Renamed, in a group."""
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "peers": self._peers.run,
+            "conditions": self._conditions.run,
             "networks": self._host.networks.run,
             "images": self._images.run,
             "volumes": self._volumes.run,
@@ -186,6 +189,7 @@ class Agent:
         self._host.lease.rule.connected()
         for worker in self._workers.values():
             worker.resync()
+        self._conditions.resync()
         held = tuple(worker.held() for worker in self._workers.values())
         return wire.Hello(wire.PROTOCOL, self._images.inventory, held)
 

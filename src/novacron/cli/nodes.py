@@ -47,9 +47,15 @@ def accelerator(node: Object) -> str | None:
     return None if details is None else str(details["kind"])
 
 
+def wrong(node: Object) -> list[str]:
+    """Return the reasons of the conditions that are not as they should be."""
+    return [condition["reason"] for condition in node["status"].get("conditions", ()) if condition["status"] == "false"]
+
+
 COLUMNS: Columns = {
     "NAME": lambda n: n["name"],
     "STATE": state,
+    "CONDITIONS": wrong,
     "CPUS": lambda n: has(n, "cpus"),
     "MEMORY": lambda n: f"{has(n, 'memory_mib')} MiB",
     "SITE": lambda n: n["spec"]["site"],
@@ -114,6 +120,13 @@ DETAILS: Columns = {
 }
 
 
+CONDITIONS: Columns = {
+    "CONDITION": lambda c: c["type"],
+    "STATUS": lambda c: c["status"],
+    "REASON": lambda c: c["reason"],
+    "SINCE": lambda c: output.age(c["since"]),
+    "MESSAGE": lambda c: c["message"],
+}
 DRAINS: Columns = {
     "NODE": lambda d: d["node"],
     "PHASE": lambda d: d["phase"],
@@ -135,13 +148,16 @@ def list_(output_: Output = OutputFormat.TABLE) -> None:
 
 @app.command()
 def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
-    """Show a node in detail: its hardware, which accelerator it uses and why, and its VMs."""
+    """Show a node in detail: its hardware, which accelerator it uses and why, its conditions, and its VMs."""
     with output.errors():
         client = Client()
-        output.fields(client.get("nodes", node), DETAILS, output_)
+        details = client.get("nodes", node)
+        output.fields(details, DETAILS, output_)
         if output_ is OutputFormat.TABLE:
             from novacron.cli.vms import COLUMNS as VM_COLUMNS
 
+            print()
+            output.table(details["status"].get("conditions", ()), CONDITIONS)
             print()
             output.table(client.list("vms", node=node), VM_COLUMNS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from novacron.control import certificates, garbage, gateways, health, migration
+from novacron.control import certificates, conditions, garbage, gateways, health, migration
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
@@ -53,6 +53,7 @@ ALL = (
     Controller("gateways", gateways.step, 3, frozenset({"network", "node"})),
     Controller("garbage", garbage.step, 300, frozenset()),
     Controller("certificates", certificates.step, 300, frozenset()),
+    Controller("conditions", conditions.step, 5, frozenset()),
 )
 
 

@@ -42,11 +42,18 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
     if node.spec.cordoned:
         return f"node {node.name} is cordoned"
     return (
-        _refusal_by_rules(node, vm)
+        _refusal_by_conditions(node)
+        or _refusal_by_rules(node, vm)
         or (None if image_comes or holds(node, vm.image) else f"node {node.name} does not hold image {vm.image}")
         or _refusal_by_hardware(node, inventory, vm)
         or _refusal_by_networks(node, inventory, vm, networks)
     )
+
+
+def _refusal_by_conditions(node: Node) -> str | None:
+    """Return what is wrong with the node that keeps VMs away."""
+    wrong = next((condition for condition in node.status.conditions if condition.keeps_vms_away), None)
+    return None if wrong is None else f"node {node.name} takes no VMs ({wrong.reason}): {wrong.message}"
 
 
 def _refusal_by_rules(node: Node, vm: VmSpec) -> str | None:

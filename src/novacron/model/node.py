@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model import limits
+from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.cpu import CpuModel
 from novacron.model.hardware import HostHardware, PciAddress
@@ -113,6 +114,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """When the certificate of the node's agent ends, in seconds since 1970; 0: not known yet."""
     unreconciled_vms: int = 0
     """VMs of which the node knows more than the database."""
+    peers: PeersSeen | None = None
+    """Which of the nodes that it watches answer it, as its agent reported last."""
+    conditions: tuple[NodeCondition, ...] = ()
+    """What is right with the node, and what is not."""
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -33,7 +33,7 @@ from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
 from novacron.server.session import ConsoleChannel, NodeSession
-from novacron.store import identities, leases, nodes, reconciling
+from novacron.store import conditions, identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
@@ -267,6 +267,7 @@ class LinkServer:
             session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
             await nodes.connected(connection, node, hello.inventory)
             await nodes.certified(connection, node, session.certificate_ends_at_s)
+            await conditions.refresh(connection, node)
         for held in hello.held:
             self._desired_state.hold(session, held.vm)
         earlier, self._sessions[node] = self._sessions.get(node), session

@@ -23,7 +23,7 @@ from novacron.server.observations import Observations
 from novacron.server.questions import Questions
 from novacron.server.reports import Reports
 from novacron.server.session import NodeSession
-from novacron.store import nodes, owned
+from novacron.store import conditions, nodes, owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
 from novacron.supervise import Rarely, until_one_ends
@@ -181,6 +181,7 @@ class Reader:
         session.certificate_ends_at_s = pki.expires_at_s(certificate)
         async with self._takers.database.transaction() as connection:
             await nodes.certified(connection, session.node, session.certificate_ends_at_s)
+            await conditions.refresh(connection, session.node)
 
     async def _store_heartbeats(self) -> None:
         while True:
@@ -202,6 +203,7 @@ class Reader:
         if skew_s is not None:
             async with takers.database.transaction() as connection:
                 await nodes.skewed(connection, session.node, skew_s)
+                await conditions.refresh(connection, session.node)
             session.clock.stored_s = skew_s
         session.beats.acknowledge(heartbeat.number, heartbeat.acknowledged, takers.clock())
         await session.send(wire.Beaten(heartbeat.number))

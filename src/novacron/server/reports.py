@@ -6,7 +6,18 @@ import time
 from collections.abc import Callable
 
 from novacron.model.reachability import check_endpoint, check_reachable
-from novacron.store import clones, exports, imports, migrations, nodes, rebalancing, reconciling, snapshots, volumes
+from novacron.store import (
+    clones,
+    conditions,
+    exports,
+    imports,
+    migrations,
+    nodes,
+    rebalancing,
+    reconciling,
+    snapshots,
+    volumes,
+)
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 
@@ -46,6 +57,8 @@ class Reports:
             case wire.InventoryChanged(inventory=inventory):
                 check_reachable(inventory)
                 await nodes.connected(connection, node, inventory)
+            case wire.ConditionsFound(conditions=found, peers=peers):
+                await conditions.found(connection, node, found, peers)
             case wire.ExportStands() as export:
                 report = exports.ExportReport(
                     export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256, export.error

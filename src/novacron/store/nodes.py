@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
@@ -116,6 +117,14 @@ async def skewed(connection: Connection, name: str, skew_s: float) -> None:
     await events.record(
         connection, events.NewEvent("node", name, name, "ClockSkewed" if skew_s else "ClockRight", message)
     )
+
+
+async def set_conditions(
+    connection: Connection, name: str, peers: PeersSeen | None, conditions: Collection[NodeCondition]
+) -> None:
+    """Store what is right with a node and what is not."""
+    changes = {"peers": msgspec.to_builtins(peers), "conditions": msgspec.to_builtins(conditions)}
+    await connection.execute("UPDATE nodes SET status = status || $2 WHERE name = $1", name, changes)
 
 
 async def _set_status(connection: Connection, name: str, status: NodeStatus) -> None:

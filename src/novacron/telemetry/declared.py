@@ -204,6 +204,7 @@ FLEET = (
     _seen("novacron_node_vms", "VMs on a node.", "node"),
     _seen("novacron_node_vcpus_allocated", "vCPUs of the VMs on a node.", "node"),
     _seen("novacron_node_memory_allocated_bytes", "Memory of the VMs on a node.", "node"),
+    _seen("novacron_node_condition", "A node's conditions: 1 as it should be, 0 not, -1 unknown.", "node", "type"),
     _seen("novacron_node_clock_skew_seconds", "By how much a node's clock is ahead; 0 if it may be right.", "node"),
     _seen(
         "novacron_node_certificate_expiry_timestamp_seconds",

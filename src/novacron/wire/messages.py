@@ -24,6 +24,7 @@ from novacron.wire.networks import Networks
 from novacron.wire.nodes import (
     Beaten,
     CertificateIssued,
+    ConditionsFound,
     Heartbeat,
     HeldVm,
     Hello,
@@ -58,6 +59,7 @@ FromAgent = (
     | Heartbeat
     | Measured
     | InventoryChanged
+    | ConditionsFound
     | Observed
     | Cloned
     | Contradicted
@@ -113,6 +115,7 @@ __all__ = [
     "Beaten",
     "CertificateIssued",
     "Cloned",
+    "ConditionsFound",
     "ConsoleClose",
     "ConsoleClosed",
     "ConsoleInput",

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from novacron.model.condition import PeersSeen, ReportedCondition
 from novacron.model.finite import Finite
 from novacron.model.node import Inventory
 from novacron.model.ownership import OwnershipRecord
@@ -14,6 +15,7 @@ from novacron.wire.base import Message
 
 STEADY_S_MAX = 1e9
 CLOCK_S_MAX = 1e11
+CONDITIONS_MAX = 16
 
 
 class HeldVm(msgspec.Struct, frozen=True):
@@ -68,6 +70,13 @@ class InventoryChanged(Message, frozen=True):
     """The host's inventory is now this one."""
 
     inventory: Inventory
+
+
+class ConditionsFound(Message, frozen=True):
+    """What the agent finds of the host's disk and memory, and which peers answer: all of it, whenever it changes."""
+
+    conditions: Annotated[tuple[ReportedCondition, ...], Meta(max_length=CONDITIONS_MAX)]
+    peers: PeersSeen
 
 
 class Peer(msgspec.Struct, frozen=True):

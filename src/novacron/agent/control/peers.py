@@ -14,9 +14,11 @@ from novacron import pki
 from novacron.agent.host.clock import Clock
 from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.host.lease import NodeLease
+from novacron.agent.host.peer_reach import PeerReach
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
+from novacron.model.condition import PeersSeen
 from novacron.model.errors import MALFORMED
 from novacron.model.lease import ANSWER_S_MAX, POLL_S, Vitals
 from novacron.telemetry import logs
@@ -41,6 +43,7 @@ class PeerWatch:
             self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
             lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._peers.voters)
         self._seen: dict[str, wire.PeerSeen] = {}
+        self._reach = PeerReach()
         self._was_valid = lease.valid()
 
     def tell(self, peers: wire.Peers) -> None:
@@ -57,6 +60,10 @@ class PeerWatch:
     def vitals(self) -> Vitals:
         """Return what this node says when it is asked."""
         return Vitals(silent=self._lease.silent())
+
+    def reach(self) -> PeersSeen:
+        """Return which of the nodes that this one watches answer it."""
+        return self._reach.seen()
 
     def heartbeat(self) -> wire.Heartbeat:
         """Return what the server is to be told now."""
@@ -76,28 +83,37 @@ class PeerWatch:
                 await self._vote()
             elif self._lease.now() - looked_at > limits.HEARTBEAT_INTERVAL_S:
                 looked_at = self._lease.now()
-                answers = await self._ask_all(self._peers.watched)
-                self._seen = {name: wire.PeerSeen(name, vitals.silent) for name, vitals in answers.items()}
+                await self._look()
             valid = self._lease.valid()
             if self._was_valid and not valid:
                 log.warning("this node's lease is over: its highly available VMs end")
                 self._ended()
             self._was_valid = valid
 
+    async def _look(self) -> None:
+        """Ask the nodes that this one watches."""
+        answers = await self._ask_all(self._peers.watched)
+        self._seen = {
+            name: wire.PeerSeen(name, answer.silent) for name, answer in answers.items() if isinstance(answer, Vitals)
+        }
+        errors = {name: None if isinstance(answer, Vitals) else answer for name, answer in answers.items()}
+        self._reach.look(errors, self._lease.now())
+
     async def _vote(self) -> None:
         asked_at = self._lease.now()
         answers = await self._ask_all(tuple(peer for peer in self._peers.voters if peer.name != self._name))
-        silent = {self._name} | {name for name, vitals in answers.items() if vitals.silent}
+        silent = {name for name, answer in answers.items() if isinstance(answer, Vitals) and answer.silent}
+        silent.add(self._name)
         allowed = self._lease.silent() and self._lease.may_go_on(silent, asked_at)
         if not allowed and self._lease.valid():
             log.info("the server is silent, and too few others say so", silent=sorted(silent))
 
-    async def _ask_all(self, peers: tuple[wire.Peer, ...]) -> dict[str, Vitals]:
+    async def _ask_all(self, peers: tuple[wire.Peer, ...]) -> dict[str, Vitals | str]:
         answers = await asyncio.gather(*(self._ask(peer) for peer in peers))
-        return {peer.name: answer for peer, answer in zip(peers, answers, strict=True) if answer is not None}
+        return {peer.name: answer for peer, answer in zip(peers, answers, strict=True)}
 
-    async def _ask(self, peer: wire.Peer) -> Vitals | None:
-        """Ask one node; None if it does not answer soon."""
+    async def _ask(self, peer: wire.Peer) -> Vitals | str:
+        """Ask one node; return its answer, or why there is none soon."""
         try:
             endpoint, host = parse_endpoint(peer.endpoint), pki.node_host(peer.name)
             async with asyncio.timeout(ANSWER_S_MAX):
@@ -111,8 +127,10 @@ class PeerWatch:
                     raise
                 self._pool.give(endpoint, host, connection)
                 return msgspec.msgpack.decode(frame.payload, type=Vitals)
-        except FAILURES:
-            return None
+        except TimeoutError:
+            return f"no answer within {ANSWER_S_MAX:.0f} s"
+        except FAILURES as error:
+            return str(error) or type(error).__name__
         except Exception:  # a defect met with one of them must not keep the others from being heard
             log.exception("defect while a node was asked", peer=peer.name)
-            return None
+            return "a defect: see this agent's log"

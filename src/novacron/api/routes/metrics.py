@@ -15,6 +15,7 @@ from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
+from novacron.model.condition import ConditionStatus
 from novacron.model.drain import DrainPhase
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
@@ -23,6 +24,7 @@ from novacron.wire.questions import ReadMetrics
 Body = dict[str, Any]
 Value = tuple[str, Labels, float]
 
+CONDITION_VALUES = {ConditionStatus.TRUE: 1, ConditionStatus.FALSE: 0, ConditionStatus.UNKNOWN: -1}
 PHASES = ("pending", "preparing", "transferring")
 LINKS = (
     ("novacron_dwcp_rate_bytes_per_second", "rate_bytes_per_s", 1.0, sum),
@@ -173,6 +175,8 @@ def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:
         yield "novacron_node_memory_bytes", (name,), inventory.get("memory_mib", 0) << 20
         yield "novacron_node_images", (name,), len(inventory.get("images", ()))
         yield "novacron_node_clock_skew_seconds", (name,), status.get("clock_skew_s", 0.0)
+        for condition in status.get("conditions", ()):
+            yield "novacron_node_condition", (name, condition["type"]), CONDITION_VALUES[condition["status"]]
         ends_at_s = status.get("certificate_ends_at_s", 0.0)
         yield "novacron_node_certificate_expiry_timestamp_seconds", (name,), ends_at_s
         yield "novacron_node_vms", (name,), count[name]

@@ -14,6 +14,7 @@ from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
 from novacron.client.errors import ApiError, Unreachable
 from novacron.local.doctor.finding import Finding, bad, ok, warning
+from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionStatus
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
 SKEW_S_MAX = 1.0
@@ -144,8 +145,21 @@ def _nodes(nodes: list[Object]) -> Iterator[Finding]:
             yield warning(
                 f"node {node['name']}", f"its agent is {version}, this is {__version__}", "update it: its VMs go on"
             )
+        yield from _conditions(node)
     if not away:
         yield ok("nodes", f"all {len(nodes)} are connected")
+
+
+def _conditions(node: Object) -> Iterator[Finding]:
+    """Tell what is wrong with a node that nothing else here tells."""
+    for condition in node["status"].get("conditions", ()):
+        if condition["status"] != ConditionStatus.FALSE or condition["type"] in EVENTS_OF_THEIR_OWN:
+            continue
+        keeps_vms_away = condition["reason"] in KEEPS_VMS_AWAY
+        found, _, advice = condition["message"].rpartition("; ")
+        finding = bad if keeps_vms_away else warning
+        effect = ": no VMs are placed there" if keeps_vms_away else ""
+        yield finding(f"node {node['name']}", (found or advice) + effect, advice)
 
 
 def _vms(vms: list[Object]) -> Iterator[Finding]:

@@ -1,0 +1,226 @@
+"""Conditions of this host that only its agent can know, looked at from time to time and reported when they change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from novacron.model.condition import (
+    ConditionReason,
+    ConditionStatus,
+    ConditionType,
+    PeersSeen,
+    ReportedCondition,
+)
+from novacron.telemetry import logs
+from novacron.wire import messages as wire
+
+log = logs.get(__name__)
+
+LOOK_S = 5.0
+DISK_S_MAX = 10.0
+"""A disk that has not taken a small file after so long hangs."""
+FULL_BYTES, FULL_UNTIL_BYTES = 16 << 20, 64 << 20
+"""The disk is full below the first, until there is the second again."""
+NEARLY_SHARE, NEARLY_BYTES_MAX, NEARLY_UNTIL = 0.05, 10 << 30, 1.25
+"""It is nearly full below this share of it, or so many bytes if that is less, until there is so much more."""
+MEMORY_SHARE, MEMORY_UNTIL = 0.05, 1.5
+"""Memory is low below this share of it, until so much more is available."""
+STALLED_PERCENT, STALLED_UNTIL_PERCENT = 20.0, 10.0
+"""It is under pressure when all tasks waited for memory for this share of the last ten seconds (PSI)."""
+MEMORY_SETTLES_S = 15.0
+"""Memory must be low, or available again, for so long before that is said."""
+CHECK_FILE = ".disk-check"
+CHECK_BYTES = 4096
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+R = ConditionReason
+
+
+class DiskLook(NamedTuple):
+    """What a look at the disk found. ``error``: why a small file could not be written, None if it could."""
+
+    free_bytes: int
+    total_bytes: int
+    error: OSError | None = None
+    hangs: bool = False
+
+
+class MemoryLook(NamedTuple):
+    available_bytes: int
+    total_bytes: int
+    stalled_percent: float
+
+
+def look_at_disk(directory: Path) -> DiskLook:
+    """Measure the room in a directory, and try to write there."""
+    error, free, total = None, 0, 0
+    path = directory / CHECK_FILE
+    try:
+        room = os.statvfs(directory)
+        free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, bytes(CHECK_BYTES))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as failure:
+        error = failure
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    return DiskLook(free, total, error)
+
+
+def look_at_memory() -> MemoryLook:
+    """Read what is available, and how long all tasks waited for memory. Raises OSError."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    stalled = 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # kernels without PSI
+        full = Path("/proc/pressure/memory").read_text().splitlines()[1]
+        stalled = float(full.split()[1].removeprefix("avg10="))
+    return MemoryLook(int(fields["MemAvailable"].split()[0]) << 10, int(fields["MemTotal"].split()[0]) << 10, stalled)
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def judge_disk(look: DiskLook, before: ConditionReason, directory: Path) -> ReportedCondition:
+    """Return the disk's condition; one that was said to be full is so until there is clearly more room."""
+    reason, found = _disk_reason(look, before), f"the disk of {directory}"
+    room = f"{_size(look.free_bytes)} of {_size(look.total_bytes)} free"
+    free = "remove images or move VMs away (novacron node drain), or make the disk larger"
+    words = {
+        R.DISK_WRITABLE: f"{found} can be written to, and has room",
+        R.DISK_NEARLY_FULL: f"{found} is nearly full: {room}; {free}",
+        R.DISK_FULL: f"{found} is full: {room}; {free}",
+        R.DISK_READ_ONLY: f"{found} is read-only: see dmesg there, repair it and mount it anew",
+        R.DISK_FAILS: f"{found} can't be written to: {_text(look.error)}; see dmesg there",
+        R.DISK_HANGS: f"{found} has taken no write for {DISK_S_MAX:.0f} s: see dmesg there",
+    }
+    status = ConditionStatus.TRUE if reason is R.DISK_WRITABLE else ConditionStatus.FALSE
+    return ReportedCondition(ConditionType.DISK, status, reason, words[reason])
+
+
+def _text(error: OSError | None) -> str:
+    return "" if error is None else error.strerror or str(error)
+
+
+def _disk_reason(look: DiskLook, before: ConditionReason) -> ConditionReason:
+    if look.hangs:
+        return R.DISK_HANGS
+    code = None if look.error is None else look.error.errno
+    full = FULL_UNTIL_BYTES if before is R.DISK_FULL else FULL_BYTES
+    if code in NO_ROOM or (code is None and look.free_bytes < min(full, look.total_bytes // 4)):
+        return R.DISK_FULL
+    if code is not None:
+        return R.DISK_READ_ONLY if code == errno.EROFS else R.DISK_FAILS
+    nearly = min(look.total_bytes * NEARLY_SHARE, NEARLY_BYTES_MAX)
+    if before in (R.DISK_NEARLY_FULL, R.DISK_FULL):
+        nearly *= NEARLY_UNTIL
+    return R.DISK_NEARLY_FULL if look.free_bytes < nearly else R.DISK_WRITABLE
+
+
+class MemoryJudge:
+    """Says how memory is, once it has been so for a while."""
+
+    def __init__(self) -> None:
+        self.reason = R.MEMORY_AVAILABLE
+        self._next, self._since = R.MEMORY_AVAILABLE, 0.0
+
+    def judge(self, look: MemoryLook, now: float) -> ReportedCondition:
+        """Return memory's condition."""
+        reason = self._reason(look)
+        if reason is not self._next:
+            self._next, self._since = reason, now
+        if reason is not self.reason and now - self._since >= MEMORY_SETTLES_S:
+            self.reason = reason
+        free = f"{_size(look.available_bytes)} of {_size(look.total_bytes)} available"
+        then = "move VMs away before the kernel ends some: novacron vm migrate"
+        words = {
+            R.MEMORY_AVAILABLE: "memory is available",
+            R.MEMORY_LOW: f"memory is low: {free}; {then}",
+            R.MEMORY_PRESSURE: f"tasks wait for memory {look.stalled_percent:.0f} % of the time: {free}; {then}",
+        }
+        status = ConditionStatus.TRUE if self.reason is R.MEMORY_AVAILABLE else ConditionStatus.FALSE
+        return ReportedCondition(ConditionType.MEMORY, status, self.reason, words[self.reason])
+
+    def _reason(self, look: MemoryLook) -> ConditionReason:
+        bad = self.reason is not R.MEMORY_AVAILABLE
+        if look.available_bytes < look.total_bytes * MEMORY_SHARE * (MEMORY_UNTIL if bad else 1.0):
+            return R.MEMORY_LOW
+        pressed = look.stalled_percent > (STALLED_UNTIL_PERCENT if bad else STALLED_PERCENT)
+        return R.MEMORY_PRESSURE if pressed else R.MEMORY_AVAILABLE
+
+
+class HostConditions:
+    """Looks at the host, and reports its conditions when one changes. ``run`` must run."""
+
+    def __init__(
+        self, directory: Path, peers: Callable[[], PeersSeen], send: Callable[[wire.ConditionsFound], None]
+    ) -> None:
+        """``directory`` holds the agent's state; ``peers`` says which other nodes answer."""
+        self._directory, self._peers, self._send = directory, peers, send
+        self._disk: ReportedCondition | None = None
+        self._memory: ReportedCondition | None = None
+        self._memory_judge = MemoryJudge()
+        self._looking: asyncio.Future[DiskLook] | None = None
+        self._sent: wire.ConditionsFound | None = None
+        self._anew = asyncio.Event()
+
+    def resync(self) -> None:
+        """The link is new: say everything again."""
+        self._sent = None
+        self._anew.set()
+
+    async def run(self) -> None:
+        """Look and report until cancelled."""
+        while True:
+            self._anew.clear()
+            await self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._anew.wait()
+
+    async def look(self) -> None:
+        """Look once, and report what has changed."""
+        disk = await self._look_at_disk()
+        before = R.DISK_WRITABLE if self._disk is None else self._disk.reason
+        self._disk = _changed(self._disk, judge_disk(disk, before, self._directory))
+        with contextlib.suppress(OSError):  # without /proc there is nothing to say
+            memory = await asyncio.to_thread(look_at_memory)
+            self._memory = _changed(self._memory, self._memory_judge.judge(memory, time.monotonic()))
+        found = tuple(condition for condition in (self._disk, self._memory) if condition is not None)
+        message = wire.ConditionsFound(found, self._peers())
+        if message != self._sent:
+            self._sent = message
+            self._send(message)
+
+    async def _look_at_disk(self) -> DiskLook:
+        """Look in a thread; one that hangs is left alone, and no second one is begun."""
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(look_at_disk, self._directory))
+        try:
+            look = await asyncio.wait_for(asyncio.shield(self._looking), DISK_S_MAX)
+        except TimeoutError:
+            return DiskLook(0, 0, hangs=True)
+        self._looking = None
+        return look
+
+
+def _changed(before: ReportedCondition | None, now: ReportedCondition) -> ReportedCondition:
+    """Return the condition that is to be said: figures in the words of one that stays are those of its beginning."""
+    if before is not None and before.reason is now.reason:
+        return before
+    if before is not None or now.status is not ConditionStatus.TRUE:
+        say = log.info if now.status is ConditionStatus.TRUE else log.warning
+        say("a condition of this host has changed", condition=now.type, reason=now.reason, found=now.message)
+    return now
