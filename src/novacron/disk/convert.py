@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from novacron.disk import qemu_img
 from novacron.disk.errors import Unacceptable
+from novacron.disk.files import sync
 from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
 from novacron.model.image import ImageFormat
 
@@ -59,7 +60,7 @@ async def convert(
         free = shutil.disk_usage(target).free
         invocation = Invocation(user.wrap, [*LIMITS, f"--fsize={size_bytes}"], (readable, writable))
         await _run(arguments, invocation, lambda: _lack_of_room(target, spare_bytes, free))
-        os.fsync(writable)
+        await sync(target)
 
 
 async def flatten(layers: list[Path], target: Path, spare_bytes: int, user: ToolUser) -> None:
@@ -84,7 +85,7 @@ async def flatten(layers: list[Path], target: Path, spare_bytes: int, user: Tool
         free = shutil.disk_usage(target).free
         invocation = Invocation(user.wrap, LIMITS, (*descriptors, writable))
         await _run(arguments, invocation, lambda: _lack_of_room(target, spare_bytes, free))
-        os.fsync(writable)
+        await sync(target)
 
 
 def _let_read(descriptor: int, owner: int | None) -> None:

@@ -6,13 +6,13 @@ The layer may have snapshots inside. What its header says of other files is neve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import struct
 from pathlib import Path
 
 from novacron.disk import qemu_img
-from novacron.disk.files import make_durable
+from novacron.disk.files import make_durable, sync
 from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
 
 TIMEOUT_S = 60.0
@@ -60,29 +60,24 @@ def size_bytes(path: Path) -> int:
 async def copy(path: Path, to: Path) -> None:
     """Copy a layer that nobody writes to, with all that is in it. Raises OverlayFailed, OSError."""
     command = ("cp", "--reflink=auto", "--sparse=always", "--", str(path), str(to))
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
+    process: asyncio.subprocess.Process | None = None
     try:
         async with asyncio.timeout(COPY_S_MAX):
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
             _, said = await process.communicate()
+        if process.returncode:
+            raise OverlayFailed(f"the disk can't be copied: {said.decode(errors='replace').strip()[-300:]}")
     except BaseException:
-        process.kill()
-        await process.wait()
-        to.unlink(missing_ok=True)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        await asyncio.to_thread(to.unlink, missing_ok=True)
         raise
-    if process.returncode:
-        to.unlink(missing_ok=True)
-        raise OverlayFailed(f"the disk can't be copied: {said.decode(errors='replace').strip()[-300:]}")
-    await asyncio.to_thread(_sync, to)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    await sync(to)
 
 
 class Snapshots:

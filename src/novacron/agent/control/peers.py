@@ -39,6 +39,7 @@ class PeerWatch:
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
         self._clock = clock
         self._peers = wire.Peers((), ())
+        self._unstored: wire.Peers | None = None
         with contextlib.suppress(OSError, *MALFORMED):
             self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
             lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._peers.voters)
@@ -48,14 +49,25 @@ class PeerWatch:
 
     def tell(self, peers: wire.Peers) -> None:
         """Take the list of peers from the server."""
-        self._peers = peers
+        self._peers = self._unstored = peers
+
+    async def _keep(self) -> None:
+        """Store the list of peers, and only then let the server know by whose word this node goes on."""
+        peers = self._unstored
+        if peers is None:
+            return
         try:
-            scratch = self._path.with_suffix(".new")
-            scratch.write_bytes(msgspec.json.encode(peers))
-            scratch.rename(self._path)
+            await asyncio.to_thread(self._store, peers)
         except OSError as error:  # a new agent has to wait for the server to hear of them
             log.warning("the list of peers can't be stored", error=str(error))
         self._lease.rule.voters_next = tuple(peer.name for peer in peers.voters)
+        if self._unstored is peers:
+            self._unstored = None
+
+    def _store(self, peers: wire.Peers) -> None:
+        scratch = self._path.with_suffix(".new")
+        scratch.write_bytes(msgspec.json.encode(peers))
+        scratch.rename(self._path)
 
     def vitals(self) -> Vitals:
         """Return what this node says when it is asked."""
@@ -79,6 +91,7 @@ class PeerWatch:
         looked_at = 0.0
         while True:
             await self._clock.sleep(POLL_S)
+            await self._keep()
             if self._lease.silent():
                 await self._vote()
             elif self._lease.now() - looked_at > limits.HEARTBEAT_INTERVAL_S:

@@ -223,7 +223,7 @@ class ImageImports:
             return await self._finish(scratch, target, import_.spec.size_bytes)
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         read = await self._receive(import_, source)
-        held = source.stat().st_size
+        held = await asyncio.to_thread(_held_bytes, source)
         self._report(import_, ImportPhase.CONVERTING, held)
         if import_.spec.sha256 is not None:
             if read is None:
@@ -247,13 +247,13 @@ class ImageImports:
         """Have the whole file at ``source`` and return its SHA-256, if that is known by then."""
         if import_.spec.source is Source.UPLOAD:
             more = self._more[import_.id]
-            while not source.exists() or source.stat().st_size < import_.spec.size_bytes:
-                more.clear()
+            more.clear()
+            while await asyncio.to_thread(_held_bytes, source) < import_.spec.size_bytes:
                 await more.wait()
-            if source.stat().st_size > import_.spec.size_bytes:  # an earlier agent had filled its last page
-                os.truncate(source, import_.spec.size_bytes)
+                more.clear()
+            await asyncio.to_thread(_cut, source, import_.spec.size_bytes)  # an earlier agent had filled its last page
             return None
-        source.unlink(missing_ok=True)
+        await asyncio.to_thread(source.unlink, missing_ok=True)
         over = threading.Event()
         writer = Writer(source)
         copying = asyncio.create_task(asyncio.to_thread(self._copy, import_, writer, over))
@@ -293,16 +293,17 @@ class ImageImports:
 
     async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
-        with source.open("rb") as file:
-            packed = unpack.detect(file)
+        packed = await asyncio.to_thread(_compression, source)
         if packed is not None:
             source, read = await self._unpack(source, packed)
         format, size = await asyncio.to_thread(_examine, source, import_.spec.format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
-        target.unlink(missing_ok=True)
+        await asyncio.to_thread(target.unlink, missing_ok=True)
         if format is ImageFormat.RAW:
-            os.link(source, target)  # both names: after a kill here the received file is still found
+            await asyncio.to_thread(
+                os.link, source, target
+            )  # both names: after a kill here the received file is still found
         else:
             uid = None if self._settings.uid_base is None else self._settings.uid_base + UIDS_MAX - 1
             await convert.convert(
@@ -310,15 +311,9 @@ class ImageImports:
                 convert.ToolUser(lambda command: command if uid is None else confined(command, Account(uid)), uid),
             )  # fmt: skip
             read = None
-        length = target.stat().st_size
-        if length % DISK_ALIGNMENT:
-            more = -length % DISK_ALIGNMENT
-            length += more
-            os.truncate(target, length)
-            if read is not None:
-                read.update(bytes(more))
-        if os.geteuid() == 0:
-            os.chown(target, 0, 0)
+        length, more = await asyncio.to_thread(_align, target)
+        if read is not None:
+            read.update(bytes(more))
         if read is None:
             read = await asyncio.to_thread(_sha256, target)
         return ImageFile(DISK, read.hexdigest(), length)
@@ -326,7 +321,7 @@ class ImageImports:
     async def _unpack(self, source: Path, kind: unpack.Compression) -> tuple[Path, Hash]:
         """Unpack a compressed file beside it; return where, and its SHA-256. Raises Unacceptable, OSError."""
         unpacked, aborted = source.with_name(UNPACKED), threading.Event()
-        unpacked.unlink(missing_ok=True)
+        await asyncio.to_thread(unpacked.unlink, missing_ok=True)
         writer = Writer(unpacked)
         looked_at = 0
 
@@ -356,6 +351,37 @@ class ImageImports:
             await asyncio.to_thread(writer.abandon)
 
 
+def _held_bytes(path: Path) -> int:
+    """Return how long a file is; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _cut(path: Path, size_bytes: int) -> None:
+    """Cut off what a file has beyond ``size_bytes``."""
+    if path.stat().st_size > size_bytes:
+        os.truncate(path, size_bytes)
+
+
+def _compression(path: Path) -> unpack.Compression | None:
+    with path.open("rb") as file:
+        return unpack.detect(file)
+
+
+def _align(disk: Path) -> tuple[int, int]:
+    """Fill a disk's last sector with zeros, and take the disk from the tool's user: return its length, and how many
+    zeros there are more."""
+    length = disk.stat().st_size
+    more = -length % DISK_ALIGNMENT
+    if more:
+        os.truncate(disk, length + more)
+    if os.geteuid() == 0:
+        os.chown(disk, 0, 0)
+    return length + more, more
+
+
 def _examine(source: Path, said: ImageFormat | None) -> tuple[ImageFormat, int | None]:
     """Return in which format a disk is, and how many bytes it has as far as its header says. Raises Unacceptable."""
     with source.open("rb") as file:
@@ -377,7 +403,7 @@ def _put_in_place(scratch: Path, target: Path) -> None:
 def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
     """Add a piece to a file that grows in order; one that is there already is no error."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held = path.stat().st_size if path.exists() else 0
+    held = _held_bytes(path)
     if offset != held:
         return held
     if held + len(data) > size_bytes:

@@ -95,7 +95,7 @@ async def _copy_running(source: VirtualMachine, clone: VmDirectory) -> None:
         await block.copy(source.monitor, COPY)
         scratch.replace(clone.path / UNFINISHED)
     finally:
-        scratch.unlink(missing_ok=True)
+        await asyncio.to_thread(scratch.unlink, missing_ok=True)  # of a large file it takes seconds
 
 
 def _link_shared(source: VirtualMachine, clone: VmDirectory) -> None:
@@ -150,7 +150,7 @@ async def settle(machine: VirtualMachine) -> None:
     scratch.rename(layer)
     for path in candidates:
         if path != begun:
-            path.unlink()
+            await asyncio.to_thread(path.unlink)
     await asyncio.to_thread(make_durable, machine.directory)
 
 
