@@ -22,7 +22,7 @@ from novacron.disk import convert, overlay, qemu_img
 from novacron.model.image import ImageFormat, ImportSpec, Source
 from novacron.model.lease import POLL_S
 from novacron.wire import messages as wire
-from tests.waiting import eventually
+from tests.waiting import eventually, pause_async
 
 SLOW = ("fsync", "fdatasync", "truncate", "ftruncate", "unlink", "link", "rename")
 """Calls that a file system may take its time for."""
@@ -146,7 +146,7 @@ class Turns(SystemClock):
 
     async def sleep(self, seconds: float) -> None:
         assert seconds == POLL_S
-        await asyncio.sleep(0.001)
+        await pause_async(0.001)
 
 
 async def test_the_list_of_peers_is_stored_beside_the_loop_and_its_voters_count_from_then_on(
