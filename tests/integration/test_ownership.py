@@ -7,26 +7,23 @@ they like. ``NOVACRON_SEED`` repeats a run whose seed was printed.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S
-from novacron.store.database import Database
 from tests.simulation import defects
 from tests.simulation.failover import SERVER, FailoverHistory
 from tests.simulation.ownership import run_histories, simulation_database
+from tests.simulation.seeded import Place, run_histories_from
 from tests.simulation.world import Broken
 
-Place = tuple[asyncio.Runner, Database, Path]
 HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "40"))
 HISTORIES_WITH_DEFECT_MAX = 60
 DEFECT_SEED = 20
+BAD_DAYS = 12
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +58,20 @@ def test_the_simulation_finds_a_defect_in(
         run_histories(place, HISTORIES_WITH_DEFECT_MAX, DEFECT_SEED)
 
 
-def run_failovers(place: Place, count: int, first: int = 0) -> int:
-    """Run so many histories, of seeds from ``first`` on; return how often the VM was given to another node."""
-    runner, database, directory = place
-
-    async def run(seed: int) -> int:
-        print(f"failover history: seed {seed}")
-        with TemporaryDirectory(dir=directory) as hosts:
-            return await FailoverHistory(database, Path(hosts) / "hosts", seed).run()
-
-    return sum(runner.run(run(seed)) for seed in range(first, first + count))
-
-
 def test_a_node_that_is_cut_off_stops_its_vm_before_another_starts_it(place: Place) -> None:
-    assert run_failovers(place, 8) > 0
+    assert run_histories_from(place, "failover", 0, 8) > 0
+
+
+def test_no_vm_runs_twice_whatever_becomes_of_state_folders_and_certificates(place: Place) -> None:
+    assert run_histories_from(place, "bad-days", 0, BAD_DAYS) > BAD_DAYS, (
+        "histories in which nothing moves prove nothing"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(8 * 3600)
+def test_no_vm_runs_twice_on_ten_thousand_bad_days(place: Place) -> None:
+    run_histories_from(place, "bad-days", seed(), 10_000)
 
 
 async def calm_history(place: Place, name: str) -> FailoverHistory:
@@ -119,4 +116,4 @@ def test_the_simulation_of_leases_finds_a_defect_in(
 ) -> None:
     defect(monkeypatch)
     with pytest.raises(Broken):
-        run_failovers(place, HISTORIES_WITH_DEFECT_MAX, defects.LEASES[defect])
+        run_histories_from(place, "failover", defects.LEASES[defect], HISTORIES_WITH_DEFECT_MAX)

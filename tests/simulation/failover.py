@@ -92,6 +92,8 @@ class FailoverHistory:
                 self._fail()
             if fails and self.random.random() < KILL_CHANCE:
                 await self.world.hosts[self.random.choice(self.names)].crash_agent()
+            if fails:
+                await self.also_fails()
             for host in self.world.hosts.values():
                 host.guard()
             await self._carry()
@@ -100,10 +102,17 @@ class FailoverHistory:
             if self._every(SAY_S):
                 await self._say()
             if self._every(CONTROL_S):
-                await self.world.failover.step(self.world.database, self.world.objects["failover"])
-                await self.world.objects["failover"].finish()
-                self.world.objects["failover"].end_pass()
+                await self.control()
             await self.world.settle()
+
+    async def also_fails(self) -> None:
+        """Let more fail than nodes, agents and connections."""
+
+    async def control(self) -> None:
+        """The controllers make a pass."""
+        await self.world.failover.step(self.world.database, self.world.objects["failover"])
+        await self.world.objects["failover"].finish()
+        self.world.objects["failover"].end_pass()
 
     def _fail(self) -> None:
         """Let something fail, or everything be well again."""
@@ -157,10 +166,12 @@ class FailoverHistory:
         both = self.up[name, SERVER] and self.up[SERVER, name]
         if not both and self.random.random() < 0.2:
             self.links.end(name)  # the connection is noticed to be dead
-        agent = self.world.hosts[name].agent
-        if name not in self.links.sessions and both and agent.alive:
-            agent.hello()
-            await self.links.connect(name)
+        host = self.world.hosts[name]
+        if not host.works:
+            return
+        agent = host.agent
+        if name not in self.links.sessions and both and host.is_certified():
+            await self.links.connect(name, agent.hello())
         if self._every(limits.HEARTBEAT_INTERVAL_S):
             # Without the clock's time: the server compares that to the real clock.
             self._say_to_server(name, msgspec.structs.replace(agent.peers.heartbeat(), clock=0.0))

@@ -7,31 +7,38 @@ product's.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import AsyncMock, Mock
 
+from cryptography import x509
+
+from novacron import pki
+from novacron.agent import identity as identities
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.peers import PeerWatch
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.presence import Presence
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.known_pages import KnownPages
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.hypervisor import Hypervisor
 from novacron.agent.vm.journal import Journal, Record
+from novacron.agent.vm.leftovers import Leftovers
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.disk.images import LocalImage
 from novacron.dwcp.connection import ConnectionPool
+from novacron.model.errors import NovaError
 from novacron.model.node import AcceleratorKind, ImageInfo
 from novacron.model.ownership import Claim
 from novacron.qemu import lease_guard
 from novacron.qemu.monitor import MonitorFailed
+from novacron.qemu.running import RunningQemu
 from novacron.wire import messages as wire
 from tests.simulation.machine import SimulatedHypervisor, SimulatedQemu
 from tests.simulation.peers import SimulatedPool
@@ -73,12 +80,12 @@ class MortalJournal(Journal):
 class AgentProcess:
     """One life of a host's agent. Once it is not ``alive``, nothing that it still does has an effect."""
 
-    def __init__(self, host: SimulatedHost) -> None:
+    def __init__(self, host: SimulatedHost, settings: AgentSettings, presence: Presence) -> None:
         self.host, self.alive = host, True
+        self._presence = presence
         self.dies: Death | None = None
         self.workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        settings = AgentSettings(host.directory, host.directory / "images", host.name)
         world = host.world
         pages = Mock(
             spec=KnownPages, prepare=AsyncMock(), keep=AsyncMock(), forget=AsyncMock(),
@@ -145,11 +152,12 @@ class AgentProcess:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def hello(self) -> None:
-        """The link begins anew, as ``agent.main`` does it."""
+    def hello(self) -> tuple[wire.HeldVm, ...]:
+        """The link begins anew, as ``agent.main`` does it: return what is said of VMs."""
         self.services.lease.rule.connected()
         for worker in self.workers.values():
             worker.resync()
+        return tuple(worker.held() for worker in self.workers.values())
 
     def _lease_over(self) -> None:
         """As ``agent.main`` does it."""
@@ -165,6 +173,7 @@ class AgentProcess:
     async def bury(self) -> None:
         """Take what is left of a killed agent away."""
         self.alive = False
+        self._presence.release()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -175,28 +184,126 @@ class AgentProcess:
 
 
 class SimulatedHost:
-    """What outlives an agent; ``directory`` outlives the host's crashes too."""
+    """What outlives an agent; ``directory``, its state folder, outlives the host's crashes too."""
 
     def __init__(self, world: World, name: str, directory: Path) -> None:
         self.world, self.name, self.directory = world, name, directory
-        self.qemus: dict[str, SimulatedQemu] = {}
-        directory.mkdir(parents=True)
-        self.agent = AgentProcess(self)
+        self.qemus: dict[int, SimulatedQemu] = {}
+        self.refusal = ""
+        """Why the agent does not begin."""
+        self._agent: AgentProcess | None = None
+        key = pki.new_key()
+        self.key_hash = self.key_hash_of(key)
+        self.keep_identity(key, self.world.authority)
+        self._begin_agent(self._settings(identities.owner_of(self.world.authority.pem, name)))
+
+    @property
+    def agent(self) -> AgentProcess:
+        assert self._agent is not None, self.refusal
+        return self._agent
+
+    @property
+    def works(self) -> bool:
+        """Say whether an agent works."""
+        return self._agent is not None and self._agent.alive
+
+    @property
+    def has_died(self) -> bool:
+        """Say whether the agent has killed itself at a write."""
+        return self._agent is not None and not self._agent.alive
+
+    def keep_identity(self, key: pki.Key, authority: pki.Authority) -> None:
+        """Have a certificate for a key in the state folder."""
+        where = self.directory / "identity"
+        certificate = authority.issue_node(pki.certificate_request(key, self.name), self.name)
+        for file, content in (
+            ("node.key", pki.key_pem(key)), ("node.crt", certificate), ("ca.crt", authority.pem),
+            ("identity.json", b'{"link_url": "wss://server"}'),
+        ):  # fmt: skip
+            pki.write_secret(where / file, content)
+
+    def is_certified(self) -> bool:
+        """Say whether the server accepts this node's certificate."""
+        certificate = (self.directory / "identity" / "node.crt").read_bytes()
+        return pki.validity(certificate).objection(self.world.clock.time()) is None
+
+    def let_certificate_end(self) -> None:
+        """Have a certificate that has ended."""
+        directory = self.world.directory / "authority"
+        earlier = pki.Authority.open(directory, lambda: self.world.clock.time() - 2 * pki.NODE_DAYS * 86_400)
+        self.keep_identity(pki.load_key(self.directory / "identity" / "node.key"), earlier)
+        self.world.link_ends(self.name)
+
+    async def rejoin(self) -> None:
+        """Get another certificate, as ``novacron agent --rejoin`` does. Raises NovaError."""
+        key = pki.load_key(self.directory / "identity" / "node.key")
+        await self.world.join(self.name, self.key_hash_of(key))
+        self.keep_identity(key, self.world.authority)
+
+    def key_hash_of(self, key: pki.Key) -> str:
+        return pki.key_hash(x509.load_pem_x509_csr(pki.certificate_request(key, self.name)))
+
+    def qemus_of(self, vm: str) -> list[RunningQemu]:
+        """Return the QEMUs on this host that run a VM."""
+        return [qemu.describe() for qemu in self.qemus.values() if qemu.vm == vm]
 
     def lease_holds(self) -> bool:
         """Say what the lease guard says: it reads what the agent wrote."""
-        return lease_guard.valid(str(self.agent.services.settings.lease_path), self.world.clock.monotonic())
+        return self._lease_holds(self.agent.services.settings.lease_path)
+
+    def _lease_holds(self, path: Path) -> bool:
+        return lease_guard.valid(str(path), self.world.clock.monotonic())
 
     def guard(self) -> None:
         """End what ends with the lease, if that is over."""
-        if not self.lease_holds():
-            for qemu in list(self.qemus.values()):
-                if qemu.kept:
-                    qemu.end(tells=True)
+        for qemu in list(self.qemus.values()):
+            if qemu.kept and not self._lease_holds(qemu.lease_path):
+                qemu.end(tells=True)
 
-    async def crash_agent(self) -> None:
-        """Kill the agent; its successor begins at once. A QEMU that was loading ends: nobody feeds it any more."""
-        await self.agent.bury()
+    def _settings(self, owner: str) -> AgentSettings:
+        return AgentSettings(self.directory, self.directory.parent / "images", self.name, owner=owner)
+
+    def _begin_agent(self, settings: AgentSettings) -> None:
+        presence = Presence(settings.owner)
+        try:
+            self._agent = AgentProcess(self, settings, presence)
+        except BaseException:
+            presence.release()
+            raise
+
+    async def begin_agent(self) -> None:
+        """Start an agent, as ``agent.main`` does; ``refusal`` says why it can't begin."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        identity = identities.load(self.directory / "identity")
+        settings = self._settings(identities.owner_of(self.world.authority.pem, self.name))
+        leftovers = Leftovers(
+            settings, lambda: [qemu.describe() for qemu in self.qemus.values()], lambda _: [], self._quit
+        )
+        self.refusal = ""
+        try:
+            if identity is None:
+                leftovers.check()
+                await self._join()
+            await leftovers.settle()
+            self._begin_agent(settings)
+        except NovaError as error:
+            self.refusal = str(error)
+
+    async def _join(self) -> None:
+        """Join as this host's node, with a new key. Raises NovaError."""
+        key = pki.new_key()
+        await self.world.join(self.name, self.key_hash_of(key))
+        self.keep_identity(key, self.world.authority)
+
+    async def _quit(self, pid: int) -> None:
+        self.qemus[pid].end(tells=False)
+
+    async def end_agent(self) -> None:
+        """Kill the agent. A QEMU that was loading ends: nobody feeds it any more."""
+        if self._agent is None:
+            return
+        await self._agent.bury()
+        self._agent = None
         self.world.link_ends(self.name)
         for qemu in list(self.qemus.values()):
             qemu.on_event = None
@@ -205,17 +312,25 @@ class SimulatedHost:
                 qemu.outgoing = None
             if qemu.run_state == "inmigrate":
                 qemu.end(tells=False)
-        self.agent = AgentProcess(self)
+
+    async def crash_agent(self) -> None:
+        """Kill the agent; its successor begins at once."""
+        await self.end_agent()
+        await self.begin_agent()
+
+    def lose_power(self) -> None:
+        """End every QEMU."""
+        for qemu in list(self.qemus.values()):
+            qemu.end(tells=False)
 
     async def crash(self) -> None:
         """The host loses its power, and starts again."""
-        for qemu in list(self.qemus.values()):
-            qemu.end(tells=False)
+        self.lose_power()
         await self.crash_agent()
 
     async def end(self) -> None:
-        await self.agent.bury()
-        shutil.rmtree(self.directory)
+        await self.end_agent()
+        self.lose_power()
 
 
 def _drop(work: Coroutine[Any, Any, None]) -> None:

@@ -13,7 +13,7 @@ from novacron.server.heartbeats import Heartbeats
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.reader import Reader, Takers
 from novacron.server.session import NodeSession
-from novacron.store import leases
+from novacron.store import leases, reconciling
 from novacron.store.database import Database
 from novacron.store.leases import Beat
 from novacron.supervise import Rarely
@@ -55,10 +55,12 @@ class Links:
             Rarely(),
         )  # fmt: skip
 
-    async def connect(self, name: str) -> None:
+    async def connect(self, name: str, held: tuple[wire.HeldVm, ...]) -> None:
         """As ``LinkServer._welcome`` does."""
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
+        records = [reconciling.NodeRecord(vm.vm, vm.record) for vm in held if vm.record is not None]
+        await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))
         async with self._database.transaction() as connection:
             session.generation = await leases.begin(connection, name)
         self.sessions[name] = session

@@ -1,9 +1,14 @@
-"""A simulated hypervisor: a QEMU that outlives its agent, and the agent's handle on it."""
+"""A simulated hypervisor: a QEMU that outlives its agent, and the agent's handle on it.
+
+Where a QEMU runs is a real directory, which it holds open: it may be moved or removed meanwhile. Agents find QEMUs as
+the product does, by what they are.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,12 +17,14 @@ from novacron.agent.vm.directory import VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import StartRequest
+from novacron.agent.vm.leftovers import without_agent
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import GuestHardware, VmSpec
 from novacron.qemu.monitor import MonitorFailed
+from novacron.qemu.running import REMOVED, RunningQemu, choose
 
 if TYPE_CHECKING:
-    from tests.simulation.host import AgentProcess, SimulatedHost
+    from tests.simulation.host import AgentProcess
     from tests.simulation.transport import Channel
 
 EXECUTES = frozenset({"running", "finish-migrate"})
@@ -28,9 +35,13 @@ class SimulatedQemu:
 
     numbers = itertools.count(1)
 
-    def __init__(self, host: SimulatedHost, vm: str, *, incoming: bool, kept: bool) -> None:
-        self.host, self.vm, self.kept = host, vm, kept
+    def __init__(self, machine: SimulatedMachine, *, incoming: bool, kept: bool) -> None:
+        self.host, self.vm, self.kept = machine.agent.host, machine.id, kept
         self.pid = next(self.numbers)
+        settings = machine.agent.services.settings
+        self.lease_path = settings.lease_path
+        self._marks = settings.owner, str(settings.state_dir.resolve())
+        self._directory = os.open(machine.directory, os.O_PATH | os.O_DIRECTORY)
         self.run_state = "inmigrate" if incoming else "prelaunch"
         self.memory = 0
         self.on_event: OnEvent | None = None
@@ -39,7 +50,12 @@ class SimulatedQemu:
 
     @property
     def alive(self) -> bool:
-        return self.host.qemus.get(self.vm) is self
+        return self.pid in self.host.qemus
+
+    def describe(self) -> RunningQemu:
+        """Return what /proc says of the process."""
+        where = Path(f"/proc/self/fd/{self._directory}").readlink()
+        return RunningQemu(self.pid, self.vm, None if where.name.endswith(REMOVED) else where, *self._marks)
 
     def become(self, run_state: str) -> None:
         """Be in another run state."""
@@ -68,7 +84,8 @@ class SimulatedQemu:
         """The process is gone, whatever ended it."""
         if not self.alive:
             return
-        del self.host.qemus[self.vm]
+        del self.host.qemus[self.pid]
+        os.close(self._directory)
         outgoing, self.outgoing = self.outgoing, None
         if outgoing is not None:
             outgoing.cut()
@@ -115,21 +132,29 @@ class SimulatedMachine:
 
     async def adopt(self) -> bool:
         self.agent.check_alive()
-        qemu = self.agent.host.qemus.get(self.id)
-        if qemu is not None:
-            self._attach(qemu)
-        return qemu is not None
+        found = self._find()
+        if found is not None:
+            self._attach(self.agent.host.qemus[found.pid])
+        return found is not None
+
+    def _find(self) -> RunningQemu | None:
+        return choose(self.agent.host.qemus_of(self.id), self.directory, self.agent.services.settings.owner)
 
     async def start(self, request: StartRequest) -> str:
         self.agent.check_alive()
         host = self.agent.host
-        if self.id in host.qemus:
+        found = self._find()
+        if found is not None:
+            self._attach(host.qemus[found.pid])
             raise MachineFailed("QEMU runs this VM already")
+        if not request.incoming and without_agent(host.qemus_of(self.id)) is not None:
+            raise MachineFailed("a QEMU of a node whose agent does not work runs this VM on this host")
         kept = request.assignment.spec.ha
         if kept and not host.lease_holds():
             raise MachineFailed("this node's lease is over")
         self.directory.mkdir(parents=True, exist_ok=True)
-        qemu = host.qemus[self.id] = SimulatedQemu(host, self.id, incoming=request.incoming, kept=kept)
+        qemu = SimulatedQemu(self, incoming=request.incoming, kept=kept)
+        host.qemus[qemu.pid] = qemu
         self._attach(qemu)
         if not request.incoming:
             qemu.boot()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as with_seed
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from lab.platform import open_directory
+from novacron.agent.host import presence
 from novacron.local.postgres import Postgres
 from novacron.store.database import Database
 from novacron.wire import messages as wire
@@ -229,6 +231,7 @@ def simulation_database() -> Iterator[tuple[asyncio.Runner, Database, Path]]:
         open_directory("nvsim-") as directory,
         open_directory("nvsim-hosts-") as hosts_directory,
         asyncio.Runner(loop_factory=SimulationLoop) as runner,
+        patch.object(presence, "directory", lambda: None),  # the locks of agents that are simulated
     ):
         server = Postgres(directory / "pg")
         try:

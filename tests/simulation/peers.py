@@ -28,6 +28,8 @@ class PeerConnection:
             await self._world.clock.sleep_until(self._world.clock.now_s + ANSWER_S_MAX)
             raise TimeoutError
         await self._carry(self._source, self._target, there_s)
+        if not self._world.hosts[self._target].works:
+            raise ConnectionRefusedError
         answer = msgspec.msgpack.encode(self._world.hosts[self._target].agent.peers.vitals())
         await self._carry(self._target, self._source, back_s)
         return Frame(FrameType.VITALS, payload=answer)

@@ -6,6 +6,7 @@ agents' workers, dispatchers, journals and leases. Simulated: QEMU, the memory's
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import TypeVar
 
 import msgspec
 
+from novacron import pki
 from novacron.agent.vm.context import MayNotRun
-from novacron.control import drain, failover, migration, placement
+from novacron.control import drain, failover, health, migration, placement
 from novacron.control.objects import Objects
 from novacron.model.errors import NovaError, Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
@@ -22,7 +24,7 @@ from novacron.model.probe import MoveForeseen
 from novacron.model.vm import Vm, VmSpec
 from novacron.server.node_statements import NodeBasis, VmReadings, statements
 from novacron.server.reports import Reports
-from novacron.store import identities, leases, migrations, new_vms, nodes, owned, projects, vms
+from novacron.store import identities, leases, lost_nodes, migrations, new_vms, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
 from tests.simulation.clock import SimulatedClock, settle
@@ -39,7 +41,7 @@ ROUND_S = 3.0
 CALM_ROUNDS = 2
 DELIVERIES_MAX = 500
 """Messages that are delivered in one round: more are an endless exchange."""
-TABLES = "nodes, node_leases, node_signs, vms, vm_tombstones, migrations, events, changes"
+TABLES = "nodes, node_leases, node_signs, vms, vm_tombstones, migrations, drains, unreconciled_vms, events, changes"
 CLOCK_SQL = """
 CREATE SCHEMA IF NOT EXISTS simulation;
 CREATE TABLE IF NOT EXISTS simulation.clock (at timestamptz NOT NULL);
@@ -77,7 +79,7 @@ class World:
     """Hosts, a server, and one VM that belongs to exactly one of them."""
 
     def __init__(self, database: Database, directory: Path, names: tuple[str, ...], *, leased: bool = False) -> None:
-        self.database = database
+        self.database, self.directory = database, directory
         self.clock, self.network = SimulatedClock(), SimulatedNetwork()
         self.channels: dict[str, Channel] = {}
         self.newest_memory = 0
@@ -91,13 +93,15 @@ class World:
         """How long the next message between nodes takes."""
         self.link_ends: Callable[[str], None] = lambda name: None
         """A node's agent drops its link to the server."""
+        self.authority = pki.Authority.open(directory / "authority", self.clock.time)
         self.vm = ""
         self.names = names
         self.reports = Reports(database, self.clock.monotonic)
         self.drains = drain.Drains(_foresee_nothing)
         self.failover, self.placement = failover.Failover(), placement.PlacementController()
         self.objects = {
-            name: Objects(name, clock=self.clock.monotonic) for name in ("migration", "placement", "failover", "drain")
+            name: Objects(name, clock=self.clock.monotonic)
+            for name in ("health", "migration", "placement", "failover", "drain")
         }
         self.generations: dict[str, int] = {}
         self.hosts = {name: SimulatedHost(self, name, directory / name) for name in names}
@@ -116,7 +120,7 @@ class World:
             accelerator = Accelerator(AcceleratorKind.TCG, "")
             for name in self.names:
                 inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, f"{name}:1", "0")
-                await identities.join(connection, name, "")
+                await identities.join(connection, name, self.hosts[name].key_hash)
                 await nodes.connected(connection, name, inventory)
                 self.generations[name] = await leases.begin(connection, name)
             making = await projects.making(connection, "default")
@@ -124,6 +128,17 @@ class World:
             return (await new_vms.create(connection, making, new, "test")).id
 
         self.vm = await self.transact(make)
+
+    async def join(self, name: str, key_hash: str) -> None:
+        """A host joins, as the API lets it. Raises NovaError."""
+
+        async def work(connection: Connection) -> None:
+            holder = await identities.holder(connection, name, key_hash)
+            await identities.join(connection, holder or name, key_hash)
+            if holder is None:
+                await lost_nodes.take_place(connection, name)
+
+        await self.transact(work)
 
     async def say_to(self, name: str, *, compares: bool = False) -> None:
         """The server says to a node how things are now; the message is under way."""
@@ -150,11 +165,13 @@ class World:
                 await self.reports.store(name, message)
 
     async def host_hears(self, name: str, message: wire.Message) -> None:
-        self.hosts[name].agent.dispatcher.take(message)
+        if self.hosts[name].works:
+            self.hosts[name].agent.dispatcher.take(message)
         await self.settle()
 
     async def control(self) -> None:
         """Every controller makes a pass."""
+        await health.step(self.database, self.objects["health"])
         await migration.step(self.database, self.objects["migration"])
         await self.placement.step(self.database, self.objects["placement"])
         await self.drains.step(self.database, self.objects["drain"])
@@ -212,7 +229,7 @@ class World:
         """Let everything happen that can happen now; agents that were killed meanwhile have successors."""
         await settle()
         for host in self.hosts.values():
-            if not host.agent.alive:
+            if host.has_died:
                 await host.crash_agent()
                 await settle()
         self.check()
@@ -238,7 +255,7 @@ class World:
     def guest_goes_on(self, qemu: SimulatedQemu) -> None:
         """A guest executes from now on: checked at that moment, whatever stops it again."""
         running = [host.name for host in self.hosts.values() for other in host.qemus.values()
-                   if other.vm == qemu.vm and (other is qemu or other.run_state in EXECUTES)]  # fmt: skip
+                   if other is qemu or other.run_state in EXECUTES]  # fmt: skip
         if len(running) > 1:
             self.violations.append(
                 f"{self.clock.now_s:.1f} s: the guest goes on at {qemu.host.name}, runs on {running}"
@@ -252,7 +269,7 @@ class World:
         """Raise Broken if two may run the VM, do, or did since the last time."""
         owners = []
         for host in self.hosts.values():
-            worker = host.agent.workers.get(self.vm)
+            worker = host.agent.workers.get(self.vm) if host.works else None
             if worker is not None and _may_run(worker.context.check_may_run):
                 owners.append(host.name)
             for qemu in host.qemus.values():
@@ -281,11 +298,12 @@ class World:
         """Return the VM, and why not everything is at rest, or nothing."""
         async with self.database.connection() as connection:
             vm, active = await vms.get(connection, self.vm), await migrations.active(connection)
-        states = {host.name: qemu.run_state for host in self.hosts.values() for qemu in host.qemus.values()}
+        states = [(host.name, qemu.run_state) for host in self.hosts.values() for qemu in host.qemus.values()]
         if active:
             return vm, f"a migration never ends: {active[0].id} is {active[0].phase}"
-        if states != {vm.node: "running"}:
-            return vm, f"the VM belongs to {vm.node}, and its QEMUs are {states}"
+        if states != [(vm.node, "running")]:
+            status = f"{vm.status.state} {vm.status.reason} at epoch {vm.epoch}"
+            return vm, f"the VM belongs to {vm.node}, is {status}, and its QEMUs are {states}"
         return vm, ""
 
     async def completed(self) -> int:
@@ -312,6 +330,7 @@ class World:
     async def end(self) -> None:
         for host in self.hosts.values():
             await host.end()
+        shutil.rmtree(self.directory)
 
 
 async def _foresee_nothing(*_: object) -> MoveForeseen:

@@ -51,8 +51,12 @@ def of_vm(vm: str) -> list[RunningQemu]:
 
 def find(directory: Path, owner: str) -> RunningQemu | None:
     """Return the QEMU that runs a VM for this node: in its directory, which has the VM's name, or anywhere else."""
+    return choose(of_vm(directory.name), directory, owner)
+
+
+def choose(found: list[RunningQemu], directory: Path, owner: str) -> RunningQemu | None:
+    """Return, of the QEMUs that run a VM on this host, the one that ``find`` means. Pure but for resolving links."""
     directory = directory.resolve()
-    found = of_vm(directory.name)
     here = (qemu for qemu in found if qemu.directory == directory)
     return next(here, next((qemu for qemu in found if owner and qemu.owner == owner), None))
 

@@ -7,7 +7,7 @@ this one from starting.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -108,12 +108,27 @@ def owner_of(qemu: RunningQemu) -> str:
     return (_owner_in(_state_dir(qemu)) if qemu.directory is not None else "") or qemu.owner
 
 
+def without_agent(qemus: list[RunningQemu]) -> RunningQemu | None:
+    """Return the first of these QEMUs that is a node's whose agent does not work on this host."""
+    for qemu in qemus:
+        owner = owner_of(qemu)
+        if owner and not presence.lives(owner):
+            return qemu
+    return None
+
+
 class Leftovers:
     """Those on this host, for an agent that has its presence and its state folder, and has not begun to work."""
 
-    def __init__(self, settings: AgentSettings, look: Callable[[], list[RunningQemu]] = running.running) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        look: Callable[[], list[RunningQemu]] = running.running,
+        files_of: Callable[[int], list[Path]] = running.files_of,
+        quit: Callable[[int], Awaitable[None]] = process.quit,
+    ) -> None:
         self._settings = settings
-        self._look = look
+        self._look, self._files_of, self._quit = look, files_of, quit
 
     def check(self) -> list[tuple[RunningQemu, Fate]]:
         """Return what becomes of each; nothing is done yet. Raises StillRunning, OSError."""
@@ -139,7 +154,7 @@ class Leftovers:
                     log.error("a VM's files can't be moved here", vm=qemu.vm, error=str(error))
                     raise StillRunning(self._settings, [qemu]) from error
             elif fate is Fate.END:
-                await process.quit(qemu.pid)
+                await self._quit(qemu.pid)
 
     def describe(self, qemu: RunningQemu) -> Leftover:
         """Return what there is to know of a QEMU."""
@@ -171,7 +186,7 @@ class Leftovers:
     def _volumes_of(self, qemu: RunningQemu) -> list[tuple[Path, Path]]:
         """Return the volumes of the state folder that a QEMU uses, and where they belong here."""
         theirs, here = _state_dir(qemu) / VOLUMES, self._settings.volumes_dir
-        used = {path for path in running.files_of(qemu.pid) if path.parent == theirs}
+        used = {path for path in self._files_of(qemu.pid) if path.parent == theirs}
         return [(path, here / path.name) for path in sorted(used) if path.parent != here.resolve()]
 
     def _take_over(self, qemu: RunningQemu) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from novacron.agent.actions import Action, Doing
-from novacron.agent.host import presence
 from novacron.agent.host.clock import finished_in_thread
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -19,7 +18,7 @@ from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
 from novacron.agent.vm.launch import Launch, LaunchFailed, Opener, StartRequest
-from novacron.agent.vm.leftovers import owner_of
+from novacron.agent.vm.leftovers import owner_of, without_agent
 from novacron.disk import overlay
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.node import AcceleratorKind
@@ -145,13 +144,12 @@ class Machine:
             raise MachineFailed(f"QEMU {found.pid} runs this VM already, in {found.directory or 'a removed directory'}")
         if incoming:
             return
-        for other in await asyncio.to_thread(running.of_vm, self.id):
-            owner = await asyncio.to_thread(owner_of, other)
-            if owner and not await asyncio.to_thread(presence.lives, owner):
-                raise MachineFailed(
-                    f"QEMU {other.pid} of node {owner.partition('/')[2]}, whose agent does not work, runs this VM"
-                    " on this host: start that agent, or end the process"
-                )
+        other = await asyncio.to_thread(lambda: without_agent(running.of_vm(self.id)))
+        if other is not None:
+            raise MachineFailed(
+                f"QEMU {other.pid} of node {owner_of(other).partition('/')[2]}, whose agent does not work, runs this VM"
+                " on this host: start that agent, or end the process"
+            )
 
     async def _make_directory(self, request: StartRequest) -> int | None:
         """Have the VM's directory and its disk; return its user number. Raises MachineFailed."""

@@ -1,0 +1,210 @@
+"""Histories of one VM on nodes whose state folders are wiped, put back and damaged, and whose certificates end, beside
+all else that fails, made from a seed.
+
+What the agents do about it when they begin, and the server when they join and connect, is the product's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from novacron.model.drain import DrainPolicy
+from novacron.model.errors import NovaError
+from novacron.model.vm import VmAction
+from novacron.store import nodes, vms
+from novacron.store.database import Connection, Database
+from tests.simulation.failover import FailoverHistory
+from tests.simulation.host import Death, SimulatedHost
+from tests.simulation.world import Broken
+
+ACTS_CHANCE = 0.12
+BEGINS_CHANCE = 0.1
+"""In each tick, an operator helps an agent that can't begin, or that is refused."""
+FLOWS_CHANCE = 0.4
+CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 30.0, 600.0
+
+
+class BadDay(FailoverHistory):
+    """One history. Every second one is of a highly available VM."""
+
+    def __init__(self, database: Database, directory: Path, seed: int) -> None:
+        super().__init__(database, directory, seed)
+        self.ha = self.random.random() < 0.5
+        self.copies: dict[str, Path] = {}
+        """An earlier state folder of each node."""
+        self.done: list[str] = []
+        """What has been done, for whoever reads of a violation."""
+        self.aside = 0
+
+    async def run(self) -> int:
+        """Return at how many epochs the VM was before the last one. Raises Broken."""
+        try:
+            await self.world.begin(ha=self.ha)
+            await self.go_on(CALM_S, fails=False)
+            await self.go_on(FAIL_S, fails=True)
+            return await self.rest()
+        except Broken as error:
+            raise Broken(f"{error}; done: {', '.join(self.done)}") from error
+        finally:
+            await self.world.end()
+
+    async def control(self) -> None:
+        await self.world.control()
+
+    async def rest(self) -> int:
+        self.heal()
+        waited_s, restless = 0.0, "it has just begun"
+        while restless:
+            if waited_s > REST_S_MAX:
+                raise Broken(f"{restless}; {self._standing()}")
+            await self._operators_help()
+            await self.world.let_memory_flow(arrives=True)
+            await self.go_on(REST_S, fails=False)
+            waited_s += REST_S
+            vm, restless = await self.world._restless()
+        return vm.epoch - 1
+
+    def _standing(self) -> str:
+        """Say how agents see it, for whoever reads of a violation."""
+        said = []
+        for name, host in self.world.hosts.items():
+            worker = host.agent.workers.get(self.world.vm) if host.works else None
+            held = None if worker is None else worker.context.record
+            connected = "connected" if name in self.links.sessions else "not connected"
+            said.append(f"{name}: {connected} {host.refusal or held}")
+        return "; ".join(said)
+
+    async def _operators_help(self) -> None:
+        """Do what errors and reasons ask for."""
+        for host in self.world.hosts.values():
+            await self._help(host)
+            await self._uncordons(host)
+        async with self.world.database.connection() as connection:
+            vm = await vms.get(connection, self.world.vm)
+        if vm.status.record_lost:
+            await self._ask(lambda connection: vms.act(connection, vm.id, VmAction.START, None, "test"))
+
+    async def _help(self, host: SimulatedHost) -> None:
+        if not host.works:
+            if host.refusal and self.random.random() < 0.5:  # the VMs there are stopped before another folder is used
+                host.lose_power()
+            await host.begin_agent()
+        if host.works and not host.is_certified():
+            try:
+                await host.rejoin()
+            except NovaError as error:
+                self.done.append(f"{self.world.clock.now_s:.1f} can't rejoin {host.name}: {error}")
+
+    async def _ask(self, work: Callable[[Connection], Awaitable[object]]) -> None:
+        """Ask the server for something; what it refuses it is right to."""
+        try:
+            await self.world.transact(work)
+        except NovaError:
+            return
+
+    async def also_fails(self) -> None:
+        if self.random.random() < FLOWS_CHANCE:
+            await self.world.let_memory_flow(arrives=self.random.random() < 0.7)
+        if self.random.random() < BEGINS_CHANCE:
+            await self._help(self.world.hosts[self.random.choice(self.names)])
+        if self.random.random() >= ACTS_CHANCE:
+            return
+        acts: tuple[tuple[int, Callable[[SimulatedHost], Awaitable[None]]], ...] = (
+            (8, self._migrates), (1, self._aborts), (2, self._drains), (1, self._uncordons), (2, self._cuts_migrations),
+            (3, self._dies_at_a_write), (3, self._loses_power), (3, self._wipes), (2, self._copies),
+            (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
+        )  # fmt: skip
+        act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
+        async with self.world.database.connection() as connection:
+            owner = (await vms.get(connection, self.world.vm)).node
+        name = owner if owner is not None and self.random.random() < 0.6 else self.random.choice(self.names)
+        self.done.append(f"{self.world.clock.now_s:.1f} {act.__name__.strip('_')} {name}")
+        await act(self.world.hosts[name])
+
+    # what operators do
+
+    async def _migrates(self, host: SimulatedHost) -> None:
+        await self.world.migrate(None)
+
+    async def _aborts(self, host: SimulatedHost) -> None:
+        await self.world.abort()
+
+    async def _drains(self, host: SimulatedHost) -> None:
+        policy = self.random.choice(tuple(DrainPolicy))
+        await self._ask(lambda connection: nodes.drain(connection, host.name, policy, None, "test"))
+
+    async def _uncordons(self, host: SimulatedHost) -> None:
+        await self._ask(lambda connection: nodes.uncordon(connection, host.name, None, "test", bring_back=False))
+
+    # what befalls hosts
+
+    async def _cuts_migrations(self, host: SimulatedHost) -> None:
+        await self.world.cut_migrations()
+
+    async def _dies_at_a_write(self, host: SimulatedHost) -> None:
+        if host.works:
+            host.agent.dies = self.random.choice(tuple(Death))
+
+    async def _loses_power(self, host: SimulatedHost) -> None:
+        await host.crash()
+
+    async def _certificate_ends(self, host: SimulatedHost) -> None:
+        if host.works:
+            host.let_certificate_end()
+
+    # what befalls state folders
+
+    async def _copies(self, host: SimulatedHost) -> None:
+        """Somebody makes a backup of the state folder."""
+        copy = self.copies.setdefault(host.name, host.directory.with_name(f"{host.name}.copy"))
+        shutil.rmtree(copy, ignore_errors=True)
+        if host.directory.exists():
+            shutil.copytree(host.directory, copy)
+
+    async def _wipes(self, host: SimulatedHost) -> None:
+        """The state folder is removed or moved away; perhaps the host lost its power, too."""
+        await self._stop(host)
+        self._clear(host)
+        await host.begin_agent()
+
+    async def _puts_back(self, host: SimulatedHost) -> None:
+        """An earlier state folder takes the place of the present one."""
+        copy = self.copies.pop(host.name, None)
+        if copy is None or not copy.exists():
+            await self._copies(host)
+            return
+        await self._stop(host)
+        self._clear(host)
+        copy.rename(host.directory)
+        await host.begin_agent()
+
+    async def _puts_journal_back(self, host: SimulatedHost) -> None:
+        """The files of an earlier journal are copied over the present ones."""
+        copy = self.copies.get(host.name)
+        if copy is None or not (copy / "journal").exists() or not host.directory.exists():
+            await self._copies(host)
+            return
+        await self._stop(host)
+        shutil.copytree(copy / "journal", host.directory / "journal", dirs_exist_ok=True)
+        await host.begin_agent()
+
+    async def _damages(self, host: SimulatedHost) -> None:
+        """The VM's record in the journal is damaged."""
+        await self._stop(host)
+        record = host.directory / "journal" / f"{self.world.vm}.json"
+        if record.exists():
+            record.write_bytes(self.random.choice((b"", b"{}", b"\0" * 64, record.read_bytes()[:-9])))
+        await host.begin_agent()
+
+    async def _stop(self, host: SimulatedHost) -> None:
+        await host.end_agent()
+        if self.random.random() < 0.4:
+            host.lose_power()
+
+    def _clear(self, host: SimulatedHost) -> None:
+        if self.random.random() < 0.5 and host.directory.exists():
+            self.aside += 1
+            host.directory.rename(host.directory.with_name(f"{host.name}.aside-{self.aside}"))
+        shutil.rmtree(host.directory, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""Histories that a seed makes: each runs the same way again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+from novacron.store.database import Database
+from tests.simulation.bad_days import BadDay
+from tests.simulation.failover import FailoverHistory
+from tests.simulation.world import Broken
+
+Place = tuple[asyncio.Runner, Database, Path]
+KINDS: dict[str, type[FailoverHistory]] = {"failover": FailoverHistory, "bad-days": BadDay}
+
+
+def run_history(place: Place, kind: str, seed: int) -> int:
+    """Return at how many epochs the VM was before its last. Raises Broken, which says how to run it again."""
+    runner, database, directory = place
+    ids = random.Random(seed)
+
+    async def run(hosts: Path) -> int:
+        return await KINDS[kind](database, hosts, seed).run()
+
+    random.seed(seed)  # the product spreads its retries
+    with (
+        TemporaryDirectory(dir=directory) as hosts,
+        patch.object(secrets, "token_bytes", ids.randbytes),
+        patch.object(secrets, "token_hex", lambda count: ids.randbytes(count).hex()),
+    ):
+        try:
+            return runner.run(run(Path(hosts) / "hosts"))
+        except Broken as error:
+            raise Broken(
+                f"{error}\nagain: .venv/bin/python -m tests.simulation {kind} --first {seed} --count 1"
+            ) from error
+
+
+def run_histories_from(place: Place, kind: str, first: int, count: int) -> int:
+    """Run histories of so many seeds; return at how many epochs their VMs were. Raises Broken."""
+    print(f"{kind}: seeds {first} to {first + count - 1}")
+    return sum(run_history(place, kind, seed) for seed in range(first, first + count))
