@@ -16,6 +16,7 @@ import asyncpg
 import uvloop
 
 from bench.agents import IMAGE
+from bench.api_held import held_figures
 from bench.api_load import Load, Stand, timed
 from bench.report import Figure, median, parser, report
 from lab.platform import clean_up_when_ended, open_directory, until
@@ -33,10 +34,12 @@ class Size(NamedTuple):
     ramp: tuple[tuple[int, float | None], ...] = ((1000, 100), (10_000, 1000))
     """How many connections read at once, and the most milliseconds that their 95th percentile may be."""
     overload: int = 2000
-    """Connections that write at once: 400 requests are worked on."""
+    """Connections that write at once: 400 requests are worked on, half of them of one user."""
+    held: int = 2000
+    """Connections that do nothing."""
 
 
-FULL, QUICK, SMOKE = Size(5, 8), Size(2, 3), Size(1, 1, 200, 2, ((50, None),), 50)
+FULL, QUICK, SMOKE = Size(5, 8), Size(2, 3), Size(1, 1, 200, 2, ((50, None),), 50, 30)
 LIST = "/api/v1/vms?limit=20"
 PACKED = ("Accept-Encoding: zstd",)
 SOAK_SHARE, SOAK_WARM = 0.7, 4
@@ -355,6 +358,7 @@ PARTS: dict[str, Callable[[Stand, Size], list[Figure]]] = {
     "mixed": lambda stand, size: mixed_figures(stand, size.rounds, size.load_s),
     "writes": lambda stand, size: write_figures(stand, size.rounds, size.load_s),
     "overload": lambda stand, size: overload_figures(stand, size.overload, 2 * size.load_s),
+    "held": lambda stand, size: held_figures(stand, size.held, 4 * size.load_s),
 }
 
 

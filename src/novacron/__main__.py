@@ -14,6 +14,7 @@ from novacron.cli.app import app
 from novacron.cli.options import expand
 from novacron.client.api import config_path
 from novacron.service_options import AgentOptions, ServerOptions, StateDir, default_state_dir
+from novacron.terminal import say
 
 __all__ = ["app", "main"]
 
@@ -40,9 +41,9 @@ def build(
         target = (images_dir or default_state_dir() / "images") / check_name(name or recipe.value)
         (tiny.build if recipe is Recipe.TINY else debian.build)(target)
     except (NovaError, debian.BuildFailed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(1)
-    print(f"image {target.name} is in {target.parent}")
+    say(f"image {target.name} is in {target.parent}")
 
 
 @app.command()
@@ -84,9 +85,10 @@ def doctor(
     output.rows(rows, columns, output_)
     advised = [row for row in rows if row["advice"]]
     if output_ is output.OutputFormat.TABLE and advised:
-        print("\nWhat to do:")
+        say()
+        say("What to do:")
         for row in advised:
-            print(f"  {row['about']}: {row['advice']}")
+            say(f"  {row['about']}: {row['advice']}")
     sys.exit(1 if any(finding.grade is doctors.Grade.BAD for finding in findings) else 0)
 
 
@@ -102,11 +104,11 @@ def support_bundle(
     try:
         path, kept = bundle.write(file, state_dir or default_state_dir(), log or [])
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(1)
     for name, size in kept:
-        print(f"{size:>10}  {name}")
-    print(f"{path}: review it before you share it: it has names of VMs, nodes and users")
+        say(f"{size:>10}  {name}")
+    say(f"{path}: review it before you share it: it has names of VMs, nodes and users")
 
 
 servers = typer.Typer(invoke_without_command=True)
@@ -131,7 +133,7 @@ def server(context: typer.Context, options: ServerOptions) -> None:
             database = postgres.start()
         run(options.settings(database, state_dir / "server", config_path()))
     except (NovaError, PostgresFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(1)
     finally:
         if postgres is not None:
@@ -162,11 +164,11 @@ def recover_admin(
         recovered = asyncio.run(recovery.recover(state_dir or default_state_dir(), database, user, revoke_others))
         context = recovery.keep(config_path(), url, recovered.secret, state_dir or default_state_dir())
     except (NovaError, recovery.RecoveryFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(1)
-    print(recovered.secret)
-    print(f"token of administrator {recovered.user}, shown once; {recovered.revoked} others revoked", file=sys.stderr)
-    print(context, file=sys.stderr)
+    say(recovered.secret)
+    say(f"token of administrator {recovered.user}, shown once; {recovered.revoked} others revoked", err=True)
+    say(context, err=True)
 
 
 @app.command()
@@ -182,7 +184,7 @@ def agent(options: AgentOptions) -> None:
         else:
             run(options.settings(), options.join)
     except NovaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(1)
 
 
@@ -193,8 +195,8 @@ def _rejoin(identity_dir: Path, token: str) -> None:
 
     identity = identities.rejoin(identity_dir, identities.read_ticket(token))
     until = pki.utc(pki.expires_at_s(identity.certificate.read_bytes()))
-    print(f"node {identity.name} has a certificate until {until}")
-    print("its agent uses it within minutes if it runs; if not: systemctl start novacron-agent")
+    say(f"node {identity.name} has a certificate until {until}")
+    say("its agent uses it within minutes if it runs; if not: systemctl start novacron-agent")
 
 
 def main() -> None:

@@ -373,7 +373,7 @@ def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, 
         assert api("POST", "/api/v1/login", {"user": "acc-ann", "password": "wrong"}, token=None).status == 401
         done = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None)
         assert done.status == 201 and done.body["user"] == "acc-ann"
-        cookie = done.headers["set-cookie"]
+        cookie = next(part for part in done.headers.getlist("set-cookie") if "-session=" in part)
         assert all(part in cookie.lower() for part in ("httponly", "secure", "samesite=strict", "path=/"))
         secret = cookie.split(";")[0]
         assert api("GET", "/api/v1/vms", token=None, Cookie=secret).status == 200
@@ -390,6 +390,15 @@ def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, 
         assert last.status == 429
         right = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None)
         assert right.status == 429, "whoever guesses learns nothing now"
+        device = next(part for part in done.headers.getlist("set-cookie") if "-device=" in part).partition(";")[0]
+        known = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None,
+                    Cookie=device)  # fmt: skip
+        assert known.status == 201 and "-device=" not in known.headers["set-cookie"], "nobody locks a user out"
+        forged = device.replace("=", "=x")
+        assert api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None,
+                   Cookie=forged).status == 429  # fmt: skip
+        weak = api("PUT", f"/api/v1/users/{user['id']}/password", {"password": "aaaaaaaaaa"})
+        assert weak.status == 400 and weak.problem["field"] == "password", "easy to guess"
     finally:
         site.client.delete("users", user["id"])
 

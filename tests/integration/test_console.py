@@ -92,12 +92,17 @@ def test_the_console_is_a_terminal_with_escape_keys_and_a_size(site: Platform, n
 def test_a_ticket_opens_one_console_once(site: Platform, api: Api, new_vm: NewVm) -> None:
     vm = new_vm()
     wait_until_booted(site, vm)
-    ticket = site.client.act("vms", vm["id"], "open-console")
+    revoked = site.client.create_token("revoked")
+    ticket = api("POST", f"/api/v1/vms/{vm['id']}/actions/open-console", token=revoked["secret"]).body
     with opened(site, ticket) as console:
         console.send(b"\recho $((6*7))\r")
         seen = b""
         while b"42" not in seen:
             seen += console.recv(10)
+        site.client.delete("tokens", revoked["id"])
+        with pytest.raises(ConsoleEnded, match="token or session has ended"):
+            for _ in range(100):
+                console.recv(30)
     assert "wrong, was used or has expired" in why_closed(site, ticket)
     for forged in ("", "nvt_x", ticket["ticket"][:-1], site.client.config.token):
         assert "ticket" in why_closed(site, {"path": f"/api/v1/console?ticket={forged}"})

@@ -189,6 +189,9 @@ def test_a_user_of_the_provider_gets_a_session_and_the_roles_of_their_groups(pro
     "lie",
     [
         lambda claims: {**claims, "aud": "another"},
+        lambda claims: {**claims, "aud": ["novacron", "another"], "azp": "another"},
+        lambda claims: {**claims, "aud": ["novacron", "another"]},
+        lambda claims: {**claims, "azp": "another"},
         lambda claims: {**claims, "iss": "https://elsewhere"},
         lambda claims: {**claims, "exp": claims["iat"] - 3600},
         lambda claims: {**claims, "nonce": "another login's"},
@@ -199,7 +202,19 @@ def test_a_user_of_the_provider_gets_a_session_and_the_roles_of_their_groups(pro
             claims, rsa.generate_private_key(public_exponent=65537, key_size=2048), "RS256", headers={"kid": "k"}
         ),
     ],
-    ids=["audience", "issuer", "expired", "nonce", "nobody", "shared key", "unsigned", "another key"],
+    ids=[
+        "audience",
+        "party",
+        "no party",
+        "party of one",
+        "issuer",
+        "expired",
+        "nonce",
+        "nobody",
+        "shared key",
+        "unsigned",
+        "another key",
+    ],
 )
 def test_an_invalid_identity_token_opens_no_session(provided: tuple[Client, Provider], lie: Any) -> None:
     client, provider = provided
@@ -222,3 +237,18 @@ def test_a_login_can_only_end_in_the_browser_that_began_it(provided: tuple[Clien
     cookie = attacker.cookies[STEP]
     attacker.cookies[STEP] = ("A" if cookie[0] != "A" else "B") + cookie[1:]
     assert attacker.get(f"/api/v1/oidc/callback?code={code}&state={state}").status == 401
+
+
+def test_a_login_ends_once(provided: tuple[Client, Provider]) -> None:
+    client, provider = provided
+    browser = Browser(client)
+    where = browser.get("/api/v1/oidc/login").headers["location"]
+    step = browser.cookies[STEP]
+    code, state = provider.authorize(where)
+    assert browser.get(f"/api/v1/oidc/callback?code={code}&state={state}").status == 303
+    again = Browser(client)
+    again.cookies[STEP] = step
+    code, _ = provider.authorize(where)
+    answer = again.get(f"/api/v1/oidc/callback?code={code}&state={state}")
+    assert answer.status == 401 and b"has ended already" in answer.data and COOKIE not in again.cookies
+    assert again.get("/api/v1/oidc/callback?code=a&state=%C3%A9").status == 401

@@ -20,6 +20,7 @@ async def _fill(url: str) -> None:
     async with database.transaction() as connection:
         await add_node(connection, "host-a")
         await add_vm(connection, "vm-a", "host-a")
+        await connection.execute("UPDATE vms SET project = 'prey'")
     await database.close()
 
 
@@ -27,9 +28,9 @@ async def _fill(url: str) -> None:
 def served() -> Iterator[Served]:
     """A server without rate limits; its node and VM exist as rows only."""
     with serving(*RATES) as platform:
-        asyncio.run(_fill(platform.postgres.url))
         client = platform.client
         client.create_project("prey", host_network=True)
+        asyncio.run(_fill(platform.postgres.url))
         client.request("POST", "/api/v1/networks?project=prey", {"name": "net-a"})
         client.request("POST", "/api/v1/security-groups?project=prey", {"name": "group-a"})
         client.request("POST", "/api/v1/floating-addresses?project=prey", {"address": "198.19.200.7"})

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import types
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import pytest
 
 from novacron.api.access.context import Services
+from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.recorder import CompletedCall
 from novacron.api.app import create_app
-from novacron.api.edge import admission
+from novacron.api.edge import admission, request_body
 from novacron.api.edge.admission import Admission
 from novacron.api.edge.rate_limits import Rates, RateSettings
+from novacron.api.edge.request_body import BodyTimes, HeldBytes, Receive, RequestBody
+from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.token import hash_secret
 from novacron.store.feed import Batch, Change, FeedSnapshot
 
 SECRET = "nova_secret"
+
+TOKEN = {
+    "id": "tok-a", "name": "t", "hash": hash_secret(SECRET).hex(), "revoked": False, "user": "user-a",
+    "kind": "api", "scopes": None, "project": None, "expires_at": None,
+}  # fmt: skip
 
 
 class Recorder:
@@ -51,17 +61,14 @@ class Server:
 
     def __init__(self, **rates: float) -> None:
         self.cache, self.recorder, self._revision = Cache(), Recorder(), 0
-        services = cast(Services, types.SimpleNamespace(cache=self.cache, recorder=self.recorder))
+        self.live = LiveCalls(self.cache.callers)
+        services = cast(Services, types.SimpleNamespace(cache=self.cache, recorder=self.recorder, live=self.live))
         self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)))
 
     async def start(self) -> None:
         await self.cache.reset(FeedSnapshot(Batch(0, []), [], 0))
-        token = {
-            "id": "tok-a", "name": "t", "hash": hash_secret(SECRET).hex(), "revoked": False, "user": "user-a",
-            "kind": "api", "scopes": None, "project": None, "expires_at": None,
-        }  # fmt: skip
         await self.change("user", "user-a", {"id": "user-a", "name": "ann", "disabled": False, "project": None})
-        await self.change("token", "tok-a", token)
+        await self.change("token", "tok-a", TOKEN)
         await self.change("grant", "g", {"id": "g", "user": "user-a", "project": None, "role": "member"})
 
     async def change(self, kind: str, key: str, body: dict[str, Any] | None) -> None:
@@ -76,13 +83,17 @@ class Server:
         }  # fmt: skip
         await self.change("vm", id, body)
 
-    async def get(self, path: str, *, secret: str = SECRET, **headers: str) -> Answer:
+    async def get(
+        self, path: str, *, secret: str = SECRET, address: str = "192.0.2.1", method: str = "GET",
+        body: Receive | None = None, **headers: str,
+    ) -> Answer:  # fmt: skip
+        """Send a request; ``body`` is where the server receives it from."""
         path, _, query = path.partition("?")
         sent = {"authorization": f"Bearer {secret}", **{name.replace("_", "-"): text for name, text in headers.items()}}
         scope = {
-            "type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode(),
+            "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(),
             "query_string": query.encode(), "root_path": "", "scheme": "https", "server": ("nova", 443),
-            "client": ("192.0.2.1", 1), "headers": [(name.encode(), text.encode()) for name, text in sent.items()],
+            "client": (address, 1), "headers": [(name.encode(), text.encode()) for name, text in sent.items()],
             "asgi": {"version": "3.0"}, "extensions": {},
         }  # fmt: skip
         messages: list[dict[str, Any]] = []
@@ -93,9 +104,9 @@ class Server:
         async def send(message: dict[str, Any]) -> None:
             messages.append(message)
 
-        await self.admission(scope, receive, send)
-        body = b"".join(message.get("body", b"") for message in messages[1:])
-        return Answer(messages[0]["status"], dict(messages[0]["headers"]), body)
+        await self.admission(scope, body or receive, send)
+        content = b"".join(message.get("body", b"") for message in messages[1:])
+        return Answer(messages[0]["status"], dict(messages[0]["headers"]), content)
 
 
 @pytest.fixture
@@ -157,9 +168,9 @@ async def test_requests_beyond_the_rate_are_rejected_with_the_time_to_wait() -> 
 
 
 async def test_an_overloaded_server_rejects_all_but_essential_requests(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server,
 ) -> None:
-    monkeypatch.setattr(admission, "IN_PROGRESS_MAX", 0)
+    server.admission.work = Slots(SlotLimits(0, 1, 1))
     answer = await server.get("/api/v1/vms?sort=name")
     assert answer.status == 503 and msgspec.json.decode(answer.body)["code"] == "overloaded"
     assert answer.headers[b"retry-after"] == b"2"
@@ -184,3 +195,109 @@ async def test_each_response_has_the_request_s_id_and_security_headers(server: S
     assert (await server.get("/api/v1/vms?limit=8", x_request_id="no good")).headers[b"x-request-id"] != b"no good"
     server.admission.leaving = True
     assert (await server.get("/readyz")).status == 503
+
+
+async def never() -> dict[str, Any]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def in_the_background(
+    count: int, call: Callable[[int], Awaitable[Any]]
+) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    tasks = [asyncio.ensure_future(call(number)) for number in range(count)]
+    await asyncio.sleep(0)
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def add_caller(server: Server, name: str) -> str:
+    secret, token = f"secret-{name}", {"id": f"tok-{name}", "hash": hash_secret(f"secret-{name}").hex()}
+    await server.change("user", name, {"id": name, "name": name, "disabled": False, "project": None})
+    await server.change("token", token["id"], {**TOKEN, **token, "user": name})
+    await server.change("grant", f"g-{name}", {"id": f"g-{name}", "user": name, "project": "p", "role": "viewer"})
+    return secret
+
+
+async def test_requests_whose_body_is_not_there_hold_up_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of strangers, and of a viewer: others are served, and so many of one caller are turned away."""
+    monkeypatch.setattr(admission, "OF_STRANGERS", BodyTimes(60, 60))
+    viewer = await add_caller(server, "viewer")
+
+    def post(number: int) -> Awaitable[Answer]:
+        stranger = number % 2
+        return server.get("/api/v1/vms", method="POST", secret="wrong" if stranger else viewer, body=never,
+                          content_length="10", address="192.0.2.9")  # fmt: skip
+
+    async with in_the_background(1000, post) as posts:
+        assert server.admission.in_progress == 0
+        refused = [post.result().status for post in posts if post.done()]
+        limits = server.admission.receiving.limits
+        assert refused == [429] * (1000 - limits.per_address - limits.per_user)
+        assert (await server.get("/api/v1/vms?sort=name")).status == 200
+        assert (await server.get("/api/v1/vms", secret="wrong")).status == 401, "another stranger"
+    assert server.admission.receiving.taken == 0
+
+
+async def test_streams_and_waiting_requests_are_counted_apart_from_work(server: Server) -> None:
+    viewer = await add_caller(server, "viewer")
+    await server.vm("vm-1", "web-1")
+    waiting = "/api/v1/vms/vm-1?newer_than=99&timeout_s=60"
+
+    def wait(number: int) -> Awaitable[Answer]:
+        stream = {"accept": "text/event-stream"} if number % 2 else {}
+        return server.get("/api/v1/events" if stream else waiting, secret=viewer, body=never_after_start(), **stream)
+
+    async with in_the_background(500, wait) as waits:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert server.admission.in_progress == 0
+        assert server.admission.waiting.taken == server.admission.waiting.limits.per_user
+        assert [wait.result().status for wait in waits if wait.done()] == [429] * 300
+        assert (await server.get("/api/v1/vms?sort=name", secret=viewer)).status == 200
+    assert server.admission.waiting.taken == 0
+
+
+def never_after_start() -> Receive:
+    """Return what gives an empty body, and then nothing more: the client listens."""
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else await never()
+
+    return receive
+
+
+async def test_a_body_that_comes_too_slowly_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "OF_CALLERS", BodyTimes(60, 0.01))
+    answer = await server.get("/api/v1/vms", method="POST", body=never, content_length="10")
+    assert answer.status == 408 and msgspec.json.decode(answer.body)["code"] == "request-timeout"
+    assert answer.headers[b"connection"] == b"close"
+    monkeypatch.setattr(admission, "OF_STRANGERS", BodyTimes(60, 0.01))
+    answer = await server.get("/api/v1/vms", method="POST", secret="wrong", body=never, content_length="10")
+    assert answer.status == 401 and answer.headers[b"connection"] == b"close"
+
+
+async def test_what_is_held_of_bodies_has_a_limit_and_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "HELD_BYTES_MAX", 100)
+    held = HeldBytes(150)
+
+    async def piece() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 60, "more_body": True}
+
+    async def nothing(message: dict[str, Any]) -> None: ...
+
+    times = BodyTimes(60, 60)
+    monkeypatch.setattr(request_body, "DRAINED_BYTES_MAX", 100)
+    endless = RequestBody(piece, nothing, {b"transfer-encoding": b"chunked"}, held)
+    await endless.hold(times)
+    assert held.bytes == 120, "what is too large is not held"
+    with pytest.raises(Full):
+        await RequestBody(piece, nothing, {}, held).hold(times)
+    endless.forget()
+    assert held.bytes == 0

@@ -28,6 +28,7 @@ from novacron.api.routes import (
     health,
     images,
     imports,
+    invitations,
     links,
     log_levels,
     metrics,
@@ -79,6 +80,7 @@ API = (
     tokens.router,
     projects.router,
     users.router,
+    invitations.router,
     audit.router,
     sessions.router,
 )

@@ -12,6 +12,7 @@ from novacron.cli import options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import AuditOutcome
+from novacron.terminal import say
 
 projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quotas.")
 users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
@@ -156,7 +157,7 @@ def delete_project(project: ProjectName) -> None:
     """Delete an empty project."""
     with output.errors():
         Client().delete("projects", project)
-        print(f"{project}: deleted")
+        say(f"{project}: deleted")
 
 
 @users.command("list")
@@ -192,7 +193,7 @@ def set_password(user: UserRef) -> None:
         if sys.stdin.isatty() and client.me()["user"] == user:
             present = getpass.getpass("current password (empty if there is none): ")
         client.set_password(user, _asked_password(), present)
-        print(f"{user}: the password is changed")
+        say(f"{user}: the password is changed")
 
 
 @users.command("disable")
@@ -200,7 +201,7 @@ def disable(user: UserRef) -> None:
     """Disable a user, at once."""
     with output.errors():
         Client().configure_user(user, disabled=True)
-        print(f"{user}: disabled")
+        say(f"{user}: disabled")
 
 
 @users.command("enable")
@@ -208,7 +209,19 @@ def enable(user: UserRef) -> None:
     """Enable a user again."""
     with output.errors():
         Client().configure_user(user, disabled=False)
-        print(f"{user}: enabled")
+        say(f"{user}: enabled")
+
+
+@users.command("default-project")
+def set_default_project(
+    project: Annotated[
+        str | None, typer.Argument(help="name of the project; none: the usual one", show_default=False)
+    ] = None,
+) -> None:
+    """Set the project in which your own new objects are created, unless you name another one."""
+    with output.errors():
+        Client().configure_me(default_project=project)
+        say(f"new objects: in {project or 'your only project, or the project default'}")
 
 
 @users.command("delete")
@@ -216,7 +229,7 @@ def delete_user(user: UserRef) -> None:
     """Delete a user with all tokens and roles."""
     with output.errors():
         Client().delete("users", user)
-        print(f"{user}: deleted")
+        say(f"{user}: deleted")
 
 
 @grants.command("list")
@@ -237,9 +250,13 @@ def create_grant(
     project: Annotated[str | None, typer.Option(help="project; everywhere if not given")] = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Give a user a role, instead of the one that they have there."""
+    """Give a user a role, instead of the one that they have there. Users whom you do not manage are invited."""
     with output.errors():
-        output.fields(Client().grant(user, role, project), GRANTS, output_)
+        created = Client().grant(user, role, project)
+        if "expires_at" in created and output_ is OutputFormat.TABLE:
+            say(f"{user} is invited, and has the role once they accept: novacron invitation accept {created['id']}")
+        else:
+            output.fields(created, GRANTS, output_)
 
 
 @grants.command("delete")
@@ -247,7 +264,7 @@ def delete_grant(id: Annotated[str, typer.Argument(help="id of the grant", show_
     """Revoke a user's role, at once."""
     with output.errors():
         Client().delete("grants", id)
-        print(f"{id}: deleted")
+        say(f"{id}: deleted")
 
 
 def whoami(output_: Output = OutputFormat.TABLE) -> None:

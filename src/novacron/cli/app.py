@@ -14,6 +14,7 @@ from novacron.cli import (
     diagnosis,
     events,
     images,
+    invitations,
     links,
     migrations,
     networks,
@@ -28,6 +29,7 @@ from novacron.cli import (
     vms,
     volumes,
 )
+from novacron.terminal import say
 
 app = typer.Typer(
     name="novacron",
@@ -64,6 +66,7 @@ app.add_typer(contexts.app, name="context")
 app.add_typer(access.projects, name="project")
 app.add_typer(access.users, name="user")
 app.add_typer(access.grants, name="grant")
+app.add_typer(invitations.app, name="invitation")
 app.command("events")(events.events)
 app.command("audit")(access.audit)
 app.command("whoami")(access.whoami)
@@ -72,7 +75,7 @@ app.command("log-level")(diagnosis.log_level)
 
 def _show_version(show: bool) -> None:
     if show:
-        print(f"novacron {__version__}")
+        say(f"novacron {__version__}")
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ import tty
 
 from novacron.client import ApiError, Client, Config, Unreachable
 from novacron.client.console import Console, ConsoleEnded
+from novacron.terminal import say
 
 ESCAPE = b"\x1d"
 """Ctrl-]: the next key is for us."""
@@ -30,7 +31,7 @@ def attach(client: Client, vm: str) -> None:
     console = client.open_console(vm)
     terminal = sys.stdin.isatty()
     if terminal:
-        print(f"connected to {vm}; press Ctrl-] q to leave, Ctrl-] ? for more", file=sys.stderr)
+        say(f"connected to {vm}; press Ctrl-] q to leave, Ctrl-] ? for more", err=True)
     saved = termios.tcgetattr(0) if terminal else None
     if terminal:
         tty.setraw(0)
@@ -110,7 +111,7 @@ def serve_display(client: Client, vm: str, port: int) -> None:
     """Let VNC viewers of this machine see a VM's display, until interrupted. Raises ApiError, OSError."""
     client.get("vms", vm)
     with socket.create_server(("127.0.0.1", port)) as server:
-        print(f"connect a VNC viewer to 127.0.0.1:{server.getsockname()[1]}; Ctrl-C ends this", flush=True)
+        say(f"connect a VNC viewer to 127.0.0.1:{server.getsockname()[1]}; Ctrl-C ends this", flush=True)
         while True:
             viewer, _ = server.accept()
             threading.Thread(target=_carry, args=(client.config, vm, viewer), daemon=True).start()
@@ -124,10 +125,10 @@ def _carry(config: Config, vm: str, viewer: socket.socket) -> None:
                 while True:
                     viewer.sendall(console.recv())
         except (ApiError, Unreachable, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", err=True)
         except ConsoleEnded as closed:
             if str(closed):
-                print(f"error: {closed}", file=sys.stderr)
+                say(f"error: {closed}", err=True)
 
 
 def _outwards(viewer: socket.socket, console: Console) -> None:

@@ -15,6 +15,7 @@ from novacron.cli import output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client.config import config_path, context_name
 from novacron.context_file import Context, SettingsError
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage contexts: the servers that commands can talk to.")
 
@@ -64,7 +65,7 @@ def use(context: ContextName) -> None:
     with _errors():
         with context_file.changing(config_path()) as contexts:
             contexts.use(context)
-        print(f"{context}: used from now on, at {contexts.get(context).url}")
+        say(f"{context}: used from now on, at {contexts.get(context).url}")
 
 
 @app.command()
@@ -120,7 +121,7 @@ def add(
                 raise SettingsError("a context needs --url and --token")
             else:
                 contexts.add(context, Context(**{"url": url, **changes}))
-        print(f"{context}: {'changed' if replace else 'added'} in {contexts.path}")
+        say(f"{context}: {'changed' if replace else 'added'} in {contexts.path}")
 
 
 @app.command()
@@ -129,7 +130,7 @@ def rename(context: ContextName, new: Annotated[str, typer.Argument(help="its ne
     with _errors():
         with context_file.changing(config_path()) as contexts:
             contexts.rename(context, new)
-        print(f"{context}: is called {new}")
+        say(f"{context}: is called {new}")
 
 
 @app.command()
@@ -138,4 +139,4 @@ def remove(context: ContextName) -> None:
     with _errors():
         with context_file.changing(config_path()) as contexts:
             contexts.remove(context)
-        print(f"{context}: removed")
+        say(f"{context}: removed")

@@ -9,6 +9,7 @@ import typer
 
 from novacron.cli import output
 from novacron.client.api import Client
+from novacron.terminal import say
 
 
 class LogLevelName(StrEnum):
@@ -25,7 +26,7 @@ def log_level(
     """Show the server's log level, or change it, or that of a node's agent, until it restarts."""
     with output.errors():
         if level is None:
-            print(Client().log_level())
+            say(Client().log_level())
             return
         Client().set_log_level(level.value, node)
-        print(f"{node or 'the server'} logs {level.value} and above, until it restarts")
+        say(f"{node or 'the server'} logs {level.value} and above, until it restarts")

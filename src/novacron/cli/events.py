@@ -10,6 +10,7 @@ import typer
 from novacron.cli import output
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import say
 
 COLUMNS: Columns = {
     "TIME": lambda e: (e["last_at"] or e["at"])[:19].replace("T", " "),
@@ -38,6 +39,6 @@ def events(
             if event.get("deleted") or (object and object not in (event["object"], event["name"])):
                 continue
             if output_ is OutputFormat.JSON:
-                print(json.dumps(event), flush=True)
+                say(json.dumps(event), flush=True)
             else:
-                print("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)
+                say("  ".join(output.text(get(event)) for get in COLUMNS.values()), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from novacron.cli import options, output, progress
 from novacron.cli.output import Columns, Object, Output
 from novacron.client import Client
 from novacron.client.choices import ImageFormat
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage the images that VMs are made from.")
 
@@ -80,7 +80,7 @@ def import_(
         else:
             image_import = _upload(client, name, Path(source), fields)
         if not wait:
-            print(f"importing image {name}; see: novacron image imports")
+            say(f"importing image {name}; see: novacron image imports")
             return
         done = progress.waiting(
             client, "imports", image_import["id"], f"importing image {name}",
@@ -89,7 +89,7 @@ def import_(
         if done is None or done["phase"] != "done":
             reason = done["error"] if done else "it is gone"
             raise output.fail(f"image {name} was not imported: {reason}", output.EXIT_FAILED)
-        print(f"image {name} is on {done['node']}")
+        say(f"image {name} is on {done['node']}")
 
 
 def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:
@@ -104,7 +104,7 @@ def _upload(client: Client, name: str, file: Path, fields: Object) -> Object:
         None,
     )  # fmt: skip
     if unfinished is not None:
-        print(f"resuming {unfinished['id']}", file=sys.stderr)
+        say(f"resuming {unfinished['id']}", err=True)
         return client.upload(unfinished, file)
     return client.import_image(name, file, **fields)
 
@@ -121,7 +121,7 @@ def abort(id: Annotated[str, typer.Argument(help="id of the import", show_defaul
     """Abort an import and remove what it has stored."""
     with output.errors():
         Client().delete("imports", id)
-        print(f"{id}: aborted")
+        say(f"{id}: aborted")
 
 
 @app.command()
@@ -132,7 +132,7 @@ def delete(
     """Delete an image that no VM uses."""
     with output.errors():
         Client().delete_image(name, node)
-        print(f"{name}: deleted")
+        say(f"{name}: deleted")
 
 
 @app.command("copy")
@@ -149,9 +149,9 @@ def copy_(
     with output.errors():
         client = Client()
         copy = client.copy_image(name, target, source)
-        print(f"copying image {name} ({output.size(copy['size_bytes'])}) from {copy['source']} to {target}")
+        say(f"copying image {name} ({output.size(copy['size_bytes'])}) from {copy['source']} to {target}")
         if wait:
             event = client.wait_for_copy(copy, timeout)
-            print(event["message"])
+            say(event["message"])
             if event["reason"] != "ImageCopied":
                 raise typer.Exit(1)

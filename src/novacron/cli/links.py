@@ -10,6 +10,7 @@ import typer
 from novacron.cli import output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Limit the bandwidth of migrations between sites.")
 
@@ -115,4 +116,4 @@ def remove(site: Site, other: OtherSite) -> None:
     """Remove the limit between two sites."""
     with output.errors():
         Client().unlimit_link(site, other)
-        print(f"{site} and {other}: the limit is removed")
+        say(f"{site} and {other}: the limit is removed")

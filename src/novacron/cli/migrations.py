@@ -11,6 +11,7 @@ from novacron.cli import output, progress
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Show migrations of VMs, and abort them.")
 
@@ -111,12 +112,12 @@ def finish(client: Client, migration: Object, wait: Wait) -> None:
         output.show_json(migration)
     elif wait.wait:
         name, target = migration["vm_name"], migration["target"]
-        print(
+        say(
             f"{name}: on {target} after {migration['progress']['elapsed_s']:.1f} s, downtime "
             f"{downtime(migration) or '-'}, {output.size(migration['progress']['wire_bytes'])} sent"
         )
     else:
-        print(f"{migration['id']}: follow it with: novacron migration show {migration['id']}")
+        say(f"{migration['id']}: follow it with: novacron migration show {migration['id']}")
 
 
 def _followed(client: Client, id: str, wait: Wait) -> Object:
@@ -162,4 +163,4 @@ def abort(id: Id, output_: Output = OutputFormat.TABLE) -> None:
         if output_ is OutputFormat.JSON:
             output.show_json(migration)
         else:
-            print(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")
+            say(f"{id}: {migration['phase']}, VM {migration['vm_name']} stays on {migration['source']}")

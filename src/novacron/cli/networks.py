@@ -11,6 +11,7 @@ from novacron.cli import options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import Encryption
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage the networks of VMs.")
 groups = typer.Typer(no_args_is_help=True, help="Manage security groups: rules for what can reach VMs.")
@@ -126,7 +127,7 @@ def create(
     """Create a network: an overlay over all nodes, or one on a bridge of the hosts."""
     with output.errors():
         network = Client().create_network(name, kind="bridge" if "bridge" in fields else "overlay", **fields)
-        print(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
+        say(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
 
 
 @app.command()
@@ -134,7 +135,7 @@ def delete(network: NetworkName) -> None:
     """Delete a network that no VM uses."""
     with output.errors():
         Client().delete("networks", network)
-        print(f"{network}: deleted")
+        say(f"{network}: deleted")
 
 
 @groups.command("list")
@@ -149,7 +150,7 @@ def create_group(name: GroupName, rule: RuleTexts = None) -> None:
     """Create a security group. Only what a rule allows comes in; everything goes out unless a rule limits it."""
     with output.errors():
         group = Client().create_security_group(name, [parse_rule(text) for text in rule or ()])
-        print(f"{group['name']}: {len(group['rules'])} rules")
+        say(f"{group['name']}: {len(group['rules'])} rules")
 
 
 @groups.command("set")
@@ -157,7 +158,7 @@ def set_group(name: GroupName, rule: RuleTexts = None) -> None:
     """Replace the rules of a security group, at once wherever it is used."""
     with output.errors():
         changed = Client().configure_security_group(name, [parse_rule(text) for text in rule or ()])
-        print(f"{changed['name']}: {len(changed['rules'])} rules")
+        say(f"{changed['name']}: {len(changed['rules'])} rules")
 
 
 @groups.command("delete")
@@ -165,7 +166,7 @@ def delete_group(name: GroupName) -> None:
     """Delete a security group that nothing uses."""
     with output.errors():
         Client().delete("security-groups", name)
-        print(f"{name}: deleted")
+        say(f"{name}: deleted")
 
 
 @floating.command("list")
@@ -179,7 +180,7 @@ def list_floating(output_: Output = OutputFormat.TABLE) -> None:
 def add(address: Address) -> None:
     """Add an unused address of the hosts' network."""
     with output.errors():
-        print(f"{Client().add_floating_address(address)['address']}: free")
+        say(f"{Client().add_floating_address(address)['address']}: free")
 
 
 @floating.command("remove")
@@ -187,7 +188,7 @@ def remove(address: Address) -> None:
     """Remove an address that is not attached."""
     with output.errors():
         Client().delete("floating-addresses", address)
-        print(f"{address}: removed")
+        say(f"{address}: removed")
 
 
 @floating.command("attach")
@@ -198,7 +199,7 @@ def attach(
 ) -> None:
     """Attach an address to a VM, wherever it runs."""
     with output.errors():
-        print(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
+        say(f"{address}: leads to {Client().attach_floating_address(address, vm, network)['vm_name']}")
 
 
 @floating.command("detach")
@@ -206,7 +207,7 @@ def detach(address: Address) -> None:
     """Detach an address, with all its forwarded ports."""
     with output.errors():
         Client().act("floating-addresses", address, "detach")
-        print(f"{address}: free")
+        say(f"{address}: free")
 
 
 @forwards.command("list")
@@ -237,7 +238,7 @@ def create_forward(
             vm, vm_port, port, protocol=protocol, address=address, network=network
         )  # fmt: skip
         via = f"{forward['protocol']} port {forward['port']}"
-        print(f"{forward['id']}: {via} leads to {forward['vm_name']}, port {vm_port}")
+        say(f"{forward['id']}: {via} leads to {forward['vm_name']}, port {vm_port}")
 
 
 @forwards.command("delete")
@@ -245,4 +246,4 @@ def delete_forward(id: Annotated[str, typer.Argument(help="see: novacron forward
     """Stop forwarding a port."""
     with output.errors():
         Client().delete("forwards", id)
-        print(f"{id}: deleted")
+        say(f"{id}: deleted")

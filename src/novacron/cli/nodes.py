@@ -13,6 +13,7 @@ from novacron.cli import options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
+from novacron.terminal import say
 
 POLL_S = 0.5
 CERTIFICATE_ENDS_SOON_S = 14 * 86_400.0
@@ -156,9 +157,9 @@ def show(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
         if output_ is OutputFormat.TABLE:
             from novacron.cli.vms import COLUMNS as VM_COLUMNS
 
-            print()
+            say()
             output.table(details["status"].get("conditions", ()), CONDITIONS)
-            print()
+            say()
             output.table(client.list("vms", node=node), VM_COLUMNS)
 
 
@@ -168,7 +169,7 @@ def _set(node: str, action: str, out: OutputFormat) -> None:
         if out is OutputFormat.JSON:
             output.show_json(updated)
         else:
-            print(f"{node}: {state(updated)}")
+            say(f"{node}: {state(updated)}")
 
 
 def _migrations_at_once(text: str) -> int | None:
@@ -241,7 +242,7 @@ def _list_changes(spec: Object, labels: Iterable[str], taints: Iterable[str], de
 def rename(node: NodeName, new: Annotated[str, typer.Argument(help="its new name", show_default=False)]) -> None:
     """Rename a node. Its agent takes the new name over by itself, and its VMs keep running."""
     with output.errors():
-        print(f"{node}: is called {Client().rename_node(node, new)['name']}")
+        say(f"{node}: is called {Client().rename_node(node, new)['name']}")
 
 
 def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> dict[str, str]:
@@ -278,7 +279,7 @@ def uncordon(
         if output_ is OutputFormat.JSON:
             output.show_json(updated)
         else:
-            print(f"{node}: {state(updated)}")
+            say(f"{node}: {state(updated)}")
 
 
 @app.command()
@@ -298,7 +299,7 @@ def drain(
         if output_ is OutputFormat.JSON:
             output.show_json(updated)
         else:
-            print(f"{node}: {'empty and cordoned' if wait else state(updated)}")
+            say(f"{node}: {'empty and cordoned' if wait else state(updated)}")
 
 
 @app.command()
@@ -322,7 +323,7 @@ def follow(client: Client, names: list[str], timeout_s: float) -> None:
         active = _active(client, names)
         text = "; ".join(_progress(drain) for drain in active)
         if text not in ("", last):
-            typer.echo(text, err=True)
+            say(text, err=True)
             last = text
         if not active:
             return
@@ -378,7 +379,7 @@ def join_token(
 ) -> None:
     """Print a one-time token with which a host joins: novacron agent --join TOKEN."""
     with output.errors():
-        print(Client().join_token(node, ttl))
+        say(Client().join_token(node, ttl))
 
 
 @app.command()
@@ -399,5 +400,6 @@ def remove(
             client.remove_node(node, force=True, confirm=confirm or options.ask_for_word(node))
             names = set(lost) & {vm["name"] for vm in client.list("vms") if vm["lost_on"] == node}
             if names:
-                print(f"their disks were on {node} only: {', '.join(sorted(names))}\nsee: novacron vm recover --help")
-        print(f"{node}: removed")
+                say(f"their disks were on {node} only: {', '.join(sorted(names))}")
+                say("see: novacron vm recover --help")
+        say(f"{node}: removed")

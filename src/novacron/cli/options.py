@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import typer
 
 from novacron.cli.output import Object, Output, OutputFormat
+from novacron.terminal import say
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -58,7 +59,7 @@ def ask_for_word(node: str) -> str | None:
     """Return what a person types as the word that a node's host is off; None where nobody can be asked."""
     if not sys.stdin.isatty():
         return None
-    typer.echo(f"If the host of node {node} is on, its VMs may run twice and destroy their disks.", err=True)
+    say(f"If the host of node {node} is on, its VMs may run twice and destroy their disks.", err=True)
     word: str = typer.prompt("Make sure that it is off, then type the node's name", err=True)
     return word.strip()
 

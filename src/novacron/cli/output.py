@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +13,7 @@ import typer
 
 from novacron.client import ApiError, Unreachable
 from novacron.client.errors import ArchiveError
+from novacron.terminal import safe, say, say_json
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -38,7 +37,7 @@ Columns = dict[str, Callable[[Object], Any]]
 
 
 def show_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
+    say_json(value)
 
 
 def table(rows: Iterable[Object], columns: Columns) -> None:
@@ -46,7 +45,7 @@ def table(rows: Iterable[Object], columns: Columns) -> None:
     lines = [list(columns)] + [[text(get(row)) for get in columns.values()] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def rows(objects: Iterable[Object], columns: Columns, output: OutputFormat) -> None:
@@ -63,7 +62,7 @@ def fields(details: Object, columns: Columns, output: OutputFormat) -> None:
         return
     width = max(len(name) for name in columns)
     for name, get in columns.items():
-        print(f"{name.ljust(width)}  {text(get(details))}")
+        say(f"{name.ljust(width)}  {text(get(details))}")
 
 
 def text(value: object) -> str:
@@ -73,7 +72,7 @@ def text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(text(v) for v in value) or "-"
-    return str(value)
+    return safe(str(value))
 
 
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -110,8 +109,10 @@ def age(stamp: str) -> str:
     return f"{max(seconds, 0)}s"
 
 
-def fail(message: str, code: int) -> typer.Exit:
-    print(f"error: {message}", file=sys.stderr)
+def fail(message: str, code: int, hint: str = "") -> typer.Exit:
+    say(f"error: {message}", err=True)
+    if hint:
+        say(hint, err=True)
     return typer.Exit(code)
 
 
@@ -122,7 +123,7 @@ def errors() -> Iterator[None]:
         yield
     except ApiError as error:
         code = {401: EXIT_UNAUTHENTICATED, 404: EXIT_NOT_FOUND, 503: EXIT_UNREACHABLE}.get(error.status, EXIT_REFUSED)
-        raise fail(str(error), EXIT_USAGE if error.status == 400 else code) from None
+        raise fail(error.text, EXIT_USAGE if error.status == 400 else code, error.hint) from None
     except Unreachable as error:
         raise fail(str(error), EXIT_UNREACHABLE) from None
     except ArchiveError as error:

@@ -8,9 +8,17 @@ from collections.abc import Callable
 
 from novacron.cli.output import Object, size
 from novacron.client import Client
+from novacron.terminal import safe, say
 
 QUIET_S = 0.7
 ENDED = ("completed", "failed", "aborted")
+
+
+def _plain(text: str) -> str:
+    """Return text that is neither markup nor able to control the terminal."""
+    from rich.markup import escape
+
+    return escape(safe(text))
 
 
 def waiting(
@@ -24,7 +32,7 @@ def waiting(
     except TimeoutError:
         from rich.console import Console
 
-        with Console(stderr=True).status(what):
+        with Console(stderr=True).status(_plain(what)):
             return client.wait(kind, ref, until, timeout_s - QUIET_S)
 
 
@@ -71,7 +79,7 @@ def _lines() -> Callable[[Object], None]:
             shown_at, shown_phase = now, migration["phase"]
             done = share_done(migration)
             bar = "#" * round(done * 24)
-            print(f"  [{bar:<24}] {done:4.0%}  {line(migration)}", file=sys.stderr, flush=True)
+            say(f"  [{bar:<24}] {done:4.0%}  {line(migration)}", err=True, flush=True)
 
     return show
 
@@ -92,7 +100,7 @@ def _bar(started: float) -> Callable[[Object], None]:
     bar.start()
 
     def show(migration: Object) -> None:
-        bar.update(task, completed=share_done(migration), description=line(migration))
+        bar.update(task, completed=share_done(migration), description=_plain(line(migration)))
         if migration["phase"] in ENDED:
             bar.stop()
 
@@ -107,5 +115,5 @@ def carrying(what: str, work: Callable[[Callable[[int, int], None]], Object]) ->
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(_plain(what), total=None)
         return work(lambda have, all_: bar.update(task, completed=have, total=all_))

@@ -11,6 +11,7 @@ from novacron.cli.nodes import BringBack, DrainPolicyOption, follow, follow_back
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Show sites, and drain them.")
 
@@ -40,7 +41,7 @@ def set_(
     """Set which ports of a site's gateways may be forwarded to VMs, such as 30000-32767."""
     with output.errors():
         done = Client().configure_site(site, forward_ports=forward_ports)
-        print(f"{site}: ports {done['forward_ports']} may be forwarded")
+        say(f"{site}: ports {done['forward_ports']} may be forwarded")
 
 
 @app.command()
@@ -56,7 +57,7 @@ def drain(
         names = [node["name"] for node in client.act("sites", site, "drain", {"policy": policy.value})["items"]]
         if wait:
             follow(client, names, timeout)
-        print(f"{site}: {'empty and cordoned' if wait else 'draining'}")
+        say(f"{site}: {'empty and cordoned' if wait else 'draining'}")
 
 
 @app.command()
@@ -72,4 +73,4 @@ def uncordon(
         names = [node["name"] for node in client.act("sites", site, "uncordon", {"bring_back": bring_back})["items"]]
         if bring_back and wait:
             follow_back(client, names, timeout)
-        print(f"{site}: ready")
+        say(f"{site}: ready")

@@ -13,6 +13,7 @@ from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef
 from novacron.client import Client
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Take snapshots of VMs, and revert to them.")
 
@@ -57,7 +58,7 @@ def tree(snapshots: list[Object], current: str | None) -> Iterator[Object]:
 def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> None:
     name, vm = snapshot["name"], snapshot["vm_name"]
     if not wait.wait:
-        print(f"{name} of {vm}: {snapshot['phase']}")
+        say(f"{name} of {vm}: {snapshot['phase']}")
         return
     last = progress.waiting(
         client, "snapshots", snapshot["id"], f"{what} snapshot {name}",
@@ -65,7 +66,7 @@ def _finish(client: Client, snapshot: Object, what: str, wait: QuietWait) -> Non
     )  # fmt: skip
     if last is not None and last["error"]:
         raise output.fail(f"snapshot {name} of {vm}: {last['error']}", output.EXIT_FAILED)
-    print(f"{name} of {vm}: {'deleted' if last is None else last['phase']}")
+    say(f"{name} of {vm}: {'deleted' if last is None else last['phase']}")
 
 
 @app.command("list")

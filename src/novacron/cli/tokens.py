@@ -9,6 +9,7 @@ import typer
 from novacron.cli import output
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage API tokens.")
 
@@ -51,7 +52,7 @@ def create(
             name, user=user, scopes=scope or None, project=only_in,
             expires_in_s=None if days is None else int(days * 86400),
         )  # fmt: skip
-        print(token["secret"])
+        say(token["secret"])
 
 
 @app.command()
@@ -59,4 +60,4 @@ def revoke(id: Annotated[str, typer.Argument(help="id of the token", show_defaul
     """Revoke an API token, at once."""
     with output.errors():
         Client().delete("tokens", id)
-        print(f"{id}: revoked")
+        say(f"{id}: revoked")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
+from novacron.terminal import say
 
 EXPORTS: Columns = {
     "EXPORT": lambda e: e["id"],
@@ -62,9 +62,9 @@ def export(
         done = progress.carrying(
             f"exporting {vm}", lambda on_progress: archive.export(Client(), vm, file, timeout, on_progress)
         )  # fmt: skip
-        print(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
+        say(f"{file}: {done['vm_name']}, a disk of {output.size(done['disk_bytes'])}")
         if done["spec"]["tpm"]:
-            print("it contains the state of the VM's TPM: keep it as secret as the VM", file=sys.stderr)
+            say("it contains the state of the VM's TPM: keep it as secret as the VM", err=True)
 
 
 @options.expand
@@ -90,7 +90,7 @@ def import_(
     with output.errors():
         client = Client()
         for sentence in archive_format.read(file).dropped:
-            print(f"not taken: {sentence}", file=sys.stderr)
+            say(f"not taken: {sentence}", err=True)
         vm = progress.carrying(
             f"importing {file}", lambda on_progress: archive.import_(client, file, order, on_progress)
         )  # fmt: skip
@@ -107,4 +107,4 @@ def delete_export(id: Annotated[str, typer.Argument(help="id of the export", sho
     """Remove an export from its node."""
     with output.errors():
         Client().delete("exports", id)
-        print(f"{id}: deleted")
+        say(f"{id}: deleted")

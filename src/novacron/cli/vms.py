@@ -15,6 +15,7 @@ from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vm_options import NoSecurityGroup, VmChanges
 from novacron.client import ApiError, Client
 from novacron.client.choices import MigrationPolicy
+from novacron.terminal import say, say_lines
 
 app = typer.Typer(no_args_is_help=True, help="Create and run virtual machines.")
 
@@ -95,7 +96,7 @@ def finish(client: Client, vm: Object, states: tuple[str, ...], wait: Wait, wait
     if wait.output is OutputFormat.JSON:
         output.show_json(vm)
     else:
-        print(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
+        say(f"{vm['name']}: {state(vm)}" + (f" on {vm['node']}" if vm["node"] else ""))
 
 
 def _waited(client: Client, vm: Object, states: tuple[str, ...], timeout_s: float, wait_for: WaitFor | None) -> Object:
@@ -172,7 +173,7 @@ def show(vm: VmRef, output_: Output = OutputFormat.TABLE) -> None:
         if output_ is OutputFormat.TABLE:
             from novacron.cli.events import COLUMNS as EVENT_COLUMNS
 
-            print()
+            say()
             output.table(client.list("events", limit=8, object=details["id"]), EVENT_COLUMNS)
 
 
@@ -278,7 +279,7 @@ def delete(
             client.delete("vms", id)
         if wait.wait:
             progress.waiting(client, "vms", id, f"deleting {vm}", lambda current: current is None, wait.timeout_s)
-        print(f"{vm}: {'deleted' if wait.wait else 'deleting'}")
+        say(f"{vm}: {'deleted' if wait.wait else 'deleting'}")
 
 
 @app.command()
@@ -326,16 +327,14 @@ def screenshot(vm: VmRef, file: Annotated[Path, typer.Argument(help="PNG file to
     """Save a screenshot of the VM's display."""
     with output.errors():
         file.write_bytes(Client().screenshot(vm))
-        print(f"{vm}: {file}")
+        say(f"{vm}: {file}")
 
 
 @app.command()
 def log(vm: VmRef, size: Annotated[int, typer.Option(min=1, max=1024, help="how many KiB from the end")] = 64) -> None:
     """Show the end of the guest's serial console log, also after a crash."""
     with output.errors():
-        text = Client().console_log(vm, size << 10).decode(errors="replace")
-        kept = "".join(c for c in text if c.isprintable() or c in "\n\t")
-        print(kept, end="" if kept.endswith("\n") else "\n")
+        say_lines(Client().console_log(vm, size << 10).decode(errors="replace"))
 
 
 MIGRATE_OPTIONS = (

@@ -10,6 +10,7 @@ from novacron.cli import options, output, progress
 from novacron.cli.options import QuietWait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
+from novacron.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Manage volumes: disks that outlive VMs.")
 pools = typer.Typer(no_args_is_help=True, help="Show the pools that hold volumes.")
@@ -52,7 +53,7 @@ POOLS: Columns = {
 def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
     name = volume["name"]
     if not wait.wait:
-        print(f"{name}: {what}")
+        say(f"{name}: {what}")
         return
     done = {
         "creating": lambda now: now is None or now["phase"] != "creating",
@@ -62,7 +63,7 @@ def _finish(client: Client, volume: Object, what: str, wait: QuietWait) -> None:
     last = progress.waiting(client, "volumes", volume["id"], f"{what} volume {name}", done, wait.timeout_s)
     if last is not None and last["error"]:
         raise output.fail(f"volume {name}: {last['error']}", output.EXIT_FAILED)
-    print(f"{name}: {'deleted' if last is None else last['phase']}")
+    say(f"{name}: {'deleted' if last is None else last['phase']}")
 
 
 @app.command("list")
@@ -119,7 +120,7 @@ def create(
 def set_(volume: VolumeRef, changes: Annotated[Object, CHANGE_OPTIONS]) -> None:
     """Rename, grow or limit a volume."""
     with output.errors():
-        print(f"{Client().configure_volume(volume, **changes)['name']}: changed")
+        say(f"{Client().configure_volume(volume, **changes)['name']}: changed")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def attach(
     with output.errors():
         client = Client()
         attached = client.attach_volume(volume, vm, read_only=read_only, boot_order=boot_order)
-        print(f"{attached['name']}: attached to {attached['vm_name']}")
+        say(f"{attached['name']}: attached to {attached['vm_name']}")
 
 
 @app.command()

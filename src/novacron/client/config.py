@@ -54,7 +54,7 @@ def load_config() -> Config:
     token = os.environ.get("NOVACRON_TOKEN") or stored.token
     if not url or not token:
         raise Unreachable(
-            f"no API settings: neither a context of {path} nor NOVACRON_URL and NOVACRON_TOKEN are there\n"
-            "choose a context with: novacron context use NAME, or start a platform with: novacron up"
+            f"no API settings: neither a context of {path} nor NOVACRON_URL and NOVACRON_TOKEN are there:"
+            " choose a context with: novacron context use NAME, or start a platform with: novacron up"
         )
     return Config(url, token, stored.ca, os.environ.get("NOVACRON_PROJECT") or stored.project)

@@ -12,9 +12,10 @@ class ApiError(Exception):
         self.problem = problem
         self.status = int(problem.get("status", 0))
         self.code = str(problem.get("code", "unknown"))
-        detail, field, hint = problem.get("detail", "refused"), problem.get("field"), problem.get("hint")
-        text = f"{field}: {detail}" if field else str(detail)
-        super().__init__(f"{text}\n{hint}" if hint else text)
+        detail, field = problem.get("detail", "refused"), problem.get("field")
+        self.text = f"{field}: {detail}" if field else str(detail)
+        self.hint = str(problem.get("hint") or "")
+        super().__init__(f"{self.text}\n{self.hint}" if self.hint else self.text)
 
 
 class ArchiveError(Exception):

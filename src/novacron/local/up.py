@@ -14,6 +14,7 @@ from novacron import context_file
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres, PostgresFailed
 from novacron.state_lock import FolderInUse, FolderLock
+from novacron.terminal import say
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -46,7 +47,7 @@ class _Service:
 
     def ensure(self) -> None:
         if self.process is not None and self.process.poll() is not None:
-            print(f"{self.name} ended with {self.process.returncode}: starting it again", file=sys.stderr)
+            say(f"{self.name} ended with {self.process.returncode}: starting it again", err=True)
             self.start()
 
     def stop(self) -> None:
@@ -98,7 +99,7 @@ def _settings(own: Path, config: Path) -> str:
     try:
         name = _offer(own, config)
     except (context_file.SettingsError, OSError) as error:
-        print(f"can't add this installation to the settings: {error}", file=sys.stderr)
+        say(f"can't add this installation to the settings: {error}", err=True)
         return f"settings in {own}; try: NOVACRON_CONFIG={own} novacron"
     return f"settings in {config}; try: novacron{f' --context {name}' if name else ''}"
 
@@ -117,7 +118,7 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
     try:
         lock = FolderLock(state_dir, "up.lock")
     except FolderInUse as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return 1
     own_config = _own_config(state_dir, config)
     os.environ["NOVACRON_CONFIG"] = str(own_config)
@@ -141,17 +142,17 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         )  # fmt: skip
         services.append(agent)
         agent.start()
-        print(f"up: API at {client.config.url}, {_settings(own_config, config)} node list", flush=True)
+        say(f"up: API at {client.config.url}, {_settings(own_config, config)} node list", flush=True)
         while not stopping:
             time.sleep(0.5)
             for service in services:
                 service.ensure()
             if postgres.process is not None and postgres.process.poll() is not None:
-                print("PostgreSQL ended: starting it again", file=sys.stderr)
+                say("PostgreSQL ended: starting it again", err=True)
                 postgres.start()
         return 0
     except (PostgresFailed, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         return 1
     finally:
         for service in reversed(services):

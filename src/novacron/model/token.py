@@ -70,6 +70,11 @@ def same_secret(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(errors="surrogatepass"), other.encode(errors="surrogatepass"))
 
 
+def keyed_digest(key: bytes, text: str) -> str:
+    """Return the HMAC (SHA-256, hexadecimal) of a text: whoever has not the key can't make it."""
+    return hmac.new(key, text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
+
+
 def encode_ticket(ticket: JoinTicket) -> str:
     """Return a ticket as the join token that an operator copies to a host."""
     return JOIN_PREFIX + base64.urlsafe_b64encode(msgspec.msgpack.encode(ticket)).decode().rstrip("=")

@@ -35,6 +35,23 @@ class User(msgspec.Struct, frozen=True):
     disabled: bool
     revision: int
     created_at: datetime
+    default_project: str | None = None
+    """The user's own setting: project of new objects, unless a request names another. None: their only project, or
+    ``default``."""
+
+
+class Invitation(msgspec.Struct, frozen=True):
+    """A role that a user is offered in a project. They have it once they accept, before it expires."""
+
+    id: str
+    user_name: str
+    """As whoever invites wrote it."""
+    project: str
+    role: Role
+    actor: str
+    """Who invites."""
+    created_at: datetime
+    expires_at: datetime
 
 
 class Grant(msgspec.Struct, frozen=True):

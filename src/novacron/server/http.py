@@ -17,8 +17,9 @@ from granian.server.embed import Server as Granian
 
 from novacron import pki
 from novacron.api.access.context import Agents, Services
+from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
-from novacron.api.access.passwords import Passwords
+from novacron.api.access.passwords import Devices, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.shared_counters import Shared
 from novacron.api.app import create_app
@@ -74,10 +75,12 @@ class Front:
         self._measure(database)
         self._recorder = Recorder(database)
         self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
+        self._live = LiveCalls(self.cache.callers)
         services = Services(
             database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
-            _oidc(settings, authority), settings.url(settings.port), settings.url(settings.link_port),
-            settings.log_level,
+            Devices(authority.derive("browsers that users have logged in with")),
+            _oidc(settings, authority, database), self._live, settings.url(settings.port),
+            settings.url(settings.link_port), settings.log_level,
         )  # fmt: skip
         self._admission = Admission(create_app(services), services, self._rates)
         self._http = _granian(settings, self._admission, *certificate)
@@ -87,6 +90,7 @@ class Front:
         works: dict[str, Callable[[], Awaitable[None]]] = {
             "feed": self._follow,
             "recorder": self._recorder.run,
+            "live-calls": self._live.run,
             "rates": lambda: share_rates(self._shared, self._rates),
             "metrics": self._processes.run,
             "process": process.watch,
@@ -178,14 +182,14 @@ def _keep_what_is_here() -> None:
     gc.freeze()
 
 
-def _oidc(settings: ServerSettings, authority: pki.Authority) -> Oidc | None:
+def _oidc(settings: ServerSettings, authority: pki.Authority, database: Database) -> Oidc | None:
     """Return the provider of logins, if there is one. Raises InvalidInput."""
     if settings.oidc is None:
         return None
     try:
         provider = msgspec.json.decode(settings.oidc.read_bytes(), type=Provider)
         back = f"{settings.url(settings.port)}/api/v1/oidc/callback"
-        return Oidc(provider, back, authority.derive("logins through a provider"))
+        return Oidc(provider, back, authority.derive("logins through a provider"), database)
     except (OSError, *MALFORMED) as error:
         raise InvalidInput(f"{settings.oidc}: {error}", field="oidc", hint="see docs/how-to/access.md") from error
 

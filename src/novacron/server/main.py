@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from novacron.telemetry import logs, traces
 from novacron.telemetry.metrics import MigrationMetrics
 from novacron.telemetry.shared import Processes
 from novacron.telemetry.values import gauge
+from novacron.terminal import say
 
 log = logs.get(__name__)
 
@@ -64,12 +64,12 @@ async def _welcome(settings: ServerSettings, database: Database, authority: pki.
         if settings.cli_config is not None:  # before the token counts: it is not lost if this fails
             context, used = keep_context(settings.cli_config, settings, authority, secret)
     # On the terminal of the operator, not in the log.
-    print(f"administrator token (shown once, only its hash is kept): {secret}", file=sys.stderr, flush=True)
+    say(f"administrator token (shown once, only its hash is kept): {secret}", err=True, flush=True)
     if context:
-        print(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}, context {context}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        say(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}, context {context}",
+              err=True, flush=True)  # fmt: skip
         if not used:
-            print(f"to work with this installation: novacron context use {context}", file=sys.stderr, flush=True)
+            say(f"to work with this installation: novacron context use {context}", err=True, flush=True)
 
 
 def keep_context(path: Path, settings: ServerSettings, authority: pki.Authority, secret: str) -> tuple[str, bool]:

@@ -14,6 +14,8 @@ RETENTION_S = {
     "events": ("at", limits.EVENTS_RETENTION_S),
     "vm_tombstones": ("deleted_at", limits.TOMBSTONE_RETENTION_S),
     "join_tokens": ("expires_at", limits.IDEMPOTENCY_RETENTION_S),
+    "invitations": ("expires_at", 0),
+    "ended_logins": ("expires_at", 0),
     "tickets": ("expires_at", limits.TICKET_S),
     "migrations": ("finished_at", limits.EVENTS_RETENTION_S),
     "imports": ("finished_at", limits.EVENTS_RETENTION_S),

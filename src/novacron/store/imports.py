@@ -48,9 +48,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
                 f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
             )
     chosen = _choose_node(every, node)
-    count = await connection.fetchval("SELECT count(*) FROM imports WHERE node = $1 AND finished_at IS NULL", chosen)
-    if count >= limits.IMPORTS_PER_NODE_MAX:
-        raise Unavailable(f"node {chosen} already has {count} imports", hint="wait for one, or name another node")
+    await _check_slots(connection, chosen, project)
     try:
         row = await connection.fetchrow(
             "INSERT INTO imports (id, spec, node, phase, project, trace) VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
@@ -69,6 +67,24 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
         connection, events.NewEvent("import", import_.id, spec.name, "ImportBegun", f"from {where} to {chosen}", actor)
     )
     return import_
+
+
+async def _check_slots(connection: Connection, node: str, project: str | None) -> None:
+    """Raise Unavailable if a node, or a project there, has as many unfinished imports as it may."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('imports'))")  # or many at once would not count
+    row = await connection.fetchrow(
+        "SELECT count(*) AS all_, count(*) FILTER (WHERE project = $2) AS own FROM imports"
+        " WHERE node = $1 AND finished_at IS NULL",
+        node, project,
+    )  # fmt: skip
+    assert row is not None
+    if row["own"] >= limits.IMPORTS_PER_PROJECT_MAX:
+        raise Unavailable(
+            f"project {project} already has {row['own']} imports on node {node}",
+            hint="wait for one, or abort one: novacron image imports",
+        )
+    if row["all_"] >= limits.IMPORTS_PER_NODE_MAX:
+        raise Unavailable(f"node {node} already has {row['all_']} imports", hint="wait for one, or name another node")
 
 
 async def disown(connection: Connection, image: str) -> None:

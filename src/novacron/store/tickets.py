@@ -14,15 +14,23 @@ from novacron.store import events, vms
 from novacron.store.database import Connection
 
 
+class Holder(NamedTuple):
+    """Who asks for a ticket: the user's name, and the id of their token or session."""
+
+    user: str
+    token: str
+
+
 class Admitted(NamedTuple):
-    """What a ticket was for."""
+    """What a ticket was for, and the token or session that asked for it."""
 
     vm: str
     node: str
     kind: ConsoleKind
+    token: str
 
 
-async def create(connection: Connection, ref: str, kind: ConsoleKind, actor: str) -> Ticket:
+async def create(connection: Connection, ref: str, kind: ConsoleKind, holder: Holder) -> Ticket:
     """Make a ticket for a VM's console. Raises NotFound, IllegalState."""
     vm = await vms.get(connection, ref)
     if vm.node is None:
@@ -31,24 +39,25 @@ async def create(connection: Connection, ref: str, kind: ConsoleKind, actor: str
         raise IllegalState(f"VM {vm.name} has no display", hint=f"novacron vm console {vm.name}")
     secret = PREFIX + secrets.token_urlsafe(32)
     expires_at = await connection.fetchval(
-        "INSERT INTO tickets (hash, vm, kind, actor, expires_at)"
-        " VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5)) RETURNING expires_at",
-        hash_secret(secret), vm.id, kind, actor, float(limits.TICKET_S),
+        "INSERT INTO tickets (hash, vm, kind, actor, token, expires_at)"
+        " VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6)) RETURNING expires_at",
+        hash_secret(secret), vm.id, kind, holder.user, holder.token, float(limits.TICKET_S),
     )  # fmt: skip
-    await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", actor))
+    opened = events.NewEvent("vm", vm.id, vm.name, "ConsoleOpened", f"{kind} console", holder.user)
+    await events.record(connection, opened)
     return Ticket(secret, vm.id, kind, f"/api/v1/console?ticket={secret}", expires_at)
 
 
 async def use(connection: Connection, secret: str) -> Admitted:
     """Use a ticket up. Raises Unauthenticated, NotFound, IllegalState."""
     row = await connection.fetchrow(
-        "DELETE FROM tickets WHERE hash = $1 AND expires_at > now() RETURNING vm, kind", hash_secret(secret)
+        "DELETE FROM tickets WHERE hash = $1 AND expires_at > now() RETURNING vm, kind, token", hash_secret(secret)
     )
-    if row is None:
+    if row is None or row["token"] is None:
         raise Unauthenticated(
             "the ticket is wrong, was used or has expired", field="ticket", hint="ask for another one"
         )
     vm = await vms.get(connection, row["vm"])
     if vm.node is None:
         raise IllegalState(f"VM {vm.name} is on no node")
-    return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]))
+    return Admitted(vm.id, vm.node, ConsoleKind(row["kind"]), row["token"])

@@ -91,6 +91,12 @@ async def password_of(connection: Connection, name: str) -> tuple[User, str] | N
     return msgspec.convert({key: fields[key] for key in User.__struct_fields__}, User), fields["hash"]
 
 
+async def set_default_project(connection: Connection, id: str, project: str | None) -> User:
+    """Set the project in which a user's new objects are, unless a request names another; None: the usual one."""
+    row = await connection.fetchrow("UPDATE users SET default_project = $2 WHERE id = $1 RETURNING *", id, project)
+    return _user(row)
+
+
 async def disable(connection: Connection, ref: str, disabled: bool, actor: str) -> User:
     """Let a user do nothing any more, or again. Raises NotFound, Conflict for the last administrator."""
     user = await get(connection, ref)

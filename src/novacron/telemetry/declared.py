@@ -67,7 +67,8 @@ API = (
     _gauge("novacron_api_requests_in_progress", "Requests that are worked on: not those answered from the cache."),
     _counter(
         "novacron_api_refused_total", "Requests that were turned away before they were looked at: beyond a rate"
-        " (rate), too many at once (overload), or that took too long (timeout).", "reason",
+        " (rate), too many at once in all (overload) or of one caller (slots), whose body came too late (body), or that"
+        " took too long (timeout).", "reason",
     ),
     _counter("novacron_api_cached_answers_total", "Answers that were there already, with no route asked."),
     _gauge("novacron_api_followers", "Streams of changes that are open."),

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 
 from novacron.api.access.context import services
@@ -57,11 +58,19 @@ def _by_cookie(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     caller = _caller(connection, secret)
     if caller is None or caller.kind is not TokenKind.SESSION:
         raise Unauthenticated("the session has ended", hint="log in again")
+    if connection.scope["type"] == ScopeType.WEBSOCKET and not _from_own_page(connection):
+        raise Forbidden("a page of another origin may not use the session", field="Origin")
     if connection.scope.get("method") in UNSAFE:
         sent = connection.headers.get("x-csrf-token", "")
         if not same_secret(sent, csrf_of(secret)):
             raise Forbidden("a change from a browser needs the session's token", field="X-CSRF-Token")
     return caller
+
+
+def _from_own_page(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    """Say whether a page of this server opens a WebSocket: browsers send the cookie for pages of any origin."""
+    host = connection.headers.get("host")
+    return host is not None and connection.headers.get("origin") == f"https://{host}"
 
 
 def _caller(connection: ASGIConnection[Any, Any, Any, Any], secret: str) -> Caller | None:

@@ -9,8 +9,9 @@ import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 
+from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
-from novacron.api.access.passwords import Passwords
+from novacron.api.access.passwords import Devices, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
@@ -58,7 +59,9 @@ class Services(msgspec.Struct):
     metrics: Metrics
     recorder: Recorder
     passwords: Passwords
+    devices: Devices
     oidc: Oidc | None
+    live: LiveCalls
     api_url: str
     link_url: str
     log_level: Path

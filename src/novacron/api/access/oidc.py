@@ -24,6 +24,8 @@ import urllib3
 from novacron.model.errors import Unauthenticated, Unavailable
 from novacron.model.oidc import Provider
 from novacron.model.token import same_secret
+from novacron.store import logins
+from novacron.store.database import Database
 
 STEP_S_MAX = 600
 TIMEOUT_S = 10.0
@@ -44,10 +46,10 @@ class LoginStep(msgspec.Struct, frozen=True):
 class Oidc:
     """A provider, as this server talks to it. ``key`` is secret, and signs what callers carry."""
 
-    def __init__(self, provider: Provider, redirect_url: str, key: bytes) -> None:
+    def __init__(self, provider: Provider, redirect_url: str, key: bytes, database: Database) -> None:
         self.provider = provider
         self._redirect_url = redirect_url
-        self._key = key
+        self._key, self._database = key, database
         self._secret = Path(provider.client_secret_file).read_text().strip()
         context = ssl.create_default_context(cafile=provider.ca_file)
         self._http = urllib3.PoolManager(ssl_context=context, timeout=TIMEOUT_S, retries=False, maxsize=4)
@@ -76,7 +78,14 @@ class Oidc:
             raise Unauthenticated(
                 "this login was not started in this browser, or it took too long", hint="log in again"
             )
+        if not await self._first_use(step):
+            raise Unauthenticated("this login has ended already", hint="log in again")
         return await asyncio.to_thread(self._claims, step, code)
+
+    async def _first_use(self, step: LoginStep) -> bool:
+        """Note that a login ends, and say whether it is for the first time, on whichever server."""
+        async with self._database.connection() as connection:
+            return await logins.end(connection, step.state, step.expires_at_s)
 
     def _sealed(self, step: LoginStep) -> str:
         body = base64.urlsafe_b64encode(msgspec.json.encode(step))
@@ -128,6 +137,14 @@ class Oidc:
             )  # fmt: skip
         except (jwt.PyJWTError, KeyError) as error:
             raise Unauthenticated(f"the token from {self.provider.issuer} is invalid: {error}") from error
+        _check_party(claims, self.provider.client_id)
         if not same_secret(str(claims.get("nonce", "")), step.nonce):
             raise Unauthenticated("the provider's answer belongs to another login", hint="log in again")
         return claims
+
+
+def _check_party(claims: dict[str, Any], client_id: str) -> None:
+    """Raise Unauthenticated for a token that was made for another client (OpenID Connect Core 1.0, 3.1.3.7)."""
+    party, audience = claims.get("azp"), claims["aud"]
+    if (party is not None and party != client_id) or (party is None and isinstance(audience, list) and audience[1:]):
+        raise Unauthenticated("the provider's token was made for another client", hint="log in again")

@@ -1,26 +1,56 @@
-"""Passwords: hashed with argon2id (RFC 9106) in a few threads, so that guessing is slow only for guessers
-and not for anybody else."""
+"""Passwords: hashed with argon2id (RFC 9106) in a few threads, so that guessing is slow only for guessers and not for
+anybody else; refused when they are easy to guess."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from novacron.api.access.shared_counters import Shared
-from novacron.model.errors import TooManyRequests
+from novacron.model.errors import InvalidInput, TooManyRequests
+from novacron.model.token import keyed_digest, same_secret
 
 AT_ONCE = 2
 WAITING_MAX = 32
-TRIES, TRIES_S = 10, 300.0
-"""The period in which wrong passwords for a name, and from an address, are counted, in seconds."""
+TRIES_S = 300.0
+"""The period in which wrong passwords are counted, in seconds."""
+TRIES_OF_DEVICE, TRIES_OF_NAME_AT_ADDRESS = 10, 10
+TRIES_OF_NAME, TRIES_OF_ADDRESS = 100, 100
+"""From wherever; for whatever name. They do not hold for a browser in which this user has logged in before, so that
+nobody can lock a user out."""
 REMEMBERED_MAX = 20_000
+SCORE_MIN = 3
+"""Of zxcvbn's 0 to 4: more than a hundred million guesses."""
+SCORED_LENGTH_MAX = 72
 
 _hasher = PasswordHasher()  # 64 MiB, three passes, four lanes: the library's defaults, RFC 9106's second choice
 _NOBODYS = _hasher.hash("nobody has this password")
+
+
+class Devices:
+    """Marks of browsers in which users have logged in, which only this platform can make."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def mark(self, user: str) -> str:
+        """Return a mark for another browser of a user, by their id."""
+        device = secrets.token_urlsafe(18)
+        return f"{device}.{self._seal(user, device)}"
+
+    def known(self, user: str, mark: str) -> str | None:
+        """Return the browser that a mark stands for, if it is this user's."""
+        device, _, seal = mark.rpartition(".")
+        return device if device and same_secret(self._seal(user, device), seal) else None
+
+    def _seal(self, user: str, device: str) -> str:
+        return keyed_digest(self._key, f"{user} {device}")
 
 
 class Passwords:
@@ -30,49 +60,95 @@ class Passwords:
         self._shared = shared
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
-        self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._tried: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
-    async def hash(self, password: str) -> str:
+    async def hash_new(self, password: str, related: Sequence[str]) -> str:
+        """Return the hash of a new password. Raises InvalidInput if it is easy to guess; ``related`` are words that a
+        guesser tries first, such as the user's name."""
         async with self._turns:
+            await asyncio.to_thread(check_strength, password, related)
             return await asyncio.to_thread(_hasher.hash, password)
 
-    async def verify(self, name: str, address: str, hash: str | None, password: str) -> bool:
+    async def verify(self, name: str, address: str, hash: str | None, password: str, device: str | None = None) -> bool:
         """Say whether a password is the one of ``hash``; for nobody's (None), that it is not, and no sooner.
 
-        Raises TooManyRequests after too many wrong ones for this name or from this address.
+        ``device``: the browser, if this user has logged in there before. Each try counts from its beginning, so that
+        many at once are no more than many in turn; good ones do not count. Raises TooManyRequests.
         """
-        keys = (f"name {name}", f"address {address}")
-        everywhere = await self._shared.get(tuple(f"wrong:{key}" for key in keys))
-        for key in keys:
-            count, since = self._wrong.get(key, (0, 0.0))
-            left_s = since + TRIES_S - time.monotonic()
-            if everywhere.get(f"wrong:{key}", 0) >= TRIES:
-                count, left_s = TRIES, TRIES_S
-            if count >= TRIES and left_s > 0:
-                raise TooManyRequests(f"too many wrong passwords for {key}", hint=f"try again in {int(left_s) + 1} s")
+        limits = _limits(name, address, device)
+        await self._begin(limits)
+        try:
+            good = await self._matches(hash or _NOBODYS, password) and hash is not None
+        except TooManyRequests:
+            await self._take_back(limits)
+            raise
+        if good:
+            await self._take_back(limits)
+        return good
+
+    async def _matches(self, hash: str, password: str) -> bool:
         if self._waiting >= WAITING_MAX:
             raise TooManyRequests("too many logins at once", hint="try again in a few seconds")
         self._waiting += 1
         try:
             async with self._turns:
-                good = await asyncio.to_thread(_matches, hash or _NOBODYS, password) and hash is not None
+                return await asyncio.to_thread(_matches, hash, password)
         finally:
             self._waiting -= 1
-        for key in keys:
-            self._count(key, good=good)
-        if not good:
-            await self._shared.add({f"wrong:{key}": 1 for key in keys}, int(TRIES_S))
-        return good
 
-    def _count(self, key: str, *, good: bool) -> None:
-        count, since = self._wrong.pop(key, (0, time.monotonic()))
-        if good and key.startswith("name "):
-            return
+    async def _begin(self, limits: dict[str, int]) -> None:
+        """Count a try. Raises TooManyRequests, and does not count it, if there were too many."""
+        here = {key: self._count(key, 1) for key in limits}
+        everywhere = await self._shared.add({f"tried:{key}": 1 for key in limits}, int(TRIES_S))
+        for key, most in limits.items():
+            if max(here[key], everywhere.get(f"tried:{key}", 0)) > most:
+                await self._take_back(limits)
+                left_s = self._tried[key][1] + TRIES_S - time.monotonic() if key in self._tried else TRIES_S
+                raise TooManyRequests(
+                    f"too many wrong passwords: {key}", hint=f"try again in {max(1, int(left_s) + 1)} s"
+                )
+
+    async def _take_back(self, limits: dict[str, int]) -> None:
+        for key in limits:
+            self._count(key, -1)
+        await self._shared.add({f"tried:{key}": -1 for key in limits}, int(TRIES_S))
+
+    def _count(self, key: str, by: int) -> int:
+        """Add to the tries of a key, and return how many there are now."""
+        count, since = self._tried.pop(key, (0, time.monotonic()))
         if time.monotonic() - since > TRIES_S:
             count, since = 0, time.monotonic()
-        self._wrong[key] = (count + (not good), since)
-        if len(self._wrong) > REMEMBERED_MAX:
-            self._wrong.popitem(last=False)
+        count = max(0, count + by)
+        if count:
+            self._tried[key] = (count, since)
+        if len(self._tried) > REMEMBERED_MAX:
+            self._tried.popitem(last=False)
+        return count
+
+
+def _limits(name: str, address: str, device: str | None) -> dict[str, int]:
+    """Return how many wrong passwords there may be, by what is counted."""
+    if device is not None:
+        return {f"for {name} in this browser ({device[:6]})": TRIES_OF_DEVICE}
+    return {
+        f"for {name} from {address}": TRIES_OF_NAME_AT_ADDRESS,
+        f"for {name}": TRIES_OF_NAME,
+        f"from {address}": TRIES_OF_ADDRESS,
+    }
+
+
+def check_strength(password: str, related: Sequence[str]) -> None:
+    """Raise InvalidInput for a password that is easy to guess: common, repeated, a sequence, or made of known words."""
+    from zxcvbn import zxcvbn  # its word lists take 80 ms and some MiB: only whoever sets passwords loads them
+
+    result = zxcvbn(password[:SCORED_LENGTH_MAX], user_inputs=list(related))
+    if result["score"] >= SCORE_MIN:
+        return
+    why = str(result["feedback"]["warning"]).rstrip(".")
+    raise InvalidInput(
+        f"the password is easy to guess{f': {why[:1].lower()}{why[1:]}' if why else ''}", field="password",
+        hint="use several unrelated words, or let a password manager make one",
+    )  # fmt: skip
 
 
 def _matches(hash: str, password: str) -> bool:

@@ -7,25 +7,54 @@ rate limits, rejects requests while the server is overloaded, ends those that ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from http.cookies import SimpleCookie
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import structlog
 
 from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import Services
+from novacron.api.access.live_calls import GRACE_S
 from novacron.api.access.recorder import UNSAFE, CompletedCall
-from novacron.api.edge.rate_limits import Limit, Rates
-from novacron.api.edge.unread_body import Message, Receive, Scope, Send, UnreadBody, may_remain
+from novacron.api.edge.rate_limits import Rates
+from novacron.api.edge.refusals import (
+    LATE_BODY,
+    LEAVING,
+    OVERLOADED,
+    SECURITY,
+    TIMED_OUT,
+    TOO_MANY,
+    Header,
+    Refusal,
+    of_error,
+    rate_exceeded,
+    refuse,
+)
+from novacron.api.edge.request_body import (
+    OF_CALLERS,
+    OF_LOGINS,
+    OF_STRANGERS,
+    ClientGone,
+    HeldBytes,
+    LateBody,
+    Message,
+    Receive,
+    RequestBody,
+    Scope,
+    Send,
+    has_body,
+)
+from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model import response_cache
 from novacron.api.read_model.principals import Caller
 from novacron.model.access import Right
+from novacron.model.errors import NovaError
 from novacron.model.token import TokenKind, hash_secret
 from novacron.store.database import YIELDS
 from novacron.telemetry import logs, traces
@@ -35,7 +64,6 @@ from novacron.telemetry.values import counter, histogram
 log = logs.get(__name__)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 IN_PROGRESS_MAX = 400
 """Requests in progress at once; more are rejected, except operators' and health checks."""
@@ -51,30 +79,16 @@ DURATIONS = histogram("novacron_api_request_duration_seconds")
 TRACEPARENT_BYTES = 64
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 SECRETS_KEPT = 10_000
-SECURITY: list[Header] = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"strict-transport-security", b"max-age=31536000"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-]
-
-
-class Refusal(NamedTuple):
-    """A refused request, as its caller sees it."""
-
-    status: int
-    code: str
-    title: str
-    detail: str
-    hint: str = ""
-    retry_s: int = 0
-
-
-OVERLOADED = Refusal(
-    503, "overloaded", "Temporarily unavailable", "too many requests are in progress", "try again in a few seconds"
-)
-TIMED_OUT = Refusal(503, "timeout", "Temporarily unavailable", "the request took too long", "try again")
-LEAVING = Refusal(503, "unavailable", "Temporarily unavailable", "this server is shutting down")
+PUBLIC_WITH_BODY = ("/api/v1/login", "/api/v1/join")
+EVENTS = "/api/v1/events"
+WAITS = re.compile(rb"(?:^|&)(?:newer_than|wait|min_revision)=")
+"""Such requests wait for a change, which is no work."""
+WORK = SlotLimits(IN_PROGRESS_MAX, IN_PROGRESS_MAX // 2, 40)
+WAITING = SlotLimits(4000, 200, 100)
+"""Streams, consoles, and requests that wait for a change."""
+RECEIVING = SlotLimits(4000, 200, 64)
+"""Requests whose body is on its way."""
+CLOSE_REFUSED = 4429
 
 
 class _Request:
@@ -104,6 +118,20 @@ class _Request:
         operates = self.caller is not None and self.caller.access.allows(Right.OPERATE, None)
         return self.path not in NEVER_SHED and not operates
 
+    @property
+    def user(self) -> str | None:
+        return None if self.caller is None else self.caller.user
+
+    @property
+    def endless(self) -> bool:
+        """Say whether this asks for a stream of events."""
+        return self.path == EVENTS and ENDLESS in self.headers.get(b"accept", b"")
+
+    @property
+    def waits(self) -> bool:
+        """Say whether most of the time that this takes is spent waiting for changes."""
+        return self.caller is not None and (self.endless or WAITS.search(self.scope["query_string"]) is not None)
+
 
 class Admission:
     """An ASGI application around another."""
@@ -114,10 +142,10 @@ class Admission:
         self._rates = rates
         self._response_cache = response_cache.ResponseCache(services.cache)
         self._digests: dict[bytes, str] = {}
-        for reason in ("rate", "overload", "timeout"):
+        for reason in ("rate", "overload", "slots", "body", "timeout"):
             REFUSED.cell(reason)  # an increase from nothing is not seen
-        self.in_progress = 0
-        """Requests that routes work on now."""
+        self.work, self.waiting, self.receiving = Slots(WORK), Slots(WAITING), Slots(RECEIVING)
+        self._held = HeldBytes()
         self._cells: dict[tuple[str, str, int], tuple[list[float], list[float]]] = {}
         self._cached = counter("novacron_api_cached_answers_total").cell()
         self._prefix, self._count = secrets.token_hex(4), 0
@@ -146,32 +174,82 @@ class Admission:
             return None
         return caller
 
+    @property
+    def in_progress(self) -> int:
+        """Return how many requests routes work on now."""
+        return self.work.taken
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._open(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         request = _Request(scope, headers, self.caller(headers))
-        if may_remain(scope, headers):
-            unread = UnreadBody(receive, send, headers)
-            receive, send = unread.receive, unread.send
+        body = RequestBody(receive, send, headers, self._held) if has_body(scope, headers) else None
+        if body is not None:
+            receive, send = body.receive, body.send
         limit = self._rates.take(request.caller, request.address, request.method)
         request.limit_headers = limit.headers
         if limit.exceeded and request.path not in ALWAYS_SERVED:
-            await self._reject(request, send, _rate_exceeded(limit), "rate")
+            await self._reject(request, send, rate_exceeded(limit.most, limit.retry_s), "rate")
         elif await self._answer_from_cache(request, send):
             return
         elif self.leaving and request.path == "/readyz":
-            await _refuse(send, LEAVING)
-        elif self.in_progress >= IN_PROGRESS_MAX and request.may_be_shed:
-            await self._reject(request, send, OVERLOADED, "overload")
+            await refuse(send, LEAVING)
         else:
-            await self._trace(request, receive, send)
+            await self._admit(request, body, receive, send)
+
+    async def _admit(self, request: _Request, body: RequestBody | None, receive: Receive, send: Send) -> None:
+        """Receive the body, if there is one, and pass the request on when there is a slot for it."""
+        exempt = not request.may_be_shed
+        try:
+            if body is not None:
+                with self.receiving.taken_for(request.user, request.address, exempt=exempt):
+                    await self._hold(request, body)
+            stage = self.waiting if request.waits else self.work
+            with stage.taken_for(request.user, request.address, exempt=exempt):
+                await self._trace(request, receive, send)
+        except Full as full:
+            await self._reject(request, send, TOO_MANY if full.own else OVERLOADED, "slots" if full.own else "overload")
+        except LateBody:
+            await self._reject(request, send, LATE_BODY, "body")
+        except ClientGone:
+            return
+        finally:
+            if body is not None:
+                body.forget()
+
+    async def _hold(self, request: _Request, body: RequestBody) -> None:
+        """Receive a body. Raises LateBody, ClientGone, Full."""
+        if request.caller is not None:
+            await body.hold(OF_CALLERS)
+        elif request.path in PUBLIC_WITH_BODY:
+            await body.hold(OF_LOGINS)
+        elif not body.asks_first:  # the answer, a refusal, does not depend on it
+            with contextlib.suppress(LateBody):
+                await body.hold(OF_STRANGERS)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a WebSocket on, within the limits of rate and number."""
+        headers = dict(scope["headers"])
+        request = _Request({**scope, "method": "GET"}, headers, self.caller(headers))
+        try:
+            if self._rates.take(request.caller, request.address, request.method).exceeded:
+                raise Full(own=True)
+            with self.waiting.taken_for(request.user, request.address, exempt=not request.may_be_shed):
+                await self._app(scope, receive, send)
+        except Full:
+            REFUSED.add("slots")
+            await receive()  # its first message: it asks to be opened
+            await send({"type": "websocket.close", "code": CLOSE_REFUSED, "reason": TOO_MANY.detail})
 
     async def _reject(self, request: _Request, send: Send, refusal: Refusal, reason: str) -> None:
         retry_s = refusal.retry_s or 2
         headers = [*(request.limit_headers if reason == "rate" else ()), (b"retry-after", b"%d" % retry_s)]
-        await _refuse(send, refusal, headers)
+        await refuse(send, refusal, headers)
         REFUSED.add(reason)
         self._completed(request, refusal.status, "-")
 
@@ -225,21 +303,29 @@ class Admission:
 
     async def _run(self, request: _Request, receive: Receive, response: _Response) -> None:
         """Run the route, within the time limit."""
-        self.in_progress += 1
         YIELDS.set(request.may_be_shed)  # of this request's task alone
+        endless, call = request.endless, None
         try:
-            if ENDLESS in request.headers.get(b"accept", b""):
-                await self._app(request.scope, receive, response.send)
-            else:
-                async with asyncio.timeout(REQUEST_S_MAX):
+            async with asyncio.timeout(None if endless else REQUEST_S_MAX) as limit:
+                if request.caller is None:
                     await self._app(request.scope, receive, response.send)
+                else:
+                    grace_s = 0 if endless else GRACE_S
+                    with self._services.live.watched(request.caller, limit, grace_s=grace_s) as call:
+                        await self._app(request.scope, receive, response.send)
         except TimeoutError:
+            await self._cut_short(request, response, None if call is None else call.ended)
+
+    async def _cut_short(self, request: _Request, response: _Response, ended: NovaError | None) -> None:
+        """Answer a request that took too long, or whose caller's rights ended; end an answer that has begun."""
+        if ended is None:
             REFUSED.add("timeout")
             log.warning("a request took too long", path=request.path, request_id=request.id)
-            if not response.started:
-                await _refuse(response.send_raw, TIMED_OUT)
-        finally:
-            self.in_progress -= 1
+        refusal = TIMED_OUT if ended is None else of_error(ended)
+        if not response.started:
+            await refuse(response.send_raw, refusal)
+        elif ended is not None:
+            await response.send_raw({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _completed(self, request: _Request, status: int, route: str) -> None:
         """Count and log a request that was answered."""
@@ -309,23 +395,3 @@ def _secret(text: str, *, cookie: bool) -> str | None:
         return None if morsel is None else morsel.value
     scheme, _, secret = text.partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else None
-
-
-def _rate_exceeded(limit: Limit) -> Refusal:
-    return Refusal(
-        429, "too-many-requests", "Too many requests", f"more than {limit.most} requests a second",
-        f"try again in {limit.retry_s} s", limit.retry_s,
-    )  # fmt: skip
-
-
-async def _refuse(send: Send, refusal: Refusal, headers: Sequence[Header] = ()) -> None:
-    """Answer with a problem document (RFC 9457)."""
-    body = msgspec.json.encode(
-        {
-            "type": f"https://novacron.dev/problems/{refusal.code}", "title": refusal.title, "status": refusal.status,
-            "code": refusal.code, "detail": refusal.detail, "instance": "", "hint": refusal.hint,
-        }
-    )  # fmt: skip
-    fields = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": [*fields, *headers, *SECURITY]})
-    await send({"type": "http.response.body", "body": body})

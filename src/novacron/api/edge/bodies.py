@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 from litestar import Response
@@ -16,7 +15,6 @@ from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.store import feed
 
 REACH_S = 5.0
-DRAIN_BYTES_MAX = 16 * limits.REQUEST_BODY_BYTES_MAX
 FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
@@ -35,7 +33,6 @@ async def check(request: ApiRequest) -> Response[None] | None:
         return None
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limits.REQUEST_BODY_BYTES_MAX:
-        await _drain(request)
         raise HTTPException(
             status_code=413, detail=f"a body of {length} bytes; at most {limits.REQUEST_BODY_BYTES_MAX} are allowed"
         )
@@ -68,13 +65,3 @@ async def _reach(request: ApiRequest) -> None:
         if revision > newest:
             raise InvalidInput(f"there is no revision {revision}", field="min_revision", hint=hint)
         raise Unavailable(f"this server is at revision {cache.revision}, not {revision}", hint="try again")
-
-
-async def _drain(request: ApiRequest) -> None:
-    """Read what the caller is still sending, within limits, so that the caller reads the response."""
-    taken = 0
-    while taken < DRAIN_BYTES_MAX:
-        message: Any = await request.receive()
-        taken += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return

@@ -43,9 +43,12 @@ class Callers:
         self._by_digest: dict[str, str] = {}
         self._grants: dict[str, set[str]] = {}
         self._made: dict[str, Caller | None] = {}
+        self.version = 0
+        """Grows whenever a caller's rights may have changed."""
         self.clear()
 
     def clear(self) -> None:
+        self.version += 1
         self._objects = {kind: {} for kind in KINDS}
         self._by_digest.clear()
         self._grants.clear()
@@ -65,6 +68,7 @@ class Callers:
 
     def change(self, kind: str, key: str, body: dict[str, Any] | None) -> None:
         """Apply a change of a token, a user or a grant; None: it was deleted."""
+        self.version += 1
         self._made.clear()
         was = self._objects[kind].pop(key, None)
         if kind == "token" and was is not None:
@@ -93,8 +97,10 @@ class Callers:
         scopes = None if token["scopes"] is None else frozenset(Right(scope) for scope in token["scopes"])
         cut = has.within(scopes, token["project"])
         only = next(iter(has.projects)) if len(has.projects) == 1 and not has.everywhere else "default"
+        own = user.get("default_project")
+        usual = own if own is not None and cut.sees(own) else only
         ends = NEVER_S if token["expires_at"] is None else datetime.fromisoformat(token["expires_at"]).timestamp()
         return Caller(
-            token["id"], user["name"], user["id"], TokenKind(token["kind"]), cut, token["project"] or only, ends,
+            token["id"], user["name"], user["id"], TokenKind(token["kind"]), cut, token["project"] or usual, ends,
             "*" if cut.sees_all else " ".join(sorted(name for name in cut.projects if cut.sees(name))),
         )  # fmt: skip

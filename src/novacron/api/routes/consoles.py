@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Annotated, Any
 
 import msgspec
@@ -12,20 +13,26 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from novacron.api.access import authorization
-from novacron.api.access.context import ApiRequest, services
+from novacron.api.access.context import ApiRequest, ConsoleStream, Services, services
+from novacron.api.access.live_calls import LiveCall
 from novacron.api.edge import replies
+from novacron.api.edge.slots import Full, SlotLimits, Slots
 from novacron.api.read_model.principals import Caller
 from novacron.model import limits
+from novacron.model.access import Access, Right
 from novacron.model.console import ConsoleKind, Ticket
-from novacron.model.errors import IllegalState, NovaError
+from novacron.model.errors import Forbidden, IllegalState, NovaError, Unauthenticated
 from novacron.model.vm import Display
 from novacron.store import tickets
 from novacron.wire.questions import ReadConsoleLog, TakeScreenshot
 
 INPUT_BYTES_MAX = 64 * 1024
-CLOSE_REFUSED = 4409
+CLOSE_ENDED, CLOSE_REFUSED = 4401, 4409
 PROTOCOL = "binary"
 """The subprotocol that VNC clients in browsers request."""
+CONSOLES = Slots(SlotLimits(100_000, limits.CONSOLES_PER_PROJECT_MAX, 0))
+"""Of each project on each node, as far as they come through this process."""
+NO_ADDRESS = ""
 OCTETS = "application/octet-stream"
 """A guest prints in any encoding."""
 
@@ -48,7 +55,7 @@ class OpenConsole(msgspec.Struct, forbid_unknown_fields=True):
 async def open_console(request: ApiRequest, ref: FromPath[str], data: JSONBody[OpenConsole | None] = None) -> Ticket:
     id, options = await authorization.resolve(request, "vm", ref), data or OpenConsole()
     async with replies.change(request) as connection:
-        return await tickets.create(connection, id, options.kind, request.user.name)
+        return await tickets.create(connection, id, options.kind, tickets.Holder(request.user.name, request.user.id))
 
 
 def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
@@ -83,17 +90,62 @@ async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]
 @websocket("/api/v1/console", exclude_from_auth=True)
 async def console(socket: WebSocket[Caller, str, Any], ticket: FromQuery[str] = "") -> None:
     """Carry bytes between a console and the holder of a ticket for it."""
-    context = services(socket)
     asked = socket.headers.get("sec-websocket-protocol", "")
     await socket.accept(subprotocols=PROTOCOL if PROTOCOL in asked.split(",") else None)
-
+    code, reason = CLOSE_REFUSED, ""
     try:
-        async with context.database.transaction() as connection:
+        async with services(socket).database.transaction() as connection:
             admitted = await tickets.use(connection, ticket)
-        channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind)
+        caller, project = _holder(services(socket), admitted)
+        with CONSOLES.taken_for(f"{project} on {admitted.node}", NO_ADDRESS):
+            code, reason = await _serve(socket, admitted, caller, project)
     except NovaError as error:
-        await socket.close(code=CLOSE_REFUSED, reason=str(error)[:100])
-        return
+        reason = str(error)
+    except Full:
+        reason = f"project {project} has {limits.CONSOLES_PER_PROJECT_MAX} consoles open on node {admitted.node}"
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        await socket.close(code=code, reason=reason[:100])
+
+
+async def _serve(
+    socket: WebSocket[Caller, str, Any], admitted: tickets.Admitted, caller: Caller, project: str
+) -> tuple[int, str]:
+    """Carry bytes until one side ends, or the caller's right; return the code and the reason to close with."""
+    context = services(socket)
+    channel = await context.agents.open_console(admitted.node, admitted.vm, admitted.kind)
+    call: LiveCall | None = None
+    try:
+        async with asyncio.timeout(None) as limit:
+            with context.live.watched(caller, limit, needs=_needs(project)) as call:
+                await _carry(socket, channel)
+    except TimeoutError:
+        return CLOSE_ENDED, "" if call is None or call.ended is None else str(call.ended)
+    return 1000, channel.reason or "closed"
+
+
+def _needs(project: str) -> Access:
+    """Return the rights that a console takes for as long as it is open."""
+    return Access(projects={project: frozenset({Right.WRITE})})
+
+
+def _holder(context: Services, admitted: tickets.Admitted) -> tuple[Caller, str]:
+    """Return who holds a ticket, and the VM's project.
+
+    Raises Unauthenticated, NotFound, Forbidden.
+    """
+    caller, vm = context.cache.callers.by_id(admitted.token), context.cache.get("vm", admitted.vm)
+    if caller is None or caller.expires_at_s <= time.time():
+        raise Unauthenticated("the token or session that asked for the ticket has ended", field="ticket")
+    if vm is None:
+        raise authorization.no_such("vm", admitted.vm)
+    project = str(vm.body["project"])
+    if not caller.access.covers(_needs(project)):
+        raise Forbidden(f"{caller.name} may no longer write in project {project}", field="ticket")
+    return caller, project
+
+
+async def _carry(socket: WebSocket[Caller, str, Any], channel: ConsoleStream) -> None:
+    """Carry bytes both ways until one side ends."""
 
     async def outwards() -> None:
         while (data := await channel.read()) is not None:
@@ -111,8 +163,5 @@ async def console(socket: WebSocket[Caller, str, Any], ticket: FromQuery[str] = 
     finally:
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await channel.close()
-        if not any(isinstance(result, WebSocketDisconnect) for result in results):
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await socket.close(code=1000, reason=(channel.reason or "closed")[:100])

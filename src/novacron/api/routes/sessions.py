@@ -25,6 +25,8 @@ from novacron.model.user import User, UserKind
 from novacron.store import events, tokens, users
 
 STEP_COOKIE = "__Host-novacron-login"
+DEVICE_COOKIE = "__Host-novacron-device"
+"""Marks a browser in which a user has logged in: others' wrong passwords for that name do not lock it out."""
 
 
 class Login(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,19 +48,23 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     context = services(request)
     async with context.database.connection() as connection:
         account = await users.password_of(connection, data.user)
-    hash = None if account is None else account[1]
-    if not await context.passwords.verify(data.user, address_of(request), hash, data.password) or account is None:
+    mark, hash = request.cookies.get(DEVICE_COOKIE, ""), None if account is None else account[1]
+    device = None if account is None else context.devices.known(account[0].id, mark)
+    good = await context.passwords.verify(data.user, address_of(request), hash, data.password, device)
+    if not good or account is None:
         raise Unauthenticated("the name or the password is wrong")
-    return await _session(request, account[0])
+    response = await _session(request, account[0])
+    if device is None:
+        mark = context.devices.mark(account[0].id)
+        response.set_cookie(_cookie(DEVICE_COOKIE, mark, limits.DEVICE_S))
+    return response
 
 
 async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
     async with replies.change(request, user) as connection:
         new = tokens.NewToken("session", session=True, expires_in_s=limits.SESSION_S)
         token, secret = await tokens.create(connection, user, new, user.name)
-    cookie = Cookie(
-        COOKIE, value=secret, path="/", httponly=True, secure=True, samesite="strict", max_age=limits.SESSION_S
-    )
+    cookie = _cookie(COOKIE, secret, limits.SESSION_S)
     body = LoggedIn(user.name, csrf_of(secret), token.expires_at)
     if to is None:
         return Response(body, status_code=201, cookies=[cookie], headers={"Cache-Control": "no-store"})
@@ -69,8 +75,11 @@ async def _session(request: ApiRequest, user: User, to: str | None = None) -> Re
 async def logout(request: ApiRequest) -> Response[None]:
     async with replies.change(request) as connection:
         await tokens.revoke(connection, request.user.id, request.user.name)
-    gone = Cookie(COOKIE, value="", path="/", httponly=True, secure=True, samesite="strict", max_age=0)
-    return Response(None, status_code=204, cookies=[gone])
+    return Response(None, status_code=204, cookies=[_cookie(COOKIE, "", 0)])
+
+
+def _cookie(name: str, value: str, max_age_s: int) -> Cookie:
+    return Cookie(name, value=value, path="/", httponly=True, secure=True, samesite="strict", max_age=max_age_s)
 
 
 @get("/oidc/login", summary="Log in at the provider, with a redirect", status_code=302, opt=authorization.PUBLIC,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Response, Router, delete, get, patch, post, put
 from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from novacron.api.access import authorization
@@ -18,9 +19,9 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model.access import Right, Role, access
 from novacron.model.errors import Forbidden, InvalidInput, Unauthenticated
 from novacron.model.token import TokenKind
-from novacron.model.user import Grant, Password, User, UserKind, UserName
+from novacron.model.user import Grant, Invitation, Password, User, UserKind, UserName
 from novacron.model.vm import Name
-from novacron.store import users
+from novacron.store import invitations, users
 from novacron.store.database import Connection
 
 
@@ -72,6 +73,36 @@ async def show_me(request: ApiRequest) -> Me:
     return Me(caller.name, caller.id, caller.kind, caller.project, sorted(caller.access.everywhere), rights)
 
 
+class ConfigureMe(msgspec.Struct, forbid_unknown_fields=True):
+    """Settings of the caller's own. ``default_project``: of new objects; null: the only project, or ``default``."""
+
+    default_project: Name | None
+
+
+@patch("/me", summary="Change the caller's own settings", status_code=200)
+async def configure_me(request: ApiRequest, data: JSONBody[ConfigureMe]) -> Response[User]:
+    _check_unrestricted(request, "change its user's settings")
+    project = data.default_project
+    if project is not None and not (
+        request.user.access.sees(project) and services(request).cache.get("project", project)
+    ):
+        raise InvalidInput(
+            f"there is no project {project!r}", field="default_project", hint="see: novacron project list"
+        )
+
+    async def work(connection: Connection) -> User:
+        return await users.set_default_project(connection, request.user.user, project)
+
+    return await replies.write(request, work)
+
+
+def _check_unrestricted(request: ApiRequest, what: str) -> None:
+    """Raise Forbidden for a token with scopes or a project of its own."""
+    own = services(request).cache.get("token", request.user.id)
+    if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
+        raise Forbidden(f"a restricted token cannot {what}", hint="use a token without scopes and project")
+
+
 def _managed(request: ApiRequest, body: dict[str, Any]) -> bool:
     """Say whether the caller manages a user: themselves, a service account of their project, or any user."""
     access, project = request.user.access, body["project"]
@@ -104,7 +135,7 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     if data.kind is UserKind.PERSON and data.project is not None:
         raise InvalidInput("only service accounts belong to a project: give people a role in it", field="project")
     context = services(request)
-    hash = None if data.password is None else await context.passwords.hash(data.password)
+    hash = None if data.password is None else await context.passwords.hash_new(data.password, [data.name])
 
     async def work(connection: Connection) -> User:
         user = await users.create(connection, data.name, data.kind, data.project, request.user.name)
@@ -127,9 +158,7 @@ async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody
 @put("/users/{ref:str}/password", summary="Set a password; the user's sessions end", status_code=200)
 async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[SetPassword]) -> Response[User]:
     user, context = _user(request, ref).body, services(request)
-    own = context.cache.get("token", request.user.id)
-    if own is None or own.body["scopes"] is not None or own.body["project"] is not None:
-        raise Forbidden("a restricted token cannot set passwords", hint="use a token without scopes and project")
+    _check_unrestricted(request, "set passwords")
     if not request.user.access.allows(Right.MANAGE, None):
         if user["id"] != request.user.user:
             raise Forbidden(f"{request.user.name} may not set others' passwords")
@@ -139,7 +168,7 @@ async def set_password(request: ApiRequest, ref: FromPath[str], data: JSONBody[S
             user["name"], address_of(request), password[1], data.present or ""
         ):
             raise Unauthenticated("the present password is wrong", field="present")
-    hash = await context.passwords.hash(data.password)
+    hash = await context.passwords.hash_new(data.password, [user["name"]])
 
     async def work(connection: Connection) -> User:
         return await users.set_password(connection, await users.get(connection, user["id"]), hash, request.user.name)
@@ -177,16 +206,42 @@ async def list_grants(
     return lists.answer(request, paging, Query("grant", keep=keep))
 
 
-@post("/grants", summary="Grant a role to a user", status_code=201)
+INVITED = ResponseSpec(Invitation, description="The user has the role once they accept the invitation.")
+
+
+@post("/grants", summary="Grant a role to a user whom the caller manages, or invite another one", status_code=201,
+      responses={202: INVITED})  # fmt: skip
 async def create_grant(request: ApiRequest, data: JSONBody[CreateGrant]) -> Response[Grant]:
     authorization.check(request, data.project, Right.MANAGE)
     if not request.user.access.covers(access([(data.project, data.role)])):
         raise Forbidden("the role has rights that this token does not have", field="role")
+    if data.project is not None and not _takes_effect(request, data.user, data.project):
+        invitation = await _invite(request, data, data.project)
+        return Response(invitation, status_code=202)  # type: ignore[arg-type] # declared as INVITED
 
     async def work(connection: Connection) -> Grant:
         return await users.grant(connection, data.user, data.project, data.role, request.user.name)
 
     return await replies.write(request, work, status=201)
+
+
+def _takes_effect(request: ApiRequest, ref: str, project: str) -> bool:
+    """Say whether a role in a project takes effect at once: for users whom the caller manages, and members of the
+    project. All others are invited; whether they exist is not said."""
+    if request.user.access.allows(Right.MANAGE, None):
+        return True
+    cache = services(request).cache
+    user = next((entry.body for entry in cache.all("user").values() if ref in (entry.body["id"], entry.body["name"])),
+                None)  # fmt: skip
+    if user is None:
+        return False
+    return _managed(request, user) or project in cache.callers.access_of(user["id"]).projects
+
+
+async def _invite(request: ApiRequest, data: CreateGrant, project: str) -> Invitation:
+    inviter = invitations.Inviter(request.user.user, request.user.name)
+    async with replies.change(request) as connection:
+        return await invitations.create(connection, data.user, project, data.role, inviter)
 
 
 @delete("/grants/{id:str}", summary="Revoke a role of a user", status_code=200)
@@ -205,8 +260,8 @@ async def delete_grant(request: ApiRequest, id: FromPath[str]) -> Response[Grant
 router = Router(
     "/",
     route_handlers=[
-        show_me, list_users, show_user, create_user, configure_user, set_password, delete_user, list_grants,
-        create_grant, delete_grant,
+        show_me, configure_me, list_users, show_user, create_user, configure_user, set_password, delete_user,
+        list_grants, create_grant, delete_grant,
     ],
     tags=["access"],
     opt=authorization.SELF,

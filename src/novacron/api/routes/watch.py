@@ -14,12 +14,13 @@ from litestar.params import FromQuery
 
 from novacron.api.access import authorization
 from novacron.api.access.context import services
+from novacron.api.access.live_calls import LiveCall
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Delivery
 from novacron.api.routes.events import access_of, kinds_of
 from novacron.model.errors import NovaError
 
-CLOSE_REFUSED, CLOSE_INTERRUPTED = 4409, 4503
+CLOSE_ENDED, CLOSE_REFUSED, CLOSE_INTERRUPTED = 4401, 4409, 4503
 
 
 @websocket("/watch", opt=authorization.in_project())
@@ -27,27 +28,36 @@ async def watch(
     socket: WebSocket[Caller, str, Any], kinds: FromQuery[str | None] = None, after: FromQuery[int | None] = None
 ) -> None:
     """Send every change after a revision, or from now on, that the caller may see."""
-    context = services(socket)
     await socket.accept()
+    call: LiveCall | None = None
     try:
-        kinds_followed = kinds_of(kinds)
-        changes = context.cache.follow(after)
-        await socket.send_json({"revision": context.cache.revision})
-        sending = asyncio.create_task(_send(socket, changes, kinds_followed))
-        gone = asyncio.create_task(_until_gone(socket))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            for task in (sending, gone):
-                task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+        async with asyncio.timeout(None) as limit:
+            with services(socket).live.watched(socket.user, limit) as call:
+                await _follow(socket, kinds_of(kinds), after)
+    except TimeoutError:
+        reason = "" if call is None or call.ended is None else str(call.ended)[:100]
+        await socket.close(code=CLOSE_ENDED, reason=reason)
     except NovaError as error:
         code = CLOSE_INTERRUPTED if error.status == 503 else CLOSE_REFUSED
         await socket.close(code=code, reason=str(error)[:100])
     except WebSocketDisconnect:
         return
+
+
+async def _follow(socket: WebSocket[Caller, str, Any], kinds_followed: frozenset[str], after: int | None) -> None:
+    cache = services(socket).cache
+    changes = cache.follow(after)
+    await socket.send_json({"revision": cache.revision})
+    sending = asyncio.create_task(_send(socket, changes, kinds_followed))
+    gone = asyncio.create_task(_until_gone(socket))
+    try:
+        await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        for task in (sending, gone):
+            task.cancel()
+        await asyncio.gather(sending, gone, return_exceptions=True)
 
 
 async def _send(

@@ -13,6 +13,10 @@ class AsyncAccessCalls(AsyncConnection):
         """Return who calls, and what they may do."""
         return await self._object("GET", "/api/v1/me")
 
+    async def configure_me(self, default_project: str | None) -> Object:
+        """Change the caller's own settings: the project of new objects; None: the usual one."""
+        return await self._object("PATCH", "/api/v1/me", {"default_project": default_project})
+
     async def create_project(self, name: str, **fields: object) -> Object:
         """Create a project; fields as in ``POST /api/v1/projects``."""
         return await self._object("POST", "/api/v1/projects", {"name": name, **fields})
@@ -39,7 +43,8 @@ class AsyncAccessCalls(AsyncConnection):
         await self.request("PUT", f"/api/v1/users/{quoted(ref)}/password", body)
 
     async def grant(self, user: str, role: str, project: str | None) -> Object:
-        """Give a user a role in a project, or everywhere (None)."""
+        """Give a user a role in a project, or everywhere (None). Users whom the caller does not manage are invited:
+        then the answer is an invitation, which has ``expires_at``."""
         return await self._object("POST", "/api/v1/grants", {"user": user, "role": role, "project": project})
 
     async def create_token(self, name: str, **fields: object) -> Object:

@@ -14,6 +14,10 @@ class AccessCalls(Connection):
         """Return who calls, and what they may do."""
         return self._object("GET", "/api/v1/me")
 
+    def configure_me(self, default_project: str | None) -> Object:
+        """Change the caller's own settings: the project of new objects; None: the usual one."""
+        return self._object("PATCH", "/api/v1/me", {"default_project": default_project})
+
     def create_project(self, name: str, **fields: object) -> Object:
         """Create a project; fields as in ``POST /api/v1/projects``."""
         return self._object("POST", "/api/v1/projects", {"name": name, **fields})
@@ -40,7 +44,8 @@ class AccessCalls(Connection):
         self.request("PUT", f"/api/v1/users/{quoted(ref)}/password", body)
 
     def grant(self, user: str, role: str, project: str | None) -> Object:
-        """Give a user a role in a project, or everywhere (None)."""
+        """Give a user a role in a project, or everywhere (None). Users whom the caller does not manage are invited:
+        then the answer is an invitation, which has ``expires_at``."""
         return self._object("POST", "/api/v1/grants", {"user": user, "role": role, "project": project})
 
     def create_token(self, name: str, **fields: object) -> Object:
