@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -38,7 +37,7 @@ def _excluded(snapshot: Object) -> str:
 
 def _say_excluded(snapshot: Object, what: str) -> None:
     if excluded := _excluded(snapshot):
-        print(f"volumes {what}: {excluded}", file=sys.stderr)
+        say(f"volumes {what}: {excluded}", err=True)
 
 
 def tree(snapshots: list[Object], current: str | None) -> Iterator[Object]:

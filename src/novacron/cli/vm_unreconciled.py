@@ -12,6 +12,7 @@ from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
+from novacron.terminal import say
 
 COLUMNS: Columns = {
     "NAME": lambda item: item["vm_name"],
@@ -52,7 +53,7 @@ def adopt(
         client = Client()
         adopted = client.adopt_vm(vm, node=node, name=name, project=into, confirm=confirm)
         if adopted["deleting"]:
-            print(f"{adopted['name']}: taken out of the database")
+            say(f"{adopted['name']}: taken out of the database")
             return
         finish(client, adopted, (adopted["spec"]["power"],), wait)
 
@@ -70,7 +71,7 @@ def forget(
         found = [item for item in client.list("unreconciled-vms") if vm in (item["vm_name"], item["vm"], item["id"])]
         word = confirm or _word(found, yes)
         client.forget_vm(found[0]["vm"] if found else vm, word or "")
-        print(f"{found[0]['vm_name'] if found else vm}: the database is right")
+        say(f"{found[0]['vm_name'] if found else vm}: the database is right")
 
 
 def _word(found: list[Object], yes: bool) -> str | None:
@@ -78,7 +79,7 @@ def _word(found: list[Object], yes: bool) -> str | None:
     if not found or yes or not sys.stdin.isatty():
         return found[0]["vm_name"] if found and yes else None
     for item in found:
-        typer.echo(item["reason"], err=True)
-    typer.echo("Nodes will end what they have of the VM, and remove its disk there.", err=True)
+        say(item["reason"], err=True)
+    say("Nodes will end what they have of the VM, and remove its disk there.", err=True)
     typed: str = typer.prompt("To do so, type the VM's name", err=True)
     return typed.strip()

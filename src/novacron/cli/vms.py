@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -155,7 +154,7 @@ def _warn_of_unreconciled(client: Client) -> None:
     names = sorted({item["vm_name"] for item in client.list("unreconciled-vms")})
     if names:
         shown = ", ".join(names[:NAMED_MAX]) + ("..." if len(names) > NAMED_MAX else "")
-        print(f"warning: nodes know more than the database of: {shown}; see: novacron vm unreconciled", file=sys.stderr)
+        say(f"warning: nodes know more than the database of: {shown}; see: novacron vm unreconciled", err=True)
 
 
 @app.command()
