@@ -18,9 +18,10 @@ RATES = ("--reads-per-s", "100000", "--writes-per-s", "100000", "--strangers-per
 async def _fill(url: str) -> None:
     database = await Database.open(url, 2)
     async with database.transaction() as connection:
-        await add_node(connection, "host-a")
-        await add_vm(connection, "vm-a", "host-a")
-        await connection.execute("UPDATE vms SET project = 'prey'")
+        for name, project in (("a", "prey"), ("fuzzed", "fuzzed")):
+            await add_node(connection, f"host-{name}")
+            await add_vm(connection, f"vm-{name}", f"host-{name}")
+            await connection.execute("UPDATE vms SET project = $2 WHERE id = $1", f"vm-{name}", project)
     await database.close()
 
 
@@ -29,11 +30,13 @@ def served() -> Iterator[Served]:
     """A server without rate limits; its node and VM exist as rows only."""
     with serving(*RATES) as platform:
         client = platform.client
-        client.create_project("prey", host_network=True)
+        for name, project, address in (("a", "prey", "198.19.200.7"), ("fuzzed", "fuzzed", "198.19.200.8")):
+            client.create_project(project, host_network=True)
+            client.request("POST", f"/api/v1/networks?project={project}", {"name": f"net-{name}"})
+            client.request("POST", f"/api/v1/security-groups?project={project}", {"name": f"group-{name}"})
+            client.request("POST", f"/api/v1/floating-addresses?project={project}", {"address": address})
+        client.create_user("fuzzed", password=None)
         asyncio.run(_fill(platform.postgres.url))
-        client.request("POST", "/api/v1/networks?project=prey", {"name": "net-a"})
-        client.request("POST", "/api/v1/security-groups?project=prey", {"name": "group-a"})
-        client.request("POST", "/api/v1/floating-addresses?project=prey", {"address": "198.19.200.7"})
         yield platform
 
 

@@ -16,7 +16,7 @@ VALUES: tuple[str, ...] = (
     *(json.dumps(text) for text in (
         "\0", "a\0b", "\x01", "\x1b[2J", "a\n", "\u202e", "\ufffe", "\U0010ffff", "a" * LONG, "", " ", "-", ".", "..",
         "../../../etc/passwd", "'; DROP TABLE vms; --", "%00%s%n", "*", "9" * 5000, "-1", "\u0661",
-        "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1e999", "null", "vm-a", "host-a", "administrator",
+        "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1e999", "null", "vm-fuzzed", "host-fuzzed", "fuzzed",
         "::ffff:0:0/0", "255.255.255.255/32", "0.0.0.0/0.0.0.255", "http://[::1%25lo]/", "file:///etc/passwd",
     )),
     '"\\ud800"', '"\\udc00a"', '"\\ud800\\u0000"',
@@ -27,7 +27,7 @@ VALUES: tuple[str, ...] = (
 BYTES: tuple[bytes, ...] = (
     b"\0", b"a\0b", b"\xff", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xc0\x80", b"\n", b"a\r\nb: c", b"\x1b[2J", b"",
     b" ", b"-1", b"0", b"1", b"99999999999999999999", b"9" * 4400, b"\xd9\xa1", b"1e9", b"nan", b"../..", b"*", b"%",
-    b"a" * 8000, b"0001-01-01T00:00:00+14:00", b"9999-12-31T23:59:59-14:00", b"1-01-01", b"[", b"vm-a", b"host-a",
+    b"a" * 8000, b"0001-01-01T00:00:00+14:00", b"9999-12-31T23:59:59-14:00", b"1-01-01", b"[", b"vm-fuzzed", b"host-fuzzed",
     b"null", b"true",
 )  # fmt: skip
 """In paths and queries, before they are percent-encoded."""
@@ -40,11 +40,11 @@ HEADER_VALUES = (
     "__Host-novacron-session=\xe9", "__Host-novacron-login=\xe9.\xe9", "=;=;", "gzip;q=nan", "application/json;q=x",
     "9" * 4400, "bytes=-1", "\t",
 )  # fmt: skip
-NAMES = {"ref": "vm-a", "node": "host-a", "name": "net-a", "site": "default", "one": "a", "other": "b", "offset": "0",
-         "address": "198.19.200.7", "timeout_s": "0"}  # fmt: skip
-"""Of things that exist, so that a hostile value elsewhere gets past the look-up."""
-BY_PATH = {"/api/v1/nodes": "host-a", "/api/v1/security-groups": "group-a", "/api/v1/projects": "prey",
-           "/api/v1/users": "administrator", "/api/v1/images": "tiny"}  # fmt: skip
+NAMES = {"ref": "vm-fuzzed", "node": "host-fuzzed", "name": "net-fuzzed", "site": "default", "one": "a", "other": "b", "offset": "0",
+         "address": "198.19.200.8", "timeout_s": "0"}  # fmt: skip
+"""Of things that exist, so that a hostile value elsewhere gets past the look-up; other tests do not use them."""
+BY_PATH = {"/api/v1/nodes": "host-fuzzed", "/api/v1/security-groups": "group-fuzzed", "/api/v1/projects": "fuzzed",
+           "/api/v1/users": "fuzzed", "/api/v1/images": "tiny"}  # fmt: skip
 LEFT_OUT = ("/api/v1/logout",)
 """Ends the session that asks."""
 
@@ -213,5 +213,5 @@ def _usual(schema: Schema, name: str) -> Any:
         return False
     if kind in ("array", "object"):
         return [] if kind == "array" else {}
-    known = {"image": "tiny", "user": "administrator", "vm": "vm-a", "node": "host-a", "project": "prey"}
+    known = {"image": "tiny", "user": "fuzzed", "vm": "vm-fuzzed", "node": "host-fuzzed", "project": "fuzzed"}
     return known.get(name, "usual-name"[: schema.get("maxLength", 100)].ljust(schema.get("minLength", 0), "x"))

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from novacron.api.access import passwords
-from novacron.api.access.passwords import Devices, Passwords, check_strength
+from novacron.api.access.passwords import KnownBrowsers, Passwords, check_strength
 from novacron.api.access.shared_counters import Shared
 from novacron.model.errors import InvalidInput, TooManyRequests
 
@@ -68,10 +68,10 @@ async def test_right_passwords_do_not_count(checked: Checked) -> None:
 
 
 def test_a_browser_is_known_to_one_user_only() -> None:
-    devices = Devices(b"key")
+    devices = KnownBrowsers(b"key")
     mark = devices.mark("user-a")
     assert devices.known("user-a", mark) == mark.partition(".")[0]
-    assert devices.known("user-b", mark) is None and Devices(b"other").known("user-a", mark) is None
+    assert devices.known("user-b", mark) is None and KnownBrowsers(b"other").known("user-a", mark) is None
     for forged in ("", ".", mark[:-1], "x" + mark, "\ud800.\xe9", mark.partition(".")[0]):
         assert devices.known("user-a", forged) is None
 

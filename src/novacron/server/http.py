@@ -19,7 +19,7 @@ from novacron import pki
 from novacron.api.access.context import Agents, Services
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
-from novacron.api.access.passwords import Devices, Passwords
+from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.access.shared_counters import Shared
 from novacron.api.app import create_app
@@ -78,7 +78,7 @@ class Front:
         self._live = LiveCalls(self.cache.callers)
         services = Services(
             database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
-            Devices(authority.derive("browsers that users have logged in with")),
+            KnownBrowsers(authority.derive("browsers that users have logged in with")),
             _oidc(settings, authority, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.log_level,
         )  # fmt: skip

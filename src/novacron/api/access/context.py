@@ -11,7 +11,7 @@ from litestar.connection import ASGIConnection
 
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
-from novacron.api.access.passwords import Devices, Passwords
+from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
@@ -59,7 +59,7 @@ class Services(msgspec.Struct):
     metrics: Metrics
     recorder: Recorder
     passwords: Passwords
-    devices: Devices
+    browsers: KnownBrowsers
     oidc: Oidc | None
     live: LiveCalls
     api_url: str

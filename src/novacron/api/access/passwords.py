@@ -33,7 +33,7 @@ _hasher = PasswordHasher()  # 64 MiB, three passes, four lanes: the library's de
 _NOBODYS = _hasher.hash("nobody has this password")
 
 
-class Devices:
+class KnownBrowsers:
     """Marks of browsers in which users have logged in, which only this platform can make."""
 
     def __init__(self, key: bytes) -> None:

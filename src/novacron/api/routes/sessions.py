@@ -49,13 +49,13 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     async with context.database.connection() as connection:
         account = await users.password_of(connection, data.user)
     mark, hash = request.cookies.get(DEVICE_COOKIE, ""), None if account is None else account[1]
-    device = None if account is None else context.devices.known(account[0].id, mark)
+    device = None if account is None else context.browsers.known(account[0].id, mark)
     good = await context.passwords.verify(data.user, address_of(request), hash, data.password, device)
     if not good or account is None:
         raise Unauthenticated("the name or the password is wrong")
     response = await _session(request, account[0])
     if device is None:
-        mark = context.devices.mark(account[0].id)
+        mark = context.browsers.mark(account[0].id)
         response.set_cookie(_cookie(DEVICE_COOKIE, mark, limits.DEVICE_S))
     return response
 
