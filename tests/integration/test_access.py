@@ -390,6 +390,13 @@ def test_a_password_opens_a_session_and_guesses_are_slowed_down(site: Platform, 
         assert last.status == 429
         right = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None)
         assert right.status == 429, "whoever guesses learns nothing now"
+        until(
+            lambda: (
+                {record["status"] for record in site.client.list("audit", object="acc-ann", outcome="refused")}
+                >= {401, 429}
+            ),
+            "the audit log has failed logins, with the name that was tried",
+        )
         device = next(part for part in done.headers.getlist("set-cookie") if "-device=" in part).partition(";")[0]
         known = api("POST", "/api/v1/login", {"user": "acc-ann", "password": "correct horse battery"}, token=None,
                     Cookie=device)  # fmt: skip

@@ -33,6 +33,8 @@ UNSAFE = ("POST", "PUT", "PATCH", "DELETE")
 DETAIL_MAX, PATH_MAX = 300, 300
 NOBODY = "-"
 ACTIVE = timedelta(minutes=15)
+TRIED = "tried_name"
+"""Where a login notes, in its request's state, the name that was tried."""
 
 
 class CompletedCall(NamedTuple):
@@ -191,6 +193,12 @@ class _Changed(NamedTuple):
     project: str | None = None
 
 
+def _tried(request: HttpRequest[Any, Any, Any]) -> str | None:
+    """Return the name that a login tried."""
+    name = request.scope.get("state", {}).get(TRIED)
+    return None if name is None else _text(str(name))
+
+
 def _record(
     request: HttpRequest[Any, Any, Any],
     outcome: AuditOutcome,
@@ -215,7 +223,7 @@ def _record(
         path=_text(request.url.path[:500]),
         action=getattr(handler, "handler_name", NOBODY) if handler is not None else NOBODY,
         object=None if object is None else _text(object),
-        name=changed.name,
+        name=changed.name or _tried(request),
         project=_text((changed.project or request.query_params.get("project") or "")[:100]) or None,
         outcome=outcome,
         status=status,

@@ -15,7 +15,7 @@ from msgspec import Meta
 from novacron.api.access import authorization
 from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.access.recorder import address_of
+from novacron.api.access.recorder import TRIED, address_of
 from novacron.api.edge import replies
 from novacron.model import limits
 from novacron.model.errors import NotFound, Unauthenticated
@@ -46,6 +46,7 @@ class LoggedIn(msgspec.Struct):
       exclude_from_auth=True)  # fmt: skip
 async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
     context = services(request)
+    request.scope["state"][TRIED] = data.user
     async with context.database.connection() as connection:
         account = await users.password_of(connection, data.user)
     mark, hash = request.cookies.get(DEVICE_COOKIE, ""), None if account is None else account[1]
