@@ -91,3 +91,15 @@ async def test_time_and_other_nodes_change_conditions_without_a_word_of_the_agen
     await controller.step(database, objects)
     assert [await node_of(database, name) for name in "ab"] == before, "what does not change is not written"
     assert [event for event in await told(database) if event[0] == "a"] == [("a", "Partitioned"), ("a", "PeersAnswer")]
+
+
+async def test_a_vm_that_waits_for_a_node_that_is_lost_says_so_and_one_that_runs_does_not(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_node(connection, "a")
+        waits, runs = await add_vm(connection, "waits", "a"), await add_vm(connection, "runs", "a")
+        await connection.execute('UPDATE vms SET status = status || \'{"state": "starting"}\' WHERE id = $1', waits)
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 min'")
+        await nodes.mark_lost(connection, ["a"], 16.0)
+        status = (await vms.get(connection, waits)).status
+        assert (status.reason_code, (await vms.get(connection, runs)).status.reason_code) == ("NodeLost", "")
+        assert status.reason == "waits for node a, which is not connected; see: novacron node show a"

@@ -20,6 +20,7 @@ from novacron import pki
 from novacron.local import bundle
 from novacron.local.doctor import finding, machine
 from novacron.local.doctor.finding import Grade
+from novacron.model.condition import KEEPS_VMS_AWAY, ConditionType
 from tests.integration.conftest import Api
 
 NEVER = ("nva_", "nvj_", "PRIVATE KEY", "sesame")
@@ -39,7 +40,17 @@ def about(findings: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     return [finding for finding in findings if finding["about"] == what]
 
 
+def _fine(node: dict[str, Any]) -> bool:
+    """Say whether all conditions of a node are known, and none keeps VMs away."""
+    conditions = node["status"]["conditions"]
+    known = len(conditions) == len(ConditionType) and all(c["status"] != "unknown" for c in conditions)
+    return known and not any(c["reason"] in KEEPS_VMS_AWAY for c in conditions)
+
+
 def test_a_healthy_platform_passes_the_doctor(site: Platform) -> None:
+    until(
+        lambda: all(_fine(node) for node in site.client.list("nodes")), "the agents have reported their conditions", 60
+    )
     status, findings = doctor("--state-dir", str(site.directory / "s"), "--database", site.postgres.url,
                            NOVACRON_CONFIG=str(site.config))  # fmt: skip
     for what in ("server", "nodes", "VMs", "versions", "QEMU", "kernel", "disk"):

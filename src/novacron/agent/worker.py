@@ -31,6 +31,7 @@ from novacron.model.migration import MigrationKind, Side
 from novacron.model.ownership import Claim, OrderKind, OrderVerdict
 from novacron.model.unreconciled import DescribedVolume, VmDescription
 from novacron.model.vm import Power, VmState
+from novacron.model.waiting import WaitCode
 from novacron.net.tap import NetworkFailed
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -61,6 +62,11 @@ def _description(statement: wire.Statement) -> dict[str, Any] | None:
     volumes = tuple(msgspec.convert(volume, DescribedVolume, from_attributes=True) for volume in assignment.volumes)
     description = VmDescription(assignment.name, assignment.project, assignment.spec, volumes, assignment.machine)
     return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(description)))
+
+
+def _is_new(statement: wire.Statement, record: Record) -> bool:
+    """Say whether the node is to own a VM from now on, and has not noted that yet."""
+    return statement.order.kind is OrderKind.OWN and statement.order.epoch > record.held.epoch
 
 
 class Worker:
@@ -189,13 +195,7 @@ class Worker:
         except (MachineFailed, MonitorFailed, NetworkFailed, OSError, TimeoutError) as error:
             context.failures += 1
             log.warning("step failed", vm=self.vm, error=str(error), failures=context.failures)
-            if self._target.awaits_memory and self.machine.pid is not None and context.owns():
-                # QEMU may wait for memory: that is no failure.
-                context.report(VmState.RUNNING, context.missing_memory_reason())
-            elif context.owns():
-                tried = f"; tried {context.failures} times" if context.failures > 1 else ""
-                state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
-                context.report(state, (str(error) or type(error).__name__) + tried)
+            self._report_failure(error)
             return self._backoff.next_s()
         except Exception:  # a defect met with one VM must not take the others' workers away
             log.exception("defect in a worker", vm=self.vm)
@@ -203,6 +203,22 @@ class Worker:
         finally:
             counter("novacron_agent_steps_total").add(outcome)
             histogram("novacron_agent_step_duration_seconds").observe(time.perf_counter() - began)
+
+    def _report_failure(self, error: Exception) -> None:
+        """Say what keeps the VM from being as it was asked to be."""
+        context, statement = self.context, self.context.statement
+        tried = f"; tried {context.failures} times" if context.failures > 1 else ""
+        why = (str(error) or type(error).__name__) + tried
+        if context.owns() and self._target.awaits_memory and self.machine.pid is not None:
+            # QEMU may wait for memory: that is no failure.
+            context.report(VmState.RUNNING, context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS)
+        elif context.owns():
+            state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
+            code = WaitCode.NETWORK_NOT_READY if isinstance(error, NetworkFailed) else WaitCode.STEP_FAILED
+            context.report(state, why, code)
+        elif statement is not None and _is_new(statement, context.record) and self.machine.pid is None:
+            why = f"its node can't note that it is to run it: {why}; see its disk: novacron node show"
+            context.report(VmState.PENDING, why, WaitCode.NODE_CANT_STORE, statement.order.epoch)
 
     async def _step(self) -> float:
         context, statement = self.context, self.context.statement

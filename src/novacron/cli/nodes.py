@@ -16,6 +16,9 @@ from novacron.client.choices import DrainPolicy
 from novacron.terminal import say
 
 POLL_S = 0.5
+STAYS_SHOWN_MAX = 20
+STUCK_S = 60.0
+"""A drain of which nothing has moved for so long, and nothing can, is not waited for unless a time is given."""
 CERTIFICATE_ENDS_SOON_S = 14 * 86_400.0
 
 app = typer.Typer(no_args_is_help=True, help="Manage nodes: the hosts that run VMs.")
@@ -27,6 +30,10 @@ DrainPolicyOption = Annotated[
         "--policy",
         help="when a guest writes memory too fast: throttle it, switch to post-copy, or leave it on the node",
     ),
+]
+DrainTimeout = Annotated[
+    float | None,
+    typer.Option(min=1, help="longest wait, in seconds; by default while VMs move, then a minute", show_default=False),
 ]
 BringBack = Annotated[bool, typer.Option("--bring-back", help="move the VMs that the last drain moved away back here")]
 NodeName = Annotated[str, typer.Argument(metavar="node", help="name of the node", show_default=False)]
@@ -287,7 +294,7 @@ def drain(
     node: NodeName,
     policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
+    timeout: DrainTimeout = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Drain a node: move its VMs to other nodes and place no new ones on it. No VM is stopped."""
@@ -313,12 +320,12 @@ def drains(
         output.rows(Client().list("drains", limit=50, **filters), DRAINS, output_)
 
 
-def follow(client: Client, names: list[str], timeout_s: float) -> None:
+def follow(client: Client, names: list[str], timeout_s: float | None) -> None:
     """Report the progress of drains until the nodes are empty, or nothing more will move.
 
-    Raises TimeoutError.
+    ``timeout_s`` None: wait while VMs move, and then ``STUCK_S``. Raises TimeoutError.
     """
-    deadline, last = time.monotonic() + timeout_s, ""
+    began, stuck_since, last = time.monotonic(), None, ""
     while True:
         active = _active(client, names)
         text = "; ".join(_progress(drain) for drain in active)
@@ -329,14 +336,32 @@ def follow(client: Client, names: list[str], timeout_s: float) -> None:
             return
         if all(_gave_up(drain) for drain in active):
             raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        stuck_since = (stuck_since or now) if all(_stuck(drain) for drain in active) else None
+        if timeout_s is not None and now - began > timeout_s:
             raise TimeoutError(_unfinished(active))
+        if timeout_s is None and stuck_since is not None and now - stuck_since > STUCK_S:
+            raise output.fail(_unfinished(active), output.EXIT_FAILED)
         time.sleep(POLL_S)
 
 
 def _unfinished(drains: list[Object]) -> str:
     remaining = sum(drain["total"] - len(drain["moved"]) for drain in drains)
-    return f"{remaining} VMs are still on {', '.join(drain['node'] for drain in drains)}; the drain continues"
+    nodes = [drain["node"] for drain in drains]
+    whys = [f"{vm['vm_name']} stays: {vm['why']}" for drain in drains for vm in drain["stays"]]
+    return "\n".join(
+        (
+            f"{remaining} VMs are still on {', '.join(nodes)}",
+            *whys[:STAYS_SHOWN_MAX],
+            f"the drain goes on, and tries again; to end it: novacron node uncordon {nodes[0]}",
+        )
+    )
+
+
+def _stuck(drain: Object) -> bool:
+    """Say whether nothing moves, and there is a reason for each VM that is left."""
+    remaining = drain["total"] - len(drain["moved"])
+    return remaining > 0 and not drain["moving"] and len(drain["stays"]) >= remaining
 
 
 def _active(client: Client, names: list[str]) -> list[Object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.nodes import BringBack, DrainPolicyOption, follow, follow_back
+from novacron.cli.nodes import BringBack, DrainPolicyOption, DrainTimeout, follow, follow_back
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
@@ -49,7 +49,7 @@ def drain(
     site: SiteName,
     policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="longest wait, in seconds")] = 3600,
+    timeout: DrainTimeout = None,
 ) -> None:
     """Drain a site: move its VMs to other sites and place no new ones on it."""
     with output.errors():

@@ -110,6 +110,19 @@ def read_piece(file: Path, offset: int, count: int) -> bytes:
     return piece
 
 
+def waits_for(current: Object | None) -> str:
+    """Return how an object is and what keeps it from being otherwise, as its status says: of VMs, drains, and all that
+    has a phase and an error."""
+    if current is None:
+        return ""
+    status = current.get("status") or {}
+    state = status.get("state") or current.get("phase")
+    whys = [status.get("reason") or current.get("error") or current.get("waits_for")]
+    whys += [f"{vm['vm_name']} stays: {vm['why']}" for vm in current.get("stays") or ()]
+    why = "; ".join(filter(None, whys))
+    return "" if state is None else f": it is {state}" + (f": {why}" if why else "")
+
+
 class EventParser:
     """Parses a stream of server-sent events (WHATWG HTML, 9.2), chunk by chunk."""
 

@@ -208,6 +208,8 @@ class VmStatus(msgspec.Struct, frozen=True):
 
     state: VmState = VmState.PENDING
     reason: str = ""
+    reason_code: Annotated[str, Meta(pattern="^[A-Za-z]{0,40}$")] = ""
+    """Why it is not as it was asked to be, for programs: one of ``WaitCode``; empty: nothing keeps it."""
     accelerator: str = ""
     machine: str = ""
     """Versioned QEMU machine type with which the VM was started; it keeps this type when it migrates."""

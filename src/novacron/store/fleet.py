@@ -19,6 +19,7 @@ from novacron.model.node import Load, Node
 from novacron.model.placement import Fleet, Member, Verdict, Wish
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.model.volume import Volume
+from novacron.model.waiting import WaitCode
 from novacron.store import events, networks, nodes, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex, Size
@@ -209,7 +210,7 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
         choice = chosen[row["id"]]
         if choice.node is None:
             was, why = msgspec.convert(row["status"], VmStatus), why_not(choice.fleet, wishes[row["id"]])
-            status = msgspec.structs.replace(was, state=VmState.PENDING, reason=why)
+            status = msgspec.structs.replace(was, state=VmState.PENDING, reason=why, reason_code=WaitCode.UNPLACED)
             if status != was:  # the controller is woken by what it writes here
                 unplaced.append((row, status))
     happened = await _store_placed(connection, placed, began) + await _store_unplaced(connection, unplaced)

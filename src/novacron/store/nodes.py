@@ -12,6 +12,7 @@ from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
+from novacron.model.waiting import WaitCode
 from novacron.store import drains, events
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of
@@ -161,10 +162,21 @@ async def mark_lost(connection: Connection, names: Sequence[str], after_s: float
         lost = status.ready
         reason = "no heartbeat" if lost else ""
         await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
+        if lost:
+            await _hold_up(connection, row["name"])
         message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
         await events.record(
             connection, events.NewEvent("node", row["name"], row["name"], "Lost" if lost else "Ready", message)
         )
+
+
+async def _hold_up(connection: Connection, name: str) -> None:
+    """Say of the VMs that wait for a node that is lost what they wait for: its agent can't. It does once it is back."""
+    why = f"waits for node {name}, which is not connected; see: novacron node show {name}"
+    await connection.execute(
+        "UPDATE vms SET status = status || $2 WHERE node = $1 AND status ->> 'state' IN ('pending', 'starting')",
+        name, {"reason": why, "reason_code": WaitCode.NODE_LOST},
+    )  # fmt: skip
 
 
 async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:

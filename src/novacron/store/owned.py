@@ -82,6 +82,13 @@ class Report(NamedTuple):
     status: VmStatus
 
 
+def _event_of(was: VmStatus, status: VmStatus) -> str | None:
+    """Return the reason of the event that a change of a VM's status is: of its state, or of what keeps it waiting."""
+    if status.state is not was.state:
+        return status.state.capitalize()
+    return status.reason_code if status.reason_code and status.reason_code != was.reason_code else None
+
+
 async def observe(connection: Connection, reports: Sequence[Report]) -> None:
     """Store what the owners of VMs report, in this order; anyone else's report is ignored, and so
     is one of a VM whose row can't be decoded. Finishes deletions."""
@@ -101,10 +108,10 @@ async def observe(connection: Connection, reports: Sequence[Report]) -> None:
                 changed.pop(id, None)
         elif status != was:
             changed[id] = status
-            if status.state is not was.state:
+            told = _event_of(was, status)
+            if told is not None:
                 message = f"{status.state} on {node}" + (f": {status.reason}" if status.reason else "")
-                reason = status.state.capitalize()
-                await events.record(connection, events.NewEvent("vm", id, vm.name, reason, message, project=vm.project))
+                await events.record(connection, events.NewEvent("vm", id, vm.name, told, message, project=vm.project))
     if changed:
         await connection.execute(
             "UPDATE vms SET status = o.status FROM unnest($1::text[], $2::jsonb[]) AS o (id, status)"

@@ -184,6 +184,10 @@ class NodeNetworks:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
 
+    def trouble(self, network: str) -> str | None:
+        """Return why a network can't be set up here, None as far as is known it can."""
+        return self._failed.get(network) or self._failed.get("")
+
     async def wire(self, vm: str, number: int, network: str) -> Wired:
         """Return where an interface of a VM belongs, once its network and the rules for it are there.
 
@@ -198,7 +202,7 @@ class NodeNetworks:
             async with asyncio.timeout(READY_S), self._looked:
                 await self._looked.wait_for(ready)
         except TimeoutError:
-            why = self._failed.get(network, "the control plane has not described it yet")
+            why = self.trouble(network) or "the control plane has not described it yet"
             raise NetworkFailed(f"network {network} is not ready: {why}") from None
         why_closed = self._closed.get(network, {}).get(firewall.NicKey(vm, number))
         if why_closed is not None:

@@ -12,6 +12,7 @@ from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.retries import Retries
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.vm import CloneOf, VmState
+from novacron.model.waiting import WaitCode
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -47,7 +48,9 @@ class CloneReconciler:
 
     async def _make(self, of: CloneOf) -> None:
         context = self._context
-        context.report(VmState.PENDING, f"its disk is being made from that of {of.source_name}")
+        context.report(
+            VmState.PENDING, f"its disk is being made from that of {of.source_name}", WaitCode.DISK_BEING_MADE
+        )
         try:
             source = context.services.find_vm(of.source)
             if source is None:
@@ -60,10 +63,12 @@ class CloneReconciler:
             self._retries.reset()
             self._report_done()
         except (MachineFailed, MonitorFailed, OverlayFailed, NoAccount, OSError, TimeoutError) as error:
-            context.report(VmState.FAILED, f"its disk can't be made from that of {of.source_name}: {error}")
+            why = f"its disk can't be made from that of {of.source_name}: {error}"
+            context.report(VmState.FAILED, why, WaitCode.STEP_FAILED)
             await self._retries.pause_after(error)
         except Exception as error:  # a defect must neither end the worker nor make a busy loop
-            context.report(VmState.FAILED, f"its disk can't be made: a defect in its agent: {error!r}")
+            why = f"its disk can't be made: a defect in its agent: {error!r}"
+            context.report(VmState.FAILED, why, WaitCode.STEP_FAILED)
             await self._retries.pause_after_defect(error)
         finally:
             self._making = None

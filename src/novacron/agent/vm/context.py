@@ -32,6 +32,7 @@ from novacron.model.cpu import CpuModel
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, may_run
 from novacron.model.vm import VmSpec, VmState, VmStatus
+from novacron.model.waiting import WaitCode
 from novacron.wire import messages as wire
 
 WAIT_KNOWN_S_MAX = 30.0
@@ -215,13 +216,15 @@ class VmContext:
         """Report the VM's state again even where it has not changed: the link is new."""
         self._reported = None
 
-    def report(self, state: VmState, reason: str = "") -> None:
-        """Report the VM's state to the server, unless it is unchanged."""
+    def report(self, state: VmState, reason: str = "", code: WaitCode | None = None, epoch: int | None = None) -> None:
+        """Report the VM's state to the server, unless it is unchanged. ``code``: what keeps it from being as it was
+        asked to be; ``epoch``: of an order that could not be noted, by default that of the record."""
         assignment = self.statement.assignment if self.statement is not None else None
         started_as = "" if assignment is None else assignment.machine  # by a host whose place this one has taken
         status = VmStatus(
             state=state,
             reason=reason[:REASON_CHARS_MAX],
+            reason_code=code or "",
             accelerator=self.services.accelerator,
             machine=self.record.machine or started_as,
             cpu=self.record.cpu,
@@ -236,7 +239,7 @@ class VmContext:
             record_lost=self.record.damaged,
         )
         # With the epoch: the server ignores what is reported at an earlier one.
-        report = wire.Observed(self.vm, self.record.held.epoch, status)
+        report = wire.Observed(self.vm, self.record.held.epoch if epoch is None else epoch, status)
         if report != self._reported:
             self._reported = report
             self.services.send(report)

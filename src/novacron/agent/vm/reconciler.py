@@ -21,6 +21,7 @@ from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
+from novacron.model.waiting import WaitCode
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -157,11 +158,12 @@ class Reconciler:
         state = VmState.STOPPING if self._requests.stopping else STATES.get(run_state, VmState.UNKNOWN)
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
         reason = self._grow_error if run_state == "running" else ""
+        code = WaitCode.CANT_GROW if reason else None
         if context.record.post_copy is not None:
-            reason = context.missing_memory_reason()
+            reason, code = context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS
         elif halted and spec.power is Power.RUNNING:
             reason = "crashed, and is not to be started again" if context.record.crashes else "powered off by the guest"
-        context.report(state, reason)
+        context.report(state, reason, code)
 
     def _pause_s(self, assignment: wire.Assignment, now: float) -> float:
         """Return when to look again, though nothing happens."""
@@ -176,7 +178,7 @@ class Reconciler:
             case Step.START:
                 wait_s = backoff_s(context.record.crashes) - (now - self._started_at)
                 if self._started_at and wait_s > 0:
-                    context.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s")
+                    context.report(VmState.FAILED, f"crashed; starts again in {wait_s:.0f} s", WaitCode.CRASH_BACK_OFF)
                     return wait_s
                 return await self._start(assignment)
             case Step.CONTINUE:
@@ -210,7 +212,7 @@ class Reconciler:
                 return 0
             case Step.MAKE_ROOM:
                 if (full := self._devices.full(assignment, ROOM_BYTES)) is not None:
-                    context.report(VmState.PAUSED, full)
+                    context.report(VmState.PAUSED, full, WaitCode.DISK_FULL)
                     return RETRY_S
                 await self._continue()
                 return 0
@@ -276,19 +278,22 @@ class Reconciler:
         context = self._context
         if assignment.spec.image not in self._services.images:
             self._services.send(wire.ImageMissing(assignment.spec.image))
-            context.report(VmState.STARTING, f"waits for image {assignment.spec.image} from another node")
+            why = f"waits for image {assignment.spec.image} from another node"
+            context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
             return RETRY_S
         if assignment.spec.ha and not self._services.lease.valid():
-            context.report(VmState.STARTING, "waits for this node's lease")
+            why = "waits for its node's lease: the control plane has acknowledged no heartbeat of it lately"
+            context.report(VmState.STARTING, why, WaitCode.LEASE_ENDED)
             return RETRY_S
         image = context.image()
         if assignment.machine and image.disk is not None and not self._machine.has_disk():
-            context.report(VmState.FAILED, "its disk is not here, though it has run before; see: novacron vm recover")
+            why = "its disk is not here, though it has run before; see: novacron vm recover"
+            context.report(VmState.FAILED, why, WaitCode.DISK_LOST)
             return RETRY_S
         if (
             not context.failures
         ):  # else it stays failed, with the reason, until it has started: no events for each attempt
-            context.report(VmState.STARTING)
+            context.report(VmState.STARTING, *self._start_waits(assignment))
         context.exit_expected = False
         self._started_at = self._clock.monotonic()
         assignment = msgspec.structs.replace(assignment, cpu=assignment.cpu or context.record.cpu or self._services.cpu)
@@ -310,6 +315,16 @@ class Reconciler:
             resets=assignment.spec.resets,
         )  # fmt: skip
         return 0
+
+    def _start_waits(self, assignment: wire.Assignment) -> tuple[str, WaitCode | None]:
+        """Return what a start will wait for, if that is known already."""
+        for nic in assignment.spec.nics:
+            trouble = self._services.networks.trouble(nic.network)
+            if trouble is not None:
+                return f"waits for network {nic.network}: {trouble}", WaitCode.NETWORK_NOT_READY
+        if self._services.start_queue.full:
+            return "waits until other VMs of its node have started", WaitCode.START_QUEUED
+        return "", None
 
     def _volume_handled(self, id: str, released: bool, error: str) -> None:
         self._services.send(wire.VolumeHandled(self._context.vm, self._context.record.held.epoch, id, released, error))

@@ -22,6 +22,11 @@ class StartQueue:
         self._numbers = itertools.count()
         self._grant: asyncio.TimerHandle | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether a VM that asks for a slot now has to wait for others."""
+        return self._free <= len(self._waiting)
+
     @asynccontextmanager
     async def slot(self, order: int) -> AsyncIterator[None]:
         """Wait for a start slot, and hold it for as long as the block runs."""

@@ -135,11 +135,11 @@ class AsyncConnection:
         Waits on the server, so a change is seen within milliseconds. Raises TimeoutError.
         """
         deadline = time.monotonic() + timeout_s
-        revision = 0
+        revision, current = 0, None
         while True:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
-                raise TimeoutError(f"{kind} {ref}: not there after {timeout_s:.0f} s")
+                raise TimeoutError(f"{kind} {ref}: not there after {timeout_s:.0f} s{protocol.waits_for(current)}")
             current = await self._newer(kind, ref, revision, max(1, int(min(remaining_s, poll_s))))
             if until(current):
                 return current
