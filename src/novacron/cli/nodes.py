@@ -325,24 +325,26 @@ def follow(client: Client, names: list[str], timeout_s: float | None) -> None:
 
     ``timeout_s`` None: wait while VMs move, and then ``STUCK_S``. Raises TimeoutError.
     """
-    began, stuck_since, last = time.monotonic(), None, ""
-    while True:
-        active = _active(client, names)
-        text = "; ".join(_progress(drain) for drain in active)
+    began, moved_at, last = time.monotonic(), time.monotonic(), ""
+    while active := _active(client, names):
+        text, now = "; ".join(map(_progress, active)), time.monotonic()
         if text not in ("", last):
             say(text, err=True)
             last = text
-        if not active:
-            return
-        if all(_gave_up(drain) for drain in active):
+        if all(map(_gave_up, active)):
             raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
-        now = time.monotonic()
-        stuck_since = (stuck_since or now) if all(_stuck(drain) for drain in active) else None
-        if timeout_s is not None and now - began > timeout_s:
-            raise TimeoutError(_unfinished(active))
-        if timeout_s is None and stuck_since is not None and now - stuck_since > STUCK_S:
-            raise output.fail(_unfinished(active), output.EXIT_FAILED)
+        if not all(map(_stuck, active)):
+            moved_at = now
+        _check_patience(active, now - began, now - moved_at, timeout_s)
         time.sleep(POLL_S)
+
+
+def _check_patience(active: list[Object], waited_s: float, stuck_s: float, timeout_s: float | None) -> None:
+    """Raise once drains are not to be waited for any longer: TimeoutError, if a time was given."""
+    if timeout_s is not None and waited_s > timeout_s:
+        raise TimeoutError(_unfinished(active))
+    if timeout_s is None and stuck_s > STUCK_S:
+        raise output.fail(_unfinished(active), output.EXIT_FAILED)
 
 
 def _unfinished(drains: list[Object]) -> str:
