@@ -180,7 +180,7 @@ def test_a_drain_that_can_go_nowhere_is_not_waited_for_and_says_why_for_each_vm(
     assert follow(monkeypatch, DRAIN, None) < nodes.STUCK_S + 5
     said = capsys.readouterr().err
     assert said.startswith("a: 1 to go; web stays: node b is cordoned"), "at once"
-    assert "1 VMs are still on a\nweb stays: node b is cordoned\nthe drain goes on" in said
+    assert "1 VMs are still on a; web stays: node b is cordoned; the drain goes on" in said
 
 
 def test_a_drain_is_waited_for_as_long_as_asked_or_while_something_moves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,7 @@ def _unfinished(drains: list[Object]) -> str:
     remaining = sum(drain["total"] - len(drain["moved"]) for drain in drains)
     nodes = [drain["node"] for drain in drains]
     whys = [f"{vm['vm_name']} stays: {vm['why']}" for drain in drains for vm in drain["stays"]]
-    return "\n".join(
+    return "; ".join(
         (
             f"{remaining} VMs are still on {', '.join(nodes)}",
             *whys[:STAYS_SHOWN_MAX],
