@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.model.cpu import CpuModel, baseline
-from novacron.model.fit import unlike
+from novacron.model.fit import cannot_run
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import VmStatus
 from novacron.qemu.abilities import argument
@@ -43,11 +43,12 @@ def test_a_node_that_cannot_run_a_vm_as_started_is_refused_with_the_reason() -> 
     def has(**fields: object) -> dict[str, str]:
         inventory = msgspec.structs.replace(plain, **fields)
         other = msgspec.structs.replace(record, status=msgspec.structs.replace(record.status, inventory=inventory))
-        return unlike([other], VmStatus(accelerator="tcg", machine="pc-q35-7.2", cpu=INTEL), runs=True)
+        reason = cannot_run(other, VmStatus(accelerator="tcg", machine="pc-q35-7.2", cpu=INTEL), runs=True)
+        return {} if reason is None else {other.name: reason}
 
     kind = plain.accelerator.kind
     status = VmStatus(accelerator=kind, machine="pc-q35-7.2", cpu=INTEL)
-    assert unlike([record], status, runs=True) == {}, "what it has not said is not held against it"
+    assert cannot_run(record, status, runs=True) is None, "what it has not said is not held against it"
     assert "no machine type pc-q35-7.2" in has(machines=("pc-q35-5.2",))["a"]
     assert (
         "lacks avx2"

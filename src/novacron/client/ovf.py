@@ -187,10 +187,6 @@ def _number(item: Element, field: str, properties: dict[str, str]) -> int:
     return int(text)
 
 
-def _memory_bytes(item: Element, properties: dict[str, str]) -> int:
-    return _number(item, "VirtualQuantity", properties) * _unit(_text(item, "AllocationUnits"))
-
-
 def _unit(text: str) -> int:
     """Return how many bytes a unit has: ``byte * 2^20``, ``MegaBytes``. Raises ArchiveError."""
     plain = re.sub(r"\s", "", text.lower())

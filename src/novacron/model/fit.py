@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from novacron.model import limits
 from novacron.model.constraints import Effect
@@ -125,12 +125,6 @@ def no_room(node: Node, load: Load, vm: VmSpec) -> str | None:
     if vm.vcpus > vcpus - load.vcpus:
         return f"node {node.name} is full: {load.vcpus} of {vcpus:g} vCPUs placed, {vm.vcpus} needed"
     return None
-
-
-def unlike(nodes: Iterable[Node], status: VmStatus, *, runs: bool) -> dict[str, str]:
-    """Return the nodes that can't run a VM as it was started, and why. ``runs``: the VM moves while it runs."""
-    reasons = ((node.name, cannot_run(node, status, runs=runs)) for node in nodes)
-    return {name: reason for name, reason in reasons if reason is not None}
 
 
 def cannot_run(node: Node, status: VmStatus, *, runs: bool) -> str | None:
