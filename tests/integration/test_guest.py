@@ -44,7 +44,9 @@ def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
     )  # fmt: skip
     vm = site.client.get("vms", name)
     try:
-        assert vm["status"]["guest"] == {"hostname": "db.example.org", "addresses": ["10.77.0.40"]}
+        assert vm["status"]["guest"] == {
+            "hostname": "db.example.org", "addresses": ["10.77.0.40"], "memory_mib": None,
+        }  # fmt: skip
         seeds = read_seed(site, vm)
         meta, network = json.loads(seeds["meta-data"]), json.loads(seeds["network-config"])
         assert meta == {"instance-id": vm["id"], "local-hostname": "db.example.org", "public-keys": [KEY]}

@@ -65,6 +65,16 @@ async def test_what_is_no_text_is_no_answer_of_a_guest(tmp_path: Path, answer: b
         server.close()
 
 
+@pytest.mark.parametrize("returned", [{"size": 1 << 80}, {"size": -1}, {"size": "1"}, [], [{"online": 1}], 7])
+async def test_what_is_no_size_is_no_memory_of_a_guest(tmp_path: Path, returned: object) -> None:
+    server = await hostile_guest_agent(tmp_path / "ga", json.dumps({"return": returned}).encode())
+    try:
+        with pytest.raises(GuestSilent):
+            await GuestAgent(tmp_path / "ga").memory_mib()
+    finally:
+        server.close()
+
+
 async def test_an_event_of_qemu_that_cannot_be_taken_does_not_hide_the_next() -> None:
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 

@@ -56,6 +56,20 @@ def interfaces(vm: Object) -> list[str]:
     return texts
 
 
+def memory_now(vm: Object) -> str | None:
+    """Return the memory that a VM has, where some was added while it ran, and what its guest uses of it."""
+    hardware, guest = vm["status"].get("hardware"), vm["status"]["guest"] or {}
+    if not hardware or not hardware["dimms_mib"]:
+        return None
+    added_mib = sum(hardware["dimms_mib"])
+    text = f"{hardware['memory_mib']} MiB and {added_mib} MiB added; "
+    in_use_mib = guest.get("memory_mib")
+    if in_use_mib is None:
+        return text + "the guest does not say what it uses"
+    has_all = in_use_mib >= hardware["memory_mib"] + added_mib
+    return text + ("all in use" if has_all else f"the guest uses only {in_use_mib} MiB: reset it, or see its kernel")
+
+
 COLUMNS: Columns = {
     "NAME": lambda vm: vm["name"],
     "STATE": state,
@@ -68,6 +82,7 @@ COLUMNS: Columns = {
 }
 DETAILS: Columns = {
     **COLUMNS,
+    "MEMORY NOW": memory_now,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
     "NETWORKS": interfaces,

@@ -237,6 +237,8 @@ class Guest(msgspec.Struct, frozen=True):
 
     hostname: str = ""
     addresses: tuple[str, ...] = ()
+    memory_mib: int | None = None
+    """How much memory its kernel uses. None: nothing was added since the VM was started, or the guest does not say."""
 
 
 class CloneOf(msgspec.Struct, frozen=True):

@@ -11,9 +11,10 @@ import contextlib
 import ipaddress
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from novacron.model.errors import MALFORMED
 
@@ -25,6 +26,7 @@ INTERFACES_MAX, ADDRESSES_MAX = 64, 64
 ADDRESS_LENGTH_MAX = 64
 TEXT_MAX = 100
 THINGS_MAX, SETTLE_S = 4096, 1.0
+MEMORY_BLOCK_BYTES_MAX = 1 << 40
 DELIMITER = b"\xff"
 
 
@@ -40,6 +42,14 @@ class _Address(msgspec.Struct):
 class _Interface(msgspec.Struct):
     name: str
     addresses: list[_Address] = msgspec.field(name="ip-addresses", default_factory=list)
+
+
+class _MemoryBlock(msgspec.Struct):
+    online: bool
+
+
+class _MemoryBlockInfo(msgspec.Struct):
+    size: Annotated[int, Meta(ge=1 << 20, le=MEMORY_BLOCK_BYTES_MAX)]
 
 
 class _AgentReply(msgspec.Struct):
@@ -88,9 +98,19 @@ class GuestAgent:
         """Let the guest power off, or ``reboot``. It does not say whether it will. Raises GuestSilent."""
         await self._ask("guest-shutdown", {"mode": mode}, answers=False)
 
-    async def set_time(self) -> None:
-        """Let the guest set its clock by the VM's, after it stood still. Raises GuestSilent."""
-        await self._ask("guest-set-time")
+    async def set_time(self, now_ns: int) -> None:
+        """Let the guest set its clock, to so many ns since 1970, after it stood still. Raises GuestSilent."""
+        await self._ask("guest-set-time", {"time": now_ns})
+
+    async def memory_mib(self) -> int:
+        """Return how much memory the guest's kernel uses, as it tells. Raises GuestSilent."""
+        about, raw = await self._ask("guest-get-memory-block-info"), await self._ask("guest-get-memory-blocks")
+        try:
+            block_bytes = msgspec.json.decode(about, type=_MemoryBlockInfo).size
+            units = msgspec.json.decode(raw, type=list[_MemoryBlock])[:THINGS_MAX]
+        except MALFORMED:
+            raise GuestSilent("the guest agent talks nonsense") from None
+        return sum(unit.online for unit in units) * block_bytes >> 20
 
     async def use_all(self) -> None:
         """Let the guest use all of its processors and memory. Raises GuestSilent."""

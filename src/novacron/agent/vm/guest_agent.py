@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 
 from novacron.agent.vm.hypervisor import VirtualMachine
@@ -13,6 +15,7 @@ from novacron.telemetry import logs
 log = logs.get(__name__)
 
 AGAIN_S, RETRY_S_MIN, RETRY_S_MAX = 60.0, 1.0, 60.0
+CLOCK_ATTEMPTS_MAX = 5
 
 
 class GuestWatch:
@@ -24,11 +27,17 @@ class GuestWatch:
         self._machine = machine
         self._changed = changed
         self._asking: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._clock_attempts = 0
+        """How often yet the guest may be asked to set its clock; 0: it is right."""
+        self._hardware_unused = False
+        """The guest may not use all that it was given while it ran."""
 
     def look(self, run_state: str) -> None:
         """Ask from now on, or no more, as the VM is."""
         listens = run_state == "running" and self._machine.guest_listens
         if listens and (self._asking is None or self._asking.done()):
+            self._hardware_unused = True  # it has booted again, maybe: what was added waits to be taken into use
             self._asking = asyncio.create_task(self._ask(), name=f"guest-{self._machine.id}")
         elif not listens:
             self.stop()
@@ -40,6 +49,16 @@ class GuestWatch:
             self._asking.cancel()
             self._asking = None
 
+    def stood_still(self) -> None:
+        """The guest's clock is behind: let it set that, as soon as its agent answers."""
+        self._clock_attempts = CLOCK_ATTEMPTS_MAX
+        self._news.set()
+
+    def was_given_hardware(self) -> None:
+        """The guest has more processors or memory: let it use them."""
+        self._hardware_unused = True
+        self._news.set()
+
     def _know(self, guest: Guest | None) -> None:
         if guest != self.known:
             self.known = guest
@@ -48,14 +67,46 @@ class GuestWatch:
     async def _ask(self) -> None:
         pause_s = RETRY_S_MIN
         while True:
+            self._news.clear()
             try:
-                self._know(Guest(await self._machine.guest.name(), await self._machine.guest.addresses()))
-                pause_s = AGAIN_S if self.known is not None and self.known.addresses else 5 * RETRY_S_MIN
+                await self._set_clock()
+                guest = self._machine.guest
+                known = Guest(await guest.name(), await guest.addresses(), await self._use_hardware())
+                self._know(known)
+                pause_s = AGAIN_S if known.addresses else 5 * RETRY_S_MIN
             except GuestSilent as error:
                 log.info("a guest agent is silent", vm=self._machine.id, error=str(error))
                 self._know(None)
                 pause_s = min(pause_s * 2, RETRY_S_MAX)
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), pause_s)
+
+    async def _set_clock(self) -> None:
+        """Let a guest that stood still set its clock, if it will."""
+        if self._clock_attempts == 0:
+            return
+        try:
+            await self._machine.guest.set_time(time.time_ns())
+            self._clock_attempts = 0
+        except GuestSilent as error:
+            self._clock_attempts -= 1
+            log.info("a guest's clock is not set", vm=self._machine.id, error=str(error))
+
+    async def _use_hardware(self) -> int | None:
+        """Let a guest use what it was given while it ran, if it will; many do so by themselves. Return how many MiB of
+        memory it uses; None: nothing was added, or it does not say."""
+        hardware = self._machine.hardware
+        if hardware is None or not (hardware.dimms_mib or hardware.vcpus_added):
+            return None
+        try:
+            if self._hardware_unused:
+                await self._machine.guest.use_all()
+            in_use_mib = await self._machine.guest.memory_mib()
+        except GuestSilent as error:
+            log.info("a guest does not use, or tell, what was hot-plugged", vm=self._machine.id, error=str(error))
+            return None
+        self._hardware_unused = in_use_mib < hardware.memory_in_all_mib
+        return min(in_use_mib, hardware.memory_in_all_mib) if hardware.dimms_mib else None
 
 
 async def power_off(machine: VirtualMachine) -> None:
@@ -73,21 +124,3 @@ async def ask_to_end(machine: VirtualMachine, mode: str) -> bool:
         log.info("a guest agent does not take a request", vm=machine.id, request=mode, error=str(error))
         return False
     return True
-
-
-async def take_hardware(machine: VirtualMachine) -> None:
-    """Let a guest use what it was given while it runs, if it will; many do so by themselves."""
-    if machine.guest_listens:
-        try:
-            await machine.guest.use_all()
-        except GuestSilent as error:
-            log.info("a guest refuses what was hot-plugged", vm=machine.id, error=str(error))
-
-
-async def set_time(machine: VirtualMachine) -> None:
-    """Let a guest that stood still set its clock, if it will."""
-    if machine.guest_listens:
-        try:
-            await machine.guest.set_time()
-        except GuestSilent as error:
-            log.info("a guest's clock is not set", vm=machine.id, error=str(error))

@@ -33,6 +33,8 @@ RETRY_S = 2.0
 LOOK_AGAIN_S_MIN = 0.05
 ROOM_BYTES = 64 << 20
 """With so much free again, a VM whose disk was full goes on."""
+CLOCK_BEHIND_S = 0.5
+"""A guest that stood still this long is asked to set its clock."""
 STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
 
@@ -70,6 +72,8 @@ class Reconciler:
     def on_event(self, name: str) -> None:
         """QEMU says that something has happened."""
         self._requests.on_event(name)
+        if name == "RESUME" and self._machine.stood_still_s >= CLOCK_BEHIND_S:
+            self._context.guest.stood_still()
 
     def note_crash(self, what: str) -> None:
         """QEMU has ended, or hangs, unasked: the next step counts it."""
@@ -141,6 +145,7 @@ class Reconciler:
         if context.arrived_by is not None:
             self._services.send(wire.Resumed(context.arrived_by))
             self._services.networks.arrived(context.vm)
+            context.guest.stood_still()
             context.arrived_by = None
 
     async def _settle_running(self, assignment: wire.Assignment) -> None:
@@ -183,8 +188,6 @@ class Reconciler:
                 return await self._start(assignment)
             case Step.CONTINUE:
                 await self._continue()
-                if run_state == "paused":
-                    self._services.run_in_background(guest_agent.set_time(self._machine))
                 return 0
             case Step.PAUSE:
                 await self._machine.execute("stop")
@@ -193,11 +196,11 @@ class Reconciler:
                 await context.store(reboots=assignment.spec.reboots)
                 confirmed = await guest_agent.ask_to_end(self._machine, "reboot")
                 if not confirmed and self._requests.must_reset():
-                    await self._machine.execute("system_reset")
+                    await self._reset()
                 return 0
             case Step.RESET:
                 await context.store(reboots=assignment.spec.reboots, resets=assignment.spec.resets)
-                await self._machine.execute("system_reset")
+                await self._reset()
                 return 0
             case Step.POWER_DOWN:
                 self._services.run_in_background(guest_agent.power_off(self._machine))
@@ -227,6 +230,17 @@ class Reconciler:
         self._machine.interfaces.drop_late_frames()
         await self._machine.execute("cont")
 
+    async def _reset(self) -> None:
+        """Let the guest begin anew. Memory that was added becomes part of what it begins with: a guest does not use
+        modules by itself when it boots. Raises MonitorFailed."""
+        hardware = self._machine.hardware
+        if hardware is None or not hardware.dimms_mib:
+            await self._machine.execute("system_reset")
+            return
+        await self._machine.execute("stop")  # QEMU writes out what it holds of the disks
+        self._context.exit_expected = True
+        await self._machine.kill()  # the next step starts it
+
     async def _work_on(self, snapshot: wire.SnapshotWanted, run_state: str) -> bool:
         """Work on a snapshot, once; say whether there was anything to do."""
         context = self._context
@@ -240,7 +254,7 @@ class Reconciler:
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
                 done = await snapshots.work(self._machine, snapshot, run_state)
             if reverting and snapshot.memory:
-                self._services.run_in_background(guest_agent.set_time(self._machine))
+                context.guest.stood_still()
         except SnapshotFailed as failure:
             error = str(failure)
             if reverting and starting and snapshot.starts_vm:  # it was off, and is off
@@ -265,7 +279,7 @@ class Reconciler:
         """Give the guest what it should have of processors and memory; return why it does not get it."""
         try:
             if await self._machine.grow_hardware(assignment.spec, self._services.accelerator, self._context.doing):
-                self._services.run_in_background(guest_agent.take_hardware(self._machine))
+                self._context.guest.was_given_hardware()
         except MonitorFailed as error:
             log.warning("a guest can't grow", vm=self._context.vm, error=str(error))
             return f"it can't grow while it runs: {error}"
