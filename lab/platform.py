@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.hosts import Host, Lab
-from novacron.agent.host.networks import remove_all as remove_networks
+from novacron.agent.host.remnants import remove_all as remove_networks
 from novacron.agent.host.volumes import MARK
 from novacron.agent.vm.directory import TRANSFER_SOCKETS
 from novacron.client import ApiError, Client, Unreachable, load_config

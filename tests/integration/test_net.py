@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +16,21 @@ import pytest
 
 from lab.hosts import Lab, run
 from lab.platform import until
+from novacron.agent.host import remnants
+from novacron.agent.host.instances import RUN_DIR, instance_of, mark_of, prefix_of
 from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.presence import Presence
+from novacron.agent.host.remnants import RemnantKind, remove_all
 from novacron.agent.settings import AgentSettings
+from novacron.agent.vm.leftovers import Leftovers, abandoned
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
+from novacron.model.node import AcceleratorKind
 from novacron.net import firewall, namespace, overlay, router, tap
 from novacron.net.firewall import TUNNEL, VXLAN_PORT, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
+from novacron.qemu import confine
+from novacron.qemu.confine import Cgroup
 from tests.support.network import network_on_node
 
 MAC = "52:54:00:aa:bb:cc"
@@ -193,3 +203,68 @@ def test_one_network_that_the_hosts_rules_refuse_does_not_open_or_stop_the_other
         assert re.search(r"96,24 (0x)?0*6 drop", rules), "and nothing of the bad one passes"
     finally:
         host.within(lambda: firewall.nft(f"table ip {table}\ndelete table ip {table}\n"))
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> Iterator[Callable[[str, str], AgentSettings]]:
+    """Note agents on this host, by owner and state folder, and give each a network; remove what is left of them."""
+    made: list[Path] = []
+
+    def note(owner: str, folder: str) -> AgentSettings:
+        state_dir = tmp_path / folder
+        made.append(state_dir)
+        remnants.note_instance(state_dir, owner)
+        namespace.create(network_of(state_dir))
+        return AgentSettings(state_dir, tmp_path, owner.partition("/")[2], owner=owner)
+
+    yield note
+    for state_dir in made:
+        remove_all(state_dir)
+
+
+def network_of(state_dir: Path) -> str:
+    return f"{prefix_of(instance_of(state_dir))}lan"
+
+
+def test_an_agent_removes_what_agents_that_are_gone_left_on_its_host_and_nothing_else(
+    wan: Lab, tmp_path: Path, noted: Callable[[str, str], AgentSettings]
+) -> None:
+    """Namespaces, taps, cgroups, files in ``/run`` and notes."""
+    host, installation = wan.hosts[1], f"installation-{tmp_path.name}"
+    own = noted(f"{installation}/host-b", "own")
+    gone = noted(f"{installation}/was-host-b", "gone")
+    lives = noted(f"{installation}/host-c", "lives")
+    other = noted(f"other-{installation}/host-b", "other")
+    present = Presence(lives.owner)
+    (own.vms_dir / "vm-here").mkdir(parents=True)
+    marks = {
+        "nvhere": mark_of(instance_of(own.state_dir), "vm-here"),
+        "nvnone": mark_of(instance_of(own.state_dir), "vm-none"),
+        "nvgone": mark_of(instance_of(gone.state_dir), "vm-gone"),
+        "nvlives": mark_of(instance_of(lives.state_dir), "vm-lives"),
+        "nvother": mark_of(instance_of(other.state_dir), "vm-other"),
+    }
+    files = RUN_DIR / f"{instance_of(gone.state_dir)}-lan"
+    files.mkdir()
+    cgroup = Cgroup(f"was-host-b.{tmp_path.name}", marks["nvgone"])
+    with subprocess.Popen(["sleep", "60"]) as process:
+        with contextlib.suppress(OSError):  # not every host gives limits
+            cgroup.place(process.pid, 1, 64, AcceleratorKind.TCG)
+        process.kill()
+    try:
+        for name, mark in marks.items():
+            host.within(lambda name=name, mark=mark: tap.create(name, "br0", MAC, None, mark))  # type: ignore[misc]
+        found = host.within(abandoned)
+        assert {(left.kind, left.name) for left in found if left.vm == "vm-gone"} >= {(RemnantKind.TAP, "nvgone")}
+        assert not any(left.by is not None and left.by.owner == lives.owner for left in found)
+        host.within(Leftovers(own, list).remove_remnants)
+        assert {name for name, _ in host.within(tap.marked)} == {"nvhere", "nvlives", "nvother"}
+        assert not namespace.exists(network_of(gone.state_dir)) and not files.exists()
+        assert all(namespace.exists(network_of(agent.state_dir)) for agent in (own, lives, other))
+        assert instance_of(gone.state_dir) not in remnants.instances()
+        assert f"was-host-b.{tmp_path.name}" not in dict(confine.cgroups())
+    finally:
+        present.release()
+        for name in marks:
+            host.within(lambda name=name: tap.delete(name))  # type: ignore[misc]
+        cgroup.remove()

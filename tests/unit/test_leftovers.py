@@ -19,6 +19,7 @@ from novacron.agent.host import presence
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.presence import AgentLives, Presence
+from novacron.agent.host.remnants import RemnantSituation, is_ownerless
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Journal, Record
@@ -51,6 +52,16 @@ def test_a_qemu_of_another_agent_is_never_touched_while_that_lives_or_may_come_b
 def test_a_qemu_of_another_installation_is_never_touched() -> None:
     for node, removed, movable, lives, returns in itertools.product((False, True), repeat=5):
         assert decide(Leftover(False, False, node, removed, movable, lives, returns)) is Fate.LEAVE
+
+
+def test_only_what_nobody_else_has_a_claim_on_is_removed_from_a_host() -> None:
+    for known, installation, node, folder, needed, lives, returns in itertools.product((False, True), repeat=7):
+        situation = RemnantSituation(known, installation, node, folder, needed, lives, returns)
+        if is_ownerless(situation):
+            assert known and installation and not needed
+            assert node or not (lives or returns)
+    assert is_ownerless(RemnantSituation(same_node=False, same_folder=False)), "its agent is gone for good"
+    assert is_ownerless(RemnantSituation(agent_may_return=True)), "it is this node's, and its VM is not here"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
 
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.worker import Worker
+from novacron.model.migration import MigrationKind, Side
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
 from novacron.model.unreconciled import VmDescription
 from novacron.model.vm import Restart, VmState
@@ -134,3 +136,36 @@ async def test_an_order_that_contradicts_what_the_node_knows_is_answered_once_a_
     worker.resync()
     await worker._step()
     assert len(contradicted()) == 2
+
+
+@pytest.mark.parametrize("held", [OwnershipRecord(3, Claim.OWNER), OwnershipRecord(2, Claim.OWNER), OwnershipRecord()])
+async def test_a_vote_binds_an_agent_whose_state_folder_was_put_back_from_before_it(
+    held: OwnershipRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No QEMU runs any more, and the journal says that the node owns the VM: the target may run it at any moment."""
+    sent_messages.clear()
+    worker = Worker("vm-a", Record(held), services_in(tmp_path))
+    started = AsyncMock()
+    monkeypatch.setattr(worker._reconciler, "step", started)
+    task = wire.Task("mig-a", Side.SOURCE, MigrationKind.LIVE, "host-b", 3, endpoint=None, voted=True)
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 3), assigned(Restart.ALWAYS), task))
+    await worker._step()
+    started.assert_not_called()
+    assert Journal(tmp_path / "journal").load_one("vm-a").held == OwnershipRecord(3, Claim.RELEASED)
+    assert sent_messages == [wire.Voted("mig-a", Side.SOURCE, 3)]
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.GONE, 4)))
+    await worker._step()
+    assert sent_messages[-1] == wire.Removed("vm-a"), "the later epoch says whose it is"
+
+
+async def test_an_older_state_folder_runs_nothing_that_has_moved_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker("vm-a", Record(OwnershipRecord(3, Claim.OWNER)), services_in(tmp_path))
+    started = AsyncMock()
+    monkeypatch.setattr(worker._reconciler, "step", started)
+    await worker._step()  # the server has not said anything yet
+    worker.set_desired(wire.Statement("vm-a", Order(OrderKind.GONE, 6)))
+    await worker._step()
+    started.assert_not_called()
+    assert Journal(tmp_path / "journal").load_one("vm-a").held == OwnershipRecord(6, Claim.NONE)

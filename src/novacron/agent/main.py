@@ -136,6 +136,7 @@ class Agent:
             "neighbours": self._look_around,
             "process": telemetry.watch,
             "statements": self._dispatcher.retry,
+            "remnants": self._remove_remnants,
         }
         if self._settings.bridge is not None or self._images.inventory.networks:
             works["netlink"] = _load_netlink
@@ -150,6 +151,9 @@ class Agent:
         finally:
             for few in (self._aside, self._transfers, self._dispatcher, self._console_requests):
                 await few.end()
+
+    async def _remove_remnants(self) -> None:
+        await asyncio.to_thread(Leftovers(self._settings).remove_remnants)
 
     def _add_worker(self, vm: str) -> Worker:
         return self._add(vm, self._host.journal.load_one(vm))

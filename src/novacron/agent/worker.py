@@ -69,6 +69,11 @@ def _is_new(statement: wire.Statement, record: Record) -> bool:
     return statement.order.kind is OrderKind.OWN and statement.order.epoch > record.held.epoch
 
 
+def has_voted(statement: wire.Statement) -> bool:
+    """Say whether the server has this node's vote to give a VM up."""
+    return statement.task is not None and statement.task.side is Side.SOURCE and statement.task.voted
+
+
 class Worker:
     """Owns everything that this node has of one VM."""
 
@@ -257,7 +262,7 @@ class Worker:
     async def _obey(self, statement: wire.Statement) -> OrderVerdict:
         """Note, durably, the epoch of what the server says; return what may be done now."""
         context, before = self.context, self.context.record
-        after, verdict = obey_order(before, statement.order)
+        after, verdict = obey_order(before, statement.order, voted=has_voted(statement))
         if after == before:
             if verdict is OrderVerdict.RUN:
                 await self._remember_description(statement)
@@ -265,7 +270,7 @@ class Worker:
 
         def obey(record: Record) -> Record:
             nonlocal verdict
-            after, verdict = obey_order(record, statement.order)
+            after, verdict = obey_order(record, statement.order, voted=has_voted(statement))
             return msgspec.structs.replace(after, description=_description(statement))
 
         await context.update(obey)

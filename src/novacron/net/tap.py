@@ -19,6 +19,8 @@ TUN = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 SIOCETHTOOL, ETHTOOL_GDRVINFO, DRVINFO_BYTES = 0x8946, 3, 196
 RT_SCOPE_UNIVERSE = 0
+MARK = "novacron "
+"""Begins the alias of a tap of ours."""
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
@@ -79,10 +81,10 @@ def tap_address(guest_mac: str) -> str:
     return "fe" + guest_mac[2:]
 
 
-def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> int:
+def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None, mark: str = "") -> int:
     """Create the tap ``name`` on ``bridge`` and set it up; an existing one is used. Return its MTU in bytes.
 
-    ``vlan``: the tag that its guest's frames have on the bridge. Raises NetworkFailed.
+    ``vlan``: the tag that its guest's frames have on the bridge. ``mark``: whose it is. Raises NetworkFailed.
     """
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -95,6 +97,8 @@ def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> i
             if not ip.link_lookup(ifname=name):
                 ip.link("add", ifname=name, kind="tuntap", mode="tap")
             index = ip.link_lookup(ifname=name)[0]
+            if mark:
+                ip.link("set", index=index, IFLA_IFALIAS=MARK + mark)
             ip.link("set", index=index, address=tap_address(guest_mac), mtu=mtu)
             ip.link("set", index=index, master=bridge_indexes[0])
             if vlan is not None:
@@ -103,6 +107,13 @@ def create(name: str, bridge: str, guest_mac: str, vlan: int | None = None) -> i
         except NetlinkError as error:
             raise NetworkFailed(f"can't put tap {name} on bridge {bridge}: {error}") from error
     return mtu
+
+
+def marked() -> list[tuple[str, str]]:
+    """Return the names and marks of the taps in the calling thread's namespace that have one."""
+    with netlink() as ip:
+        aliases = [(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or "") for link in ip.get_links()]
+    return [(name, alias.removeprefix(MARK)) for name, alias in aliases if alias.startswith(MARK)]
 
 
 def _tag(ip: IPRoute, index: int, master: int, bridge: str, vlan: int) -> None:

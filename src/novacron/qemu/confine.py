@@ -31,6 +31,12 @@ CGROUPS = Path("/sys/fs/cgroup")
 PARENT = "novacron"
 
 
+MARK = "trusted.novacron"
+"""The extended attribute that says whose a cgroup is."""
+CONTROLLERS = ("memory", "cpu", "pids", "blkio")
+"""Those of version 1 in which a VM has a cgroup."""
+
+
 class Account(msgspec.Struct, frozen=True):
     """The user, and group of the same number, as which one VM's QEMU runs."""
 
@@ -77,10 +83,10 @@ def check_peer(connection: socket.socket, pid: int) -> None:
 
 
 class Cgroup:
-    """The share of the host that one VM may use (cgroups(7), version 2 or 1)."""
+    """The share of the host that one VM may use (cgroups(7), version 2 or 1). ``mark``: whose it is."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, mark: str = "") -> None:
+        self._name, self._mark = name, mark
         self._unified = (CGROUPS / "cgroup.controllers").exists()
 
     def place(self, pid: int, vcpus: int, memory_mib: int, kind: AcceleratorKind) -> None:
@@ -103,6 +109,8 @@ class Cgroup:
         for controller, values in limits.items():
             directory = self._directory(controller)
             directory.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # a kernel without such attributes: nobody removes it later
+                os.setxattr(directory, MARK, self._mark.encode())
             for file, value in values.items():
                 (directory / file).write_text(str(value))
             (directory / "cgroup.procs").write_text(str(pid))
@@ -140,12 +148,23 @@ class Cgroup:
 
     def remove(self) -> None:
         """Remove it once it is empty. It is no error if it does not exist."""
-        for controller in ("",) if self._unified else ("memory", "cpu", "pids", "blkio"):
+        for controller in ("",) if self._unified else CONTROLLERS:
             with contextlib.suppress(FileNotFoundError):
                 self._directory(controller).rmdir()
 
     def _directory(self, controller: str) -> Path:
         return CGROUPS / ("" if self._unified else controller) / PARENT / self._name
+
+
+def cgroups() -> list[tuple[str, str]]:
+    """Return the names and marks of the cgroups of VMs on this host that have a mark."""
+    found = {}
+    for controller in ("", *CONTROLLERS):
+        with contextlib.suppress(OSError):
+            for directory in (CGROUPS / controller / PARENT).iterdir():
+                with contextlib.suppress(OSError):  # a file, or it has no mark
+                    found[directory.name] = os.getxattr(directory, MARK).decode(errors="replace")
+    return sorted(found.items())
 
 
 def _disk_of(path: Path) -> str | None:

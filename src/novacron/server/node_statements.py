@@ -231,8 +231,9 @@ async def _source_task(connection: Connection, m: Migration | None) -> wire.Task
         return None
     warm = None if m.endpoint else await nodes.dwcp_endpoint(connection, m.target)
     return wire.Task(
-        m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy, m.trace
-    )
+        m.id, Side.SOURCE, m.kind, m.target, m.epoch, m.endpoint, warm, m.rate_bytes_per_s, m.policy, m.trace,
+        m.source_vote,
+    )  # fmt: skip
 
 
 async def _incoming(

@@ -95,6 +95,8 @@ class Task(msgspec.Struct, frozen=True):
     """What the source may use of the link now."""
     policy: MigrationPolicy = MigrationPolicy.THROTTLE
     trace: str = ""
+    voted: bool = False
+    """The server has the source's vote at this epoch: it binds a source whose journal is an older copy, too."""
 
 
 class Statement(msgspec.Struct, frozen=True):

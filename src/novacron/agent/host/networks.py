@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import shutil
 import socket
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
     MTU_DEFAULT,
@@ -42,7 +42,6 @@ RETRY_S = 1.0
 READY_S = 15.0
 """How long a VM's start waits for its networks."""
 ARRIVING_S = 3600.0
-RUN_DIR = Path("/run/novacron")
 PROGRAMS = ("nft", dnsmasq.BINARY)
 
 
@@ -56,11 +55,11 @@ class Wired(msgspec.Struct, frozen=True):
     mtu: int | None = None
     vlan: int | None = None
 
-    def create(self) -> tuple[int, int]:
-        """Make its tap; return the MTU, and the tap, open. Raises NetworkFailed."""
+    def create(self, mark: str) -> tuple[int, int]:
+        """Make its tap, with the mark of whose it is; return the MTU, and the tap, open. Raises NetworkFailed."""
 
         def make() -> tuple[int, int]:
-            mtu = tap.create(self.tap, self.bridge, self.mac, self.vlan)
+            mtu = tap.create(self.tap, self.bridge, self.mac, self.vlan, mark)
             return mtu, tap.open_(self.tap)
 
         return namespace.within(self.netns, make)
@@ -128,8 +127,8 @@ class NodeNetworks:
     """All networks of this node."""
 
     def __init__(self, settings: AgentSettings) -> None:
-        self.instance = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:8]
-        self._table = f"novacron_{self.instance}"
+        self.instance = instance_of(settings.state_dir)
+        self._table = table_of(self.instance)
         self._settings = settings
         self._desired: tuple[NetworkOnNode, ...] | None = None
         self._hosts: tuple[str, ...] = ()
@@ -154,7 +153,7 @@ class NodeNetworks:
     @property
     def prefix(self) -> str:
         """With what the names of this agent's namespaces begin."""
-        return f"novacron-{self.instance}-"
+        return prefix_of(self.instance)
 
     def tell(self, desired: tuple[NetworkOnNode, ...], hosts: tuple[str, ...] = ()) -> None:
         """Take what is desired of networks here. ``hosts``: names and addresses that no guest reaches."""
@@ -290,7 +289,7 @@ class NodeNetworks:
     def _settle_encryption(
         self, desired: tuple[NetworkOnNode, ...], addresses: dict[str, str], own: str | None
     ) -> None:
-        name = f"{router.ENCRYPTED[:-1]}{self.instance}"
+        name = tunnel_of(self.instance)
         peers = sorted(
             {peer for network in desired for peer in network.peers if peer.key}, key=lambda peer: peer.number
         )
@@ -456,14 +455,3 @@ class NodeNetworks:
     def directory(self, network: str) -> Path:
         """Return where the files of a network's DHCP and DNS are."""
         return RUN_DIR / f"{self.instance}-{network}"
-
-
-def remove_all(state_dir: Path) -> None:
-    """Remove every network of the agent that works in this directory. Raises NetworkFailed."""
-    networks = NodeNetworks(AgentSettings(state_dir, state_dir, ""))
-    (RUN_DIR / f"{networks.instance}.wireguard").unlink(missing_ok=True)
-    for name in namespace.all(networks.prefix):
-        directory = RUN_DIR / name.removeprefix("novacron-")
-        dnsmasq.end(directory)
-        namespace.delete(name)
-        shutil.rmtree(directory, ignore_errors=True)

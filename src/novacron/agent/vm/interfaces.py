@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from novacron.agent.host.instances import mark_of
 from novacron.agent.host.networks import NodeNetworks, Wired
 from novacron.agent.vm.directory import VmDirectory
 from novacron.model.vm import VmSpec, mac_address, tap_name
@@ -55,7 +56,8 @@ class Interfaces:
             return (QemuNic(mac_address(self._vm), None),)
         nics = []
         for interface in wired:
-            mtu, descriptor = await asyncio.to_thread(interface.create)
+            mark = mark_of(self._networks.instance, self._vm)
+            mtu, descriptor = await asyncio.to_thread(interface.create, mark)
             nics.append(QemuNic(interface.mac, interface.tap, mtu, hand(descriptor)))
         return tuple(nics)
 

@@ -14,10 +14,13 @@ from pathlib import Path
 import msgspec
 
 from novacron.agent import identity as identities
-from novacron.agent.host import presence
+from novacron.agent.host import presence, remnants
+from novacron.agent.host.instances import instance_of
+from novacron.agent.host.remnants import Remnant, RemnantKind, RemnantSituation, is_ownerless
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal, Record, peek
 from novacron.model.errors import InvalidInput
+from novacron.net.tap import NetworkFailed
 from novacron.qemu import process, running
 from novacron.qemu.running import RunningQemu
 from novacron.telemetry import logs
@@ -117,6 +120,20 @@ def without_agent(qemus: list[RunningQemu]) -> RunningQemu | None:
     return None
 
 
+def abandoned() -> list[Remnant]:
+    """Return what agents that are gone for good have left beside QEMUs. Raises NetworkFailed, OSError."""
+    qemus = running.running()
+    return [
+        remnant
+        for remnant in remnants.find()
+        if remnant.by is not None
+        and not any(qemu.vm == remnant.vm or qemu.state_dir == remnant.by.state_dir for qemu in qemus)
+        and not presence.lives(remnant.by.owner)
+        and _owner_in(Path(remnant.by.state_dir)) != remnant.by.owner
+        and remnants.is_there(remnant)
+    ]
+
+
 class Leftovers:
     """Those on this host, for an agent that has its presence and its state folder, and has not begun to work."""
 
@@ -155,6 +172,52 @@ class Leftovers:
                     raise StillRunning(self._settings, [qemu]) from error
             elif fate is Fate.END:
                 await self._quit(qemu.pid)
+
+    def remove_remnants(self) -> None:
+        """Remove what earlier agents left beside QEMUs, where nobody else has a claim on it. To be called once QEMUs
+        are settled. What can't be removed is in nobody's way: it is logged."""
+        if not remnants.can_look():
+            return
+        try:
+            remnants.note_instance(self._settings.state_dir, self._settings.owner)
+            qemus = self._look()
+            # Taps first: a network that has one stays.
+            found = sorted(remnants.find(), key=lambda remnant: remnant.kind is RemnantKind.NETWORKS)
+        except (NetworkFailed, OSError) as error:
+            log.warning("what earlier agents left can't be looked at", error=str(error))
+            return
+        for remnant in found:
+            if not is_ownerless(self.situation(remnant, qemus)):
+                continue
+            about = {"kind": remnant.kind, "name": remnant.name, "vm": remnant.vm, "by": remnant.by}
+            try:
+                was_there = remnants.is_there(remnant)
+                remnants.remove(remnant)
+                if was_there:  # else there was its note alone
+                    log.warning("what an earlier agent left was removed", **about)
+            except (NetworkFailed, OSError) as error:
+                log.warning("what an earlier agent left can't be removed", **about, error=str(error))
+
+    def situation(self, remnant: Remnant, qemus: list[RunningQemu]) -> RemnantSituation:
+        """Return what there is to know of a remnant. ``qemus``: those that run on this host."""
+        settings, by = self._settings, remnant.by
+        if by is None:
+            return RemnantSituation(known=False)
+        same_node = by.owner == settings.owner
+        same_folder = remnant.instance == instance_of(settings.state_dir)
+        if remnant.kind is RemnantKind.NETWORKS:
+            needed = same_folder or any(qemu.state_dir == by.state_dir for qemu in qemus)
+        else:
+            needed = any(qemu.vm == remnant.vm for qemu in qemus)
+            needed = needed or (same_folder and (settings.vms_dir / remnant.vm).exists())
+        return RemnantSituation(
+            same_installation=by.owner.partition("/")[0] == settings.owner.partition("/")[0],
+            same_node=same_node,
+            same_folder=same_folder,
+            needed=needed,
+            agent_lives=not same_node and presence.lives(by.owner),
+            agent_may_return=_owner_in(Path(by.state_dir)) == by.owner,
+        )
 
     def describe(self, qemu: RunningQemu) -> Leftover:
         """Return what there is to know of a QEMU."""

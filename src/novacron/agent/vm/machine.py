@@ -11,6 +11,7 @@ from typing import Any
 
 from novacron.agent.actions import Action, Doing
 from novacron.agent.host.clock import finished_in_thread
+from novacron.agent.host.instances import mark_of
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
@@ -68,7 +69,7 @@ class Machine:
         self.guest_listens = False
         """A guest agent has opened its port."""
         self._settings = settings
-        self._cgroup = Cgroup(f"{settings.name}.{id}")
+        self._cgroup = Cgroup(f"{settings.name}.{id}", mark_of(networks.instance, id))
         self._tell = on_event
         self._ending: asyncio.Task[None] | None = None
         self.interfaces = Interfaces(id, self.home, networks, settings.bridge)

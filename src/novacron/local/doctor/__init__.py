@@ -41,6 +41,7 @@ async def examine(subject: Subject) -> list[Finding]:
         ("disk", machine.disk(subject.state_dir)),
         ("memory", machine.memory()),
         ("limits", machine.limits()),
+        ("leftovers", machine.leftovers()),
         ("certificates", machine.certificates(subject.state_dir)),
         ("database", running.database(subject.database)),
         ("platform", running.platform()),
