@@ -23,6 +23,8 @@ def in_use(site: Platform, vm: Object) -> int | None:
 
 
 def put_clock_back(site: Platform, vm: Object) -> None:
+    """QEMU's guest agent sets no clock where there is no ``hwclock``."""
+    shell(site, vm, "mkdir -p /sbin; ln -sf /bin/busybox /sbin/hwclock; echo done")
     assert shell(site, vm, "date -s '2020-01-01 00:00:00' >/dev/null; date +%Y") == "2020"
 
 
