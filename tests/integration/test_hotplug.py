@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import time
-
 from lab.platform import Platform, until
 from tests.integration.conftest import Api
-from tests.support.vms import NewVm, Object, count_boots, shell, wait_for_guest_agent, wait_until_booted
+from tests.support.vms import (
+    NewVm,
+    Object,
+    count_boots,
+    put_clock_back,
+    shell,
+    until_clock_is_right,
+    wait_for_guest_agent,
+    wait_until_booted,
+)
 from tests.waiting import pause
 
 
@@ -20,16 +27,6 @@ def in_use(site: Platform, vm: Object) -> int | None:
     """Return how much memory the guest uses, as the API says."""
     memory_mib: int | None = (site.client.get("vms", vm["id"])["status"]["guest"] or {}).get("memory_mib")
     return memory_mib
-
-
-def put_clock_back(site: Platform, vm: Object) -> None:
-    """QEMU's guest agent sets no clock where there is no ``hwclock``."""
-    shell(site, vm, "mkdir -p /sbin; ln -sf /bin/busybox /sbin/hwclock; echo done")
-    assert shell(site, vm, "date -s '2020-01-01 00:00:00' >/dev/null; date +%Y") == "2020"
-
-
-def until_clock_is_right(site: Platform, vm: Object) -> None:
-    until(lambda: abs(int(shell(site, vm, "date +%s")) - time.time()) < 30, "the guest's clock is right", 60)
 
 
 def test_a_guest_grows_while_it_runs_and_stays_so_when_it_moves(site: Platform, api: Api, new_vm: NewVm) -> None:

@@ -17,9 +17,11 @@ from tests.support.vms import (
     boot_vm,
     count_boots,
     directory_of,
+    put_clock_back,
     read_from_disk,
     shell,
     snapshots_in_file,
+    until_clock_is_right,
     wait_for_guest_agent,
     wait_until_node_answers,
     write_to_disk,
@@ -239,6 +241,10 @@ def test_a_quiesced_snapshot_contains_unflushed_guest_writes(site: Platform, new
     until(lambda: count_boots(site, vm) == 2, "it has booted from what it was", 60)
     wait_for_guest_agent(site, vm)
     assert shell(site, vm, "cat /data/file") == "kept"
+    put_clock_back(site, vm)
+    site.cli("snapshot", "create", vm["name"], "memory", "--memory")
+    site.cli("snapshot", "revert", vm["name"], "memory")
+    until_clock_is_right(site, vm)
 
 
 def test_invalid_snapshot_requests_are_refused(site: Platform, api: Api, new_vm: NewVm) -> None:
