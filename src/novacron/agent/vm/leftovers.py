@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -120,14 +121,27 @@ def without_agent(qemus: list[RunningQemu]) -> RunningQemu | None:
     return None
 
 
+class InUse(NamedTuple):
+    """What the QEMUs on this host use: VMs, and the state folders that they were started from."""
+
+    vms: frozenset[str]
+    state_dirs: frozenset[str]
+
+    @classmethod
+    def by(cls, qemus: list[RunningQemu]) -> InUse:
+        """Return what these use."""
+        return cls(frozenset(qemu.vm for qemu in qemus), frozenset(qemu.state_dir for qemu in qemus))
+
+
 def abandoned() -> list[Remnant]:
     """Return what agents that are gone for good have left beside QEMUs. Raises NetworkFailed, OSError."""
-    qemus = running.running()
+    in_use = InUse.by(running.running())
     return [
         remnant
         for remnant in remnants.find()
         if remnant.by is not None
-        and not any(qemu.vm == remnant.vm or qemu.state_dir == remnant.by.state_dir for qemu in qemus)
+        and remnant.vm not in in_use.vms
+        and remnant.by.state_dir not in in_use.state_dirs
         and not presence.lives(remnant.by.owner)
         and _owner_in(Path(remnant.by.state_dir)) != remnant.by.owner
         and remnants.is_there(remnant)
@@ -180,14 +194,14 @@ class Leftovers:
             return
         try:
             remnants.note_instance(self._settings.state_dir, self._settings.owner)
-            qemus = self._look()
+            in_use = InUse.by(self._look())
             # Taps first: a network that has one stays.
             found = sorted(remnants.find(), key=lambda remnant: remnant.kind is RemnantKind.NETWORKS)
         except (NetworkFailed, OSError) as error:
             log.warning("what earlier agents left can't be looked at", error=str(error))
             return
         for remnant in found:
-            if not is_ownerless(self.situation(remnant, qemus)):
+            if not is_ownerless(self.situation(remnant, in_use)):
                 continue
             about = {"kind": remnant.kind, "name": remnant.name, "vm": remnant.vm, "by": remnant.by}
             try:
@@ -198,25 +212,24 @@ class Leftovers:
             except (NetworkFailed, OSError) as error:
                 log.warning("what an earlier agent left can't be removed", **about, error=str(error))
 
-    def situation(self, remnant: Remnant, qemus: list[RunningQemu]) -> RemnantSituation:
-        """Return what there is to know of a remnant. ``qemus``: those that run on this host."""
+    def situation(self, remnant: Remnant, in_use: InUse) -> RemnantSituation:
+        """Return what there is to know of a remnant."""
         settings, by = self._settings, remnant.by
         if by is None:
             return RemnantSituation(known=False)
         same_node = by.owner == settings.owner
         same_folder = remnant.instance == instance_of(settings.state_dir)
         if remnant.kind is RemnantKind.NETWORKS:
-            needed = same_folder or any(qemu.state_dir == by.state_dir for qemu in qemus)
+            needed = same_folder or by.state_dir in in_use.state_dirs
         else:
-            needed = any(qemu.vm == remnant.vm for qemu in qemus)
-            needed = needed or (same_folder and (settings.vms_dir / remnant.vm).exists())
+            needed = remnant.vm in in_use.vms or (same_folder and (settings.vms_dir / remnant.vm).exists())
         return RemnantSituation(
             same_installation=by.owner.partition("/")[0] == settings.owner.partition("/")[0],
             same_node=same_node,
             same_folder=same_folder,
             needed=needed,
             agent_lives=not same_node and presence.lives(by.owner),
-            agent_may_return=_owner_in(Path(by.state_dir)) == by.owner,
+            agent_may_return=not same_node and _owner_in(Path(by.state_dir)) == by.owner,
         )
 
     def describe(self, qemu: RunningQemu) -> Leftover:
