@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S
+from novacron.model.limits import NODE_LOST_AFTER_S
+from novacron.model.migration import Side
+from novacron.wire import messages as wire
 from tests.simulation import defects
 from tests.simulation.failover import SERVER, FailoverHistory
+from tests.simulation.link import Links
 from tests.simulation.ownership import run_histories, simulation_database
 from tests.simulation.seeded import Place, run_histories_from
-from tests.simulation.world import Broken
+from tests.simulation.world import Broken, World
 
 HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "40"))
 HISTORIES_WITH_DEFECT_MAX = 60
@@ -72,6 +78,90 @@ def test_no_vm_runs_twice_whatever_becomes_of_state_folders_and_certificates(pla
 @pytest.mark.timeout(8 * 3600)
 def test_no_vm_runs_twice_on_ten_thousand_bad_days(place: Place) -> None:
     run_histories_from(place, "bad-days", seed(), 10_000)
+
+
+async def exchange(world: World, *names: str) -> list[tuple[str, wire.Message]]:
+    """Nodes are told how things are, and the server hears them, but for the votes of targets: return those."""
+    for name in names:
+        await world.say_to(name)
+        await world.host_hears(*world.network.for_hosts.pop())
+    said, world.network.for_server = world.network.for_server, []
+    votes = [item for item in said if isinstance(item[1], wire.Voted) and item[1].side is Side.TARGET]
+    for item in said:
+        if item not in votes:
+            await world.server_hears(*item)
+    return votes
+
+
+async def forget_promise(world: World, how: str) -> None:
+    """The source votes for a migration's switch, and then its host loses its power, and its state folder what it has
+    promised."""
+    source = world.hosts["a"]
+    await world.begin()
+    await exchange(world, "a")
+    shutil.copytree(source.directory, copy := source.directory.with_name("copy"))
+    await world.migrate("b")
+    await world.control()
+    for _ in range(2):
+        await exchange(world, "a", "b")
+    await world.let_memory_flow(arrives=True)
+    votes = await exchange(world)
+    assert votes, "the target has voted, too, and that is still under way"
+    await source.end_agent()
+    source.lose_power()
+    if how == "damaged":
+        (source.directory / "journal" / f"{world.vm}.json").write_bytes(b"{}")
+    else:
+        shutil.rmtree(source.directory)
+        source.promised.clear()
+    if how == "put back":
+        copy.rename(source.directory)
+    await world.step_server_clock(NODE_LOST_AFTER_S + 1)  # then another host may take its place
+    await world.control()
+    await source.begin_agent()
+    assert not source.refusal
+    await Links(world.database, world.clock.monotonic, lambda session, message: None).connect("a", source.agent.hello())
+    await exchange(world, "a")
+    for vote in votes:
+        await world.server_hears(*vote)
+    await exchange(world, "b")
+    world.check()
+
+
+def run_forgotten_promise(place: Place, directory: Path, how: str) -> None:
+    async def run() -> None:
+        world = World(place[1], directory / "hosts", ("a", "b"))
+        try:
+            await forget_promise(world, how)
+            assert (await world.come_to_rest()).node == "a"
+        finally:
+            await world.end()
+
+    place[0].run(run())
+
+
+@pytest.mark.parametrize("how", ["wiped", "put back", "damaged"])
+def test_a_node_that_has_forgotten_its_promise_runs_nothing_beside_the_target(
+    place: Place, tmp_path: Path, how: str
+) -> None:
+    run_forgotten_promise(place, tmp_path, how)
+
+
+def test_the_simulation_finds_a_damaged_journal_that_fails_open(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defects.damaged_journal_fails_open(monkeypatch)
+    with pytest.raises(Broken, match="in spite of its promise"):
+        run_forgotten_promise(place, tmp_path, "damaged")
+
+
+@pytest.mark.parametrize("defect", defects.BAD_DAYS, ids=lambda defect: defect.__name__)
+def test_a_bad_day_finds_a_defect_in(
+    defect: Callable[[pytest.MonkeyPatch], None], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defect(monkeypatch)
+    with pytest.raises(Broken):
+        run_histories_from(place, "bad-days", defects.BAD_DAYS[defect], HISTORIES_WITH_DEFECT_MAX)
 
 
 async def calm_history(place: Place, name: str) -> FailoverHistory:

@@ -167,6 +167,7 @@ class BadDay(FailoverHistory):
         """The state folder is removed or moved away; perhaps the host lost its power, too."""
         await self._stop(host)
         self._clear(host)
+        host.promised.clear()
         await host.begin_agent()
 
     async def _puts_back(self, host: SimulatedHost) -> None:
@@ -178,6 +179,7 @@ class BadDay(FailoverHistory):
         await self._stop(host)
         self._clear(host)
         copy.rename(host.directory)
+        host.promised.clear()
         await host.begin_agent()
 
     async def _puts_journal_back(self, host: SimulatedHost) -> None:
@@ -188,6 +190,7 @@ class BadDay(FailoverHistory):
             return
         await self._stop(host)
         shutil.copytree(copy / "journal", host.directory / "journal", dirs_exist_ok=True)
+        host.promised.clear()
         await host.begin_agent()
 
     async def _damages(self, host: SimulatedHost) -> None:

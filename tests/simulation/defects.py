@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from novacron.agent.vm import context, journal
+from novacron.agent.vm import context, journal, leftovers
 from novacron.agent.vm.context import VmContext
-from novacron.agent.vm.journal import Record
+from novacron.agent.vm.journal import Journal, Record
 from novacron.control import failover
 from novacron.model import lease, ownership
 from novacron.model.migration import Migration, MigrationPhase
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
 from novacron.qemu import lease_guard
-from novacron.store import leases, migrations
+from novacron.qemu.running import RunningQemu
+from novacron.store import leases, migrations, owned, vms
 from novacron.store.database import Connection
+from tests.simulation import machine
 
 
 def promise_does_not_bind(patch: pytest.MonkeyPatch) -> None:
@@ -87,6 +90,52 @@ def guard_does_not_look_at_the_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lease_guard, "valid", lambda path, now_s=None: True)
 
 
+def released_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A promise is in memory alone."""
+    store = Journal.store
+
+    def forget(self: Journal, vm: str, record: Record) -> None:
+        if record.held.claim is not Claim.RELEASED:
+            store(self, vm, record)
+
+    patch.setattr(Journal, "store", forget)
+
+
+def old_reports_count(patch: pytest.MonkeyPatch) -> None:
+    """What a node says of an earlier epoch is taken for the present."""
+    observe = owned.observe
+
+    async def at_the_present(connection: Connection, reports: Sequence[owned.Report]) -> None:
+        now = {report.vm: await vms.get(connection, report.vm) for report in reports}
+        await observe(
+            connection,
+            [report._replace(epoch=now[report.vm].epoch, node=now[report.vm].node or "") for report in reports],
+        )
+
+    patch.setattr(owned, "observe", at_the_present)
+
+
+def damaged_journal_fails_open(patch: pytest.MonkeyPatch) -> None:
+    """A record that can't be read counts as none."""
+    load_one = Journal.load_one
+
+    def load(self: Journal, vm: str) -> Record:
+        record = load_one(self, vm)
+        return Record() if record.damaged else record
+
+    patch.setattr(Journal, "load_one", load)
+
+
+def qemus_are_found_by_path_alone(patch: pytest.MonkeyPatch) -> None:
+    """An agent knows the QEMUs in its state folder, and no others."""
+
+    def choose(found: list[RunningQemu], directory: Path, owner: str) -> RunningQemu | None:
+        return next((qemu for qemu in found if qemu.directory == directory.resolve()), None)
+
+    patch.setattr(leftovers.Leftovers, "check", lambda self: [])
+    patch.setattr(machine, "choose", choose)
+
+
 Defect = Callable[[pytest.MonkeyPatch], None]
 LEASES: dict[Defect, int] = {
     failover_does_not_wait_for_the_lease: 9,
@@ -102,4 +151,10 @@ OWNERSHIP = (
     target_alone_switches,
     may_run_after_release,
     journal_is_not_written,
+    released_record_is_forgotten,
+    old_reports_count,
 )
+BAD_DAYS: dict[Defect, int] = {
+    qemus_are_found_by_path_alone: 0,
+}
+"""With the seed of a bad day that finds it, to begin with."""

@@ -72,6 +72,8 @@ class MortalJournal(Journal):
         if not agent.alive:
             raise OSError("the agent was killed")
         super().store(vm, record)
+        if record.held.claim is Claim.RELEASED:
+            agent.host.promised.add(record.held.epoch)
         if agent.dies is Death.AFTER_WRITE:
             agent.alive = False
             raise OSError("the agent was killed")
@@ -189,6 +191,8 @@ class SimulatedHost:
     def __init__(self, world: World, name: str, directory: Path) -> None:
         self.world, self.name, self.directory = world, name, directory
         self.qemus: dict[int, SimulatedQemu] = {}
+        self.promised: set[int] = set()
+        """Epochs at which it has promised not to run the VM, and of which its state folder knows."""
         self.refusal = ""
         """Why the agent does not begin."""
         self._agent: AgentProcess | None = None

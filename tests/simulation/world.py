@@ -157,12 +157,18 @@ class World:
     async def server_hears(self, name: str, message: wire.Message) -> None:
         match message:
             case wire.Observed(vm=vm, epoch=epoch, status=status):
-                report = owned.Report(name, vm, epoch, status)
-                await self.transact(lambda connection: owned.observe(connection, [report]))
+                await self.transact(lambda connection: self._observe(connection, owned.Report(name, vm, epoch, status)))
             case wire.Removed() | wire.Stopped():
                 pass
             case _:
                 await self.reports.store(name, message)
+
+    async def _observe(self, connection: Connection, report: owned.Report) -> None:
+        before = await vms.get(connection, report.vm)
+        await owned.observe(connection, [report])
+        is_owners = (report.node, report.epoch) == (before.node, before.epoch)
+        if not is_owners and (await vms.get(connection, report.vm)).status != before.status:
+            self.violations.append(f"what {report.node} says at epoch {report.epoch} counts at {before.epoch}")
 
     async def host_hears(self, name: str, message: wire.Message) -> None:
         if self.hosts[name].works:
@@ -272,6 +278,8 @@ class World:
             worker = host.agent.workers.get(self.vm) if host.works else None
             if worker is not None and _may_run(worker.context.check_may_run):
                 owners.append(host.name)
+                if worker.context.record.held.epoch in host.promised:
+                    self.violations.append(f"{host.name} may run the VM in spite of its promise")
             for qemu in host.qemus.values():
                 if qemu.run_state in EXECUTES:  # whatever its guest has done meanwhile
                     self.newest_memory = qemu.memory = max(qemu.memory, self.newest_memory) + 1
