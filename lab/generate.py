@@ -117,7 +117,8 @@ def _type(annotation: object) -> str | None:
 
 
 def _kinds(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
-    return list(kind.types) if isinstance(kind, msgspec.inspect.UnionType) else [kind]
+    kinds = list(kind.types) if isinstance(kind, msgspec.inspect.UnionType) else [kind]
+    return [kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind for kind in kinds]
 
 
 def generated() -> dict[Path, str]:

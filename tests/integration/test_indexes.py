@@ -33,7 +33,7 @@ from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
 
 VMS, NODES = 100_000, 2_000
-LARGE = {"vms", "volumes", "snapshots", "migrations", "events", "changes", "audit", "api_log"}
+LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "api_log"}
 """Of the tables that have many rows here."""
 
 
@@ -94,6 +94,7 @@ async def large(postgres: Any, template: str) -> Any:
         ("api_log", "at, request_id, method, route, status, duration_ms, user_name, address",
          "now() - n * interval '1 s', 'x', 'GET', 'r' || n % 100, 200 + 300 * (n % 1000 = 0)::int, 1, 'u' || n % 1000,"
          " 'x'"),
+        ("macs", "vm, number, mac, shared", "'vm-' || n, 0, 'x' || n, n % 2 = 0"),
         ("changes", "txid, kind, key", "(n + 100)::text::xid8, 'vm', 'x'"),
         ("snapshots", "id, vm, vm_name, name, memory, quiesce, vcpus, memory_mib, phase, revision, project",
          "'s-' || n, 'vm-' || n, 'x', 'x', false, false, 1, 64, 'ready', 1, 'default'"),
@@ -123,7 +124,8 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         token, _ = await tokens.create(connection, user, tokens.NewToken("t", scopes=[Right.READ]), "ann")
         await vms.get(connection, "vm-5")
         making = await projects.making(connection, "default")
-        created = await new_vms.create(connection, making, new_vms.NewVm("new", VmSpec(image="x")), "ann")
+        new = new_vms.NewVm("new", VmSpec(image="x", mac="06:00:00:00:00:00"))
+        created = await new_vms.create(connection, making, new, "ann")
         await vms.configure(connection, created.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", VmAction.STOP, None, "ann")
@@ -152,5 +154,9 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
             whole = set(scans(msgspec.json.decode(plan)[0]["Plan"])) & LARGE
             if whole:
                 read[" ".join(query.split())[:200]] = sorted(whole)
+        statistics = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'macs'"
+        by_trigger = await real.fetchrow(statistics)
         await transaction.rollback()
+    assert by_trigger is not None
+    assert (by_trigger["seq_scan"], by_trigger["idx_scan"] > 0) == (0, True), "MAC addresses are claimed by a trigger"
     assert not read, "\n".join(f"{tables}: {query}" for query, tables in read.items())

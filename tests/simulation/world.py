@@ -41,7 +41,9 @@ ROUND_S = 3.0
 CALM_ROUNDS = 2
 DELIVERIES_MAX = 500
 """Messages that are delivered in one round: more are an endless exchange."""
-TABLES = "nodes, node_leases, node_signs, vms, vm_tombstones, migrations, drains, unreconciled_vms, events, changes"
+TABLES = (
+    "nodes, node_leases, node_signs, vms, macs, vm_tombstones, migrations, drains, unreconciled_vms, events, changes"
+)
 CLOCK_SQL = """
 CREATE SCHEMA IF NOT EXISTS simulation;
 CREATE TABLE IF NOT EXISTS simulation.clock (at timestamptz NOT NULL);

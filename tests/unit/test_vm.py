@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from novacron.api.routes.vms import CreateVm
-from novacron.model import limits
+from novacron.model import limits, mac
 from novacron.model.errors import InvalidInput
-from novacron.model.vm import VmChanges, VmFields, VmSpec, check_address, check_name, mac_address, tap_name, vm_id
+from novacron.model.vm import VmChanges, VmFields, VmSpec, check_address, check_name, tap_name, vm_id
 
 
 @pytest.mark.parametrize("name", ["a", "web", "web-1", "0", "a" * 63])
@@ -64,8 +64,8 @@ def test_names_derived_from_an_id_fit_their_length_limits(random: bytes) -> None
     id = vm_id(random)
     assert re.fullmatch(r"vm-[a-z2-7]{16}", id)
     assert len(tap_name(id)) <= 15  # IFNAMSIZ - 1
-    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", mac_address(id))
-    assert mac_address(id) == mac_address(id)
+    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", mac.from_id(id))
+    assert mac.from_id(id) == mac.from_id(id)
 
 
 def _alternatives(annotation: object) -> set[object]:

@@ -40,8 +40,11 @@ def create(
 ) -> None:
     """Create a VM and start it."""
     groups = fields.pop("security_groups", [])
-    for interface in fields.get("nics", ()):
+    interfaces = fields.get("nics", ())
+    for interface in interfaces:
         interface["groups"] = groups
+    if len(interfaces) == 1 and "mac" in fields:
+        interfaces[0].setdefault("mac", fields.pop("mac"))
     with output.errors():
         client = Client()
         if dry_run:

@@ -60,6 +60,7 @@ VM_OPTIONS = (
     VmOption("cpu_flags", GUEST, "additional CPU feature, such as avx2; can be repeated", "--cpu-flag"),
     VmOption("devices", GUEST, "PCI device of the node to pass through, like 8086:10fb; can be repeated", "--device"),
     VmOption("address", NET, "the guest's IPv4 address, such as 10.77.0.10/24"),
+    VmOption("mac", NET, "MAC address of its only interface; by default a free one"),
 )  # fmt: skip
 
 
@@ -107,9 +108,20 @@ def lines_of(paths: list[Path]) -> list[str]:
 
 
 def interfaces(networks: list[str]) -> list[Object]:
-    """Return the interfaces that ``NETWORK`` and ``NETWORK=ADDRESS`` ask for."""
-    parts = [text.partition("=") for text in networks]
-    return [{"network": name, "address": address or None, "groups": []} for name, _, address in parts]
+    """Return the interfaces that ``NETWORK[=ADDRESS][,mac=MAC]`` asks for, each in its network."""
+    return [_interface(text) for text in networks]
+
+
+def _interface(text: str) -> Object:
+    place, *settings = text.split(",")
+    name, _, address = place.partition("=")
+    interface: Object = {"network": name, "address": address or None, "groups": []}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key != "mac" or not value:
+            raise typer.BadParameter(f"--network {text}: {setting!r} is not mac=ADDRESS")
+        interface["mac"] = value
+    return interface
 
 
 CREATE_OPTIONS = (
@@ -126,7 +138,7 @@ CREATE_OPTIONS = (
            help="how far apart VMs of an anti-affinity group run"),
     option("placement.spread", str, help="group whose VMs are spread over sites, zones and nodes", panel=PLACE),
     option("nics", list[str], "--network", panel=NET, convert=interfaces,
-           help="network to attach, as NETWORK or NETWORK=ADDRESS; can be repeated"),
+           help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated"),
     option("security_groups", list[str], "--security-group", panel=NET,
            help="security group of its network interfaces; can be repeated"),
     option("cloud_init.hostname", str, help="host name; by default the VM's name", panel=SEED),

@@ -80,12 +80,21 @@ COLUMNS: Columns = {
     "ADDRESS": address,
     "AGE": lambda vm: output.age(vm["created_at"]),
 }
+
+
+def mac_addresses(vm: Object) -> str | None:
+    spec = vm["spec"]
+    addresses = [nic["mac"] for nic in spec["nics"]] if spec["nics"] else [spec["mac"]]
+    return ", ".join(filter(None, addresses)) or None
+
+
 DETAILS: Columns = {
     **COLUMNS,
     "MEMORY NOW": memory_now,
     "GUEST": lambda vm: (vm["status"]["guest"] or {}).get("hostname"),
     "ADDRESSES": lambda vm: (vm["status"]["guest"] or {}).get("addresses"),
     "NETWORKS": interfaces,
+    "MAC": mac_addresses,
     "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
     "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),
     "WANTED": lambda vm: vm["spec"]["power"],

@@ -123,6 +123,7 @@ VM_FIELDS: dict[str, VmField] = {
     "vcpus_max": VmField(int, None, True, True),
     "memory_max_mib": VmField(int, None, True, True),
     "address": VmField(str, None, False, False),
+    "mac": VmField(str, None, False, False),
     "power": VmField(Power, Power.RUNNING, False, False),
     "restart": VmField(Restart, Restart.ON_FAILURE, True, False),
     "start_order": VmField(int, 500, True, False),

@@ -14,6 +14,7 @@ from msgspec import Meta
 from novacron.model import limits
 from novacron.model.constraints import GroupName
 from novacron.model.errors import InvalidInput, NoCapacity
+from novacron.model.mac import MacAddress
 from novacron.model.project import DEFAULT
 
 TUNNEL_BYTES = 50
@@ -94,6 +95,8 @@ class NicSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: NetworkName
     address: str | None = None
     """IPv4 address without prefix length; None: assigned when the VM is created, if the network has a subnet."""
+    mac: MacAddress | None = None
+    """MAC address; None: a free one is assigned when the VM is created."""
     groups: SecurityGroups = ()
     """Security groups. Without any, all traffic is allowed."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import ipaddress
 import re
 from datetime import datetime
@@ -18,6 +17,8 @@ from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
+from novacron.model.mac import MacAddress
+from novacron.model.mac import from_id as mac_from_id
 from novacron.model.network import NicSpec
 from novacron.model.project import DEFAULT
 
@@ -112,6 +113,8 @@ class VmFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The most memory that the VM can have while it runs; None: it can't grow."""
     address: str | None = None
     """IPv4 address with prefix length for the guest's interface, for example ``10.77.0.10/24``."""
+    mac: MacAddress | None = None
+    """MAC address of the one interface of a VM without ``nics``; None: a free one is assigned when it is created."""
     power: Power = Power.RUNNING
     restart: Restart = Restart.ON_FAILURE
     start_order: StartOrder = limits.START_ORDER_DEFAULT
@@ -323,10 +326,19 @@ def vm_id(random: bytes) -> str:
     return "vm-" + base64.b32encode(random).decode().lower()
 
 
-def mac_address(id: str, nic: int = 0) -> str:
-    """Return the MAC address of a VM's interface: QEMU's prefix and 24 bits of a hash of the VM's id."""
-    digest = hashlib.sha256(f"{id}/{nic}".encode() if nic else id.encode()).digest()
-    return f"52:54:00:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}"
+def mac_addresses(id: str, spec: VmFields) -> tuple[str, ...]:
+    """Return the MAC addresses of a VM's interfaces, in order. A VM without ``nics`` has one interface."""
+    in_spec = [nic.mac for nic in spec.nics] if spec.nics else [spec.mac]
+    return tuple(mac or mac_from_id(id, number) for number, mac in enumerate(in_spec))
+
+
+def with_mac_addresses(id: str, spec: VmSpec) -> VmSpec:
+    """Return a VM's spec with all its MAC addresses, also those of a VM created before specs had them."""
+    first, *_ = macs = mac_addresses(id, spec)
+    if not spec.nics:
+        return msgspec.structs.replace(spec, mac=first)
+    nics = tuple(msgspec.structs.replace(nic, mac=mac) for nic, mac in zip(spec.nics, macs, strict=True))
+    return msgspec.structs.replace(spec, nics=nics)
 
 
 def tap_name(id: str, nic: int = 0) -> str:

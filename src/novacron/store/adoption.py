@@ -15,7 +15,7 @@ from novacron.model.ownership import Claim
 from novacron.model.unreconciled import UnreconciledVm, VmDescription
 from novacron.model.vm import Vm, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
-from novacron.store import events, lost_nodes, networks, nodes, projects, reconciling, sizes, vms
+from novacron.store import events, lost_nodes, macs, networks, nodes, projects, reconciling, sizes, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -173,6 +173,7 @@ async def _create(
         )
     await projects.get(connection, project)
     await networks.check_given(connection, spec.nics, project)
+    await macs.check_kept(connection, record.vm, spec, project)
     disk_mib = (spec.disk_mib or await sizes.image_disk_mib(connection, spec.image) or 0) if spec.own_disk else 0
     await connection.execute("DELETE FROM vm_tombstones WHERE vm = $1", record.vm)
     try:
@@ -185,7 +186,7 @@ async def _create(
     except asyncpg.UniqueViolationError:
         raise _name_taken(name) from None
     vm = vms.of_row(row)
-    await networks.attach(connection, vm.id, spec.nics)
+    await networks.attach(connection, vm.id, spec)
     return vm
 
 
@@ -199,6 +200,7 @@ async def _correct(
     """Let the row of a VM say what its node knows."""
     await connection.execute("DELETE FROM nics WHERE vm = $1", vm.id)
     await networks.check_given(connection, described.spec.nics, vm.project)
+    await macs.check_kept(connection, vm.id, described.spec, vm.project)
     try:
         row = await connection.fetchrow(
             "UPDATE vms SET name = $2, spec = $3, status = $4, node = $5, epoch = $6, lost_on = NULL,"
@@ -208,7 +210,7 @@ async def _correct(
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise _name_taken(how.name or described.name) from None
-    await networks.attach(connection, vm.id, described.spec.nics)
+    await networks.attach(connection, vm.id, described.spec)
     return vms.of_row(row)
 
 

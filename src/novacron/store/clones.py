@@ -48,7 +48,8 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
         resets=0,
         protected=False,
         address=None,
-        nics=tuple(msgspec.structs.replace(nic, address=None) for nic in source.spec.nics),
+        mac=None,
+        nics=tuple(msgspec.structs.replace(nic, address=None, mac=None) for nic in source.spec.nics),
     )
     spec = msgspec.structs.replace(spec, **changes)
     seed = await vms.seed_of(connection, source.id)

@@ -11,7 +11,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NotFound, Unavailable
 from novacron.model.export import Export, ExportPhase
-from novacron.model.vm import VmAction
+from novacron.model.vm import VmAction, with_mac_addresses
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
 from novacron.store.rows import decode_whole, object_of
@@ -46,7 +46,8 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
     row = await connection.fetchrow(
         "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING *",
-        f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node, msgspec.to_builtins(vm.spec), ExportPhase.MAKING,
+        f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node,
+        msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), ExportPhase.MAKING,
         traces.carry(),
     )  # fmt: skip
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))

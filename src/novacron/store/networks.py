@@ -25,7 +25,7 @@ from novacron.model.network import (
     give,
 )
 from novacron.model.node import Node
-from novacron.model.vm import VmSpec, mac_address
+from novacron.model.vm import VmSpec, mac_addresses
 from novacron.store import events, nodes, projects, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of
@@ -202,12 +202,12 @@ async def check_given(connection: Connection, nics: Sequence[NicSpec], project: 
     await check_groups(connection, nics, project)
 
 
-async def attach(connection: Connection, vm: str, nics: Sequence[NicSpec]) -> None:
+async def attach(connection: Connection, vm: str, spec: VmSpec) -> None:
     """Store the interfaces of a new VM."""
-    for number, nic in enumerate(nics):
+    for number, (nic, mac) in enumerate(zip(spec.nics, mac_addresses(vm, spec), strict=False)):
         await connection.execute(
             "INSERT INTO nics (vm, number, network, address, mac) VALUES ($1, $2, $3, $4, $5)",
-            vm, number, nic.network, nic.address, mac_address(vm, number),
+            vm, number, nic.network, nic.address, mac,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from novacron.model.errors import InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import CloneOf, Vm, VmSpec, VmStatus, vm_id
-from novacron.store import deferred_writes, events, fleet, imports, networks, projects, sizes, unreconciled, vms
+from novacron.store import deferred_writes, events, fleet, imports, macs, networks, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.telemetry import traces
 
@@ -50,7 +50,7 @@ class NewVm(NamedTuple):
     @property
     def needs_only_its_row(self) -> bool:
         """Say whether nothing else is stored with it, and nothing locked for it."""
-        return not any((self.spec.nics, self.node, self.seed, self.firmware_state, self.clone_of))
+        return not any((self.spec.nics, self.spec.mac, self.node, self.seed, self.firmware_state, self.clone_of))
 
 
 class _Row(NamedTuple):
@@ -85,7 +85,7 @@ async def create(connection: Connection, making: projects.Making, new: NewVm, ac
         raise vms.name_taken(new.name)
     making.has = after
     vm = vms.of_row(stored)
-    await networks.attach(connection, vm.id, vm.spec.nics)
+    await networks.attach(connection, vm.id, vm.spec)
     if new.seed is not None:
         await connection.execute(
             "INSERT INTO vm_seeds (vm, seed) VALUES ($1, $2)", vm.id, msgspec.to_builtins(new.seed)
@@ -151,7 +151,7 @@ def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms
         return None
     if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
         return None
-    row = _row(new, spec, (new.image_mib or 0) if spec.own_disk else 0)
+    row = _row(new, macs.assign(spec), (new.image_mib or 0) if spec.own_disk else 0)
     event = events.NewEvent("vm", row.id, new.name, "Created", f"created from image {spec.image}", actor, project.name)
     arguments = tuple(_arguments([row], project.name, project_row["quota"]))
     return vms.OneStatement(vms.ChangedVm(row.id, new.name, project.name), INSERT, arguments, event)
@@ -173,6 +173,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
             f"VMs of project {project} need a network", field="nics", hint="see: novacron network list, network create"
         )
     await vms.check_available(connection, None, spec)
+    await macs.check_free(connection, spec, project)
     disk_mib = 0
     if spec.own_disk:
         image_mib = await sizes.image_disk_mib(connection, spec.image) if new.image_mib is None else new.image_mib
@@ -180,7 +181,7 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     after = making.with_(vms=1, vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=disk_mib)
     if spec.disk_mib is not None:
         await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
-    spec = await networks.give_addresses(connection, spec, project)
+    spec = await networks.give_addresses(connection, macs.assign(spec), project)
     if new.node is not None:
         await fleet.check(connection, new.node, spec, project)
     return _row(new, spec, disk_mib), after

@@ -29,7 +29,7 @@ from novacron.model.network import (
     gateway_address,
     service_address,
 )
-from novacron.model.vm import mac_address, tap_name
+from novacron.model.vm import tap_name
 from novacron.net import dnsmasq, firewall, listening, namespace, overlay, router, tap, wireguard
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
@@ -187,15 +187,18 @@ class NodeNetworks:
         """Return why a network can't be set up here, None as far as is known it can."""
         return self._failed.get(network) or self._failed.get("")
 
-    async def wire(self, vm: str, number: int, network: str) -> Wired:
-        """Return where an interface of a VM belongs, once its network and the rules for it are there.
+    async def wire(self, vm: str, number: int, network: str, mac: str) -> Wired:
+        """Return where an interface of a VM belongs, once its network and the rules for it, with this MAC address, are
+        there.
 
         Raises NetworkFailed.
         """
 
         def ready() -> bool:
             settled = self._settled.get(network)
-            return settled is not None and any((nic.vm, nic.number) == (vm, number) for nic in settled.interfaces)
+            return settled is not None and any(
+                (nic.vm, nic.number, nic.mac) == (vm, number, mac) for nic in settled.interfaces
+            )
 
         try:
             async with asyncio.timeout(READY_S), self._looked:
@@ -207,7 +210,7 @@ class NodeNetworks:
         if why_closed is not None:
             raise NetworkFailed(f"interface {number} in network {network} is closed: {why_closed}")
         place = self._place(self._settled[network])
-        return Wired(tap_name(vm, number), mac_address(vm, number), place.bridge, place.netns, vlan=place.vlan)
+        return Wired(tap_name(vm, number), mac, place.bridge, place.netns, vlan=place.vlan)
 
     def _place(self, network: NetworkOnNode) -> _Place:
         if network.spec.kind is NetworkKind.BRIDGE:

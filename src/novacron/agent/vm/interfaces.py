@@ -12,7 +12,8 @@ import msgspec
 from novacron.agent.host.instances import mark_of
 from novacron.agent.host.networks import NodeNetworks, Wired
 from novacron.agent.vm.directory import VmDirectory
-from novacron.model.vm import VmSpec, mac_address, tap_name
+from novacron.model import mac
+from novacron.model.vm import VmSpec, mac_addresses, tap_name
 from novacron.net import namespace
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed
@@ -38,7 +39,7 @@ class Interfaces:
     def wired(self) -> tuple[Wired, ...]:
         """Its interfaces on this host, as they were noted when it was started."""
         if self._noted is None:
-            self._noted = self._on_bridge()  # before they were noted, all were on it
+            self._noted = self._on_bridge(mac.from_id(self._vm))  # before they were noted, all were on it
             with contextlib.suppress(OSError, ValueError):
                 self._noted = msgspec.json.decode((self._home.path / NOTE).read_bytes(), type=tuple[Wired, ...])
         return self._noted
@@ -53,7 +54,7 @@ class Interfaces:
         (self._home.path / NOTE).write_bytes(msgspec.json.encode(wired))
         self._noted = wired
         if not wired:
-            return (QemuNic(mac_address(self._vm), None),)
+            return tuple(QemuNic(address, None) for address in mac_addresses(self._vm, spec))
         nics = []
         for interface in wired:
             mark = mark_of(self._networks.instance, self._vm)
@@ -63,14 +64,16 @@ class Interfaces:
 
     async def _place(self, spec: VmSpec) -> tuple[Wired, ...]:
         """Return where its interfaces belong. Raises NetworkFailed."""
-        if spec.nics:
-            return tuple([await self._networks.wire(self._vm, n, nic.network) for n, nic in enumerate(spec.nics)])
-        return self._on_bridge()
+        addresses = mac_addresses(self._vm, spec)
+        if not spec.nics:
+            return self._on_bridge(*addresses)
+        wire, nics = self._networks.wire, zip(spec.nics, addresses, strict=True)
+        return tuple([await wire(self._vm, number, nic.network, mac) for number, (nic, mac) in enumerate(nics)])
 
-    def _on_bridge(self) -> tuple[Wired, ...]:
+    def _on_bridge(self, address: str) -> tuple[Wired, ...]:
         if self._bridge is None:
             return ()
-        return (Wired(tap_name(self._vm), mac_address(self._vm), self._bridge),)
+        return (Wired(tap_name(self._vm), address, self._bridge),)
 
     async def delete(self) -> None:
         """Take them away."""
