@@ -138,7 +138,8 @@ def dnsmasqs(victim: Platform, network: str) -> list[int]:
 def lan(victim: Platform) -> Iterator[Object]:
     """A network with a VM on each host; tests leave both where they were."""
     network = victim.client.create_network("lan", subnet="10.20.0.0/24")
-    vms = [create_vm(victim, f"lan-{node[-1]}", node, {"network": "lan"}) for node in ("host-a", "host-b")]
+    nics = {"host-a": {"network": "lan", "mac": "52:54:00:AB:CD:01"}, "host-b": {"network": "lan"}}
+    vms = [create_vm(victim, f"lan-{node[-1]}", node, nic) for node, nic in nics.items()]
     yield {**network, "vms": vms}
     for vm in vms:
         delete(victim, vm)
@@ -150,6 +151,9 @@ def test_guests_reach_each_other_by_address_and_name(victim: Platform, lan: Obje
     assert (address(a), address(b)) == ("10.20.0.3", "10.20.0.4")
     assert shell(victim, a, "ip -4 -o address show dev eth0 | while read _ _ _ x _; do echo $x; done") == "10.20.0.3/24"
     assert shell(victim, a, "cat /sys/class/net/eth0/mtu") == str(lan["mtu"]) == "1450"
+    macs = [shell(victim, vm, f"cat {NET}/eth0/address") for vm in (a, b)]
+    assert macs == [vm["spec"]["nics"][0]["mac"] for vm in (a, b)]
+    assert macs[0] == "52:54:00:ab:cd:01" and macs[1].startswith("06:")
     assert reaches(victim, a, f"ping -c 2 -W 2 {address(b)}")
     assert reaches(victim, b, "ping -c 2 -W 2 lan-a")
     assert reaches(victim, a, "nslookup lan-b.lan.internal")
