@@ -99,9 +99,12 @@ def test_a_vm_comes_back_from_its_archive(
     refused = site.cli("vm", "export", vm["name"], str(file), check=False)
     assert refused.returncode != 0 and "exists" in refused.stderr
     name = new_name()
-    site.cli("vm", "import", str(file), name, "--wait")
-    again = site.client.get("vms", name)
+    imported = site.cli("vm", "import", str(file), name, "--wait")
+    again, mac = site.client.get("vms", name), vm["spec"]["mac"]
     wait_until_console_shows(site, again, "changed")
+    assert about["macs"] == [mac], "the archive keeps it"
+    assert f"its MAC address {mac} is not free: it has {again['spec']['mac']}" in imported.stderr
+    assert again["spec"]["mac"] not in (None, mac)
     assert (again["spec"]["vcpus"], again["spec"]["image"]) == (2, f"{name}-disk")
     for vm_name in (name, f"{vm['name']}-l"):
         site.cli("vm", "delete", vm_name, "--wait")

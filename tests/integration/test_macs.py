@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from novacron.model import mac
-from novacron.model.errors import Conflict, NovaError
+from novacron.model.errors import Conflict, IllegalState, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
 from novacron.model.project import Quota
-from novacron.model.vm import Vm, VmSpec, VmState, VmStatus, mac_addresses
+from novacron.model.vm import Vm, VmAction, VmSpec, VmState, VmStatus, mac_addresses
 from novacron.store import clones, idempotency, macs, networks, new_vms, projects, vms
 from novacron.store.database import Connection, Database, migrate
 from tests.conftest import url_of
@@ -107,6 +107,43 @@ async def test_a_chosen_mac_address_is_one_interfaces_in_the_fleet_until_its_vm_
     async with database.transaction() as connection:
         await vms.remove(connection, web)
     assert (await _create(database, "db", VmSpec(image="tiny", mac=chosen))).spec.mac == chosen.lower()
+
+
+async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(database: Database) -> None:
+    async def change(macs: Sequence[str | None], **more: Any) -> Vm:
+        async def work(connection: Connection) -> Vm:
+            return await vms.configure(connection, web.id, None, {"macs": macs, **more}, None, "ann")
+
+        return await database.transact(work)
+
+    async with database.transaction() as connection:
+        await networks.create(connection, "default", "lan", NetworkSpec(NetworkKind.OVERLAY), None, "ann")
+    taken, own = "06:00:00:00:00:01", "06:00:00:00:00:02"
+    await _create(database, "db", VmSpec(image="tiny", mac=taken))
+    web = await _create(database, "web", VmSpec(image="tiny", nics=(NicSpec("lan", mac=own), NicSpec("lan"))))
+    with pytest.raises(IllegalState, match="stopped on request"):
+        await change([own, None])
+    async with database.transaction() as connection:
+        await vms.act(connection, web.id, VmAction.STOP, None, "ann")
+    for wanted, refused, field in (
+        ([own], "2 interfaces", "macs"), ([own, taken], "VM db has", "macs[1]"), ([own, own], "another", "macs[1]"),
+        ([None, "01:00:00:00:00:00"], "multicast", "macs[1]"),
+    ):  # fmt: skip
+        with pytest.raises(NovaError, match=refused) as why:
+            await change(wanted)
+        assert why.value.field == field
+    swapped = await change([web.spec.nics[1].mac, own])
+    assert [nic.mac for nic in swapped.spec.nics] == [web.spec.nics[1].mac, own]
+    changed = await change([None, "06:00:00:00:00:AA"], start_order=3)
+    first, second = (nic.mac for nic in changed.spec.nics)
+    assert second == "06:00:00:00:00:aa" and first not in (own, web.spec.nics[1].mac)
+    assert [nic.address for nic in changed.spec.nics] == [nic.address for nic in web.spec.nics]
+    async with database.connection() as connection:
+        for query in (
+            "SELECT mac FROM nics WHERE vm = $1 ORDER BY number", "SELECT mac FROM macs WHERE vm = $1 ORDER BY number",
+        ):  # fmt: skip
+            assert [row["mac"] for row in await connection.fetch(query, web.id)] == [first, second], query
+    await _create(database, "next", VmSpec(image="tiny", mac=own))
 
 
 async def test_a_clone_gets_mac_addresses_of_its_own(database: Database) -> None:

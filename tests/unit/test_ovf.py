@@ -104,7 +104,8 @@ def test_ignored_parts_of_a_descriptor_are_listed() -> None:
     )
     dropped = parse(descriptor(nic + CD + drive("v1"), head="<EulaSection/>")).dropped
     assert dropped == (
-        "interface 'nic 1' (VmxNet3, MAC 00:50:56:aa:bb:cc, network VM Network): give the VM one with --network",
+        "interface 'nic 1' (VmxNet3, MAC 00:50:56:aa:bb:cc, network VM Network): give the VM one with --network, "
+        "and its address with --keep-mac",
         "a CD drive 'CD'",
         "1 properties for its guest (size)",
         "its license agreement: read it in the descriptor",

@@ -10,6 +10,7 @@ import typer
 from novacron.cli import options, output, progress
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli.vm_options import interfaces
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 from novacron.terminal import say
@@ -33,6 +34,22 @@ CLONE_OPTIONS = (
     options.option(
         "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
         convert=lambda start: "running" if start else "stopped",
+    ),
+)  # fmt: skip
+
+
+IMPORT_OPTIONS = (
+    options.option("node", str, help="node to run on; chosen by the platform if not given"),
+    options.option("pool", str, help="pool for the further disks of an OVA"),
+    options.option("start", bool, "--start/--no-start", default=True, help="start it at once"),
+    options.option(
+        "nics", list[str], "--network", convert=interfaces,
+        help="network to attach, as NETWORK[=ADDRESS][,mac=MAC]; can be repeated",
+    ),
+    options.option(
+        "keep_macs", bool, "--keep-mac/--new-mac",
+        help="give it the archive's MAC addresses, or new ones; by default those of a NovaCron archive that no other VM"
+        " has, and new ones for an OVA",
     ),
 )  # fmt: skip
 
@@ -76,25 +93,28 @@ def import_(
             show_default=False,
         ),
     ],
+    fields: Annotated[Object, IMPORT_OPTIONS],
     name: Annotated[str | None, typer.Argument(help="name of the new VM; by default the archive's")] = None,
-    node: Annotated[str | None, typer.Option(help="node to run on; chosen by the platform if not given")] = None,
-    pool: Annotated[str | None, typer.Option(help="pool for the further disks of an OVA")] = None,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="start it at once")] = True,
     wait: Wait = Wait(wait=True, timeout_s=7200),
 ) -> None:
     """Create a VM from an archive, an OVA or an OVF file. Its disk becomes the image NAME-disk, further disks the
     volumes NAME-disk-2 and so on."""
     from novacron.client import archive, archive_format
 
-    order = archive.ArchiveImport(name, node, pool, start, wait.timeout_s)
+    order = archive.ArchiveImport(name, timeout_s=wait.timeout_s, **fields)
     with output.errors():
         client = Client()
-        for sentence in archive_format.read(file).dropped:
+        archived = archive_format.read(file)
+        for sentence in archived.dropped:
             say(f"not taken: {sentence}", err=True)
         vm = progress.carrying(
             f"importing {file}", lambda on_progress: archive.import_(client, file, order, on_progress)
         )  # fmt: skip
-        finish(client, vm, ("running",) if start else ("stopped", "pending"), wait)
+        if order.keep_macs is None and archived.own:
+            for address, now in zip(archived.macs, archive.mac_addresses(vm), strict=False):
+                if address != now:
+                    say(f"its MAC address {address} is not free: it has {now}", err=True)
+        finish(client, vm, ("running",) if order.start else ("stopped", "pending"), wait)
 
 
 def exports(output_: Output = OutputFormat.TABLE) -> None:

@@ -124,6 +124,11 @@ def _interface(text: str) -> Object:
     return interface
 
 
+def chosen_or_new(addresses: list[str]) -> list[str | None]:
+    """Return MAC addresses as the API takes them: ``new`` is null, for a free one."""
+    return [None if address == "new" else address for address in addresses]
+
+
 CREATE_OPTIONS = (
     option("image", str, help="see: novacron image list", default=...),
     option("node", str, help="node to run on; chosen by the platform if not given", panel=PLACE),
@@ -149,6 +154,8 @@ CREATE_OPTIONS = (
     option("cloud_init.nameservers", list[str], "--nameserver", help="name server; can be repeated", panel=SEED),
 )  # fmt: skip
 CHANGE_OPTIONS = (
+    option("macs", list[str], "--mac", panel=NET, convert=chosen_or_new,
+           help="MAC address of its interface, or new for a free one, while it is off; repeat it for each interface"),
     option("name", str, help="a new name"),
     *(_change_option(entry) for entry in VM_OPTIONS if VM_FIELDS[entry.field].changeable),
     option("security_groups", list[str], "--security-group", panel=NET,

@@ -6,17 +6,18 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from novacron.client.api import Client
-from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, read
+from novacron.client.archive_format import ABOUT, ABOUT_BYTES_MAX, CARRIED, DISK, FORMAT, ArchivedDisk, ArchivedVm, read
 from novacron.client.errors import ApiError, ArchiveError, Unreachable
 from novacron.client.ovf_package import DiskPart, check_piece
 from novacron.client.protocol import Object
@@ -112,6 +113,7 @@ def _head(client: Client, done: Object) -> bytes:
     about = {
         "format": FORMAT, "name": done["vm_name"], "spec": spec, "disk_bytes": done["disk_bytes"],
         "sha256": done["sha256"], "export": done["id"], "exported_at": done["created_at"],
+        "macs": mac_addresses(done),
         "firmware_state": {field: state for field, state in remembered.items() if state is not None},
     }  # fmt: skip
     text = json.dumps(about, indent=2).encode() + b"\n"
@@ -141,6 +143,13 @@ def _patiently(fetch: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
+def mac_addresses(vm: Object) -> list[str]:
+    """Return the MAC addresses in the spec of a VM or an export, in the order of its interfaces."""
+    spec = vm["spec"]
+    addresses = [nic["mac"] for nic in spec["nics"]] if spec["nics"] else [spec["mac"]]
+    return [address for address in addresses if address is not None]
+
+
 class ArchiveImport(NamedTuple):
     """What VM to make of an archive: under which name (None: the archive's own), where, and whether to start it."""
 
@@ -150,6 +159,10 @@ class ArchiveImport(NamedTuple):
     """For volumes: the further disks."""
     start: bool = True
     timeout_s: float = 7200.0
+    nics: Sequence[Object] = ()
+    keep_macs: bool | None = None
+    """Give the interfaces the archive's MAC addresses, or new ones. None: those of a NovaCron archive that no other VM
+    has, and new ones for an OVA."""
 
 
 def import_(
@@ -180,8 +193,9 @@ def import_(
             node = done["node"]  # all disks of a VM are made on one node
         if number > 1:
             volumes.append(_volume(client, disk_image, node, order.pool, deadline))
-    fields = {**archived.fields, "node": node, "power": "running" if order.start and not volumes else "stopped"}
-    vm = _created(client, name, image, deadline, fields, resumed=bool(volumes))
+    power = "running" if order.start and not volumes else "stopped"
+    fields = {"name": name, "image": image, **archived.fields, **_interfaces(archived, order), "node": node}
+    vm = _created(client, fields | {"power": power}, deadline, order, resumed=bool(volumes))
     return _with_volumes(client, vm, volumes, order.start) if volumes else vm
 
 
@@ -234,17 +248,44 @@ def _listed_image(client: Client, name: str, deadline: float) -> Object:
         time.sleep(RETRY_S)
 
 
-def _created(client: Client, name: str, image: str, deadline: float, fields: Object, *, resumed: bool) -> Object:
+def _interfaces(archived: ArchivedVm, order: ArchiveImport) -> Object:
+    """Return the fields of a new VM that describe its interfaces."""
+    keep = archived.own if order.keep_macs is None else order.keep_macs
+    macs = archived.macs if keep else ()
+    if not order.nics:
+        return {"mac": macs[0]} if macs else {}
+    kept = itertools.zip_longest(order.nics, macs[: len(order.nics)])
+    return {"nics": [{"mac": address, **nic} for nic, address in kept]}
+
+
+def _begun(client: Client, fields: Object) -> Object | None:
+    """Return a VM that an earlier import has created and not started."""
+    existing = client.get("vms", fields["name"])
+    image, power = existing["spec"]["image"], existing["spec"]["power"]
+    return existing if (image, power) == (fields["image"], "stopped") else None
+
+
+def _let_go_of_mac(error: ApiError, fields: Object, order: ArchiveImport) -> bool:
+    """Let an interface have a new MAC address if another VM has the archive's; say whether that is so."""
+    interfaces = {"mac": fields} | {
+        f"nics[{number}].mac": fields["nics"][number] for number, nic in enumerate(order.nics) if not nic.get("mac")
+    }
+    if order.keep_macs is not None or error.status != 409:
+        return False
+    return interfaces.get(str(error.problem.get("field")), {}).pop("mac", None) is not None
+
+
+def _created(client: Client, fields: Object, deadline: float, order: ArchiveImport, *, resumed: bool) -> Object:
     """Return a new VM; with ``resumed`` it may be one that was created before and lacked its volumes."""
     while True:
         try:
-            return client.create_vm(name=name, image=image, **fields)
+            return client.create_vm(**fields)
         except ApiError as error:
             field = error.problem.get("field")
-            if resumed and field == "name":
-                existing = client.get("vms", name)
-                if (existing["spec"]["image"], existing["spec"]["power"]) == (image, "stopped"):
-                    return existing
+            if resumed and field == "name" and (existing := _begun(client, fields)) is not None:
+                return existing
+            if _let_go_of_mac(error, fields, order):
+                continue
             # A node reports a new image within seconds.
             if field != "image" or time.monotonic() > deadline:
                 raise

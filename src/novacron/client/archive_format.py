@@ -49,6 +49,10 @@ class ArchivedVm(NamedTuple):
     fields: Object
     disk: ArchivedDisk
     further_disks: tuple[ArchivedDisk, ...] = ()
+    macs: tuple[str, ...] = ()
+    """MAC addresses that its interfaces had, in their order."""
+    own: bool = False
+    """NovaCron has written it."""
     dropped: tuple[str, ...] = ()
 
 
@@ -118,7 +122,8 @@ def _own_archive(file: Path, text: bytes, disk: tarfile.TarInfo) -> ArchivedVm:
             fields["firmware_state"] = about["firmware_state"]
         piece = DiskPart(file, disk.offset_data, disk.size)
         archived = ArchivedDisk((piece,), disk.size, "qcow2", str(about["sha256"]))
-        return ArchivedVm(str(about["name"]), fields, archived)
+        macs = tuple(str(address) for address in about.get("macs", ()))  # older archives of format 1 have none
+        return ArchivedVm(str(about["name"]), fields, archived, macs=macs, own=True)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{ABOUT} in {file} is damaged: {error!r}") from error
 
@@ -147,7 +152,8 @@ def _packaged_vm(package: Path, machine: ovf.OvfMachine, files: dict[str, DiskPa
         pieces = ovf_package.disk_pieces(disk, files, package)
         size = sum(piece.size_bytes for piece in pieces) if pieces else disk.size_bytes
         disks.append(ArchivedDisk(pieces, size, None, _sha256_of(pieces)))
-    return ArchivedVm(ovf.plain_name(machine.name), machine.fields, disks[0], tuple(disks[1:]), machine.dropped)
+    name, further = ovf.plain_name(machine.name), tuple(disks[1:])
+    return ArchivedVm(name, machine.fields, disks[0], further, machine.macs, dropped=machine.dropped)
 
 
 def _sha256_of(pieces: tuple[DiskPart, ...]) -> str | None:

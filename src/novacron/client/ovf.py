@@ -55,6 +55,8 @@ class OvfMachine(NamedTuple):
     fields: dict[str, object]
     disks: tuple[OvfDisk, ...]
     dropped: tuple[str, ...]
+    macs: tuple[str, ...] = ()
+    """MAC addresses of its interfaces, in their order, as far as they are written."""
 
 
 def parse(text: bytes) -> OvfMachine:
@@ -87,7 +89,7 @@ def parse(text: bytes) -> OvfMachine:
     if disks[0].href is None:
         raise ArchiveError("the first disk of the VM is blank: there is nothing that it could boot from")
     name = _text(system, "Name") or _attribute(system, "id") or ""
-    return OvfMachine(name, fields, disks, tuple(dropped))
+    return OvfMachine(name, fields, disks, tuple(dropped), tuple(_macs(items)))
 
 
 def plain_name(name: str) -> str:
@@ -266,7 +268,8 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
         kind = _text(item, "ResourceType")
         name = (_text(item, "ElementName") or _text(item, "Caption"))[:80]
         if kind == NIC:
-            yield f"interface {name!r} ({_interface(item)}): give the VM one with --network"
+            advice = "give the VM one with --network, and its address with --keep-mac"
+            yield f"interface {name!r} ({_interface(item)}): {advice}"
         elif kind in KINDS:
             yield f"{KINDS[kind]} {name!r}"
     if properties:
@@ -278,6 +281,13 @@ def _dropped(root: Element, system: Element, items: list[Element], properties: d
         yield "its alternative descriptions of hardware: the first one is taken"
     if any(True for _ in _all(root, "EulaSection")):
         yield "its license agreement: read it in the descriptor"
+
+
+def _macs(items: list[Element]) -> Iterator[str]:
+    for item in items:
+        digits = re.sub("[:.-]", "", _text(item, "Address")).lower()
+        if _text(item, "ResourceType") == NIC and re.fullmatch("[0-9a-f]{12}", digits):
+            yield bytes.fromhex(digits).hex(":")
 
 
 def _interface(item: Element) -> str:

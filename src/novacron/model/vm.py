@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -334,9 +335,13 @@ def mac_addresses(id: str, spec: VmFields) -> tuple[str, ...]:
 
 def with_mac_addresses(id: str, spec: VmSpec) -> VmSpec:
     """Return a VM's spec with all its MAC addresses, also those of a VM created before specs had them."""
-    first, *_ = macs = mac_addresses(id, spec)
+    return with_addresses(spec, mac_addresses(id, spec))
+
+
+def with_addresses(spec: VmSpec, macs: Sequence[str | None]) -> VmSpec:
+    """Return a VM's spec in which its interfaces have these MAC addresses."""
     if not spec.nics:
-        return msgspec.structs.replace(spec, mac=first)
+        return msgspec.structs.replace(spec, mac=macs[0])
     nics = tuple(msgspec.structs.replace(nic, mac=mac) for nic, mac in zip(spec.nics, macs, strict=True))
     return msgspec.structs.replace(spec, nics=nics)
 

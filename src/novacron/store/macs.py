@@ -8,12 +8,11 @@ work is then done again, and draws other addresses.
 from __future__ import annotations
 
 import secrets
-
-import msgspec
+from collections.abc import Sequence
 
 from novacron.model import mac
-from novacron.model.errors import Conflict, InvalidInput
-from novacron.model.vm import VmSpec
+from novacron.model.errors import Conflict, IllegalState, InvalidInput
+from novacron.model.vm import Power, Vm, VmSpec, VmState, mac_addresses, with_addresses
 from novacron.store.connection import Connection
 
 HELD = """
@@ -32,24 +31,27 @@ HELD = """
 def assign(spec: VmSpec) -> VmSpec:
     """Return the spec of a new VM in which each interface has a MAC address. Raises InvalidInput."""
     if not spec.nics:
-        return msgspec.structs.replace(spec, mac=_chosen_or_random(spec.mac, "mac"))
+        return with_addresses(spec, _assigned([spec.mac], ["mac"]))
     if spec.mac is not None:
         raise InvalidInput(
             "a VM with nics has its MAC addresses in them", field="mac", hint='nics: [{"network": ..., "mac": ...}]'
         )
-    nics, seen = [], set[str]()
-    for number, nic in enumerate(spec.nics):
-        field = f"nics[{number}].mac"
-        address = _chosen_or_random(nic.mac, field)
-        if address in seen:
-            raise InvalidInput(f"another interface of this VM has {address}", field=field, hint=mac.HINT)
-        seen.add(address)
-        nics.append(msgspec.structs.replace(nic, mac=address))
-    return msgspec.structs.replace(spec, nics=tuple(nics))
+    fields = [f"nics[{number}].mac" for number in range(len(spec.nics))]
+    return with_addresses(spec, _assigned([nic.mac for nic in spec.nics], fields))
 
 
-def _chosen_or_random(chosen: str | None, field: str) -> str:
-    return mac.from_random(secrets.token_bytes(mac.RANDOM_BYTES)) if chosen is None else mac.check(chosen, field)
+def _assigned(chosen: Sequence[str | None], fields: Sequence[str]) -> list[str]:
+    """Return MAC addresses of a VM's interfaces: those that were chosen, and new ones. Raises InvalidInput."""
+    addresses: list[str] = []
+    for address, field in zip(chosen, fields, strict=True):
+        if address is None:
+            checked = mac.from_random(secrets.token_bytes(mac.RANDOM_BYTES))
+        else:
+            checked = mac.check(address, field)
+        if checked in addresses:
+            raise InvalidInput(f"another interface of this VM has {checked}", field=field, hint=mac.HINT)
+        addresses.append(checked)
+    return addresses
 
 
 async def check_free(connection: Connection, spec: VmSpec, project: str) -> None:
@@ -83,3 +85,34 @@ async def _holder(connection: Connection, addresses: list[str], vm: str, project
     if row is None:
         return None
     return row["mac"], "another VM" if row["name"] is None else f"VM {row['name']}"
+
+
+async def changed(connection: Connection, vm: Vm, wanted: Sequence[str | None]) -> VmSpec:
+    """Return the spec of a VM that gets other MAC addresses; None: a free one.
+
+    Raises InvalidInput, IllegalState, Conflict.
+    """
+    if vm.spec.power is not Power.STOPPED or vm.status.state not in (VmState.STOPPED, VmState.PENDING):
+        raise IllegalState(
+            f"MAC addresses of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
+            field="macs", hint=f"novacron vm stop {vm.name} --wait",
+        )  # fmt: skip
+    count = len(mac_addresses(vm.id, vm.spec))
+    if len(wanted) != count:
+        raise InvalidInput(
+            f"VM {vm.name} has {count} interfaces, not {len(wanted)}", field="macs",
+            hint="name an address for each, in their order",
+        )  # fmt: skip
+    held = "SELECT name FROM snapshots WHERE vm = $1 AND memory ORDER BY created_at LIMIT 1"
+    if (snapshot := await connection.fetchval(held, vm.id)) is not None:
+        raise IllegalState(
+            f"snapshot {snapshot} of VM {vm.name} has the memory of a guest with the present addresses", field="macs",
+            hint=f"delete it first: novacron snapshot delete {vm.name} {snapshot}",
+        )  # fmt: skip
+    addresses = _assigned(wanted, [f"macs[{number}]" for number in range(count)])
+    found = await _holder(connection, addresses, vm.id, vm.project)
+    if found is not None:
+        address, holder = found
+        field = f"macs[{addresses.index(address)}]"
+        raise Conflict(f"{holder} has the MAC address {address}", field=field, hint=mac.HINT)
+    return with_addresses(vm.spec, addresses)

@@ -29,8 +29,9 @@ from novacron.model.vm import (
     VmAction,
     VmSpec,
     VmState,
+    mac_addresses,
 )
-from novacron.store import deferred_writes, events, networks, projects, sizes, unreconciled
+from novacron.store import deferred_writes, events, macs, networks, projects, sizes, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import traces
@@ -232,10 +233,16 @@ def power_changes(spec: VmSpec, action: VmAction, stop_timeout_s: int | None) ->
 
 
 def _said(vm: Vm, changes: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {getattr(vm.spec, key)} to {value}" if key != "nics" else f"security groups {_groups(changes['nics'])}"
-        for key, value in changes.items()
-    )
+    return ", ".join(_said_of(vm, changes, key) for key in changes)
+
+
+def _said_of(vm: Vm, changes: dict[str, Any], key: str) -> str:
+    match key:
+        case "nics":
+            return f"security groups {_groups(changes[key])}"
+        case "macs":
+            return f"MAC addresses {', '.join(address or 'new' for address in changes[key])}"
+    return f"{key} {getattr(vm.spec, key)} to {changes[key]}"
 
 
 async def configure(
@@ -250,7 +257,7 @@ async def configure(
     if "security_groups" in changes:
         changes = _with_groups(vm, changes)
         await networks.check_groups(connection, changes["nics"], vm.project)
-    spec = msgspec.structs.replace(vm.spec, **changes)
+    spec = await _changed(connection, vm, changes)
     sizes.check_maxima(spec)
     if spec.ha and not vm.spec.ha:
         await check_available(connection, vm.id, spec)
@@ -275,14 +282,30 @@ async def configure(
     if before is not None:
         await projects.check_quota(connection, vm.project, before)
     changed_vm = of_row(row)
-    if changed_vm.name != vm.name:
-        for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
-            await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, changed_vm.name)
+    await _repeat_elsewhere(connection, changed_vm, before=vm)
     await events.record(
         connection,
         events.NewEvent("vm", vm.id, changed_vm.name, "Configured", ", ".join(changed), actor, project=vm.project),
     )
     return changed_vm
+
+
+async def _repeat_elsewhere(connection: Connection, vm: Vm, before: Vm) -> None:
+    """Store in other tables what they, too, say of a VM that was changed."""
+    if mac_addresses(vm.id, vm.spec) != mac_addresses(vm.id, before.spec):
+        await connection.execute("DELETE FROM nics WHERE vm = $1", vm.id)
+        await networks.attach(connection, vm.id, vm.spec)
+    if vm.name != before.name:
+        for table in ("volumes", "snapshots", "floating_addresses", "forwards"):
+            await connection.execute(f"UPDATE {table} SET vm_name = $2 WHERE vm = $1", vm.id, vm.name)
+
+
+async def _changed(connection: Connection, vm: Vm, changes: dict[str, Any]) -> VmSpec:
+    """Return a VM's spec with changes, among which ``macs`` are no field of it."""
+    fields = dict(changes)
+    wanted_macs = fields.pop("macs", None)
+    changed = msgspec.structs.replace(vm, spec=msgspec.structs.replace(vm.spec, **fields))
+    return changed.spec if wanted_macs is None else await macs.changed(connection, changed, wanted_macs)
 
 
 def _groups(nics: Sequence[NicSpec]) -> str:

@@ -25,6 +25,7 @@ from novacron.model.cloud_init import Seed, check_seed
 from novacron.model.errors import IllegalState, InvalidInput, NovaError
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.link_sharing import Rate, Weight
+from novacron.model.mac import MacAddress
 from novacron.model.migration import Migration, MigrationPolicy
 from novacron.model.network import SecurityGroups
 from novacron.model.probe import MoveForeseen
@@ -56,6 +57,9 @@ class CreateVm(VmFields, frozen=True, kw_only=True):
     firmware_state: FirmwareState | None = None
 
 
+MacAddresses = Annotated[tuple[MacAddress | None, ...], msgspec.Meta(min_length=1, max_length=limits.NICS_PER_VM_MAX)]
+
+
 class ConfigureVm(VmChanges):
     """What to change; what is left out stays. The size changes while the VM is off; while the VM runs it grows up to
     its maxima."""
@@ -63,6 +67,8 @@ class ConfigureVm(VmChanges):
     name: Name | UnsetType = UNSET
     security_groups: SecurityGroups | UnsetType = UNSET
     """Of all interfaces of the VM, from now on."""
+    macs: MacAddresses | UnsetType = UNSET
+    """MAC addresses of all interfaces, in their order, while the VM is off; null: a free one."""
 
 
 class CloneVm(msgspec.Struct, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from novacron import __version__, pki
 from novacron.client.api import Client, Object, load_config
 from novacron.client.errors import ApiError, Unreachable
 from novacron.local.doctor.finding import Finding, bad, ok, warning
+from novacron.model import mac
 from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionStatus
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
@@ -102,7 +103,9 @@ def _platform(client: Client) -> Iterator[Finding]:
     yield from _versions(client)
     nodes = list(client.list("nodes"))
     yield from _nodes(nodes)
-    yield from _vms(list(client.list("vms")))
+    vms = list(client.list("vms"))
+    yield from _vms(vms)
+    yield from _shared_macs(vms)
     yield from _unreconciled(list(client.list("unreconciled-vms")))
     yield from _certificates(nodes)
     yield from _agents(client, [node["name"] for node in nodes if node["status"]["ready"]])
@@ -184,6 +187,21 @@ def _unreconciled(items: list[Object]) -> Iterator[Finding]:
         )
     if len(items) > SHOWN_MAX:
         yield bad("VMs", f"nodes know more than the database of {len(items)} VMs", "novacron vm unreconciled")
+
+
+def _shared_macs(vms: list[Object]) -> Iterator[Finding]:
+    """Find VMs from before each MAC address was given to one interface only."""
+    holders: dict[str, list[Object]] = {}
+    for vm in vms:
+        nics = vm["spec"]["nics"]
+        for number, address in enumerate([nic["mac"] for nic in nics] if nics else [vm["spec"]["mac"]]):
+            holders.setdefault(address or mac.from_id(vm["id"], number), []).append(vm)
+    for address, several in sorted(holders.items()):
+        if len(several) > 1:
+            yield warning(
+                "MAC addresses", f"{_names(several)} have the same MAC address, {address}",
+                f"stop one of them, and give it another: novacron vm set {several[-1]['name']} --mac new",
+            )  # fmt: skip
 
 
 def _age_s(text: str) -> float:
