@@ -17,7 +17,7 @@ import pytest
 from novacron.model import mac
 from novacron.model.errors import Conflict, IllegalState, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
-from novacron.model.node import Accelerator, AcceleratorKind, Inventory
+from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.project import Quota
 from novacron.model.vm import Vm, VmAction, VmSpec, VmState, VmStatus, mac_addresses
 from novacron.store import clones, idempotency, identities, macs, networks, new_vms, nodes, projects, vms
@@ -155,8 +155,8 @@ async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(
 
 async def test_a_clone_gets_mac_addresses_of_its_own(database: Database) -> None:
     source = await _create(database, "web", VmSpec(image="tiny", mac="06:00:00:00:00:01"))
-    accelerator = Accelerator(AcceleratorKind.TCG, "")
-    inventory = Inventory(8, 8192, "x86_64", "6", "7", accelerator, (), None, "x:1", "0")
+    accelerator, image = Accelerator(AcceleratorKind.TCG, ""), ImageInfo("tiny", "0", 1, "kernel")
+    inventory = Inventory(8, 8192, "x86_64", "6", "7", accelerator, (image,), None, "x:1", "0")
     status = msgspec.to_builtins(VmStatus(state=VmState.STOPPED))
     async with database.transaction() as connection:
         await identities.join(connection, "a", "")
