@@ -184,7 +184,7 @@ async def test_vms_from_before_keep_their_mac_addresses_even_shared_ones_which_n
     await admin.execute("CREATE DATABASE test_before_macs")
     url = url_of(postgres, "test_before_macs")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "novacron.store.schema", "0020", env={**os.environ, "NOVACRON_DATABASE_URL": url}
+        sys.executable, "-m", "novacron.store.schema", "0021", env={**os.environ, "NOVACRON_DATABASE_URL": url}
     )
     assert await process.wait() == 0
     old = await asyncpg.connect(url)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0021"
-down_revision = "0020"
+revision = "0022"
+down_revision = "0021"
 
 FROM_ID = (
     "'52:54:00:' || regexp_replace(substr(encode(sha256(convert_to("
