@@ -17,10 +17,9 @@ import pytest
 from novacron.model import mac
 from novacron.model.errors import Conflict, IllegalState, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
-from novacron.model.node import Accelerator, AcceleratorKind, ImageInfo, Inventory
 from novacron.model.project import Quota
-from novacron.model.vm import Vm, VmAction, VmSpec, VmState, VmStatus, mac_addresses
-from novacron.store import clones, idempotency, identities, macs, networks, new_vms, nodes, projects, vms
+from novacron.model.vm import Vm, VmAction, VmSpec, VmStatus, mac_addresses
+from novacron.store import idempotency, macs, networks, new_vms, projects, vms
 from novacron.store.database import TRIES_MAX, Connection, Database, migrate
 from tests.conftest import url_of
 
@@ -151,20 +150,6 @@ async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(
         ):  # fmt: skip
             assert [row["mac"] for row in await connection.fetch(query, web.id)] == [first, second], query
     await _create(database, "next", VmSpec(image="tiny", mac=own))
-
-
-async def test_a_clone_gets_mac_addresses_of_its_own(database: Database) -> None:
-    source = await _create(database, "web", VmSpec(image="tiny", mac="06:00:00:00:00:01"))
-    accelerator, image = Accelerator(AcceleratorKind.TCG, ""), ImageInfo("tiny", "0", 1, "kernel")
-    inventory = Inventory(8, 8192, "x86_64", "6", "7", accelerator, (image,), None, "x:1", "0")
-    status = msgspec.to_builtins(VmStatus(state=VmState.STOPPED))
-    async with database.transaction() as connection:
-        await identities.join(connection, "a", "")
-        await nodes.connected(connection, "a", inventory)
-        await connection.execute("UPDATE vms SET node = 'a', epoch = 1, status = $2 WHERE id = $1", source.id, status)
-    async with database.transaction() as connection:
-        clone = await clones.create(connection, source.id, clones.NewClone("copy", {}, False), "ann")
-    assert clone.spec.mac not in (None, source.spec.mac)
 
 
 async def test_vms_from_before_keep_their_mac_addresses_even_shared_ones_which_no_other_gets(
