@@ -120,6 +120,7 @@ class Agent:
         host.run_in_background = self._start_aside
         host.neighbours = self._neighbours
         host.find_vm = self._find_vm
+        host.networks.owns = self._owns
         host.listener.on_knock = self._knocked
         host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
 
@@ -175,6 +176,10 @@ class Agent:
     def _find_vm(self, vm: str) -> VmContext | None:
         worker = self._workers.get(vm)
         return None if worker is None else worker.context
+
+    def _owns(self, vm: str) -> bool:
+        worker = self._workers.get(vm)
+        return worker is not None and worker.context.owns()
 
     def _neighbours(self) -> list[LocalVm]:
         return [neighbour for worker in self._workers.values() if (neighbour := worker.neighbour()) is not None]

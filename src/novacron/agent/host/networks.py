@@ -12,13 +12,14 @@ import itertools
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
+from novacron.agent.host.kept_interfaces import with_kept
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
     MTU_DEFAULT,
@@ -130,6 +131,9 @@ class NodeNetworks:
         self.instance = instance_of(settings.state_dir)
         self._table = table_of(self.instance)
         self._settings = settings
+        self.owns: Callable[[str], bool] = lambda _: False
+        """Says whether this node owns a VM: its interfaces stay, whatever the server leaves out."""
+        self._told: tuple[NetworkOnNode, ...] = ()
         self._desired: tuple[NetworkOnNode, ...] | None = None
         self._hosts: tuple[str, ...] = ()
         self._host_addresses: dict[str, str] = {}
@@ -157,6 +161,8 @@ class NodeNetworks:
 
     def tell(self, desired: tuple[NetworkOnNode, ...], hosts: tuple[str, ...] = ()) -> None:
         """Take what is desired of networks here. ``hosts``: names and addresses that no guest reaches."""
+        self._told = desired
+        desired = with_kept(desired, self._desired or (), self.owns)
         open_ = {(nic.vm, nic.number) for nic in _interfaces(self._desired or ()) if nic.passing is None}
         shut = {
             nic.address for nic in _interfaces(desired) if nic.passing is not None and (nic.vm, nic.number) in open_
@@ -172,6 +178,8 @@ class NodeNetworks:
             self._changed.clear()
             failed = False
             if self._desired is not None:
+                if self._desired != self._told:  # interfaces were kept of VMs that may be gone by now
+                    self._desired = with_kept(self._told, self._desired, self.owns)
                 whole = look % WHOLE_EVERY == 0
                 try:
                     failed = await asyncio.to_thread(self._settle, self._desired, self._arrivals(), whole=whole)
