@@ -15,7 +15,19 @@ from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
 from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
 from novacron.server.node_statements import NodeBasis
-from novacron.store import adoption, failover, networks, new_vms, nodes, owned, projects, reconciling, vms, volumes
+from novacron.store import (
+    adoption,
+    failover,
+    lost_nodes,
+    networks,
+    new_vms,
+    nodes,
+    owned,
+    projects,
+    reconciling,
+    vms,
+    volumes,
+)
 from novacron.store.adoption import Adoption
 from novacron.store.database import Connection, Database
 from novacron.store.reconciling import NodeRecord
@@ -286,3 +298,30 @@ async def test_a_node_is_told_nothing_of_networks_and_volumes_before_it_has_desc
     assert not {wire.Networks, wire.Volumes} & await told()
     await said(fleet, "b", NEW, 3)
     assert {wire.Networks, wire.Volumes} <= await told()
+
+
+async def test_nothing_is_started_elsewhere_before_every_node_was_heard_that_may_have_it(fleet: Database) -> None:
+    """The first node that knows more gives the older database away; another one may know of any VM."""
+    async with fleet.transaction() as connection:
+        await add_node(connection, "c")
+        await add_vm(connection, "waits")
+        await connection.execute("UPDATE node_leases SET renewed_at = now() - interval '1 h' WHERE node IN ('a', 'c')")
+    await said(fleet, "b", NEW, 3)
+    await create(fleet, "young")
+    await PlacementController().step(fleet, Objects("placement"))
+    placed = {vm.name: vm for vm in [await stored(fleet, id) for id in await nodes_of_vms(fleet)]}
+    assert placed["young"].node is not None, "a VM that was created since can be nowhere else"
+    assert placed["waits"].node is None
+    assert "node a, which may have the VM, was not heard since" in placed["waits"].status.reason
+    async with fleet.transaction() as connection:
+        assert await failover.restart_elsewhere(connection, "web", "a", "a is silent") is None
+        assert "node c" in await connection.fetchval("SELECT message FROM events WHERE reason = 'FailoverWaits'")
+        with pytest.raises(Conflict, match="node c, which may have the VM") as refused:
+            await lost_nodes.recover_vm(connection, "web", "a", "me", discard_disk=False)
+        assert "novacron node remove c --force" in str(refused.value.hint)
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = 'c'")
+        assert await failover.restart_elsewhere(connection, "web", "a", "a is silent") is not None
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
+    await PlacementController().step(fleet, Objects("placement"))
+    assert (await stored(fleet, "waits")).node is not None

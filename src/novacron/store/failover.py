@@ -8,7 +8,7 @@ from novacron.model.fit import cannot_run
 from novacron.model.node import Node
 from novacron.model.placement import Wish
 from novacron.model.vm import Power, Vm, VmState, VmStatus
-from novacron.store import events, fleet, leases, migrations, nodes, vms, volumes
+from novacron.store import events, fleet, leases, migrations, nodes, unreconciled, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
 
@@ -44,6 +44,10 @@ async def restart_elsewhere(
     if vm.migration is not None:
         await migrations.fail(connection, vm.migration, f"node {node} is lost")
         vm = await vms.get(connection, id, lock=True)
+    unheard = await unreconciled.not_heard(connection, node)
+    if unheard:
+        await said(connection, vm, "FailoverWaits", unreconciled.UNHEARD % unheard[0])
+        return None
     await nodes.take_turn(connection)
     status, attached = vm.status, await volumes.of_vm(connection, vm.id)
     sources = {source.name: source for source in await nodes.some(connection, volumes.local_nodes(attached))}

@@ -20,7 +20,7 @@ from novacron.model.placement import Fleet, Member, Verdict, Wish
 from novacron.model.vm import VmSpec, VmState, VmStatus
 from novacron.model.volume import Volume
 from novacron.model.waiting import WaitCode
-from novacron.store import events, networks, nodes, volumes
+from novacron.store import events, networks, nodes, unreconciled, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex, Size
 from novacron.store.rows import decode_each
@@ -43,6 +43,13 @@ LOADS = """
         FROM migrations m JOIN vms v ON v.id = m.vm WHERE m.finished_at IS NULL
     ) loads GROUP BY node
 """
+
+
+ELSEWHERE = f"""
+    (SELECT format('{unreconciled.UNHEARD}', min(l.node)) FROM database_restored r
+     JOIN node_leases l ON l.renewed_at < r.found_at WHERE vms.created_at < r.found_at HAVING count(*) > 0)
+"""
+"""Of a VM that waits for a node: why a node may have it already, of which an older database knows nothing."""
 
 
 GROUPED = """
@@ -197,22 +204,25 @@ async def place_waiting(connection: Connection, ids: Sequence[str], index: Fleet
     began = time.perf_counter()
     await nodes.take_turn(connection)
     rows = await connection.fetch(
-        "SELECT id, name, spec, status, project, revision, trace, epoch FROM vms"
+        f"SELECT id, name, spec, status, project, revision, trace, epoch, {ELSEWHERE} AS elsewhere FROM vms"
         " WHERE node IS NULL AND lost_on IS NULL AND NOT deleting AND unreconciled IS NULL AND id = ANY($1)"
         " ORDER BY created_at, id",
         ids,
     )
+    waiting_still = [(row, row["elsewhere"]) for row in rows if row["elsewhere"] is not None]
+    rows = [row for row in rows if row["elsewhere"] is None]
     wishes = await _recovering(connection, rows, {row["id"]: wish_of(row) for row in rows})
     chosen = await _choose_all(connection, list(wishes.values()), index)
     placed = [(row, node) for row in rows if (node := chosen[row["id"]].node) is not None]
     unplaced = list[tuple[Any, VmStatus]]()
-    for row in rows:
-        choice = chosen[row["id"]]
-        if choice.node is None:
-            was, why = msgspec.convert(row["status"], VmStatus), why_not(choice.fleet, wishes[row["id"]])
-            status = msgspec.structs.replace(was, state=VmState.PENDING, reason=why, reason_code=WaitCode.UNPLACED)
-            if status != was:  # the controller is woken by what it writes here
-                unplaced.append((row, status))
+    waiting_still += [
+        (row, why_not(chosen[row["id"]].fleet, wishes[row["id"]])) for row in rows if chosen[row["id"]].node is None
+    ]
+    for row, why in waiting_still:
+        was = msgspec.convert(row["status"], VmStatus)
+        status = msgspec.structs.replace(was, state=VmState.PENDING, reason=why, reason_code=WaitCode.UNPLACED)
+        if status != was:  # the controller is woken by what it writes here
+            unplaced.append((row, status))
     happened = await _store_placed(connection, placed, began) + await _store_unplaced(connection, unplaced)
     await events.record_all(connection, happened)
     return [row["id"] for row, _ in placed]

@@ -151,6 +151,12 @@ async def recover_vm(connection: Connection, id: str, confirm: str | None, actor
     await nodes.take_turn(connection)
     vm = await vms.get(connection, id, lock=True)
     unreconciled.check(vm, "recover")
+    unheard = await unreconciled.not_heard(connection, vm.node or vm.lost_on)
+    if unheard:
+        raise Conflict(
+            f"cannot recover VM {vm.name}: {unreconciled.UNHEARD % unheard[0]}",
+            hint=f"let its agent connect, or, if it is gone for good: novacron node remove {unheard[0]} --force",
+        )
     if vm.deleting:
         raise IllegalState(f"cannot recover VM {vm.name}: it is being deleted")
     if vm.lost_on is not None and not discard_disk:

@@ -12,7 +12,7 @@ import msgspec
 from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.model.unreconciled import Contradiction, Recorded, UnreconciledVm, contradiction
 from novacron.model.vm import Name, VmState
-from novacron.store import events, vms
+from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 from novacron.telemetry import logs
@@ -131,6 +131,7 @@ async def _store(
         described, project,
     )  # fmt: skip
     if done == "INSERT 0 1":
+        await unreconciled.restored(connection)
         await events.record(connection, events.NewEvent("vm", record.vm, name, "Unreconciled", reason, project=project))
 
 

@@ -15,6 +15,9 @@ NOT_OF_ONE = (
 """Of a volume: no node knows that an unreconciled VM has it."""
 
 
+UNHEARD = "an older database was put back, and node %s, which may have the VM, was not heard since"
+
+
 def way_out(name: str) -> str:
     """Return what ends a contradiction."""
     return f"if the node is right: novacron vm adopt {name}; if the database is: novacron vm forget {name}"
@@ -24,6 +27,25 @@ def check(vm: Vm, action: str) -> None:
     """Raise Conflict when a node knows more of the VM than the database."""
     if vm.unreconciled is not None:
         raise Conflict(f"cannot {action} VM {vm.name}: {vm.unreconciled}", hint=way_out(vm.name))
+
+
+async def restored(connection: Connection) -> None:
+    """Note that the database is older than what a node knows."""
+    await connection.execute(
+        "INSERT INTO database_restored (found_at) VALUES (clock_timestamp())"
+        " ON CONFLICT (only) DO UPDATE SET found_at = excluded.found_at"
+    )
+
+
+async def not_heard(connection: Connection, but: str | None = None) -> list[str]:
+    """Return the nodes, ``but`` one, that may have been given VMs which an older database does not know: those that
+    were not heard since it was found to be older."""
+    rows = await connection.fetch(
+        "SELECT node FROM node_leases, database_restored WHERE renewed_at < found_at AND node IS DISTINCT FROM $1"
+        " ORDER BY node",
+        but,
+    )
+    return [row["node"] for row in rows]
 
 
 async def undescribed(connection: Connection, node: str) -> bool:

@@ -1,0 +1,15 @@
+"""When it was found that the database is older than what nodes know: at most one row."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0021"
+down_revision = "0020"
+
+
+def upgrade() -> None:
+    op.execute(
+        "CREATE TABLE database_restored"
+        " (only boolean PRIMARY KEY DEFAULT true CHECK (only), found_at timestamptz NOT NULL)"
+    )
