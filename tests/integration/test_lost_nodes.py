@@ -243,7 +243,11 @@ async def test_a_host_that_was_removed_must_end_its_vms_and_is_refused_when_it_c
     async with fleet.connection() as connection:
         assert await identities.known(connection, "a", pki.key_hash(x509.load_pem_x509_csr(request))) is None
         said = await connection.fetchval("SELECT message FROM events WHERE reason = 'Dismissed'")
+        unknown = await connection.fetchval("SELECT message FROM events WHERE reason = 'UnknownHost'")
     assert "has ended 2 VMs" in said
+    assert "has 1 VMs" in unknown and "vm-x" in unknown and "novacron agent --rejoin" in unknown, (
+        "it may have joined after a backup was made"
+    )
 
 
 async def test_a_host_whose_place_another_has_taken_is_told_to_end_what_that_can_start(fleet: Database) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Collection
 
 from websockets.asyncio.server import ServerConnection
 
-from novacron.model.ownership import Order, OrderKind
+from novacron.model.ownership import Claim, Order, OrderKind
 from novacron.server.session import NodeSession
-from novacron.store import events, owned
+from novacron.store import events, owned, unreconciled
+from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.supervise import Rarely
 from novacron.telemetry import logs
@@ -29,11 +30,12 @@ NAMED_MAX = 5
 
 
 async def dismiss(
-    database: Database, session: NodeSession, socket: ServerConnection, held: Collection[str], log_now: Rarely
+    database: Database, session: NodeSession, socket: ServerConnection, held: Collection[wire.HeldVm], log_now: Rarely
 ) -> None:
     """Let a host end what it must not run, and refuse it. Raises NovaError, ConnectionClosed."""
     async with database.connection() as connection:
-        epochs = await owned.epochs(connection, list(held))
+        epochs = await owned.epochs(connection, [vm.vm for vm in held])
+    await _tell_of_unknown(database, session.node, held)
     statements = tuple(
         wire.Statement(vm, Order(OrderKind.GONE, epoch), deleted=deleted) for vm, (epoch, deleted) in epochs.items()
     )
@@ -51,6 +53,22 @@ async def dismiss(
             "a host that is no node any more is refused", node=session.node, held=len(held), told=len(statements)
         )
     await session.refuse(REASON)
+
+
+async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.HeldVm]) -> None:
+    """Record that a host has VMs of which the database knows less: it may have joined after a backup was made."""
+    owns = {vm.vm: vm.record.epoch for vm in held if vm.record is not None and vm.record.claim is Claim.OWNER}
+    async with database.connection() as connection:
+        later = await unreconciled.later(connection, owns)
+    if later:
+        shown = ", ".join(sorted(later)[:NAMED_MAX]) + ("..." if len(later) > NAMED_MAX else "")
+        message = (
+            f"a host that is no node here has {len(later)} VMs of which the database knows less: {shown}."
+            f" If an older database was put back, let it join again: {REJOIN.format(name=node)}"
+        )
+        async with database.transaction() as connection:
+            await events.record(connection, events.NewEvent("node", node, node, "UnknownHost", message))
+        log.warning("a host that is no node has VMs that the database does not know", node=node, vms=len(later))
 
 
 async def _until_removed(socket: ServerConnection, vms: set[str]) -> set[str]:

@@ -233,8 +233,7 @@ class LinkServer:
                     await identities.renamed(connection, name)
         if name is None:
             CONNECTIONS.add("refused")
-            held = [record.vm for record in hello.held]
-            await dismissal.dismiss(self._database, session, socket, held, self._log_now)
+            await dismissal.dismiss(self._database, session, socket, hello.held, self._log_now)
             return False
         if name != certified:
             await self._rename(session, socket)

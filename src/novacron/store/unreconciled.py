@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from novacron.model.errors import Conflict
 from novacron.model.vm import Vm
@@ -33,7 +33,7 @@ async def restored(connection: Connection) -> None:
     """Note that the database is older than what a node knows."""
     await connection.execute(
         "INSERT INTO database_restored (found_at) VALUES (clock_timestamp())"
-        " ON CONFLICT (only) DO UPDATE SET found_at = excluded.found_at"
+        " ON CONFLICT (single) DO UPDATE SET found_at = excluded.found_at"
     )
 
 
@@ -46,6 +46,17 @@ async def not_heard(connection: Connection, but: str | None = None) -> list[str]
         but,
     )
     return [row["node"] for row in rows]
+
+
+async def later(connection: Connection, epochs: Mapping[str, int]) -> list[str]:
+    """Return those of VMs, with the epochs that a host knows, of which the database knows no such epoch."""
+    rows = await connection.fetch(
+        "SELECT h.id FROM unnest($1::text[], $2::bigint[]) AS h (id, epoch) WHERE NOT EXISTS"
+        " (SELECT FROM vms v WHERE v.id = h.id AND v.epoch >= h.epoch) AND NOT EXISTS"
+        " (SELECT FROM vm_tombstones t WHERE t.vm = h.id AND t.epoch >= h.epoch)",
+        list(epochs), list(epochs.values()),
+    )  # fmt: skip
+    return [row["id"] for row in rows]
 
 
 async def undescribed(connection: Connection, node: str) -> bool:

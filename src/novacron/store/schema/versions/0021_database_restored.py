@@ -11,5 +11,5 @@ down_revision = "0020"
 def upgrade() -> None:
     op.execute(
         "CREATE TABLE database_restored"
-        " (only boolean PRIMARY KEY DEFAULT true CHECK (only), found_at timestamptz NOT NULL)"
+        " (single boolean PRIMARY KEY DEFAULT true CHECK (single), found_at timestamptz NOT NULL)"
     )
