@@ -6,9 +6,11 @@ from typing import Any, cast
 
 import pytest
 
+from novacron.model.ownership import Order, OrderKind
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.session import NodeSession
 from novacron.store.feed import Change
+from novacron.wire import messages as wire
 
 
 def sender() -> tuple[DesiredStateSender, dict[str, NodeSession]]:
@@ -29,6 +31,8 @@ def sender() -> tuple[DesiredStateSender, dict[str, NodeSession]]:
         (Change(1, "migration", "migration-1", {"source": "a", "target": "c", "vm": "vm-1", "phase": "pending"}),
          {"a", "c"}),
         (Change(1, "migration", "migration-1", None), set()),
+        (Change(1, "unreconciled-vm", "vm-1.0f", {"node": "a"}), {"a", "b", "c"}),
+        (Change(1, "unreconciled-vm", "vm-1.0f", None), {"a", "b", "c"}),
         (Change(1, "project", "project-1", {"name": "p"}), set()),
     ],
 )  # fmt: skip
@@ -47,3 +51,14 @@ async def test_a_changed_vm_is_held_by_its_owner_from_then_on() -> None:
     desired_state.let_go(sessions["b"], "vm-1")
     desired_state.changed(Change(2, "vm", "vm-1", None))
     assert sessions["b"].held == set()
+
+
+def test_after_an_interruption_of_the_feed_a_node_is_told_everything_as_of_a_new_database() -> None:
+    """A node answers a whole ``desired`` with the VMs that it does not name: the database may be an older one by now."""
+    desired_state, sessions = sender()
+    state, statement = sessions["a"].sent_state, wire.Statement("vm-1", Order(OrderKind.OWN, 1))
+    state.begun = True
+    assert state.differ([statement], whole=True) and not state.differ([statement], whole=True)
+    desired_state.resync()
+    assert not state.begun and state.anew
+    assert state.differ([statement], whole=True) == (statement,)

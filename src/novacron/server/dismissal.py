@@ -35,7 +35,7 @@ async def dismiss(
     """Let a host end what it must not run, and refuse it. Raises NovaError, ConnectionClosed."""
     async with database.connection() as connection:
         epochs = await owned.epochs(connection, [vm.vm for vm in held])
-    await _tell_of_unknown(database, session.node, held)
+    await _tell_of_unknown(database, session.node, held, log_now)
     statements = tuple(
         wire.Statement(vm, Order(OrderKind.GONE, epoch), deleted=deleted) for vm, (epoch, deleted) in epochs.items()
     )
@@ -55,7 +55,7 @@ async def dismiss(
     await session.refuse(REASON)
 
 
-async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.HeldVm]) -> None:
+async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.HeldVm], log_now: Rarely) -> None:
     """Record that a host has VMs of which the database knows less: it may have joined after a backup was made."""
     owns = {vm.vm: vm.record.epoch for vm in held if vm.record is not None and vm.record.claim is Claim.OWNER}
     async with database.connection() as connection:
@@ -68,7 +68,8 @@ async def _tell_of_unknown(database: Database, node: str, held: Collection[wire.
         )
         async with database.transaction() as connection:
             await events.record(connection, events.NewEvent("node", node, node, "UnknownHost", message))
-        log.warning("a host that is no node has VMs that the database does not know", node=node, vms=len(later))
+        if log_now.due(f"unknown VMs of {node}"):
+            log.warning("a host that is no node has VMs that the database does not know", node=node, vms=len(later))
 
 
 async def _until_removed(socket: ServerConnection, vms: set[str]) -> set[str]:
