@@ -201,8 +201,7 @@ def test_an_older_database_that_is_put_back_contradicts_nobody_until_its_vms_are
     # Until an operator says who is right.
     assert "--confirm old" in victim.cli("vm", "adopt", "old", check=False).stderr
     victim.cli("vm", "adopt", "old", "--confirm", "old")
-    for vm in (moves, new):
-        victim.cli("vm", "adopt", vm["name"])
+    victim.cli("vm", "adopt", "--all")
     for vm in (moves, new):
         settled = until_settled(victim, vm)
         assert (settled["node"], settled["status"]["pid"]) == ("host-b", pids[vm["name"]])

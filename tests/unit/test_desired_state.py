@@ -54,7 +54,7 @@ async def test_a_changed_vm_is_held_by_its_owner_from_then_on() -> None:
 
 
 def test_after_an_interruption_of_the_feed_a_node_is_told_everything_as_of_a_new_database() -> None:
-    """A node answers a whole ``desired`` with the VMs that it does not name: the database may be an older one by now."""
+    """A node answers a whole ``desired`` with the VMs that it does not name: the database may be an older one."""
     desired_state, sessions = sender()
     state, statement = sessions["a"].sent_state, wire.Statement("vm-1", Order(OrderKind.OWN, 1))
     state.begun = True

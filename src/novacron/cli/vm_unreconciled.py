@@ -11,7 +11,7 @@ from novacron.cli import options, output
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.cli.vms import VmRef, finish
-from novacron.client import Client
+from novacron.client import ApiError, Client
 from novacron.terminal import say
 
 COLUMNS: Columns = {
@@ -34,7 +34,8 @@ def unreconciled(output_: Output = OutputFormat.TABLE) -> None:
 
 @options.expand
 def adopt(
-    vm: VmRef,
+    vm: Annotated[str | None, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="all VMs that a node has")] = False,
     node: Annotated[
         str | None, typer.Option(help="node whose knowledge counts; by default the one that has it")
     ] = None,
@@ -49,13 +50,35 @@ def adopt(
     wait: Wait = Wait(),
 ) -> None:
     """Take a VM into the database as its node knows it: the node is right. The guest runs on."""
+    if (vm is None) != every:
+        raise typer.BadParameter("name a VM, or give --all")
     with output.errors():
         client = Client()
+        if vm is None:
+            _adopt_all(client, node)
+            return
         adopted = client.adopt_vm(vm, node=node, name=name, project=into, confirm=confirm)
         if adopted["deleting"]:
             say(f"{adopted['name']}: taken out of the database")
             return
         finish(client, adopted, (adopted["spec"]["power"],), wait)
+
+
+def _adopt_all(client: Client, node: str | None) -> None:
+    """Adopt each VM that a node has, and say which could not be."""
+    had = [
+        item for item in client.list("unreconciled-vms") if item["claim"] == "owner" and node in (None, item["node"])
+    ]
+    refused = 0
+    for id in dict.fromkeys(item["vm"] for item in had):
+        try:
+            adopted = client.adopt_vm(id, node=node)
+            say(f"{adopted['name']}: adopted from {adopted['node']}")
+        except ApiError as error:
+            refused += 1
+            say(f"error: {error}", file=sys.stderr)
+    if refused:
+        raise typer.Exit(output.EXIT_REFUSED)
 
 
 def forget(
