@@ -32,21 +32,21 @@ def unreconciled(output_: Output = OutputFormat.TABLE) -> None:
         output.rows(Client().list("unreconciled-vms"), COLUMNS, output_)
 
 
+ADOPT_OPTIONS = (
+    options.option("node", str, help="node whose knowledge counts; by default the one that has it"),
+    options.option("name", str, help="new name, if another VM has taken its own"),
+    options.option("project", str, "--into-project", help="project, if its own is not in the database"),
+    options.option(
+        "confirm", str, metavar="NAME", help="name of the VM, as your word that no other node runs it"
+    ),
+)  # fmt: skip
+
+
 @options.expand
 def adopt(
+    fields: Annotated[Object, ADOPT_OPTIONS],
     vm: Annotated[str | None, typer.Argument(metavar="vm", help="name or id of the VM", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="all VMs that a node has")] = False,
-    node: Annotated[
-        str | None, typer.Option(help="node whose knowledge counts; by default the one that has it")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="new name, if another VM has taken its own")] = None,
-    into: Annotated[
-        str | None, typer.Option("--into-project", help="project, if its own is not in the database")
-    ] = None,
-    confirm: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="name of the VM, as your word that no other node runs it"),
-    ] = None,
     wait: Wait = Wait(),
 ) -> None:
     """Take a VM into the database as its node knows it: the node is right. The guest runs on."""
@@ -55,9 +55,9 @@ def adopt(
     with output.errors():
         client = Client()
         if vm is None:
-            _adopt_all(client, node)
+            _adopt_all(client, fields.get("node"))
             return
-        adopted = client.adopt_vm(vm, node=node, name=name, project=into, confirm=confirm)
+        adopted = client.adopt_vm(vm, **fields)
         if adopted["deleting"]:
             say(f"{adopted['name']}: taken out of the database")
             return
