@@ -76,7 +76,7 @@ def _adopt_all(client: Client, node: str | None) -> None:
             say(f"{adopted['name']}: adopted from {adopted['node']}")
         except ApiError as error:
             refused += 1
-            say(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", err=True)
     if refused:
         raise typer.Exit(output.EXIT_REFUSED)
 
