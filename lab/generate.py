@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import types
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import msgspec.inspect
 
+from novacron.api.access.context import Services
+from novacron.api.app import create_app
+from novacron.api.edge import openapi
 from novacron.model import audit, constraints, cpu, drain, image, migration, network, rebalance, vm
 
 ROOT = Path(__file__).parents[1]
+OPENAPI = ROOT / "docs/reference/openapi.json"
 CLIENT = ROOT / "src/novacron/client"
 BY_HAND = {"__init__.py", "transport.py"}
 TO_SYNC = (
@@ -123,7 +130,18 @@ def _kinds(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
 
 def generated() -> dict[Path, str]:
     """Return all generated files with their text."""
-    return {**sync_client(), CLIENT / "choices.py": choices(), ROOT / "docs/reference/cli.md": commands()}
+    return {
+        **sync_client(),
+        CLIENT / "choices.py": choices(),
+        ROOT / "docs/reference/cli.md": commands(),
+        OPENAPI: openapi_document(),
+    }
+
+
+def openapi_document() -> str:
+    """Return the OpenAPI document, as ``/schema`` answers with it."""
+    document = openapi.describe(create_app(cast(Services, types.SimpleNamespace())))
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def commands() -> str:

@@ -38,8 +38,9 @@ hypothesis.settings.load_profile("novacron")
 ON_SITE = tuple(
     f"tests/integration/test_{name}.py"
     for name in (
-        "access", "api", "archive", "clones", "confinement", "console", "contract", "doctor", "firmware", "guest",
-        "hotplug", "imports", "lifecycle", "networks", "placement", "server", "sharing", "snapshots", "volumes",
+        "access", "api", "archive", "clones", "confinement", "console", "contract", "doctor", "firmware",
+        "foreign_clients", "guest", "hotplug", "imports", "lifecycle", "networks", "placement", "server", "sharing",
+        "snapshots", "volumes",
     )
 )  # fmt: skip
 GROUPS = {"moves": ("tests/e2e/",), "site": (*ON_SITE, "tests/security/")}

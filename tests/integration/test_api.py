@@ -460,6 +460,22 @@ def test_the_schema_is_openapi_31_and_names_every_route(api: Api) -> None:
     assert schema["paths"]["/api/v1/vms"]["post"]["requestBody"], "bodies are described"
 
 
+@pytest.mark.parametrize(
+    "path, hint",
+    [
+        ("/api/v1/vms?stat=running", "did you mean state?"),
+        ("/api/v1/vms/none?wait=3", "it takes: min_revision, newer_than, project, timeout_s"),
+        ("/api/v1/events?kind=vm", "did you mean kinds?"),
+        ("/metrics?x", "it takes: "),
+    ],
+)
+def test_a_parameter_that_the_route_does_not_know_is_refused_by_name(api: Api, path: str, hint: str) -> None:
+    answer = api("GET", path)
+    name = path.partition("?")[2].partition("=")[0]
+    assert (answer.status, answer.problem["field"]) == (400, name), answer
+    assert answer.problem["hint"].startswith(hint), answer.problem
+
+
 def test_a_hundred_concurrent_readers_all_get_answers(api: Api) -> None:
     failures: list[Any] = []
 

@@ -9,11 +9,8 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import QueryParameter
 
-from novacron import __version__
 from novacron.api.access import authorization
 from novacron.api.access.authentication import Authentication
 from novacron.api.access.context import ApiRequest, Services
@@ -132,14 +129,5 @@ def create_app(services: Services) -> Litestar:
         request_max_body_size=limits.REQUEST_BODY_BYTES_MAX,
         state=State({"services": services}),
         logging_config=None,
-        openapi_config=OpenAPIConfig(
-            title="NovaCron",
-            version=__version__,
-            path="/schema/ui",
-            render_plugins=[],
-            components=Components(
-                security_schemes={"token": SecurityScheme(type="http", scheme="bearer")},
-            ),
-            security=[{"token": []}],
-        ),
+        openapi_config=openapi.config(),
     )

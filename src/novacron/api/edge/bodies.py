@@ -9,24 +9,28 @@ from litestar import Response
 from litestar.exceptions import HTTPException
 
 from novacron.api.access.context import ApiRequest, services
-from novacron.api.edge import problems, text
+from novacron.api.edge import parameters, problems, text
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput, Unavailable
 from novacron.store import feed
 
+PARAMETERS = "parameters"
+"""Where the application keeps what its routes know."""
 REACH_S = 5.0
 FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
 async def check(request: ApiRequest) -> Response[None] | None:
-    """Handle ``?min_revision=`` and OPTIONS, refuse text that no field can hold, and validate the body against the type
-    of the route's ``data``, without converting types. Raises InvalidInput, Unavailable.
+    """Handle ``?min_revision=`` and OPTIONS, refuse text that no field can hold and unknown parameters, and validate the
+    body against the type of the route's ``data``, without converting types. Raises InvalidInput, Unavailable.
 
     Runs before the framework's own parser, which would accept "128" for 128.
     """
     if request.method == "OPTIONS":
         return Response(None, status_code=204, headers={"Allow": ", ".join(problems.allowed(request))})
     text.check_address(request.url.path, request.scope["query_string"])
+    if request.query_params:
+        _check_parameters(request)
     await _reach(request)
     field = request.route_handler.parsed_data_field
     if field is None:
@@ -51,6 +55,16 @@ async def check(request: ApiRequest) -> Response[None] | None:
         raise InvalidInput(f"the body is not JSON: {error}", hint="send a JSON object") from None
     text.check_body(raw)
     return None
+
+
+def _check_parameters(request: ApiRequest) -> None:
+    """Raises InvalidInput."""
+    state = request.app.state
+    if PARAMETERS not in state:
+        state[PARAMETERS] = parameters.of_handlers(request.app)
+    known = state[PARAMETERS].get(request.route_handler)
+    if known is not None:
+        parameters.check(request, known)
 
 
 async def _reach(request: ApiRequest) -> None:

@@ -17,13 +17,15 @@ from novacron.api.read_model.paging import FIELDS, Paging, Query
 from novacron.model import limits
 from novacron.model.errors import InvalidInput
 
+ABOUT_FIELDS = "only these, like id,name,status.state; the objects then lack the others, whatever their schema says"
+
 
 async def paging_of(
     limit: Annotated[int, QueryParameter(ge=1, le=limits.PAGE_SIZE_MAX, description="objects a page")]
     = limits.PAGE_SIZE_DEFAULT,
     cursor: Annotated[str | None, QueryParameter(description="`next` of the page before")] = None,
     sort: Annotated[str | None, QueryParameter(description="a field, like created_at; -created_at: falling")] = None,
-    fields: Annotated[str | None, QueryParameter(description="only these, like id,name,status.state")] = None,
+    fields: Annotated[str | None, QueryParameter(description=ABOUT_FIELDS)] = None,
 ) -> Paging:  # fmt: skip
     """Return the parameters that every list takes. Raises InvalidInput."""
     if fields is not None and not FIELDS.match(fields):

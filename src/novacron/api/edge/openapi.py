@@ -1,28 +1,71 @@
-"""The OpenAPI document: what the framework derives from the routes, and what it can't know."""
+"""The OpenAPI document: what the framework derives from the routes, schemas of the types themselves, and what neither
+can know: headers, errors, streams, tags and examples."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, Contact, License, SecurityScheme
 
+from novacron import __version__
 from novacron.api.access.authorization import RouteScope, scope_of
+from novacron.api.edge import openapi_operations as operations
+from novacron.api.edge import openapi_schemas as schemas
 from novacron.api.edge import problems
 
-PROBLEM = {"$ref": "#/components/responses/Problem"}
-NOT_MODIFIED = {"description": "The object or list has not changed since the ETag in If-None-Match."}
-PAGE = re.compile(r"Page\[(\w+)\]")
-LISTS = {"ShownToken": "TokenList", "PoolOnNode": "PoolList"}
-"""Lists that are not called after the struct of their items."""
-METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
+ABOUT = """Runs virtual machines on many hosts in many sites, and moves them between these while they run.
+
+Objects have a `revision`, which is also their ETag. Errors are problem documents (RFC 9457): `code` is stable, `field`
+names the invalid input as it was written, `hint` says what to do next. Query parameters and fields that the API does
+not know are refused; in answers, fields may be added at any time, so clients must ignore those they do not know."""
+TAGS = {
+    "vms": "Virtual machines: what they are, and what to do with them.",
+    "volumes": "Disks that live on their own and are attached to VMs, and the pools that hold them.",
+    "images": "Images that VMs start from: import, copy, delete.",
+    "networks": "Networks, security groups, floating addresses and forwards.",
+    "nodes": "Hosts and sites: join, drain, rename, remove.",
+    "migrations": "Migrations of VMs between hosts.",
+    "links": "What migrations may use of the links between sites.",
+    "events": "What happened, and streams of every change.",
+    "access": "Users, tokens, roles, projects, the audit log.",
+    "diagnosis": "Metrics and log levels.",
+}
+
+
+def config() -> OpenAPIConfig:
+    """Return what the framework's document begins with."""
+    return OpenAPIConfig(
+        title="NovaCron",
+        version=__version__,
+        description=ABOUT,
+        contact=Contact(name="The NovaCron project", url="https://novacron.dev"),
+        license=License(name="Apache 2.0", identifier="Apache-2.0"),
+        path="/schema/ui",
+        render_plugins=[],
+        operation_id_creator=lambda handler, _method, _path: operations.operation_id(handler),
+        components=Components(
+            security_schemes={"token": SecurityScheme(type="http", scheme="bearer", description="an API token")}
+        ),
+        security=[{"token": []}],
+    )
+
+
+class Route(NamedTuple):
+    """One operation of the document, and the handler that serves it."""
+
+    path: str
+    method: str
+    operation: dict[str, Any]
+    handler: HTTPRouteHandler
 
 
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
+<<<<<<< HEAD
     encoded = msgspec.json.encode(app.openapi_schema.to_schema())
     # The dialect of patterns in JSON Schema has no \\Z, and its $ takes no newline.
     schema = _with_named_pages(msgspec.json.decode(encoded.replace(rb'\\Z"', b'$"')))
@@ -41,60 +84,39 @@ def describe(app: Litestar) -> dict[str, Any]:
         if method == "get":
             responses["304"] = NOT_MODIFIED
         if path in public:
+=======
+    document: dict[str, Any] = app.openapi_schema.to_schema()
+    requests: list[Any] = []
+    answers: list[Any] = [problems.Problem, operations.Change]
+    for route in _routes(app, document):
+        answer = schemas.answer_type(route.handler.parsed_return_field.annotation)
+        body = route.handler.parsed_data_field
+        answers += [answer] if answer is not None else []
+        requests += [body.annotation] if body is not None else []
+        operation = route.operation
+        operation.pop("deprecated", None)
+        operation.setdefault("tags", [operations.TAGS.get(route.path, "diagnosis")])
+        operation["description"] = operations.described(operation["summary"])
+        operation["parameters"] = operations.parameters(route.handler, operation)
+        if body is not None:
+            operation["requestBody"] = operations.body(body.annotation, body.is_optional, operation["operationId"])
+        operation["responses"] = operations.responses(route.handler, operation, answer)
+        if scope_of(route.handler) is RouteScope.PUBLIC:
+>>>>>>> 8bbc976 (An OpenAPI document that generators and linters of strangers take as it is; unknown parameters are refused)
             operation["security"] = []
-        parameters = operation.get("parameters", [])
-        if any(parameter["name"] == "fields" for parameter in parameters):
-            _only_some_fields(responses["200"])
-    return schema
+        operations.special(operation)
+    document["paths"] |= operations.WEB_SOCKETS
+    document["paths"] = dict(sorted(document["paths"].items()))
+    components = document["components"]
+    components["schemas"] = schemas.components(requests, answers)
+    components["responses"] = operations.PROBLEMS
+    document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
+    return document
 
 
-def _with_named_pages(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with each ``Page[Vm]`` called VmList: generated clients name their types after it."""
-    schemas = schema["components"]["schemas"]
-    names = {
-        f"#/components/schemas/{key}": LISTS.get(page[1], f"{page[1]}List")
-        for key, value in schemas.items()
-        if (page := PAGE.fullmatch(value.get("title", "")))
-    }
-    for ref, name in names.items():
-        schemas[name] = {**schemas.pop(ref.rpartition("/")[2]), "title": name}
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [renamed(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if value.get("$ref") in names:
-            return {"$ref": f"#/components/schemas/{names[value['$ref']]}"}
-        return {key: renamed(item) for key, item in value.items()}
-
-    named: dict[str, Any] = renamed(schema)
-    return named
-
-
-def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, item in schema["paths"].items():
-        for method in METHODS:
-            if method in item:
-                yield path, method, item[method]
-
-
-def _public(app: Litestar) -> set[str]:
-    """Return the routes that need no token."""
-    return {
-        route.path_format
-        for route in app.routes
-        for handler in getattr(route, "route_handlers", ())
-        if isinstance(handler, HTTPRouteHandler) and scope_of(handler) is RouteScope.PUBLIC
-    }
-
-
-def _only_some_fields(response: dict[str, Any]) -> None:
-    """Declare that with ``fields`` objects have only those."""
-    for content in response.get("content", {}).values():
-        some = {
-            "type": "object",
-            "properties": {"items": {"type": "array", "items": {"type": "object"}}},
-            "required": ["items", "next", "revision"],
-        }
-        content["schema"] = {"anyOf": [content["schema"], some]}
+def _routes(app: Litestar, document: dict[str, Any]) -> Iterator[Route]:
+    for route in app.routes:
+        for method, (handler, _) in getattr(route, "route_handler_map", {}).items():
+            operation = document["paths"].get(route.path_format, {}).get(method.lower())
+            if operation is not None and isinstance(handler, HTTPRouteHandler):
+                yield Route(route.path_format, method.lower(), operation, handler)

@@ -1,0 +1,253 @@
+"""What the OpenAPI document says of operations: parameters, headers, bodies, answers and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar.handlers import HTTPRouteHandler
+
+from novacron.api.access.authorization import RouteScope, scope_of
+from novacron.api.edge import openapi_schemas as schemas
+from novacron.api.edge import problems
+from novacron.api.edge.openapi_examples import EXAMPLES
+from novacron.api.read_model.long_poll import SETTLED
+from novacron.model import limits
+
+
+class Change(msgspec.Struct, omit_defaults=True):
+    """A message of ``/watch``."""
+
+    revision: int | None = None
+    kind: str | None = None
+    object: dict[str, Any] | None = None
+    deleted: str | None = None
+
+
+NAMES = {
+    "change": "setLogLevel", "change_node": "setNodeLogLevel", "configure": "configureNode", "cordon": "cordonNode",
+    "console_log": "showConsoleLog", "drain": "drainNode", "fetch": "fetchExportData", "join": "joinNode",
+    "metrics": "showMetrics", "node_metrics": "showNodeMetrics", "placement": "showPlacement", "rename": "renameNode",
+    "screenshot": "takeScreenshot", "show": "showLogLevel", "targets": "listScrapeTargets", "uncordon": "uncordonNode",
+    "upload": "uploadImportData",
+}  # fmt: skip
+"""Operations that are not called after their handlers, whose names are the audit log's actions."""
+CONDITIONAL = frozenset({
+    "cloneVm", "configureNode", "configureVm", "cordonNode", "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
+    "rebootVm", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
+})  # fmt: skip
+"""Operations that take the header If-Match."""
+TAGS = {"/api/v1/join": "nodes", "/api/v1/snapshots/{id}": "vms"}
+"""Of routes that are not in a router of one subject."""
+DROPPED = ("deprecated", "allowEmptyValue", "allowReserved")
+JSON = "application/json"
+STREAM = "text/event-stream"
+
+WAIT = {
+    "name": "wait", "in": "query", "required": False,
+    "description": "Answer when the change is complete, or after so many seconds.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": limits.LONG_POLL_S_MAX, "default": 0},
+}  # fmt: skip
+KEY = {
+    "name": "Idempotency-Key", "in": "header", "required": False,
+    "description": "Sent again with the same key within a day, a request is not done twice: it gets the first answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": limits.IDEMPOTENCY_KEY_LENGTH_MAX},
+}  # fmt: skip
+MATCH = {
+    "name": "If-Match", "in": "header", "required": False,
+    "description": "Do it only if the object still has this ETag; otherwise answer 412.",
+    "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,19}")$'},
+}  # fmt: skip
+NONE_MATCH = {
+    "name": "If-None-Match", "in": "header", "required": False,
+    "description": "Answer 304 if the object or list still has this ETag.",
+    "schema": {"type": "string"},
+}  # fmt: skip
+LAST_EVENT = {
+    "name": "Last-Event-ID", "in": "header", "required": False,
+    "description": "For the stream: the last `id` received; it goes on after that revision.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+}  # fmt: skip
+AFTER = {
+    "name": "after", "in": "query", "required": False,
+    "description": "Go on after this revision.",
+    "schema": {"type": "integer", "minimum": 0},
+}  # fmt: skip
+KINDS = {
+    "name": "kinds", "in": "query", "required": False,
+    "description": "Only changes of objects of these kinds: vm,node",
+    "schema": {"type": "string"},
+}  # fmt: skip
+ETAG = {"description": "The revision, for If-Match and If-None-Match.", "schema": {"type": "string"}}
+LOCATION = {"description": "Where the new object is.", "schema": {"type": "string", "format": "uri-reference"}}
+RETRY = {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}
+NOT_MODIFIED = {"description": "The object or list has not changed since the ETag in If-None-Match."}
+
+
+def _problem(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": schemas.REFERENCE + "Problem"}}}
+    return {"description": description, **({"headers": headers} if headers else {}), "content": content}
+
+
+PROBLEMS = {
+    "InvalidInput": _problem("A parameter, header or field is missing, unknown or invalid; `field` names it."),
+    "Unauthenticated": _problem("The token is missing, wrong, expired or revoked."),
+    "Forbidden": _problem("The caller's role does not allow it, or the project's quota is used up."),
+    "NotFound": _problem("There is no such object, or the caller may not see it."),
+    "Conflict": _problem("The name is in use, the object's state does not allow it, or there is no room."),
+    "StaleRevision": _problem("The object has changed: its ETag is not the one in If-Match."),
+    "TooLarge": _problem("The body is too large."),
+    "IdempotencyMismatch": _problem("Another request used this Idempotency-Key."),
+    "TooManyRequests": _problem("A rate limit was exceeded.", {"Retry-After": RETRY}),
+    "Unavailable": _problem("Too busy, or the database or a node can't be reached: try again.", {"Retry-After": RETRY}),
+    "Problem": _problem("The request failed: a problem document (RFC 9457)."),
+}
+
+
+def _web_socket(tag: str, summary: str, description: str, given: list[dict[str, Any]], message: dict[str, Any]) -> Any:
+    """Return the operation of a WebSocket, which the document's language has no word for."""
+    return {
+        "get": {
+            "tags": [tag],
+            "summary": summary,
+            "description": description,
+            "parameters": given,
+            "responses": {
+                "101": {"description": "The connection is a WebSocket now."},
+                "200": {"description": "Each message over the WebSocket.", "content": message},
+                "4XX": {"$ref": "#/components/responses/Problem"},
+                "default": {"$ref": "#/components/responses/Problem"},
+            },
+        }
+    }
+
+
+WEB_SOCKETS: dict[str, Any] = {
+    "/api/v1/watch": _web_socket(
+        "events",
+        "Follow every change over a WebSocket",
+        "The first message has only the present `revision`. Each later one is a change: `kind`, and `object` or the key"
+        " of what was `deleted`; the last change of a revision has its `revision`, after which a stream resumes.",
+        [KINDS, AFTER],
+        {JSON: {"schema": schemas.reference(Change)}},
+    ),
+    "/api/v1/console": _web_socket(
+        "vms",
+        "Open a console over a WebSocket",
+        "Binary messages carry what the guest writes and reads; a display speaks VNC (RFC 6143).",
+        [
+            {
+                "name": "ticket", "in": "query", "required": True, "schema": {"type": "string"},
+                "description": "From the action open-console: opens once, within a minute.",
+            }
+        ],
+        {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    ),
+}  # fmt: skip
+WEB_SOCKETS["/api/v1/watch"]["get"]["operationId"] = "watch"
+WEB_SOCKETS["/api/v1/console"]["get"] |= {"operationId": "console", "security": []}
+
+
+def operation_id(handler: HTTPRouteHandler) -> str:
+    """Return what an operation is called: ``list_vms`` is listVms."""
+    first, *others = handler.handler_name.split("_")
+    return NAMES.get(handler.handler_name, first + "".join(word.capitalize() for word in others))
+
+
+def described(summary: str) -> str:
+    """Return a description: the summary, as a sentence."""
+    return summary if summary.endswith(".") else summary + "."
+
+
+def takes_key(handler: HTTPRouteHandler, answer: Any) -> bool:
+    """Say whether an operation takes an Idempotency-Key: it creates or changes an object, and answers with it."""
+    return "POST" in handler.http_methods and schemas.is_object(answer)
+
+
+def parameters(handler: HTTPRouteHandler, operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return an operation's parameters, with the headers that the framework does not know of."""
+    answer = schemas.answer_type(handler.parsed_return_field.annotation)
+    given = [_parameter(parameter) for parameter in operation.get("parameters", [])]
+    if "GET" in handler.http_methods:
+        return given + ([NONE_MATCH] if has_etag(answer) else [])
+    return (
+        given
+        + ([WAIT] if answer in SETTLED else [])
+        + ([KEY] if takes_key(handler, answer) else [])
+        + ([MATCH] if operation_id(handler) in CONDITIONAL else [])
+    )
+
+
+def has_etag(answer: Any) -> bool:
+    """Say whether an answer of this type has an ETag."""
+    return schemas.page_name(answer) is not None or schemas.is_object(answer)
+
+
+def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter without what says nothing: it can be left out, but it can't be null."""
+    said = {key: value for key, value in parameter.items() if key not in DROPPED}
+    schema = {key: value for key, value in said["schema"].items() if key != "description"}
+    alternatives = schema.pop("oneOf", None)
+    if alternatives is not None:
+        (only,) = (alternative for alternative in alternatives if alternative != {"type": "null"})
+        schema = {**only, **schema}
+    bounds = {key: int(schema[key]) for key in ("minimum", "maximum") if key in schema}
+    return {**said, "schema": {**schema, **bounds}}
+
+
+def body(type_: Any, is_optional: bool, operation_id: str) -> dict[str, Any]:
+    """Return the body that an operation takes."""
+    schema = schemas.reference(type_)
+    if is_optional:
+        (schema,) = (alternative for alternative in schema["anyOf"] if alternative != {"type": "null"})
+    example = EXAMPLES.get(operation_id)
+    content = {"schema": schema} if example is None else {"schema": schema, "example": example}
+    return {"required": not is_optional, "content": {JSON: content}}
+
+
+def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: Any) -> dict[str, Any]:
+    """Return all answers of an operation."""
+    success = {
+        status: response for status, response in operation["responses"].items() if status.isdecimal() and status < "400"
+    }
+    for status, response in success.items():
+        if answer is not None and JSON in response.get("content", {}):
+            response["content"][JSON] = {"schema": schemas.reference(answer)}
+        elif "content" in response:
+            for content in response["content"].values():
+                content["schema"] = {"type": "string", "format": "binary"}
+        headers = {"ETag": ETAG} if has_etag(answer) else {}
+        response["headers"] = headers | ({"Location": LOCATION} if status == "201" else {})
+        if not response["headers"]:
+            del response["headers"]
+    if "GET" in handler.http_methods and has_etag(answer):
+        success["304"] = NOT_MODIFIED
+    return success | {
+        status: {"$ref": f"#/components/responses/{name}"} for status, name in _errors(handler, answer).items()
+    }
+
+
+def _errors(handler: HTTPRouteHandler, answer: Any) -> dict[str, str]:
+    errors = {"400": "InvalidInput", "429": "TooManyRequests", "503": "Unavailable", "default": "Problem"}
+    if scope_of(handler) is not RouteScope.PUBLIC:
+        errors |= {"401": "Unauthenticated", "403": "Forbidden", "404": "NotFound"}
+    if "GET" not in handler.http_methods:
+        errors |= {"409": "Conflict"}
+    if operation_id(handler) in CONDITIONAL:
+        errors |= {"412": "StaleRevision"}
+    if handler.parsed_data_field is not None:
+        errors |= {"413": "TooLarge"}
+    if takes_key(handler, answer):
+        errors |= {"422": "IdempotencyMismatch"}
+    return dict(sorted(errors.items()))
+
+
+def special(operation: dict[str, Any]) -> None:
+    """Add what only one operation has."""
+    match operation["operationId"]:
+        case "listEvents":
+            operation["parameters"] += [LAST_EVENT, AFTER]
+            operation["responses"]["200"]["content"][STREAM] = {"schema": {"type": "string"}}
+        case "uploadImportData":
+            content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+            operation["requestBody"] = {"required": True, "content": content}

@@ -1,0 +1,39 @@
+"""Query parameters: those that a route does not know are refused, as a filter with a typing error would show
+everything."""
+
+from __future__ import annotations
+
+import difflib
+
+from litestar import Litestar
+from litestar.handlers import HTTPRouteHandler
+
+from novacron.api.access.authorization import RouteScope, scope_of
+from novacron.api.access.context import ApiRequest
+from novacron.model.errors import InvalidInput
+
+OF_WRITES = frozenset({"wait"})
+DIRECT = {"list_events": frozenset({"after"})}
+"""What routes read themselves."""
+ALTERNATIVES_MAX = 12
+
+
+def of_handlers(app: Litestar) -> dict[HTTPRouteHandler, frozenset[str]]:
+    """Return which query parameters each route knows; routes for strangers, whose senders add their own, are not in."""
+    known = dict[HTTPRouteHandler, frozenset[str]]()
+    for route in app.routes:
+        for method, (handler, model) in getattr(route, "route_handler_map", {}).items():
+            if isinstance(handler, HTTPRouteHandler) and scope_of(handler) is not RouteScope.PUBLIC:
+                names = frozenset(parameter.field_alias for parameter in model.expected_query_params)
+                own = DIRECT.get(handler.handler_name, frozenset()) if method == "GET" else OF_WRITES
+                known[handler] = names | own
+    return known
+
+
+def check(request: ApiRequest, known: frozenset[str]) -> None:
+    """Raises InvalidInput naming a parameter that the route does not know."""
+    for name in request.query_params:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "it takes: " + ", ".join(sorted(known)[:ALTERNATIVES_MAX])
+            raise InvalidInput(f"there is no parameter {name!r} here", field=name, hint=hint)
