@@ -14,14 +14,14 @@ import pytest
 from lab.platform import Platform
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = ROOT / "tests/foreign"
+PROGRAMS, TOOLS = ROOT / "tests/foreign", ROOT / ".foreign"
 DOCUMENT = ROOT / "docs/reference/openapi.json"
 TIMEOUT_S = 240.0
 
 
 def run(directory: Path, *command: str, **environment: str) -> str:
-    """Run a tool of tests/foreign in a directory; return what it says."""
-    path = f"{FOREIGN / '.venv/bin'}:{FOREIGN / 'node_modules/.bin'}:{os.environ['PATH']}"
+    """Run a tool of .foreign in a directory; return what it says."""
+    path = f"{TOOLS / '.venv/bin'}:{TOOLS / 'node_modules/.bin'}:{os.environ['PATH']}"
     variables = {"PATH": path, "HOME": str(directory), "REDOCLY_TELEMETRY": "off", **environment}
     done = subprocess.run(
         command, cwd=directory, env=variables, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -33,8 +33,8 @@ def run(directory: Path, *command: str, **environment: str) -> str:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     for name in ("client.py", "with_models.py", "client.ts", "tsconfig.json", "package.json"):
-        shutil.copy(FOREIGN / name, tmp_path)
-    (tmp_path / "node_modules").symlink_to(FOREIGN / "node_modules")
+        shutil.copy(PROGRAMS / name, tmp_path)
+    (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
     return tmp_path
 
 
@@ -83,6 +83,6 @@ def test_a_generated_client_creates_lists_watches_and_deletes_a_vm(
 )
 def test_linters_find_nothing_in_the_document(directory: Path, command: tuple[str, ...]) -> None:
     for name in ("redocly.yaml", ".spectral.yaml"):
-        shutil.copy(FOREIGN / name, directory)
+        shutil.copy(PROGRAMS / name, directory)
     said = run(directory, *command, str(DOCUMENT))
     assert "warning" not in said.lower(), said

@@ -65,29 +65,9 @@ class Route(NamedTuple):
 
 def describe(app: Litestar) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an application."""
-<<<<<<< HEAD
-    encoded = msgspec.json.encode(app.openapi_schema.to_schema())
-    # The dialect of patterns in JSON Schema has no \\Z, and its $ takes no newline.
-    schema = _with_named_pages(msgspec.json.decode(encoded.replace(rb'\\Z"', b'$"')))
-    components = schema["components"]
-    (_,), schemas = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")
-    components["schemas"] |= schemas
-    components.setdefault("responses", {})["Problem"] = {
-        "description": "The request failed: a problem document (RFC 9457).",
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    public = _public(app)
-    for path, method, operation in _operations(schema):
-        responses = operation["responses"]
-        responses.pop("400", None)
-        responses["default"] = PROBLEM
-        if method == "get":
-            responses["304"] = NOT_MODIFIED
-        if path in public:
-=======
     document: dict[str, Any] = app.openapi_schema.to_schema()
     requests: list[Any] = []
-    answers: list[Any] = [problems.Problem, operations.Change]
+    answers: list[Any] = [problems.Problem, operations.WatchMessage]
     for route in _routes(app, document):
         answer = schemas.answer_type(route.handler.parsed_return_field.annotation)
         body = route.handler.parsed_data_field
@@ -102,7 +82,6 @@ def describe(app: Litestar) -> dict[str, Any]:
             operation["requestBody"] = operations.body(body.annotation, body.is_optional, operation["operationId"])
         operation["responses"] = operations.responses(route.handler, operation, answer)
         if scope_of(route.handler) is RouteScope.PUBLIC:
->>>>>>> 8bbc976 (An OpenAPI document that generators and linters of strangers take as it is; unknown parameters are refused)
             operation["security"] = []
         operations.special(operation)
     document["paths"] |= operations.WEB_SOCKETS

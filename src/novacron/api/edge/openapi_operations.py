@@ -15,7 +15,7 @@ from novacron.api.read_model.long_poll import SETTLED
 from novacron.model import limits
 
 
-class Change(msgspec.Struct, omit_defaults=True):
+class WatchMessage(msgspec.Struct, omit_defaults=True):
     """A message of ``/watch``."""
 
     revision: int | None = None
@@ -129,7 +129,7 @@ WEB_SOCKETS: dict[str, Any] = {
         "The first message has only the present `revision`. Each later one is a change: `kind`, and `object` or the key"
         " of what was `deleted`; the last change of a revision has its `revision`, after which a stream resumes.",
         [KINDS, AFTER],
-        {JSON: {"schema": schemas.reference(Change)}},
+        {JSON: {"schema": schemas.reference(WatchMessage)}},
     ),
     "/api/v1/console": _web_socket(
         "vms",
@@ -192,7 +192,8 @@ def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
         (only,) = (alternative for alternative in alternatives if alternative != {"type": "null"})
         schema = {**only, **schema}
     bounds = {key: int(schema[key]) for key in ("minimum", "maximum") if key in schema}
-    return {**said, "schema": {**schema, **bounds}}
+    pattern = {"pattern": schemas.portable_pattern(schema["pattern"])} if "pattern" in schema else {}
+    return {**said, "schema": {**schema, **bounds, **pattern}}
 
 
 def body(type_: Any, is_optional: bool, operation_id: str) -> dict[str, Any]:
@@ -211,20 +212,22 @@ def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: Any)
         status: response for status, response in operation["responses"].items() if status.isdecimal() and status < "400"
     }
     for status, response in success.items():
-        if answer is not None and JSON in response.get("content", {}):
-            response["content"][JSON] = {"schema": schemas.reference(answer)}
-        elif "content" in response:
-            for content in response["content"].values():
-                content["schema"] = {"type": "string", "format": "binary"}
-        headers = {"ETag": ETAG} if has_etag(answer) else {}
-        response["headers"] = headers | ({"Location": LOCATION} if status == "201" else {})
-        if not response["headers"]:
-            del response["headers"]
+        _describe_success(status, response, answer)
     if "GET" in handler.http_methods and has_etag(answer):
         success["304"] = NOT_MODIFIED
     return success | {
         status: {"$ref": f"#/components/responses/{name}"} for status, name in _errors(handler, answer).items()
     }
+
+
+def _describe_success(status: str, response: dict[str, Any], answer: Any) -> None:
+    for media, content in response.get("content", {}).items():
+        is_json = answer is not None and media == JSON
+        content["schema"] = schemas.reference(answer) if is_json else {"type": "string", "format": "binary"}
+    headers = {"ETag": ETAG} if has_etag(answer) else {}
+    response["headers"] = headers | ({"Location": LOCATION} if status == "201" else {})
+    if not response["headers"]:
+        del response["headers"]
 
 
 def _errors(handler: HTTPRouteHandler, answer: Any) -> dict[str, str]:

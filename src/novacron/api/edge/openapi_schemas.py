@@ -54,10 +54,14 @@ def _structs(types: list[Any]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
             if isinstance(info.cls, type):  # a list of a kind of objects is none
                 yield info.cls.__name__, info.cls
             left += [field.type for field in info.fields]
-        for inner in ("type", "item_type", "key_type", "value_type"):
-            if isinstance(getattr(info, inner, None), msgspec.inspect.Type):
-                left.append(getattr(info, inner))
-        left += [*getattr(info, "types", ()), *getattr(info, "item_types", ())]
+        left += _inner_types(info)
+
+
+def _inner_types(info: msgspec.inspect.Type) -> list[Any]:
+    """Return what a list, dictionary, union or tuple consists of."""
+    attributes = (getattr(info, name, None) for name in ("type", "item_type", "key_type", "value_type"))
+    one = [inner for inner in attributes if isinstance(inner, msgspec.inspect.Type)]
+    return [*one, *getattr(info, "types", ()), *getattr(info, "item_types", ())]
 
 
 def answer_type(annotation: Any) -> Any:
@@ -90,6 +94,11 @@ def is_object(type_: Any) -> bool:
     return isinstance(type_, type) and hasattr(type_, "revision") and type_ is not Ticket
 
 
+def portable_pattern(pattern: str) -> str:
+    """Return a pattern in JSON Schema's dialect, which has no ``\\Z``, and whose ``$`` takes no newline."""
+    return pattern.replace(PYTHON_END, "$")
+
+
 def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, type(int | str))
 
@@ -112,5 +121,5 @@ def _portable(value: Any, names: dict[str, str]) -> Any:
     if "prefixItems" in value:  # a pair: of two alike
         (changed["items"],) = {str(item): item for item in changed.pop("prefixItems")}.values()
     if isinstance(value.get("pattern"), str):
-        changed["pattern"] = value["pattern"].replace(PYTHON_END, "$")
+        changed["pattern"] = portable_pattern(value["pattern"])
     return changed
