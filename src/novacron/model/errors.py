@@ -94,7 +94,7 @@ class IllegalState(Conflict):
 
 
 class NoCapacity(Conflict):
-    """No node, or not the named one, has room for the VM."""
+    """No node, or not the named one, has room for the VM or takes the import."""
 
     code = "no-capacity"
     title = "No room"

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NotFound, Unavailable
+from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, Unavailable
 from novacron.model.image import Import, ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Node
 from novacron.store import events, nodes
@@ -23,21 +23,21 @@ def _import(row: asyncpg.Record | None) -> Import:
 
 
 def _choose_node(every: Sequence[Node], name: str | None) -> str:
-    """Return the node of this name, or without one the first that takes new work. Raises Unavailable."""
+    """Return the node of this name, or without one the first that takes new work. Raises NoCapacity."""
     ready = [node for node in every if node.status.ready]
     if name is None:
         chosen = next((node.name for node in ready if not node.spec.cordoned), None)
     else:
         chosen = next((node.name for node in ready if node.name == name), None)
     if chosen is None:
-        raise Unavailable(f"node {name} is not ready" if name else "no node is ready", hint="see: novacron node list")
+        raise NoCapacity(f"node {name} is not ready" if name else "no node is ready", hint="see: novacron node list")
     return chosen
 
 
 async def create(connection: Connection, project: str | None, spec: ImportSpec, node: str | None, actor: str) -> Import:
     """Begin an import on ``node``, or on one that is ready, for a project or (None) for all.
 
-    Raises NotFound, InvalidInput, Conflict, Unavailable.
+    Raises NotFound, InvalidInput, Conflict, NoCapacity, Unavailable.
     """
     every = await nodes.all(connection)
     if node is not None:

@@ -15,6 +15,8 @@ from novacron.model.errors import InvalidInput
 OF_WRITES = frozenset({"wait"})
 DIRECT = {"list_events": frozenset({"after"})}
 """What routes read themselves."""
+NO_VALUE = frozenset({"", "null"})
+"""What the framework takes for a parameter that was left out: a filter would then show everything."""
 ALTERNATIVES_MAX = 12
 
 
@@ -31,9 +33,15 @@ def of_handlers(app: Litestar) -> dict[HTTPRouteHandler, frozenset[str]]:
 
 
 def check(request: ApiRequest, known: frozenset[str]) -> None:
-    """Raises InvalidInput naming a parameter that the route does not know."""
-    for name in request.query_params:
+    """Raises InvalidInput naming a parameter that the route does not know, or that has no value, or two."""
+    seen: set[str] = set()
+    for name, value in request.query_params.multi_items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else "it takes: " + ", ".join(sorted(known)[:ALTERNATIVES_MAX])
             raise InvalidInput(f"there is no parameter {name!r} here", field=name, hint=hint)
+        if name in seen:
+            raise InvalidInput("it is given twice", field=name, hint="give it once")
+        if value in NO_VALUE:
+            raise InvalidInput("it has no value", field=name, hint="leave it out, or give it a value")
+        seen.add(name)
