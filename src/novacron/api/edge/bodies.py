@@ -21,8 +21,8 @@ FIELD = re.compile(r"(?: - at `\$\.?|field `)([^`]*)`")
 
 
 async def check(request: ApiRequest) -> Response[None] | None:
-    """Handle ``?min_revision=`` and OPTIONS, refuse text that no field can hold and unknown parameters, and validate the
-    body against the type of the route's ``data``, without converting types. Raises InvalidInput, Unavailable.
+    """Handle ``?min_revision=`` and OPTIONS, refuse text that no field can hold and unknown parameters, and validate
+    the body against the type of the route's ``data``, without converting types. Raises InvalidInput, Unavailable.
 
     Runs before the framework's own parser, which would accept "128" for 128.
     """

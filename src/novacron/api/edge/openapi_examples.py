@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXAMPLES: dict[str, object] = {
     "addAddress": {"address": "203.0.113.7"},
+    "adoptVm": {"node": "host-a"},
     "attachAddress": {"vm": "web"},
     "attachVolume": {"vm": "web", "boot_order": 1},
     "cloneVm": {"name": "web-2", "linked": True},
@@ -38,6 +39,7 @@ EXAMPLES: dict[str, object] = {
     "drainSite": {"policy": "post-copy"},
     "foreseeMigration": {"target": "host-b"},
     "foreseePlacement": {"name": "web", "image": "debian-13", "vcpus": 2, "memory_mib": 2048},
+    "forgetVm": {"confirm": "web"},
     "joinNode": {"name": "host-c", "secret": "from the join token", "csr": "-----BEGIN CERTIFICATE REQUEST-----\n..."},
     "login": {"user": "ann", "password": "correct horse battery staple"},
     "migrateVm": {"target": "host-b"},

@@ -3,7 +3,12 @@ with."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import itertools
 import json
+import textwrap
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,14 +33,19 @@ def components(requests: Iterable[Any], answers: Iterable[Any]) -> dict[str, Any
     types = [*requests, *answers]
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE + "{name}")
     _, sent = msgspec.json.schema_components(requests, ref_template=REFERENCE + "{name}")
+    structs = dict(_structs(types))
     whole = {
-        name for name, struct in _structs(types) if name not in sent and not struct.__struct_config__.omit_defaults
+        name for name, struct in structs.items() if name not in sent and not struct.__struct_config__.omit_defaults
     }
     names = {f"Page_{item}_": LISTS.get(item, f"{item}List") for item in schemas}
     named: dict[str, Any] = {}
     for key, schema in schemas.items():
         name = names.get(key, key)
         named[name] = {**_portable(schema, names), "title": name}
+        words = _words_of_fields(structs[key]) if key in structs else {}
+        for field, schema_of_field in named[name].get("properties", {}).items():
+            if field in words:
+                schema_of_field["description"] = f"{words[field]} {schema_of_field.get('description', '')}".strip()
         if key in whole:  # an answer always has all fields
             named[name]["required"] = list(schema["properties"])
     return dict(sorted(named.items()))
@@ -55,6 +65,21 @@ def _structs(types: list[Any]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
                 yield info.cls.__name__, info.cls
             left += [field.type for field in info.fields]
         left += _inner_types(info)
+
+
+@functools.cache
+def _words_of_fields(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Return what the docstrings below a struct's fields say."""
+    words: dict[str, str] = {}
+    for class_ in reversed(struct.__mro__):
+        if class_.__module__.startswith("novacron."):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(class_))).body
+            assert isinstance(body, ast.ClassDef)
+            for field, below in itertools.pairwise(body.body):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        words[name] = " ".join(text.replace("``", "`").replace("None", "null").split())
+    return words
 
 
 def _inner_types(info: msgspec.inspect.Type) -> list[Any]:
