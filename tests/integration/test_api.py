@@ -468,6 +468,7 @@ def test_the_schema_is_openapi_31_and_names_every_route(api: Api) -> None:
         ("/api/v1/vms/none?wait=3", "it takes: min_revision, newer_than, project, timeout_s"),
         ("/api/v1/events?kind=vm", "did you mean kinds?"),
         ("/metrics?x=1", "it takes: "),
+        ("/api/v1/events?kinds=vm", "send Accept: text/event-stream"),
         ("/api/v1/vms?state=null", "leave it out"),
         ("/api/v1/vms?node=", "leave it out"),
         ("/api/v1/vms?name=web&name=db", "give it once"),

@@ -26,6 +26,7 @@ from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.event import Event
 
 KEEPALIVE_S = 15.0
+OF_STREAMS = ("kinds", "after")
 
 
 @get("/", summary="List events, newest first; with Accept: text/event-stream, stream every change")
@@ -38,6 +39,9 @@ async def list_events(
     cache = services(request).cache
     if "text/event-stream" in request.headers.get("accept", ""):
         return _stream(request, cache, kinds)
+    for name in OF_STREAMS:
+        if name in request.query_params:
+            raise InvalidInput("it is for the stream only", field=name, hint="send Accept: text/event-stream")
     about: tuple[Condition, ...] = () if object is None else ((("object", object), ("name", object)),)
     return lists.answer(request, paging, Query("event", about, newest_first=True))
 
