@@ -13,6 +13,7 @@ import pytest
 from complexipy import file_complexity
 
 import novacron
+from novacron.store import database
 
 SOURCE = Path(novacron.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -164,3 +165,14 @@ def test_tests_wait_through_the_helpers_that_have_limits() -> None:
             if isinstance(node, ast.Call) and sleeps(node):
                 sleeping.append(f"{path.relative_to(TESTS)}:{node.lineno}")
     assert not sleeping, f"use tests.waiting: {sleeping}"
+
+
+def test_schema_versions_are_one_chain_that_ends_with_this_program_s() -> None:
+    versions = sorted((Path(novacron.__file__).parent / "store/schema/versions").glob("[0-9]*.py"))
+    numbers = [path.name.partition("_")[0] for path in versions]
+    for path, number, before in zip(versions, numbers, [None, *numbers], strict=False):
+        text = path.read_text()
+        assert f'\nrevision = "{number}"\n' in text, path.name
+        assert f"\ndown_revision = {'None' if before is None else chr(34) + before + chr(34)}\n" in text, path.name
+    assert len(set(numbers)) == len(numbers), "two versions have one number"
+    assert numbers[-1] == database.SCHEMA_VERSION
