@@ -93,7 +93,7 @@ def _joined(directory: Path, first: int, count: int) -> list[identity.Identity]:
 
 def _join(client: Client, home: Path, name: str) -> identity.Identity:
     """Join as one node of very many with one address, which is let in so often a second."""
-    ticket = decode_ticket(client.join_token(name))
+    ticket = decode_ticket(client.join_token(name, accept=True))
     for _ in range(JOIN_TRIES):
         try:
             return identity.join(home, ticket, name)

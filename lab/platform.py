@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.hosts import Host, Lab
+from novacron import private_file
 from novacron.agent.host.remnants import remove_all as remove_networks
 from novacron.agent.host.volumes import MARK
 from novacron.agent.vm.directory import TRANSFER_SOCKETS
@@ -203,9 +204,15 @@ class Platform:
             ]
             agent = Service(host.name, arguments, self.directory / f"{host.name}.log", host.enter, self._env)
             self.agents[host.name] = agent
-            agent.start("--join", self.client.join_token(host.name))
+            agent.start(*self.join(host.name))
         for name in self.agents:
             self.wait_node(name)
+
+    def join(self, name: str) -> tuple[str, str]:
+        """Return the option with which a host joins as a node that is accepted at once."""
+        path = self.directory / f"{name}.join"
+        private_file.write(path, self.client.join_token(name, accept=True).encode())
+        return "--join", f"@{path}"
 
     @property
     def shared_pool(self) -> Path:

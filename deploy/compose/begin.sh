@@ -2,8 +2,7 @@
 # Create the join token of the agent and the token of Prometheus, once.
 set -eu
 if [ ! -s /shared/join ]; then
-    novacron node join-token --node node-1 > /shared/.join
-    mv /shared/.join /shared/join
+    novacron node join-token --node node-1 --accept --file /shared/join
 fi
 if [ ! -s /shared/novacron.token ]; then
     novacron token create prometheus --scope read | tr -d '\n' > /shared/.token

@@ -193,7 +193,9 @@ def _rejoin(identity_dir: Path, token: str) -> None:
     from novacron import pki
     from novacron.agent import identity as identities
 
-    identity = identities.rejoin(identity_dir, identities.read_ticket(token))
+    ticket = identities.offered(token).ticket()
+    assert ticket is not None
+    identity = identities.rejoin(identity_dir, ticket)
     until = pki.utc(pki.expires_at_s(identity.certificate.read_bytes()))
     say(f"node {identity.name} has a certificate until {until}")
     say("its agent uses it within minutes if it runs; if not: systemctl start novacron-agent")

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron import private_file
+
 CONTEXTS_MAX = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 FIELDS = ("url", "token", "ca", "project")
@@ -150,18 +152,6 @@ def changing(path: Path) -> Iterator[Contexts]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         contexts = read(path)
         yield contexts
-        _write(path, contexts.encode())
+        private_file.write(path.resolve(), contexts.encode())  # a link to a file elsewhere stays one
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, data: bytes) -> None:
-    target = path.resolve()  # a link to a file elsewhere stays one
-    temporary = target.with_name(target.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
-import os
 import ssl
 import time
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from novacron import private_file
 
 NODE_DOMAIN = "node.novacron.internal"
 CA_DAYS = 3650
@@ -43,14 +44,7 @@ def node_host(name: str) -> str:
 def write_secret(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    private_file.write(path, data)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -194,12 +188,17 @@ class Authority:
         builder = _builder("novacron-server", self._certificate.subject, SERVER_DAYS, self._clock())
         write_secret(directory / "server.crt", self._sign(builder, key, hosts, client=False))
 
-    def issue_node(self, csr_pem: bytes, name: str) -> bytes:
-        """Return a certificate for the node's own key. Raises ValueError for a request that is not well signed."""
+    def issue_node(self, csr_pem: bytes, name: str, only_key: str | None = None) -> bytes:
+        """Return a certificate for the node's own key.
+
+        Raises ValueError for a request that is not well signed, or that is for another key than that with this hash.
+        """
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
         if not request.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("the certificate request is not signed by an elliptic-curve key")
+        if only_key is not None and key_hash(request) != only_key:
+            raise ValueError("the certificate request is for another key than the node's")
         builder = _builder(name, self._certificate.subject, NODE_DAYS, self._clock())
         return self._sign(builder, key, [node_host(name)], client=True)
 

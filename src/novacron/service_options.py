@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,11 +83,19 @@ class ServerOptions:
 class AgentOptions:
     """How an agent is started."""
 
-    join: Annotated[str | None, typer.Option(help="join token, or @FILE with it; needed once")] = None
+    join: Annotated[
+        str | None,
+        typer.Option(
+            metavar="@FILE",
+            help="file with a join token, or - for standard input; needed once; or set NOVACRON_JOIN_TOKEN",
+        ),
+    ] = None
     rejoin: Annotated[
         str | None,
         typer.Option(
-            help="join token, or @FILE with it: get this node another certificate, and end; an agent that runs uses it"
+            metavar="@FILE",
+            help="file with a join token, or - for standard input: get this node another certificate, and end;"
+            " an agent that runs uses it",
         ),
     ] = None
     state_dir: StateDir = None
@@ -104,8 +114,14 @@ class AgentOptions:
         typer.Option(help="directory of files that can be imported by path; default: imports beside the images"),
     ] = None
     imports_local: Annotated[
-        bool, typer.Option("--imports-local", help="allow image downloads from this host and its local network")
+        bool, typer.Option("--imports-local", help="allow image downloads from any address, also of this host")
     ] = False
+    imports_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR", help="allow image downloads from these addresses, beside public ones; can be repeated"
+        ),
+    ] = None
     pool: Annotated[list[str] | None, typer.Option(help="directory for volumes, as NAME=PATH; can be repeated")] = None
     shared_pool: Annotated[
         list[str] | None, typer.Option(help="directory for volumes that other nodes share, as NAME=PATH")
@@ -139,6 +155,7 @@ class AgentOptions:
             pages_bytes_max=self.pages_limit << 20,
             imports=self.imports_dir,
             imports_local=self.imports_local,
+            imports_from=_ranges(self.imports_from, "--imports-from"),
             keep_images_s=3600 * self.keep_images,
             pools=_pools(self.pool, "--pool"),
             shared_pools=_pools(self.shared_pool, "--shared-pool"),
@@ -156,6 +173,14 @@ def _reused(text: str) -> frozenset[str]:
             f"{', '.join(sorted(unknown))}: not image, sibling or checkpoint", param_hint="--reuse"
         )
     return reused
+
+
+def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return ranges of addresses. Raises BadParameter."""
+    try:
+        return tuple(ipaddress.ip_network(text) for text in options or ())
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; write it like 10.1.0.0/16", param_hint=option) from None
 
 
 def _pools(options: list[str] | None, option: str) -> dict[str, Path]:

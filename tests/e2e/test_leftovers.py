@@ -94,7 +94,7 @@ def test_a_wiped_agent_that_joins_again_takes_over_its_vms_with_all_that_they_ar
         state.rename(away)
         victim.wait_node("host-b", ready=False)
         assert "is not ready" in victim.cli("vm", "migrate", "wiped", check=False).stderr
-        agent.start("--join", victim.client.join_token("host-b"))
+        agent.start(*victim.join("host-b"))
         victim.wait_node("host-b")
         until(lambda: victim.client.get("vms", vm["id"])["status"]["pid"] == pid, "its QEMU is adopted")
         assert until_settled(victim, vm)["status"]["state"] == "running"
@@ -117,7 +117,7 @@ def test_a_vm_whose_files_were_removed_while_it_ran_does_not_run_beside_its_succ
     agent.kill()
     shutil.rmtree(state)
     victim.wait_node("host-b", ready=False)
-    agent.start("--join", victim.client.join_token("host-b"))
+    agent.start(*victim.join("host-b"))
     victim.wait_node("host-b")
     until(lambda: len(qemus_of(victim, vm)) == 1 and pid not in qemus_of(victim, vm), "a new one runs alone", 60)
     until_settled(victim, vm)

@@ -26,6 +26,7 @@ from novacron.net import dnsmasq
 from novacron.net.firewall import VXLAN_PORT
 from novacron.net.overlay import WIREGUARD_PORT
 from tests.e2e.conftest import delete, until_settled
+from tests.support.readable import everything_readable
 from tests.support.vms import shell, wait_until_node_answers
 
 Object = dict[str, Any]
@@ -157,6 +158,7 @@ def test_guests_reach_each_other_by_address_and_name(victim: Platform, lan: Obje
     assert reaches(victim, a, f"ping -c 2 -W 2 {address(b)}")
     assert reaches(victim, b, "ping -c 2 -W 2 lan-a")
     assert reaches(victim, a, "nslookup lan-b.lan.internal")
+    assert everything_readable(victim) == [], "another user of a host learns of tenants' names and addresses"
 
 
 def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwards(

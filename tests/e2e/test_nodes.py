@@ -80,14 +80,14 @@ def test_a_replacement_host_takes_over_a_node_and_invents_no_disks(victim: Platf
     agent = victim.agents["host-b"]
     agent.kill()
     victim.kill_qemu(vm)  # the other host has been switched off
-    token = victim.client.join_token("host-b")
+    join = victim.join("host-b")
     away = Path(f"{state}-old")
     state.rename(away)
-    agent.start("--join", token)
+    agent.start(*join)
     until(lambda: not agent.running, "it is refused while the other one seems to be there", 40)
     assert "is connected" in agent.log.read_text()
     victim.wait_node("host-b", ready=False)
-    agent.start("--join", victim.client.join_token("host-b"))
+    agent.start(*victim.join("host-b"))
     victim.wait_node("host-b")
     reason = victim.wait_state(vm["id"], "failed")["status"]["reason"]
     assert "its disk is not here" in reason and not (state / "vms" / vm["id"] / "disk.qcow2").exists()

@@ -96,7 +96,7 @@ def test_a_join_token_works_once(site: Platform, api: Api) -> None:
 def test_a_join_without_a_usable_request_does_not_use_up_the_token(site: Platform, api: Api) -> None:
     from novacron.model.token import decode_ticket
 
-    secret = decode_ticket(site.client.join_token()).secret
+    secret = decode_ticket(site.client.join_token("host-y")).secret
     body = {"name": "host-y", "secret": secret, "csr": "not a request"}
     assert api("POST", "/api/v1/join", body, token=None).problem["field"] == "csr"
     assert all(node["name"] != "host-y" for node in site.client.list("nodes"))

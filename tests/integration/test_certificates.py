@@ -18,7 +18,7 @@ import urllib3
 from structlog.testing import capture_logs
 
 from lab.replicas import Served, serving
-from novacron import pki
+from novacron import pki, private_file
 from novacron.agent import identity as identities
 from novacron.agent.identity import Identity
 from novacron.client import AsyncClient, Client, Config, Unreachable
@@ -32,11 +32,12 @@ from novacron.store import nodes
 from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
-from tests.integration.test_link import Node, Server
+from tests.integration.test_link import INVENTORY, Node, Server
 from tests.waiting import eventually
 
 DAY_S = 86_400.0
 REFUSES = "the server refuses this node"
+HAS = {"cpus": INVENTORY.cpus, "memory_mib": INVENTORY.memory_mib}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def served() -> Iterator[Served]:
 
 
 async def joined(client: Client, directory: Path, name: str) -> Identity:
-    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name))
+    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name, 3600, True))
     return await asyncio.to_thread(identities.join, directory / "agent" / "identity", ticket, name)
 
 
@@ -78,7 +79,7 @@ async def test_an_agent_whose_certificate_has_ended_says_so_and_goes_on_once_it_
             await eventually(lambda: any(entry["event"] == REFUSES for entry in logged), "it is refused")
         said = next(entry for entry in logged if entry["event"] == REFUSES)
         assert "this node's certificate ended on" in said["reason"]
-        assert "--node host-late" in said["hint"] and "novacron agent --rejoin TOKEN" in said["hint"]
+        assert "--node host-late" in said["hint"] and "novacron agent --rejoin @FILE" in said["hint"]
         assert (await node_of(client, "host-late"))["status"]["inventory"] is None, "it was not let in"
         token = await asyncio.to_thread(client.join_token, "host-late")
         await asyncio.to_thread(identities.rejoin, identity.directory, decode_ticket(token))
@@ -86,7 +87,7 @@ async def test_an_agent_whose_certificate_has_ended_says_so_and_goes_on_once_it_
         await eventually(lambda: _ready(client, "host-late"), "the node is ready")
     after = await node_of(client, "host-late")
     assert identity.key.read_bytes() == key
-    assert after["created_at"] == before["created_at"] and after["spec"] == before["spec"]
+    assert after["created_at"] == before["created_at"] and after["spec"] == {**before["spec"], "capacity": HAS}
     assert after["status"]["certificate_ends_at_s"] > time.time() + (pki.NODE_DAYS - 1) * DAY_S
     assert "Rejoined" in await reasons(client, "host-late")
     assert "a node's certificate is not valid" in served.server.log.read_text()
@@ -132,14 +133,16 @@ async def test_a_join_token_is_used_by_a_node_whose_certificate_has_ended_and_by
     identity = await joined(served.client, tmp_path, "host-again")
     before = identity.certificate.read_bytes()
     token = await asyncio.to_thread(served.client.join_token, "host-again")
-    await asyncio.to_thread(identities.renewed_at_start, identity, token)
+    await asyncio.to_thread(identities.renewed_at_start, identity, identities.JoinOffer(token=token))
     assert identity.certificate.read_bytes() == before, "it is good: the token is kept"
     let_end(served, identity)
-    await asyncio.to_thread(identities.renewed_at_start, identity, token)
+    await asyncio.to_thread(identities.renewed_at_start, identity, identities.JoinOffer(token=token))
     assert identity.objection() is None
     let_end(served, identity)
     with capture_logs() as logged:  # its VMs need an agent, with a certificate or without
-        assert (await asyncio.to_thread(identities.renewed_at_start, identity, token)).name == "host-again"
+        assert (
+            await asyncio.to_thread(identities.renewed_at_start, identity, identities.JoinOffer(token=token))
+        ).name == "host-again"
     assert any(entry["event"] == "can't join again" and "used" in entry["error"] for entry in logged)
 
 
@@ -147,7 +150,7 @@ async def test_the_command_rejoins_while_the_agent_runs(served: Served, tmp_path
     identity = await joined(served.client, tmp_path, "host-command")
     let_end(served, identity)
     token = await asyncio.to_thread(served.client.join_token, "host-command")
-    (tmp_path / "token").write_text(token + "\n")
+    private_file.write(tmp_path / "token", token.encode() + b"\n")
     command = [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), "--rejoin"]
 
     def run(argument: str) -> subprocess.CompletedProcess[str]:
@@ -222,7 +225,7 @@ async def test_the_control_plane_warns_once_a_day_of_certificates_that_end(datab
 async def test_a_server_takes_another_certificate_into_use_while_it_runs() -> None:
     with serving("--workers", "2") as own:
         state, api_url = own.replicas[0].state, own.replicas[0].url
-        link_url = decode_ticket(own.client.join_token("host-a")).link_url
+        link_url = decode_ticket(own.client.join_token("host-a", accept=True)).link_url
         with _open_stream(own):
             pki.Authority.open(state, lambda: time.time() - 100 * DAY_S).reissue_server(state, ["127.0.0.1"])
             ends_at_s = pki.expires_at_s((state / "server.crt").read_bytes())

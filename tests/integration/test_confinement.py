@@ -12,6 +12,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from lab.platform import Platform, until
+from novacron.qemu.running import OWNER, STATE
 
 NewVm = Callable[..., dict[str, Any]]
 
@@ -32,7 +33,10 @@ def test_each_qemu_runs_as_its_own_user_without_rights_or_network(site: Platform
         assert fields["Groups"] == "" and fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2"
         assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     pid = first_vm["status"]["pid"]
-    assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    for kind in ("net", "ipc", "mnt"):
+        assert Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+    variables = {line.partition(b"=")[0].decode() for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
+    assert variables - {""} <= {"PATH", "LC_ALL", "TMPDIR", OWNER, STATE, "PWD", "OLDPWD", "SHLVL", "_"}
     share = re.search(r":(?:[a-z,]*memory[a-z,]*)?:(/novacron/\S+)", Path(f"/proc/{pid}/cgroup").read_text())
     assert share is not None, "it has its share of the host"
     places = [path for root in ("memory", "") if (path := Path(f"/sys/fs/cgroup/{root}{share[1]}")).exists()]
@@ -77,7 +81,13 @@ async def test_a_qemu_cannot_open_files_of_other_vms_or_of_the_agent(site: Platf
         *(states / "identity").iterdir(), *(states / "journal").iterdir(),
         Path("/etc/shadow"), site.directory / "pg" / "data" / "PG_VERSION", site.config,
     ]  # fmt: skip
+    assert site.server.process is not None
+    processes = [Path(f"/proc/{pid}/cmdline") for pid in (os.getpid(), site.server.process.pid, other["status"]["pid"])]
     try:
+        for path in processes:
+            block = {"driver": "file", "filename": str(path), "node-name": "stolen", "read-only": True}
+            with pytest.raises(ExecuteError, match="No such file"):
+                await monitor.execute("blockdev-add", block)
         for path in forbidden:
             for read_only in (True, False):
                 block = {"driver": "file", "filename": str(path), "node-name": "stolen", "read-only": read_only}

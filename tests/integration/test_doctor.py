@@ -103,7 +103,7 @@ async def test_the_doctor_finds_certificates_that_expire(tmp_path: Path, monkeyp
     pki.write_secret(tmp_path / "agent" / "identity" / "node.crt", ended)
     found = (await machine.certificates(tmp_path))[-1]
     assert found.grade is Grade.BAD and "the node's ended on 20" in found.found
-    assert "novacron node join-token --node host-a" in found.advice and "agent --rejoin TOKEN" in found.advice
+    assert "novacron node join-token --node host-a" in found.advice and "agent --rejoin @FILE" in found.advice
     (directory / "server.crt").write_text("nonsense")
     assert Grade.WARNING in {result.grade for result in await machine.certificates(tmp_path)}
 

@@ -201,7 +201,12 @@ def test_a_second_agent_on_the_same_files_is_refused(site: Platform, images: Pat
 
 
 def test_a_host_without_a_token_gets_instructions_to_obtain_it(tmp_path: Path) -> None:
-    for join, text in (([], "node join-token"), (["--join", "nonsense"], "not a join token")):
+    (tmp_path / "nonsense").touch(0o600)
+    for join, text in (
+        ([], "node join-token"),
+        (["--join", f"@{tmp_path / 'nonsense'}"], "not a join token"),
+        (["--join", "nvj_a-token"], "can be read by every user"),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "novacron", "agent", "--state-dir", str(tmp_path), *join],
             capture_output=True, text=True, check=False, timeout=30,

@@ -26,16 +26,18 @@ from novacron.client import Client
 from novacron.model.errors import Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.model.token import decode_ticket
+from novacron.model.volume import Pool, PoolKind
 from novacron.server.link import LinkServer
 from novacron.store.database import Database
 from novacron.wire import codec
 from novacron.wire import messages as wire
 from novacron.wire.base import REFUSED
+from tests.waiting import eventually
 
 INVENTORY = Inventory(
     cpus=2, memory_mib=4096, architecture="x86_64", kernel="6.1", qemu_version="7.2",
     accelerator=Accelerator(AcceleratorKind.TCG, ""), images=(), bridge=None, dwcp_endpoint="127.0.0.1:1",
-    agent_version="0",
+    agent_version="0", pools=(Pool("local", PoolKind.LOCAL, 1 << 30, 1 << 30),),
 )  # fmt: skip
 
 
@@ -268,9 +270,11 @@ def client() -> Iterator[Client]:
 
 
 @contextlib.asynccontextmanager
-async def connected(client: Client, directory: Path, name: str) -> AsyncIterator[ClientConnection]:
+async def connected(
+    client: Client, directory: Path, name: str, *, accept: bool = True
+) -> AsyncIterator[ClientConnection]:
     """Connect to a real server as a node does that has just joined."""
-    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name))
+    ticket = decode_ticket(await asyncio.to_thread(client.join_token, name, 3600, accept))
     identity = await asyncio.to_thread(identities.join, directory, ticket, name)
     url = identity.link_url.replace("https://", "wss://")
     async with connect(url, ssl=identity.tls(server=False), compression=None, proxy=None) as link:
@@ -304,8 +308,8 @@ async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_nex
         await link.send(codec.encode(wire.RenewCertificate(b"no request")))
         await link.send(codec.encode(wire.Hello(wire.PROTOCOL, INVENTORY, ())))  # said once, and not now
         await link.send(codec.encode(wire.InventoryChanged(UNREACHABLE.inventory)))
-        key = pki.new_key()
-        await link.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
+        for key in (pki.new_key(), pki.load_key(tmp_path / "node.key")):  # only the latter is the node's
+            await link.send(codec.encode(wire.RenewCertificate(pki.certificate_request(key, "host-faulty"))))
         while True:
             message, _ = codec.decode_from_server(await link.recv(decode=False))
             if isinstance(message, wire.CertificateIssued):
@@ -313,6 +317,35 @@ async def test_a_report_that_cannot_be_stored_costs_neither_the_link_nor_the_nex
         await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
         assert await acknowledged(link) == 1
     metrics = client.metrics()
-    assert 'novacron_link_skipped_messages_total{reason="defect"} 2' in metrics
+    assert 'novacron_link_skipped_messages_total{reason="defect"} 3' in metrics
     assert 'novacron_link_skipped_messages_total{reason="refused"} 1' in metrics
     assert client.get("nodes", "host-faulty")["status"]["inventory"]["dwcp_endpoint"] == INVENTORY.dwcp_endpoint
+
+
+async def test_what_a_host_has_counts_once_it_is_accepted(client: Client, tmp_path: Path) -> None:
+    async def pools() -> list[str] | None:
+        node = await asyncio.to_thread(client.get, "nodes", "host-new")
+        return [pool["name"] for pool in node["status"]["inventory"]["pools"]] if node["status"]["ready"] else None
+
+    async def is_connected() -> bool:
+        return await pools() == []
+
+    async with asyncio.timeout(60), connected(client, tmp_path, "host-new", accept=False):
+        await eventually(is_connected, "it is connected, and nothing that it has counts", 30)
+        accepted = await asyncio.to_thread(client.act, "nodes", "host-new", "accept")
+        assert not accepted["spec"]["cordoned"] and accepted["spec"]["accepted"]
+        await eventually(pools, "its pools count", 30)
+
+
+async def test_a_node_is_told_within_seconds_that_another_was_removed(client: Client, tmp_path: Path) -> None:
+    ticket = decode_ticket(await asyncio.to_thread(client.join_token, "host-gone", 3600, True))
+    gone = await asyncio.to_thread(identities.join, tmp_path / "gone", ticket, "host-gone")
+    key = pki.authority_hash(gone.certificate.read_bytes())
+    async with asyncio.timeout(60), connected(client, tmp_path / "told", "host-told") as link:
+        await link.send(codec.encode(wire.Heartbeat(1, 0, 0.0, ())))
+        assert await acknowledged(link) == 1
+        await asyncio.to_thread(client.delete, "nodes", "host-gone")
+        while True:
+            message, _ = codec.decode_from_server(await link.recv(decode=False))
+            if isinstance(message, wire.Revoked) and key in message.keys:
+                break

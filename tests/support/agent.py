@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
 
+from novacron import pki
 from novacron.agent.host.clock import Clock, SystemClock
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
+from novacron.agent.host.revoked_keys import RevokedKeys
 from novacron.agent.host.volumes import Pools
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.transport import DwcpTransport, MemoryTransport
@@ -17,6 +19,7 @@ from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.journal import Journal
 from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.start_queue import StartQueue
+from novacron.dwcp.admittance import Admittance
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Restart, VmSpec
 from novacron.wire import messages as wire
@@ -45,6 +48,7 @@ def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTr
         start_queue=StartQueue(4),
         clock=clock or SystemClock(),
         lease=NodeLease(settings.lease_path),
+        revoked=RevokedKeys(directory / "revoked.json", Admittance(pki.peer_key_hash)),
         networks=NodeNetworks(settings),
         hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),
         send=sent_messages.append,

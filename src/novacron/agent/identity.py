@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import urllib3
 from cryptography import x509
 
-from novacron import pki
+from novacron import pki, private_file
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.token import JoinTicket, decode_ticket
 from novacron.state_lock import FolderInUse, FolderLock
@@ -21,6 +24,9 @@ from novacron.telemetry import logs
 OWNER_CHARS = 16
 """Of the digest of the key of an installation's authority."""
 JOIN_TIMEOUT_S = 20.0
+JOIN_TOKEN = "NOVACRON_JOIN_TOKEN"  # noqa: S105 (its name)
+"""Environment variable with a join token."""
+TOKEN_CHARS_MAX = 64 * 1024
 
 log = logs.get(__name__)
 
@@ -106,16 +112,58 @@ def load(directory: Path) -> Identity | None:
 
 def rejoin_advice(name: str) -> str:
     return (
-        f"make a token with: novacron node join-token --node {name}, then on this host: novacron agent --rejoin TOKEN"
+        f"make a token with: novacron node join-token --node {name}, then on this host: novacron agent --rejoin @FILE"
     )
 
 
-def read_ticket(text: str) -> JoinTicket:
-    """Return the ticket of a join token, or of ``@FILE`` with one. Raises InvalidInput."""
+class JoinOffer(NamedTuple):
+    """The join token with which an agent is started: where it is, or itself."""
+
+    source: str | None = None
+    """``@FILE``, or ``-`` for standard input."""
+    token: str | None = None
+
+    def ticket(self) -> JoinTicket | None:
+        """Return what the token says; None if none was given. Raises InvalidInput."""
+        if self.source is not None:
+            return decode_ticket(_read_token(self.source))
+        return decode_ticket(self.token) if self.token else None
+
+
+def offered(source: str | None) -> JoinOffer:
+    """Return the token of an option, or of the environment, where it does not stay.
+
+    Raises InvalidInput for a token that is itself the option's value: every user of this host can read command lines.
+    """
+    token = os.environ.pop(JOIN_TOKEN, None)
+    if source is not None and source != "-" and not source.startswith("@"):
+        raise InvalidInput(
+            "a join token on a command line can be read by every user of this host",
+            field="join",
+            hint=f"make another and write --join @FILE with a file that only you can read, or --join - to give it as"
+            f" standard input, or set {JOIN_TOKEN}",
+        )
+    return JoinOffer(source, token)
+
+
+def _read_token(source: str) -> str:
+    """Return the content of ``@FILE``, or of standard input. Raises InvalidInput."""
+    if source == "-":
+        return sys.stdin.read(TOKEN_CHARS_MAX)
+    path = Path(source[1:])
     try:
-        return decode_ticket(Path(text[1:]).read_text() if text.startswith("@") else text)
+        if path.is_file() and private_file.readable_by_others(path):
+            raise InvalidInput(
+                f"every user of this host can read {path}",
+                field="join",
+                hint=f"make another token, and chmod 600 {path}",
+            )
+        with path.open() as file:
+            return file.read(TOKEN_CHARS_MAX)
     except OSError as error:
-        raise InvalidInput(f"can't read {text[1:]}: {error.strerror}", field="join") from None
+        raise InvalidInput(f"can't read {path}: {error.strerror}", field="join") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} has no join token", field="join") from None
 
 
 def join(directory: Path, ticket: JoinTicket, name: str) -> Identity:
@@ -151,17 +199,20 @@ def rejoin(directory: Path, ticket: JoinTicket) -> Identity:
         lock.release()
 
 
-def renewed_at_start(identity: Identity, join: str | None) -> Identity:
+def renewed_at_start(identity: Identity, offer: JoinOffer) -> Identity:
     """Return the identity of a node that has joined and is started with this join token: the token is used when the
     node's certificate is not valid any more. If it can't be used the agent begins anyway: its VMs need it."""
-    if join is None:
+    if offer == JoinOffer():
         return identity
     objection = identity.objection()
     if objection is None:
         log.info("this host has joined already: --join is not used", node=identity.name)
         return identity
     try:
-        rejoined = rejoin(identity.directory, read_ticket(join))
+        ticket = offer.ticket()
+        if ticket is None:
+            return identity
+        rejoined = rejoin(identity.directory, ticket)
     except InvalidInput as error:
         log.error("can't join again", node=identity.name, certificate=objection, error=str(error))
         return identity

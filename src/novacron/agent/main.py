@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from novacron import pki
+from novacron import pki, private_file
 from novacron.agent import identity as identities
 from novacron.agent.control.consoles import ConsoleRequests
 from novacron.agent.control.dispatch import Dispatcher, Parts
@@ -29,8 +29,9 @@ from novacron.agent.host.loads import Loads
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.host.presence import AgentLives, Presence
+from novacron.agent.host.revoked_keys import RevokedKeys
 from novacron.agent.host.volumes import NodeVolumes, Pools
-from novacron.agent.identity import Identity
+from novacron.agent.identity import Identity, JoinOffer
 from novacron.agent.images import copies
 from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
@@ -48,6 +49,7 @@ from novacron.agent.vm.leftovers import Leftovers
 from novacron.agent.vm.machine import QemuHypervisor
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
+from novacron.dwcp.admittance import Admittance
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
 from novacron.model.errors import InvalidInput
@@ -260,8 +262,9 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
         loop.add_signal_handler(number, main.cancel)
     settings.vms_dir.mkdir(parents=True, exist_ok=True)
     context = identity.tls(server=True)
-    listener = Listener(context, pki.peer_name)
-    pool = ConnectionPool(lambda: identity.tls(server=False))
+    revoked = RevokedKeys(settings.state_dir / "revoked.json", Admittance(pki.peer_key_hash))
+    listener = Listener(context, pki.peer_name, revoked.admittance)
+    pool = ConnectionPool(lambda: identity.tls(server=False), revoked.admittance)
     pages = KnownPages(settings)
     await asyncio.to_thread(pages.store.clean)
     await asyncio.to_thread(copies.clean, settings)
@@ -290,6 +293,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             start_queue=StartQueue(STARTS_AT_ONCE),
             clock=SystemClock(),
             lease=NodeLease(settings.lease_path),
+            revoked=revoked,
             networks=networks,
             hypervisor=QemuHypervisor(settings, networks, Passthrough()),
             send=lambda _: None,
@@ -300,15 +304,17 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             pool.close()
 
 
-def _ticket(settings: AgentSettings, join: str | None) -> JoinTicket:
+def _ticket(settings: AgentSettings, offer: JoinOffer) -> JoinTicket:
     """Return the ticket with which a host joins. Raises InvalidInput."""
-    if join is None:
+    ticket = offer.ticket()
+    if ticket is None:
         raise InvalidInput(
             f"this host has not joined yet (no identity in {settings.identity_dir})",
             field="join",
-            hint="make a token with: novacron node join-token, and give it with --join",
+            hint=f"make a token with: novacron node join-token --node {settings.name} --file FILE,"
+            " and give it with --join @FILE",
         )
-    return identities.read_ticket(join)
+    return ticket
 
 
 def _be_present(owner: str) -> Presence:
@@ -319,18 +325,18 @@ def _be_present(owner: str) -> Presence:
         raise InvalidInput(str(error), field="state-dir", hint="stop it first") from None
 
 
-def _begin(settings: AgentSettings, join: str | None, presence: contextlib.ExitStack) -> tuple[AgentSettings, Identity]:
+def _begin(settings: AgentSettings, offer: JoinOffer, presence: contextlib.ExitStack) -> tuple[AgentSettings, Identity]:
     """Return this node's identity, joining first if it has none, once nothing of an earlier agent acts on this host.
 
     What can keep this agent from beginning is looked at first: a token is used up only then. Raises InvalidInput.
     """
     identity = identities.load(settings.identity_dir)
     if identity is not None:
-        identity = identities.renewed_at_start(identity, join)
+        identity = identities.renewed_at_start(identity, offer)
         settings = msgspec.structs.replace(settings, owner=identity.owner)
         presence.callback(_be_present(settings.owner).release)
     else:
-        ticket = _ticket(settings, join)
+        ticket = _ticket(settings, offer)
         owner = identities.owner_of(ticket.ca_pem.encode(), settings.name)
         settings = msgspec.structs.replace(settings, owner=owner)
         presence.callback(_be_present(owner).release)
@@ -350,12 +356,14 @@ def _lock(directory: Path) -> FolderLock:
 
 def run(settings: AgentSettings, join: str | None) -> None:
     """Run an agent in this process until it is stopped. Raises InvalidInput when it can't begin."""
+    offer = identities.offered(join)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logs.set_up("agent", os.environ.get("NOVACRON_LOG_LEVEL", "info"))
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.umask(private_file.UMASK)
     with contextlib.ExitStack() as held:
         held.callback(_lock(settings.state_dir).release)
-        settings, identity = _begin(settings, join, held)
+        settings, identity = _begin(settings, offer, held)
         traces.set_up("agent", identity.name)
         held.callback(traces.close)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     imports: Path | None = None
     """Directory of the files that may be imported as images by path; by default ``imports`` beside the images."""
     imports_local: bool = False
+    imports_from: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Addresses beside public ones from which images may be downloaded."""
     """Images may also be fetched from this host itself, and from its own link."""
     keep_images_s: float = 24 * 3600
     """For how long an image that came for a VM stays when no VM here is made of it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from novacron import private_file
 from novacron.cli import options, output
 from novacron.cli.output import Columns, Object, Output, OutputFormat
 from novacron.client import Client
@@ -41,6 +43,8 @@ NodeName = Annotated[str, typer.Argument(metavar="node", help="name of the node"
 
 def state(node: Object) -> str:
     word = "ready" if node["status"]["ready"] else "lost"
+    if not node["spec"]["accepted"]:
+        return f"{word}, not accepted"
     if node["spec"]["draining"]:
         return f"{word}, draining"
     return f"{word}, cordoned" if node["spec"]["cordoned"] else word
@@ -85,7 +89,7 @@ def _certificate(node: Object) -> str | None:
     left_s = ends_at_s - time.time()
     date = f"{datetime.fromtimestamp(ends_at_s, UTC):%Y-%m-%d %H:%M} UTC"
     if left_s <= 0:
-        join = f"novacron node join-token --node {node['name']}, then there: novacron agent --rejoin TOKEN"
+        join = f"novacron node join-token --node {node['name']}, then there: novacron agent --rejoin @FILE"
         return f"ended on {date}: {join}"
     return f"until {date}" + ("" if left_s > CERTIFICATE_ENDS_SOON_S else ": its agent renews it once it is connected")
 
@@ -99,7 +103,12 @@ DETAILS: Columns = {
     "PROBE": lambda n: (has(n, "accelerator") or {}).get("reason"),
     "REASON": lambda n: n["status"]["reason"],
     "UNRECONCILED": lambda n: n["status"].get("unreconciled_vms") or None,
+    "REPORTED": lambda n: (
+        (more := n["status"].get("reported"))
+        and (f"{more['cpus']} CPUs, {more['memory_mib']} MiB: more than was accepted, see novacron node accept --help")
+    ),
     "KERNEL": lambda n: has(n, "kernel"),
+    "FOREIGN IMAGES": lambda n: n["status"].get("foreign_images"),
     "IMAGES": lambda n: [image["name"] for image in has(n, "images") or ()],
     "ZONE": lambda n: n["spec"]["zone"],
     "LABELS": lambda n: [f"{key}={value}" for key, value in n["spec"]["labels"].items()],
@@ -264,6 +273,12 @@ def _merged(current: dict[str, str], changes: Iterable[str], default: str) -> di
 
 
 @app.command()
+def accept(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
+    """Accept a host that has joined as a node, or the CPUs and memory that a node reports by now."""
+    _set(node, "accept", output_)
+
+
+@app.command()
 def cordon(node: NodeName, output_: Output = OutputFormat.TABLE) -> None:
     """Cordon a node: place no new VMs on it."""
     _set(node, "cordon", output_)
@@ -401,12 +416,22 @@ def _progress(drain: Object) -> str:
 
 @app.command("join-token")
 def join_token(
-    node: Annotated[str | None, typer.Option(help="name of the only host that can use it")] = None,
+    node: Annotated[str, typer.Option(help="name of the host, which alone can use it", show_default=False)],
     ttl: Annotated[int, typer.Option(min=60, help="seconds until it expires")] = 3600,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="accept the host at once; without, it is cordoned until: node accept")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option(help="write it to this file, which only you can read, instead of printing it")
+    ] = None,
 ) -> None:
-    """Print a one-time token with which a host joins: novacron agent --join TOKEN."""
+    """Create a one-time token with which a host joins: novacron agent --join @FILE."""
     with output.errors():
-        say(Client().join_token(node, ttl))
+        token = Client().join_token(node, ttl, accept)
+        if file is None:
+            say(token)
+        else:
+            private_file.write(file, token.encode() + b"\n")
 
 
 @app.command()

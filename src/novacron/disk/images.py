@@ -70,8 +70,11 @@ class ImageUnusable(Exception):
     """A directory does not hold the image that was expected: says why."""
 
 
-def verify(directory: Path, digest: str) -> None:
-    """See that a directory holds all of the image with this digest, and nothing else. Raises ImageUnusable, OSError."""
+def verify(directory: Path, digest: str) -> LocalImage:
+    """See that a directory holds all of the image with this digest, and nothing else; return it.
+
+    Raises ImageUnusable, OSError.
+    """
     try:
         image = _load(directory)
     except InvalidInput as error:
@@ -85,6 +88,7 @@ def verify(directory: Path, digest: str) -> None:
     extra = {path.name for path in directory.iterdir()} - {path.name for path in image.files}
     if extra:
         raise ImageUnusable(f"it has files that the manifest does not name: {', '.join(sorted(extra))}")
+    return image
 
 
 def _load(directory: Path) -> LocalImage:
@@ -123,8 +127,8 @@ def scan(root: Path) -> tuple[dict[str, LocalImage], list[str]]:
     """Return the usable images under ``root`` by name, and the errors of the others."""
     images: dict[str, LocalImage] = {}
     errors: list[str] = []
-    if not root.is_dir():
-        return images, [f"there is no image directory {root}"]
+    if not root.is_dir():  # no image has come yet
+        return images, []
     for directory in sorted(root.iterdir())[:IMAGES_MAX]:
         if not (directory / MANIFEST).is_file() or not re.fullmatch(NAME_PATTERN, directory.name):
             continue

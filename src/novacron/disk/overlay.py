@@ -11,6 +11,7 @@ import json
 import struct
 from pathlib import Path
 
+from novacron import child_environment
 from novacron.disk import qemu_img
 from novacron.disk.files import make_durable, sync
 from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
@@ -65,7 +66,7 @@ async def copy(path: Path, to: Path) -> None:
         async with asyncio.timeout(COPY_S_MAX):
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE, env=child_environment.clean(),
             )  # fmt: skip
             _, said = await process.communicate()
         if process.returncode:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from novacron import child_environment
+
 IMG = "qemu-img"
 LOOK_S = 0.1
 ERROR_BYTES_MAX = 500
@@ -53,6 +55,7 @@ async def run(
         process = await asyncio.create_subprocess_exec(
             *invocation.wrap(command), pass_fds=invocation.descriptors, cwd=invocation.directory,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env=child_environment.clean(),
         )  # fmt: skip
     except OSError as error:
         raise ImgFailed(f"can't run {IMG}: {error}; install qemu-utils") from error

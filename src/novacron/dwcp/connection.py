@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from novacron.dwcp import frames, sockets
+from novacron.dwcp.admittance import Admittance
 from novacron.dwcp.frames import Frame, FrameType
 from novacron.telemetry.values import counter
 
@@ -94,21 +95,27 @@ class FrameConnection:
         self._writer.close()
 
 
-async def connect(endpoint: Endpoint, context: ssl.SSLContext, peer_host: str) -> FrameConnection:
+async def connect(
+    endpoint: Endpoint, context: ssl.SSLContext, peer_host: str, admittance: Admittance | None = None
+) -> FrameConnection:
     """Open a connection. ``peer_host`` is the name that the peer's certificate must carry. Raises OSError."""
     OPENED.add()
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(
             *endpoint, ssl=sockets.require_tls13(context), server_hostname=peer_host, limit=READ_AHEAD_BYTES
         )
-    return FrameConnection(reader, writer)
+    connection = FrameConnection(reader, writer)
+    if admittance is not None and not admittance.admits(writer.get_extra_info("ssl_object"), connection):
+        connection.abort()
+        raise ConnectionRefusedError(f"the certificate of {peer_host} is not one of a node any more, or not yet")
+    return connection
 
 
 class ConnectionPool:
     """Connections that are open and authenticated before they are needed, at most ``POOL_MAX``."""
 
-    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
-        self._context = context
+    def __init__(self, context: Callable[[], ssl.SSLContext], admittance: Admittance | None = None) -> None:
+        self._context, self._admittance = context, admittance
         self._idle: dict[tuple[Endpoint, str], list[FrameConnection]] = {}
         self._warming: set[asyncio.Task[None]] = set()
         self.taken = 0
@@ -126,7 +133,7 @@ class ConnectionPool:
         if waiting:
             self.taken += 1
             return waiting.pop()
-        return await connect(endpoint, self._context(), peer_host)
+        return await connect(endpoint, self._context(), peer_host, self._admittance)
 
     def give(self, endpoint: Endpoint, peer_host: str, connection: FrameConnection) -> None:
         """Let a connection whose session ended well wait for the next one."""
@@ -143,7 +150,7 @@ class ConnectionPool:
 
         async def open_one() -> None:
             with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):  # its user will see why
-                self.give(endpoint, peer_host, await connect(endpoint, self._context(), peer_host))
+                self.give(endpoint, peer_host, await connect(endpoint, self._context(), peer_host, self._admittance))
 
         self.prune()
         for _ in range(count - len(self._idle.get((endpoint, peer_host), ()))):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import msgspec
 
 from novacron.dwcp import frames, sockets
+from novacron.dwcp.admittance import Admittance
 from novacron.dwcp.connection import POOL_IDLE_S, READ_AHEAD_BYTES, FrameConnection
 from novacron.dwcp.frames import ErrorCode, Frame, FrameType, ProtocolError, SessionHello
 from novacron.dwcp.receiver import SILENCE_S, ReceiveOptions, ReceiveSession, code_of
@@ -22,9 +23,12 @@ ANNOUNCED_S = 4.0
 """How long a sender may wait for a session that was announced: less than it waits for an answer."""
 GRACE_S = 0.2
 LOOK_S = 0.005
-CONNECTIONS_MAX = 256
+BACKLOG = 64
+HANDSHAKE_S_MAX = 10.0
+"""Who connects and says nothing is cut off after that."""
+CONNECTIONS_MAX = 1024
 CONNECTIONS_PER_PEER_MAX = 128
-"""One node can't keep all others out."""
+"""One node can't keep all others out, nor can a few."""
 SESSION_SHOWN = 200
 """Characters of an unknown session's name that are repeated."""
 
@@ -32,9 +36,16 @@ SESSION_SHOWN = 200
 class Listener:
     """Accepts connections of expected sessions, each from the one node that may open it."""
 
-    def __init__(self, context: ssl.SSLContext, name_of: Callable[[ssl.SSLObject], str]) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        name_of: Callable[[ssl.SSLObject], str],
+        admittance: Admittance | None = None,
+    ) -> None:
+        """``admittance``: whose connections are refused; None: nobody's."""
         self._context = sockets.require_tls13(context)
         self._name_of = name_of
+        self._admittance = admittance
         self.on_knock: Callable[[str, str], None] | None = None
         """Called with the name of an unexpected session and the node that opens it, shortly before it is refused."""
         self.vitals: Callable[[], bytes] = bytes
@@ -49,8 +60,9 @@ class Listener:
     async def listen(self, host: str, port: int) -> AsyncIterator[int]:
         """Listen for as long as the block runs; yields the port."""
         server = await asyncio.start_server(
-            self._serve, host, port, ssl=self._context, backlog=64, limit=READ_AHEAD_BYTES
-        )
+            self._serve, host, port, ssl=self._context, backlog=BACKLOG, limit=READ_AHEAD_BYTES,
+            ssl_handshake_timeout=HANDSHAKE_S_MAX,
+        )  # fmt: skip
         for sock in server.sockets:
             sockets.enlarge(sock)
         try:
@@ -94,9 +106,12 @@ class Listener:
         try:
             if len(self._tasks) > CONNECTIONS_MAX:
                 return
-            peer = self._name_of(writer.get_extra_info("ssl_object"))
+            tls = writer.get_extra_info("ssl_object")
+            connection = FrameConnection(reader, writer)
+            if self._admittance is not None and not self._admittance.admits(tls, connection):
+                return
+            peer = self._name_of(tls)
             with self._counted(peer) as few:
-                connection = FrameConnection(reader, writer)
                 while few and await self._session(connection, peer):
                     pass
         except CONNECTION_LOST:

@@ -55,6 +55,7 @@ class Postgres:
         user = _user() if os.geteuid() == 0 else None
         if user is not None:
             os.chown(self.directory, user.pw_uid, user.pw_gid)
+        self.directory.chmod(0o700)  # its log has what clients send
         barred = _barred(self.directory.resolve(), user)
         if barred is not None:
             raise PostgresFailed(
@@ -95,6 +96,7 @@ class Postgres:
 
     def _launch(self, arguments: list[str], user: pwd.struct_passwd | None) -> None:
         with (self.directory / "log").open("ab") as log:
+            os.fchmod(log.fileno(), 0o600)
             self.process = subprocess.Popen(
                 arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
                 **_as_user(user),

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from novacron import context_file
+from novacron.agent.host.inventory import default_name
+from novacron.agent.identity import JOIN_TOKEN
 from novacron.client import Client, load_config
 from novacron.local.postgres import Postgres, PostgresFailed
 from novacron.state_lock import FolderInUse, FolderLock
@@ -21,6 +24,7 @@ STOP_TIMEOUT_S = 15.0
 RESTARTS_MAX = 10
 PR_SET_PDEATHSIG = 1
 RESTART_WINDOW_S = 300.0
+NO_SECRETS: Mapping[str, str] = {}
 
 
 def _end_with_parent() -> None:
@@ -31,9 +35,11 @@ def _end_with_parent() -> None:
 class _Service:
     """A child process that is started again, but not for ever."""
 
-    def __init__(self, name: str, arguments: list[str]) -> None:
+    def __init__(self, name: str, arguments: list[str], secrets: Mapping[str, str] = NO_SECRETS) -> None:
+        """``secrets`` are environment variables of its own."""
         self.name = name
         self._arguments = arguments
+        self._secrets = secrets
         self._starts: list[float] = []
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +49,9 @@ class _Service:
             raise RuntimeError(f"{self.name} ended {RESTARTS_MAX} times in {RESTART_WINDOW_S:.0f} s: giving up")
         command = [sys.executable, "-m", "novacron", *self._arguments]
         # A session of its own: Ctrl-C reaches only us, and we end the services in order.
-        self.process = subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+        self.process = subprocess.Popen(
+            command, start_new_session=True, preexec_fn=_end_with_parent, env={**os.environ, **self._secrets}
+        )
 
     def ensure(self) -> None:
         if self.process is not None and self.process.poll() is not None:
@@ -122,23 +130,26 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         return 1
     own_config = _own_config(state_dir, config)
     os.environ["NOVACRON_CONFIG"] = str(own_config)
-    os.environ.pop("NOVACRON_CONTEXT", None)
+    for name in ("NOVACRON_CONTEXT", "NOVACRON_DATABASE_URL"):
+        os.environ.pop(name, None)
     postgres = Postgres(state_dir / "postgres")
     services: list[_Service] = []
     try:
         url = postgres.start()
-        os.environ["NOVACRON_DATABASE_URL"] = url
         common = ["--state-dir", str(state_dir)]
-        server = _Service("server", ["server", *common, "--port", str(port), "--link-port", str(port + 1)])
+        server = _Service(
+            "server", ["server", *common, "--port", str(port), "--link-port", str(port + 1)],
+            {"NOVACRON_DATABASE_URL": url},
+        )  # fmt: skip
         services.append(server)
         server.start()
         client = _wait_ready(server)
         joined = (state_dir / "agent" / "identity" / "identity.json").exists()
-        join = [] if joined else ["--join", client.join_token()]
         agent = _Service(
             "agent",
             ["agent", *common, "--images-dir", str(images_dir), "--dwcp-port", str(port + 2),
-             "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else []), *join],
+             "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else [])],
+            {} if joined else {JOIN_TOKEN: client.join_token(default_name(), accept=True)},
         )  # fmt: skip
         services.append(agent)
         agent.start()

@@ -19,6 +19,8 @@ class Right(StrEnum):
     """Migrate a project's VMs. Everywhere: run the fleet."""
     MANAGE = "manage"
     """Grant roles in a project. Everywhere: manage users, projects and quotas, and read the audit log."""
+    JOIN = "join"
+    """Everywhere: create join tokens, and accept hosts as nodes. A node is trusted with the VMs placed on it."""
 
 
 class Role(StrEnum):

@@ -39,6 +39,8 @@ def refusal(node: Node, vm: VmSpec, image_comes: bool, networks: Mapping[str, Ne
     inventory = node.status.inventory
     if not node.status.ready or inventory is None:
         return f"node {node.name} is not ready: {node.status.reason}"
+    if not node.spec.accepted:
+        return f"node {node.name} has not been accepted: see novacron node accept --help"
     if node.spec.cordoned:
         return f"node {node.name} is cordoned"
     return (

@@ -25,6 +25,8 @@ LABELS_MAX = 64
 TAINTS_MAX = 32
 LOCAL_POOL = "local"
 """The pool that every node has."""
+NODE_CPUS_MAX, NODE_MEMORY_MIB_MAX = 8192, 64 * 1024 * 1024
+"""A report of more is none."""
 NODE_MEMORY_RESERVE_MIB = 512
 """Memory of a node that VMs never get."""
 
@@ -44,6 +46,8 @@ IDEMPOTENCY_KEY_LENGTH_MAX = 200
 IDEMPOTENCY_RETENTION_S = 24 * 3600
 CHANGES_RETENTION_S = 3600
 EVENTS_RETENTION_S = 30 * 24 * 3600
+REVOKED_KEY_RETENTION_S = 60 * 24 * 3600
+"""Longer than a node's certificate lasts, whatever clocks say."""
 TOMBSTONE_RETENTION_S = 90 * 24 * 3600
 
 HEARTBEAT_INTERVAL_S = 3.0

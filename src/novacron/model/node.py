@@ -50,8 +50,8 @@ SITE_DEFAULT = "default"
 class Inventory(msgspec.Struct, frozen=True):
     """What a host offers, as its agent reports it when it connects."""
 
-    cpus: int
-    memory_mib: int
+    cpus: Annotated[int, Meta(ge=1, le=limits.NODE_CPUS_MAX)]
+    memory_mib: Annotated[int, Meta(ge=1, le=limits.NODE_MEMORY_MIB_MAX)]
     architecture: str
     kernel: str
     qemu_version: str
@@ -83,8 +83,25 @@ class Inventory(msgspec.Struct, frozen=True):
     """IPv4 addresses of the host, which guests can't reach through their gateway."""
 
 
+class Capacity(msgspec.Struct, frozen=True):
+    """CPUs and memory of a node."""
+
+    cpus: int
+    memory_mib: int
+
+    @classmethod
+    def of(cls, inventory: Inventory) -> Capacity:
+        return cls(inventory.cpus, inventory.memory_mib)
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
     cordoned: bool = False
+    accepted: bool = True
+    """An administrator lets this host be a node. One that is not accepted is cordoned, and its images, pools and
+    networks do not count."""
+    capacity: Capacity | None = None
+    """The most that the node's CPUs and memory count for, whatever its agent reports: what was reported when it was
+    accepted. None: it has not reported yet."""
     draining: bool = False
     site: str = SITE_DEFAULT
     """The site where the node is. Links between sites have budgets."""
@@ -108,6 +125,11 @@ class NodeStatus(msgspec.Struct, frozen=True):
     ready: bool = False
     reason: str = "has not connected yet"
     inventory: Inventory | None = None
+    """What counts of the agent's report."""
+    reported: Capacity | None = None
+    """What the agent reports, where that is more than was accepted."""
+    foreign_images: tuple[str, ...] = ()
+    """Names of images under which the agent reports something else than what was imported: it does not count."""
     clock_skew_s: float = 0.0
     """How far the node's clock is ahead of the control plane's. Less than half a second counts as 0."""
     certificate_ends_at_s: float = 0.0
@@ -141,6 +163,19 @@ class Load(msgspec.Struct, frozen=True):
 
     vcpus: int = 0
     memory_mib: int = 0
+
+
+def counted(reported: Inventory, spec: NodeSpec) -> Inventory:
+    """Return what of an agent's report counts: no more CPUs and memory than were accepted, and no images, pools or
+    networks of a host that was not accepted as a node."""
+    if not spec.accepted:
+        return msgspec.structs.replace(reported, images=(), pools=(), networks=False, wireguard="", bridges=())
+    if spec.capacity is None:
+        return reported
+    cpus, memory_mib = spec.capacity.cpus, spec.capacity.memory_mib
+    return msgspec.structs.replace(
+        reported, cpus=min(reported.cpus, cpus), memory_mib=min(reported.memory_mib, memory_mib)
+    )
 
 
 def holds(node: Node, image: str) -> bool:

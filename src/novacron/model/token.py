@@ -88,5 +88,5 @@ def decode_ticket(token: str) -> JoinTicket:
         return msgspec.msgpack.decode(raw, type=JoinTicket)
     except (ValueError, msgspec.DecodeError):
         raise InvalidInput(
-            "this is not a join token", field="join", hint="make one with: novacron node join-token"
+            "this is not a join token", field="join", hint="make one with: novacron node join-token --node NAME"
         ) from None

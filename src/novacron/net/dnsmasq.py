@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import ipaddress
 import os
+import pwd
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from novacron import child_environment, private_file
 from novacron.model.network import NetworkOnNode, gateway_address, service_address
 from novacron.net import namespace
 from novacron.net.overlay import SERVICE
 from novacron.net.tap import NetworkFailed
 
-BINARY = "dnsmasq"
+BINARY, GROUP = "dnsmasq", "nogroup"
 LEASE_S = 12 * 3600
 CACHE_ENTRIES, QUERIES_MAX = 1000, 150
 START_S, END_S, LOOK_S = 10.0, 5.0, 0.02
@@ -36,8 +39,8 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
         "bind-interfaces",
         f"interface={SERVICE}",
         "except-interface=lo",
-        "user=nobody",
-        "group=nogroup",
+        f"user={account().pw_name}",
+        f"group={GROUP}",
         f"pid-file={directory / PID}",
         "leasefile-ro",  # addresses are fixed: there are no leases to remember
         "dhcp-authoritative",
@@ -64,6 +67,13 @@ def config(network: NetworkOnNode, directory: Path, nameservers: Sequence[str]) 
     }
 
 
+def account() -> pwd.struct_passwd:
+    """Return the user as whom it runs: its own, or where the host has none, nobody."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(BINARY)
+    return pwd.getpwnam("nobody")
+
+
 def running(directory: Path) -> int | None:
     """Return the process id of this directory's server, None if it does not run."""
     with contextlib.suppress(OSError, ValueError):
@@ -80,14 +90,18 @@ def settle(
     files last may have been killed before it reloaded them. Raises NetworkFailed."""
     files = config(network, directory, nameservers)
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.parent.chmod(0o711)
+        os.chown(directory, 0, grp.getgrnam(GROUP).gr_gid)
+        directory.chmod(0o710)  # dnsmasq's group can enter it
         before = {file: _text(directory / file) for file in files}
         changed = [file for file, text in files.items() if before[file] != text]
         # It gives an address that it has leased to nobody else, whatever its files say, until it restarts.
         anew = first or CONFIG in changed or not set(before[HOSTS].splitlines()) <= set(files[HOSTS].splitlines())
         for file in changed:
-            (directory / file).write_text(files[file])
-            (directory / file).chmod(0o644)
+            # It reads them again after it has become another user. Names and addresses are nobody else's business.
+            owner = None if file == CONFIG else (account().pw_uid, 0)
+            private_file.write(directory / file, files[file].encode(), 0o400, owner)
     except OSError as error:
         raise NetworkFailed(f"can't write dnsmasq's files: {error}") from error
     pid = running(directory)
@@ -112,6 +126,7 @@ def _start(name: str, directory: Path) -> None:
         return subprocess.run(
             [BINARY, f"--conf-file={directory / CONFIG}"],
             capture_output=True, text=True, check=False, timeout=START_S, start_new_session=True, cwd="/",
+            env=child_environment.clean(),
         )  # fmt: skip
 
     try:

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from novacron import child_environment
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.model.vm import tap_name
 from novacron.net.tap import NetworkFailed
@@ -234,7 +235,15 @@ def nft(text: str, *, check: bool = False) -> None:
 
 def _run(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(arguments, input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        return subprocess.run(
+            arguments,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env=child_environment.clean(),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NetworkFailed(f"nft does not work: {error}") from error
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from novacron import child_environment, private_file
 from novacron.model.network import WIREGUARD_BYTES, NetworkPeer
 from novacron.net.overlay import RANGE, WIREGUARD_PORT, encrypted_address, index, refusals
 from novacron.net.tap import NetworkFailed, netlink
@@ -54,13 +55,7 @@ def public_key(path: Path) -> str:
         raw = X25519PrivateKey.generate().private_bytes(
             serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
         )
-        scratch = path.with_suffix(".new")
-        scratch.unlink(missing_ok=True)
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(raw))
-            os.fsync(descriptor)
-        scratch.rename(path)
+        private_file.write(path, base64.b64encode(raw))
     private = X25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes()))
     raw = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return base64.b64encode(raw).decode()
@@ -122,7 +117,7 @@ def _make(name: str) -> None:
     try:
         subprocess.Popen(
             [DAEMON, "-f", name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, cwd="/", env={"PATH": os.environ.get("PATH", ""), "LOG_LEVEL": "error"},
+            start_new_session=True, cwd="/", env=child_environment.clean({"LOG_LEVEL": "error"}),
         )  # fmt: skip
     except OSError as error:
         raise NetworkFailed(f"{DAEMON} does not start: {error}") from error
@@ -137,7 +132,9 @@ def _make(name: str) -> None:
 
 def _run(arguments: list[str]) -> None:
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, env=child_environment.clean()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NetworkFailed(f"{arguments[0]} does not work: {error}") from error
     if done.returncode != 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from novacron import child_environment
 from novacron.model.cpu import CpuModel
 from novacron.model.node import AcceleratorKind
 from novacron.qemu.probe import CPU_MODELS
@@ -34,7 +35,7 @@ async def look(binary: str, kind: AcceleratorKind) -> Abilities:
         binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", kind.value,
         "-qmp", "stdio",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        limit=LINE_BYTES_MAX,
+        limit=LINE_BYTES_MAX, env=child_environment.clean(),
     )  # fmt: skip
     try:
         async with asyncio.timeout(LIMIT_S):

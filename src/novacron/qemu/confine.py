@@ -18,8 +18,16 @@ import msgspec
 from novacron.model.node import AcceleratorKind
 
 KVM = Path("/dev/kvm")
-NAMESPACES = ("--net", "--ipc")
-"""Of these it has its own, empty ones: its tap is handed to it, and its sockets are files."""
+NAMESPACES = ("--net", "--ipc", "--mount", "--propagation", "slave")
+"""Of these it has its own: empty ones of the network and IPC, because its tap is handed to it and its sockets are
+files; and mounts, of which some are hidden."""
+HIDE = (
+    "mount -t proc -o nosuid,nodev,noexec,hidepid=invisible proc /proc;"
+    " [ ! -d /run/novacron ] || mount -t tmpfs -o nosuid,nodev,noexec,size=4k,mode=0 none /run/novacron;"
+    ' exec "$@"'
+)
+"""It sees no processes of other users, and not what agents keep of networks. Done as root, before it becomes another
+user. A container may not allow it: then file modes alone protect these."""
 PEER = struct.Struct("3i")
 CHARGED_BESIDE_MIB = {AcceleratorKind.KVM: 512, AcceleratorKind.TCG: 2048}
 """What QEMU may use beside the guest's memory; an emulator keeps what it translated, up to 1 GiB."""
@@ -64,7 +72,8 @@ def confined(
     bare = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
     dies = ("--pdeathsig", "KILL") if dies_with_parent else ()
     locks = [] if memlock_bytes is None else ["prlimit", f"--memlock={memlock_bytes}", "--"]
-    return [*locks, "unshare", *NAMESPACES, "--", "setpriv", *user, *bare, *dies, "--", *arguments]
+    hidden = ("sh", "-c", HIDE, "confined")
+    return [*locks, "unshare", *NAMESPACES, "--", *hidden, "setpriv", *user, *bare, *dies, "--", *arguments]
 
 
 def inherited_path(descriptor: int) -> Path:

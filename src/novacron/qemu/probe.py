@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from novacron import child_environment
 from novacron.model.errors import MALFORMED
 from novacron.model.node import Accelerator, AcceleratorKind
 from novacron.qemu.confine import account, confined, inherited_path
@@ -62,6 +63,7 @@ async def _try(binary: str, kind: AcceleratorKind, uid: int | None = None) -> st
         process = await asyncio.create_subprocess_exec(
             *(command if uid is None else confined(command, account(uid, kind))),
             pass_fds=(file.fileno(),),
+            env=child_environment.clean(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

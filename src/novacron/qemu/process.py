@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from novacron import child_environment
 from novacron.qemu import lease_guard
 from novacron.qemu.firmware import TPM
 
@@ -38,10 +39,10 @@ def spawn(
 ) -> int:
     """Start QEMU in a session of its own, in its directory, and return its process id. Its messages go to ``log``.
 
-    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. ``marks`` are added to its
-    environment. Raises OSError.
+    It inherits the ``descriptors`` under their numbers. With a ``lease`` it ends with that. ``marks`` are in its
+    environment, and nothing of ours. Raises OSError.
     """
-    environment = {**os.environ, **(marks or {})}
+    environment = child_environment.clean(marks or {})
     with (directory / log).open("wb") as messages:
         if lease is not None:
             return _spawn_kept(arguments, directory, descriptors, messages, lease, environment)

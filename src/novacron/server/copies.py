@@ -46,6 +46,10 @@ class Copies:
         async with self._database.connection() as connection:
             there = await nodes.get(connection, target, field="target")
             every = await nodes.all(connection)
+            if not there.spec.accepted:
+                raise Conflict(
+                    f"node {target} has not been accepted", field="target", hint="see: novacron node accept --help"
+                )
             if source is not None:
                 await nodes.get(connection, source, field="source")
             giver, image = _giver(name, source, there, every)

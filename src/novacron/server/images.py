@@ -55,6 +55,10 @@ class ImageUpkeep:
 
     async def _fetch(self, node: str, name: str) -> None:
         try:
+            async with self._database.connection() as connection:
+                if not await vms.made_of(connection, name, node):  # an image may be a project's own
+                    log.warning("a node asks for an image of which no VM is there", node=node, image=name)
+                    return
             await self._copies.begin(name, None, node, events.SYSTEM)
         except NovaError as error:  # it is on its way, or nobody has it: the VM's reason says so
             log.debug("an image that a VM needs is not copied", node=node, image=name, error=str(error))

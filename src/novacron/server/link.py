@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
+import msgspec
 import structlog
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
@@ -19,6 +20,7 @@ from novacron.model.console import ConsoleKind
 from novacron.model.errors import InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
+from novacron.model.node import Inventory, NodeSpec
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.reachability import check_reachable
 from novacron.server import dismissal
@@ -72,7 +74,7 @@ class LinkServer:
         self._probes = Probes(database, self._questions)
         self._copies = Copies(database, self._questions, self._send)
         self._images = ImageUpkeep(database, self._questions, self._copies)
-        self._closing = FewTasks("closing links", CLOSING_MAX)
+        self._closing = FewTasks("closing links, counting nodes", CLOSING_MAX)
         self._peers = PeerAnnouncer(database, self._sessions)
         self._greeting = asyncio.Semaphore(GREETED_MAX)
         self._desired_state = DesiredStateSender(
@@ -132,8 +134,23 @@ class LinkServer:
         self._desired_state.changed(change)
         if change.kind == "node":
             self._peers.changed.set()
-            if change.body is None and change.key in self._sessions:  # removed, or renamed
-                self._closing.start(self._sessions[change.key].close("its node is called otherwise, or removed"))
+            session = self._sessions.get(change.key)
+            if session is not None and change.body is None:  # removed, or renamed
+                self._closing.start(session.close("its node is called otherwise, or removed"))
+            elif session is not None and change.body is not None:
+                self._count_anew(session, msgspec.convert(change.body["spec"], NodeSpec))
+
+    def _count_anew(self, session: NodeSession, spec: NodeSpec) -> None:
+        """Let more, or less, of what a node reports count if that was decided."""
+        was, session.accepted = session.accepted, (spec.accepted, spec.capacity)
+        if was != session.accepted and session.inventory is not None:
+            self._closing.start(self._store_inventory(session.node, session.inventory))
+
+    async def _store_inventory(self, node: str, inventory: Inventory) -> None:
+        try:
+            await self._database.transact(lambda connection: nodes.connected(connection, node, inventory))
+        except NovaError as error:  # the node's next report is counted right
+            log.warning("what a node has can't be stored", node=node, error=str(error))
 
     def resync(self) -> None:
         """Wake every session: the feed was away."""
@@ -224,7 +241,7 @@ class LinkServer:
             await self._refuse(session, str(error), said=str(error.__cause__ or ""))
             return False
         certified = session.node
-        key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
+        key_hash = session.key_hash = pki.peer_key_hash(socket.transport.get_extra_info("ssl_object"))
         async with self._greeting, self._database.transaction() as connection:
             name = await identities.known(connection, certified, key_hash)
             if name is not None:
@@ -263,7 +280,9 @@ class LinkServer:
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
         async with self._greeting, self._database.transaction() as connection:
             session.generation = await leases.begin(connection, node)
-            session.clock = ClockSkew((await nodes.get(connection, node)).status.clock_skew_s)
+            stored = await nodes.get(connection, node)
+            session.clock = ClockSkew(stored.status.clock_skew_s)
+            session.accepted, session.inventory = (stored.spec.accepted, stored.spec.capacity), hello.inventory
             await nodes.connected(connection, node, hello.inventory)
             await nodes.certified(connection, node, session.certificate_ends_at_s)
             await conditions.refresh(connection, node)
@@ -297,7 +316,7 @@ class LinkServer:
                 with contextlib.suppress(codec.Undecodable):
                     message = codec.decode_from_agent(raw if isinstance(raw, bytes) else raw.encode())
                     if isinstance(message, wire.RenewCertificate):
-                        certificate = self._authority.issue_node(message.csr, session.node)
+                        certificate = self._authority.issue_node(message.csr, session.node, session.key_hash)
                         await session.send(wire.CertificateIssued(certificate))
                         log.info("a node was renamed", node=session.node)
                         return

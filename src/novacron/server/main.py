@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
-from novacron import context_file, pki
+from novacron import context_file, pki, private_file
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput
 from novacron.server import certificates, relay, workers
@@ -110,6 +110,7 @@ async def serve(settings: ServerSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     _check_free(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.umask(private_file.UMASK)
     lock = _lock(settings.state_dir)
     try:
         await _serve(settings, stop)

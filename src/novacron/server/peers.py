@@ -11,7 +11,7 @@ import asyncpg
 from novacron.model import limits
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server.session import NodeSession
-from novacron.store import leases
+from novacron.store import identities, leases
 from novacron.store.database import LOST, Database
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -49,30 +49,35 @@ class PeerAnnouncer:
             try:
                 async with self._database.connection() as connection:
                     every = await leases.neighbours(connection)
+                    revoked = wire.Revoked(tuple(await identities.strange_keys(connection)))
             except (NovaError, asyncpg.PostgresError, *LOST) as error:
                 log.warning("peers can't be sent to nodes", error=str(error))
                 self.changed.set()
             else:
-                await self._announce(every)
+                await self._announce(every, revoked)
             await asyncio.sleep(PAUSE_S)
 
-    async def _announce(self, every: list[tuple[str, str]]) -> None:
+    async def _announce(self, every: list[tuple[str, str]], revoked: wire.Revoked) -> None:
         ring = sorted(every)
         voters = tuple(wire.Peer(*peer) for peer in leases.voters_of(every))
         tellings = []
         for session in self._sessions.values():
             watched = tuple(wire.Peer(*peer) for peer in watched_by(ring, session.node))
-            tellings.append(self._tell(session, wire.Peers(voters, watched)))
+            accepted, _ = session.accepted
+            peers = wire.Peers(voters, watched) if accepted else wire.Peers((), ())
+            tellings.append(self._tell(session, peers, revoked))
         await asyncio.gather(*tellings)
 
-    async def _tell(self, session: NodeSession, peers: wire.Peers) -> None:
-        """Send one node its peers unless it has them already; a node that does not read delays no other."""
-        if peers == session.peers:
-            return
-        session.peers = peers
+    async def _tell(self, session: NodeSession, peers: wire.Peers, revoked: wire.Revoked) -> None:
+        """Send one node what it does not have already; a node that does not read delays no other."""
+        messages = [
+            message for message, sent in ((revoked, session.revoked), (peers, session.peers)) if message != sent
+        ]
+        session.peers, session.revoked = peers, revoked
         try:
             async with asyncio.timeout(SEND_S_MAX):
-                await session.send(peers)
+                for message in messages:
+                    await session.send(message)
         except Unavailable:
             pass  # it receives them when it reconnects
         except TimeoutError:

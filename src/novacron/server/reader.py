@@ -173,10 +173,12 @@ class Reader:
                     await self._renew_certificate(message.csr)
                 else:
                     await self._takers.reports.store(self._session.node, message)
+                    if isinstance(message, wire.InventoryChanged):
+                        self._session.inventory = message.inventory
 
     async def _renew_certificate(self, csr: bytes) -> None:
         session, authority = self._session, self._takers.authority
-        certificate = authority.issue_node(csr, session.node)
+        certificate = authority.issue_node(csr, session.node, session.key_hash)
         await session.send(wire.CertificateIssued(certificate, authority.pem))
         session.certificate_ends_at_s = pki.expires_at_s(certificate)
         async with self._takers.database.transaction() as connection:

@@ -16,6 +16,7 @@ from novacron.model import limits
 from novacron.model.console import ConsoleKind
 from novacron.model.errors import Unavailable
 from novacron.model.lease import Beats, ClockSkew
+from novacron.model.node import Capacity, Inventory
 from novacron.server.node_statements import NodeBasis
 from novacron.telemetry import traces
 from novacron.wire import codec
@@ -138,8 +139,15 @@ class NodeSession:
         """When what it reported last of a VM is stored."""
         self.unstored: BaseException | None = None
         """Why something that it reported was not stored: it has to say everything again."""
+        self.inventory: Inventory | None = None
+        """What the node reported last, whether or not it counts."""
+        self.accepted: tuple[bool, Capacity | None] = (True, None)
+        """Whether the node was accepted, and with what, when that was counted last."""
         self.peers: wire.Peers | None = None
         """What was sent to it last about other nodes."""
+        self.revoked: wire.Revoked | None = None
+        self.key_hash = ""
+        """Of the key in the certificate that it shows."""
         self._socket = socket
         self._next_channel = 1
 

@@ -10,7 +10,7 @@ from novacron.store.database import Connection
 TOLD_EVERY_S = 86_400.0
 TOLD_FOR_S = 14 * 86_400.0
 """How long after its end: whoever has let it be that long knows, or has given the host up."""
-REJOIN = "novacron node join-token --node {name}, then on its host: novacron agent --rejoin TOKEN"
+REJOIN = "novacron node join-token --node {name}, then on its host: novacron agent --rejoin @FILE"
 
 
 async def ending(connection: Connection, within_s: float) -> list[str]:

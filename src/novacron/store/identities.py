@@ -16,8 +16,10 @@ ELSEWHERE = (
 """Where nodes are named beside what refers to them, which follows by itself."""
 
 
-async def join(connection: Connection, name: str, key_hash: str) -> None:
+async def join(connection: Connection, name: str, key_hash: str, *, accepted: bool = True) -> None:
     """Store a node that joins with this key. One whose name is known takes the other's place, unless that is there.
+
+    A host that is not accepted yet is cordoned, also in another's place.
 
     The same host may join again while it is there: it gets another certificate, and nothing else changes.
 
@@ -27,10 +29,11 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
         message = "the same host has joined again, for another certificate"
         await events.record(connection, events.NewEvent("node", name, name, "Rejoined", message))
         return
+    new = NodeSpec(cordoned=not accepted, accepted=accepted)
     inserted = await connection.fetchval(
         "INSERT INTO nodes (name, spec, status, key_hash) VALUES ($1, $2, $3, $4)"
         " ON CONFLICT DO NOTHING RETURNING name",
-        name, msgspec.to_builtins(NodeSpec()), msgspec.to_builtins(NodeStatus()), key_hash,
+        name, msgspec.to_builtins(new), msgspec.to_builtins(NodeStatus()), key_hash,
     )  # fmt: skip
     if not inserted:
         node = await nodes.get(connection, name, lock=True)
@@ -38,14 +41,34 @@ async def join(connection: Connection, name: str, key_hash: str) -> None:
             raise Conflict(
                 f"node {name} is connected", field="name", hint="to replace it with this host, stop its agent first"
             )
-        await connection.execute("UPDATE nodes SET key_hash = $2, was = NULL WHERE name = $1", name, key_hash)
+        spec = msgspec.structs.replace(
+            node.spec, accepted=accepted, cordoned=node.spec.cordoned or not accepted, capacity=None
+        )
+        await nodes.revoke(connection, name)
+        await connection.execute(
+            "UPDATE nodes SET key_hash = $2, was = NULL, spec = $3 WHERE name = $1",
+            name, key_hash, msgspec.to_builtins(spec),
+        )  # fmt: skip
+    await connection.execute("DELETE FROM revoked_keys WHERE key_hash = $1", key_hash)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM nodes WHERE was = $1)", name):
         raise Conflict(f"{name} was the name of a node until lately", field="name", hint="try again in a moment")
     await connection.execute(
         "UPDATE volumes SET error = '' WHERE node = $1 AND kind = 'local' AND phase = 'ready' AND error <> ''", name
     )
     message = "joined" if inserted else "another host, or the same one anew, has taken its place"
+    if not accepted:
+        message += f"; it is cordoned until it is accepted: novacron node accept {name}"
     await events.record(connection, events.NewEvent("node", name, name, "Joined", message))
+
+
+async def strange_keys(connection: Connection) -> list[str]:
+    """Return the keys that have good certificates and are no nodes': of those removed or replaced, and of hosts that
+    were not accepted."""
+    rows = await connection.fetch(
+        "SELECT key_hash FROM revoked_keys UNION"
+        " SELECT key_hash FROM nodes WHERE key_hash IS NOT NULL AND spec -> 'accepted' = 'false' ORDER BY 1"
+    )
+    return [row["key_hash"] for row in rows]
 
 
 async def holder(connection: Connection, said: str, key_hash: str) -> str | None:

@@ -88,8 +88,9 @@ async def _check_slots(connection: Connection, node: str, project: str | None) -
 
 
 async def disown(connection: Connection, image: str) -> None:
-    """Forget whose an image was that is nowhere any more."""
+    """Forget whose an image was, and which, that is nowhere any more."""
     await connection.execute("DELETE FROM image_owners WHERE name = $1", image)
+    await connection.execute("DELETE FROM image_digests WHERE name = $1", image)
 
 
 async def check_usable(connection: Connection, image: str, project: str) -> None:
@@ -147,11 +148,25 @@ async def report(connection: Connection, node: str, id: str, phase: ImportPhase,
         " WHERE id = $1",
         id, phase, held_bytes, error[:500], over,
     )  # fmt: skip
+    if phase is ImportPhase.DONE:
+        await _define(connection, node, row["spec"]["name"])
     if over:
         reason, message = (
             ("ImportDone", f"it is on {node}") if phase is ImportPhase.DONE else ("ImportFailed", error[:500])
         )
         await events.record(connection, events.NewEvent("import", id, row["spec"]["name"], reason, message))
+
+
+async def _define(connection: Connection, node: str, name: str) -> None:
+    """Let the name of an image that was imported mean what its node has now: what another node has under the name does
+    not count."""
+    digest = next((image.digest for image in _images(await nodes.get(connection, node)) if image.name == name), None)
+    if digest is not None:
+        await connection.execute(
+            "INSERT INTO image_digests (name, digest) VALUES ($1, $2)"
+            " ON CONFLICT (name) DO UPDATE SET digest = excluded.digest",
+            name, digest,
+        )  # fmt: skip
 
 
 async def abort(connection: Connection, id: str, actor: str) -> Import:

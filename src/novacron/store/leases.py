@@ -69,10 +69,11 @@ async def renew(connection: Connection, beats: Sequence[Beat], now: float) -> se
 
 
 async def neighbours(connection: Connection) -> list[tuple[str, str]]:
-    """Return the name and DWCP endpoint of every node that has one, the oldest first."""
+    """Return the name and DWCP endpoint of every node that has one and was accepted, the oldest first."""
     rows = await connection.fetch(
         "SELECT name, status -> 'inventory' ->> 'dwcp_endpoint' AS endpoint FROM nodes"
-        " WHERE status -> 'inventory' ->> 'dwcp_endpoint' IS NOT NULL ORDER BY created_at, name"
+        " WHERE status -> 'inventory' ->> 'dwcp_endpoint' IS NOT NULL"
+        " AND spec -> 'accepted' IS DISTINCT FROM 'false' ORDER BY created_at, name"
     )
     return [(row["name"], row["endpoint"]) for row in rows]
 

@@ -11,7 +11,7 @@ import msgspec
 from novacron.model.condition import NodeCondition, PeersSeen
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
-from novacron.model.node import Inventory, Load, Node, NodeSpec, NodeStatus
+from novacron.model.node import Capacity, Inventory, Load, Node, NodeSpec, NodeStatus, counted
 from novacron.model.waiting import WaitCode
 from novacron.store import drains, events
 from novacron.store.database import Connection
@@ -92,13 +92,46 @@ async def load(connection: Connection, name: str) -> Load:
 
 
 async def connected(connection: Connection, name: str, inventory: Inventory) -> None:
-    """Store what the node has and that it is alive."""
+    """Store what the node has and that it is alive. What it reports first is what counts of it from then on."""
     node = await get(connection, name, lock=True)
-    status = msgspec.structs.replace(node.status, ready=True, reason="", inventory=inventory)
+    spec, says = node.spec, Capacity.of(inventory)
+    if spec.accepted and spec.capacity is None:
+        spec = msgspec.structs.replace(spec, capacity=says)
+        await connection.execute("UPDATE nodes SET spec = $2 WHERE name = $1", name, msgspec.to_builtins(spec))
+    counts = counted(inventory, spec)
+    foreign = await _foreign_images(connection, name, counts)
+    if foreign:
+        counts = msgspec.structs.replace(counts, images=tuple(i for i in counts.images if i.name not in foreign))
+    status = msgspec.structs.replace(
+        node.status, ready=True, reason="", inventory=counts, reported=None if Capacity.of(counts) == says else says,
+        foreign_images=foreign,
+    )  # fmt: skip
     if status != node.status:
         await _set_status(connection, name, status)
+    if status.reported not in (None, node.status.reported):
+        message = (
+            f"it reports {says.cpus} CPUs and {says.memory_mib} MiB, but {counts.cpus} and {counts.memory_mib} were"
+            f" accepted and count; if it has grown: novacron node accept {name}"
+        )
+        await events.record(connection, events.NewEvent("node", name, name, "MoreThanAccepted", message))
+    for image in sorted(set(foreign) - set(node.status.foreign_images)):
+        message = f"what it has as image {image} is not the image that was imported under this name, and does not count"
+        await events.record(connection, events.NewEvent("node", name, name, "ForeignImage", message))
     if not node.status.ready:
         await events.record(connection, events.NewEvent("node", name, name, "Ready", "its agent is connected"))
+
+
+async def _foreign_images(connection: Connection, node: str, inventory: Inventory) -> tuple[str, ...]:
+    """Return the names under which a node reports something else than what was imported, or what another node is just
+    importing."""
+    rows = await connection.fetch(
+        "SELECT r.name FROM unnest($2::text[], $3::text[]) AS r (name, digest)"
+        " WHERE EXISTS (SELECT FROM image_digests d WHERE d.name = r.name AND d.digest <> r.digest)"
+        " OR EXISTS (SELECT FROM imports i WHERE i.spec ->> 'name' = r.name AND i.finished_at IS NULL AND i.node <> $1)"
+        " ORDER BY 1",
+        node, [image.name for image in inventory.images], [image.digest for image in inventory.images],
+    )  # fmt: skip
+    return tuple(row["name"] for row in rows)
 
 
 async def certified(connection: Connection, name: str, ends_at_s: float) -> None:
@@ -193,16 +226,32 @@ async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: 
     row = await connection.fetchrow(
         "UPDATE nodes SET spec = $2 WHERE name = $1 RETURNING *", name, msgspec.to_builtins(spec)
     )
-    if (spec.cordoned, spec.draining) == (node.spec.cordoned, node.spec.draining):
-        was, is_ = msgspec.to_builtins(node.spec), msgspec.to_builtins(spec)
-        changed = ", ".join(f"{field} {was[field]} to {value}" for field, value in is_.items() if value != was[field])
-        await events.record(connection, events.NewEvent("node", name, name, "Configured", changed[:500], actor))
-    else:
-        word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
-        await events.record(
-            connection, events.NewEvent("node", name, name, word.capitalize(), f"{word} on request", actor)
-        )
+    await events.record(connection, _configured(name, node.spec, spec, actor))
     return _node(row)
+
+
+def _configured(name: str, was: NodeSpec, spec: NodeSpec, actor: str) -> events.NewEvent:
+    """Return the event that tells of a change to a node."""
+    if spec.accepted and not was.accepted:
+        return events.NewEvent("node", name, name, "Accepted", "accepted as a node", actor)
+    if (spec.cordoned, spec.draining) != (was.cordoned, was.draining):
+        word = "draining" if spec.draining else "cordoned" if spec.cordoned else "schedulable"
+        return events.NewEvent("node", name, name, word.capitalize(), f"{word} on request", actor)
+    before, after = msgspec.to_builtins(was), msgspec.to_builtins(spec)
+    changed = ", ".join(
+        f"{field} {before[field]} to {value}" for field, value in after.items() if value != before[field]
+    )
+    return events.NewEvent("node", name, name, "Configured", changed[:500], actor)
+
+
+async def accept(connection: Connection, name: str, if_match: int | None, actor: str) -> Node:
+    """Let a host that has joined be a node, and let what it reports now count. Raises NotFound, PreconditionFailed."""
+    node = await get(connection, name, lock=True)
+    says = node.status.reported or (Capacity.of(node.status.inventory) if node.status.inventory else None)
+    spec = msgspec.structs.replace(
+        node.spec, accepted=True, cordoned=node.spec.cordoned and node.spec.accepted, capacity=says
+    )
+    return await set_spec(connection, name, spec, if_match, actor)
 
 
 async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str) -> Node:
@@ -214,8 +263,11 @@ async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match
 
 
 async def uncordon(connection: Connection, name: str, if_match: int | None, actor: str, *, bring_back: bool) -> Node:
-    """Take a node into use again. Raises NotFound, PreconditionFailed."""
-    spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=False, draining=False)
+    """Take a node into use again. Raises NotFound, Conflict, PreconditionFailed."""
+    node = await get(connection, name, lock=True)
+    if not node.spec.accepted:
+        raise Conflict(f"node {name} has not been accepted", hint=f"let it be a node with: novacron node accept {name}")
+    spec = msgspec.structs.replace(node.spec, cordoned=False, draining=False)
     await set_spec(connection, name, spec, if_match, actor)
     await drains.end(connection, name, bring_back=bring_back)
     return await _touched(connection, name)
@@ -264,6 +316,15 @@ async def remove(connection: Connection, name: str, actor: str) -> None:
     await forget(connection, name, actor, "removed")
 
 
+async def revoke(connection: Connection, name: str) -> None:
+    """Let the key of a node be nobody's: other nodes refuse it from then on."""
+    await connection.execute(
+        "INSERT INTO revoked_keys (key_hash, node) SELECT key_hash, name FROM nodes"
+        " WHERE name = $1 AND key_hash IS NOT NULL ON CONFLICT DO NOTHING",
+        name,
+    )
+
+
 async def forget(connection: Connection, name: str, actor: str, message: str) -> None:
     """Let a node be gone, on which nothing is."""
     await drains.end(connection, name, bring_back=False)
@@ -274,5 +335,6 @@ async def forget(connection: Connection, name: str, actor: str, message: str) ->
             name, f"node {name} was removed",
         )  # fmt: skip
     await connection.execute("UPDATE imports SET finished_at = now() WHERE node = $1 AND finished_at IS NULL", name)
+    await revoke(connection, name)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
     await events.record(connection, events.NewEvent("node", name, name, "Removed", message, actor))

@@ -120,31 +120,33 @@ async def first(connection: Connection) -> str | None:
     return secret
 
 
-async def create_join(connection: Connection, node: str | None, ttl_s: int, actor: str) -> str:
-    """Store a one-time join secret, for the named node or any; return it."""
+async def create_join(connection: Connection, node: str, ttl_s: int, actor: str, *, accept: bool) -> str:
+    """Store a one-time join secret for the named node, which is accepted with it or not; return it."""
     secret = secrets.token_urlsafe(24)
     await connection.execute(
-        "INSERT INTO join_tokens (hash, node, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))",
-        hash_secret(secret),
-        node,
-        float(ttl_s),
-    )
-    message = f"join token for {node or 'any node'}, valid {ttl_s} s"
-    await events.record(connection, events.NewEvent("node", node or "-", node or "-", "JoinToken", message, actor))
+        "INSERT INTO join_tokens (hash, node, expires_at, accept)"
+        " VALUES ($1, $2, now() + make_interval(secs => $3), $4)",
+        hash_secret(secret), node, float(ttl_s), accept,
+    )  # fmt: skip
+    message = f"join token for {node}, valid {ttl_s} s" + (", which accepts it" if accept else "")
+    await events.record(connection, events.NewEvent("node", node, node, "JoinToken", message, actor))
     return secret
 
 
-async def use_join(connection: Connection, secret: str, node: str) -> None:
-    """Use up a join secret. Raises Unauthenticated when it is wrong, used, expired or for another node."""
-    used = await connection.fetchval(
+async def use_join(connection: Connection, secret: str, node: str) -> bool:
+    """Use up a join secret and say whether it accepts the host as a node.
+
+    Raises Unauthenticated when it is wrong, used, expired or for another node.
+    """
+    accepts: bool | None = await connection.fetchval(
         "UPDATE join_tokens SET used_at = now() WHERE hash = $1 AND used_at IS NULL AND expires_at > now()"
-        " AND (node IS NULL OR node = $2) RETURNING true",
-        hash_secret(secret),
-        node,
-    )
-    if not used:
+        " AND node = $2 RETURNING accept",
+        hash_secret(secret), node,
+    )  # fmt: skip
+    if accepts is None:
         raise Unauthenticated(
             "the join token is wrong, used, expired or for another node",
             field="secret",
-            hint="make one with: novacron node join-token",
+            hint=f"make one with: novacron node join-token --node {node}",
         )
+    return accepts

@@ -35,6 +35,7 @@ from novacron.wire.nodes import (
     PeerSeen,
     Rename,
     RenewCertificate,
+    Revoked,
 )
 from novacron.wire.probes import Probed, ProbeExpected, ProbeReady, ProbeWanted
 from novacron.wire.vms import (
@@ -104,6 +105,7 @@ FromServer = (
     | CopyExpected
     | CopyWanted
     | CertificateIssued
+    | Revoked
     | Rename
 )
 
@@ -160,6 +162,7 @@ __all__ = [
     "Reply",
     "Request",
     "Resumed",
+    "Revoked",
     "SnapshotStands",
     "SnapshotWanted",
     "Statement",

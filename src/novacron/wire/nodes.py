@@ -92,6 +92,14 @@ class Peers(Message, frozen=True):
     watched: tuple[Peer, ...]
 
 
+class Revoked(Message, frozen=True):
+    """All keys whose certificates are good, but which are no node's: not any more, or not yet. Nobody connects with
+    them."""
+
+    keys: tuple[str, ...]
+    """SHA-256 of each public key (SubjectPublicKeyInfo), in hexadecimal digits."""
+
+
 class Rename(Message, frozen=True):
     """The node has another name now: it asks for a certificate, and begins anew under it."""
 

@@ -69,6 +69,8 @@ class Dispatcher:
                 parts.host.lease.beaten(number)
             case wire.Peers():
                 parts.peers.tell(message)
+            case wire.Revoked(keys=keys):
+                parts.host.revoked.tell(keys)
             case wire.Imports(imports=imports):
                 parts.subjects.imports.tell(imports, self._tasks)
             case wire.Exports(exports=exports):

@@ -12,7 +12,9 @@ from novacron.agent.identity import Identity, rejoin_advice
 EXPIRED = frozenset({9, 10})
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 LOOK_S = 5.0
-REFUSED_HINT = "to let this host join again: novacron node join-token on the server; if it shall not: stop its agent"
+REFUSED_HINT = (
+    "to let this host join again: novacron node join-token --node NAME on the server; if it shall not: stop its agent"
+)
 
 
 async def explain(identity: Identity, error: Exception) -> str:

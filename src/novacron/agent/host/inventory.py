@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 
-from novacron import __version__
+from novacron import __version__, child_environment
 from novacron.agent.host import hardware, networks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.settings import AgentSettings
@@ -28,7 +28,9 @@ def _memory_mib() -> int:
 
 async def _qemu_version(binary: str) -> str:
     try:
-        process = await asyncio.create_subprocess_exec(binary, "--version", stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            binary, "--version", stdout=asyncio.subprocess.PIPE, env=child_environment.clean()
+        )
     except FileNotFoundError:
         raise InvalidInput(
             f"there is no {binary} on this host", field="qemu", hint="apt-get install qemu-system-x86"

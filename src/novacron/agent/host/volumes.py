@@ -47,7 +47,7 @@ class Pools:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
-        settings.volumes_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+        settings.volumes_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _directory(self, name: str) -> Path:
         if name == limits.LOCAL_POOL:

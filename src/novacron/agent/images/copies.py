@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import disk_mirror
 from novacron.agent.settings import AgentSettings
 from novacron.disk.files import NewFile, make_durable
-from novacron.disk.images import MANIFEST, ImageUnusable, LocalImage, verify
+from novacron.disk.images import MANIFEST, ImageUnusable, LocalImage, scan, verify
 from novacron.disk.stream import DiskPlayer, Head, StreamError, VolumeSink
 from novacron.dwcp.connection import ConnectionPool
 from novacron.dwcp.listener import Listener
@@ -68,23 +69,39 @@ async def take(listener: Listener, expected: wire.CopyExpected, settings: AgentS
         return [NewFile(scratch / info.name, info.size_bytes) for info in head.volumes]
 
     terms = ReceiveOptions(_key(expected.copy), settings.rings_dir, outage_s=settings.outage_s)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
+    try:
+        settings.images_dir.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{settings.name}-", dir=settings.images_dir))
+    except OSError as error:
+        raise CopyFailed(f"there is no place for images in {settings.images_dir}: {error.strerror}") from error
     try:
         with listener.expect(expected.copy, expected.peer, terms) as session:
             await session.receive(DiskPlayer(open_), BEGIN_S_MAX)
-        await asyncio.to_thread(verify, scratch, expected.image.digest)
-        for path in scratch.iterdir():
-            path.chmod(0o644)
-        scratch.chmod(0o755)
-        scratch.rename(target)
-        await asyncio.to_thread(make_durable, target)
+        await asyncio.to_thread(_put_in_place, scratch, target, expected.image.digest)
     except (ReceiveFailed, ImageUnusable, OSError, TimeoutError) as error:
         raise CopyFailed(str(error) or type(error).__name__) from error
     finally:
         await asyncio.to_thread(shutil.rmtree, scratch, True)
 
 
+def _put_in_place(scratch: Path, target: Path, digest: str) -> None:
+    """Let an image that has arrived be seen, durably, if it is the right one. Raises ImageUnusable, OSError."""
+    image = verify(scratch, digest)
+    for path in (image.kernel, image.initrd):
+        if path is not None:
+            path.chmod(0o644)  # QEMU opens it again, as another user
+    scratch.rename(target)  # only we can enter it
+    make_durable(target)
+
+
 def clean(settings: AgentSettings) -> None:
-    """Remove what an earlier agent of this node left half received."""
+    """Remove what an earlier agent of this node left half received, and let only us enter images with disks: earlier
+    agents let everybody."""
     for scratch in settings.images_dir.glob(f"{SCRATCH}{settings.name}-*"):
         shutil.rmtree(scratch, ignore_errors=True)
+    if not settings.images_dir.is_dir():
+        return
+    for image in scan(settings.images_dir)[0].values():
+        directory = image.directory
+        if image.disk is not None and not directory.is_symlink() and directory.stat().st_uid == os.geteuid():
+            directory.chmod(0o700)

@@ -6,6 +6,8 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
@@ -17,6 +19,11 @@ from novacron.model.errors import InvalidInput
 from novacron.model.image import check_url
 
 REDIRECTS_MAX = 5
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+UNREACHABLE = (
+    "it can't be fetched: no web server answers at a public address, or at one that this node may use; ask whoever runs"
+    " the node (--imports-from), or upload the file"
+)
 CONNECT_S, READ_S = 10.0, 60.0
 
 
@@ -45,11 +52,14 @@ def open_beneath(root: Path, path: str) -> BinaryIO:
 
 
 class Fetch:
-    """A file that is read over HTTP. With ``local`` also from this host and its own link. Raises Unacceptable."""
+    """A file that is read over HTTP from a public address, or one in ``allowed``; with ``local`` from any.
 
-    def __init__(self, url: str, local: bool) -> None:
-        self._local = local
-        self._url = url
+    All failures to reach a server say the same: who imports learns nothing of the networks that this node reaches. The
+    causes are in the agent's log. Raises Unacceptable.
+    """
+
+    def __init__(self, url: str, allowed: Sequence[IPv4Network | IPv6Network] = (), *, local: bool = False) -> None:
+        self._url, self._allowed, self._local = url, allowed, local
         self._pool: urllib3.HTTPConnectionPool | None = None
         self._answer: urllib3.BaseHTTPResponse | None = None
 
@@ -58,9 +68,9 @@ class Fetch:
         for _ in range(REDIRECTS_MAX + 1):
             try:
                 self._answer = self._get(check_url(url))
-            except (urllib3.exceptions.HTTPError, OSError, InvalidInput) as error:
+            except (urllib3.exceptions.HTTPError, OSError, InvalidInput, _Refused) as error:
                 self.__exit__()
-                raise Unacceptable(f"it can't be fetched: {error}") from error
+                raise Unacceptable(UNREACHABLE) from error
             where = self._answer.headers.get("location")
             if self._answer.status == 200:
                 return self
@@ -94,19 +104,47 @@ class Fetch:
         return self._pool.request("GET", target, headers=headers, redirect=False, preload_content=False)
 
     def _address(self, host: str, port: int) -> str:
-        addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        """Return the one address to connect to, resolved once. Raises _Refused, OSError."""
+        addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         for address in addresses:
-            parsed = ipaddress.ip_address(str(address).partition("%")[0])
-            parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-            if self._local or not (
-                parsed.is_loopback or parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified
-            ):
-                return str(address)
-        raise Unacceptable(f"{host} is this host itself, or on its own link; see: novacron agent --help")
+            if self._local or self._may_reach(address):
+                return address
+        raise _Refused(f"{host} has no public address: {', '.join(addresses)}")
+
+    def _may_reach(self, address: str) -> bool:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        plain = _embedded(parsed) or parsed
+        if any(plain.version == network.version and plain in network for network in self._allowed):
+            return True
+        return plain.is_global and not plain.is_multicast and not _is_own(plain)
 
     def read(self, length: int) -> bytes:
         assert self._answer is not None
         try:
             return self._answer.read(length)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unacceptable(f"the transfer was interrupted: {error}") from error
+            raise Unacceptable("the transfer was interrupted") from error
+
+
+class _Refused(Exception):
+    """No address of a host may be reached: says which it has."""
+
+
+def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address to which an IPv6 address leads: a mapped one, 6to4, or NAT64."""
+    if isinstance(address, IPv4Address):
+        return None
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _is_own(address: IPv4Address | IPv6Address) -> bool:
+    """Say whether this host has an address: then it can be bound."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True

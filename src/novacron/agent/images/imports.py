@@ -195,7 +195,8 @@ class ImageImports:
             with doing(Action.IMPORT, trace=import_.trace, image=import_.spec.name):
                 held = await self._import(import_, scratch)
         except (Unacceptable, OSError, TimeoutError) as error:
-            log.warning("an image could not be imported", image=import_.spec.name, error=str(error))
+            why = str(error.__cause__) if error.__cause__ is not None else None
+            log.warning("an image could not be imported", image=import_.spec.name, error=str(error), cause=why)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
             self._report(import_, ImportPhase.FAILED, 0, str(error) or type(error).__name__)
         except Exception as error:  # a defect met with import_ file must not take the agent away
@@ -273,7 +274,7 @@ class ImageImports:
         with contextlib.ExitStack() as stack:
             if import_.spec.source is Source.URL:
                 read: Callable[[int], bytes] = stack.enter_context(
-                    Fetch(import_.spec.location, self._settings.imports_local)
+                    Fetch(import_.spec.location, self._settings.imports_from, local=self._settings.imports_local)
                 ).read
             else:
                 file = stack.enter_context(open_beneath(self._settings.imports_dir, import_.spec.location))
@@ -395,7 +396,7 @@ def _put_in_place(scratch: Path, target: Path) -> None:
     """Let an image be seen, durably. Raises OSError."""
     for name in (SOURCE, UNPACKED):
         (scratch / name).unlink(missing_ok=True)
-    scratch.chmod(0o755)
+    scratch.chmod(0o700)
     scratch.rename(target)
     make_durable(target)
 

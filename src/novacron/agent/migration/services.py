@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from novacron.agent.host.revoked_keys import RevokedKeys
 from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.transport import MemoryTransport
 from novacron.agent.vm.context import VmServices
@@ -20,6 +21,8 @@ class NodeServices(VmServices):
     """Where the listener is reached: ``host:port``."""
     connections: ConnectionPool
     """Open DWCP connections to other nodes."""
+    revoked: RevokedKeys
+    """Whose connections it refuses."""
     transport: MemoryTransport
     pages: KnownPages
     neighbours: Callable[[], list[LocalVm]]

@@ -270,7 +270,7 @@ class Leftovers:
         assert qemu.directory is not None
         settings = self._settings
         for directory in (settings.vms_dir, settings.volumes_dir, settings.journal_dir):
-            directory.mkdir(parents=True, exist_ok=True, mode=0o711 if directory == settings.volumes_dir else 0o700)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = Journal(settings.journal_dir)
         if not journal.has(qemu.vm):
             # What the earlier agent has promised is lost with its journal: then nothing is done with the VM for now.

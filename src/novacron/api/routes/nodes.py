@@ -17,6 +17,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
+from novacron.model.access import Right
 from novacron.model.constraints import Labels, Overcommit, Taints
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import InvalidInput
@@ -74,10 +75,11 @@ class RenameNode(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CreateJoinToken(msgspec.Struct, forbid_unknown_fields=True):
-    """A one-time token; with ``node`` only that host can use it."""
+    """A one-time token with which a host joins as ``node``. ``accept``: it need not be accepted after that."""
 
-    node: NodeName | None = None
+    node: NodeName
     ttl_s: JoinTtl = 3600
+    accept: bool = False
 
 
 class JoinToken(msgspec.Struct):
@@ -124,6 +126,21 @@ async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Unco
 
     async def work(connection: Connection) -> Node:
         return await nodes.uncordon(connection, name, revision, request.user.name, bring_back=bring_back)
+
+    return await replies.write(request, work)
+
+
+@post(
+    "/{name:str}/actions/accept",
+    summary="Accept a host as a node, with the CPUs and memory that it reports",
+    status_code=200,
+    opt=authorization.in_fleet(Right.JOIN),
+)
+async def accept(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
+    name, revision = replies.check_ref("node", name), replies.if_match(request)
+
+    async def work(connection: Connection) -> Node:
+        return await nodes.accept(connection, name, revision, request.user.name)
 
     return await replies.write(request, work)
 
@@ -183,11 +200,16 @@ async def rename(request: ApiRequest, name: FromPath[str], data: JSONBody[Rename
     return await replies.write(request, work)
 
 
-@post("/join-tokens", summary="Create a one-time token for a host to join", status_code=201)
+@post(
+    "/join-tokens",
+    summary="Create a one-time token for a host to join",
+    status_code=201,
+    opt=authorization.in_fleet(Right.JOIN),
+)
 async def create_join_token(request: ApiRequest, data: JSONBody[CreateJoinToken]) -> JoinToken:
     context = services(request)
     async with replies.change(request) as connection:
-        secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name)
+        secret = await tokens.create_join(connection, data.node, data.ttl_s, request.user.name, accept=data.accept)
     ticket = JoinTicket(context.api_url, context.link_url, context.authority.pem.decode(), secret)
     return JoinToken(encode_ticket(ticket), data.ttl_s)
 
@@ -204,8 +226,8 @@ async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
     async with replies.change(request) as connection:
         holder = await identities.holder(connection, data.name, key_hash)  # it may have been renamed
         name = holder or data.name
-        await tokens.use_join(connection, data.secret, name)
-        await identities.join(connection, name, key_hash)
+        accepted = await tokens.use_join(connection, data.secret, name)
+        await identities.join(connection, name, key_hash, accepted=accepted)
         if holder is None:
             await lost_nodes.take_place(connection, name)
     certificate = context.authority.issue_node(data.csr.encode(), name)
@@ -214,7 +236,18 @@ async def join(request: ApiRequest, data: JSONBody[Join]) -> Joined:
 
 router = Router(
     "/nodes",
-    route_handlers=[list_nodes, show_node, cordon, uncordon, drain, configure, rename, remove_node, create_join_token],
+    route_handlers=[
+        list_nodes,
+        show_node,
+        accept,
+        cordon,
+        uncordon,
+        drain,
+        configure,
+        rename,
+        remove_node,
+        create_join_token,
+    ],
     tags=["nodes"],
     opt=authorization.in_fleet(),
 )

@@ -26,9 +26,10 @@ class AsyncNodeCalls(AsyncConnection):
         query = protocol.query({"force": "true", **({"confirm": confirm} if confirm else {})}) if force else ""
         await self.request("DELETE", f"/api/v1/nodes/{quoted(name)}" + (f"?{query}" if query else ""))
 
-    async def join_token(self, node: str | None = None, ttl_s: int = 3600) -> str:
-        """Return a one-time token with which a host joins."""
-        return str((await self._object("POST", "/api/v1/nodes/join-tokens", {"node": node, "ttl_s": ttl_s}))["token"])
+    async def join_token(self, node: str, ttl_s: int = 3600, accept: bool = False) -> str:
+        """Return a one-time token with which a host joins as this node, and with ``accept`` is accepted at once."""
+        body = {"node": node, "ttl_s": ttl_s, "accept": accept}
+        return str((await self._object("POST", "/api/v1/nodes/join-tokens", body))["token"])
 
     async def configure_site(self, site: str, *, forward_ports: str) -> Object:
         """Set which ports of a site's gateways may be forwarded to VMs, such as ``30000-32767``."""

@@ -252,7 +252,7 @@ def _renewal(name: str, path: Path) -> str:
     if name == "authority":
         return (
             "systemctl restart novacron-server: it renews it for the same key; then, on nodes that were away: novacron"
-            f" agent --rejoin TOKEN; for users: novacron context add NAME --replace --ca {path}"
+            f" agent --rejoin @FILE; for users: novacron context add NAME --replace --ca {path}"
         )
     try:
         node = pki.common_name(path.read_bytes())
@@ -260,5 +260,5 @@ def _renewal(name: str, path: Path) -> str:
         node = "NAME"
     return (
         "it is renewed while the agent is connected: systemctl status novacron-agent; once it has ended: novacron node"
-        f" join-token --node {node}, then on this host: novacron agent --rejoin TOKEN"
+        f" join-token --node {node}, then on this host: novacron agent --rejoin @FILE"
     )

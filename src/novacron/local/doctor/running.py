@@ -128,7 +128,9 @@ def _names(objects: list[Object]) -> str:
 def _nodes(nodes: list[Object]) -> Iterator[Finding]:
     if not nodes:
         yield warning(
-            "nodes", "there are none", "novacron node join-token; then on a host: novacron agent --join TOKEN"
+            "nodes",
+            "there are none",
+            "novacron node join-token --node NAME --file FILE; then on that host: novacron agent --join @FILE",
         )
         return
     away = [node for node in nodes if not node["status"]["ready"]]
@@ -214,7 +216,7 @@ def _certificates(nodes: list[Object]) -> Iterator[Finding]:
         left_s = ends_at_s - time.time()
         if not ends_at_s or left_s > pki.ENDS_SOON_S:
             continue
-        rejoin = f"novacron node join-token --node {name}, then on its host: novacron agent --rejoin TOKEN"
+        rejoin = f"novacron node join-token --node {name}, then on its host: novacron agent --rejoin @FILE"
         if left_s <= 0:
             yield bad(f"node {name}", f"its agent's certificate ended on {pki.utc(ends_at_s)}", rejoin)
         else:

@@ -1,0 +1,41 @@
+"""Which peers this node speaks with: every one whose certificate is good, but for keys that were revoked."""
+
+from __future__ import annotations
+
+import ssl
+import weakref
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+KeyOf = Callable[[ssl.SSLObject], str]
+"""Returns what tells the key of the peer of a connection from others."""
+
+
+class Cut(Protocol):
+    """A connection that can be cut."""
+
+    def abort(self) -> None: ...
+
+
+class Admittance:
+    """The revoked keys, and the open connections by their peers' keys."""
+
+    def __init__(self, key_of: KeyOf) -> None:
+        self._key_of = key_of
+        self._revoked: frozenset[str] = frozenset()
+        self._open: weakref.WeakKeyDictionary[Cut, str] = weakref.WeakKeyDictionary()
+
+    def revoke(self, keys: Collection[str]) -> None:
+        """Let these be all revoked keys, and cut the connections of their peers."""
+        self._revoked = frozenset(keys)
+        for connection, key in list(self._open.items()):
+            if key in self._revoked:
+                connection.abort()
+
+    def admits(self, tls: ssl.SSLObject, connection: Cut) -> bool:
+        """Say whether a connection may be used. From then on it is cut if its peer's key is revoked."""
+        key = self._key_of(tls)
+        if key in self._revoked:
+            return False
+        self._open[connection] = key
+        return True

@@ -1,0 +1,34 @@
+"""Files that are nobody else's business: written whole or not at all, with their mode and owner from the first byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o600
+UMASK = 0o077
+"""Of servers and agents: what they write only they can read, unless they say otherwise."""
+
+
+def write(path: Path, data: bytes, mode: int = PRIVATE, owner: tuple[int, int] | None = None) -> None:
+    """Write a file durably. ``mode`` holds whatever the umask is; ``owner`` is a user id and a group id.
+
+    Raises OSError.
+    """
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+    with os.fdopen(descriptor, "wb") as file:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
+def readable_by_others(path: Path) -> bool:
+    """Say whether any user of this host can read a file. Raises OSError."""
+    status = path.stat()
+    return bool(status.st_mode & 0o004)

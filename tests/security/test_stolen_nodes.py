@@ -1,0 +1,192 @@
+"""A node in wrong hands: what it says, what it asks for, and what it can do after it was removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from novacron import pki
+from novacron.agent.host.revoked_keys import RevokedKeys
+from novacron.dwcp import frames
+from novacron.dwcp.admittance import Admittance
+from novacron.dwcp.connection import ConnectionPool
+from novacron.dwcp.frames import Frame, FrameType
+from novacron.dwcp.listener import CONNECTIONS_PER_PEER_MAX, Listener
+from novacron.model.image import ImportPhase, ImportSpec, Source
+from novacron.model.node import ImageInfo, Inventory
+from novacron.model.vm import VmSpec
+from novacron.server.images import ImageUpkeep
+from novacron.store import identities, imports, new_vms, nodes, projects
+from novacron.store.database import Connection, Database
+from tests.support.dwcp import Ends
+from tests.support.fleet import node
+from tests.waiting import eventually
+
+SILENT_CONNECTIONS = 260
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return Ends(tmp_path_factory.mktemp("ends"))
+
+
+def key_of(ends: Ends, name: str) -> str:
+    return pki.authority_hash((ends.directory / f"{name}.crt").read_bytes())
+
+
+@contextlib.asynccontextmanager
+async def asking(ends: Ends, name: str, port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to node b as another node."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=ends.tls(name, server=False), server_hostname=pki.node_host("b")
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    try:
+        writer.writelines(frames.encode(Frame(FrameType.VITALS)))
+        return (await asyncio.wait_for(frames.read(reader), 30)).type is FrameType.VITALS
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+
+
+async def test_a_node_that_was_removed_loses_its_connections_and_gets_no_more(ends: Ends, tmp_path: Path) -> None:
+    revoked = RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash))
+    listener = Listener(ends.tls("b", server=True), pki.peer_name, revoked.admittance)
+    async with (
+        listener.listen("127.0.0.1", 0) as port,
+        asking(ends, "a", port) as gone,
+        asking(ends, "c", port) as good,
+    ):
+        assert await is_answered(*gone) and await is_answered(*good)
+        revoked.tell([key_of(ends, "a")])
+        assert not await is_answered(*gone)
+        async with asking(ends, "a", port) as again:
+            assert not await is_answered(*again)
+        assert await is_answered(*good)
+        revoked.tell([])
+        async with asking(ends, "a", port) as back:
+            assert await is_answered(*back)
+
+
+async def test_nobody_connects_to_a_node_that_was_removed(ends: Ends) -> None:
+    admittance = Admittance(pki.peer_key_hash)
+    listener = Listener(ends.tls("b", server=True), pki.peer_name)
+    pool = ConnectionPool(lambda: ends.tls("a", server=False), admittance)
+    async with listener.listen("127.0.0.1", 0) as port:
+        endpoint, host = ("127.0.0.1", port), pki.node_host("b")
+        idle = await pool.take(endpoint, host)
+        pool.give(endpoint, host, idle)
+        admittance.revoke([key_of(ends, "b")])
+        with pytest.raises(ConnectionRefusedError, match="not one of a node"):
+            await pool.take(endpoint, host)
+        assert idle.lost
+    pool.close()
+
+
+def test_an_agent_that_restarts_without_the_server_refuses_what_it_refused_before(ends: Ends, tmp_path: Path) -> None:
+    key = key_of(ends, "a")
+    RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash)).tell([key])
+    after = RevokedKeys(tmp_path / "revoked.json", Admittance(lambda _: key))
+    assert not after.admittance.admits(cast(Any, None), cast(Any, None))
+
+
+async def test_silent_connections_of_one_node_and_of_strangers_stop_no_other_node(ends: Ends) -> None:
+    listener = Listener(ends.tls("b", server=True), pki.peer_name)
+    async with contextlib.AsyncExitStack() as held, listener.listen("127.0.0.1", 0) as port:
+        for _ in range(SILENT_CONNECTIONS):  # these do not even begin with TLS
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            held.callback(writer.transport.abort)
+        for _ in range(SILENT_CONNECTIONS):
+            await held.enter_async_context(asking(ends, "a", port))
+        async with asking(ends, "c", port) as other:
+            assert await is_answered(*other)
+        await eventually(lambda: listener._by_peer["a"] <= CONNECTIONS_PER_PEER_MAX, "it has no more than one node may")
+
+
+async def joined(connection: Connection, name: str, key: str, *, accepted: bool = True) -> None:
+    await identities.join(connection, name, key, accepted=accepted)
+
+
+async def test_keys_of_hosts_that_are_no_nodes_are_told_to_the_others(database: Database) -> None:
+    async with database.transaction() as connection:
+        for name, key in (("host-a", "key a"), ("host-b", "key b"), ("host-c", "key c")):
+            await joined(connection, name, key)
+        await joined(connection, "host-new", "key new", accepted=False)
+        await nodes.forget(connection, "host-b", "ann", "removed")
+        await joined(connection, "host-c", "key of another host")
+        assert await identities.strange_keys(connection) == ["key b", "key c", "key new"]
+        await nodes.accept(connection, "host-new", None, "ann")
+        await joined(connection, "host-b", "key b")
+        assert await identities.strange_keys(connection) == ["key c"]
+
+
+def test_a_certificate_is_renewed_for_the_same_key_only(tmp_path: Path) -> None:
+    authority, key = pki.Authority.open(tmp_path), pki.new_key()
+    certificate = authority.issue_node(pki.certificate_request(key, "host-a"), "host-a")
+    same = pki.authority_hash(certificate)
+    assert pki.authority_hash(authority.issue_node(pki.certificate_request(key, "host-a"), "host-a", same)) == same
+    with pytest.raises(ValueError, match="another key"):
+        authority.issue_node(pki.certificate_request(pki.new_key(), "host-a"), "host-a", same)
+
+
+def with_image(name: str, digest: str) -> Inventory:
+    has = node("x").status.inventory
+    assert has is not None
+    return msgspec.structs.replace(has, images=(ImageInfo(name, digest, 1, "disk"),))
+
+
+async def images_of(connection: Connection, name: str) -> list[str]:
+    inventory = (await nodes.get(connection, name)).status.inventory
+    return [] if inventory is None else [image.digest for image in inventory.images]
+
+
+async def test_what_a_node_claims_as_an_imported_image_is_seen_by_nobody_and_blocks_nobody(database: Database) -> None:
+    async with database.transaction() as connection:
+        for name in ("host-a", "evil"):
+            await joined(connection, name, f"key {name}")
+            await nodes.connected(connection, name, with_image("tiny", "t"))
+        begun = await imports.create(connection, "default", ImportSpec("web", Source.UPLOAD, "", 1), "host-a", "ann")
+        await nodes.connected(connection, "evil", with_image("web", "false"))  # while it is on its way
+        assert await images_of(connection, "evil") == []
+        await nodes.connected(connection, "host-a", with_image("web", "true"))
+        await imports.report(connection, "host-a", begun.id, ImportPhase.DONE, 1, "")
+        await nodes.connected(connection, "evil", with_image("web", "false"))
+    async with database.transaction() as connection:
+        assert await images_of(connection, "evil") == [] and await images_of(connection, "host-a") == ["true"]
+        assert (await nodes.get(connection, "evil")).status.foreign_images == ("web",)
+        alarms = await connection.fetchval("SELECT count(*) FROM events WHERE reason = 'ForeignImage'")
+        assert alarms == 1
+        await nodes.connected(connection, "evil", with_image("web", "true"))  # a copy
+        assert await images_of(connection, "evil") == ["true"]
+
+
+class _Copies:
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, str]] = []
+
+    async def begin(self, name: str, source: str | None, target: str, actor: str) -> None:
+        self.begun.append((name, target))
+
+
+async def test_a_node_is_given_an_image_only_for_a_vm_that_is_placed_on_it(database: Database) -> None:
+    copies = _Copies()
+    upkeep = ImageUpkeep(database, cast(Any, None), cast(Any, copies))
+    async with database.transaction() as connection:
+        await joined(connection, "host-a", "key")
+        await nodes.connected(connection, "host-a", with_image("tiny", "t"))
+        making = await projects.making(connection, "default")
+        await new_vms.create(connection, making, new_vms.NewVm("web", VmSpec(image="tiny"), node="host-a"), "ann")
+    await upkeep._fetch("host-a", "secret")
+    await upkeep._fetch("host-a", "tiny")
+    assert copies.begun == [("tiny", "host-a")]
