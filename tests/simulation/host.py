@@ -113,7 +113,7 @@ class AgentProcess:
             start_queue=StartQueue(STARTS_AT_ONCE, gather_s=0),
             clock=world.clock,
             lease=NodeLease(settings.lease_path, world.clock.monotonic),
-            revoked=cast(Any, None),
+            revoked=Mock(),
             networks=NodeNetworks(settings),
             hypervisor=cast(Hypervisor, None),
             send=self._send,

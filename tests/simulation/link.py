@@ -66,7 +66,7 @@ class Links:
         self.sessions[name] = session
         async with self._database.connection() as connection:
             every = await leases.neighbours(connection)
-        await self._announcer._announce(every)
+        await self._announcer._announce(every, wire.Revoked(()))
 
     def end(self, name: str) -> None:
         self.sessions.pop(name, None)

@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from novacron import pki
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
-from novacron.model.errors import InvalidInput, NovaError, Unavailable
+from novacron.model.errors import MALFORMED, InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
 from novacron.model.node import Inventory, NodeSpec
@@ -138,7 +138,8 @@ class LinkServer:
             if session is not None and change.body is None:  # removed, or renamed
                 self._closing.start(session.close("its node is called otherwise, or removed"))
             elif session is not None and change.body is not None:
-                self._count_anew(session, msgspec.convert(change.body["spec"], NodeSpec))
+                with contextlib.suppress(*MALFORMED):  # a row that can't be read is its own node's matter
+                    self._count_anew(session, msgspec.convert(change.body["spec"], NodeSpec))
 
     def _count_anew(self, session: NodeSession, spec: NodeSpec) -> None:
         """Let more, or less, of what a node reports count if that was decided."""
