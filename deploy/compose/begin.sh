@@ -1,12 +1,11 @@
 #!/bin/sh
-# Create the join token of the agent and the token of Prometheus, once.
+# Create the join token of the agent, once, and a new token of Prometheus at each start: it ends after a year.
 set -eu
-if [ ! -s /shared/join ]; then
-    novacron node join-token --node node-1 --accept --file /shared/join
+if [ ! -s /join/token ]; then
+    novacron node join-token --node node-1 --accept --file /join/token
 fi
-if [ ! -s /shared/novacron.token ]; then
-    novacron token create prometheus --scope read | tr -d '\n' > /shared/.token
-    mv /shared/.token /shared/novacron.token
-fi
+novacron token create prometheus --scope metrics --days 366 | tr -d '\n' > /shared/.token
+chmod 0644 /shared/.token
+mv /shared/.token /shared/novacron.token
 cp /state/server/ca.crt /shared/novacron-ca.crt
-chmod 0644 /shared/novacron.token /shared/novacron-ca.crt
+chmod 0644 /shared/novacron-ca.crt

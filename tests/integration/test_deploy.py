@@ -201,6 +201,21 @@ def test_compose_uses_the_files_that_the_tests_run() -> None:
     assert intervals <= {"10s", "15s"}
 
 
+def test_only_the_server_and_what_begins_have_the_administrators_token() -> None:
+    services = load("compose/compose.yaml")["services"]
+    config = services["server"]["environment"]["NOVACRON_CONFIG"]
+    volume = next(
+        entry.split(":")[0] for entry in services["server"]["volumes"] if f":{config.rpartition('/')[0]}" in entry
+    )
+    holders = {
+        name
+        for name, service in services.items()
+        for entry in service.get("volumes", ())
+        if entry.split(":")[0] == volume
+    }
+    assert holders == {"server", "begin"}
+
+
 def test_containers_run_existing_commands() -> None:
     services = load("compose/compose.yaml")["services"]
     for name in ("server", "agent"):

@@ -77,13 +77,14 @@ def up(images: Path) -> Iterator[Up]:
 
 def test_up_starts_and_runs_vms_and_leaves_them_running(up: Up) -> None:
     up.start()
-    assert "administrator token (shown once" in up.log.read_text()
+    assert "the administrator's token is in the CLI's settings only" in up.log.read_text()
+    assert "nva_" not in up.log.read_text(), "a service's log is no place for it"
     assert (up.directory / "cli.json").stat().st_mode & 0o777 == 0o600
     pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
     assert up.end(signal.SIGTERM) == 0
     assert up.pids() == [pid], "only the VM is left"
     up.start()
-    assert "administrator token" not in up.log.read_text(), "it is shown once"
+    assert "administrator's token" not in up.log.read_text(), "it is told once"
     until(lambda: up.cli("vm", "show", "web")["status"] == {**up.cli("vm", "show", "web")["status"], "pid": pid},
           "the VM is adopted")  # fmt: skip
     up.cli("vm", "stop", "web", "--force", "--wait")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.model.access import RIGHTS, Access, Right, Role, access
+from novacron.model.access import IMPLIED, RIGHTS, Access, Right, Role, access
 from novacron.model.errors import QuotaExceeded
 from novacron.model.oidc import GroupRole, Provider, roles_of, user_name
 from novacron.model.project import Quota, Usage, check
@@ -43,8 +43,16 @@ def test_a_token_never_has_more_rights_than_its_user(
     cut = whole.within(scopes, good_in)
     if cut.allows(right, where):
         assert whole.allows(right, where)
-        assert scopes is None or right in scopes
+        assert scopes is None or right in scopes or any(IMPLIED.get(scope) is right for scope in scopes)
         assert good_in in (None, where)
+
+
+def test_what_guests_show_and_metrics_are_rights_of_their_own() -> None:
+    everywhere = access([(None, Role.VIEWER)])
+    assert everywhere.allows(Right.READ, "a") and not everywhere.allows(Right.CONSOLE, "a")
+    assert access([("a", Role.MEMBER)]).allows(Right.CONSOLE, "a")
+    scraper = everywhere.within(frozenset({Right.METRICS}), None)
+    assert scraper.allows(Right.METRICS, None) and not scraper.allows(Right.READ, None)
 
 
 def test_a_user_without_a_role_has_no_rights() -> None:

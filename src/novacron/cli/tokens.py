@@ -41,7 +41,8 @@ def create(
     name: Annotated[str, typer.Argument(help="name of the token", show_default=False)],
     user: Annotated[str | None, typer.Option(help="user of the token; you if not given")] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(help="limit it to read, write, operate, manage or join; can be repeated")
+        list[str] | None,
+        typer.Option(help="limit it to read, write, operate, manage, console, metrics, join; can be repeated"),
     ] = None,
     only_in: Annotated[str | None, typer.Option(help="limit it to this project")] = None,
     days: Annotated[float | None, typer.Option(help="days until it expires; never if not given")] = None,

@@ -19,6 +19,10 @@ class Right(StrEnum):
     """Migrate a project's VMs. Everywhere: run the fleet."""
     MANAGE = "manage"
     """Grant roles in a project. Everywhere: manage users, projects and quotas, and read the audit log."""
+    CONSOLE = "console"
+    """See what a project's guests show: console logs and screenshots. A token that may write may do this, too."""
+    METRICS = "metrics"
+    """Everywhere: read metrics, and nothing else. Who may read the fleet may do this, too."""
     JOIN = "join"
     """Everywhere: create join tokens, and accept hosts as nodes. A node is trusted with the VMs placed on it."""
 
@@ -31,12 +35,16 @@ class Role(StrEnum):
 
 
 EVERY_RIGHT = frozenset(Right)
+VIEW = frozenset({Right.READ, Right.METRICS})
+WORK = VIEW | {Right.WRITE, Right.CONSOLE}
 RIGHTS: Mapping[Role, frozenset[Right]] = {
-    Role.VIEWER: frozenset({Right.READ}),
-    Role.MEMBER: frozenset({Right.READ, Right.WRITE}),
-    Role.OPERATOR: frozenset({Right.READ, Right.WRITE, Right.OPERATE}),
+    Role.VIEWER: VIEW,
+    Role.MEMBER: WORK,
+    Role.OPERATOR: WORK | {Right.OPERATE},
     Role.ADMINISTRATOR: EVERY_RIGHT,
 }
+IMPLIED = {Right.READ: Right.METRICS, Right.WRITE: Right.CONSOLE}
+"""What a token's scope includes that has a name of its own."""
 NONE: frozenset[Right] = frozenset()
 
 
@@ -66,7 +74,7 @@ class Access(msgspec.Struct, frozen=True):
     def within(self, scopes: frozenset[Right] | None, project: str | None) -> Access:
         """Return these rights cut to a token's ``scopes`` (None: all rights) and its only ``project`` (None: all
         projects)."""
-        cut = EVERY_RIGHT if scopes is None else scopes
+        cut = EVERY_RIGHT if scopes is None else scopes | {IMPLIED[scope] for scope in scopes if scope in IMPLIED}
         if project is None:
             return Access(self.everywhere & cut, {name: has & cut for name, has in self.projects.items()})
         return Access(NONE, {project: (self.everywhere | self.projects.get(project, NONE)) & cut})

@@ -63,8 +63,10 @@ async def _welcome(settings: ServerSettings, database: Database, authority: pki.
             return
         if settings.cli_config is not None:  # before the token counts: it is not lost if this fails
             context, used = keep_context(settings.cli_config, settings, authority, secret)
-    # On the terminal of the operator, not in the log.
-    say(f"administrator token (shown once, only its hash is kept): {secret}", err=True, flush=True)
+    if sys.stderr.isatty() or not context:  # a service's log is no place for it, unless it would be lost
+        say(f"administrator token (shown once, only its hash is kept): {secret}", err=True, flush=True)
+    else:
+        say("the administrator's token is in the CLI's settings only", err=True, flush=True)
     if context:
         say(f"CLI settings of user {getpass.getuser()} are in {settings.cli_config}, context {context}",
               err=True, flush=True)  # fmt: skip

@@ -58,6 +58,8 @@ PROJECT = QueryParameter(
 """Query parameter of every route."""
 SELF = {SCOPE: RouteScope.SELF}
 PUBLIC = {SCOPE: RouteScope.PUBLIC}
+VERBS = {Right.CONSOLE: "see consoles", Right.METRICS: "read metrics of", Right.JOIN: "let hosts join"}
+"""How rights are called in sentences, where not as they are."""
 
 
 def scope_of(handler: BaseRouteHandler) -> RouteScope | None:
@@ -88,7 +90,8 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     right = right_of(handler, str(connection.scope.get("method", "GET")))
     if scope is RouteScope.FLEET and not caller.access.allows(right, None):
         raise Forbidden(
-            f"{caller.name} may not {right} the fleet", hint="ask an administrator for a role in all projects"
+            f"{caller.name} may not {VERBS.get(right, right)} the fleet",
+            hint="ask an administrator for a role in all projects",
         )
     if scope is RouteScope.PROJECT:
         _named(connection)
@@ -115,7 +118,8 @@ def check(request: ApiRequest, project: str | None, right: Right | None = None) 
     if not request.user.access.allows(needed, project):
         where = "the fleet" if project is None else f"in project {project}"
         raise Forbidden(
-            f"{request.user.name} may not {needed} {where}", hint="ask an administrator for a role that allows it"
+            f"{request.user.name} may not {VERBS.get(needed, needed)} {where}",
+            hint="ask an administrator for a role that allows it",
         )
 
 

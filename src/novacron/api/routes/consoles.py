@@ -70,13 +70,19 @@ def _place(request: ApiRequest, ref: str) -> tuple[str, str]:
     "/{ref:str}/console-log",
     summary="Show the end of the guest's serial console log",
     media_type=OCTETS,
+    opt=authorization.in_project(Right.CONSOLE),
 )
 async def console_log(request: ApiRequest, ref: FromPath[str], tail: Tail = 64 * 1024) -> Response[bytes]:
     node, id = _place(request, ref)
     return Response(await services(request).agents.ask(node, ReadConsoleLog(id, tail)), media_type=OCTETS)
 
 
-@get("/{ref:str}/screenshot", summary="Take a screenshot of the display, as PNG", media_type="image/png")
+@get(
+    "/{ref:str}/screenshot",
+    summary="Take a screenshot of the display, as PNG",
+    media_type="image/png",
+    opt=authorization.in_project(Right.CONSOLE),
+)
 async def screenshot(request: ApiRequest, ref: FromPath[str]) -> Response[bytes]:
     node, id = _place(request, ref)
     vm = services(request).cache.get("vm", id)

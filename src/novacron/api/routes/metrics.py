@@ -15,6 +15,7 @@ from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
+from novacron.model.access import Right
 from novacron.model.condition import ConditionStatus
 from novacron.model.drain import DrainPhase
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
@@ -47,7 +48,7 @@ class Target(msgspec.Struct):
     "/metrics",
     summary="Metrics of this server, in Prometheus' text format",
     media_type="text/plain",
-    opt=authorization.in_fleet(),
+    opt=authorization.in_fleet(Right.METRICS),
 )
 async def metrics(request: ApiRequest) -> Response[bytes]:
     open_metrics, media_type = _format_of(request)
@@ -57,7 +58,7 @@ async def metrics(request: ApiRequest) -> Response[bytes]:
 @get(
     "/metrics/targets",
     summary="Agents that are connected to this server, for Prometheus' HTTP service discovery",
-    opt=authorization.in_fleet(),
+    opt=authorization.in_fleet(Right.METRICS),
 )
 async def targets(request: ApiRequest) -> list[Target]:
     context = services(request)
@@ -74,7 +75,7 @@ async def targets(request: ApiRequest) -> list[Target]:
     "/api/v1/nodes/{name:str}/metrics",
     summary="Metrics of a node's agent, its host and its VMs, in Prometheus' text format",
     media_type="text/plain",
-    opt=authorization.in_fleet(),
+    opt=authorization.in_fleet(Right.METRICS),
     tags=["nodes"],
 )
 async def node_metrics(request: ApiRequest, name: FromPath[str]) -> Response[bytes]:
