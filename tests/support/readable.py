@@ -6,7 +6,8 @@ import stat
 from pathlib import Path
 
 from lab.platform import Platform
-from novacron.agent.host.networks import RUN_DIR, NodeNetworks
+from novacron.agent.host.instances import RUN_DIR
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
 
 

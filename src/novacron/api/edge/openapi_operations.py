@@ -25,6 +25,7 @@ class WatchMessage(msgspec.Struct, omit_defaults=True):
 
 
 NAMES = {
+    "accept": "acceptInvitation",
     "change": "setLogLevel", "change_node": "setNodeLogLevel", "configure": "configureNode", "cordon": "cordonNode",
     "console_log": "showConsoleLog", "drain": "drainNode", "fetch": "fetchExportData", "join": "joinNode",
     "metrics": "showMetrics", "node_metrics": "showNodeMetrics", "placement": "showPlacement", "rename": "renameNode",
@@ -33,6 +34,7 @@ NAMES = {
 }  # fmt: skip
 """Operations that are not called after their handlers, whose names are the audit log's actions."""
 CONDITIONAL = frozenset({
+    "acceptNode",
     "cloneVm", "configureNode", "configureVm", "cordonNode", "deleteVm", "drainNode", "migrateVm", "pauseVm", "putLink",
     "rebootVm", "resetVm", "resumeVm", "startVm", "stopVm", "uncordonNode",
 })  # fmt: skip

@@ -136,7 +136,7 @@ async def uncordon(request: ApiRequest, name: FromPath[str], data: JSONBody[Unco
     status_code=200,
     opt=authorization.in_fleet(Right.JOIN),
 )
-async def accept(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
+async def accept_node(request: ApiRequest, name: FromPath[str]) -> Response[Node]:
     name, revision = replies.check_ref("node", name), replies.if_match(request)
 
     async def work(connection: Connection) -> Node:
@@ -239,7 +239,7 @@ router = Router(
     route_handlers=[
         list_nodes,
         show_node,
-        accept,
+        accept_node,
         cordon,
         uncordon,
         drain,
