@@ -89,6 +89,8 @@ def test_no_pattern_takes_a_newline_at_its_end() -> None:
     patterns = re.compile(r"""(?<!\\)\$["'](?![^\n]*re\.M)""")
     for folder in ("model", "api", "wire", "store"):
         for path in (SOURCES / folder).rglob("*.py"):
+            if path.name.startswith("openapi_"):  # in the document's own dialect, where $ takes no newline
+                continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 assert "^" not in line or not patterns.search(line), f"{path}:{number}: end the pattern with \\Z"
 

@@ -13,7 +13,7 @@ from novacron.model.errors import InvalidInput
 MacAddress = Annotated[
     str,
     Meta(
-        pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$",
+        pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z",
         description="a unicast MAC address, such as 06:1f:02:aa:00:10",
     ),
 ]

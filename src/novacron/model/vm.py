@@ -212,7 +212,7 @@ class VmStatus(msgspec.Struct, frozen=True):
 
     state: VmState = VmState.PENDING
     reason: str = ""
-    reason_code: Annotated[str, Meta(pattern="^[A-Za-z]{0,40}$")] = ""
+    reason_code: Annotated[str, Meta(pattern=r"^[A-Za-z]{0,40}\Z")] = ""
     """Why it is not as it was asked to be, for programs: one of ``WaitCode``; empty: nothing keeps it."""
     accelerator: str = ""
     machine: str = ""
