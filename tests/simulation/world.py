@@ -42,7 +42,8 @@ CALM_ROUNDS = 2
 DELIVERIES_MAX = 500
 """Messages that are delivered in one round: more are an endless exchange."""
 TABLES = (
-    "nodes, node_leases, node_signs, vms, macs, vm_tombstones, migrations, drains, unreconciled_vms, events, changes"
+    "nodes, node_leases, node_signs, revoked_keys, vms, macs, vm_tombstones, migrations, drains, unreconciled_vms,"
+    " database_restored, events, changes"
 )
 CLOCK_SQL = """
 CREATE SCHEMA IF NOT EXISTS simulation;

@@ -18,6 +18,7 @@ from novacron.api.app import create_app
 from novacron.api.edge import openapi
 from novacron.api.edge.openapi_examples import EXAMPLES
 from novacron.api.edge.openapi_operations import operation_id
+from novacron.client import protocol
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,14 @@ def test_headers_are_documented_where_they_are_read(document: dict[str, Any], ap
             assert ("Idempotency-Key" in documented[id]) == ("replies.write(" in text), id
     assert "Last-Event-ID" in documented["listEvents"]
     assert {"watch", "console"} <= set(documented)
+
+
+def test_the_sdk_asks_for_pages_where_lists_have_them(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        schema = item.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).get("application/json", {})
+        if schema.get("schema", {}).get("$ref", "").endswith("List"):
+            names = {parameter["name"] for parameter in item["get"].get("parameters", [])}
+            assert ("limit" in names) == protocol.is_paged(path.removeprefix("/api/v1/")), path
 
 
 def test_errors_are_documented_by_status(document: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ PAGE_SIZE = 500
 PAGES_MAX = 10_000
 COPY_POLL_S = 1.0
 PIECE_BYTES = 1 << 20
-UNPAGED = ("images", "tokens", "sites", "api-log")
-"""Kinds that the API lists whole, without ``limit``."""
+UNPAGED = ("images", "tokens", "sites", "pools", "invitations", "api-log")
+"""Kinds that the API lists whole, without ``limit``; a VM's snapshots are another."""
 
 Object = dict[str, Any]
 """An object of the API, decoded from JSON: it may have fields that this version does not know."""
@@ -77,6 +77,11 @@ def in_project(path: str, project: str) -> str:
 def quoted(ref: str) -> str:
     """Return an id or a name as one segment of a path."""
     return quote(ref, safe="")
+
+
+def is_paged(kind: str) -> bool:
+    """Say whether the API lists a kind page by page."""
+    return kind not in UNPAGED and not kind.endswith("/snapshots")
 
 
 def query(values: Mapping[str, str]) -> str:

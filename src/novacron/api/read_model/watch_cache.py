@@ -77,6 +77,8 @@ class Cache:
     """All objects of one replica."""
 
     def __init__(self) -> None:
+        for reason in ("unknown", "defect"):  # a series exists before its first change: its first increase is seen
+            counter("novacron_feed_skipped_changes_total").add(reason, count=0)
         self.revision = 0
         self.ready = False
         self._kinds: dict[str, dict[str, Entry]] = {}

@@ -87,7 +87,7 @@ class AsyncConnection:
         """Yield the objects of a kind, for example ``vms``, ``nodes``, ``migrations``, ``links`` or ``events``."""
         query, remaining = dict(filters), limit
         for _ in range(protocol.PAGES_MAX):
-            if kind not in protocol.UNPAGED:
+            if protocol.is_paged(kind):
                 query["limit"] = str(min(limit or protocol.PAGE_SIZE, protocol.PAGE_SIZE))
             page = await self._object("GET", f"/api/v1/{kind}?{protocol.query(query)}")
             for item in page["items"][:remaining]:
