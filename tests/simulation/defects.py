@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from novacron.agent import worker
 from novacron.agent.vm import context, journal, leftovers
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
@@ -116,7 +117,7 @@ def old_reports_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def damaged_journal_fails_open(patch: pytest.MonkeyPatch) -> None:
-    """A record that can't be read counts as none."""
+    """A record that can't be read counts as none, and what the server knows of the vote binds nobody."""
     load_one = Journal.load_one
 
     def load(self: Journal, vm: str) -> Record:
@@ -124,6 +125,7 @@ def damaged_journal_fails_open(patch: pytest.MonkeyPatch) -> None:
         return Record() if record.damaged else record
 
     patch.setattr(Journal, "load_one", load)
+    patch.setattr(worker, "has_voted", lambda statement: False)
 
 
 def qemus_are_found_by_path_alone(patch: pytest.MonkeyPatch) -> None:
