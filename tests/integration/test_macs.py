@@ -201,6 +201,7 @@ async def test_vms_from_before_keep_their_mac_addresses_even_shared_ones_which_n
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 0.3 ms each, and as long to draw them
 async def test_a_million_vms_have_a_million_mac_addresses(database: Database) -> None:
     """Through the trigger, each address drawn as ``macs`` draws it, and some of them twice."""
     async with database.connection() as connection:
