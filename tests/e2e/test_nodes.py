@@ -69,6 +69,7 @@ def test_a_node_whose_certificate_has_ended_rejoins_in_place_while_its_vms_keep_
     after, kept = victim.client.get("nodes", "host-b"), until_settled(victim, vm)
     assert after["created_at"] == before["created_at"] and after["spec"] == before["spec"]
     assert kept["node"] == "host-b" and kept["status"]["pid"] == pid > 0
+    victim.wait_node("host-b")
     victim.cli("vm", "migrate", "kept", "--to", "host-a", "--wait")  # other nodes accept the certificate, too
     delete(victim, vm)
 

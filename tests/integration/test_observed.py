@@ -272,7 +272,9 @@ def test_every_log_line_can_be_parsed_and_holds_no_token(watched: Platform) -> N
     for service in (watched.server, *watched.agents.values()):
         whole = service.log.read_text().rpartition("\n")[0]  # the last line may be being written
         lines = [line for line in whole.splitlines() if "administrator token" not in line]
-        lines = [line for line in lines if not line.startswith("CLI settings")]  # said to who started it
+        lines = [
+            line for line in lines if not line.startswith(("CLI settings", "the administrator's token"))
+        ]  # said to who started it
         parsed = [json.loads(line) for line in lines]
         assert parsed and all({"event", "level", "timestamp", "component"} <= set(entry) for entry in parsed)
         assert watched.client.config.token not in "".join(lines)
@@ -308,4 +310,4 @@ def test_scrapes_while_a_server_ends_are_answered_or_refused(watched: Platform, 
             thread.join()
     for node in ("host-a", "host-b"):
         watched.wait_node(node)
-    assert {0, 200} <= set(seen) <= {0, 200, 503}, set(seen)
+    assert {0, 200} <= set(seen) <= {0, 200, 429, 503}, set(seen)  # 429: too many at once

@@ -173,11 +173,15 @@ def test_a_user_of_the_provider_gets_a_session_and_the_roles_of_their_groups(pro
     browser, back = log_in(client, provider)
     assert back.status == 303 and back.headers["location"] == "/" and COOKIE in browser.cookies
     me = json.loads(browser.get("/api/v1/me").data)
-    assert me["user"] == "ann" and me["everywhere"] == ["operate", "read", "write"] and me["kind"] == "session"
+    assert (
+        me["user"] == "ann"
+        and me["everywhere"] == ["console", "metrics", "operate", "read", "write"]
+        and me["kind"] == "session"
+    )
     provider.claims["groups"] = ["web"]
     browser, _ = log_in(client, provider)
     me = json.loads(browser.get("/api/v1/me").data)
-    assert me["everywhere"] == [] and me["projects"] == {"default": ["read"]}, "roles follow the groups"
+    assert me["everywhere"] == [] and me["projects"] == {"default": ["metrics", "read"]}, "roles follow the groups"
     assert [user["name"] for user in client.list("users") if user["issuer"]] == ["ann"], "it is the same user"
     client.configure_user("ann", disabled=True)
     assert log_in(client, provider)[1].status == 401
