@@ -319,8 +319,9 @@ async def test_nothing_is_started_elsewhere_before_every_node_was_heard_that_may
             await lost_nodes.recover_vm(connection, "web", "a", "me", discard_disk=False)
         assert "novacron node remove" in str(refused.value.hint)
     async with fleet.transaction() as connection:
-        assert "which may have the VM" in await connection.fetchval("SELECT message FROM events WHERE reason = 'FailoverWaits'")
-        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = 'c'")
+        message = await connection.fetchval("SELECT message FROM events WHERE reason = 'FailoverWaits'")
+        assert "which may have the VM" in message
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node IN ('b', 'c')")
         assert await failover.restart_elsewhere(connection, "web", "a", "a is silent") is not None
     async with fleet.transaction() as connection:
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
