@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,73 @@ def refused_by_name(victim: Platform, name: str, *command: str) -> None:
     done = victim.cli("vm", *command, check=False)
     assert done.returncode not in (0, 1), done.stdout
     assert f"novacron vm adopt {name}" in done.stderr and f"novacron vm forget {name}" in done.stderr
+
+
+def test_an_older_database_that_is_put_back_contradicts_nobody_until_its_vms_are_adopted(victim: Platform) -> None:
+    client, postgres = victim.client, victim.postgres
+    backup = postgres.directory / "backup"
+    client.create_network("lan", subnet="10.88.0.0/24")
+    moves, old = (
+        client.create_vm(name=name, image="tiny", memory_mib=128, node="host-a", nics=[{"network": "lan"}])
+        for name in ("moves", "old")
+    )
+    for vm in (moves, old):
+        victim.wait_state(vm["id"], "running")
+    postgres.stop()
+    subprocess.run(["cp", "-a", postgres.data, backup], check=True)
+    postgres.start()
+    victim.wait_ready()
+
+    # What happens after the backup.
+    new = client.create_vm(name="new", image="tiny", memory_mib=128, node="host-b", nics=[{"network": "lan"}])
+    (nic,) = new["spec"]["nics"]
+    victim.cli("vm", "migrate", "moves", "--to", "host-b", "--wait")
+    delete(victim, old)
+    pids = {vm["name"]: until_settled(victim, vm)["status"]["pid"] for vm in (moves, new)}
+
+    victim.server.kill()
+    postgres.stop()
+    shutil.rmtree(postgres.data)
+    backup.rename(postgres.data)
+    postgres.start()
+    victim.server.start()
+    victim.wait_ready()
+    for node in ("host-a", "host-b"):
+        victim.wait_node(node)
+    until(
+        lambda: (
+            # The source may have been told, too, that it has given the VM away: then it says so.
+            {(item["vm_name"], item["node"], item["contradiction"]) for item in client.list("unreconciled-vms")}
+            >= {("new", "host-b", "unknown"), ("moves", "host-b", "later"), ("old", "host-a", "gone")}
+        ),
+        "what nodes know more is known",
+    )
+
+    # Everybody sees it, and nothing is done or given out that contradicts it.
+    assert "moves, new, old" in victim.cli("vm", "list").stderr
+    for name in ("moves", "old"):
+        for command in (("stop", name), ("start", name), ("delete", name), ("migrate", name, "--to", "host-b")):
+            refused_by_name(victim, name, *command)
+        assert "unreconciled" in victim.cli("vm", "show", name).stdout
+    refused_by_name(victim, "new", "create", "new", "--image", "tiny", "--network", "lan")
+    refused_by_name(victim, "new", "create", "other", "--image", "tiny", "--network", f"lan={nic['address']}")
+    said = victim.cli("doctor", check=False)
+    assert said.returncode != 0 and "novacron vm adopt new" in said.stdout
+    assert client.get("nodes", "host-b")["status"]["unreconciled_vms"] == 2
+    assert "novacron_vms_unreconciled 3" in client.metrics()
+    assert {"Unreconciled"} <= {event["reason"] for event in client.list("events", object=new["id"])}
+    assert not qemus_of(victim, old), "what was deleted is not started again"
+
+    # Until an operator says who is right.
+    assert "--confirm old" in victim.cli("vm", "adopt", "old", check=False).stderr
+    victim.cli("vm", "adopt", "old", "--confirm", "old")
+    victim.cli("vm", "adopt", "--all")
+    for vm in (moves, new):
+        settled = until_settled(victim, vm)
+        assert (settled["node"], settled["status"]["pid"]) == ("host-b", pids[vm["name"]])
+    assert client.get("vms", new["id"])["spec"]["nics"][0]["address"] == nic["address"]
+    assert not list(client.list("unreconciled-vms")) and "old" not in {vm["name"] for vm in client.list("vms")}
+    victim.cli("vm", "migrate", "new", "--to", "host-a", "--wait")
+    for vm in (moves, new):
+        delete(victim, vm)
+    client.delete("networks", "lan")
