@@ -128,8 +128,8 @@ class _Comparison:
     @staticmethod
     def _resolved(document: Schema, schema: Schema) -> Schema:
         if "$ref" in schema:
-            found: Schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-            return found
+            resolved: Schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+            return resolved
         return schema
 
 

@@ -95,16 +95,16 @@ def _size(size_bytes: float) -> str:
 
 def judge_disk(look: DiskLook, before: ConditionReason, directory: Path) -> ReportedCondition:
     """Return the disk's condition; one that was said to be full is so until there is clearly more room."""
-    reason, found = _disk_reason(look, before), f"the disk of {directory}"
+    reason, disk = _disk_reason(look, before), f"the disk of {directory}"
     room = f"{_size(look.free_bytes)} of {_size(look.total_bytes)} free"
     free = "remove images or move VMs away (novacron node drain), or make the disk larger"
     words = {
-        R.DISK_WRITABLE: f"{found} can be written to, and has room",
-        R.DISK_NEARLY_FULL: f"{found} is nearly full: {room}; {free}",
-        R.DISK_FULL: f"{found} is full: {room}; {free}",
-        R.DISK_READ_ONLY: f"{found} is read-only: see dmesg there, repair it and mount it anew",
-        R.DISK_FAILS: f"{found} can't be written to: {_text(look.error)}; see dmesg there",
-        R.DISK_HANGS: f"{found} has taken no write for {DISK_S_MAX:.0f} s: see dmesg there",
+        R.DISK_WRITABLE: f"{disk} can be written to, and has room",
+        R.DISK_NEARLY_FULL: f"{disk} is nearly full: {room}; {free}",
+        R.DISK_FULL: f"{disk} is full: {room}; {free}",
+        R.DISK_READ_ONLY: f"{disk} is read-only: see dmesg there, repair it and mount it anew",
+        R.DISK_FAILS: f"{disk} can't be written to: {_text(look.error)}; see dmesg there",
+        R.DISK_HANGS: f"{disk} has taken no write for {DISK_S_MAX:.0f} s: see dmesg there",
     }
     status = ConditionStatus.TRUE if reason is R.DISK_WRITABLE else ConditionStatus.FALSE
     return ReportedCondition(ConditionType.DISK, status, reason, words[reason])
@@ -198,8 +198,8 @@ class HostConditions:
         with contextlib.suppress(OSError):  # without /proc there is nothing to say
             memory = await asyncio.to_thread(look_at_memory)
             self._memory = _changed(self._memory, self._memory_judge.judge(memory, time.monotonic()))
-        found = tuple(condition for condition in (self._disk, self._memory) if condition is not None)
-        message = wire.ConditionsFound(found, self._peers())
+        conditions = tuple(condition for condition in (self._disk, self._memory) if condition is not None)
+        message = wire.ConditionsFound(conditions, self._peers())
         if message != self._sent:
             self._sent = message
             self._send(message)

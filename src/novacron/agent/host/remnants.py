@@ -107,7 +107,7 @@ def find() -> list[Remnant]:
     """Return what agents have made on this host. Taps are looked for in the network namespace of this process, and in
     networks of agents that are known. Raises NetworkFailed, OSError."""
     noted = instances()
-    found = [
+    remnants = [
         Remnant(RemnantKind.NETWORKS, prefix_of(instance), instance, noted.get(instance))
         for instance in sorted(_instances_with_networks() | noted.keys())
     ]
@@ -117,8 +117,8 @@ def find() -> list[Remnant]:
     marked += [(RemnantKind.CGROUP, name, mark, None) for name, mark in confine.cgroups()]
     for kind, name, mark, netns in marked:
         instance, _, vm = mark.partition(" ")
-        found.append(Remnant(kind, name, instance, noted.get(instance), vm, netns))
-    return found
+        remnants.append(Remnant(kind, name, instance, noted.get(instance), vm, netns))
+    return remnants
 
 
 def _taps(netns: str | None) -> list[tuple[str, str]]:
