@@ -152,7 +152,8 @@ def kill(victim: Platform, what: str, vm: Object, source: str, target: str) -> N
             host = source if what.startswith("source") else target
             pid = victim.qemus().get(f"{host}/{vm['id']}")
             if pid is not None:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # the agent may have ended it just now
+                    os.kill(pid, signal.SIGKILL)
         case _:
             raise ValueError(what)
 
