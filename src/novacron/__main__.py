@@ -51,13 +51,14 @@ def up(
     state_dir: StateDir = None,
     images_dir: Annotated[Path | None, typer.Option(help="images; default: images/ in the state directory")] = None,
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None,
-    port: Annotated[int, typer.Option(help="port of the API; the agents' link uses the next one")] = 7443,
+    port: Annotated[int, typer.Option(help="port of the API; the agents' link and DWCP use the next two")] = 7443,
+    dwcp_host: Annotated[str, typer.Option(help="address to listen on for other nodes' migrations")] = "127.0.0.1",
 ) -> None:
     """Run everything on this machine: embedded PostgreSQL, the server, and one agent."""
     from novacron.local import up as local
 
     state = state_dir or default_state_dir()
-    sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path()))
+    sys.exit(local.run(state, images_dir or state / "images", bridge, port, config_path(), dwcp_host=dwcp_host))
 
 
 @app.command()

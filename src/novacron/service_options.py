@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from novacron.model.proxy_header import ProxyHeader
+
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
     from novacron.agent.settings import AgentSettings
     from novacron.server.settings import ServerSettings
 
 STATE_DIR = Path("/var/lib/novacron")
+HOUR_S = 3600.0
 REUSABLE = frozenset({"image", "sibling", "checkpoint"})
 
 StateDir = Annotated[Path | None, typer.Option(help="directory for its files; default: /var/lib/novacron as root")]
@@ -46,6 +49,27 @@ class ServerOptions:
     strangers_per_s: Annotated[
         float, typer.Option(min=0.5, help="limit of requests without a valid token, for each address")
     ] = 100
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="reverse proxy or load balancer in front of the API: clients' addresses are what it says;"
+            " can be repeated",
+        ),
+    ] = None
+    proxy_header: Annotated[
+        ProxyHeader, typer.Option(help="header in which they say it; they must set it, or add to it at its end")
+    ] = ProxyHeader.X_FORWARDED_FOR
+    session_life: Annotated[float, typer.Option(min=0.1, help="hours after which a session of a browser ends")] = 12
+    session_idle: Annotated[
+        float, typer.Option(min=0, help="minutes after which an unused session ends; 0: no such limit")
+    ] = 60
+    token_life: Annotated[
+        float, typer.Option(min=0, help="days after which every API token ends, whatever it was made for; 0: none")
+    ] = 0
+    token_idle: Annotated[
+        float, typer.Option(min=0, help="days after which an unused API token ends; 0: no such limit")
+    ] = 0
     redis: Annotated[
         str | None, typer.Option(envvar="NOVACRON_REDIS_URL", help="Redis or Valkey in which processes share limits")
     ] = None
@@ -65,7 +89,9 @@ class ServerOptions:
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
+        from novacron.api.access.client_address import ProxySettings
         from novacron.api.edge.rate_limits import RateSettings
+        from novacron.model.token import Lifetimes
         from novacron.server.settings import ServerSettings
 
         same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence")
@@ -73,6 +99,15 @@ class ServerOptions:
             database_url=database,
             state_dir=state_dir,
             rates=RateSettings(self.reads_per_s, self.writes_per_s, self.strangers_per_s),
+            proxies=ProxySettings(
+                tuple(str(network) for network in _ranges(self.trusted_proxy, "--trusted-proxy")), self.proxy_header
+            ),
+            lifetimes=Lifetimes(
+                self.session_life * HOUR_S,
+                self.session_idle * 60 or None,
+                self.token_life * 24 * HOUR_S or None,
+                self.token_idle * 24 * HOUR_S or None,
+            ),
             redis_url=self.redis,
             cli_config=cli_config,
             **{name: getattr(self, name) for name in same},
@@ -103,6 +138,7 @@ class AgentOptions:
     name: Annotated[str | None, typer.Option(help="name of this node; default: the host's name")] = None
     bridge: Annotated[str | None, typer.Option(help="host bridge for the VMs' network interfaces")] = None
     advertise: Advertise = None
+    dwcp_host: Annotated[str, typer.Option(help="address to listen on for other nodes")] = "0.0.0.0"
     dwcp_port: Annotated[int, typer.Option(help="port for migrations from other nodes")] = 7445
     outage: Annotated[float, typer.Option(help="seconds that a link can be down before its migrations fail")] = 60
     reuse: Annotated[
@@ -149,6 +185,7 @@ class AgentOptions:
             name=self.name or default_name(),
             bridge=self.bridge,
             advertise=self.advertise,
+            dwcp_host=self.dwcp_host,
             dwcp_port=self.dwcp_port,
             outage_s=self.outage,
             reuse=_reused(self.reuse),

@@ -38,6 +38,16 @@ class Up:
         until(lambda: b"up: API at" in self.log.read_bytes(), f"it is up: {self.log}", 60)
         until(lambda: any(n["status"]["ready"] for n in self.cli("node", "list")), "its node is ready", 60)
 
+    def listening(self) -> set[str]:
+        """Return the addresses at which its API, agents' link and DWCP listen, as the kernel writes them."""
+        ports = {f"{self._port + offset:04X}" for offset in range(3)}
+        lines = [
+            line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()
+        ]
+        local = [columns[1].rpartition(":") for columns in lines if columns[3] == "0A"]
+        assert {port for _, _, port in local} >= ports
+        return {address for address, _, port in local if port in ports}
+
     def end(self, number: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -79,6 +89,7 @@ def test_up_starts_and_runs_vms_and_leaves_them_running(up: Up) -> None:
     up.start()
     assert "the administrator's token is in the CLI's settings only" in up.log.read_text()
     assert "nva_" not in up.log.read_text(), "a service's log is no place for it"
+    assert up.listening() == {"0100007F"}, "no other host reaches it (127.0.0.1)"
     assert (up.directory / "cli.json").stat().st_mode & 0o777 == 0o600
     pid = up.cli("vm", "create", "web", "--image", "tiny", "--memory", "128", "--wait")["status"]["pid"]
     assert up.end(signal.SIGTERM) == 0

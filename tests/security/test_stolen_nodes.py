@@ -62,6 +62,7 @@ async def is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 async def test_a_node_that_was_removed_loses_its_connections_and_gets_no_more(ends: Ends, tmp_path: Path) -> None:
     revoked = RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash))
+    revoked.tell([])
     listener = Listener(ends.tls("b", server=True), pki.peer_name, revoked.admittance)
     async with (
         listener.listen("127.0.0.1", 0) as port,
@@ -99,6 +100,29 @@ def test_an_agent_that_restarts_without_the_server_refuses_what_it_refused_befor
     RevokedKeys(tmp_path / "revoked.json", Admittance(pki.peer_key_hash)).tell([key])
     after = RevokedKeys(tmp_path / "revoked.json", Admittance(lambda _: key))
     assert not after.admittance.admits(cast(Any, None), cast(Any, None))
+
+
+@pytest.mark.parametrize(
+    "list_",
+    [None, b"", b'["key', b"{}", b"\xff\xfe", b"[1]"],
+    ids=["none", "empty", "cut", "other", "not-utf8", "numbers"],
+)
+def test_an_agent_without_a_readable_list_of_revoked_keys_speaks_with_nobody_until_the_server_sent_it(
+    tmp_path: Path, list_: bytes | None
+) -> None:
+    path = tmp_path / "revoked.json"
+    if list_ is not None:
+        path.write_bytes(list_)
+
+    class Connection:
+        def abort(self) -> None: ...
+
+    revoked = RevokedKeys(path, Admittance(lambda _: "key"))
+    assert not revoked.admittance.admits(cast(Any, None), Connection())
+    revoked.tell(["another"])
+    assert revoked.admittance.admits(cast(Any, None), Connection())
+    again = RevokedKeys(path, Admittance(lambda _: "key"))
+    assert again.admittance.admits(cast(Any, None), Connection())
 
 
 async def test_silent_connections_of_one_node_and_of_strangers_stop_no_other_node(ends: Ends) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import pytest
 
+from novacron.api.access.client_address import ProxySettings
 from novacron.api.access.context import Services
 from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.recorder import CompletedCall
@@ -59,11 +60,11 @@ class Answer(NamedTuple):
 class Server:
     """The API over a watch cache."""
 
-    def __init__(self, **rates: float) -> None:
+    def __init__(self, proxies: ProxySettings | None = None, **rates: float) -> None:
         self.cache, self.recorder, self._revision = Cache(), Recorder(), 0
         self.live = LiveCalls(self.cache.callers)
         services = cast(Services, types.SimpleNamespace(cache=self.cache, recorder=self.recorder, live=self.live))
-        self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)))
+        self.admission = Admission(create_app(services), services, Rates(RateSettings(**rates)), proxies)
 
     async def start(self) -> None:
         await self.cache.reset(FeedSnapshot(Batch(0, []), [], 0))
@@ -301,3 +302,21 @@ async def test_what_is_held_of_bodies_has_a_limit_and_is_let_go(monkeypatch: pyt
         await RequestBody(piece, nothing, {}, held).hold(times)
     endless.forget()
     assert held.bytes == 0
+
+
+async def test_strangers_behind_a_trusted_proxy_have_a_limit_each_and_nobody_else_is_believed() -> None:
+    server = Server(ProxySettings(("10.0.0.0/24",)), strangers=5)
+    await server.start()
+
+    async def status(address: str, forwarded: str) -> int:
+        return (await server.get("/api/v1/vms", secret="wrong", address=address, x_forwarded_for=forwarded)).status
+
+    async def tries(address: str, forwarded: str) -> list[int]:
+        return [await status(address, forwarded) for _ in range(12)]
+
+    assert 429 in await tries("10.0.0.1", "203.0.113.7")
+    assert server.recorder.calls[-1].address == "203.0.113.7", "logs have the client's address"
+    assert (await tries("10.0.0.1", "203.0.113.8"))[0] == 401, "another client is not held up"
+    assert 429 in await tries("198.51.100.1", "203.0.113.9")
+    assert await status("198.51.100.1", "203.0.113.10") == 429, "a client that invents addresses gets no new limit"
+    assert await status("10.0.0.1", "6.6.6.6, 203.0.113.7") == 429, "nor does one behind a proxy"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 
+from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
+from novacron.model.proxy_header import ProxyHeader
+from novacron.model.token import Lifetimes
+from novacron.server.settings import ServerSettings
 from novacron.service_options import AgentOptions, ServerOptions
 
 
@@ -20,6 +25,20 @@ def test_a_servers_options_become_its_settings() -> None:
     assert (settings.port, settings.link_port, settings.workers, settings.pool, settings.leave_s) == (1, 2, 4, 5, 6)
     assert settings.rates == RateSettings(writes=3)
     assert settings.redis_url == "redis://x"
+    assert settings.proxies == ProxySettings() and settings.lifetimes == Lifetimes(), "defaults are the same"
+    options = ServerOptions(
+        trusted_proxy=["10.0.0.0/24"], proxy_header=ProxyHeader.FORWARDED,
+        session_life=8, session_idle=15, token_life=90, token_idle=30,
+    )  # fmt: skip
+    settings = options.settings("postgresql://x", Path("/state"), Path("/cli"))
+    assert settings.proxies == ProxySettings(("10.0.0.0/24",), ProxyHeader.FORWARDED)
+    assert settings.lifetimes == Lifetimes(8 * 3600, 900, 90 * 86_400, 30 * 86_400)
+    as_worker = msgspec.json.decode(
+        msgspec.json.encode(settings, enc_hook=str), type=ServerSettings, dec_hook=lambda type, text: type(text)
+    )
+    assert as_worker == settings, "workers get all of it"
+    with pytest.raises(typer.BadParameter, match="write it like"):
+        ServerOptions(trusted_proxy=["proxy.example.net"]).settings("", Path(), Path())
 
 
 def test_an_agents_options_become_its_settings_in_their_units(tmp_path: Path) -> None:

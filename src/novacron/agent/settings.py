@@ -35,9 +35,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
     imports: Path | None = None
     """Directory of the files that may be imported as images by path; by default ``imports`` beside the images."""
     imports_local: bool = False
+    """Images may also be fetched from this host itself, and from its own link."""
     imports_from: tuple[IPv4Network | IPv6Network, ...] = ()
     """Addresses beside public ones from which images may be downloaded."""
-    """Images may also be fetched from this host itself, and from its own link."""
     keep_images_s: float = 24 * 3600
     """For how long an image that came for a VM stays when no VM here is made of it."""
     pools: dict[str, Path] = {}

@@ -20,7 +20,9 @@ from novacron.control.failover import Failover
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
 from novacron.control.rebalance import Rebalance
+from novacron.control.sessions import Sessions
 from novacron.model.errors import NovaError
+from novacron.model.token import Lifetimes
 from novacron.store.database import LOST, Database
 from novacron.store.feed import Change
 from novacron.store.fleet_index import FleetIndex
@@ -60,7 +62,10 @@ ALL = (
 class Controllers:
     """All controllers of this process."""
 
-    def __init__(self, database: Database, index: FleetIndex, foresee: Foresee, fence: Path | None = None) -> None:
+    def __init__(
+        self, database: Database, index: FleetIndex, foresee: Foresee, fence: Path | None = None,
+        lifetimes: Lifetimes | None = None,
+    ) -> None:  # fmt: skip
         """``index`` has the fleet in memory; ``foresee`` measures what a move would be like; ``fence`` is a program
         that cuts a node off."""
         self._database = database
@@ -69,6 +74,7 @@ class Controllers:
             Controller("placement", PlacementController(index).step, 10, frozenset({"vm", "node"}), pause_s=0.05),
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
             Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
+            Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
             Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}

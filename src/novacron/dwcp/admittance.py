@@ -22,20 +22,27 @@ class Admittance:
 
     def __init__(self, key_of: KeyOf) -> None:
         self._key_of = key_of
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: frozenset[str] | None = frozenset()
+        """None: it is not known which, so nobody is admitted."""
         self._open: weakref.WeakKeyDictionary[Cut, str] = weakref.WeakKeyDictionary()
+
+    def close(self) -> None:
+        """Admit nobody until it is known which keys are revoked, and cut all connections."""
+        self._revoked = None
+        for connection in list(self._open):
+            connection.abort()
 
     def revoke(self, keys: Collection[str]) -> None:
         """Let these be all revoked keys, and cut the connections of their peers."""
-        self._revoked = frozenset(keys)
+        self._revoked = revoked = frozenset(keys)
         for connection, key in list(self._open.items()):
-            if key in self._revoked:
+            if key in revoked:
                 connection.abort()
 
     def admits(self, tls: ssl.SSLObject, connection: Cut) -> bool:
         """Say whether a connection may be used. From then on it is cut if its peer's key is revoked."""
         key = self._key_of(tls)
-        if key in self._revoked:
+        if self._revoked is None or key in self._revoked:
             return False
         self._open[connection] = key
         return True

@@ -107,7 +107,10 @@ async def connect(
     connection = FrameConnection(reader, writer)
     if admittance is not None and not admittance.admits(writer.get_extra_info("ssl_object"), connection):
         connection.abort()
-        raise ConnectionRefusedError(f"the certificate of {peer_host} is not one of a node any more, or not yet")
+        raise ConnectionRefusedError(
+            f"the certificate of {peer_host} is not one of a node any more, or not yet,"
+            " or the server has not said which keys are revoked"
+        )
     return connection
 
 

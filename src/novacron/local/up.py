@@ -112,7 +112,9 @@ def _settings(own: Path, config: Path) -> str:
     return f"settings in {config}; try: novacron{f' --context {name}' if name else ''}"
 
 
-def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path) -> int:
+def run(
+    state_dir: Path, images_dir: Path, bridge: str | None, port: int, config: Path, *, dwcp_host: str
+) -> int:  # fmt: skip
     """Run until SIGINT or SIGTERM; return the exit status. VMs are left running."""
     stopping = False
 
@@ -148,7 +150,7 @@ def run(state_dir: Path, images_dir: Path, bridge: str | None, port: int, config
         agent = _Service(
             "agent",
             ["agent", *common, "--images-dir", str(images_dir), "--dwcp-port", str(port + 2),
-             "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else [])],
+             "--dwcp-host", dwcp_host, "--advertise", "127.0.0.1", *(["--bridge", bridge] if bridge else [])],
             {} if joined else {JOIN_TOKEN: client.join_token(default_name(), accept=True)},
         )  # fmt: skip
         services.append(agent)

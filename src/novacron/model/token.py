@@ -23,6 +23,26 @@ class TokenKind(StrEnum):
     """A browser's session: its token is in a cookie, and changes need a CSRF token too."""
 
 
+class Lifetimes(msgspec.Struct, frozen=True):
+    """How long sessions and API tokens live at most, and how long they may be unused; None: no such limit."""
+
+    session_s: float = 12 * 3600.0
+    session_idle_s: float | None = 3600.0
+    token_s: float | None = None
+    token_idle_s: float | None = None
+
+    def of_token(self, requested_s: int | None) -> int | None:
+        """Return how long a new API token lives; None: for ever. Raises InvalidInput."""
+        if self.token_s is None:
+            return requested_s
+        if requested_s is not None and requested_s > self.token_s:
+            raise InvalidInput(
+                f"API tokens live for {int(self.token_s)} s at most", field="expires_in_s",
+                hint="ask for less, and make another in time; the server's administrator sets it with --token-life",
+            )  # fmt: skip
+        return int(self.token_s) if requested_s is None else requested_s
+
+
 class Token(msgspec.Struct, frozen=True):
     """An API token as stored: never the secret itself."""
 

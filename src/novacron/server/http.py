@@ -73,16 +73,16 @@ class Front:
         self._metrics = Metrics(self._processes, lambda: seen(self.cache))
         self._log_now = Rarely()
         self._measure(database)
-        self._recorder = Recorder(database)
-        self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         self._live = LiveCalls(self.cache.callers)
+        self._recorder = Recorder(database, self._live.in_progress)
+        self._shared, self._rates = Shared(settings.redis_url), Rates(settings.rates)
         services = Services(
             database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
             KnownBrowsers(authority.derive("browsers that users have logged in with")),
             _oidc(settings, authority, database), self._live, settings.url(settings.port),
-            settings.url(settings.link_port), settings.log_level,
+            settings.url(settings.link_port), settings.lifetimes, settings.log_level,
         )  # fmt: skip
-        self._admission = Admission(create_app(services), services, self._rates)
+        self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
         self._http = _granian(settings, self._admission, *certificate)
 
     async def run(self) -> None:

@@ -145,7 +145,7 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
             (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
         }
         front = Front(settings, database, authority, link, (certificate, key))
-        controllers = Controllers(database, front.fleet, link.foresee, settings.fence)
+        controllers = Controllers(database, front.fleet, link.foresee, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
         front.certified.append(lambda: context.load_cert_chain(certificate, key))

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
+from novacron.model.token import Lifetimes
 from novacron.store.database import POOL_DEFAULT
 
 
@@ -23,6 +25,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     advertise: str | None = None
     """Address or name by which nodes and users reach this server; ``host`` if not given."""
     rates: RateSettings = RateSettings()
+    proxies: ProxySettings = ProxySettings()
+    lifetimes: Lifetimes = Lifetimes()
     leave_s: float = 0.0
     """How long it goes on serving after a stop request, while it reports that it is not ready."""
     workers: int = 1

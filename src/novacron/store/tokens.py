@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import msgspec
 from novacron.model import limits
 from novacron.model.access import Right, Role
 from novacron.model.errors import Conflict, NoCapacity, NotFound, Unauthenticated
-from novacron.model.token import Token, TokenKind, api_secret, hash_secret
+from novacron.model.token import Lifetimes, Token, TokenKind, api_secret, hash_secret
 from novacron.model.user import User, UserKind
 from novacron.store import events, users
 from novacron.store.database import Connection
@@ -100,6 +100,36 @@ async def used(connection: Connection, calls: Mapping[str, tuple[datetime, str]]
         " address = excluded.address",
         list(calls), [at for at, _ in calls.values()], [address for _, address in calls.values()],
     )  # fmt: skip
+
+
+async def still_used(connection: Connection, ids: Collection[str]) -> None:
+    """Note that calls of tokens are going on, such as streams, from wherever they began."""
+    await connection.execute("UPDATE token_uses SET used_at = now() WHERE token = ANY($1)", list(ids))
+
+
+async def overdue(connection: Connection, lifetimes: Lifetimes) -> dict[str, str]:
+    """Return the tokens and sessions that have lived, or were not used, for longer than they may: why, by their ids."""
+    rows = await connection.fetch(
+        "SELECT t.id, t.created_at < now() - make_interval(secs => l.life_s) AS old FROM tokens t"
+        " JOIN (VALUES ($1, $2::float8, $3::float8), ($4, $5, $6)) AS l (kind, life_s, idle_s) ON l.kind = t.kind"
+        " LEFT JOIN token_uses u ON u.token = t.id WHERE NOT t.revoked"
+        " AND (t.created_at < now() - make_interval(secs => l.life_s)"
+        " OR greatest(t.created_at, u.used_at) < now() - make_interval(secs => l.idle_s))",
+        TokenKind.SESSION, lifetimes.session_s, lifetimes.session_idle_s,
+        TokenKind.API, lifetimes.token_s, lifetimes.token_idle_s,
+    )  # fmt: skip
+    return {row["id"]: "it has lived as long as it may" if row["old"] else "it was not used for long" for row in rows}
+
+
+async def end(connection: Connection, id: str, why: str, actor: str) -> None:
+    """Revoke a token, or end a session, that is overdue, even if it is the last with which an administrator can call:
+    ``novacron server recover-admin`` makes another."""
+    row = await connection.fetchrow(
+        "UPDATE tokens SET revoked = true WHERE id = $1 AND NOT revoked RETURNING name, kind", id
+    )
+    if row is not None:
+        what = "session" if row["kind"] == TokenKind.SESSION else f"API token {row['name']}"
+        await events.record(connection, events.NewEvent("token", id, row["name"], "Revoked", f"{what}: {why}", actor))
 
 
 async def prune(connection: Connection) -> None:

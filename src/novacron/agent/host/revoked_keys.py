@@ -1,8 +1,10 @@
-"""Keys of other hosts that are no nodes': kept, so that an agent that restarts without the server refuses them, too."""
+"""Keys of other hosts that are no nodes': kept, so that an agent that restarts without the server refuses them, too.
+
+Without a list that can be read, it refuses every host until the server has sent one.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +24,16 @@ class RevokedKeys:
     def __init__(self, path: Path, admittance: Admittance) -> None:
         self._path = path
         self.admittance = admittance
-        with contextlib.suppress(OSError, *MALFORMED):
+        try:
             admittance.revoke(msgspec.json.decode(path.read_bytes(), type=tuple[str, ...]))
+        except FileNotFoundError:  # the server has not sent it yet
+            admittance.close()
+        except (OSError, *MALFORMED) as error:
+            log.error(
+                "the list of revoked keys can't be read: other nodes are refused until the server sends it again",
+                path=str(path), error=str(error),
+            )  # fmt: skip
+            admittance.close()
 
     def tell(self, keys: Sequence[str]) -> None:
         """Refuse these keys from now on, and cut the connections of their hosts."""

@@ -18,6 +18,7 @@ from novacron.api.read_model.watch_cache import Cache
 from novacron.model.console import ConsoleKind
 from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
+from novacron.model.token import Lifetimes
 from novacron.pki import Authority
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
@@ -64,6 +65,7 @@ class Services(msgspec.Struct):
     live: LiveCalls
     api_url: str
     link_url: str
+    lifetimes: Lifetimes
     log_level: Path
     """File with the log level of this server's processes."""
 

@@ -41,6 +41,10 @@ class LiveCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    def in_progress(self) -> set[str]:
+        """Return the tokens and sessions, by id, whose calls go on."""
+        return {call.caller for call in self._calls}
+
     @contextlib.contextmanager
     def watched(
         self, caller: Caller, limit: asyncio.Timeout, *, needs: Access | None = None, grace_s: float = 0

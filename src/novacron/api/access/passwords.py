@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from novacron.api.access.client_address import counted_as
 from novacron.api.access.shared_counters import Shared
 from novacron.model.errors import InvalidInput, TooManyRequests
 from novacron.model.token import keyed_digest, same_secret
@@ -130,10 +131,11 @@ def _limits(name: str, address: str, device: str | None) -> dict[str, int]:
     """Return how many wrong passwords there may be, by what is counted."""
     if device is not None:
         return {f"for {name} in this browser ({device[:6]})": TRIES_OF_DEVICE}
+    origin = counted_as(address)
     return {
-        f"for {name} from {address}": TRIES_OF_NAME_AT_ADDRESS,
+        f"for {name} from {origin}": TRIES_OF_NAME_AT_ADDRESS,
         f"for {name}": TRIES_OF_NAME,
-        f"from {address}": TRIES_OF_ADDRESS,
+        f"from {origin}": TRIES_OF_ADDRESS,
     }
 
 

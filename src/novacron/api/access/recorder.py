@@ -4,10 +4,9 @@ API's own log of calls, of which so many a second of those that change nothing a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -53,8 +52,10 @@ class CompletedCall(NamedTuple):
 class Recorder:
     """Records requests. ``run`` must run, or refusals and calls are never written."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, in_progress: Callable[[], Collection[str]]) -> None:
+        """``in_progress`` returns the tokens and sessions whose calls go on: they are used, too."""
         self.lost = 0
+        self._in_progress = in_progress
         """Refusals and calls that were not recorded, because too many waited."""
         self._database = database
         self._refused: deque[AuditedRequest] = deque()
@@ -143,10 +144,15 @@ class Recorder:
         since = datetime.now(UTC) - ACTIVE
         self._lately = {token: at for token, at in self._lately.items() if at > since}
         self._lately |= {token: at for token, (at, _) in used.items()}
-        if used:
-            with contextlib.suppress(Unavailable):
-                async with self._database.connection() as connection:
-                    await tokens.used(connection, used)
+        in_progress = self._in_progress()
+        if not used and not in_progress:
+            return
+        try:
+            async with self._database.connection() as connection:
+                await tokens.used(connection, used)
+                await tokens.still_used(connection, in_progress)
+        except Unavailable:  # next time
+            self._used = used | self._used
 
     async def _flush(self) -> None:
         refused, calls = list(self._refused), list(self._calls)

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from novacron.api.access.authentication import COOKIE
+from novacron.api.access.client_address import ClientAddresses, ProxySettings, counted_as
 from novacron.api.access.context import Services
 from novacron.api.access.live_calls import GRACE_S
 from novacron.api.access.recorder import UNSAFE, CompletedCall
@@ -94,7 +95,18 @@ CLOSE_REFUSED = 4429
 class _Request:
     """A request on its way."""
 
-    __slots__ = ("address", "caller", "headers", "id", "limit_headers", "method", "path", "scope", "started")
+    __slots__ = (
+        "address",
+        "caller",
+        "counted_as",
+        "headers",
+        "id",
+        "limit_headers",
+        "method",
+        "path",
+        "scope",
+        "started",
+    )
 
     def __init__(self, scope: Scope, headers: dict[bytes, bytes], caller: Caller | None) -> None:
         self.started = time.perf_counter()
@@ -103,6 +115,7 @@ class _Request:
         self.path: str = scope["path"]
         client = scope.get("client")
         self.address: str = client[0] if client else "-"
+        self.counted_as = counted_as(self.address)
         self.id = "-"
         self.limit_headers: list[Header] = []
 
@@ -136,8 +149,9 @@ class _Request:
 class Admission:
     """An ASGI application around another."""
 
-    def __init__(self, app: App, services: Services, rates: Rates) -> None:
+    def __init__(self, app: App, services: Services, rates: Rates, proxies: ProxySettings | None = None) -> None:
         self._app = app
+        self._addresses = ClientAddresses(proxies or ProxySettings())
         self._services = services
         self._rates = rates
         self._response_cache = response_cache.ResponseCache(services.cache)
@@ -180,18 +194,21 @@ class Admission:
         return self.work.taken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        if scope["client"]:  # from here on, everywhere: limits, failed logins, logs, the audit log
+            peer, port = scope["client"]
+            scope["client"] = (self._addresses.of(peer, scope["headers"]), port)
         if scope["type"] == "websocket":
             await self._open(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         request = _Request(scope, headers, self.caller(headers))
         body = RequestBody(receive, send, headers, self._held) if has_body(scope, headers) else None
         if body is not None:
             receive, send = body.receive, body.send
-        limit = self._rates.take(request.caller, request.address, request.method)
+        limit = self._rates.take(request.caller, request.counted_as, request.method)
         request.limit_headers = limit.headers
         if limit.exceeded and request.path not in ALWAYS_SERVED:
             await self._reject(request, send, rate_exceeded(limit.most, limit.retry_s), "rate")
@@ -207,10 +224,10 @@ class Admission:
         exempt = not request.may_be_shed
         try:
             if body is not None:
-                with self.receiving.taken_for(request.user, request.address, exempt=exempt):
+                with self.receiving.taken_for(request.user, request.counted_as, exempt=exempt):
                     await self._hold(request, body)
             stage = self.waiting if request.waits else self.work
-            with stage.taken_for(request.user, request.address, exempt=exempt):
+            with stage.taken_for(request.user, request.counted_as, exempt=exempt):
                 await self._trace(request, receive, send)
         except Full as full:
             await self._reject(request, send, TOO_MANY if full.own else OVERLOADED, "slots" if full.own else "overload")
@@ -237,9 +254,9 @@ class Admission:
         headers = dict(scope["headers"])
         request = _Request({**scope, "method": "GET"}, headers, self.caller(headers))
         try:
-            if self._rates.take(request.caller, request.address, request.method).exceeded:
+            if self._rates.take(request.caller, request.counted_as, request.method).exceeded:
                 raise Full(own=True)
-            with self.waiting.taken_for(request.user, request.address, exempt=not request.may_be_shed):
+            with self.waiting.taken_for(request.user, request.counted_as, exempt=not request.may_be_shed):
                 await self._app(scope, receive, send)
         except Full:
             REFUSED.add("slots")

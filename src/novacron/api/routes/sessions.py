@@ -62,10 +62,11 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
 
 
 async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
+    life_s = int(services(request).lifetimes.session_s)
     async with replies.change(request, user) as connection:
-        new = tokens.NewToken("session", session=True, expires_in_s=limits.SESSION_S)
+        new = tokens.NewToken("session", session=True, expires_in_s=life_s)
         token, secret = await tokens.create(connection, user, new, user.name)
-    cookie = _cookie(COOKIE, secret, limits.SESSION_S)
+    cookie = _cookie(COOKIE, secret, life_s)
     body = LoggedIn(user.name, csrf_of(secret), token.expires_at)
     if to is None:
         return Response(body, status_code=201, cookies=[cookie], headers={"Cache-Control": "no-store"})

@@ -84,6 +84,8 @@ async def create_token(request: ApiRequest, data: JSONBody[CreateToken]) -> Crea
         user = await users.get(connection, ref, field="user")
         if not _managed(request, user.id):
             raise authorization.no_such("user", ref, "user")
+        life_s = services(request).lifetimes.of_token(data.expires_in_s)
+        data = msgspec.structs.replace(data, expires_in_s=life_s)
         _check_no_more(request, user.id, data)
         new = tokens.NewToken(data.name, data.scopes, data.project, data.expires_in_s)
         token, secret = await tokens.create(connection, user, new, caller.name)
