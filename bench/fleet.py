@@ -58,7 +58,7 @@ SMOKE = Size(2, 1, 1, 50, 1, 4, 40, 1)
 Object = dict[str, Any]
 
 
-def boot(p: Platform, name: str, memory_mib: int, number: int = 0, **more: Any) -> Object:
+def boot(p: Platform, name: str, memory_mib: int, number: int = 0, **more: object) -> Object:
     if number:
         more["address"] = f"198.19.0.{number}/24"
     vm = p.client.create_vm(name=name, image="tiny", memory_mib=memory_mib, node="host-a", **more)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bench.report import Figure, median, parser, report
 from lab.hosts import lab, missing
@@ -142,7 +142,10 @@ def many_figures(p: Platform, directory: Path, image: LocalImage, size: Size) ->
     ]
 
 
-def _entered(opened: Any) -> Any:
+C = TypeVar("C", bound=contextlib.AbstractContextManager[Any])
+
+
+def _entered(opened: C) -> C:
     opened.__enter__()
     return opened
 

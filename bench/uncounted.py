@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from novacron.__main__ import main
 from novacron.api.access.recorder import CompletedCall
-from novacron.api.edge.admission import Admission
+from novacron.api.edge.admission import Admission, _Request
 from novacron.api.read_model.principals import Caller
 from novacron.store.database import PooledConnection
 
 
-def _completed(self: Admission, request: Any, status: int, route: str) -> None:
+def _completed(self: Admission, request: _Request, status: int, route: str) -> None:
     caller = request.scope.get("user") if request.caller is None else request.caller
     name = caller.name if isinstance(caller, Caller) else "-"
     took_s = time.perf_counter() - request.started

@@ -21,7 +21,7 @@ HIGHER_IS_STRICTER = ("minimum", "minLength", "minItems")
 Schema = dict[str, Any]
 
 
-def without_words(value: Any, *, names: bool = False) -> Any:
+def without_words(value: object, *, names: bool = False) -> Any:  # noqa: ANN401 - JSON
     """Return a document without what only people read. In ``names``, keys are names, whatever they are."""
     if isinstance(value, list):
         return [without_words(item) for item in value]

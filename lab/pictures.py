@@ -57,7 +57,7 @@ def named(legend: str, labels: dict[str, str]) -> str:
     return text or ", ".join(f"{name} {value}" for name, value in labels.items())
 
 
-def series_of(prometheus: Prometheus, panel: Any, end: float) -> Series:
+def series_of(prometheus: Prometheus, panel: dict[str, Any], end: float) -> Series:
     series: Series = []
     for target in panel["targets"]:
         answer = prometheus.ask("query_range", query=plain(target["expr"]), start=str(end - SECONDS), end=str(end),
@@ -69,7 +69,7 @@ def series_of(prometheus: Prometheus, panel: Any, end: float) -> Series:
     return series
 
 
-def graph(panel: Any, series: Series, end: float, width: int, height: int) -> Iterator[str]:
+def graph(panel: dict[str, Any], series: Series, end: float, width: int, height: int) -> Iterator[str]:
     unit = panel["fieldConfig"]["defaults"].get("unit", "none")
     top = max((value for _, points in series for _, value in points), default=1.0) or 1.0
     start, end_, above, below = 64, width - 10, 26, height - 34
@@ -93,7 +93,7 @@ def graph(panel: Any, series: Series, end: float, width: int, height: int) -> It
         x += 22 + CHARACTER_PX * len(text)
 
 
-def number(panel: Any, series: Series, width: int, height: int) -> Iterator[str]:
+def number(panel: dict[str, Any], series: Series, width: int, height: int) -> Iterator[str]:
     value = series[0][1][-1][1] if series else None
     unit = panel["fieldConfig"]["defaults"].get("unit", "none")
     text = "-" if value is None else shown(value, unit)
@@ -101,7 +101,7 @@ def number(panel: Any, series: Series, width: int, height: int) -> Iterator[str]
     yield f'<text {at} class="big">{html.escape(text)}</text>'
 
 
-def rows(panel: Any, series: Series, width: int) -> Iterator[str]:
+def rows(panel: dict[str, Any], series: Series, width: int) -> Iterator[str]:
     unit = panel["fieldConfig"]["defaults"].get("unit", "none")
     for place, (name, points) in enumerate(series[:9]):
         y = 44 + 20 * place
@@ -109,7 +109,7 @@ def rows(panel: Any, series: Series, width: int) -> Iterator[str]:
         yield f'<text x="{width - 10}" y="{y}" class="small" text-anchor="end">{shown(points[-1][1], unit)}</text>'
 
 
-def drawn(dashboard: Any, prometheus: Prometheus) -> str:
+def drawn(dashboard: dict[str, Any], prometheus: Prometheus) -> str:
     """Return a dashboard as an SVG picture."""
     end, parts, bottom = time.time(), list[str](), 0
     for panel in dashboard["panels"]:

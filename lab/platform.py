@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.hosts import Host, Lab
 from novacron import private_file
 from novacron.agent.host.remnants import remove_all as remove_networks
@@ -35,6 +36,7 @@ NO_RATE_LIMITS = ("--reads-per-s", NO_LIMIT, "--writes-per-s", NO_LIMIT)
 """Server options for benchmarks: they measure what the server can do, not what one token may ask of it."""
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 
 def default_cache() -> Path:
@@ -78,7 +80,7 @@ def open_directory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], T | None], what: str, timeout_s: float = 30.0) -> T:
     """Wait until ``condition()`` is true and return it. Raises AssertionError naming ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -135,6 +137,9 @@ class Service:
             self.process.kill()
             self.process.wait()
             raise AssertionError(f"{self.name} did not end within {STOP_TIMEOUT_S:.0f} s of {number.name}") from None
+        finally:
+            if DEBUG_MODE:
+                blocked_loops.read(self.name, self.log)
 
     def tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

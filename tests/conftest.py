@@ -14,7 +14,9 @@ import asyncpg
 import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
+from lab.blocked_loops import DEBUG_MODE, blocked_loops
 from lab.hosts import Lab, lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, default_cache, open_directory, platform
@@ -25,7 +27,6 @@ pytest.register_assert_rewrite("tests.support")
 _numbers = itertools.count(1)
 
 SLOW_FILES = 20
-BLOCKED_LOOPS_MAX = 200
 
 hypothesis.settings.register_profile(
     "novacron",
@@ -58,25 +59,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
     return Groups(config, log)
 
 
-class BlockedLoops(logging.Handler):
-    """Keeps what asyncio's debug mode says of callbacks that blocked an event loop of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message.startswith("Executing") and len(self.messages) < BLOCKED_LOOPS_MAX:
-            self.messages.append(message)
-
-
-blocked_loops = BlockedLoops()
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get("PYTHONASYNCIODEBUG"):
+    if DEBUG_MODE:
         logging.getLogger("asyncio").addHandler(blocked_loops)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary what blocked event loops."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["blocked_loops"] = list(blocked_loops.reports)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    blocked_loops.reports.update(dict.fromkeys(getattr(node, "workeroutput", {}).get("blocked_loops", ())))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -94,10 +90,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, text in report.user_properties:
             terminalreporter.section(name)
             terminalreporter.write_line(str(text))
-    if blocked_loops.messages:
+    if DEBUG_MODE:
         terminalreporter.section("callbacks that blocked an event loop")
-        for message in blocked_loops.messages:
-            terminalreporter.write_line(message)
+        for report in blocked_loops.reports:
+            terminalreporter.write_line(report)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def _row(panel: Any) -> str:
+def _row(panel: dict[str, Any]) -> str:
     asks = "<br>".join(f"`{target['expr']}`".replace("|", "\\|") for target in panel["targets"])
     about = panel.get("description", "").replace("|", "\\|")
     return f"| {panel['title']} | {about} | {asks} |"
 
 
-def _page(board: Any) -> Iterator[str]:
+def _page(board: dict[str, Any]) -> Iterator[str]:
     uid, choices = board["uid"], [choice for choice in board["templating"]["list"] if choice["type"] == "query"]
     yield f"# Dashboard: {board['title'].removeprefix('NovaCron: ')}\n"
     yield f"{board['description']} In Grafana: `/d/{uid}`.\n"

@@ -53,7 +53,7 @@ Doing = Callable[..., contextlib.AbstractContextManager[None]]
 
 
 @contextlib.contextmanager
-def doing(action: Action, *, trace: str | None = None, **about: Any) -> Iterator[None]:
+def doing(action: Action, *, trace: str | None = None, **about: Any) -> Iterator[None]:  # noqa: ANN401 - attributes
     """Do it in the block. ``trace``: to which it belongs; None: to the present one. ``about``: VM, migration and so on,
     which traces and all that is logged meanwhile tell, too."""
     about = {name: value for name, value in about.items() if value not in (None, "")}

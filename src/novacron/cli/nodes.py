@@ -50,7 +50,7 @@ def state(node: Object) -> str:
     return f"{word}, cordoned" if node["spec"]["cordoned"] else word
 
 
-def has(node: Object, key: str) -> Any:
+def has(node: Object, key: str) -> Any:  # noqa: ANN401 - JSON
     return (node["status"]["inventory"] or {}).get(key)
 
 

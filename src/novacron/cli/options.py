@@ -34,8 +34,8 @@ class Option(NamedTuple):
 
 
 def option(
-    field: str, type_: Any, flag: str | None = None, *, default: Any = None,
-    convert: Callable[[Any], Any] = lambda value: value, **info: Any,
+    field: str, type_: Any, flag: str | None = None, *, default: object = None,  # noqa: ANN401 - or a union
+    convert: Callable[[Any], Any] = lambda value: value, **info: Any,  # noqa: ANN401 - what typer.Option takes
 ) -> Option:  # fmt: skip
     """Return an option; without a flag it is called as its field is. It is left out of the request while it is None.
 
@@ -103,7 +103,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         kept += parameters
         groups[parameter.name] = ([expanded.name for expanded in parameters], make)
 
-    def call(**values: Any) -> None:
+    def call(**values: object) -> None:
         for name, (names, make) in groups.items():
             values[name] = make({expanded: values.pop(expanded) for expanded in names})
         command(**values)

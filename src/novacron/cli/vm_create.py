@@ -24,7 +24,7 @@ VERDICTS: Columns = {
 class Create(TyperCommand):
     """Takes ``--wait=agent`` too: ``--wait`` alone is a flag, which Typer gives no value."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - a private class of Typer's
         return super().parse_args(ctx, [arg.replace("--wait=", "--wait-for=", 1) for arg in args])
 
 

@@ -72,7 +72,7 @@ def _display(vga: bool) -> Display:
     return Display.VGA if vga else Display.NONE
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any) -> Any:  # noqa: ANN401 - each option has its type
     return value
 
 

@@ -52,7 +52,7 @@ def retry_delay_s(attempt: int, status: int | None) -> float | None:
     return 0.5 * attempt if status == 503 else None
 
 
-def decode(answer: HttpReply, url: str) -> Any:
+def decode(answer: HttpReply, url: str) -> Any:  # noqa: ANN401 - JSON
     """Return what an answer's JSON says. Raises ApiError for a refusal, Unreachable if it is not JSON."""
     try:
         document = json.loads(answer.body) if answer.body else None

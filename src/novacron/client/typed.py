@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -41,6 +41,6 @@ def kind_of(type_: type) -> str:
     return kind
 
 
-def read(type_: type[T], body: Any) -> T:
+def read(type_: type[T], body: object) -> T:
     """Return an object of the API as a value of its type. Fields that this version does not know are left out."""
     return msgspec.convert(body, type_)

@@ -55,7 +55,7 @@ async def look(binary: str, kind: AcceleratorKind) -> Abilities:
     return Abilities(_cpu(full, bare), names)
 
 
-async def _execute(process: asyncio.subprocess.Process, command: str, **arguments: Any) -> Any:
+async def _execute(process: asyncio.subprocess.Process, command: str, **arguments: object) -> Any:  # noqa: ANN401 - differs by command
     """Return what QEMU answers, None where it refuses. Raises ValueError."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")

@@ -60,7 +60,7 @@ class Monitor:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.2)
 
-    async def execute(self, name: str, arguments: dict[str, Any] | None = None, *, out_of_band: bool = False) -> Any:
+    async def execute(self, name: str, arguments: dict[str, Any] | None = None, *, out_of_band: bool = False) -> Any:  # noqa: ANN401 - differs by command
         """Run a QMP command and return its result. Raises MonitorFailed.
 
         ``out_of_band`` does not wait for QEMU's main loop, which in post-copy may wait for memory; few commands can.
@@ -70,7 +70,7 @@ class Monitor:
                 return await self._execute(name, arguments, out_of_band=out_of_band)
         return await self._execute(name, arguments, out_of_band=out_of_band)
 
-    async def _execute(self, name: str, arguments: dict[str, Any] | None, *, out_of_band: bool) -> Any:
+    async def _execute(self, name: str, arguments: dict[str, Any] | None, *, out_of_band: bool) -> Any:  # noqa: ANN401 - differs by command
         began, outcome = time.perf_counter(), "unanswered"
         try:
             result = await asyncio.wait_for(self._client.execute(name, arguments, oob=out_of_band), COMMAND_TIMEOUT_S)

@@ -292,7 +292,7 @@ class Database:
     async def at_once(
         self, statement: str, arguments: Sequence[Any], rows: dict[deferred_writes.Table, list[Sequence[Any]]],
         answer: tuple[str, Sequence[Any]] | None = None, turn: tuple[str, Sequence[Any]] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> asyncpg.Record | None:  # fmt: skip
         """Do a statement that returns a row, and add ``rows`` if it does, in one round trip; return that row, or None.
 
         ``answer``: a statement, with its arguments, that stores what is made of that row (``done``) and returns columns

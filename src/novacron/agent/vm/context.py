@@ -115,12 +115,12 @@ class VmContext:
         assignment = self.assignment or (self.statement.assignment if self.statement is not None else None)
         return ("", "") if assignment is None else (assignment.name, assignment.project)
 
-    def doing(self, action: Action, **about: Any) -> contextlib.AbstractContextManager[None]:
+    def doing(self, action: Action, **about: str | int | None) -> contextlib.AbstractContextManager[None]:
         """Do something that was asked for, or that follows from what the VM should be."""
         name, project = self.name_and_project()
         return doing(action, trace=self.trace, vm=self.vm, vm_name=name, project=project, **about)
 
-    async def store(self, **changes: Any) -> None:
+    async def store(self, **changes: object) -> None:
         """Remember durably; what could not be written, on a full disk for example, is not remembered at all.
         Raises OSError."""
         await self.update(lambda record: msgspec.structs.replace(record, **changes))

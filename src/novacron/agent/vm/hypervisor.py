@@ -60,7 +60,7 @@ class VirtualMachine(Protocol):
     async def status(self) -> str:
         """Return QEMU's run state, or ``absent``. Raises MonitorFailed when it hangs."""
 
-    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
+    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - differs by command
         """Run a QMP command: ``cont``, ``stop``, ``system_reset``, ``system_powerdown`` ... Raises MonitorFailed."""
 
     async def kill(self) -> None:

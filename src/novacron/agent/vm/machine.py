@@ -293,7 +293,7 @@ class Machine:
                 return "absent"
             raise
 
-    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
+    async def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 - differs by command
         if self.monitor is None:
             raise MonitorFailed(f"there is no QEMU to run {name}")
         return await self.monitor.execute(name, arguments)

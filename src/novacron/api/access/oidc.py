@@ -97,9 +97,16 @@ class Oidc:
             return None
         return msgspec.json.decode(base64.urlsafe_b64decode(body), type=LoginStep)
 
-    def _ask(self, method: str, url: str, **more: Any) -> dict[str, Any]:
+    def _ask(self, url: str, form: dict[str, str] | None = None) -> dict[str, Any]:
+        """Return the provider's answer; a form is posted, with the client's password."""
         try:
-            answer = self._http.request(method, url, redirect=False, **more)
+            if form is None:
+                answer = self._http.request("GET", url, redirect=False)
+            else:
+                headers = urllib3.make_headers(basic_auth=f"{self.provider.client_id}:{self._secret}")
+                answer = self._http.request(
+                    "POST", url, redirect=False, encode_multipart=False, headers=headers, fields=form
+                )
             body = json.loads(answer.data)
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise Unavailable(f"{self.provider.issuer} does not answer: {type(error).__name__}") from error
@@ -110,7 +117,7 @@ class Oidc:
 
     def _discover(self) -> dict[str, Any]:
         if time.monotonic() > self._configuration_until_s:
-            configuration = self._ask("GET", self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
+            configuration = self._ask(self.provider.issuer.rstrip("/") + "/.well-known/openid-configuration")
             if configuration.get("issuer") != self.provider.issuer:
                 raise Unavailable(f"{self.provider.issuer} says that it is {configuration.get('issuer')!r}")
             self._keys = jwt.PyJWKClient(configuration["jwks_uri"], ssl_context=self._context, timeout=TIMEOUT_S)
@@ -120,9 +127,8 @@ class Oidc:
     def _claims(self, step: LoginStep, code: str) -> dict[str, Any]:
         endpoints = self._discover()
         tokens = self._ask(
-            "POST", endpoints["token_endpoint"], encode_multipart=False,
-            headers=urllib3.make_headers(basic_auth=f"{self.provider.client_id}:{self._secret}"),
-            fields={
+            endpoints["token_endpoint"],
+            form={
                 "grant_type": "authorization_code", "code": code, "redirect_uri": self._redirect_url,
                 "code_verifier": step.verifier,
             },

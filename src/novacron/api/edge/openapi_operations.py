@@ -106,7 +106,9 @@ PROBLEMS = {
 }
 
 
-def _web_socket(tag: str, summary: str, description: str, given: list[dict[str, Any]], message: dict[str, Any]) -> Any:
+def _web_socket(
+    tag: str, summary: str, description: str, given: list[dict[str, Any]], message: dict[str, Any]
+) -> dict[str, Any]:
     """Return the operation of a WebSocket, which the document's language has no word for."""
     return {
         "get": {
@@ -161,7 +163,7 @@ def described(summary: str) -> str:
     return summary if summary.endswith(".") else summary + "."
 
 
-def takes_key(handler: HTTPRouteHandler, answer: Any) -> bool:
+def takes_key(handler: HTTPRouteHandler, answer: object) -> bool:
     """Say whether an operation takes an Idempotency-Key: it creates or changes an object, and answers with it."""
     return "POST" in handler.http_methods and schemas.is_object(answer)
 
@@ -180,7 +182,7 @@ def parameters(handler: HTTPRouteHandler, operation: dict[str, Any]) -> list[dic
     )
 
 
-def has_etag(answer: Any) -> bool:
+def has_etag(answer: object) -> bool:
     """Say whether an answer of this type has an ETag."""
     return schemas.page_name(answer) is not None or schemas.is_object(answer)
 
@@ -198,7 +200,7 @@ def _parameter(parameter: dict[str, Any]) -> dict[str, Any]:
     return {**said, "schema": {**schema, **bounds, **pattern}}
 
 
-def body(type_: Any, is_optional: bool, operation_id: str) -> dict[str, Any]:
+def body(type_: object, is_optional: bool, operation_id: str) -> dict[str, Any]:
     """Return the body that an operation takes."""
     schema = schemas.reference(type_)
     if is_optional:
@@ -208,7 +210,7 @@ def body(type_: Any, is_optional: bool, operation_id: str) -> dict[str, Any]:
     return {"required": not is_optional, "content": {JSON: content}}
 
 
-def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: Any) -> dict[str, Any]:
+def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: object) -> dict[str, Any]:
     """Return all answers of an operation."""
     success = {
         status: response for status, response in operation["responses"].items() if status.isdecimal() and status < "400"
@@ -222,7 +224,7 @@ def responses(handler: HTTPRouteHandler, operation: dict[str, Any], answer: Any)
     }
 
 
-def _describe_success(status: str, response: dict[str, Any], answer: Any) -> None:
+def _describe_success(status: str, response: dict[str, Any], answer: object) -> None:
     for media, content in response.get("content", {}).items():
         is_json = answer is not None and media == JSON
         content["schema"] = schemas.reference(answer) if is_json else {"type": "string", "format": "binary"}
@@ -232,7 +234,7 @@ def _describe_success(status: str, response: dict[str, Any], answer: Any) -> Non
         del response["headers"]
 
 
-def _errors(handler: HTTPRouteHandler, answer: Any) -> dict[str, str]:
+def _errors(handler: HTTPRouteHandler, answer: object) -> dict[str, str]:
     errors = {"400": "InvalidInput", "429": "TooManyRequests", "503": "Unavailable", "default": "Problem"}
     if scope_of(handler) is not RouteScope.PUBLIC:
         errors |= {"401": "Unauthenticated", "403": "Forbidden", "404": "NotFound"}

@@ -89,7 +89,7 @@ def _inner_types(info: msgspec.inspect.Type) -> list[Any]:
     return [*one, *getattr(info, "types", ()), *getattr(info, "item_types", ())]
 
 
-def answer_type(annotation: Any) -> Any:
+def answer_type(annotation: object) -> object:
     """Return the type of the JSON that a route answers with, or None if it answers with something else."""
     if typing.get_origin(annotation) is Response:
         return answer_type(typing.get_args(annotation)[0])
@@ -99,14 +99,14 @@ def answer_type(annotation: Any) -> Any:
     return None if annotation in (None, type(None), bytes, Any, Response) else annotation
 
 
-def reference(type_: Any) -> dict[str, Any]:
+def reference(type_: object) -> dict[str, Any]:
     """Return the schema that stands for a type in an operation."""
     (schema,), _ = msgspec.json.schema_components([type_], ref_template=REFERENCE + "{name}")
     name = page_name(type_)
     return schema if name is None else {"$ref": REFERENCE + name}
 
 
-def page_name(type_: Any) -> str | None:
+def page_name(type_: object) -> str | None:
     """Return what the list of a kind of objects is called: ``Page[Vm]`` is VmList; None: it is no list."""
     if typing.get_origin(type_) is not Page:
         return None
@@ -114,7 +114,7 @@ def page_name(type_: Any) -> str | None:
     return LISTS.get(item, f"{item}List")
 
 
-def is_object(type_: Any) -> bool:
+def is_object(type_: object) -> bool:
     """Say whether a type is an object with a revision, which has an ETag."""
     return isinstance(type_, type) and hasattr(type_, "revision") and type_ is not Ticket
 
@@ -124,11 +124,11 @@ def portable_pattern(pattern: str) -> str:
     return pattern.replace(PYTHON_END, "$")
 
 
-def _is_union(annotation: Any) -> bool:
+def _is_union(annotation: object) -> bool:
     return typing.get_origin(annotation) in (typing.Union, type(int | str))
 
 
-def _portable(value: Any, names: dict[str, str]) -> Any:
+def _portable(value: Any, names: dict[str, str]) -> Any:  # noqa: ANN401 - JSON
     """Return a schema with lists called by ``names``, patterns that are not only Python's, and defaults in words:
     generators take a field that has one for a field that must be sent."""
     if isinstance(value, list):

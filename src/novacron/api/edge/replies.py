@@ -169,7 +169,7 @@ class Writing(NamedTuple):
     recorded: bool = False
     """The work writes into the audit log itself."""
 
-    def headers(self, created: Any) -> dict[str, str]:
+    def headers(self, created: object) -> dict[str, str]:
         """Return the headers that go with an object, besides its ETag."""
         return {} if self.location is None else {"Location": self.location(created)}
 

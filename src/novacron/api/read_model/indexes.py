@@ -69,7 +69,7 @@ def place_of(kind: str, body: Object) -> str:
             return " ".join(str(body[field]) for field in ("name", "id") if field in body)
 
 
-def value_at(body: Any, path: str) -> Any:
+def value_at(body: object, path: str) -> object:
     """Return the value of a field, such as ``spec.image``; None where there is none."""
     for name in path.split("."):
         body = body.get(name) if isinstance(body, dict) else None

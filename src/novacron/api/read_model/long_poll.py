@@ -34,10 +34,13 @@ SETTLED: dict[type, tuple[str, Callable[[Object], bool]]] = {
     Volume: ("volume", lambda body: body["phase"] in ("ready", "failed") and not body["detaching"]),
 }
 
+Settling = Vm | Migration | Import | Export | Snapshot | Volume
+"""What a write can wait for."""
 
-async def settled(cache: Cache, result: Any, body: bytes, etag: str, wait_s: float) -> tuple[bytes, str]:
+
+async def settled(cache: Cache, result: object, body: bytes, etag: str, wait_s: float) -> tuple[bytes, str]:
     """Return the JSON and ETag of an object once it has settled, or when the time is over."""
-    if type(result) not in SETTLED:
+    if not isinstance(result, Settling):
         return body, etag
     kind, is_settled = SETTLED[type(result)]
     deadline, revision = time.monotonic() + wait_s, 0

@@ -162,7 +162,7 @@ async def configure(request: ApiRequest, name: FromPath[str], data: JSONBody[Con
     return await _set(request, name, **changes)
 
 
-async def _set(request: ApiRequest, name: str, status: int = 200, **changes: Any) -> Response[Any]:
+async def _set(request: ApiRequest, name: str, status: int = 200, **changes: object) -> Response[Any]:
     name, revision = replies.check_ref("node", name), replies.if_match(request)
 
     async def work(connection: Connection) -> Node:

@@ -41,7 +41,7 @@ class Connection:
 
     def request(
         self, method: str, path: str, body: Object | None = None, raw: bytes | None = None, **headers: str
-    ) -> Any:
+    ) -> Any:  # noqa: ANN401 - JSON
         """Send a request, with an object or ``raw`` bytes, and return the decoded answer. Raises ApiError, Unreachable.
 
         A POST carries an Idempotency-Key, so trying it again after a lost connection is harmless.
