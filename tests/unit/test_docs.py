@@ -84,8 +84,12 @@ def defined_tests() -> frozenset[str]:
     names: set[str] = set()
     for path in (ROOT / "tests").rglob("*.py"):
         names.add(path.stem)
-        names.update(re.findall(r"\bdef (test_\w+)", path.read_text()))
+        names.update(names_of_tests(path))
     return frozenset(names)
+
+
+def names_of_tests(path: Path) -> list[str]:
+    return re.findall(r"\bdef (test_\w+)", path.read_text())
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
@@ -135,6 +139,23 @@ def test_every_page_is_in_the_table_of_contents() -> None:
         inside = page.relative_to(ROOT)
         if inside.parts[0] == "docs" and inside.parts[1] not in listed_elsewhere | {"README.md"}:
             assert f"]({inside.relative_to('docs')})" in contents, str(inside)
+
+
+def test_every_attack_that_is_kept_as_a_test_is_in_the_threat_model() -> None:
+    page = (ROOT / "docs/security/threat-model.md").read_text()
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests/security").glob("test_*.py")}
+    attacks = {
+        file for file in files if f"`{file}`" in page or any(name in page for name in names_of_tests(ROOT / file))
+    }
+    assert files - attacks == set(), "add the attack to the border that it crosses"
+
+
+def test_every_attack_in_the_threat_model_names_what_proves_its_defence() -> None:
+    page = (ROOT / "docs/security/threat-model.md").read_text()
+    borders = page.partition("\n### B1")[2].partition("\n## ")[0]
+    rows = [row for row in re.findall(r"^\| (.*) \|$", borders, re.MULTILINE) if not row.startswith(("attack |", "--"))]
+    assert len(rows) > 40
+    assert [row for row in rows if not re.search(r"`(tests/[\w/.]+|test_\w+)`", row.rpartition(" | ")[2])] == []
 
 
 def _row_of(name: str) -> str:
@@ -216,6 +237,6 @@ def test_every_command_and_option_that_a_page_shows_exists(page: Path) -> None:
         words = re.sub(r"^novacron( --(project|context) \S+)?", "novacron", line).split()
         command = next(" ".join(words[:n]) for n in range(len(words), 0, -1) if " ".join(words[:n]) in commands())
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(words))
-        is_group = command == "novacron" and len(words) > 1
+        is_group = command == "novacron" and any(not word.startswith("-") for word in words[1:])
         unknown += [line] if is_group or any(option not in commands()[command] for option in options) else []
     assert unknown == []
