@@ -1,4 +1,5 @@
-"""What a network costs: two guests on two hosts talk over VXLAN, and over the bridge that carries it."""
+"""What a network costs: two guests on two hosts talk over VXLAN, encrypted and not, and over the bridge that carries
+it."""
 
 from __future__ import annotations
 
@@ -63,9 +64,13 @@ def figures(rounds: int) -> list[Figure]:
         with platform(directory / "p", hosts, images_dir()) as p:
             p.client.create_network("over", subnet="10.21.0.0/24")
             p.client.create_network("bare", kind="bridge", bridge=FLAT, subnet="10.22.0.0/24")
+            names = ["over", "bare"]
+            if all(node["status"]["inventory"]["wireguard"] for node in p.client.list("nodes")):
+                p.client.create_network("keyed", subnet="10.23.0.0/24", encryption="always")
+                names.append("keyed")
             vms = [
                 p.client.create_vm(
-                    name=node, image="tiny", memory_mib=128, node=node, nics=[{"network": "over"}, {"network": "bare"}]
+                    name=node, image="tiny", memory_mib=128, node=node, nics=[{"network": name} for name in names]
                 )
                 for node in ("host-a", "host-b")
             ]
@@ -74,15 +79,24 @@ def figures(rounds: int) -> list[Figure]:
                 address = vm["spec"]["nics"][1]["address"]
                 shell(p, vm, f"killall udhcpc; ip address add {address}/24 dev eth1; echo done")
             source, target = vms
-            over: list[float] = []
-            bare: list[float] = []
+            rates: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(rounds):
-                for number, rates in ((1, bare), (0, over)):
-                    rates.append(send(p, source, target, number))
+                for number, name in sorted(enumerate(names), key=lambda entry: entry[1]):
+                    rates[name].append(send(p, source, target, number))
+    bare, over, keyed = rates["bare"], rates["over"], rates.get("keyed", [])
+    encrypted = (
+        [
+            median("  ... over VXLAN and WireGuard", keyed, "Mbit/s"),
+            median("  ... encrypted over not encrypted", [k / o for k, o in zip(keyed, over, strict=True)], "x"),
+        ]
+        if keyed
+        else []
+    )
     return [
         median("two guests over the bare bridge", bare, "Mbit/s"),
         median("  ... over VXLAN", over, "Mbit/s"),
         median(
             "  ... VXLAN over bare", [o / b for o, b in zip(over, bare, strict=True)], "x", OVER_BARE, at_least=True
         ),
+        *encrypted,
     ]

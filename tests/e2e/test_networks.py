@@ -26,6 +26,7 @@ from novacron.net import dnsmasq
 from novacron.net.firewall import VXLAN_PORT
 from novacron.net.overlay import WIREGUARD_PORT
 from tests.e2e.conftest import delete, until_settled
+from tests.support.outsider import OUTSIDE, outsider
 from tests.support.readable import everything_readable
 from tests.support.vms import shell, wait_until_node_answers
 
@@ -75,41 +76,6 @@ def listening(host: Host, at: str, port: int) -> Iterator[list[str]]:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
         thread.join(5)
-
-
-OUTSIDE = "203.0.113.2"
-
-
-@contextlib.contextmanager
-def outsider(victim: Platform, gateway: Host) -> Iterator[Host]:
-    """Yield a machine that is no host of the platform, on a wire of its own with a gateway's host."""
-    name = f"{victim.lab.prefix}-out"
-    run("ip", "netns", "add", name)
-    try:
-        run(
-            "ip", "-n", name, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", str(gateway.netns)
-        )
-        for netns, number in ((name, 2), (str(gateway.netns), 1)):
-            run("ip", "-n", netns, "address", "add", f"203.0.113.{number}/24", "dev", "wire")
-            run("ip", "-n", netns, "link", "set", "wire", "up")
-        run("ip", "-n", name, "route", "add", "default", "via", "203.0.113.1")
-        yield Host("outsider", name, 2)
-    finally:
-        run("ip", "netns", "delete", name)
-
-
-def datagrams(host: Host, port: int) -> socket.socket:
-    """Return a socket of a host that takes datagrams, and does not wait for them."""
-    waiting = host.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    waiting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    waiting.bind(("0.0.0.0", port))
-    waiting.setblocking(False)
-    return waiting
-
-
-def sends(victim: Platform, vm: Object, target: str, port: int) -> None:
-    """Let a guest send a datagram: TFTP's first one goes to any port."""
-    shell(victim, vm, f"cd /tmp; timeout 1 tftp -g -r x {target} {port} >/dev/null 2>&1; echo sent")
 
 
 def echoes(host: Host, at: str, port: int) -> bool:
@@ -166,7 +132,7 @@ def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwa
 ) -> None:
     (a, b), (host_a, host_b) = lan["vms"], victim.lab.hosts
     assert victim.client.get("networks", "lan")["gateway"] == "host-a"
-    with outsider(victim, host_a) as outside, listening(outside, OUTSIDE, 9000) as came:
+    with outsider(victim.lab, host_a) as outside, listening(outside, OUTSIDE, 9000) as came:
         for vm in (a, b):  # the second one's way is through the tunnel first
             assert connects(victim, vm, OUTSIDE, 9000)
         assert came == ["203.0.113.1", "203.0.113.1"], "under their gateway's address"
@@ -182,7 +148,7 @@ def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwa
     victim.cli("floating-address", "add", FLOATING)
     victim.cli("floating-address", "attach", FLOATING, "lan-b")
     until(lambda: echoes(host_b, FLOATING, 7001), "its floating address leads to the guest")
-    with outsider(victim, host_a) as outside, listening(outside, OUTSIDE, 9002) as came:
+    with outsider(victim.lab, host_a) as outside, listening(outside, OUTSIDE, 9002) as came:
         assert connects(victim, b, OUTSIDE, 9002) and came == [FLOATING]
     assert connects(victim, a, FLOATING, 7001), "also from within"
     victim.cli("floating-address", "detach", FLOATING)
@@ -192,28 +158,6 @@ def test_guests_reach_others_through_their_gateway_and_are_reached_through_forwa
     victim.client.act("floating-addresses", FLOATING, "detach")
     victim.cli("floating-address", "remove", FLOATING)
     assert not list(victim.client.list("forwards"))
-
-
-def test_guests_send_no_datagrams_to_hosts_or_to_where_tunnels_end(victim: Platform, lan: Object) -> None:
-    """They would leave under the address of the gateway's host, whose frames of other networks are trusted."""
-    host_a, host_b = victim.lab.hosts
-    attacks = [("198.18.0.2", 9010), ("198.19.0.2", 9010), ("198.18.0.1", 9010), ("100.126.0.2", 9010)]
-    with contextlib.ExitStack() as stack:
-        outside = stack.enter_context(outsider(victim, host_a))
-        sockets = {}
-        for host, port in ((host_a, 9010), (host_b, 9010), (outside, VXLAN_PORT), (outside, WIREGUARD_PORT)):
-            sockets[host.name, port] = stack.enter_context(datagrams(host, port))
-        control = stack.enter_context(datagrams(outside, 9011))
-        attacks += [(OUTSIDE, VXLAN_PORT), (OUTSIDE, WIREGUARD_PORT)]
-        for vm in lan["vms"]:
-            for target, port in attacks:
-                sends(victim, vm, target, port)
-            sends(victim, vm, OUTSIDE, 9011)
-            control.settimeout(10)
-            assert control.recvfrom(100)[1][0] == "203.0.113.1", "other datagrams go out"
-        for (name, port), waiting in sockets.items():
-            with pytest.raises(BlockingIOError):
-                raise AssertionError(f"{name}, port {port}: {waiting.recvfrom(100)}")
 
 
 def test_a_migrated_guest_keeps_its_connections_and_forwards(victim: Platform, lan: Object) -> None:
@@ -328,7 +272,7 @@ def test_killed_network_processes_restart_and_another_node_becomes_the_gateway(v
     victim.client.act("nodes", "host-a", "cordon")
     until(lambda: victim.client.get("networks", "lan")["gateway"] == "host-b", "host-b is the gateway")
     try:
-        with outsider(victim, victim.lab.hosts[1]) as outside, listening(outside, OUTSIDE, 9003) as came:
+        with outsider(victim.lab, victim.lab.hosts[1]) as outside, listening(outside, OUTSIDE, 9003) as came:
             for vm in (a, b):
                 until(functools.partial(connects, victim, vm, OUTSIDE, 9003), "it is used")
             assert set(came) == {"203.0.113.1"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab.hosts import run
 from lab.platform import Platform, until
 from novacron import pki
 from novacron.agent import identity as identities
@@ -154,3 +156,33 @@ def test_a_clock_jump_is_reported_keeps_vms_away_and_does_no_harm(victim: Platfo
         agent.start()
         victim.wait_node("host-b")
     delete(victim, vm)
+
+
+def test_a_removed_node_is_out_of_networks_and_migrations_within_seconds(
+    victim: Platform, record_property: Callable[[str, object], None]
+) -> None:
+    """Though its agent runs on, as it would in the wrong hands. The last test here: the node does not come back."""
+    client, host_a, host_b = victim.client, *victim.lab.hosts
+    state = victim.directory / "host-a" / "agent"
+    key = pki.authority_hash((victim.directory / "host-b" / "agent" / "identity" / "node.crt").read_bytes())
+    client.act("nodes", "host-a", "cordon")
+    client.create_network("shared", subnet="10.43.0.0/24")
+    until(lambda: client.get("networks", "shared")["gateway"] == "host-b", "it has the network, too")
+    client.act("nodes", "host-a", "uncordon")
+    vm = client.create_vm(name="of-a", image="tiny", memory_mib=64, node="host-a", nics=[{"network": "shared"}],
+                          power="stopped")  # fmt: skip
+
+    def taken_from_b() -> bool:
+        rules = run(*host_a.prefix, "nft", "list", "ruleset")
+        return host_b.address in rules.partition("chain from_")[2].partition("}\n")[0]
+
+    until(taken_from_b, "host-a takes its frames")
+    client.delete("nodes", "host-b")
+    removed_at = time.monotonic()
+    until(lambda: not taken_from_b(), "host-a takes its frames no more")
+    record_property("a removed node is out of its networks after", f"{time.monotonic() - removed_at:.2f} s")
+    until(lambda: key in (state / "revoked.json").read_text(), "host-a refuses its key")
+    record_property("... and has no key after", f"{time.monotonic() - removed_at:.2f} s")
+    assert victim.agents["host-b"].running
+    delete(victim, vm)
+    client.delete("networks", "shared")

@@ -101,6 +101,7 @@ CASES = {
     "NodePeersUnreachable": one('novacron_node_condition{node="n", type="PeersReachable"}', "0x300", "-1x300"),
     "NodeDiskUnusable": one('novacron_node_condition{node="n", type="DiskUsable"}', "0x300", "1x300"),
     "NodeMemoryShort": one('novacron_node_condition{node="n", type="MemoryAvailable"}', "0x300", "1x300"),
+    "NodeOverlayAttacked": one('novacron_node_condition{node="n", type="OverlayTrusted"}', "0x300", "1x300"),
     "NodeMemoryAlmostFull": Case(
         {'novacron_node_memory_allocated_bytes{node="n"}': "96x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},
         {'novacron_node_memory_allocated_bytes{node="n"}': "90x300", 'novacron_node_memory_bytes{node="n"}': "100x300"},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.hosts import Lab, run
+from lab.hosts import WAN_DEVICE, Lab, run
 from lab.platform import until
 from novacron.agent.host import remnants
 from novacron.agent.host.instances import RUN_DIR, instance_of, mark_of, prefix_of
@@ -25,12 +25,13 @@ from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.leftovers import Leftovers, abandoned
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
 from novacron.model.node import AcceleratorKind
-from novacron.net import firewall, namespace, overlay, router, tap
+from novacron.net import firewall, namespace, overlay, router, tap, tunnels
 from novacron.net.firewall import TUNNEL, VXLAN_PORT, nft
 from novacron.net.in_flight_frames import InFlightFrames
 from novacron.net.tap import NetworkFailed, tap_address
 from novacron.qemu import confine
 from novacron.qemu.confine import Cgroup
+from tests.support import frames
 from tests.support.network import network_on_node
 
 MAC = "52:54:00:aa:bb:cc"
@@ -134,7 +135,7 @@ def test_traffic_to_another_site_stops_while_its_encryption_is_missing(wan: Lab)
     try:
         with host.within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
             sender.sendto(b"frame", (encrypted, VXLAN_PORT))
-            host.within(lambda: nft(router.host_script("nvtest", router.HostRules([], [(5, [encrypted])]))))
+            host.within(lambda: nft(router.host_script("nvtest", router.HostRules([], {5: [encrypted]}))))
             with pytest.raises(PermissionError):
                 sender.sendto(b"frame", (encrypted, VXLAN_PORT))
     finally:
@@ -268,3 +269,76 @@ def test_an_agent_removes_what_agents_that_are_gone_left_on_its_host_and_nothing
         for name in marks:
             host.within(lambda name=name: tap.delete(name))  # type: ignore[misc]
         cgroup.remove()
+
+
+def datagram_from(source: str, target: str, vni: int) -> bytes:
+    frame = frames.ethernet(frames.BROADCAST, MAC, frames.IPV4, frames.ipv4("10.0.0.1", "10.0.0.2", b""))
+    return frames.ipv4(source, target, frames.udp(40000, VXLAN_PORT, frames.vxlan(vni, frame)))
+
+
+def test_frames_from_hosts_that_do_not_have_the_network_are_dropped_and_counted(wan: Lab) -> None:
+    """Also those that name a host which has it, but do not come from where that one is."""
+    there, here = wan.hosts
+    script = router.host_script("nvtest", router.HostRules([], {5: [there.address], 6: []}))
+
+    def send(device: str, source: str, vni: int = 5) -> None:
+        with there.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)) as out:
+            out.bind((device, frames.IPV4))
+            packet = datagram_from(source, here.address, vni)
+            out.sendto(packet, (device, frames.IPV4, 0, 0, bytes.fromhex(bridge_address(wan).replace(":", ""))))
+
+    def refused() -> tunnels.Refused:
+        counted = here.within(lambda: tunnels.refused("nvtest"))
+        assert counted is not None
+        return counted
+
+    def until_refused(vni: int, device: str, source: str) -> None:
+        before = refused().packets[vni]
+
+        def is_refused() -> bool:
+            send(device, source, vni)
+            return refused().packets[vni] > before
+
+        until(is_refused, f"{source} on {device} is refused")
+
+    try:
+        here.within(lambda: nft(script))
+        for _ in range(20):
+            send(WAN_DEVICE, there.address)
+        until_refused(6, WAN_DEVICE, there.address)  # after these
+        assert refused().packets[5] == 0, "what a host sends that has the network is taken"
+        until_refused(5, WAN_DEVICE, "203.0.113.9")
+        until_refused(5, "br0", there.address)
+        assert set(refused().strangers) == {"203.0.113.9", there.address}
+        run(*here.prefix, "nft", "flush", "ruleset")
+        assert here.within(lambda: tunnels.refused("nvtest")) is None, "so an agent sees that they are gone"
+    finally:
+        here.within(lambda: nft("table ip nvtest\ndelete table ip nvtest\n"))
+
+
+def test_no_guest_on_a_hosts_bridge_sends_frames_of_overlays(
+    wan: Lab, device: int, rules_of: Callable[[], str]
+) -> None:
+    """Whether its VM is in a network or not, and whatever address it takes."""
+    host, mark = wan.hosts[1], frames.marker()
+    host.within(lambda: firewall.load("nvtest", [], None, {}))
+    heard = host.within(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+    heard.bind(("br0", 0x0003))
+    heard.settimeout(20)
+    attack = frames.udp(40000, VXLAN_PORT, frames.vxlan(5, mark))
+    packets = [
+        frames.ipv4("198.18.0.1", "198.18.0.2", attack),
+        *frames.fragments("198.18.0.1", "198.18.0.2", attack)[:1],
+    ]
+    sent = [frames.ethernet(frames.BROADCAST, MAC, frames.IPV4, packet) for packet in packets]
+    sent += [frames.tagged(frame, 7) for frame in sent]
+    sent.append(frames.ethernet(frames.BROADCAST, MAC, frames.IPV6, frames.ipv6_udp("fe80::1", "ff02::1", attack)))
+    others = frames.ipv4("198.18.0.1", "198.18.0.2", frames.udp(40000, 9, b"last"))
+    for frame in (*sent, frames.ethernet(frames.BROADCAST, MAC, frames.IPV4, others)):
+        os.write(device, frame)
+    came: list[bytes] = []
+    while not any(b"last" in frame for frame in came):
+        came.append(heard.recv(2000))
+    heard.close()
+    assert not [frame for frame in came if mark in frame or VXLAN_PORT.to_bytes(2, "big") in frame[36:38]]
+    assert "udp dport 4789 drop" in rules_of()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from novacron.agent.host import conditions as host
 from novacron.agent.host.conditions import DiskLook, HostConditions, MemoryJudge, MemoryLook, judge_disk
 from novacron.agent.host.peer_reach import REACHABLE_AFTER_S, UNREACHABLE_AFTER_S, PeerReach
+from novacron.agent.host.refused_frames import TRUSTED
 from novacron.local.doctor import running
 from novacron.local.doctor.finding import Grade
 from novacron.model.condition import (
@@ -48,7 +49,7 @@ def reported(type: ConditionType, reason: ConditionReason = R.DISK_WRITABLE) -> 
     return ReportedCondition(type, status, reason, f"{reason}; do something")
 
 
-AGENT_SAYS = (reported(ConditionType.DISK), reported(ConditionType.MEMORY, R.MEMORY_AVAILABLE))
+AGENT_SAYS = (reported(ConditionType.DISK), reported(ConditionType.MEMORY, R.MEMORY_AVAILABLE), TRUSTED)
 
 
 def condition(type: ConditionType, reason: ConditionReason, status: str = "false", at: datetime = NOW) -> NodeCondition:
@@ -91,7 +92,7 @@ def test_each_condition_says_what_is_wrong_and_what_to_do(
 
 def test_what_an_agent_says_of_conditions_that_are_not_its_own_does_not_count() -> None:
     lies = (reported(ConditionType.CERTIFICATE), reported(ConditionType.CLOCK, R.CLOCK_WRONG), *AGENT_SAYS)
-    assert evaluate(FINE._replace(certificate_ends_at_s=1.0), lies)[4].reason is R.CERTIFICATE_ENDED
+    assert evaluate(FINE._replace(certificate_ends_at_s=1.0), lies)[5].reason is R.CERTIFICATE_ENDED
     assert evaluate(FINE, lies)[2].status is ConditionStatus.TRUE
 
 
@@ -258,10 +259,11 @@ def test_a_pause_does_not_count_as_silence_and_peers_of_others_are_forgotten() -
 
 async def test_an_agent_reports_what_changes_once_and_everything_on_a_new_link(tmp_path: Path) -> None:
     sent, peers = list[wire.ConditionsFound](), [PeersSeen(1)]
-    watch = HostConditions(tmp_path, lambda: peers[0], sent.append)
+    watch = HostConditions(tmp_path, lambda: peers[0], lambda: TRUSTED, sent.append)
     await watch.look()
     await watch.look()
-    assert len(sent) == 1 and [c.type for c in sent[0].conditions] == [ConditionType.DISK, ConditionType.MEMORY]
+    assert len(sent) == 1
+    assert [c.type for c in sent[0].conditions] == [ConditionType.DISK, ConditionType.MEMORY, ConditionType.OVERLAY]
     peers[0] = PeersSeen(0, (B,))
     await watch.look()
     assert len(sent) == 2 and sent[1].peers == peers[0]
@@ -276,7 +278,7 @@ async def test_a_disk_that_hangs_is_said_to_and_holds_nothing_up(
     monkeypatch.setattr(host, "DISK_S_MAX", 0.05)
     hanging = asyncio.get_running_loop().create_future()
     sent = list[wire.ConditionsFound]()
-    watch = HostConditions(tmp_path, PeersSeen, sent.append)
+    watch = HostConditions(tmp_path, PeersSeen, lambda: TRUSTED, sent.append)
     watch._looking = hanging
     await watch.look()
     hanging.set_result(DiskLook(50 * GIB, 100 * GIB))

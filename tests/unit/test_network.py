@@ -167,12 +167,11 @@ def test_dnsmasq_and_nftables_get_names_and_forwards() -> None:
     inside = router.inside_script(gateway)
     assert "ip daddr 192.0.2.9 dnat to 10.20.0.4" in inside
     assert "ip daddr 100.127.0.7 tcp dport 8080 dnat to 10.20.0.3:80" in inside
-    rules = router.HostRules([gateway], [(5, ["198.18.0.2"])], ["192.0.2.3", "192.0.2.2"], ["br0"])
+    rules = router.HostRules([gateway], {5: ["198.18.0.2"]}, ["192.0.2.3", "192.0.2.2"], ["br0"])
     host = router.host_script("t", rules)
     assert "fib daddr type local tcp dport 8080 dnat to 100.127.0.7:8080" in host
-    assert "udp dport 4789 @th,96,24 5 ip saddr != { 198.18.0.2 } drop" in host
     assert 'ip daddr 100.126.0.0/16 oifname != "novawg*" drop' in host
-    assert "udp dport 4789 @th,96,24 5 ip daddr != { 198.18.0.2 } drop" in host
+    assert "udp dport 4789 @th,96,24 vmap { 5 : jump from_5 }" in host
     assert 'iifname "br0" oifname "br0" accept' in host
     assert 'iifname "novagw*" ip daddr { 169.254.0.0/16, 100.126.0.0/16, 192.0.2.2, 192.0.2.3 } drop' in host
     used = router.host_script("t", rules._replace(used={(Protocol.TCP, 8080)}))

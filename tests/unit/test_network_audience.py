@@ -59,3 +59,4 @@ def test_a_node_with_another_endpoint_affects_all_networks() -> None:
     assert woken(audience, sessions, "node", "b", node("x")) == {"a"}
     assert woken(audience, sessions, "node", "b", node("x", ready=False)) == set()
     assert woken(audience, sessions, "node", "b", node("y")) == {"a"}
+    assert woken(audience, sessions, "node", "b", None) == {"a"}, "its frames are refused from now on"

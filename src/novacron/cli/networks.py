@@ -45,7 +45,7 @@ DETAILS: Columns = {
     **NETWORKS,
     "NAT": lambda n: "yes" if n["spec"]["nat"] else "no",
     "NAMESERVERS": lambda n: n["spec"]["nameservers"],
-    "ENCRYPTION": lambda n: n["spec"]["encryption"],
+    "ENCRYPTION": lambda n: "always (fleet)" if n["encryption_required"] else n["spec"]["encryption"],
     "NUMBER": lambda n: n["number"],
 }
 GROUPS: Columns = {
@@ -128,6 +128,21 @@ def create(
     with output.errors():
         network = Client().create_network(name, kind="bridge" if "bridge" in fields else "overlay", **fields)
         say(f"{network['name']}: {network['spec']['subnet'] or _bridge(network['spec'])}, MTU {network['mtu']}")
+
+
+@app.command()
+def encryption(
+    always: Annotated[
+        bool | None,
+        typer.Option("--always/--as-created", help="encrypt all traffic between nodes, or as each network was created",
+                     show_default=False),
+    ] = None,
+) -> None:  # fmt: skip
+    """Show or set whether all traffic of all networks between nodes is encrypted."""
+    with output.errors():
+        client = Client()
+        now = client.network_encryption() if always is None else client.configure_network_encryption(always=always)
+        say(f"traffic between nodes is encrypted {'always' if now['always'] else 'as each network was created'}")
 
 
 @app.command()

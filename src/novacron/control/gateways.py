@@ -20,6 +20,7 @@ async def step(database: Database, objects: Objects) -> None:
         for node in all_nodes
         if node.status.ready and not node.spec.cordoned and node.status.inventory and node.status.inventory.networks
     }
+    encrypting = {node.name for node in all_nodes if node.status.inventory and node.status.inventory.wireguard}
     # A gateway that is silent, but not dead, stays: two at once would be worse than one that hears of no changes.
     cordoned = {node.name for node in all_nodes if node.spec.cordoned}
     counts = dict.fromkeys(able, 0)
@@ -31,7 +32,9 @@ async def step(database: Database, objects: Objects) -> None:
         gateway = overlays[name].gateway
         if gateway in alive - able and gateway not in cordoned:
             return
-        chosen = choose_gateway(gateway, overlays[name].nodes, counts, alive)
+        may = {node: count for node, count in counts.items() if node in encrypting or not overlays[name].encrypted}
+        chosen = choose_gateway(gateway, overlays[name].nodes, may, alive)
+        counts.update(may)
         if chosen != gateway:
             async with database.transaction() as connection:
                 await networks.move_gateway(connection, name, gateway, chosen)

@@ -30,6 +30,8 @@ class ConditionType(StrEnum):
     """The disk with the agent's state can be written to, and has room."""
     CLOCK = "ClockRight"
     MEMORY = "MemoryAvailable"
+    OVERLAY = "OverlayTrusted"
+    """Frames of networks come only from nodes that have them."""
     CERTIFICATE = "CertificateValid"
     DATABASE = "DatabaseCurrent"
     """The database has the node's latest heartbeats, so what it says of the node is of now."""
@@ -64,6 +66,9 @@ class ConditionReason(StrEnum):
     MEMORY_AVAILABLE = "MemoryAvailable"
     MEMORY_LOW = "MemoryLow"
     MEMORY_PRESSURE = "MemoryPressure"
+    OVERLAY_TRUSTED = "OverlayTrusted"
+    FOREIGN_FRAMES = "ForeignFrames"
+    """The node drops frames of its networks that come from elsewhere."""
     HEARTBEATS_STORED = "HeartbeatsStored"
     DATABASE_OLDER = "DatabaseOlder"
     """The node knows more of VMs than the database, which was put back from a backup."""
@@ -79,7 +84,7 @@ KEEPS_VMS_AWAY = frozenset(
     )
 )  # fmt: skip
 """With these reasons, a node gets no VMs that are not on it yet."""
-REPORTED_BY_AGENT = frozenset((ConditionType.DISK, ConditionType.MEMORY))
+REPORTED_BY_AGENT = frozenset((ConditionType.DISK, ConditionType.MEMORY, ConditionType.OVERLAY))
 EVENTS_OF_THEIR_OWN = frozenset((ConditionType.CERTIFICATE, ConditionType.CLOCK, ConditionType.DATABASE))
 """Their changes make other events already: CertificateEnding, ClockSkewed, Lost."""
 
@@ -148,10 +153,13 @@ def evaluate(facts: NodeFacts, reported: Iterable[ReportedCondition]) -> tuple[R
             of_agent.get(ConditionType.DISK) or _not_reported(ConditionType.DISK),
             _clock(facts),
             of_agent.get(ConditionType.MEMORY) or _not_reported(ConditionType.MEMORY),
+            of_agent.get(ConditionType.OVERLAY) or _not_reported(ConditionType.OVERLAY),
         ]
     else:
         lost = "its agent is not connected: look at it there: systemctl status novacron-agent"
-        types = (ConditionType.PEERS, ConditionType.DISK, ConditionType.CLOCK, ConditionType.MEMORY)
+        types = (
+            ConditionType.PEERS, ConditionType.DISK, ConditionType.CLOCK, ConditionType.MEMORY, ConditionType.OVERLAY,
+        )  # fmt: skip
         seen = [ReportedCondition(type, ConditionStatus.UNKNOWN, R.NODE_LOST, lost) for type in types]
     return (*seen, _certificate(facts), _database(facts))
 

@@ -110,7 +110,7 @@ def _lacks(has: Inventory, network: Network) -> str | None:
         return "it lacks what networks need, see what it misses"
     if network.spec.kind is NetworkKind.BRIDGE:
         return None if network.spec.bridge in has.bridges else f"it has no bridge {network.spec.bridge}"
-    if network.spec.encryption is Encryption.ALWAYS and not has.wireguard:
+    if network.encryption is Encryption.ALWAYS and not has.wireguard:
         return "it can't encrypt it, see what it misses"
     carries = has.tunnel_mtu - TUNNEL_BYTES
     return f"it carries {carries} bytes at most, not {network.mtu}" if carries < network.mtu else None

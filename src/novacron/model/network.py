@@ -84,6 +84,20 @@ class Network(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    encryption_required: bool = False
+    """The fleet's settings require that all traffic between nodes is encrypted, whatever the spec says."""
+
+    @property
+    def encryption(self) -> Encryption:
+        """Return which traffic between nodes is encrypted."""
+        return Encryption.ALWAYS if self.encryption_required else self.spec.encryption
+
+
+class NetworkEncryption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the fleet's settings say of networks' traffic between nodes."""
+
+    always: bool
+    """All of it is encrypted, whatever each network's spec says."""
 
 
 SecurityGroups = Annotated[tuple[GroupName, ...], Meta(max_length=limits.GROUPS_PER_NIC_MAX)]

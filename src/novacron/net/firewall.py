@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from novacron import child_environment
 from novacron.model.network import Direction, Passing, Protocol, VmInterface
@@ -59,14 +59,8 @@ def key_of(nic: VmInterface) -> NicKey:
     return NicKey(nic.vm, nic.number)
 
 
-def _spoofing(nic: VmInterface, *, hosts_bridge: bool) -> Iterator[str]:
-    """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router.
-
-    ``hosts_bridge``: hosts are reached from the guest's bridge. No guest sends them frames of overlays.
-    """
-    if hosts_bridge:
-        yield f"udp dport {VXLAN_PORT} drop"
-        yield f"vlan type ip udp dport {VXLAN_PORT} drop"
+def _spoofing(nic: VmInterface) -> Iterator[str]:
+    """Yield what keeps a guest from using the addresses of others, and from serving as their DHCP server or router."""
     yield f"ether saddr != {nic.mac} drop"
     yield f"arp saddr ether != {nic.mac} drop"
     yield "udp sport 67 udp dport 68 drop"
@@ -145,8 +139,8 @@ def _vmap(end: str, jumps: Mapping[str, str]) -> str:
 
 def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[NicKey] = ()) -> dict[str, list[str]]:
     """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
-    node has for itself; None for a bridge of the host's, where nothing is said of taps that are not ours. Nothing
-    passes to or from ``closed`` interfaces."""
+    node has for itself; None for bridges of the host's, on which hosts are reached: no guest sends frames of overlays
+    there, whoever has its tap. Nothing passes to or from ``closed`` interfaces."""
     rules: dict[str, list[str]] = {name: [] for name in HOOKS}
     taps, inward, outward = {}, {}, {}
     for nic in nics:
@@ -156,13 +150,15 @@ def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[
             inward[tap] = f"to_{tap}"
             rules[taps[tap]] = rules[inward[tap]] = ["drop"]
             continue
-        rules[taps[tap]] = list(_spoofing(nic, hosts_bridge=service is None))
+        rules[taps[tap]] = list(_spoofing(nic))
         if nic.passing is not None:
             inward[tap], outward[tap] = f"to_{tap}", f"from_{tap}"
             rules[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
             rules[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
             rules[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
-    if service is not None:
+    if service is None:
+        rules["before"] += [f'iifname "{TAPS}" {tagged}udp dport {VXLAN_PORT} drop' for tagged in ("", "vlan type ip ")]
+    else:
         for end, address in (("saddr", SERVICE_MAC), ("daddr", SERVICE_MAC)):
             rules["before"].append(f'iifname "{TUNNEL}" ether {end} {address} drop')
             rules["between"].append(f'oifname "{TUNNEL}" ether {end} {address} drop')
@@ -248,13 +244,19 @@ def _run(arguments: list[str], text: str) -> subprocess.CompletedProcess[str]:
         raise NetworkFailed(f"nft does not work: {error}") from error
 
 
+def listed(*what: str) -> list[dict[str, Any]] | None:
+    """Return what nft(8) lists, None if there is no such thing. Raises NetworkFailed."""
+    done = _run(["nft", "-j", "list", *what], "")
+    if done.returncode != 0:
+        return None
+    entries: list[dict[str, Any]] = json.loads(done.stdout)["nftables"]
+    return entries
+
+
 def present(table: str) -> list[str]:
     """Return the chains and sets of a table of family ``bridge``. Raises NetworkFailed."""
-    done = _run(["nft", "-j", "list", "table", "bridge", table], "")
-    if done.returncode != 0:
-        return []
     names = []
-    for entry in json.loads(done.stdout)["nftables"]:
+    for entry in listed("table", "bridge", table) or ():
         names += [f"{kind} {entry[kind]['name']}" for kind in ("chain", "set") if kind in entry]
     return names
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from novacron.model.network import NetworkOnNode, Protocol
-from novacron.net import namespace
+from novacron.net import namespace, tunnels
 from novacron.net.firewall import GATEWAY_MAC, VXLAN_PORT, nft
 from novacron.net.overlay import (
     GATEWAY,
@@ -33,6 +33,7 @@ from novacron.net.overlay import (
     transit_address,
 )
 from novacron.net.tap import netlink
+from novacron.net.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute  # large: see ``tap.load``
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 TABLE = "novacron"
 OUTSIDE = "novagw*"
-ENCRYPTED = "novawg*"
 ETH_P_ARP = 0x0806
 NTF_PROXY = 8
 
@@ -92,13 +92,6 @@ def inside_script(network: NetworkOnNode) -> str:
     )
 
 
-def _but(vni: int, side: str, peers: Sequence[str]) -> str:
-    """Return the rule that drops a network's frames but from, or to, these hosts."""
-    # Where the identifier is: RFC 7348, section 5, after 8 bytes of UDP.
-    others = f" ip {side} != {{ {', '.join(sorted(peers))} }}" if peers else ""
-    return f"  udp dport {VXLAN_PORT} @th,96,24 {vni}{others} drop"
-
-
 def _guests_out(nodes: Iterable[str]) -> list[str]:
     """Return the rules for what guests send through this host as their gateway.
 
@@ -111,7 +104,7 @@ def _guests_out(nodes: Iterable[str]) -> list[str]:
         f'  iifname "{OUTSIDE}" ip daddr {TRANSIT} ct status & dnat == 0 drop',
         f'  iifname "{OUTSIDE}" ip daddr {{ {", ".join(platform)} }} drop',
         f'  iifname "{OUTSIDE}" oifname != "{OUTSIDE}" udp dport {{ {VXLAN_PORT}, {WIREGUARD_PORT} }} drop',
-        f'  iifname "{OUTSIDE}" oifname "{ENCRYPTED}" drop',
+        f'  iifname "{OUTSIDE}" oifname "{tunnels.ENCRYPTED}" drop',
     ]
 
 
@@ -120,8 +113,7 @@ class HostRules(NamedTuple):
 
     gateways: Sequence[NetworkOnNode]
     """Networks whose gateway it is."""
-    tunnels: Sequence[tuple[int, Sequence[str]]]
-    """VXLAN identifiers of its networks, and the addresses of the hosts that have them, too."""
+    tunnels: Tunnels
     nodes: Collection[str] = ()
     """IPv4 addresses of all hosts of the platform."""
     only_between: Iterable[str] | None = None
@@ -132,7 +124,7 @@ class HostRules(NamedTuple):
 
 
 def host_script(table: str, host: HostRules) -> str:
-    """Return the rules of the host. Frames of a tunnel that come from or go to other hosts are dropped."""
+    """Return the rules of the host."""
     into = [
         f"  fib daddr type local {entrance.protocol} dport {entrance.port} dnat to {transit_address(network.number)}:"
         f"{entrance.port}"
@@ -140,13 +132,13 @@ def host_script(table: str, host: HostRules) -> str:
         for entrance in network.entrances
         if entrance.address is None and (entrance.protocol, entrance.port) not in host.used
     ]
-    foreign, astray = ([_but(vni, side, peers) for vni, peers in host.tunnels] for side in ("saddr", "daddr"))
     only_between = host.only_between
     return "\n".join(
         [
             f"table ip {table}",
             f"delete table ip {table}",
             f"table ip {table} {{",
+            *tunnels.declarations(host.tunnels),
             " chain into { type nat hook prerouting priority dstnat; policy accept;",
             *into,
             " }",
@@ -157,12 +149,10 @@ def host_script(table: str, host: HostRules) -> str:
             f'  iifname "{OUTSIDE}" ct state established,related accept',
             f'  iifname "{OUTSIDE}" icmp type echo-request accept',
             f'  iifname "{OUTSIDE}" drop',
-            f'  ip saddr {RANGE} iifname != "{ENCRYPTED}" drop',
-            *foreign,
+            *tunnels.receiving(host.tunnels),
             " }",
             " chain away { type filter hook output priority 0; policy accept;",
-            f'  ip daddr {RANGE} oifname != "{ENCRYPTED}" drop',  # what encrypts may have ended
-            *astray,
+            *tunnels.sending(host.tunnels),
             " }",
             " chain through { type filter hook forward priority 0; policy accept;",
             *_guests_out(host.nodes),

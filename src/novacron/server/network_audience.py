@@ -64,8 +64,9 @@ class NetworkAudience:
                 return none if was == reached else None
             case "migration":
                 self._phases.pop(change.key, None)
-            case "node":
+            case "node":  # it was removed: no other node may take its frames any more
                 self._reached.pop(change.key, None)
+                return None
             case "network":
                 return frozenset({change.key})
             case "security-group" | "floating-address" | "forward":

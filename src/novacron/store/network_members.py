@@ -44,9 +44,12 @@ async def hosts(connection: Connection) -> tuple[str, ...]:
     return tuple(sorted((endpoints | {address for address in own if is_private(address)}) - {""}))
 
 
-def _peer(own: asyncpg.Record, other: asyncpg.Record, encryption: Encryption) -> NetworkPeer:
+def _peer(own: asyncpg.Record, other: asyncpg.Record, encryption: Encryption) -> NetworkPeer | None:
+    """Return another node as a peer; None: their traffic must be encrypted, and one of them can't do it."""
     far = encryption is Encryption.ALWAYS or (encryption is Encryption.BETWEEN_SITES and own["site"] != other["site"])
     key = other["key"] if far and own["key"] else ""
+    if encryption is Encryption.ALWAYS and not key:
+        return None
     return NetworkPeer(other["endpoint"].rpartition(":")[0], other["number"], key)
 
 
@@ -87,7 +90,7 @@ async def on_node(connection: Connection, node: str) -> tuple[NetworkOnNode, ...
                 network.mtu,
                 hosts[node]["number"],
                 is_gateway,
-                _peers(hosts, node, others, network.spec.encryption),
+                _peers(hosts, node, others, network.encryption),
                 tuple(sorted({(row["mac"], row["address"], row["name"]) for row in members if row["address"]})),
                 tuple(
                     VmInterface(row["vm"], row["number"], row["mac"], row["address"], _passing(_nic(row), groups))
@@ -108,12 +111,11 @@ def _nic(row: asyncpg.Record) -> NicSpec:
 def _peers(
     hosts: Mapping[str, asyncpg.Record], node: str, others: Set[str], encryption: Encryption
 ) -> tuple[NetworkPeer, ...]:
-    """Return the other nodes that have a network, those that have said where they are reached."""
-    return tuple(
-        _peer(hosts[node], hosts[other], encryption)
-        for other in sorted(others & hosts.keys() - {node})
-        if hosts[other]["endpoint"]
-    )
+    """Return the other nodes that have a network and may have its traffic, those that have said where they are
+    reached."""
+    there = [hosts[other] for other in sorted(others & hosts.keys() - {node}) if hosts[other]["endpoint"]]
+    peers = (_peer(hosts[node], other, encryption) for other in there)
+    return tuple(peer for peer in peers if peer is not None)
 
 
 async def _groups(connection: Connection, names: Iterable[str]) -> dict[str, tuple[Passing, ...]]:
@@ -181,14 +183,17 @@ class Overlay(NamedTuple):
     name: str
     gateway: str | None
     nodes: frozenset[str]
+    encrypted: bool
+    """All its traffic has to be: only nodes that can encrypt have it."""
 
 
 async def overlays(connection: Connection) -> list[Overlay]:
     """Return every overlay network, by name."""
     rows = await connection.fetch(
-        f"SELECT name, gateway, (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
+        f"SELECT name, gateway, encryption_required OR spec ->> 'encryption' = $2 AS encrypted,"
+        f" (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
         f" ON placed.id = nics.vm WHERE nics.network = networks.name) AS nodes FROM networks"
         f" WHERE spec ->> 'kind' = $1 ORDER BY name",
-        NetworkKind.OVERLAY,
-    )
-    return [Overlay(row["name"], row["gateway"], frozenset(row["nodes"] or ())) for row in rows]
+        NetworkKind.OVERLAY, Encryption.ALWAYS,
+    )  # fmt: skip
+    return [Overlay(row["name"], row["gateway"], frozenset(row["nodes"] or ()), bool(row["encrypted"])) for row in rows]

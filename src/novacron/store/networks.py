@@ -26,12 +26,9 @@ from novacron.model.network import (
 )
 from novacron.model.node import Node
 from novacron.model.vm import VmSpec, mac_addresses
-from novacron.store import events, nodes, projects, unreconciled
+from novacron.store import events, network_encryption, nodes, projects, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of
-
-LOCK = "networks"
-"""Numbers and subnets are given out by one transaction at a time."""
 
 
 def network_of(row: asyncpg.Record | None) -> Network:
@@ -62,16 +59,17 @@ async def create(
     """
     check_spec(spec)
     before = await projects.lock_usage(connection, project)
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", LOCK)
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", network_encryption.LOCK)
     others = await all(connection)
     every = await nodes.all(connection)
+    required = spec.kind is NetworkKind.OVERLAY and (await network_encryption.get(connection)).always
     if spec.kind is NetworkKind.OVERLAY:
         taken = [other.spec.subnet for other in others if other.spec.subnet is not None]
         if spec.subnet is None:
             spec = msgspec.structs.replace(spec, subnet=free_subnet(taken))
     if spec.subnet is not None:
         spec = msgspec.structs.replace(spec, subnet=str(check_subnet(spec.subnet)))
-    most = _mtu_max(spec, every)
+    most = _mtu_max(spec, every, encrypted=required)
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
     used = {other.number for other in others}
@@ -83,8 +81,9 @@ async def create(
         )
     try:
         row = await connection.fetchrow(
-            "INSERT INTO networks (name, spec, number, mtu, project) VALUES ($1, $2, $3, $4, $5) RETURNING *",
-            name, msgspec.to_builtins(spec), number, mtu or most, project,
+            "INSERT INTO networks (name, spec, number, mtu, project, encryption_required)"
+            " VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+            name, msgspec.to_builtins(spec), number, mtu or most, project, required,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a network named {name!r} exists", field="name", hint="choose another name") from None
@@ -112,13 +111,13 @@ async def delete(connection: Connection, name: str, actor: str) -> Network:
     return network
 
 
-def _mtu_max(spec: NetworkSpec, every: Sequence[Node]) -> int:
-    """Return the largest MTU that all nodes carry."""
+def _mtu_max(spec: NetworkSpec, every: Sequence[Node], *, encrypted: bool) -> int:
+    """Return the largest MTU that all nodes carry. ``encrypted``: between all of them, whatever the spec says."""
     if spec.kind is not NetworkKind.OVERLAY:
         return MTU_DEFAULT
     narrowest = min((tunnel_mtu(node) for node in every if node.status.inventory), default=MTU_DEFAULT)
     sites = {node.spec.site for node in every}
-    encrypted = spec.encryption is Encryption.ALWAYS or (spec.encryption is not Encryption.NEVER and len(sites) > 1)
+    encrypted |= spec.encryption is Encryption.ALWAYS or (spec.encryption is not Encryption.NEVER and len(sites) > 1)
     return narrowest - TUNNEL_BYTES - (WIREGUARD_BYTES if encrypted else 0)
 
 

@@ -98,7 +98,7 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
     if spec.accepted and spec.capacity is None:
         spec = msgspec.structs.replace(spec, capacity=says)
         await connection.execute("UPDATE nodes SET spec = $2 WHERE name = $1", name, msgspec.to_builtins(spec))
-    counts = counted(inventory, spec)
+    counts = await _with_own_key(connection, name, counted(inventory, spec))
     foreign = await _foreign_images(connection, name, counts)
     if foreign:
         counts = msgspec.structs.replace(counts, images=tuple(i for i in counts.images if i.name not in foreign))
@@ -119,6 +119,22 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
         await events.record(connection, events.NewEvent("node", name, name, "ForeignImage", message))
     if not node.status.ready:
         await events.record(connection, events.NewEvent("node", name, name, "Ready", "its agent is connected"))
+
+
+async def _with_own_key(connection: Connection, node: str, inventory: Inventory) -> Inventory:
+    """Return what a node reports without a WireGuard key that is another node's: hosts would take one for the other."""
+    other = await connection.fetchval(
+        "SELECT name FROM nodes WHERE name <> $1 AND status -> 'inventory' ->> 'wireguard' = $2 AND $2 <> ''"
+        " ORDER BY name LIMIT 1",
+        node, inventory.wireguard,
+    )  # fmt: skip
+    if other is None:
+        return inventory
+    why = (
+        f"networks between sites are not encrypted: its WireGuard key is that of node {other}; if this host was copied"
+        " from that one: remove wireguard.key from its state folder, and restart its agent"
+    )
+    return msgspec.structs.replace(inventory, wireguard="", missing=(*inventory.missing, why))
 
 
 async def _foreign_images(connection: Connection, node: str, inventory: Inventory) -> tuple[str, ...]:

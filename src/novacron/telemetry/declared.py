@@ -290,6 +290,8 @@ AGENT = (
     _gauge("novacron_dwcp_page_store_bytes", "Disk space that pages take which VMs left behind."),
     _gauge("novacron_dwcp_page_store_bytes_max", "Disk space that such pages may take."),
     _gauge("novacron_agent_images", "Images that the node holds."),
+    _counter("novacron_agent_refused_vxlan_packets_total", "VXLAN packets of a network that came from where no node has"
+             " that network, and were dropped.", "network"),
 )  # fmt: skip
 HOST = (
     _gauge("novacron_host_cpus", "Processors."),

@@ -53,7 +53,7 @@ from novacron.wire.vms import (
 )
 from novacron.wire.volumes import VolumeHandled, Volumes, VolumeStands, VolumeWanted
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 FromAgent = (
     Hello

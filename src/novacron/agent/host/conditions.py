@@ -165,12 +165,18 @@ class HostConditions:
     """Looks at the host, and reports its conditions when one changes. ``run`` must run."""
 
     def __init__(
-        self, directory: Path, peers: Callable[[], PeersSeen], send: Callable[[wire.ConditionsFound], None]
+        self,
+        directory: Path,
+        peers: Callable[[], PeersSeen],
+        overlay: Callable[[], ReportedCondition],
+        send: Callable[[wire.ConditionsFound], None],
     ) -> None:
-        """``directory`` holds the agent's state; ``peers`` says which other nodes answer."""
-        self._directory, self._peers, self._send = directory, peers, send
+        """``directory`` holds the agent's state; ``peers`` says which other nodes answer; ``overlay``, who sends frames
+        of its networks."""
+        self._directory, self._peers, self._find_overlay, self._send = directory, peers, overlay, send
         self._disk: ReportedCondition | None = None
         self._memory: ReportedCondition | None = None
+        self._overlay: ReportedCondition | None = None
         self._memory_judge = MemoryJudge()
         self._looking: asyncio.Future[DiskLook] | None = None
         self._sent: wire.ConditionsFound | None = None
@@ -198,7 +204,9 @@ class HostConditions:
         with contextlib.suppress(OSError):  # without /proc there is nothing to say
             memory = await asyncio.to_thread(look_at_memory)
             self._memory = _changed(self._memory, self._memory_judge.judge(memory, time.monotonic()))
-        conditions = tuple(condition for condition in (self._disk, self._memory) if condition is not None)
+        self._overlay = _changed(self._overlay, self._find_overlay())
+        found = (self._disk, self._memory, self._overlay)
+        conditions = tuple(condition for condition in found if condition is not None)
         message = wire.ConditionsFound(conditions, self._peers())
         if message != self._sent:
             self._sent = message

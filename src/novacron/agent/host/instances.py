@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from novacron.net import router
+from novacron.net import tunnels
 
 RUN_DIR = Path("/run/novacron")
 PREFIX = "novacron-"
@@ -37,4 +37,4 @@ def table_of(instance: str) -> str:
 
 def tunnel_of(instance: str) -> str:
     """Return the name of an agent's interface for encrypted tunnels."""
-    return f"{router.ENCRYPTED[:-1]}{instance}"
+    return f"{tunnels.ENCRYPTED[:-1]}{instance}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
 import socket
 import time
@@ -20,6 +21,7 @@ import msgspec
 
 from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
 from novacron.agent.host.kept_interfaces import with_kept
+from novacron.agent.host.refused_frames import RefusedFrames
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
     MTU_DEFAULT,
@@ -31,7 +33,7 @@ from novacron.model.network import (
     service_address,
 )
 from novacron.model.vm import tap_name
-from novacron.net import dnsmasq, firewall, listening, namespace, overlay, router, tap, wireguard
+from novacron.net import dnsmasq, firewall, listening, namespace, overlay, router, tap, tunnels, wireguard
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 
@@ -44,6 +46,8 @@ READY_S = 15.0
 """How long a VM's start waits for its networks."""
 ARRIVING_S = 3600.0
 PROGRAMS = ("nft", dnsmasq.BINARY)
+ANY_GUEST = "any guest"
+"""Rules of bridges that hold for any guest, and no others."""
 
 
 class Wired(msgspec.Struct, frozen=True):
@@ -143,6 +147,7 @@ class NodeNetworks:
         self._failed: dict[str, str] = {}
         self._closed: dict[str, dict[firewall.NicKey, str]] = {}
         """Interfaces in each network that are closed, and why nft refuses their rules."""
+        self.refused_frames = RefusedFrames()
         self._arriving: set[str] = set()
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
@@ -151,6 +156,8 @@ class NodeNetworks:
         """Those of this host that were loaded last."""
         self._open: dict[str, NetworkOnNode] = {}
         """Networks whose gateway is here, as they were made last."""
+        self._guards_bridges = settings.bridge is not None and os.geteuid() == 0 and shutil.which("nft") is not None
+        """VMs that are in no network are on a bridge: they, too, send hosts no frames of overlays."""
         self._changed = asyncio.Event()
         self._looked = asyncio.Condition()
 
@@ -261,7 +268,7 @@ class NodeNetworks:
 
     def _settle(self, networks: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
         """Bring networks into their desired state; say whether something failed. ``whole``: unchanged ones too."""
-        if not networks and not self._rules and not namespace.all(self.prefix):
+        if not networks and not self._rules and not self._guards_bridges and not namespace.all(self.prefix):
             return False  # there is nothing, and was nothing
         own = tunnel_address(self._settings)
         hosts = {peer.host for network in networks for peer in network.peers}
@@ -269,17 +276,18 @@ class NodeNetworks:
         overlays = [network for network in networks if network.spec.kind is NetworkKind.OVERLAY]
         gateways = [network for network in overlays if network.is_gateway]
         on_bridges = [network for network in networks if network.spec.kind is NetworkKind.BRIDGE]
-        tunnels = {network.vni: _tunnel_ends(network, addresses) for network in overlays}
+        ends = {network.vni: _tunnel_ends(network, addresses) for network in overlays}
         failed: dict[str, str] = {}
         with _noting_failures((), failed):
             self._settle_encryption(networks, addresses, own)
         with _noting_failures(overlays, failed):
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
-            refused = self._settle_host(gateways, tunnels, whole=whole)
+            rules_are_gone = self._take_refused_frames(overlays, ends)
+            refused = self._settle_host(gateways, ends, whole=whole or rules_are_gone)
             failed |= {network.name: refused[network.vni] for network in overlays if network.vni in refused}
         for network in (network for network in overlays if network.name not in failed):
             with _noting_failures([network], failed):
-                self._settle_overlay(network, own, tunnels[network.vni], arrived, whole=whole)
+                self._settle_overlay(network, own, ends[network.vni], arrived, whole=whole)
                 self._settled[network.name] = network
         with _noting_failures(gateways, failed):
             self._settle_gateways(gateways, failed, whole=whole)
@@ -338,20 +346,27 @@ class NodeNetworks:
         if closed:
             self._closed[network.name] = closed
 
-    def _settle_host(
-        self, gateways: list[NetworkOnNode], tunnels: dict[int, list[str]], *, whole: bool
-    ) -> dict[int, str]:
-        """Load the rules of this host. ``tunnels``: the hosts that have each network, by its VXLAN identifier.
+    def _take_refused_frames(self, overlays: list[NetworkOnNode], ends: tunnels.Tunnels) -> bool:
+        """Count what this host's rules have dropped; say whether the rules are gone, because somebody flushed them."""
+        if "host" not in self._rules:
+            return False
+        refused = tunnels.refused(self._table)
+        if refused is not None:
+            self.refused_frames.take(refused, ends, {network.vni: network.name for network in overlays})
+        return refused is None
+
+    def _settle_host(self, gateways: list[NetworkOnNode], ends: dict[int, list[str]], *, whole: bool) -> dict[int, str]:
+        """Load the rules of this host. ``ends``: the hosts that have each network, by its VXLAN identifier.
 
         A network whose part nft refuses is left out, its tunnel closed; return why, by the network's identifier.
         Raises NetworkFailed.
         """
-        if not tunnels and not gateways:
+        if not ends and not gateways:
             self._remove_host_rules()
             return {}
         forwarded = router.forward(RUN_DIR / f"{self.instance}.forwards") if gateways else True
         host = router.HostRules(
-            gateways, list(tunnels.items()), self._addresses_of_hosts(whole=whole) if gateways else (),
+            gateways, ends, self._addresses_of_hosts(whole=whole) if gateways else (),
             None if forwarded else tap.bridges(), self._used_ports(gateways),
         )  # fmt: skip
         rules = router.host_script(self._table, host)
@@ -360,14 +375,16 @@ class NodeNetworks:
         try:
             firewall.nft(rules)
             self._rules["host"] = rules
+            self.refused_frames.begin_anew()
             return {}
         except firewall.RulesRefused:
-            refused = self._refused_of_host(gateways, tunnels)
+            refused = self._refused_of_host(gateways, ends)
             if not refused:
                 raise
-        accepted = {vni: [] if vni in refused else peers for vni, peers in tunnels.items()}
+        accepted = {vni: [] if vni in refused else peers for vni, peers in ends.items()}
         open_ = [network for network in gateways if network.vni not in refused]
-        firewall.nft(router.host_script(self._table, host._replace(gateways=open_, tunnels=list(accepted.items()))))
+        firewall.nft(router.host_script(self._table, host._replace(gateways=open_, tunnels=accepted)))
+        self.refused_frames.begin_anew()
         self._rules["host"] = ""
         return refused
 
@@ -400,13 +417,13 @@ class NodeNetworks:
         if self._rules.pop("host", None) is not None:
             firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
 
-    def _refused_of_host(self, gateways: list[NetworkOnNode], tunnels: dict[int, list[str]]) -> dict[int, str]:
+    def _refused_of_host(self, gateways: list[NetworkOnNode], ends: tunnels.Tunnels) -> dict[int, str]:
         """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""
         refused = {}
-        for vni, peers in tunnels.items():
+        for vni, peers in ends.items():
             own = [network for network in gateways if network.vni == vni]
             try:
-                script = router.host_script(f"{self._table}_check", router.HostRules(own, [(vni, peers)]))
+                script = router.host_script(f"{self._table}_check", router.HostRules(own, {vni: peers}))
                 firewall.nft(script, check=True)
             except firewall.RulesRefused as error:
                 refused[vni] = str(error)
@@ -439,14 +456,16 @@ class NodeNetworks:
 
     def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
         nics = [nic for network in networks for nic in network.interfaces]
-        if nics:
+        if not nics and self._rules.get("bridges") == ANY_GUEST and not whole:
+            return
+        if nics or self._guards_bridges:
             closed = firewall.load(self._table, nics, None, arrived)
             for network in networks:
                 self._close(
                     network,
                     {key: why for key, why in closed.items() if key in map(firewall.key_of, network.interfaces)},
                 )
-            self._rules["bridges"] = ""
+            self._rules["bridges"] = "" if nics else ANY_GUEST
         elif self._rules.pop("bridges", None) is not None or whole:
             firewall.remove(self._table)
 

@@ -10,6 +10,7 @@ EXAMPLES: dict[str, object] = {
     "cloneVm": {"name": "web-2", "linked": True},
     "configureGroup": {"rules": [{"direction": "in", "protocol": "tcp", "ports": "443"}]},
     "configureMe": {"default_project": "shop"},
+    "configureNetworkEncryption": {"always": True},
     "configureNode": {"zone": "rack-1", "labels": {"disk": "nvme"}},
     "configureProject": {"quota": {"vms": 20, "memory_mib": 65536}},
     "configureRebalancing": {"mode": "auto", "concurrency": 1},

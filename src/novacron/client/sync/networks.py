@@ -16,6 +16,14 @@ class NetworkCalls(Connection):
         """Create a network; fields as in ``POST /api/v1/networks``, those that are None left out."""
         return self._object("POST", "/api/v1/networks", {"name": name, **without_none(fields)})
 
+    def network_encryption(self) -> Object:
+        """Return whether all traffic of networks between nodes is encrypted."""
+        return self._object("GET", "/api/v1/network-encryption")
+
+    def configure_network_encryption(self, *, always: bool) -> Object:
+        """Let all traffic of networks between nodes be encrypted, or as each network says."""
+        return self._object("PUT", "/api/v1/network-encryption", {"always": always})
+
     def create_security_group(self, name: str, rules: Sequence[Object]) -> Object:
         """Create a security group; rules as in ``POST /api/v1/security-groups``."""
         return self._object("POST", "/api/v1/security-groups", {"name": name, "rules": [*rules]})
