@@ -316,7 +316,8 @@ def test_a_network_can_use_a_hosts_bridge_and_binds_its_guests_to_their_addresse
     victim.cli("vm", "migrate", "at-office", "--to", "host-b", "--wait")
     assert reaches(victim, vm, "ping -c 2 -W 2 198.19.0.1"), "also where it is now"
     assert not reaches(victim, vm, "ping -c 1 -W 1 -I 198.19.0.61 198.19.0.1")
-    until(lambda: "bridge" not in run(*host_a.prefix, "nft", "list", "tables"), "no rules are left where it was")
+    rules = (*host_a.prefix, "nft", "list", "ruleset")
+    until(lambda: "spoofing_" not in run(*rules), "no rules of it are left where it was")
     delete(victim, vm)
     victim.client.delete("networks", "office")
     victim.client.delete("security-groups", "shut")

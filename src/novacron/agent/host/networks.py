@@ -268,8 +268,8 @@ class NodeNetworks:
 
     def _settle(self, networks: tuple[NetworkOnNode, ...], arrived: dict[str, float], *, whole: bool) -> bool:
         """Bring networks into their desired state; say whether something failed. ``whole``: unchanged ones too."""
-        if not networks and not self._rules and not self._guards_bridges and not namespace.all(self.prefix):
-            return False  # there is nothing, and was nothing
+        if not networks and not self._rules.keys() - {"bridges"} and not namespace.all(self.prefix):
+            return self._settle_without_networks(whole=whole)
         own = tunnel_address(self._settings)
         hosts = {peer.host for network in networks for peer in network.peers}
         addresses = {host: address for host in hosts if (address := _resolved(host)) is not None}
@@ -296,6 +296,15 @@ class NodeNetworks:
             self._settled |= {network.name: network for network in on_bridges}
         with _noting_failures((), failed):
             self._remove_others({network.name for network in networks})
+        self._report(failed)
+        return bool(failed)
+
+    def _settle_without_networks(self, *, whole: bool) -> bool:
+        """Keep the rules for guests on bridges; say whether that failed. There is no network here, and was none."""
+        failed: dict[str, str] = {}
+        if self._guards_bridges or self._rules:
+            with _noting_failures((), failed):
+                self._settle_bridges([], {}, whole=whole)
         self._report(failed)
         return bool(failed)
 
