@@ -464,19 +464,16 @@ class NodeNetworks:
                 failed[network.name] = str(error)
 
     def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
-        nics = [nic for network in networks for nic in network.interfaces]
-        if not nics and self._rules.get("bridges") == ANY_GUEST and not whole:
-            return
-        if nics or self._guards_bridges:
+        nics = list(_interfaces(networks))
+        if not nics and not self._guards_bridges:
+            if self._rules.pop("bridges", None) is not None or whole:
+                firewall.remove(self._table)
+        elif nics or whole or self._rules.get("bridges") != ANY_GUEST:
             closed = firewall.load(self._table, nics, None, arrived)
             for network in networks:
-                self._close(
-                    network,
-                    {key: why for key, why in closed.items() if key in map(firewall.key_of, network.interfaces)},
-                )
+                own = set(map(firewall.key_of, network.interfaces))
+                self._close(network, {key: why for key, why in closed.items() if key in own})
             self._rules["bridges"] = "" if nics else ANY_GUEST
-        elif self._rules.pop("bridges", None) is not None or whole:
-            firewall.remove(self._table)
 
     def _remove_others(self, desired: set[str]) -> None:
         """Remove networks that are not wanted here, unless a VM is still in them."""
