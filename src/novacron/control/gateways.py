@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from novacron.control.objects import Objects
 from novacron.model.network import choose_gateway
+from novacron.model.node import Node
 from novacron.store import leases, network_members, networks, nodes
 from novacron.store.database import Database
 
@@ -15,28 +18,27 @@ async def step(database: Database, objects: Objects) -> None:
             return
         all_nodes = await nodes.all(connection)
         alive = {node.name for node in all_nodes} - await leases.dead(connection)
-    able = {
-        node.name
-        for node in all_nodes
-        if node.status.ready and not node.spec.cordoned and node.status.inventory and node.status.inventory.networks
-    }
-    encrypting = {node.name for node in all_nodes if node.status.inventory and node.status.inventory.wireguard}
     # A gateway that is silent, but not dead, stays: two at once would be worse than one that hears of no changes.
-    cordoned = {node.name for node in all_nodes if node.spec.cordoned}
-    counts = dict.fromkeys(able, 0)
-    for overlay in overlays.values():
-        if overlay.gateway in counts:
-            counts[overlay.gateway] += 1
+    staying = alive - {node.name for node in all_nodes if node.spec.cordoned or _may_be(node)}
+    now = Counter(overlay.gateway for overlay in overlays.values())
+    counts = {node.name: now[node.name] for node in all_nodes if _may_be(node)}
+    encrypting = {node.name for node in all_nodes if node.status.inventory and node.status.inventory.wireguard}
 
     async def choose(name: str) -> None:
-        gateway = overlays[name].gateway
-        if gateway in alive - able and gateway not in cordoned:
+        overlay = overlays[name]
+        if overlay.gateway in staying:
             return
-        may = {node: count for node, count in counts.items() if node in encrypting or not overlays[name].encrypted}
-        chosen = choose_gateway(gateway, overlays[name].nodes, may, alive)
+        may = {node: count for node, count in counts.items() if node in encrypting or not overlay.encrypted}
+        chosen = choose_gateway(overlay.gateway, overlay.nodes, may, alive)
         counts.update(may)
-        if chosen != gateway:
+        if chosen != overlay.gateway:
             async with database.transaction() as connection:
-                await networks.move_gateway(connection, name, gateway, chosen)
+                await networks.move_gateway(connection, name, overlay.gateway, chosen)
 
     await objects.each(overlays, choose)
+
+
+def _may_be(node: Node) -> bool:
+    """Say whether a node can be a gateway."""
+    inventory = node.status.inventory
+    return node.status.ready and not node.spec.cordoned and inventory is not None and inventory.networks

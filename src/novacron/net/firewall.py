@@ -137,6 +137,21 @@ def _vmap(end: str, jumps: Mapping[str, str]) -> str:
     return f"{end} vmap {{ {pairs} }}"
 
 
+def _of_any_guest(service: str | None) -> Iterator[tuple[str, str]]:
+    """Yield chains and rules that hold whoever is on a bridge, see ``chains``."""
+    if service is None:
+        for tagged in ("", "vlan type ip "):
+            yield "before", f'iifname "{TAPS}" {tagged}udp dport {VXLAN_PORT} drop'
+        return
+    for end in ("saddr", "daddr"):
+        yield "before", f'iifname "{TUNNEL}" ether {end} {SERVICE_MAC} drop'
+        yield "between", f'oifname "{TUNNEL}" ether {end} {SERVICE_MAC} drop'
+    yield "before", f'iifname "{TUNNEL}" arp daddr ip {service} drop'
+    yield "between", f'oifname "{TUNNEL}" arp daddr ip {service} drop'
+    yield "between", f'oifname "{TUNNEL}" udp dport 67 drop'
+    yield "own", f'iifname "{TAPS}" drop'
+
+
 def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[NicKey] = ()) -> dict[str, list[str]]:
     """Return all chains, and their rules in order. ``service``: the address of an overlay's DHCP and DNS, which each
     node has for itself; None for bridges of the host's, on which hosts are reached: no guest sends frames of overlays
@@ -156,16 +171,8 @@ def chains(nics: Iterable[VmInterface], service: str | None, closed: Collection[
             rules[inward[tap]] = list(_to_guest(nic.passing, f"flows_{tap}"))
             rules[outward[tap]] = list(_from_guest(nic.passing, f"flows_{tap}", f"keep_{tap}"))
             rules[f"keep_{tap}"] = list(_keeping(f"flows_{tap}"))
-    if service is None:
-        rules["before"] += [f'iifname "{TAPS}" {tagged}udp dport {VXLAN_PORT} drop' for tagged in ("", "vlan type ip ")]
-    else:
-        for end, address in (("saddr", SERVICE_MAC), ("daddr", SERVICE_MAC)):
-            rules["before"].append(f'iifname "{TUNNEL}" ether {end} {address} drop')
-            rules["between"].append(f'oifname "{TUNNEL}" ether {end} {address} drop')
-        rules["before"].append(f'iifname "{TUNNEL}" arp daddr ip {service} drop')
-        rules["between"].append(f'oifname "{TUNNEL}" arp daddr ip {service} drop')
-        rules["between"].append(f'oifname "{TUNNEL}" udp dport 67 drop')
-        rules["own"].append(f'iifname "{TAPS}" drop')
+    for chain, rule in _of_any_guest(service):
+        rules[chain].append(rule)
     if taps:
         rules["before"].append(_vmap("iifname", taps))
     if service is not None:

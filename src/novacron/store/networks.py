@@ -72,13 +72,7 @@ async def create(
     most = _mtu_max(spec, every, encrypted=required)
     if mtu is not None and not MTU_MIN <= mtu <= (most if spec.kind is NetworkKind.OVERLAY else 65535):
         raise InvalidInput(f"MTU {mtu} does not fit the nodes: use {MTU_MIN} to {most}", field="mtu")
-    used = {other.number for other in others}
-    number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
-    if number is None:
-        raise NoCapacity(
-            f"there are already {limits.NETWORKS_MAX} networks, the most that is possible",
-            hint="delete one that has no VMs",
-        )
+    number = _free_number({other.number for other in others})
     try:
         row = await connection.fetchrow(
             "INSERT INTO networks (name, spec, number, mtu, project, encryption_required)"
@@ -91,6 +85,17 @@ async def create(
     what = spec.subnet or f"bridge {spec.bridge}"
     await events.record(connection, events.NewEvent("network", name, name, "Created", what, actor))
     return network_of(row)
+
+
+def _free_number(used: set[int]) -> int:
+    """Return the number for a network. Raises NoCapacity."""
+    number = next((n for n in range(1, limits.NETWORKS_MAX + 1) if n not in used), None)
+    if number is None:
+        raise NoCapacity(
+            f"there are already {limits.NETWORKS_MAX} networks, the most that is possible",
+            hint="delete one that has no VMs",
+        )
+    return number
 
 
 def tunnel_mtu(node: Node) -> int:
