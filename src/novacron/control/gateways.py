@@ -22,7 +22,7 @@ async def step(database: Database, objects: Objects) -> None:
     staying = alive - {node.name for node in all_nodes if node.spec.cordoned or _may_be(node)}
     now = Counter(overlay.gateway for overlay in overlays.values())
     counts = {node.name: now[node.name] for node in all_nodes if _may_be(node)}
-    encrypting = {node.name for node in all_nodes if node.status.inventory and node.status.inventory.wireguard}
+    encrypting = {node.name for node in all_nodes if _can_encrypt(node)}
 
     async def choose(name: str) -> None:
         overlay = overlays[name]
@@ -42,3 +42,8 @@ def _may_be(node: Node) -> bool:
     """Say whether a node can be a gateway."""
     inventory = node.status.inventory
     return node.status.ready and not node.spec.cordoned and inventory is not None and inventory.networks
+
+
+def _can_encrypt(node: Node) -> bool:
+    inventory = node.status.inventory
+    return inventory is not None and bool(inventory.wireguard)
