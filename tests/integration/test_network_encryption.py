@@ -55,8 +55,10 @@ async def test_all_traffic_between_nodes_is_encrypted_if_the_fleet_requires_it(d
         for name in ("a", "b"):
             await add_member(connection, name, key_of(name))
         assert await peers(connection, "a") == {"b": ""}
+        await add_node(connection, "without")
         await network_encryption.configure(connection, ALWAYS, "ann")
         assert await peers(connection, "a") == {"b": key_of("b")} and await peers(connection, "b") == {"a": key_of("a")}
+        assert await network_members.on_node(connection, "without") == (), "no keys for who has no VM of the network"
         assert (await networks.get(connection, "lan")).encryption is Encryption.ALWAYS
         later = await networks.create(connection, "default", "later", NetworkSpec(), None, "ann")
         assert later.encryption_required and before.mtu - later.mtu == WIREGUARD_BYTES

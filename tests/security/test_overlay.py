@@ -324,3 +324,19 @@ def test_nothing_that_guests_send_comes_out_in_another_network_or_at_a_host(
         for (name, port), waiting in ends.items():
             with pytest.raises(BlockingIOError):
                 raise AssertionError(f"{name}, port {port}: {waiting.recvfrom(100)}")
+
+
+@pytest.mark.slow
+def test_strangers_are_counted_and_shown_with_their_address(site: Platform, networks: Networks) -> None:
+    host_a, client = site.lab.hosts[0], site.client
+    with outsider(site.lab, host_a) as beside:
+
+        def shown() -> bool:
+            from_host(beside, ROUTED, (OUTSIDE, GATEWAY_OUTSIDE), networks.prey, frames.marker())
+            conditions = client.get("nodes", "host-a")["status"]["conditions"]
+            return any(found["reason"] == "ForeignFrames" and OUTSIDE in found["message"] for found in conditions)
+
+        until(shown, "the node says who sends such frames", 60)
+    assert re.search(r'novacron_agent_refused_vxlan_packets_total\{network="prey"\} [1-9]', client.metrics("host-a"))
+    events = [event["reason"] for event in client.list("events", object="host-a")]
+    assert events.count("ForeignFrames") == 1, "one event, however many frames"

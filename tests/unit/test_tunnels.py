@@ -89,3 +89,7 @@ def test_a_network_that_is_gone_is_not_spoken_of() -> None:
     assert looks.at(SETTLED_S, 1) is ConditionStatus.FALSE
     looks.frames.take(Refused({5: 9}, ()), {}, {})
     assert looks.frames.condition() == TRUSTED
+    assert looks.at(SETTLED_S, 0) is ConditionStatus.TRUE
+    assert looks.at(2 * SETTLED_S, 1) is ConditionStatus.FALSE
+    looks.frames.forget()
+    assert looks.frames.condition() == TRUSTED

@@ -425,6 +425,7 @@ class NodeNetworks:
     def _remove_host_rules(self) -> None:
         if self._rules.pop("host", None) is not None:
             firewall.nft(f"table ip {self._table}\ndelete table ip {self._table}\n")
+            self.refused_frames.forget()
 
     def _refused_of_host(self, gateways: list[NetworkOnNode], ends: tunnels.Tunnels) -> dict[int, str]:
         """Return the networks whose part of this host's rules nft refuses when it stands alone, and why."""

@@ -71,13 +71,16 @@ class RefusedFrames:
                 self._seen[names[vni]] = _Seen(now, refused.strangers)
         self._packets = dict(refused.packets)
         self._hosts = {vni: since for vni, since in self._hosts.items() if vni in tunnels}
-        self._seen = {
-            name: seen for name, seen in self._seen.items() if now - seen.at < RECENT_S and name in names.values()
-        }
+        self._seen = {name: seen for name, seen in self._seen.items() if name in names.values()}
+
+    def forget(self) -> None:
+        """No network is here any more."""
+        self._packets, self._hosts, self._seen = {}, {}, {}
 
     def condition(self) -> ReportedCondition:
         """Return the condition of this node."""
-        seen = self._seen
+        now = self._clock()
+        seen = {name: seen for name, seen in self._seen.items() if now - seen.at < RECENT_S}
         if not seen:
             return TRUSTED
         strangers = sorted({stranger for network in seen.values() for stranger in network.strangers})
