@@ -6,7 +6,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from novacron.agent.host.instances import instance_of, prefix_of, tunnel_of
 from novacron.model.network import VNI_BASE
 from novacron.net import namespace, overlay
 from novacron.net.firewall import GATEWAY_MAC, TUNNEL, VXLAN_PORT
-from novacron.net.overlay import BRIDGE, WIREGUARD_PORT, encrypted_address, node_address, transit_address
+from novacron.net.overlay import WIREGUARD_PORT, encrypted_address, node_address, transit_address
 from tests.support import frames
 from tests.support.outsider import GATEWAY_OUTSIDE, OUTSIDE, datagrams, outsider
 from tests.support.vms import shell, wait_until_booted
@@ -41,13 +41,12 @@ def netns_of(site: Platform, host: Host, network: str) -> str:
 
 
 class Ears:
-    """Hears all frames of a network on a host, whatever is dropped afterwards: at its tunnel, or at its bridge."""
+    """Hears all frames of a network on a host, at its tunnel and its bridge, whatever is dropped afterwards."""
 
-    def __init__(self, netns: str, device: str = TUNNEL) -> None:
+    def __init__(self, netns: str) -> None:
         def listen() -> socket.socket:
-            opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-            opened.bind((device, ETH_P_ALL))
             opened.setblocking(False)
             return opened
 
@@ -237,46 +236,46 @@ def from_host(host: Host, device: str, addresses: tuple[str, str], network: Obje
             out.send(packet)
 
 
-def until_heard(ears: Ears, send_again: Any, what: str) -> None:
-    """Send marked frames until one is heard: the emulated link loses some."""
-    marks: list[bytes] = []
+def until_heard(ears: Ears, send: Callable[[bytes], None], what: str) -> None:
+    """Send marked frames until one is heard: the emulated link loses some, and tunnels are made anew."""
+    marks: set[bytes] = set()
 
     def heard() -> bool:
-        marks.append(frames.marker())
-        send_again(marks[-1])
-        return bool(set(marks) & ears.heard())
+        mark = frames.marker()
+        marks.add(mark)
+        with contextlib.suppress(OSError):
+            send(mark)
+        return bool(marks & ears.heard())
 
     until(heard, what, 60)
 
 
+def until_connected(site: Platform, network: str, ears: list[Ears]) -> None:
+    """Wait until what one host sends in a network comes to the other; ``ears``: of both."""
+    for here, there in ((0, 1), (1, 0)):
+        netns = netns_of(site, site.lab.hosts[here], network)
+        until_heard(ears[there], lambda mark, netns=netns: from_tunnel(netns, inner(mark)), f"{network} works")  # type: ignore[misc]
+
+
 def attack(site: Platform, networks: Networks, program: bytes) -> None:
     """Let the intruder of each host send all that it can; nothing may come out."""
-    hosts = site.lab.hosts
-    for node, vm in networks.intruders.items():
-        other = next(host for host in hosts if host.name != node)
-        mark, spoofed, last = frames.marker(), frames.marker(), frames.marker()
-        own = frames.ipv4(INTRUDERS[node], "10.40.0.255", frames.udp(5000, 5000, last))
-        canary = frames.ethernet(frames.BROADCAST, vm["spec"]["nics"][0]["mac"], frames.IPV4, own)
-        with contextlib.ExitStack() as stack:
-
-            def ears(host: Host, network: str, device: str = TUNNEL, stack: contextlib.ExitStack = stack) -> Ears:
-                opened = Ears(netns_of(site, host, network), device)
-                stack.callback(opened.close)
-                return opened
-
-            prey = [ears(host, "prey", device) for host in hosts for device in (TUNNEL, BRIDGE)]
-            theirs = ears(other, "intruders")
-            sent = tunnel_frames(site, vm, networks, mark) + spoofing_frames(vm, INTRUDERS[other.name], spoofed)
+    with contextlib.ExitStack() as stack:
+        ears = {name: [Ears(netns_of(site, host, name)) for host in site.lab.hosts] for name in ("prey", "intruders")}
+        for opened in (*ears["prey"], *ears["intruders"]):
+            stack.callback(opened.close)
+        for name, both in ears.items():
+            until_connected(site, name, both)
+        for number, (node, vm) in enumerate(networks.intruders.items()):
+            mark, spoofed, last = frames.marker(), frames.marker(), frames.marker()
+            own = frames.ipv4(INTRUDERS[node], "10.40.0.255", frames.udp(5000, 5000, last))
+            canary = frames.ethernet(frames.BROADCAST, vm["spec"]["nics"][0]["mac"], frames.IPV4, own)
+            theirs, other = ears["intruders"][1 - number], site.lab.hosts[1 - number].name
+            sent = tunnel_frames(site, vm, networks, mark) + spoofing_frames(vm, INTRUDERS[other], spoofed)
             send(site, vm, program, [*sent, *[canary] * 20])
-            until(lambda theirs=theirs, last=last: last in theirs.heard(), "what it may send comes out")  # type: ignore[misc]
+            until(lambda: last in theirs.heard(), "what it may send comes out")  # noqa: B023 (awaited here)
+            until_connected(site, "prey", ears["prey"])  # after all that was sent before
             assert spoofed not in theirs.heard(), "others may take it for someone else"
-            for here, there in (hosts, hosts[::-1]):  # after all that was sent before
-                until_heard(
-                    prey[2 * hosts.index(there)],
-                    lambda m, here=here: from_tunnel(netns_of(site, here, "prey"), inner(m)),
-                    "the network itself works",
-                )
-            assert not any(mark in listener.heard() for listener in prey), f"the guest on {node} got in"
+            assert not any(mark in listener.heard() for listener in ears["prey"]), f"the guest on {node} got in"
 
 
 def test_nothing_that_guests_send_comes_out_in_another_network_or_at_a_host(
