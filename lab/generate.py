@@ -15,6 +15,7 @@ from typing import cast
 import msgspec
 import msgspec.inspect
 
+from lab import reasons_page
 from novacron.api.access.context import Services
 from novacron.api.app import create_app
 from novacron.api.edge import openapi
@@ -135,6 +136,7 @@ def generated() -> dict[Path, str]:
         CLIENT / "choices.py": choices(),
         ROOT / "docs/reference/cli.md": commands(),
         OPENAPI: openapi_document(),
+        ROOT / "docs/reference/reasons.md": reasons_page.page(),
     }
 
 

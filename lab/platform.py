@@ -98,7 +98,8 @@ class Service:
     def __init__(self, name: str, arguments: list[str], log: Path, prefix: list[str], env: dict[str, str]) -> None:
         self.name = name
         self.log = log
-        self._arguments = [*prefix, sys.executable, "-m", "novacron", *arguments]
+        self.arguments = [*prefix, sys.executable, "-m", "novacron", *arguments]
+        """Its command line."""
         self.env = {**os.environ, **env}
         """What it is started with from now on."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -108,7 +109,7 @@ class Service:
         self.started_at = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._arguments, *more],
+                [*self.arguments, *more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -86,6 +86,12 @@ class ServerOptions:
         typer.Option(help="file that names the OpenID Connect provider for logins; see docs/how-to/access.md"),
     ] = None
     fence: Annotated[Path | None, typer.Option(help="program that cuts off a failed node, given its name")] = None
+    drain_limit_s: Annotated[
+        int,
+        typer.Option(
+            "--drain-limit", min=10, max=30 * 86_400, help="seconds after which a drain fails with what is left"
+        ),
+    ] = 4 * 3600
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
@@ -94,7 +100,8 @@ class ServerOptions:
         from novacron.model.token import Lifetimes
         from novacron.server.settings import ServerSettings
 
-        same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence")
+        same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence",
+                "drain_limit_s")  # fmt: skip
         return ServerSettings(
             database_url=database,
             state_dir=state_dir,

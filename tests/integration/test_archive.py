@@ -263,12 +263,15 @@ def ova(
     return path
 
 
-def vmdk_of(content: bytes, directory: Path) -> bytes:
-    raw, vmdk = directory / "disk.raw", directory / "disk.vmdk"
+def disk_of(content: bytes, directory: Path, format: str, *options: str) -> bytes:
+    raw, disk = directory / "disk.raw", directory / f"disk.{format}"
     raw.write_bytes(content.ljust(DISK_BYTES, b"\0"))
-    command = ["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", str(raw), str(vmdk)]
-    subprocess.run(command, check=True)
-    return vmdk.read_bytes()
+    subprocess.run(["qemu-img", "convert", "-O", format, *options, str(raw), str(disk)], check=True)
+    return disk.read_bytes()
+
+
+def vmdk_of(content: bytes, directory: Path) -> bytes:
+    return disk_of(content, directory, "vmdk", "-o", "subformat=streamOptimized")
 
 
 def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_an_ova_becomes_a_vm(site: Platform, tmp_path: Path) -> None:
 
 
 def test_further_disks_of_an_ova_become_volumes(site: Platform, tmp_path: Path) -> None:
-    first, second = vmdk_of(sector("boots"), tmp_path), vmdk_of(b"the second", tmp_path)
+    first, second = vmdk_of(sector("boots"), tmp_path), disk_of(b"the second", tmp_path, "qcow2")  # whatever its name
     file = ova(tmp_path / "vm.ova", first, second=second)
     site.cli("vm", "import", str(file), "two-disks", "--no-start")
     vm = site.client.get("vms", "two-disks")

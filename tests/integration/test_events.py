@@ -43,6 +43,13 @@ async def test_one_broken_thing_makes_five_events_a_minute_and_the_rest_are_coun
     assert last["message"] == "time 40" and last["last_at"] > last["at"]
 
 
+@pytest.mark.parametrize("actor", [events.SYSTEM, events.REBALANCING, f"{events.DRAIN_OF}host-a"])
+async def test_whatever_acts_by_itself_makes_five_events_a_minute(database: Database, actor: str) -> None:
+    await happen(database, *["Requested", "Failed"] * 20, actor=actor)
+    rows = await stored(database)
+    assert len(rows) == PER_MINUTE_MAX and sum(row["count"] for row in rows) == 40
+
+
 async def test_the_next_minute_has_events_of_its_own(database: Database) -> None:
     await happen(database, *["Failed"] * 20)
     async with database.transaction() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import lzma
 import os
 import subprocess
@@ -20,7 +21,7 @@ import zstandard
 from lab.platform import Platform, until
 from novacron.agent.images.download import UNREACHABLE
 from novacron.client import ApiError
-from novacron.disk.images import verify
+from novacron.disk.images import MANIFEST, verify
 from tests.integration.conftest import Api
 from tests.support.readable import everything_readable
 
@@ -87,6 +88,8 @@ def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str,
     assert image["kind"] == "disk" and image["disk_bytes"] == SIZE and image["description"] == "of a test"
     disk_file = disk_file_of(site, image["nodes"][0], name)
     assert disk_file.read_bytes() == raw.read_bytes()
+    described = json.loads((disk_file.parent / MANIFEST).read_bytes())["disk"]
+    assert described["digest"] == hashlib.sha256(raw.read_bytes()).hexdigest(), "same content, same digest"
     assert disk_file.stat().st_blocks * 512 < SIZE, "holes stay holes"
     assert disk_file.stat().st_uid == 0 and not disk_file.stat().st_mode & 0o077, "no VM opens it by name"
 

@@ -18,10 +18,11 @@ from novacron.model import mac
 from novacron.model.errors import Conflict, IllegalState, NovaError
 from novacron.model.network import NetworkKind, NetworkSpec, NicSpec
 from novacron.model.project import Quota
-from novacron.model.vm import Vm, VmAction, VmSpec, VmStatus, mac_addresses
-from novacron.store import idempotency, macs, networks, new_vms, projects, vms
+from novacron.model.vm import Vm, VmAction, VmSpec, VmState, VmStatus, mac_addresses
+from novacron.store import clones, idempotency, macs, networks, new_vms, projects, vms
 from novacron.store.database import TRIES_MAX, Connection, Database, migrate
 from tests.conftest import url_of
+from tests.support.stored_fleet import add_node
 
 OLD_VM = "INSERT INTO vms (id, name, spec, status, epoch, project) VALUES ($1, $1, $2, $3, 0, 'default')"
 """As servers of an earlier version create VMs: without a MAC address in the spec."""
@@ -150,6 +151,37 @@ async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(
         ):  # fmt: skip
             assert [row["mac"] for row in await connection.fetch(query, web.id)] == [first, second], query
     await _create(database, "next", VmSpec(image="tiny", mac=own))
+
+
+async def test_a_clone_has_mac_addresses_of_its_own_new_ones_unless_they_are_named(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_node(connection, "a")
+        await networks.create(connection, "default", "lan", NetworkSpec(subnet="10.9.0.0/24"), None, "ann")
+    taken, kept = "06:00:00:00:00:01", "06:00:00:00:00:02"
+    web = await _create(database, "web", VmSpec(image="tiny", mac=taken))
+    two = await _create(database, "two", VmSpec(image="tiny", nics=(NicSpec("lan"), NicSpec("lan"))))
+
+    async def clone(of: Vm, name: str, macs: Sequence[str | None] | None = None) -> tuple[str, ...]:
+        async with database.transaction() as connection:
+            status = msgspec.to_builtins(VmStatus(state=VmState.STOPPED))
+            await connection.execute("UPDATE vms SET node = 'a', epoch = 1, status = $2 WHERE id = $1", of.id, status)
+            made = await clones.create(connection, of.id, clones.NewClone(name, {}, False, None, macs), "ann")
+        return mac_addresses(made.id, made.spec)
+
+    assert len({*mac_addresses(two.id, two.spec), *await clone(two, "other-two")}) == 4
+    first, second = await clone(two, "third-two", [None, kept])
+    assert second == kept and first not in mac_addresses(two.id, two.spec)
+    assert await clone(web, "other") != (taken,)
+    for named, says, field in (
+        ([taken], "VM web has the MAC address", "macs[0]"), ([kept], "VM third-two has", "macs[0]"),
+        ([None, None], "1 interfaces, not 2", "macs"),
+    ):  # fmt: skip
+        with pytest.raises(NovaError, match=says) as refused:
+            await clone(web, "refused", named)
+        assert refused.value.field == field
+    async with database.connection() as connection:
+        held = [row["mac"] for row in await connection.fetch(HELD)]
+    assert len(held) == len(set(held)) == 8
 
 
 async def test_vms_from_before_keep_their_mac_addresses_even_shared_ones_which_no_other_gets(

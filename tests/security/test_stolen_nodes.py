@@ -184,7 +184,7 @@ async def test_what_a_node_claims_as_an_imported_image_is_seen_by_nobody_and_blo
         await nodes.connected(connection, "evil", with_image("web", "false"))  # while it is on its way
         assert await images_of(connection, "evil") == []
         await nodes.connected(connection, "host-a", with_image("web", "true"))
-        await imports.report(connection, "host-a", begun.id, ImportPhase.DONE, 1, "")
+        await imports.report(connection, "host-a", imports.ImportReport(begun.id, ImportPhase.DONE, 1, ""))
         await nodes.connected(connection, "evil", with_image("web", "false"))
     async with database.transaction() as connection:
         assert await images_of(connection, "evil") == [] and await images_of(connection, "host-a") == ["true"]

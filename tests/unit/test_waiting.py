@@ -149,6 +149,7 @@ def test_every_code_can_be_stored_and_told() -> None:
         ({"status": {"state": "running", "reason": ""}}, ": it is running"),
         ({"phase": "creating", "error": "pool small is full"}, ": it is creating: pool small is full"),
         ({"phase": "pending", "error": None, "waits_for": "another migration"}, ": it is pending: another migration"),
+        ({"phase": "blocked", "reason": "no node"}, ": it is blocked: no node"),
         ({"phase": "draining", "stays": [{"vm_name": "web", "why": "full"}]}, ": it is draining: web stays: full"),
         ({"name": "lan"}, ""),
     ],
@@ -174,16 +175,28 @@ def follow(monkeypatch: pytest.MonkeyPatch, drain: dict[str, Any], timeout_s: fl
     return clock[0]
 
 
+BLOCKED = DRAIN | {"phase": "blocked", "reason": "1 VMs are still on a: web stays: node b is cordoned"}
+
+
 def test_a_drain_that_can_go_nowhere_is_not_waited_for_and_says_why_for_each_vm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert follow(monkeypatch, DRAIN, None) < nodes.STUCK_S + 5
+    assert follow(monkeypatch, BLOCKED, None) < nodes.STUCK_S + 5
     said = capsys.readouterr().err
     assert said.startswith("a: 1 to go; web stays: node b is cordoned"), "at once"
     assert "1 VMs are still on a; web stays: node b is cordoned; the drain goes on" in said
 
 
 def test_a_drain_is_waited_for_as_long_as_asked_or_while_something_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 300 <= follow(monkeypatch, DRAIN, 300) < 305
-    assert not nodes._stuck(DRAIN | {"moving": ["vm-2"], "stays": []})
-    assert not nodes._stuck(DRAIN | {"total": 1, "stays": []})
+    assert 300 <= follow(monkeypatch, BLOCKED, 300) < 305
+    assert 900 <= follow(monkeypatch, DRAIN | {"moving": ["vm-2"], "stays": []}, 900) < 905
+
+
+def test_a_drain_that_the_server_gives_up_ends_the_wait_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert follow(monkeypatch, BLOCKED | {"phase": "failed", "reason": "time limit of 60 s: web stays"}, None) == 0
+    assert (
+        "error: the drain of a failed: time limit of 60 s: web stays\nthe nodes stay cordoned"
+        in capsys.readouterr().err
+    )

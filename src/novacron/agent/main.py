@@ -124,6 +124,7 @@ class Agent:
         host.neighbours = self._neighbours
         host.find_vm = self._find_vm
         host.networks.owns = self._owns
+        host.networks.problems.send = self._link.send
         host.listener.on_knock = self._knocked
         host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
 
@@ -202,6 +203,7 @@ class Agent:
         for worker in self._workers.values():
             worker.resync()
         self._conditions.resync()
+        self._host.networks.problems.resync()
         held = tuple(worker.held() for worker in self._workers.values())
         return wire.Hello(wire.PROTOCOL, self._images.inventory, held)
 

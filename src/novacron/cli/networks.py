@@ -39,6 +39,7 @@ NETWORKS: Columns = {
     "BRIDGE": lambda n: n["spec"]["bridge"] and _bridge(n["spec"]),
     "MTU": lambda n: n["mtu"],
     "GATEWAY": lambda n: n["gateway"],
+    "REASON": lambda n: n["reason"],
     "AGE": lambda n: output.age(n["created_at"]),
 }
 DETAILS: Columns = {
@@ -57,6 +58,7 @@ FLOATING: Columns = {
     "ADDRESS": lambda f: f["address"],
     "VM": lambda f: f["vm_name"],
     "NETWORK": lambda f: f["network"],
+    "REASON": lambda f: f["reason"],
     "AGE": lambda f: output.age(f["created_at"]),
 }
 FORWARDS: Columns = {
@@ -66,6 +68,7 @@ FORWARDS: Columns = {
     "VM": lambda f: f["vm_name"],
     "VM PORT": lambda f: f["vm_port"],
     "NETWORK": lambda f: f["network"],
+    "REASON": lambda f: f["reason"],
 }
 
 

@@ -37,6 +37,15 @@ DrainTimeout = Annotated[
     float | None,
     typer.Option(min=1, help="longest wait, in seconds; by default while VMs move, then a minute", show_default=False),
 ]
+TimeLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--time-limit",
+        min=10,
+        help="seconds after which the drain itself fails with what is left; default: the server's",
+    ),
+]
+UNDER_WAY = ("draining", "blocked")
 BringBack = Annotated[bool, typer.Option("--bring-back", help="move the VMs that the last drain moved away back here")]
 NodeName = Annotated[str, typer.Argument(metavar="node", help="name of the node", show_default=False)]
 
@@ -152,6 +161,7 @@ DRAINS: Columns = {
     "MOVING": lambda d: len(d["moving"]),
     "LEFT": lambda d: None if d["estimate_s"] is None or d["finished_at"] else f"about {d['estimate_s']:.0f} s",
     "STAYS": lambda d: [f"{vm['vm_name']}: {vm['why']}" for vm in d["stays"]],
+    "REASON": lambda d: d["reason"],
     "AGE": lambda d: output.age(d["created_at"]),
 }
 
@@ -310,12 +320,13 @@ def drain(
     policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: DrainTimeout = None,
+    time_limit: TimeLimit = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Drain a node: move its VMs to other nodes and place no new ones on it. No VM is stopped."""
     with output.errors():
         client = Client()
-        updated = client.act("nodes", node, "drain", {"policy": policy.value})
+        updated = client.act("nodes", node, "drain", drain_order(policy, time_limit))
         if wait:
             follow(client, [node], timeout)
         if output_ is OutputFormat.JSON:
@@ -335,6 +346,11 @@ def drains(
         output.rows(Client().list("drains", limit=50, **filters), DRAINS, output_)
 
 
+def drain_order(policy: DrainPolicy, time_limit_s: int | None) -> Object:
+    """Return the body of a request to drain."""
+    return {"policy": policy.value, **({} if time_limit_s is None else {"time_limit_s": time_limit_s})}
+
+
 def follow(client: Client, names: list[str], timeout_s: float | None) -> None:
     """Report the progress of drains until the nodes are empty, or nothing more will move.
 
@@ -348,10 +364,19 @@ def follow(client: Client, names: list[str], timeout_s: float | None) -> None:
             last = text
         if all(map(_gave_up, active)):
             raise output.fail("VMs were left where they are: " + text, output.EXIT_FAILED)
-        if not all(map(_stuck, active)):
+        if not all(drain["phase"] == "blocked" for drain in active):
             moved_at = now
         _check_patience(active, now - began, now - moved_at, timeout_s)
         time.sleep(POLL_S)
+    _check_failed(client, names, "the nodes stay cordoned; see: novacron node drains")
+
+
+def _check_failed(client: Client, names: list[str], hint: str) -> None:
+    """Raise if the time limit of a drain has passed."""
+    failed = [drain for name in names if (drain := _latest(client, name)) and drain["phase"] == "failed"]
+    if failed:
+        said = "; ".join(f"the drain of {drain['node']} failed: {drain['reason']}" for drain in failed)
+        raise output.fail(said, output.EXIT_FAILED, hint)
 
 
 def _check_patience(active: list[Object], waited_s: float, stuck_s: float, timeout_s: float | None) -> None:
@@ -375,15 +400,9 @@ def _unfinished(drains: list[Object]) -> str:
     )
 
 
-def _stuck(drain: Object) -> bool:
-    """Say whether nothing moves, and there is a reason for each VM that is left."""
-    remaining = drain["total"] - len(drain["moved"])
-    return remaining > 0 and not drain["moving"] and len(drain["stays"]) >= remaining
-
-
 def _active(client: Client, names: list[str]) -> list[Object]:
     latest = (_latest(client, name) for name in names)
-    return [drain for drain in latest if drain is not None and drain["phase"] == "draining"]
+    return [drain for drain in latest if drain is not None and drain["phase"] in UNDER_WAY]
 
 
 def _gave_up(drain: Object) -> bool:
@@ -400,6 +419,7 @@ def follow_back(client: Client, names: list[str], timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"VMs are still on their way back to {', '.join(names)}\nsee: novacron node drains")
         time.sleep(POLL_S)
+    _check_failed(client, names, "see: novacron node drains")
 
 
 def _latest(client: Client, node: str) -> Object | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from novacron.cli import output
-from novacron.cli.nodes import BringBack, DrainPolicyOption, DrainTimeout, follow, follow_back
+from novacron.cli.nodes import BringBack, DrainPolicyOption, DrainTimeout, TimeLimit, drain_order, follow, follow_back
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.client.choices import DrainPolicy
@@ -50,11 +50,13 @@ def drain(
     policy: DrainPolicyOption = DrainPolicy.THROTTLE,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until it is empty")] = True,
     timeout: DrainTimeout = None,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Drain a site: move its VMs to other sites and place no new ones on it."""
     with output.errors():
         client = Client()
-        names = [node["name"] for node in client.act("sites", site, "drain", {"policy": policy.value})["items"]]
+        order = drain_order(policy, time_limit)
+        names = [node["name"] for node in client.act("sites", site, "drain", order)["items"]]
         if wait:
             follow(client, names, timeout)
         say(f"{site}: {'empty and cordoned' if wait else 'draining'}")

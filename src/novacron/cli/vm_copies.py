@@ -10,7 +10,7 @@ import typer
 from novacron.cli import options, output, progress
 from novacron.cli.options import Wait
 from novacron.cli.output import Columns, Object, Output, OutputFormat
-from novacron.cli.vm_options import interfaces
+from novacron.cli.vm_options import chosen_or_new, interfaces
 from novacron.cli.vms import VmRef, finish
 from novacron.client import Client
 from novacron.terminal import say
@@ -31,6 +31,10 @@ CLONE_OPTIONS = (
         "linked", bool, "--linked", default=False, help="share what the VM has written so far instead of copying it"
     ),
     options.option("address", str, help="the new guest's IPv4 address; by default it has none"),
+    options.option(
+        "macs", list[str], "--mac", convert=chosen_or_new,
+        help="MAC address of its interface, or new for a free one; repeat it for each interface; by default free ones",
+    ),
     options.option(
         "power", bool, "--start/--no-start", default=True, help="start the new VM at once",
         convert=lambda start: "running" if start else "stopped",

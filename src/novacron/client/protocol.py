@@ -122,7 +122,7 @@ def waits_for(current: Object | None) -> str:
         return ""
     status = current.get("status") or {}
     state = status.get("state") or current.get("phase")
-    whys = [status.get("reason") or current.get("error") or current.get("waits_for")]
+    whys = [status.get("reason") or current.get("error") or current.get("reason") or current.get("waits_for")]
     whys += [f"{vm['vm_name']} stays: {vm['why']}" for vm in current.get("stays") or ()]
     why = "; ".join(filter(None, whys))
     return "" if state is None else f": it is {state}" + (f": {why}" if why else "")

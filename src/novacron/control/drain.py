@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 
 import msgspec
 
 from novacron.control.objects import Objects
-from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays
-from novacron.model.errors import NovaError
+from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, Why, is_resting, tried_in_vain
+from novacron.model.errors import NoCapacity, NovaError
 from novacron.model.migration import Cause
 from novacron.model.probe import MoveForeseen
-from novacron.store import drains, migrations, nodes, vms
+from novacron.model.waiting import WaitCode
+from novacron.store import drains, events, migrations, nodes, vms
 from novacron.store.database import Database
 from novacron.store.drains import Waiting
 from novacron.store.fleet_index import FleetIndex
@@ -41,7 +43,7 @@ class Drains(msgspec.Struct, frozen=True):
 
         async def advance(id: str) -> None:
             drain = active[id]
-            if drain.policy is DrainPolicy.LEAVE and drain.phase is DrainPhase.DRAINING:
+            if drain.policy is DrainPolicy.LEAVE and drain.leaves:
                 await _leave(database, drain, objects)
             await _Round(database, drain.id, self, objects).run()
 
@@ -73,76 +75,109 @@ class _Round(msgspec.Struct):
     async def run(self) -> None:
         async with self.database.connection() as connection:
             drain = await drains.get(connection, self.id)
-            leaves = drain.phase is DrainPhase.DRAINING
-            waiting = await (drains.to_leave(connection, drain) if leaves else drains.to_return(connection, drain))
-            moved = await drains.has_moved(connection, drain) if leaves else [vm.id for vm in waiting]
+            waiting = await (
+                drains.to_leave(connection, drain) if drain.leaves else drains.to_return(connection, drain)
+            )
+            moved = await drains.has_moved(connection, drain) if drain.leaves else [vm.id for vm in waiting]
             room = await drains.slots(connection, await nodes.get(connection, drain.node))
+            now = await drains.clock(connection)
         if not waiting:
             async with self.database.transaction() as connection:
                 await drains.report(connection, drain, drains.DrainProgress(moved, waiting, [], 0))
-                await drains.finish(connection, drain.id, DrainPhase.DRAINED if leaves else DrainPhase.RETURNED)
+                await drains.finish(connection, drain.id, DrainPhase.DRAINED if drain.leaves else DrainPhase.RETURNED)
             log.info("a drain is over", node=drain.node, phase=drain.phase)
             return
-        stays = await self._move_some(drain, waiting, room)
+        late = drain.is_late(now)
+        stays, begun = await self._move_some(drain, waiting, 0 if late else room, now)
         async with self.database.transaction() as connection:
-            done_mib = await vms.memory_mib(connection, moved) if leaves else 0
-            await drains.report(connection, drain, drains.DrainProgress(moved, waiting, stays, done_mib))
+            done_mib = await vms.memory_mib(connection, moved) if drain.leaves else 0
+            await drains.report(connection, drain, drains.DrainProgress(moved, waiting, stays, done_mib, begun))
+            if late:
+                await drains.fail(connection, drain, _with_others(stays, waiting), len(waiting))
+        if late:
+            log.warning("a drain has failed", node=drain.node, time_limit_s=drain.time_limit_s, left=len(waiting))
 
-    async def _move_some(self, drain: Drain, waiting: Sequence[Waiting], room: int) -> list[Stays]:
-        """Begin up to ``room`` moves; return what stays for now, and why."""
-        stays, recorded = [], {stay.vm: stay.why for stay in drain.stays}
+    async def _move_some(
+        self, drain: Drain, waiting: Sequence[Waiting], room: int, now: datetime
+    ) -> tuple[list[Stays], int]:
+        """Begin up to ``room`` moves; return what stays for now, with the reason, and how many moves have begun."""
+        stays, begun, recorded = [], 0, {stay.vm: stay for stay in drain.stays}
         for vm in waiting:
-            if vm.migration is not None:
-                continue
-            why = _rests(vm, drain)
-            if why is None and room <= 0:
-                continue
-            if why is None:
-                why = await self._move(drain, vm)
-                room -= why is None
-            if why is not None:
-                stays.append(Stays(vm.id, vm.name, why))
-                if recorded.get(vm.id) != why:
-                    async with self.database.transaction() as connection:
-                        await drains.blocked(connection, drain, vm, why)
-        return stays
+            if vm.migration is None:
+                stay, begins = await self._see_to(drain, vm, recorded.get(vm.id), now, may_begin=begun < room)
+                stays += [] if stay is None else [stay]
+                begun += begins
+        return stays, begun
 
-    async def _move(self, drain: Drain, vm: Waiting) -> str | None:
+    async def _see_to(
+        self, drain: Drain, vm: Waiting, before: Stays | None, now: datetime, *, may_begin: bool
+    ) -> tuple[Stays | None, bool]:
+        """Begin to move a VM if that is due; return why it stays, if so, and whether its move has begun."""
+        why = _rests(vm, drain)
+        if why is not None:
+            stay = Stays(vm.id, vm.name, why.words, why.code)
+        elif is_resting(before, now) or not may_begin:
+            return before, False
+        else:
+            why = await self._move(drain, vm)
+            if why is None:
+                return None, True
+            stay = tried_in_vain(before, vm.id, vm.name, why, now)
+        if before is None or before.why != why.words:
+            async with self.database.transaction() as connection:
+                await drains.blocked(connection, drain, vm, why)
+        return stay, False
+
+    async def _move(self, drain: Drain, vm: Waiting) -> Why | None:
         """Begin to move a VM; return why it can't be moved, if so: then nothing changes."""
         why = await self.objects.reconcile(vm.id, lambda _: _move(self.database, drain, vm, self.by))
         failure = self.objects.failure(vm.id)
-        return why if failure is None else f"it can't be moved now: {failure}"
+        return why if failure is None else Why(WaitCode.STEP_FAILED, f"it can't be moved now: {failure}")
 
 
-def _rests(vm: Waiting, drain: Drain) -> str | None:
-    """Say why a VM is not moved now, or None if it may be."""
+def _with_others(stays: Sequence[Stays], waiting: Sequence[Waiting]) -> list[Stays]:
+    """Return a reason for each VM that is left when the time limit has passed."""
+    said = {stay.vm for stay in stays}
+    others = [
+        Stays(
+            vm.id, vm.name,
+            "the time limit passed before its turn" if vm.migration is None else "its move is under way, and goes on",
+            WaitCode.TIME_LIMIT,
+        )
+        for vm in waiting if vm.id not in said
+    ]  # fmt: skip
+    return [*stays, *others]
+
+
+def _rests(vm: Waiting, drain: Drain) -> Why | None:
+    """Say why a VM is not moved now whatever is tried, or None if it may be."""
     if vm.id in drain.given_up:
-        return vm.error or next((stay.why for stay in drain.stays if stay.vm == vm.id), "it was given up")
+        words = vm.error or next((stay.why for stay in drain.stays if stay.vm == vm.id), "it was given up")
+        return Why(WaitCode.WOULD_NOT_CONVERGE, words)
     if vm.state not in MOVABLE:
-        return f"it is {vm.state}"
-    return vm.error if vm.rests_s > 0 else None
+        return Why(WaitCode.MOVE_REFUSED, f"it is {vm.state}")
+    return Why(WaitCode.MOVE_FAILED, vm.error) if vm.rests_s > 0 and vm.error else None
 
 
-async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> str | None:
+async def _move(database: Database, drain: Drain, vm: Waiting, by: Drains) -> Why | None:
     """Begin to move a VM; return why it can't be moved, if so: then nothing changes."""
-    leaves = drain.phase is DrainPhase.DRAINING
-    target, cause = (None, Cause.DRAIN) if leaves else (drain.node, Cause.RETURN)
+    target, cause = (None, Cause.DRAIN) if drain.leaves else (drain.node, Cause.RETURN)
     try:
-        if leaves and drain.policy is DrainPolicy.LEAVE and vm.state == "running":
+        if drain.leaves and drain.policy is DrainPolicy.LEAVE and vm.state == "running":
             async with database.transaction() as connection:
                 _, target = await migrations.choose(connection, vm.id, None, None, index=by.index)
             forecast = (await by.foresee(vm.id, drain.node, target)).forecast
             if not forecast.converges and forecast.downtime_ms > drains.DOWNTIME_MS_MAX:
                 async with database.transaction() as connection:
                     await drains.give_up(connection, drain, vm.id)
-                return f"it would not converge: {forecast.reason}"
+                return Why(WaitCode.WOULD_NOT_CONVERGE, f"it would not converge: {forecast.reason}")
         async with database.transaction() as connection:
             current = await vms.get(connection, vm.id)
-            if (current.node == drain.node) is leaves:
+            if (current.node == drain.node) is drain.leaves:
                 request = migrations.MoveRequest(
-                    actor=f"drain of {drain.node}", target=target, policy=drain.policy.of_migrations, cause=cause
+                    actor=events.DRAIN_OF + drain.node, target=target, policy=drain.policy.of_migrations, cause=cause
                 )
                 await migrations.create(connection, vm.id, request, by.index)
     except NovaError as error:
-        return error.detail
+        return Why(WaitCode.UNPLACED if isinstance(error, NoCapacity) else WaitCode.MOVE_REFUSED, error.detail)
     return None

@@ -9,7 +9,7 @@ from novacron.control.objects import Objects
 from novacron.model.errors import NovaError
 from novacron.model.migration import Cause
 from novacron.model.rebalance import Decision, Move, RebalanceMode, Since, decide, sources
-from novacron.store import fleet, migrations, rebalancing
+from novacron.store import events, fleet, migrations, rebalancing
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
 from novacron.telemetry import logs
@@ -66,7 +66,7 @@ class Rebalance(msgspec.Struct):
                 log.info("a move is not worth its cost", vm=move.vm_name, target=move.target, why=why)
                 return None
             async with database.transaction() as connection:
-                request = migrations.MoveRequest(actor="rebalancing", target=move.target, cause=Cause.REBALANCE)
+                request = migrations.MoveRequest(actor=events.REBALANCING, target=move.target, cause=Cause.REBALANCE)
                 await migrations.create(connection, move.vm, request)
         except NovaError as error:
             log.info("a move could not begin", vm=move.vm_name, target=move.target, why=error.detail)

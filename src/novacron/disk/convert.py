@@ -16,6 +16,7 @@ from novacron.disk.errors import Unacceptable
 from novacron.disk.files import sync
 from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
 from novacron.model.image import ImageFormat
+from novacron.model.waiting import WaitCode
 
 MEMORY_BYTES_MAX = 2 << 30
 CPU_S_MAX = 3600
@@ -146,4 +147,6 @@ async def _run(
     try:
         return await qemu_img.run(arguments, CONVERT_S_MAX, invocation, stop_reason)
     except ImgFailed as error:
-        raise Unacceptable(f"it can't be read as a disk: {error}") from error
+        full = stop_reason() is not None
+        said = str(error) if full else f"it can't be read as a disk: {error}"
+        raise Unacceptable(said, WaitCode.NO_SPACE if full else WaitCode.FILE_REFUSED) from error

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from novacron.model.migration import MigrationPolicy
+from novacron.model.waiting import WaitCode
+
+TIME_LIMIT_S_MIN, TIME_LIMIT_S_DEFAULT, TIME_LIMIT_S_MAX = 10, 4 * 3600, 30 * 86_400
+RETRY_AFTER_S, RETRY_AFTER_S_MAX = 2.0, 60.0
+"""A VM that can't be moved is tried again after this, after twice as long the next time, and so on."""
+
+STAYS_NAMED_MAX = 5
+
+TimeLimit = Annotated[int, Meta(ge=TIME_LIMIT_S_MIN, le=TIME_LIMIT_S_MAX)]
 
 
 class DrainPolicy(StrEnum):
@@ -28,6 +39,8 @@ class DrainPolicy(StrEnum):
 
 class DrainPhase(StrEnum):
     DRAINING = "draining"
+    BLOCKED = "blocked"
+    """Nothing moves, and no VM that is left can: ``stays`` says why. It goes on, ever more slowly."""
     DRAINED = "drained"
     """The node is empty."""
     ENDED = "ended"
@@ -35,6 +48,12 @@ class DrainPhase(StrEnum):
     RETURNING = "returning"
     """The node's VMs are moving back."""
     RETURNED = "returned"
+    FAILED = "failed"
+    """Its time limit has passed: ``stays`` says why each VM that is left did not move. The node stays cordoned."""
+
+
+LEAVING = frozenset({DrainPhase.DRAINING, DrainPhase.BLOCKED})
+"""The phases in which VMs are to leave the node."""
 
 
 class Stays(msgspec.Struct, frozen=True):
@@ -43,6 +62,19 @@ class Stays(msgspec.Struct, frozen=True):
     vm: str
     vm_name: str
     why: str
+    reason_code: str = ""
+    """``why``, for programs: one of ``WaitCode``."""
+    tries: int = 0
+    """How often it was tried in vain, without a pause of other reasons."""
+    next_try_at: datetime | None = None
+    """It is not tried before; None: that does not depend on time alone."""
+
+
+class Why(msgspec.Struct, frozen=True):
+    """Why a VM does not move."""
+
+    code: WaitCode
+    words: str
 
 
 class Drain(msgspec.Struct, frozen=True):
@@ -66,6 +98,45 @@ class Drain(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     finished_at: datetime | None
+    time_limit_s: int = TIME_LIMIT_S_DEFAULT
+    ends_by: datetime | None = None
+    """When it fails unless it has ended; None: it began before there were time limits."""
+    reason: str = ""
+    """Why it is blocked or has failed."""
+    reason_code: str = ""
+    """``reason``, for programs: one of ``WaitCode``."""
+
+    @property
+    def leaves(self) -> bool:
+        """Say whether VMs are to leave the node; else they are to come back."""
+        return self.phase in LEAVING
+
+    def is_late(self, now: datetime) -> bool:
+        """Say whether its time limit has passed."""
+        return self.ends_by is not None and now >= self.ends_by
+
+
+def tried_in_vain(before: Stays | None, vm: str, vm_name: str, why: Why, now: datetime) -> Stays:
+    """Return what is known of a VM whose move was just refused: when it is tried next depends on how often that was."""
+    tries = 1 if before is None else before.tries + 1
+    wait_s = min(RETRY_AFTER_S * 2.0 ** min(tries - 1, 16), RETRY_AFTER_S_MAX)
+    return Stays(vm, vm_name, why.words, why.code, tries, now + timedelta(seconds=wait_s))
+
+
+def is_resting(before: Stays | None, now: datetime) -> bool:
+    """Say whether it is too early to try a VM again."""
+    return before is not None and before.next_try_at is not None and now < before.next_try_at
+
+
+def is_blocked(moving: int, waiting: int, stays: int) -> bool:
+    """Say whether nothing moves, and there is a reason for each VM that is left."""
+    return waiting > 0 and moving == 0 and stays >= waiting
+
+
+def unfinished(node: str, stays: tuple[Stays, ...], left: int) -> str:
+    """Say how many VMs are left on a node, and why the first of them stay."""
+    whys = "; ".join(f"{stay.vm_name} stays: {stay.why}" for stay in stays[:STAYS_NAMED_MAX])
+    return f"{left} VMs are still on {node}" + (f": {whys}" if whys else "")
 
 
 def estimate_s(moved_mib: int, left_mib: int, passed_s: float) -> float | None:

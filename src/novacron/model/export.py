@@ -38,3 +38,5 @@ class Export(msgspec.Struct, frozen=True):
     project: str = DEFAULT
     trace: str = ""
     """The trace to which all work on this export belongs (W3C Trace Context: traceparent)."""
+    reason_code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""

@@ -82,6 +82,8 @@ class Import(msgspec.Struct, frozen=True):
     """The project that will own the image; None: all projects may use it."""
     trace: str = ""
     """The trace to which all work on this import belongs (W3C Trace Context: traceparent)."""
+    reason_code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""
 
 
 def check_url(url: str) -> str:

@@ -86,6 +86,10 @@ class Network(msgspec.Struct, frozen=True):
     project: str = DEFAULT
     encryption_required: bool = False
     """The fleet's settings require that all traffic between nodes is encrypted, whatever the spec says."""
+    reason: str = ""
+    """What keeps it from working as it was asked to."""
+    reason_code: str = ""
+    """``reason``, for programs: one of ``WaitCode``."""
 
     @property
     def encryption(self) -> Encryption:
@@ -212,6 +216,10 @@ class FloatingAddress(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    reason: str = ""
+    """What keeps it from working as it was asked to."""
+    reason_code: str = ""
+    """``reason``, for programs: one of ``WaitCode``."""
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -230,6 +238,10 @@ class Forward(msgspec.Struct, frozen=True):
     revision: int
     created_at: datetime
     project: str = DEFAULT
+    reason: str = ""
+    """What keeps it from working as it was asked to."""
+    reason_code: str = ""
+    """``reason``, for programs: one of ``WaitCode``."""
 
 
 def check_subnet(text: str) -> ipaddress.IPv4Network:
@@ -402,6 +414,25 @@ class NetworkOnNode(msgspec.Struct, frozen=True):
     def vni(self) -> int:
         """Return its VXLAN network identifier."""
         return VNI_BASE + self.number
+
+
+class NetworkProblem(msgspec.Struct, frozen=True):
+    """What keeps a network of a node, or with an address or a port a way into it, from being as it was asked to be."""
+
+    network: str
+    code: str
+    """One of ``WaitCode``."""
+    message: str
+    address: str | None = None
+    """A floating address."""
+    protocol: Protocol | None = None
+    port: int | None = None
+    """Of the gateway's host."""
+
+    @property
+    def key(self) -> tuple[str, str, str | None, Protocol | None, int | None]:
+        """Return what tells it from others: the words may differ."""
+        return self.network, self.code, self.address, self.protocol, self.port
 
 
 def choose_gateway(

@@ -92,6 +92,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """With memory: what a VM must be like to be reverted to it. None: not known, or without memory."""
     starts_vm: bool = False
     """The latest revert began with the VM off."""
+    reason_code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""
 
 
 def check_transition(snapshot: Snapshot, phase: SnapshotPhase) -> None:

@@ -76,3 +76,5 @@ class Volume(msgspec.Struct, frozen=True):
     project: str = DEFAULT
     trace: str = ""
     """The trace of the last request for this volume (W3C Trace Context: traceparent)."""
+    reason_code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""

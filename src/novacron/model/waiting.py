@@ -1,24 +1,31 @@
-"""Why a VM is not yet as it was asked to be: a code for programs and events, beside the words for people. Pure."""
+"""Why an object is not yet as it was asked to be: a code for programs and events, beside the words for people. Pure."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
 from enum import StrEnum
 
 
 class WaitCode(StrEnum):
-    """What keeps a VM waiting. Each is the ``reason_code`` of its status, and the reason of an event when it begins."""
+    """What keeps an object from what was asked: its ``reason_code``, and the reason of an event when it begins."""
 
     UNPLACED = "Unplaced"
     """No node can take it."""
     NODE_LOST = "NodeLost"
     """Its node is not connected."""
+    NODE_REMOVED = "NodeRemoved"
+    """Its node was removed."""
     NODE_CANT_STORE = "NodeCantStore"
-    """Its node can't note durably what it is asked: its disk is full or fails."""
+    """Its node can't write: its disk is read-only or fails."""
+    NO_SPACE = "NoSpace"
+    """There is no room for it where it is to be."""
     IMAGE_MISSING = "ImageMissing"
-    """Its image is on its way from another node."""
+    """Its node does not hold the image: that is on its way from another node, or nowhere."""
     LEASE_ENDED = "LeaseEnded"
     """Its node may run no highly available VM before the control plane has acknowledged a heartbeat."""
     NETWORK_NOT_READY = "NetworkNotReady"
+    """A network can't be set up on a node."""
     START_QUEUED = "StartQueued"
     """Other VMs of its node start first."""
     DISK_LOST = "DiskLost"
@@ -28,9 +35,105 @@ class WaitCode(StrEnum):
     DISK_FULL = "DiskFull"
     """It is paused until its disk has room."""
     CRASH_BACK_OFF = "CrashBackOff"
+    """It starts again after a pause, because it has crashed."""
     CANT_GROW = "CantGrow"
     """The guest does not take processors or memory that were added."""
     MEMORY_FOLLOWS = "MemoryFollows"
     """It runs while its memory is still on its way."""
     STEP_FAILED = "StepFailed"
     """What its node does for it fails, and is tried again ever later."""
+    POOL_AWAY = "PoolAway"
+    """Its node does not have the pool, or the pool is not mounted."""
+    FILE_LOST = "FileLost"
+    """Its file is gone."""
+    GUEST_HOLDS_IT = "GuestHoldsIt"
+    """The guest does not let go of it."""
+    FILE_REFUSED = "FileRefused"
+    """The file is no disk that can be taken."""
+    DIGEST_WRONG = "DigestWrong"
+    """The file does not have the checksum that was given."""
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    """The file can't be read or fetched from where it is."""
+    ABORTED = "Aborted"
+    """A user has aborted it."""
+    VM_GONE = "VmGone"
+    """Its VM is no longer on the node."""
+    VM_OFF = "VmOff"
+    """Its VM has to run for this, and does not."""
+    GUEST_SILENT = "GuestSilent"
+    """The guest agent does not answer."""
+    DOES_NOT_FIT = "DoesNotFit"
+    """The VM is no longer as it was when its memory was kept."""
+    NO_GATEWAY = "NoGateway"
+    """No node can be the network's gateway."""
+    PORT_IN_USE = "PortInUse"
+    """The gateway's host itself listens at the port."""
+    PORT_NOT_ALLOWED = "PortNotAllowed"
+    """The port is outside the range that the gateway's site allows."""
+    NOT_ROUTED = "NotRouted"
+    """The address is on no subnet of the gateway's host: it has to be routed there."""
+    INTERFACE_CLOSED = "InterfaceClosed"
+    """The rules for an interface are refused, so it takes no traffic."""
+    MOVE_REFUSED = "MoveRefused"
+    """The VM can't be moved now."""
+    MOVE_FAILED = "MoveFailed"
+    """The VM's move has failed; it is tried again after a pause."""
+    WOULD_NOT_CONVERGE = "WouldNotConverge"
+    """The guest writes to memory too fast to be moved, and is left where it is."""
+    BLOCKED = "Blocked"
+    """Nothing moves, and no VM that is left can."""
+    TIME_LIMIT = "TimeLimit"
+    """It did not end within its time limit."""
+
+
+W = WaitCode
+HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
+    "vm": (
+        W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
+        W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.MEMORY_FOLLOWS,
+        W.STEP_FAILED,
+    ),
+    "volume": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,
+        W.GUEST_HOLDS_IT, W.STEP_FAILED,
+    ),
+    "import": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.FILE_REFUSED, W.DIGEST_WRONG,
+        W.SOURCE_UNREACHABLE, W.ABORTED, W.STEP_FAILED,
+    ),
+    "export": (
+        W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.STEP_FAILED,
+    ),
+    "snapshot": (
+        W.NODE_LOST, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_OFF, W.GUEST_SILENT, W.DOES_NOT_FIT, W.FILE_LOST,
+        W.STEP_FAILED,
+    ),
+    "network": (W.NO_GATEWAY, W.NETWORK_NOT_READY, W.INTERFACE_CLOSED),
+    "forward": (W.NETWORK_NOT_READY, W.PORT_IN_USE, W.PORT_NOT_ALLOWED),
+    "floating-address": (W.NETWORK_NOT_READY, W.NOT_ROUTED),
+    "drain": (
+        W.BLOCKED, W.TIME_LIMIT, W.UNPLACED, W.MOVE_REFUSED, W.MOVE_FAILED, W.WOULD_NOT_CONVERGE, W.STEP_FAILED,
+    ),
+}  # fmt: skip
+"""What may keep each kind of object from what was asked."""
+
+OF_ERRNO = {
+    errno.ENOSPC: W.NO_SPACE, errno.EDQUOT: W.NO_SPACE, errno.EFBIG: W.NO_SPACE,
+    errno.EROFS: W.NODE_CANT_STORE, errno.EIO: W.NODE_CANT_STORE,
+}  # fmt: skip
+CAUSES_MAX = 8
+
+
+def code_of(error: BaseException) -> WaitCode:
+    """Return the code of an error: its own ``code``, or what the system said, of it or of what caused it."""
+    current: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if current is None:
+            break
+        code = getattr(current, "code", None)
+        if isinstance(code, WaitCode):
+            return code
+        if isinstance(current, OSError) and current.errno in OF_ERRNO:
+            return OF_ERRNO[current.errno]
+        current = current.__cause__
+    return W.STEP_FAILED

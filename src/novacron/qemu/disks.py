@@ -7,6 +7,7 @@ import contextlib
 
 import msgspec
 
+from novacron.model.waiting import WaitCode
 from novacron.qemu import block
 from novacron.qemu.command import DISK, QemuVolume, fdset_of, volume_device, volume_node
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -31,6 +32,12 @@ async def plugged(monitor: Monitor) -> dict[str, int]:
     return sizes
 
 
+class GuestHoldsIt(MonitorFailed):
+    """A guest was asked to let go of a volume, and has not."""
+
+    code = WaitCode.GUEST_HOLDS_IT
+
+
 async def plug(monitor: Monitor, volume: QemuVolume) -> None:
     """Plug a volume into a running guest; the caller keeps its descriptor. Raises MonitorFailed."""
     await _forget(monitor, volume.id, volume.lun)
@@ -45,14 +52,14 @@ async def plug(monitor: Monitor, volume: QemuVolume) -> None:
 
 
 async def unplug(monitor: Monitor, id: str, lun: int) -> None:
-    """Unplug a volume from a running guest, even while it is in use. Raises MonitorFailed."""
+    """Unplug a volume from a running guest, even while it is in use. Raises MonitorFailed, GuestHoldsIt."""
     await monitor.execute("device_del", {"id": f"{id}-device"})
     try:
         async with asyncio.timeout(GONE_S_MAX):
             while id in await plugged(monitor):  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
-        raise MonitorFailed(f"the guest does not let go of volume {id}") from None
+        raise GuestHoldsIt(f"the guest does not let go of volume {id}") from None
     await _forget(monitor, id, lun)
 
 

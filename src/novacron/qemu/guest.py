@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model.errors import MALFORMED
+from novacron.model.waiting import WaitCode
 
 ANSWER_BYTES_MAX = 1 << 20
 ANSWER_S = 5.0
@@ -32,6 +33,8 @@ DELIMITER = b"\xff"
 
 class GuestSilent(Exception):
     """The guest agent did not do what it was asked: it does not answer, refuses, or talks nonsense."""
+
+    code = WaitCode.GUEST_SILENT
 
 
 class _Address(msgspec.Struct):

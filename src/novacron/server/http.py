@@ -80,7 +80,7 @@ class Front:
             database, self.cache, self.fleet, authority, agents, self._metrics, self._recorder, Passwords(self._shared),
             KnownBrowsers(authority.derive("browsers that users have logged in with")),
             _oidc(settings, authority, database), self._live, settings.url(settings.port),
-            settings.url(settings.link_port), settings.lifetimes, settings.log_level,
+            settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
         )  # fmt: skip
         self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
         self._http = _granian(settings, self._admission, *certificate)

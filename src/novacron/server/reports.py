@@ -12,6 +12,7 @@ from novacron.store import (
     exports,
     imports,
     migrations,
+    network_problems,
     nodes,
     rebalancing,
     reconciling,
@@ -61,21 +62,25 @@ class Reports:
                 await conditions.found(connection, node, found, peers)
             case wire.ExportStands() as export:
                 report = exports.ExportReport(
-                    export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256, export.error
-                )
+                    export.id, export.phase, export.size_bytes, export.disk_bytes, export.sha256, export.error,
+                    export.code,
+                )  # fmt: skip
                 await exports.report(connection, node, report)
             case wire.VolumeStands() as volume:
-                await volumes.report(connection, node, volume.id, volume.phase, volume.used_bytes, volume.error)
-            case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error):
-                await volumes.handled(connection, node, volumes.VolumeReport(vm, epoch, id, released, error))
+                stands = volumes.VolumeState(volume.phase, volume.used_bytes, volume.error, volume.code)
+                await volumes.report(connection, node, volume.id, stands)
+            case wire.VolumeHandled(vm=vm, epoch=epoch, id=id, released=released, error=error, code=code):
+                await volumes.handled(connection, node, volumes.VolumeReport(vm, epoch, id, released, error, code))
+            case wire.NetworksStand(problems=problems):
+                await network_problems.found(connection, node, problems)
             case wire.Cloned(vm=vm, epoch=epoch):
                 await clones.made(connection, node, vm, epoch)
-            case wire.ImportStands(id=id, phase=phase, held_bytes=held_bytes, error=error):
-                await imports.report(connection, node, id, phase, held_bytes, error)
+            case wire.ImportStands(id=id, phase=phase, held_bytes=held_bytes, error=error, code=code):
+                await imports.report(connection, node, imports.ImportReport(id, phase, held_bytes, error, code))
             case wire.SnapshotStands() as snapshot:
                 done = snapshots.SnapshotReport(
                     snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error, snapshot.pause_ms,
-                    snapshot.layout,
+                    snapshot.layout, snapshot.code,
                 )  # fmt: skip
                 await snapshots.report(connection, node, done)
             case _:

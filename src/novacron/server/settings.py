@@ -10,6 +10,7 @@ import msgspec
 
 from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
+from novacron.model.drain import TIME_LIMIT_S_DEFAULT
 from novacron.model.token import Lifetimes
 from novacron.store.database import POOL_DEFAULT
 
@@ -39,6 +40,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """File that names a provider of logins (``model/oidc.py``)."""
     fence: Path | None = None
     """Program that cuts a node off, given its name."""
+    drain_limit_s: int = TIME_LIMIT_S_DEFAULT
+    """After how many seconds a drain fails for which no other limit was given."""
     cli_config: Path | None = None
     """Where the first start writes the administrator's CLI settings; None writes none."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from novacron.model.errors import Conflict, IllegalState
 from novacron.model.vm import CloneOf, Power, Vm, VmAction
-from novacron.store import events, new_vms, projects, snapshots, vms
+from novacron.store import events, macs, new_vms, projects, snapshots, vms
 from novacron.store.database import Connection
 
 
@@ -19,6 +20,8 @@ class NewClone(NamedTuple):
     changes: dict[str, Any]
     linked: bool
     if_match: int | None = None
+    macs: Sequence[str | None] | None = None
+    """MAC addresses of its interfaces, in their order, or None for a free one; None: free ones for all."""
 
 
 async def create(connection: Connection, ref: str, asked: NewClone, actor: str) -> Vm:
@@ -26,7 +29,7 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
 
     Raises NotFound, Conflict, IllegalState, NoCapacity, PreconditionFailed.
     """
-    name, changes, linked, if_match = asked
+    name, changes, linked, if_match, wanted_macs = asked
     source = await vms.get(connection, ref, lock=True)
     vms.check_action(source, VmAction.CLONE, if_match)
     if source.node is None:
@@ -52,6 +55,8 @@ async def create(connection: Connection, ref: str, asked: NewClone, actor: str) 
         nics=tuple(msgspec.structs.replace(nic, address=None, mac=None) for nic in source.spec.nics),
     )
     spec = msgspec.structs.replace(spec, **changes)
+    if wanted_macs is not None:
+        spec = await macs.of_clone(connection, source, spec, wanted_macs)
     seed = await vms.seed_of(connection, source.id)
     begins = await vms.firmware_state_of(connection, source.id)
     of = CloneOf(source.id, source.name, linked)

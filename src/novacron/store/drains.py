@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.drain import Drain, DrainPhase, DrainPolicy, Stays, estimate_s
+from novacron.model.drain import (
+    TIME_LIMIT_S_DEFAULT,
+    Drain,
+    DrainPhase,
+    DrainPolicy,
+    Stays,
+    Why,
+    estimate_s,
+    is_blocked,
+    unfinished,
+)
 from novacron.model.errors import NotFound
 from novacron.model.node import Node
+from novacron.model.waiting import WaitCode
 from novacron.store import events
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of, report_bad_row
@@ -25,24 +37,28 @@ DOWNTIME_MS_MAX = 2000.0
 """A guest that would stand still for longer is left where it is, too."""
 COLD_MIB = 64
 """What a VM that does not run counts for, in an estimate."""
+ENDS_BY = "clock_timestamp() + make_interval(secs => %s::int)"
 
 
 def _drain(row: asyncpg.Record | None) -> Drain:
     return object_of(Drain, row)
 
 
-async def begin(connection: Connection, node: str, policy: DrainPolicy, actor: str) -> Drain:
+async def begin(
+    connection: Connection, node: str, policy: DrainPolicy, actor: str, time_limit_s: int = TIME_LIMIT_S_DEFAULT
+) -> Drain:
     """Begin to empty a node, or go on with that under another policy: what was given up is tried again."""
     row = await connection.fetchrow(
         "UPDATE drains SET policy = $2, given_up = '[]', stays = '[]', phase = 'draining', moved ="
-        " CASE WHEN phase = 'draining' THEN moved ELSE '[]' END WHERE node = $1 AND finished_at IS NULL RETURNING *",
-        node, policy,
+        " CASE WHEN phase IN ('draining', 'blocked') THEN moved ELSE '[]' END, reason = '', reason_code = '',"
+        f" time_limit_s = $3, ends_by = {ENDS_BY % '$3'} WHERE node = $1 AND finished_at IS NULL RETURNING *",
+        node, policy, time_limit_s,
     )  # fmt: skip
     if row is None:
         row = await connection.fetchrow(
-            "INSERT INTO drains (id, node, policy, actor, phase, total)"
-            " SELECT $1, $2, $3, $4, 'draining', count(*) FROM vms WHERE node = $2 RETURNING *",
-            f"drain-{secrets.token_hex(8)}", node, policy, actor,
+            "INSERT INTO drains (id, node, policy, actor, phase, total, time_limit_s, ends_by)"
+            f" SELECT $1, $2, $3, $4, 'draining', count(*), $5, {ENDS_BY % '$5'} FROM vms WHERE node = $2 RETURNING *",
+            f"drain-{secrets.token_hex(8)}", node, policy, actor, time_limit_s,
         )  # fmt: skip
     return _drain(row)
 
@@ -55,7 +71,8 @@ async def end(connection: Connection, node: str, *, bring_back: bool) -> Drain |
     if bring_back:
         row = await connection.fetchrow(
             "UPDATE drains SET phase = 'returning', total = jsonb_array_length(moved), moving = '[]', stays = '[]',"
-            " given_up = '[]', estimate_s = NULL, finished_at = NULL WHERE id = $1 RETURNING *",
+            " given_up = '[]', estimate_s = NULL, finished_at = NULL, reason = '', reason_code = '',"
+            f" ends_by = {ENDS_BY % 'time_limit_s'} WHERE id = $1 RETURNING *",
             row["id"],
         )
     else:
@@ -65,11 +82,35 @@ async def end(connection: Connection, node: str, *, bring_back: bool) -> Drain |
 
 async def finish(connection: Connection, id: str, phase: DrainPhase) -> asyncpg.Record | None:
     """End a drain."""
-    return await connection.fetchrow(
+    row = await connection.fetchrow(
         "UPDATE drains SET phase = $2, moving = '[]', stays = CASE WHEN $2 = 'drained' THEN '[]' ELSE stays END,"
-        " estimate_s = 0, finished_at = clock_timestamp() WHERE id = $1 RETURNING *",
+        " reason = '', reason_code = '', estimate_s = 0, finished_at = clock_timestamp() WHERE id = $1 RETURNING *",
         id, phase,
     )  # fmt: skip
+    if row is not None and phase is DrainPhase.DRAINED:
+        await _record(connection, row["node"], "Drained", "no VM is on it any more")
+    return row
+
+
+async def fail(connection: Connection, drain: Drain, stays: Sequence[Stays], left: int) -> None:
+    """End a drain whose time limit has passed. Moves that are under way go on."""
+    reason = f"time limit of {drain.time_limit_s} s: {unfinished(drain.node, tuple(stays), left)}"
+    await connection.execute(
+        "UPDATE drains SET phase = 'failed', moving = '[]', stays = $2, reason = $3, reason_code = $4,"
+        " estimate_s = NULL, finished_at = clock_timestamp() WHERE id = $1",
+        drain.id, msgspec.to_builtins(stays), reason, WaitCode.TIME_LIMIT,
+    )  # fmt: skip
+    await _record(connection, drain.node, "DrainFailed", reason)
+
+
+async def _record(connection: Connection, node: str, reason: str, message: str) -> None:
+    await events.record(connection, events.NewEvent("node", node, node, reason, message))
+
+
+async def clock(connection: Connection) -> datetime:
+    """Return the time that drains go by."""
+    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return now
 
 
 async def get(connection: Connection, id: str) -> Drain:
@@ -216,6 +257,8 @@ class DrainProgress(NamedTuple):
     waiting: list[Waiting]
     stays: list[Stays]
     done_mib: int
+    begun: int = 0
+    """Moves that began at this look."""
 
 
 async def report(connection: Connection, drain: Drain, progress: DrainProgress) -> None:
@@ -223,25 +266,43 @@ async def report(connection: Connection, drain: Drain, progress: DrainProgress) 
     passed_s: float = await connection.fetchval(
         "SELECT extract(epoch FROM clock_timestamp() - created_at)::float FROM drains WHERE id = $1", drain.id
     )
-    now = msgspec.structs.replace(
+    now = _reported(drain, progress)
+    if now == drain:  # the controller is woken by what it writes here
+        return
+    rest_s = estimate_s(progress.done_mib, sum(vm.cost_mib for vm in progress.waiting), passed_s)
+    await connection.execute(
+        "UPDATE drains SET total = $2, moved = $3, moving = $4, stays = $5, estimate_s = $6, phase = $7, reason = $8,"
+        " reason_code = $9 WHERE id = $1",
+        drain.id, now.total, now.moved, now.moving, msgspec.to_builtins(now.stays), rest_s, now.phase, now.reason,
+        now.reason_code,
+    )  # fmt: skip
+    if now.phase is DrainPhase.BLOCKED and drain.phase is not DrainPhase.BLOCKED:
+        await _record(connection, drain.node, "DrainBlocked", now.reason)
+
+
+def _reported(drain: Drain, progress: DrainProgress) -> Drain:
+    """Return a drain as it is after one look."""
+    moving = tuple(vm.id for vm in progress.waiting if vm.migration is not None)
+    blocked = is_blocked(len(moving) + progress.begun, len(progress.waiting), len(progress.stays))
+    phase = drain.phase
+    if drain.leaves:
+        phase = DrainPhase.BLOCKED if blocked else DrainPhase.DRAINING
+    return msgspec.structs.replace(
         drain,
         total=max(drain.total, len(progress.moved) + len(progress.waiting)),
         moved=tuple(progress.moved),
-        moving=tuple(vm.id for vm in progress.waiting if vm.migration is not None),
+        moving=moving,
         stays=tuple(progress.stays),
+        phase=phase,
+        reason=unfinished(drain.node, tuple(progress.stays), len(progress.waiting)) if blocked else "",
+        reason_code=WaitCode.BLOCKED if blocked else "",
     )
-    if now != drain:  # the controller is woken by what it writes here
-        rest_s = estimate_s(progress.done_mib, sum(vm.cost_mib for vm in progress.waiting), passed_s)
-        await connection.execute(
-            "UPDATE drains SET total = $2, moved = $3, moving = $4, stays = $5, estimate_s = $6 WHERE id = $1",
-            drain.id, now.total, now.moved, now.moving, msgspec.to_builtins(now.stays), rest_s,
-        )  # fmt: skip
 
 
-async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: str) -> None:
+async def blocked(connection: Connection, drain: Drain, vm: Waiting, why: Why) -> None:
     """Record why a VM can't leave."""
     await events.record(
-        connection, events.NewEvent("vm", vm.id, vm.name, "DrainBlocked", why, f"drain of {drain.node}")
+        connection, events.NewEvent("vm", vm.id, vm.name, "DrainBlocked", why.words, events.DRAIN_OF + drain.node)
     )
 
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 from novacron.store import deferred_writes
 from novacron.store.database import Connection
 
-SYSTEM = "system"
+SYSTEM, REBALANCING, DRAIN_OF = "system", "rebalancing", "drain of "
+"""Who does something without being asked each time. Their events of one object that repeat are counted as one (trigger
+``series`` of ``events``): one broken thing makes few, however often it is tried."""
 MESSAGE_LENGTH_MAX = 2000
 
 

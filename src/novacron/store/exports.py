@@ -14,6 +14,7 @@ from novacron.model.export import Export, ExportPhase
 from novacron.model.vm import VmAction, with_mac_addresses
 from novacron.store import events, nodes, vms
 from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
@@ -87,19 +88,21 @@ class ExportReport(NamedTuple):
     disk_bytes: int
     sha256: str
     error: str
+    code: str = ""
 
 
 async def report(connection: Connection, node: str, report: ExportReport) -> None:
     """Store what the node says; one that is ready may still be lost, with its file."""
-    id, phase, size_bytes, disk_bytes, sha256, error = report
+    id, phase, size_bytes, disk_bytes, sha256, error, code = report
     row = await connection.fetchrow("SELECT * FROM exports WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
     if row is None or _export(row).phase in (phase, ExportPhase.FAILED):
         return
     await connection.execute(
-        "UPDATE exports SET phase = $2, size_bytes = $3, disk_bytes = $4, sha256 = $5, error = $6 WHERE id = $1",
-        id, phase, size_bytes, disk_bytes, sha256, error[:500],
+        "UPDATE exports SET phase = $2, size_bytes = $3, disk_bytes = $4, sha256 = $5, error = $6, reason_code = $7"
+        " WHERE id = $1",
+        id, phase, size_bytes, disk_bytes, sha256, error[:ERROR_LENGTH_MAX], hindrance(error, code),
     )  # fmt: skip
     reason = "Exported" if phase is ExportPhase.READY else "ExportFailed"
     await events.record(
-        connection, events.NewEvent("vm", row["vm"], row["vm_name"], reason, error[:500] or f"{size_bytes} bytes")
+        connection, events.NewEvent("vm", row["vm"], row["vm_name"], reason, error or f"{size_bytes} bytes")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -12,8 +13,10 @@ from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, Unavailable
 from novacron.model.image import Import, ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Node
+from novacron.model.waiting import WaitCode
 from novacron.store import events, nodes
 from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
 from novacron.telemetry import traces
 
@@ -137,23 +140,32 @@ async def working(connection: Connection, node: str) -> list[Import]:
     return decode_whole("imports", rows, _import)
 
 
-async def report(connection: Connection, node: str, id: str, phase: ImportPhase, held_bytes: int, error: str) -> None:
+class ImportReport(NamedTuple):
+    """How an import stands, as its node says. ``code`` is ``error`` for programs."""
+
+    id: str
+    phase: ImportPhase
+    held_bytes: int
+    error: str
+    code: str = ""
+
+
+async def report(connection: Connection, node: str, report: ImportReport) -> None:
     """Store the node's report; a finished import stays finished."""
+    id, phase, held_bytes, error, code = report
     row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1 FOR UPDATE", id)
     if row is None or row["node"] != node or row["finished_at"] is not None:
         return
     over = phase in (ImportPhase.DONE, ImportPhase.FAILED)
     await connection.execute(
-        "UPDATE imports SET phase = $2, held_bytes = $3, error = $4, finished_at = CASE WHEN $5 THEN now() END"
-        " WHERE id = $1",
-        id, phase, held_bytes, error[:500], over,
+        "UPDATE imports SET phase = $2, held_bytes = $3, error = $4, finished_at = CASE WHEN $5 THEN now() END,"
+        " reason_code = $6 WHERE id = $1",
+        id, phase, held_bytes, error[:ERROR_LENGTH_MAX], over, hindrance(error, code),
     )  # fmt: skip
     if phase is ImportPhase.DONE:
         await _define(connection, node, row["spec"]["name"])
     if over:
-        reason, message = (
-            ("ImportDone", f"it is on {node}") if phase is ImportPhase.DONE else ("ImportFailed", error[:500])
-        )
+        reason, message = ("ImportDone", f"it is on {node}") if phase is ImportPhase.DONE else ("ImportFailed", error)
         await events.record(connection, events.NewEvent("import", id, row["spec"]["name"], reason, message))
 
 
@@ -175,9 +187,9 @@ async def abort(connection: Connection, id: str, actor: str) -> Import:
     if aborted.finished_at is not None:
         raise IllegalState(f"import {id} has ended: {aborted.phase}")
     row = await connection.fetchrow(
-        "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', finished_at = now()"
+        "UPDATE imports SET aborting = true, phase = $2, error = 'aborted', reason_code = $3, finished_at = now()"
         " WHERE id = $1 RETURNING *",
-        id, ImportPhase.FAILED,
+        id, ImportPhase.FAILED, WaitCode.ABORTED,
     )  # fmt: skip
     await events.record(connection, events.NewEvent("import", id, aborted.spec.name, "ImportAborted", "aborted", actor))
     return _import(row)

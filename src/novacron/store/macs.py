@@ -97,22 +97,41 @@ async def changed(connection: Connection, vm: Vm, wanted: Sequence[str | None]) 
             f"MAC addresses of VM {vm.name} can only change while it is stopped on request; it is {vm.status.state}",
             field="macs", hint=f"novacron vm stop {vm.name} --wait",
         )  # fmt: skip
-    count = len(mac_addresses(vm.id, vm.spec))
-    if len(wanted) != count:
-        raise InvalidInput(
-            f"VM {vm.name} has {count} interfaces, not {len(wanted)}", field="macs",
-            hint="name an address for each, in their order",
-        )  # fmt: skip
+    _check_count(vm, wanted)
     held = "SELECT name FROM snapshots WHERE vm = $1 AND memory ORDER BY created_at LIMIT 1"
     if (snapshot := await connection.fetchval(held, vm.id)) is not None:
         raise IllegalState(
             f"snapshot {snapshot} of VM {vm.name} has the memory of a guest with the present addresses", field="macs",
             hint=f"delete it first: novacron snapshot delete {vm.name} {snapshot}",
         )  # fmt: skip
-    addresses = _assigned(wanted, [f"macs[{number}]" for number in range(count)])
-    found = await _holder(connection, addresses, vm.id, vm.project)
+    return with_addresses(vm.spec, await _free(connection, vm.project, wanted, vm.id))
+
+
+async def of_clone(connection: Connection, source: Vm, spec: VmSpec, wanted: Sequence[str | None]) -> VmSpec:
+    """Return the spec of a clone whose MAC addresses are named; None: a free one. Its source keeps its own.
+
+    Raises InvalidInput, Conflict.
+    """
+    _check_count(source, wanted)
+    return with_addresses(spec, await _free(connection, source.project, wanted))
+
+
+def _check_count(vm: Vm, wanted: Sequence[str | None]) -> None:
+    """Raise InvalidInput unless each interface of a VM gets an address."""
+    count = len(mac_addresses(vm.id, vm.spec))
+    if len(wanted) != count:
+        raise InvalidInput(
+            f"VM {vm.name} has {count} interfaces, not {len(wanted)}", field="macs",
+            hint="name an address for each, in their order",
+        )  # fmt: skip
+
+
+async def _free(connection: Connection, project: str, wanted: Sequence[str | None], vm: str = "") -> Sequence[str]:
+    """Return addresses that no VM has but ``vm``, drawn where none is named. Raises InvalidInput, Conflict."""
+    addresses = _assigned(wanted, [f"macs[{number}]" for number in range(len(wanted))])
+    found = await _holder(connection, addresses, vm, project)
     if found is not None:
         address, holder = found
         field = f"macs[{addresses.index(address)}]"
         raise Conflict(f"{holder} has the MAC address {address}", field=field, hint=mac.HINT)
-    return with_addresses(vm.spec, addresses)
+    return addresses

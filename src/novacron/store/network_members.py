@@ -22,7 +22,7 @@ from novacron.model.network import (
     VmInterface,
     is_private,
 )
-from novacron.store import networks, sites
+from novacron.store import network_problems, networks, sites
 from novacron.store.database import Connection
 from novacron.store.fleet import PLACED
 
@@ -185,15 +185,22 @@ class Overlay(NamedTuple):
     nodes: frozenset[str]
     encrypted: bool
     """All its traffic has to be: only nodes that can encrypt have it."""
+    lacks_gateway: bool = False
+    """It is said of it that no node can be its gateway."""
 
 
 async def overlays(connection: Connection) -> list[Overlay]:
     """Return every overlay network, by name."""
     rows = await connection.fetch(
         f"SELECT name, gateway, encryption_required OR spec ->> 'encryption' = $2 AS encrypted,"
-        f" (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
+        f" problems ? $3 AS lacks_gateway, (SELECT array_agg(DISTINCT placed.node) FROM nics JOIN ({PLACED}) placed"
         f" ON placed.id = nics.vm WHERE nics.network = networks.name) AS nodes FROM networks"
         f" WHERE spec ->> 'kind' = $1 ORDER BY name",
-        NetworkKind.OVERLAY, Encryption.ALWAYS,
+        NetworkKind.OVERLAY, Encryption.ALWAYS, network_problems.SERVER,
     )  # fmt: skip
-    return [Overlay(row["name"], row["gateway"], frozenset(row["nodes"] or ()), bool(row["encrypted"])) for row in rows]
+    return [
+        Overlay(
+            row["name"], row["gateway"], frozenset(row["nodes"] or ()), bool(row["encrypted"]), row["lacks_gateway"]
+        )
+        for row in rows
+    ]

@@ -242,3 +242,6 @@ async def move_gateway(connection: Connection, name: str, before: str | None, no
     if done == "UPDATE 1":
         what = f"the gateway is {now or 'nowhere'}" + (f", it was {before}" if before else "")
         await events.record(connection, events.NewEvent("network", name, name, "GatewayMoved", what))
+        # The new gateway says what is wrong with the ways in.
+        for table in ("forwards", "floating_addresses"):
+            await connection.execute(f"UPDATE {table} SET reason_code = '', reason = '' WHERE network = $1", name)

@@ -9,11 +9,11 @@ import asyncpg
 import msgspec
 
 from novacron.model.condition import NodeCondition, PeersSeen
-from novacron.model.drain import DrainPolicy
+from novacron.model.drain import TIME_LIMIT_S_DEFAULT, DrainPolicy
 from novacron.model.errors import Conflict, NotFound, PreconditionFailed
 from novacron.model.node import Capacity, Inventory, Load, Node, NodeSpec, NodeStatus, counted
 from novacron.model.waiting import WaitCode
-from novacron.store import drains, events
+from novacron.store import drains, events, hindered, network_problems
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each, object_of
 
@@ -118,6 +118,7 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
         message = f"what it has as image {image} is not the image that was imported under this name, and does not count"
         await events.record(connection, events.NewEvent("node", name, name, "ForeignImage", message))
     if not node.status.ready:
+        await hindered.node_back(connection, name)
         await events.record(connection, events.NewEvent("node", name, name, "Ready", "its agent is connected"))
 
 
@@ -213,6 +214,8 @@ async def mark_lost(connection: Connection, names: Sequence[str], after_s: float
         await _set_status(connection, row["name"], msgspec.structs.replace(status, ready=not lost, reason=reason))
         if lost:
             await _hold_up(connection, row["name"])
+        else:
+            await hindered.node_back(connection, row["name"])
         message = f"no heartbeat for {row['age_s']:.0f} s; its VMs may still run" if lost else "heartbeats are back"
         await events.record(
             connection, events.NewEvent("node", row["name"], row["name"], "Lost" if lost else "Ready", message)
@@ -226,6 +229,7 @@ async def _hold_up(connection: Connection, name: str) -> None:
         "UPDATE vms SET status = status || $2 WHERE node = $1 AND status ->> 'state' IN ('pending', 'starting')",
         name, {"reason": why, "reason_code": WaitCode.NODE_LOST},
     )  # fmt: skip
+    await hindered.node_lost(connection, name)
 
 
 async def set_spec(connection: Connection, name: str, spec: NodeSpec, if_match: int | None, actor: str) -> Node:
@@ -270,11 +274,14 @@ async def accept(connection: Connection, name: str, if_match: int | None, actor:
     return await set_spec(connection, name, spec, if_match, actor)
 
 
-async def drain(connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str) -> Node:
+async def drain(
+    connection: Connection, name: str, policy: DrainPolicy, if_match: int | None, actor: str,
+    time_limit_s: int = TIME_LIMIT_S_DEFAULT,
+) -> Node:  # fmt: skip
     """Cordon a node and begin to move its VMs away. Raises NotFound, PreconditionFailed."""
     spec = msgspec.structs.replace((await get(connection, name, lock=True)).spec, cordoned=True, draining=True)
     await set_spec(connection, name, spec, if_match, actor)
-    await drains.begin(connection, name, policy, actor)
+    await drains.begin(connection, name, policy, actor, time_limit_s)
     return await _touched(connection, name)
 
 
@@ -346,11 +353,12 @@ async def forget(connection: Connection, name: str, actor: str, message: str) ->
     await drains.end(connection, name, bring_back=False)
     for table in ("imports", "exports"):
         await connection.execute(
-            f"UPDATE {table} SET phase = 'failed', error = $2 WHERE node = $1"
+            f"UPDATE {table} SET phase = 'failed', error = $2, reason_code = $3 WHERE node = $1"
             + (" AND finished_at IS NULL" if table == "imports" else ""),
-            name, f"node {name} was removed",
+            name, f"node {name} was removed", WaitCode.NODE_REMOVED,
         )  # fmt: skip
     await connection.execute("UPDATE imports SET finished_at = now() WHERE node = $1 AND finished_at IS NULL", name)
+    await network_problems.node_removed(connection, name)
     await revoke(connection, name)
     await connection.execute("DELETE FROM nodes WHERE name = $1", name)
     await events.record(connection, events.NewEvent("node", name, name, "Removed", message, actor))

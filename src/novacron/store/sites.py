@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from novacron.model.errors import Conflict, NotFound
 from novacron.model.network import FORWARD_PORTS_DEFAULT, PortRange, forward_ports, port_range
-from novacron.store import events
+from novacron.model.waiting import WaitCode
+from novacron.store import events, network_problems
 from novacron.store.database import Connection
 
 FORWARDED = """
@@ -46,5 +47,25 @@ async def set_forward_ports(connection: Connection, site: str, text: str, actor:
     )  # fmt: skip
     # Gateways hear of changes of forwards: some may lead somewhere from now on.
     await connection.execute("UPDATE forwards SET port = port WHERE id = ANY($1)", [row["id"] for row in forwarded])
+    await check_forwarded(connection, site)
     what = f"ports {ports} of its gateways may be forwarded, it was {before}"
     await events.record(connection, events.NewEvent("site", site, site, "Configured", what, actor))
+
+
+async def check_forwarded(connection: Connection, site: str) -> None:
+    """Say of forwarded ports of gateways at a site whether that forwards them."""
+    ports = await forward_ports_of(connection, site)
+    words = f"the gateway's site {site} forwards ports {ports} only: forward one of these instead"
+    rows = await connection.fetch(
+        "SELECT forwards.* FROM forwards JOIN networks ON networks.name = forwards.network"
+        " JOIN nodes ON nodes.name = networks.gateway WHERE address IS NULL AND nodes.spec ->> 'site' = $1"
+        " ORDER BY forwards.id FOR UPDATE OF forwards",
+        site,
+    )
+    for row in rows:
+        allowed = row["port"] in ports
+        if allowed and row["reason_code"] != WaitCode.PORT_NOT_ALLOWED:
+            continue
+        now = ("", "") if allowed else (WaitCode.PORT_NOT_ALLOWED.value, words)
+        if await network_problems.change(connection, "forwards", "id", row, now):
+            await events.record(connection, events.NewEvent("vm", row["vm"], row["vm_name"], *now))

@@ -24,6 +24,7 @@ from novacron.model.snapshot import (
 from novacron.model.vm import Power, Vm, VmAction, VmState
 from novacron.store import events, nodes, projects, vms, volumes
 from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import Decoded, decode, object_of
 
 
@@ -185,11 +186,12 @@ class SnapshotReport(NamedTuple):
     error: str
     pause_ms: float | None
     layout: MachineLayout | None = None
+    code: str = ""
 
 
 async def report(connection: Connection, node: str, report: SnapshotReport) -> None:
     """Store what a VM's owner did. Anyone else's report is ignored."""
-    vm_id, epoch, id, done, error, pause_ms, layout = report
+    vm_id, epoch, id, done, error, pause_ms, layout, code = report
     vm_row = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm_id)
     row = await connection.fetchrow("SELECT * FROM snapshots WHERE id = $1 AND vm = $2", id, vm_id)
     if vm_row is None or row is None or (vm_row["node"], vm_row["epoch"]) != (node, epoch):
@@ -200,7 +202,10 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
     if error:
         reason, message = "SnapshotFailed", f"{snapshot.name}: {done}: {error}"
         phase = SnapshotPhase.FAILED if done is SnapshotPhase.CREATING else SnapshotPhase.READY
-        await connection.execute("UPDATE snapshots SET phase = $2, error = $3 WHERE id = $1", id, phase, error[:500])
+        await connection.execute(
+            "UPDATE snapshots SET phase = $2, error = $3, reason_code = $4 WHERE id = $1",
+            id, phase, error[:ERROR_LENGTH_MAX], hindrance(error, code),
+        )  # fmt: skip
     elif done is SnapshotPhase.DELETING:
         reason, message = "SnapshotDeleted", snapshot.name
         for table, column in (("snapshots", "parent"), ("vms", "snapshot")):
@@ -210,7 +215,7 @@ async def report(connection: Connection, node: str, report: SnapshotReport) -> N
         reason = "SnapshotMade" if done is SnapshotPhase.CREATING else "Reverted"
         message = f"{snapshot.name}" + ("" if pause_ms is None else f", the guest stood still for {pause_ms:.0f} ms")
         await connection.execute(
-            "UPDATE snapshots SET phase = $2, error = '', pause_ms = coalesce($3, pause_ms),"
+            "UPDATE snapshots SET phase = $2, error = '', reason_code = '', pause_ms = coalesce($3, pause_ms),"
             " layout = coalesce($4, layout) WHERE id = $1",
             id, SnapshotPhase.READY, pause_ms, None if layout is None else msgspec.to_builtins(layout),
         )  # fmt: skip

@@ -38,7 +38,8 @@ from novacron.telemetry import traces
 
 DETACHED = (
     "vm = NULL, vm_name = NULL, lun = NULL, read_only = false, boot_order = NULL, detaching = false,"
-    " error = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE error END"
+    " error = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE error END,"
+    " reason_code = CASE WHEN EXISTS (SELECT FROM nodes WHERE name = volumes.node) THEN '' ELSE reason_code END"
 )
 """What is said of a volume that no VM has."""
 

@@ -13,8 +13,10 @@ from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapaci
 from novacron.model.node import Node, holds
 from novacron.model.vm import Vm, VmAction
 from novacron.model.volume import Pool, PoolKind, Volume, VolumePhase
+from novacron.model.waiting import WaitCode
 from novacron.store import events, imports, nodes, projects, sizes, unreconciled, vms
 from novacron.store.database import Connection
+from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import Decoded, decode, decode_whole, object_of
 from novacron.telemetry import traces
 
@@ -295,9 +297,9 @@ async def node_removed(connection: Connection, node: str) -> None:
     """A node is about to go: another one sees to its volumes in shared pools, those of its own are said to be lost."""
     await connection.execute("DELETE FROM volumes WHERE node = $1 AND kind = 'local' AND phase = 'deleting'", node)
     await connection.execute(
-        "UPDATE volumes SET error = $2, phase = CASE WHEN phase = 'creating' THEN 'failed' ELSE phase END"
-        " WHERE node = $1 AND kind = 'local'",
-        node, f"node {node}, which has it, was removed",
+        "UPDATE volumes SET error = $2, reason_code = $3,"
+        " phase = CASE WHEN phase = 'creating' THEN 'failed' ELSE phase END WHERE node = $1 AND kind = 'local'",
+        node, f"node {node}, which has it, was removed", WaitCode.NODE_REMOVED,
     )  # fmt: skip
     every = [other for other in await nodes.all(connection) if other.name != node]
     every.sort(key=lambda other: not other.status.ready)
@@ -375,10 +377,18 @@ async def not_yet(connection: Connection, vm: str) -> dict[str, str]:
     return {row["node"]: f"node {row['node']} has yet to remove its old copy of volume {row['name']}" for row in rows}
 
 
-async def report(
-    connection: Connection, node: str, id: str, phase: VolumePhase, used_bytes: int, error: str
-) -> None:  # fmt: skip
+class VolumeState(NamedTuple):
+    """How a volume stands, as its node says. ``code`` is ``error`` for programs."""
+
+    phase: VolumePhase
+    used_bytes: int
+    error: str
+    code: str = ""
+
+
+async def report(connection: Connection, node: str, id: str, state: VolumeState) -> None:
     """Store what a node has done about a volume of its own."""
+    phase, used_bytes, error, code = state
     if phase is VolumePhase.DELETED:
         await connection.execute("DELETE FROM volume_leftovers WHERE volume = $1 AND node = $2", id, node)
     row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND node = $2 FOR UPDATE", id, node)
@@ -394,14 +404,17 @@ async def report(
         return
     if volume.phase is not VolumePhase.CREATING and phase is not volume.phase:
         return
-    if (volume.phase, volume.used_bytes, volume.error) == (phase, used_bytes, error[:500]):
+    now = (phase, used_bytes, error[:ERROR_LENGTH_MAX], hindrance(error, code))
+    if (volume.phase, volume.used_bytes, volume.error, volume.reason_code) == now:
         return
     await connection.execute(
-        "UPDATE volumes SET phase = $2, used_bytes = $3, error = $4 WHERE id = $1", id, phase, used_bytes, error[:500]
+        "UPDATE volumes SET phase = $2, used_bytes = $3, error = $4, reason_code = $5 WHERE id = $1", id, *now
     )
     if phase is not volume.phase:
         reason = "VolumeMade" if phase is VolumePhase.READY else "VolumeFailed"
         await events.record(connection, events.NewEvent("volume", id, volume.name, reason, error or f"on {node}"))
+    elif now[3] and now[3] != volume.reason_code:
+        await events.record(connection, events.NewEvent("volume", id, volume.name, now[3], error))
 
 
 class VolumeReport(NamedTuple):
@@ -412,11 +425,12 @@ class VolumeReport(NamedTuple):
     id: str
     released: bool
     error: str
+    code: str = ""
 
 
 async def handled(connection: Connection, node: str, report: VolumeReport) -> None:
     """Store what a VM's owner did with a volume: anyone else's word is ignored."""
-    vm, epoch, id, released, error = report
+    vm, epoch, id, released, error, code = report
     owner = await connection.fetchrow("SELECT name, node, epoch FROM vms WHERE id = $1 FOR UPDATE", vm)
     row = await connection.fetchrow("SELECT * FROM volumes WHERE id = $1 AND vm = $2 FOR UPDATE", id, vm)
     if owner is None or row is None or (owner["node"], owner["epoch"]) != (node, epoch):
@@ -427,8 +441,11 @@ async def handled(connection: Connection, node: str, report: VolumeReport) -> No
         await events.record(
             connection, events.NewEvent("vm", vm, owner["name"], "VolumeDetached", f"volume {volume.name}")
         )
-    elif not released and error[:500] != volume.error:
-        await connection.execute("UPDATE volumes SET error = $2 WHERE id = $1", id, error[:500])
+    elif not released and error[:ERROR_LENGTH_MAX] != volume.error:
+        await connection.execute(
+            "UPDATE volumes SET error = $2, reason_code = $3 WHERE id = $1",
+            id, error[:ERROR_LENGTH_MAX], hindrance(error, code),
+        )  # fmt: skip
         if error:
             message = f"volume {volume.name}: {error}"
             await events.record(connection, events.NewEvent("vm", vm, owner["name"], "VolumeFailed", message))

@@ -94,6 +94,8 @@ class ImportStands(Message, frozen=True):
     phase: ImportPhase
     held_bytes: int
     error: str = ""
+    code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""
 
 
 class ExportWanted(msgspec.Struct, frozen=True):
@@ -120,3 +122,5 @@ class ExportStands(Message, frozen=True):
     disk_bytes: int = 0
     sha256: str = ""
     error: str = ""
+    code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""

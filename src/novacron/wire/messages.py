@@ -20,7 +20,7 @@ from novacron.wire.images import (
     ImportWanted,
 )
 from novacron.wire.migrations import MigrationFailed, Progressed, Resumed, Stopped, TargetReady, Voted
-from novacron.wire.networks import Networks
+from novacron.wire.networks import Networks, NetworksStand
 from novacron.wire.nodes import (
     Beaten,
     CertificateIssued,
@@ -77,6 +77,7 @@ FromAgent = (
     | Probed
     | ImportStands
     | VolumeStands
+    | NetworksStand
     | ExportStands
     | VolumeHandled
     | SnapshotStands
@@ -147,6 +148,7 @@ __all__ = [
     "Message",
     "MigrationFailed",
     "Networks",
+    "NetworksStand",
     "Observed",
     "Peer",
     "PeerSeen",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from novacron.model.network import NetworkOnNode
+from novacron.model.network import NetworkOnNode, NetworkProblem
 from novacron.wire.base import Message
 
 
@@ -12,3 +12,9 @@ class Networks(Message, frozen=True):
     networks: tuple[NetworkOnNode, ...]
     hosts: tuple[str, ...] = ()
     """Addresses and names of all hosts of the platform, which guests can't reach: for gateways only."""
+
+
+class NetworksStand(Message, frozen=True):
+    """All that keeps networks of this node from being as they should, and nothing else does."""
+
+    problems: tuple[NetworkProblem, ...]

@@ -159,3 +159,5 @@ class SnapshotStands(Message, frozen=True):
     pause_ms: Finite | None = None
     layout: MachineLayout | None = None
     """What the memory that was kept fits."""
+    code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""

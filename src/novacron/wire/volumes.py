@@ -33,6 +33,8 @@ class VolumeStands(Message, frozen=True):
     phase: VolumePhase
     used_bytes: int = 0
     error: str = ""
+    code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""
 
 
 class VolumeHandled(Message, frozen=True):
@@ -43,3 +45,5 @@ class VolumeHandled(Message, frozen=True):
     id: str
     released: bool
     error: str = ""
+    code: str = ""
+    """``error``, for programs: one of ``WaitCode``."""

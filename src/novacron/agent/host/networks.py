@@ -21,6 +21,7 @@ import msgspec
 
 from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
 from novacron.agent.host.kept_interfaces import with_kept
+from novacron.agent.host.network_problems import NetworkProblems, NetworkTroubles, found, noting_failures
 from novacron.agent.host.refused_frames import RefusedFrames
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
@@ -107,18 +108,6 @@ def _interfaces(networks: Iterable[NetworkOnNode]) -> Iterator[VmInterface]:
     return (nic for network in networks for nic in network.interfaces)
 
 
-@contextlib.contextmanager
-def _noting_failures(networks: Iterable[NetworkOnNode], failed: dict[str, str]) -> Iterator[None]:
-    """Note by its name which network failed, and why; without networks, under no name. What failed before stays."""
-    try:
-        yield
-    except Exception as error:  # also a defect met with one network: the others are set up
-        if not isinstance(error, NetworkFailed):
-            log.exception("defect while a network was set up", networks=[network.name for network in networks])
-        for name in [network.name for network in networks] or [""]:
-            failed.setdefault(name, str(error) or type(error).__name__)
-
-
 def _tunnel_ends(network: NetworkOnNode, addresses: Mapping[str, str]) -> list[str]:
     """Return the addresses of the other hosts that have a network, as far as their names are known."""
     return [
@@ -148,6 +137,9 @@ class NodeNetworks:
         self._closed: dict[str, dict[firewall.NicKey, str]] = {}
         """Interfaces in each network that are closed, and why nft refuses their rules."""
         self.refused_frames = RefusedFrames()
+        self._unrouted: dict[str, list[str]] = {}
+        """Floating addresses of each network that are on no subnet of this host."""
+        self.problems = NetworkProblems()
         self._arriving: set[str] = set()
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
@@ -195,8 +187,12 @@ class NodeNetworks:
                     failed = True
                 async with self._looked:
                     self._looked.notify_all()
+                self.problems.tell(found(self._desired, self._troubles()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), RETRY_S if failed else LOOK_S)
+
+    def _troubles(self) -> NetworkTroubles:
+        return NetworkTroubles(self._failed, self._closed, self._not_forwarded, self._unrouted)
 
     def trouble(self, network: str) -> str | None:
         """Return why a network can't be set up here, None as far as is known it can."""
@@ -278,23 +274,23 @@ class NodeNetworks:
         on_bridges = [network for network in networks if network.spec.kind is NetworkKind.BRIDGE]
         ends = {network.vni: _tunnel_ends(network, addresses) for network in overlays}
         failed: dict[str, str] = {}
-        with _noting_failures((), failed):
+        with noting_failures((), failed):
             self._settle_encryption(networks, addresses, own)
-        with _noting_failures(overlays, failed):
+        with noting_failures(overlays, failed):
             # First of all: no tunnel may learn from a frame, or send one, that does not take the way it should.
             rules_are_gone = self._take_refused_frames(overlays, ends)
             refused = self._settle_host(gateways, ends, whole=whole or rules_are_gone)
             failed |= {network.name: refused[network.vni] for network in overlays if network.vni in refused}
         for network in (network for network in overlays if network.name not in failed):
-            with _noting_failures([network], failed):
+            with noting_failures([network], failed):
                 self._settle_overlay(network, own, ends[network.vni], arrived, whole=whole)
                 self._settled[network.name] = network
-        with _noting_failures(gateways, failed):
+        with noting_failures(gateways, failed):
             self._settle_gateways(gateways, failed, whole=whole)
-        with _noting_failures(on_bridges, failed):
+        with noting_failures(on_bridges, failed):
             self._settle_bridges(on_bridges, arrived, whole=whole)
             self._settled |= {network.name: network for network in on_bridges}
-        with _noting_failures((), failed):
+        with noting_failures((), failed):
             self._remove_others({network.name for network in networks})
         self._report(failed)
         return bool(failed)
@@ -303,7 +299,7 @@ class NodeNetworks:
         """Keep the rules for guests on bridges; say whether that failed. There is no network here, and was none."""
         failed: dict[str, str] = {}
         if self._guards_bridges or self._rules:
-            with _noting_failures((), failed):
+            with noting_failures((), failed):
                 self._settle_bridges([], {}, whole=whole)
         self._report(failed)
         return bool(failed)
@@ -455,14 +451,21 @@ class NodeNetworks:
                     continue
                 router.open_(name, network)
                 router.lead(network)
-                floating = router.floating_of(network)
-                for address in router.announce(sorted(floating if whole else floating - before)):
-                    log.info("a floating address is on no subnet of this host: route it here", address=address)
+                self._announce(network, before, whole=whole)
                 assert network.spec.subnet is not None
                 router.greet(name, gateway_address(network.spec.subnet))
                 self._open[network.name] = network
             except NetworkFailed as error:
                 failed[network.name] = str(error)
+
+    def _announce(self, network: NetworkOnNode, before: set[str], *, whole: bool) -> None:
+        """Announce the floating addresses of a network, without ``whole`` those that were not held before."""
+        floating = router.floating_of(network)
+        unrouted = router.announce(sorted(floating if whole else floating - before))
+        kept = () if whole else set(self._unrouted.get(network.name, ())) & floating & before
+        self._unrouted[network.name] = sorted({*unrouted, *kept})
+        for address in unrouted:
+            log.info("a floating address is on no subnet of this host: route it here", address=address)
 
     def _settle_bridges(self, networks: list[NetworkOnNode], arrived: dict[str, float], *, whole: bool) -> None:
         nics = list(_interfaces(networks))

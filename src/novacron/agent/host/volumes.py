@@ -19,6 +19,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.images import LocalImage
 from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
+from novacron.model.waiting import WaitCode, code_of
 from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -40,6 +41,14 @@ BEGIN = (VolumePhase.CREATING, VolumePhase.DELETING)
 
 class PoolAway(OSError):
     """The pool is not there: says why."""
+
+    code = WaitCode.POOL_AWAY
+
+
+class ImageAway(FileNotFoundError):
+    """The image of which a volume is to be a copy is not here."""
+
+    code = WaitCode.IMAGE_MISSING
 
 
 class Pools:
@@ -176,21 +185,21 @@ class NodeVolumes:
                 return await asyncio.to_thread(self._settle, volume)
         except OSError as error:
             log.warning("a volume can't be set up", volume=volume.id, error=str(error))
-            why = str(error) or type(error).__name__
+            why, code = str(error) or type(error).__name__, code_of(error)
         except Exception as error:  # a defect met with one volume must not keep the others from being seen to
-            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            why, code = f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED
             if self._log_now.due(volume.id):
                 log.exception("defect with a volume", volume=volume.id)
         phase = VolumePhase.FAILED if volume.phase is VolumePhase.CREATING else volume.phase
-        return wire.VolumeStands(volume.id, phase, error=why)
+        return wire.VolumeStands(volume.id, phase, error=why, code=code)
 
     def _disk_of(self, image: str | None) -> Path | None:
-        """Return the disk of an image. Raises FileNotFoundError."""
+        """Return the disk of an image. Raises ImageAway."""
         if image is None:
             return None
         held = self._images.get(image)
         if held is None or held.disk is None:
-            raise FileNotFoundError(f"this node does not hold image {image}, or the image has no disk")
+            raise ImageAway(f"this node does not hold image {image}, or the image has no disk")
         return held.disk
 
     def _settle(self, volume: wire.VolumeWanted) -> wire.VolumeStands:
@@ -202,7 +211,7 @@ class NodeVolumes:
             return wire.VolumeStands(volume.id, VolumePhase.DELETED)
         if not path.exists():
             if volume.phase is not VolumePhase.CREATING:
-                return wire.VolumeStands(volume.id, volume.phase, error=f"{path} is gone")
+                return wire.VolumeStands(volume.id, volume.phase, error=f"{path} is gone", code=WaitCode.FILE_LOST)
             _create(path, volume.size_mib << 20, self._disk_of(volume.image))
             log.info("a volume is made", volume=volume.id, path=str(path))
         status = path.stat()

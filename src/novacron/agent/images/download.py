@@ -17,9 +17,11 @@ import urllib3
 from novacron.disk.errors import Unacceptable
 from novacron.model.errors import InvalidInput
 from novacron.model.image import check_url
+from novacron.model.waiting import WaitCode
 
 REDIRECTS_MAX = 5
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+UNREADABLE = WaitCode.SOURCE_UNREACHABLE
 UNREACHABLE = (
     "it can't be fetched: no web server answers at a public address, or at one that this node may use; ask whoever runs"
     " the node (--imports-from), or upload the file"
@@ -40,12 +42,12 @@ def open_beneath(root: Path, path: str) -> BinaryIO:
             os.close(descriptor)
             descriptor = inner
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unacceptable(f"{path} is not a plain file")
+            raise Unacceptable(f"{path} is not a plain file", UNREADABLE)
         file = os.fdopen(descriptor, "rb", buffering=0)
         descriptor = -1
         return file
     except OSError as error:
-        raise Unacceptable(f"{path} can't be opened in {root}: {error.strerror}") from error
+        raise Unacceptable(f"{path} can't be opened in {root}: {error.strerror}", UNREADABLE) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)
@@ -70,16 +72,16 @@ class Fetch:
                 self._answer = self._get(check_url(url))
             except (urllib3.exceptions.HTTPError, OSError, InvalidInput, _Refused) as error:
                 self.__exit__()
-                raise Unacceptable(UNREACHABLE) from error
+                raise Unacceptable(UNREACHABLE, UNREADABLE) from error
             where = self._answer.headers.get("location")
             if self._answer.status == 200:
                 return self
             status = self._answer.status
             self.__exit__()
             if status not in (301, 302, 303, 307, 308) or where is None:
-                raise Unacceptable(f"it can't be fetched: the server answered {status}")
+                raise Unacceptable(f"it can't be fetched: the server answered {status}", UNREADABLE)
             url = urljoin(url, where)
-        raise Unacceptable(f"it can't be fetched: more than {REDIRECTS_MAX} redirections")
+        raise Unacceptable(f"it can't be fetched: more than {REDIRECTS_MAX} redirections", UNREADABLE)
 
     def __exit__(self, *_: object) -> None:
         if self._answer is not None:
@@ -123,7 +125,7 @@ class Fetch:
         try:
             return self._answer.read(length)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unacceptable("the transfer was interrupted") from error
+            raise Unacceptable("the transfer was interrupted", UNREADABLE) from error
 
 
 class _Refused(Exception):

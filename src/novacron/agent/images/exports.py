@@ -30,6 +30,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.overlay import OverlayFailed
 from novacron.model.export import ExportPhase
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
@@ -92,10 +93,12 @@ class VmExports:
         ) as error:  # fmt: skip
             log.warning("a VM could not be exported", vm=export.vm, error=str(error))
             await asyncio.to_thread(self._clear, export.id)
-            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=str(error) or type(error).__name__)
+            why = str(error) or type(error).__name__
+            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=why, code=code_of(error))
         except Exception as error:  # a defect met with one must not take the agent away
             log.exception("defect in an export", vm=export.vm)
-            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=f"a defect: {type(error).__name__}")
+            why = f"its agent has a defect: {type(error).__name__}; see its log"
+            report = wire.ExportStands(export.id, ExportPhase.FAILED, error=why, code=WaitCode.STEP_FAILED)
         if report is not None:
             self._send(report)
 
@@ -107,7 +110,7 @@ class VmExports:
         path = self._path(export.id)
         if export.phase is ExportPhase.READY:
             if not path.exists():
-                raise Unacceptable("its file is gone")
+                raise Unacceptable("its file is gone", WaitCode.FILE_LOST)
             return None
         async with self._one_by_one:
             if not path.exists():
@@ -126,7 +129,7 @@ class VmExports:
         """Have the file at ``path``, whole or not at all."""
         vm = self._find_vm(export.vm)
         if vm is None:
-            raise Unacceptable("the VM is not here any more")
+            raise Unacceptable("the VM is not here any more", WaitCode.VM_GONE)
         await vm.wait_until_known()
         await asyncio.to_thread(self._clear, export.id)
         scratch = VmDirectory(self._directory / f"{export.id}{PART}", None)

@@ -32,6 +32,7 @@ from novacron.disk.files import make_durable
 from novacron.disk.images import DISK_ALIGNMENT, MANIFEST, ImageFile, Manifest
 from novacron.model import limits
 from novacron.model.image import ImageFormat, ImportPhase, Source
+from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.confine import Account, confined
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -180,13 +181,14 @@ class ImageImports:
     def _scratch(self, import_: wire.ImportWanted) -> Path:
         return self._settings.images_dir / f"{SCRATCH}{self._settings.name}.{import_.id}"
 
-    def _report(
-        self, import_: wire.ImportWanted, phase: ImportPhase, held: int, error: str = "", *, soon: bool = False
-    ) -> None:
+    def _fail(self, import_: wire.ImportWanted, why: str, code: WaitCode) -> None:
+        self._send(wire.ImportStands(import_.id, ImportPhase.FAILED, 0, why, code))
+
+    def _report(self, import_: wire.ImportWanted, phase: ImportPhase, held: int, *, soon: bool = False) -> None:
         if soon and time.monotonic() - self._reported_at < REPORT_S:
             return
         self._reported_at = time.monotonic()
-        self._send(wire.ImportStands(import_.id, phase, held, error))
+        self._send(wire.ImportStands(import_.id, phase, held))
 
     async def _work(self, import_: wire.ImportWanted) -> None:
         scratch = self._scratch(import_)
@@ -198,11 +200,11 @@ class ImageImports:
             why = str(error.__cause__) if error.__cause__ is not None else None
             log.warning("an image could not be imported", image=import_.spec.name, error=str(error), cause=why)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(import_, ImportPhase.FAILED, 0, str(error) or type(error).__name__)
+            self._fail(import_, str(error) or type(error).__name__, code_of(error))
         except Exception as error:  # a defect met with import_ file must not take the agent away
             log.exception("defect in an import", image=import_.spec.name)
             await asyncio.to_thread(shutil.rmtree, scratch, True)
-            self._report(import_, ImportPhase.FAILED, 0, f"its agent has a defect: {type(error).__name__}; see its log")
+            self._fail(import_, f"its agent has a defect: {type(error).__name__}; see its log", WaitCode.STEP_FAILED)
         else:
             log.info("an image was imported", image=import_.spec.name)
             try:
@@ -230,7 +232,7 @@ class ImageImports:
             if read is None:
                 read = await asyncio.to_thread(_sha256, source)
             if read.hexdigest() != import_.spec.sha256:
-                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one")
+                raise Unacceptable(f"its SHA-256 is {read.hexdigest()}, not the given one", WaitCode.DIGEST_WRONG)
         scratch.chmod(0o711)
         described = await self._convert(import_, source, scratch / DISK, read)
         manifest = Manifest("disk", description=import_.spec.description, disk=described, origin=import_.id)
@@ -282,7 +284,7 @@ class ImageImports:
             looked_at = 0
             while piece := read(PIECE_BYTES):
                 if over.is_set():
-                    raise Unacceptable("it was aborted")
+                    raise Unacceptable("it was aborted", WaitCode.ABORTED)
                 if writer.held_bytes + len(piece) > limits.IMAGE_FILE_BYTES_MAX:
                     raise Unacceptable(f"it has more than {limits.IMAGE_FILE_BYTES_MAX} bytes")
                 if writer.held_bytes >= looked_at:
@@ -329,7 +331,7 @@ class ImageImports:
         def write(piece: bytes) -> None:
             nonlocal looked_at
             if aborted.is_set():
-                raise Unacceptable("it was aborted")
+                raise Unacceptable("it was aborted", WaitCode.ABORTED)
             if writer.held_bytes >= looked_at:
                 _check_room(self._settings.images_dir, PIECE_BYTES)
                 looked_at = writer.held_bytes + 16 * PIECE_BYTES
@@ -424,7 +426,7 @@ def _append(path: Path, offset: int, data: bytes, size_bytes: int) -> int:
 def _check_room(directory: Path, more_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free - more_bytes < SPARE_BYTES:
-        raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free")
+        raise Unacceptable(f"there is no room for it in {directory.name}: {free} bytes are free", WaitCode.NO_SPACE)
 
 
 def _sha256(path: Path) -> Hash:

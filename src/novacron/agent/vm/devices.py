@@ -12,6 +12,7 @@ from novacron.agent.actions import Action, Doing
 from novacron.agent.host.volumes import Pools
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.model.vm import VmSpec
+from novacron.model.waiting import code_of
 from novacron.qemu import disks
 from novacron.qemu.command import QemuVolume
 from novacron.qemu.disks import DiskLimits
@@ -21,8 +22,8 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-Handled = Callable[[str, bool, str], None]
-"""Called with a volume's id, whether QEMU has let go of it, and the error if any."""
+Handled = Callable[[str, bool, str, str], None]
+"""Called with a volume's id, whether QEMU has let go of it, and the error if any, in words and as a code."""
 
 
 def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuVolume]:
@@ -64,7 +65,7 @@ class Devices:
         if monitor is None:
             for volume in assignment.volumes:
                 if volume.detaching:
-                    self._handled(volume.id, True, "")
+                    self._handled(volume.id, True, "", "")
         else:
             has = await disks.plugged(monitor)
             for volume in assignment.volumes:
@@ -82,13 +83,13 @@ class Devices:
         self._machine.bound_io(_sum(limits.bytes_per_s for limits in every), _sum(limits.iops for limits in every))
 
     async def _settle_volume(self, monitor: Monitor, volume: wire.VolumeAttached, has: dict[str, int]) -> None:
-        error = ""
+        error = code = ""
         try:
             if volume.detaching:
                 if volume.id in has:
                     with self._doing(Action.DETACH, volume=volume.id):
                         await disks.unplug(monitor, volume.id, volume.lun)
-                self._handled(volume.id, True, "")
+                self._handled(volume.id, True, "", "")
                 return
             if volume.id not in has:
                 with self._doing(Action.ATTACH, volume=volume.id):
@@ -98,9 +99,9 @@ class Devices:
                     await disks.resize(monitor, volume.id, volume.size_mib << 20)
             await disks.limit(monitor, volume.id, DiskLimits(volume.iops, volume.bytes_per_s))
         except (MonitorFailed, OSError) as failure:
-            error = str(failure) or type(failure).__name__
+            error, code = str(failure) or type(failure).__name__, code_of(failure)
             log.warning("a volume can't be set up", vm=self._machine.id, volume=volume.id, error=error)
-        self._handled(volume.id, False, error)
+        self._handled(volume.id, False, error, code)
 
     async def _plug(self, monitor: Monitor, attached: wire.VolumeAttached) -> None:
         (volume,) = await asyncio.to_thread(opened, self._pools, (attached,))

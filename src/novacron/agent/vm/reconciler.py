@@ -21,7 +21,7 @@ from novacron.agent.vm.tenant import Tenant
 from novacron.disk.images import LocalImage
 from novacron.model.snapshot import SnapshotPhase
 from novacron.model.vm import Power, Restart, VmState
-from novacron.model.waiting import WaitCode
+from novacron.model.waiting import WaitCode, code_of
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -246,7 +246,7 @@ class Reconciler:
         context = self._context
         if self._snapshot_done == snapshot:
             return False
-        error, done = "", snapshots.NOTHING_TO_TELL
+        error, code, done = "", "", snapshots.NOTHING_TO_TELL
         reverting, starting = snapshot.phase is SnapshotPhase.REVERTING, run_state == snapshots.NOT_STARTED
         context.exit_expected = reverting and (starting or not snapshot.memory)
         try:
@@ -256,7 +256,7 @@ class Reconciler:
             if reverting and snapshot.memory:
                 context.guest.stood_still()
         except SnapshotFailed as failure:
-            error = str(failure)
+            error, code = str(failure), code_of(failure)
             if reverting and starting and snapshot.starts_vm:  # it was off, and is off
                 await context.store(halted_at_start=self._context.spec().starts)
         self._snapshot_done = snapshot
@@ -264,7 +264,14 @@ class Reconciler:
         log.info("a snapshot was worked on", vm=context.vm, snapshot=snapshot.id, phase=snapshot.phase, error=error)
         self._services.send(
             wire.SnapshotStands(
-                context.vm, context.record.held.epoch, snapshot.id, snapshot.phase, error, done.pause_ms, done.layout
+                context.vm,
+                context.record.held.epoch,
+                snapshot.id,
+                snapshot.phase,
+                error,
+                done.pause_ms,
+                done.layout,
+                code,
             )
         )
         return True
@@ -340,8 +347,9 @@ class Reconciler:
             return "waits until other VMs of its node have started", WaitCode.START_QUEUED
         return "", None
 
-    def _volume_handled(self, id: str, released: bool, error: str) -> None:
-        self._services.send(wire.VolumeHandled(self._context.vm, self._context.record.held.epoch, id, released, error))
+    def _volume_handled(self, id: str, released: bool, error: str, code: str) -> None:
+        epoch = self._context.record.held.epoch
+        self._services.send(wire.VolumeHandled(self._context.vm, epoch, id, released, error, code))
 
     async def _prepare(self) -> None:
         """Make what a migration of this VM will need of its image."""

@@ -13,6 +13,7 @@ from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.overlay import Snapshots as InFile
 from novacron.model.snapshot import MachineLayout, SnapshotPhase, layout_differences
+from novacron.model.waiting import WaitCode
 from novacron.qemu import confine, layout, process, snapshots
 from novacron.qemu.guest import GuestSilent
 from novacron.qemu.monitor import Monitor, MonitorFailed
@@ -31,7 +32,11 @@ REMOVALS_MAX, REMOVAL_S = 5, 60.0
 
 
 class SnapshotFailed(Exception):
-    """It was not done: says why. The VM is as it was."""
+    """It was not done: says why. The VM is as it was. ``code`` None: that of its cause."""
+
+    def __init__(self, message: str, code: WaitCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class SnapshotOutcome(NamedTuple):
@@ -57,11 +62,11 @@ async def work(machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state
             if snapshot.phase is not SnapshotPhase.REVERTING or snapshot.memory:
                 return await _running(machine, machine.monitor, snapshot, run_state)
             if snapshot.id not in await snapshots.kept(machine.monitor):
-                raise SnapshotFailed(MISSING)  # before the guest is ended for it
+                raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)  # before the guest is ended for it
             await machine.kill()
         elif snapshot.memory and snapshot.phase is not SnapshotPhase.DELETING:
             await _bring_back_disk(machine, snapshot)
-            raise SnapshotFailed("the VM does not run any more")
+            raise SnapshotFailed("the VM does not run any more", WaitCode.VM_OFF)
         await _stopped(machine, snapshot)
         return NOTHING_TO_TELL
     except (MonitorFailed, MachineFailed, OverlayFailed, GuestSilent, OSError, TimeoutError) as error:
@@ -137,16 +142,17 @@ async def _check_fits(machine: VirtualMachine, monitor: Monitor, snapshot: wire.
     """Raise SnapshotFailed unless the snapshot's memory is there and fits the VM as it is. Nothing is changed."""
     kept = (await snapshots.kept(monitor)).get(snapshot.id)
     if kept is None:
-        raise SnapshotFailed(MISSING)
+        raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)
     if not kept.memory_bytes:
-        raise SnapshotFailed("its memory is not in the VM's disk")
+        raise SnapshotFailed("its memory is not in the VM's disk", WaitCode.FILE_LOST)
     if snapshot.layout is None:  # taken by an earlier version
         return
     differences = layout_differences(snapshot.layout, await layout.look(monitor))
     if differences:
         raise SnapshotFailed(
             f"its memory does not fit the VM as it is now: {'; '.join(differences)}. Nothing was changed: let the VM be"
-            " as it was (a stop and a start make added memory part of it), then revert again"
+            " as it was (a stop and a start make added memory part of it), then revert again",
+            WaitCode.DOES_NOT_FIT,
         )
 
 
@@ -159,7 +165,8 @@ async def _check_room(machine: VirtualMachine) -> None:
     if free_bytes < memory_bytes:
         raise SnapshotFailed(
             f"the guest's memory needs up to {memory_bytes >> 20} MiB beside the VM's disk, and {free_bytes >> 20} MiB"
-            " are free there on the node. Nothing was changed: make room, then try again"
+            " are free there on the node. Nothing was changed: make room, then try again",
+            WaitCode.NO_SPACE,
         )
 
 
@@ -262,7 +269,7 @@ async def _stopped(machine: VirtualMachine, snapshot: wire.SnapshotWanted) -> No
             await inside.create(snapshot.id)
         case SnapshotPhase.REVERTING:
             if not exists:
-                raise SnapshotFailed(MISSING)
+                raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)
             await inside.apply(snapshot.id)
         case SnapshotPhase.DELETING if exists:
             await inside.delete(snapshot.id)

@@ -68,6 +68,8 @@ class Services(msgspec.Struct):
     lifetimes: Lifetimes
     log_level: Path
     """File with the log level of this server's processes."""
+    drain_limit_s: int
+    """After how many seconds a drain fails for which no other limit was given."""
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -40,7 +40,7 @@ RECENT_MAX = 256
 T = TypeVar("T")
 
 
-HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped")}
+HIDDEN = {"migration": ("moved_at",), "vm": ("disk_mib", "grouped"), "network": ("problems",)}
 """Columns that users do not see."""
 
 

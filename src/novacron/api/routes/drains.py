@@ -15,7 +15,7 @@ from novacron.api.edge import lists, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.api.routes.nodes import DrainNode, Uncordon
 from novacron.model import limits
-from novacron.model.drain import Drain, DrainPolicy
+from novacron.model.drain import Drain
 from novacron.model.network import FORWARD_PORTS_DEFAULT, PortRangeText
 from novacron.model.node import Node
 from novacron.store import nodes
@@ -99,12 +99,14 @@ async def list_sites(request: ApiRequest) -> Response[SiteList]:
 async def drain_site(
     request: ApiRequest, site: FromPath[str], data: JSONBody[DrainNode | None] = None
 ) -> Response[SiteNodes]:
-    policy = DrainPolicy.THROTTLE if data is None else data.policy
+    order = data or DrainNode()
+    limit_s = order.time_limit_s or services(request).drain_limit_s
     site = replies.check_ref("site", site)
 
     async def work(connection: Connection) -> SiteNodes:
         names = await nodes.of_site(connection, site)
-        return SiteNodes([await nodes.drain(connection, name, policy, None, request.user.name) for name in names])
+        actor = request.user.name
+        return SiteNodes([await nodes.drain(connection, name, order.policy, None, actor, limit_s) for name in names])
 
     return await replies.write(request, work, status=202)
 

@@ -17,7 +17,6 @@ from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.access import Right
 from novacron.model.condition import ConditionStatus
-from novacron.model.drain import DrainPhase
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
 from novacron.wire.questions import ReadMetrics
@@ -113,7 +112,7 @@ def seen(cache: Cache) -> Iterator[Value]:
     for name, kind in (("volumes", "volume"), ("snapshots", "snapshot"), ("imports", "import"), ("exports", "export")):
         yield from by(f"novacron_{name}", kind, lambda body: str(body["phase"]))
     yield "novacron_volume_bytes", (), sum(body["size_mib"] << 20 for body in bodies("volume"))
-    yield "novacron_drains_active", (), sum(body["phase"] != DrainPhase.ENDED for body in bodies("drain"))
+    yield "novacron_drains_active", (), sum(body["finished_at"] is None for body in bodies("drain"))
     yield from by(
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip

@@ -19,7 +19,7 @@ from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
 from novacron.model.constraints import Labels, Overcommit, Taints
-from novacron.model.drain import DrainPolicy
+from novacron.model.drain import DrainPolicy, TimeLimit
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import PciAddress
 from novacron.model.link_sharing import Rate, SiteName
@@ -60,6 +60,8 @@ class DrainNode(msgspec.Struct, forbid_unknown_fields=True):
     """What to do with guests that dirty memory faster than the link can send it."""
 
     policy: DrainPolicy = DrainPolicy.THROTTLE
+    time_limit_s: TimeLimit | None = None
+    """Seconds after which the drain fails with what is left; null: the server's limit."""
 
 
 class Uncordon(msgspec.Struct, forbid_unknown_fields=True):
@@ -148,10 +150,11 @@ async def accept_node(request: ApiRequest, name: FromPath[str]) -> Response[Node
 @post("/{name:str}/actions/drain", summary="Drain a node: cordon it and move its VMs to other nodes", status_code=202)
 async def drain(request: ApiRequest, name: FromPath[str], data: JSONBody[DrainNode | None] = None) -> Response[Node]:
     name, revision = replies.check_ref("node", name), replies.if_match(request)
-    policy = DrainPolicy.THROTTLE if data is None else data.policy
+    order = data or DrainNode()
+    limit_s = order.time_limit_s or services(request).drain_limit_s
 
     async def work(connection: Connection) -> Node:
-        return await nodes.drain(connection, name, policy, revision, request.user.name)
+        return await nodes.drain(connection, name, order.policy, revision, request.user.name, limit_s)
 
     return await replies.write(request, work, status=202)
 

@@ -78,6 +78,8 @@ class CloneVm(msgspec.Struct, forbid_unknown_fields=True):
     linked: bool = False
     address: str | None = None
     power: Power = Power.RUNNING
+    macs: MacAddresses | None = None
+    """MAC addresses of all its interfaces, in their order; null for one or all: free ones."""
 
 
 class StopVm(msgspec.Struct, forbid_unknown_fields=True):
@@ -285,7 +287,7 @@ async def clone_vm(request: ApiRequest, ref: FromPath[str], data: JSONBody[Clone
     changes = {"address": address, "power": data.power}
 
     async def work(connection: Connection) -> Vm:
-        asked = clones.NewClone(data.name, changes, data.linked, revision)
+        asked = clones.NewClone(data.name, changes, data.linked, revision, data.macs)
         return await clones.create(connection, id, asked, request.user.name)
 
     return await replies.write(request, work, status=201, location=lambda vm: f"/api/v1/vms/{vm.id}")

@@ -1,0 +1,53 @@
+"""The page of reason codes, made of ``novacron.model.waiting``."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from novacron.model import waiting
+from novacron.model.waiting import HINDRANCES, WaitCode
+
+HEAD = """# Reason codes
+
+What keeps an object from being as it was asked to be is said in three places:
+
+* in its status: `reason_code` for programs, beside the words for people (`status.reason` of VMs; `error` of volumes,
+  imports, exports and snapshots; `reason` of networks, forwards, floating addresses and drains; `stays` of drains);
+* in an event when it begins. Its reason is the code, or says what failed (`VolumeFailed`, `ImportFailed`,
+  `ExportFailed`, `SnapshotFailed`, `DrainBlocked`, `DrainFailed`, `ImportAborted`; `Lost`, `Removed` of a node);
+* in the error of a command that waits for it.
+
+All are empty when nothing keeps it. Copies of images are no objects: how one ends is an event of the target node,
+`ImageCopied` or `ImageCopyFailed`, whose message says why; a VM that needs the image has `ImageMissing` meanwhile.
+
+Each pair of a code and a kind is tried by
+`test_what_keeps_an_object_from_what_was_asked_is_said_with_a_code_and_words` or
+`test_what_keeps_an_object_is_in_its_status_and_in_an_event`, those of VMs by `test_waiting`.
+
+| code | kinds | meaning |
+|---|---|---|
+"""
+
+
+def page() -> str:
+    """Return the page's text."""
+    meanings = _meanings()
+    rows = []
+    for code in WaitCode:
+        kinds = ", ".join(kind for kind, codes in HINDRANCES.items() if code in codes)
+        rows.append(f"| `{code.value}` | {kinds} | {meanings[code.name]} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def _meanings() -> dict[str, str]:
+    """Return what is written below each code."""
+    tree = ast.parse(Path(waiting.__file__).read_text())
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == WaitCode.__name__)
+    meanings, name = {}, ""
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            meanings[name] = str(node.value.value)
+    return meanings
