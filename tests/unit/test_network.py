@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.agent.host.networks import NodeNetworks, _noting_failures
+from novacron.agent.host.networks import NodeNetworks, noting_failures
 from novacron.agent.settings import AgentSettings
 from novacron.model.errors import InvalidInput, NoCapacity
 from novacron.model.network import (
@@ -193,6 +193,6 @@ def test_a_guest_that_does_not_come_leaves_nothing_open(tmp_path: Path) -> None:
 def test_a_defect_with_one_network_is_noted_as_its_own() -> None:
     failed: dict[str, str] = {}
     for error in (NetworkFailed("no"), ProcessLookupError("gone"), ValueError("a defect")):
-        with _noting_failures([msgspec.structs.replace(network_on_node(), name=str(error))], failed):
+        with noting_failures([msgspec.structs.replace(network_on_node(), name=str(error))], failed):
             raise error
     assert failed == {"no": "no", "gone": "gone", "a defect": "a defect"}
