@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from novacron.agent.host.networks import NodeNetworks, noting_failures
+from novacron.agent.host.network_problems import noting_failures
+from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.settings import AgentSettings
 from novacron.model.errors import InvalidInput, NoCapacity
 from novacron.model.network import (
