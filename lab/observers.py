@@ -65,12 +65,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(port: int, taken: Taken) -> Iterator[str]:
-    """Answer what is posted to a port of this machine as ``taken`` says, a status; yield the address."""
+    """Answer what is posted to a port of this machine (0: any that is free) as ``taken`` says, a status; yield the
+    address."""
     server = _Server(("127.0.0.1", port), _Handler)
     server.taken = taken
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

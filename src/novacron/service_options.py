@@ -8,6 +8,7 @@ import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -15,6 +16,7 @@ from novacron.model.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:  # imported where they are needed: commands that need neither start faster
     from novacron.agent.settings import AgentSettings
+    from novacron.model.access import Role
     from novacron.server.settings import ServerSettings
 
 STATE_DIR = Path("/var/lib/novacron")
@@ -92,13 +94,41 @@ class ServerOptions:
             "--drain-limit", min=10, max=30 * 86_400, help="seconds after which a drain fails with what is left"
         ),
     ] = 4 * 3600
+    require_second_factor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE",
+            help="users with this role must log in with a second factor beside their password; can be repeated",
+        ),
+    ] = None
+    web_origin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="where browsers reach this installation, for security keys; default: see --advertise",
+        ),
+    ] = None
+    audit_days: Annotated[int, typer.Option(min=90, max=36_500, help="days to keep records of the audit log")] = 400
+    audit_syslog: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="syslog server for the audit log: tls://HOST[:PORT], tcp://HOST or udp://HOST"
+        ),
+    ] = None
+    audit_syslog_ca: Annotated[
+        Path | None, typer.Option(help="file with the authority of that server's certificate, if not a public one")
+    ] = None
+    audit_otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="collector of OTLP logs for the audit log, such as https://HOST:4318/v1/logs"),
+    ] = None
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
         from novacron.api.access.client_address import ProxySettings
         from novacron.api.edge.rate_limits import RateSettings
         from novacron.model.token import Lifetimes
-        from novacron.server.settings import ServerSettings
+        from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
         same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence",
                 "drain_limit_s")  # fmt: skip
@@ -117,6 +147,8 @@ class ServerOptions:
             ),
             redis_url=self.redis,
             cli_config=cli_config,
+            second_factors=SecondFactorSettings(_roles(self.require_second_factor), _origin(self.web_origin)),
+            audit=AuditSettings(86_400.0 * self.audit_days, self.audit_syslog, self.audit_syslog_ca, self.audit_otlp),
             **{name: getattr(self, name) for name in same},
         )
 
@@ -217,6 +249,27 @@ def _reused(text: str) -> frozenset[str]:
             f"{', '.join(sorted(unknown))}: not image, sibling or checkpoint", param_hint="--reuse"
         )
     return reused
+
+
+def _roles(names: list[str] | None) -> frozenset[Role]:
+    """Return roles by their names. Raises BadParameter."""
+    from novacron.model.access import Role
+
+    unknown = set(names or ()) - set(Role)
+    if unknown:
+        known = ", ".join(Role)
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: no role; there are {known}", param_hint="--require-second-factor"
+        )
+    return frozenset(Role(name) for name in names or ())
+
+
+def _origin(url: str | None) -> str | None:
+    """Return a URL at which browsers reach the API. Raises BadParameter."""
+    parts = urlsplit(url or "https://localhost")
+    if parts.scheme != "https" or not parts.hostname or parts.path.strip("/"):
+        raise typer.BadParameter(f"{url!r}: write it like https://cloud.example.net", param_hint="--web-origin")
+    return url
 
 
 def _ranges(options: list[str] | None, option: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -55,6 +55,12 @@ CASES = {
     ),
     "APIOverloaded": one('novacron_api_refused_total{reason="overload"}', "0+20x300", "0+5x300"),
     "AuditRecordsLost": one("novacron_api_records_lost_total", "0+1x300", "5x300"),
+    "AuditLogNotChained": Case(
+        {'novacron_audit_unchained_seconds{instance="a"}': "400x300",
+         'novacron_controller_leading{controller="audit-chain", instance="a"}': "1x300"},
+        {'novacron_audit_unchained_seconds{instance="a"}': "400x300",
+         'novacron_controller_leading{controller="audit-chain", instance="a"}': "0x300"},
+    ),
     "ReadsAreOld": one("novacron_feed_lag_seconds", "6x300", "4x300"),
     "FollowersCutOff": one("novacron_api_followers_cut_total", "0+1x300", "9x300"),
     "DatabaseConnectionPoolExhaustion": Case(

@@ -21,6 +21,7 @@ from lab.platform import Platform, until
 from novacron.agent.actions import Action
 from novacron.agent.vm.power import Step
 from novacron.api.app import create_app
+from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
 from novacron.store.database import Database, PooledConnection
 from novacron.telemetry import traces, values
@@ -165,7 +166,8 @@ def steps_of(traced: Platform) -> list[dict[str, str]]:
 
 
 def of_controllers(traced: Platform, collector: Collector) -> list[Seen]:
-    names = [item.name for item in Controllers(None, None, None)._all]  # type: ignore[arg-type]
+    audit = AuditChain(None, "", 0)  # type: ignore[arg-type]
+    names = [item.name for item in Controllers(None, None, None, audit)._all]  # type: ignore[arg-type]
 
     evidence: list[Seen] = []
 

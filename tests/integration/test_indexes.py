@@ -15,6 +15,8 @@ from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
 from novacron.store import (
     audit,
+    audit_chain,
+    audit_sinks,
     events,
     feed,
     fleet,
@@ -33,7 +35,7 @@ from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
 
 VMS, NODES = 100_000, 2_000
-LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "api_log"}
+LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "audit_links", "api_log"}
 """Of the tables that have many rows here."""
 
 
@@ -89,8 +91,9 @@ async def large(postgres: Any, template: str) -> Any:
          "'vm', 'vm-' || n, 'x', 'x', 'x', 'x', 1, 'default'"),
         ("migrations", "id, vm, vm_name, kind, source, target, epoch, phase, progress, revision, project, finished_at",
          "'m-' || n, 'vm-' || n, 'x', 'live', 'n1', 'n2', 1, 'completed', '{}', 1, 'default', now()"),
-        ("audit", "actor, address, method, path, action, outcome, status, request_id, object, project",
-         "'u' || n % 1000, 'x', 'x', 'x', 'x', 'done', 200, 'x', 'vm-' || n, 'default'"),
+        ("audit", "actor, address, method, path, action, outcome, status, request_id, object, project, txid",
+         "'u' || n % 1000, 'x', 'x', 'x', 'x', 'done', 200, 'x', 'vm-' || n, 'default', (n % 100)::text::xid8"),
+        ("audit_links", "seq, record, previous, hash, salt", "n, n, 'x', 'x', 'x'"),
         ("api_log", "at, request_id, method, route, status, duration_ms, user_name, address",
          "now() - n * interval '1 s', 'x', 'GET', 'r' || n % 100, 200 + 300 * (n % 1000 = 0)::int, 1, 'u' || n % 1000,"
          " 'x'"),
@@ -142,6 +145,11 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await audit.search(connection, Filters(actor="u7"), None, 50)
         await audit.search(connection, Filters(object="vm-7"), None, 50)
         await audit.search(connection, Filters(), 4000, 50)
+        await audit_chain.waits(connection)
+        await audit_chain.oldest_unchained_s(connection)
+        await audit_chain.head_due(connection, 300, 1000)
+        await audit_chain.link(connection)
+        await audit_chain.read(connection, await audit_sinks.sent(connection, "syslog"), 50)
         await audit.calls(connection, "u7", None, False, None, 50)
         await audit.calls(connection, None, None, True, None, 50)
         await fleet.place_waiting(connection, [vm.id for vm in await fleet.waiting(connection, 10)])

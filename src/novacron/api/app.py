@@ -17,6 +17,7 @@ from novacron.api.access.context import ApiRequest, Services
 from novacron.api.edge import bodies, lists, openapi, problems
 from novacron.api.routes import (
     audit,
+    audit_chain,
     batches,
     consoles,
     drains,
@@ -36,6 +37,7 @@ from novacron.api.routes import (
     placements,
     projects,
     rebalancing,
+    second_factors,
     sessions,
     snapshots,
     tokens,
@@ -79,8 +81,10 @@ API = (
     tokens.router,
     projects.router,
     users.router,
+    second_factors.router,
     invitations.router,
     audit.router,
+    audit_chain.router,
     sessions.router,
 )
 """What is under ``/api/v1``."""

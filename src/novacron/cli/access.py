@@ -1,4 +1,4 @@
-"""``novacron project``, ``user``, ``grant``, ``audit`` and ``whoami``: ownership and permissions."""
+"""``novacron project``, ``user``, ``grant`` and ``whoami``: ownership and permissions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import options, output
-from novacron.cli.output import Columns, Object, Output, OutputFormat
+from novacron.cli import output
+from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
-from novacron.client.choices import AuditOutcome
 from novacron.terminal import say
 
 projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quotas.")
@@ -58,16 +57,7 @@ GRANTS: Columns = {
     "PROJECT": lambda g: g["project"] or "(everywhere)",
     "AGE": lambda g: output.age(g["created_at"]),
 }
-AUDIT: Columns = {
-    "WHEN": lambda r: r["at"][:19].replace("T", " "),
-    "WHO": lambda r: r["actor"],
-    "FROM": lambda r: r["address"],
-    "WHAT": lambda r: r["action"],
-    "OBJECT": lambda r: r["name"] or r["object"],
-    "PROJECT": lambda r: r["project"],
-    "OUTCOME": lambda r: r["outcome"],
-    "DETAIL": lambda r: r["detail"],
-}
+ERASED: Columns = {"PSEUDONYM": lambda e: e["pseudonym"], "AUDIT RECORDS": lambda e: e["records"]}
 ME: Columns = {
     "USER": lambda m: m["user"],
     "TOKEN": lambda m: m["token"],
@@ -212,6 +202,17 @@ def enable(user: UserRef) -> None:
         say(f"{user}: enabled")
 
 
+@users.command("require-second-factor")
+def require_second_factor(
+    user: UserRef,
+    required: Annotated[bool, typer.Option("--on/--off", help="whether logins with the password demand one")] = True,
+) -> None:
+    """Require a second factor of a user's logins. Their sessions end; their API tokens stay."""
+    with output.errors():
+        Client().require_second_factor(user, required)
+        say(f"{user}: a second factor is {'required' if required else 'not required'}")
+
+
 @users.command("default-project")
 def set_default_project(
     project: Annotated[
@@ -230,6 +231,19 @@ def delete_user(user: UserRef) -> None:
     with output.errors():
         Client().delete("users", user)
         say(f"{user}: deleted")
+
+
+@users.command("erase")
+def erase(
+    user: Annotated[str, typer.Argument(help="name or id, also of a user who was deleted", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    output_: Output = OutputFormat.TABLE,
+) -> None:
+    """Delete a user, and put a pseudonym in place of their name and addresses in all records, for good."""
+    if not yes:
+        typer.confirm(f"Erase {user} in all records? This can't be undone", abort=True, err=True)
+    with output.errors():
+        output.fields(Client().erase_user(user), ERASED, output_)
 
 
 @grants.command("list")
@@ -271,23 +285,3 @@ def whoami(output_: Output = OutputFormat.TABLE) -> None:
     """Show who you are to the API, and your permissions."""
     with output.errors():
         output.fields(Client().me(), ME, output_)
-
-
-AUDIT_OPTIONS = (
-    options.option("actor", str, help="only entries by this user"),
-    options.option("object", str, help="only entries about this object, by id or name"),
-    options.option("project", str, help="only entries of this project; required unless you have a role everywhere"),
-    options.option("outcome", AuditOutcome, help="only entries with this outcome"),
-    options.option("since", str, help="only entries after this time, like 2026-11-27T08:00:00Z"),
-)  # fmt: skip
-
-
-@options.expand
-def audit(
-    filters: Annotated[Object, AUDIT_OPTIONS],
-    limit: Annotated[int, typer.Option(help="how many entries, newest first")] = 50,
-    output_: Output = OutputFormat.TABLE,
-) -> None:
-    """Show the audit log: who did what from where, and with what outcome."""
-    with output.errors():
-        output.rows(Client().list("audit", limit=limit, **filters), AUDIT, output_)

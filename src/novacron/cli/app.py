@@ -10,6 +10,7 @@ import typer
 from novacron import __version__
 from novacron.cli import (
     access,
+    audit,
     contexts,
     diagnosis,
     events,
@@ -20,6 +21,7 @@ from novacron.cli import (
     networks,
     nodes,
     rebalance,
+    second_factors,
     sites,
     snapshots,
     tokens,
@@ -66,9 +68,10 @@ app.add_typer(contexts.app, name="context")
 app.add_typer(access.projects, name="project")
 app.add_typer(access.users, name="user")
 app.add_typer(access.grants, name="grant")
+app.add_typer(second_factors.app, name="second-factor")
 app.add_typer(invitations.app, name="invitation")
 app.command("events")(events.events)
-app.command("audit")(access.audit)
+app.add_typer(audit.app, name="audit")
 app.command("whoami")(access.whoami)
 app.command("log-level")(diagnosis.log_level)
 

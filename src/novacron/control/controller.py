@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from novacron.control import certificates, conditions, garbage, gateways, health, migration
+from novacron.control.audit_chain import AuditChain
 from novacron.control.drain import Drains, Foresee
 from novacron.control.failover import Failover
 from novacron.control.objects import Objects
@@ -63,8 +64,8 @@ class Controllers:
     """All controllers of this process."""
 
     def __init__(
-        self, database: Database, index: FleetIndex, foresee: Foresee, fence: Path | None = None,
-        lifetimes: Lifetimes | None = None,
+        self, database: Database, index: FleetIndex, foresee: Foresee, audit_chain: AuditChain,
+        fence: Path | None = None, lifetimes: Lifetimes | None = None,
     ) -> None:  # fmt: skip
         """``index`` has the fleet in memory; ``foresee`` measures what a move would be like; ``fence`` is a program
         that cuts a node off."""
@@ -75,6 +76,7 @@ class Controllers:
             Controller("failover", Failover(fence, index=index).step, 1, frozenset({"node"})),
             Controller("drain", Drains(foresee, index).step, 5, frozenset({"node", "vm", "migration", "drain"})),
             Controller("sessions", Sessions(lifetimes or Lifetimes()).step, 30, frozenset()),
+            Controller("audit-chain", audit_chain.step, 1, frozenset()),
             Controller("rebalance", Rebalance(foresee, index).step, 60, frozenset()),
         )
         self._wake = {controller.name: asyncio.Event() for controller in self._all}

@@ -35,6 +35,8 @@ class User(msgspec.Struct, frozen=True):
     disabled: bool
     revision: int
     created_at: datetime
+    second_factor_required: bool = False
+    """A login with the password alone has no rights until the user has added a second factor."""
     default_project: str | None = None
     """The user's own setting: project of new objects, unless a request names another. None: their only project, or
     ``default``."""

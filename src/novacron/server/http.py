@@ -21,6 +21,7 @@ from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
+from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.api.access.shared_counters import Shared
 from novacron.api.app import create_app
 from novacron.api.edge.admission import Admission
@@ -81,6 +82,7 @@ class Front:
             KnownBrowsers(authority.derive("browsers that users have logged in with")),
             _oidc(settings, authority, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
+            _second_factors(settings, authority),
         )  # fmt: skip
         self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
         self._http = _granian(settings, self._admission, *certificate)
@@ -180,6 +182,12 @@ def _keep_what_is_here() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.collect()
     gc.freeze()
+
+
+def _second_factors(settings: ServerSettings, authority: pki.Authority) -> SecondFactorChecks:
+    chosen = settings.second_factors
+    key = authority.derive("second factors")
+    return SecondFactorChecks(key, chosen.origin or settings.url(settings.port), chosen.required_of)
 
 
 def _oidc(settings: ServerSettings, authority: pki.Authority, database: Database) -> Oidc | None:

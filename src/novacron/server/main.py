@@ -16,9 +16,11 @@ from pathlib import Path
 import asyncpg
 
 from novacron import context_file, pki, private_file
+from novacron.audit_chain.heads import SigningKey
+from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput
-from novacron.server import certificates, relay, workers
+from novacron.server import audit_sinks, certificates, relay, workers
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import LinkServer
 from novacron.server.settings import ServerSettings
@@ -145,7 +147,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
             (name,): pki.expires_at_s(file.read_bytes()) for name, file in files.items()
         }
         front = Front(settings, database, authority, link, (certificate, key))
-        controllers = Controllers(database, front.fleet, link.foresee, settings.fence, settings.lifetimes)
+        audit_chain = _audit_chain(settings)
+        controllers = Controllers(database, front.fleet, link.foresee, audit_chain, settings.fence, settings.lifetimes)
         front.changed += [controllers.changed, link.changed, _count_migrations()]
         front.resync.append(link.resync)
         front.certified.append(lambda: context.load_cert_chain(certificate, key))
@@ -180,6 +183,16 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 await asyncio.wait([*work, stopped], timeout=5)
     finally:
         await database.close()
+
+
+def _audit_chain(settings: ServerSettings) -> AuditChain:
+    """Return what chains the audit log. Raises InvalidInput."""
+    try:
+        key = SigningKey.open(settings.audit_key)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"can't use the key for heads of the audit log: {error}", field="state-dir",
+                           hint="put the file back, or remove it: then another key is made") from None  # fmt: skip
+    return AuditChain(key, settings.public_host, settings.audit.retention_s, audit_sinks.sinks(settings.audit))
 
 
 def _count_migrations() -> Callable[[Change], None]:

@@ -10,9 +10,29 @@ import msgspec
 
 from novacron.api.access.client_address import ProxySettings
 from novacron.api.edge.rate_limits import RateSettings
+from novacron.model import limits
+from novacron.model.access import Role
 from novacron.model.drain import TIME_LIMIT_S_DEFAULT
 from novacron.model.token import Lifetimes
 from novacron.store.database import POOL_DEFAULT
+
+
+class AuditSettings(msgspec.Struct, frozen=True):
+    """For how long the audit log is kept, and where it is sent."""
+
+    retention_s: float = limits.AUDIT_RETENTION_S
+    syslog: str | None = None
+    """URL of a syslog server."""
+    syslog_ca: Path | None = None
+    otlp: str | None = None
+    """URL of a collector of OTLP logs."""
+
+
+class SecondFactorSettings(msgspec.Struct, frozen=True):
+    """Who must have a second factor, and where browsers reach this installation; None: as the API's URL says."""
+
+    required_of: frozenset[Role] = frozenset()
+    origin: str | None = None
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
@@ -42,6 +62,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """Program that cuts a node off, given its name."""
     drain_limit_s: int = TIME_LIMIT_S_DEFAULT
     """After how many seconds a drain fails for which no other limit was given."""
+    audit: AuditSettings = AuditSettings()
+    second_factors: SecondFactorSettings = SecondFactorSettings()
     cli_config: Path | None = None
     """Where the first start writes the administrator's CLI settings; None writes none."""
 
@@ -53,6 +75,11 @@ class ServerSettings(msgspec.Struct, frozen=True):
     def log_level(self) -> Path:
         """Return where it is said what all processes log, if not what they began with."""
         return self.state_dir / "log-level"
+
+    @property
+    def audit_key(self) -> Path:
+        """Return the key with which this server signs heads of the audit log."""
+        return self.state_dir / "audit.key"
 
     @property
     def relay(self) -> Path:

@@ -22,6 +22,9 @@ AUDIT = deferred_writes.Table(
 )  # fmt: skip
 
 
+COLUMNS = ", ".join(AuditRecord.__struct_fields__)
+
+
 def rows_of(requests: Sequence[AuditedRequest]) -> list[Sequence[Any]]:
     """Return what was asked as rows of its table."""
     return [[getattr(request, column) for column in AUDIT.columns] for request in requests]
@@ -65,7 +68,7 @@ async def search(connection: Connection, filters: Filters, before: int | None, l
     where("id < {}", before)
     values.append(limit)
     rows = await connection.fetch(
-        f"SELECT * FROM audit WHERE {' AND '.join(terms)} ORDER BY id DESC LIMIT ${len(values)}", *values
+        f"SELECT {COLUMNS} FROM audit WHERE {' AND '.join(terms)} ORDER BY id DESC LIMIT ${len(values)}", *values
     )
     return [msgspec.convert(dict(row), AuditRecord) for row in rows]
 
@@ -93,7 +96,6 @@ async def calls(
     return [msgspec.convert(dict(row), ApiCall) for row in rows]
 
 
-async def prune(connection: Connection, audit_s: float, calls_s: float) -> None:
-    """Forget what is older than this."""
-    await connection.execute("DELETE FROM audit WHERE at < now() - make_interval(secs => $1)", float(audit_s))
-    await connection.execute("DELETE FROM api_log WHERE at < now() - make_interval(secs => $1)", float(calls_s))
+async def prune_calls(connection: Connection, older_than_s: float) -> None:
+    """Forget calls that are older than this."""
+    await connection.execute("DELETE FROM api_log WHERE at < now() - make_interval(secs => $1)", float(older_than_s))

@@ -16,6 +16,7 @@ RETENTION_S = {
     "join_tokens": ("expires_at", limits.IDEMPOTENCY_RETENTION_S),
     "invitations": ("expires_at", 0),
     "ended_logins": ("expires_at", 0),
+    "login_steps": ("expires_at", 0),
     "revoked_keys": ("revoked_at", limits.REVOKED_KEY_RETENTION_S),
     "tickets": ("expires_at", limits.TICKET_S),
     "migrations": ("finished_at", limits.EVENTS_RETENTION_S),
@@ -29,8 +30,8 @@ async def _changes(connection: Connection) -> None:
     await feed.prune(connection, limits.CHANGES_RETENTION_S)
 
 
-async def _audit(connection: Connection) -> None:
-    await audit.prune(connection, limits.AUDIT_RETENTION_S, limits.API_LOG_RETENTION_S)
+async def _calls(connection: Connection) -> None:
+    await audit.prune_calls(connection, limits.API_LOG_RETENTION_S)
 
 
 async def _uploads(connection: Connection) -> None:
@@ -54,7 +55,7 @@ async def _old_rows(connection: Connection, table: str) -> None:
 COLLECTORS: dict[str, Callable[[Connection], Awaitable[object]]] = {
     "changes": _changes,
     "tokens": tokens.prune,
-    "audit": _audit,
+    "api-log": _calls,
     "uploads": _uploads,
     **{table: partial(_old_rows, table=table) for table in RETENTION_S},
 }

@@ -72,6 +72,7 @@ async def set_password(connection: Connection, user: User, hash: str, actor: str
         user.id, hash,
     )  # fmt: skip
     await connection.execute("DELETE FROM tokens WHERE \"user\" = $1 AND kind = 'session'", user.id)
+    await connection.execute('DELETE FROM login_steps WHERE "user" = $1', user.id)
     row = await connection.fetchrow("UPDATE users SET disabled = disabled WHERE id = $1 RETURNING *", user.id)
     await events.record(
         connection, events.NewEvent("user", user.id, user.name, "PasswordSet", "sessions have ended", actor)
@@ -106,6 +107,19 @@ async def disable(connection: Connection, ref: str, disabled: bool, actor: str) 
     await events.record(
         connection, events.NewEvent("user", user.id, user.name, reason, "", actor, project=user.project)
     )
+    return _user(row)
+
+
+async def require_second_factor(connection: Connection, ref: str, required: bool, actor: str) -> User:
+    """Let a user's logins demand a second factor, or not; their sessions end when it is required. Raises NotFound."""
+    user = await get(connection, ref)
+    row = await connection.fetchrow(
+        "UPDATE users SET second_factor_required = $2 WHERE id = $1 RETURNING *", user.id, required
+    )
+    if required:
+        await connection.execute("DELETE FROM tokens WHERE \"user\" = $1 AND kind = 'session'", user.id)
+    message = "required; sessions have ended" if required else "not required"
+    await events.record(connection, events.NewEvent("user", user.id, user.name, "SecondFactorPolicy", message, actor))
     return _user(row)
 
 

@@ -143,6 +143,12 @@ CONTROLLERS = (
         together=Together.MAX,
     ),
 )  # fmt: skip
+AUDIT = (
+    _counter("novacron_audit_chained_records_total", "Records of the audit log that were chained."),
+    _gauge("novacron_audit_unchained_seconds", "How old the oldest record of the audit log is that is not chained yet.",
+           together=Together.MAX),
+    _counter("novacron_audit_sent_records_total", "Records of the audit log that were sent elsewhere.", "sink"),
+)  # fmt: skip
 LINK = (
     _gauge("novacron_link_nodes", "Nodes that are connected to this server."),
     _counter(
@@ -342,7 +348,7 @@ VM = (
     _gauge("novacron_vm_guest_agent", "1 while a guest agent has its port open.", *OF_A_VM),
 )  # fmt: skip
 
-SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
+SERVERS = (*API, *FEED, *DATABASE, *CONTROLLERS, *AUDIT, *LINK, *MIGRATIONS, *FLEET, *PROCESS)
 AGENTS = (*AGENT, *HOST, *VM)
 FAMILIES = (*SERVERS, *AGENTS)
 BY_NAME = {family.name: family for family in FAMILIES}

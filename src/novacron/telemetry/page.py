@@ -10,6 +10,7 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     "The change feed, and what is held in memory": declared.FEED,
     "The database": declared.DATABASE,
     "Controllers": declared.CONTROLLERS,
+    "Audit log": declared.AUDIT,
     "The link to nodes": declared.LINK,
     "Migrations and DWCP": declared.MIGRATIONS,
     "The fleet": declared.FLEET,

@@ -13,6 +13,7 @@ from novacron.api.access.live_calls import LiveCalls
 from novacron.api.access.oidc import Oidc
 from novacron.api.access.passwords import KnownBrowsers, Passwords
 from novacron.api.access.recorder import Recorder
+from novacron.api.access.second_factors import SecondFactorChecks
 from novacron.api.read_model.principals import Caller
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.console import ConsoleKind
@@ -70,6 +71,7 @@ class Services(msgspec.Struct):
     """File with the log level of this server's processes."""
     drain_limit_s: int
     """After how many seconds a drain fails for which no other limit was given."""
+    second_factors: SecondFactorChecks
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -7,21 +7,21 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from novacron.api.access.client_address import counted_as
 from novacron.api.access.shared_counters import Shared
-from novacron.model.errors import InvalidInput, TooManyRequests
+from novacron.model.errors import InvalidInput, NovaError, TooManyRequests
 from novacron.model.token import keyed_digest, same_secret
 
 AT_ONCE = 2
 WAITING_MAX = 32
 TRIES_S = 300.0
 """The period in which wrong passwords are counted, in seconds."""
-TRIES_OF_DEVICE, TRIES_OF_NAME_AT_ADDRESS = 10, 10
+TRIES_OF_DEVICE, TRIES_OF_NAME_AT_ADDRESS, TRIES_OF_SECOND_FACTOR = 10, 10, 10
 TRIES_OF_NAME, TRIES_OF_ADDRESS = 100, 100
 """From wherever; for whatever name. They do not hold for a browser in which this user has logged in before, so that
 nobody can lock a user out."""
@@ -76,11 +76,29 @@ class Passwords:
         ``device``: the browser, if this user has logged in there before. Each try counts from its beginning, so that
         many at once are no more than many in turn; good ones do not count. Raises TooManyRequests.
         """
+
+        async def check() -> bool:
+            return await self._matches(hash or _NOBODYS, password) and hash is not None
+
+        return await self.counted(_limits(name, address, device), check)
+
+    def limits_of_factor(self, name: str, address: str, device: str | None = None) -> dict[str, int]:
+        """Return how many wrong second factors there may be: fewer than passwords, from wherever, for codes are short,
+        and whoever tries one knows the password."""
         limits = _limits(name, address, device)
+        if device is not None:
+            return limits
+        return {**limits, f"for a second factor of {name}": TRIES_OF_SECOND_FACTOR}
+
+    async def counted(self, limits: dict[str, int], check: Callable[[], Awaitable[bool]]) -> bool:
+        """Say whether ``check`` does, as a try that counts in ``limits`` from its beginning if it does not.
+
+        Raises TooManyRequests, and what ``check`` raises, which does not count.
+        """
         await self._begin(limits)
         try:
-            good = await self._matches(hash or _NOBODYS, password) and hash is not None
-        except TooManyRequests:
+            good = await check()
+        except NovaError:
             await self._take_back(limits)
             raise
         if good:
@@ -106,7 +124,7 @@ class Passwords:
                 await self._take_back(limits)
                 left_s = self._tried[key][1] + TRIES_S - time.monotonic() if key in self._tried else TRIES_S
                 raise TooManyRequests(
-                    f"too many wrong passwords: {key}", hint=f"try again in {max(1, int(left_s) + 1)} s"
+                    f"too many wrong passwords or codes: {key}", hint=f"try again in {max(1, int(left_s) + 1)} s"
                 )
 
     async def _take_back(self, limits: dict[str, int]) -> None:

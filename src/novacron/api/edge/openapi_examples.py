@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 EXAMPLES: dict[str, object] = {
+    "beginSecondFactor": {"kind": "totp", "name": "phone", "password": "correct horse battery staple"},
+    "confirmSecondFactor": {"code": "123456"},
+    "loginSecondFactor": {"step": "from the login's answer", "code": "123456"},
+    "removeSecondFactor": {"password": "correct horse battery staple"},
+    "renewRecoveryCodes": {"password": "correct horse battery staple"},
     "addAddress": {"address": "203.0.113.7"},
     "adoptVm": {"node": "host-a"},
     "attachAddress": {"vm": "web"},
@@ -39,6 +44,7 @@ EXAMPLES: dict[str, object] = {
     "deleteVms": {"vms": ["web-1", "web-2"]},
     "drainNode": {"policy": "post-copy"},
     "drainSite": {"policy": "post-copy"},
+    "eraseUser": {"user": "ann"},
     "foreseeMigration": {"target": "host-b"},
     "foreseePlacement": {"name": "web", "image": "debian-13", "vcpus": 2, "memory_mib": 2048},
     "forgetVm": {"confirm": "web"},

@@ -3,12 +3,14 @@ read, and a value (``csrf``) that pages send with each change."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, Router, get, post
 from litestar.datastructures import Cookie
+from litestar.openapi import ResponseSpec
 from litestar.params import FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
@@ -16,13 +18,17 @@ from novacron.api.access import authorization
 from novacron.api.access.authentication import COOKIE
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.access.recorder import TRIED, address_of
+from novacron.api.access.second_factors import new_challenge
 from novacron.api.edge import replies
 from novacron.model import limits
 from novacron.model.errors import NotFound, Unauthenticated
 from novacron.model.oidc import roles_of, user_name
+from novacron.model.second_factor import WRONG_IN_A_ROW_MAX, FactorKind
 from novacron.model.token import csrf_of
 from novacron.model.user import User, UserKind
-from novacron.store import events, tokens, users
+from novacron.store import events, second_factors, tokens, users
+from novacron.store.database import Connection
+from novacron.store.second_factors import PendingLogin, StoredFactor
 
 STEP_COOKIE = "__Host-novacron-login"
 DEVICE_COOKIE = "__Host-novacron-device"
@@ -35,15 +41,42 @@ class Login(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LoggedIn(msgspec.Struct):
-    """The user of the new session; send ``csrf`` with each change as the header ``X-CSRF-Token``."""
+    """The user of the new session; send ``csrf`` with each change as the header ``X-CSRF-Token``.
+
+    ``must_enrol``: the session has no rights until the user has added a second factor.
+    """
 
     user: str
     csrf: str
     expires_at: datetime | None
+    must_enrol: bool = False
 
 
-@post("/login", summary="Log in with a password; the answer sets a cookie", status_code=201, opt=authorization.PUBLIC,
-      exclude_from_auth=True)  # fmt: skip
+class SecondFactorStep(msgspec.Struct):
+    """The password is right, and a second factor is needed: send ``step`` with a code, a security key's answer or a
+    recovery code to ``/login/second-factor``. ``webauthn``: for the browser's ``navigator.credentials.get``."""
+
+    step: str
+    factors: list[FactorKind]
+    webauthn: dict[str, Any] | None
+    expires_at: datetime
+
+
+class LoginSecondFactor(msgspec.Struct, forbid_unknown_fields=True):
+    """The step of the login's answer, with one of: an app's code, what the browser's ``navigator.credentials.get``
+    answered, or a recovery code."""
+
+    step: Annotated[str, Meta(max_length=200)]
+    code: Annotated[str, Meta(max_length=20)] | None = None
+    credential: dict[str, Any] | None = None
+    recovery_code: Annotated[str, Meta(max_length=60)] | None = None
+
+
+STEP = ResponseSpec(SecondFactorStep, description="The password is right; a second factor is needed.")
+
+
+@post("/login", summary="Log in with a password; the answer sets a cookie, or asks for a second factor",
+      status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True, responses={202: STEP})  # fmt: skip
 async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn]:
     context = services(request)
     request.scope["state"][TRIED] = data.user
@@ -54,20 +87,98 @@ async def login(request: ApiRequest, data: JSONBody[Login]) -> Response[LoggedIn
     good = await context.passwords.verify(data.user, address_of(request), hash, data.password, device)
     if not good or account is None:
         raise Unauthenticated("the name or the password is wrong")
-    response = await _session(request, account[0])
+    user = account[0]
+    async with context.database.connection() as connection:
+        factors = await second_factors.confirmed(connection, user.id)
+        enrol = not factors and await second_factors.is_required(
+            connection, user.id, context.second_factors.required_of
+        )
+    if factors:
+        return Response(await _ask(request, user, factors), status_code=202,  # type: ignore[arg-type]
+                        headers={"Cache-Control": "no-store"})  # declared as STEP  # fmt: skip
+    return await _known(request, await _session(request, user, enrol=enrol), user, device)
+
+
+async def _ask(request: ApiRequest, user: User, factors: Sequence[StoredFactor]) -> SecondFactorStep:
+    context, challenge = services(request), new_challenge()
+    async with context.database.connection() as connection:
+        step, until = await second_factors.begin_login(connection, user.id, challenge)
+    kinds = sorted({factor.kind for factor in factors})
+    return SecondFactorStep(step, kinds, context.second_factors.login(challenge, factors), until)
+
+
+@post("/login/second-factor", summary="Complete a login with a second factor; the answer sets a cookie",
+      status_code=201, opt=authorization.PUBLIC, exclude_from_auth=True)  # fmt: skip
+async def login_second_factor(request: ApiRequest, data: JSONBody[LoginSecondFactor]) -> Response[LoggedIn]:
+    context = services(request)
+    ended = Unauthenticated("the login has ended, or its second factor was wrong too often", hint="log in again")
+    async with context.database.connection() as connection:
+        step = await second_factors.try_login(connection, data.step)
+        user = None if step is None else await second_factors.user_of(connection, step.user)
+    if step is None or user is None:
+        raise ended
+    request.scope["state"][TRIED] = user.name
+    device = context.browsers.known(user.id, request.cookies.get(DEVICE_COOKIE, ""))
+    limits_ = context.passwords.limits_of_factor(user.name, address_of(request), device)
+    if not await context.passwords.counted(limits_, lambda: _proves(request, step, data)):
+        raise Unauthenticated("the second factor is wrong", hint="a code is good once, and only while it is shown")
+    async with context.database.connection() as connection:
+        if not await second_factors.end_login(connection, data.step):
+            raise ended
+    return await _known(request, await _session(request, user), user, device)
+
+
+async def _proves(request: ApiRequest, step: PendingLogin, data: LoginSecondFactor) -> bool:
+    """Say whether a login's second factor is right, and use it up; count wrong ones in a row."""
+    async with services(request).database.connection() as connection:
+        if data.code is not None and await second_factors.wrong(connection, step.user) >= WRONG_IN_A_ROW_MAX:
+            raise Unauthenticated(
+                "too many codes were wrong: codes of apps are refused",
+                hint="use a security key or a recovery code, or ask an administrator to reset your second factors",
+            )
+        if await _is_right(request, connection, step, data):
+            await second_factors.forget_wrong(connection, step.user)
+            return True
+        await second_factors.count_wrong(connection, step.user)
+        return False
+
+
+async def _is_right(request: ApiRequest, connection: Connection, step: PendingLogin, data: LoginSecondFactor) -> bool:
+    if data.recovery_code is not None:
+        return await second_factors.use_recovery_code(connection, step.user, data.recovery_code)
+    checks = services(request).second_factors
+    for factor in await second_factors.confirmed(connection, step.user):
+        counter = None
+        if factor.kind is FactorKind.TOTP and data.code is not None:
+            counter = checks.step_of(factor, data.code)
+        elif factor.kind is FactorKind.WEBAUTHN and data.credential is not None:
+            counter = checks.counter_of(factor, step.challenge, data.credential)
+        if counter is not None and await second_factors.use(connection, factor, counter):
+            return True
+    return False
+
+
+async def _known(
+    request: ApiRequest, response: Response[LoggedIn], user: User, device: str | None
+) -> Response[LoggedIn]:
+    """Mark a browser in which a user has logged in."""
+    context = services(request)
     if device is None:
-        mark = context.browsers.mark(account[0].id)
+        mark = context.browsers.mark(user.id)
         response.set_cookie(_cookie(DEVICE_COOKIE, mark, limits.DEVICE_S))
     return response
 
 
-async def _session(request: ApiRequest, user: User, to: str | None = None) -> Response[LoggedIn]:
+async def _session(
+    request: ApiRequest, user: User, to: str | None = None, *, enrol: bool = False
+) -> Response[LoggedIn]:
+    """Open a session; ``enrol``: one without rights, until the user has a second factor."""
     life_s = int(services(request).lifetimes.session_s)
     async with replies.change(request, user) as connection:
-        new = tokens.NewToken("session", session=True, expires_in_s=life_s)
+        new = tokens.NewToken("session", scopes=() if enrol else None, session=True, expires_in_s=life_s)
         token, secret = await tokens.create(connection, user, new, user.name)
     cookie = _cookie(COOKIE, secret, life_s)
-    body = LoggedIn(user.name, csrf_of(secret), token.expires_at)
+    body = LoggedIn(user.name, csrf_of(secret), token.expires_at, enrol)
     if to is None:
         return Response(body, status_code=201, cookies=[cookie], headers={"Cache-Control": "no-store"})
     return Response(body, status_code=303, cookies=[cookie], headers={"Cache-Control": "no-store", "Location": to})
@@ -119,4 +230,4 @@ async def oidc_callback(
     return await _session(request, user, to="/")
 
 
-router = Router("/", route_handlers=[login, logout, oidc_login, oidc_callback], tags=["access"])
+router = Router("/", route_handlers=[login, login_second_factor, logout, oidc_login, oidc_callback], tags=["access"])

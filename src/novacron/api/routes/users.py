@@ -35,9 +35,10 @@ class CreateUser(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ConfigureUser(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether the user is disabled."""
+    """Whether the user is disabled, and whether logins with a password demand a second factor; null: as it is."""
 
-    disabled: bool
+    disabled: bool | None = None
+    second_factor_required: bool | None = None
 
 
 class SetPassword(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,13 +145,21 @@ async def create_user(request: ApiRequest, data: JSONBody[CreateUser]) -> Respon
     return await replies.write(request, work, status=201, location=lambda user: f"/api/v1/users/{user.id}")
 
 
-@patch("/users/{ref:str}", summary="Disable or enable a user", status_code=200)
+@patch("/users/{ref:str}", summary="Disable or enable a user, or require a second factor of them", status_code=200)
 async def configure_user(request: ApiRequest, ref: FromPath[str], data: JSONBody[ConfigureUser]) -> Response[User]:
     user = _user(request, ref).body
     authorization.check(request, user["project"], Right.MANAGE)
 
+    if data.disabled is None and data.second_factor_required is None:
+        raise InvalidInput("nothing to change", hint="send disabled or second_factor_required")
+    id, name = user["id"], request.user.name
+
     async def work(connection: Connection) -> User:
-        return await users.disable(connection, user["id"], data.disabled, request.user.name)
+        if data.second_factor_required is not None:
+            changed = await users.require_second_factor(connection, id, data.second_factor_required, name)
+        if data.disabled is not None:
+            changed = await users.disable(connection, id, data.disabled, name)
+        return changed
 
     return await replies.write(request, work)
 

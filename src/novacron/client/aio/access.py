@@ -53,3 +53,52 @@ class AsyncAccessCalls(AsyncConnection):
         Its ``secret`` is in this answer only.
         """
         return await self._object("POST", "/api/v1/tokens", {"name": name, **without_none(fields)})
+
+    async def require_second_factor(self, ref: str, required: bool) -> Object:
+        """Require a second factor of a user's logins with a password, or no longer."""
+        body: Object = {"second_factor_required": required}
+        return await self._object("PATCH", f"/api/v1/users/{quoted(ref)}", body)
+
+    async def second_factors(self, user: str | None = None) -> Object:
+        """Return the caller's second factors, or another user's."""
+        whose = "me" if user is None else f"users/{quoted(user)}"
+        return await self._object("GET", f"/api/v1/{whose}/second-factors")
+
+    async def begin_second_factor(self, kind: str, name: str, password: str) -> Object:
+        """Begin to add an app (``totp``): the answer has its ``secret`` and a ``uri``; or a security key
+        (``webauthn``): the answer has the ``options`` for the browser."""
+        body: Object = {"kind": kind, "name": name, "password": password}
+        return await self._object("POST", "/api/v1/me/second-factors", body)
+
+    async def confirm_second_factor(
+        self, ref: str, code: str | None = None, credential: Object | None = None
+    ) -> Object:
+        """Confirm a second factor with the app's code or the browser's answer. With the first one the answer has
+        ``recovery_codes``, which are not shown again."""
+        body: Object = {"code": code, "credential": credential}
+        return await self._object("POST", f"/api/v1/me/second-factors/{quoted(ref)}/actions/confirm", body)
+
+    async def remove_second_factor(self, ref: str, password: str) -> None:
+        """Remove one of the caller's second factors."""
+        path = f"/api/v1/me/second-factors/{quoted(ref)}/actions/remove"
+        await self.request("POST", path, {"password": password})
+
+    async def renew_recovery_codes(self, password: str) -> Object:
+        """Make other recovery codes (``recovery_codes``); those before are no longer good."""
+        return await self._object("POST", "/api/v1/me/recovery-codes", {"password": password})
+
+    async def reset_second_factors(self, user: str) -> None:
+        """Remove all second factors and recovery codes of a user; their sessions end."""
+        await self.request("DELETE", f"/api/v1/users/{quoted(user)}/second-factors")
+
+    async def audit_chain(self) -> Object:
+        """Return where the audit log's hash chain begins and ends; ``novacron.client.audit`` verifies it."""
+        return await self._object("GET", "/api/v1/audit/chain")
+
+    async def erase_user(self, user: str) -> Object:
+        """Delete a user, and put a pseudonym in place of their name and addresses in all that was recorded.
+
+        Of one who was deleted before, by their name. The answer has the ``pseudonym``, and in how many ``records`` of
+        the audit log it stands.
+        """
+        return await self._object("POST", "/api/v1/audit/erasures", {"user": user})
