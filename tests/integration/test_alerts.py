@@ -134,6 +134,7 @@ CASES = {
     "HostNetworkDrops": one('novacron_host_network_drops_total{interface="e", node="n"}', "0+2000x300", "0+20x300"),
     "VMsUnplaced": one("novacron_vms_unplaced", "2x300", "0x300"),
     "VMsUnreconciled": one("novacron_vms_unreconciled", "1x300", "0x300"),
+    "DatabaseOlderThanNodes": one("novacron_nodes_unheard", "1x300", "0x300"),
     "VMsCrash": one("novacron_vm_crashes", "0+1x300", "70x300"),
     "VMDiskErrors": one('novacron_vm_disk_errors_total{vm="v", name="web", node="n"}', "0+1x300", "3x300"),
     "VMHeldBack": one('novacron_vm_cpu_throttled_seconds_total{vm="v", name="web"}', "0+8x300", "0+2x300", "30m"),

@@ -18,13 +18,15 @@ import pytest
 from novacron.model.lease import LEASE_S, MARGIN_S, STEADY_S
 from novacron.model.limits import NODE_LOST_AFTER_S
 from novacron.model.migration import Side
+from novacron.store import leases, vms
 from novacron.wire import messages as wire
 from tests.simulation import defects
-from tests.simulation.failover import SERVER, FailoverHistory
+from tests.simulation.bad_days import BadDay
+from tests.simulation.failover import SERVER, TICK_S, FailoverHistory
 from tests.simulation.link import Links
 from tests.simulation.ownership import run_histories, simulation_database
-from tests.simulation.seeded import Place, run_histories_from
-from tests.simulation.world import Broken, World
+from tests.simulation.seeded import Place, run_histories_from, run_history
+from tests.simulation.world import Broken, ServerFiles, World
 
 HISTORIES = int(os.environ.get("NOVACRON_EXAMPLES", "40"))
 HISTORIES_WITH_DEFECT_MAX = 60
@@ -72,6 +74,15 @@ def test_no_vm_runs_twice_whatever_becomes_of_state_folders_and_certificates(pla
     assert run_histories_from(place, "bad-days", 0, BAD_DAYS) > BAD_DAYS, (
         "histories in which nothing moves prove nothing"
     )
+
+
+def test_a_seed_gives_the_same_history_each_time(place: Place) -> None:
+    """Whatever ran before it."""
+    seeds = (5, 8, 12)
+    first = [run_history(place, "bad-days", seed).notes for seed in seeds]
+    again = [run_history(place, "bad-days", seed).notes for seed in reversed(seeds)]
+    assert all(len(notes) > 100 for notes in first)
+    assert first == again[::-1]
 
 
 @pytest.mark.slow
@@ -165,6 +176,62 @@ def test_a_bad_day_finds_a_defect_in(
         run_histories_from(place, "bad-days", defects.BAD_DAYS[defect], HISTORIES_WITH_DEFECT_MAX)
 
 
+async def put_back_after_failover(history: BadDay, files: ServerFiles) -> None:
+    """A VM fails over after a backup was made, that is put back, and its former node is heard before all others."""
+    world = history.world
+    await world.begin(ha=True)
+    await history.go_on(30, fails=False)
+    await world.back_up()
+    await world.hosts["a"].end_agent()
+    world.hosts["a"].lose_power()
+    await history.go_on(LEASE_S + MARGIN_S + STEADY_S + 5, fails=False)
+    (there,) = [name for name, host in world.hosts.items() if host.qemus]
+    assert there != "a"
+    history.up = {(x, y): SERVER not in (x, y) or "a" in (x, y) for x, y in history.up}
+    await history.be_put_back(files)
+    await world.hosts["a"].begin_agent()
+    await history.go_on(5, fails=False)
+    assert "a" in history.links.sessions and there not in history.links.sessions
+    assert [name for name, host in world.hosts.items() if host.qemus] == [there]
+    async with world.database.connection() as connection:
+        vm = await vms.get(connection, world.vm)
+        reasons = {row["reason"] for row in await connection.fetch("SELECT reason FROM events")}
+    assert vm.node == "a" and vm.status.reason_code == "MayBeElsewhere" and "was not heard since" in vm.status.reason
+    assert "DatabaseSuspected" in reasons and "DatabaseTrusted" not in reasons
+    await history.rest()
+    (owner,) = [name for name, host in world.hosts.items() if host.qemus]
+    async with world.database.connection() as connection:
+        reasons = {row["reason"] for row in await connection.fetch("SELECT reason FROM events")}
+        assert owner == there and "DatabaseTrusted" in reasons
+
+
+def run_put_back(place: Place, directory: Path, files: ServerFiles) -> None:
+    async def run() -> None:
+        history = BadDay(place[1], directory / "hosts", 1)
+        try:
+            await put_back_after_failover(history, files)
+        finally:
+            await history.world.end()
+
+    place[0].run(run())
+
+
+@pytest.mark.parametrize("files", ServerFiles)
+def test_a_node_that_comes_first_after_an_older_database_was_put_back_begins_nothing(
+    place: Place, tmp_path: Path, files: ServerFiles
+) -> None:
+    run_put_back(place, tmp_path, files)
+
+
+@pytest.mark.parametrize("files", ServerFiles)
+def test_the_simulation_finds_a_server_that_trusts_every_database(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: ServerFiles
+) -> None:
+    defects.servers_trust_every_database(monkeypatch)
+    with pytest.raises(Broken, match="the guest goes on at a, runs on"):
+        run_put_back(place, tmp_path, files)
+
+
 async def calm_history(place: Place, name: str) -> FailoverHistory:
     history = FailoverHistory(place[1], place[2] / name, 1, fails=False)
     await history.begin()
@@ -199,6 +266,57 @@ def test_a_node_that_is_cut_off_gives_its_vm_up(place: Place) -> None:
             await history.world.end()
 
     place[0].run(run())
+
+
+def restart_between_voters_and_their_acknowledgement(place: Place, directory: Path) -> None:
+    """The server tells a node of other voters, which it stores. Its agent begins anew before the server has heard of
+    that, and then the node and its new voters are cut off from the server."""
+
+    async def run() -> None:
+        history = FailoverHistory(place[1], directory / "hosts", 1, fails=False)
+        world = history.world
+        try:
+            await history.begin()
+            await history.go_on(30, fails=False)
+            history.up["a", SERVER] = False
+            async with world.database.connection() as connection:
+                await connection.execute("UPDATE nodes SET created_at = created_at + interval '1 h' WHERE name < 'd'")
+                every = await leases.neighbours(connection)
+            await history.links._announcer._announce(every, wire.Revoked(()))
+            peers = world.hosts["a"].directory / "peers.json"
+            for _ in range(8):
+                await history.go_on(TICK_S, fails=False)
+                if b'"voters":[{"name":"d"' in peers.read_bytes().replace(b'"type":"peer",', b""):
+                    break
+            else:
+                raise AssertionError("the node was not told")
+            await world.hosts["a"].crash_agent()
+            cut_off = {"a", "d", "e"}
+            history.up = {(x, y): (x in cut_off) == (y in cut_off) for x, y in history.up}
+            await history.go_on(LEASE_S + MARGIN_S + STEADY_S + 5, fails=False)
+            assert [name for name, host in world.hosts.items() if host.qemus] in (["b"], ["c"])
+        finally:
+            await world.end()
+
+    place[0].run(run())
+
+
+def test_an_agent_that_begins_anew_goes_on_by_the_word_of_voters_that_the_server_knows(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.simulation.failover.COUNTS", (5,))
+    monkeypatch.setattr(leases, "VOTERS_MAX", 2)
+    restart_between_voters_and_their_acknowledgement(place, tmp_path)
+
+
+def test_the_simulation_finds_an_agent_that_forgets_by_whose_word_it_went_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.simulation.failover.COUNTS", (5,))
+    monkeypatch.setattr(leases, "VOTERS_MAX", 2)
+    defects.agent_forgets_whom_the_server_knows(monkeypatch)
+    with pytest.raises(Broken, match="runs on"):
+        restart_between_voters_and_their_acknowledgement(place, tmp_path)
 
 
 @pytest.mark.parametrize("defect", defects.LEASES, ids=lambda defect: defect.__name__)

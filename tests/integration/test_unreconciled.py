@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,27 +10,36 @@ import pytest
 
 from novacron.control.objects import Objects
 from novacron.control.placement import PlacementController
+from novacron.model.condition import ConditionReason, ConditionType
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.network import NetworkSpec, NicSpec
 from novacron.model.ownership import Claim, OrderKind, OwnershipRecord
 from novacron.model.vm import VmAction, VmSpec, VmState, VmStatus
 from novacron.server import node_statements
+from novacron.server.database_watch import DatabaseWatch
 from novacron.server.node_statements import NodeBasis
 from novacron.store import (
     adoption,
+    conditions,
+    database_marks,
     failover,
+    leases,
     lost_nodes,
+    migrations,
     networks,
     new_vms,
     nodes,
     owned,
     projects,
     reconciling,
+    unreconciled,
     vms,
     volumes,
 )
 from novacron.store.adoption import Adoption
 from novacron.store.database import Connection, Database
+from novacron.store.leader import leadership
 from novacron.store.reconciling import NodeRecord
 from novacron.wire import messages as wire
 from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
@@ -327,3 +337,90 @@ async def test_nothing_is_started_elsewhere_before_every_node_was_heard_that_may
         await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
     await PlacementController().step(fleet, Objects("placement"))
     assert (await stored(fleet, "waits")).node is not None
+
+
+async def doubted(database: Database, mark: DatabaseMark | None) -> str:
+    return await database.transact(lambda connection: database_marks.doubt(connection, mark))
+
+
+async def test_a_server_doubts_a_database_that_it_or_another_may_have_seen_more_of(fleet: Database) -> None:
+    assert await doubted(fleet, None) == "", "no server has counted in it: it is new, or from before there were marks"
+    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", 1))
+    mark = await fleet.transact(lambda connection: database_marks.begin(connection, "5e17"))
+    assert await doubted(fleet, mark) == ""
+    later = await fleet.transact(lambda connection: database_marks.count(connection, mark))
+    assert later == DatabaseMark("5e17", mark.number + 1)
+    assert await doubted(fleet, mark) == "", "the server was killed before it wrote the last number down"
+    assert "own files are older" in await doubted(fleet, DatabaseMark("5e17", mark.number - 1))
+    assert "knows less" in await doubted(fleet, DatabaseMark("5e17", later.number + 1))
+    assert "has not seen it before" in await doubted(fleet, None)
+    other = await fleet.transact(lambda connection: database_marks.begin(connection, "07e4"))
+    assert "another server, which was not stopped" in await doubted(fleet, later)
+    async with leadership(fleet.url, database_marks.lock_of("07e4")):
+        assert await doubted(fleet, later) == "" == await doubted(fleet, None), "another one runs: it was in use"
+    await fleet.transact(lambda connection: database_marks.end(connection, other))
+    assert await doubted(fleet, later) == ""
+
+
+async def test_a_server_whose_database_is_replaced_under_it_lets_every_node_connect_again(
+    fleet: Database, tmp_path: Path
+) -> None:
+    changed: list[None] = []
+    watch = DatabaseWatch(fleet, tmp_path / "database.mark", lambda: changed.append(None))
+    await watch.begin()
+    before = watch.mark
+    await watch.step()
+    assert before is not None and watch.mark == DatabaseMark(before.server, before.number + 1) and not changed
+    async with fleet.transaction() as connection:
+        generations = await connection.fetch("SELECT generation FROM node_leases ORDER BY node")
+        await connection.execute("UPDATE database_marks SET number = number - 1")
+    await watch.step()
+    assert watch.mark.server != before.server and len(changed) == 1
+    async with fleet.connection() as connection:
+        now = await connection.fetch("SELECT generation FROM node_leases ORDER BY node")
+        assert [row["generation"] for row in now] == [row["generation"] + 1 for row in generations]
+        assert await unreconciled.not_heard(connection) == ["a", "b"]
+    async with fleet.transaction() as connection:
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp()")
+    await watch.step()
+    assert len(changed) == 2
+    async with fleet.connection() as connection:
+        events = await connection.fetch("SELECT reason, message FROM events WHERE kind = 'database' ORDER BY id")
+    assert [row["reason"] for row in events] == ["DatabaseSuspected", "DatabaseTrusted"]
+    assert "before these nodes were heard: a, b" in events[0]["message"]
+
+
+async def withheld(database: Database, node: str) -> dict[str, str]:
+    """Return why VMs of a node are not begun."""
+    async with database.transaction(isolation="repeatable_read") as connection:
+        statements = await node_statements.statements(connection, node, set(), lambda _: b"", NodeBasis(None, ()))
+    return {s.vm: s.assignment.withheld for s in statements if s.assignment is not None}
+
+
+async def test_a_vm_waits_for_nodes_that_may_have_it_and_a_young_one_does_not(fleet: Database) -> None:
+    async def compare(number: int) -> None:
+        mark = DatabaseMark("5e17", number)
+        await fleet.transact(lambda connection: database_marks.compare(connection, "a", mark))
+
+    await fleet.transact(lambda connection: database_marks.begin(connection, "5e17"))
+    await compare(1)
+    assert await withheld(fleet, "a") == {"web": ""}
+    await compare(2)
+    async with fleet.transaction() as connection:
+        await add_vm(connection, "young", "a")
+        await connection.execute("UPDATE node_leases SET renewed_at = clock_timestamp() WHERE node = 'a'")
+    waits = await withheld(fleet, "a")
+    why, young = waits["web"], waits["young"]
+    assert "node b, which may have the VM, was not heard since" in why and young == ""
+    async with fleet.transaction() as connection:
+        await conditions.refresh(connection, "b")
+        (condition,) = [
+            c for c in (await nodes.get(connection, "b")).status.conditions if c.type is ConditionType.DATABASE
+        ]
+        assert condition.reason is ConditionReason.NOT_HEARD_SINCE_RESTORE
+        with pytest.raises(Conflict, match="node b, which may have the VM") as refused:
+            await migrations.create(connection, "web", migrations.MoveRequest(actor="me"))
+        assert "novacron node remove" in str(refused.value.hint)
+    async with fleet.transaction() as connection:
+        await leases.fenced(connection, "b", cut_off=True)
+    assert await withheld(fleet, "a") == {"web": "", "young": ""}, "a node that was cut off since runs nothing"

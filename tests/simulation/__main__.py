@@ -27,7 +27,7 @@ def main() -> int:
     with simulation_database() as place:
         for done in range(1, arguments.count + 1):
             try:
-                epochs += run_history(place, arguments.kind, arguments.first + done - 1)
+                epochs += run_history(place, arguments.kind, arguments.first + done - 1).epochs
             except Broken as error:
                 broken += 1
                 print(f"BROKEN: {error}", flush=True)

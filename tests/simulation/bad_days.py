@@ -12,16 +12,19 @@ from pathlib import Path
 
 from novacron.model.drain import DrainPolicy
 from novacron.model.errors import NovaError
+from novacron.model.ownership import Claim
 from novacron.model.vm import VmAction
-from novacron.store import nodes, vms
+from novacron.store import adoption, nodes, vms
+from novacron.store.adoption import Adoption
 from novacron.store.database import Connection, Database
 from tests.simulation.failover import FailoverHistory
 from tests.simulation.host import Death, SimulatedHost
-from tests.simulation.world import Broken
+from tests.simulation.world import Broken, ServerFiles
 
 ACTS_CHANCE = 0.12
 BEGINS_CHANCE = 0.1
 """In each tick, an operator helps an agent that can't begin, or that is refused."""
+RECONCILES_CHANCE = 0.03
 FLOWS_CHANCE = 0.4
 CALM_S, FAIL_S, REST_S, REST_S_MAX = 15.0, 60.0, 30.0, 600.0
 
@@ -83,6 +86,7 @@ class BadDay(FailoverHistory):
             await self._uncordons(host)
         async with self.world.database.connection() as connection:
             vm = await vms.get(connection, self.world.vm)
+        await self._reconciles()
         if vm.status.record_lost:
             await self._ask(lambda connection: vms.act(connection, vm.id, VmAction.START, None, "test"))
 
@@ -107,6 +111,8 @@ class BadDay(FailoverHistory):
     async def also_fails(self) -> None:
         if self.random.random() < FLOWS_CHANCE:
             await self.world.let_memory_flow(arrives=self.random.random() < 0.7)
+        if self.random.random() < RECONCILES_CHANCE:
+            await self._reconciles()
         if self.random.random() < BEGINS_CHANCE:
             await self._help(self.world.hosts[self.random.choice(self.names)])
         if self.random.random() >= ACTS_CHANCE:
@@ -115,6 +121,7 @@ class BadDay(FailoverHistory):
             (8, self._migrates), (1, self._aborts), (2, self._drains), (1, self._uncordons), (2, self._cuts_migrations),
             (3, self._dies_at_a_write), (3, self._loses_power), (3, self._wipes), (2, self._copies),
             (3, self._puts_back), (2, self._puts_journal_back), (2, self._damages), (2, self._certificate_ends),
+            (2, self._backs_database_up), (3, self._puts_database_back),
         )  # fmt: skip
         act = self.random.choices([act for _, act in acts], [weight for weight, _ in acts])[0]
         async with self.world.database.connection() as connection:
@@ -137,6 +144,38 @@ class BadDay(FailoverHistory):
 
     async def _uncordons(self, host: SimulatedHost) -> None:
         await self._ask(lambda connection: nodes.uncordon(connection, host.name, None, "test", bring_back=False))
+
+    async def _backs_database_up(self, host: SimulatedHost) -> None:
+        await self.world.back_up()
+
+    async def _puts_database_back(self, host: SimulatedHost) -> None:
+        """An older database takes the place of the present one. Nodes that are wiped since have another key there."""
+        files = self.random.choice(tuple(ServerFiles))
+        self.done.append(str(files))
+        await self.be_put_back(files)
+
+    async def be_put_back(self, files: ServerFiles) -> None:
+        """The backup of the database is put back."""
+        await self.world.put_database_back(files)
+        self.told.clear()
+        if files is not ServerFiles.GO_ON:
+            self.mail.clear()
+            for name in self.names:
+                self.links.end(name)
+
+    async def _reconciles(self) -> None:
+        """Say who is right where nodes know more than the database: who has the VM, or else the database."""
+
+        async def work(connection: Connection) -> None:
+            if not await connection.fetchval("SELECT EXISTS (SELECT FROM unreconciled_vms)"):
+                return
+            first = (await adoption.find(connection, self.world.vm))[0]
+            if first.claim is Claim.OWNER:
+                await adoption.adopt(connection, first.vm, Adoption(node=first.node), "test")
+            else:
+                await adoption.forget(connection, first.vm, first.vm_name, "test")
+
+        await self._ask(work)
 
     # what befalls hosts
 

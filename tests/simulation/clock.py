@@ -7,6 +7,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,12 +18,56 @@ WAKES_MAX = 5_000
 """Sleepers that may wake within one stretch of time: more are a busy loop."""
 
 
+class NumberedTask(asyncio.Task[T]):
+    """A task whose place in sets of tasks depends on the history, not on where it lies in memory."""
+
+    numbers = itertools.count()
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self._number = next(NumberedTask.numbers)
+        super().__init__(*args, **named)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class NumberedTimer(asyncio.TimerHandle):
+    """One of several timers of the same moment: the first that was set is the first that goes off."""
+
+    def __init__(self, number: int, *args: Any) -> None:
+        super().__init__(*args)
+        self._number = number
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, NumberedTimer)
+        return (self.when(), self._number) < (other.when(), other._number)
+
+
 class SimulationLoop(asyncio.SelectorEventLoop):
     """Does at once what others do in threads, and has time limits end in simulated time: the order of everything
     depends on the history alone."""
 
     passed_s = 0.0
     """Time that has passed in all histories."""
+
+    def __init__(self) -> None:
+        self._timers = itertools.count()
+        super().__init__()
+        self.set_task_factory(lambda loop, work, **named: NumberedTask(work, loop=loop, **named))
+
+    def begin(self) -> None:
+        """A history begins: what was in earlier ones makes no difference."""
+        NumberedTask.numbers = itertools.count()
+        self._timers = itertools.count()
+        self.passed_s = 0.0
+
+    def call_at(  # type: ignore[override]  # asyncio's own signature has types that only type checkers know
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> NumberedTimer:
+        timer = NumberedTimer(next(self._timers), when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]  # as asyncio does it
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def time(self) -> float:
         return self.passed_s

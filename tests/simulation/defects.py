@@ -9,16 +9,18 @@ import msgspec
 import pytest
 
 from novacron.agent import worker
-from novacron.agent.vm import context, journal, leftovers
+from novacron.agent.control import peers
+from novacron.agent.vm import context, journal, leftovers, reconciler
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.journal import Journal, Record
 from novacron.control import failover
 from novacron.model import lease, ownership
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.migration import Migration, MigrationPhase
 from novacron.model.ownership import Claim, Order, OrderKind, OrderVerdict, OwnershipRecord
 from novacron.qemu import lease_guard
 from novacron.qemu.running import RunningQemu
-from novacron.store import leases, migrations, owned, vms
+from novacron.store import database_marks, leases, migrations, owned, vms
 from novacron.store.database import Connection
 from tests.simulation import machine
 
@@ -138,6 +140,39 @@ def qemus_are_found_by_path_alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(machine, "choose", choose)
 
 
+def servers_trust_every_database(patch: pytest.MonkeyPatch) -> None:
+    """A server takes any database for the latest, whatever it has seen itself or nodes have."""
+
+    async def no_doubt(connection: Connection, mark: object) -> str:
+        return ""
+
+    async def compare(connection: Connection, node: str, mark: object) -> None: ...
+
+    count = database_marks.count
+
+    async def count_anyway(connection: Connection, mark: DatabaseMark) -> DatabaseMark | None:
+        await connection.execute(
+            "INSERT INTO database_marks (server, number) VALUES ($1, $2)"
+            " ON CONFLICT (server) DO UPDATE SET number = excluded.number",
+            mark.server, mark.number,
+        )  # fmt: skip
+        return await count(connection, mark)
+
+    patch.setattr(database_marks, "doubt", no_doubt)
+    patch.setattr(database_marks, "compare", compare)
+    patch.setattr(database_marks, "count", count_anyway)
+
+
+def withheld_vms_are_begun(patch: pytest.MonkeyPatch) -> None:
+    """Agents begin VMs that another node may have."""
+    patch.setattr(reconciler, "BEGINS", frozenset())
+
+
+def agent_forgets_whom_the_server_knows(patch: pytest.MonkeyPatch) -> None:
+    """A new agent goes on by the word of the voters that were stored last alone."""
+    patch.setattr(peers.KeptPeers, "known", property(lambda self: ()))
+
+
 Defect = Callable[[pytest.MonkeyPatch], None]
 LEASES: dict[Defect, int] = {
     failover_does_not_wait_for_the_lease: 9,
@@ -158,5 +193,6 @@ OWNERSHIP = (
 )
 BAD_DAYS: dict[Defect, int] = {
     qemus_are_found_by_path_alone: 0,
+    withheld_vms_are_begun: 0,
 }
 """With the seed of a bad day that finds it, to begin with."""

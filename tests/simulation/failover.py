@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from novacron.model import limits
+from novacron.server.database_watch import COUNT_S
 from novacron.server.session import NodeSession
 from novacron.store.database import Database
 from novacron.wire import messages as wire
@@ -45,7 +46,8 @@ class FailoverHistory:
         self.world.delay_s = lambda: self.random.choice(DELAYS_S)
         self.world.link_ends = lambda name: self.links.end(name)
         self.up = {(a, b): True for a in (*self.names, SERVER) for b in (*self.names, SERVER)}
-        self.links = Links(database, self.world.clock.monotonic, self._send)
+        self.world.restated = lambda: self.told.clear()
+        self.links = Links(database, self.world.clock.monotonic, self._send, lambda: self.world.watch.mark)
         self.mail: list[tuple[float, NodeSession, wire.Message, str]] = []
         """Messages under way: when they arrive, on which link, and where."""
         self.told: dict[str, tuple[NodeSession, str]] = {}
@@ -99,6 +101,8 @@ class FailoverHistory:
             await self._carry()
             for name in self.names:
                 await self._node(name)
+            if self._every(COUNT_S):
+                await self.world.watch.step()
             if self._every(SAY_S):
                 await self._say()
             if self._every(CONTROL_S):
@@ -171,7 +175,7 @@ class FailoverHistory:
             return
         agent = host.agent
         if name not in self.links.sessions and both and host.is_certified():
-            await self.links.connect(name, agent.hello())
+            await self.links.connect(name, agent.hello(), agent.services.database_mark.mark)
         if self._every(limits.HEARTBEAT_INTERVAL_S):
             # Without the clock's time: the server compares that to the real clock.
             self._say_to_server(name, msgspec.structs.replace(agent.peers.heartbeat(), clock=0.0))

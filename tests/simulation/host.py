@@ -19,6 +19,7 @@ from novacron import pki
 from novacron.agent import identity as identities
 from novacron.agent.control.dispatch import Dispatcher, Parts
 from novacron.agent.control.peers import PeerWatch
+from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.presence import Presence
@@ -113,6 +114,7 @@ class AgentProcess:
             start_queue=StartQueue(STARTS_AT_ONCE, gather_s=0),
             clock=world.clock,
             lease=NodeLease(settings.lease_path, world.clock.monotonic),
+            database_mark=RememberedMark(settings.database_mark_path),
             revoked=Mock(),
             networks=NodeNetworks(settings),
             hypervisor=cast(Hypervisor, None),

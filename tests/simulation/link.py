@@ -8,12 +8,13 @@ from typing import Any, cast
 
 from websockets.asyncio.server import ServerConnection
 
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import Conflict
 from novacron.server.heartbeats import Heartbeats
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.reader import Reader, Takers
 from novacron.server.session import NodeSession
-from novacron.store import leases, reconciling
+from novacron.store import database_marks, leases, reconciling
 from novacron.store.database import Database
 from novacron.store.leases import Beat
 from novacron.supervise import Rarely
@@ -44,7 +45,11 @@ class Links:
     """Which nodes are connected. ``deliver`` takes what is sent to a node, with the session that it belongs to."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], float], deliver: Callable[[NodeSession, wire.Message], None]
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        deliver: Callable[[NodeSession, wire.Message], None],
+        mark: Callable[[], DatabaseMark | None] = lambda: None,
     ) -> None:
         self._database, self._deliver = database, deliver
         self.sessions: dict[str, NodeSession] = {}
@@ -52,14 +57,15 @@ class Links:
         unused = cast(Any, None)
         self._takers = Takers(
             database, unused, clock, unused, unused, unused, UnbatchedHeartbeats(database, clock), unused, unused,
-            Rarely(),
+            Rarely(), mark,
         )  # fmt: skip
 
-    async def connect(self, name: str, held: tuple[wire.HeldVm, ...]) -> None:
-        """As ``LinkServer._welcome`` does."""
+    async def connect(self, name: str, held: tuple[wire.HeldVm, ...], seen: DatabaseMark | None = None) -> None:
+        """As ``LinkServer._welcome`` does. ``seen``: what the node has seen of the database."""
         socket = SimulatedSocket(lambda message: self._deliver(session, message))
         session = NodeSession(name, cast(ServerConnection, cast(Any, socket)))
         records = [reconciling.NodeRecord(vm.vm, vm.record) for vm in held if vm.record is not None]
+        await self._database.transact(lambda connection: database_marks.compare(connection, name, seen))
         await self._database.transact(lambda connection: reconciling.take(connection, name, records, whole=True))
         async with self._database.transaction() as connection:
             session.generation = await leases.begin(connection, name)

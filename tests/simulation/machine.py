@@ -7,7 +7,6 @@ the product does, by what they are.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,11 +32,9 @@ EXECUTES = frozenset({"running", "finish-migrate"})
 class SimulatedQemu:
     """One process on one host. ``memory`` says what its guest did last; it is compared wherever the guest goes on."""
 
-    numbers = itertools.count(1)
-
     def __init__(self, machine: SimulatedMachine, *, incoming: bool, kept: bool) -> None:
         self.host, self.vm, self.kept = machine.agent.host, machine.id, kept
-        self.pid = next(self.numbers)
+        self.pid = next(self.host.world.pids)
         settings = machine.agent.services.settings
         self.lease_path = settings.lease_path
         self._marks = settings.owner, str(settings.state_dir.resolve())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 from unittest.mock import patch
 
 from novacron.store.database import Database
 from tests.simulation.bad_days import BadDay
+from tests.simulation.clock import SimulationLoop
 from tests.simulation.failover import FailoverHistory
 from tests.simulation.world import Broken
 
@@ -18,13 +21,30 @@ Place = tuple[asyncio.Runner, Database, Path]
 KINDS: dict[str, type[FailoverHistory]] = {"failover": FailoverHistory, "bad-days": BadDay}
 
 
-def run_history(place: Place, kind: str, seed: int) -> int:
-    """Return at how many epochs the VM was before its last. Raises Broken, which says how to run it again."""
+class Ran(NamedTuple):
+    """What came of a history."""
+
+    epochs: int
+    """At how many the VM was before its last."""
+    notes: list[str]
+    """What happened, in its order: the same each time."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("\n".join(self.notes).encode()).hexdigest()[:16]
+
+
+def run_history(place: Place, kind: str, seed: int) -> Ran:
+    """Run one history. Raises Broken, which says how to run it again."""
     runner, database, directory = place
     ids = random.Random(seed)
 
-    async def run(hosts: Path) -> int:
-        return await KINDS[kind](database, hosts, seed).run()
+    async def run(hosts: Path) -> Ran:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulationLoop)
+        loop.begin()
+        history = KINDS[kind](database, hosts, seed)
+        return Ran(await history.run(), history.world.notes)
 
     random.seed(seed)  # the product spreads its retries
     with (
@@ -43,4 +63,4 @@ def run_history(place: Place, kind: str, seed: int) -> int:
 def run_histories_from(place: Place, kind: str, first: int, count: int) -> int:
     """Run histories of so many seeds; return at how many epochs their VMs were. Raises Broken."""
     print(f"{kind}: seeds {first} to {first + count - 1}")
-    return sum(run_history(place, kind, seed) for seed in range(first, first + count))
+    return sum(run_history(place, kind, seed).epochs for seed in range(first, first + count))

@@ -6,9 +6,12 @@ agents' workers, dispatchers, journals and leases. Simulated: QEMU, the memory's
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +25,13 @@ from novacron.model.errors import NovaError, Unavailable
 from novacron.model.node import Accelerator, AcceleratorKind, Inventory
 from novacron.model.probe import MoveForeseen
 from novacron.model.vm import Vm, VmSpec
+from novacron.server.database_watch import DatabaseWatch
 from novacron.server.node_statements import NodeBasis, VmReadings, statements
 from novacron.server.reports import Reports
 from novacron.store import identities, leases, lost_nodes, migrations, new_vms, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
 from novacron.wire import messages as wire
+from tests.simulation import backup as backups
 from tests.simulation.clock import SimulatedClock, settle
 from tests.simulation.host import IMAGE, Death, SimulatedHost
 from tests.simulation.machine import EXECUTES, SimulatedQemu
@@ -43,8 +48,10 @@ DELIVERIES_MAX = 500
 """Messages that are delivered in one round: more are an endless exchange."""
 TABLES = (
     "nodes, node_leases, node_signs, revoked_keys, vms, macs, vm_tombstones, migrations, drains, unreconciled_vms,"
-    " database_restored, events, changes"
+    " database_restored, database_marks, events, changes"
 )
+EARLIER = re.compile(rb'"written_at":[0-9.]+')
+"""When a copy was made does not depend on how fast a history runs."""
 CLOCK_SQL = """
 CREATE SCHEMA IF NOT EXISTS simulation;
 CREATE TABLE IF NOT EXISTS simulation.clock (at timestamptz NOT NULL);
@@ -58,6 +65,25 @@ ALTER DATABASE postgres SET synchronous_commit = off;
 ALTER DATABASE postgres SET search_path = simulation, pg_catalog, public;
 """
 
+TIMES_OF_ROWS = """
+SELECT format('ALTER TABLE %I ALTER %I SET DEFAULT simulation.now()', table_name, column_name) AS statement
+FROM information_schema.columns WHERE table_schema = 'public' AND column_default ~ '(now|clock_timestamp)\\(\\)'
+"""
+"""Defaults of columns know the functions that they call, whatever the search path is."""
+BEGINS_AT = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class ServerFiles(StrEnum):
+    """What becomes of the server's own files when an older database is put back."""
+
+    KEPT = "kept"
+    LOST = "lost"
+    """Another machine becomes the server."""
+    PUT_BACK = "put-back"
+    """They are put back with the database."""
+    GO_ON = "go-on"
+    """Nothing: the server does not even begin again. A standby took over that lacked the last changes."""
+
 
 class Broken(AssertionError):
     """What must never happen has happened."""
@@ -68,6 +94,8 @@ async def open_database(url: str) -> Database:
     database = await Database.open(url)
     async with database.connection() as connection:
         await connection.execute(CLOCK_SQL)
+        for row in await connection.fetch(TIMES_OF_ROWS):
+            await connection.execute(row["statement"])
         await connection.execute("ALTER SYSTEM SET fsync = off")  # hosts crash here, the database's does not
         await connection.execute("SELECT pg_reload_conf()")
     await database.close()
@@ -85,9 +113,13 @@ class World:
         self.database, self.directory = database, directory
         self.clock, self.network = SimulatedClock(), SimulatedNetwork()
         self.channels: dict[str, Channel] = {}
+        self.pids = itertools.count(1)
         self.newest_memory = 0
         """Counts what guests have done: a guest that goes on with less than this goes on from an old copy."""
+        self.backup: backups.Backup | None = None
         self.violations: list[str] = []
+        self.notes: list[str] = []
+        """What happened, in its order: the same in every run of a seed."""
         self.leased = leased
         """The VM is highly available: a node that is cut off owns it as far as it knows, and its lease stops it."""
         self.is_up: Callable[[str, str], bool] = lambda source, target: True
@@ -99,17 +131,53 @@ class World:
         self.authority = pki.Authority.open(directory / "authority", self.clock.time)
         self.vm = ""
         self.names = names
-        self.reports = Reports(database, self.clock.monotonic)
+        self.restated: Callable[[], None] = lambda: None
+        """Nodes are to be told something else, though no VM has changed."""
+        self._begin_server()
+        self.generations: dict[str, int] = {}
+        self.hosts = {name: SimulatedHost(self, name, directory / name) for name in names}
+
+    # the server
+
+    def _begin_server(self) -> None:
+        self.reports = Reports(self.database, self.clock.monotonic)
         self.drains = drain.Drains(_foresee_nothing)
         self.failover, self.placement = failover.Failover(), placement.PlacementController()
         self.objects = {
             name: Objects(name, clock=self.clock.monotonic)
             for name in ("health", "migration", "placement", "failover", "drain")
         }
-        self.generations: dict[str, int] = {}
-        self.hosts = {name: SimulatedHost(self, name, directory / name) for name in names}
+        self.watch = DatabaseWatch(self.database, self.mark_file, lambda: self.restated())
 
-    # the server
+    @property
+    def mark_file(self) -> Path:
+        return self.directory / "authority" / "database.mark"
+
+    async def back_up(self) -> None:
+        """Somebody makes a backup of the database, and one of the server's files."""
+        async with self.database.transaction(isolation="repeatable_read") as connection:
+            self.backup = await backups.make(connection)
+        self.marks_copy.unlink(missing_ok=True)
+        if self.mark_file.exists():
+            shutil.copy2(self.mark_file, self.marks_copy)
+
+    @property
+    def marks_copy(self) -> Path:
+        return self.directory / "database.mark.copy"
+
+    async def put_database_back(self, files: ServerFiles) -> None:
+        """The database becomes what the backup is; the server begins again, but where a standby took over."""
+        assert self.backup is not None
+        backup = self.backup
+        await self.transact(lambda connection: backups.put_back(connection, backup))
+        if files is ServerFiles.GO_ON:
+            return
+        if files is not ServerFiles.KEPT:
+            self.mark_file.unlink(missing_ok=True)
+        if files is ServerFiles.PUT_BACK and self.marks_copy.exists():
+            self.mark_file.write_bytes(EARLIER.sub(b'"written_at":1000000000', self.marks_copy.read_bytes()))
+        self._begin_server()
+        await self.watch.begin()
 
     async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         async with self.database.transaction() as connection:
@@ -119,7 +187,8 @@ class World:
         """Make the nodes and the VM."""
 
         async def make(connection: Connection) -> str:
-            await connection.execute(f"TRUNCATE {TABLES} CASCADE")
+            await connection.execute(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
+            await connection.execute("UPDATE simulation.clock SET at = $1", BEGINS_AT)
             accelerator = Accelerator(AcceleratorKind.TCG, "")
             for name in self.names:
                 inventory = Inventory(2, 8192, "x86_64", "6", "7", accelerator, (IMAGE,), None, f"{name}:1", "0")
@@ -131,6 +200,8 @@ class World:
             return (await new_vms.create(connection, making, new, "test")).id
 
         self.vm = await self.transact(make)
+        await self.watch.begin()
+        await self.back_up()
 
     async def join(self, name: str, key_hash: str) -> None:
         """A host joins, as the API lets it. Raises NovaError."""
@@ -158,6 +229,7 @@ class World:
         self.network.to_host(name, wire.Desired(cold))
 
     async def server_hears(self, name: str, message: wire.Message) -> None:
+        self.note(f"the server hears of {name}: {message}")
         match message:
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await self.transact(lambda connection: self._observe(connection, owned.Report(name, vm, epoch, status)))
@@ -173,7 +245,12 @@ class World:
         if not is_owners and (await vms.get(connection, report.vm)).status != before.status:
             self.violations.append(f"what {report.node} says at epoch {report.epoch} counts at {before.epoch}")
 
+    def note(self, what: object) -> None:
+        """Write down that something happened."""
+        self.notes.append(f"{self.clock.now_s:.3f} {what}")
+
     async def host_hears(self, name: str, message: wire.Message) -> None:
+        self.note(f"{name} hears {message}")
         if self.hosts[name].works:
             self.hosts[name].agent.dispatcher.take(message)
         await self.settle()
@@ -263,6 +340,7 @@ class World:
 
     def guest_goes_on(self, qemu: SimulatedQemu) -> None:
         """A guest executes from now on: checked at that moment, whatever stops it again."""
+        self.note(f"the guest goes on at {qemu.host.name}")
         running = [host.name for host in self.hosts.values() for other in host.qemus.values()
                    if other is qemu or other.run_state in EXECUTES]  # fmt: skip
         if len(running) > 1:

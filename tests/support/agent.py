@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 from novacron import pki
 from novacron.agent.host.clock import Clock, SystemClock
+from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
@@ -48,6 +49,7 @@ def services_in(directory: Path, clock: Clock | None = None, transport: MemoryTr
         start_queue=StartQueue(4),
         clock=clock or SystemClock(),
         lease=NodeLease(settings.lease_path),
+        database_mark=RememberedMark(settings.database_mark_path),
         revoked=RevokedKeys(directory / "revoked.json", Admittance(pki.peer_key_hash)),
         networks=NodeNetworks(settings),
         hypervisor=QemuHypervisor(settings, NodeNetworks(settings), Passthrough()),

@@ -76,6 +76,7 @@ def test_a_node_with_which_all_is_well_has_every_condition_and_each_is_true() ->
         ({"certificate_ends_at_s": 0.0}, "CertificateValid", "NotReported", "not connected yet"),
         ({"heartbeat_at": None}, "DatabaseCurrent", "NotReported", "no heartbeat"),
         ({"unreconciled_vms": 2}, "DatabaseCurrent", "DatabaseOlder", "knows more of 2 VMs"),
+        ({"unheard": True}, "DatabaseCurrent", "NotHeardSinceRestore", "novacron node remove a --force"),
         ({"ready": False}, "DatabaseCurrent", "HeartbeatsNotStored", "stored at 2027-01-01 00:00 UTC"),
         ({"ready": False}, "DiskUsable", "NodeLost", "systemctl status novacron-agent"),
         ({"ready": False, "peers": PeersSeen(0, (B,)), "peers_heard": {"b"}}, "PeersReachable", "NodeLost", "there"),

@@ -58,6 +58,28 @@ def test_a_majority_that_hears_nothing_lets_it_go_on_and_never_begins_anew() -> 
     assert not lease.may_go_on({"a", "b", "x", "y"}, 20.5, 21.0), "it is over"
 
 
+def test_voters_count_of_which_the_control_plane_may_have_heard(tmp_path: Path) -> None:
+    """What was sent may have arrived, acknowledged or not."""
+    lease = Lease(0.0)
+    lease.voters_next = ("a", "b", "c")
+    lease.beaten(lease.beat(1.0), 1.0)
+    lease.voters_next = ("x", "y", "z")
+    lease.beat(2.0)  # its acknowledgement is lost
+    lease.connected()
+    lease.voters_next = ("d", "e", "f")
+    assert lease.voters_known() == (("a", "b", "c"), ("x", "y", "z"))
+    every = {"a", "b", "x", "y", "d", "e"}
+    assert lease.may_go_on(every, 9.0, 10.0)
+    for voter in sorted(every):
+        assert not lease.may_go_on(every - {voter}, 9.0, 10.0)
+    lease.beaten(lease.beat(11.0), 11.0)
+    assert lease.voters_known() == (("d", "e", "f"),) and lease.may_go_on({"d", "e"}, 20.0, 21.0)
+    lease.voters_next = ()
+    lease.beat(22.0)
+    lease.voters_next = ("d", "e", "f")
+    assert not lease.may_go_on({"d", "e", "f"}, 22.0, 23.0), "it may know of none, whom it need not ask"
+
+
 def test_the_control_plane_knows_until_when_a_node_surely_hears_it() -> None:
     beats = Beats()
     assert beats.hears_until(0) is None

@@ -45,10 +45,12 @@ class Site:
         self.services.hypervisor = Mock(machine=lambda vm, on_event: self.machine)
         self.services.images["tiny"] = Mock(spec=LocalImage, disk=None, info=Mock(disk_bytes=0))
 
-    async def start(self, spec: VmSpec = RUNS, machine: str = "") -> list[wire.Observed]:
+    async def start(self, spec: VmSpec = RUNS, machine: str = "", withheld: str = "") -> list[wire.Observed]:
         """Let the VM be started once; return what was observed."""
         worker = Worker("vm-a", Record(), self.services)
-        assignment = wire.Assignment("vm-a", "a", spec, False, machine, 0, None, "default", bytes(32))
+        assignment = wire.Assignment(
+            "vm-a", "a", spec, False, machine, 0, None, "default", bytes(32), withheld=withheld
+        )
         worker.set_desired(wire.Statement("vm-a", Order(OrderKind.OWN, 4), assignment, None))
         await worker._try_step()
         return [message for message in self.said if isinstance(message, wire.Observed)]
@@ -112,6 +114,13 @@ async def test_a_vm_whose_start_fails_says_why(
     breaks(site)
     last = (await site.start(LAN))[-1]
     assert (last.status.state, last.status.reason_code) == (VmState.FAILED, code) and words in last.status.reason
+
+
+async def test_a_vm_that_may_be_elsewhere_is_not_begun_and_says_so(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    first = (await site.start(withheld="an older database was put back"))[0]
+    assert (first.status.state, first.status.reason_code) == (VmState.STARTING, "MayBeElsewhere")
+    assert first.status.reason == "an older database was put back" and site.machine.pid is None
 
 
 async def test_a_vm_that_starts_waits_for_nothing(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from novacron.agent.control.transfers import Transfers
 from novacron.agent.host import inventory as inventories
 from novacron.agent.host.clock import SystemClock
 from novacron.agent.host.conditions import HostConditions
+from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.lease import NodeLease
 from novacron.agent.host.loads import Loads
 from novacron.agent.host.networks import NodeNetworks
@@ -205,7 +206,7 @@ class Agent:
         self._conditions.resync()
         self._host.networks.problems.resync()
         held = tuple(worker.held() for worker in self._workers.values())
-        return wire.Hello(wire.PROTOCOL, self._images.inventory, held)
+        return wire.Hello(wire.PROTOCOL, self._images.inventory, held, self._host.database_mark.mark)
 
     def _receive(self, message: wire.Message) -> None:
         self._dispatcher.take(message)
@@ -296,6 +297,7 @@ async def _run(settings: AgentSettings, identity: Identity) -> None:
             start_queue=StartQueue(STARTS_AT_ONCE),
             clock=SystemClock(),
             lease=NodeLease(settings.lease_path),
+            database_mark=RememberedMark(settings.database_mark_path),
             revoked=revoked,
             networks=networks,
             hypervisor=QemuHypervisor(settings, networks, Passthrough()),

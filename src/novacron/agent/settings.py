@@ -65,6 +65,10 @@ class AgentSettings(msgspec.Struct, frozen=True):
         return self.state_dir / "lease"
 
     @property
+    def database_mark_path(self) -> Path:
+        return self.state_dir / "database.mark"
+
+    @property
     def imports_dir(self) -> Path:
         return self.imports or self.images_dir.parent / "imports"
 

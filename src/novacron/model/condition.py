@@ -72,6 +72,8 @@ class ConditionReason(StrEnum):
     HEARTBEATS_STORED = "HeartbeatsStored"
     DATABASE_OLDER = "DatabaseOlder"
     """The node knows more of VMs than the database, which was put back from a backup."""
+    NOT_HEARD_SINCE_RESTORE = "NotHeardSinceRestore"
+    """An older database was put back, or may have been, and the node was not heard since: it may know more."""
     HEARTBEATS_NOT_STORED = "HeartbeatsNotStored"
     NODE_LOST = "NodeLost"
     NOT_REPORTED = "NotReported"
@@ -138,6 +140,8 @@ class NodeFacts(NamedTuple):
     now: datetime
     unreconciled_vms: int = 0
     """VMs of which the node knows more than the database."""
+    unheard: bool = False
+    """The database is older, or may be, than what nodes know, and this one was not heard since that was found."""
 
 
 def evaluate(facts: NodeFacts, reported: Iterable[ReportedCondition]) -> tuple[ReportedCondition, ...]:
@@ -222,6 +226,12 @@ def _database(facts: NodeFacts) -> ReportedCondition:
         count = f"{facts.unreconciled_vms} VM{'s' if facts.unreconciled_vms > 1 else ''}"
         message = f"it knows more of {count} than the database, which is older; novacron vm unreconciled"
         return ReportedCondition(type, ConditionStatus.FALSE, R.DATABASE_OLDER, message)
+    if facts.unheard:
+        message = (
+            "the database may be older than what it knows, and it was not heard since: no VM is begun elsewhere that it"
+            f" may have; start its agent, or, if that host is gone for good: novacron node remove {facts.name} --force"
+        )
+        return ReportedCondition(type, ConditionStatus.FALSE, R.NOT_HEARD_SINCE_RESTORE, message)
     if facts.ready:
         return ReportedCondition(type, ConditionStatus.TRUE, R.HEARTBEATS_STORED, "its heartbeats are stored")
     message = (

@@ -32,6 +32,8 @@ MARGIN_S = 2.0
 STEADY_S = VOTE_S + MARGIN_S + 1.0
 """How long a voter must have heard from the control plane without a pause to count for it."""
 VOTERS_MAX = 15
+VOTER_GROUPS_MAX = 8
+"""Groups of voters of which a node does not know which the control plane has: it takes no further one."""
 
 
 class Vitals(msgspec.Struct, frozen=True):
@@ -75,13 +77,20 @@ class Lease:
         now: the node must not claim silence before it is true."""
         self.deadline = deadline
         self.heard_at = now if heard_at is None else heard_at
-        self.voters: tuple[str, ...] = ()
-        """The voters that count: the control plane knows that the node uses these."""
+        self.voters: tuple[str, ...] | None = None
+        """The voters of the last heartbeat that was acknowledged; None: none was."""
+        self.voters_sent: tuple[tuple[str, ...], ...] = ()
+        """Those of heartbeats that were not: the control plane may know of any of these groups instead."""
         self.voters_next: tuple[str, ...] = ()
-        """The voters that replace them once the control plane knows; until then, both groups must agree."""
+        """The voters that replace them once the control plane knows; until then, all groups must agree."""
         self._steady_since: float | None = None
         self._number = self.acknowledged = 0
         self._sent: dict[int, tuple[float, tuple[str, ...]]] = {}
+
+    def voters_known(self) -> tuple[tuple[str, ...], ...]:
+        """Return the groups of voters of which the control plane knows one."""
+        acknowledged = () if self.voters is None else (self.voters,)
+        return tuple(dict.fromkeys((*acknowledged, *self.voters_sent)))
 
     def silent(self, now: float) -> bool:
         return now - self.heard_at > SILENT_AFTER_S
@@ -102,6 +111,7 @@ class Lease:
         """Record a heartbeat that is sent now, and return its number."""
         self._number += 1
         self._sent[self._number] = now, self.voters_next
+        self.voters_sent = tuple(dict.fromkeys((*self.voters_sent, self.voters_next)))
         for number in [number for number in self._sent if number <= self._number - limits.BEATS_REMEMBERED]:
             del self._sent[number]
         return self._number
@@ -118,11 +128,13 @@ class Lease:
         self.heard_at = max(self.heard_at, sent_at)
         self.deadline = max(self.deadline, sent_at + LEASE_S)
         self.voters = voters
+        later = [sent_voters for later, (_, sent_voters) in self._sent.items() if later > number]
+        self.voters_sent = tuple(dict.fromkeys(later))
 
     def may_go_on(self, silent: set[str], asked_at: float, now: float) -> bool:
         """Extend the lease if the voters allow it, and say whether they do. An expired lease stays expired."""
-        both = [voters for voters in (self.voters, self.voters_next) if voters]
-        if not both or not self.valid(now) or not all(majority_is_silent(silent, voters) for voters in both):
+        groups = (*self.voters_known(), self.voters_next)  # a group of none has no majority
+        if not self.valid(now) or not all(majority_is_silent(silent, voters) for voters in groups):
             return False
         self.deadline = max(self.deadline, asked_at + VOTE_S)
         return True

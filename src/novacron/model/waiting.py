@@ -24,6 +24,8 @@ class WaitCode(StrEnum):
     """Its node does not hold the image: that is on its way from another node, or nowhere."""
     LEASE_ENDED = "LeaseEnded"
     """Its node may run no highly available VM before the control plane has acknowledged a heartbeat."""
+    MAY_BE_ELSEWHERE = "MayBeElsewhere"
+    """An older database was put back: another node that was not heard since may have the VM."""
     NETWORK_NOT_READY = "NetworkNotReady"
     """A network can't be set up on a node."""
     START_QUEUED = "StartQueued"

@@ -55,9 +55,9 @@ class DesiredStateSender:
                 self._vm_changed(change.key, None if body is None else body["node"])
             case "unreconciled-vm", _:
                 self._touch(change.key.partition(".")[0])
-                self._wake_all()
+                self.wake_all()
             case "export", None:  # its node is not said any more
-                self._wake_all()
+                self.wake_all()
             case "node", _:
                 for node in self._cpu_baselines.changed(change):
                     if node in self._sessions:
@@ -80,13 +80,13 @@ class DesiredStateSender:
         self._cpu_baselines.reset()
         for session in self._sessions.values():
             session.sent_state.begin_again()  # the database may be another, of which nodes know more
-        self._wake_all()
+        self.wake_all()
 
     def _wake(self, node: str) -> None:
         if node in self._sessions:
             self._sessions[node].look_anew()
 
-    def _wake_all(self) -> None:
+    def wake_all(self) -> None:
         for session in self._sessions.values():
             session.look_anew()
 

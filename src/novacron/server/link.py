@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from novacron import pki
 from novacron.model import limits
 from novacron.model.console import ConsoleKind
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import MALFORMED, InvalidInput, NovaError, Unavailable
 from novacron.model.event import ImageCopy
 from novacron.model.lease import ClockSkew
@@ -35,7 +36,7 @@ from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
 from novacron.server.session import ConsoleChannel, NodeSession
-from novacron.store import conditions, identities, leases, nodes, reconciling
+from novacron.store import conditions, database_marks, identities, leases, nodes, reconciling
 from novacron.store.certificates import REJOIN
 from novacron.store.database import Database
 from novacron.store.feed import Change
@@ -65,8 +66,13 @@ class LinkServer:
     """Accepts agents over mutual TLS and sends each the desired state of its node."""
 
     def __init__(
-        self, database: Database, authority: pki.Authority, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        authority: pki.Authority,
+        clock: Callable[[], float] = time.monotonic,
+        mark: Callable[[], DatabaseMark | None] = lambda: None,
     ) -> None:
+        """``mark`` returns what nodes are to remember of the database."""
         self._database = database
         self._authority = authority
         self._sessions: dict[str, NodeSession] = {}
@@ -85,7 +91,7 @@ class LinkServer:
         self._observations = Observations(database)
         self._takers = Takers(
             database, authority, clock, self._questions, self._images, self._desired_state, self._heartbeats,
-            self._observations, Reports(database, clock), Rarely(),
+            self._observations, Reports(database, clock), Rarely(), mark,
         )  # fmt: skip
         gauge("novacron_link_nodes").read = lambda: {(): len(self._sessions)}
         gauge("novacron_link_consoles").read = lambda: {
@@ -156,6 +162,10 @@ class LinkServer:
     def resync(self) -> None:
         """Wake every session: the feed was away."""
         self._desired_state.resync()
+
+    def wake(self) -> None:
+        """Let every node be told what has changed for its VMs."""
+        self._desired_state.wake_all()
 
     def _session(self, node: str) -> NodeSession:
         session = self._sessions.get(node)
@@ -278,6 +288,7 @@ class LinkServer:
         node = session.node
         records = [reconciling.NodeRecord(held.vm, held.record) for held in hello.held if held.record is not None]
         async with self._greeting:  # before anything is said to the node, or given to it
+            await self._database.transact(lambda connection: database_marks.compare(connection, node, hello.database))
             await self._database.transact(lambda connection: reconciling.take(connection, node, records, whole=True))
         async with self._greeting, self._database.transaction() as connection:
             session.generation = await leases.begin(connection, node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import getpass
 import os
@@ -19,8 +20,9 @@ from novacron import context_file, pki, private_file
 from novacron.audit_chain.heads import SigningKey
 from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
-from novacron.model.errors import InvalidInput
+from novacron.model.errors import InvalidInput, NovaError
 from novacron.server import audit_sinks, certificates, relay, workers
+from novacron.server.database_watch import DatabaseWatch
 from novacron.server.http import LEAVE_S_MAX, Front
 from novacron.server.link import LinkServer
 from novacron.server.settings import ServerSettings
@@ -138,7 +140,9 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
     database = await _open_database(settings.database_url, settings.pool)
     try:
         await _welcome(settings, database, authority)
-        link = LinkServer(database, authority)
+        watch = DatabaseWatch(database, settings.state_dir / "database.mark", lambda: link.wake())
+        await watch.begin()
+        link = LinkServer(database, authority, mark=lambda: watch.mark)
         context = pki.agent_link_tls(settings.state_dir / "ca.crt", certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)
@@ -166,6 +170,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 answering,
                 asyncio.create_task(supervise("controllers", controllers.run), name="controllers"),
                 asyncio.create_task(supervise("certificates", keep), name="certificates"),
+                asyncio.create_task(supervise("database mark", watch.run), name="database-mark"),
+                asyncio.create_task(supervise("database lock", watch.be_seen), name="database-lock"),
                 asyncio.create_task(supervise("statistics", lambda: statistics.watch(database)), name="statistics"),
                 *keepers,
             ]
@@ -181,6 +187,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
                 for task in (*work, stopped):
                     task.cancel()
                 await asyncio.wait([*work, stopped], timeout=5)
+        with contextlib.suppress(NovaError, asyncpg.PostgresError, *LOST):
+            await watch.end()
     finally:
         await database.close()
 

@@ -139,7 +139,7 @@ def _owned(
         tuple(_wanted(snapshot) for snapshot in working), vm.clone_of,
         tuple(_attached(volume) for volume in has), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
-        trace=vm.trace,
+        trace=vm.trace, withheld=vm.withheld,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 

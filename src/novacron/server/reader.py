@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection
 from novacron import pki
 from novacron.byte_budget import ByteBudget
 from novacron.model import limits
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.errors import NovaError, Unavailable
 from novacron.server.desired_state import DesiredStateSender
 from novacron.server.heartbeats import Heartbeats
@@ -55,6 +56,8 @@ class Takers(msgspec.Struct, frozen=True):
     reports: Reports
     log_now: Rarely
     """When to log of a kind of message that it is skipped."""
+    mark: Callable[[], DatabaseMark | None] = lambda: None
+    """Return what nodes are to remember of the database."""
 
 
 class _Report(NamedTuple):
@@ -196,6 +199,7 @@ class Reader:
     async def _store_heartbeat(self, heartbeat: wire.Heartbeat) -> None:
         """Store a heartbeat, and only then acknowledge it. Raises Conflict when the node has to begin anew."""
         session, takers = self._session, self._takers
+        mark = takers.mark()  # before: it says no more than what the heartbeat is stored after
         skew_s = session.clock.differs(heartbeat.clock, time.time())
         seen = tuple((peer.name, peer.silent) for peer in heartbeat.seen[:SEEN_MAX])
         hears_until = session.beats.hears_until(heartbeat.acknowledged)
@@ -208,4 +212,4 @@ class Reader:
                 await conditions.refresh(connection, session.node)
             session.clock.stored_s = skew_s
         session.beats.acknowledge(heartbeat.number, heartbeat.acknowledged, takers.clock())
-        await session.send(wire.Beaten(heartbeat.number))
+        await session.send(wire.Beaten(heartbeat.number, mark))

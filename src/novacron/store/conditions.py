@@ -11,13 +11,14 @@ import msgspec
 from novacron.model import condition as conditions
 from novacron.model.condition import NodeCondition, NodeFacts, PeersSeen, ReportedCondition
 from novacron.model.node import NodeStatus
-from novacron.store import events, nodes
+from novacron.store import events, nodes, unreconciled
 from novacron.store.database import Connection
 from novacron.store.rows import decode_each
 
-ROWS = """
-    SELECT n.name, n.status - 'inventory' AS status, l.renewed_at, clock_timestamp() AS now
-    FROM nodes n LEFT JOIN node_leases l ON l.node = n.name
+ROWS = f"""
+    SELECT n.name, n.status - 'inventory' AS status, l.renewed_at, clock_timestamp() AS now,
+           coalesce({unreconciled.NOT_HEARD}, false) AS unheard
+    FROM nodes n LEFT JOIN node_leases l ON l.node = n.name LEFT JOIN database_restored r ON true
 """
 """Inventories are large, and decide on no condition."""
 
@@ -27,6 +28,7 @@ class _NodeRow(msgspec.Struct, frozen=True):
     status: NodeStatus
     renewed_at: datetime | None
     now: datetime
+    unheard: bool
 
 
 def _row(row: asyncpg.Record) -> _NodeRow:
@@ -87,6 +89,6 @@ def _now(
     """Return a node's conditions as they are now."""
     facts = NodeFacts(
         row.name, status.ready, row.renewed_at, status.clock_skew_s, status.certificate_ends_at_s, status.peers,
-        frozenset(heard), row.now, status.unreconciled_vms,
+        frozenset(heard), row.now, status.unreconciled_vms, row.unheard,
     )  # fmt: skip
     return conditions.dated(row.status.conditions, conditions.evaluate(facts, reported), row.now)

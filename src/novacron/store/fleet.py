@@ -47,7 +47,7 @@ LOADS = """
 
 ELSEWHERE = f"""
     (SELECT format('{unreconciled.UNHEARD}', min(l.node)) FROM database_restored r
-     JOIN node_leases l ON l.renewed_at < r.found_at WHERE vms.created_at < r.found_at HAVING count(*) > 0)
+     JOIN node_leases l ON {unreconciled.NOT_HEARD} WHERE vms.created_at < r.found_at HAVING count(*) > 0)
 """
 """Of a VM that waits for a node: why a node may have it already, of which an older database knows nothing."""
 

@@ -23,6 +23,12 @@ async def begin(connection: Connection, node: str) -> int:
     return generation
 
 
+async def begin_again(connection: Connection) -> None:
+    """Let every node connect again before its heartbeats count: what each said when it connected, it said to a database
+    that was replaced since."""
+    await connection.execute("UPDATE node_leases SET generation = generation + 1")
+
+
 class Beat(msgspec.Struct, frozen=True):
     """A heartbeat. ``hears_until``: when, on this process's clock, the node surely hears us yet; ``voters``: by whose
     word it would go on without us; ``seen``: whom it has heard from, and whether those hear nothing from us."""

@@ -28,7 +28,7 @@ from novacron.model.node import Node
 from novacron.model.placement import Verdict, Wish
 from novacron.model.vm import Power, Vm, VmAction, VmState
 from novacron.model.volume import Volume
-from novacron.store import events, fleet, nodes, projects, snapshots, vms, volumes
+from novacron.store import events, fleet, nodes, projects, snapshots, unreconciled, vms, volumes
 from novacron.store.database import Connection
 from novacron.store.fleet_index import FleetIndex
 from novacron.store.rows import Decoded, decode, decode_each, object_of
@@ -69,6 +69,9 @@ async def create(connection: Connection, ref: str, request: MoveRequest, index: 
     source = await nodes.get(connection, vm.node)
     if not source.status.ready:
         raise Conflict(f"node {vm.node}, which has VM {vm.name}, is not ready", hint="bring it back first")
+    withheld = (await unreconciled.withheld(connection, {vm.id: vm.node})).get(vm.id)
+    if withheld is not None:
+        raise Conflict(f"cannot migrate VM {vm.name}: {withheld}", hint=unreconciled.HEAR)
     before = await projects.lock_usage(connection, vm.project)
     with traces.span(
         "migration is asked for", always=True, vm=vm.id, source=vm.node, target=target, cause=request.cause

@@ -11,7 +11,7 @@ from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.vm import CloneOf, VmSpec, VmState, VmStatus
-from novacron.store import events, vms
+from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import Decoded, decode, decode_each
 
@@ -36,6 +36,8 @@ class OwnedVm(msgspec.Struct, frozen=True):
     firmware_state: FirmwareState | None
     cpu: CpuModel | None
     trace: str
+    withheld: str = ""
+    """Why its node must not begin it yet."""
 
 
 async def all(
@@ -57,9 +59,10 @@ async def all(
         f" WHERE {where} AND unreconciled IS NULL",
         value,
     )
-    withheld = await connection.fetch(f"SELECT id FROM vms WHERE unreconciled IS NOT NULL AND {where}", value)
-    owned = decode("vms", rows, lambda row: msgspec.convert(dict(row), OwnedVm))
-    return Decoded(owned.rows, owned.unreadable | {row["id"] for row in withheld})
+    unknown = await connection.fetch(f"SELECT id FROM vms WHERE unreconciled IS NOT NULL AND {where}", value)
+    held_back = await unreconciled.withheld(connection, {row["id"]: row["node"] for row in rows})
+    owned = decode("vms", rows, lambda row: msgspec.convert({**row, "withheld": held_back.get(row["id"], "")}, OwnedVm))
+    return Decoded(owned.rows, owned.unreadable | {row["id"] for row in unknown})
 
 
 async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:

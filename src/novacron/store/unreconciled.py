@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import NamedTuple
 
 from novacron.model.errors import Conflict
 from novacron.model.vm import Vm
@@ -16,6 +18,11 @@ NOT_OF_ONE = (
 
 
 UNHEARD = "an older database was put back, and node %s, which may have the VM, was not heard since"
+HEAR = (
+    "let its agent connect; if that host is gone for good: novacron node remove NODE --force; see: novacron node list"
+)
+NOT_HEARD = "l.renewed_at < r.found_at AND NOT (l.cut_off AND coalesce(l.fenced_at >= r.found_at, false))"
+"""Of a lease ``l``: its node may know more than the database, which was put back."""
 
 
 def way_out(name: str) -> str:
@@ -39,13 +46,40 @@ async def restored(connection: Connection) -> None:
 
 async def not_heard(connection: Connection, but: str | None = None) -> list[str]:
     """Return the nodes, ``but`` one, that may have been given VMs which an older database does not know: those that
-    were not heard since it was found to be older."""
+    were neither heard nor cut off since it was found to be older."""
     rows = await connection.fetch(
-        "SELECT node FROM node_leases, database_restored WHERE renewed_at < found_at AND node IS DISTINCT FROM $1"
-        " ORDER BY node",
+        f"SELECT l.node FROM node_leases l, database_restored r WHERE {NOT_HEARD} AND l.node IS DISTINCT FROM $1"
+        " ORDER BY l.node",
         but,
     )
     return [row["node"] for row in rows]
+
+
+class Hold(NamedTuple):
+    """The database is older than what nodes know, or may be. ``nodes``: those that are waited for."""
+
+    found_at: datetime
+    nodes: tuple[str, ...]
+
+
+async def hold(connection: Connection) -> Hold | None:
+    """Return what VMs that may be elsewhere have to wait for."""
+    row = await connection.fetchrow(
+        f"SELECT r.found_at, array(SELECT l.node FROM node_leases l WHERE {NOT_HEARD} ORDER BY l.node) AS nodes"
+        " FROM database_restored r"
+    )
+    return None if row is None else Hold(row["found_at"], tuple(row["nodes"]))
+
+
+async def withheld(connection: Connection, vms: Mapping[str, str]) -> dict[str, str]:
+    """Return those of VMs, given with their nodes, that these must not begin yet, and why: another node may have them,
+    for all that a database knows which is older."""
+    held = await hold(connection)
+    if held is None or not held.nodes:
+        return {}
+    rows = await connection.fetch("SELECT id FROM vms WHERE id = ANY($1) AND created_at < $2", list(vms), held.found_at)
+    others = {row["id"]: [node for node in held.nodes if node != vms[row["id"]]] for row in rows}
+    return {id: UNHEARD % nodes[0] for id, nodes in others.items() if nodes}
 
 
 async def later(connection: Connection, epochs: Mapping[str, int]) -> list[str]:

@@ -203,6 +203,7 @@ FLEET = (
     _seen("novacron_vms_highly_available", "VMs that are started elsewhere when their node fails."),
     _seen("novacron_vms_unplaced", "VMs that have no node."),
     _seen("novacron_vms_unreconciled", "VMs of which a node knows more than the database."),
+    _seen("novacron_nodes_unheard", "Nodes that may know more than the database, not heard since."),
     _seen("novacron_vm_crashes", "How often VMs that there are have crashed, together."),
     _seen("novacron_node_ready", "1 while a node is connected.", "node", "site"),
     _seen("novacron_node_schedulable", "1 where VMs may be placed.", "node"),

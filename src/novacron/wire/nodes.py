@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from novacron.model.condition import PeersSeen, ReportedCondition
+from novacron.model.database_mark import DatabaseMark
 from novacron.model.finite import Finite
 from novacron.model.node import Inventory
 from novacron.model.ownership import OwnershipRecord
@@ -31,6 +32,8 @@ class Hello(Message, frozen=True):
     protocol: int
     inventory: Inventory
     held: tuple[HeldVm, ...]
+    database: DatabaseMark | None = None
+    """How far the server's database had come when the host was heard last."""
 
 
 class PeerSeen(msgspec.Struct, frozen=True):
@@ -58,6 +61,8 @@ class Beaten(Message, frozen=True):
     """A heartbeat was taken: the node's lease begins anew with when it was sent."""
 
     number: int
+    database: DatabaseMark | None = None
+    """How far the database had come before that: for the node to remember."""
 
 
 class Measured(Message, frozen=True):

@@ -77,6 +77,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """What firmware and TPM of a VM that has not run yet begin with."""
     trace: str = ""
     """To which trace belongs what was last asked of it."""
+    withheld: str = ""
+    """Why its guest must not begin to run here yet; one that runs goes on."""
 
 
 class Task(msgspec.Struct, frozen=True):

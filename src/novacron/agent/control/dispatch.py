@@ -65,8 +65,9 @@ class Dispatcher:
         match message:
             case wire.Desired(statements=statements, whole=whole):
                 self._take_statements(statements, whole=whole)
-            case wire.Beaten(number=number):
+            case wire.Beaten(number=number, database=mark):
                 parts.host.lease.beaten(number)
+                parts.host.database_mark.take(mark)
             case wire.Peers():
                 parts.peers.tell(message)
             case wire.Revoked(keys=keys):

@@ -20,13 +20,25 @@ from novacron.dwcp.frames import Frame, FrameType, ProtocolError
 from novacron.model import limits
 from novacron.model.condition import PeersSeen
 from novacron.model.errors import MALFORMED
-from novacron.model.lease import ANSWER_S_MAX, POLL_S, Vitals
+from novacron.model.lease import ANSWER_S_MAX, POLL_S, VOTER_GROUPS_MAX, Vitals
+from novacron.supervise import Rarely
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
 FAILURES = (OSError, TimeoutError, ssl.SSLError, ProtocolError, asyncio.IncompleteReadError, *MALFORMED)
+
+
+class KeptPeers(msgspec.Struct, frozen=True):
+    """The list of peers, and the groups of voters of which the server knows one: what a new agent goes on with."""
+
+    voters: tuple[wire.Peer, ...]
+    watched: tuple[wire.Peer, ...]
+    known: tuple[tuple[str, ...], ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(peer.name for peer in self.voters)
 
 
 class PeerWatch:
@@ -38,35 +50,44 @@ class PeerWatch:
         """``ended`` is called when the lease is over."""
         self._path, self._name, self._pool, self._lease, self._ended = path, name, pool, lease, ended
         self._clock = clock
-        self._peers = wire.Peers((), ())
-        self._unstored: wire.Peers | None = None
+        self._kept = KeptPeers((), ())
         with contextlib.suppress(OSError, *MALFORMED):
-            self._peers = msgspec.json.decode(path.read_bytes(), type=wire.Peers)
-            lease.rule.voters = lease.rule.voters_next = tuple(peer.name for peer in self._peers.voters)
+            self._kept = kept = msgspec.json.decode(path.read_bytes(), type=KeptPeers)
+            lease.rule.voters_next = kept.names()
+            lease.rule.voters_sent = kept.known or (kept.names(),)  # earlier agents did not write them down
+        self._peers = wire.Peers(self._kept.voters, self._kept.watched)
         self._seen: dict[str, wire.PeerSeen] = {}
         self._reach = PeerReach()
+        self._log_now = Rarely()
         self._was_valid = lease.valid()
 
     def tell(self, peers: wire.Peers) -> None:
         """Take the list of peers from the server."""
-        self._peers = self._unstored = peers
+        self._peers = peers
 
     async def _keep(self) -> None:
-        """Store the list of peers, and only then let the server know by whose word this node goes on."""
-        peers = self._unstored
-        if peers is None:
+        """Store the list of peers, and only then let the server know by whose word this node goes on.
+
+        The groups of voters that the server may know of are stored with it: an agent that begins before an
+        acknowledgement came goes on without the server only if all of them agree.
+        """
+        rule, peers = self._lease.rule, self._peers
+        voters = tuple(peer.name for peer in peers.voters)
+        known = tuple(dict.fromkeys((*rule.voters_known(), voters)))
+        kept = KeptPeers(peers.voters, peers.watched, known)
+        if kept == self._kept or len(known) > VOTER_GROUPS_MAX:
             return
         try:
-            await asyncio.to_thread(self._store, peers)
-        except OSError as error:  # a new agent has to wait for the server to hear of them
-            log.warning("the list of peers can't be stored", error=str(error))
-        self._lease.rule.voters_next = tuple(peer.name for peer in peers.voters)
-        if self._unstored is peers:
-            self._unstored = None
+            await asyncio.to_thread(self._store, kept)
+        except OSError as error:  # the voters of before go on counting
+            if self._log_now.due("store"):
+                log.warning("the list of peers can't be stored", error=str(error))
+            return
+        self._kept, rule.voters_next = kept, voters
 
-    def _store(self, peers: wire.Peers) -> None:
+    def _store(self, kept: KeptPeers) -> None:
         scratch = self._path.with_suffix(".new")
-        scratch.write_bytes(msgspec.json.encode(peers))
+        scratch.write_bytes(msgspec.json.encode(kept))
         scratch.rename(self._path)
 
     def vitals(self) -> Vitals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from novacron.agent.host.database_mark import RememberedMark
 from novacron.agent.host.revoked_keys import RevokedKeys
 from novacron.agent.migration.known_pages import KnownPages, LocalVm
 from novacron.agent.migration.transport import MemoryTransport
@@ -23,6 +24,7 @@ class NodeServices(VmServices):
     """Open DWCP connections to other nodes."""
     revoked: RevokedKeys
     """Whose connections it refuses."""
+    database_mark: RememberedMark
     transport: MemoryTransport
     pages: KnownPages
     neighbours: Callable[[], list[LocalVm]]

@@ -39,6 +39,10 @@ STABLE_S = 60.0
 """A VM that ran this long has not crashed "again" when it next does."""
 
 
+BEGINS = frozenset((Step.START, Step.CONTINUE))
+"""Steps that let a guest run which did not."""
+
+
 class Reconciler:
     """Lets the VM be as its spec says. ``prepare_pages`` makes what a migration will need of an image."""
 
@@ -113,6 +117,10 @@ class Reconciler:
         step = decide(assignment.spec, self._requests.situation(run_state, self._context.record, now))
         if step is Step.CONTINUE and run_state == snapshots.NOT_STARTED and self._is_to_load(assignment):
             step = Step.NOTHING  # the guest does not boot: it goes on from the snapshot
+        if assignment.withheld and step in BEGINS and self._context.arrived_by is None:
+            state = VmState.STARTING if step is Step.START else STATES.get(run_state, VmState.UNKNOWN)
+            self._context.report(state, assignment.withheld, WaitCode.MAY_BE_ELSEWHERE)
+            return IDLE_S
         if step is not Step.NOTHING:
             log.info("step", vm=self._context.vm, step=step, run_state=run_state)
             with self._context.doing(Action(step)):
@@ -233,8 +241,8 @@ class Reconciler:
     async def _reset(self) -> None:
         """Let the guest begin anew. Memory that was added becomes part of what it begins with: a guest does not use
         modules by itself when it boots. Raises MonitorFailed."""
-        hardware = self._machine.hardware
-        if hardware is None or not hardware.dimms_mib:
+        hardware, withheld = self._machine.hardware, self._context.assigned().withheld
+        if hardware is None or not hardware.dimms_mib or withheld:  # what is withheld could not be started again
             await self._machine.execute("system_reset")
             return
         await self._machine.execute("stop")  # QEMU writes out what it holds of the disks

@@ -16,7 +16,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
 from novacron.api.read_model.watch_cache import Cache
 from novacron.model.access import Right
-from novacron.model.condition import ConditionStatus
+from novacron.model.condition import ConditionReason, ConditionStatus
 from novacron.telemetry.metrics import CONTENT_TYPE, OPEN_CONTENT_TYPE
 from novacron.telemetry.values import Labels
 from novacron.wire.questions import ReadMetrics
@@ -117,6 +117,11 @@ def seen(cache: Cache) -> Iterator[Value]:
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip
     yield "novacron_vms_unreconciled", (), len({body["vm"] for body in bodies("unreconciled-vm")})
+    unheard = [body for body in bodies("node") if any(
+        condition["reason"] == ConditionReason.NOT_HEARD_SINCE_RESTORE
+        for condition in body["status"].get("conditions", ())
+    )]  # fmt: skip
+    yield "novacron_nodes_unheard", (), len(unheard)
     yield from by("novacron_users", "user", lambda body: str(body["kind"]))
     yield from by("novacron_tokens", "token", lambda body: str(body["kind"]))
     for name, kind in (

@@ -15,7 +15,7 @@ from novacron.client.api import Client, Object, load_config
 from novacron.client.errors import ApiError, Unreachable
 from novacron.local.doctor.finding import Finding, bad, ok, warning
 from novacron.model import mac
-from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionStatus
+from novacron.model.condition import EVENTS_OF_THEIR_OWN, KEEPS_VMS_AWAY, ConditionReason, ConditionStatus
 from novacron.store.database import SCHEMA_VERSION, SERVER_VERSION_MIN
 
 SKEW_S_MAX = 1.0
@@ -158,11 +158,12 @@ def _nodes(nodes: list[Object]) -> Iterator[Finding]:
 def _conditions(node: Object) -> Iterator[Finding]:
     """Tell what is wrong with a node that nothing else here tells."""
     for condition in node["status"].get("conditions", ()):
-        if condition["status"] != ConditionStatus.FALSE or condition["type"] in EVENTS_OF_THEIR_OWN:
+        unheard = condition["reason"] == ConditionReason.NOT_HEARD_SINCE_RESTORE
+        if condition["status"] != ConditionStatus.FALSE or (condition["type"] in EVENTS_OF_THEIR_OWN and not unheard):
             continue
         keeps_vms_away = condition["reason"] in KEEPS_VMS_AWAY
         found, _, advice = condition["message"].rpartition("; ")
-        finding = bad if keeps_vms_away else warning
+        finding = bad if keeps_vms_away or unheard else warning
         effect = ": no VMs are placed there" if keeps_vms_away else ""
         yield finding(f"node {node['name']}", (found or advice) + effect, advice)
 

@@ -1,0 +1,21 @@
+"""How far a database had come, as a server or a node saw it: what tells that an older copy was put back. Pure.
+
+A server counts up in its own row of the database, writes the number beside its certificates, and says it to the nodes
+with each acknowledgement. A database that knows less than that was put back. See docs/adr/0047-older-databases.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+NUMBER_MAX = 2**53
+
+
+class DatabaseMark(msgspec.Struct, frozen=True):
+    """How far a server has counted in the database."""
+
+    server: Annotated[str, Meta(max_length=32, pattern="^[0-9a-f]+$")]
+    number: Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
