@@ -278,6 +278,10 @@ def restart_between_voters_and_their_acknowledgement(place: Place, directory: Pa
         try:
             await history.begin()
             await history.go_on(30, fails=False)
+            history.up |= {
+                (x, y): {x, y} == {"d", "e"} for x, y in history.up if {x, y} & {"d", "e"} and "a" not in (x, y)
+            }
+            await history.go_on(6, fails=False)
             history.up["a", SERVER] = False
             async with world.database.connection() as connection:
                 await connection.execute("UPDATE nodes SET created_at = created_at + interval '1 h' WHERE name < 'd'")
