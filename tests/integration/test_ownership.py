@@ -282,6 +282,7 @@ def restart_between_voters_and_their_acknowledgement(
             await history.go_on(30, fails=False)
             for other in ("d", "e"):
                 history.up |= {pair: {*pair} in ({"d", "e"}, {"a", other}) for pair in history.up if other in pair}
+            world.delay_s = lambda: 0.0
             await history.go_on(6, fails=False)
             heard = history._say_to_server
             monkeypatch.setattr(
