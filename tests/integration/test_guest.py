@@ -55,9 +55,24 @@ def test_a_guest_reads_its_first_boot_data_and_its_agent_answers(
         assert nic["addresses"] == ["10.77.0.40/24"] and nic["routes"] == [{"to": "0.0.0.0/0", "via": "10.77.0.1"}]
         assert "packages" not in json.dumps(site.client.get("vms", name)), "user data is not shown again"
         assert "10.77.0.40" in site.cli("vm", "show", name).stdout
+        reach_into(site, name, tmp_path)
     finally:
         site.client.delete("vms", vm["id"])
         until(lambda: all(seeds["id"] != vm["id"] for seeds in site.client.list("vms")), "it is deleted")
+
+
+def reach_into(site: Platform, name: str, directory: Path) -> None:
+    """Run programs in a guest, and move a file in and out."""
+    assert site.cli("vm", "exec", name, "--env", "WORD=hello", "--", "/bin/sh", "-c", "echo $WORD").stdout == "hello\n"
+    ended = site.client.run_in_guest(name, ["/bin/sh", "-c", "cat; echo no >&2; exit 3"], input=b"yes\n")
+    assert (ended["exit_code"], ended["stdout"], ended["stderr"]) == (3, b"yes\n", b"no\n")
+    sent, received = directory / "sent", directory / "received"
+    sent.write_bytes(bytes(range(256)) * 5000)  # more than two pieces
+    site.cli("vm", "push", name, str(sent), "/tmp/file")
+    site.cli("vm", "pull", name, "/tmp/file", str(received))
+    assert received.read_bytes() == sent.read_bytes()
+    refused = site.cli("vm", "pull", name, "/no/such/file", str(directory / "none"), check=False)
+    assert refused.returncode == 4 and "/no/such/file" in refused.stderr and not (directory / "none").exists()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from novacron.cli import (
     contexts,
     diagnosis,
     events,
+    guests,
     images,
     invitations,
     links,
@@ -46,6 +47,9 @@ vms.app.command()(vm_copies.export)
 vms.app.command("import")(vm_copies.import_)
 vms.app.command()(vm_copies.exports)
 vms.app.command("delete-export")(vm_copies.delete_export)
+vms.app.command("exec")(guests.exec_)
+vms.app.command()(guests.push)
+vms.app.command()(guests.pull)
 vms.app.command()(vm_unreconciled.unreconciled)
 vms.app.command()(vm_unreconciled.adopt)
 vms.app.command()(vm_unreconciled.forget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from novacron.client.config import Config, config_path, load_config
 from novacron.client.protocol import Object
 from novacron.client.sync.access import AccessCalls
+from novacron.client.sync.guests import GuestCalls
 from novacron.client.sync.images import ImageCalls
 from novacron.client.sync.networks import NetworkCalls
 from novacron.client.sync.nodes import NodeCalls
@@ -14,7 +15,7 @@ from novacron.client.sync.volumes import VolumeCalls
 __all__ = ["Client", "Config", "Object", "config_path", "load_config"]
 
 
-class Client(VmCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls, AccessCalls):
+class Client(VmCalls, GuestCalls, VolumeCalls, ImageCalls, NetworkCalls, NodeCalls, AccessCalls):
     """Connections to one API. Not for use by several threads at once."""
 
     def __init__(self, config: Config | None = None) -> None:

@@ -27,6 +27,7 @@ PAGE_SIZE = 500
 PAGES_MAX = 10_000
 COPY_POLL_S = 1.0
 PIECE_BYTES = 1 << 20
+GUEST_PIECE_BYTES = 512 << 10
 UNPAGED = ("images", "tokens", "sites", "pools", "invitations", "api-log")
 """Kinds that the API lists whole, without ``limit``; a VM's snapshots are another."""
 

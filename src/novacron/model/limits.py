@@ -103,6 +103,15 @@ SHARED_LAYERS_MAX = 8
 IMAGE_FILE_BYTES_MAX = 1 << 40
 """Size of an imported file, and of the disk in it."""
 UPLOAD_PIECE_BYTES_MAX = 2 * 1024 * 1024
+GUEST_ARGUMENTS_MAX, GUEST_ARGUMENT_LENGTH_MAX, GUEST_PATH_LENGTH_MAX = 256, 16 * 1024, 4096
+GUEST_COMMANDS_PER_PROJECT_MAX = 16
+"""Requests that wait for guests of a project on one node."""
+GUEST_INPUT_BYTES_MAX = 512 * 1024
+GUEST_OUTPUT_BYTES_MAX = 1024 * 1024
+"""How much is kept of what a command in a guest prints on each of its two outputs."""
+GUEST_PIECE_BYTES_MAX = 512 * 1024
+"""How much of a file goes into or out of a guest at a time."""
+GUEST_FILE_BYTES_MAX = 1 << 40
 """At most half of the largest message of the agent link."""
 IMPORTS_PER_NODE_MAX = 8
 IMPORTS_PER_PROJECT_MAX = IMPORTS_PER_NODE_MAX // 2

@@ -7,19 +7,25 @@ the guest itself.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ipaddress
 import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from novacron.model import limits
 from novacron.model.errors import MALFORMED
+from novacron.model.guest_command import FilePiece, GuestCommand, NewCommand
 from novacron.model.waiting import WaitCode
 
 ANSWER_BYTES_MAX = 1 << 20
+COMMAND_ANSWER_BYTES_MAX = 12 << 20
+"""What a command has printed, in Base64. Guest agents may send four times as much, which would hold up all others."""
 ANSWER_S = 5.0
 CONNECT_S = 2.0
 FREEZE_S = 20.0
@@ -45,6 +51,21 @@ class _Address(msgspec.Struct):
 class _Interface(msgspec.Struct):
     name: str
     addresses: list[_Address] = msgspec.field(name="ip-addresses", default_factory=list)
+
+
+class _CommandStatus(msgspec.Struct):
+    exited: bool
+    exit_code: int | None = msgspec.field(name="exitcode", default=None)
+    signal: int | None = None
+    stdout: bytes = msgspec.field(name="out-data", default=b"")
+    stderr: bytes = msgspec.field(name="err-data", default=b"")
+    stdout_truncated: bool = msgspec.field(name="out-truncated", default=False)
+    stderr_truncated: bool = msgspec.field(name="err-truncated", default=False)
+
+
+class _ReadFile(msgspec.Struct):
+    data: bytes = msgspec.field(name="buf-b64")
+    end: bool = msgspec.field(name="eof")
 
 
 class _MemoryBlock(msgspec.Struct):
@@ -129,6 +150,82 @@ class GuestAgent:
                 name = "mem-blks" if kind == "memory-blocks" else kind
                 await self._ask(f"guest-set-{kind}", {name: offline})
 
+    async def start(self, command: NewCommand) -> int:
+        """Start a program and return its process id. Raises GuestSilent."""
+        arguments: dict[str, Any] = {
+            "path": command.arguments[0], "arg": command.arguments[1:], "capture-output": True
+        }  # fmt: skip
+        if command.environment:
+            arguments["env"] = command.environment
+        if command.input:
+            arguments["input-data"] = base64.b64encode(command.input).decode()
+        raw = await self._ask("guest-exec", arguments)
+        try:
+            return msgspec.json.decode(raw, type=dict[str, int])["pid"]
+        except (*MALFORMED, KeyError):
+            raise GuestSilent("the guest agent talks nonsense when asked guest-exec") from None
+
+    async def command(self, pid: int) -> GuestCommand:
+        """Return how a program is that ``start`` started. Its guest agent forgets it once it has said that it ended.
+
+        Raises GuestSilent.
+        """
+        raw = await self._ask("guest-exec-status", {"pid": pid}, answer_bytes_max=COMMAND_ANSWER_BYTES_MAX)
+        try:
+            status = msgspec.json.decode(raw, type=_CommandStatus)
+        except MALFORMED:
+            raise GuestSilent("the guest agent talks nonsense when asked guest-exec-status") from None
+        if not status.exited:
+            return GuestCommand(pid, running=True)
+        most = limits.GUEST_OUTPUT_BYTES_MAX
+        truncated = status.stdout_truncated or status.stderr_truncated
+        return GuestCommand(
+            pid, False, status.exit_code, status.signal, status.stdout[:most], status.stderr[:most],
+            truncated or max(len(status.stdout), len(status.stderr)) > most,
+        )  # fmt: skip
+
+    async def read_file(self, path: str, offset: int, bytes_max: int) -> FilePiece:
+        """Return a piece of a file. Raises GuestSilent."""
+        async with self._opened(path, "rb", offset) as handle:
+            raw = await self._ask("guest-file-read", {"handle": handle, "count": bytes_max})
+        try:
+            piece = msgspec.json.decode(raw, type=_ReadFile)
+        except MALFORMED:
+            raise GuestSilent("the guest agent talks nonsense when asked guest-file-read") from None
+        return FilePiece(piece.data[:bytes_max], piece.end or not piece.data)
+
+    async def write_file(self, path: str, offset: int, data: bytes) -> int:
+        """Write a piece of a file, the first one anew, and return how long it is then. Raises GuestSilent."""
+        async with self._opened(path, "r+b" if offset else "wb", offset) as handle:
+            written = 0
+            while written < len(data):
+                piece = base64.b64encode(data[written:]).decode()
+                raw = await self._ask("guest-file-write", {"handle": handle, "buf-b64": piece})
+                count = self._count_of(raw)
+                if not 0 < count <= len(data) - written:
+                    raise GuestSilent(f"the guest agent wrote {count} bytes of {len(data) - written}")
+                written += count
+            await self._ask("guest-file-flush", {"handle": handle})
+        return offset + written
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, path: str, mode: str, offset: int) -> AsyncIterator[int]:
+        raw = await self._ask("guest-file-open", {"path": path, "mode": mode})
+        handle = self._count(raw)
+        try:
+            if offset:
+                await self._ask("guest-file-seek", {"handle": handle, "offset": offset, "whence": "set"})
+            yield handle
+        finally:
+            with contextlib.suppress(GuestSilent):
+                await self._ask("guest-file-close", {"handle": handle})
+
+    def _count_of(self, raw: msgspec.Raw) -> int:
+        try:
+            return int(msgspec.json.decode(raw, type=dict[str, Any])["count"])
+        except (*MALFORMED, KeyError, TypeError):
+            raise GuestSilent("the guest agent talks nonsense when asked guest-file-write") from None
+
     async def freeze(self) -> int:
         """Let the guest write out and stop writing to its file systems; return how many. Raises GuestSilent."""
         return self._count(await self._ask("guest-fsfreeze-freeze", wait_s=FREEZE_S))
@@ -144,17 +241,24 @@ class GuestAgent:
             raise GuestSilent("the guest agent talks nonsense") from None
 
     async def _ask(
-        self, command: str, arguments: dict[str, Any] | None = None, *, wait_s: float = ANSWER_S, answers: bool = True
-    ) -> msgspec.Raw:
+        self, command: str, arguments: dict[str, Any] | None = None, *, wait_s: float = ANSWER_S, answers: bool = True,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+    ) -> msgspec.Raw:  # fmt: skip
         async with self._lock:
             try:
                 async with asyncio.timeout(wait_s + CONNECT_S):
-                    return await self._converse(command, arguments, answers)
+                    return await self._converse(command, arguments, answers, answer_bytes_max)
             except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
                 raise GuestSilent(f"the guest agent does not answer {command}: {error or 'too slow'}") from error
+            except ValueError:  # what readline raises
+                raise GuestSilent(
+                    f"the guest agent's answer to {command} is longer than {answer_bytes_max >> 20} MiB"
+                ) from None
 
-    async def _converse(self, command: str, arguments: dict[str, Any] | None, answers: bool) -> msgspec.Raw:
-        reader, writer = await asyncio.open_unix_connection(str(self._path), limit=ANSWER_BYTES_MAX)
+    async def _converse(
+        self, command: str, arguments: dict[str, Any] | None, answers: bool, answer_bytes_max: int
+    ) -> msgspec.Raw:
+        reader, writer = await asyncio.open_unix_connection(str(self._path), limit=answer_bytes_max)
         try:
             mark = secrets.randbits(48)
             sync = {"execute": "guest-sync-delimited", "arguments": {"id": mark}}

@@ -13,6 +13,7 @@ from typing import ClassVar, Generic, TypeVar, get_args
 import msgspec
 
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.guest_command import FilePiece, GuestCommand, NewCommand
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
@@ -55,6 +56,41 @@ class TakeScreenshot(Question[bytes], frozen=True, tag=True):
     """What a VM's display shows. The answer is a PNG file."""
 
     vm: str
+
+
+class StartGuestCommand(Question[int], frozen=True, tag=True):
+    """Start a program in a VM's guest. The answer is its process id there. With a key that was there before: the one
+    that was started then."""
+
+    vm: str
+    key: str
+    command: NewCommand
+
+
+class ReadGuestCommand(Question[GuestCommand], frozen=True, tag=True):
+    """How a program in a VM's guest is, at the latest after ``wait_s``."""
+
+    vm: str
+    pid: int
+    wait_s: float
+
+
+class ReadGuestFile(Question[FilePiece], frozen=True, tag=True):
+    """A piece of a file in a VM's guest."""
+
+    vm: str
+    path: str
+    offset: int
+    bytes_max: int
+
+
+class WriteGuestFile(Question[int], frozen=True, tag=True):
+    """Write a piece of a file in a VM's guest, the first one anew. The answer is how long the file is then."""
+
+    vm: str
+    path: str
+    offset: int
+    data: bytes
 
 
 class ReadExport(Question[bytes], frozen=True, tag=True):

@@ -14,12 +14,14 @@ from novacron.agent.images.exports import VmExports
 from novacron.agent.images.imports import ImageImports
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.observe.metrics import AgentMetrics
-from novacron.agent.vm import console_log
+from novacron.agent.vm import console_log, guest_commands
+from novacron.agent.vm.guest_commands import GuestCommands
 from novacron.agent.vm.hypervisor import VirtualMachine
 from novacron.agent.worker import Worker
 from novacron.disk.errors import Unacceptable
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.firmware_state import FirmwareState
+from novacron.model.guest_command import FilePiece, GuestCommand
 from novacron.qemu.monitor import MonitorFailed
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter
@@ -42,6 +44,7 @@ class Subjects(msgspec.Struct, frozen=True):
     workers: Mapping[str, Worker]
     rescan_images: Callable[[], Awaitable[None]]
     metrics: AgentMetrics
+    commands: GuestCommands = msgspec.field(default_factory=GuestCommands)
 
     def machine(self, vm: str) -> VirtualMachine:
         """Return a VM that is here. Raises InvalidInput."""
@@ -130,6 +133,27 @@ async def _read_console_log(question: questions.ReadConsoleLog, about: Subjects)
 @answers(questions.TakeScreenshot)
 async def _take_screenshot(question: questions.TakeScreenshot, about: Subjects) -> bytes:
     return await about.machine(question.vm).screenshot()
+
+
+@answers(questions.StartGuestCommand)
+async def _start_guest_command(question: questions.StartGuestCommand, about: Subjects) -> int:
+    return await about.commands.start(about.machine(question.vm), question.key, question.command)
+
+
+@answers(questions.ReadGuestCommand)
+async def _read_guest_command(question: questions.ReadGuestCommand, about: Subjects) -> GuestCommand:
+    return await about.commands.wait(about.machine(question.vm), question.pid, question.wait_s)
+
+
+@answers(questions.ReadGuestFile)
+async def _read_guest_file(question: questions.ReadGuestFile, about: Subjects) -> FilePiece:
+    machine = about.machine(question.vm)
+    return await guest_commands.read_file(machine, question.path, question.offset, question.bytes_max)
+
+
+@answers(questions.WriteGuestFile)
+async def _write_guest_file(question: questions.WriteGuestFile, about: Subjects) -> int:
+    return await guest_commands.write_file(about.machine(question.vm), question.path, question.offset, question.data)
 
 
 @answers(questions.RemoveImage)

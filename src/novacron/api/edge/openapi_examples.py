@@ -59,6 +59,7 @@ EXAMPLES: dict[str, object] = {
     "setLogLevel": {"level": "debug"},
     "setNodeLogLevel": {"level": "debug"},
     "setPassword": {"password": "correct horse battery staple", "present": "the one before"},
+    "startCommand": {"arguments": ["/usr/bin/systemctl", "is-system-running"]},
     "stopVm": {"timeout_s": 60},
     "uncordonNode": {"bring_back": True},
     "uncordonSite": {"bring_back": True},

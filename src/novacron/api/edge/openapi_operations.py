@@ -255,6 +255,6 @@ def special(operation: dict[str, Any]) -> None:
         case "listEvents":
             operation["parameters"] += [LAST_EVENT, AFTER]
             operation["responses"]["200"]["content"][STREAM] = {"schema": {"type": "string"}}
-        case "uploadImportData":
+        case "uploadImportData" | "writeGuestFile":
             content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
             operation["requestBody"] = {"required": True, "content": content}

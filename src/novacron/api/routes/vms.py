@@ -17,7 +17,7 @@ from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import lists, replies
 from novacron.api.read_model.indexes import NOTHING
 from novacron.api.read_model.paging import Page, Paging, Query
-from novacron.api.routes import consoles, exports, images, snapshots
+from novacron.api.routes import consoles, exports, guest_commands, images, snapshots
 from novacron.api.routes.nodes import Confirm
 from novacron.model import limits
 from novacron.model.access import Right
@@ -388,6 +388,7 @@ router = Router(
         consoles.open_console,
         consoles.console_log,
         consoles.screenshot,
+        *guest_commands.ROUTES,
         *snapshots.ROUTES,
     ],
     tags=["vms"],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from novacron.client.aio.access import AsyncAccessCalls
+from novacron.client.aio.guests import AsyncGuestCalls
 from novacron.client.aio.images import AsyncImageCalls
 from novacron.client.aio.networks import AsyncNetworkCalls
 from novacron.client.aio.nodes import AsyncNodeCalls
@@ -24,7 +25,15 @@ T = TypeVar("T")
 CONNECTIONS = 8
 
 
-class AsyncClient(AsyncVmCalls, AsyncVolumeCalls, AsyncImageCalls, AsyncNetworkCalls, AsyncNodeCalls, AsyncAccessCalls):
+class AsyncClient(
+    AsyncVmCalls,
+    AsyncGuestCalls,
+    AsyncVolumeCalls,
+    AsyncImageCalls,
+    AsyncNetworkCalls,
+    AsyncNodeCalls,
+    AsyncAccessCalls,
+):
     """Calls an API from the tasks of one event loop, over at most ``connections`` connections.
 
     ``await client.create_vm(name="web", image="debian")`` does what ``Client.create_vm`` does; ``async for vm in
