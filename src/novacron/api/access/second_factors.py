@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from webauthn.helpers.structs import (
 from novacron.model.access import Role
 from novacron.model.errors import InvalidInput, Unavailable
 from novacron.model.second_factor import FactorKind, totp_steps
+from novacron.model.token import same_secret
 from novacron.store.second_factors import StoredFactor
 
 ISSUER = "NovaCron"
@@ -77,10 +77,8 @@ class SecondFactorChecks:
             raise Unavailable(
                 f"the secret of {factor.name} can't be opened", hint="an administrator has to reset your second factors"
             ) from None
-        app, digits = pyotp.TOTP(secret), code.replace(" ", "").encode(errors="replace")
-        right = [
-            step for step in totp_steps(self._clock()) if hmac.compare_digest(app.generate_otp(step).encode(), digits)
-        ]
+        app, digits = pyotp.TOTP(secret), code.replace(" ", "")
+        right = [step for step in totp_steps(self._clock()) if same_secret(app.generate_otp(step), digits)]
         return right[-1] if right else None
 
     def registration(self, challenge: bytes, user: str, name: str, others: Sequence[StoredFactor]) -> Json:
