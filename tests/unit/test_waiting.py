@@ -17,6 +17,7 @@ from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
 from novacron.agent.worker import Worker
 from novacron.cli import nodes
+from novacron.client.choices import DrainPolicy
 from novacron.client.protocol import waits_for
 from novacron.disk.images import LocalImage
 from novacron.model.network import NicSpec
@@ -194,6 +195,12 @@ def test_a_drain_that_can_go_nowhere_is_not_waited_for_and_says_why_for_each_vm(
     said = capsys.readouterr().err
     assert said.startswith("a: 1 to go; web stays: node b is cordoned"), "at once"
     assert "1 VMs are still on a; web stays: node b is cordoned; the drain goes on" in said
+
+
+def test_a_time_limit_is_sent_only_if_it_is_given() -> None:
+    """A server of before refuses the field."""
+    assert nodes.drain_order(DrainPolicy.LEAVE, None) == {"policy": "leave"}
+    assert nodes.drain_order(DrainPolicy.LEAVE, 60) == {"policy": "leave", "time_limit_s": 60}
 
 
 def test_a_drain_is_waited_for_as_long_as_asked_or_while_something_moves(monkeypatch: pytest.MonkeyPatch) -> None:
