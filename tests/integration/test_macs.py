@@ -156,6 +156,7 @@ async def test_a_vm_that_is_off_gets_other_mac_addresses_and_lets_go_of_its_own(
 async def test_a_clone_has_mac_addresses_of_its_own_new_ones_unless_they_are_named(database: Database) -> None:
     async with database.transaction() as connection:
         await add_node(connection, "a")
+        await connection.execute("UPDATE nodes SET status = jsonb_set(status, '{inventory,networks}', 'true')")
         await networks.create(connection, "default", "lan", NetworkSpec(subnet="10.9.0.0/24"), None, "ann")
     taken, kept = "06:00:00:00:00:01", "06:00:00:00:00:02"
     web = await _create(database, "web", VmSpec(image="tiny", mac=taken))
