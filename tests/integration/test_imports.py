@@ -89,7 +89,7 @@ def test_a_disk_of_each_format_becomes_the_same_image(site: Platform, name: str,
     disk_file = disk_file_of(site, image["nodes"][0], name)
     assert disk_file.read_bytes() == raw.read_bytes()
     described = json.loads((disk_file.parent / MANIFEST).read_bytes())["disk"]
-    assert described["digest"] == hashlib.sha256(raw.read_bytes()).hexdigest(), "same content, same digest"
+    assert described["sha256"] == hashlib.sha256(raw.read_bytes()).hexdigest(), "same content, same digest"
     assert disk_file.stat().st_blocks * 512 < SIZE, "holes stay holes"
     assert disk_file.stat().st_uid == 0 and not disk_file.stat().st_mode & 0o077, "no VM opens it by name"
 
