@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bench.report import Figure, median, parser, report
+from lab.guest import shell
 from lab.hosts import lab, missing
 from lab.images import images_dir
 from lab.platform import Platform, clean_up_when_ended, default_cache, open_directory, platform, until
 from novacron.client import Client
-from novacron.disk import debian
-from novacron.disk.cloud_init import build as build_seed
+from novacron.disk import cloud_init, debian
 from novacron.disk.images import LocalImage, scan
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
@@ -40,8 +40,9 @@ DISK_PAUSE_MS, MEMORY_PAUSE_MS, MEMORY_MIB = 100.0, 1500.0, 256
 CLONE_S = 1.0
 DEBIAN_MIB, DEBIAN_OVER_BARE, DEBIAN_S_MAX = 1024, 1.1, 300.0
 IMPORT_SHARE = 0.6
+WRITE_MIB, WRITE = 8, "dd if=/run/data bs=1M"
 MAC = "52:54:00:ba:5e:00"
-PARTS = ("many", "snapshots", "clones", "imports", "debian")
+PARTS = ("many", "snapshots", "clones", "encryption", "imports", "debian")
 
 
 class Size(NamedTuple):
@@ -76,7 +77,8 @@ def bare(directory: Path, image: LocalImage, memory_mib: int, *, agent: bool = F
             server.bind(str(directory / "guest.sock"))
             server.listen(1)
             guest = server.detach()
-        build_seed(directory / "seed.iso", Seed(), id="bare", name="bare", macs=[MAC], address=None)
+        cd = cloud_init.seed_cd(Seed(), id="bare", name="bare", macs=[MAC], address=None)
+        cloud_init.build(directory / "seed.iso", cd)
         seed = os.open(directory / "seed.iso", os.O_RDONLY)
         descriptors = [guest, seed]
     config = QemuConfig(
@@ -205,6 +207,39 @@ def clone_figures(p: Platform, rounds: int) -> list[Figure]:
     ]
 
 
+def encryption_figures(p: Platform, size: Size) -> list[Figure]:
+    """A VM's life with an encrypted disk and with one that is not, in turn."""
+    names = ("create", "write", "migrate")
+    taken: dict[bool, dict[str, list[float]]] = {on: {name: [] for name in names} for on in (False, True)}
+    for number in range(size.rounds):
+        for on, seconds in taken.items():
+            p.client.configure_project("default", encryption=on)
+            started = time.monotonic()
+            vm = p.client.create_vm(name=f"disk-{number}-{on:d}", image="disk", memory_mib=256, node=NODE)
+            booted([p.directory / NODE / "agent" / "vms" / vm["id"] / "console.log"], 1)
+            seconds["create"].append(time.monotonic() - started)
+            shell(p.client, vm["id"], f"dd if=/dev/urandom of=/run/data bs=1M count={WRITE_MIB} 2>/dev/null; echo x")
+            started = time.monotonic()
+            shell(p.client, vm["id"], f"{WRITE} of=/dev/vda conv=fsync,notrunc 2>/dev/null; echo x")
+            seconds["write"].append(time.monotonic() - started)
+            started = time.monotonic()
+            p.cli("vm", "migrate", vm["name"], "--to", "host-b")
+            seconds["migrate"].append(time.monotonic() - started)
+            p.cli("vm", "delete", vm["name"], "--wait")
+    p.client.configure_project("default", encryption=False)
+    figures = []
+    for name, what in zip(
+        names, ("created and booted", f"guest writes {WRITE_MIB} MiB", "live migration"), strict=True
+    ):
+        ratios = [a / b for a, b in zip(taken[True][name], taken[False][name], strict=True)]
+        figures += [
+            median(f"VM without encryption: {what}", taken[False][name], "s"),
+            median(f"VM with encryption: {what}", taken[True][name], "s"),
+            median("  ... over one without", ratios, "x"),
+        ]
+    return figures
+
+
 def debian_figures(p: Platform, directory: Path, image: LocalImage, rounds: int) -> list[Figure]:
     """Debian until its guest agent answers, bare QEMU and NovaCron in turn."""
     own, peer = [], []
@@ -300,6 +335,7 @@ def main() -> None:
             "many": lambda: many_figures(p, directory, scanned["tiny"], size),
             "snapshots": lambda: snapshot_figures(p, size.rounds),
             "clones": lambda: clone_figures(p, size.rounds),
+            "encryption": lambda: encryption_figures(p, size),
             "imports": lambda: import_figures(p, size),
             "debian": lambda: debian_figures(p, directory, scanned["debian"], options.rounds),
         }

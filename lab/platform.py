@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -174,6 +175,7 @@ class Platform:
         self.config = directory / "cli.json"
         self.ports = options.ports or tuple(free_ports(2))
         self.postgres = Postgres(directory / "pg")
+        self.platform_key = directory / "platform.key"
         self._images_dir = images_dir
         self._options = options
         self._env = {"NOVACRON_CONFIG": str(self.config), **options.environment}
@@ -188,10 +190,13 @@ class Platform:
         """Start everything and let both hosts join."""
         self.directory.mkdir(parents=True, exist_ok=True)
         url = self.postgres.start()
+        if not self.platform_key.exists():
+            private_file.write(self.platform_key, base64.b64encode(os.urandom(32)))
         self.server = Service(
             "server",
             ["server", "--database", url, "--state-dir", str(self.directory / "s"),
-             "--port", str(self.ports[0]), "--link-port", str(self.ports[1]), *self._options.server],
+             "--port", str(self.ports[0]), "--link-port", str(self.ports[1]),
+             "--platform-key", f"file:{self.platform_key}", *self._options.server],
             self.directory / "server.log", [], self._env,
         )  # fmt: skip
         self.server.start()

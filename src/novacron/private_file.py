@@ -32,3 +32,15 @@ def readable_by_others(path: Path) -> bool:
     """Say whether any user of this host can read a file. Raises OSError."""
     status = path.stat()
     return bool(status.st_mode & 0o004)
+
+
+def in_memory(name: str, data: bytes) -> int:
+    """Return a file that is in memory only, open to be read; other processes reach it only if they inherit it.
+
+    Raises OSError.
+    """
+    writable = os.memfd_create(name, os.MFD_CLOEXEC)
+    with os.fdopen(writable, "wb") as file:
+        file.write(data)
+        file.flush()
+        return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)

@@ -122,6 +122,20 @@ class ServerOptions:
         str | None,
         typer.Option(metavar="URL", help="collector of OTLP logs for the audit log, such as https://HOST:4318/v1/logs"),
     ] = None
+    platform_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NOVACRON_PLATFORM_KEY",
+            help="key that wraps projects' keys, for encryption at rest: file:PATH or command:PROGRAM ARGUMENTS",
+        ),
+    ] = None
+    former_platform_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NOVACRON_FORMER_PLATFORM_KEY",
+            help="platform key before this one, until: novacron platform-key rewrap",
+        ),
+    ] = None
 
     def settings(self, database: str, state_dir: Path, cli_config: Path) -> ServerSettings:
         """Return the settings of a server with a database at this URL."""
@@ -131,7 +145,7 @@ class ServerOptions:
         from novacron.server.settings import AuditSettings, SecondFactorSettings, ServerSettings
 
         same = ("host", "port", "link_port", "advertise", "leave_s", "workers", "pool", "oidc", "fence",
-                "drain_limit_s")  # fmt: skip
+                "drain_limit_s", "platform_key", "former_platform_key")  # fmt: skip
         return ServerSettings(
             database_url=database,
             state_dir=state_dir,

@@ -21,6 +21,7 @@ from novacron.store import owned
 from novacron.store.database import Database
 from novacron.store.leases import Beat
 from novacron.wire import codec
+from tests.support.project_secrets import PlainSecrets
 from tests.support.stored_fleet import add_node, add_vm
 from tests.waiting import eventually
 
@@ -91,7 +92,7 @@ async def test_a_huge_number_in_one_report_stops_nobodys_desired_state(fleet: Da
         huge = msgspec.structs.replace(RUNNING, reboots=3_000_000_000, halted_at_start=2**40)
         await owned.observe(connection, [owned.Report("a", "bad", 1, huge)])
     async with fleet.transaction(isolation="repeatable_read") as connection:
-        readings = await node_statements.VmReadings.read(connection, ["other", "bad"])
+        readings = await node_statements.VmReadings.read(connection, ["other", "bad"], PlainSecrets())
         assert not readings.unreadable
         assert {vm.id for vm in (await owned.all(connection, node="a")).rows} == {"bad", "good"}
 
@@ -116,7 +117,7 @@ async def test_a_defect_with_one_vm_leaves_those_that_changed_with_it_told(fleet
         return b"k" * 32
 
     sessions = {node: NodeSession(node, cast(Any, Socket(node))) for node in "ab"}
-    sender = DesiredStateSender(fleet, sessions, page_key)
+    sender = DesiredStateSender(fleet, sessions, PlainSecrets(page_key))
     for node, vm in (("a", "bad"), ("a", "good"), ("b", "other")):
         sessions[node].sent_state.basis = node_statements.NodeBasis(None, ())
         sender.hold(sessions[node], vm)

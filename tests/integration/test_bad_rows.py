@@ -14,6 +14,7 @@ from novacron.store import identities, migrations, new_vms, nodes, owned, projec
 from novacron.store.database import Connection, Database
 from novacron.telemetry.values import counter
 from novacron.wire import messages as wire
+from tests.support.project_secrets import PlainSecrets
 
 NO_BASIS = NodeBasis(None, ())
 BAD_SPEC = 'UPDATE vms SET spec = spec || \'{"power": "teleport"}\' WHERE id = $1'
@@ -23,8 +24,7 @@ VOLUME = (
 )
 
 
-def page_key(project: str) -> bytes:
-    return b"k" * 32
+SECRETS = PlainSecrets()
 
 
 async def _made(connection: Connection, count: int = 3) -> list[str]:
@@ -47,11 +47,11 @@ async def _made(connection: Connection, count: int = 3) -> list[str]:
 
 async def _told(database: Database, node: str, held: Sequence[str]) -> dict[str, OrderKind]:
     async with database.transaction(isolation="repeatable_read") as connection:
-        told = await statements(connection, node, set(held), page_key, NO_BASIS)
-        readings = await VmReadings.read(connection, held)
+        told = await statements(connection, node, set(held), SECRETS, NO_BASIS)
+        readings = await VmReadings.read(connection, held, SECRETS)
     stated = {statement.vm: statement.order.kind for statement in told}
     for vm in held:
-        briefly = readings.on(node, vm, page_key, NO_BASIS)
+        briefly = readings.on(node, vm, SECRETS, NO_BASIS)
         assert briefly is None or stated[vm] is briefly.order.kind
         if vm not in stated:
             assert briefly is None, "what is read of one VM says no more"
@@ -83,7 +83,7 @@ async def test_a_volume_that_cannot_be_decoded_is_not_taken_for_one_that_is_gone
         await connection.execute(VOLUME, ids[1], "fromthefuture")
     assert await _told(database, "a", ids) == {ids[0]: OrderKind.OWN, ids[2]: OrderKind.OWN}
     async with database.transaction(isolation="repeatable_read") as connection:
-        told = await messages(connection, "a", set(ids), page_key, NO_BASIS)
+        told = await messages(connection, "a", set(ids), SECRETS, NO_BASIS)
     assert {type(message) for message in told} == {wire.Networks, wire.Desired, wire.Imports, wire.Exports}
 
 

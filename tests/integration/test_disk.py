@@ -12,7 +12,7 @@ from novacron.disk.images import scan
 from novacron.disk.nbd import NbdClient
 from novacron.model.node import AcceleratorKind
 from novacron.qemu import mirror
-from novacron.qemu.command import QemuConfig, QemuNic, command, monitor_path
+from novacron.qemu.command import DISK, QemuConfig, QemuNic, command, monitor_path
 from novacron.qemu.monitor import Monitor
 
 PAGE = 4096
@@ -23,7 +23,7 @@ async def test_writes_reach_the_layer_and_qemu_reports_whether_more_can_come(ima
     image = scan(images)[0]["disk"]
     assert image.disk is not None
     layer, data = tmp_path / "disk.qcow2", os.urandom(4 * PAGE)
-    await overlay.create(layer, image.disk, image.info.disk_bytes)
+    await overlay.create(layer, image.disk, image.info.disk_bytes, None)
     config = QemuConfig(
         "waits", tmp_path, 1, 128, "pc", AcceleratorKind.TCG, image.kernel, image.initrd, image.cmdline,
         (QemuNic("52:54:00:00:00:02", None),), layer,
@@ -31,10 +31,10 @@ async def test_writes_reach_the_layer_and_qemu_reports_whether_more_can_come(ima
     process = subprocess.Popen(command(config, incoming=True))  # noqa: ASYNC220
     monitor = await Monitor.connect(monitor_path(tmp_path), lambda *_: None, lambda: process.poll() is None)
     try:
-        await mirror.serve(monitor, tmp_path / "disk.sock")
+        await mirror.serve(monitor, tmp_path / "disk.sock", [DISK])
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(str(tmp_path / "disk.sock"))
-        client = NbdClient(connection, mirror.EXPORT)
+        client = NbdClient(connection, DISK)
         assert client.size_bytes == image.info.disk_bytes
         client.write(PAGE, data)
         client.flush()

@@ -33,6 +33,7 @@ from novacron.store import (
 from novacron.store.audit import Filters
 from novacron.store.database import Database, connect
 from novacron.store.leases import Beat
+from tests.support.project_secrets import PlainSecrets
 
 VMS, NODES = 100_000, 2_000
 LARGE = {"vms", "macs", "volumes", "snapshots", "migrations", "events", "changes", "audit", "audit_links", "api_log"}
@@ -132,10 +133,8 @@ async def test_hot_queries_read_no_whole_table(large: Database) -> None:
         await vms.configure(connection, created.id, "newer", {"start_order": 3}, None, "ann")
         await owned.observe(connection, [owned.Report("n6", "vm-5", 1, VmStatus(state=VmState.STOPPED))])
         await vms.act(connection, "vm-6", VmAction.STOP, None, "ann")
-        await node_statements.messages(
-            connection, "n7", {"vm-9"}, lambda _: b"k" * 32, node_statements.NodeBasis(None, ())
-        )
-        await node_statements.VmReadings.read(connection, ["vm-9", "vm-10"])
+        await node_statements.messages(connection, "n7", {"vm-9"}, PlainSecrets(), node_statements.NodeBasis(None, ()))
+        await node_statements.VmReadings.read(connection, ["vm-9", "vm-10"], PlainSecrets())
         await migrations.active(connection)
         await leases.renew(connection, [Beat("n1", 0), Beat("n2", 0)], 0.0)
         await leases.over(connection)

@@ -14,6 +14,7 @@ from novacron.model.vm import Power, Vm, VmAction, VmSpec, VmState, VmStatus
 from novacron.server.node_statements import NodeBasis, statements
 from novacron.store import identities, migrations, new_vms, nodes, owned, projects, vms
 from novacron.store.database import Connection, Database
+from tests.support.project_secrets import PlainSecrets
 
 LOST = VmStatus(state=VmState.FAILED, record_lost=True)
 
@@ -45,7 +46,7 @@ async def _act(database: Database, vm: Vm, action: VmAction) -> Vm:
 async def _obey(database: Database, vm: Vm, record: Record) -> tuple[Record, OrderVerdict]:
     """Let the only node hear what it is to be told."""
     async with database.transaction(isolation="repeatable_read") as connection:
-        (statement,) = await statements(connection, "a", {vm.id}, lambda _: b"k" * 32, NodeBasis(None, ()))
+        (statement,) = await statements(connection, "a", {vm.id}, PlainSecrets(), NodeBasis(None, ()))
     return obey_order(record, statement.order)
 
 

@@ -89,7 +89,7 @@ async def test_vms_created_at_once_in_every_way_have_different_mac_addresses(
 
 async def test_a_chosen_mac_address_is_one_interfaces_in_the_fleet_until_its_vm_is_gone(database: Database) -> None:
     async with database.transaction() as connection:
-        await projects.create(connection, "other", "", Quota(), True, "ann")
+        await projects.create(connection, projects.NewProject("other", "", Quota(), True), "ann")
         for project, name in (("default", "lan"), ("other", "theirs")):
             await networks.create(connection, project, name, NetworkSpec(NetworkKind.OVERLAY), None, "ann")
     chosen = "52:54:00:AA:BB:CC"

@@ -42,6 +42,7 @@ from novacron.store.database import Connection, Database
 from novacron.store.leader import leadership
 from novacron.store.reconciling import NodeRecord
 from novacron.wire import messages as wire
+from tests.support.project_secrets import PlainSecrets
 from tests.support.stored_fleet import add_node, add_vm, nodes_of_vms
 
 NEW = "vm-new"
@@ -99,7 +100,7 @@ async def orders(database: Database, node: str, *held: str) -> dict[str, tuple[O
     """Return what a node is told of VMs."""
     async with database.transaction(isolation="repeatable_read") as connection:
         messages = await node_statements.messages(
-            connection, node, set(held), lambda _: bytes(32), NodeBasis(None, ())
+            connection, node, set(held), PlainSecrets(), NodeBasis(None, ())
         )  # fmt: skip
     desired = next(message for message in messages if isinstance(message, wire.Desired))
     return {statement.vm: (statement.order.kind, statement.order.epoch) for statement in desired.statements}
@@ -298,7 +299,7 @@ async def test_a_node_is_told_nothing_of_networks_and_volumes_before_it_has_desc
     async def told() -> set[type]:
         async with fleet.transaction(isolation="repeatable_read") as connection:
             basis = NodeBasis(None, ())
-            return {type(m) for m in await node_statements.messages(connection, "b", {NEW}, lambda _: b"", basis)}
+            return {type(m) for m in await node_statements.messages(connection, "b", {NEW}, PlainSecrets(), basis)}
 
     record = NodeRecord(NEW, OwnershipRecord(3, Claim.OWNER))
     await fleet.transact(lambda connection: reconciling.take(connection, "b", [record], whole=True))
@@ -393,7 +394,7 @@ async def test_a_server_whose_database_is_replaced_under_it_lets_every_node_conn
 async def withheld(database: Database, node: str) -> dict[str, str]:
     """Return why VMs of a node are not begun."""
     async with database.transaction(isolation="repeatable_read") as connection:
-        statements = await node_statements.statements(connection, node, set(), lambda _: b"", NodeBasis(None, ()))
+        statements = await node_statements.statements(connection, node, set(), PlainSecrets(), NodeBasis(None, ()))
     return {s.vm: s.assignment.withheld for s in statements if s.assignment is not None}
 
 

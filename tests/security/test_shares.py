@@ -21,7 +21,7 @@ async def test_a_project_takes_half_of_a_node_s_imports_and_no_more(database: Da
     async with database.transaction() as connection:
         await add_node(connection, "host-a")
         for name in ("greedy", "modest"):
-            await projects.create(connection, name, "", Quota(), False, "test")
+            await projects.create(connection, projects.NewProject(name, "", Quota(), False), "test")
 
     async def begin(project: str, name: str) -> bool:
         spec = ImportSpec(name, Source.UPLOAD, "", 1024)

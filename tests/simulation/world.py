@@ -37,6 +37,7 @@ from tests.simulation.host import IMAGE, Death, SimulatedHost
 from tests.simulation.machine import EXECUTES, SimulatedQemu
 from tests.simulation.network import SimulatedNetwork
 from tests.simulation.transport import Channel
+from tests.support.project_secrets import PlainSecrets
 
 T = TypeVar("T")
 
@@ -102,8 +103,7 @@ async def open_database(url: str) -> Database:
     return await Database.open(url)
 
 
-def _page_key(project: str) -> bytes:
-    return b"k" * 32
+SECRETS = PlainSecrets()
 
 
 class World:
@@ -217,9 +217,9 @@ class World:
     async def say_to(self, name: str, *, compares: bool = False) -> None:
         """The server says to a node how things are now; the message is under way."""
         async with self.database.transaction(isolation="repeatable_read") as connection:
-            stated = await statements(connection, name, {self.vm}, _page_key, NO_BASIS)
+            stated = await statements(connection, name, {self.vm}, SECRETS, NO_BASIS)
             if compares:
-                brief = (await VmReadings.read(connection, [self.vm])).on(name, self.vm, _page_key, NO_BASIS)
+                brief = (await VmReadings.read(connection, [self.vm], SECRETS)).on(name, self.vm, SECRETS, NO_BASIS)
                 assert brief is None or brief in stated, "what is read of one VM says the same"
         # Without an endpoint to warm up no session is opened early: sessions are not simulated.
         cold = tuple(

@@ -11,12 +11,13 @@ from novacron.server.desired_state import DesiredStateSender
 from novacron.server.session import NodeSession
 from novacron.store.feed import Change
 from novacron.wire import messages as wire
+from tests.support.project_secrets import PlainSecrets
 
 
 def sender() -> tuple[DesiredStateSender, dict[str, NodeSession]]:
     none = cast(Any, None)
     sessions = {name: NodeSession(name, none) for name in ("a", "b", "c")}
-    return DesiredStateSender(none, sessions, lambda _: b""), sessions
+    return DesiredStateSender(none, sessions, PlainSecrets()), sessions
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def snapshot(
         taken_with = msgspec.structs.replace(LAYOUT, vcpus=vcpus)
         wanted = wire.SnapshotWanted("snap-1", phase, True, "freeze" in fails, 1, taken_with)
         with pytest.raises(snapshots.SnapshotFailed) as failed:
-            await snapshots.work(machine, wanted, "running" if runs else "absent")
+            await snapshots.work(machine, wanted, "running" if runs else "absent", None)
         return Said(code_of(failed.value), str(failed.value))
 
     return case

@@ -177,9 +177,13 @@ async def test_nothing_ends_a_guest_after_its_target_has_voted(
     target = MigrationTarget(cast(Any, context), cast(Any, services), destroy)
     task = wire.Task("mig-1", Side.TARGET, cast(Any, "live"), "source", 2, None, warm)
 
+    assignment = cast(Any, SimpleNamespace(
+        project="p", page_key=b"k" * 32, volumes=(), spec=SimpleNamespace(encryption_key="")
+    ))  # fmt: skip
+
     async def load_all(*_: object) -> None:
         await target._loaded(task, False)
 
     monkeypatch.setattr(target, "_load_all", load_all)
-    await target._load(task, cast(Any, SimpleNamespace(project="p", page_key=b"k" * 32)), cast(Any, None))
+    await target._load(task, assignment, cast(Any, None))
     assert [type(message) for message in sent] == [wire.Voted] and destroyed == []

@@ -331,7 +331,7 @@ class Worker:
         if assignment.clone_of is not None:
             self._clone.step(assignment.clone_of)
             return IDLE_S
-        await clone_disk.settle(self.machine)
+        await clone_disk.settle(self.machine, assignment.spec.encryption_key)
         task = statement.task
         if task is not None and task.side is Side.SOURCE:
             if assignment.spec.power is Power.STOPPED and task.kind is not MigrationKind.COLD:

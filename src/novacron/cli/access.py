@@ -1,23 +1,33 @@
-"""``novacron project``, ``user``, ``grant`` and ``whoami``: ownership and permissions."""
+"""``novacron project``, ``platform-key``, ``user``, ``grant`` and ``whoami``: ownership and permissions."""
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import sys
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from novacron.cli import output
+from novacron.cli import options, output
 from novacron.cli.output import Columns, Output, OutputFormat
 from novacron.client import Client
 from novacron.terminal import say
 
 projects = typer.Typer(no_args_is_help=True, help="Manage projects and their quotas.")
+platform_keys = typer.Typer(no_args_is_help=True, help="Manage the platform key, which wraps projects' keys.")
 users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
 grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
 
 QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks", "forwards", "migrations")
+
+
+class OnOff(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
 ProjectName = Annotated[str, typer.Argument(help="name of the project", show_default=False)]
 UserRef = Annotated[str, typer.Argument(help="name or id of the user", show_default=False)]
 QuotaTexts = Annotated[
@@ -27,6 +37,9 @@ QuotaTexts = Annotated[
 HostNetwork = Annotated[
     bool | None,
     typer.Option("--host-network/--no-host-network", help="put VMs without a network on the hosts' own network"),
+]
+Encryption = Annotated[
+    OnOff | None, typer.Option(help="encrypt at rest what is created from now on; needs a platform key")
 ]
 Password = Annotated[bool, typer.Option("--password", help="ask for a password, or read it from standard input")]
 
@@ -39,8 +52,21 @@ PROJECTS: Columns = {
     "NAME": lambda p: p["name"],
     "QUOTA": lambda p: _limits(p["quota"]),
     "HOST NETWORK": lambda p: p["host_network"],
+    "ENCRYPTION": lambda p: p["encryption_key"] if p["encryption"] else "off",
     "DESCRIPTION": lambda p: p["description"],
     "AGE": lambda p: output.age(p["created_at"]),
+}
+ERASED_KEY: Columns = {
+    "KEY": lambda e: e["id"],
+    "PROJECT": lambda e: e["project"],
+    "ERASED AT": lambda e: e["erased_at"],
+    "VMS LOST": lambda e: e["vms"],
+    "VOLUMES LOST": lambda e: e["volumes"],
+    "NEXT KEY": lambda e: e["successor"],
+}
+PLATFORM_KEY: Columns = {
+    "ID": lambda k: k["id"],
+    "KEYS WRAPPED": lambda k: [f"{count} by {id}" for id, count in sorted(k["keys"].items())],
 }
 USERS: Columns = {
     "NAME": lambda u: u["name"],
@@ -111,28 +137,43 @@ def create_project(
     description: Annotated[str, typer.Option(help="what it is for")] = "",
     quota: QuotaTexts = None,
     host_network: HostNetwork = False,
+    encryption: Encryption = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
     """Create a project."""
     with output.errors():
         created = Client().create_project(
-            project, description=description, quota=_quota(quota, {}), host_network=bool(host_network)
+            project,
+            description=description,
+            quota=_quota(quota, {}),
+            host_network=bool(host_network),
+            encryption=encryption is OnOff.ON,
         )
         output.fields(created, PROJECTS, output_)
 
 
+@dataclasses.dataclass(frozen=True)
+class ProjectChanges:
+    """What of a project can change, besides its quota; None stays."""
+
+    name: Annotated[str | None, typer.Option(help="its new name")] = None
+    description: Annotated[str | None, typer.Option(help="what it is for")] = None
+    host_network: HostNetwork = None
+    encryption: Encryption = None
+
+
 @projects.command("set")
+@options.expand
 def set_project(
     project: ProjectName,
-    name: Annotated[str | None, typer.Option(help="its new name")] = None,
-    description: Annotated[str | None, typer.Option(help="what it is for")] = None,
+    changed: ProjectChanges = ProjectChanges(),
     quota: QuotaTexts = None,
-    host_network: HostNetwork = None,
     output_: Output = OutputFormat.TABLE,
 ) -> None:
-    """Change a project's name, description or quota."""
-    options_ = {"name": name, "description": description, "host_network": host_network}
-    changes: dict[str, Any] = {field: value for field, value in options_.items() if value is not None}
+    """Change a project's name, description, quota or encryption."""
+    changes: dict[str, Any] = {f: value for f, value in vars(changed).items() if value is not None}
+    if changed.encryption is not None:
+        changes["encryption"] = changed.encryption is OnOff.ON
     with output.errors():
         client = Client()
         if quota:
@@ -148,6 +189,39 @@ def delete_project(project: ProjectName) -> None:
     with output.errors():
         Client().delete("projects", project)
         say(f"{project}: deleted")
+
+
+@projects.command("erase-key")
+def erase_key(
+    project: ProjectName,
+    confirm: Annotated[str | None, typer.Option(metavar="NAME", help="the project's name once more")] = None,
+    output_: Output = OutputFormat.TABLE,
+) -> None:
+    """Destroy a project's key: what it encrypts can never be read again, wherever it is copied."""
+    if confirm is None:
+        confirm = typer.prompt(f"all encrypted disks of project {project} are lost for ever; its name", err=True)
+    if confirm != project:
+        raise output.fail(f"{confirm!r} is not the project's name: nothing was done", output.EXIT_USAGE)
+    with output.errors():
+        output.fields(Client().erase_project_key(project), ERASED_KEY, output_)
+
+
+@platform_keys.command("show")
+def show_platform_key(output_: Output = OutputFormat.TABLE) -> None:
+    """Show the platform key and how many projects' keys each platform key has wrapped."""
+    with output.errors():
+        output.fields(Client().platform_key(), PLATFORM_KEY, output_)
+
+
+@platform_keys.command("rewrap")
+def rewrap(output_: Output = OutputFormat.TABLE) -> None:
+    """Wrap all projects' keys with the present platform key; no data is touched."""
+    with output.errors():
+        client = Client()
+        stands = client.rewrap_project_keys()
+        while stands["keys"].keys() - {stands["id"]} and (now := client.rewrap_project_keys()) != stands:
+            stands = now
+        output.fields(stands, PLATFORM_KEY, output_)
 
 
 @users.command("list")

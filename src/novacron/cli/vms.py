@@ -96,6 +96,7 @@ DETAILS: Columns = {
     "NETWORKS": interfaces,
     "MAC": mac_addresses,
     "DISK": lambda vm: f"{vm['spec']['disk_mib']} MiB" if vm["spec"]["disk_mib"] else None,
+    "ENCRYPTION": lambda vm: vm["spec"]["encryption_key"] or "off",
     "FIRMWARE": lambda vm: vm["spec"]["firmware"] + (", TPM" if vm["spec"]["tpm"] else ""),
     "WANTED": lambda vm: vm["spec"]["power"],
     "REASON": lambda vm: vm["status"]["reason"],

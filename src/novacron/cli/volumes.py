@@ -32,6 +32,7 @@ DETAILS: Columns = {
     **COLUMNS,
     "ID": lambda v: v["id"],
     "KIND": lambda v: v["kind"],
+    "ENCRYPTION": lambda v: v["encryption_key"] or "off",
     "READ ONLY": lambda v: "yes" if v["read_only"] else "no",
     "BOOT ORDER": lambda v: v["boot_order"],
     "IOPS": lambda v: v["iops"],

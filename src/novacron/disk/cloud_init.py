@@ -14,14 +14,19 @@ from novacron.model.cloud_init import Seed
 LABEL = "cidata"
 
 
-def build(path: Path, seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> None:
-    """Write the CD for a VM, whole or not at all. Raises OSError.
+def build(path: Path, content: bytes) -> None:
+    """Write a CD, whole or not at all. Raises OSError."""
+    scratch = path.with_suffix(".new")
+    scratch.write_bytes(content)
+    scratch.rename(path)
+
+
+def seed_cd(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> bytes:
+    """Return the CD for a VM.
 
     ``id`` is the VM's: a guest that sees another one takes itself for a new machine.
     """
-    scratch = path.with_suffix(".new")
-    scratch.write_bytes(cd(files(seed, id=id, name=name, macs=macs, address=address)))
-    scratch.rename(path)
+    return cd(files(seed, id=id, name=name, macs=macs, address=address))
 
 
 def files(seed: Seed, *, id: str, name: str, macs: Sequence[str], address: str | None) -> dict[str, bytes]:

@@ -12,9 +12,10 @@ import struct
 from pathlib import Path
 
 from novacron import child_environment
-from novacron.disk import qemu_img
+from novacron.disk import luks, qemu_img
 from novacron.disk.files import make_durable, sync
-from novacron.disk.qemu_img import ImgFailed, Invocation, Wrap
+from novacron.disk.qemu_img import ImgFailed, Wrap
+from novacron.model.encryption import DataKey
 
 TIMEOUT_S = 60.0
 COPY_S_MAX = 6 * 3600.0
@@ -26,26 +27,31 @@ class OverlayFailed(Exception):
     """The layer could not be made, or changed: says why."""
 
 
-async def _img(*arguments: str, wrap: Wrap = qemu_img.unchanged, directory: Path | None = None) -> bytes:
+async def _img(
+    command: str, *arguments: str, key: DataKey | None = None, wrap: Wrap = qemu_img.unchanged,
+    directory: Path | None = None,
+) -> bytes:  # fmt: skip
     try:
-        return await qemu_img.run(arguments, TIMEOUT_S, Invocation(wrap, directory=directory))
+        return await luks.run(command, arguments, key, TIMEOUT_S, wrap, directory)
     except ImgFailed as error:
         raise OverlayFailed(str(error)) from error
 
 
-async def create(path: Path, below: Path, size_bytes: int) -> None:
-    """Make an empty layer at ``path`` over the raw disk ``below``, whole or not at all. Raises OverlayFailed."""
+async def create(path: Path, below: Path, size_bytes: int, key: DataKey | None) -> None:
+    """Make an empty layer at ``path`` over the raw disk ``below``, whole or not at all; with a ``key`` it is encrypted.
+    Raises OverlayFailed."""
     scratch = path.with_suffix(".new")
-    await _img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(scratch), str(size_bytes))
+    options = ("-q", "-f", "qcow2", *luks.new_layer(key), "-F", "raw", "-b", str(below))
+    await _img("create", *options, str(scratch), str(size_bytes), key=key)
     scratch.rename(path)
     await asyncio.to_thread(make_durable, path.parent)
 
 
-async def create_blank(path: Path, size_bytes: int) -> None:
-    """Make an empty layer at ``path`` that says nothing of what is below it, whole or not at all. Raises
-    OverlayFailed."""
+async def create_blank(path: Path, size_bytes: int, key: DataKey | None) -> None:
+    """Make an empty layer at ``path`` that says nothing of what is below it, whole or not at all; with a ``key`` it is
+    encrypted. Raises OverlayFailed."""
     scratch = path.with_suffix(".new")
-    await _img("create", "-q", "-f", "qcow2", str(scratch), str(size_bytes))
+    await _img("create", "-q", "-f", "qcow2", *luks.new_layer(key), str(scratch), str(size_bytes), key=key)
     scratch.rename(path)
 
 
@@ -82,15 +88,16 @@ async def copy(path: Path, to: Path) -> None:
 
 
 class Snapshots:
-    """The snapshots in the layer of a VM that does not run. ``wrap`` makes commands its own user's. All raise
-    OverlayFailed."""
+    """The snapshots in the layer of a VM that does not run. ``wrap`` makes commands its own user's; ``key`` is that of
+    an encrypted layer. All raise OverlayFailed."""
 
-    def __init__(self, path: Path, wrap: Wrap) -> None:
-        node = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": path.name}}
-        self._name, self._directory, self._wrap = f"json:{json.dumps(node)}", path.parent, wrap
+    def __init__(self, path: Path, wrap: Wrap, key: DataKey | None) -> None:
+        file = {"driver": "file", "filename": path.name}
+        node = {"driver": "qcow2", "backing": None, "file": file, **luks.layer_options(key)}
+        self._name, self._directory, self._wrap, self._key = f"json:{json.dumps(node)}", path.parent, wrap, key
 
     async def names(self) -> set[str]:
-        said = await _img("info", "--output", "json", self._name, wrap=self._wrap, directory=self._directory)
+        said = await self._img("info", "--output", "json")
         try:
             return {str(snapshot["name"]) for snapshot in json.loads(said).get("snapshots", ())}
         except (ValueError, KeyError, TypeError):
@@ -107,4 +114,7 @@ class Snapshots:
         await self._do("-d", name)
 
     async def _do(self, option: str, name: str) -> None:
-        await _img("snapshot", "-q", option, name, self._name, wrap=self._wrap, directory=self._directory)
+        await self._img("snapshot", "-q", option, name)
+
+    async def _img(self, command: str, *options: str) -> bytes:
+        return await _img(command, *options, self._name, key=self._key, wrap=self._wrap, directory=self._directory)

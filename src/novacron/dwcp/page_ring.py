@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
 PAGE = 4096
+CIPHER_BLOCK = 16
 SLOTS = 262_144
 """Pages that a ring holds: 1 GiB."""
 MARGIN = 8192
@@ -34,7 +38,7 @@ class PageRing:
         while pages:
             place = self.next % self._slots
             part = pages[: self._slots - place]
-            data = b"".join(part)
+            data = self._sealed(b"".join(part))
             if os.pwrite(self._file, data, place * PAGE) != len(data):
                 raise OSError(28, "a session's pages can't be written: no space left on device")
             self.next += len(part)
@@ -44,7 +48,42 @@ class PageRing:
         """Return a page. Raises KeyError when the ring does not hold it any more, or never did."""
         if not self.oldest <= slot < self.next:
             raise KeyError(slot)
-        return os.pread(self._file, PAGE, slot % self._slots * PAGE)
+        return self._opened(os.pread(self._file, PAGE, slot % self._slots * PAGE), slot)
+
+    def _sealed(self, data: bytes) -> bytes:
+        """Return what goes into the file for pages that get the next slots."""
+        return data
+
+    def _opened(self, page: bytes, slot: int) -> bytes:
+        """Return a page as it was before it went into the file."""
+        return page
 
     def close(self) -> None:
         os.close(self._file)
+
+
+class EncryptedRing(PageRing):
+    """A ring whose file holds nothing in the clear (AES-256 in CTR mode). The key is in memory only, and goes with the
+    session. Slots are never numbered twice, so no part of the key stream is used twice."""
+
+    def __init__(self, directory: Path, slots: int = SLOTS) -> None:
+        super().__init__(directory, slots)
+        self._key = algorithms.AES(secrets.token_bytes(32))
+
+    def _cipher(self, slot: int) -> Cipher[modes.CTR]:
+        return Cipher(self._key, modes.CTR((slot * (PAGE // CIPHER_BLOCK)).to_bytes(CIPHER_BLOCK, "big")))
+
+    def _sealed(self, data: bytes) -> bytes:
+        return _whole(self._cipher(self.next).encryptor(), data)
+
+    def _opened(self, page: bytes, slot: int) -> bytes:
+        return _whole(self._cipher(slot).decryptor(), page)
+
+
+def _whole(context: CipherContext, data: bytes) -> bytes:
+    return context.update(data) + context.finalize()
+
+
+def open_ring(directory: Path, slots: int, encrypted: bool) -> PageRing:
+    """Return a new ring. Raises OSError."""
+    return EncryptedRing(directory, slots) if encrypted else PageRing(directory, slots)

@@ -30,7 +30,7 @@ from novacron.dwcp.frames import (
 )
 from novacron.dwcp.page_codec import CHECK_BYTES, PIECE_BYTES_MAX, Base, PageHash
 from novacron.dwcp.page_decoder import Decoder, Missing
-from novacron.dwcp.page_ring import PAGE, SLOTS, PageRing
+from novacron.dwcp.page_ring import PAGE, SLOTS, PageRing, open_ring
 from novacron.dwcp.pipes import Handover, PipelineStopped, Stages, StreamSink
 from novacron.dwcp.return_channel import ReturnSender
 from novacron.dwcp.send_window import WINDOW_FRAMES
@@ -73,6 +73,8 @@ class ReceiveOptions(msgspec.Struct, frozen=True):
     slots: int = SLOTS
     replaceable: bool = False
     """A sender that begins anew ends the session at once, and finds the next one: its peer starts over, too."""
+    encrypted: bool = False
+    """Pages are in this host's files only encrypted."""
 
 
 class ReceiveSession:
@@ -86,7 +88,7 @@ class ReceiveSession:
         self._hash = PageHash(terms.key)
         self._ring: PageRing | None = None
         with contextlib.suppress(OSError):  # a full disk: the sender then has to send every page anew
-            self._ring = PageRing(terms.ring_dir, terms.slots)
+            self._ring = open_ring(terms.ring_dir, terms.slots, terms.encrypted)
         self._instance: bytes | None = None
         self._connections: list[FrameConnection] = []
         """Those that have received their first frames and can carry more."""

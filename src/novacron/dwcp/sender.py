@@ -29,7 +29,7 @@ from novacron.dwcp.frames import (
 )
 from novacron.dwcp.page_codec import Base, PageHash, PageSavings, Piece
 from novacron.dwcp.page_encoder import Encoder
-from novacron.dwcp.page_ring import SLOTS, PageRing
+from novacron.dwcp.page_ring import SLOTS, PageRing, open_ring
 from novacron.dwcp.pipes import PIECE_SHALLOW_BYTES, PIECE_URGENT_BYTES, PipelineStopped, StreamSource
 from novacron.dwcp.receiver_index import PageDamaged, ReceiverIndex
 from novacron.dwcp.return_channel import ReturnReceiver
@@ -76,7 +76,7 @@ CONNECTION_LOST = (OSError, EOFError, TimeoutError, ProtocolError, ssl.SSLError)
 
 
 class SendOptions(msgspec.Struct, frozen=True):
-    """How a session is to be carried. Both ends must have the same ``key``."""
+    """How a session is carried. Both ends have the same ``key``; ``encrypted``: files hold no page in the clear."""
 
     key: bytes
     ring_dir: Path
@@ -91,6 +91,7 @@ class SendOptions(msgspec.Struct, frozen=True):
     """Compression method; None adapts it to the bottleneck."""
     checkpoint_digests: Mapping[str, Sequence[bytes]] = {}
     """Digests of bases, by name, that the peer may have and this end can't read."""
+    encrypted: bool = False
 
 
 class SendFailed(Exception):
@@ -117,9 +118,8 @@ class Sender:
         self._hash = PageHash(options.key)
         check = self._hash.digest(b"key check")
         self._receiver_index = ReceiverIndex(self._hash, options.bases, options.checkpoint_digests)
-        self._hello = msgspec.msgpack.encode(
-            SessionHello(frames.VERSION, session, os.urandom(16), check, self._receiver_index.names)
-        )
+        hello = SessionHello(frames.VERSION, session, os.urandom(16), check, self._receiver_index.names)
+        self._hello = msgspec.msgpack.encode(hello)
         self._encoder: Encoder | None = None
         self._ring: PageRing | None = None
         self._paths = SendPaths(self.counters, options.streams or sockets.streams_default(), options.rate_bytes_per_s)
@@ -252,7 +252,7 @@ class Sender:
         """Take what the receiver has: digests that this end has too, and those that it tells."""
         if welcome.slots:
             with contextlib.suppress(OSError):  # a full disk: pages can't be told by their slots then
-                self._ring = PageRing(self._options.ring_dir, min(welcome.slots, SLOTS))
+                self._ring = open_ring(self._options.ring_dir, min(welcome.slots, SLOTS), self._options.encrypted)
         self._encoder = Encoder(self._hash, self._ring)
         self._receiver_index.meet(welcome.bases, self._encoder)
         with contextlib.suppress(TimeoutError):  # later data counts from then on

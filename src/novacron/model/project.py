@@ -55,8 +55,17 @@ class Project(msgspec.Struct, frozen=True):
     quota: Quota
     host_network: bool
     """VMs without interfaces of their own may use the hosts' network."""
+    encryption: bool
+    """What is created from now on is encrypted at rest."""
+    encryption_key: str | None
+    """The key for that; it stays while encryption is switched off."""
     revision: int
     created_at: datetime
+
+    @property
+    def key_of_new(self) -> str:
+        """The key of what is created now; empty: it is not encrypted."""
+        return (self.encryption_key or "") if self.encryption else ""
 
 
 def check(project: str, quota: Quota, before: Usage, after: Usage) -> None:

@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from novacron.model import limits
 from novacron.model.constraints import Placement
 from novacron.model.cpu import FLAGS_MAX, CpuFlag, CpuKind, CpuModel
+from novacron.model.encryption import KeyId
 from novacron.model.errors import InvalidInput
 from novacron.model.hardware import DEVICES_PER_VM_MAX, PciId
 from novacron.model.mac import MacAddress
@@ -181,6 +182,9 @@ class VmSpec(VmFields, frozen=True):
     """How many resets were requested; the agent has performed ``status.resets`` of them."""
     stop_timeout_s: StopTimeout = limits.STOP_TIMEOUT_S_DEFAULT
     """How long the guest may take to power off before it is forced off; 0: force it off at once."""
+    encryption_key: KeyId = ""
+    """The project's key with which its disk is encrypted, as the project had it when the VM was created; empty: it is
+    not."""
 
     def disk_bytes(self, of_image: int) -> int:
         """Return the size of the VM's disk, given the size of its image's disk; 0: it has none."""

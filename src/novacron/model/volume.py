@@ -78,3 +78,5 @@ class Volume(msgspec.Struct, frozen=True):
     """The trace of the last request for this volume (W3C Trace Context: traceparent)."""
     reason_code: str = ""
     """``error``, for programs: one of ``WaitCode``."""
+    encryption_key: str = ""
+    """The project's key with which it is encrypted; empty: it is not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from novacron.qemu.command import DISK, DISK_OPTIONS, node_behind
+from novacron.qemu.command import DISK, DISK_OPTIONS, encrypted, node_behind
 from novacron.qemu.monitor import Monitor, MonitorFailed
 
 COPY_JOB, COPY = "copy0", "copy0-target"
@@ -35,8 +35,9 @@ async def _inserted(monitor: Monitor, device: str) -> dict[str, Any] | None:
     return None
 
 
-async def put_over(monitor: Monitor, number: int, file: str) -> None:
+async def put_over(monitor: Monitor, number: int, file: str, key: str) -> None:
     """Have the guest write into ``file``, an empty layer, from now on; what was its layer is below. May be repeated.
+    ``key`` is the id of that with which the layer is encrypted, empty for none.
 
     Raises MonitorFailed.
     """
@@ -45,7 +46,7 @@ async def put_over(monitor: Monitor, number: int, file: str) -> None:
         return
     if node not in await nodes(monitor):
         layer = {"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": file}, "backing": None}
-        await monitor.execute("blockdev-add", {**layer, **DISK_OPTIONS})
+        await monitor.execute("blockdev-add", {**layer, **DISK_OPTIONS, **encrypted(key)})
     await monitor.execute("blockdev-snapshot", {"node": current, "overlay": node})
 
 
@@ -54,11 +55,12 @@ async def nodes(monitor: Monitor) -> set[str]:
     return {str(node["node-name"]) for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
 
 
-async def copy(monitor: Monitor, file: str) -> None:
-    """Copy the guest's own layer as it is now into ``file``, an empty one; the guest goes on. Raises MonitorFailed."""
+async def copy(monitor: Monitor, file: str, key: str) -> None:
+    """Copy the guest's own layer as it is now into ``file``, an empty one, encrypted with ``key`` unless that is empty;
+    the guest goes on. Raises MonitorFailed."""
     await clear_copy(monitor)
     target = {"driver": "qcow2", "node-name": COPY, "file": {"driver": "file", "filename": file}, "backing": None}
-    await monitor.execute("blockdev-add", {**target, **DISK_OPTIONS})
+    await monitor.execute("blockdev-add", {**target, **DISK_OPTIONS, **encrypted(key)})
     try:
         job = {"job-id": COPY_JOB, "device": await top(monitor), "target": COPY, "sync": "top", "auto-dismiss": False}
         await monitor.execute("blockdev-backup", job)

@@ -39,6 +39,13 @@ class QemuNic(msgspec.Struct, frozen=True):
     """The tap, open: QEMU needs no right to open it."""
 
 
+class QemuKey(msgspec.Struct, frozen=True):
+    """A key that encrypts disks, in a file that is open."""
+
+    id: str
+    descriptor: int
+
+
 class QemuVolume(msgspec.Struct, frozen=True):
     """A disk of a VM's that outlives it: a raw file, open."""
 
@@ -47,6 +54,8 @@ class QemuVolume(msgspec.Struct, frozen=True):
     descriptor: int
     read_only: bool = False
     boot_order: int | None = None
+    key: str = ""
+    """Id of the key that it is encrypted with; empty: it is not."""
 
 
 class QemuConfig(msgspec.Struct, frozen=True):
@@ -92,6 +101,9 @@ class QemuConfig(msgspec.Struct, frozen=True):
     devices: tuple[str, ...] = ()
     """Addresses of the host's PCI devices that it has."""
     balloon: bool = False
+    keys: tuple[QemuKey, ...] = ()
+    disk_key: str = ""
+    """Id of the key that the VM's own layer, and those that it shares, are encrypted with; empty: they are not."""
 
 
 def monitor_path(directory: Path) -> Path:
@@ -177,17 +189,24 @@ def _disk(config: QemuConfig) -> list[str]:
     if config.disk is None:
         return []
     arguments: list[str] = []
-    layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, **DISK_OPTIONS}
+    encryption = encrypted(config.disk_key)
+    layer: dict[str, object] = {"driver": "qcow2", "node-name": DISK, **DISK_OPTIONS, **encryption}
     layer["file"] = {"driver": "file", "filename": str(config.disk)}
     if config.below is not None:
         arguments += ["-add-fd", f"set={FDSET},fd={config.below}"]
         backing: dict[str, object] = {"driver": "raw", "read-only": True, "file": _read_only(FDSET)}
         for number, descriptor in enumerate(config.shared, SHARED_FDSET):
             arguments += ["-add-fd", f"set={number},fd={descriptor}"]
-            backing = {"driver": "qcow2", "read-only": True, "file": _read_only(number), "backing": backing}
+            file = _read_only(number)
+            backing = {"driver": "qcow2", "read-only": True, "file": file, "backing": backing, **encryption}
         layer["backing"] = backing
     device = f"virtio-blk-pci,drive={DISK},id={DISK}-device,bootindex={BOOT_STEP}"
     return [*arguments, "-blockdev", json.dumps(layer), "-device", device]
+
+
+def encrypted(key: str) -> dict[str, object]:
+    """Return the options of a qcow2 layer's node that is encrypted with this key of QEMU's; empty: with none."""
+    return {"encrypt": {"format": "luks", "key-secret": key}} if key else {}
 
 
 def _read_only(fdset: int) -> dict[str, object]:
@@ -203,7 +222,8 @@ def volume_node(volume: QemuVolume) -> dict[str, object]:
     """Return a volume as a node of QEMU's block layer, named after it."""
     file = {"driver": "file", "filename": f"/dev/fdset/{fdset_of(volume)}", "read-only": volume.read_only}
     options: dict[str, object] = {} if volume.read_only else dict(DISK_OPTIONS)
-    return {"driver": "raw", "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
+    format: dict[str, object] = {"driver": "luks", "key-secret": volume.key} if volume.key else {"driver": "raw"}
+    return {**format, "node-name": volume.id, "read-only": volume.read_only, "file": file, **options}
 
 
 def volume_device(volume: QemuVolume) -> dict[str, object]:
@@ -221,6 +241,11 @@ def _volumes(volumes: tuple[QemuVolume, ...]) -> list[str]:
         arguments += ["-add-fd", f"set={fdset_of(volume)},fd={volume.descriptor}"]
         arguments += ["-blockdev", json.dumps(volume_node(volume)), "-device", json.dumps(volume_device(volume))]
     return arguments
+
+
+def _keys(keys: tuple[QemuKey, ...]) -> list[str]:
+    """Return QEMU's secrets: each is read from a file that it inherits, never from an argument."""
+    return [part for key in keys for part in ("-object", f"secret,id={key.id},file=/proc/self/fd/{key.descriptor}")]
 
 
 def _seed(descriptor: int | None) -> list[str]:
@@ -278,6 +303,7 @@ def command(config: QemuConfig, *, incoming: bool, paused: bool = False) -> list
         ),
         *("-serial", "chardev:serial0"),
         *(argument for number, nic in enumerate(config.nics) for argument in _nic(number, nic)),
+        *_keys(config.keys),
         *_disk(config),
         *_volumes(config.volumes),
         *(("-device", f"VGA,vgamem_mb={VIDEO_MIB}") if config.display else ()),

@@ -51,6 +51,12 @@ async def plug(monitor: Monitor, volume: QemuVolume) -> None:
         raise
 
 
+async def have_key(monitor: Monitor, id: str, passphrase: bytes) -> None:
+    """Let QEMU have a key for encrypted volumes, if it does not have it yet. Raises MonitorFailed."""
+    if id not in {str(entry["name"]) for entry in await monitor.execute("qom-list", {"path": "/objects"})}:
+        await monitor.execute("object-add", {"qom-type": "secret", "id": id, "data": passphrase.decode()})
+
+
 async def unplug(monitor: Monitor, id: str, lun: int) -> None:
     """Unplug a volume from a running guest, even while it is in use. Raises MonitorFailed, GuestHoldsIt."""
     await monitor.execute("device_del", {"id": f"{id}-device"})

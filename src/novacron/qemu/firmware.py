@@ -41,9 +41,11 @@ def has_tpm() -> bool:
     return shutil.which(TPM) is not None
 
 
-def tpm_command() -> list[str]:
-    """Return the arguments of a TPM 2.0, run in the VM's directory; it ends with its QEMU."""
+def tpm_command(key: int | None) -> list[str]:
+    """Return the arguments of a TPM 2.0, run in the VM's directory; it ends with its QEMU. ``key`` is the descriptor of
+    a file with the key of its state, None for one that is not encrypted."""
     return [
         *(TPM, "socket", "--tpm2", "--tpmstate", f"dir={TPM_STATE},mode=0600"),
         *("--ctrl", f"type=unixio,path={TPM_SOCKET},mode=0600", "--terminate"),
+        *(() if key is None else ("--key", f"fd={key},mode=aes-256-cbc,format=hex")),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,15 @@ async def clear(monitor: Monitor) -> None:
             await monitor.execute("blockdev-del", {"node-name": node["node-name"]})
 
 
-async def serve(monitor: Monitor, path: Path) -> None:
-    """Let the disk be written to over NBD on a Unix socket, before its VM runs."""
+async def serve(monitor: Monitor, path: Path, nodes: Sequence[str]) -> None:
+    """Let disks be written to over NBD on a Unix socket, each by its name, before their VM runs."""
     address = {"type": "unix", "data": {"path": str(path)}}
-    await monitor.execute("nbd-server-start", {"addr": address, "max-connections": 1})
-    export = {"type": "nbd", "id": EXPORT, "node-name": DISK, "name": EXPORT, "writable": True}
-    await monitor.execute("block-export-add", export)
+    await monitor.execute("nbd-server-start", {"addr": address, "max-connections": len(nodes)})
+    for node in nodes:
+        export = {"type": "nbd", "id": node, "node-name": node, "name": node, "writable": True}
+        await monitor.execute("block-export-add", export)
 
 
 async def close(monitor: Monitor) -> None:
-    """Nothing is written to the disk over NBD any more."""
+    """Nothing is written to disks over NBD any more."""
     await monitor.execute("nbd-server-stop")

@@ -33,11 +33,11 @@ class DesiredStateSender:
     """Tells all connected nodes, ``sessions``, by name."""
 
     def __init__(
-        self, database: Database, sessions: Mapping[str, NodeSession], page_key: node_statements.PageKey
+        self, database: Database, sessions: Mapping[str, NodeSession], secrets: node_statements.Secrets
     ) -> None:
         self._database = database
         self._sessions = sessions
-        self._page_key = page_key
+        self._secrets = secrets
         self._network_audience = NetworkAudience()
         self._cpu_baselines = CpuBaselines()
         self._log_now = Rarely()
@@ -144,7 +144,7 @@ class DesiredStateSender:
                 sent_state.basis = basis = node_statements.NodeBasis(
                     self._cpu_baselines.common(node.status.inventory), node.spec.passthrough
                 )
-                return await node_statements.messages(connection, session.node, session.held, self._page_key, basis)
+                return await node_statements.messages(connection, session.node, session.held, self._secrets, basis)
         finally:
             sent_state.reads += 1
 
@@ -190,7 +190,7 @@ class DesiredStateSender:
         begun = {session: session.sent_state.reads for vm in vms for session in self._holders.get(vm, ())}
         try:
             async with self._database.transaction(isolation="repeatable_read") as connection:
-                readings = await node_statements.VmReadings.read(connection, list(vms))
+                readings = await node_statements.VmReadings.read(connection, list(vms), self._secrets)
         except asyncpg.DataError as error:  # of one VM, whose row is no good: each node is told for itself
             self._say_failed("what changed can't be read", error)
             for session in begun:
@@ -228,7 +228,7 @@ class DesiredStateSender:
         if vm in readings.unreadable:
             return
         basis = sent_state.basis
-        statement = None if basis is None else readings.on(session.node, vm, self._page_key, basis)
+        statement = None if basis is None else readings.on(session.node, vm, self._secrets, basis)
         if statement is None:
             session.look_anew()
         else:

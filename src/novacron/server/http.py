@@ -32,6 +32,7 @@ from novacron.api.routes.metrics import seen
 from novacron.model import limits
 from novacron.model.errors import MALFORMED, InvalidInput
 from novacron.model.oidc import Provider
+from novacron.platform_key import PlatformKeys
 from novacron.server import certificates
 from novacron.server.settings import ServerSettings
 from novacron.store.database import LOST, Database
@@ -83,6 +84,7 @@ class Front:
             _oidc(settings, authority, database), self._live, settings.url(settings.port),
             settings.url(settings.link_port), settings.lifetimes, settings.log_level, settings.drain_limit_s,
             _second_factors(settings, authority),
+            PlatformKeys.of(settings.platform_key, settings.former_platform_key),
         )  # fmt: skip
         self._admission = Admission(create_app(services), services, self._rates, settings.proxies)
         self._http = _granian(settings, self._admission, *certificate)

@@ -24,6 +24,7 @@ from novacron.model.lease import ClockSkew
 from novacron.model.node import Inventory, NodeSpec
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.reachability import check_reachable
+from novacron.platform_key import PlatformKeys
 from novacron.server import dismissal
 from novacron.server.copies import Copies
 from novacron.server.desired_state import DesiredStateSender
@@ -32,6 +33,7 @@ from novacron.server.images import ImageUpkeep
 from novacron.server.observations import Observations
 from novacron.server.peers import PeerAnnouncer
 from novacron.server.probes import Probes
+from novacron.server.project_secrets import ProjectSecrets
 from novacron.server.questions import Questions
 from novacron.server.reader import Reader, Takers
 from novacron.server.reports import Reports
@@ -54,6 +56,7 @@ A = TypeVar("A")
 CONNECTIONS = counter("novacron_link_connections_total")
 BREAKS = counter("novacron_link_breaks_total")
 
+NO_PLATFORM_KEY = PlatformKeys(None)
 FORESEE_S = 1.0
 GREETED_MAX = 6
 """Nodes that connect and are looked up at once: all of them come when the server has started."""
@@ -71,6 +74,7 @@ class LinkServer:
         authority: pki.Authority,
         clock: Callable[[], float] = time.monotonic,
         mark: Callable[[], DatabaseMark | None] = lambda: None,
+        platform_keys: PlatformKeys = NO_PLATFORM_KEY,
     ) -> None:
         """``mark`` returns what nodes are to remember of the database."""
         self._database = database
@@ -83,9 +87,8 @@ class LinkServer:
         self._closing = FewTasks("closing links, counting nodes", CLOSING_MAX)
         self._peers = PeerAnnouncer(database, self._sessions)
         self._greeting = asyncio.Semaphore(GREETED_MAX)
-        self._desired_state = DesiredStateSender(
-            database, self._sessions, lambda project: authority.derive(f"pages of project {project}")
-        )
+        secrets = ProjectSecrets(authority, platform_keys, lambda: self._desired_state.wake_all())
+        self._desired_state = DesiredStateSender(database, self._sessions, secrets)
         self._heartbeats = Heartbeats(database, clock)
         self._log_now = Rarely()
         self._observations = Observations(database)

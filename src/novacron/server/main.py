@@ -21,6 +21,7 @@ from novacron.audit_chain.heads import SigningKey
 from novacron.control.audit_chain import AuditChain
 from novacron.control.controller import Controllers
 from novacron.model.errors import InvalidInput, NovaError
+from novacron.platform_key import PlatformKeys
 from novacron.server import audit_sinks, certificates, relay, workers
 from novacron.server.database_watch import DatabaseWatch
 from novacron.server.http import LEAVE_S_MAX, Front
@@ -142,7 +143,8 @@ async def _serve(settings: ServerSettings, stop: asyncio.Event) -> None:
         await _welcome(settings, database, authority)
         watch = DatabaseWatch(database, settings.state_dir / "database.mark", lambda: link.wake())
         await watch.begin()
-        link = LinkServer(database, authority, mark=lambda: watch.mark)
+        platform_keys = PlatformKeys.of(settings.platform_key, settings.former_platform_key)
+        link = LinkServer(database, authority, mark=lambda: watch.mark, platform_keys=platform_keys)
         context = pki.agent_link_tls(settings.state_dir / "ca.crt", certificate, key)
         Processes(settings.state_dir / "metrics").begin()
         settings.log_level.unlink(missing_ok=True)

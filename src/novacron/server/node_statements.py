@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from novacron.model.cpu import CpuKind, CpuModel
+from novacron.model.encryption import DataKey
 from novacron.model.migration import Migration, MigrationPhase, Side
 from novacron.model.ownership import Order, OrderKind
 from novacron.model.snapshot import Snapshot
@@ -34,8 +35,17 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-PageKey = Callable[[str], bytes]
-"""Gives the key of a project's pages."""
+
+class Secrets(Protocol):
+    """Gives the secrets of projects."""
+
+    def page_key(self, project_id: str) -> bytes:
+        """Return the key of a project's pages."""
+
+    async def data_keys(self, connection: Connection, ids: Collection[str]) -> Mapping[str, DataKey]:
+        """Return those of these keys of disks that are to be had now."""
+
+
 MOVING = frozenset({MigrationPhase.PREPARING, MigrationPhase.TRANSFERRING})
 """Phases of migrations in which nodes have something to do."""
 HasVm = TypeVar("HasVm", Snapshot, Volume)
@@ -50,7 +60,7 @@ class NodeBasis(NamedTuple):
 
 
 async def messages(
-    connection: Connection, node: str, held: set[str], page_key: PageKey, of: NodeBasis
+    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis
 ) -> tuple[wire.Message, ...]:
     """Return all that ``node`` is to be told, a message of each kind. As for ``statements``.
 
@@ -73,10 +83,7 @@ async def messages(
         return wire.Exports(tuple(wire.ExportWanted(item.id, item.vm, item.phase, item.trace) for item in on_node))
 
     async def volumes_message() -> wire.Message:
-        wanted = tuple(
-            wire.VolumeWanted(v.id, v.pool, v.size_mib, v.phase, v.image, v.trace)
-            for v in await volumes.on_node(connection, node)
-        )
+        wanted = await _wanted_volumes(connection, node, secrets)
         left_over = await volumes.left_over(connection, node)
         return wire.Volumes(
             wanted + tuple(wire.VolumeWanted(id, pool, 0, VolumePhase.DELETING) for id, pool in left_over)
@@ -87,10 +94,23 @@ async def messages(
     )  # fmt: skip
     if await unreconciled.undescribed(connection, node):
         readers = (imports_message, exports_message)
-    desired = wire.Desired(await statements(connection, node, held, page_key, of))
+    desired = wire.Desired(await statements(connection, node, held, secrets, of))
     others = [message for read in readers if (message := await _unless_unreadable(node, read)) is not None]
     return (*(m for m in others if isinstance(m, wire.Networks)), desired,
             *(m for m in others if not isinstance(m, wire.Networks)))  # fmt: skip
+
+
+async def _wanted_volumes(connection: Connection, node: str, secrets: Secrets) -> tuple[wire.VolumeWanted, ...]:
+    """Return the volumes of a node, with the keys of those that are to be made."""
+    there = await volumes.on_node(connection, node)
+    keys = await secrets.data_keys(connection, {v.encryption_key for v in there if v.phase is VolumePhase.CREATING})
+    return tuple(
+        wire.VolumeWanted(
+            v.id, v.pool, v.size_mib, v.phase, v.image, v.trace, v.encryption_key,
+            keys.get(v.encryption_key) if v.phase is VolumePhase.CREATING else None,
+        )
+        for v in there
+    )  # fmt: skip
 
 
 async def _unless_unreadable(node: str, read: Callable[[], Awaitable[wire.Message]]) -> wire.Message | None:
@@ -109,7 +129,7 @@ def _attached(volume: Volume) -> wire.VolumeAttached:
     assert volume.lun is not None
     return wire.VolumeAttached(
         volume.id, volume.pool, volume.lun, volume.size_mib, volume.read_only, volume.boot_order, volume.iops,
-        volume.bytes_per_s, volume.detaching, volume.kind is PoolKind.LOCAL,
+        volume.bytes_per_s, volume.detaching, volume.kind is PoolKind.LOCAL, volume.encryption_key,
     )  # fmt: skip
 
 
@@ -125,21 +145,33 @@ def _begins_with(spec: VmSpec, common: CpuModel | None) -> CpuModel | None:
     return None if common is None or spec.cpu is CpuKind.HOST else common.with_flags(spec.cpu_flags)
 
 
+class Belongings(NamedTuple):
+    """What belongs to a VM: snapshots that are worked on, volumes, and the keys of its disks."""
+
+    working: Sequence[Snapshot]
+    volumes: Sequence[Volume]
+    keys: tuple[DataKey, ...]
+
+
+def _key_ids(spec: VmSpec, volumes_of_it: Iterable[Volume]) -> set[str]:
+    """Return the ids of the keys of a VM's disks."""
+    return {spec.encryption_key, *(volume.encryption_key for volume in volumes_of_it)} - {""}
+
+
 def _owned(
     vm: OwnedVm,
     task: wire.Task | None,
-    working: Sequence[Snapshot],
-    has: Sequence[Volume],
-    page_key: PageKey,
+    belongings: Belongings,
+    secrets: Secrets,
     of: NodeBasis,
 ) -> wire.Statement:
     assignment = wire.Assignment(
         vm.id, vm.name, vm.spec, vm.deleting, vm.machine, vm.reboots, vm.halted_at_start, vm.project_id,
-        page_key(vm.project_id), vm.seed, vm.resets,
-        tuple(_wanted(snapshot) for snapshot in working), vm.clone_of,
-        tuple(_attached(volume) for volume in has), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
+        secrets.page_key(vm.project_id), vm.seed, vm.resets,
+        tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
+        tuple(_attached(volume) for volume in belongings.volumes), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
-        trace=vm.trace, withheld=vm.withheld,
+        trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -152,6 +184,17 @@ def _by_vm(rows: Iterable[HasVm]) -> dict[str, list[HasVm]]:
     return by_vm
 
 
+def _all_key_ids(own: Iterable[OwnedVm], having: Iterable[Volume]) -> set[str]:
+    return {vm.spec.encryption_key for vm in own} | {volume.encryption_key for volume in having}
+
+
+def _belongings(
+    spec: VmSpec, working: Sequence[Snapshot], has: Sequence[Volume], keys: Mapping[str, DataKey]
+) -> Belongings:
+    ids = sorted(_key_ids(spec, has) & keys.keys()) if keys else ()
+    return Belongings(working, has, tuple(keys[id] for id in ids))
+
+
 class VmReadings:
     """How some VMs are to be, wherever they are: read at once, for all nodes that they concern.
 
@@ -160,26 +203,29 @@ class VmReadings:
 
     def __init__(
         self, own: Decoded[OwnedVm], working: Decoded[Snapshot], having: Decoded[Volume],
-        epochs: dict[str, tuple[int, bool]],
+        epochs: dict[str, tuple[int, bool]], keys: Mapping[str, DataKey],
     ) -> None:  # fmt: skip
         self.unreadable = own.unreadable | working.unreadable | having.unreadable
         self._owned = {vm.id: vm for vm in own.rows}
         self._working, self._having, self._epochs = _by_vm(working.rows), _by_vm(having.rows), epochs
+        self._keys = keys
 
     @classmethod
-    async def read(cls, connection: Connection, ids: Sequence[str]) -> VmReadings:
+    async def read(cls, connection: Connection, ids: Sequence[str], secrets: Secrets) -> VmReadings:
         """Must run in a REPEATABLE READ transaction."""
         own = await owned.all(connection, ids=ids)
         working, having = await snapshots.working(connection, ids), await volumes.of_vms(connection, ids)
-        return cls(own, working, having, await owned.epochs(connection, ids))
+        keys = await secrets.data_keys(connection, _all_key_ids(own.rows, having.rows))
+        return cls(own, working, having, await owned.epochs(connection, ids), keys)
 
-    def on(self, node: str, id: str, page_key: PageKey, of: NodeBasis) -> wire.Statement | None:
+    def on(self, node: str, id: str, secrets: Secrets, of: NodeBasis) -> wire.Statement | None:
         """Return what a node is to be told of a VM that is there, or was; None: more has to be read for that."""
         vm = self._owned.get(id)
         if id in self.unreadable or (vm is not None and vm.migration is not None):
             return None
         if vm is not None and vm.node == node:
-            return _owned(vm, None, self._working.get(id, ()), self._having.get(id, ()), page_key, of)
+            belongings = _belongings(vm.spec, self._working.get(id, ()), self._having.get(id, ()), self._keys)
+            return _owned(vm, None, belongings, secrets, of)
         if id not in self._epochs:
             return None
         epoch, deleted = self._epochs[id]
@@ -187,13 +233,13 @@ class VmReadings:
 
 
 async def statements(
-    connection: Connection, node: str, held: set[str], page_key: PageKey, of: NodeBasis
+    connection: Connection, node: str, held: set[str], secrets: Secrets, of: NodeBasis
 ) -> tuple[wire.Statement, ...]:
     """Return everything that ``node`` is to know: what it owns, what it receives, and which of ``held`` is gone.
 
     Must run in a REPEATABLE READ transaction. A VM that the database has never known is left out: a restored backup
     must not make nodes destroy what was created after it. So is a VM of which a row can't be decoded, or that is
-    unreconciled: the node keeps what it has. ``page_key`` gives a project's.
+    unreconciled: the node keeps what it has.
     """
     stated: dict[str, wire.Statement] = {}
     moving = await migrations.touching(connection, node)
@@ -203,14 +249,16 @@ async def statements(
     volume_rows = await volumes.of_vms(connection, [*ids, *active])
     unreadable = moving.unreadable | own.unreadable | snapshot_rows.unreadable | volume_rows.unreadable
     working, having = _by_vm(snapshot_rows.rows), _by_vm(volume_rows.rows)
+    keys = await secrets.data_keys(connection, _all_key_ids(own.rows, volume_rows.rows))
     for vm in own.rows:
         if vm.id not in unreadable:
             task = await _source_task(connection, active.get(vm.id))
-            stated[vm.id] = _owned(vm, task, working.get(vm.id, ()), having.get(vm.id, ()), page_key, of)
+            belongings = _belongings(vm.spec, working.get(vm.id, ()), having.get(vm.id, ()), keys)
+            stated[vm.id] = _owned(vm, task, belongings, secrets, of)
     for m in active.values():
         if m.target == node and m.phase in MOVING and m.vm not in unreadable:
             try:
-                stated[m.vm] = await _incoming(connection, m, having.get(m.vm, ()), page_key)
+                stated[m.vm] = await _incoming(connection, m, having.get(m.vm, ()), secrets)
             except msgspec.ValidationError as error:
                 report_bad_row("vms", m.vm, error)
                 unreadable.add(m.vm)
@@ -237,15 +285,18 @@ async def _source_task(connection: Connection, m: Migration | None) -> wire.Task
 
 
 async def _incoming(
-    connection: Connection, m: Migration, attached: Sequence[Volume], page_key: PageKey
+    connection: Connection, m: Migration, attached: Sequence[Volume], secrets: Secrets
 ) -> wire.Statement:  # fmt: skip
     """Return what a migration's target is told. Raises ValidationError if a row of the VM can't be decoded."""
     vm = await vms.get(connection, m.vm)
     was, project = vm.status, (await projects.get(connection, vm.project)).id
+    keys = await secrets.data_keys(connection, _key_ids(vm.spec, attached))
     assignment = wire.Assignment(
-        vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project, page_key(project),
+        vm.id, vm.name, vm.spec, False, was.machine, was.reboots, was.halted_at_start, project,
+        secrets.page_key(project),
         await vms.seed_of(connection, vm.id), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
+        keys=_belongings(vm.spec, (), attached, keys).keys,
     )  # fmt: skip
     warm = await nodes.dwcp_endpoint(connection, m.source)
     task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)

@@ -64,6 +64,10 @@ class ServerSettings(msgspec.Struct, frozen=True):
     """After how many seconds a drain fails for which no other limit was given."""
     audit: AuditSettings = AuditSettings()
     second_factors: SecondFactorSettings = SecondFactorSettings()
+    platform_key: str | None = None
+    """Where the key is that wraps projects' keys (``platform_key.py``); None: nothing is encrypted at rest."""
+    former_platform_key: str | None = None
+    """The one before it, while keys are still wrapped by that."""
     cli_config: Path | None = None
     """Where the first start writes the administrator's CLI settings; None writes none."""
 

@@ -31,6 +31,11 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         raise IllegalState(f"VM {vm.name} is on no node yet", hint="wait until it is placed")
     if vm.clone_of is not None:
         raise Conflict(f"VM {vm.name} is being cloned", hint="wait until that is done")
+    if vm.spec.encryption_key:
+        raise IllegalState(
+            f"the disk of VM {vm.name} is encrypted, and its export would lie on its node unencrypted",
+            hint="copy what is needed out of the guest",
+        )
     node = await nodes.get(connection, vm.node)
     if not node.status.ready or node.status.inventory is None:
         raise Unavailable(f"node {vm.node} is not ready", hint="bring it back first")

@@ -25,13 +25,14 @@ INSERT = f"""
          AS new (id, name, spec, node, clone_of, disk_mib)
     WHERE {deferred_writes.IN_TURN}
           AND ($10::jsonb IS NULL
-               OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network)
+               OR EXISTS (SELECT FROM projects WHERE name = $8 AND quota = $10 AND host_network AND NOT encryption)
                   AND NOT EXISTS (SELECT FROM image_owners o WHERE o.name = new.spec ->> 'image' AND o.project <> $8)
                   AND NOT EXISTS (SELECT FROM unreconciled_vms))
     ON CONFLICT (project, name) DO NOTHING RETURNING *
 """
 """The only insert of VMs. With a quota ($10) it checks by itself what ``_checked`` does for others: the project still
-has that quota and may use the hosts' network, the image belongs to no other project, and no VM is unreconciled."""
+has that quota, may use the hosts' network and does not encrypt, the image belongs to no other project, and no VM is
+unreconciled."""
 
 
 class NewVm(NamedTuple):
@@ -147,7 +148,9 @@ def in_one_statement(project_row: dict[str, Any], new: NewVm, actor: str) -> vms
     where it takes more: a project with a quota, addresses, or what only nodes know. Raises InvalidInput."""
     spec, project = new.spec, msgspec.convert(project_row, Project)
     sizes.check_maxima(spec)
-    if project.quota != Quota() or not project.host_network or spec.ha or spec.disk_mib is not None:
+    if project.quota != Quota() or not project.host_network or project.encryption:
+        return None
+    if spec.ha or spec.disk_mib is not None:
         return None
     if not new.needs_only_its_row or (spec.own_disk and new.image_mib is None):
         return None
@@ -182,6 +185,13 @@ async def _checked(connection: Connection, making: projects.Making, new: NewVm) 
     if spec.disk_mib is not None:
         await sizes.check_disk(connection, spec.image, 0, spec.disk_mib)
     spec = await networks.give_addresses(connection, macs.assign(spec), project)
+    if new.clone_of is None:
+        spec = msgspec.structs.replace(spec, encryption_key=making.project.key_of_new)
+        if spec.encryption_key and new.firmware_state is not None and new.firmware_state.tpm is not None:
+            raise InvalidInput(
+                f"what a TPM remembers can't be brought into project {project}, which encrypts it",
+                field="firmware_state.tpm", hint="leave it out: the VM begins with an empty TPM",
+            )  # fmt: skip
     if new.node is not None:
         await fleet.check(connection, new.node, spec, project)
     return _row(new, spec, disk_mib), after

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
 from novacron.model import limits
+from novacron.model.encryption import WrappedKey
 from novacron.model.errors import Conflict, NoCapacity, NotFound
 from novacron.model.migration import Cause
 from novacron.model.project import DEFAULT, Project, Quota, Usage, check
-from novacron.store import events
+from novacron.store import events, project_keys
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
 
@@ -50,35 +51,56 @@ async def get(connection: Connection, name: str, *, lock: bool = False, field: s
     return _project(row)
 
 
-async def create(
-    connection: Connection, name: str, description: str, quota: Quota, host_network: bool, actor: str
-) -> Project:
+class NewProject(NamedTuple):
+    """A project that is asked for. ``key`` encrypts what it creates; None: nothing does."""
+
+    name: str
+    description: str
+    quota: Quota
+    host_network: bool
+    key: WrappedKey | None = None
+
+
+async def create(connection: Connection, new: NewProject, actor: str) -> Project:
     """Make a project. Raises Conflict, NoCapacity."""
+    name, id = new.name, f"project-{secrets.token_hex(8)}"
     if await connection.fetchval("SELECT count(*) FROM projects") >= limits.PROJECTS_MAX:
         raise NoCapacity(f"there are {limits.PROJECTS_MAX} projects", hint="delete one that nobody needs")
+    key = await project_keys.add(connection, id, new.key)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO projects (id, name, description, quota, host_network) VALUES ($1, $2, $3, $4, $5) RETURNING *",
-            f"project-{secrets.token_hex(8)}", name, description, msgspec.to_builtins(quota), host_network,
+            "INSERT INTO projects (id, name, description, quota, host_network, encryption, encryption_key)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING *",
+            id, name, new.description, msgspec.to_builtins(new.quota), new.host_network, key is not None, key,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a project named {name!r} exists", field="name", hint="choose another name") from None
-    await events.record(connection, events.NewEvent("project", name, name, "Created", description, actor, project=name))
+    await events.record(
+        connection, events.NewEvent("project", name, name, "Created", new.description, actor, project=name)
+    )
     return _project(row)
 
 
-async def configure(connection: Connection, name: str, changes: dict[str, Any], actor: str) -> Project:
-    """Change a project's name, description, quota or whether its VMs may be on the hosts' network. What it has beyond
-    a smaller quota it keeps. Raises NotFound, Conflict."""
+async def configure(
+    connection: Connection, name: str, changes: dict[str, Any], actor: str, key: WrappedKey | None = None
+) -> Project:
+    """Change a project's name, description, quota, encryption, or whether its VMs may be on the hosts' network. What it
+    has beyond a smaller quota it keeps. ``key`` is for a project that is to encrypt and has no key yet.
+
+    Raises NotFound, Conflict.
+    """
     project = await get(connection, name, lock=True)
+    if changes.get("encryption") and project.encryption_key is None:
+        changes = {**changes, "encryption_key": await project_keys.add(connection, project.id, key)}
     if name == DEFAULT and changes.get("name", name) != name:
         raise Conflict(f"project {DEFAULT} keeps its name", field="name")
     now = msgspec.structs.replace(project, **changes)
     try:
         row = await connection.fetchrow(
-            "UPDATE projects SET name = $2, description = $3, quota = $4, host_network = $5 WHERE name = $1"
-            " RETURNING *",
-            name, now.name, now.description, msgspec.to_builtins(now.quota), now.host_network,
+            "UPDATE projects SET name = $2, description = $3, quota = $4, host_network = $5, encryption = $6,"
+            " encryption_key = $7 WHERE name = $1 RETURNING *",
+            name, now.name, now.description, msgspec.to_builtins(now.quota), now.host_network, now.encryption,
+            now.encryption_key,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a project named {now.name!r} exists", field="name", hint="choose another name") from None
@@ -114,6 +136,7 @@ async def delete(connection: Connection, name: str, actor: str) -> Project:
     await connection.execute("DELETE FROM migrations WHERE project = $1", name)
     await connection.execute("UPDATE imports SET project = NULL WHERE project = $1", name)
     await connection.execute("DELETE FROM projects WHERE name = $1", name)
+    await project_keys.remove(connection, project.id)
     await events.record(connection, events.NewEvent("project", name, name, "Deleted", "it had nothing left", actor))
     return project
 

@@ -38,6 +38,25 @@ async def of_vm(connection: Connection, vm: str) -> list[Snapshot]:
     return [_snapshot(row) for row in rows]
 
 
+def _check_memory(vm: Vm) -> None:
+    """Raise IllegalState if a snapshot can't save the memory of a VM that runs."""
+    if vm.status.hardware is not None and vm.status.hardware.dimms_mib:
+        raise IllegalState(
+            f"VM {vm.name} got memory while it runs, and a snapshot can't save that", field="memory",
+            hint="stop and start it first, or take the snapshot without memory",
+        )  # fmt: skip
+    if vm.spec.encryption_key:
+        raise IllegalState(
+            f"the disk of VM {vm.name} is encrypted, and QEMU can't write memory into such a disk", field="memory",
+            hint="take the snapshot without memory",
+        )  # fmt: skip
+    if vm.spec.devices:
+        raise IllegalState(
+            f"VM {vm.name} has devices of its node, and a snapshot can't save their state", field="memory",
+            hint="take the snapshot without memory",
+        )  # fmt: skip
+
+
 async def create(connection: Connection, ref: str, name: str, memory: bool, quiesce: bool, actor: str) -> Snapshot:
     """Ask for a snapshot. Raises NotFound, Conflict, IllegalState."""
     vm = await _free(connection, ref)
@@ -48,16 +67,8 @@ async def create(connection: Connection, ref: str, name: str, memory: bool, quie
         raise IllegalState(
             f"VM {vm.name} is {vm.status.state}: it has no {what}", field="memory" if memory else "quiesce"
         )
-    if memory and vm.status.hardware is not None and vm.status.hardware.dimms_mib:
-        raise IllegalState(
-            f"VM {vm.name} got memory while it runs, and a snapshot can't save that", field="memory",
-            hint="stop and start it first, or take the snapshot without memory",
-        )  # fmt: skip
-    if memory and vm.spec.devices:
-        raise IllegalState(
-            f"VM {vm.name} has devices of its node, and a snapshot can't save their state", field="memory",
-            hint="take the snapshot without memory",
-        )  # fmt: skip
+    if memory:
+        _check_memory(vm)
     if quiesce and vm.status.guest is None:
         raise IllegalState(f"no guest agent of VM {vm.name} answers", field="quiesce", hint="leave it out")
     if len(await of_vm(connection, vm.id)) >= limits.SNAPSHOTS_PER_VM_MAX:

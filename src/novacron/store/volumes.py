@@ -59,9 +59,9 @@ async def create(connection: Connection, project: str, new: NewVolume, actor: st
     try:
         row = await connection.fetchrow(
             "INSERT INTO volumes (id, name, pool, kind, node, size_mib, iops, bytes_per_s, phase, image, project,"
-            " trace) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
+            " trace, encryption_key) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING *",
             f"vol-{secrets.token_hex(8)}", name, pool, kind, chosen, size_mib, iops, bytes_per_s,
-            VolumePhase.CREATING, image, project, traces.carry(),
+            VolumePhase.CREATING, image, project, traces.carry(), (await projects.get(connection, project)).key_of_new,
         )  # fmt: skip
     except asyncpg.UniqueViolationError:
         raise Conflict(f"a volume named {name!r} exists", field="name", hint="choose another name") from None

@@ -8,6 +8,7 @@ import msgspec
 
 from novacron.model.cloud_init import Seed
 from novacron.model.cpu import CpuModel
+from novacron.model.encryption import DataKey
 from novacron.model.finite import Finite
 from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
@@ -46,6 +47,8 @@ class VolumeAttached(msgspec.Struct, frozen=True):
     detaching: bool
     moves: bool
     """It is on the VM's node only, and moves with it."""
+    encryption_key: str = ""
+    """With which of the VM's ``keys`` it is encrypted; empty: it is not."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -79,6 +82,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """To which trace belongs what was last asked of it."""
     withheld: str = ""
     """Why its guest must not begin to run here yet; one that runs goes on."""
+    keys: tuple[DataKey, ...] = ()
+    """The keys of its encrypted disks, as far as the server has them. Only to be kept in memory."""
 
 
 class Task(msgspec.Struct, frozen=True):

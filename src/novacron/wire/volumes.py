@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from novacron.model.encryption import DataKey
 from novacron.model.volume import VolumePhase
 from novacron.wire.base import Message
 
@@ -18,6 +19,10 @@ class VolumeWanted(msgspec.Struct, frozen=True):
     image: str | None = None
     """Of which image's disk it begins as a copy."""
     trace: str = ""
+    encryption_key: str = ""
+    """The key with which it is encrypted; empty: it is not."""
+    key: DataKey | None = None
+    """That key, for a volume that is to be made; None: the server does not have it."""
 
 
 class Volumes(Message, frozen=True):

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from novacron.agent.actions import Action, doing
 from novacron.agent.settings import AgentSettings
+from novacron.disk import files, luks
 from novacron.disk.blocks import data_ranges
 from novacron.disk.files import make_durable
 from novacron.disk.images import LocalImage
+from novacron.disk.qemu_img import ImgFailed
 from novacron.model import limits
 from novacron.model.volume import Pool, PoolKind, VolumePhase
 from novacron.model.waiting import WaitCode, code_of
@@ -28,6 +30,7 @@ log = logs.get(__name__)
 
 LOOK_S = 10.0
 COPY_BYTES = 1 << 20
+CREATE_S_MAX = 2 * 3600.0
 MARK = ".novacron-pool"
 """In the directory of a shared pool: without it, what should be mounted there is not."""
 ID = ".novacron-local"
@@ -182,8 +185,9 @@ class NodeVolumes:
         about = {"trace": volume.trace, "volume": volume.id, "phase": volume.phase}
         try:
             with doing(Action.VOLUME, **about) if begins else contextlib.nullcontext():
+                await self._have_encrypted(volume)
                 return await asyncio.to_thread(self._settle, volume)
-        except OSError as error:
+        except (ImgFailed, OSError) as error:
             log.warning("a volume can't be set up", volume=volume.id, error=str(error))
             why, code = str(error) or type(error).__name__, code_of(error)
         except Exception as error:  # a defect met with one volume must not keep the others from being seen to
@@ -202,6 +206,25 @@ class NodeVolumes:
             raise ImageAway(f"this node does not hold image {image}, or the image has no disk")
         return held.disk
 
+    async def _have_encrypted(self, volume: wire.VolumeWanted) -> None:
+        """Make the file of an encrypted volume that is to be made. Raises ImgFailed, OSError."""
+        if not volume.encryption_key or volume.phase is not VolumePhase.CREATING:
+            return
+        path = self._pools.path(volume.pool, volume.id)
+        if path.exists():
+            return
+        if volume.key is None:
+            raise OSError(f"the server can't unwrap its key {volume.encryption_key}; see the server's log")
+        scratch, begins_as = path.with_suffix(".new"), self._disk_of(volume.image)
+        scratch.unlink(missing_ok=True)
+        await luks.create_volume(scratch, volume.size_mib << 20, volume.key, CREATE_S_MAX)
+        if begins_as is not None:
+            await luks.fill_volume(scratch, begins_as, volume.key, CREATE_S_MAX)
+        await files.sync(scratch)
+        scratch.rename(path)
+        await asyncio.to_thread(make_durable, path.parent)
+        log.info("an encrypted volume is made", volume=volume.id, path=str(path))
+
     def _settle(self, volume: wire.VolumeWanted) -> wire.VolumeStands:
         """Let a volume be as it should be, and return how it is. Raises OSError."""
         path = self._pools.path(volume.pool, volume.id)
@@ -215,8 +238,9 @@ class NodeVolumes:
             _create(path, volume.size_mib << 20, self._disk_of(volume.image))
             log.info("a volume is made", volume=volume.id, path=str(path))
         status = path.stat()
-        if status.st_size < volume.size_mib << 20:
-            os.truncate(path, volume.size_mib << 20)
+        size_bytes = luks.file_bytes(volume.size_mib << 20, volume.encryption_key)
+        if status.st_size < size_bytes:
+            os.truncate(path, size_bytes)
         return wire.VolumeStands(volume.id, VolumePhase.READY, status.st_blocks * 512)
 
 

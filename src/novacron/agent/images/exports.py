@@ -135,10 +135,12 @@ class VmExports:
         scratch = VmDirectory(self._directory / f"{export.id}{PART}", None)
         image = vm.image()
         assert image.disk is not None
-        await clone_disk.copy(vm.machine, scratch, vm.lock)
+        if vm.spec().encryption_key:
+            raise Unacceptable("its disk is encrypted, and an export would not be")
+        await clone_disk.copy(vm.machine, scratch, vm.lock, None)
         layer = scratch.path / DISK_LAYER
         if not layer.exists():  # it has never run
-            await overlay.create_blank(layer, vm.disk_bytes(image))
+            await overlay.create_blank(layer, vm.disk_bytes(image), None)
         target = path.with_suffix(".new")
         await convert.flatten(
             [image.disk, *scratch.shared(), layer], target, SPARE_BYTES,

@@ -22,12 +22,14 @@ from novacron.agent.vm.directory import (
     STATE,
 )
 from novacron.agent.vm.hypervisor import VirtualMachine
-from novacron.disk import files
+from novacron.disk import files, luks
 from novacron.disk.images import LocalImage
 from novacron.disk.nbd import NbdClient, NbdExport
+from novacron.disk.qemu_img import ImgFailed
 from novacron.disk.stream import DiskPlayer, DiskRecorder, DiskSplitter, Head, StreamError, VolumeInfo, VolumeSink
 from novacron.dwcp.receiver import ReceiveSession
 from novacron.dwcp.sender import Sender
+from novacron.model.encryption import DataKey
 from novacron.model.vm import Firmware, VmSpec
 from novacron.qemu import mirror
 from novacron.qemu.command import DISK
@@ -38,6 +40,7 @@ from novacron.wire.messages import VolumeAttached
 T = TypeVar("T", NbdClient, files.KeptFile)
 
 LOOK_S = 0.1
+MAKE_S_MAX = 60.0
 SMALL_BYTES_MAX = 4 << 20
 """Of what moves beside the disk: firmware variables, and what a TPM remembers."""
 DISK_SHARE = 4
@@ -188,12 +191,17 @@ class Leaving:
 
 
 class Coming(msgspec.Struct, frozen=True):
-    """The disks of a VM that is to come here while it runs: ``paths`` are where its volumes are, by their ids."""
+    """The disks of a VM that is to come here while it runs: ``paths`` are where its volumes are, by their ids, those
+    apart that only QEMU can write to, because they are encrypted."""
 
     session: ReceiveSession
     image: LocalImage
     infos: Sequence[VolumeInfo]
     paths: Mapping[str, Path]
+
+    def by_qemu(self) -> list[str]:
+        """Return the names of the disks that QEMU writes to."""
+        return [info.name for info in self.infos if info.name not in self.paths]
 
 
 def check_space(head: Head, directory: Path) -> None:
@@ -206,12 +214,23 @@ def check_space(head: Head, directory: Path) -> None:
         )
 
 
-def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo]) -> None:
-    """Have empty files for volumes that come, in place of what a move that failed has left. Raises OSError."""
+async def make_room(paths: Mapping[str, Path], infos: Iterable[VolumeInfo], keys: Mapping[str, DataKey]) -> None:
+    """Have empty files for volumes that come, in place of what a move that failed has left; ``keys`` are those of
+    encrypted ones, by the volumes' ids. Raises OSError."""
     sizes = {info.name: info.size_bytes for info in infos}
     for id, path in paths.items():
         path.unlink(missing_ok=True)
-        files.NewFile(path, sizes[id]).close()
+        if id not in keys:
+            await asyncio.to_thread(_make_empty, path, sizes[id])
+            continue
+        try:
+            await luks.create_volume(path, sizes[id], keys[id], MAKE_S_MAX)
+        except ImgFailed as error:
+            raise OSError(f"volume {id} can't be made here: {error}") from error
+
+
+def _make_empty(path: Path, size_bytes: int) -> None:
+    files.NewFile(path, size_bytes).close()
 
 
 async def take(machine: VirtualMachine, coming: Coming) -> None:
@@ -231,7 +250,7 @@ async def take(machine: VirtualMachine, coming: Coming) -> None:
             if info.name in coming.paths:
                 opened.append(keep(files.KeptFile(coming.paths[info.name])))
             else:
-                opened.append(keep(NbdClient(machine.home.connect(INCOMING_DISK_SOCKET, pid), mirror.EXPORT)))
+                opened.append(keep(NbdClient(machine.home.connect(INCOMING_DISK_SOCKET, pid), info.name)))
         return opened
 
     def keep(volume: T) -> T:
@@ -243,17 +262,17 @@ async def take(machine: VirtualMachine, coming: Coming) -> None:
 
 
 async def offer(machine: VirtualMachine, coming: Coming) -> None:
-    """Let the disk of a VM that does not run yet be written to. Raises MonitorFailed."""
+    """Let disks of a VM that does not run yet be written to. Raises MonitorFailed."""
     assert machine.monitor is not None
-    if coming.image.disk is not None:
+    if coming.by_qemu():
         (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
-        await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET))
+        await mirror.serve(machine.monitor, Path(INCOMING_DISK_SOCKET), coming.by_qemu())
 
 
 async def withdraw(machine: VirtualMachine, coming: Coming) -> None:
     """All has been written: only the VM itself writes to its disks from now on. Raises MonitorFailed, OSError."""
     assert machine.monitor is not None
-    if coming.image.disk is not None:
+    if coming.by_qemu():
         await mirror.close(machine.monitor)
         (machine.directory / INCOMING_DISK_SOCKET).unlink(missing_ok=True)
     (machine.directory / DISKS_COMPLETE).touch()

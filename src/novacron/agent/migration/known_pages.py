@@ -269,9 +269,10 @@ class KnownPages:
         return time.monotonic() >= last.again_at
 
     async def keep(self, vm: str, machine: VirtualMachine, memory_bytes: int, tenant: Tenant) -> None:
-        """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused."""
+        """Keep what a VM that has left had in memory here: it may come back. Its QEMU must still be there, paused. Of a
+        VM with encrypted disks nothing is kept."""
         await asyncio.to_thread(self.store.drop, tenant.project, CHECKPOINT_INDEX, vm)
-        if CHECKPOINT not in self._reuse:
+        if CHECKPOINT not in self._reuse or tenant.encrypted:
             return
         memory = await _memory(machine, memory_bytes)
         layer = machine.directory / DISK_LAYER

@@ -81,7 +81,7 @@ async def give_rest(machine: VirtualMachine, moving: PostCopy, pool: ConnectionP
     loop = asyncio.get_running_loop()
     while await _interrupted(machine):
         assert machine.monitor is not None
-        options = SendOptions(_key(moving), settings.rings_dir, outage_s=settings.outage_s)
+        options = SendOptions(_key(moving), settings.rings_dir, outage_s=settings.outage_s, encrypted=True)
         peer = pki.node_host(moving.peer)
         sender = Sender(parse_endpoint(moving.endpoint), peer, session_of(moving), pool, options)
         try:
@@ -127,7 +127,9 @@ async def take_rest(machine: VirtualMachine, moving: PostCopy, listener: Listene
     """Receive the rest of the memory until QEMU has it all, or has ended. Raises MonitorFailed."""
     path = machine.directory / INCOMING_SOCKET
     loop = asyncio.get_running_loop()
-    terms = ReceiveOptions(_key(moving), settings.rings_dir, outage_s=settings.outage_s, replaceable=True)
+    terms = ReceiveOptions(
+        _key(moving), settings.rings_dir, outage_s=settings.outage_s, replaceable=True, encrypted=True
+    )  # whose memory it is may not be known yet: an agent that was started again goes on before the server is there
     backoff = Backoff(AGAIN_S, AGAIN_S_MAX)
     while await _interrupted(machine):
         assert machine.monitor is not None

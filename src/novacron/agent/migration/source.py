@@ -123,14 +123,15 @@ class MigrationSource:
         return self._options_with(await self._bases(of_disk=False), checkpoint)
 
     def _options_with(self, bases: list[Base], checkpoint: dict[str, list[bytes]]) -> SendOptions:
-        context, settings = self._context, self._services.settings
+        tenant, settings = self._context.tenant(), self._services.settings
         return SendOptions(
-            context.tenant().key,
+            tenant.key,
             settings.rings_dir,
             bases,
             settings.outage_s,
             settings.streams,
             checkpoint_digests=checkpoint,
+            encrypted=tenant.encrypted,
         )
 
     async def _bases(self, *, of_disk: bool) -> list[Base]:
@@ -231,7 +232,8 @@ class MigrationSource:
         directory = self._context.machine.directory
         directory.mkdir(parents=True, exist_ok=True)
         if image.disk is not None and not (directory / DISK_LAYER).exists():  # it has never run
-            await overlay.create(directory / DISK_LAYER, image.disk, self._context.disk_bytes(image))
+            size = self._context.disk_bytes(image)
+            await overlay.create(directory / DISK_LAYER, image.disk, size, self._context.disk_key())
         sender.limit(migration.rate_now())
         pools = self._services.storage_pools
         volumes = {volume.id: pools.path(volume.pool, volume.id) for volume in self._context.volumes() if volume.moves}

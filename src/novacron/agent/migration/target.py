@@ -13,18 +13,22 @@ from novacron.agent.host.endpoint import parse_endpoint
 from novacron.agent.migration import checkpoint_index, disk_mirror, post_copy
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.target_stream import Arrival, LoadFailed
+from novacron.agent.vm import keys
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import opened
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import PostCopy
+from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.retries import Retries
-from novacron.agent.vm.tenant import Tenant
+from novacron.agent.vm.tenant import tenant_of
+from novacron.disk import luks
 from novacron.disk.images import LocalImage
 from novacron.disk.stream import VolumeInfo
 from novacron.dwcp.frames import ErrorCode
 from novacron.dwcp.receiver import ReceiveFailed, ReceiveOptions, ReceiveSession
 from novacron.model import limits
+from novacron.model.encryption import DataKey
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.qemu import userfaults
 from novacron.qemu.monitor import MonitorFailed
@@ -33,8 +37,9 @@ from novacron.wire import messages as wire
 
 log = logs.get(__name__)
 
-LAYER_OVERHEAD = 1 << 20
-"""What a layer's file has at most beyond an eighth more than its disk: its tables."""
+LAYER_OVERHEAD = 4 << 20
+"""What a layer's file has at most beyond an eighth more than its disk: its tables, and the header of an encrypted
+one."""
 
 
 class MigrationTarget:
@@ -128,12 +133,14 @@ class MigrationTarget:
         self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
 
     async def _terms(self, assignment: wire.Assignment, image: LocalImage, *, of_disk: bool) -> ReceiveOptions:
-        host, tenant = self._services, Tenant(assignment.project, assignment.page_key)
+        host, tenant = self._services, tenant_of(assignment)
         if of_disk:
             bases = await host.pages.for_disk(self._context.vm, image, tenant)
         else:
             bases = await host.pages.for_arrival(self._context.vm, image, tenant, host.neighbours())
-        return ReceiveOptions(assignment.page_key, host.settings.rings_dir, bases, host.settings.outage_s)
+        return ReceiveOptions(
+            tenant.key, host.settings.rings_dir, bases, host.settings.outage_s, encrypted=tenant.encrypted
+        )
 
     async def _load(self, task: wire.Task, assignment: wire.Assignment, image: LocalImage) -> None:
         context = self._context
@@ -149,7 +156,7 @@ class MigrationTarget:
                 await context.store(post_copy=None)
             if task.warm is not None:  # it may go back, and then has to wait for no handshake
                 host.connections.warm(parse_endpoint(task.warm), pki.node_host(task.peer), 1)
-            tenant = Tenant(assignment.project, assignment.page_key)
+            tenant = tenant_of(assignment)
             host.run_in_background(checkpoint_index.learn(host, context.vm, tenant, task, context.owns))
             await host.pages.forget(context.vm, tenant)
         except (LoadFailed, ReceiveFailed, MachineFailed, OSError) as error:
@@ -172,7 +179,9 @@ class MigrationTarget:
             await self._receive_files(task, assignment, image)
             infos = []  # nothing is written to them any more
         else:
-            await asyncio.to_thread(disk_mirror.make_room, paths, infos)
+            volume_keys = _volume_keys(assignment)
+            await disk_mirror.make_room(paths, infos, volume_keys)
+            paths = {id: path for id, path in paths.items() if id not in volume_keys}
         host.networks.arrives(context.vm)
         starting = asyncio.create_task(
             context.machine.start(
@@ -264,7 +273,7 @@ class MigrationTarget:
         try:
             with doing(Action.RECEIVE, trace=task.trace, vm=context.vm, migration=task.migration, source=task.peer):
                 await self._receive_files(task, assignment, image)
-            await self._services.pages.forget(context.vm, Tenant(assignment.project, assignment.page_key))
+            await self._services.pages.forget(context.vm, tenant_of(assignment))
             self._services.send(wire.Voted(task.migration, Side.TARGET, task.epoch))
         except (ReceiveFailed, OSError) as error:
             await self._fail(task, error)
@@ -287,7 +296,9 @@ class MigrationTarget:
             await self._ready(task)
             paths = self._paths(assignment)
             volumes = {
-                volume.id: (paths[volume.id], volume.size_mib << 20) for volume in assignment.volumes if volume.moves
+                volume.id: (paths[volume.id], luks.file_bytes(volume.size_mib << 20, volume.encryption_key))
+                for volume in assignment.volumes
+                if volume.moves
             }
             await disk_mirror.receive_state(session, context.machine.directory, image, bytes_max, volumes)
 
@@ -311,3 +322,23 @@ class MigrationTarget:
             self._services.networks.does_not_arrive(self._context.vm)
             transfer.cancel()
             await asyncio.gather(transfer, return_exceptions=True)
+
+
+def _volume_keys(assignment: wire.Assignment) -> dict[str, DataKey]:
+    """Return the keys of encrypted volumes that come with a VM while it runs, by their ids. Raises MachineFailed."""
+    found = {}
+    for volume in assignment.volumes:
+        if not volume.moves or not volume.encryption_key:
+            continue
+        if volume.read_only:
+            raise MachineFailed(
+                f"volume {volume.id} is encrypted and can only be read, so QEMU can't take it in while the guest runs:"
+                " migrate the VM warm, or stopped"
+            )
+        try:
+            key = keys.volume_key(assignment, volume)
+        except KeyMissing as error:
+            raise MachineFailed(str(error)) from error
+        assert key is not None
+        found[volume.id] = key
+    return found

@@ -18,6 +18,7 @@ from novacron.disk.files import is_plain, make_durable, open_plain
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.overlay import Snapshots as InFile
 from novacron.model import limits
+from novacron.model.encryption import DataKey
 from novacron.qemu import block, confine
 from novacron.qemu.monitor import MonitorFailed
 
@@ -29,38 +30,40 @@ UNFINISHED = "clone.qcow2"
 """The layer of a clone that lacks something yet."""
 
 
-async def share(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock) -> None:
-    """Give ``clone`` what ``source`` has written so far, shared. ``lock`` keeps everybody else from its disk.
+async def share(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock, key: DataKey | None) -> None:
+    """Give ``clone`` what ``source`` has written so far, shared. ``lock`` keeps everybody else from its disk; ``key``
+    is that of an encrypted one.
 
     Raises OverlayFailed, MonitorFailed, OSError.
     """
     clone.make()
     async with source.copying, lock:
         if (source.directory / DISK_LAYER).exists():
-            await _freeze(source)
+            await _freeze(source, key)
             size = overlay.size_bytes(source.directory / DISK_LAYER)
             _link_shared(source, clone)
-            await overlay.create_blank(clone.path / UNFINISHED, size)
+            await overlay.create_blank(clone.path / UNFINISHED, size, key)
     await asyncio.to_thread(_finish, source, clone)
 
 
-async def copy(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock) -> None:
+async def copy(source: VirtualMachine, clone: VmDirectory, lock: asyncio.Lock, key: DataKey | None) -> None:
     """Give ``clone`` what ``source`` has written so far, copied; a source that runs goes on meanwhile.
 
-    ``lock`` keeps a source from being started. Raises OverlayFailed, MonitorFailed, OSError.
+    ``lock`` keeps a source from being started; ``key`` is that of an encrypted disk, and of its copy. Raises
+    OverlayFailed, MonitorFailed, OSError.
     """
     clone.make()
     path = source.directory / DISK_LAYER
     async with source.copying:
         if path.exists():
             if source.monitor is not None and source.pid is not None:
-                await _copy_running(source, clone)
+                await _copy_running(source, clone, key)
             else:
                 async with lock:
                     if source.pid is not None:
                         raise MonitorFailed("its source was started just now")
                     await overlay.copy(path, clone.path / UNFINISHED)
-                await _forget_snapshots(clone)
+                await _forget_snapshots(clone, key)
             _link_shared(source, clone)
     await asyncio.to_thread(_finish, source, clone)
 
@@ -72,7 +75,7 @@ async def abandon(machine: VirtualMachine) -> None:
     await asyncio.to_thread((machine.directory / COPY).unlink, missing_ok=True)  # of a large file it takes seconds
 
 
-async def _forget_snapshots(clone: VmDirectory) -> None:
+async def _forget_snapshots(clone: VmDirectory, key: DataKey | None) -> None:
     """A copy has its source's, which mean nothing here."""
     uid = clone.uid()
     clone.give(UNFINISHED)
@@ -80,19 +83,19 @@ async def _forget_snapshots(clone: VmDirectory) -> None:
     def wrap(command: list[str]) -> list[str]:
         return command if uid is None else confine.confined(command, confine.Account(uid))
 
-    inside = InFile(clone.path / UNFINISHED, wrap)
+    inside = InFile(clone.path / UNFINISHED, wrap, key)
     for name in await inside.names():
         await inside.delete(name)
 
 
-async def _copy_running(source: VirtualMachine, clone: VmDirectory) -> None:
+async def _copy_running(source: VirtualMachine, clone: VmDirectory, key: DataKey | None) -> None:
     assert source.monitor is not None
     await block.clear_copy(source.monitor)
     scratch = source.directory / COPY
     try:
-        await overlay.create_blank(scratch, await block.size_bytes(source.monitor))
+        await overlay.create_blank(scratch, await block.size_bytes(source.monitor), key)
         source.home.give(COPY)
-        await block.copy(source.monitor, COPY)
+        await block.copy(source.monitor, COPY, _id_of(key))
         scratch.replace(clone.path / UNFINISHED)
     finally:
         await asyncio.to_thread(scratch.unlink, missing_ok=True)  # of a large file it takes seconds
@@ -117,20 +120,25 @@ def _finish(source: VirtualMachine, clone: VmDirectory) -> None:
     make_durable(clone.path)
 
 
-async def _freeze(machine: VirtualMachine) -> None:
+def _id_of(key: DataKey | None) -> str:
+    return "" if key is None else key.id
+
+
+async def _freeze(machine: VirtualMachine, key: DataKey | None) -> None:
     """Put an empty layer over what the VM has written. Raises OverlayFailed, MonitorFailed, OSError."""
-    await settle(machine)
+    await settle(machine, _id_of(key))
     number = len(machine.home.shared()) + 1
     if number > limits.SHARED_LAYERS_MAX:
         raise OverlayFailed(f"it shares {limits.SHARED_LAYERS_MAX} layers already: clone it fully")
     layer = machine.directory / DISK_LAYER
-    await overlay.create_blank(machine.directory / next_name(number), overlay.size_bytes(layer))
+    await overlay.create_blank(machine.directory / next_name(number), overlay.size_bytes(layer), key)
     machine.home.give(next_name(number))
-    await settle(machine)
+    await settle(machine, _id_of(key))
 
 
-async def settle(machine: VirtualMachine) -> None:
-    """Finish what was begun, perhaps by an earlier agent. Raises MonitorFailed, OSError."""
+async def settle(machine: VirtualMachine, key: str) -> None:
+    """Finish what was begun, perhaps by an earlier agent. ``key`` is the id of that with which the VM's disk is
+    encrypted; empty: it is not. Raises MonitorFailed, OSError."""
     layer = machine.directory / DISK_LAYER
     candidates = machine.home.next_layers()
     begun = next((path for path in candidates if layer.exists() and not path.samefile(layer)), None)
@@ -138,7 +146,7 @@ async def settle(machine: VirtualMachine) -> None:
         return
     number = len([path for path in machine.home.shared() if not path.samefile(layer)])
     if machine.monitor is not None and machine.pid is not None:
-        await block.put_over(machine.monitor, number + 1, begun.name)
+        await block.put_over(machine.monitor, number + 1, begun.name, key)
     shared = machine.directory / shared_name(number)
     with contextlib.suppress(FileExistsError):
         os.link(layer, shared)

@@ -58,7 +58,7 @@ class CloneReconciler:
             await source.wait_until_known()
             with doing(Action.CLONE, trace=context.trace, vm=context.vm, source=of.source):
                 make = clone_disk.share if of.linked else clone_disk.copy
-                await make(source.machine, context.machine.home, source.lock)
+                await make(source.machine, context.machine.home, source.lock, context.disk_key())
             log.info("cloned", vm=context.vm, source=of.source, linked=of.linked)
             self._retries.reset()
             self._report_done()

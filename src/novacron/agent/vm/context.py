@@ -21,14 +21,16 @@ from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.volumes import Pools
 from novacron.agent.identity import Identity
 from novacron.agent.settings import AgentSettings
+from novacron.agent.vm import keys
 from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.guest_agent import GuestWatch
 from novacron.agent.vm.hypervisor import Hypervisor, MachineFailed, OnEvent, VirtualMachine
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
-from novacron.agent.vm.tenant import Tenant
+from novacron.agent.vm.tenant import Tenant, tenant_of
 from novacron.disk.images import LocalImage
 from novacron.model.cpu import CpuModel
+from novacron.model.encryption import DataKey
 from novacron.model.node import AcceleratorKind
 from novacron.model.ownership import Claim, may_run
 from novacron.model.vm import VmSpec, VmState, VmStatus
@@ -202,8 +204,11 @@ class VmContext:
 
     def tenant(self) -> Tenant:
         """Return to whom the VM's pages belong."""
-        assignment = self.assigned()
-        return Tenant(assignment.project, assignment.page_key)
+        return tenant_of(self.assigned())
+
+    def disk_key(self) -> DataKey | None:
+        """Return the key of the VM's own disk, None if that is not encrypted. Raises KeyMissing."""
+        return keys.disk_key(self.assigned())
 
     # reports
 

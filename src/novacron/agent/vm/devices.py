@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable
 
 from novacron.agent.actions import Action, Doing
 from novacron.agent.host.volumes import Pools
+from novacron.agent.vm import keys
 from novacron.agent.vm.hypervisor import VirtualMachine
+from novacron.agent.vm.keys import KeyMissing
+from novacron.model.encryption import DataKey
 from novacron.model.vm import VmSpec
 from novacron.model.waiting import code_of
 from novacron.qemu import disks
@@ -33,8 +36,11 @@ def opened(pools: Pools, volumes: tuple[wire.VolumeAttached, ...]) -> list[QemuV
         for volume in volumes:
             if not volume.detaching:
                 open_volumes.append(
-                    QemuVolume(volume.id, volume.lun, pools.open(volume), volume.read_only, volume.boot_order)
-                )
+                    QemuVolume(
+                        volume.id, volume.lun, pools.open(volume), volume.read_only, volume.boot_order,
+                        volume.encryption_key,
+                    )
+                )  # fmt: skip
     except OSError:
         for open_volume in open_volumes:
             os.close(open_volume.descriptor)
@@ -69,7 +75,7 @@ class Devices:
         else:
             has = await disks.plugged(monitor)
             for volume in assignment.volumes:
-                await self._settle_volume(monitor, volume, has)
+                await self._settle_volume(monitor, assignment, volume, has)
             for id in has.keys() - {volume.id for volume in assignment.volumes}:
                 log.warning("a guest has an unexpected volume", vm=self._machine.id, volume=id)
             with contextlib.suppress(MonitorFailed):  # it has no disk
@@ -82,7 +88,9 @@ class Devices:
         every = [_own(assignment.spec), *(DiskLimits(volume.iops, volume.bytes_per_s) for volume in assignment.volumes)]
         self._machine.bound_io(_sum(limits.bytes_per_s for limits in every), _sum(limits.iops for limits in every))
 
-    async def _settle_volume(self, monitor: Monitor, volume: wire.VolumeAttached, has: dict[str, int]) -> None:
+    async def _settle_volume(
+        self, monitor: Monitor, assignment: wire.Assignment, volume: wire.VolumeAttached, has: dict[str, int]
+    ) -> None:
         error = code = ""
         try:
             if volume.detaching:
@@ -93,17 +101,19 @@ class Devices:
                 return
             if volume.id not in has:
                 with self._doing(Action.ATTACH, volume=volume.id):
-                    await self._plug(monitor, volume)
+                    await self._plug(monitor, volume, keys.volume_key(assignment, volume))
             elif has[volume.id] < volume.size_mib << 20:
                 with self._doing(Action.GROW, volume=volume.id):
                     await disks.resize(monitor, volume.id, volume.size_mib << 20)
             await disks.limit(monitor, volume.id, DiskLimits(volume.iops, volume.bytes_per_s))
-        except (MonitorFailed, OSError) as failure:
+        except (MonitorFailed, KeyMissing, OSError) as failure:
             error, code = str(failure) or type(failure).__name__, code_of(failure)
             log.warning("a volume can't be set up", vm=self._machine.id, volume=volume.id, error=error)
         self._handled(volume.id, False, error, code)
 
-    async def _plug(self, monitor: Monitor, attached: wire.VolumeAttached) -> None:
+    async def _plug(self, monitor: Monitor, attached: wire.VolumeAttached, key: DataKey | None) -> None:
+        if key is not None:
+            await disks.have_key(monitor, key.id, key.passphrase())
         (volume,) = await asyncio.to_thread(opened, self._pools, (attached,))
         try:
             await disks.plug(monitor, volume)

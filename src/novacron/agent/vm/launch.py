@@ -11,20 +11,22 @@ from pathlib import Path
 
 import msgspec
 
+from novacron import private_file
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
-from novacron.agent.vm import firmware_state
+from novacron.agent.vm import firmware_state, keys
 from novacron.agent.vm.directory import DISK_LAYER, VmDirectory
 from novacron.agent.vm.firmware_state import BadState
 from novacron.agent.vm.interfaces import Interfaces
+from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.tpm import Tpm, TpmFailed
-from novacron.disk.cloud_init import build as build_seed
+from novacron.disk import cloud_init
 from novacron.disk.images import LocalImage
 from novacron.model.cloud_init import Seed
 from novacron.model.node import AcceleratorKind
 from novacron.model.vm import Display, Firmware, GuestHardware, VmSpec
 from novacron.qemu import command, confine, firmware
-from novacron.qemu.command import QemuConfig, QemuNic, QemuVolume
+from novacron.qemu.command import QemuConfig, QemuKey, QemuNic, QemuVolume
 from novacron.qemu.firmware import MACHINES
 from novacron.qemu.vfio import MEMLOCK_BESIDE_BYTES
 from novacron.wire import messages as wire
@@ -76,6 +78,7 @@ class Inherited(msgspec.Struct, frozen=True):
     firmware: int | None
     below: int | None
     shared: tuple[int, ...]
+    keys: tuple[QemuKey, ...] = ()
 
 
 def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherited) -> QemuConfig:
@@ -110,6 +113,8 @@ def qemu_config(vm: str, binary: str, request: StartRequest, inherited: Inherite
         firmware=inherited.firmware,
         below=inherited.below,
         shared=inherited.shared,
+        keys=inherited.keys,
+        disk_key="" if image.disk is None else spec.encryption_key,
     )
 
 
@@ -163,6 +168,17 @@ class Opener:
         return None if path is None else self.read(path)
 
 
+def _hand_keys(assignment: wire.Assignment, opener: Opener) -> tuple[QemuKey, ...]:
+    """Let QEMU inherit the keys of a VM's encrypted disks, each in a file in memory. Raises LaunchFailed, OSError."""
+    try:
+        keys.check_all(assignment)
+    except KeyMissing as error:
+        raise LaunchFailed(str(error)) from error
+    return tuple(
+        QemuKey(key.id, opener.hand(private_file.in_memory(key.id, key.passphrase()))) for key in assignment.keys
+    )
+
+
 class Launch:
     """Prepares the starts of one VM."""
 
@@ -180,14 +196,15 @@ class Launch:
         if request.image.disk is not None:
             self._home.give(DISK_LAYER)
         nics = await self._interfaces.make(spec, opener.hand)
-        seed = await self._seed(request, nics)
+        handed = _hand_keys(request.assignment, opener)
+        seed = await self._seed(request, nics, opener)
         volumes = await asyncio.to_thread(request.volumes)
         for volume in volumes:
             opener.hand(volume.descriptor)
         code = await self._firmware(request)
         if spec.tpm:
             try:
-                await self.tpm.start(uid, request.accelerator)
+                await self.tpm.start(uid, request.accelerator, keys.disk_key(request.assignment))
             except TpmFailed as error:
                 raise LaunchFailed(str(error)) from error
         image = request.image
@@ -200,31 +217,35 @@ class Launch:
             guest=opener.listen(command.guest_path(directory)),
             kernel=opener.read_if_any(image.kernel),
             initrd=opener.read_if_any(image.initrd),
-            seed=opener.read_if_any(seed),
+            seed=seed,
             firmware=opener.read_if_any(code),
             below=opener.read_if_any(image.disk),
             shared=() if image.disk is None else tuple(opener.read(path) for path in self._home.shared()),
+            keys=handed,
         )
         config = qemu_config(self._vm, self._settings.qemu_binary, request, inherited)
         arguments = command.command(config, incoming=request.incoming, paused=request.paused)
         return confined_command(arguments, spec, uid, request.accelerator)
 
-    async def _seed(self, request: StartRequest, nics: tuple[QemuNic, ...]) -> Path | None:
-        """Make the CD for the guest's first boot, if it has one; return where it is."""
+    async def _seed(self, request: StartRequest, nics: tuple[QemuNic, ...], opener: Opener) -> int | None:
+        """Make the CD for the guest's first boot, if it has one, and return it, open; that of a VM whose disk is
+        encrypted is in memory only."""
         assignment = request.assignment
         if request.image.kernel is not None and assignment.seed is None:
             return None
-        path = self._home.path / SEED
-        await asyncio.to_thread(
-            build_seed,
-            path,
+        content = await asyncio.to_thread(
+            cloud_init.seed_cd,
             assignment.seed or Seed(),
             id=self._vm,
             name=assignment.name,
             macs=[nic.mac for nic in nics],
             address=assignment.spec.address,
         )
-        return path
+        if assignment.spec.encryption_key:
+            return opener.hand(private_file.in_memory(SEED, content))
+        path = self._home.path / SEED
+        await asyncio.to_thread(cloud_init.build, path, content)
+        return opener.read(path)
 
     async def _firmware(self, request: StartRequest) -> Path | None:
         """Return the code of the VM's firmware, None for a BIOS, and see to its variables. Raises LaunchFailed."""

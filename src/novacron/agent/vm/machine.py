@@ -15,6 +15,7 @@ from novacron.agent.host.instances import mark_of
 from novacron.agent.host.networks import NodeNetworks
 from novacron.agent.host.passthrough import Passthrough
 from novacron.agent.settings import AgentSettings
+from novacron.agent.vm import keys
 from novacron.agent.vm.directory import DISK_LAYER, NoAccount, VmDirectory
 from novacron.agent.vm.hypervisor import MachineFailed, OnEvent
 from novacron.agent.vm.interfaces import Interfaces
@@ -162,7 +163,8 @@ class Machine:
         if image.disk is not None and not self.has_disk():
             try:
                 size = request.assignment.spec.disk_bytes(image.info.disk_bytes)
-                await overlay.create(self.directory / DISK_LAYER, image.disk, size)
+                key = keys.disk_key(request.assignment)
+                await overlay.create(self.directory / DISK_LAYER, image.disk, size, key)
             except (OverlayFailed, OSError, TimeoutError) as error:
                 raise MachineFailed(f"the VM's disk can't be made: {error}") from error
         return uid

@@ -14,6 +14,7 @@ from novacron.agent.vm import guest_agent, snapshots
 from novacron.agent.vm.context import VmContext
 from novacron.agent.vm.devices import Devices, opened
 from novacron.agent.vm.hypervisor import MachineFailed
+from novacron.agent.vm.keys import KeyMissing
 from novacron.agent.vm.launch import StartRequest
 from novacron.agent.vm.power import STATES, PowerRequests, Step, backoff_s, decide
 from novacron.agent.vm.snapshots import SnapshotFailed
@@ -260,10 +261,10 @@ class Reconciler:
         try:
             with context.doing(Action.SNAPSHOT, snapshot=snapshot.id, phase=snapshot.phase):
                 context.check_may_run()  # to go back to a snapshot lets the guest go on
-                done = await snapshots.work(self._machine, snapshot, run_state)
+                done = await snapshots.work(self._machine, snapshot, run_state, context.disk_key())
             if reverting and snapshot.memory:
                 context.guest.stood_still()
-        except SnapshotFailed as failure:
+        except (SnapshotFailed, KeyMissing) as failure:
             error, code = str(failure), code_of(failure)
             if reverting and starting and snapshot.starts_vm:  # it was off, and is off
                 await context.store(halted_at_start=self._context.spec().starts)

@@ -12,6 +12,7 @@ from novacron.agent.vm.directory import DISK_LAYER
 from novacron.agent.vm.hypervisor import MachineFailed, VirtualMachine
 from novacron.disk.overlay import OverlayFailed
 from novacron.disk.overlay import Snapshots as InFile
+from novacron.model.encryption import DataKey
 from novacron.model.snapshot import MachineLayout, SnapshotPhase, layout_differences
 from novacron.model.waiting import WaitCode
 from novacron.qemu import confine, layout, process, snapshots
@@ -51,8 +52,10 @@ class SnapshotOutcome(NamedTuple):
 NOTHING_TO_TELL = SnapshotOutcome()
 
 
-async def work(machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state: str) -> SnapshotOutcome:
-    """Make, restore or delete a snapshot.
+async def work(
+    machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state: str, key: DataKey | None
+) -> SnapshotOutcome:
+    """Make, restore or delete a snapshot. ``key`` is that of an encrypted disk.
 
     To go back to a snapshot without memory, QEMU is ended: the caller starts it again. Raises SnapshotFailed: the
     guest, if there was one, goes on as it was; a QEMU that had not begun (``prelaunch``) has been ended.
@@ -60,14 +63,14 @@ async def work(machine: VirtualMachine, snapshot: wire.SnapshotWanted, run_state
     try:
         if machine.monitor is not None and run_state != "absent":
             if snapshot.phase is not SnapshotPhase.REVERTING or snapshot.memory:
-                return await _running(machine, machine.monitor, snapshot, run_state)
+                return await _running(machine, machine.monitor, snapshot, run_state, key)
             if snapshot.id not in await snapshots.kept(machine.monitor):
                 raise SnapshotFailed(MISSING, WaitCode.FILE_LOST)  # before the guest is ended for it
             await machine.kill()
         elif snapshot.memory and snapshot.phase is not SnapshotPhase.DELETING:
-            await _bring_back_disk(machine, snapshot)
+            await _bring_back_disk(machine, snapshot, key)
             raise SnapshotFailed("the VM does not run any more", WaitCode.VM_OFF)
-        await _stopped(machine, snapshot)
+        await _stopped(machine, snapshot, key)
         return NOTHING_TO_TELL
     except (MonitorFailed, MachineFailed, OverlayFailed, GuestSilent, OSError, TimeoutError) as error:
         raise SnapshotFailed(str(error) or type(error).__name__) from error
@@ -111,11 +114,13 @@ async def _remove_ways_back(monitor: Monitor) -> None:
 
 
 async def _running(
-    machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str
+    machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str, key: DataKey | None
 ) -> SnapshotOutcome:
     await snapshots.settle(monitor)
     exists = snapshot.id in await snapshots.kept(monitor)
     match snapshot.phase:
+        case SnapshotPhase.CREATING if snapshot.memory and key is not None:
+            raise SnapshotFailed("QEMU can't write memory into an encrypted disk: it would end")
         case SnapshotPhase.CREATING if snapshot.quiesce:
             await _thaw(machine)  # an earlier agent may have been killed in between
             if exists:
@@ -128,7 +133,7 @@ async def _running(
         case SnapshotPhase.CREATING:
             return await (_made(monitor, snapshot) if exists else _create(machine, monitor, snapshot))
         case SnapshotPhase.REVERTING if run_state == NOT_STARTED:
-            await _load_at_start(machine, monitor, snapshot)
+            await _load_at_start(machine, monitor, snapshot, key)
         case SnapshotPhase.REVERTING:
             await _check_fits(machine, monitor, snapshot)
             await _check_room(machine)
@@ -190,7 +195,9 @@ async def _load(monitor: Monitor, snapshot: wire.SnapshotWanted, run_state: str)
     await _remove_way_back(monitor, before)
 
 
-async def _load_at_start(machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted) -> None:
+async def _load_at_start(
+    machine: VirtualMachine, monitor: Monitor, snapshot: wire.SnapshotWanted, key: DataKey | None
+) -> None:
     """Let a QEMU whose guest has not booted have the memory of a snapshot. Without success it is ended, and the disk is
     as it was. Raises SnapshotFailed, MonitorFailed, OverlayFailed."""
     before = WAY_BACK + snapshot.id
@@ -201,7 +208,7 @@ async def _load_at_start(machine: VirtualMachine, monitor: Monitor, snapshot: wi
         await snapshots.load(monitor, snapshot.id)
     except (SnapshotFailed, MonitorFailed):
         await machine.kill()
-        await _bring_back_disk(machine, snapshot)
+        await _bring_back_disk(machine, snapshot, key)
         raise
     await _remove_way_back(monitor, before)
 
@@ -214,22 +221,28 @@ async def _remove_way_back(monitor: Monitor, name: str) -> None:
         log.warning("a snapshot that a revert needed stays for now", snapshot=name, error=str(error))
 
 
-async def _bring_back_disk(machine: VirtualMachine, snapshot: wire.SnapshotWanted) -> None:
+async def _bring_back_disk(
+    machine: VirtualMachine, snapshot: wire.SnapshotWanted, key: DataKey | None
+) -> None:  # fmt: skip
     """Let the disk of a VM that ended while it went back be as before. Raises OverlayFailed."""
-    inside, before = _in_file(machine), WAY_BACK + snapshot.id
+    inside, before = _in_file(machine, key), WAY_BACK + snapshot.id
     if inside is not None and before in await inside.names():
         await inside.apply(before)
         await inside.delete(before)
 
 
-def _in_file(machine: VirtualMachine) -> InFile | None:
+def _in_file(machine: VirtualMachine, key: DataKey | None) -> InFile | None:
     """Return the snapshots in the file of a VM that does not run; None: it has never run."""
     path = machine.directory / DISK_LAYER
     if not path.exists():
         return None
     uid = machine.home.make()
     machine.home.give(DISK_LAYER)
-    return InFile(path, lambda command: command if uid is None else confine.confined(command, confine.Account(uid)))
+
+    def wrap(command: list[str]) -> list[str]:
+        return command if uid is None else confine.confined(command, confine.Account(uid))
+
+    return InFile(path, wrap, key)
 
 
 async def _thaw(machine: VirtualMachine) -> None:
@@ -256,8 +269,8 @@ async def _made(monitor: Monitor, snapshot: wire.SnapshotWanted) -> SnapshotOutc
     return SnapshotOutcome(layout=await layout.look(monitor) if snapshot.memory else None)
 
 
-async def _stopped(machine: VirtualMachine, snapshot: wire.SnapshotWanted) -> None:
-    inside = _in_file(machine)
+async def _stopped(machine: VirtualMachine, snapshot: wire.SnapshotWanted, key: DataKey | None) -> None:
+    inside = _in_file(machine, key)
     if inside is None:
         raise SnapshotFailed("the VM has never run: there is nothing that a snapshot could keep")
     names = await inside.names()

@@ -21,6 +21,7 @@ from novacron.model.event import ImageCopy
 from novacron.model.probe import MoveForeseen, PathMeasured
 from novacron.model.token import Lifetimes
 from novacron.pki import Authority
+from novacron.platform_key import PlatformKeys
 from novacron.store.database import Database
 from novacron.store.fleet_index import FleetIndex
 from novacron.telemetry.metrics import Metrics
@@ -72,6 +73,7 @@ class Services(msgspec.Struct):
     drain_limit_s: int
     """After how many seconds a drain fails for which no other limit was given."""
     second_factors: SecondFactorChecks
+    platform_keys: PlatformKeys
 
 
 ApiRequest = Request[Caller, str, Any]

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, object] = {
     "deleteVms": {"vms": ["web-1", "web-2"]},
     "drainNode": {"policy": "post-copy"},
     "drainSite": {"policy": "post-copy"},
+    "eraseProjectKey": {"confirm": "shop"},
     "eraseUser": {"user": "ann"},
     "foreseeMigration": {"target": "host-b"},
     "foreseePlacement": {"name": "web", "image": "debian-13", "vcpus": 2, "memory_mib": 2048},

@@ -16,10 +16,11 @@ from novacron.api.edge import lists, replies
 from novacron.api.read_model.paging import Page, Paging, Query
 from novacron.model import limits
 from novacron.model.access import Right
+from novacron.model.encryption import ErasedKey
 from novacron.model.errors import InvalidInput
 from novacron.model.project import Project, Quota, Usage
 from novacron.model.vm import Name, check_name
-from novacron.store import projects
+from novacron.store import project_keys, projects
 from novacron.store.database import Connection
 
 Wait = Annotated[int, QueryParameter(ge=0, le=limits.LONG_POLL_S_MAX)]
@@ -27,21 +28,31 @@ Description = Annotated[str, Meta(max_length=limits.DESCRIPTION_LENGTH_MAX)]
 
 
 class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
-    """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own."""
+    """A new project. ``host_network``: its VMs may be on the hosts' network; otherwise each needs one of its own.
+    ``encryption``: what it creates is encrypted at rest."""
 
     name: Name
     description: Description = ""
     quota: Quota = msgspec.field(default_factory=Quota)
     host_network: bool = False
+    encryption: bool = False
 
 
 class ConfigureProject(msgspec.Struct, forbid_unknown_fields=True):
-    """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit."""
+    """What to change; what is left out stays. A quota is replaced as a whole: what it leaves out has no limit.
+    ``encryption`` counts for what is created from then on."""
 
     name: Name | UnsetType = UNSET
     description: Description | UnsetType = UNSET
     quota: Quota | UnsetType = UNSET
     host_network: bool | UnsetType = UNSET
+    encryption: bool | UnsetType = UNSET
+
+
+class EraseKey(msgspec.Struct, forbid_unknown_fields=True):
+    """``confirm`` is the project's name once more: what its key encrypts is lost for ever."""
+
+    confirm: Name
 
 
 class ProjectUsage(msgspec.Struct):
@@ -81,18 +92,18 @@ def _check_seen(request: ApiRequest, name: str) -> None:
 @post("/", summary="Create a project", status_code=201)
 async def create_project(request: ApiRequest, data: JSONBody[CreateProject]) -> Response[Project]:
     check_name(data.name)
+    key = await services(request).platform_keys.new() if data.encryption else None
+    new = projects.NewProject(data.name, data.description, data.quota, data.host_network, key)
 
     async def work(connection: Connection) -> Project:
-        return await projects.create(
-            connection, data.name, data.description, data.quota, data.host_network, request.user.name
-        )
+        return await projects.create(connection, new, request.user.name)
 
     return await replies.write(request, work, status=201, location=lambda project: f"/api/v1/projects/{project.name}")
 
 
 @patch(
     "/{name:str}",
-    summary="Change a project's name, description, quota or access to the hosts' network",
+    summary="Change a project's name, description, quota, encryption or access to the hosts' network",
     status_code=200,
 )
 async def configure_project(
@@ -104,9 +115,10 @@ async def configure_project(
         raise InvalidInput("the request changes nothing", hint="the fields and their rules are in /schema")
     if "name" in changes:
         check_name(changes["name"])
+    key = await services(request).platform_keys.new() if data.encryption is True else None
 
     async def work(connection: Connection) -> Project:
-        return await projects.configure(connection, name, changes, request.user.name)
+        return await projects.configure(connection, name, changes, request.user.name, key)
 
     return await replies.write(request, work)
 
@@ -121,9 +133,40 @@ async def delete_project(request: ApiRequest, name: FromPath[str]) -> Response[P
     return await replies.write(request, work)
 
 
+@post(
+    "/{name:str}/erase-key",
+    summary="Destroy a project's key: nothing that it encrypts can be read any more",
+    status_code=200,
+)
+async def erase_project_key(
+    request: ApiRequest, name: FromPath[str], data: JSONBody[EraseKey]
+) -> Response[ErasedKey]:  # fmt: skip
+    name = replies.check_ref("project", name)
+    if data.confirm != name:
+        raise InvalidInput(
+            f"{data.confirm!r} is not the project's name", field="confirm", hint=f"to destroy its key, write {name}"
+        )
+    async with services(request).database.connection() as connection:
+        encrypts = (await projects.get(connection, name)).encryption
+    successor = await services(request).platform_keys.new() if encrypts else None
+
+    async def work(connection: Connection) -> ErasedKey:
+        return await project_keys.erase(connection, name, successor, request.user.name)
+
+    return await replies.write(request, work)
+
+
 router = Router(
     "/projects",
-    route_handlers=[list_projects, show_project, show_usage, create_project, configure_project, delete_project],
+    route_handlers=[
+        list_projects,
+        show_project,
+        show_usage,
+        create_project,
+        configure_project,
+        delete_project,
+        erase_project_key,
+    ],
     tags=["access"],
     opt=authorization.in_fleet(Right.MANAGE),
 )

@@ -22,8 +22,20 @@ class AsyncAccessCalls(AsyncConnection):
         return await self._object("POST", "/api/v1/projects", {"name": name, **fields})
 
     async def configure_project(self, project: str, /, **changes: object) -> Object:
-        """Change a project's ``name``, ``description``, ``quota`` or ``host_network``."""
+        """Change a project's ``name``, ``description``, ``quota``, ``host_network`` or ``encryption``."""
         return await self._object("PATCH", f"/api/v1/projects/{quoted(project)}", changes)
+
+    async def erase_project_key(self, project: str) -> Object:
+        """Destroy a project's key, and return what can't be read any more: ``vms`` and ``volumes``."""
+        return await self._object("POST", f"/api/v1/projects/{quoted(project)}/erase-key", {"confirm": project})
+
+    async def platform_key(self) -> Object:
+        """Return the platform key's ``id``, and how many projects' ``keys`` each platform key has wrapped."""
+        return await self._object("GET", "/api/v1/platform-key")
+
+    async def rewrap_project_keys(self) -> Object:
+        """Wrap up to 100 projects' keys with the present platform key; the answer is that of ``platform_key``."""
+        return await self._object("POST", "/api/v1/platform-key/rewrap")
 
     async def usage(self, project: str) -> Object:
         """Return what a project uses (``usage``) and may use (``quota``)."""

@@ -1,0 +1,182 @@
+"""Encryption at rest: what guests write is on no disk in the clear, and is gone with the key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.platform import Platform, until
+from novacron.client import ApiError
+from tests.support.vms import NewVm, boot_vm, directory_of, read_from_disk, shell, wait_until_booted, write_to_disk
+
+Object = dict[str, Any]
+SIZE = "cat /sys/block/sda/size 2>/dev/null"
+NOT_ENCRYPTED = {"console.log"}
+"""What a guest shows is logged as it is (docs/how-to/encryption.md)."""
+
+
+@contextlib.contextmanager
+def encrypting(site: Platform, project: str = "default") -> Iterator[str]:
+    """Encrypt what a project creates while the block runs; yield the key's id."""
+    site.cli("project", "set", project, "--encryption", "on")
+    try:
+        yield site.client.get("projects", project)["encryption_key"]
+    finally:
+        site.client.configure_project(project, encryption=False)
+
+
+def files_with(root: Path, marker: str) -> set[str]:
+    """Return the names of the files that hold a text in the clear."""
+    return {
+        path.name for path in root.rglob("*") if path.is_file() and not path.is_symlink()
+        and marker.encode() in path.read_bytes()
+    } - NOT_ENCRYPTED  # fmt: skip
+
+
+def switch_off(site: Platform, vm: Object) -> None:
+    site.client.act("vms", vm["id"], "stop", {"timeout_s": 0})
+    site.wait_state(vm["id"], "stopped")
+
+
+def until_failed(site: Platform, vm: str, why: str) -> None:
+    site.wait_vm(vm, lambda now: now["status"]["state"] == "failed" and why in now["status"]["reason"], why, 60)
+
+
+def test_nothing_of_an_encrypted_vm_is_in_the_clear_and_its_disk_is_gone_with_the_key(
+    site: Platform, new_vm: NewVm
+) -> None:
+    plain = new_vm(image="disk", cloud_init={"user_data": "#! seed of the plain one\n"}, node="host-a")
+    with encrypting(site) as key:
+        seed = {"user_data": "#! seed of the encrypted one\n"}
+        vm = new_vm(image="disk", cloud_init=seed, node="host-a")
+        disk = site.client.create_volume(f"{vm['name']}-data", size_mib=16, node="host-a")
+    for each in (plain, vm):
+        wait_until_booted(site, each)
+    plain, vm = (site.client.get("vms", each["id"]) for each in (plain, vm))
+    assert (plain["spec"]["encryption_key"], vm["spec"]["encryption_key"]) == ("", key)
+    until(lambda: site.client.get("volumes", disk["id"])["phase"] == "ready", "the volume is made", 60)
+    site.client.attach_volume(disk["id"], vm["id"])
+    for each in (plain, vm):
+        write_to_disk(site, each, 'MAR""KER-of-the-guest')  # typed so, it is not in what the console shows
+    until(lambda: shell(site, vm, SIZE) == "32768", "the guest sees the volume", 60)
+    shell(site, vm, 'echo MAR""KER-of-the-volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done')
+    with pytest.raises(ApiError, match="QEMU can't write memory into such a disk"):
+        site.client.create_snapshot(vm["id"], "with-memory", True)
+    with pytest.raises(ApiError, match="its export would lie on its node unencrypted"):
+        site.client.request("POST", f"/api/v1/vms/{vm['id']}/actions/export")
+    snapshot = site.client.create_snapshot(vm["id"], "first")
+    until(lambda: site.client.get("snapshots", snapshot["id"])["phase"] == "ready", "there is a snapshot")
+
+    root = site.directory / vm["node"] / "agent"
+    assert files_with(directory_of(site, plain), "MARKER-of-the-guest") == {"disk.qcow2"}, "this test sees markers"
+    assert files_with(directory_of(site, plain), "seed of the plain one") == {"seed.iso"}
+    assert files_with(directory_of(site, vm), "MARKER-of-the-guest") == set()
+    assert files_with(root, "MARKER-of-the-volume") == files_with(root, "seed of the encrypted one") == set()
+
+    switch_off(site, vm)
+    site.client.act("vms", vm["id"], "start")
+    until(lambda: site.console_log(vm).count("tiny guest: ready") == 2, "it has booted again", 60)
+    assert read_from_disk(site, vm) == "MARKER-of-the-guest"
+
+    with pytest.raises(ApiError, match=f"run, or are to run, with the key: {vm['name']}"):
+        site.client.erase_project_key("default")
+    switch_off(site, vm)
+    erased = site.client.erase_project_key("default")
+    assert (erased["id"], erased["vms"], erased["volumes"]) == (key, [vm["name"]], [disk["name"]])
+    record = next(iter(site.client.list("audit", action="erase_project_key")))
+    assert record["object"] == key and record["outcome"] == "done"
+    site.client.act("vms", vm["id"], "start")
+    until_failed(site, vm["id"], f"its disk is encrypted with {key}")
+    opened = subprocess.run(
+        ["qemu-img", "convert", "-O", "raw", str(directory_of(site, vm) / "disk.qcow2"), "/dev/null"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert opened.returncode and "encrypt" in opened.stderr
+    switch_off(site, vm)
+    site.client.delete("vms", vm["id"])
+    until(lambda: site.client.get("volumes", disk["id"])["vm"] is None, "the volume is free")
+    site.client.delete("volumes", disk["id"])
+
+
+def move(site: Platform, vm: Object, target: str, *options: str) -> Object:
+    site.cli("vm", "migrate", vm["name"], "--to", target, *options)
+    return site.wait_vm(vm["id"], lambda now: now["node"] == target and now["migration"] is None, "it has moved", 60)
+
+
+@pytest.mark.slow
+def test_encrypted_disks_are_cloned_moved_grown_and_put_back_like_others(
+    site: Platform, new_vm: NewVm, new_name: Callable[[], str]
+) -> None:
+    with encrypting(site) as key:
+        vm = boot_vm(site, new_vm, node="host-a")
+        disk = site.client.create_volume(f"{vm['name']}-data", size_mib=16, node="host-a")
+    until(lambda: site.client.get("volumes", disk["id"])["phase"] == "ready", "the volume is made", 60)
+    write_to_disk(site, vm, 'MAR""KER-first')
+    clones = [site.client.clone_vm(vm["id"], new_name(), linked=linked) for linked in (True, False)]
+    try:
+        for clone in clones:
+            wait_until_booted(site, clone)
+            clone = site.client.get("vms", clone["id"])
+            assert clone["spec"]["encryption_key"] == key and read_from_disk(site, clone) == "MARKER-first"
+            assert files_with(directory_of(site, clone), "MARKER-first") == set()
+        site.client.attach_volume(disk["id"], vm["id"])
+        until(lambda: shell(site, vm, SIZE) == "32768", "the guest sees the volume", 60)
+        shell(site, vm, 'echo MAR""KER-of-the-volume | dd of=/dev/sda conv=fsync 2>/dev/null; echo done')
+        site.cli("volume", "set", disk["name"], "--size", "32")
+        until(lambda: shell(site, vm, SIZE) == "65536", "the guest sees the volume grow", 60)
+        vm = move(site, vm, "host-b")
+        assert read_from_disk(site, vm) == "MARKER-first"
+        assert shell(site, vm, "head -c 20 /dev/sda | head -n 1") == "MARKER-of-the-volume"
+        site.cli("snapshot", "create", vm["name"], "one")
+        write_to_disk(site, vm, 'MAR""KER-second')
+        site.cli("vm", "kill", vm["name"], "--wait")
+        site.cli("snapshot", "create", vm["name"], "two")
+        site.cli("snapshot", "revert", vm["name"], "one")
+        vm = move(site, vm, "host-a")
+        site.cli("vm", "start", vm["name"], "--wait")
+        wait_until_booted(site, vm)
+        assert read_from_disk(site, vm) == "MARKER-first"
+        vm = move(site, vm, "host-b", "--warm")
+        assert shell(site, vm, "head -c 20 /dev/sda | head -n 1") == "MARKER-of-the-volume"
+        for host in ("host-a", "host-b"):
+            assert files_with(site.directory / host / "agent", "MARKER-") == set()
+    finally:
+        for clone in clones:
+            site.cli("vm", "delete", clone["name"], "--wait")
+        site.cli("vm", "kill", vm["name"], "--wait")
+        site.cli("volume", "detach", disk["name"])
+        site.cli("volume", "delete", disk["name"])
+
+
+@pytest.mark.slow
+def test_what_a_tpm_of_an_encrypted_vm_remembers_needs_the_key(site: Platform, new_vm: NewVm, tmp_path: Path) -> None:
+    states = {}
+    with encrypting(site):
+        sealed = new_vm(image="disk", tpm=True, node="host-a")
+    for vm in (sealed, new_vm(image="disk", tpm=True, node="host-a")):
+        wait_until_booted(site, vm)
+        site.cli("vm", "kill", vm["name"], "--wait")
+        site.cli("vm", "start", vm["name"], "--wait")  # its TPM reads its state again
+        now = site.wait_state(vm["id"], "running")
+        site.cli("vm", "kill", vm["name"], "--wait")
+        directory = tmp_path / vm["name"]
+        directory.mkdir()
+        shutil.copyfile(directory_of(site, now) / "tpm/tpm2-00.permall", directory / "tpm2-00.permall")
+        tried = subprocess.run(
+            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={directory}", "--flags", "not-need-init,startup-clear",
+             "--server", "type=unixio,path=server.sock", "--ctrl", "type=unixio,path=ctrl.sock", "--terminate",
+             "--pid", "file=pid", "--daemon"],
+            cwd=directory, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        if (directory / "pid").exists():
+            os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
+        states[vm["name"]] = tried.returncode
+    assert states[sealed["name"]] != 0 and list(states.values()).count(0) == 1
