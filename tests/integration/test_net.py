@@ -23,7 +23,7 @@ from novacron.agent.host.presence import Presence
 from novacron.agent.host.remnants import RemnantKind, remove_all
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.leftovers import Leftovers, abandoned
-from novacron.model.network import Direction, Passing, Protocol, VmInterface
+from novacron.model.network import VNI_BASE, Direction, Passing, Protocol, VmInterface
 from novacron.model.node import AcceleratorKind
 from novacron.net import firewall, namespace, overlay, router, tap, tunnels
 from novacron.net.firewall import TUNNEL, VXLAN_PORT, nft
@@ -345,3 +345,31 @@ def test_no_guest_on_a_hosts_bridge_sends_frames_of_overlays(
     heard.close()
     assert not [frame for frame in came if mark in frame or VXLAN_PORT.to_bytes(2, "big") in frame[36:38]]
     assert "udp dport 4789 drop" in rules_of()
+
+
+def test_rules_against_guests_are_there_before_any_network_and_back_after_somebody_has_flushed_them(
+    wan: Lab, tmp_path: Path
+) -> None:
+    """VMs that are in no network are on the bridge, too."""
+    host = wan.hosts[1]
+    networks = NodeNetworks(AgentSettings(tmp_path, tmp_path, "", bridge="br0"))
+    ends = {VNI_BASE + 7: [wan.hosts[0].address]}
+
+    def rules() -> str:
+        return run(*host.prefix, "nft", "list", "ruleset")
+
+    def settle(*, whole: bool) -> None:
+        assert host.within(lambda: networks._settle((), {}, whole=whole)) is False
+
+    try:
+        settle(whole=False)
+        assert 'iifname "nv*" udp dport 4789 drop' in rules()
+        run(*host.prefix, "nft", "flush", "ruleset")
+        settle(whole=True)
+        assert 'iifname "nv*" udp dport 4789 drop' in rules()
+        assert host.within(lambda: networks._settle_host([], ends, whole=False)) == {}
+        assert host.within(lambda: networks._take_refused_frames([network_on_node()], ends)) is False
+        run(*host.prefix, "nft", "flush", "ruleset")
+        assert host.within(lambda: networks._take_refused_frames([network_on_node()], ends)), "it is noticed"
+    finally:
+        run(*host.prefix, "nft", "flush", "ruleset")

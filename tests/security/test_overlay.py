@@ -304,7 +304,8 @@ def test_nothing_that_guests_send_comes_out_in_another_network_or_at_a_host(
         until_heard(
             prey, lambda mark: from_host(host_b, WAN_DEVICE, (b, a), networks.prey, mark), "a host that has it gets in"
         )
-        client.configure_network_encryption(always=True)
+        site.cli("network", "encryption", "--always")
+        assert client.get("networks", "prey")["encryption_required"]
         try:
             until_heard(
                 prey, lambda mark: from_tunnel(netns_of(site, host_b, "prey"), inner(mark)), "it works, encrypted"
