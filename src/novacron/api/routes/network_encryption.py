@@ -8,6 +8,7 @@ from litestar.params import JSONBody
 from novacron.api.access import authorization
 from novacron.api.access.context import ApiRequest, services
 from novacron.api.edge import replies
+from novacron.model.access import Right
 from novacron.model.network import NetworkEncryption
 from novacron.store import network_encryption
 
@@ -18,7 +19,8 @@ async def show_network_encryption(request: ApiRequest) -> Response[NetworkEncryp
         return Response(await network_encryption.get(connection))
 
 
-@put("/", summary="Set whether all traffic of networks between nodes is encrypted", status_code=200)
+@put("/", summary="Set whether all traffic of networks between nodes is encrypted", status_code=200,
+     opt=authorization.in_fleet(Right.MANAGE))  # fmt: skip
 async def configure_network_encryption(
     request: ApiRequest, data: JSONBody[NetworkEncryption]
 ) -> Response[NetworkEncryption]:
