@@ -273,6 +273,19 @@ async def test_an_agent_reports_what_changes_once_and_everything_on_a_new_link(t
     assert sent[2] == sent[1]
 
 
+async def test_who_sends_foreign_frames_is_said_as_it_is_now(tmp_path: Path) -> None:
+    sent, senders = list[wire.ConditionsFound](), ["203.0.113.2"]
+
+    def overlay() -> ReportedCondition:
+        return ReportedCondition(ConditionType.OVERLAY, ConditionStatus.FALSE, R.FOREIGN_FRAMES, " ".join(senders))
+
+    watch = HostConditions(tmp_path, PeersSeen, overlay, sent.append)
+    await watch.look()
+    senders.append("203.0.113.9")
+    await watch.look()
+    assert [message.conditions[-1].message for message in sent] == ["203.0.113.2", "203.0.113.2 203.0.113.9"]
+
+
 async def test_a_disk_that_hangs_is_said_to_and_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

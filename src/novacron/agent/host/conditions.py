@@ -204,7 +204,9 @@ class HostConditions:
         with contextlib.suppress(OSError):  # without /proc there is nothing to say
             memory = await asyncio.to_thread(look_at_memory)
             self._memory = _changed(self._memory, self._memory_judge.judge(memory, time.monotonic()))
-        self._overlay = _changed(self._overlay, self._find_overlay())
+        overlay = self._find_overlay()
+        _changed(self._overlay, overlay)
+        self._overlay = overlay  # who sends such frames is said as it is now
         found = (self._disk, self._memory, self._overlay)
         conditions = tuple(condition for condition in found if condition is not None)
         message = wire.ConditionsFound(conditions, self._peers())
