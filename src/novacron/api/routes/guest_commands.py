@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -22,7 +23,7 @@ from novacron.wire.questions import ReadGuestCommand, ReadGuestFile, StartGuestC
 
 WAIT_S_MAX = 20
 """Shorter than the time limit of a question to a node."""
-PID_MAX = 1 << 40
+PID = re.compile(r"[0-9]{1,12}\Z")
 WORKING = Slots(SlotLimits(10_000, limits.GUEST_COMMANDS_PER_PROJECT_MAX, 0))
 """Of each project on each node: guests answer as slowly as they like."""
 NO_ADDRESS = ""
@@ -72,15 +73,15 @@ async def start_command(request: ApiRequest, ref: FromPath[str], data: JSONBody[
 
 
 @get(
-    "/{ref:str}/commands/{pid:int}",
+    "/{ref:str}/commands/{pid:str}",
     summary="Show whether a program in the guest has ended, and what it printed",
     opt=authorization.in_project(Right.WRITE),
 )
-async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[int], wait: Wait = 0) -> GuestCommand:
-    if not 0 < pid < PID_MAX:
-        raise InvalidInput(f"{pid} is no process id", field="pid")
+async def show_command(request: ApiRequest, ref: FromPath[str], pid: FromPath[str], wait: Wait = 0) -> GuestCommand:
     async with _guest(request, ref, recorded=False) as (node, id):
-        return await services(request).agents.ask(node, ReadGuestCommand(id, pid, wait))
+        if not PID.match(pid):
+            raise InvalidInput(f"{pid[:80]!r} is no process id", field="pid")
+        return await services(request).agents.ask(node, ReadGuestCommand(id, int(pid), wait))
 
 
 @get(
