@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from lab.guest import CounterClient
@@ -205,6 +208,7 @@ def test_security_groups_admit_what_their_rules_allow_and_nothing_else(victim: P
     victim.cli("vm", "set", "lan-a", "--security-group", "friends")
     until(lambda: connects(victim, a, address(b), 7001), "members of the group come in")
     assert not connects(victim, a, address(b), 7000)
+    rules_that_nftables_refuses_are_shown_while_they_last(victim, a, b)
     victim.cli("security-group", "set", "friends", "--rule", "out:udp:53")
     until(lambda: not connects(victim, a, address(b), 7001), "nothing else goes out")
     assert reaches(victim, a, "nslookup lan-b.lan.internal"), "its names it has all the same"
@@ -213,6 +217,30 @@ def test_security_groups_admit_what_their_rules_allow_and_nothing_else(victim: P
     until(lambda: connects(victim, a, address(b), 7001), "all is as it was")
     for group in ("web", "friends"):
         victim.cli("security-group", "delete", group)
+
+
+def rules_that_nftables_refuses_are_shown_while_they_last(victim: Platform, a: Object, b: Object) -> None:
+    """``lan-b`` has the group ``web``. The API takes no such rule: an earlier version may have."""
+
+    async def store(cidr: str) -> None:
+        connection = await asyncpg.connect(victim.postgres.url)
+        rule = {"direction": "in", "protocol": "any", "ports": None, "cidr": cidr, "group": None}
+        await connection.execute("UPDATE security_groups SET rules = $1 WHERE name = 'web'", json.dumps([rule]))
+        await connection.close()
+
+    def codes() -> list[str]:
+        vms = [victim.client.get("vms", vm)["status"]["reason_code"] for vm in ("lan-a", "lan-b")]
+        return [*vms, victim.client.get("networks", "lan")["reason_code"]]
+
+    asyncio.run(store("10.20.0.0/0.0.0.255"))
+    until(lambda: codes() == ["", "InterfaceClosed", "InterfaceClosed"], "VM and network say that it is closed", 60)
+    assert "nft refuses" in victim.client.get("vms", "lan-b")["status"]["reason"]
+    assert not reaches(victim, a, f"ping -c 1 -W 2 {address(b)}"), "it is closed"
+    asyncio.run(store("10.20.0.0/24"))
+    until(lambda: codes() == ["", "", ""], "it ends by itself", 60)
+    until(lambda: reaches(victim, a, f"ping -c 1 -W 2 {address(b)}"), "it is open")
+    happened = {(event["kind"], event["reason"]) for event in victim.client.list("events")}
+    assert {("network", "InterfaceClosed"), ("vm", "InterfaceClosed")} <= happened
 
 
 def packets(host: Host, seconds: float) -> set[int]:

@@ -105,6 +105,7 @@ CASES = {
     ),
     "NodeClockWrong": one('novacron_node_clock_skew_seconds{node="n"}', "-90x300", "-2x300"),
     "NodePeersUnreachable": one('novacron_node_condition{node="n", type="PeersReachable"}', "0x300", "-1x300"),
+    "NetworkHindered": one('novacron_network_hindered{network="lan", reason="InterfaceClosed"}', "1x300", "0x300"),
     "NodeDiskUnusable": one('novacron_node_condition{node="n", type="DiskUsable"}', "0x300", "1x300"),
     "NodeMemoryShort": one('novacron_node_condition{node="n", type="MemoryAvailable"}', "0x300", "1x300"),
     "NodeOverlayAttacked": one('novacron_node_condition{node="n", type="OverlayTrusted"}', "0x300", "1x300"),

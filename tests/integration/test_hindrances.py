@@ -16,7 +16,7 @@ from novacron.model.network import NetworkProblem, NetworkSpec, Protocol
 from novacron.model.probe import MoveForeseen
 from novacron.model.volume import VolumePhase
 from novacron.model.waiting import WaitCode
-from novacron.store import drains, imports, network_problems, networks, nodes, sites, volumes
+from novacron.store import drains, garbage, imports, network_problems, networks, nodes, sites, volumes
 from novacron.store.database import Connection, Database
 from tests.support.stored_fleet import add_node, add_vm
 
@@ -121,6 +121,26 @@ async def is_aborted(database: Database) -> Reason:
         await imports.abort(connection, row["id"], "anna")
     said = await reason_of(database, "imports", "error")
     return said._replace(event=said.words)  # its event is ImportAborted, by who did it
+
+
+async def is_beyond_its_quota(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE projects SET quota = $1", {"image_mib": 5})
+        await add_import(connection)
+        id = await connection.fetchval("SELECT id FROM imports")
+        converting = imports.ImportReport(id, ImportPhase.CONVERTING, 9, disk_bytes=10 << 20)
+        await imports.report(connection, "a", converting)
+    said = await reason_of(database, "imports", "error")
+    return said._replace(event=said.words)  # its event is ImportFailed
+
+
+async def does_not_go_on(database: Database) -> Reason:
+    async with database.transaction() as connection:
+        await add_import(connection)
+        await connection.execute("UPDATE imports SET progressed_at = now() - interval '25 h'")
+        await garbage.COLLECTORS["imports that stall"](connection)
+    said = await reason_of(database, "imports", "error")
+    return said._replace(event=said.words)
 
 
 # networks
@@ -253,6 +273,8 @@ CASES: dict[tuple[str, WaitCode], tuple[Case, str]] = {
         for kind in ("volume", "import", "export")
     },
     ("import", W.ABORTED): (is_aborted, "aborted"),
+    ("import", W.QUOTA_EXCEEDED): (is_beyond_its_quota, "5 MiB of images"),
+    ("import", W.TIME_LIMIT): (does_not_go_on, "did not go on"),
     ("network", W.NO_GATEWAY): (has_no_gateway, "no node can be its gateway"),
     ("network", W.NETWORK_NOT_READY): (is_said_by_its_gateway("networks", READ_ONLY), "node a: can't set network"),
     ("network", W.INTERFACE_CLOSED): (is_said_by_its_gateway("networks", CLOSED), "takes no traffic"),

@@ -22,7 +22,7 @@ from novacron.model.image import ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Inventory
 from novacron.model.vm import VmSpec
 from novacron.server.images import ImageUpkeep
-from novacron.store import identities, imports, new_vms, nodes, projects
+from novacron.store import identities, imports, new_vms, nodes, owned, projects
 from novacron.store.database import Connection, Database
 from tests.support.dwcp import Ends
 from tests.support.fleet import node
@@ -193,6 +193,30 @@ async def test_what_a_node_claims_as_an_imported_image_is_seen_by_nobody_and_blo
         assert alarms == 1
         await nodes.connected(connection, "evil", with_image("web", "true"))  # a copy
         assert await images_of(connection, "evil") == ["true"]
+
+
+async def test_a_name_that_nobody_imported_means_what_the_first_node_has_and_vms_keep_it(database: Database) -> None:
+    async with database.transaction() as connection:
+        for name in ("host-a", "host-b", "evil"):
+            await joined(connection, name, f"key {name}")
+        await joined(connection, "host-new", "key new", accepted=False)
+        await nodes.connected(connection, "host-new", with_image("tiny", "of nobody"))
+        await nodes.connected(connection, "host-a", with_image("tiny", "true"))
+        await nodes.connected(connection, "evil", with_image("tiny", "false"))
+        await nodes.connected(connection, "host-b", with_image("tiny", "true"))
+        assert await images_of(connection, "evil") == [] and await images_of(connection, "host-b") == ["true"]
+        making = await projects.making(connection, "default")
+        await new_vms.create(connection, making, new_vms.NewVm("web", VmSpec(image="tiny"), node="host-a"), "ann")
+        twice = msgspec.structs.replace(with_image("tiny", "false"), images=with_image("tiny", "false").images * 2)
+        await nodes.connected(connection, "evil", twice)
+        (vm,) = (await owned.all(connection, node="host-a")).rows
+        assert vm.image_digest == "true", "its node is told which image it is made of"
+        await nodes.connected(connection, "host-a", with_image("tiny", "new"))
+        assert await images_of(connection, "host-a") == [], "while another node has the image, the name means that"
+        await nodes.connected(connection, "host-b", with_image("tiny", "new"))
+        assert await images_of(connection, "host-b") == ["new"], "nobody has the old one any more"
+        (vm,) = (await owned.all(connection, node="host-a")).rows
+        assert vm.image_digest == "true"
 
 
 class _Copies:

@@ -29,6 +29,12 @@ def test_a_valid_image_is_listed(tmp_path: Path) -> None:
     assert images["tiny"].info.size_bytes == 12
 
 
+def test_an_image_is_told_from_another_under_its_name(tmp_path: Path) -> None:
+    make(tmp_path, "tiny")
+    image = scan(tmp_path)[0]["tiny"]
+    assert image.is_(None) and image.is_(image.info.digest) and not image.is_("0" * 64)
+
+
 def test_a_manifest_must_not_name_a_file_of_the_host(tmp_path: Path) -> None:
     for number, path in enumerate(("/etc/shadow", "../x", ".hidden")):
         make(tmp_path, f"evil{number}", ImageFile(path, "0" * 64, 1))

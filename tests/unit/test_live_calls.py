@@ -45,7 +45,7 @@ async def _check(
     live, loop = LiveCalls(callers), asyncio.get_running_loop()
     caller = callers.by_id("tok-a")
     assert caller is not None
-    call = None
+    call, is_cut = None, False
     try:
         async with asyncio.timeout(None) as limit:
             with live.watched(caller, limit, needs=needs, grace_s=grace_s) as call:
@@ -59,8 +59,9 @@ async def _check(
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
     except TimeoutError:
-        assert call is not None and call.ended is not None
+        is_cut = True
     assert len(live) == 0 and call is not None
+    assert is_cut == (call.ended is not None) or later_s, "whoever waits in it is told at once"
     return call.ended
 
 

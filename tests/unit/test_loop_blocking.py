@@ -64,7 +64,7 @@ async def test_an_import_touches_large_files_beside_the_loop(
     imports, disk = imports_of(tmp_path), b"x" * 70_001
     (tmp_path / "in" / "disk").write_bytes(gzip.compress(disk) if is_compressed else disk)
     spec = ImportSpec("web", Source.PATH, "disk", format=ImageFormat.RAW)
-    import_ = wire.ImportWanted("import-1", spec)
+    import_ = wire.ImportWanted("import-1", spec, disk_bytes=len(disk))
     scratch = imports._scratch(import_)
     scratch.mkdir()
     for name in ("source", "disk.raw", "unpacked"):  # of an earlier agent, killed on the way

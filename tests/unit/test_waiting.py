@@ -12,6 +12,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 import typer
 
+from novacron.agent.host.network_problems import InterfaceClosed
 from novacron.agent.vm.hypervisor import MachineFailed
 from novacron.agent.vm.journal import Journal, Record
 from novacron.agent.vm.start_queue import StartQueue
@@ -61,6 +62,10 @@ def no_image(site: Site) -> None:
     site.services.images.clear()
 
 
+def another_image(site: Site) -> None:
+    site.services.images["tiny"].is_.return_value = False  # type: ignore[attr-defined]
+
+
 def queue_is_full(site: Site) -> None:
     site.services.start_queue = Mock(spec=StartQueue, full=True, slot=StartQueue(1).slot)
 
@@ -68,6 +73,10 @@ def queue_is_full(site: Site) -> None:
 def network_fails(site: Site) -> None:
     site.services.networks._report({"lan": READ_ONLY})
     site.machine.start = AsyncMock(side_effect=NetworkFailed(f"network lan is not ready: {READ_ONLY}"))  # type: ignore[method-assign]
+
+
+def interface_is_closed(site: Site) -> None:
+    site.machine.start = AsyncMock(side_effect=InterfaceClosed("interface 0 in network lan is closed: no"))  # type: ignore[method-assign]
 
 
 def all_networks_fail(site: Site) -> None:
@@ -86,6 +95,7 @@ LAN = VmSpec(image="tiny", power=Power.RUNNING, starts=1, nics=(NicSpec("lan"),)
 HA = VmSpec(image="tiny", power=Power.RUNNING, starts=1, ha=True)
 CASES: dict[str, tuple[Callable[[Site], None], VmSpec, VmState, str, str]] = {
     "image": (no_image, RUNS, VmState.STARTING, "ImageMissing", "waits for image tiny from another node"),
+    "another-image": (another_image, RUNS, VmState.STARTING, "ImageMissing", "another image as tiny"),
     "lease": (lambda site: None, HA, VmState.STARTING, "LeaseEnded", "no heartbeat"),
     "queue": (queue_is_full, RUNS, VmState.STARTING, "StartQueued", "other VMs of its node"),
     "network": (network_fails, LAN, VmState.STARTING, "NetworkNotReady", f"waits for network lan: {READ_ONLY}"),
@@ -106,7 +116,11 @@ async def test_a_vm_that_waits_on_its_node_says_what_for(case: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("breaks", "code", "words"),
-    [(network_fails, "NetworkNotReady", READ_ONLY), (qemu_fails, "StepFailed", "no tap")],
+    [
+        (network_fails, "NetworkNotReady", READ_ONLY),
+        (interface_is_closed, "InterfaceClosed", "interface 0 in network lan is closed"),
+        (qemu_fails, "StepFailed", "no tap"),
+    ],
 )
 async def test_a_vm_whose_start_fails_says_why(
     breaks: Callable[[Site], None], code: str, words: str, tmp_path: Path

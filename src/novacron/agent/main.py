@@ -125,6 +125,7 @@ class Agent:
         host.neighbours = self._neighbours
         host.find_vm = self._find_vm
         host.networks.owns = self._owns
+        host.networks.on_closed = self._interfaces_changed
         host.networks.problems.send = self._link.send
         host.listener.on_knock = self._knocked
         host.listener.vitals = lambda: msgspec.msgpack.encode(self._peers.vitals())
@@ -181,6 +182,11 @@ class Agent:
     def _find_vm(self, vm: str) -> VmContext | None:
         worker = self._workers.get(vm)
         return None if worker is None else worker.context
+
+    def _interfaces_changed(self, vms: set[str]) -> None:
+        """Let the status of VMs say that interfaces are closed, or no longer."""
+        for vm in vms & self._workers.keys():
+            self._workers[vm].wake()
 
     def _owns(self, vm: str) -> bool:
         worker = self._workers.get(vm)

@@ -16,6 +16,7 @@ import structlog
 
 from novacron.agent.actions import Action
 from novacron.agent.host.clock import wait_at_most
+from novacron.agent.host.network_problems import InterfaceClosed
 from novacron.agent.migration.known_pages import LocalVm
 from novacron.agent.migration.services import NodeServices
 from novacron.agent.migration.source import MigrationSource
@@ -219,7 +220,10 @@ class Worker:
             context.report(VmState.RUNNING, context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS)
         elif context.owns():
             state = VmState.FAILED if self.machine.pid is None else VmState.UNKNOWN
-            code = WaitCode.NETWORK_NOT_READY if isinstance(error, NetworkFailed) else WaitCode.STEP_FAILED
+            code = WaitCode.STEP_FAILED
+            if isinstance(error, NetworkFailed):
+                is_closed = isinstance(error, InterfaceClosed)
+                code = WaitCode.INTERFACE_CLOSED if is_closed else WaitCode.NETWORK_NOT_READY
             context.report(state, why, code)
         elif statement is not None and _is_new(statement, context.record) and self.machine.pid is None:
             why = f"its node can't note that it is to run it: {why}; see its disk: novacron node show"

@@ -20,7 +20,10 @@ platform_keys = typer.Typer(no_args_is_help=True, help="Manage the platform key,
 users = typer.Typer(no_args_is_help=True, help="Manage users: people and service accounts.")
 grants = typer.Typer(no_args_is_help=True, help="Manage who has which role in which project.")
 
-QUOTAS = ("vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "networks", "forwards", "migrations")
+QUOTAS = (
+    "vms", "vcpus", "memory_mib", "disk_mib", "snapshots", "snapshot_mib", "images", "image_mib", "networks",
+    "forwards", "migrations",
+)  # fmt: skip
 
 
 class OnOff(StrEnum):

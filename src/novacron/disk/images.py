@@ -55,6 +55,10 @@ class LocalImage(msgspec.Struct, frozen=True):
     cmdline: str
     disk: Path | None = None
 
+    def is_(self, digest: str | None) -> bool:
+        """Say whether it is the image that is meant; None: any under its name."""
+        return digest in (None, self.info.digest)
+
     def without_disk(self) -> LocalImage:
         """Return the image as a VM without a disk of its own has it."""
         return msgspec.structs.replace(self, disk=None)

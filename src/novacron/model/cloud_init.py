@@ -42,7 +42,7 @@ class Seed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_seed(seed: Seed) -> Seed:
-    """Return the seed, or raise InvalidInput that names the field."""
+    """Return the seed with its addresses in canonical form, or raise InvalidInput that names the field."""
     for number, key in enumerate(seed.ssh_keys):
         if not SSH_KEY.match(key):
             raise InvalidInput(
@@ -58,10 +58,18 @@ def check_seed(seed: Seed) -> Seed:
         )
     if len(seed.user_data.encode()) > limits.USER_DATA_BYTES_MAX:
         raise InvalidInput(f"it has more than {limits.USER_DATA_BYTES_MAX} bytes", field="cloud_init.user_data")
-    for field, addresses in (("gateway", (seed.gateway,) if seed.gateway else ()), ("nameservers", seed.nameservers)):
-        for address in addresses:
-            try:
-                ipaddress.ip_address(address)
-            except ValueError:
-                raise InvalidInput(f"{address[:60]!r} is no IP address", field=f"cloud_init.{field}") from None
-    return seed
+    return msgspec.structs.replace(
+        seed,
+        gateway=_address(seed.gateway, "gateway") if seed.gateway else seed.gateway,
+        nameservers=tuple(_address(address, "nameservers") for address in seed.nameservers),
+    )
+
+
+def _address(text: str, field: str) -> str:
+    """Return an address in canonical form. Raises InvalidInput, also for one with a zone, which may be any text."""
+    try:
+        if "%" in text:
+            raise ValueError
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise InvalidInput(f"{text[:60]!r} is no IP address", field=f"cloud_init.{field}") from None

@@ -10,6 +10,9 @@ import msgspec
 from msgspec import Meta
 
 CpuFlag = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\Z")]
+VendorName = Annotated[str, Meta(pattern=r"^[ A-Za-z0-9!._-]{0,12}\Z")]
+FlagName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")]
+"""As nodes report them, and other nodes give them to QEMU: nothing that its options would read as another one."""
 FLAGS_MAX = 64
 NAMED_MAX = 5
 
@@ -26,11 +29,11 @@ class CpuKind(StrEnum):
 class CpuModel(msgspec.Struct, frozen=True):
     """A processor model. ``flags`` are its features by QEMU's names, sorted."""
 
-    vendor: str
+    vendor: VendorName
     family: int
     model: int
     stepping: int
-    flags: tuple[str, ...]
+    flags: tuple[FlagName, ...]
 
     def lacks(self, flags: Iterable[str]) -> list[str]:
         """Return those of the flags that this processor lacks."""

@@ -17,5 +17,5 @@ NUMBER_MAX = 2**53
 class DatabaseMark(msgspec.Struct, frozen=True):
     """How far a server has counted in the database."""
 
-    server: Annotated[str, Meta(max_length=32, pattern="^[0-9a-f]+$")]
+    server: Annotated[str, Meta(max_length=32, pattern=r"^[0-9a-f]+\Z")]
     number: Annotated[int, Meta(ge=0, le=NUMBER_MAX)]

@@ -80,6 +80,8 @@ class Import(msgspec.Struct, frozen=True):
     finished_at: datetime | None
     project: str | None = None
     """The project that will own the image; None: all projects may use it."""
+    disk_mib: int = 0
+    """Size of the disk in the file, once that is known, and it fits the project's quota."""
     trace: str = ""
     """The trace to which all work on this import belongs (W3C Trace Context: traceparent)."""
     reason_code: str = ""

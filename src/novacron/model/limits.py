@@ -92,6 +92,8 @@ MEMORY_STEP_MIB = 128
 """Memory grows by multiples of this: Linux accepts no smaller step."""
 VOLUMES_PER_VM_MAX = 16
 EXPORTS_PER_NODE_MAX = 8
+IMPORT_STALL_S_MAX = 24 * 3600
+"""An import that does not go on for so long is aborted: it holds a place that others may need."""
 UPLOAD_S_MAX = 7 * 24 * 3600
 """An upload that takes longer is aborted."""
 EXPORT_RETENTION_S = 24 * 3600

@@ -291,8 +291,8 @@ def check_spec(spec: NetworkSpec) -> None:
 
 
 def check_rule(rule: RuleSpec) -> RuleSpec:
-    """Return a rule as it is stored, with its CIDR in canonical form. Raises InvalidInput unless its fields fit
-    together.
+    """Return a rule as it is stored, with its ports and its CIDR in canonical form. Raises InvalidInput unless its
+    fields fit together.
 
     Python accepts ``198.51.100.0/0.0.0.255`` (a host mask); nftables does not, and would reject all rules of the
     network.
@@ -303,6 +303,7 @@ def check_rule(rule: RuleSpec) -> RuleSpec:
         first, last = rule.port_range
         if not 1 <= first <= last <= 65535:
             raise InvalidInput(f"{rule.ports} is no range of ports", field="ports", hint="such as 8000-8099")
+        rule = msgspec.structs.replace(rule, ports=str(first) if first == last else f"{first}-{last}")
     if rule.cidr is not None and rule.group is not None:
         raise InvalidInput("a rule has a cidr or a group, not both", field="group", hint="make two rules")
     if rule.cidr is not None:

@@ -35,7 +35,8 @@ class Accelerator(msgspec.Struct, frozen=True):
 class ImageInfo(msgspec.Struct, frozen=True):
     """An image on one node. ``digest`` is the SHA-256 of its manifest."""
 
-    name: str
+    name: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=limits.NAME_LENGTH_MAX)]
+    """Also the name of a directory, on nodes that get a copy."""
     digest: str
     size_bytes: int
     kind: str

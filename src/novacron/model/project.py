@@ -26,6 +26,12 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_mib: Amount | None = None
     """Disks of VMs, and volumes."""
     snapshots: Amount | None = None
+    snapshot_mib: Amount | None = None
+    """What snapshots can take: the disk of the VM, and its memory if they have it."""
+    images: Amount | None = None
+    """The project's own, and imports that go on."""
+    image_mib: Amount | None = None
+    """Disks of the project's own images, of imports that go on, and of exports."""
     networks: Amount | None = None
     forwards: Amount | None = None
     """Ports that lead to VMs."""
@@ -41,6 +47,9 @@ class Usage(msgspec.Struct, frozen=True):
     memory_mib: int = 0
     disk_mib: int = 0
     snapshots: int = 0
+    snapshot_mib: int = 0
+    images: int = 0
+    image_mib: int = 0
     networks: int = 0
     forwards: int = 0
     migrations: int = 0
@@ -85,5 +94,7 @@ def _named(field: str) -> str:
         "vcpus": "vCPUs",
         "memory_mib": "MiB of memory",
         "disk_mib": "MiB of disks",
+        "snapshot_mib": "MiB of snapshots",
+        "image_mib": "MiB of images, imports and exports",
         "forwards": "forwarded ports",
     }.get(field, field)

@@ -7,14 +7,19 @@ who is right: see docs/how-to/restored-database.md.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import msgspec
 
+from novacron.model import network
+from novacron.model.errors import InvalidInput
 from novacron.model.ownership import Claim, OwnershipRecord
-from novacron.model.vm import VmSpec
+from novacron.model.vm import MachineType, VmSpec, check_address, check_name
+
+SAFE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}\Z")
 
 
 class Contradiction(StrEnum):
@@ -75,7 +80,23 @@ class VmDescription(msgspec.Struct, frozen=True):
     """The project's id."""
     spec: VmSpec
     volumes: tuple[DescribedVolume, ...] = ()
-    machine: str = ""
+    machine: MachineType = ""
+
+
+def check_described(vm: str, described: VmDescription) -> None:
+    """Raise InvalidInput unless what a node says of a VM may be told to other nodes, where it becomes names of files
+    and lines of configurations."""
+    check_name(described.name)
+    for id in (vm, *(volume.id for volume in described.volumes)):
+        if not SAFE_ID.match(id):
+            raise InvalidInput(f"{id[:80]!r} is no id", field="vm")
+    for volume in described.volumes:
+        check_name(volume.pool, "pool")
+    if described.spec.address is not None and check_address(described.spec.address) != described.spec.address:
+        raise InvalidInput(f"{described.spec.address[:80]!r} is not in canonical form", field="address")
+    for nic in described.spec.nics:
+        if nic.address is not None:
+            network.check_address(nic.address, "nics")
 
 
 class UnreconciledVm(msgspec.Struct, frozen=True):

@@ -211,6 +211,10 @@ class GuestHardware(msgspec.Struct, frozen=True):
         return self.memory_mib + sum(self.dimms_mib)
 
 
+MachineType = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?\Z")]
+"""As nodes report it, and other nodes give it to QEMU."""
+
+
 class VmStatus(msgspec.Struct, frozen=True):
     """The owning node's latest report."""
 
@@ -219,7 +223,7 @@ class VmStatus(msgspec.Struct, frozen=True):
     reason_code: Annotated[str, Meta(pattern=r"^[A-Za-z]{0,40}\Z")] = ""
     """Why it is not as it was asked to be, for programs: one of ``WaitCode``; empty: nothing keeps it."""
     accelerator: str = ""
-    machine: str = ""
+    machine: MachineType = ""
     """Versioned QEMU machine type with which the VM was started; it keeps this type when it migrates."""
     pid: int = 0
     reboots: int = 0
@@ -278,6 +282,9 @@ class Vm(msgspec.Struct, frozen=True):
     project: str = DEFAULT
     lost_on: str | None = None
     """The removed node that had its disk: it stays where it is until it is recovered or deleted."""
+    image_digest: str | None = None
+    """Which image the name meant when it was created: no node runs it with another one. None: any, for VMs of earlier
+    versions."""
     unreconciled: str | None = None
     """What a node knows of it that the database does not: nothing is done with it until it is adopted or forgotten."""
 

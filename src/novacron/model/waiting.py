@@ -76,6 +76,8 @@ class WaitCode(StrEnum):
     """The address is on no subnet of the gateway's host: it has to be routed there."""
     INTERFACE_CLOSED = "InterfaceClosed"
     """The rules for an interface are refused, so it takes no traffic."""
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    """The project's quota does not allow it."""
     MOVE_REFUSED = "MoveRefused"
     """The VM can't be moved now."""
     MOVE_FAILED = "MoveFailed"
@@ -93,7 +95,7 @@ HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     "vm": (
         W.UNPLACED, W.NODE_LOST, W.NODE_CANT_STORE, W.IMAGE_MISSING, W.LEASE_ENDED, W.NETWORK_NOT_READY,
         W.START_QUEUED, W.DISK_BEING_MADE, W.DISK_LOST, W.DISK_FULL, W.CRASH_BACK_OFF, W.CANT_GROW, W.MEMORY_FOLLOWS,
-        W.STEP_FAILED,
+        W.INTERFACE_CLOSED, W.MAY_BE_ELSEWHERE, W.STEP_FAILED,
     ),
     "volume": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.POOL_AWAY, W.IMAGE_MISSING, W.FILE_LOST,
@@ -101,7 +103,7 @@ HINDRANCES: Mapping[str, tuple[WaitCode, ...]] = {
     ),
     "import": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.FILE_REFUSED, W.DIGEST_WRONG,
-        W.SOURCE_UNREACHABLE, W.ABORTED, W.STEP_FAILED,
+        W.SOURCE_UNREACHABLE, W.ABORTED, W.QUOTA_EXCEEDED, W.TIME_LIMIT, W.STEP_FAILED,
     ),
     "export": (
         W.NODE_LOST, W.NODE_REMOVED, W.NODE_CANT_STORE, W.NO_SPACE, W.VM_GONE, W.FILE_LOST, W.STEP_FAILED,

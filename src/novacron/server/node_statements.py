@@ -76,7 +76,9 @@ async def messages(
 
     async def imports_message() -> wire.Message:
         working = await imports.working(connection, node)
-        return wire.Imports(tuple(wire.ImportWanted(item.id, item.spec, item.trace) for item in working))
+        return wire.Imports(
+            tuple(wire.ImportWanted(item.id, item.spec, item.trace, item.disk_mib << 20) for item in working)
+        )
 
     async def exports_message() -> wire.Message:
         on_node = await exports.on_node(connection, node)
@@ -104,10 +106,11 @@ async def _wanted_volumes(connection: Connection, node: str, secrets: Secrets) -
     """Return the volumes of a node, with the keys of those that are to be made."""
     there = await volumes.on_node(connection, node)
     keys = await secrets.data_keys(connection, {v.encryption_key for v in there if v.phase is VolumePhase.CREATING})
+    digests = await imports.digests(connection, {volume.image for volume in there if volume.image is not None})
     return tuple(
         wire.VolumeWanted(
             v.id, v.pool, v.size_mib, v.phase, v.image, v.trace, v.encryption_key,
-            keys.get(v.encryption_key) if v.phase is VolumePhase.CREATING else None,
+            keys.get(v.encryption_key) if v.phase is VolumePhase.CREATING else None, digests.get(v.image or ""),
         )
         for v in there
     )  # fmt: skip
@@ -171,7 +174,7 @@ def _owned(
         tuple(_wanted(snapshot) for snapshot in belongings.working), vm.clone_of,
         tuple(_attached(volume) for volume in belongings.volumes), cpu=vm.cpu or _begins_with(vm.spec, of.cpu),
         firmware_state=vm.firmware_state, passthrough=of.passthrough if vm.spec.devices else (),
-        trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
+        image_digest=vm.image_digest, trace=vm.trace, withheld=vm.withheld, keys=belongings.keys,
     )  # fmt: skip
     return wire.Statement(vm.id, Order(OrderKind.OWN, vm.epoch), assignment, task)
 
@@ -296,7 +299,7 @@ async def _incoming(
         secrets.page_key(project),
         await vms.seed_of(connection, vm.id), was.resets,
         volumes=tuple(_attached(volume) for volume in attached), hardware=was.hardware, cpu=was.cpu, trace=m.trace,
-        keys=_belongings(vm.spec, (), attached, keys).keys,
+        keys=_belongings(vm.spec, (), attached, keys).keys, image_digest=vm.image_digest,
     )  # fmt: skip
     warm = await nodes.dwcp_endpoint(connection, m.source)
     task = wire.Task(m.id, Side.TARGET, m.kind, m.source, m.epoch, None, warm, policy=m.policy, trace=m.trace)

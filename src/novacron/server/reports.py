@@ -75,8 +75,11 @@ class Reports:
                 await network_problems.found(connection, node, problems)
             case wire.Cloned(vm=vm, epoch=epoch):
                 await clones.made(connection, node, vm, epoch)
-            case wire.ImportStands(id=id, phase=phase, held_bytes=held_bytes, error=error, code=code):
-                await imports.report(connection, node, imports.ImportReport(id, phase, held_bytes, error, code))
+            case wire.ImportStands() as stands:
+                import_ = imports.ImportReport(
+                    stands.id, stands.phase, stands.held_bytes, stands.error, stands.code, stands.disk_bytes
+                )
+                await imports.report(connection, node, import_)
             case wire.SnapshotStands() as snapshot:
                 done = snapshots.SnapshotReport(
                     snapshot.vm, snapshot.epoch, snapshot.id, snapshot.done, snapshot.error, snapshot.pause_ms,

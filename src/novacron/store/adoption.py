@@ -12,7 +12,7 @@ import msgspec
 
 from novacron.model.errors import Conflict, InvalidInput, NotFound
 from novacron.model.ownership import Claim
-from novacron.model.unreconciled import UnreconciledVm, VmDescription
+from novacron.model.unreconciled import UnreconciledVm, VmDescription, check_described
 from novacron.model.vm import Vm, VmState, VmStatus
 from novacron.model.volume import PoolKind, VolumePhase
 from novacron.store import events, lost_nodes, macs, networks, nodes, projects, reconciling, sizes, vms
@@ -140,8 +140,10 @@ async def _settle(connection: Connection, every: list[UnreconciledVm]) -> int:
 def _description(record: UnreconciledVm) -> VmDescription:
     """Return what a node knows of a VM. Raises Conflict."""
     try:
-        return msgspec.convert(record.description, VmDescription)
-    except msgspec.ValidationError as error:
+        described = msgspec.convert(record.description, VmDescription)
+        check_described(record.vm, described)
+        return described
+    except (msgspec.ValidationError, InvalidInput) as error:
         why = "does not say" if record.description is None else f"says in words that this version can't read ({error})"
         raise Conflict(
             f"node {record.node} {why} what VM {record.vm_name} is", hint="is its agent connected, and as new as this?"
@@ -178,8 +180,9 @@ async def _create(
     await connection.execute("DELETE FROM vm_tombstones WHERE vm = $1", record.vm)
     try:
         row = await connection.fetchrow(
-            "INSERT INTO vms (id, name, spec, status, node, epoch, project, disk_mib, trace)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING *",
+            "INSERT INTO vms (id, name, spec, status, node, epoch, project, disk_mib, trace, image_digest)"
+            " SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9,"
+            " (SELECT digest FROM image_digests WHERE name = $3::jsonb ->> 'image') RETURNING *",
             record.vm, name, msgspec.to_builtins(spec), _status(record, described.machine), record.node, epoch,
             project, disk_mib, traces.carry(),
         )  # fmt: skip

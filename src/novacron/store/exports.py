@@ -12,7 +12,7 @@ from novacron.model import limits
 from novacron.model.errors import Conflict, IllegalState, NotFound, Unavailable
 from novacron.model.export import Export, ExportPhase
 from novacron.model.vm import VmAction, with_mac_addresses
-from novacron.store import events, nodes, vms
+from novacron.store import events, nodes, projects, vms
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
@@ -24,7 +24,8 @@ def _export(row: asyncpg.Record | None) -> Export:
 
 
 async def create(connection: Connection, ref: str, actor: str) -> Export:
-    """Ask for a VM's disk as it is now. Raises NotFound, IllegalState, Conflict, Unavailable."""
+    """Ask for a VM's disk as it is now. Raises NotFound, IllegalState, Conflict, Unavailable,
+    QuotaExceeded."""
     vm = await vms.get(connection, ref, lock=True)
     vms.check_action(vm, VmAction.EXPORT, None)
     if vm.node is None:
@@ -49,13 +50,15 @@ async def create(connection: Connection, ref: str, actor: str) -> Export:
         raise Unavailable(
             f"node {vm.node} already keeps {count} exports", hint="delete one, see: novacron vm exports"
         )  # fmt: skip
+    before = await projects.lock_usage(connection, vm.project)
     row = await connection.fetchrow(
-        "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING *",
+        "INSERT INTO exports (id, vm, vm_name, node, spec, phase, trace, disk_mib)"
+        " SELECT $1, $2, $3, $4, $5, $6, $7, disk_mib FROM vms WHERE id = $2 RETURNING *",
         f"export-{secrets.token_hex(8)}", vm.id, vm.name, vm.node,
         msgspec.to_builtins(with_mac_addresses(vm.id, vm.spec)), ExportPhase.MAKING,
         traces.carry(),
     )  # fmt: skip
+    await projects.check_quota(connection, vm.project, before)
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "ExportAsked", f"on {vm.node}", actor))
     return _export(row)
 

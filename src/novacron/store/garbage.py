@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from novacron.model import limits
+from novacron.model.waiting import WaitCode
 from novacron.store import audit, feed, tokens
 from novacron.store.database import Connection
 
@@ -34,14 +35,15 @@ async def _calls(connection: Connection) -> None:
     await audit.prune_calls(connection, limits.API_LOG_RETENTION_S)
 
 
-async def _uploads(connection: Connection) -> None:
-    """End imports whose upload was never finished."""
+async def _stalled_imports(connection: Connection) -> None:
+    """End imports that hold a place and do not go on, and uploads that never end."""
     await connection.execute(
-        "UPDATE imports SET aborting = true, phase = 'failed', error = 'its upload was not finished',"
-        " finished_at = now() WHERE finished_at IS NULL AND phase = 'receiving' AND spec ->> 'source' = 'upload'"
-        " AND created_at < now() - make_interval(secs => $1)",
-        float(limits.UPLOAD_S_MAX),
-    )
+        "UPDATE imports SET aborting = true, phase = 'failed', error = 'it did not go on', finished_at = now(),"
+        " reason_code = $3"
+        " WHERE finished_at IS NULL AND (progressed_at < now() - make_interval(secs => $1) OR phase = 'receiving'"
+        " AND spec ->> 'source' = 'upload' AND created_at < now() - make_interval(secs => $2))",
+        float(limits.IMPORT_STALL_S_MAX), float(limits.UPLOAD_S_MAX), WaitCode.TIME_LIMIT,
+    )  # fmt: skip
 
 
 async def _old_rows(connection: Connection, table: str) -> None:
@@ -56,7 +58,7 @@ COLLECTORS: dict[str, Callable[[Connection], Awaitable[object]]] = {
     "changes": _changes,
     "tokens": tokens.prune,
     "api-log": _calls,
-    "uploads": _uploads,
+    "imports that stall": _stalled_imports,
     **{table: partial(_old_rows, table=table) for table in RETENTION_S},
 }
 """How records of each kind past their retention are deleted."""

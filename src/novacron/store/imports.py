@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
 from novacron.model import limits
-from novacron.model.errors import Conflict, IllegalState, InvalidInput, NoCapacity, NotFound, Unavailable
+from novacron.model.errors import (
+    Conflict,
+    IllegalState,
+    InvalidInput,
+    NoCapacity,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+)
 from novacron.model.image import Import, ImportPhase, ImportSpec, Source
 from novacron.model.node import ImageInfo, Node
+from novacron.model.project import check
 from novacron.model.waiting import WaitCode
-from novacron.store import events, nodes
+from novacron.store import events, nodes, projects
 from novacron.store.database import Connection
 from novacron.store.hindered import ERROR_LENGTH_MAX, hindrance
 from novacron.store.rows import decode_whole, object_of
@@ -40,7 +49,7 @@ def _choose_node(every: Sequence[Node], name: str | None) -> str:
 async def create(connection: Connection, project: str | None, spec: ImportSpec, node: str | None, actor: str) -> Import:
     """Begin an import on ``node``, or on one that is ready, for a project or (None) for all.
 
-    Raises NotFound, InvalidInput, Conflict, NoCapacity, Unavailable.
+    Raises NotFound, InvalidInput, Conflict, NoCapacity, Unavailable, QuotaExceeded.
     """
     every = await nodes.all(connection)
     if node is not None:
@@ -51,6 +60,7 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
                 f"node {candidate.name} holds an image {spec.name!r}", field="name", hint="choose another name"
             )
     chosen = _choose_node(every, node)
+    before = None if project is None else await projects.lock_usage(connection, project)
     await _check_slots(connection, chosen, project)
     try:
         row = await connection.fetchrow(
@@ -64,6 +74,8 @@ async def create(connection: Connection, project: str | None, spec: ImportSpec, 
     await disown(connection, spec.name)  # of an image that was lost with its node
     if project is not None:
         await connection.execute("INSERT INTO image_owners (name, project) VALUES ($1, $2)", spec.name, project)
+        assert before is not None
+        await projects.check_quota(connection, project, before)
     import_ = _import(row)
     where = spec.location or "an upload"
     await events.record(
@@ -94,6 +106,12 @@ async def disown(connection: Connection, image: str) -> None:
     """Forget whose an image was, and which, that is nowhere any more."""
     await connection.execute("DELETE FROM image_owners WHERE name = $1", image)
     await connection.execute("DELETE FROM image_digests WHERE name = $1", image)
+
+
+async def digests(connection: Connection, names: Collection[str]) -> dict[str, str]:
+    """Return which images these names mean, those of which that is known."""
+    rows = await connection.fetch("SELECT name, digest FROM image_digests WHERE name = ANY($1)", sorted(names))
+    return {row["name"]: row["digest"] for row in rows}
 
 
 async def check_usable(connection: Connection, image: str, project: str) -> None:
@@ -141,26 +159,36 @@ async def working(connection: Connection, node: str) -> list[Import]:
 
 
 class ImportReport(NamedTuple):
-    """How an import stands, as its node says. ``code`` is ``error`` for programs."""
+    """How an import stands, as its node says. ``code`` is ``error`` for programs; ``disk_bytes``: of the disk in it; 0:
+    not known yet."""
 
     id: str
     phase: ImportPhase
-    held_bytes: int
-    error: str
+    held_bytes: int = 0
+    error: str = ""
     code: str = ""
+    disk_bytes: int = 0
 
 
 async def report(connection: Connection, node: str, report: ImportReport) -> None:
     """Store the node's report; a finished import stays finished."""
-    id, phase, held_bytes, error, code = report
+    id, phase, held_bytes, error, code, disk_bytes = report
     row = await connection.fetchrow("SELECT * FROM imports WHERE id = $1 FOR UPDATE", id)
     if row is None or row["node"] != node or row["finished_at"] is not None:
         return
+    disk_mib = max(row["disk_mib"], -(-disk_bytes >> 20) if disk_bytes > 0 else 0)
+    if disk_mib > row["disk_mib"] and phase is not ImportPhase.FAILED:
+        try:
+            await _reserve(connection, row, disk_mib)
+        except QuotaExceeded as refused:
+            phase, error, code = ImportPhase.FAILED, refused.detail, WaitCode.QUOTA_EXCEEDED
+            disk_mib = row["disk_mib"]
     over = phase in (ImportPhase.DONE, ImportPhase.FAILED)
     await connection.execute(
         "UPDATE imports SET phase = $2, held_bytes = $3, error = $4, finished_at = CASE WHEN $5 THEN now() END,"
-        " reason_code = $6 WHERE id = $1",
-        id, phase, held_bytes, error[:ERROR_LENGTH_MAX], over, hindrance(error, code),
+        " reason_code = $6, disk_mib = $7,"
+        " progressed_at = CASE WHEN phase <> $2 OR held_bytes <> $3 THEN now() ELSE progressed_at END WHERE id = $1",
+        id, phase, held_bytes, error[:ERROR_LENGTH_MAX], over, hindrance(error, code), disk_mib,
     )  # fmt: skip
     if phase is ImportPhase.DONE:
         await _define(connection, node, row["spec"]["name"])
@@ -169,15 +197,30 @@ async def report(connection: Connection, node: str, report: ImportReport) -> Non
         await events.record(connection, events.NewEvent("import", id, row["spec"]["name"], reason, message))
 
 
+async def _reserve(connection: Connection, row: asyncpg.Record, disk_mib: int) -> None:
+    """Let a disk of this size count for its project. Raises QuotaExceeded."""
+    if row["project"] is None:
+        return
+    has = await projects.lock_usage(connection, row["project"])
+    more = disk_mib - max(row["disk_mib"], -(-row["spec"]["size_bytes"] >> 20))
+    after = msgspec.structs.replace(has, image_mib=has.image_mib + max(0, more))
+    quota = (await projects.get(connection, row["project"])).quota
+    check(row["project"], quota, has, after)
+
+
 async def _define(connection: Connection, node: str, name: str) -> None:
     """Let the name of an image that was imported mean what its node has now: what another node has under the name does
     not count."""
-    digest = next((image.digest for image in _images(await nodes.get(connection, node)) if image.name == name), None)
-    if digest is not None:
+    image = next((image for image in _images(await nodes.get(connection, node)) if image.name == name), None)
+    if image is not None:
+        await connection.execute(
+            "UPDATE image_owners SET size_mib = $2 WHERE name = $1",
+            name, -(-max(image.disk_bytes, image.size_bytes) >> 20),
+        )  # fmt: skip
         await connection.execute(
             "INSERT INTO image_digests (name, digest) VALUES ($1, $2)"
-            " ON CONFLICT (name) DO UPDATE SET digest = excluded.digest",
-            name, digest,
+            " ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, reported = false",
+            name, image.digest,
         )  # fmt: skip
 
 

@@ -18,9 +18,11 @@ from novacron.store.database import Connection
 from novacron.telemetry import traces
 
 INSERT = f"""
-    INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace)
+    INSERT INTO vms (id, name, spec, status, node, epoch, clone_of, project, disk_mib, trace, image_digest)
     SELECT new.id, new.name, new.spec, $7::jsonb, new.node, (new.node IS NOT NULL)::int, new.clone_of, $8::text,
-           new.disk_mib, $9::text
+           new.disk_mib, $9::text,
+           coalesce((SELECT v.image_digest FROM vms v WHERE v.id = new.clone_of ->> 'source'),
+                    (SELECT d.digest FROM image_digests d WHERE d.name = new.spec ->> 'image'))
     FROM unnest($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::jsonb[], $6::bigint[])
          AS new (id, name, spec, node, clone_of, disk_mib)
     WHERE {deferred_writes.IN_TURN}

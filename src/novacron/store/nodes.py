@@ -99,6 +99,8 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
         spec = msgspec.structs.replace(spec, capacity=says)
         await connection.execute("UPDATE nodes SET spec = $2 WHERE name = $1", name, msgspec.to_builtins(spec))
     counts = await _with_own_key(connection, name, counted(inventory, spec))
+    if spec.accepted:
+        await _define_images(connection, name, counts)
     foreign = await _foreign_images(connection, name, counts)
     if foreign:
         counts = msgspec.structs.replace(counts, images=tuple(i for i in counts.images if i.name not in foreign))
@@ -115,7 +117,7 @@ async def connected(connection: Connection, name: str, inventory: Inventory) -> 
         )
         await events.record(connection, events.NewEvent("node", name, name, "MoreThanAccepted", message))
     for image in sorted(set(foreign) - set(node.status.foreign_images)):
-        message = f"what it has as image {image} is not the image that was imported under this name, and does not count"
+        message = f"what it has as image {image} is not the image that this name means, and does not count"
         await events.record(connection, events.NewEvent("node", name, name, "ForeignImage", message))
     if not node.status.ready:
         await hindered.node_back(connection, name)
@@ -136,6 +138,20 @@ async def _with_own_key(connection: Connection, node: str, inventory: Inventory)
         " from that one: remove wireguard.key from its state folder, and restart its agent"
     )
     return msgspec.structs.replace(inventory, wireguard="", missing=(*inventory.missing, why))
+
+
+async def _define_images(connection: Connection, node: str, inventory: Inventory) -> None:
+    """Let names of images that nobody has imported mean what the first node reports, for as long as a node has that."""
+    await connection.execute(
+        "INSERT INTO image_digests (name, digest, reported) SELECT DISTINCT ON (r.name) r.name, r.digest, true"
+        " FROM unnest($2::text[], $3::text[]) AS r (name, digest) WHERE NOT EXISTS"
+        " (SELECT FROM imports i WHERE i.spec ->> 'name' = r.name AND i.finished_at IS NULL AND i.node <> $1)"
+        " ORDER BY r.name ON CONFLICT (name) DO UPDATE SET digest = excluded.digest"
+        " WHERE image_digests.reported AND image_digests.digest <> excluded.digest AND NOT EXISTS (SELECT FROM nodes n,"
+        " jsonb_path_query(n.status, '$.inventory.images[*]') AS image WHERE n.name <> $1"
+        " AND image ->> 'name' = image_digests.name AND image ->> 'digest' = image_digests.digest)",
+        node, [image.name for image in inventory.images], [image.digest for image in inventory.images],
+    )  # fmt: skip
 
 
 async def _foreign_images(connection: Connection, node: str, inventory: Inventory) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class OwnedVm(msgspec.Struct, frozen=True):
     clone_of: CloneOf | None
     firmware_state: FirmwareState | None
     cpu: CpuModel | None
+    image_digest: str | None
     trace: str
     withheld: str = ""
     """Why its node must not begin it yet."""
@@ -52,7 +53,7 @@ async def all(
         # As JSON: a number that a node reports may be larger than any of the database's, and stops only its own VM.
         " status -> 'reboots' AS reboots, nullif(status -> 'halted_at_start', 'null') AS halted_at_start,"
         " coalesce(status -> 'resets', '0') AS resets, seed, clone_of,"
-        " status -> 'cpu' AS cpu, trace,"
+        " status -> 'cpu' AS cpu, image_digest, trace,"
         " CASE WHEN status ->> 'machine' = '' THEN vm_firmware_states.state END AS firmware_state"  # it never ran
         " FROM vms LEFT JOIN vm_seeds ON vm_seeds.vm = vms.id"
         " LEFT JOIN vm_firmware_states ON vm_firmware_states.vm = vms.id"

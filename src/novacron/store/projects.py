@@ -21,7 +21,16 @@ USAGE = """
     SELECT u.vms, u.vcpus, u.memory_mib, u.disk_mib, u.snapshots, u.networks,
            (SELECT count(*) FROM migrations m WHERE m.project = u.project AND m.finished_at IS NULL AND m.cause = $2)
            AS migrations,
-           (SELECT count(*) FROM forwards f WHERE f.project = u.project) AS forwards
+           (SELECT count(*) FROM forwards f WHERE f.project = u.project) AS forwards,
+           (SELECT coalesce(sum(v.disk_mib + CASE WHEN s.memory THEN (v.spec ->> 'memory_mib')::bigint ELSE 0 END), 0)
+            FROM snapshots s JOIN vms v ON v.id = s.vm WHERE s.project = u.project)::bigint AS snapshot_mib,
+           (SELECT count(*) FROM image_owners o WHERE o.project = u.project
+            AND (EXISTS (SELECT FROM image_digests d WHERE d.name = o.name) OR EXISTS
+                 (SELECT FROM imports i WHERE i.spec ->> 'name' = o.name AND i.finished_at IS NULL))) AS images,
+           ((SELECT coalesce(sum(o.size_mib), 0) FROM image_owners o WHERE o.project = u.project)
+            + (SELECT coalesce(sum(greatest(i.disk_mib, ceil((i.spec ->> 'size_bytes')::bigint / 1048576.0))), 0)
+               FROM imports i WHERE i.project = u.project AND i.finished_at IS NULL)
+            + (SELECT coalesce(sum(e.disk_mib), 0) FROM exports e WHERE e.project = u.project))::bigint AS image_mib
     FROM project_usage u WHERE u.project = $1
 """
 
@@ -187,7 +196,7 @@ async def making(connection: Connection, name: str) -> Making:
     )
     if row is None:
         raise NotFound(f"there is no project {name!r}", hint="see: novacron project list")
-    return Making(_project(row), msgspec.convert({**row["has"], "migrations": 0, "forwards": 0}, Usage))
+    return Making(_project(row), msgspec.convert(row["has"], Usage))
 
 
 async def check_quota(connection: Connection, name: str, before: Usage) -> None:

@@ -79,6 +79,8 @@ class ImportWanted(msgspec.Struct, frozen=True):
     id: str
     spec: ImportSpec
     trace: str = ""
+    disk_bytes: int = 0
+    """How large a disk the image may have: nothing is made of a larger one before this is raised."""
 
 
 class Imports(Message, frozen=True):
@@ -96,6 +98,8 @@ class ImportStands(Message, frozen=True):
     error: str = ""
     code: str = ""
     """``error``, for programs: one of ``WaitCode``."""
+    disk_bytes: int = 0
+    """Size of the disk in the file, once that is known."""
 
 
 class ExportWanted(msgspec.Struct, frozen=True):

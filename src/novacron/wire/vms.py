@@ -14,7 +14,7 @@ from novacron.model.firmware_state import FirmwareState
 from novacron.model.migration import MigrationKind, MigrationPolicy, Side
 from novacron.model.ownership import Order, OwnershipRecord
 from novacron.model.snapshot import MachineLayout, SnapshotPhase
-from novacron.model.vm import CloneOf, GuestHardware, VmSpec, VmStatus
+from novacron.model.vm import CloneOf, GuestHardware, MachineType, VmSpec, VmStatus
 from novacron.wire.base import Message
 
 
@@ -58,7 +58,7 @@ class Assignment(msgspec.Struct, frozen=True):
     name: str
     spec: VmSpec
     deleting: bool
-    machine: str
+    machine: MachineType
     reboots: int
     halted_at_start: int | None
     project: str
@@ -74,6 +74,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """Of a guest that is to come here while it runs."""
     passthrough: tuple[str, ...] = ()
     """Devices of the node's that VMs may have."""
+    image_digest: str | None = None
+    """Of the image that it is made of; None: whatever the node has under the name."""
     cpu: CpuModel | None = None
     """The processor that its guest has, or is to have; None: all that the node can give."""
     firmware_state: FirmwareState | None = None

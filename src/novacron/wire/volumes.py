@@ -23,6 +23,8 @@ class VolumeWanted(msgspec.Struct, frozen=True):
     """The key with which it is encrypted; empty: it is not."""
     key: DataKey | None = None
     """That key, for a volume that is to be made; None: the server does not have it."""
+    image_digest: str | None = None
+    """Which image that is; None: whatever the node has under the name."""
 
 
 class Volumes(Message, frozen=True):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from novacron.model.network import NetworkOnNode, NetworkProblem, Protocol
 from novacron.model.waiting import WaitCode
-from novacron.net.firewall import NicKey
+from novacron.net.firewall import NicKey, key_of
 from novacron.net.tap import NetworkFailed
 from novacron.telemetry import logs
 from novacron.wire import messages as wire
@@ -57,6 +57,34 @@ def _of(network: NetworkOnNode, troubles: NetworkTroubles) -> Iterator[NetworkPr
                 f"the gateway's host itself listens at {entrance.protocol} port {entrance.port}: choose another port"
             )
             yield NetworkProblem(name, code.PORT_IN_USE, words, protocol=entrance.protocol, port=entrance.port)
+
+
+class InterfaceClosed(NetworkFailed):
+    """The rules of an interface are refused, so nothing passes through it."""
+
+
+Closed = Mapping[str, Mapping[NicKey, str]]
+"""Interfaces of each network whose rules are refused, and why."""
+
+
+def still_closed(closed: Closed, networks: Iterable[NetworkOnNode]) -> dict[str, dict[NicKey, str]]:
+    """Return those of the interfaces that are in these networks. Pure."""
+    there = {network.name: set(map(key_of, network.interfaces)) for network in networks}
+    return {
+        name: {nic: why for nic, why in nics.items() if nic in there[name]}
+        for name, nics in closed.items()
+        if name in there
+    }
+
+
+def by_vm(closed: Closed) -> dict[str, str]:
+    """Return which interfaces of each VM are closed, and why. Pure."""
+    words: dict[str, list[str]] = {}
+    for network, nics in sorted(closed.items()):
+        for nic, why in sorted(nics.items()):
+            text = " ".join(f"interface {nic.number} in network {network} is closed: {why}".split())
+            words.setdefault(nic.vm, []).append(text[:MESSAGE_LENGTH_MAX])
+    return {vm: "; ".join(texts) for vm, texts in words.items()}
 
 
 @contextlib.contextmanager

@@ -17,12 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from novacron.agent.host.instances import RUN_DIR, instance_of, prefix_of, table_of, tunnel_of
 from novacron.agent.host.kept_interfaces import with_kept
-from novacron.agent.host.network_problems import NetworkProblems, NetworkTroubles, found, noting_failures
+from novacron.agent.host.network_problems import (
+    InterfaceClosed,
+    NetworkProblems,
+    NetworkTroubles,
+    by_vm,
+    found,
+    noting_failures,
+    still_closed,
+)
 from novacron.agent.host.refused_frames import RefusedFrames
+from novacron.agent.host.wired import Wired
 from novacron.agent.settings import AgentSettings
 from novacron.model.network import (
     MTU_DEFAULT,
@@ -49,35 +56,6 @@ ARRIVING_S = 3600.0
 PROGRAMS = ("nft", dnsmasq.BINARY)
 ANY_GUEST = "any guest"
 """Rules of bridges that hold for any guest, and no others."""
-
-
-class Wired(msgspec.Struct, frozen=True):
-    """An interface of a VM on this host. ``netns`` None: its bridge is the host's own."""
-
-    tap: str
-    mac: str
-    bridge: str
-    netns: str | None = None
-    mtu: int | None = None
-    vlan: int | None = None
-
-    def create(self, mark: str) -> tuple[int, int]:
-        """Make its tap, with the mark of whose it is; return the MTU, and the tap, open. Raises NetworkFailed."""
-
-        def make() -> tuple[int, int]:
-            mtu = tap.create(self.tap, self.bridge, self.mac, self.vlan, mark)
-            return mtu, tap.open_(self.tap)
-
-        return namespace.within(self.netns, make)
-
-    def delete(self) -> None:
-        """Remove its tap, if that is there, as its network may not be. Raises NetworkFailed."""
-        if self.netns is None or namespace.exists(self.netns):
-            namespace.within(self.netns, lambda: tap.delete(self.tap))
-
-    def detach(self) -> None:
-        """Take its tap off the bridge. Raises NetworkFailed."""
-        namespace.within(self.netns, lambda: tap.detach(self.tap))
 
 
 class _Place(NamedTuple):
@@ -140,6 +118,10 @@ class NodeNetworks:
         self._unrouted: dict[str, list[str]] = {}
         """Floating addresses of each network that are on no subnet of this host."""
         self.problems = NetworkProblems()
+        self.closed: dict[str, str] = {}
+        """VMs with interfaces that are closed, and why, as of the last look."""
+        self.on_closed: Callable[[set[str]], None] = lambda _: None
+        """Called with the VMs whose interfaces were closed or opened."""
         self._arriving: set[str] = set()
         self._arrived: dict[str, float] = {}
         """Until when (monotonic clock, seconds) connections of guests at these addresses go on without a flow."""
@@ -185,6 +167,9 @@ class NodeNetworks:
                 except Exception:  # a defect met in networks must not take the VMs' workers away
                     log.exception("defect while networks were set up")
                     failed = True
+                before, self._closed = self.closed, still_closed(self._closed, self._desired)
+                self.closed = by_vm(self._closed)
+                self.on_closed({vm for vm, _ in before.items() ^ self.closed.items()})
                 async with self._looked:
                     self._looked.notify_all()
                 self.problems.tell(found(self._desired, self._troubles()))
@@ -219,7 +204,7 @@ class NodeNetworks:
             raise NetworkFailed(f"network {network} is not ready: {why}") from None
         why_closed = self._closed.get(network, {}).get(firewall.NicKey(vm, number))
         if why_closed is not None:
-            raise NetworkFailed(f"interface {number} in network {network} is closed: {why_closed}")
+            raise InterfaceClosed(f"interface {number} in network {network} is closed: {why_closed}")
         place = self._place(self._settled[network])
         return Wired(tap_name(vm, number), mac, place.bridge, place.netns, vlan=place.vlan)
 

@@ -197,12 +197,12 @@ class NodeVolumes:
         phase = VolumePhase.FAILED if volume.phase is VolumePhase.CREATING else volume.phase
         return wire.VolumeStands(volume.id, phase, error=why, code=code)
 
-    def _disk_of(self, image: str | None) -> Path | None:
+    def _disk_of(self, image: str | None, digest: str | None) -> Path | None:
         """Return the disk of an image. Raises ImageAway."""
         if image is None:
             return None
         held = self._images.get(image)
-        if held is None or held.disk is None:
+        if held is None or held.disk is None or not held.is_(digest):
             raise ImageAway(f"this node does not hold image {image}, or the image has no disk")
         return held.disk
 
@@ -215,7 +215,7 @@ class NodeVolumes:
             return
         if volume.key is None:
             raise OSError(f"the server can't unwrap its key {volume.encryption_key}; see the server's log")
-        scratch, begins_as = path.with_suffix(".new"), self._disk_of(volume.image)
+        scratch, begins_as = path.with_suffix(".new"), self._disk_of(volume.image, volume.image_digest)
         scratch.unlink(missing_ok=True)
         await luks.create_volume(scratch, volume.size_mib << 20, volume.key, CREATE_S_MAX)
         if begins_as is not None:
@@ -235,7 +235,7 @@ class NodeVolumes:
         if not path.exists():
             if volume.phase is not VolumePhase.CREATING:
                 return wire.VolumeStands(volume.id, volume.phase, error=f"{path} is gone", code=WaitCode.FILE_LOST)
-            _create(path, volume.size_mib << 20, self._disk_of(volume.image))
+            _create(path, volume.size_mib << 20, self._disk_of(volume.image, volume.image_digest))
             log.info("a volume is made", volume=volume.id, path=str(path))
         status = path.stat()
         size_bytes = luks.file_bytes(volume.size_mib << 20, volume.encryption_key)

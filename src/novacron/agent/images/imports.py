@@ -152,6 +152,8 @@ class ImageImports:
         self._more = {import_.id: self._more.get(import_.id) or asyncio.Event() for import_ in desired}
         self._imports.tell({import_.id: import_ for import_ in desired}, tasks)
         self._changed.set()
+        for more in self._more.values():
+            more.set()
 
     def _remove_others(self, is_kept: Callable[[str], bool]) -> None:
         for scratch in self._settings.images_dir.glob(f"{SCRATCH}{self._settings.name}.*"):
@@ -184,11 +186,13 @@ class ImageImports:
     def _fail(self, import_: wire.ImportWanted, why: str, code: WaitCode) -> None:
         self._send(wire.ImportStands(import_.id, ImportPhase.FAILED, 0, why, code))
 
-    def _report(self, import_: wire.ImportWanted, phase: ImportPhase, held: int, *, soon: bool = False) -> None:
+    def _report(
+        self, import_: wire.ImportWanted, phase: ImportPhase, held: int, *, soon: bool = False, disk_bytes: int = 0
+    ) -> None:
         if soon and time.monotonic() - self._reported_at < REPORT_S:
             return
         self._reported_at = time.monotonic()
-        self._send(wire.ImportStands(import_.id, phase, held))
+        self._send(wire.ImportStands(import_.id, phase, held, disk_bytes=disk_bytes))
 
     async def _work(self, import_: wire.ImportWanted) -> None:
         scratch = self._scratch(import_)
@@ -296,12 +300,15 @@ class ImageImports:
 
     async def _convert(self, import_: wire.ImportWanted, source: Path, target: Path, read: Hash | None) -> ImageFile:
         """Make the raw disk of the image and return how the manifest describes it. ``read`` is of the file as it is."""
+        held = await asyncio.to_thread(_held_bytes, source)
         packed = await asyncio.to_thread(_compression, source)
         if packed is not None:
             source, read = await self._unpack(source, packed)
         format, size = await asyncio.to_thread(_examine, source, import_.spec.format)
         if size is not None and not 0 < size <= limits.IMAGE_FILE_BYTES_MAX:
             raise Unacceptable(f"its disk has {size} bytes; 1 to {limits.IMAGE_FILE_BYTES_MAX} are taken")
+        disk_bytes = await asyncio.to_thread(_held_bytes, source) if size is None else size
+        await self._until_granted(import_, held, disk_bytes)
         await asyncio.to_thread(target.unlink, missing_ok=True)
         if format is ImageFormat.RAW:
             await asyncio.to_thread(
@@ -320,6 +327,16 @@ class ImageImports:
         if read is None:
             read = await asyncio.to_thread(_sha256, target)
         return ImageFile(DISK, read.hexdigest(), length)
+
+    async def _until_granted(self, import_: wire.ImportWanted, held: int, disk_bytes: int) -> None:
+        """Wait until the server lets the image have a disk of this size, or gives the import up."""
+        while (self._imports.get(import_.id) or import_).disk_bytes < disk_bytes:
+            more = self._more[import_.id]
+            more.clear()
+            self._report(import_, ImportPhase.CONVERTING, held, disk_bytes=disk_bytes)
+            with contextlib.suppress(TimeoutError):  # the report may have been lost with its connection
+                async with asyncio.timeout(TOLD_S_MAX):
+                    await more.wait()
 
     async def _unpack(self, source: Path, kind: unpack.Compression) -> tuple[Path, Hash]:
         """Unpack a compressed file beside it; return where, and its SHA-256. Raises Unacceptable, OSError."""

@@ -69,7 +69,7 @@ class MigrationTarget:
                 send(wire.TargetReady(task.migration, self._services.endpoint))
             return
         image = self._services.images.get(assignment.spec.image)
-        if image is None:
+        if image is None or not image.is_(assignment.image_digest):
             send(wire.MigrationFailed(task.migration, f"this node holds no image {assignment.spec.image}"))
             return
         if not assignment.spec.own_disk:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from novacron.agent.host.networks import Wired
+from novacron.agent.host.wired import Wired
 from novacron.agent.settings import AgentSettings
 from novacron.agent.vm.context import VmContext
 from novacron.net import namespace, tap

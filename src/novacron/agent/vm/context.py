@@ -172,6 +172,8 @@ class VmContext:
         image = self.services.images.get(name)
         if image is None:
             raise MachineFailed(f"this node does not hold image {name}")
+        if not image.is_(self.assigned().image_digest):
+            raise MachineFailed(f"what this node holds as image {name} is not the one that the VM is made of")
         return image if self.spec().own_disk else image.without_disk()
 
     def image_name(self) -> str | None:

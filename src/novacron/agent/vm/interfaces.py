@@ -10,7 +10,8 @@ from collections.abc import Callable
 import msgspec
 
 from novacron.agent.host.instances import mark_of
-from novacron.agent.host.networks import NodeNetworks, Wired
+from novacron.agent.host.networks import NodeNetworks
+from novacron.agent.host.wired import Wired
 from novacron.agent.vm.directory import VmDirectory
 from novacron.model import mac
 from novacron.model.vm import VmSpec, mac_addresses, tap_name

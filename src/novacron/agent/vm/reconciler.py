@@ -173,6 +173,8 @@ class Reconciler:
         halted = state is VmState.STOPPED and context.record.halted_at_start == spec.starts
         reason = self._grow_error if run_state == "running" else ""
         code = WaitCode.CANT_GROW if reason else None
+        if run_state in ("running", "paused") and (closed := self._services.networks.closed.get(context.vm)):
+            reason, code = closed, WaitCode.INTERFACE_CLOSED
         if context.record.post_copy is not None:
             reason, code = context.missing_memory_reason(), WaitCode.MEMORY_FOLLOWS
         elif halted and spec.power is Power.RUNNING:
@@ -306,7 +308,15 @@ class Reconciler:
 
     async def _start(self, assignment: wire.Assignment) -> float:
         context = self._context
-        if assignment.spec.image not in self._services.images:
+        held = self._services.images.get(assignment.spec.image)
+        if held is not None and not held.is_(assignment.image_digest):
+            why = (
+                f"its node holds another image as {assignment.spec.image} than the one that it is made of:"
+                f" remove it there: novacron image delete {assignment.spec.image} --node NODE"
+            )
+            context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)
+            return RETRY_S
+        if held is None:
             self._services.send(wire.ImageMissing(assignment.spec.image))
             why = f"waits for image {assignment.spec.image} from another node"
             context.report(VmState.STARTING, why, WaitCode.IMAGE_MISSING)

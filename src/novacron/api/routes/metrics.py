@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import starmap
 from typing import Any
 
@@ -116,6 +116,8 @@ def seen(cache: Cache) -> Iterator[Value]:
     yield from by(
         "novacron_floating_addresses", "floating-address", lambda body: "no" if body["vm"] is None else "yes"
     )  # fmt: skip
+    yield from _hindered_networks(bodies("network"))
+    yield from _quotas(bodies("project"), bodies("image-owner"))
     yield "novacron_vms_unreconciled", (), len({body["vm"] for body in bodies("unreconciled-vm")})
     unheard = [body for body in bodies("node") if any(
         condition["reason"] == ConditionReason.NOT_HEARD_SINCE_RESTORE
@@ -142,6 +144,21 @@ def _migrations(bodies: Iterator[Body]) -> Iterator[Value]:
     for name, field, factor, together in LINKS:
         for link, progresses in links.items():
             yield name, link, together(each[field] for each in progresses) * factor
+
+
+def _quotas(projects: Iterable[Body], owners: Iterable[Body]) -> Iterator[Value]:
+    for project in projects:
+        limits = {quota: limit for quota, limit in project["quota"].items() if limit is not None}
+        yield from (("novacron_project_quota", (project["name"], quota), limit) for quota, limit in limits.items())
+    sizes = Counter[str]()
+    for owner in owners:
+        sizes[owner["project"]] += owner.get("size_mib", 0) << 20
+    yield from (("novacron_project_image_bytes", (project,), size) for project, size in sizes.items())
+
+
+def _hindered_networks(networks: Iterable[Body]) -> Iterator[Value]:
+    hindered = [network for network in networks if network.get("reason_code")]
+    yield from (("novacron_network_hindered", (network["name"], network["reason_code"]), 1) for network in hindered)
 
 
 def _vms_and_nodes(vms: list[Body], nodes: Iterator[Body]) -> Iterator[Value]:

@@ -106,6 +106,7 @@ def _platform(client: Client) -> Iterator[Finding]:
     vms = list(client.list("vms"))
     yield from _vms(vms)
     yield from _shared_macs(vms)
+    yield from _networks(list(client.list("networks")))
     yield from _unreconciled(list(client.list("unreconciled-vms")))
     yield from _certificates(nodes)
     yield from _agents(client, [node["name"] for node in nodes if node["status"]["ready"]])
@@ -190,6 +191,16 @@ def _unreconciled(items: list[Object]) -> Iterator[Finding]:
         )
     if len(items) > SHOWN_MAX:
         yield bad("VMs", f"nodes know more than the database of {len(items)} VMs", "novacron vm unreconciled")
+
+
+def _networks(networks: list[Object]) -> Iterator[Finding]:
+    """Networks that can't be set up, interfaces that are closed."""
+    hindered = [network for network in networks if network.get("reason_code")]
+    for network in hindered[:SHOWN_MAX]:
+        advice = f"novacron events --object {network['name']}; docs/runbooks/alerts.md#networkhindered"
+        yield bad(f"network {network['name']}", f"{network['reason']} ({network['reason_code']})", advice)
+    if len(hindered) > SHOWN_MAX:
+        yield bad("networks", f"{len(hindered)} do not work: {_names(hindered)}", "novacron network list")
 
 
 def _shared_macs(vms: list[Object]) -> Iterator[Finding]:
