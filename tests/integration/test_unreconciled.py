@@ -249,7 +249,14 @@ async def test_a_forgotten_vm_is_ended_where_the_database_does_not_have_it(fleet
         assert f"--confirm {name}" in str(refused.value.hint)
         await forget(fleet, ref, name)
     assert await orders(fleet, "b", NEW, "web") == {NEW: (OrderKind.GONE, 4), "web": (OrderKind.GONE, 6)}
-    assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 6)}
+    assert await orders(fleet, "a", "web") == {}, "it begins there once it has ended elsewhere"
+    await said(fleet, "b", "web", 5, whole=True)
+    assert "node b ends what it has of it" in str((await stored(fleet, "web")).unreconciled)
+    assert await orders(fleet, "a", "web") == {}, "it has not yet"
+    with pytest.raises(NotFound):
+        await adopt(fleet, "web")
+    await fleet.transact(lambda connection: reconciling.ended(connection, "b", "web"))
+    assert await orders(fleet, "a", "web") == {"web": (OrderKind.OWN, 7)}
     await said(fleet, "b", NEW, 3)
     assert await count(fleet, "b") == 0, "what the node says late is no contradiction any more"
 

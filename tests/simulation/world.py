@@ -233,7 +233,7 @@ class World:
         match message:
             case wire.Observed(vm=vm, epoch=epoch, status=status):
                 await self.transact(lambda connection: self._observe(connection, owned.Report(name, vm, epoch, status)))
-            case wire.Removed() | wire.Stopped():
+            case wire.Stopped():
                 pass
             case _:
                 await self.reports.store(name, message)

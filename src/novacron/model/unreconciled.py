@@ -31,6 +31,8 @@ class Contradiction(StrEnum):
     """The node was given the VM at an epoch that the database does not know."""
     GONE = "gone"
     """The node gave the VM away, or removed it; the database has it there."""
+    ENDING = "ending"
+    """The database is right: the node is to end what it has of the VM, which begins nowhere before it has."""
 
 
 class Recorded(NamedTuple):

@@ -142,6 +142,7 @@ class Reader:
                 session.watch(stored)
             case wire.Removed(vm=vm):
                 takers.desired_state.let_go(session, vm)
+                self._queue_report(message, size_bytes)
             case wire.Reply():
                 takers.questions.take_reply(session, message)
             case wire.ImageMissing(name=name):
@@ -151,10 +152,14 @@ class Reader:
             case wire.Stopped(migration=id):
                 takers.reports.guest_stopped(id)
             case _:
-                if self._reports.full():
-                    raise self._too_fast()
-                self._reserve(size_bytes)
-                self._reports.put_nowait(_Report(message, size_bytes, session.observed))
+                self._queue_report(message, size_bytes)
+
+    def _queue_report(self, message: wire.Message, size_bytes: int) -> None:
+        """Let a message be stored after what came before it. Raises Unavailable."""
+        if self._reports.full():
+            raise self._too_fast()
+        self._reserve(size_bytes)
+        self._reports.put_nowait(_Report(message, size_bytes, self._session.observed))
 
     def _reserve(self, size_bytes: int) -> None:
         """Count bytes that wait to be stored. Raises Unavailable."""

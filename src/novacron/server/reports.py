@@ -53,6 +53,8 @@ class Reports:
             case wire.Contradicted(vm=vm, record=record, description=description):
                 said = reconciling.NodeRecord(vm, record, description)
                 await reconciling.take(connection, node, [said], whole=False)
+            case wire.Removed(vm=vm):
+                await reconciling.ended(connection, node, vm)
             case wire.Measured(cpus=cpus):
                 await rebalancing.measured(connection, node, cpus)
             case wire.InventoryChanged(inventory=inventory):

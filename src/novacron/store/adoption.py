@@ -38,8 +38,8 @@ async def find(connection: Connection, ref: str) -> list[UnreconciledVm]:
     """
     await nodes.take_turn(connection)
     rows = await connection.fetch(
-        "SELECT * FROM unreconciled_vms WHERE $1 IN (id, vm, vm_name) OR vm IN (SELECT id FROM vms WHERE name = $1)"
-        " ORDER BY claim <> 'owner', epoch DESC, node FOR UPDATE",
+        "SELECT * FROM unreconciled_vms WHERE ($1 IN (id, vm, vm_name) OR vm IN (SELECT id FROM vms WHERE name = $1))"
+        " AND contradiction <> 'ending' ORDER BY claim <> 'owner', epoch DESC, node FOR UPDATE",
         ref,
     )
     found = [reconciling.of_row(row) for row in rows]
@@ -121,7 +121,10 @@ async def forget(connection: Connection, ref: str, confirm: str | None, actor: s
         vm.id, node, lost_on, epoch, msgspec.to_builtins(status),
     )  # fmt: skip
     await events.record(connection, events.NewEvent("vm", vm.id, vm.name, "Forgotten", message, actor, vm.project))
-    return vms.of_row(row)
+    await reconciling.let_end(
+        connection, vms.of_row(row), [other for other in every if other.claim is not Claim.NONE and other.node != node]
+    )
+    return await vms.get(connection, vm.id)
 
 
 async def _settle(connection: Connection, every: list[UnreconciledVm]) -> int:

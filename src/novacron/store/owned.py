@@ -66,11 +66,16 @@ async def all(
     return Decoded(owned.rows, owned.unreadable | {row["id"] for row in unknown})
 
 
+ONLY_ENDING = "NOT EXISTS (SELECT FROM unreconciled_vms u WHERE u.vm = vms.id AND u.contradiction <> 'ending')"
+"""Of an unreconciled VM: the database is right, and others are to end what they have of it."""
+
+
 async def epochs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[int, bool]]:
     """Return the epoch of each of these VMs, and whether it was deleted; ones never known, ones that are
     unreconciled, and ones whose disk only a removed node has, are left out: whoever comes with it keeps it."""
     rows = await connection.fetch(
-        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL AND unreconciled IS NULL"
+        "SELECT id, epoch, false AS deleted FROM vms WHERE id = ANY($1) AND lost_on IS NULL AND (unreconciled IS NULL"
+        f" OR {ONLY_ENDING})"
         " UNION ALL SELECT vm, epoch, true FROM vm_tombstones WHERE vm = ANY($1)",
         ids,
     )

@@ -11,7 +11,7 @@ import msgspec
 
 from novacron.model.ownership import Claim, OwnershipRecord
 from novacron.model.unreconciled import Contradiction, Recorded, UnreconciledVm, contradiction
-from novacron.model.vm import Name, VmState
+from novacron.model.vm import Name, Vm, VmState
 from novacron.store import events, unreconciled, vms
 from novacron.store.database import Connection
 from novacron.store.rows import object_of
@@ -83,11 +83,13 @@ async def take(connection: Connection, node: str, records: Sequence[NodeRecord],
     nothing of any other VM."""
     ids = [record.vm for record in records]
     rows = {row["id"]: row for row in await connection.fetch(RECORDED, ids)}
-    before = await connection.fetch("SELECT vm, claim FROM unreconciled_vms WHERE node = $1", node)
+    before = await connection.fetch("SELECT vm, claim, contradiction FROM unreconciled_vms WHERE node = $1", node)
+    ending = {row["vm"] for row in before if row["contradiction"] == Contradiction.ENDING}
     touched = {record.vm for record in records if await _compare(connection, node, record, rows.get(record.vm))}
     # What a node had once and does not mention, it has no more; that it has given a VM away remains true.
     said = set(ids) | ({row["vm"] for row in before if row["claim"] != Claim.NONE} if whole else set())
-    agreed = {row["vm"] for row in before} & said - touched
+    has = {record.vm for record in records if record.held.claim is not Claim.NONE}
+    agreed = ({row["vm"] for row in before} & said) - touched - (ending & has)
     await connection.execute("DELETE FROM unreconciled_vms WHERE node = $1 AND vm = ANY($2)", node, list(agreed))
     if touched or agreed:
         await mark(connection, touched | agreed, [node])
@@ -166,6 +168,29 @@ async def node_removed(connection: Connection, node: str) -> None:
         [row["vm"] for row in rows], [row["epoch"] for row in rows],
     )  # fmt: skip
     await mark(connection, {row["vm"] for row in rows}, [])
+
+
+async def let_end(connection: Connection, vm: Vm, every: Iterable[UnreconciledVm]) -> None:
+    """The database is right about a VM: it begins nowhere before others have ended what they have of it."""
+    for record in every:
+        reason = (
+            f"node {record.node} ends what it has of it; if that host is gone for good: novacron node remove"
+            f" {record.node} --force"
+        )
+        await connection.execute(
+            STORE, f"{vm.id}.{secrets.token_hex(4)}", vm.id, vm.name, record.node, Contradiction.ENDING, vm.epoch,
+            record.claim, reason, record.description, vm.project,
+        )  # fmt: skip
+    await mark(connection, [vm.id], [record.node for record in every])
+
+
+async def ended(connection: Connection, node: str, id: str) -> None:
+    """A node has nothing of a VM any more."""
+    done = await connection.execute(
+        "DELETE FROM unreconciled_vms WHERE node = $1 AND vm = $2 AND contradiction = 'ending'", node, id
+    )
+    if done == "DELETE 1":
+        await mark(connection, [id], [node])
 
 
 async def mark(connection: Connection, ids: Iterable[str], nodes: Iterable[str]) -> None:
