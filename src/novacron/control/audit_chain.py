@@ -15,6 +15,7 @@ from novacron.control.objects import Objects
 from novacron.model.audit import AuditedRequest, AuditOutcome
 from novacron.store import audit, audit_chain, audit_sinks
 from novacron.store.database import Connection, Database
+from novacron.store.events import SYSTEM
 from novacron.telemetry import logs
 from novacron.telemetry.values import counter, gauge
 
@@ -125,7 +126,7 @@ class AuditChain:
 
     async def _record(self, connection: Connection, action: str, object: str | None, detail: str) -> None:
         await audit.add(connection, [AuditedRequest(
-            actor="system", user_id=None, token=None, address="", method="", path=f"server {self._server}",
+            actor=SYSTEM, user_id=None, token=None, address="", method="", path=f"server {self._server}",
             action=action, object=object, outcome=AuditOutcome.DONE, status=200, detail=detail,
             request_id=secrets.token_hex(8),
         )])  # fmt: skip
